@@ -1,0 +1,1 @@
+"""Medical anomaly detection: liver tumours in CT, learned without any tumour label."""

@@ -1,0 +1,21 @@
+"""Shapes and dtypes in signatures are enforced here, and only here: jaxtyping's import hook with beartype."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["medad"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real CT and real industrial images; see CONTRIBUTING.md."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("ADFLOWS_DATA", default))
+    if not (folder / "liver").is_dir():
+        pytest.skip(f"real data not found at {folder}; set ADFLOWS_DATA")
+    return folder
