@@ -75,6 +75,11 @@ class DatasetSettings(Settings):
                 raise ValueError("layout folder with `labels` needs `liver_labels`")
         elif self.images is not None or self.labels is not None:
             raise ValueError(f"`images` and `labels` belong to layout folder, not {self.layout}")
+        tumour = self.tumour_label if self.tumour_label is not None else (2 if self.layout == "lits" else None)
+        if tumour is not None and self.liver_labels is not None and tumour not in self.liver_labels:
+            raise ValueError(
+                f"liver_labels {list(self.liver_labels)} leave out tumour ({tumour}), which lies in the liver"
+            )
         return self
 
 

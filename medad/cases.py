@@ -1,0 +1,253 @@
+"""File-to-file steps of the liver flow: each reads, computes, and writes into an existing, empty folder `out`.
+
+Their results depend on file contents and settings alone, never on paths or names, so they can be cached by content.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from medad.config import (
+    DatasetSettings,
+    EvaluationSettings,
+    InferenceSettings,
+    PlantSettings,
+    PostprocessSettings,
+    PreprocessSettings,
+)
+from medad.datasets import Case
+from medad.errors import InputError
+from medad.infer import load_networks, predict
+from medad.io import (
+    Volume,
+    check_hu,
+    read_labels,
+    read_labels_on,
+    read_scan,
+    require_liver,
+    source_digest,
+    write_hu,
+    write_labels,
+    write_mask,
+    write_probability,
+)
+from medad.metrics import evaluate
+from medad.phantom import plant
+from medad.postprocess import lesion_table, postprocess
+from medad.preprocess import (
+    Slices,
+    load_prepared,
+    map_to_volume,
+    mask_to_slices,
+    prepare,
+    save_prepared,
+)
+
+PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
+MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
+PLANTED_SCAN, PLANTED_LABEL = "scan.nii.gz", "label.nii.gz"
+LIVER_VALUE, TUMOUR_VALUE = 1, 2
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_case(case: Case, data: DatasetSettings) -> tuple[Volume, ndarray, Bool[ndarray, "X Y Z"], float, list[str]]:
+    """Scan, label values beside it, liver, the liver's median HU, warnings."""
+    if case.label is None:
+        raise InputError(case.scan, "no liver label beside this scan")
+    volume = read_scan(case.scan, affine_from=data.affine_from)
+    labels, warning = read_labels_on(
+        volume.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+    )
+    liver = require_liver(labels, case.liver_labels, case.label)
+    return volume, labels.values, liver, check_hu(volume, liver, case.scan), [warning] if warning else []
+
+
+def plant_case(case: Case, settings: PlantSettings, data: DatasetSettings, out: Path) -> Case:
+    """Plant lesions of known shape and contrast into a healthy scan's liver, in HU.
+
+    Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 planted lesion) and lesions.json (each lesion's centre, diameter,
+    contrast and volume). Where they lie depends on `settings.seed` and the scan's content.
+
+    Returns
+    -------
+    The case whose files these are, under the same id.
+    """
+    volume, _, liver, _, _ = _read_case(case, data)
+    rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
+    spacing_mm = volume.geometry.canonical_spacing_mm
+    hu, tumour, lesions = plant(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
+    values = liver.astype(np.uint8) * np.uint8(LIVER_VALUE)
+    values[tumour] = TUMOUR_VALUE
+    write_hu(out / PLANTED_SCAN, np.rint(hu), volume.geometry)
+    write_labels(out / PLANTED_LABEL, values, volume.geometry)
+    _write_json(out / LESIONS, {"planted": True, "lesions": [asdict(lesion) for lesion in lesions]})
+    return planted_case(case, out)
+
+
+def planted_case(case: Case, folder: Path) -> Case:
+    """The case that `plant_case` wrote into `folder`."""
+    return Case(case.id, folder / PLANTED_SCAN, folder / PLANTED_LABEL, (LIVER_VALUE, TUMOUR_VALUE), TUMOUR_VALUE)
+
+
+def prepare_case(case: Case, data: DatasetSettings, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
+    """Preprocess a case: prepared.safetensors (slices, grid, liver) and case.json (what was found).
+
+    Parameters
+    ----------
+    training
+        Refuse a case whose label holds tumour: the method learns from healthy livers, and a tumour label is not to be
+        used in training, not even to leave slices out.
+
+    Raises
+    ------
+    InputError
+        A file breaks a rule, or no slice holds enough liver.
+    """
+    volume, values, liver, median_hu, warnings = _read_case(case, data)
+    if training and case.tumour_label is not None and (values == case.tumour_label).any():
+        assert case.label is not None
+        raise InputError(case.label, f"training needs healthy livers; this label holds tumour ({case.tumour_label})")
+    del values
+    geometry = volume.geometry
+    slices = prepare(volume.hu, liver, settings)
+    if len(slices.z) == 0:
+        raise InputError(case.scan, f"no slice holds {settings.min_liver_px} liver pixels at {settings.slice_px} px")
+    save_prepared(out / PREPARED, slices, geometry, liver)
+    facts = {
+        "slices": len(slices.z),
+        "planes": geometry.canonical_shape[2],
+        "shape": list(geometry.shape),
+        "spacing_mm": list(geometry.canonical_spacing_mm),
+        "liver_ml": float(np.count_nonzero(liver) * geometry.voxel_mm3 / 1000),
+        "liver_median_hu": median_hu,
+        "warnings": warnings,
+    }
+    _write_json(out / CASE, facts)
+
+
+def segment_case(
+    prepared: Path,
+    restoration: Path,
+    segmentation: Path,
+    settings: InferenceSettings,
+    post: PostprocessSettings,
+    device: str,
+    out: Path,
+) -> None:
+    """Segment one prepared case.
+
+    Writes, on the scan's own grid, mask.nii.gz (uint8) and probability.nii.gz (float32, 0 outside the liver);
+    slices.safetensors (the same on the slice grid, with the restorations); lesions.json; case.json (seconds).
+
+    Parameters
+    ----------
+    prepared, restoration, segmentation
+        Folders that `prepare_case` and the two training phases wrote.
+    settings, post
+        Batch size; threshold and smallest lesion.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+    started = time.monotonic()
+    case = load_prepared(prepared / PREPARED, with_liver=True)
+    assert case.liver is not None
+    networks = load_networks(restoration, segmentation, device)
+    ready = time.monotonic()
+    prediction = predict(case.slices.pixels, networks, settings.batch_size)
+    predicted = time.monotonic()
+    probability = map_to_volume(prediction.probability, case.slices)
+    np.copyto(probability, 0.0, where=~case.liver)
+    geometry = case.geometry
+    mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
+    lesions = lesion_table(mask, probability, geometry.canonical_affine)
+    write_probability(out / PROBABILITY, probability, geometry)
+    write_mask(out / MASK, mask, geometry)
+    slices = case.slices
+    arrays = {
+        "pixels": slices.pixels,
+        "organ": slices.organ.astype(np.uint8),
+        "restored": prediction.restored,
+        "probability": prediction.probability,
+        "mask": mask_to_slices(mask, slices).astype(np.uint8),
+        "z": slices.z,
+    }
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, out / SLICES)
+    table = {
+        "status": "lesions" if lesions else "no lesion",
+        "threshold": post.threshold,
+        "min_lesion_mm3": post.min_lesion_mm3,
+        "liver_ml": float(np.count_nonzero(case.liver) * geometry.voxel_mm3 / 1000),
+        "lesion_count": len(lesions),
+        "lesion_ml": sum(lesion.volume_mm3 for lesion in lesions) / 1000,
+        "lesions": [asdict(lesion) for lesion in lesions],
+    }
+    _write_json(out / LESIONS, table)
+    seconds = {
+        "load_seconds": round(ready - started, 3),
+        "network_seconds": round(predicted - ready, 3),
+        "total_seconds": round(time.monotonic() - started, 3),
+    }
+    _write_json(out / CASE, {"slices": len(slices.z), "device": str(networks.device), **seconds})
+
+
+def evaluate_case(
+    case: Case, data: DatasetSettings, prepared: Path, segmented: Path, settings: EvaluationSettings, out: Path
+) -> None:
+    """Compare a segmented case with its tumour label: metrics.json, scores.safetensors and truth.safetensors.
+
+    Raises
+    ------
+    InputError
+        The case has no tumour label, or a file cannot be read.
+    """
+    if case.label is None or case.tumour_label is None:
+        raise InputError(case.scan, "no tumour label to evaluate against")
+    ready = load_prepared(prepared / PREPARED, with_liver=True)
+    assert ready.liver is not None
+    labels, _ = read_labels_on(
+        ready.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+    )
+    truth = labels.values == case.tumour_label
+    predicted = _load_slices(segmented / SLICES)
+    slice_truth = mask_to_slices(truth, ready.slices)
+    result = evaluate(
+        case.id,
+        truth=truth,
+        prediction=read_labels(segmented / MASK, affine_from=data.affine_from).values.astype(bool),
+        probability=read_scan(segmented / PROBABILITY, affine_from=data.affine_from).hu,
+        liver=ready.liver,
+        voxel_mm3=ready.geometry.voxel_mm3,
+        slice_truth=slice_truth,
+        slice_prediction=predicted["mask"].astype(bool),
+        slice_probability=predicted["probability"],
+        slice_organ=ready.slices.organ,
+        settings=settings,
+    )
+    result.save(out)
+    save_file({"tumour": slice_truth.astype(np.uint8)}, out / TRUTH)
+
+
+def _load_slices(path: Path) -> dict[str, ndarray]:
+    try:
+        arrays: dict[str, ndarray] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(path, f"segmented slices cannot be read ({error})") from error
+    return arrays
+
+
+def slices_of(prepared: Path) -> Slices:
+    """The slices of a prepared folder."""
+    return load_prepared(prepared / PREPARED).slices

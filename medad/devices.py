@@ -1,0 +1,40 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from medad.errors import ConfigError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+KEEP_BYTES = 2**31 - 1
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError when that GPU is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name}: this machine has {torch.cuda.device_count()} usable GPUs; use auto or cpu")
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks, as PyTorch's CUDA allocator does on a GPU.
+
+    By default every activation above 32 MiB is mapped from the kernel and unmapped again, and faulting those pages in
+    costs a third of a CPU training step at 256 px. Other threads' arenas are bounded the same way, hence one arena for
+    all. Without glibc this does nothing.
+    """
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
+            libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+            libc.mallopt(M_ARENA_MAX, 1)
+        except (OSError, AttributeError):
+            return

@@ -1,0 +1,198 @@
+"""The grid of a volume: source voxel order, affine to patient space, and the way to canonical LPS order and back.
+
+Affines map voxel indices to patient millimetres in RAS+ (x grows rightwards, y to anterior, z to superior), as in
+NIfTI and nibabel. Canonical voxel order is LPS: the first index grows to the patient's left, the second to posterior,
+the third to superior, whatever the source file's order was. Oblique grids are kept as they are: axes are permuted and
+flipped to the nearest patient axis, voxels are never resampled.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from jaxtyping import Shaped
+from numpy.typing import NDArray
+
+from medad.errors import InputError
+
+GRID_TOLERANCE_VOXELS = 0.05
+"""Two grids are the same when no corner moves by more than this. Rounding of DICOM decimal strings and of float32
+affines moves corners by less than 0.01 voxel; half a voxel would already blur a lesion's edge."""
+
+SHEAR_TOLERANCE = 1e-3
+"""Largest cosine between two voxel axes that still counts as a right angle (0.06 degrees)."""
+
+SPACING_TOLERANCE = 1e-3
+"""Largest relative difference between two statements of one voxel size."""
+
+_LPS = (-1, -1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The source file's own grid.
+
+    Attributes
+    ----------
+    shape
+        Number of voxels along the source's axes.
+    affine
+        4 x 4 float64: source voxel index -> RAS mm.
+    nifti
+        The NIfTI header's raw geometry fields, so that an output carries them bit for bit; None for other formats.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    nifti: Mapping[str, Any] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Geometry) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def to_json(self) -> str:
+        """Text that `from_json` turns into an equal geometry, floats bit for bit."""
+        nifti = None if self.nifti is None else dict(self.nifti)
+        return json.dumps({"shape": list(self.shape), "affine": self.affine.tolist(), "nifti": nifti})
+
+    @classmethod
+    def from_json(cls, text: str) -> Geometry:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        x, y, z = values["shape"]
+        return cls((x, y, z), np.array(values["affine"], dtype=np.float64), values["nifti"])
+
+    @functools.cached_property
+    def _axes(self) -> tuple[tuple[int, bool], ...]:
+        """For each canonical axis: the source axis it comes from, and whether that axis is reversed."""
+        orientation = nibabel.orientations.io_orientation(self.affine)
+        found = {int(ras): (source, int(sign)) for source, (ras, sign) in enumerate(orientation)}
+        return tuple((found[axis][0], found[axis][1] != _LPS[axis]) for axis in range(3))
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Number of voxels along left, posterior, superior."""
+        (x, _), (y, _), (z, _) = self._axes
+        return self.shape[x], self.shape[y], self.shape[z]
+
+    @property
+    def canonical_affine(self) -> NDArray[np.float64]:
+        """4 x 4: canonical voxel index -> RAS mm."""
+        result = self.affine.copy()
+        for axis, (source, reverse) in enumerate(self._axes):
+            column = self.affine[:3, source]
+            result[:3, axis] = -column if reverse else column
+            if reverse:
+                result[:3, 3] += column * (self.shape[source] - 1)
+        return result
+
+    @property
+    def canonical_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along left, posterior, superior."""
+        x, y, z = np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist()
+        return x, y, z
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel."""
+        return abs(float(np.linalg.det(self.affine[:3, :3])))
+
+    def to_canonical(self, array_source: Shaped[np.ndarray, "I J K"]) -> Shaped[np.ndarray, "X Y Z"]:
+        """A view of `array_source` (source order) in canonical LPS order; nothing is copied."""
+        if array_source.shape != self.shape:
+            raise ValueError(f"array of shape {array_source.shape} is not on the source grid {self.shape}")
+        view = array_source.transpose([source for source, _ in self._axes])
+        return view[self._reversal]
+
+    def to_source(self, array_canonical: Shaped[np.ndarray, "X Y Z"]) -> Shaped[np.ndarray, "I J K"]:
+        """A view of `array_canonical` (canonical LPS order) in the source's order; nothing is copied."""
+        if array_canonical.shape != self.canonical_shape:
+            raise ValueError(f"array of shape {array_canonical.shape} is not on the canonical {self.canonical_shape}")
+        back = np.argsort([source for source, _ in self._axes])
+        return array_canonical[self._reversal].transpose(back)
+
+    @property
+    def _reversal(self) -> tuple[slice, ...]:
+        return tuple(slice(None, None, -1 if reverse else 1) for _, reverse in self._axes)
+
+
+def check_affine(affine: NDArray[np.float64], path: Path) -> None:
+    """Refuse an affine that is no scaled rotation: not finite, zero voxel size, or sheared. Raises InputError."""
+    if not np.isfinite(affine).all():
+        raise InputError(path, "the affine holds NaN or infinite values")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (spacing <= 0).any():
+        raise InputError(path, f"voxel size must be above 0 mm along every axis, found {_triple(spacing)}")
+    axes = affine[:3, :3] / spacing
+    cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if cosine > SHEAR_TOLERANCE:
+        angle = np.degrees(np.arccos(min(cosine, 1.0)))
+        raise InputError(
+            path, f"the affine is sheared: two voxel axes meet at {angle:.2f} degrees, not 90; resample the scan first"
+        )
+
+
+def grid_distance_voxels(first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
+    """Farthest any corner of the grid `shape` moves between two affines, in voxels of the first (largest axis)."""
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((-0.5, n - 0.5) for n in shape))]).T
+    try:
+        moved = np.linalg.solve(first, second @ corners)
+    except np.linalg.LinAlgError:
+        return float("inf")
+    return float(np.abs(moved - corners).max())
+
+
+def check_same_grid(
+    scan: Geometry, labels: Geometry, labels_path: Path, *, affine_mismatch: Literal["error", "warn"] = "error"
+) -> str | None:
+    """Check that a label lies on its scan's grid, in whatever axis order each is stored.
+
+    Parameters
+    ----------
+    affine_mismatch
+        `"error"` refuses grids that differ in place; `"warn"` accepts them if the files agree in shape. Then voxels
+        correspond by their index *in the files*, so take the label through `align_labels`.
+
+    Returns
+    -------
+    A warning's text, or None.
+
+    Raises
+    ------
+    InputError
+        Different shapes, or different affines beyond `GRID_TOLERANCE_VOXELS`.
+    """
+    shapes_agree = scan.canonical_shape == labels.canonical_shape
+    if shapes_agree:
+        distance = grid_distance_voxels(scan.canonical_affine, labels.canonical_affine, scan.canonical_shape)
+        if distance <= GRID_TOLERANCE_VOXELS:
+            return None
+    if scan.shape != labels.shape:
+        if shapes_agree:
+            raise InputError(labels_path, f"affine differs from the scan's by {distance:.3g} voxels")
+        raise InputError(
+            labels_path, f"shape mismatch: the label has {_times(labels.shape)} voxels, the scan {_times(scan.shape)}"
+        )
+    distance = grid_distance_voxels(scan.affine, labels.affine, scan.shape)
+    rule = f"affine mismatch: the label's grid lies up to {distance:.3g} voxels off the scan's"
+    if affine_mismatch == "warn":
+        return f"{rule}; voxels were matched by their index"
+    raise InputError(labels_path, f"{rule} (allowed: {GRID_TOLERANCE_VOXELS}); affine_mismatch: warn takes it anyway")
+
+
+def _triple(values: NDArray[np.float64]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape)

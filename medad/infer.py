@@ -1,0 +1,78 @@
+"""Query -> restoration -> segmentation -> P(tumour), slice by slice in batches (000, figure 3.1 A)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
+from torch import nn
+
+from medad import nets
+from medad.devices import keep_freed_memory, pick_device
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Both trained networks, ready on their device."""
+
+    restoration: nn.Module
+    segmentation: nn.Module
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the networks say of each slice.
+
+    Attributes
+    ----------
+    probability
+        P(tumour) in [0, 1].
+    restored
+        The restoration as grey values, rounded.
+    """
+
+    probability: Float32[ndarray, "N S S"]
+    restored: UInt8[ndarray, "N S S"]
+
+
+def load_networks(restoration: Path, segmentation: Path, device: str) -> Networks:
+    """Load both networks from the folders training wrote. Raises InputError for a missing or damaged one."""
+    place = pick_device(device)
+    keep_freed_memory()
+    loaded = []
+    for role, folder in zip(nets.PHASES, (restoration, segmentation), strict=True):
+        net = nets.bake(nets.load(folder / "model.safetensors", role)[0])
+        loaded.append(net.to(place).to(memory_format=torch.channels_last).eval())
+    return Networks(loaded[0], loaded[1], place)
+
+
+@torch.inference_mode()
+def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int) -> Prediction:
+    """Run both networks over all slices; memory grows with `batch_size`, not with N beyond the two results.
+
+    Parameters
+    ----------
+    pixels
+        Prepared slices, grey values 0..255.
+    networks
+        From `load_networks`.
+    batch_size
+        Slices a batch; changes speed and memory, not results beyond rounding.
+    """
+    probability = np.empty(pixels.shape, np.float32)
+    restored = np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), batch_size):
+        part = slice(start, start + batch_size)
+        query = torch.from_numpy(pixels[part])[:, None].to(networks.device).float() / 255
+        query = query.contiguous(memory_format=torch.channels_last)
+        healthy = nets.restore(networks.restoration, query)
+        logits = nets.segment_logits(networks.segmentation, healthy, query)
+        # the softmax of two classes is a sigmoid of their difference, which keeps small probabilities exact
+        probability[part] = torch.sigmoid(logits[:, 1] - logits[:, 0]).cpu().numpy()
+        restored[part] = (healthy[:, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return Prediction(probability, restored)

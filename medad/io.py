@@ -1,0 +1,271 @@
+"""Scans, labels and masks between disk and memory: the one door for volumes.
+
+Arrays in memory are in canonical LPS order (`volume[:, :, z].T` shows an axial slice as radiologists look at it);
+files keep their own order. What a reader returns knows the source's grid, and writers go back to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Integer, UInt8
+from numpy.typing import NDArray
+
+from medad.dicom import read_dicom, series_files
+from medad.errors import InputError
+from medad.geometry import Geometry, check_same_grid
+from medad.itk import METAIMAGE, NRRD, data_files, read_itk
+from medad.nifti import AffineFrom, read_nifti, write_nifti
+from medad.storage import atomic_path, file_digest
+from medad.voxels import HuSink, LabelSink, Sink
+
+__all__ = [
+    "AffineFrom",
+    "Geometry",
+    "Labels",
+    "Volume",
+    "align_labels",
+    "atomic_path",
+    "check_hu",
+    "check_same_grid",
+    "read_labels",
+    "read_labels_on",
+    "read_scan",
+    "require_liver",
+    "source_digest",
+    "source_files",
+    "write_grey",
+    "write_hu",
+    "write_labels",
+    "write_mask",
+    "write_probability",
+]
+
+NIFTI = (".nii", ".nii.gz")
+
+LIVER_MEDIAN_HU = (-50.0, 250.0)
+"""Fatty liver reaches 0 HU and below, portal venous phase 150 HU; beyond this the scale is wrong."""
+
+LIVER_SPREAD_HU = 2.0
+"""CT noise alone spreads liver by 5 HU and more; less means values scaled down or a synthetic constant."""
+
+HU_RANGE = (-32768.0, 32767.0)
+"""What a scanner can store; metal and padding reach far, but not further."""
+
+SCAN_RANGE_HU = 200.0
+"""From fat (-100) to enhanced tissue (150): the least a slice of a body spans."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan: `hu` in canonical LPS order, finite, not clipped; `geometry` of its file."""
+
+    hu: Float32[np.ndarray, "X Y Z"]
+    geometry: Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A label map: whole numbers (uint8 if they fit, else int32) in canonical LPS order; `geometry` of its file."""
+
+    values: Integer[np.ndarray, "X Y Z"]
+    geometry: Geometry
+
+
+def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
+    """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
+
+    Needs 4 bytes a voxel and little more, whatever the file's type.
+
+    Parameters
+    ----------
+    affine_from
+        Which NIfTI affine counts; `"agree"` refuses a file whose sform and qform differ.
+
+    Raises
+    ------
+    InputError
+        Anything that makes the file unusable, in one line.
+    """
+    flat, geometry = _read(path, lambda voxels: HuSink(voxels, path), affine_from)
+    return Volume(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
+
+
+def read_labels(path: Path, *, affine_from: AffineFrom = "agree") -> Labels:
+    """Read a label map; the same formats as a scan, bar DICOM. Raises InputError."""
+    return _read_labels(path, affine_from, need_affine=True)
+
+
+def read_labels_on(
+    scan: Geometry,
+    path: Path,
+    *,
+    affine_from: AffineFrom = "agree",
+    affine_mismatch: Literal["error", "warn"] = "error",
+) -> tuple[Labels, str | None]:
+    """Read a label map and put it on its scan's grid: voxel for voxel beside `Volume.hu`.
+
+    Returns
+    -------
+    The labels, with the scan's geometry, and a warning's text or None. With `affine_mismatch="warn"` a label whose
+    affine is absent or differs is taken by voxel index.
+
+    Raises
+    ------
+    InputError
+        The label cannot be read, or lies on another grid.
+    """
+    labels = _read_labels(path, affine_from, need_affine=affine_mismatch == "error")
+    return align_labels(labels, scan, path, affine_mismatch=affine_mismatch)
+
+
+def align_labels(
+    labels: Labels, scan: Geometry, labels_path: Path, *, affine_mismatch: Literal["error", "warn"] = "error"
+) -> tuple[Labels, str | None]:
+    """Labels beside their scan: the check of `check_same_grid`, then the scan's geometry.
+
+    Where the affines differ and `"warn"` allows it, voxels correspond by their index in the files, so the label's own
+    affine, which may turn it another way, plays no part.
+    """
+    warning = check_same_grid(scan, labels.geometry, labels_path, affine_mismatch=affine_mismatch)
+    values = labels.values
+    if warning is not None:
+        values = scan.to_canonical(labels.geometry.to_source(values))
+    return Labels(values, scan), warning
+
+
+def require_liver(labels: Labels, liver_labels: Sequence[int], path: Path) -> Bool[np.ndarray, "X Y Z"]:
+    """The liver ROI: voxels whose value is one of `liver_labels`, canonical order.
+
+    Raises
+    ------
+    InputError
+        There is none; the message lists the values that are there.
+    """
+    liver = np.zeros_like(labels.values, dtype=np.bool_)
+    for value in liver_labels:
+        liver |= labels.values == value
+    if not liver.any():
+        present = np.unique(labels.values).tolist()
+        shown = ", ".join(str(value) for value in present[:12]) + (", ..." if len(present) > 12 else "")
+        wanted = " or ".join(str(value) for value in liver_labels)
+        raise InputError(path, f"label without liver: no voxel has value {wanted}; values present: {shown}")
+    return liver
+
+
+def check_hu(volume: Volume, liver: Bool[np.ndarray, "X Y Z"], path: Path) -> float:
+    """Check that a scan's values are plausible Hounsfield units, judged by its liver; returns the liver's median HU.
+
+    Raises
+    ------
+    InputError
+        Wrong rescale slope or intercept, or not a CT; the message says what was found.
+    """
+    hu = volume.hu
+    low, high = float(hu.min()), float(hu.max())
+    if low < HU_RANGE[0] or high > HU_RANGE[1] or high - low < SCAN_RANGE_HU:
+        raise InputError(
+            path, f"not plausible HU (wrong rescale slope, or no CT?): values reach from {low:.4g} to {high:.4g}"
+        )
+    # in the file's order memory is walked through straight on, which is several times faster
+    inside = volume.geometry.to_source(hu).T[volume.geometry.to_source(liver).T]
+    tenth, median, ninetieth = (float(value) for value in np.percentile(inside, [10, 50, 90]))
+    if not LIVER_MEDIAN_HU[0] <= median <= LIVER_MEDIAN_HU[1]:
+        raise InputError(
+            path,
+            f"not plausible HU (wrong rescale slope?): the liver's median is {median:.4g}, expected "
+            f"{LIVER_MEDIAN_HU[0]:g} to {LIVER_MEDIAN_HU[1]:g}",
+        )
+    if ninetieth - tenth < LIVER_SPREAD_HU:
+        raise InputError(
+            path,
+            f"not plausible HU (wrong rescale slope?): within the liver 80 % of values lie within "
+            f"{ninetieth - tenth:.3g} HU, expected at least {LIVER_SPREAD_HU:g}",
+        )
+    return median
+
+
+def write_mask(path: Path, mask: Bool[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
+    """Write a mask (canonical order) as .nii.gz, uint8 0 and 1, on the source's grid; read back and compared.
+
+    Raises
+    ------
+    DiskFullError
+        No room; nothing is left behind.
+    """
+    write_nifti(path, geometry.to_source(mask), geometry, np.uint8, verify=True)
+
+
+def write_labels(path: Path, values: Integer[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
+    """Write a label map (canonical order) as .nii.gz on the source's grid, uint8 or int32 as it came."""
+    write_nifti(path, geometry.to_source(values), geometry, values.dtype.type, verify=True)
+
+
+def write_probability(path: Path, probability: Float32[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
+    """Write a probability in [0, 1] (canonical order) as float32 .nii.gz on the source's grid. Raises DiskFullError."""
+    low, high = float(probability.min()), float(probability.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"probability must lie in [0, 1], found {low} to {high}")
+    write_nifti(path, geometry.to_source(probability), geometry, np.float32)
+
+
+def write_hu(path: Path, hu: Float32[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
+    """Write HU (canonical order) as float32 .nii.gz on the source's grid. Raises DiskFullError."""
+    write_nifti(path, geometry.to_source(hu), geometry, np.float32)
+
+
+def write_grey(path: Path, grey: UInt8[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
+    """Write grey values (canonical order) as uint8 .nii.gz on the source's grid. Raises DiskFullError."""
+    write_nifti(path, geometry.to_source(grey), geometry, np.uint8)
+
+
+def source_files(path: Path) -> list[Path]:
+    """The files that make up a scan or label: a DICOM folder's slices, an .mhd with its .raw. Raises InputError."""
+    if path.is_dir():
+        return series_files(path)
+    return data_files(path) if _suffix(path) in (*METAIMAGE, *NRRD) else [path]
+
+
+def source_digest(path: Path) -> str:
+    """sha256, hexadecimal, of what a scan or label is made of; file names play no part.
+
+    One file: of its bytes. Several (DICOM, .mhd with .raw): of their digests, sorted. Raises InputError.
+    """
+    digests = sorted(file_digest(file) for file in source_files(path))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _read_labels(path: Path, affine_from: AffineFrom, *, need_affine: bool) -> Labels:
+    if path.is_dir():
+        raise InputError(path, "a folder; a label must be one NIfTI, MetaImage or NRRD file")
+    flat, geometry = _read(path, lambda voxels: LabelSink(voxels, path), affine_from, need_affine=need_affine)
+    return Labels(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
+
+
+def _read(
+    path: Path, sink: Callable[[int], Sink], affine_from: AffineFrom, *, need_affine: bool = True
+) -> tuple[NDArray[Any], Geometry]:
+    if not path.exists():
+        raise InputError(path, "no such file or folder")
+    suffix = _suffix(path)
+    if path.is_dir():
+        received, geometry = read_dicom(path, sink)
+    elif suffix in NIFTI:
+        received, geometry = read_nifti(path, sink, affine_from=affine_from, need_affine=need_affine)
+    elif suffix in (*METAIMAGE, *NRRD):
+        received, geometry = read_itk(path, sink)
+    elif suffix in (".dcm", ".ima"):
+        raise InputError(path, "a single DICOM file; give the folder of its series")
+    else:
+        raise InputError(path, f"unknown format; expected {', '.join((*NIFTI, *METAIMAGE, *NRRD))} or a DICOM folder")
+    return received.flat, geometry
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()

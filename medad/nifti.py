@@ -1,0 +1,278 @@
+"""NIfTI files: the header first, then voxels slab by slab, so that neither way holds a second volume."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from medad.errors import InputError
+from medad.geometry import (
+    GRID_TOLERANCE_VOXELS,
+    SPACING_TOLERANCE,
+    Geometry,
+    check_affine,
+    grid_distance_voxels,
+)
+from medad.storage import ByteStream, GzipWriter, atomic_path, reading
+from medad.voxels import Sink
+
+AffineFrom = Literal["agree", "sform", "qform"]
+
+_SLAB_VOXELS = 1 << 22
+_WRITE_SLAB_BYTES = 1 << 24
+_HEADER_BYTES = {348: 1, 540: 2}  # sizeof_hdr -> NIfTI version
+_MILLIMETRE_CODES = (0, 2)  # xyzt_units & 7: unknown, mm
+_DEFLATE_LIMIT = 1032  # deflate cannot shrink data further than this
+_INT_FIELDS = ("qform_code", "sform_code", "xyzt_units")
+_FLOAT_FIELDS = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_LIST_FIELDS = ("pixdim", "srow_x", "srow_y", "srow_z")
+
+
+def read_nifti(
+    path: Path, sink: Callable[[int], Sink], *, affine_from: AffineFrom = "agree", need_affine: bool = True
+) -> tuple[Sink, Geometry]:
+    """Stream a NIfTI-1 or -2 file, gzipped or not, into `sink`.
+
+    Parameters
+    ----------
+    sink
+        Makes the receiver for a number of voxels; it gets them in the file's order.
+    affine_from
+        Which affine counts where both are set; `"agree"` refuses a file whose two differ.
+    need_affine
+        False: a file without any affine is read as if its voxels lay at identity, for `affine_mismatch: warn`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, cut short, damaged, or breaks one of the header's rules.
+    """
+    with reading(path), path.open("rb") as file:
+        stream = ByteStream(file, path)
+        header = _header(stream, path)
+        shape = _shape(header, path)
+        geometry = Geometry(shape, _affine(header, shape, path, affine_from, need_affine), _raw_geometry(header))
+        dtype = _dtype(header, path)
+        slope, inter = _scaling(header, path)
+        voxels = math.prod(shape)
+        if voxels * dtype.itemsize > stream.stored_bytes * (_DEFLATE_LIMIT if stream.compressed else 1):
+            raise InputError(path, f"the file is cut short: its header promises {voxels} voxels, it cannot hold them")
+        received = sink(voxels)
+        slab = np.empty(min(voxels, _SLAB_VOXELS), dtype)
+        for start in range(0, voxels, _SLAB_VOXELS):
+            part = slab[: min(_SLAB_VOXELS, voxels - start)]
+            if stream.readinto(part.view(np.uint8).data) < part.nbytes:
+                raise InputError(path, f"the file is cut short: its header promises {voxels} voxels")
+            native = part if dtype.isnative else part.astype(dtype.newbyteorder("="))
+            received.put(start, _scaled(native, slope, inter))
+        stream.drain()
+    return received, geometry
+
+
+def write_nifti(
+    path: Path,
+    array: NDArray[Any],
+    geometry: Geometry,
+    dtype: type[np.generic],
+    *,
+    verify: bool = False,
+) -> None:
+    """Write an array in source order as .nii.gz on its source's grid.
+
+    The header is new: no description, no scaling, no extension, nothing of the source's free text. Its geometry
+    fields are the source's own, bit for bit; for other formats sform and qform are set from the affine. Equal content
+    gives equal bytes.
+
+    Parameters
+    ----------
+    verify
+        Read the file back before it gets its name, and compare header and voxels, by digest.
+
+    Raises
+    ------
+    DiskFullError
+        No room; nothing is left behind.
+    OSError
+        Anything else, also what was written does not read back the same (EIO).
+    """
+    header = _fresh_header(geometry, dtype)
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            writer = GzipWriter(file)
+            writer.write(header.binaryblock + b"\0\0\0\0")  # four zeros: no extension follows
+            content = hashlib.sha256()
+            for part in _slabs(array, np.dtype(dtype).itemsize):
+                slab = part.ravel(order="F").astype(dtype, copy=False)
+                writer.write(slab.data)
+                if verify:
+                    content.update(slab.data)
+            writer.finish()
+        if verify:
+            _compare(temporary, path, header, content.digest())
+
+
+def _slabs(array: NDArray[Any], itemsize: int) -> Iterator[NDArray[Any]]:
+    step = max(1, _WRITE_SLAB_BYTES // (array.shape[0] * array.shape[1] * itemsize))
+    for start in range(0, array.shape[2], step):
+        yield array[:, :, start : start + step]
+
+
+def _compare(written: Path, final: Path, expected: Any, content: bytes) -> None:
+    found = hashlib.sha256()
+    with written.open("rb") as file:
+        try:
+            stream = ByteStream(file, final)
+            header = _header(stream, final)
+            while block := stream.read(_WRITE_SLAB_BYTES):
+                found.update(block)
+        except InputError as error:
+            raise OSError(errno.EIO, f"{final}: what was written does not read back ({error.rule})") from error
+    if header.binaryblock != expected.binaryblock or found.digest() != content:
+        raise OSError(errno.EIO, f"{final}: what was written does not read back the same")
+
+
+def _fresh_header(geometry: Geometry, dtype: type[np.generic]) -> Any:
+    raw = geometry.nifti
+    header = nibabel.Nifti2Header() if raw is not None and raw["version"] == 2 else nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(geometry.shape)
+    header["magic"] = b"n+2" if raw is not None and raw["version"] == 2 else b"n+1"
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    if raw is None:
+        header.set_xyzt_units("mm")
+        header.set_zooms(np.linalg.norm(geometry.affine[:3, :3], axis=0))
+        header.set_qform(geometry.affine, code=1)
+        header.set_sform(geometry.affine, code=1)
+    else:
+        for field in (*_INT_FIELDS, *_FLOAT_FIELDS, *_LIST_FIELDS):
+            header[field] = raw[field]
+    return header
+
+
+def _header(stream: ByteStream, path: Path) -> Any:
+    """Parse the header and leave the stream at the first voxel."""
+    first = stream.read(4)
+    if not first:
+        raise InputError(path, "the file is empty")
+    size = next((n for n in _HEADER_BYTES for order in ("little", "big") if int.from_bytes(first, order) == n), None)
+    if size is None:
+        raise InputError(path, "not a NIfTI file: its first bytes are not a NIfTI header's")
+    block = first + stream.read(size - 4)
+    if len(block) < size:
+        raise InputError(path, "the file is cut short within its header")
+    kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
+    header = kind(block, check=False)
+    magic = bytes(header["magic"])[:3]
+    if magic in (b"ni1", b"ni2"):
+        raise InputError(path, "half of a .hdr/.img pair; convert it to one .nii.gz")
+    if magic not in (b"n+1", b"n+2"):
+        raise InputError(path, "not a NIfTI file: the header's magic bytes are wrong")
+    offset = float(header["vox_offset"])
+    if not size + 4 <= offset <= 1 << 30 or offset != int(offset):
+        raise InputError(path, f"the header puts the voxels at byte {offset:g}, which cannot be")
+    stream.read(int(offset) - size)
+    return header
+
+
+def _shape(header: Any, path: Path) -> tuple[int, int, int]:
+    rank, *sizes = (int(n) for n in header["dim"])
+    if not 1 <= rank <= 7 or any(n < 1 for n in sizes[:rank]):
+        raise InputError(path, f"the header's sizes make no sense: dim = {[rank, *sizes]}")
+    text = " x ".join(str(n) for n in sizes[:rank])
+    if rank < 3:
+        raise InputError(path, f"expected a volume of 3 dimensions, found {rank} ({text})")
+    if any(n != 1 for n in sizes[3:rank]):
+        raise InputError(path, f"expected a volume of 3 dimensions, found {rank} ({text}); split it first")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _dtype(header: Any, path: Path) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except (KeyError, HeaderDataError) as error:
+        raise InputError(path, f"unknown NIfTI datatype code {int(header['datatype'])}") from error
+    if dtype.kind == "c" or dtype.fields is not None:
+        what = "complex" if dtype.kind == "c" else "RGB"
+        raise InputError(path, f"voxels are {what} values; expected one real number a voxel")
+    if dtype.kind not in "iuf":
+        raise InputError(path, f"voxels of type {dtype} are not supported")
+    return dtype
+
+
+def _scaling(header: Any, path: Path) -> tuple[float, float]:
+    """Slope and intercept; the standard says that slope 0 means none, and NaN is nibabel's way to write none."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(inter)):
+        raise InputError(path, f"wrong rescale slope or intercept: scl_slope {slope:g}, scl_inter {inter:g}")
+    return slope, inter
+
+
+def _scaled(values: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    if (slope, inter) == (1.0, 0.0):
+        return values
+    result: NDArray[Any] = np.multiply(values, slope, dtype=np.float64)
+    result += inter
+    return result
+
+
+def _raw_geometry(header: Any) -> dict[str, Any]:
+    raw: dict[str, Any] = {"version": _HEADER_BYTES[int(header["sizeof_hdr"])]}
+    raw |= {field: int(header[field]) for field in _INT_FIELDS}
+    raw |= {field: float(header[field]) for field in _FLOAT_FIELDS}
+    raw |= {field: [float(value) for value in header[field]] for field in _LIST_FIELDS}
+    return raw
+
+
+def _affine(
+    header: Any, shape: tuple[int, int, int], path: Path, affine_from: AffineFrom, need_affine: bool
+) -> NDArray[np.float64]:
+    spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise InputError(
+            path, f"voxel size must be above 0 mm along every axis, found {' x '.join(f'{s:.4g}' for s in spacing)}"
+        )
+    if int(header["xyzt_units"]) & 7 not in _MILLIMETRE_CODES:
+        raise InputError(path, "the header gives lengths in metres or micrometres; expected mm")
+    try:
+        qform = header.get_qform(coded=True)[0]
+        sform = header.get_sform(coded=True)[0]
+    except (ValueError, HeaderDataError) as error:
+        raise InputError(path, "the header's qform is no rotation") from error
+    if qform is None and sform is None:
+        if need_affine:
+            raise InputError(path, "no affine: qform_code and sform_code are both 0, so left and right are unknown")
+        return np.eye(4)
+    chosen = qform if sform is None or (affine_from == "qform" and qform is not None) else sform
+    affine: NDArray[np.float64] = np.array(chosen, dtype=np.float64)
+    if affine_from == "agree":
+        _check_agreement(sform, qform, spacing, shape, path)
+    check_affine(affine, path)
+    return affine
+
+
+def _check_agreement(sform: Any, qform: Any, spacing: NDArray[np.float64], shape: Any, path: Path) -> None:
+    if sform is None:
+        return
+    check_affine(sform, path)
+    if qform is not None:
+        distance = grid_distance_voxels(sform, qform, shape)
+        if not distance <= GRID_TOLERANCE_VOXELS:
+            raise InputError(
+                path, f"sform and qform differ by up to {distance:.3g} voxels; affine_from: sform or qform picks one"
+            )
+    scale = np.linalg.norm(sform[:3, :3], axis=0)
+    if np.abs(scale / spacing - 1).max() > SPACING_TOLERANCE:
+        sizes = [" x ".join(f"{value:.4g}" for value in sizes) for sizes in (scale, spacing)]
+        raise InputError(path, f"voxel size is {sizes[0]} mm by sform but {sizes[1]} mm by pixdim; affine_from picks")

@@ -1,0 +1,204 @@
+"""From a probability volume to a lesion mask and a lesion table.
+
+Everything works in the bounding box of what it looks at: a CT of 512 x 512 x 1000 never gets a full-volume label array.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import cdist
+
+from medad.config import PostprocessSettings
+
+Box = tuple[slice, slice, slice]
+
+CONNECT_26 = np.ones((3, 3, 3), dtype=bool)
+"""Voxels that share a face, an edge or a corner belong to one lesion."""
+
+_HULL_ABOVE_POINTS = 256
+"""Below this, comparing all pairs is quicker than building a hull."""
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One 26-connected component of a predicted mask."""
+
+    id: int
+    """1 is the largest lesion by volume."""
+    volume_mm3: float
+    """Number of voxels times the volume of one."""
+    diameter_mm: float
+    """Largest distance between the centres of two of its voxels; 0 for a single voxel. A caliper on the voxels' outer
+    edges reads up to one voxel diagonal more."""
+    centroid_ras_mm: tuple[float, float, float]
+    """Mean of its voxel centres: x grows to the patient's right, y to the front, z to the head."""
+    mean_probability: float
+    max_probability: float
+
+
+def bounding_box(mask: Bool[np.ndarray, "X Y Z"]) -> Box | None:
+    """The smallest box of slices that holds every True voxel; None for an empty mask."""
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        occupied = np.flatnonzero(mask.any(axis=others))
+        if not occupied.size:
+            return None
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return box[0], box[1], box[2]
+
+
+def label_components(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Int[np.ndarray, "X Y Z"], int]:
+    """26-connected components of `mask`: labels 1..count, 0 elsewhere, and the count. Pass a cropped mask."""
+    labels = np.empty(mask.shape, dtype=np.int32)
+    return labels, int(ndimage.label(mask, structure=CONNECT_26, output=labels))
+
+
+def postprocess(
+    probability: Float32[np.ndarray, "X Y Z"],
+    liver: Bool[np.ndarray, "X Y Z"],
+    voxel_mm3: float,
+    settings: PostprocessSettings,
+) -> Bool[np.ndarray, "X Y Z"]:
+    """Threshold, restrict to the liver, drop small lesions.
+
+    Parameters
+    ----------
+    probability
+        P(tumour), 0..1. A NaN is below every threshold.
+    liver
+        The organ; nothing outside it is ever tumour.
+    voxel_mm3
+        Volume of one voxel.
+    settings
+        A voxel counts from `threshold` on (>=); a 26-connected component is dropped when its volume is below
+        `min_lesion_mm3` (one of exactly that volume stays).
+
+    Returns
+    -------
+    The mask. Beside it, memory grows with the bounding box of what passed the threshold, not with the volume.
+    """
+    if probability.shape != liver.shape:
+        raise ValueError(f"probability has shape {probability.shape}, liver {liver.shape}")
+    if not (math.isfinite(voxel_mm3) and voxel_mm3 > 0):
+        raise ValueError(f"voxel_mm3 must be above 0, got {voxel_mm3}")
+    mask = np.zeros(probability.shape, dtype=bool)
+    box = bounding_box(liver)
+    if box is None:
+        return mask
+    candidates = mask[box]
+    np.greater_equal(probability[box], settings.threshold, out=candidates)
+    candidates &= liver[box]
+    # affines are stored in single precision: a lesion of exactly the limit must not fall to a rounding error
+    min_voxels = math.ceil(settings.min_lesion_mm3 / voxel_mm3 * (1 - 1e-6))
+    inner = bounding_box(candidates)
+    if min_voxels <= 1 or inner is None:
+        return mask
+    candidates = candidates[inner]
+    labels, count = label_components(candidates)
+    of_foreground = labels[candidates]
+    keep = np.bincount(of_foreground, minlength=count + 1) >= min_voxels
+    candidates[candidates] = keep[of_foreground]
+    return mask
+
+
+def lesion_table(
+    mask: Bool[np.ndarray, "X Y Z"],
+    probability: Float32[np.ndarray, "X Y Z"],
+    canonical_affine: Float[np.ndarray, "4 4"],
+) -> list[Lesion]:
+    """Measure each 26-connected lesion of a mask.
+
+    Parameters
+    ----------
+    mask
+        The post-processed prediction.
+    probability
+        P(tumour) on the same grid.
+    canonical_affine
+        Voxel index -> RAS+ mm of that grid; may be oblique, sheared or anisotropic.
+
+    Returns
+    -------
+    The lesions, largest volume first; equal volumes in the grid's index order.
+    """
+    if mask.shape != probability.shape:
+        raise ValueError(f"mask has shape {mask.shape}, probability {probability.shape}")
+    box = bounding_box(mask)
+    if box is None:
+        return []
+    affine = canonical_affine.astype(np.float64)
+    voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
+    origin = np.array([part.start for part in box])
+    labels, _ = label_components(mask[box])
+    scores = probability[box]
+    measured: list[tuple[int, Lesion]] = []
+    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+        component = labels[place] == number
+        corner = origin + [part.start for part in place]
+        voxels = int(np.count_nonzero(component))
+        inside = scores[place][component]
+        centre = affine[:3, :3] @ (corner + _mean_index(component, voxels)) + affine[:3, 3]
+        lesion = Lesion(
+            id=0,
+            volume_mm3=voxels * voxel_mm3,
+            diameter_mm=_largest_distance(component, affine[:3, :3]),
+            centroid_ras_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
+            mean_probability=float(inside.mean(dtype=np.float64)),
+            max_probability=float(inside.max()),
+        )
+        measured.append((voxels, lesion))
+    measured.sort(key=lambda item: -item[0])
+    return [replace(lesion, id=rank) for rank, (_, lesion) in enumerate(measured, start=1)]
+
+
+def _mean_index(component: Bool[np.ndarray, "X Y Z"], voxels: int) -> Float[np.ndarray, " 3"]:
+    # from the profiles along each axis: coordinates of every voxel of a liver-sized lesion would take gigabytes
+    profiles = [component.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    return np.array([float(profile @ np.arange(len(profile))) / voxels for profile in profiles])
+
+
+def _largest_distance(component: Bool[np.ndarray, "X Y Z"], to_mm: Float[np.ndarray, "3 3"]) -> float:
+    """Largest distance in mm between two voxel centres of `component`."""
+    corners = _hull_points(_column_ends(component)) @ to_mm.T
+    farthest = 0.0
+    for start in range(0, len(corners), 512):
+        farthest = max(farthest, float(cdist(corners[start : start + 512], corners[start:]).max()))
+    return farthest
+
+
+def _column_ends(component: Bool[np.ndarray, "X Y Z"]) -> Float[np.ndarray, "P 3"]:
+    # the farthest pair are corners of the convex hull, and a corner is the first or last voxel of its column
+    x, y = np.nonzero(component.any(axis=2))
+    columns = component[x, y]
+    first = columns.argmax(axis=1)
+    last = columns.shape[1] - 1 - columns[:, ::-1].argmax(axis=1)
+    ends = np.concatenate([np.stack([x, y, first], axis=1), np.stack([x, y, last], axis=1)])
+    return np.unique(ends, axis=0).astype(np.float64)
+
+
+def _hull_points(points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "Q 3"]:
+    """Corners of the convex hull of integer points, whatever dimension they span.
+
+    The hull is taken in voxel indices, where flat and straight point sets are exactly flat and straight; a linear map
+    to mm keeps its corners.
+    """
+    if len(points) <= _HULL_ABOVE_POINTS:
+        return points
+    from_first = points - points[0]
+    rank = int(np.linalg.matrix_rank(from_first))
+    if rank == 3:
+        return np.asarray(points[ConvexHull(points).vertices])
+    if rank == 2:
+        # drop the axis whose loss keeps the plane a plane
+        for axes in ([0, 1], [0, 2], [1, 2]):
+            if np.linalg.matrix_rank(from_first[:, axes]) == 2:
+                return np.asarray(points[ConvexHull(points[:, axes]).vertices])
+    # a straight line: np.unique sorted the points, so its ends come first and last
+    return points[[0, -1]]

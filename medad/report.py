@@ -1,0 +1,293 @@
+"""The report of a run: `report.html` for people, `report.json` for programs, from one document.
+
+Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import yaml
+from jaxtyping import Bool
+from PIL import Image
+
+from medad import pictures
+from medad.config import LiverSettings
+from medad.errors import InputError
+from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
+from medad.preprocess import load_prepared
+from medad.report_document import (
+    PLANTED_GENERATED,
+    PLANTED_REAL,
+    PLANTED_STATEMENT,
+    SCHEMA_VERSION,
+    STATEMENT,
+    CaseReport,
+    CaseResult,
+    Curve,
+    FailedCase,
+    Number,
+    Planted,
+    Rank,
+    ReportDocument,
+    ShownSlice,
+    clean,
+    failed_cases,
+    natural_order,
+    read_case,
+    read_curve,
+    read_tensor,
+    settings_without_paths,
+)
+from medad.samples import PHANTOM_NOTE
+from medad.storage import atomic_path
+
+__all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
+
+LESION_ROWS = 20
+"""Lesions of a case shown in the HTML; the JSON holds all."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A shown slice and its picture."""
+
+    shown: ShownSlice
+    picture: Image.Image
+
+
+def write_report(
+    out: Path,
+    *,
+    settings: LiverSettings,
+    results: Sequence[CaseResult],
+    failures: Sequence[FailedCase],
+    restoration: Path | None,
+    segmentation: Path | None,
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> None:
+    """Write report.html, report.json and, where a case succeeded, preview.png into an existing folder.
+
+    Parameters
+    ----------
+    settings
+        The run's settings; paths in them are withheld.
+    results, failures
+        Cases in any order; the report sorts them by id. Both may be empty.
+    restoration, segmentation
+        Trained folders (curve.json), None where a phase was not trained here.
+    versions
+        Name -> version of what computed the results.
+    notes
+        Plain sentences to show near the top.
+
+    Raises
+    ------
+    InputError
+        A result's file is missing or damaged.
+    DiskFullError
+        No room to write; earlier reports stay whole.
+    """
+    ordered = sorted(results, key=lambda result: natural_order(result.case_id))
+    # 130 cases of three rows each must stay a few megabytes
+    panel_px, quality = (224, 85) if len(ordered) <= 12 else (176, 80) if len(ordered) <= 40 else (128, 60)
+    cases, evaluations, pictured = [], [], []
+    for result in ordered:
+        evaluation = None if result.evaluated is None else CaseEvaluation.load(result.evaluated)
+        rows = _rows(result, panel_px)
+        cases.append(read_case(result, evaluation, [row.shown for row in rows]))
+        evaluations.extend([evaluation] if evaluation else [])
+        pictured.append(rows)
+    planted = settings.test_data.plant is not None or any(case.planted for case in cases)
+    tag = PLANTED_GENERATED if PHANTOM_NOTE in notes else PLANTED_REAL
+    document = ReportDocument(
+        schema_version=SCHEMA_VERSION,
+        kind="adflows liver report",
+        name=settings.name,
+        statement=STATEMENT,
+        planted=Planted(
+            any=planted,
+            tag=tag if planted else None,
+            statement=f"{tag[0].upper()}{tag[1:]}. {PLANTED_STATEMENT}" if planted else None,
+            cases=tuple(case.case_id for case in cases if case.planted),
+        ),
+        notes=tuple(clean(note) for note in notes),
+        summary=summarise(evaluations) if evaluations else None,
+        definitions=definitions(settings.evaluation),
+        cases=tuple(cases),
+        failures=failed_cases(failures, settings),
+        curves=tuple(read_curve(folder) for folder in (restoration, segmentation) if folder is not None),
+        settings=settings_without_paths(settings),
+        versions={name: clean(versions[name]) for name in sorted(versions)},
+    )
+    _write(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    uris = [[pictures.jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
+    _write(out / "report.html", render_html(document, uris, pictures.row_width_px(panel_px)).encode())
+    _write_preview(out / "preview.png", cases, pictured, tag)
+
+
+def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:
+    """The document as one self-contained page; `row_uris` holds a picture for each shown slice of each case."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        figure=_figure, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
+    )
+    template = importlib.resources.files("medad").joinpath("report_template.html").read_text(encoding="utf-8")
+    curves = [(_curve_title(curve), curve.steps, curve.loss) for curve in document.curves]
+    return environment.from_string(template).render(
+        doc=document,
+        row_uris=row_uris,
+        row_width_px=row_width_px,
+        colour_bar=pictures.colour_bar_uri(),
+        difference_limit=pictures.DIFFERENCE_LIMIT,
+        curves_uri=pictures.svg_uri(pictures.curves_svg(curves)) if curves else None,
+        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+        lesion_rows=LESION_ROWS,
+    )
+
+
+def pick_slices(
+    truth: Bool[np.ndarray, "N S S"] | None,
+    prediction: Bool[np.ndarray, "N S S"],
+    max_probability: Sequence[float],
+) -> list[tuple[Rank, int]]:
+    """Which slices to show, each once, as (rank, index).
+
+    With truth: best, median and worst Dice among the slices where truth or prediction has a pixel; of equal Dice, more
+    pixels in disagreement is worse. Without truth, or with nothing to compare: highest, median and lowest by predicted
+    area, then by the largest probability.
+    """
+    ranks: tuple[Rank, Rank, Rank] = ("highest", "median", "lowest")
+    order = sorted(range(len(prediction)), key=lambda i: (-np.count_nonzero(prediction[i]), -max_probability[i], i))
+    if truth is not None:
+        union = [np.count_nonzero(a | b) for a, b in zip(truth, prediction, strict=True)]
+        compared = [i for i in order if union[i]]
+        if compared:
+            ranks = ("best", "median", "worst")
+            order = sorted(compared, key=lambda i: (-(_slice_dice(truth[i], prediction[i]) or 0.0), union[i], i))
+    if not order:
+        return []
+    places = {0: ranks[0], len(order) - 1: ranks[2], len(order) // 2: ranks[1]}
+    if len(order) <= 2:
+        places = {len(order) - 1: ranks[2], 0: ranks[0]}
+    return [(places[place], order[place]) for place in sorted(places)]
+
+
+def _rows(result: CaseResult, panel_px: int) -> list[_Row]:
+    """The shown slices of a case; only those are read from disk whole."""
+    path = result.segmented / "slices.safetensors"
+    truth = None
+    if result.evaluated is not None:
+        truth = read_tensor(result.evaluated / "truth.safetensors", "tumour").astype(bool)
+    prediction, organ = (read_tensor(path, name).astype(bool) for name in ("mask", "organ"))
+    z = read_tensor(path, "z")
+    largest = read_tensor(path, "probability").max(axis=(1, 2), where=organ, initial=0.0).tolist()
+    if truth is not None and truth.shape != prediction.shape:
+        raise InputError(path, f"truth has shape {truth.shape}, the prediction {prediction.shape}")
+    if not len(z):
+        return []
+    case_side = pictures.crop_around(organ.any(axis=0), min_side=1).side
+    prepared = load_prepared(result.prepared / "prepared.safetensors")
+    grid = prepared.slices.grid
+    px_mm = prepared.geometry.canonical_spacing_mm[0] * grid.shape_xy[0] / grid.size_px
+    rows = []
+    for rank, i in pick_slices(truth, prediction, largest):
+        view = pictures.SliceView(
+            pixels=read_tensor(path, "pixels", i),
+            restored=read_tensor(path, "restored", i),
+            organ=organ[i],
+            probability=read_tensor(path, "probability", i),
+            prediction=prediction[i],
+            truth=None if truth is None else truth[i],
+        )
+        shown = ShownSlice(
+            rank=rank,
+            z=int(z[i]),
+            dice=None if truth is None else _slice_dice(truth[i], prediction[i]),
+            true_px=None if truth is None else int(np.count_nonzero(truth[i])),
+            predicted_px=int(np.count_nonzero(prediction[i])),
+            max_probability=largest[i],
+        )
+        # the liver's tip, enlarged, but never into a few huge pixels
+        crop = pictures.crop_around(organ[i], min_side=case_side // 3)
+        rows.append(_Row(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
+    return rows
+
+
+def _curve_title(curve: Curve) -> str:
+    names = {"restoration": "Phase one: restoration, L1 loss", "segmentation": "Phase two: segmentation, focal loss"}
+    return f"{names.get(curve.phase, curve.phase)}, {curve.epochs} epoch{'' if curve.epochs == 1 else 's'}"
+
+
+def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_Row]], tag: str) -> None:
+    """The case in the middle by 3-D Dice, neither the best nor the worst; without truth the first."""
+    drawable = [(case, rows) for case, rows in zip(cases, pictured, strict=True) if rows]
+    if not drawable:
+        return
+    measured = sorted(
+        ((case.metrics.dice_3d, number) for number, (case, _) in enumerate(drawable) if case.metrics), reverse=True
+    )
+    case, rows = drawable[measured[len(measured) // 2][1] if measured else 0]
+    kind = f" ({tag})" if case.planted else ""
+    picture = pictures.stack_rows(
+        [(f"{case.case_id}: {slice_caption(row.shown)}{kind}", row.picture) for row in rows],
+        [
+            "slice (R left, A top)",
+            "restoration",
+            "|difference|",
+            "probability 0 to 1",
+            "orange: prediction" + (f"; blue: {'planted' if case.planted else 'truth'}" if case.metrics else ""),
+        ],
+    )
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG", optimize=True)
+
+
+def slice_caption(shown: ShownSlice) -> str:
+    """`Best slice, z = 41: Dice 0.812`, or without truth the predicted area and the largest probability."""
+    head = f"{shown.rank.capitalize()} slice, z = {shown.z}"
+    if shown.true_px is not None:
+        return f"{head}: Dice {_figure(shown.dice)}"
+    return f"{head}: {shown.predicted_px:,} px predicted, largest probability {shown.max_probability:.2f}"
+
+
+def _slice_dice(truth: Bool[np.ndarray, "S S"], prediction: Bool[np.ndarray, "S S"]) -> float | None:
+    both = int(np.count_nonzero(truth & prediction))
+    return dice_of_counts(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(truth)) - both)
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _volume(mm3: float) -> str:
+    return f"{mm3 / 1000:.1f} mL" if mm3 >= 1000 else f"{mm3:.0f} mm³" if mm3 >= 10 else f"{mm3:.1f} mm³"
+
+
+def _numbers(value: Number | list[Number]) -> str:
+    if isinstance(value, list):
+        return ", ".join(_numbers(part) for part in value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _heading(key: str) -> str:
+    words = {"mm3": "mm³", "hu": "HU", "2d": "2-D", "3d": "3-D", "dice": "Dice", "auroc": "AUROC", "sd": "(sd)"}
+    text = " ".join(words.get(word, word) for word in key.split("_"))
+    return text[0].upper() + text[1:]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)

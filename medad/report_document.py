@@ -1,0 +1,272 @@
+"""What a report holds: the schema of `report.json`, and how it is read from the folders of a run.
+
+No path and no patient data goes in: cases appear under their ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from medad.config import LiverSettings
+from medad.errors import InputError
+from medad.metrics import CaseEvaluation, CaseMetrics, Summary
+from medad.postprocess import Lesion
+
+SCHEMA_VERSION = 1
+
+STATEMENT = (
+    "Research use only. Not a medical device: nothing here may guide the care of a patient.",
+    "The networks were trained on livers without known lesions, with synthetic anomalies drawn into them. "
+    "No tumour label was used for training.",
+)
+PLANTED_REAL, PLANTED_GENERATED = "planted lesions, real CT", "planted lesions, generated phantom"
+PLANTED_STATEMENT = (
+    "The lesions looked for were drawn into the scans by this program before preprocessing, "
+    "with known shape and contrast. The figures tell how well planted lesions are found; they are no estimate for "
+    "tumours."
+)
+
+CURVE_POINTS = 500
+"""A longer training curve is averaged over equal stretches of steps."""
+
+WITHHELD = "[path withheld]"
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
+
+Number = int | float | None
+Rank = Literal["best", "median", "worst", "highest", "lowest"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Where one finished case lies: the folders that `medad.cases` filled."""
+
+    case_id: str
+    prepared: Path
+    segmented: Path
+    evaluated: Path | None
+    """None: no truth was given."""
+    planted: Path | None
+    """None: no lesion was planted."""
+
+
+@dataclass(frozen=True)
+class FailedCase:
+    """A case that ended early."""
+
+    case_id: str
+    stage: str
+    rule: str
+    """What was expected and what came, without the path."""
+    file: str
+    """Base name of the offending file, or empty."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Planted(_Part):
+    """Whether lesions were planted into scans, said in words, and into which."""
+
+    any: bool
+    tag: str | None
+    """In three words: planted into what."""
+    statement: str | None
+    cases: tuple[str, ...]
+
+
+class CaseFacts(_Part):
+    """From the prepared folder's case.json."""
+
+    liver_ml: float
+    slices: int
+    spacing_mm: tuple[float, float, float]
+    liver_median_hu: float
+    warnings: tuple[str, ...] = ()
+
+
+class LesionList(_Part):
+    """lesions.json of a segmented case."""
+
+    status: str
+    threshold: float
+    min_lesion_mm3: float
+    liver_ml: float
+    lesion_count: int
+    lesion_ml: float
+    lesions: tuple[Lesion, ...]
+
+
+class ShownSlice(_Part):
+    """A slice that the HTML shows."""
+
+    rank: Rank
+    z: int
+    """Index from the feet, from 0, in the scan brought to the fixed orientation."""
+    dice: float | None
+    """None without truth, and where neither mask has a pixel."""
+    true_px: int | None
+    predicted_px: int
+    max_probability: float
+
+
+class CaseReport(_Part):
+    case_id: str
+    planted: bool
+    planted_lesions: tuple[dict[str, Number | list[Number]], ...]
+    facts: CaseFacts
+    seconds: dict[str, float]
+    """What the segmentation's case.json says in seconds."""
+    lesions: LesionList
+    metrics: CaseMetrics | None
+    micro_dice_2d: float | None
+    slice_auroc: float | None
+    shown_slices: tuple[ShownSlice, ...]
+
+
+class Failure(_Part):
+    case_id: str
+    stage: str
+    rule: str
+    file: str
+
+
+class Curve(_Part):
+    """curve.json of a trained phase, averaged to at most `CURVE_POINTS` points."""
+
+    phase: str
+    epochs: int
+    seconds: float | None = None
+    steps: tuple[float, ...]
+    loss: tuple[float, ...]
+
+
+class ReportDocument(_Part):
+    """Everything in the report; `report.json` is this, field by field."""
+
+    schema_version: int
+    kind: str
+    name: str
+    statement: tuple[str, ...]
+    planted: Planted
+    notes: tuple[str, ...]
+    summary: Summary | None
+    """None when no case has truth."""
+    definitions: dict[str, str]
+    cases: tuple[CaseReport, ...]
+    failures: tuple[Failure, ...]
+    curves: tuple[Curve, ...]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+def read_case(result: CaseResult, evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]) -> CaseReport:
+    """What the report says about a case. Raises InputError for a file that is missing or damaged."""
+    facts = _model(CaseFacts, result.prepared / "case.json")
+    metrics = evaluation.metrics if evaluation else None
+    planted: list[dict[str, Any]] = []
+    if result.planted is not None:
+        planted = _json(result.planted / "lesions.json")["lesions"]
+    timing = _json(result.segmented / "case.json")
+    return CaseReport(
+        case_id=result.case_id,
+        planted=result.planted is not None,
+        # numbers only: free text could name a person
+        planted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in planted),
+        facts=facts.model_copy(update={"warnings": tuple(clean(text) for text in facts.warnings)}),
+        seconds={key: float(timing[key]) for key in sorted(timing) if "seconds" in key and _is_numeric(timing[key])},
+        lesions=_model(LesionList, result.segmented / "lesions.json"),
+        # an evaluation is cached by content and may have been made under another id
+        metrics=metrics.model_copy(update={"case_id": result.case_id}) if metrics else None,
+        micro_dice_2d=metrics.micro_dice_2d if metrics else None,
+        slice_auroc=metrics.slice_auroc if metrics else None,
+        shown_slices=tuple(shown_slices),
+    )
+
+
+def failed_cases(failures: Sequence[FailedCase], settings: LiverSettings) -> tuple[Failure, ...]:
+    """Failed cases in order of their ids."""
+    # where ids are opaque, file names may hold what the ids hide
+    named = not (settings.test_data.opaque_ids or settings.train_data.opaque_ids)
+    ordered = sorted(failures, key=lambda one: (natural_order(one.case_id), one.stage, one.rule))
+    return tuple(
+        Failure(case_id=one.case_id, stage=one.stage, rule=clean(one.rule), file=Path(one.file).name if named else "")
+        for one in ordered
+    )
+
+
+def read_curve(folder: Path) -> Curve:
+    """The training curve of a trained folder. Raises InputError for one that is missing or damaged."""
+    curve = _model(Curve, folder / "curve.json")
+    if len(curve.steps) != len(curve.loss):
+        raise InputError(folder / "curve.json", f"{len(curve.steps)} steps but {len(curve.loss)} losses")
+    if len(curve.steps) <= CURVE_POINTS:
+        return curve
+    steps, loss = (
+        tuple(float(part.mean()) for part in np.array_split(np.array(values, dtype=np.float64), CURVE_POINTS))
+        for values in (curve.steps, curve.loss)
+    )
+    return curve.model_copy(update={"steps": steps, "loss": loss})
+
+
+def settings_without_paths(settings: LiverSettings) -> dict[str, Any]:
+    """The settings as JSON values, with the data folders withheld."""
+    values = settings.model_dump(mode="json")
+    for data in (values["train_data"], values["test_data"]):
+        if not data["root"].startswith("samples:"):
+            data["root"] = WITHHELD
+    return values
+
+
+def clean(text: str) -> str:
+    """One line without absolute paths; callers leave paths out already, this is the net below them."""
+    return _PATH.sub(WITHHELD, " ".join(text.split()))
+
+
+def natural_order(case_id: str) -> list[tuple[int, str]]:
+    """Sort key that puts lits-2 before lits-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", case_id)]
+
+
+def _is_numeric(value: object) -> bool:
+    if isinstance(value, list):
+        return all(_is_numeric(part) for part in value)
+    return isinstance(value, int | float)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(path, f"not valid JSON: {error}") from error
+
+
+def _model(kind: type[Model], path: Path) -> Model:
+    try:
+        return kind.model_validate(_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def read_tensor(path: Path, name: str, index: int | None = None) -> Any:
+    """One tensor of a safetensors file, or its entry `index` along the first axis."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(name) if index is None else file.get_slice(name)[index]
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise InputError(path, f"no whole tensor {name}: {error}") from error

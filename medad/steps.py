@@ -1,0 +1,72 @@
+"""Single preprocessing steps from file to file, for reruns by hand: window, roi, slice, equalise.
+
+Run in that order they give what `prepare` gives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray
+
+from medad.config import PreprocessSettings
+from medad.errors import InputError
+from medad.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
+from medad.preprocess import Slices, equalise, liver_roi, load_prepared, save_prepared, slice_volume, window
+
+GREY, SLICES = "grey.nii.gz", "slices.safetensors"
+
+
+def _grey(source: Path) -> tuple[ndarray, Geometry]:
+    labels = read_labels(source)
+    if labels.values.dtype != np.uint8:
+        raise InputError(source, "expected a grey image 0..255, as the window step writes it")
+    return labels.values, labels.geometry
+
+
+def _liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]) -> Bool[ndarray, "X Y Z"]:
+    if liver is None:
+        raise InputError("--liver", "this step needs a liver mask on the image's grid")
+    return require_liver(read_labels_on(geometry, liver)[0], liver_labels, liver)
+
+
+def step_window(
+    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+) -> None:
+    """CT -> grey.nii.gz: `window_hu` mapped to 0..255, on the scan's grid. The liver plays no part."""
+    del liver, liver_labels
+    volume = read_scan(source)
+    write_grey(out / GREY, window(volume.hu, settings.window_hu), volume.geometry)
+
+
+def step_roi(
+    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+) -> None:
+    """Grey image -> grey.nii.gz, zero outside the liver."""
+    del settings
+    grey, geometry = _grey(source)
+    write_grey(out / GREY, liver_roi(grey, _liver(geometry, liver, liver_labels)), geometry)
+
+
+def step_slice(
+    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+) -> None:
+    """Grey image, zero outside the liver -> slices.safetensors: the slices that hold liver, resized."""
+    grey, geometry = _grey(source)
+    mask = _liver(geometry, liver, liver_labels)
+    slices = slice_volume(grey, mask, settings.slice_px, settings.min_liver_px)
+    save_prepared(out / SLICES, slices, geometry, mask)
+
+
+def step_equalise(
+    source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
+) -> None:
+    """slices.safetensors -> slices.safetensors, each slice's histogram equalised over its liver pixels."""
+    del liver, liver_labels
+    prepared = load_prepared(source, with_liver=True)
+    assert prepared.liver is not None
+    old = prepared.slices
+    pixels = equalise(old.pixels, old.organ, settings.lift_dark)
+    save_prepared(out / SLICES, Slices(pixels, old.organ, old.z, old.grid), prepared.geometry, prepared.liver)

@@ -1,0 +1,159 @@
+"""Files on disk: atomic writes, gzip streams read to their end, digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from medad.errors import DiskFullError, InputError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CHUNK_BYTES = 1 << 18
+_GZIP_WBITS = 31  # a gzip wrapper: zlib then writes and checks CRC and length itself
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Give a path to write to; on leaving, what was written there becomes `final`, whole and synced.
+
+    The temporary file lies in the same folder and keeps the name's ending, since some writers go by it. Whatever
+    ends the block early removes it, and `final` stays as it was.
+
+    Raises
+    ------
+    DiskFullError
+        No room left, or the quota is used up.
+    """
+    temporary = final.with_name(f".tmp-{secrets.token_hex(6)}-{final.name}")
+    try:
+        with disk_full_as_user_error(final):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(final)
+            _sync(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_full_as_user_error(final: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into DiskFullError; the caller removes what is half-written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(f"{final}: no room left on the disk; nothing was kept of it") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to read `path` into InputError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(path, "no such file or folder") from error
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror or 'input/output error'})") from error
+
+
+class ByteStream:
+    """The bytes of a file, decompressed if it is gzip by content, with its checksums checked on the way.
+
+    Raises
+    ------
+    InputError
+        From any method: the gzip stream is cut short or damaged.
+    """
+
+    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._pending = file.read(_CHUNK_BYTES)
+        self.compressed = self._pending[:2] == b"\x1f\x8b"
+        self._inflate = zlib.decompressobj(_GZIP_WBITS) if self.compressed else None
+        self.stored_bytes = os.fstat(file.fileno()).st_size
+
+    def read(self, count: int) -> bytes:
+        """Up to `count` bytes; fewer only at the end."""
+        buffer = bytearray(count)
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
+
+    def readinto(self, target: memoryview) -> int:
+        """Fill `target`; returns the bytes written, fewer than asked only at the end."""
+        filled = 0
+        while filled < len(target):
+            block = self._block(len(target) - filled)
+            if not block:
+                break
+            target[filled : filled + len(block)] = block
+            filled += len(block)
+        return filled
+
+    def drain(self) -> None:
+        """Read and drop what is left, so that the checksum at the end is seen."""
+        while self._block(1 << 24):
+            pass
+
+    def _block(self, limit: int) -> bytes:
+        """Between 1 and `limit` bytes, or none at the end."""
+        while True:
+            data = self._pending or self._file.read(_CHUNK_BYTES)
+            self._pending = b""
+            if self._inflate is None:
+                self._pending = data[limit:]
+                return data[:limit]
+            if self._inflate.eof:
+                data = data.lstrip(b"\0")  # tape and some servers pad with zeros
+                if not data:
+                    if self._file.peek(1):
+                        continue
+                    return b""
+                self._inflate = zlib.decompressobj(_GZIP_WBITS)
+            elif not data:
+                raise InputError(self._path, "the gzip stream is cut short")
+            try:
+                block = self._inflate.decompress(data, limit)
+            except zlib.error as error:
+                reason = str(error).rsplit(": ", 1)[-1]
+                raise InputError(self._path, f"the gzip stream is damaged ({reason})") from error
+            self._pending = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+            if block:
+                return block
+
+
+class GzipWriter:
+    """Write gzip whose bytes depend on the content alone: no file name, no time. Level 1: speed over size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._deflate = zlib.compressobj(1, zlib.DEFLATED, _GZIP_WBITS)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(self._deflate.compress(data))
+
+    def finish(self) -> None:
+        self._file.write(self._deflate.flush())
+        self._file.flush()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, hexadecimal. Raises InputError."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

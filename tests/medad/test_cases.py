@@ -1,0 +1,262 @@
+"""The file-to-file steps on phantoms, and facts of real scans that are known from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from medad import nets
+from medad.cases import evaluate_case, plant_case, prepare_case, segment_case
+from medad.config import (
+    DatasetSettings,
+    EvaluationSettings,
+    InferenceSettings,
+    NetSettings,
+    PlantSettings,
+    PostprocessSettings,
+    PreprocessSettings,
+)
+from medad.datasets import Case, find_cases
+from medad.errors import InputError
+from medad.io import read_labels, read_scan
+from medad.metrics import CaseEvaluation, dice
+from medad.phantom import write_btcv_phantoms, write_lits_phantoms
+from medad.preprocess import load_prepared, mask_to_slices
+from medad.steps import step_equalise, step_roi, step_slice, step_window
+
+PREPROCESS = PreprocessSettings(slice_px=64)
+NET = NetSettings(widths=(8, 8, 8), groups=4)
+BTCV = DatasetSettings(root="-", layout="btcv")
+LITS = DatasetSettings(root="-", layout="lits")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    root = tmp_path_factory.mktemp("btcv")
+    write_btcv_phantoms(root, 1)
+    return find_cases(DatasetSettings(root=str(root), layout="btcv"))[0][0]
+
+
+@pytest.fixture(scope="module")
+def ill(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    root = tmp_path_factory.mktemp("lits")
+    write_lits_phantoms(root, 1)
+    return find_cases(DatasetSettings(root=str(root), layout="lits"))[0][0]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Both networks with seeded random weights; what they say does not matter here, where it goes does."""
+    root = tmp_path_factory.mktemp("model")
+    for role in nets.PHASES:
+        (root / role).mkdir()
+        net = nets.build(role, NET, torch.Generator().manual_seed(1))
+        nets.save(root / role / "model.safetensors", net, role, NET)
+    return root / "restoration", root / "segmentation"
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_prepare_tells_what_is_there(healthy: Case, tmp_path: Path) -> None:
+    prepare_case(healthy, BTCV, PREPROCESS, tmp_path, training=True)
+    facts = json.loads((tmp_path / "case.json").read_text())
+    prepared = load_prepared(tmp_path / "prepared.safetensors", with_liver=True)
+    image = nibabel.load(healthy.label)
+    voxels = np.count_nonzero(np.asarray(image.dataobj) == 6)
+    assert facts["liver_ml"] == pytest.approx(voxels * np.prod(image.header.get_zooms()) / 1000, rel=1e-6)
+    assert facts["slices"] == len(prepared.slices.z) == np.count_nonzero((np.asarray(image.dataobj) == 6).any((0, 1)))
+    assert prepared.liver is not None
+    assert np.count_nonzero(prepared.liver) == voxels
+
+
+def test_training_refuses_tumour_and_testing_does_not(ill: Case, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training needs healthy livers; this label holds tumour \(2\)"):
+        prepare_case(ill, LITS, PREPROCESS, _folder(tmp_path / "a"), training=True)
+    prepare_case(ill, LITS, PREPROCESS, _folder(tmp_path / "b"), training=False)
+
+
+def test_prepared_slices_do_not_depend_on_the_tumour_label(ill: Case, tmp_path: Path) -> None:
+    """With every tumour voxel relabelled as liver the prepared case is the same: its truth is nowhere in it."""
+    image = nibabel.load(ill.label)
+    merged = np.minimum(np.asarray(image.dataobj), 1).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(merged, image.affine, image.header), tmp_path / "merged.nii.gz")
+    prepare_case(ill, LITS, PREPROCESS, _folder(tmp_path / "a"), training=False)
+    blind = Case("blind", ill.scan, tmp_path / "merged.nii.gz", (1, 2), 2)
+    prepare_case(blind, LITS, PREPROCESS, _folder(tmp_path / "b"), training=True)
+    name = "prepared.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_four_steps_by_hand_equal_prepare(healthy: Case, tmp_path: Path) -> None:
+    prepare_case(healthy, BTCV, PREPROCESS, tmp_path, training=True)
+    source = healthy.scan
+    for name, step in (("window", step_window), ("roi", step_roi), ("slice", step_slice), ("equalise", step_equalise)):
+        out = _folder(tmp_path / name)
+        step(source, healthy.label, (6,), PREPROCESS, out)
+        source = next(out.iterdir())
+    whole, by_hand = load_prepared(tmp_path / "prepared.safetensors"), load_prepared(source)
+    np.testing.assert_array_equal(by_hand.slices.pixels, whole.slices.pixels)
+    np.testing.assert_array_equal(by_hand.slices.organ, whole.slices.organ)
+
+
+def test_steps_name_what_is_missing(healthy: Case, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs a liver mask"):
+        step_roi(healthy.label or tmp_path, None, (6,), PREPROCESS, tmp_path)
+    with pytest.raises(InputError, match="expected a grey image"):
+        step_roi(healthy.scan, healthy.label, (6,), PREPROCESS, tmp_path)
+
+
+def test_segmentation_lies_on_the_scans_grid(
+    ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, out = _folder(tmp_path / "prepared"), _folder(tmp_path / "out")
+    prepare_case(ill, LITS, PREPROCESS, prepared, training=False)
+    post = PostprocessSettings(threshold=0.5, min_lesion_mm3=200)
+    segment_case(prepared, *model, InferenceSettings(), post, "cpu", out)
+    scan, label = nibabel.load(ill.scan), np.asarray(nibabel.load(ill.label).dataobj)
+    for name in ("mask.nii.gz", "probability.nii.gz"):
+        written = nibabel.load(out / name)
+        assert written.shape == scan.shape
+        assert written.affine.tobytes() == scan.affine.tobytes()
+        assert (np.asarray(written.dataobj)[label == 0] == 0).all()
+    mask = read_labels(out / "mask.nii.gz").values.astype(bool)
+    probability = read_scan(out / "probability.nii.gz").hu
+    assert (probability[mask] >= 0.5).all()
+    table = json.loads((out / "lesions.json").read_text())
+    voxel_mm3 = float(np.prod(scan.header.get_zooms()))
+    assert sum(lesion["volume_mm3"] for lesion in table["lesions"]) == pytest.approx(mask.sum() * voxel_mm3, rel=1e-6)
+    assert all(lesion["volume_mm3"] >= 200 for lesion in table["lesions"])
+    slices = load_file(out / "slices.safetensors")
+    ready = load_prepared(prepared / "prepared.safetensors").slices
+    np.testing.assert_array_equal(slices["mask"].astype(bool), mask_to_slices(mask, ready))
+    np.testing.assert_array_equal(slices["pixels"], ready.pixels)
+
+
+def test_evaluation_of_a_perfect_and_of_an_empty_answer(
+    ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks replaced by an oracle that knows the truth on the slice grid, and by one that sees nothing."""
+    from medad.infer import Networks, Prediction
+
+    prepared = _folder(tmp_path / "prepared")
+    prepare_case(ill, LITS, PREPROCESS, prepared, training=False)
+    truth = read_labels(ill.label or tmp_path).values == 2
+    ready = load_prepared(prepared / "prepared.safetensors").slices
+    for name, level in (("perfect", 0.9), ("blind", 0.0)):
+        known = mask_to_slices(truth, ready).astype(np.float32) * np.float32(level)
+
+        def oracle(
+            pixels: np.ndarray, networks: Networks, batch_size: int, known: np.ndarray = known
+        ) -> Prediction:  # fmt: skip
+            return Prediction(known, pixels)
+
+        monkeypatch.setattr("medad.cases.predict", oracle)
+        out, judged = _folder(tmp_path / name), _folder(tmp_path / f"{name}-evaluated")
+        segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
+        evaluate_case(ill, LITS, prepared, out, EvaluationSettings(), judged)
+        metrics = CaseEvaluation.load(judged).metrics
+        written = read_labels(out / "mask.nii.gz").values.astype(bool)
+        assert metrics.dice_3d == pytest.approx(dice(written, truth))
+        if name == "perfect":
+            assert metrics.dice_3d > 0.75  # the slice grid is coarser than the scan
+            assert metrics.voxel_auroc is not None
+            assert metrics.voxel_auroc > 0.95
+            assert metrics.found_lesions == metrics.true_lesions == 2
+            assert metrics.false_positives == 0
+        else:
+            assert metrics.dice_3d == 0
+            assert metrics.voxel_auroc == 0.5
+            assert metrics.found_lesions == 0
+            assert json.loads((out / "lesions.json").read_text())["status"] == "no lesion"
+
+
+def test_planted_lesions_are_where_the_label_says(healthy: Case, tmp_path: Path) -> None:
+    settings = PlantSettings(count=2, diameter_mm=(12, 20), contrast_hu=(-60, -50), edge_mm=0)
+    planted = plant_case(healthy, settings, BTCV, tmp_path)
+    before, after = read_scan(healthy.scan), read_scan(planted.scan)
+    labels = read_labels(planted.label or tmp_path).values
+    change = after.hu - before.hu
+    assert (change[labels != 2] == 0).all()
+    assert ((change[labels == 2] >= -60.5) & (change[labels == 2] <= -49.5)).all()
+    original = read_labels(healthy.label or tmp_path).values
+    np.testing.assert_array_equal(labels > 0, original == 6)
+    lesions = json.loads((tmp_path / "lesions.json").read_text())["lesions"]
+    assert len(lesions) == 2
+    assert nibabel.load(planted.scan).affine.tobytes() == nibabel.load(healthy.scan).affine.tobytes()
+
+
+def test_case_without_truth_cannot_be_evaluated(healthy: Case, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tumour label"):
+        evaluate_case(healthy, BTCV, tmp_path, tmp_path, EvaluationSettings(), tmp_path)
+
+
+@pytest.mark.data
+def test_real_scan_has_the_facts_known_of_it(real_data: Path, tmp_path: Path) -> None:
+    """LiTS volume-17: 118 planes, 113 with liver, 36 with tumour, two tumours of 164 mL together."""
+    (case,), _ = find_cases(DatasetSettings(root=str(real_data / "liver" / "lits"), layout="lits"))
+    prepare_case(case, LITS, PreprocessSettings(), tmp_path, training=False)
+    facts = json.loads((tmp_path / "case.json").read_text())
+    assert (facts["planes"], facts["slices"]) == (118, 113)
+    assert facts["liver_median_hu"] == pytest.approx(102, abs=8)
+    labels = read_labels(case.label or tmp_path)
+    tumour = labels.values == 2
+    assert np.count_nonzero(tumour.any((0, 1))) == 36
+    assert np.count_nonzero(tumour) * labels.geometry.voxel_mm3 / 1000 == pytest.approx(164, abs=1)
+    slices = load_prepared(tmp_path / "prepared.safetensors").slices
+    assert mask_to_slices(tumour, slices).any((1, 2)).sum() == 36
+
+
+@pytest.mark.data
+def test_real_training_cases_are_healthy(real_data: Path, tmp_path: Path) -> None:
+    cases, problems = find_cases(DatasetSettings(root=str(real_data / "liver" / "btcv"), layout="btcv"))
+    assert [case.id for case in cases] == ["btcv-0001", "btcv-0013", "btcv-0101", "btcv-0102"]
+    assert not problems
+    slices = []
+    for case in cases:
+        prepare_case(case, BTCV, PREPROCESS, _folder(tmp_path / case.id), training=True)
+        slices.append(json.loads((tmp_path / case.id / "case.json").read_text())["slices"])
+    assert slices[2:] == [42, 20]
+    assert all(0 < count <= 11 for count in slices[:2])
+
+
+def test_evaluation_follows_the_affine_the_settings_chose(
+    ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sform and qform that mirror each other, `qform` chosen: a perfect answer is still found perfect."""
+    from medad.infer import Networks, Prediction
+
+    data = DatasetSettings(root="-", layout="lits", affine_from="qform")
+    paths = {}
+    for name, source in (("scan", ill.scan), ("label", ill.label)):
+        image = nibabel.load(source)
+        mirrored = image.affine.copy()
+        mirrored[0] *= -1
+        image.set_sform(mirrored, code=1)
+        image.set_qform(nibabel.load(source).affine, code=1)
+        paths[name] = tmp_path / f"{name}.nii.gz"
+        nibabel.save(image, paths[name])
+    case = Case("two-forms", paths["scan"], paths["label"], (1, 2), 2)
+    prepared, out, judged = (_folder(tmp_path / name) for name in ("prepared", "out", "judged"))
+    prepare_case(case, data, PREPROCESS, prepared, training=False)
+    ready = load_prepared(prepared / "prepared.safetensors").slices
+    truth = read_labels(paths["label"], affine_from="qform").values == 2
+    known = mask_to_slices(truth, ready).astype(np.float32)
+
+    def oracle(pixels: np.ndarray, networks: Networks, batch_size: int) -> Prediction:
+        return Prediction(known, pixels)
+
+    monkeypatch.setattr("medad.cases.predict", oracle)
+    segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
+    evaluate_case(case, data, prepared, out, EvaluationSettings(), judged)
+    metrics = CaseEvaluation.load(judged).metrics
+    assert metrics.dice_3d > 0.75
+    assert metrics.found_lesions == metrics.true_lesions

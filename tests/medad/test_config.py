@@ -1,0 +1,85 @@
+"""Settings: the committed files load, the defaults are the thesis's, a wrong value is named in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from medad.config import DatasetSettings, LiverSettings, NetSettings, load
+from medad.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "liver").glob("*.yaml"))
+GOOD = "name: a\ntrain_data: {root: x, layout: btcv}\ntest_data: {root: y, layout: lits}\n"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_committed_file_loads(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+def test_thesis_file_states_the_defaults() -> None:
+    """Numbers of section 3.4.1, by hand; and the file adds nothing that a bare configuration would not have."""
+    thesis = load(next(path for path in CONFIGS if path.stem == "thesis"))
+    assert thesis.preprocess.slice_px == 256
+    assert thesis.synthesis.threshold_grey == 200
+    assert thesis.synthesis.shift_grey[1] == 100
+    assert (thesis.train.focal.alpha, thesis.train.focal.gamma) == (1, 2)
+    for phase, epochs in ((thesis.train.restoration, 200), (thesis.train.segmentation, 1)):
+        assert (phase.epochs, phase.batch_size, phase.learning_rate) == (epochs, 8, 1e-4)
+    bare = LiverSettings(name="thesis", train_data=thesis.train_data, test_data=thesis.test_data)
+    assert thesis == bare
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("- 1\n", "expected a mapping"),
+        ("name: [\n", "not valid YAML"),
+        (GOOD + "speed: 3\n", "speed: Extra inputs are not permitted"),
+        (GOOD + "seed: -1\n", "seed: Input should be greater than or equal to 0"),
+        (GOOD + "preprocess: {window_hu: [5, 5]}\n", "window_hu must be (low, high)"),
+        (GOOD + "preprocess: {slice_px: 100}\n", "preprocess.slice_px: Input should be a multiple of 16"),
+        (GOOD + "restoration: {widths: [12, 24, 48]}\n", "groups = 8 must divide every width"),
+        (GOOD + "train_data: {root: x, layout: btcv, plant: {}}\n", "planted into test scans only"),
+        (GOOD.replace("layout: btcv", "layout: folder"), "layout folder needs `images`"),
+        (GOOD.replace("name: a", "name: ../a"), "name: String should match pattern"),
+        (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "leave out tumour (2)"),
+        ("name: a\n", "train_data: Field required (and 1 more)"),
+    ],
+)
+def test_wrong_files_are_named_in_one_line(tmp_path: Path, text: str, rule: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert rule in message
+    assert "\n" not in message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
+        load(tmp_path / "none.yaml")
+
+
+def test_overrides_go_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    settings = load(path, {"train.restoration.epochs": 3, "seed": 7, "train_data.root": "z"})
+    assert settings.train.restoration.epochs == 3
+    assert settings.seed == 7
+    assert settings.train_data == DatasetSettings(root="z", layout="btcv")
+    with pytest.raises(ConfigError, match="name holds no further keys"):
+        load(path, {"name.first": 1})
+
+
+def test_settings_survive_yaml_and_are_frozen() -> None:
+    settings = load(CONFIGS[0])
+    assert LiverSettings.model_validate(yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json")))) == settings
+    with pytest.raises(ValidationError):
+        settings.seed = 3  # type: ignore[misc]
+    assert NetSettings().widths == (64, 128, 256, 512)

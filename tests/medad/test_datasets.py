@@ -1,0 +1,192 @@
+"""Layouts on disk -> cases: order, ids, partners. Files are made empty, since finding opens none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medad.config import DatasetSettings
+from medad.datasets import Case, CaseProblem, find_cases
+from medad.errors import ConfigError, InputError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def search(root: Path, layout: str, **more: Any) -> tuple[list[Case], list[CaseProblem]]:
+    return find_cases(DatasetSettings(root=str(root), layout=layout, **more))
+
+
+def test_btcv(tmp_path: Path) -> None:
+    touch(tmp_path, "img/img0010.nii.gz", "img/img0002.nii.gz", "label/label0002.nii.gz", "label/label0010.nii.gz")
+    touch(tmp_path, "img/.img0003.nii.gz", "img/notes.txt", "label/label0099.nii.gz")
+    cases, problems = search(tmp_path, "btcv")
+    assert cases == [
+        Case(f"btcv-{n}", tmp_path / f"img/img{n}.nii.gz", tmp_path / f"label/label{n}.nii.gz", (6,), None)
+        for n in ("0002", "0010")
+    ]
+    assert problems == []
+
+
+def test_lits_in_natural_order_gzipped_or_not(tmp_path: Path) -> None:
+    touch(tmp_path, "volume-10.nii", "segmentation-10.nii.gz", "volume-9.nii.gz", "segmentation-9.nii", "volume-1.nii")
+    cases, problems = search(tmp_path, "lits")
+    assert [(case.id, case.scan.name, case.label and case.label.name) for case in cases] == [
+        ("lits-9", "volume-9.nii.gz", "segmentation-9.nii"),
+        ("lits-10", "volume-10.nii", "segmentation-10.nii.gz"),
+    ]
+    assert all((case.liver_labels, case.tumour_label) == ((1, 2), 2) for case in cases)
+    assert problems == [
+        CaseProblem("lits-1", tmp_path / "volume-1.nii", "no label for this scan; expected segmentation-1.nii.gz")
+    ]
+
+
+def test_one_scan_twice_is_a_problem_and_the_others_go_on(tmp_path: Path) -> None:
+    touch(tmp_path, "volume-1.nii", "volume-1.nii.gz", "segmentation-1.nii", "volume-2.nii", "segmentation-2.nii")
+    touch(tmp_path, "volume-3.nii", "segmentation-3.nii", "segmentation-3.nii.gz")
+    cases, problems = search(tmp_path, "lits")
+    assert [case.id for case in cases] == ["lits-2"]
+    assert [(problem.case_id, problem.rule.split(":")[0]) for problem in problems] == [
+        ("lits-1", "2 scans for one case"),
+        ("lits-3", "2 labels for one scan"),
+    ]
+
+
+def test_numbers_that_differ_in_zeros_are_two_cases(tmp_path: Path) -> None:
+    touch(tmp_path, "volume-1.nii", "segmentation-1.nii", "volume-01.nii", "segmentation-01.nii")
+    cases, _ = search(tmp_path, "lits")
+    assert sorted((case.id, case.label.name) for case in cases if case.label) == [
+        ("lits-01", "segmentation-01.nii"),
+        ("lits-1", "segmentation-1.nii"),
+    ]
+
+
+def test_folder_of_pairs(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "scans/p2_ct.nii.gz", "scans/p10_ct.nii.gz", "masks/p2.nrrd", "masks/p10.nrrd", "scans/p3_ct.nii.gz"
+    )
+    cases, problems = search(
+        tmp_path, "folder", images="scans/*_ct.nii.gz", labels="masks/*.nrrd", liver_labels=(1, 3), tumour_label=3
+    )
+    assert cases == [
+        Case(p, tmp_path / f"scans/{p}_ct.nii.gz", tmp_path / f"masks/{p}.nrrd", (1, 3), 3) for p in ("p2", "p10")
+    ]
+    assert [(problem.case_id, problem.rule) for problem in problems] == [
+        ("p3", "no label for this scan; expected masks/p3.nrrd")
+    ]
+
+
+def test_folder_of_dicom_series(tmp_path: Path) -> None:
+    touch(tmp_path, "a/scan/1.dcm", "a/liver.nii.gz", "b/scan/1.dcm", "b/liver.nii.gz", "c/notes.txt")
+    cases, problems = search(tmp_path, "folder", images="*/scan", labels="*/liver.nii.gz", liver_labels=(1,))
+    assert [(case.id, case.scan) for case in cases] == [("a", tmp_path / "a/scan"), ("b", tmp_path / "b/scan")]
+    assert problems == []
+
+
+def test_folder_without_labels_and_with_mixed_formats(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mhd", "a.raw", "b.nii.gz", "series/1.dcm", ".hidden.nii.gz", "readme.txt")
+    cases, problems = search(tmp_path, "folder", images="*")
+    assert [(case.id, case.label, case.liver_labels) for case in cases] == [
+        ("a", None, ()),
+        ("b", None, ()),
+        ("series", None, ()),
+    ]
+    assert problems == []
+
+
+def test_brackets_and_regular_expressions_in_patterns(tmp_path: Path) -> None:
+    touch(tmp_path, "set1/x+y.nii.gz", "set2/z.nii.gz", "set3/w.nii.gz", "setx/v.nii.gz")
+    cases, _ = search(tmp_path, "folder", images="set[12]/*.nii.gz")
+    assert sorted(case.scan.name for case in cases) == ["x+y.nii.gz", "z.nii.gz"]
+    with pytest.raises(ConfigError, match="relative"):
+        search(tmp_path, "folder", images="/*.nii.gz")
+
+
+ODD_NAMES = st.text(st.sampled_from("abAB01-_. äé+~"), min_size=1, max_size=8).filter(lambda name: name[0] != ".")
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=st.sets(ODD_NAMES, min_size=1, max_size=8), opaque=st.booleans())
+def test_ids_are_unique_and_safe_whatever_the_files_are_called(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], opaque: bool
+) -> None:
+    root = tmp_path_factory.mktemp("odd")
+    touch(root, *(f"{name}.nii.gz" for name in names))
+    cases, problems = search(root, "folder", images="*.nii.gz", opaque_ids=opaque)
+    ids = [case.id for case in cases]
+    assert len({case_id.casefold() for case_id in ids}) == len(names) == len(ids)  # also where case is ignored
+    assert {case.scan.name for case in cases} == {f"{name}.nii.gz" for name in names}
+    for case_id in ids:
+        assert case_id.isascii()
+        assert not set(case_id) & set("/\\ ~+")
+        assert 0 < len(case_id) <= 64
+        assert case_id[0] not in ".-"
+    assert problems == []
+
+
+def test_opaque_ids_hide_the_name_and_do_not_hang_on_the_other_cases(tmp_path: Path) -> None:
+    touch(tmp_path, "Doe_Jane.nii.gz", "Roe.nii.gz")
+    both = {case.scan.name: case.id for case in search(tmp_path, "folder", images="*.nii.gz", opaque_ids=True)[0]}
+    assert not any("doe" in case_id.lower() or "roe" in case_id.lower() for case_id in both.values())
+    (tmp_path / "Roe.nii.gz").unlink()
+    alone = search(tmp_path, "folder", images="*.nii.gz", opaque_ids=True)[0]
+    assert [case.id for case in alone] == [both["Doe_Jane.nii.gz"]]
+
+
+def test_opaque_ids_keep_names_out_of_the_rules(tmp_path: Path) -> None:
+    touch(tmp_path, "img/Doe_Jane.nii.gz", "img/Roe.nii", "img/Roe.nii.gz", "lab/Roe.nii.gz")
+    patterns = {"images": "img/*", "labels": "lab/*", "liver_labels": (1,)}
+    hidden, shown = (search(tmp_path, "folder", **patterns, opaque_ids=opaque)[1] for opaque in (True, False))
+    assert sorted(problem.rule for problem in hidden) == ["2 scans for one case", "no label for this scan"]
+    assert any("Doe_Jane" in problem.rule for problem in shown)
+
+
+def test_chosen_cases_and_one_that_is_not_there(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{kind}-{n}.nii" for n in (1, 2, 3) for kind in ("volume", "segmentation")))
+    cases, problems = search(tmp_path, "lits", cases=("lits-3", "lits-1", "lits-7"))
+    assert [case.id for case in cases] == ["lits-1", "lits-3"]
+    assert [(problem.case_id, problem.path) for problem in problems] == [("lits-7", tmp_path)]
+
+
+def test_settings_override_the_layouts_labels(tmp_path: Path) -> None:
+    touch(tmp_path, "img/img1.nii.gz", "label/label1.nii.gz")
+    cases, _ = search(tmp_path, "btcv", liver_labels=(5, 6, 9), tumour_label=9)
+    assert (cases[0].liver_labels, cases[0].tumour_label) == ((5, 6, 9), 9)
+
+
+def test_nothing_there_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        search(tmp_path / "absent", "btcv")
+    touch(tmp_path, "label/label0001.nii.gz")
+    with pytest.raises(InputError, match=r"no case of layout btcv .* img/img0001\.nii\.gz"):
+        search(tmp_path, "btcv")
+    with pytest.raises(InputError, match=r"expected volume-N"):
+        search(tmp_path, "lits")
+    with pytest.raises(InputError, match=r"files that match \*\.mha"):
+        search(tmp_path, "folder", images="*.mha")
+
+
+def test_samples_root(tmp_path: Path) -> None:
+    touch(tmp_path, "nifti/img/img0001.nii.gz", "nifti/label/label0001.nii.gz")
+    data = DatasetSettings(root="samples:nifti", layout="btcv")
+    assert [case.id for case in find_cases(data, tmp_path)[0]] == ["btcv-0001"]
+    with pytest.raises(InputError, match="sample data are not at hand"):
+        find_cases(data)
+    for name in ("samples:", "samples:../other", "samples:..", "samples:a/b"):
+        with pytest.raises(InputError, match="name of one folder"):
+            find_cases(DatasetSettings(root=name, layout="btcv"), tmp_path)
+
+
+@pytest.mark.data
+def test_real_folders(real_data: Path) -> None:
+    cases, problems = search(real_data / "liver" / "btcv", "btcv")
+    assert [case.id for case in cases] == ["btcv-0001", "btcv-0013", "btcv-0101", "btcv-0102"]
+    assert [case.id for case in search(real_data / "liver" / "lits", "lits")[0]] == ["lits-17"]
+    assert problems == []

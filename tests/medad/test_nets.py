@@ -1,0 +1,112 @@
+"""Networks: weight standardisation, files, shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrize
+
+from medad import nets
+from medad.config import NetSettings
+from medad.errors import InputError
+
+SMALL = NetSettings(widths=(8, 16, 32), groups=4)
+
+
+def _net(role: nets.Role, seed: int = 0) -> nn.Module:
+    return nets.build(role, SMALL, torch.Generator().manual_seed(seed))
+
+
+def _original(module: nn.Module) -> torch.Tensor:
+    """The weight before standardisation."""
+    return module.get_parameter("parametrizations.weight.original").detach()
+
+
+def test_standardised_weights_have_mean_zero_and_variance_one_over_fan_in() -> None:
+    net = _net("restoration")
+    convolutions = [
+        module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    assert len(convolutions) == 2 * (2 * len(SMALL.widths) - 1)  # two a block, an encoder and a decoder
+    for module in convolutions:
+        assert parametrize.is_parametrized(module, "weight")
+        kernels = module.weight.detach().flatten(1).double()
+        torch.testing.assert_close(kernels.mean(1), torch.zeros(len(kernels)).double(), atol=1e-6, rtol=0)
+        fan_in = kernels.shape[1]
+        raw = _original(module).flatten(1).double()
+        variance = raw.var(1, unbiased=False)
+        torch.testing.assert_close(kernels.var(1, unbiased=False), variance / (variance + 1e-5) / fan_in)
+
+
+def test_segmentation_is_not_standardised() -> None:
+    assert not any(parametrize.is_parametrized(module) for module in _net("segmentation").modules())
+
+
+def test_shifting_and_scaling_a_kernel_changes_nothing() -> None:
+    net, x = _net("restoration").eval(), torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        before = net(x)
+        for module in net.modules():
+            if parametrize.is_parametrized(module):
+                _original(module).mul_(10).add_(0.5)
+        torch.testing.assert_close(net(x), before, atol=1e-3, rtol=1e-3)
+
+
+def test_bake_keeps_the_output() -> None:
+    net, x = _net("restoration").eval(), torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        before = net(x)
+        assert torch.equal(nets.bake(net)(x), before)
+    assert not any(parametrize.is_parametrized(module) for module in net.modules())
+
+
+@pytest.mark.parametrize("widths", [(8, 16, 32), (8, 16, 32, 64), (8, 8, 8, 8, 8)])
+def test_shapes_at_every_depth(widths: tuple[int, ...]) -> None:
+    settings = NetSettings(widths=widths, groups=4)
+    generator = torch.Generator().manual_seed(0)
+    query = torch.rand(2, 1, 64, 64)
+    restored = nets.restore(nets.build("restoration", settings, generator), query)
+    logits = nets.segment_logits(nets.build("segmentation", settings, generator), restored, query)
+    assert restored.shape == (2, 1, 64, 64)
+    assert logits.shape == (2, 2, 64, 64)
+
+
+def test_equal_seeds_give_equal_nets() -> None:
+    one, same, other = _net("segmentation"), _net("segmentation"), _net("segmentation", 1)
+    pairs = zip(one.state_dict().values(), same.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("role", ["restoration", "segmentation"])
+def test_file_round_trip(tmp_path: Path, role: nets.Role) -> None:
+    net = _net(role).eval()
+    nets.save(tmp_path / "model.safetensors", net, role, SMALL)
+    loaded, settings = nets.load(tmp_path / "model.safetensors", role)
+    x = torch.rand(1, 1 if role == "restoration" else 2, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), net(x))
+    assert settings == SMALL
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(InputError, match=r"model\.safetensors: no restoration network"):
+        nets.load(path, "restoration")
+    path.write_bytes(b"not a tensor")
+    with pytest.raises(InputError, match="not a readable safetensors"):
+        nets.load(path, "restoration")
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="found something else"):
+        nets.load(path, "restoration")
+    nets.save(path, _net("segmentation"), "segmentation", SMALL)
+    with pytest.raises(InputError, match="found segmentation"):
+        nets.load(path, "restoration")
+    nets.save(path, _net("segmentation"), "segmentation", NetSettings(widths=(8, 8, 8), groups=4))
+    with pytest.raises(InputError, match="do not fit"):
+        nets.load(path, "segmentation")

