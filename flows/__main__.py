@@ -1,0 +1,8 @@
+"""`python -m flows`, the same as the command `adflows`."""
+
+from __future__ import annotations
+
+from flows.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Artefacts by content: what a step made from given bytes, settings and code, kept once and checked at every use.
+
+    <cache>/<step>/<key>/        the step's files and artefact.json, which says what they are
+    <cache>/tmp/<step>-<key>/    being made; moved into place whole
+    <cache>/locks/               one flock a key while it is being made: the kernel frees it when its holder dies
+    <cache>/results/             Prefect's records, each a reference to an artefact
+    <cache>/digests.sqlite       remembered file digests
+
+A key is a sha256 over the digests of the inputs, the settings the step depends on, the code it can reach and the
+versions of the libraries it uses. No path and no case id is in it: a renamed scan is the same scan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flows.digests import DigestMemory, file_sha256
+from flows.settings import cache_root
+from flows.sources import code_digest
+from medad.errors import DiskFullError, UserError
+
+SIDECAR = "artefact.json"
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kind of computation whose results are kept."""
+
+    name: str
+    version: int
+    """Raised when the meaning of an artefact changes in a way its code's syntax tree does not show."""
+    functions: tuple[str, ...]
+    """`package.module:function` of the domain calls; their code, and what it reaches, is part of the key."""
+    libraries: tuple[str, ...]
+    """Distributions whose version is part of the key."""
+    volatile: frozenset[str] = frozenset()
+    """Files that tell of the making (timings) and not of the result: later steps do not depend on them."""
+    files: tuple[str, ...] = ()
+    """Other files of the packages that the code reads (templates), relative to the packages' parent."""
+
+
+class Ref(BaseModel):
+    """A reference to an artefact: all that Prefect stores of a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    key: str
+    digest: str
+    """sha256 over names and digests of the files, without the volatile ones: what later steps depend on."""
+    path: str
+    """Folder, relative to the cache."""
+    reused: bool = False
+    """Found when the step was about to run: another task or process had made it."""
+
+    def folder(self) -> Path:
+        """The artefact's folder in this process's cache."""
+        return cache_root() / self.path
+
+
+class FileEntry(BaseModel):
+    """One file of an artefact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    sha256: str
+    volatile: bool = False
+
+
+class Sidecar(BaseModel):
+    """artefact.json: what an artefact is, from what it was made, and how to tell that it is whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    version: int
+    key: str
+    parts: dict[str, Any]
+    """What went into the key, by name."""
+    files: dict[str, FileEntry]
+    digest: str
+    libraries: dict[str, str]
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+
+
+class DamagedArtefactError(Exception):
+    """An artefact is gone, incomplete or changed; Prefect takes this for a cache miss."""
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def library_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions without local parts: a CPU and a CUDA build of one release share artefacts."""
+    return {name: importlib.metadata.version(name).partition("+")[0] for name in names}
+
+
+def key_parts(step: Step, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything a key is made of, by name; `inputs` holds digests and settings as JSON values."""
+    package_parent = Path(__file__).resolve().parents[1]
+    return {
+        "step": step.name,
+        "version": step.version,
+        "code": code_digest(*step.functions),
+        "files": [file_sha256(package_parent / name) for name in step.files],
+        "libraries": library_versions(step.libraries),
+        "inputs": dict(inputs),
+    }
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of `key_parts`, hex."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files_digest(files: Mapping[str, FileEntry]) -> str:
+    rows = [(name, entry.sha256) for name, entry in sorted(files.items()) if not entry.volatile]
+    return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
+
+
+class ArtefactStore:
+    """The artefacts below one cache folder. Safe for threads, processes and kill -9."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or cache_root()
+        self.digests = DigestMemory(self.root / "digests.sqlite")
+
+    def folder(self, step: str, key: str) -> Path:
+        return self.root / step / key
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold `<cache>/locks/<name>.lock`; yields False, holding nothing, when it is taken and `wait` is False."""
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                # the last holder removes the file: make sure that the one locked is the one still there
+                current = os.stat(path).st_ino == os.fstat(descriptor).st_ino  # noqa: PTH116
+            except BlockingIOError:
+                os.close(descriptor)
+                yield False
+                return
+            except FileNotFoundError:
+                current = False
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if current:
+                break
+            os.close(descriptor)
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def sidecar(self, ref: Ref) -> Sidecar:
+        """What is written about an artefact, without a look at its files."""
+        return Sidecar.model_validate_json((self.root / ref.path / SIDECAR).read_bytes())
+
+    def verify(self, ref: Ref) -> Sidecar:
+        """Read an artefact's sidecar and check every file against it. Raises DamagedArtefactError."""
+        sidecar = self._read(self.root / ref.path)
+        if (sidecar.step, sidecar.key, sidecar.digest) != (ref.step, ref.key, ref.digest):
+            raise DamagedArtefactError(f"{ref.step} {ref.key}: made anew since")
+        return sidecar
+
+    def _read(self, folder: Path) -> Sidecar:
+        try:
+            sidecar = Sidecar.model_validate_json((folder / SIDECAR).read_bytes())
+            if sidecar.digest != _files_digest(sidecar.files):
+                raise DamagedArtefactError(f"{sidecar.step} {sidecar.key}: {SIDECAR} is damaged")
+            for name, entry in sidecar.files.items():
+                file = folder / name
+                if file.stat().st_size != entry.size or self.digests.get(file) != entry.sha256:
+                    raise DamagedArtefactError(f"{sidecar.step} {sidecar.key}: {name} is damaged")
+        except (OSError, ValidationError) as error:
+            raise DamagedArtefactError(f"{folder.parent.name} {folder.name}: incomplete") from error
+        return sidecar
+
+    def find(self, step: Step, key: str) -> Ref | None:
+        """The artefact of this key, if it is there and whole."""
+        folder = self.folder(step.name, key)
+        try:
+            sidecar = self._read(folder)
+        except DamagedArtefactError:
+            return None
+        if (sidecar.step, sidecar.key) != (step.name, key):
+            return None
+        return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
+
+    def build(
+        self, step: Step, inputs: Mapping[str, Any], body: Callable[[Path], None], *, refresh: bool = False
+    ) -> Ref:
+        """Return the artefact of `step` for `inputs`, running `body` on an empty folder if it must be made.
+
+        One process makes it while others that want it wait. A body that fails leaves nothing behind.
+
+        Raises
+        ------
+        DiskFullError
+            No room; what was half-written has been removed.
+        """
+        parts = key_parts(step, inputs)
+        key = content_key(parts)
+        name = f"{step.name}-{key}"
+        with disk_full_is_told(self.root), self.lock(name):
+            if not refresh and (found := self.find(step, key)) is not None:
+                return found.model_copy(update={"reused": True})
+            work = self.root / "tmp" / name
+            shutil.rmtree(work, ignore_errors=True)  # of a killed predecessor: the lock is ours
+            work.mkdir(parents=True)
+            try:
+                started = time.monotonic()
+                body(work)
+                sidecar = self._seal(step, key, parts, work, time.monotonic() - started)
+                self._move_into_place(work, self.folder(step.name, key))
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        return Ref(step=step.name, key=key, digest=sidecar.digest, path=f"{step.name}/{key}")
+
+    @staticmethod
+    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, seconds: float) -> Sidecar:
+        files = {}
+        for file in sorted(path for path in work.rglob("*") if path.is_file()):
+            _fsync(file)
+            name = file.relative_to(work).as_posix()
+            files[name] = FileEntry(size=file.stat().st_size, sha256=file_sha256(file), volatile=name in step.volatile)
+        sidecar = Sidecar(
+            step=step.name,
+            version=step.version,
+            key=key,
+            parts=dict(parts),
+            files=files,
+            digest=_files_digest(files),
+            libraries=library_versions(step.libraries),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+        )
+        (work / SIDECAR).write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        _fsync(work / SIDECAR)
+        _fsync(work)
+        return sidecar
+
+    def _move_into_place(self, work: Path, final: Path) -> None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        old = work.with_name(f"{work.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():  # damaged, or refreshed: a folder cannot replace a full folder in one call
+            final.replace(old)
+        work.replace(final)
+        _fsync(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def sweep(self) -> int:
+        """Remove what killed processes left in tmp/ and whose lock nobody holds; returns how many."""
+        removed = 0
+        folder = self.root / "tmp"
+        for leftover in sorted(folder.iterdir()) if folder.is_dir() else []:
+            with self.lock(leftover.name.removesuffix(".old"), wait=False) as held:
+                if held:
+                    shutil.rmtree(leftover, ignore_errors=True)
+                    removed += 1
+        return removed
+
+
+def _says_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    # safetensors' writer is no OSError: "I/O error: No space left on device (os error 28)"
+    return any(os.strerror(number) in str(error) for number in DISK_FULL)
+
+
+@contextlib.contextmanager
+def disk_full_is_told(root: Path) -> Iterator[None]:
+    """Turn "no space left" on the disk of `root`, from whichever library, into DiskFullError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if _says_disk_full(error):
+            raise DiskFullError(f"{root}: no room left on this disk; what was half-written has been removed") from error
+        raise

@@ -1,0 +1,329 @@
+"""`adflows liver ...`: the flow, its stages and its single steps."""
+
+from __future__ import annotations
+
+import enum
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.privacy import PrivateSettings
+
+app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
+
+HOW_TO_GET_A_MASK = (
+    "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "
+    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
+    "Any segmentation will do whose liver value is given by --liver-label (default 1)"
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver: thesis, small, demo.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run and its folder.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of training.")]
+Train = Annotated[Path | None, typer.Option("--train", help="Folder of the training data set.")]
+Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data set.")]
+Liver = Annotated[list[Path] | None, typer.Option("--liver", help="Liver mask on the scan's grid.")]
+LiverLabel = Annotated[list[int] | None, typer.Option("--liver-label", help="Value(s) of liver in the mask.")]
+Model = Annotated[Path, typer.Option("--model", help="Folder of a run with trained networks.")]
+Runs = Annotated[Path, typer.Option("--out", "-o", help="Folder of run folders; the run goes to OUT/liver/NAME.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Compute everything again, cached or not.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
+
+
+def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:
+    """`key=value` pairs (values in YAML) and options that stand for a key. Raises ConfigError."""
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in train.restoration.epochs=3")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value is not valid YAML") from error
+    overrides |= {key.replace("__", "."): value for key, value in options.items() if value is not None}
+    return overrides
+
+
+def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateSettings:
+    """Read a configuration. Raises ConfigError."""
+    from flows.cli import find_config
+    from flows.privacy import PrivateSettings
+    from medad.config import load
+
+    return PrivateSettings.of(load(find_config(config), overrides))
+
+
+def _put_over(settings: PrivateSettings, overrides: dict[str, Any]) -> PrivateSettings:
+    """Settings with some values changed, by dotted key. Raises ConfigError."""
+    from flows.privacy import PrivateSettings
+    from medad.config import parse
+
+    values = settings.model_dump()
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.get(parent)
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {key}: no such setting")
+        place[leaf] = value
+    return PrivateSettings.of(parse(values, source="--set"))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@app.command()
+def run(
+    config: Config,
+    train: Train = None,
+    test: Test = None,
+    name: Name = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Everything: prepare, train, segment, evaluate, report."""
+    from flows.cli import conclude, run_flow, start
+
+    start(verbose=verbose)
+    values = parse_overrides(
+        overrides, name=name, seed=seed, train_data__root=_text(train), test_data__root=_text(test)
+    )
+    settings = load_settings(config, values)
+    from flows.liver import liver
+    from flows.publish import writable
+
+    folder = writable(out / "liver" / settings.name)
+    conclude(run_flow(liver, settings=settings, out=folder, refresh=refresh), as_json=as_json)
+
+
+@app.command()
+def prepare(
+    config: Config,
+    train: Train = None,
+    test: Test = None,
+    overrides: Set = None,
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prepare all cases of a configuration and list them: finds bad files before a night of training."""
+    from flows.cli import conclude, run_flow, start
+
+    start(verbose=verbose)
+    values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
+    settings = load_settings(config, values)
+    from flows.liver import prepare as prepare_flow
+
+    outcome = run_flow(prepare_flow, settings=settings, refresh=refresh)
+    lines = []
+    for use in ("train", "test"):
+        for case in outcome.details.get(use, []):
+            facts = json.loads((Path(case["folder"]) / "case.json").read_text(encoding="utf-8"))
+            lines.append(f"{use:<5} {case['case']:<20} {facts['slices']:>4} slices  {facts['liver_ml']:>6.0f} mL liver")
+            lines += [f"      {warning}" for warning in facts["warnings"]]
+    conclude(outcome, as_json=as_json, lines=lines)
+
+
+@app.command(name="train")
+def train_command(
+    config: Config,
+    train: Train = None,
+    name: Name = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prepare the training cases and train both phases; the run folder holds the model."""
+    from flows.cli import conclude, run_flow, start
+
+    start(verbose=verbose)
+    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_text(train))
+    settings = load_settings(config, values)
+    from flows.liver import train as train_flow
+    from flows.publish import writable
+
+    folder = writable(out / "liver" / settings.name)
+    conclude(run_flow(train_flow, settings=settings, out=folder, refresh=refresh), as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    model: Model,
+    test: Test = None,
+    name: Name = None,
+    overrides: Set = None,
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
+    from flows.cli import conclude, run_flow, start
+
+    start(verbose=verbose)
+    from flows.publish import settings_of_run
+
+    of_model = settings_of_run(model)
+    values = parse_overrides(overrides, name=name, test_data__root=_text(test))
+    settings = load_settings(config, values)
+    if settings.preprocess != of_model.preprocess:
+        raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
+    if (out / "liver" / settings.name).absolute() == model.absolute():
+        raise ConfigError(f"{model}: would be written over; give the evaluation another --name")
+    from flows.liver import evaluate as evaluate_flow
+    from flows.publish import writable
+
+    folder = writable(out / "liver" / settings.name)
+    conclude(
+        run_flow(evaluate_flow, settings=settings, model=model.absolute(), out=folder, refresh=refresh),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def segment(
+    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="NIfTI, MHD, NRRD, or a DICOM folder.")],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: masks, probabilities, report.")],
+    liver: Liver = None,
+    liver_label: LiverLabel = None,
+    overrides: Set = None,
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Segment scans with the networks of an earlier run. Give --liver once for each scan, in the same order."""
+    from flows.cli import conclude, run_flow, start
+
+    start(verbose=verbose)
+    masks = liver or []
+    if not masks:
+        raise ConfigError(HOW_TO_GET_A_MASK)
+    if len(masks) != len(scans):
+        raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
+    from flows.publish import settings_of_run, writable
+    from medad.config import DatasetSettings
+
+    if model.resolve() == out.resolve():
+        raise ConfigError(f"{out}: would be written over; give another folder than the model's")
+    of_model = settings_of_run(model)
+    wanted = parse_overrides(overrides)
+    settings = _put_over(of_model, wanted)
+    if settings.preprocess != of_model.preprocess:
+        raise ConfigError(f"--set: `preprocess` differs from what the model in {model} was trained with")
+    # these scans, and not the data the model's run was tested on, where lesions may have been planted
+    data = DatasetSettings(
+        root="-",
+        layout="folder",
+        images="*",
+        labels="*",
+        liver_labels=tuple(liver_label or [1]),
+        affine_from=wanted.get("test_data.affine_from", "agree"),
+        affine_mismatch=wanted.get("test_data.affine_mismatch", "error"),
+        opaque_ids=True,
+    )
+    settings = settings.model_copy(update={"test_data": data, "name": f"segmented-by-{settings.name}"[:64]})
+    from flows.liver import SegmentRequest
+    from flows.liver import segment as segment_flow
+
+    request = SegmentRequest(
+        scans=tuple(path.absolute() for path in scans),
+        liver_masks=tuple(path.absolute() for path in masks),
+        model=model.absolute(),
+        out=writable(out),
+    )
+    conclude(run_flow(segment_flow, request=request, settings=settings, refresh=refresh), as_json=as_json)
+
+
+class StepName(enum.StrEnum):
+    """A preprocessing step."""
+
+    window = "window"
+    roi = "roi"
+    slice = "slice"
+    equalise = "equalise"
+
+
+@app.command()
+def step(
+    name: StepName,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What the step before wrote; for window a CT.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder to write it into.")],
+    liver: Annotated[Path | None, typer.Option("--liver", help="Liver mask, for roi and slice.")] = None,
+    liver_label: LiverLabel = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A preprocess setting, as slice_px=128.")
+    ] = None,
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """One preprocessing step by hand: window (CT -> grey), roi, slice (grey -> slices), equalise, in this order."""
+    from flows.cli import conclude, run_flow, start
+
+    start(verbose=verbose)
+    if name in {StepName.roi, StepName.slice} and liver is None:
+        raise ConfigError(HOW_TO_GET_A_MASK)
+    from pydantic import ValidationError
+
+    from medad.config import PreprocessSettings
+
+    try:
+        settings = PreprocessSettings.model_validate(parse_overrides(overrides))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    from flows.liver import StepRequest, hand_step
+
+    request = StepRequest(
+        name=name.value,
+        source=source.absolute(),
+        liver=None if liver is None else liver.absolute(),
+        liver_labels=tuple(liver_label or [1]),
+        settings=settings,
+    )
+    outcome = run_flow(hand_step, request=request, refresh=refresh)
+    lines = []
+    if folder := outcome.details.pop("folder", None):
+        written = _hand_over(Path(folder), out)
+        outcome.details["written"] = str(written)
+        lines.append(f"wrote {written}")
+    conclude(outcome, as_json=as_json, lines=lines)
+
+
+def _hand_over(folder: Path, out: Path) -> Path:
+    """Copy a step's one result to where the user wants it. Raises ConfigError for another kind of file."""
+    from medad.io import atomic_path
+
+    result = next(path for path in sorted(folder.iterdir()) if path.name != "artefact.json")
+    ending = ".nii.gz" if result.name.endswith(".nii.gz") else result.suffix
+    if out.is_dir() or not out.suffix:
+        out.mkdir(parents=True, exist_ok=True)
+        out = out / result.name
+    elif not out.name.endswith(ending):
+        raise ConfigError(f"{out}: this step writes a {ending} file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        shutil.copyfile(result, temporary)
+    return out.absolute()

@@ -1,0 +1,78 @@
+"""Content digests, remembered so that an unchanged file is read once and not at every run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+SETTLED_S = 2.0
+"""A file changed less than this ago is not remembered: a second change could leave size and time stamps equal."""
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _identity(files: Sequence[Path]) -> tuple[str, int]:
+    """A digest of names, sizes, time stamps and inodes; the newest change, ns."""
+    rows = []
+    newest_ns = 0
+    for file in files:
+        stat = file.stat()
+        rows.append((os.path.abspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev))  # noqa: PTH100
+        newest_ns = max(newest_ns, stat.st_mtime_ns, stat.st_ctime_ns)
+    # digested, because a path on a hospital share may hold a patient's name
+    return hashlib.sha256(repr(rows).encode()).hexdigest(), newest_ns
+
+
+class DigestMemory:
+    """Digests by (path, size, mtime, ctime, inode), in an SQLite file shared by threads and processes.
+
+    Losing the file costs time and nothing else, so any trouble with it is answered by reading the data again.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self.database = database
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self.database.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection, connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS digest (identity TEXT PRIMARY KEY, sha256 TEXT NOT NULL)")
+            yield connection
+
+    def _recall(self, identity: str) -> str | None:
+        try:
+            with self._open() as connection:
+                row = connection.execute("SELECT sha256 FROM digest WHERE identity = ?", (identity,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError):  # the file is damaged, not merely busy
+                self.database.unlink(missing_ok=True)
+            return None
+        return None if row is None else str(row[0])
+
+    def _remember(self, identity: str, sha256: str) -> None:
+        with contextlib.suppress(sqlite3.Error, OSError), self._open() as connection:
+            connection.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (identity, sha256))
+
+    def get(self, path: Path, compute: Callable[[Path], str] = file_sha256, files: Sequence[Path] | None = None) -> str:
+        """`compute(path)`, or what it gave for the very same bytes before. Raises what `compute` raises.
+
+        `files` are those that `compute` reads, where they are others than `path`.
+        """
+        files = [path] if files is None else sorted(files)
+        before, newest_ns = _identity(files)
+        name = f"{compute.__module__}.{compute.__qualname__}:{before}"
+        if (known := self._recall(name)) is not None:
+            return known
+        sha256 = compute(path)
+        if time.time_ns() - newest_ns > SETTLED_S * 1e9 and _identity(files)[0] == before:
+            self._remember(name, sha256)
+        return sha256

@@ -1,0 +1,201 @@
+"""`adflows doctor`: what this machine has, what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.settings import cache_root, core_count, memory_bytes, prepare_prefect
+
+Status = Literal["ok", "warn", "fail"]
+
+PINS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
+    "prefect": ((3, 8, 8), (3, 8, 9), "what this release was tested with"),
+    "fastapi": ((0, 139), (0, 151), "Prefect's server fails at import with a newer one"),
+    "sqlalchemy": ((2, 0), (2, 1), "with 2.1 no schedule ever fires"),
+}
+"""Lowest version, first one that is too new, why."""
+
+_TORCH_PROBE = (
+    "import torch; print(torch.__version__); "
+    "print('|'.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) "
+    "if torch.cuda.is_available() else '')"
+)
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's answer."""
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    numbers = []
+    for part in text.partition("+")[0].split("."):
+        digits = "".join(character for character in part if character.isdigit())
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def check_python() -> Check:
+    # too old a Python cannot be found here: the installation refuses it
+    return Check("Python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def check_torch() -> Check:
+    """In a process of its own: a broken driver can hang or crash whoever imports torch."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check("torch", "fail", "import did not end in 120 s", "look at the GPU driver: does nvidia-smi answer?")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return Check("torch", "fail", last, "reinstall with: pip install --force-reinstall -c constraints.txt torch")
+    version, gpus = (*done.stdout.splitlines(), "", "")[:2]
+    if gpus:
+        return Check("torch", "ok", f"{version}, GPU: {gpus.replace('|', ', ')}")
+    if shutil.which("nvidia-smi"):
+        return Check(
+            "torch",
+            "warn",
+            f"{version}, GPU not usable",
+            "torch wants another driver; until then the CPU does it",
+        )
+    return Check("torch", "ok", f"{version}, no GPU: training uses the CPU")
+
+
+def check_pins() -> list[Check]:
+    checks = []
+    for name, (lowest, too_new, why) in PINS.items():
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check(name, "fail", "not installed", "pip install -c constraints.txt adflows"))
+            continue
+        good = lowest <= _version(found) < too_new
+        wanted = f">={'.'.join(map(str, lowest))},<{'.'.join(map(str, too_new))}"
+        advice = "" if good else f"pip install '{name}{wanted}': {why}"
+        checks.append(Check(name, "ok" if good else "fail", found, advice))
+    return checks
+
+
+def check_prefect() -> Check:
+    """The server that runs would talk to."""
+    prepare_prefect()
+    try:
+        from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+        url, home = PREFECT_API_URL.value(), Path(PREFECT_HOME.value())
+    except Exception as error:
+        return Check("Prefect", "fail", f"does not start ({type(error).__name__}: {error})", "see the pins above")
+    if url:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - the user's own setting
+                return Check("Prefect", "ok", f"server at {url}")
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            return Check("Prefect", "fail", f"{url} does not answer ({error})", "start it, or unset PREFECT_API_URL")
+    problem = _unwritable(home)
+    if problem:
+        return Check("Prefect", "fail", f"{home}: {problem}", "set PREFECT_HOME to a folder you may write to")
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError as error:
+            return Check("Prefect", "fail", f"no local port ({error})", "the embedded server needs one on 127.0.0.1")
+    return Check("Prefect", "ok", f"embedded server, database in {home}")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or what is there of the way to it."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _unwritable(folder: Path) -> str:
+    """Why one cannot write (and lock) there; empty when one can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def check_cache() -> Check:
+    root = cache_root()
+    problem = _unwritable(root)
+    if problem:
+        return Check("cache", "fail", f"{root}: {problem}", "set ADFLOWS_CACHE to a folder on a disk that is writable")
+    return Check("cache", "ok", f"{root}, writable, locks work")
+
+
+def _disk(name: str, folder: Path) -> Check:
+    free_gb = shutil.disk_usage(_nearest(folder)).free / GB
+    found = f"{free_gb:.0f} GB free at {folder}"
+    if free_gb < 2:
+        return Check(name, "fail", found, "free some space: a run would stop halfway")
+    if free_gb < 20:
+        return Check(name, "warn", found, "LiTS alone leaves about 20 GB of artefacts")
+    return Check(name, "ok", found)
+
+
+def check_disk(runs: Path) -> list[Check]:
+    return [_disk("disk of the cache", cache_root()), _disk("disk of the runs", runs.absolute())]
+
+
+def check_memory() -> Check:
+    memory = memory_bytes()
+    if memory is None:
+        return Check("memory", "warn", "unknown", "a 512 x 512 x 1000 scan needs 3 GB")
+    gb = memory / GB
+    found = f"{gb:.0f} GB, {core_count()} cores"
+    if gb < 3:
+        return Check("memory", "fail", found, "a 512 x 512 x 1000 scan needs 3 GB")
+    if gb < 8:
+        return Check("memory", "warn", found, "enough for demo and small scans; thesis-size training wants 8 GB")
+    return Check("memory", "ok", found)
+
+
+def examine(runs: Path) -> list[Check]:
+    """All checks. None raises: what a check cannot find out is its finding."""
+    checks: list[Callable[[], Check | list[Check]]] = [
+        check_python,
+        check_torch,
+        check_pins,
+        check_prefect,
+        check_cache,
+        lambda: check_disk(runs),
+        check_memory,
+    ]
+    found: list[Check] = []
+    for check in checks:
+        result = check()
+        found += result if isinstance(result, list) else [result]
+    return found

@@ -1,0 +1,361 @@
+"""The liver flow: prepare each case, train in two phases, segment and evaluate each case, report, publish.
+
+Each stage can be run alone; the whole is the stages in a row over one set of tasks. A case that breaks a rule is left
+out and listed; the report is written whatever happens.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import BaseModel
+
+from flows import ui
+from flows.cache import Ref
+from flows.jobs import (
+    AdoptModel,
+    Evaluate,
+    HandStep,
+    HandStepName,
+    Plant,
+    Prepare,
+    Segment,
+    TrainRestoration,
+    TrainSegmentation,
+    source_digest,
+)
+from flows.privacy import PrivatePath, PrivateSettings, path_filter
+from flows.publish import RunFolder, UsedCase, has_model, installed_versions, publish
+from flows.report_job import FailedStep, Report, Reported
+from flows.settings import worker_count
+from flows.tasks import Failure, Submitted, Tally, describe
+from flows.terminal import terminal
+from medad.config import DatasetSettings, PreprocessSettings
+from medad.errors import UserError
+
+if TYPE_CHECKING:
+    from medad.datasets import Case
+
+RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker_count()))
+"""Threads, since the work is done in libraries that release the lock. Another runner (Dask, Ray) fits as well."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both trained networks."""
+
+    restoration: Ref
+    segmentation: Ref
+
+
+@dataclass(frozen=True)
+class ReadyCase:
+    """A test case after preprocessing."""
+
+    case: Case
+    prepared: Ref
+    planted: Ref | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a flow did, for whoever called it."""
+
+    computed: int
+    cached: int
+    failures: tuple[Failure, ...] = ()
+    run_folder: Path | None = field(default=None, repr=False)
+    headline: dict[str, float | None] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else a command prints as JSON."""
+
+    @property
+    def bug(self) -> Exception | None:
+        return next((failure.bug for failure in self.failures if failure.bug is not None), None)
+
+
+class SegmentRequest(BaseModel):
+    """Scans to segment. As a flow's parameter its JSON is stored, so all its paths are private."""
+
+    scans: tuple[PrivatePath, ...]
+    liver_masks: tuple[PrivatePath, ...]
+    """One for each scan, on its grid."""
+    model: PrivatePath
+    """An earlier run's folder."""
+    out: PrivatePath
+
+
+class StepRequest(BaseModel):
+    """One preprocessing step on one file."""
+
+    name: HandStepName
+    source: PrivatePath
+    liver: PrivatePath | None
+    liver_labels: tuple[int, ...]
+    settings: PreprocessSettings
+
+
+class Stages:
+    """The stages over one tally: each takes what the one before gave and leaves out what failed."""
+
+    def __init__(self, settings: PrivateSettings, *, refresh: bool) -> None:
+        self.settings = settings
+        self.tally = Tally(refresh=refresh)
+        self.used: list[UsedCase] = []
+
+    def find(self, data: DatasetSettings, use: str) -> list[Case]:
+        """The cases of a data set; what is wrong with it is noted."""
+        from medad.datasets import find_cases
+        from medad.samples import samples_dir
+
+        try:
+            cases, problems = find_cases(data, samples_dir())
+        except UserError as error:
+            self.tally.fail(describe(f"{use} data", "find", error))
+            return []
+        for problem in problems:
+            path_filter.learn(problem.path, problem.case_id)
+            self.tally.fail(Failure(problem.case_id, "find", problem.rule, str(problem.path)))
+        for case in cases:
+            for path in (case.scan, case.label):
+                if path is not None:
+                    path_filter.learn(path, case.id)
+        return cases
+
+    def prepare_training(self) -> list[Submitted]:
+        """Start the preparation of every training case."""
+        data = self.settings.train_data
+        return [self._prepare(case, data, training=True) for case in self.find(data, "train")]
+
+    def prepare_test(self) -> list[ReadyCase]:
+        """Plant lesions where the settings ask for it, prepare, and wait."""
+        data = self.settings.test_data
+        return self.prepare_cases(self.find(data, "test"), data)
+
+    def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
+        """As `prepare_test`, for given cases."""
+        planted: dict[str, Ref] = {}
+        if data.plant is not None:
+            jobs = [Plant(case, data, data.plant) for case in cases]
+            submitted = [self.tally.submit(job.case.id, job) for job in jobs]
+            cases = []
+            for job, task in zip(jobs, submitted, strict=True):
+                if (ref := task.ref()) is not None:
+                    planted[job.case.id] = ref
+                    cases.append(job.planted(ref))
+        tasks = [self._prepare(case, data, training=False) for case in cases]
+        ready = [(case, task.ref()) for case, task in zip(cases, tasks, strict=True)]
+        found = [ReadyCase(case, ref, planted.get(case.id)) for case, ref in ready if ref is not None]
+        self.used += [UsedCase("test", each.case.id, each.planted or each.prepared) for each in found]
+        return found
+
+    def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> Submitted:
+        return self.tally.submit(case.id, Prepare(case, data, self.settings.preprocess, training))
+
+    def train(self, prepared: list[Submitted]) -> Models | None:
+        """Both phases, one after the other; None when there is nothing to train on or a phase failed."""
+        found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
+        self.used += [UsedCase("train", case_id, ref) for case_id, ref in found]
+        refs = tuple(ref for _, ref in found)
+        if not refs:
+            self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
+            return None
+        with terminal.training():
+            restoration = self.tally.run("model", TrainRestoration(refs, self.settings))
+            if restoration is None:
+                return None
+            segmentation = self.tally.run("model", TrainSegmentation(refs, restoration, self.settings))
+        return None if segmentation is None else Models(restoration, segmentation)
+
+    def adopt(self, run: Path) -> Models | None:
+        """The networks of an earlier run's folder."""
+        refs = [self.tally.run(name, AdoptModel(run / "model" / name)) for name in ("restoration", "segmentation")]
+        return None if refs[0] is None or refs[1] is None else Models(refs[0], refs[1])
+
+    def segment_and_evaluate(self, cases: list[ReadyCase], models: Models, data: DatasetSettings) -> list[Reported]:
+        """Segment case by case, each with all cores or the GPU; evaluation of one goes on beside the next."""
+        settings = self.settings
+        under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
+        for ready in cases:
+            segment = Segment(
+                ready.prepared,
+                models.restoration,
+                models.segmentation,
+                settings.inference,
+                settings.postprocess,
+                settings.device,
+            )
+            segmented = self.tally.run(ready.case.id, segment)
+            if segmented is None:
+                continue
+            evaluation = None
+            if ready.case.tumour_label is not None and ready.case.label is not None:
+                evaluate = Evaluate(ready.case, data, ready.prepared, segmented, settings.evaluation)
+                evaluation = self.tally.submit(ready.case.id, evaluate)
+            under_way.append((ready, segmented, evaluation))
+        return [
+            Reported(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.planted)
+            for ready, segmented, task in under_way
+        ]
+
+    def report(self, results: list[Reported], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
+        """report.html and report.json."""
+        opaque = self.settings.test_data.opaque_ids or self.settings.train_data.opaque_ids
+        failures = tuple(
+            FailedStep(f.case_id, f.stage, f.rule, "" if opaque or not f.path else Path(f.path).name)
+            for f in self.tally.failures
+        )
+        job = Report(
+            settings=self.settings,
+            results=tuple(results),
+            failures=failures,
+            restoration=None if models is None else models.restoration,
+            segmentation=None if models is None else models.segmentation,
+            versions=tuple(sorted(installed_versions().items())),
+            notes=notes,
+        )
+        return self.tally.run("report", job)
+
+    def finish(
+        self,
+        out: Path,
+        results: list[Reported],
+        models: Models | None,
+        notes: tuple[str, ...],
+        started: float,
+        *,
+        private: bool = False,
+    ) -> Outcome:
+        """Report, publish into the run folder, show in Prefect's UI, there without a `private` folder's path."""
+        if models is None and has_model(out):
+            # an earlier run's networks and masks are worth more than this one's empty report
+            out = out.with_name(f"{out.name}.failed")
+        report = self.report(results, models, notes)
+        run = RunFolder(
+            path=out,
+            settings=self.settings,
+            used=tuple(self.used),
+            report=report,
+            results=tuple(results),
+            restoration=None if models is None else models.restoration,
+            segmentation=None if models is None else models.segmentation,
+            seconds=time.monotonic() - started,
+        )
+        headline = publish(run, self.tally)
+        ui.show_run(out, self.tally, private=private)
+        return self.outcome(run_folder=out, headline=headline)
+
+    def outcome(self, **more: Any) -> Outcome:
+        """What was done so far."""
+        return Outcome(self.tally.computed, self.tally.cached, tuple(self.tally.failures), **more)
+
+
+def final_state(outcome: Outcome, *, useful: bool) -> State[Outcome]:
+    """Completed, with another name where a case failed; Failed for a bug, or when nothing useful came out."""
+    message = f"{outcome.computed} computed, {outcome.cached} cached, {len(outcome.failures)} failed"
+    if outcome.bug is not None or (outcome.failures and not useful):
+        return Failed(message=message, data=outcome)
+    name = "CompletedWithFailures" if outcome.failures else "Completed"
+    return Completed(name=name, message=message, data=outcome)
+
+
+@flow(name="liver", flow_run_name="liver {settings.name}", task_runner=RUNNER, persist_result=False)
+def liver(settings: PrivateSettings, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> State[Outcome]:
+    """From scans to a report in the run folder `out`."""
+    started = time.monotonic()
+    stages = Stages(settings, refresh=refresh)
+    training = stages.prepare_training()
+    cases = stages.prepare_test()
+    models = stages.train(training)
+    results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
+    return final_state(stages.finish(out, results, models, notes, started), useful=bool(results))
+
+
+@flow(name="liver-prepare", flow_run_name="prepare {settings.name}", task_runner=RUNNER, persist_result=False)
+def prepare(settings: PrivateSettings, refresh: bool = False) -> State[Outcome]:
+    """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
+    stages = Stages(settings, refresh=refresh)
+    training = stages.prepare_training()
+    test = stages.prepare_test()
+    pairs: dict[str, list[tuple[str, Ref | None]]] = {
+        "train": [(task.label, task.ref()) for task in training],
+        "test": [(c.case.id, c.prepared) for c in test],
+    }
+    details: dict[str, Any] = {
+        use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found if ref is not None]
+        for use, found in pairs.items()
+    }
+    return final_state(stages.outcome(details=details), useful=any(details.values()))
+
+
+@flow(name="liver-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False)
+def train(settings: PrivateSettings, out: Path, refresh: bool = False) -> State[Outcome]:
+    """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
+    started = time.monotonic()
+    stages = Stages(settings, refresh=refresh)
+    models = stages.train(stages.prepare_training())
+    return final_state(stages.finish(out, [], models, (), started), useful=models is not None)
+
+
+@flow(name="liver-evaluate", flow_run_name="evaluate {settings.name}", task_runner=RUNNER, persist_result=False)
+def evaluate(settings: PrivateSettings, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
+    """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
+    started = time.monotonic()
+    stages = Stages(settings, refresh=refresh)
+    cases = stages.prepare_test()
+    models = stages.adopt(model)
+    results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
+    return final_state(stages.finish(out, results, models, (), started), useful=bool(results))
+
+
+@flow(name="liver-segment", flow_run_name="segment", task_runner=RUNNER, persist_result=False)
+def segment(request: SegmentRequest, settings: PrivateSettings, refresh: bool = False) -> State[Outcome]:
+    """Segment scans, which `test_data` describes, with the networks of an earlier run.
+
+    Cases are named by content: file names may name patients.
+    """
+    from medad.datasets import Case
+
+    started = time.monotonic()
+    data = settings.test_data
+    stages = Stages(settings, refresh=refresh)
+    cases: dict[str, Case] = {}
+    for scan, mask in zip(request.scans, request.liver_masks, strict=True):
+        try:
+            case_id = f"scan-{source_digest(scan)[:8]}"
+        except UserError as error:
+            stages.tally.fail(describe(f"scan-{len(cases) + 1}", "find", error))
+            continue
+        if case_id in cases:
+            stages.tally.fail(Failure(case_id, "find", "this scan was given before", str(scan)))
+            continue
+        path_filter.learn(scan, case_id)
+        path_filter.learn(mask, case_id)
+        cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None)
+        terminal.line(f"{case_id} is {scan}")
+    ready = stages.prepare_cases(list(cases.values()), data)
+    models = stages.adopt(request.model)
+    results = [] if models is None else stages.segment_and_evaluate(ready, models, data)
+    return final_state(stages.finish(request.out, results, models, (), started, private=True), useful=bool(results))
+
+
+@flow(name="liver-step", flow_run_name="step {request.name}", task_runner=RUNNER, persist_result=False)
+def hand_step(request: StepRequest, refresh: bool = False) -> State[Outcome]:
+    """One preprocessing step on one file."""
+    tally = Tally(refresh=refresh)
+    for path in (request.source, request.liver):
+        if path is not None:
+            path_filter.learn(path, "input")
+    job = HandStep(request.name, request.source, request.liver, request.liver_labels, request.settings)
+    ref = tally.run("input", job)
+    details = {} if ref is None else {"folder": str(ref.folder())}
+    outcome = Outcome(tally.computed, tally.cached, tuple(tally.failures), details=details)
+    return final_state(outcome, useful=ref is not None)

@@ -1,0 +1,58 @@
+"""Progress of a training: to the terminal at every report, to Prefect's UI every few seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+
+from flows.terminal import terminal
+
+if TYPE_CHECKING:
+    from medad.train import Progress
+
+stopping = threading.Event()
+"""Set when the flow is being ended from outside: a thread cannot be interrupted, so a training asks."""
+
+
+class StoppedError(BaseException):
+    """Ends a training whose flow was interrupted; its last checkpoint stays. No bug, hence no Exception."""
+
+
+UI_INTERVAL_S = 5.0
+"""An update of an artifact costs 16 ms."""
+
+
+@contextlib.contextmanager
+def follow(phase: str) -> Iterator[Callable[[Progress], None]]:
+    """Give training a callback. The UI's trouble (a server that went away) never stops a training."""
+    in_task = TaskRunContext.get() is not None
+    artifact: UUID | None = None
+    last = -UI_INTERVAL_S
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal artifact, last
+        if stopping.is_set():
+            raise StoppedError
+        terminal.progress(progress)
+        now = time.monotonic()
+        ended = progress.step == progress.steps
+        if not in_task or (now - last < UI_INTERVAL_S and not ended):
+            return
+        last = now
+        percent = 100.0 * progress.step / progress.steps
+        with contextlib.suppress(Exception):  # whatever a server or the way to it can raise
+            if artifact is None:
+                made = create_progress_artifact(percent, f"training-{phase}", f"Training, phase {phase}")
+                assert isinstance(made, UUID)  # a coroutine only inside an event loop
+                artifact = made
+            else:
+                update_progress_artifact(artifact_id=artifact, progress=percent)
+
+    yield on_progress

@@ -1,0 +1,87 @@
+"""Where things are kept, and the environment Prefect starts in.
+
+Nothing here imports Prefect: its settings are read once, at its import, so they must be in the environment before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+PREFECT_DEFAULTS = {
+    # an embedded server when no PREFECT_API_URL is set, whatever the user's profile says
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    # the first start migrates a new database: 14 s on two idle cores, more on a busy machine
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # hospital networks: nothing leaves the machine
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    # results are references in JSON; a pickle could run code when it is read
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+}
+"""Applied only where the user's environment is silent."""
+
+LIBRARY_DEFAULTS = {
+    # threads that wait for each other sleep: spinning ones bring a shared machine to a crawl
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Read by torch's OpenMP at its import; likewise only where the environment is silent."""
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+
+
+def cache_root() -> Path:
+    """Folder of artefacts, locks and digests: $ADFLOWS_CACHE, else $XDG_CACHE_HOME/adflows, else ~/.cache/adflows."""
+    if explicit := os.environ.get("ADFLOWS_CACHE"):
+        return Path(explicit).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(base).expanduser() / "adflows").absolute()
+
+
+def config_folder() -> Path | None:
+    """The repository's `configs` folder, or None where the package was installed without its checkout."""
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    return folder if (folder / "liver").is_dir() else None
+
+
+def prepare_prefect(*, verbose: bool = False) -> None:
+    """Set what Prefect reads at import. Call before importing it; the user's own settings win."""
+    for name, value in (PREFECT_DEFAULTS | LIBRARY_DEFAULTS).items():
+        os.environ.setdefault(name, value)
+    # a proxy for the world must not be asked for a server on this machine
+    for name in ("no_proxy", "NO_PROXY"):
+        if proxied := os.environ.get(name, os.environ.get(name.swapcase(), "")):
+            missing = [host for host in LOCAL_HOSTS if host not in proxied.split(",")]
+            os.environ[name] = ",".join([proxied, *missing])
+        else:
+            os.environ[name] = ",".join(LOCAL_HOSTS)
+    # the console only: the server still gets every log line
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
+
+
+def memory_bytes() -> int | None:
+    """Memory this process may use: the machine's, or its container's; None where neither says."""
+    known = []
+    with contextlib.suppress(ValueError, OSError):
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            known.append(int(Path(limit).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(known, default=None)
+
+
+def core_count() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count() -> int:
+    """Tasks to run at a time: one a core, as far as memory goes (reading one big scan peaks near 2 GB)."""
+    memory = memory_bytes()
+    return core_count() if memory is None else max(1, min(core_count(), int(memory / 3e9)))

@@ -1,0 +1,186 @@
+"""What code a step runs, as a digest: the function, and by name everything of ours that it can reach.
+
+A hand-kept list of modules goes stale in silence, and a digest of whole files recomputes a night of training when
+a comment changes. So the closure is walked in the syntax tree: comments, docstrings, annotations of signatures and
+layout do not count; a changed constant five calls away does. What only runs by reflection (getattr, registries) is
+not seen: for that a step has its integer version.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("medad", "zsad")
+"""Packages whose code is walked; the rest are libraries, known by their version."""
+VALUES_IN_KEY = frozenset({"medad.config", "medad.errors"})
+"""Not walked: settings enter the key by value, and an error's text changes no artefact."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """Top-level definitions of a module, and what its imports name."""
+
+    definitions: dict[str, tuple[ast.stmt, ...]]
+    imports: dict[str, tuple[str, str | None]]
+    """Local name -> (module, name in it; None for the module itself)."""
+
+
+class _Strip(ast.NodeTransformer):
+    """Drop docstrings and the annotations of signatures."""
+
+    def _body(self, node: ast.AST) -> ast.AST:
+        self.generic_visit(node)
+        body = getattr(node, "body", [])
+        # a bare string is a docstring, of a function or of the attribute above it
+        kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self._body(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = _function  # noqa: N815 - ast's names
+    visit_ClassDef = visit_Module = _body  # noqa: N815
+
+
+def _imports(node: ast.AST) -> dict[str, tuple[str, str | None]]:
+    found: dict[str, tuple[str, str | None]] = {}
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            for alias in part.names:
+                # `import a.b` binds a; the dotted use is resolved by its longest prefix, see _reach
+                found[alias.asname or alias.name] = (alias.name, None)
+        elif isinstance(part, ast.ImportFrom) and part.module and not part.level:
+            for alias in part.names:
+                found[alias.asname or alias.name] = (part.module, alias.name)
+    return found
+
+
+def _bound_names(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    names = [part.id for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+    # definitions below a top-level `if` or `try`
+    return names + [part.name for part in ast.walk(statement) if isinstance(part, ast.FunctionDef | ast.ClassDef)]
+
+
+def _file(name: str) -> Path | None:
+    """Source file of a module of ours, found without importing it."""
+    top, *below = name.split(".")
+    spec = find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*below)
+    candidates = (path / "__init__.py", path.with_suffix(".py")) if below else (Path(spec.origin),)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+@functools.cache
+def _parse(name: str) -> Module | None:
+    file = _file(name)
+    if file is None:
+        return None
+    tree = _Strip().visit(ast.parse(file.read_text(encoding="utf-8")))
+    definitions: dict[str, tuple[ast.stmt, ...]] = {}
+    imports: dict[str, tuple[str, str | None]] = {}
+    for statement in tree.body:
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            imports |= _imports(statement)
+        for bound in _bound_names(statement):
+            definitions[bound] = (*definitions.get(bound, ()), statement)
+    return Module(definitions, imports)
+
+
+def _ours(module: str) -> bool:
+    return module.split(".", maxsplit=1)[0] in PACKAGES and module not in VALUES_IN_KEY
+
+
+def _as_module(module: str, name: str | None) -> str | None:
+    """The module that an import names, if it names one: `import a.b`, `from a import b`."""
+    whole = module if name is None else f"{module}.{name}"
+    return whole if _ours(whole) and _parse(whole) is not None else None
+
+
+def _targets(module: str, name: str | None) -> list[tuple[str, str]]:
+    """Resolve an import to definitions; a module that is passed about as a whole counts as a whole."""
+    whole = _as_module(module, name)
+    if whole is not None:
+        parsed = _parse(whole)
+        return [(whole, each) for each in parsed.definitions] if parsed else []
+    return [(module, name)] if name is not None and _ours(module) else []
+
+
+class _Reach(ast.NodeVisitor):
+    """Collects the definitions that a statement names."""
+
+    def __init__(self, module: str, parsed: Module, imports: dict[str, tuple[str, str | None]]) -> None:
+        self.module, self.parsed, self.imports = module, parsed, imports
+        self.found: set[tuple[str, str]] = set()
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        origin = self.imports.get(ast.unparse(node.value))
+        module = None if origin is None else _as_module(*origin)
+        if module is None:
+            self.generic_visit(node)
+        else:
+            self.found.add((module, node.attr))
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if node.id in self.imports:
+            self.found.update(_targets(*self.imports[node.id]))
+        elif node.id in self.parsed.definitions:
+            self.found.add((self.module, node.id))
+
+
+def _reach(module: str, statements: tuple[ast.stmt, ...], parsed: Module) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for statement in statements:
+        visitor = _Reach(module, parsed, parsed.imports | _imports(statement))
+        visitor.visit(statement)
+        found |= visitor.found
+    return found
+
+
+@functools.cache
+def closure(function: str) -> dict[str, str]:
+    """Everything of ours that `package.module:function` can reach: name -> sha256 of its syntax tree.
+
+    Raises LookupError when the function does not exist: a wrong name must never become a constant key.
+    """
+    start_module, _, start_name = function.partition(":")
+    parsed = _parse(start_module)
+    if parsed is None or start_name not in {*parsed.definitions, *parsed.imports}:
+        raise LookupError(f"no {start_name!r} in module {start_module!r}")
+    pending = [(start_module, start_name)]
+    seen: dict[tuple[str, str], str] = {}
+    while pending:
+        module, name = pending.pop()
+        if (module, name) in seen or not _ours(module):
+            continue
+        parsed = _parse(module)
+        if parsed is None:
+            continue
+        statements = parsed.definitions.get(name, ())
+        if not statements and name in parsed.imports:  # re-exported
+            pending += _targets(*parsed.imports[name])
+            continue
+        tree = "\n".join(ast.dump(statement) for statement in statements)
+        seen[module, name] = hashlib.sha256(tree.encode()).hexdigest()
+        pending += _reach(module, statements, parsed) - seen.keys()
+    return {f"{module}:{name}": digest for (module, name), digest in sorted(seen.items())}
+
+
+def code_digest(*functions: str) -> str:
+    """One sha256 over the closures of these functions."""
+    parts = sorted(set().union(*(closure(function).items() for function in functions)))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

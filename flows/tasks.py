@@ -1,0 +1,187 @@
+"""Jobs as Prefect tasks: cached by content, run one after another or beside each other on any task runner.
+
+A broken case ends its task in state Failed with one line; nothing of it is cached, and the flow goes on with the
+others. So does a bug, whose traceback is logged at once and raised when all else is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import Task, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.futures import PrefectFuture
+from prefect.states import Failed
+from prefect.transactions import get_transaction
+
+from flows.cache import ArtefactStore, Ref, content_key
+from flows.jobs import Job
+from flows.privacy import install, path_filter
+from flows.progress import stopping
+from flows.serializer import VerifiedSerializer
+from flows.settings import cache_root
+from flows.terminal import format_seconds, terminal
+from medad.errors import InputError, UserError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that a broken rule ended."""
+
+    case_id: str
+    stage: str
+    rule: str
+    path: str = field(default="", repr=False)
+    """The offending file: for the user's terminal only, since a path may hold a patient's name."""
+    bug: Exception | None = field(default=None, repr=False)
+    """Set where no rule was broken but the program: it is raised once all else is done."""
+
+    @property
+    def line(self) -> str:
+        return f"{self.path or self.case_id}: {self.rule}"
+
+
+def describe(label: str, stage: str, error: Exception) -> Failure:
+    """What to keep of an error: the rule without the path, which goes to the terminal alone."""
+    if isinstance(error, InputError):
+        return Failure(label, stage, path_filter.scrub(error.rule), str(error.path))
+    if isinstance(error, UserError):
+        text = " ".join(str(error).split())
+        head, _, rest = text.partition(": ")
+        path, rule = (head, rest) if head.startswith("/") and rest else ("", text)
+        return Failure(label, stage, path_filter.scrub(rule), path)
+    return Failure(label, stage, f"internal error ({type(error).__name__})", bug=error)
+
+
+def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
+    """The body of every task: make the artefact or find it. `label` is what the user and the UI see of the case."""
+    store = ArtefactStore()
+    try:
+        inputs = job.inputs()
+        key = content_key(job.parts())
+        return store.build(job.step, inputs, lambda out: job.run(out, key=key), refresh=refresh)
+    except Exception as error:
+        transaction = get_transaction()
+        if transaction is not None:
+            transaction.write_on_commit = False  # or Prefect would keep the failed state as a result
+        failure = describe(label, job.step.name, error)
+        if failure.bug is not None:
+            get_run_logger().error("internal error", exc_info=True)
+        return Failed(message=f"{failure.case_id}: {failure.rule}", data=failure)
+
+
+def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    """Prefect's record of a job: named by the same key as its artefact.
+
+    None, which is "run it, keep nothing", only where an input cannot be read: the body then says which. Anything else
+    that raises here would make Prefect run uncached for ever with only a log line, so nothing else may.
+    """
+    job: Job = parameters["job"]
+    try:
+        return f"{job.step.name}-{content_key(job.parts())}"
+    except (UserError, OSError):
+        return None
+
+
+def task_of(job: Job, *, refresh: bool) -> Task[[str, Job, bool], Ref | State[Any]]:
+    """The Prefect task for a job's step."""
+    return Task(
+        perform,
+        name=job.step.name,
+        task_run_name=job.step.name + " {label}",
+        cache_key_fn=cache_key,
+        persist_result=True,
+        result_storage=cache_root() / "results",
+        result_serializer=VerifiedSerializer(),
+        # the store already verified the artefact; a second copy in memory would outlive a change on disk
+        cache_result_in_memory=False,
+        refresh_cache=refresh,
+    )
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One finished task, for the manifest."""
+
+    step: str
+    case_id: str
+    key: str
+    cached: bool
+    seconds: float
+    """What making the artefact took, whenever that was."""
+
+
+class Tally:
+    """Runs jobs and keeps count: what was computed, what was cached, what failed."""
+
+    def __init__(self, *, refresh: bool = False) -> None:
+        install()
+        stopping.clear()
+        ArtefactStore().sweep()
+        self.refresh = refresh
+        self.records: list[TaskRecord] = []
+        self.failures: list[Failure] = []
+
+    def submit(self, label: str, job: Job) -> Submitted:
+        """Start a job on the flow's task runner."""
+        return Submitted(self, label, job, task_of(job, refresh=self.refresh).submit(label, job, self.refresh))
+
+    def run(self, label: str, job: Job) -> Ref | None:
+        """Run a job and wait; None when it failed."""
+        return self.submit(label, job).ref()
+
+    def fail(self, failure: Failure) -> None:
+        """Note a case that cannot go on, and tell the user once."""
+        self.failures.append(failure)
+        terminal.line(failure.line)
+
+    def done(self, label: str, ref: Ref, *, cached: bool) -> None:
+        """Note a finished task."""
+        seconds = ArtefactStore().sidecar(ref).seconds
+        terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(seconds)}")
+        self.records.append(TaskRecord(ref.step, label, ref.key, cached, seconds))
+
+    @property
+    def computed(self) -> int:
+        return sum(not record.cached for record in self.records)
+
+    @property
+    def cached(self) -> int:
+        return sum(record.cached for record in self.records)
+
+    @property
+    def bugs(self) -> list[Exception]:
+        return [failure.bug for failure in self.failures if failure.bug is not None]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job under way."""
+
+    tally: Tally
+    label: str
+    job: Job
+    future: PrefectFuture[Any]
+
+    def ref(self) -> Ref | None:
+        """Wait. None when the job failed; the tally then holds why."""
+        try:
+            self.future.wait()
+        except BaseException:  # Ctrl-C, a worker's cancellation: leaving the flow waits for its threads
+            stopping.set()
+            raise
+        state = self.future.state
+        # a task that was cancelled or crashed raises here, and ends the flow
+        outcome = state.result(raise_on_failure=not state.is_failed())
+        if isinstance(outcome, Ref):
+            self.tally.done(self.label, outcome, cached=state.name == "Cached" or outcome.reused)
+            return outcome
+        if isinstance(outcome, Failure):
+            self.tally.fail(outcome)
+        elif isinstance(outcome, Exception):  # outside the body: Prefect's own doing
+            self.tally.fail(describe(self.label, self.job.step.name, outcome))
+        else:
+            raise TypeError(f"task {self.job.step.name} ended in {state.name} without a result")
+        return None

@@ -1,0 +1,102 @@
+"""What a run says on the user's own terminal (stderr), and only there: paths may show, they may hold names of patients.
+
+Silent unless the command line turns it on, so that a worker's output stays free of paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from medad.train import Progress
+
+PLAIN_LINE_S = 30.0
+"""Between lines on training's progress where stderr is no terminal."""
+
+
+class Terminal:
+    """Lines, and one progress bar for each training phase."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._lock = threading.Lock()
+        self._bars: Bars | None = None
+        self._bar: dict[str, TaskID] = {}
+        self._last_line = 0.0
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        if not self.enabled:
+            return
+        from rich.console import Console
+
+        with self._lock:
+            console = self._bars.console if self._bars is not None else Console(stderr=True)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Show progress bars until left."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        if not self.enabled or not console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description:>12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+        )
+        with Progress(*columns, console=console) as bars:
+            self._bars = bars
+            try:
+                yield
+            finally:
+                self._bars = None
+                self._bar.clear()
+
+    def progress(self, progress: Progress) -> None:
+        """Show where training is."""
+        if not self.enabled:
+            return
+        left = format_seconds(progress.seconds_left)
+        with self._lock:
+            if self._bars is not None:
+                if progress.phase not in self._bar:
+                    self._bar[progress.phase] = self._bars.add_task(
+                        progress.phase, total=progress.steps, loss=progress.loss, left=left
+                    )
+                self._bars.update(self._bar[progress.phase], completed=progress.step, loss=progress.loss, left=left)
+                return
+            now = time.monotonic()
+            if now - self._last_line < PLAIN_LINE_S and progress.step != progress.steps:
+                return
+            self._last_line = now
+        self.line(
+            f"{progress.phase}: step {progress.step} of {progress.steps}, epoch {progress.epoch} of "
+            f"{progress.epochs}, loss {progress.loss:.4f}, {left} left"
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """`1 h 02 min`, `2 min 03 s`, `4.5 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+terminal = Terminal()

@@ -1,0 +1,186 @@
+"""One Prefect server and database for the session, one empty cache for each test."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# before Prefect is imported anywhere: it reads its environment once, and must not touch the developer's own database
+_HOME = tempfile.TemporaryDirectory(prefix="adflows-test-prefect-")
+os.environ["PREFECT_HOME"] = _HOME.name
+for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "ADFLOWS_CACHE"):
+    os.environ.pop(_name, None)
+
+from flows.settings import prepare_prefect  # noqa: E402
+
+prepare_prefect()
+
+from flows.cache import Step  # noqa: E402
+from flows.jobs import Job  # noqa: E402
+from medad.errors import InputError  # noqa: E402
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, in force for this test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("ADFLOWS_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """A server with an empty database; yields its API's address."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        url = PREFECT_API_URL.value()
+        assert url is not None
+        yield url
+
+
+RUNS: list[str] = []
+"""Texts that fake jobs have really worked on."""
+
+
+@dataclass(frozen=True)
+class FakeJob(Job):
+    """Writes its text, unless told to break."""
+
+    text: str
+    breaks: str = ""
+    step = Step("fake", 1, (), ("pydantic",), volatile=frozenset({"timing.txt"}))
+
+    def inputs(self) -> dict[str, Any]:
+        if self.breaks == "unreadable":
+            raise InputError("/share/scan.nii.gz", "no such file")
+        return {"text": self.text}
+
+    def run(self, out: Path, *, key: str) -> None:
+        RUNS.append(self.text)
+        (out / "half").write_text("written before it broke")
+        if self.breaks == "rule":
+            raise InputError("/share/MUSTERMANN/scan.nii.gz", "the scan is bad")
+        if self.breaks == "bug":
+            raise ZeroDivisionError("a bug")
+        (out / "half").rename(out / "result.txt")
+        (out / "result.txt").write_text(self.text)
+        (out / "timing.txt").write_text(str(len(RUNS)))
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Ran]:
+    """The command line, run in this process."""
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def new_world() -> Callable[..., World]:
+    """Makes phantoms and a tiny configuration in a folder."""
+    return make_world
+
+
+@pytest.fixture
+def fake_job() -> type[FakeJob]:
+    return FakeJob
+
+
+@pytest.fixture
+def runs() -> list[str]:
+    """What fake jobs really worked on in this test."""
+    RUNS.clear()
+    return RUNS
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> Any:
+        """What --json printed."""
+        return json.loads(self.out)
+
+
+def run_cli(*arguments: object) -> Ran:
+    """Run the command line in this process, on the test's server and cache."""
+    from flows.cli import main
+    from flows.terminal import terminal
+
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    argv = sys.argv
+    sys.argv = ["adflows", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.argv = argv
+        terminal.enabled = False
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "device": "cpu",
+    "train_data": {"root": "", "layout": "btcv"},
+    "test_data": {"root": "", "layout": "lits"},
+    "preprocess": {"slice_px": 64},
+    "synthesis": {"blur_sigma_px": 4.0, "ellipse_px": 3},
+    "restoration": {"widths": [8, 16, 32], "groups": 4},
+    "segmentation": {"widths": [8, 16, 32], "groups": 4},
+    "train": {"restoration": {"epochs": 1}, "segmentation": {"epochs": 1}},
+}
+"""The liver flow at a size that takes seconds."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Phantoms, a configuration for them, and a cache."""
+
+    root: Path
+    config: Path
+    cache: Path
+    runs: Path
+
+    @property
+    def btcv(self) -> Path:
+        return self.root / "btcv"
+
+    @property
+    def lits(self) -> Path:
+        return self.root / "lits"
+
+
+def make_world(root: Path, *, train: int = 2, test: int = 2) -> World:
+    """Phantoms in both layouts and the tiny configuration."""
+    from medad.phantom import write_btcv_phantoms, write_lits_phantoms
+
+    world = World(root, root / "tiny.yaml", root / "cache", root / "runs")
+    size: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}
+    write_btcv_phantoms(world.btcv, train, seed=1, **size)
+    write_lits_phantoms(world.lits, test, seed=2, **size)
+    values = copy.deepcopy(TINY)
+    values["train_data"]["root"], values["test_data"]["root"] = str(world.btcv), str(world.lits)
+    world.config.write_text(yaml.safe_dump(values))
+    return world

@@ -1,0 +1,290 @@
+"""The artefact store: once, whole, and never what it was not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.cache import SIDECAR, ArtefactStore, DamagedArtefactError, Ref, Step, content_key, key_parts
+from medad.errors import DiskFullError
+
+STEP = Step("paint", 1, (), ("pydantic",), volatile=frozenset({"timing"}))
+
+
+class Body:
+    """Writes two files, and counts."""
+
+    def __init__(self, colour: str = "green") -> None:
+        self.calls = 0
+        self.colour = colour
+
+    def __call__(self, out: Path) -> None:
+        self.calls += 1
+        (out / "deep").mkdir()
+        (out / "deep" / "picture").write_text(self.colour * 1000)
+        (out / "timing").write_text(f"{self.calls} {time.time_ns()}")
+
+
+def everything(root: Path) -> set[str]:
+    """Files and folders of a cache that belong to artefacts or their making."""
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
+    return {name for name in names if name not in {"digests.sqlite", "tmp", "locks", "paint"}}
+
+
+def test_an_artefact_is_made_once_and_explains_itself(cache: Path) -> None:
+    store, body = ArtefactStore(), Body()
+    first = store.build(STEP, {"colour": "green"}, body)
+    again = store.build(STEP, {"colour": "green"}, body)
+    assert body.calls == 1
+    assert not first.reused
+    assert again == first.model_copy(update={"reused": True})
+    assert (first.folder() / "deep" / "picture").read_text() == "green" * 1000
+    sidecar = json.loads((first.folder() / SIDECAR).read_text())
+    assert sidecar["parts"]["inputs"] == {"colour": "green"}
+    assert sidecar["files"]["deep/picture"]["size"] == 5000
+    assert sidecar["key"] == content_key(sidecar["parts"]) == first.key
+    assert everything(cache) == {f"paint/{first.key}"} | {
+        f"paint/{first.key}/{name}" for name in ("deep", "deep/picture", "timing", SIDECAR)
+    }
+
+
+def test_what_timings_say_is_not_what_later_steps_depend_on(cache: Path) -> None:
+    store, body = ArtefactStore(), Body()
+    first = store.build(STEP, {}, body)
+    second = store.build(STEP, {}, body, refresh=True)
+    assert body.calls == 2
+    assert first.digest == second.digest
+    assert store.build(STEP, {}, Body("red"), refresh=True).digest != first.digest
+
+
+def flip_bit(folder: Path) -> None:
+    file = folder / "deep" / "picture"
+    data = bytearray(file.read_bytes())
+    data[1234] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "deep" / "picture", 4999)
+
+
+def delete_file(folder: Path) -> None:
+    (folder / "deep" / "picture").unlink()
+
+
+def delete_all(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def delete_sidecar(folder: Path) -> None:
+    (folder / SIDECAR).unlink()
+
+
+def truncate_sidecar(folder: Path) -> None:
+    os.truncate(folder / SIDECAR, 100)
+
+
+def forge_sidecar(folder: Path) -> None:
+    """Make the sidecar agree with a changed file."""
+    import hashlib
+
+    (folder / "deep" / "picture").write_text("x" * 5000)
+    sidecar = json.loads((folder / SIDECAR).read_text())
+    sidecar["files"]["deep/picture"]["sha256"] = hashlib.sha256(b"x" * 5000).hexdigest()
+    (folder / SIDECAR).write_text(json.dumps(sidecar))
+
+
+def damage_timing(folder: Path) -> None:
+    """Volatile files are checked as well."""
+    (folder / "timing").write_text("never")
+
+
+DAMAGES = [
+    flip_bit,
+    truncate,
+    delete_file,
+    delete_all,
+    delete_sidecar,
+    truncate_sidecar,
+    forge_sidecar,
+    damage_timing,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_artefact_is_made_again(cache: Path, damage: Callable[[Path], None]) -> None:
+    store, body = ArtefactStore(), Body()
+    ref = store.build(STEP, {}, body)
+    damage(ref.folder())
+    with pytest.raises(DamagedArtefactError):
+        store.verify(ref)
+    assert store.find(STEP, ref.key) is None
+    again = store.build(STEP, {}, body)
+    assert body.calls == 2
+    assert again.digest == ref.digest
+    assert (ref.folder() / "deep" / "picture").read_text() == "green" * 1000
+    store.verify(again)
+    assert not list((cache / "tmp").iterdir())
+
+
+def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
+    def body(out: Path) -> None:
+        (out / "half").write_text("half")
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        ArtefactStore().build(STEP, {}, body)
+    assert not everything(cache)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, error: Exception) -> None:
+    def body(out: Path) -> None:
+        (out / "half").write_text("half")
+        raise error
+
+    with pytest.raises(DiskFullError) as caught:
+        ArtefactStore().build(STEP, {}, body)
+    assert "\n" not in str(caught.value)
+    assert not everything(cache)
+
+
+def test_a_refresh_that_fails_keeps_what_was_there(cache: Path) -> None:
+    store = ArtefactStore()
+    ref = store.build(STEP, {}, Body())
+
+    def body(out: Path) -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        store.build(STEP, {}, body, refresh=True)
+    store.verify(ref)
+
+
+def test_threads_that_want_one_key_make_it_once(cache: Path) -> None:
+    calls: list[int] = []
+
+    def body(out: Path) -> None:
+        calls.append(1)
+        time.sleep(0.2)
+        (out / "done").write_text("done")
+
+    refs: list[Ref] = []
+    threads = [threading.Thread(target=lambda: refs.append(ArtefactStore().build(STEP, {}, body))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert sorted(ref.reused for ref in refs) == [False] + [True] * 7
+    assert not list((cache / "locks").iterdir())
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from flows.cache import ArtefactStore, Step
+log, seconds = Path(sys.argv[1]), float(sys.argv[2])
+def body(out):
+    with log.open("a") as stream:
+        stream.write("made\\n")
+    (out / "half").write_text("half")
+    time.sleep(seconds)
+    (out / "result").write_text("whole")
+ref = ArtefactStore().build(Step("paint", 1, (), ("pydantic",)), {}, body)
+print(ref.folder())
+"""
+
+
+def start(log: Path, seconds: float) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(log), str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_processes_that_want_one_key_make_it_once(cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    workers = [start(log, 0.5) for _ in range(3)]
+    folders = {worker.communicate(timeout=60)[0].strip() for worker in workers}
+    assert len(folders) == 1
+    assert (Path(folders.pop()) / "result").read_text() == "whole"
+    assert log.read_text() == "made\n"
+
+
+def test_a_killed_holder_frees_its_lock_and_its_half_is_swept(cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    killed = start(log, 600)
+    wait_for(log.exists)
+    waiting = start(log, 0)
+    time.sleep(0.3)
+    assert waiting.poll() is None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    folder = Path(waiting.communicate(timeout=60)[0].strip())
+    assert (folder / "result").read_text() == "whole"
+    assert log.read_text() == "made\nmade\n"
+    assert not list((cache / "tmp").iterdir())
+
+
+def test_what_killed_processes_left_is_swept_and_what_is_under_way_is_not(cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    killed = start(log, 600)
+    wait_for(log.exists)
+    wait_for(lambda: bool(list((cache / "tmp").glob("*/half"))))
+    assert ArtefactStore().sweep() == 0
+    assert list((cache / "tmp").iterdir())
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert ArtefactStore().sweep() == 1
+    assert not list((cache / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Step("paint", 2, (), ("pydantic",)),
+        Step("draw", 1, (), ("pydantic",)),
+        Step("paint", 1, (), ("pydantic", "typer")),
+        Step("paint", 1, ("medad.storage:file_digest",), ("pydantic",)),
+        Step("paint", 1, (), ("pydantic",), files=("medad/errors.py",)),
+    ],
+)
+def test_a_key_depends_on_the_step(other: Step) -> None:
+    plain = Step("paint", 1, (), ("pydantic",))
+    assert content_key(key_parts(plain, {})) != content_key(key_parts(other, {}))
+
+
+def test_a_key_does_not_depend_on_the_order_of_its_parts() -> None:
+    one, two = {"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}
+    assert content_key(key_parts(STEP, one)) == content_key(key_parts(STEP, two))
+
+
+def test_a_value_that_is_no_json_is_refused() -> None:
+    with pytest.raises((TypeError, ValueError)):
+        content_key(key_parts(STEP, {"x": float("nan")}))
+    with pytest.raises(TypeError):
+        content_key(key_parts(STEP, {"x": {1, 2}}))

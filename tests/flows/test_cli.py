@@ -1,0 +1,215 @@
+"""The command line: what it refuses, in one line and with code 2, and what it must not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Cli = Callable[..., Any]
+HEAVY = ("torch", "prefect", "numpy", "monai", "scipy", "nibabel", "SimpleITK", "skimage", "matplotlib")
+COMMANDS = [
+    (),
+    ("demo",),
+    ("samples",),
+    ("doctor",),
+    ("liver",),
+    *(("liver", name) for name in ("run", "prepare", "train", "segment", "evaluate", "step")),
+]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Help under half a second is a promise; what it hangs on is this."""
+    probe = (
+        "import sys\n"
+        "sys.argv = ['adflows', 'liver', 'run', '--help']\n"
+        "from flows.__main__ import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "--refresh" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_python_m_flows_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "flows", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in ("demo", "samples", "doctor", "liver"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_and_option_has_help(cli: Cli, command: tuple[str, ...]) -> None:
+    ran = cli(*command, "--help")
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    described = [line for line in lines if line.strip().startswith("--")]
+    assert all(len(line.split()) > 2 for line in described), described
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("liver", "run", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
+        (("liver", "run", "nosuchname"), ("nosuchname", "demo", "small", "thesis")),
+        (("liver", "run", "demo", "--set", "seed"), ("--set seed", "KEY=VALUE")),
+        (("liver", "run", "demo", "--set", "seed=[1"), ("--set seed", "YAML")),
+        (("liver", "run", "demo", "--set", "no.such.key=1"), ("no", "demo.yaml")),
+        (("liver", "run", "demo", "--set", "preprocess.slice_px=100"), ("preprocess.slice_px", "multiple")),
+        (("liver", "run", "demo", "--name", "../up"), ("name",)),
+        (("liver", "segment", "scan.nii.gz", "--model", "m", "-o", "o"), ("--liver MASK", "TotalSegmentator")),
+        (
+            ("liver", "segment", "a.nii", "b.nii", "--liver", "l.nii", "--model", "m", "-o", "o"),
+            ("2 scans", "1 liver masks"),
+        ),
+        (("liver", "segment", "a.nii", "--liver", "l.nii", "--model", "nomodel", "-o", "o"), ("nomodel", "manifest")),
+        (("liver", "step", "roi", "grey.nii.gz", "-o", "o.nii.gz"), ("--liver MASK", "--liver-label")),
+        (("liver", "step", "window", "x.nii", "-o", "o", "--set", "window_hu=[3,1]"), ("window_hu",)),
+        (("liver", "evaluate", "demo", "--model", "nomodel"), ("nomodel", "manifest")),
+    ],
+)
+@pytest.mark.usefixtures("cache")
+def test_a_users_error_is_one_line_and_code_2(
+    cli: Cli, arguments: tuple[str, ...], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = cli(*arguments)
+    assert ran.code == 2
+    [line] = ran.err.strip().splitlines()
+    assert line.startswith("adflows: ")
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.glob("runs*"))
+
+
+def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.argv = ['adflows', 'doctor']\n"
+        "import flows.doctor\n"
+        "def broken(runs):\n    raise ZeroDivisionError('a bug')\n"
+        "flows.doctor.examine = broken\n"
+        "from flows.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_every_configuration_loads() -> None:
+    from medad.config import load
+
+    folder = Path(__file__).parents[2] / "configs" / "liver"
+    files = sorted(folder.glob("*.yaml"))
+    assert {path.stem for path in files} >= {"thesis", "demo", "small"}
+    for path in files:
+        assert load(path).name == path.stem
+
+
+def test_the_thesis_configuration_is_the_defaults() -> None:
+    from medad.config import LiverSettings, load
+
+    folder = Path(__file__).parents[2] / "configs" / "liver"
+    thesis = load(folder / "thesis.yaml")
+    data = {"train_data": thesis.train_data, "test_data": thesis.test_data}
+    assert thesis == LiverSettings(name="thesis", **data)
+
+
+def test_options_go_over_the_file() -> None:
+    from flows.cli_liver import load_settings, parse_overrides
+
+    pairs = ["train.restoration.epochs=3", "preprocess.window_hu=[-100, 200]", "device=cpu"]
+    values = parse_overrides(pairs, name="mine", seed=None, train_data__root="/data")
+    assert values == {
+        "train.restoration.epochs": 3,
+        "preprocess.window_hu": [-100, 200],
+        "device": "cpu",
+        "name": "mine",
+        "train_data.root": "/data",
+    }
+    settings = load_settings(Path("demo"), values)
+    assert settings.train.restoration.epochs == 3
+    assert settings.train_data.root == "/data"
+
+
+@pytest.mark.usefixtures("prefect_server", "cache")
+def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
+    import numpy as np
+
+    from medad.cases import prepare_case
+    from medad.config import PreprocessSettings, load
+    from medad.datasets import find_cases
+    from medad.preprocess import load_prepared
+
+    world = new_world(tmp_path, train=1, test=0)
+    scan, label = world.btcv / "img" / "img0001.nii.gz", world.btcv / "label" / "label0001.nii.gz"
+    out = tmp_path / "out"
+    out.mkdir()
+    liver = ("--liver", label, "--liver-label", 6)
+    steps: list[tuple[Any, ...]] = [
+        ("window", scan, "-o", out / "window.nii.gz"),
+        ("roi", out / "window.nii.gz", "-o", out / "roi.nii.gz", *liver),
+        ("slice", out / "roi.nii.gz", "-o", out / "slices.safetensors", "--set", "slice_px=64", *liver),
+        ("equalise", out / "slices.safetensors", "-o", out / "equalised.safetensors"),
+    ]
+    for step in steps:
+        ran = cli("liver", "step", *step)
+        assert ran.code == 0, ran.err
+        assert "1 tasks: 1 computed, 0 cached" in ran.out
+    again = cli("liver", "step", *steps[0], "--json")
+    assert (again.answer["computed"], again.answer["cached"]) == (0, 1)
+    refreshed = cli("liver", "step", *steps[0], "--refresh", "--json")
+    assert refreshed.answer["computed"] == 1
+
+    settings = load(world.config)
+    [case], _ = find_cases(settings.train_data)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    prepare_case(case, settings.train_data, PreprocessSettings(slice_px=64), whole, training=True)
+    ours, theirs = (load_prepared(p).slices for p in (out / "equalised.safetensors", whole / "prepared.safetensors"))
+    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    np.testing.assert_array_equal(ours.organ, theirs.organ)
+    np.testing.assert_array_equal(ours.z, theirs.z)
+
+
+@pytest.mark.usefixtures("prefect_server", "cache")
+def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"no gzip")
+    ran = cli("liver", "step", "window", bad, "-o", tmp_path / "out.nii.gz")
+    assert ran.code == 2
+    assert [line for line in ran.err.splitlines() if line.startswith(f"{bad}: ")]
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
+    """In a process of its own: which server to use is read at Prefect's import."""
+    config = tmp_path / "c.yaml"
+    data = {"root": str(tmp_path), "layout": "btcv"}
+    config.write_text(yaml.safe_dump({"name": "c", "train_data": data, "test_data": data}))
+    import os
+
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "ADFLOWS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "liver", "prepare", str(config)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "PREFECT_API_URL" in line
+
+
+def test_doctor_as_json_names_every_check(cli: Cli, cache: Path, tmp_path: Path) -> None:
+    ran = cli("doctor", "--json", "-o", tmp_path / "runs")
+    checks = {check["name"]: check for check in json.loads(ran.out)}
+    assert {"Python", "torch", "prefect", "fastapi", "sqlalchemy", "Prefect", "cache", "memory"} <= set(checks)
+    assert checks["cache"]["status"] == "ok"
+    assert str(cache) in checks["cache"]["found"]
+    assert ran.code == (2 if any(check["status"] == "fail" for check in checks.values()) else 0)

@@ -1,0 +1,257 @@
+"""What each step's key depends on: a table of settings against steps."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cache import Ref, content_key
+from flows.jobs import (
+    AdoptModel,
+    Evaluate,
+    HandStep,
+    Job,
+    Plant,
+    Prepare,
+    Segment,
+    TrainRestoration,
+    TrainSegmentation,
+)
+from flows.report_job import FailedStep, Report, Reported
+from flows.tasks import cache_key
+from medad.config import LiverSettings, PlantSettings, parse
+from medad.datasets import Case
+
+BASE: dict[str, Any] = {
+    "name": "base",
+    "train_data": {"root": "/data/btcv", "layout": "btcv"},
+    "test_data": {"root": "/data/lits", "layout": "lits", "plant": {"count": 2}},
+}
+
+
+def ref(step: str, content: str = "a") -> Ref:
+    return Ref(step=step, key=content * 64, digest=content * 64, path=f"{step}/{content * 64}")
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    scan, label = tmp_path / "volume-1.nii.gz", tmp_path / "segmentation-1.nii.gz"
+    scan.write_bytes(b"scan")
+    label.write_bytes(b"label")
+    return Case("lits-1", scan, label, (1, 2), 2)
+
+
+def jobs_of(settings: LiverSettings, case: Case) -> dict[str, Job]:
+    """All steps of the flow, with equal artefacts from the step before."""
+    data = settings.test_data
+    prepared, restoration, segmentation = ref("prepare"), ref("restoration"), ref("segmentation")
+    result = Reported(case.id, prepared, ref("segment"), ref("evaluate"), None)
+    return {
+        "plant": Plant(case, data, data.plant or PlantSettings()),
+        "prepare": Prepare(case, data, settings.preprocess, training=False),
+        "restoration": TrainRestoration((prepared,), settings),
+        "segmentation": TrainSegmentation((prepared,), restoration, settings),
+        "segment": Segment(
+            prepared, restoration, segmentation, settings.inference, settings.postprocess, settings.device
+        ),
+        "evaluate": Evaluate(case, data, prepared, ref("segment"), settings.evaluation),
+        "report": Report(settings, (result,), (), restoration, segmentation, (("python", "3"),), ()),
+    }
+
+
+def keys_of(settings: LiverSettings, case: Case) -> dict[str, str]:
+    return {name: content_key(job.parts()) for name, job in jobs_of(settings, case).items()}
+
+
+def changed(key: str, value: object) -> LiverSettings:
+    values = copy.deepcopy(BASE)
+    *parents, leaf = key.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[leaf] = value
+    return parse(values, source="test")
+
+
+# the report shows every setting, so its key is not in the table: it always changes
+TABLE: list[tuple[str, object, set[str]]] = [
+    ("name", "other", set()),
+    ("device", "cpu", set()),
+    ("inference.batch_size", 3, set()),
+    ("train.checkpoint_minutes", 1.0, set()),
+    ("train_data.root", "/elsewhere", set()),
+    ("test_data.root", "/elsewhere", set()),
+    ("test_data.cases", ["lits-1"], set()),
+    ("test_data.opaque_ids", True, set()),
+    ("seed", 1, {"restoration", "segmentation"}),
+    ("preprocess.window_hu", [-100.0, 200.0], {"prepare"}),
+    ("preprocess.slice_px", 128, {"prepare"}),
+    ("preprocess.equalise", False, {"prepare"}),
+    ("preprocess.lift_dark", False, {"prepare"}),
+    ("preprocess.min_liver_px", 9, {"prepare"}),
+    ("synthesis.blur_sigma_px", 9.0, {"restoration", "segmentation"}),
+    ("synthesis.threshold_grey", 190.0, {"restoration", "segmentation"}),
+    ("synthesis.ellipse_px", 5, {"restoration", "segmentation"}),
+    ("synthesis.shift_grey", [50.0, 90.0], {"restoration", "segmentation"}),
+    ("synthesis.shift_distribution", "normal", {"restoration", "segmentation"}),
+    ("restoration.widths", [8, 16, 32], {"restoration", "segmentation"}),
+    ("restoration.groups", 4, {"restoration", "segmentation"}),
+    ("segmentation.widths", [8, 16, 32], {"segmentation"}),
+    ("segmentation.groups", 4, {"segmentation"}),
+    ("train.restoration.epochs", 3, {"restoration"}),
+    ("train.segmentation.epochs", 3, {"segmentation"}),
+    ("train.focal.gamma", 1.0, {"segmentation"}),
+    ("train.mixed_precision", False, {"restoration", "segmentation"}),
+    ("postprocess.threshold", 0.4, {"segment"}),
+    ("postprocess.min_lesion_mm3", 9.0, {"segment"}),
+    ("evaluation.lesion_overlap", 0.5, {"evaluate"}),
+    ("test_data.plant.seed", 1, {"plant"}),
+    ("test_data.plant.contrast_hu", [-50.0, -30.0], {"plant"}),
+    ("test_data.affine_mismatch", "warn", {"plant", "prepare", "evaluate"}),
+    ("test_data.affine_from", "sform", {"plant", "prepare", "evaluate"}),
+]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("key", "value", "steps"), TABLE, ids=[row[0] for row in TABLE])
+def test_a_setting_changes_the_steps_that_use_it_and_no_other(
+    case: Case, key: str, value: object, steps: set[str]
+) -> None:
+    base, other = keys_of(parse(BASE, source="test"), case), keys_of(changed(key, value), case)
+    assert {name for name in base if base[name] != other[name]} - {"report"} == steps
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_table_knows_every_setting(case: Case) -> None:
+    """A new setting must be put into the table, or this fails."""
+
+    def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for name, value in values.items():
+            found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+        return found
+
+    known = {row[0] for row in TABLE}
+    # the two data sets have the same settings; layout and patterns only say where files are; the rest of a kind with
+    # one that is in the table, since whole groups enter a key
+    groups = ("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal.")
+    missing = leaves(parse(BASE, source="test").model_dump()) - known
+    assert not {name for name in missing if not name.startswith(groups)}
+
+
+@pytest.mark.usefixtures("cache")
+def test_where_a_case_lies_and_what_it_is_called_do_not_matter(case: Case, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    assert case.label is not None
+    other = Case(
+        "another-name",
+        Path(shutil.copy(case.scan, moved / "a.nii.gz")),
+        Path(shutil.copy(case.label, moved / "b.nii.gz")),
+        (2, 1),
+        2,
+    )
+    settings = parse(BASE, source="test")
+    base, renamed = keys_of(settings, case), keys_of(settings, other)
+    assert {name for name in base if base[name] != renamed[name]} == {"report"}
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("what", ["scan", "label", "liver_labels", "tumour_label"])
+def test_what_a_case_is_does_matter(case: Case, tmp_path: Path, what: str) -> None:
+    new = tmp_path / "new.nii.gz"
+    new.write_bytes(b"other content")
+    values: dict[str, Any] = {"scan": new, "label": new, "liver_labels": (1,), "tumour_label": None}
+    settings = parse(BASE, source="test")
+    base, other = keys_of(settings, case), keys_of(settings, replace(case, **{what: values[what]}))
+    assert {name for name in base if base[name] != other[name]} == {"plant", "prepare", "evaluate"}
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> None:
+    settings = parse(BASE, source="test")
+    one, two, three = (ref("prepare", letter) for letter in "abc")
+
+    def key(*prepared: Ref) -> str:
+        return content_key(TrainRestoration(prepared, settings).parts())
+
+    assert key(one, two) == key(two, one)
+    assert len({key(one), key(one, two), key(one, three), key(one, one)}) == 4
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("job", "fields"),
+    [("segment", ("prepared", "restoration", "segmentation")), ("evaluate", ("prepared", "segmented"))],
+)
+def test_every_artefact_that_goes_in_matters(case: Case, job: str, fields: tuple[str, ...]) -> None:
+    original: Any = jobs_of(parse(BASE, source="test"), case)[job]
+    keys = {content_key(original.parts())}
+    keys |= {content_key(replace(original, **{name: ref("x", "f")}).parts()) for name in fields}
+    assert len(keys) == len(fields) + 1
+
+
+def every_job(case: Case, folder: Path) -> list[Job]:
+    """One of each kind."""
+    settings = parse(BASE, source="test")
+    more: list[Job] = [
+        AdoptModel(folder),
+        *(HandStep(name, case.scan, case.label, (1,), settings.preprocess) for name in ("window", "roi")),
+        *(HandStep(name, case.scan, None, (1,), settings.preprocess) for name in ("slice", "equalise")),
+    ]
+    return [*jobs_of(settings, case).values(), *more]
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_key_function_gives_a_file_name_for_every_job(case: Case, tmp_path: Path) -> None:
+    """Where it raises, Prefect runs uncached with only a log line."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    context: Any = None
+    names = [cache_key(context, {"job": job}) for job in every_job(case, tmp_path)]
+    assert all(name is not None and re.fullmatch(r"[a-z-]+-[0-9a-f]{64}", name) for name in names)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_key_function_does_not_raise_for_files_that_are_gone(case: Case, tmp_path: Path) -> None:
+    jobs = every_job(case, tmp_path)
+    case.scan.unlink()
+    context: Any = None
+    assert {cache_key(context, {"job": job}) is None for job in jobs if "case" in vars(job)} == {True}
+    for job in jobs:
+        cache_key(context, {"job": job})
+
+
+@pytest.mark.usefixtures("cache")
+def test_no_part_of_a_key_holds_a_path_or_a_name(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for job in every_job(case, tmp_path):
+        text = str(job.parts())
+        assert str(tmp_path) not in text
+        if not isinstance(job, Report):
+            assert case.id not in text
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_report_depends_on_all_that_it_shows(case: Case) -> None:
+    job = jobs_of(parse(BASE, source="test"), case)["report"]
+    assert isinstance(job, Report)
+    failed = FailedStep("lits-2", "prepare", "is 4-D")
+    variants = [
+        job,
+        replace(job, results=()),
+        replace(job, failures=(failed,)),
+        replace(job, failures=(replace(failed, rule="is 5-D"),)),
+        replace(job, restoration=None),
+        replace(job, versions=(("python", "4"),)),
+        replace(job, notes=("a note",)),
+        replace(job, results=(replace(job.results[0], case_id="other"),)),
+        replace(job, results=(replace(job.results[0], evaluated=None),)),
+    ]
+    assert len({content_key(each.parts()) for each in variants}) == len(variants)

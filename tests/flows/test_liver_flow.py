@@ -1,0 +1,360 @@
+"""The whole flow on phantoms: what it leaves, what it computes again, and what bad cases do to it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.digests import file_sha256
+from flows.publish import read_statement
+
+Cli = Callable[..., Any]
+PER_TRAIN_CASE, PER_TEST_CASE, MODEL_AND_REPORT = 1, 3, 3
+"""Tasks: prepare; prepare, segment, evaluate; two phases and the report."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]) -> Any:
+    return new_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
+    """One run that computed everything."""
+    del prefect_server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADFLOWS_CACHE", str(world.cache))
+        yield cli("liver", "run", world.config, "--out", world.runs, "--json")
+
+
+@pytest.fixture
+def again(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
+    """Runs once more over the same cache, with other options, into a folder of this test's."""
+    del finished
+
+    def run(*options: object) -> Any:
+        return cli("liver", "run", world.config, "--out", tmp_path / "runs", "--json", *options)
+
+    return run
+
+
+ALL = 2 * PER_TRAIN_CASE + 2 * PER_TEST_CASE + MODEL_AND_REPORT
+
+
+def steps(run_folder: str, *, cached: bool) -> list[str]:
+    manifest = json.loads((Path(run_folder) / "manifest.json").read_text())
+    return sorted(task["step"] for task in manifest["tasks"] if task["cached"] == cached)
+
+
+def test_the_run_folder_holds_everything(world: Any, finished: Any) -> None:
+    assert finished.code == 0, finished.err
+    answer = finished.answer
+    assert (answer["computed"], answer["cached"], answer["failures"]) == (ALL, 0, [])
+    assert set(answer["headline"]) == {"micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean"}
+    folder = Path(answer["run_folder"])
+    assert folder == world.runs / "liver" / "tiny"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {
+        "manifest.json",
+        "report.html",
+        "report.json",
+        "preview.png",
+        *(f"{kind}/lits-{n}.nii.gz" for kind in ("masks", "probabilities") for n in (0, 1)),
+        *(
+            f"model/{net}/{name}"
+            for net in ("restoration", "segmentation")
+            for name in ("model.safetensors", "curve.json")
+        ),
+    }
+
+
+def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: Any) -> None:
+    folder = Path(finished.answer["run_folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        assert file_sha256(folder / name) == entry["sha256"]
+    digests = {row["case"]: row["sha256"] for row in manifest["inputs"]}
+    assert digests["btcv-0001"]["scan"] == file_sha256(world.btcv / "img" / "img0001.nii.gz")
+    assert digests["lits-1"]["label"] == file_sha256(world.lits / "segmentation-1.nii.gz")
+    assert manifest["settings"]["preprocess"]["slice_px"] == 64
+    assert manifest["versions"]["torch"]
+    assert len(manifest["tasks"]) == manifest["computed"] == ALL
+    assert str(world.root) not in json.dumps(manifest), "folders of data may be named after patients"
+
+
+def test_masks_lie_on_the_scans_grid(world: Any, finished: Any) -> None:
+    import nibabel
+    import numpy as np
+
+    for n in (0, 1):
+        scan: Any = nibabel.load(world.lits / f"volume-{n}.nii.gz")
+        for kind in ("masks", "probabilities"):
+            image: Any = nibabel.load(Path(finished.answer["run_folder"]) / kind / f"lits-{n}.nii.gz")
+            assert image.shape == scan.shape
+            np.testing.assert_array_equal(image.affine, scan.affine)
+
+
+def test_a_second_run_computes_nothing_and_says_so(
+    again: Callable[..., Any], finished: Any, cli: Cli, world: Any
+) -> None:
+    second = again()
+    assert second.code == 0
+    assert (second.answer["computed"], second.answer["cached"]) == (0, ALL)
+    assert second.answer["headline"] == finished.answer["headline"]
+    plain = cli("liver", "run", world.config, "--out", world.runs)
+    assert f"{ALL} tasks: 0 computed, {ALL} cached" in plain.out
+    assert f"report: {world.runs / 'liver' / 'tiny' / 'report.html'}" in plain.out
+
+
+@pytest.mark.parametrize(
+    ("change", "computed"),
+    [
+        (("--set", "postprocess.threshold=0.31"), {"segment", "evaluate", "report"}),
+        (("--set", "evaluation.lesion_overlap=0.9"), {"evaluate", "report"}),
+        (("--set", "inference.batch_size=3"), {"report"}),
+        (("--set", "train.segmentation.epochs=2"), {"segmentation", "segment", "evaluate", "report"}),
+        (("--name", "other"), {"report"}),
+        (("--seed", "5"), {"restoration", "segmentation", "segment", "evaluate", "report"}),
+    ],
+)
+def test_a_changed_setting_recomputes_what_depends_on_it(
+    again: Callable[..., Any], change: tuple[str, ...], computed: set[str]
+) -> None:
+    ran = again(*change)
+    assert ran.code == 0
+    assert set(steps(ran.answer["run_folder"], cached=False)) == computed
+    assert not computed & set(steps(ran.answer["run_folder"], cached=True))
+
+
+def test_refresh_computes_everything_with_the_same_result(again: Callable[..., Any], finished: Any) -> None:
+    ran = again("--refresh")
+    assert (ran.answer["computed"], ran.answer["cached"]) == (ALL, 0)
+    name = "model/segmentation/model.safetensors"
+    assert file_sha256(Path(ran.answer["run_folder"]) / name) == file_sha256(Path(finished.answer["run_folder"]) / name)
+
+
+def test_a_deleted_artefact_is_made_again_and_nothing_after_it(again: Callable[..., Any], world: Any) -> None:
+    [prepared] = [path for path in (world.cache / "restoration").iterdir() if has_epochs(path, seed=0)]
+    shutil.rmtree(prepared)
+    ran = again()
+    assert steps(ran.answer["run_folder"], cached=False) == ["restoration"]
+
+
+def has_epochs(artefact: Path, *, seed: int) -> bool:
+    sidecar = json.loads((artefact / "artefact.json").read_text())
+    return bool(sidecar["parts"]["inputs"]["settings"]["seed"] == seed)
+
+
+def test_renamed_and_moved_scans_are_the_same_scans(again: Callable[..., Any], world: Any, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for kind in ("volume", "segmentation"):
+        for old, new in ((0, 77), (1, 8)):
+            shutil.copy(world.lits / f"{kind}-{old}.nii.gz", moved / f"{kind}-{new}.nii.gz")
+    ran = again("--test", moved)
+    assert steps(ran.answer["run_folder"], cached=False) == ["report"]
+    assert sorted(path.name for path in (Path(ran.answer["run_folder"]) / "masks").iterdir()) == [
+        "lits-77.nii.gz",
+        "lits-8.nii.gz",
+    ]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_bad_cases_are_listed_and_the_others_go_on(again: Callable[..., Any], world: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "lits"
+    shutil.copytree(world.lits, folder)
+    for n in (2, 3, 4):
+        shutil.copy(world.lits / "volume-0.nii.gz", folder / f"volume-{n}.nii.gz")
+        shutil.copy(world.lits / "segmentation-0.nii.gz", folder / f"segmentation-{n}.nii.gz")
+    truncate(folder / "volume-2.nii.gz")
+    flip(folder / "segmentation-3.nii.gz")
+    (folder / "segmentation-4.nii.gz").unlink()
+    (folder / "volume-5.nii").write_bytes(b"")
+    (folder / "segmentation-5.nii").write_bytes(b"")
+    ran = again("--test", folder)
+    assert ran.code == 2
+    failures = {failure["case"]: failure for failure in ran.answer["failures"]}
+    assert set(failures) == {"lits-2", "lits-3", "lits-4", "lits-5"}
+    assert failures["lits-2"]["path"] == str(folder / "volume-2.nii.gz")
+    lines = ran.err.splitlines()
+    for failure in failures.values():
+        assert lines.count(f"{failure['path']}: {failure['rule']}") == 1
+    assert "Traceback" not in ran.err
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())
+    assert {row["case_id"] for row in report["failures"]} == set(failures)
+    assert {row["case_id"] for row in report["cases"]} == {"lits-0", "lits-1"}
+    html = (Path(ran.answer["run_folder"]) / "report.html").read_text()
+    assert "lits-2" in html
+    # a bad case is looked at again, the good ones are not computed again
+    again_ran = again("--test", folder)
+    assert again_ran.code == 2
+    assert again_ran.answer["computed"] == 0
+    shutil.copy(world.lits / "volume-0.nii.gz", folder / "volume-2.nii.gz")
+    mended = again("--test", folder)
+    assert {failure["case"] for failure in mended.answer["failures"]} == {"lits-3", "lits-4", "lits-5"}
+
+
+def test_a_report_is_written_when_nothing_can_be_trained(again: Callable[..., Any], world: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "btcv"
+    shutil.copytree(world.btcv, folder)
+    for scan in (folder / "img").iterdir():
+        scan.write_bytes(gzip.compress(b"no scan"))
+    ran = again("--train", folder)
+    assert ran.code == 2
+    stages = {(failure["case"], failure["stage"]) for failure in ran.answer["failures"]}
+    assert stages == {("btcv-0001", "prepare"), ("btcv-0002", "prepare"), ("model", "restoration")}
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())
+    assert report["cases"] == []
+    assert len(report["failures"]) == 3
+
+
+def test_a_report_is_written_when_a_data_set_is_missing(again: Callable[..., Any], tmp_path: Path) -> None:
+    ran = again("--test", tmp_path / "nowhere")
+    assert ran.code == 2
+    [failure] = ran.answer["failures"]
+    assert failure["path"] == str(tmp_path / "nowhere")
+    assert (Path(ran.answer["run_folder"]) / "report.html").is_file()
+
+
+def test_a_run_that_fails_leaves_the_earlier_runs_model_alone(again: Callable[..., Any], tmp_path: Path) -> None:
+    good = Path(again().answer["run_folder"])
+    before = {path.relative_to(good): path.read_bytes() for path in good.rglob("*") if path.is_file()}
+    ran = again("--train", tmp_path / "unmounted")
+    assert ran.code == 2
+    assert Path(ran.answer["run_folder"]) == good.with_name(f"{good.name}.failed")
+    assert (good.with_name(f"{good.name}.failed") / "report.html").is_file()
+    assert {path.relative_to(good): path.read_bytes() for path in good.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (("--set", "postproces.threshold=0.9"), "--set postproces.threshold: no such setting"),
+        (("--set", "preprocess.slice_px=32"), "`preprocess` differs"),
+        ((), "would be written over"),
+    ],
+)
+def test_segment_refuses_what_would_not_mean_what_it_says(
+    world: Any, finished: Any, cli: Cli, tmp_path: Path, options: tuple[str, ...], rule: str
+) -> None:
+    model = finished.answer["run_folder"]
+    scan, mask = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
+    out = tmp_path / "out" if options else model
+    ran = cli("liver", "segment", scan, "--liver", mask, "--model", model, "--out", out, *options)
+    assert ran.code == 2
+    assert rule in ran.err
+
+
+def test_an_output_folder_that_cannot_be_is_told_before_any_work(world: Any, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    ran = cli("liver", "run", world.config, "--out", tmp_path / "file")
+    assert ran.code == 2
+    assert f"{tmp_path / 'file' / 'liver'}: cannot be written to" in ran.err
+    assert "prepare" not in ran.err
+
+
+def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], world: Any) -> None:
+    ran = again("--train", world.lits, "--set", "train_data.layout=lits")
+    assert ran.code == 2
+    rules = {failure["case"]: failure["rule"] for failure in ran.answer["failures"]}
+    assert "healthy" in rules["lits-0"]
+    assert "model" in rules
+
+
+def test_planted_lesions_are_found_in_the_run_folder_and_said(
+    again: Callable[..., Any], finished: Any, world: Any, cli: Cli, tmp_path: Path
+) -> None:
+    plant = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
+    ran = again("--test", world.btcv, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={plant}")
+    assert ran.code == 0, ran.err
+    folder = Path(ran.answer["run_folder"])
+    assert sorted(path.name for path in (folder / "planted" / "btcv-0001").iterdir()) == ["label.nii.gz", "scan.nii.gz"]
+    assert "planted" in (folder / "report.html").read_text().lower()
+    assert read_statement(folder)
+    assert not read_statement(Path(finished.answer["run_folder"]))
+    scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
+    used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
+    assert used.code == 0, used.err
+    assert not read_statement(tmp_path / "out"), "nothing was planted into the scans its model is used on"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
+    assert digests["btcv-0001"]["scan"] == file_sha256(world.btcv / "img" / "img0001.nii.gz"), "the scan that was given"
+
+
+def test_the_stages_run_alone(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    prepared = cli("liver", "prepare", world.config)
+    assert prepared.code == 0
+    assert "4 tasks: 0 computed, 4 cached" in prepared.out
+    assert "lits-1" in prepared.out
+    trained = cli("liver", "train", world.config, "--out", tmp_path, "--json")
+    assert trained.code == 0
+    assert steps(trained.answer["run_folder"], cached=False) == ["report"]
+    model = Path(trained.answer["run_folder"])
+    evaluated = cli(
+        "liver", "evaluate", world.config, "--model", model, "--name", "external", "--out", tmp_path, "--json"
+    )
+    assert evaluated.code == 0, evaluated.err
+    assert evaluated.answer["headline"] == finished.answer["headline"]
+    same_name = cli("liver", "evaluate", world.config, "--model", model, "--out", tmp_path)
+    assert same_name.code == 2
+    other = cli("liver", "evaluate", world.config, "--model", model, "--set", "preprocess.slice_px=96")
+    assert other.code == 2
+
+
+def test_scans_are_segmented_with_an_earlier_runs_model(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    import nibabel
+    import numpy as np
+
+    model = finished.answer["run_folder"]
+    scans = [world.lits / f"volume-{n}.nii.gz" for n in (0, 1)]
+    masks = [world.lits / f"segmentation-{n}.nii.gz" for n in (0, 1)]
+    ran = cli(
+        "liver", "segment", *scans, "--liver", masks[0], "--liver", masks[1], "--liver-label", 1, "--liver-label", 2,
+        "--model", model, "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    ids = [f"scan-{file_sha256(scan)[:8]}" for scan in scans]
+    for n, case_id in enumerate(ids):
+        ours: Any = nibabel.load(tmp_path / "out" / "masks" / f"{case_id}.nii.gz")
+        flows: Any = nibabel.load(Path(model) / "masks" / f"lits-{n}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(flows.dataobj))
+        assert f"{case_id} is {scans[n]}" in ran.err
+    again = cli(
+        "liver", "segment", scans[0], "--liver", masks[0], "--liver-label", 1, "--liver-label", 2,
+        "--model", tmp_path / "out", "--out", tmp_path / "again", "--json",
+    )  # fmt: skip
+    assert again.code == 0, "the folder written has the model, so it serves as one"
+    assert again.answer["computed"] == 1
+
+
+def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    with get_client(sync_client=True) as client:
+        keys = ["liver-cases", "liver-report", "liver-preview", "training-restoration", "training-segmentation"]
+        artifacts = {
+            key: client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+            for key in keys
+        }
+    assert all(artifacts.values()), {key: len(found) for key, found in artifacts.items()}
+    tables = [json.loads(str(found.data)) for found in artifacts["liver-cases"]]
+    assert any({row["case"] for row in table} == {"lits-0", "lits-1"} for table in tables)
+    assert any(str(world.runs / "liver" / "tiny" / "report.html") in str(f.data) for f in artifacts["liver-report"])
+    assert all(str(found.data).startswith("data:image/png;base64,") for found in artifacts["liver-preview"])
+    assert any(found.data == 100.0 for found in artifacts["training-restoration"])

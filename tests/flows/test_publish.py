@@ -1,0 +1,141 @@
+"""The run folder: whole or not there, and no file of the user's lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows import publish
+from flows.cache import ArtefactStore, Ref, Step
+from flows.privacy import PrivateSettings
+from flows.publish import RunFolder, read_headline, settings_of_run
+from flows.tasks import Tally
+from medad.config import DatasetSettings
+from medad.errors import ConfigError, DiskFullError
+
+SETTINGS = PrivateSettings(
+    name="x",
+    train_data=DatasetSettings(root="/share/MUSTERMANN", layout="btcv"),
+    test_data=DatasetSettings(root="samples:dicom", layout="lits"),
+)
+
+
+def make(name: str, files: dict[str, str]) -> Ref:
+    def body(out: Path) -> None:
+        for file, text in files.items():
+            (out / file).write_text(text)
+
+    return ArtefactStore().build(Step(name, 1, (), ()), {"files": files}, body)
+
+
+def a_run(path: Path, report: str = "report") -> RunFolder:
+    summary = json.dumps({"summary": {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1, "more": 2}})
+    return RunFolder(
+        path=path,
+        settings=SETTINGS,
+        used=(),
+        report=make("report", {"report.html": report, "report.json": summary}),
+        results=(),
+        restoration=make("restoration", {"model.safetensors": "r", "curve.json": "{}"}),
+        segmentation=make("segmentation", {"model.safetensors": "s", "curve.json": "{}"}),
+        seconds=1.0,
+    )
+
+
+@pytest.fixture
+def tally(cache: Path) -> Tally:
+    return Tally()
+
+
+def test_headline_figures_are_the_reports(tally: Tally, tmp_path: Path) -> None:
+    headline = publish.publish(a_run(tmp_path / "runs" / "x"), tally)
+    assert headline == {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1}
+    assert read_headline(tmp_path) == {}
+
+
+def test_a_second_run_replaces_what_the_first_wrote_and_nothing_else(tally: Tally, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "x"
+    publish.publish(a_run(folder, "first"), tally)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("keep")
+    publish.publish(a_run(folder, "second"), tally)
+    assert (folder / "report.html").read_text() == "second"
+    assert (folder / "notes" / "mine.txt").read_text() == "keep"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["x"]
+
+
+def test_a_file_the_second_run_does_not_make_is_gone(tally: Tally, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    first = a_run(folder)
+    publish.publish(first, tally)
+    assert (folder / "model" / "restoration" / "model.safetensors").is_file()
+    publish.publish(replace(first, restoration=None), tally)
+    assert not (folder / "model" / "restoration").exists()
+
+
+def test_a_disk_that_fills_leaves_the_earlier_run_whole(
+    tally: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "x"
+    publish.publish(a_run(folder, "first"), tally)
+    run = a_run(folder, "second")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DiskFullError):
+        publish.publish(run, tally)
+    assert (folder / "report.html").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["x"]
+
+
+def test_a_publisher_killed_between_its_two_moves_lost_nothing(tally: Tally, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    publish.publish(a_run(folder, "first"), tally)
+    (folder / "mine.txt").write_text("keep")
+    folder.rename(tmp_path / ".x.old")
+    publish.publish(a_run(folder, "second"), tally)
+    assert (folder / "report.html").read_text() == "second"
+    assert (folder / "mine.txt").read_text() == "keep"
+
+
+def test_an_edit_in_the_run_folder_does_not_reach_the_cache(tally: Tally, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "x")
+    publish.publish(run, tally)
+    (tmp_path / "x" / "report.html").write_text("edited")
+    assert run.report is not None
+    ArtefactStore().verify(run.report)
+
+
+def test_settings_come_back_without_the_data_folders(tally: Tally, tmp_path: Path) -> None:
+    publish.publish(a_run(tmp_path / "x"), tally)
+    assert "MUSTERMANN" not in (tmp_path / "x" / "manifest.json").read_text()
+    settings = settings_of_run(tmp_path / "x")
+    assert settings.preprocess == SETTINGS.preprocess
+    assert settings.test_data.root == "samples:dicom"
+
+
+def test_a_folder_that_is_no_run_is_refused(tally: Tally, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"manifest\.json"):
+        settings_of_run(tmp_path)
+    publish.publish(a_run(tmp_path / "x"), tally)
+    (tmp_path / "x" / "model" / "segmentation" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="segmentation"):
+        settings_of_run(tmp_path / "x")
+
+
+def test_the_commit_is_that_of_the_checkout() -> None:
+    root = Path(__file__).parents[2]
+    commit = publish.git_commit()
+    if not (root / ".git").exists():
+        assert commit is None
+        return
+    wanted = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    assert commit is not None
+    assert commit["commit"] == wanted.stdout.strip()

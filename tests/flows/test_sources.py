@@ -1,0 +1,149 @@
+"""The digest of a step's code: what must change it, what must not."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import jobs, sources
+from flows.jobs import Evaluate, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
+from flows.report_job import Report
+
+Write = Callable[[dict[str, str]], str]
+
+PACKAGE = {
+    "__init__": "",
+    "entry": (
+        "from {package}.middle import halve\n"
+        "from {package} import tables\n"
+        "def start(x: int) -> int:\n"
+        "    '''Doc.'''\n"
+        "    return halve(x) + tables.OFFSET\n"
+        "def unrelated():\n"
+        "    return 1\n"
+    ),
+    "middle": (
+        "from {package}.deep import Deep as Renamed\n"
+        "def halve(x):\n"
+        "    return Renamed().value() // 2\n"
+        "def other():\n"
+        "    return 2\n"
+    ),
+    "deep": (
+        "LIMIT = 3\n"
+        "class Base:\n"
+        "    def value(self):\n"
+        "        import {package}.lazy\n"
+        "        return {package}.lazy.ANSWER + LIMIT\n"
+        "class Deep(Base):\n"
+        "    pass\n"
+    ),
+    "lazy": "ANSWER = 42\nUNUSED = 1\n",
+    "tables": "OFFSET = 5\n",
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes a fresh package and gives the digest of its `entry:start`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    numbers = itertools.count()
+    loaded = set(sys.modules)
+
+    def digest(changes: dict[str, str]) -> str:
+        # always one name: the digest holds module names
+        folder = tmp_path / "walked"
+        folder.mkdir(exist_ok=True)
+        for name, text in (PACKAGE | changes).items():
+            (folder / f"{name}.py").write_text(text.replace("{package}", "walked"))
+        next(numbers)
+        monkeypatch.setattr(sources, "PACKAGES", ("walked",))
+        sources._parse.cache_clear()
+        sources.closure.cache_clear()
+        return sources.code_digest("walked.entry:start")
+
+    yield digest
+    sources._parse.cache_clear()
+    sources.closure.cache_clear()
+    assert not {name for name in set(sys.modules) - loaded if name.startswith("walked.")}, "walking imports nothing"
+
+
+def edit(module: str, old: str, new: str) -> dict[str, str]:
+    assert old in PACKAGE[module]
+    return {module: PACKAGE[module].replace(old, new)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit("entry", "halve(x) +", "halve(x) -"),
+        edit("middle", "// 2", "// 3"),
+        edit("deep", "LIMIT = 3", "LIMIT = 4"),
+        edit("lazy", "ANSWER = 42", "ANSWER = 43"),
+        edit("tables", "OFFSET = 5", "OFFSET = 6"),
+        edit("deep", "class Deep(Base):\n    pass", "class Deep(Base):\n    def value(self):\n        return 0"),
+        edit("deep", "LIMIT = 3", "LIMIT = 3\nif LIMIT:\n    LIMIT = 4"),
+        edit("entry", "def start(x: int)", "def start(x: int = 7)"),
+    ],
+)
+def test_code_that_runs_changes_the_digest(write: Write, change: dict[str, str]) -> None:
+    assert write({}) != write(change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit("entry", "'''Doc.'''", "'''Another text.'''"),
+        edit("entry", "'''Doc.'''\n", "# a comment\n"),
+        edit("entry", "x: int", "x: 'float'"),
+        edit("entry", "-> int", "-> object"),
+        edit("entry", "return 1", "return 100"),
+        edit("middle", "return 2", "return 200"),
+        edit("lazy", "UNUSED = 1", "UNUSED = 2"),
+        edit("lazy", "ANSWER = 42", "ANSWER = (\n    42\n)"),
+    ],
+)
+def test_what_does_not_run_does_not(write: Write, change: dict[str, str]) -> None:
+    assert write({}) == write(change)
+
+
+def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
+    with pytest.raises(LookupError):
+        sources.closure("medad.errors:nothing_of_this_name")
+    with pytest.raises(LookupError):
+        sources.closure("medad.nothing:start")
+
+
+STEPS = [job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, Report)]
+STEPS += [jobs._hand_step(name) for name in ("window", "roi", "equalise", "slice")]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_every_step_names_functions_that_exist(step: jobs.Step) -> None:
+    assert step.functions
+    for function in step.functions:
+        assert len(sources.closure(function)) > 1
+
+
+def reached(job: type[jobs.Job]) -> set[str]:
+    return {name for function in job.step.functions for name in sources.closure(function)}
+
+
+def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
+    assert {"medad.preprocess:window", "medad.preprocess:equalise", "medad.io:read_scan"} <= reached(Prepare)
+    assert {"medad.synthesis:synthesise", "medad.noise:blob_masks", "medad.nets:build"} <= reached(TrainRestoration)
+    assert {"medad.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)
+    assert "medad.metrics:evaluate" in reached(Evaluate)
+
+    def modules(job: type[jobs.Job]) -> set[str]:
+        return {name.partition(":")[0] for name in reached(job)}
+
+    # an edit of the report or of a metric must not train again
+    for job in (Prepare, TrainRestoration, TrainSegmentation, Segment):
+        assert not modules(job) & {"medad.report", "medad.report_document", "medad.pictures", "medad.metrics"}
+    assert "medad.train" not in modules(Prepare)
+    assert "medad.postprocess" not in modules(TrainSegmentation)
