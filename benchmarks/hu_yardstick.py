@@ -1,0 +1,51 @@
+"""What smoothed HU alone tell of tumours: the yardstick that a method must beat.
+
+    python benchmarks/hu_yardstick.py SCAN LABEL [--sigma-mm 3]
+
+LABEL is LiTS's (liver 1, tumour 2). Prints the voxel AUROC inside the liver of two scores: darkness, and distance from
+the liver's own median, HU smoothed within the liver (normalised convolution). No training, no threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+from scipy import ndimage
+
+from medad.io import read_labels_on, read_scan
+from medad.metrics import auroc
+
+
+def smoothed_inside(hu: ndarray, liver: ndarray, sigma_voxels: list[float]) -> ndarray:
+    """Gaussian mean over liver voxels alone, so that what lies outside has no part in it."""
+    weight = ndimage.gaussian_filter(liver.astype(np.float32), sigma_voxels)
+    total = ndimage.gaussian_filter(np.where(liver, hu, 0).astype(np.float32), sigma_voxels)
+    inside: ndarray = total[liver] / weight[liver]
+    return inside
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path)
+    parser.add_argument("label", type=Path)
+    parser.add_argument("--sigma-mm", type=float, default=3.0)
+    arguments = parser.parse_args()
+    volume = read_scan(arguments.scan)
+    labels, _ = read_labels_on(volume.geometry, arguments.label)
+    liver = labels.values > 0
+    box = ndimage.find_objects(liver.astype(np.uint8))[0]
+    hu, liver, tumour = volume.hu[box], liver[box], labels.values[box] == 2
+    sigma = [arguments.sigma_mm / spacing for spacing in volume.geometry.canonical_spacing_mm]
+    smooth = smoothed_inside(hu, liver, sigma).astype(np.float64)
+    median = float(np.median(hu[liver]))
+    truth = tumour[liver]
+    print(f"sigma {arguments.sigma_mm:g} mm, liver median {median:.0f} HU")
+    print(f"darker              {auroc(-smooth, truth):.3f}")
+    print(f"distance to median  {auroc(np.abs(smooth - median), truth):.3f}")
+
+
+if __name__ == "__main__":
+    main()

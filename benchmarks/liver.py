@@ -1,0 +1,382 @@
+"""What the liver flow's work costs beside what a user would write instead, and beside its bounds.
+
+    python benchmarks/liver.py [--data FOLDER] [--nets small,thesis] [--json FILE]
+
+FOLDER holds volume-17.nii.gz and segmentation-17.nii.gz in LiTS layout; without it a generated scan of the same size
+takes their place. Every figure is a ratio of two timings of this run; the weights are random, since none depends on
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy import ndarray
+from scipy import ndimage
+from torch import nn
+
+from medad import nets, noise
+from medad.cases import prepare_case, segment_case
+from medad.config import (
+    DatasetSettings,
+    InferenceSettings,
+    LiverSettings,
+    PostprocessSettings,
+    PreprocessSettings,
+    SynthesisSettings,
+    load,
+)
+from medad.datasets import Case
+from medad.devices import keep_freed_memory
+from medad.infer import load_networks
+from medad.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
+from medad.phantom import write_lits_phantoms
+from medad.preprocess import load_prepared, prepare
+from medad.synthesis import synthesise
+from medad.train import focal_loss, l1_loss
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
+DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim: `value` beside the `limit` it is held to; `detail` gives the timings behind it."""
+
+    part: str
+    what: str
+    value: float
+    unit: str
+    limit: str
+    kept: bool | None
+    detail: str
+
+
+def timed(work: Callable[[], object], repeats: int, device: torch.device | None = None) -> float:
+    """Median seconds of `work`, after one call to warm up; with no repeats, of that call itself."""
+    samples = []
+    for _ in range(repeats + 1):
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples[1:] or samples)
+
+
+@contextmanager
+def fresh_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def the_case(folder: Path | None, scratch: Path) -> Case:
+    """volume-17, or a generated scan of its size."""
+    if folder is not None:
+        return Case("lits-17", folder / "volume-17.nii.gz", folder / "segmentation-17.nii.gz", (1, 2), 2)
+    scan = write_lits_phantoms(scratch, 1, 17, shape=(512, 512, 118), spacing_mm=(0.74, 0.74, 1.6))[0]
+    return Case("generated", scan, scratch / "segmentation-0.nii.gz", (1, 2), 2)
+
+
+def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
+    """Both networks with random weights, as training would leave them."""
+    folders = []
+    for role, chosen in zip(nets.PHASES, (settings.restoration, settings.segmentation), strict=True):
+        out = folder / role
+        out.mkdir(parents=True, exist_ok=True)
+        net = nets.build(role, chosen, torch.Generator().manual_seed(0))
+        nets.save(out / "model.safetensors", net, role, chosen)
+        folders.append(out)
+    return folders[0], folders[1]
+
+
+# (a) segmenting a scan beside the bare networks
+
+
+def bare_network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
+    """Both networks over all slices, data already in place, results thrown away: the bound."""
+    networks = load_networks(*model, str(device))
+    query = (torch.from_numpy(pixels)[:, None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward(count: int) -> None:
+        for start in range(0, count, batch):
+            part = query[start : start + batch]
+            nets.segment_logits(networks.segmentation, nets.restore(networks.restoration, part), part)
+
+    forward(batch)
+    return timed(lambda: forward(len(query)), 0, device)
+
+
+def segmenting(case: Case, name: str, device: torch.device, scratch: Path) -> Row:
+    settings = load(CONFIGS / f"{name}.yaml")
+    model = random_model(settings, scratch / f"model-{name}")
+    data = DatasetSettings(root=".", layout="lits")
+
+    def whole() -> dict[str, float]:
+        with fresh_folder() as prepared, fresh_folder() as out:
+            start = time.perf_counter()
+            prepare_case(case, data, settings.preprocess, prepared, training=False)
+            middle = time.perf_counter()
+            segment_case(
+                prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), str(device), out
+            )
+            end = time.perf_counter()
+            return {"prepare": middle - start, "segment": end - middle, "total": end - start}
+
+    with fresh_folder() as prepared:
+        prepare_case(case, data, settings.preprocess, prepared, training=False)
+        pixels = load_prepared(prepared / "prepared.safetensors").slices.pixels
+    bare = bare_network_seconds(pixels, model, InferenceSettings().batch_size, device)
+    seconds = whole()
+    ratio = seconds["total"] / bare
+    detail = (
+        f"{len(pixels)} slices of {settings.preprocess.slice_px} px: scan to mask {seconds['total']:.2f} s "
+        f"(read and prepare {seconds['prepare']:.2f}), bare networks {bare:.2f} s"
+    )
+    what = f"scan to mask / bare networks, {name} nets, {device.type}"
+    return Row("a", what, ratio, "x", "<= 1.3", ratio <= 1.3, detail)
+
+
+# (b) synthesis
+
+
+def per_image_synthesis(
+    image: ndarray, organ: ndarray, settings: SynthesisSettings, rng: np.random.Generator
+) -> ndarray:
+    """Algorithm 1 and eq. 3.1 for one image, as one writes it with SciPy."""
+    element = noise.ellipse(settings.ellipse_px).numpy()
+    blurred = ndimage.gaussian_filter(rng.standard_normal(image.shape), settings.blur_sigma_px)
+    grey = (blurred - blurred.min()) / np.ptp(blurred) * 255
+    mask = ndimage.binary_opening(grey > settings.threshold_grey, element)
+    mask = ndimage.binary_closing(mask, element) & organ
+    shift = rng.uniform(*settings.shift_grey) * rng.choice([-1, 1])
+    result: ndarray = np.where(mask, np.clip(image + shift, 0, 255), image)
+    return result
+
+
+def synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
+    settings = load(CONFIGS / f"{name}.yaml")
+    batch = settings.train.restoration.batch_size
+    rows = []
+    for device in DEVICES:
+        clean = torch.from_numpy(pixels[:batch])[:, None].to(device).float()
+        inside = torch.from_numpy(organ[:batch])[:, None].to(device)
+        generator = torch.Generator(device).manual_seed(0)
+
+        def batched() -> None:
+            synthesise(clean, inside, settings.synthesis, generator)  # noqa: B023 - called at once
+
+        rng = np.random.default_rng(0)
+
+        def one_by_one() -> None:
+            for image, mask in zip(pixels[:batch], organ[:batch], strict=True):
+                per_image_synthesis(image.astype(np.float32), mask, settings.synthesis, rng)  # noqa: B023
+
+        ours = timed(batched, 10, device) / batch
+        theirs = timed(one_by_one, 5) / batch
+        limit = 3 if device.type == "cpu" else 50
+        detail = f"an image of {pixels.shape[-1]} px: {ours * 1e3:.2f} ms, SciPy {theirs * 1e3:.2f} ms"
+        what = f"SciPy per image / batched synthesis, {name}, {device.type}"
+        rows.append(Row("b", what, theirs / ours, "x", f">= {limit}", theirs / ours >= limit, detail))
+        if device.type == "cpu":
+            for role in ("restoration", "segmentation"):
+                step = training_step_seconds(role, settings, clean, inside, generator)
+                share = ours * batch / step
+                detail = f"batch {batch}: synthesis {ours * batch * 1e3:.1f} ms of a step of {step * 1e3:.0f} ms"
+                what = f"synthesis / training step, {role}, {name}, cpu"
+                rows.append(Row("b", what, 100 * share, "%", "<= 10", share <= 0.1, detail))
+    return rows
+
+
+def training_step_seconds(
+    role: str, settings: LiverSettings, clean: torch.Tensor, organ: torch.Tensor, generator: torch.Generator
+) -> float:
+    restorer = nets.build("restoration", settings.restoration, torch.Generator().manual_seed(0))
+    net: nn.Module = restorer
+    if role == "segmentation":
+        nets.bake(restorer).requires_grad_(False)
+        net = nets.build("segmentation", settings.segmentation, torch.Generator().manual_seed(1))
+    optimiser = torch.optim.Adam(net.parameters(), 1e-4)
+
+    def step() -> None:
+        made = synthesise(clean, organ, settings.synthesis, generator)
+        query = made.image / 255
+        if role == "restoration":
+            loss = l1_loss(nets.restore(net, query), clean / 255)
+        else:
+            with torch.no_grad():
+                restored = nets.restore(restorer, query)
+            loss = focal_loss(nets.segment_logits(net, restored, query), made.mask, settings.train.focal)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return timed(step, 1 if max(settings.restoration.widths) > 256 else 5)
+
+
+# (c) preprocessing
+
+
+def preprocessing(case: Case, slice_px: int) -> Row:
+    """From the two files to equalised slices, beside MONAI's transforms for the same."""
+    from monai.transforms import (
+        Compose,
+        EnsureChannelFirstd,
+        HistogramNormalize,
+        LoadImaged,
+        MaskIntensityd,
+        Orientationd,
+        Resize,
+        ScaleIntensityRanged,
+    )
+
+    settings = PreprocessSettings(slice_px=slice_px)
+    assert case.label is not None
+    label_path = case.label
+
+    def ours() -> int:
+        volume = read_scan(case.scan)
+        liver = require_liver(read_labels(label_path), case.liver_labels, label_path)
+        return len(prepare(volume.hu, liver, settings).z)
+
+    low, high = settings.window_hu
+    chain = Compose([
+        LoadImaged(["image", "label"]),
+        EnsureChannelFirstd(["image", "label"]),
+        Orientationd(["image", "label"], axcodes="LPS", labels=None),
+        ScaleIntensityRanged("image", low, high, 0, 255, clip=True),
+        MaskIntensityd("image", mask_key="label", select_fn=lambda label: label > 0),
+    ])  # fmt: skip
+    linear = Resize((slice_px, slice_px), mode="bilinear")
+    nearest = Resize((slice_px, slice_px), mode="nearest")
+
+    def theirs() -> int:
+        loaded = chain({"image": str(case.scan), "label": str(label_path)})
+        image, label = loaded["image"][0], loaded["label"][0] > 0
+        slices = []
+        for z in range(image.shape[-1]):
+            if label[..., z].any():
+                organ = nearest(label[None, ..., z].float())[0] > 0
+                plane = linear(image[None, ..., z])
+                slices.append(HistogramNormalize(256, 0, 255, mask=organ[None].numpy())(plane))
+        return len(slices)
+
+    assert ours() == theirs()
+    a, b = timed(ours, 3), timed(theirs, 1)
+    detail = f"{slice_px} px, files to slices: {a:.2f} s, MONAI {b:.2f} s"
+    return Row("c", "MONAI chain / our preprocessing", b / a, "x", ">= 1", b >= a, detail)
+
+
+# (d) memory
+
+
+def big_scan(folder: Path, planes: int) -> Case:
+    """512 x 512 x `planes` of CT-like noise with a liver over 400 planes."""
+    rng = np.random.default_rng(0)
+    grid = np.mgrid[-1:1:512j, -1:1:512j]
+    body = np.hypot(*grid) < 0.9
+    hu = np.full((planes, 512, 512), -1000, np.float32)
+    liver = np.zeros(hu.shape, bool)
+    for z in range(planes):
+        hu[z] += body * 1040 + rng.normal(0, 20, (512, 512)).astype(np.float32)
+        reach = 1 - ((z - planes / 2) / 200) ** 2
+        if reach > 0:
+            liver[z] = np.hypot(grid[0] + 0.2, grid[1] + 0.3) < 0.45 * reach**0.5
+            hu[z] += liver[z] * 60
+    geometry = Geometry((512, 512, planes), np.diag([-0.8, -0.8, 0.8, 1.0]))
+    write_hu(folder / "scan.nii.gz", np.rint(hu).transpose(2, 1, 0), geometry)
+    write_mask(folder / "label.nii.gz", liver.transpose(2, 1, 0), geometry)
+    return Case("big", folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
+
+
+def _segment_and_weigh(case: Case, model: tuple[Path, Path], slice_px: int, reply: multiprocessing.Queue[int]) -> None:
+    data = DatasetSettings(root=".", layout="lits")
+    with fresh_folder() as prepared, fresh_folder() as out:
+        prepare_case(case, data, PreprocessSettings(slice_px=slice_px), prepared, training=False)
+        segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), "cpu", out)
+    # not ru_maxrss, which a child inherits from the process that started it
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    reply.put(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+
+
+def memory(name: str, planes: int) -> Row:
+    settings = load(CONFIGS / f"{name}.yaml")
+    context = multiprocessing.get_context("spawn")
+    with fresh_folder() as folder:
+        # made in a process of its own: a parent's memory must not count
+        maker = context.Process(target=big_scan, args=(folder, planes))
+        maker.start()
+        maker.join()
+        case = Case("big", folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
+        reply = context.Queue()
+        model = random_model(settings, folder)
+        worker = context.Process(target=_segment_and_weigh, args=(case, model, settings.preprocess.slice_px, reply))
+        start = time.perf_counter()
+        worker.start()
+        peak = reply.get(timeout=1800) / 1e9
+        worker.join()
+    detail = f"peak resident memory of the process, Python and torch included; {time.perf_counter() - start:.0f} s"
+    return Row("d", f"512 x 512 x {planes} segmented, {name}", peak, "GB", "< 3", peak < 3, detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with volume-17.nii.gz and segmentation-17.nii.gz")
+    parser.add_argument("--nets", default="small,thesis", help="configurations whose networks to time")
+    parser.add_argument("--parts", default="abcd")
+    parser.add_argument("--planes", type=int, default=1000)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    names = arguments.nets.split(",")
+    rows: list[Row] = []
+    with fresh_folder() as scratch:
+        case = the_case(arguments.data, scratch)
+        if "c" in arguments.parts:
+            rows.append(preprocessing(case, 256))
+        for name in names:
+            settings = load(CONFIGS / f"{name}.yaml")
+            if "b" in arguments.parts:
+                with fresh_folder() as prepared:
+                    data = DatasetSettings(root=".", layout="lits")
+                    prepare_case(case, data, settings.preprocess, prepared, training=False)
+                    slices = load_prepared(prepared / "prepared.safetensors").slices
+                rows += synthesis(name, slices.pixels, slices.organ)
+            if "a" in arguments.parts:
+                rows += [segmenting(case, name, device, scratch) for device in DEVICES]
+        if "d" in arguments.parts:
+            rows.append(memory(names[0], arguments.planes))
+    rows.sort(key=lambda row: row.part)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
+    print(f"{machine}; scan: {case.id}\n")
+    print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")
+    for row in rows:
+        verdict = "kept" if row.kept else "MISSED"
+        print(f"| {row.part} | {row.what} | {row.value:.2f} {row.unit} | {row.limit} | {verdict} | {row.detail} |")
+    if not all(row.kept for row in rows):
+        print("\nA limit was missed.")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
+    sys.exit(0 if all(row.kept for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
