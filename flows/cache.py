@@ -33,6 +33,7 @@ from flows.digests import DigestMemory, file_sha256
 from flows.settings import cache_root
 from flows.sources import code_digest
 from medad.errors import DiskFullError, UserError
+from medad.storage import sync_path
 
 SIDECAR = "artefact.json"
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -132,14 +133,6 @@ def key_parts(step: Step, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def content_key(parts: Mapping[str, Any]) -> str:
     """sha256 of the canonical JSON of `key_parts`, hex."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files_digest(files: Mapping[str, FileEntry]) -> str:
@@ -255,7 +248,7 @@ class ArtefactStore:
     def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, seconds: float) -> Sidecar:
         files = {}
         for file in sorted(path for path in work.rglob("*") if path.is_file()):
-            _fsync(file)
+            sync_path(file)
             name = file.relative_to(work).as_posix()
             files[name] = FileEntry(size=file.stat().st_size, sha256=file_sha256(file), volatile=name in step.volatile)
         sidecar = Sidecar(
@@ -270,8 +263,8 @@ class ArtefactStore:
             seconds=round(seconds, 3),
         )
         (work / SIDECAR).write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        _fsync(work / SIDECAR)
-        _fsync(work)
+        sync_path(work / SIDECAR)
+        sync_path(work)
         return sidecar
 
     def _move_into_place(self, work: Path, final: Path) -> None:
@@ -281,7 +274,7 @@ class ArtefactStore:
         if final.exists():  # damaged, or refreshed: a folder cannot replace a full folder in one call
             final.replace(old)
         work.replace(final)
-        _fsync(final.parent)
+        sync_path(final.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def sweep(self) -> int:

@@ -35,9 +35,6 @@ _READING = ("nibabel", "numpy", "SimpleITK")
 _NETS = ("monai", "numpy", "safetensors", "torch")
 _IMAGES = ("numpy", "scikit-image", "scipy", "torch")
 
-PLANTED_FILES = ("scan.nii.gz", "label.nii.gz")
-"""What `plant_case` writes; the label has LiTS's values."""
-
 
 def source_digest(path: Path) -> str:
     """Digest of a scan, a label or any file; of a folder's files for a DICOM series. Raises InputError."""
@@ -104,8 +101,9 @@ class Plant(Job):
 
     def planted(self, ref: Ref) -> Case:
         """The case whose scan and label are the planted ones."""
-        scan, label = (ref.folder() / name for name in PLANTED_FILES)
-        return replace(self.case, scan=scan, label=label, liver_labels=(1, 2), tumour_label=2)
+        from medad.datasets import planted_case
+
+        return planted_case(self.case, ref.folder())
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 from flows.cache import ArtefactStore, Ref, disk_full_is_told
 from flows.digests import file_sha256
-from flows.jobs import PLANTED_FILES
 from flows.privacy import PrivateSettings
 from flows.report_job import Reported
 from flows.tasks import Tally
+from medad.datasets import PLANTED_FILES
 from medad.errors import ConfigError
 
 MANIFEST = "manifest.json"

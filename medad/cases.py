@@ -25,7 +25,7 @@ from medad.config import (
     PostprocessSettings,
     PreprocessSettings,
 )
-from medad.datasets import Case
+from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
 from medad.errors import InputError
 from medad.infer import load_networks, predict
 from medad.io import (
@@ -45,7 +45,6 @@ from medad.metrics import evaluate
 from medad.phantom import plant
 from medad.postprocess import lesion_table, postprocess
 from medad.preprocess import (
-    Slices,
     load_prepared,
     map_to_volume,
     mask_to_slices,
@@ -55,8 +54,6 @@ from medad.preprocess import (
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
-PLANTED_SCAN, PLANTED_LABEL = "scan.nii.gz", "label.nii.gz"
-LIVER_VALUE, TUMOUR_VALUE = 1, 2
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -89,17 +86,14 @@ def plant_case(case: Case, settings: PlantSettings, data: DatasetSettings, out: 
     rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
     spacing_mm = volume.geometry.canonical_spacing_mm
     hu, tumour, lesions = plant(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
-    values = liver.astype(np.uint8) * np.uint8(LIVER_VALUE)
-    values[tumour] = TUMOUR_VALUE
-    write_hu(out / PLANTED_SCAN, np.rint(hu), volume.geometry)
-    write_labels(out / PLANTED_LABEL, values, volume.geometry)
+    values = liver.astype(np.uint8) * np.uint8(PLANTED_LIVER)
+    values[tumour] = PLANTED_TUMOUR
+    planted = planted_case(case, out)
+    assert planted.label is not None
+    write_hu(planted.scan, np.rint(hu), volume.geometry)
+    write_labels(planted.label, values, volume.geometry)
     _write_json(out / LESIONS, {"planted": True, "lesions": [asdict(lesion) for lesion in lesions]})
-    return planted_case(case, out)
-
-
-def planted_case(case: Case, folder: Path) -> Case:
-    """The case that `plant_case` wrote into `folder`."""
-    return Case(case.id, folder / PLANTED_SCAN, folder / PLANTED_LABEL, (LIVER_VALUE, TUMOUR_VALUE), TUMOUR_VALUE)
+    return planted
 
 
 def prepare_case(case: Case, data: DatasetSettings, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
@@ -246,8 +240,3 @@ def _load_slices(path: Path) -> dict[str, ndarray]:
     except (SafetensorError, OSError) as error:
         raise InputError(path, f"segmented slices cannot be read ({error})") from error
     return arrays
-
-
-def slices_of(prepared: Path) -> Slices:
-    """The slices of a prepared folder."""
-    return load_prepared(prepared / PREPARED).slices

@@ -15,6 +15,9 @@ SAMPLES_PREFIX = "samples:"
 _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
 _LAYOUT_LIVER = {"btcv": (6,), "lits": (1, 2), "folder": ()}
 _LAYOUT_TUMOUR = {"btcv": None, "lits": 2, "folder": None}
+PLANTED_FILES = ("scan.nii.gz", "label.nii.gz")
+"""What planting lesions writes; the label has LiTS's values."""
+PLANTED_LIVER, PLANTED_TUMOUR = 1, 2
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST_CHARACTERS = 12
 
@@ -28,6 +31,12 @@ class Case:
     label: Path | None
     liver_labels: tuple[int, ...]
     tumour_label: int | None
+
+
+def planted_case(case: Case, folder: Path) -> Case:
+    """The case, under the same id, whose files planting wrote into `folder`."""
+    scan, label = (folder / name for name in PLANTED_FILES)
+    return Case(case.id, scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
 
 
 @dataclass(frozen=True)

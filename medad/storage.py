@@ -36,9 +36,9 @@ def atomic_path(final: Path) -> Iterator[Path]:
     try:
         with disk_full_as_user_error(final):
             yield temporary
-            _sync(temporary)
+            sync_path(temporary)
             temporary.replace(final)
-            _sync(final.parent)
+            sync_path(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,7 +54,8 @@ def disk_full_as_user_error(final: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
