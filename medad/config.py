@@ -9,19 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from medad.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class Settings(BaseModel):
-    """Base of every settings object: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from medad.settings import DeviceName, RunName, Settings, load_settings, parse_settings
 
 
 class PlantSettings(Settings):
@@ -177,7 +167,7 @@ class LiverSettings(Settings):
 
     name: RunName
     seed: Annotated[int, Field(ge=0)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: DeviceName = "auto"
     train_data: DatasetSettings
     test_data: DatasetSettings
     preprocess: PreprocessSettings = PreprocessSettings()
@@ -197,46 +187,10 @@ class LiverSettings(Settings):
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> LiverSettings:
-    """Read a YAML configuration.
-
-    Parameters
-    ----------
-    path
-        The YAML file.
-    overrides
-        Values by dotted key (`{"train.restoration.epochs": 3}`), put over the file's.
-
-    Raises
-    ------
-    ConfigError
-        The file is missing, is not YAML, or breaks a rule: one line with the file, the key and the rule.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings at the top level")
-    for key, value in (overrides or {}).items():
-        *parents, leaf = key.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"{path}: {key}: {parent} holds no further keys")
-        place[leaf] = value
-    return parse(values, source=str(path))
+    """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
+    return load_settings(LiverSettings, path, overrides)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> LiverSettings:
     """Validate settings already read; `source` names them in the error. Raises ConfigError."""
-    try:
-        return LiverSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        rule = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{source}: {key + ': ' if key else ''}{rule}{more}") from error
+    return parse_settings(LiverSettings, values, source=source)

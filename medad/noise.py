@@ -1,17 +1,22 @@
-"""Random-shape masks from blurred noise (000, Algorithm 1), batched on the device of the generator.
+"""LEAF: random-shape masks from blurred noise (000, Algorithm 1) and from Perlin noise (DRAEM), batched on the device.
 
 Blurring is a product with a banded matrix on either side, and the elliptical morphology is a handful of shifted ORs:
 both are the exact operations of the per-image algorithm, without its 121-tap and 81-tap windows.
+
+Perlin's few random numbers an image come from that image's own generator, on the CPU, and the pixels are computed on
+the device: an image's noise is the same in any batch and on any device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from math import sqrt
+from math import pi, sqrt
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 TRUNCATE_SIGMAS = 4.0
@@ -123,3 +128,101 @@ def blob_masks(
         Side of the elliptical structuring element, odd.
     """
     return open_close(stretch(gaussian_blur(noise, blur_sigma_px)) > threshold_grey, ellipse_px)
+
+
+@dataclass(frozen=True)
+class PerlinLattice:
+    """The random numbers of a batch of Perlin noises.
+
+    Attributes
+    ----------
+    angles_rad
+        Direction of each lattice point's unit gradient. Of an image's lattice only the first cells + 1 rows and columns
+        are used; the rest is padding.
+    cells
+        Lattice cells along an image's height and its width.
+    rotation_rad
+        By how much the noise is turned about the image's middle.
+    """
+
+    angles_rad: Float[Tensor, "B R C"]
+    cells: Int64[Tensor, "B 2"]
+    rotation_rad: Float[Tensor, " B"]
+
+
+def draw_lattice(
+    generators: Sequence[torch.Generator],
+    *,
+    scale_exponents: tuple[int, int],
+    rotation_deg: tuple[float, float] = (0.0, 0.0),
+) -> PerlinLattice:
+    """One lattice for each generator, on the CPU: 2^U{low..high} cells on each axis by itself, turned by U(range)."""
+    low, high = scale_exponents
+    drawn = []
+    for generator in generators:
+        cells = 2 ** torch.randint(low, high + 1, (2,), generator=generator)
+        share = torch.rand((), generator=generator)
+        angles = torch.rand(*(cells + 1).tolist(), generator=generator) * (2 * pi)
+        drawn.append((cells, share, angles))
+    cells, share = (torch.stack([image[part] for image in drawn]) for part in (0, 1))
+    angles = torch.zeros(len(drawn), *(cells.amax(0) + 1).tolist())
+    for row, (_, _, own) in zip(angles, drawn, strict=True):
+        row[: own.shape[0], : own.shape[1]] = own
+    start, end = (degrees * pi / 180 for degrees in rotation_deg)
+    return PerlinLattice(angles, cells, start + (end - start) * share)
+
+
+def fade(t: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Perlin's blend 6 t^5 - 15 t^4 + 10 t^3 from 0 to 1, flat to the second order at both ends."""
+    return t * t * t * (t * (t * 6 - 15) + 10)
+
+
+def perlin_noise(lattice: PerlinLattice, size_hw: tuple[int, int], device: torch.device) -> Float[Tensor, "B H W"]:
+    """Gradient noise, about -1..1 (scaled by sqrt 2, as DRAEM does), taken at the pixels' centres.
+
+    A pixel that the rotation brings from outside the lattice is 0.
+    """
+    height, width = size_hw
+    cells, angle = lattice.cells.to(device), lattice.rotation_rad.to(device)[:, None, None]
+    y = torch.arange(height, device=device)[None, :, None] + (0.5 - height / 2)
+    x = torch.arange(width, device=device)[None, None, :] + (0.5 - width / 2)
+    # in lattice units; the ratio of cells to pixels differs from axis to axis, so pixels are turned and then scaled
+    down = (y * angle.cos() + x * angle.sin() + height / 2) * (cells[:, 0, None, None] / height)
+    right = (x * angle.cos() - y * angle.sin() + width / 2) * (cells[:, 1, None, None] / width)
+    last = (cells - 1)[:, :, None, None]
+    inside = (down >= 0) & (down <= last[:, 0] + 1) & (right >= 0) & (right <= last[:, 1] + 1)
+    row = down.floor().long().clamp_min(0).minimum(last[:, 0])
+    column = right.floor().long().clamp_min(0).minimum(last[:, 1])
+    down, right = down - row, right - column
+
+    angles = lattice.angles_rad.to(device)
+    stride = angles.shape[2]
+    gradient_down, gradient_right = angles.sin().flatten(1), angles.cos().flatten(1)
+
+    def corner(below: int, beside: int) -> Tensor:
+        at = ((row + below) * stride + (column + beside)).flatten(1)
+        dot_down = gradient_down.gather(1, at).view_as(down) * (down - below)
+        return dot_down + gradient_right.gather(1, at).view_as(right) * (right - beside)
+
+    along, across = fade(down), fade(right)
+    upper = torch.lerp(corner(0, 0), corner(0, 1), across)
+    lower = torch.lerp(corner(1, 0), corner(1, 1), across)
+    return torch.where(inside, torch.lerp(upper, lower, along) * sqrt(2), 0.0)
+
+
+def perlin_masks(
+    generators: Sequence[torch.Generator],
+    size_hw: tuple[int, int],
+    *,
+    scale_exponents: tuple[int, int] = (0, 5),
+    rotation_deg: tuple[float, float] = (-90.0, 90.0),
+    threshold: float = 0.5,
+    device: torch.device,
+) -> Bool[Tensor, "B H W"]:
+    """DRAEM's masks: Perlin noise of random scale, turned, above `threshold`. Some are empty.
+
+    DRAEM turns the noise as an image, with interpolation; here it is computed at the turned pixels' places, which is
+    what that approximates, and at pixel centres, so that any image size will do.
+    """
+    lattice = draw_lattice(generators, scale_exponents=scale_exponents, rotation_deg=rotation_deg)
+    return perlin_noise(lattice, size_hw, device) > threshold

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["medad"], "beartype.beartype")
+install_import_hook(["medad", "zsad"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

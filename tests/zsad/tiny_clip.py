@@ -1,0 +1,57 @@
+"""Small CLIPs of open_clip's for tests: seeded, every parameter random, in folders and files of every kind."""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+TINY: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"ls_init_value": 0.3},
+    "mean of patches": {"pool_type": "avg"},
+    "mean before the last norm": {"pool_type": "avg", "final_ln_after_pool": True},
+    "no first norm": {"no_ln_pre": True},
+    "fixed positions": {"pos_embed_type": "sin_cos_2d"},
+    "wide feed-forward": {"mlp_ratio": 3.0, "head_width": 16},
+    "one block": {"layers": 1},
+}
+"""Differences in vision_cfg."""
+
+
+def tiny_config(*, quick_gelu: bool = False, **vision: Any) -> dict[str, Any]:
+    config = deepcopy(TINY) | {"quick_gelu": quick_gelu}
+    config["vision_cfg"] |= vision
+    return config
+
+
+def tiny_clip(config: dict[str, Any], seed: int = 0) -> open_clip.CLIP:
+    """A model in which no bias is zero and no gain one, as they are when open_clip has just made it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = open_clip.CLIP(**deepcopy(config)).eval()
+        for parameter in model.parameters():
+            scale = 0.1 if parameter.ndim < 2 else 0.5 / math.sqrt(parameter.shape[-1])
+            parameter.data += scale * torch.randn(parameter.shape)
+    return model
+
+
+def write_folder(folder: Path, model: open_clip.CLIP, config: dict[str, Any], **preprocess: Any) -> Path:
+    """The model as open_clip's `local-dir:` wants it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content), encoding="utf-8")
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder

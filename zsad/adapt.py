@@ -1,0 +1,188 @@
+"""Test-time adaptation with pseudo anomalies (002, section 3.3, eq. 7-11): a pure function of one image's features.
+
+Each image has its own adapter and its own optimiser state, so no score depends on another image. Adapters of a batch
+are one tensor [B, D, D]; AdamW works on each number by itself, so one optimiser over that tensor is B independent ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from medad.errors import ConfigError
+from medad.noise import perlin_masks
+from zsad.config import AdaptSettings
+from zsad.scorers.dual import text_scores
+from zsad.textures import Textures
+
+MAX_MASK_DRAWS = 100
+"""About one mask in twenty is empty with DRAEM's values; a hundred in a row means that the settings forbid masks."""
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Crops with a texture painted over a part of each.
+
+    Attributes
+    ----------
+    images
+        Values 0..1.
+    mask
+        M_a of eq. 10: which share of each patch's pixels is painted over, 0..1, patches in the encoder's order.
+    """
+
+    images: Float[Tensor, "B 3 S S"]
+    mask: Float[Tensor, "B N"]
+
+
+def crop_generator(seed: int, sha256: str, crop: int) -> torch.Generator:
+    """The source of one crop's pseudo anomaly: by the run's seed and the image's own content, in whatever company."""
+    digest = hashlib.sha256(f"pseudo anomaly {seed} {sha256} {crop}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def corrupt(
+    crops: Float[Tensor, "B 3 S S"],
+    generators: Sequence[torch.Generator],
+    grid: int,
+    settings: AdaptSettings,
+    textures: Textures,
+) -> Corrupted:
+    """DRAEM's pseudo anomalies: textures laid, half transparent, over Perlin masks.
+
+    Parameters
+    ----------
+    crops
+        Values 0..1; all work is done on their device. Crops of one image are corrupted each by itself.
+    generators
+        One for each crop, on the CPU.
+    grid
+        Patches along a crop's side.
+    settings
+        Shapes, opacity and textures' source.
+    textures
+        Where textures come from.
+
+    Raises
+    ------
+    ConfigError
+        No mask that the settings allow reaches `min_mask_patches` patches.
+    InputError
+        A texture cannot be read.
+    """
+    size_px, device = crops.shape[-1], crops.device
+    texture = textures.draw(generators, size_px, device)
+    low, high = settings.opacity
+    opacity = torch.stack([torch.rand((), generator=generator) for generator in generators]) * (high - low) + low
+    painted = _masks(generators, size_px, grid, settings, device)
+    share = painted[:, None] * opacity.to(device)[:, None, None, None]
+    return Corrupted(torch.lerp(crops, texture, share), patch_shares(painted, grid))
+
+
+def patch_shares(painted: Float[Tensor, "B S S"], grid: int) -> Float[Tensor, "B N"]:
+    """Each patch's share of painted pixels; what the patches leave over at the right and below is not looked at."""
+    return functional.avg_pool2d(painted[:, None], painted.shape[-1] // grid)[:, 0, :grid, :grid].flatten(1)
+
+
+def _masks(
+    generators: Sequence[torch.Generator], size_px: int, grid: int, settings: AdaptSettings, device: torch.device
+) -> Float[Tensor, "B S S"]:
+    """One mask for each generator; those that touch too few patches are drawn again from their own generators."""
+    masks = torch.zeros(len(generators), size_px, size_px, device=device)
+    open_rows = list(range(len(generators)))
+    for _ in range(MAX_MASK_DRAWS):
+        drawn = perlin_masks(
+            [generators[row] for row in open_rows],
+            (size_px, size_px),
+            scale_exponents=settings.perlin_scale_exponents,
+            rotation_deg=settings.perlin_rotation_deg,
+            threshold=settings.perlin_threshold,
+            device=device,
+        ).to(masks.dtype)
+        masks[open_rows] = drawn
+        touched = (patch_shares(drawn, grid) > 0).sum(1).tolist()
+        open_rows = [row for row, n in zip(open_rows, touched, strict=True) if n < settings.min_mask_patches]
+        if not open_rows:
+            return masks
+    raise ConfigError(
+        f"adapt: none of {MAX_MASK_DRAWS} Perlin masks touched min_mask_patches = {settings.min_mask_patches} of "
+        f"{grid**2} patches; lower it or perlin_threshold"
+    )
+
+
+def adapt(
+    patches: Float[Tensor, "B N D"],
+    corrupted: Float[Tensor, "B N D"],
+    mask: Float[Tensor, "B N"],
+    target: Float[Tensor, "B N"],
+    text: Float[Tensor, "2 D"],
+    settings: AdaptSettings,
+    tau: float,
+) -> Float[Tensor, "B N"]:
+    """A_T (eq. 9) after each image's adapter has been trained on that image alone (eq. 7, 8, 10, 11).
+
+    The adapter G is a matrix without bias that starts at the identity, so q_T = q before the first step. Adapted
+    tokens are L2-normalised before they meet the text, as all tokens are.
+
+    Eq. 10 is taken literally: the mean, over the patches with M_a > 0, of -M_a log(softmax), M_a being the painted
+    share of a patch.
+
+    *Erratum:* eq. 11 prints L_sim = sim(A_VL, A_T). To minimise that would push the two maps apart; the text asks to
+    "ensure consistency", which is 1 - cos(A_VL, A_T), the cosine of the two maps as vectors of N numbers.
+
+    Parameters
+    ----------
+    patches, corrupted
+        Tokens of the images and of their corrupted copies, L2-normalised; N are all patches of an image's crops.
+    mask
+        M_a, 0..1.
+    target
+        The map to stay consistent with: A_VL (eq. 6), or A_L where there is no reference.
+    text
+        Normal and anomalous text features, L2-normalised.
+    settings
+        AdamW's, the number of steps, and beta.
+    tau
+        Temperature of eq. 1-3.
+
+    Returns
+    -------
+    A_T of the clean images, 0..1; higher is more anomalous.
+    """
+    n = patches.shape[1]
+    # under inference_mode too: what autograd keeps must come from operations outside it
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        tokens = torch.cat((patches, corrupted), 1)
+        weight = mask / (mask > 0).sum(1, keepdim=True).clamp_min(1)
+        goal, sides = target * 1.0, text * 1.0
+        adapter = torch.eye(tokens.shape[2], dtype=tokens.dtype, device=tokens.device).repeat(len(tokens), 1, 1)
+        adapter.requires_grad_()
+        optimiser = torch.optim.AdamW(
+            [adapter], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        for _ in range(settings.steps):
+            scores = _adapted_scores(tokens, adapter, sides, tau)
+            clean, pseudo = scores[:, :n], scores[:, n:]
+            # -log(exp(A'_T) / (exp(A_T) + exp(A'_T)))
+            loss_pseudo = (weight * functional.softplus(clean - pseudo)).sum(1)
+            loss_similar = 1 - functional.cosine_similarity(goal, clean, dim=1)
+            optimiser.zero_grad()
+            # a sum, so that each image's gradient is its own
+            torch.autograd.backward((loss_pseudo + settings.beta * loss_similar).sum())
+            optimiser.step()
+    with torch.no_grad():
+        return _adapted_scores(patches, adapter.detach(), text, tau)
+
+
+def _adapted_scores(
+    tokens: Float[Tensor, "B N D"], adapter: Float[Tensor, "B D D"], text: Float[Tensor, "2 D"], tau: float
+) -> Float[Tensor, "B N"]:
+    """Eq. 7 and 8, then F: q_T = (G(q) + q) / 2."""
+    adapted = (tokens @ adapter.mT + tokens) / 2
+    return text_scores(functional.normalize(adapted, dim=-1), text, tau)

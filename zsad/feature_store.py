@@ -1,0 +1,184 @@
+"""Features on disk: encoded once, used by every seed, pairing and variant. This half reads them.
+
+Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32 [R D]
+and `patches.npy` f32 [R N D], one row a crop, and `index.json`, written last, which says whose rows are where and
+names images by their digest alone.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy.lib import format as npy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medad.errors import InputError
+from medad.storage import reading
+from zsad.images import Crops
+
+CLASS_TOKENS, PATCHES, INDEX, TEXT = "class_tokens.npy", "patches.npy", "index.json", "text.safetensors"
+
+
+class Stored(BaseModel):
+    """What lies on disk as JSON: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageRows(Stored):
+    """One encoded image."""
+
+    sha256: str
+    height: int
+    width: int
+    canvas: tuple[int, int]
+    """Height and width once resized, px."""
+    offsets: tuple[tuple[int, int], ...]
+    """Top and left of its crops on the canvas, px."""
+    first_row: int
+    rows: int
+    """Crops, and rows in either file."""
+
+
+class FeatureProblem(Stored):
+    """An image that could not be encoded."""
+
+    sha256: str
+    rule: str
+
+
+class FeatureIndex(Stored):
+    """Everything about the features but their values."""
+
+    format: Literal["adflows zsad features 1"] = Field(default="adflows zsad features 1", alias="schema")
+    size_px: int
+    """Side of a crop."""
+    grid: int
+    """Patches a side; N = grid squared."""
+    dim: int
+    """D."""
+    model: str
+    """In words."""
+    random_weights: bool
+    identity: dict[str, Any]
+    """Architecture, weights and normalisation."""
+    images: tuple[ImageRows, ...]
+    problems: tuple[FeatureProblem, ...]
+
+
+class FeatureStore:
+    """The features of a set of images, read image by image.
+
+    Every read goes to the file by offset and nothing is mapped, so resident memory does not grow with the set. Safe to
+    share between threads.
+
+    Parameters
+    ----------
+    folder
+        Where `zsad.features.encode_images` wrote them.
+
+    Raises
+    ------
+    InputError
+        The folder holds no such features, or they are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / INDEX
+        with reading(path):
+            text = path.read_bytes()
+        try:
+            self.index = FeatureIndex.model_validate_json(text)
+        except ValidationError as error:
+            raise InputError(path, "is no index of image features") from error
+        self.folder = folder
+        self.images = self.index.images
+        self.problems = self.index.problems
+        rows = sum(image.rows for image in self.images)
+        self._tokens_start = _data_offset(folder / CLASS_TOKENS, (rows, self.dim))
+        self._patches_start = _data_offset(folder / PATCHES, (rows, self.grid**2, self.dim))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size_px(self) -> int:
+        """Side of a crop."""
+        return self.index.size_px
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.index.grid
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the joint space."""
+        return self.index.dim
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """sha256 of each image, in order."""
+        return tuple(image.sha256 for image in self.images)
+
+    def rows_of(self, number: int) -> range:
+        """The rows of image `number`."""
+        image = self.images[number]
+        return range(image.first_row, image.first_row + image.rows)
+
+    def crops(self, number: int) -> Crops:
+        """Where the crops of image `number` lie."""
+        image = self.images[number]
+        return Crops(image.canvas, image.offsets, self.size_px)
+
+    def class_tokens(self, number: int) -> Float32[Tensor, "C D"]:
+        """The class token of each crop of image `number`, L2-normalised. Raises InputError."""
+        return self._read(CLASS_TOKENS, self._tokens_start, self.rows_of(number), (self.dim,))
+
+    def patches(self, number: int) -> Float32[Tensor, "C N D"]:
+        """The patch tokens of each crop of image `number`, row by row, L2-normalised. Raises InputError."""
+        return self._read(PATCHES, self._patches_start, self.rows_of(number), (self.grid**2, self.dim))
+
+    def _read(self, name: str, start: int, rows: range, shape: tuple[int, ...]) -> Tensor:
+        count = math.prod(shape)
+        path = self.folder / name
+        with reading(path):
+            values = np.fromfile(path, dtype="<f4", count=len(rows) * count, offset=start + 4 * rows.start * count)
+        if len(values) != len(rows) * count:
+            raise InputError(path, "is cut short")
+        return torch.from_numpy(values).reshape(len(rows), *shape)
+
+
+def read_text(folder: Path) -> Float32[Tensor, "2 D"]:
+    """The text features that `zsad.features.encode_category_text` wrote: normal, anomalous. Raises InputError."""
+    path = folder / TEXT
+    try:
+        with reading(path):
+            return load_file(path)["text"]
+    except (SafetensorError, KeyError) as error:
+        raise InputError(path, "holds no text features") from error
+
+
+def _data_offset(path: Path, shape: tuple[int, ...]) -> int:
+    """Where the data of a .npy file begin, bytes, once its shape and size are as expected. Raises InputError."""
+    try:
+        with reading(path), path.open("rb") as file:
+            npy.read_magic(file)
+            found, fortran_order, dtype = npy.read_array_header_1_0(file)
+            start = file.tell()
+            end = file.seek(0, 2)
+    except ValueError as error:
+        raise InputError(path, "is no .npy file") from error
+    if found != shape or fortran_order or dtype != np.dtype("<f4"):
+        raise InputError(path, f"holds {dtype} of shape {found}; the index expects float32 of shape {shape}")
+    if end != start + 4 * math.prod(shape):
+        raise InputError(path, "is cut short")
+    return start

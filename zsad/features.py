@@ -1,0 +1,245 @@
+"""Encoding the images and the prompts of one category into features on disk, as `zsad.feature_store` describes them."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy.lib import format as npy
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medad.devices import pick_device
+from medad.errors import InputError
+from medad.storage import atomic_path
+from zsad.config import EncoderSettings, PromptSettings
+from zsad.encoder import Encoder
+from zsad.feature_store import (
+    CLASS_TOKENS,
+    INDEX,
+    PATCHES,
+    TEXT,
+    FeatureIndex,
+    FeatureProblem,
+    FeatureStore,
+    ImageRows,
+    read_text,
+)
+from zsad.images import Crops, crop_image, plan_crops, read_image
+from zsad.prompts import category_words, domain_words, ensemble
+
+__all__ = ["FeatureStore", "encode_category_text", "encode_images", "read_text"]
+
+TEXT_SCHEMA = "adflows zsad text 1"
+_AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory
+
+
+def encode_category_text(
+    category: str, encoder: EncoderSettings, prompts: PromptSettings, device: str, out: Path
+) -> None:
+    """Encode the prompt ensemble of a category into `out`, a folder, made if it is not there.
+
+    Raises
+    ------
+    ConfigError, InputError
+        The model cannot be loaded, or a prompt is too long for it.
+    DiskFullError
+        No room left; nothing is left behind.
+    """
+    model = Encoder.load(encoder, pick_device(device))
+    texts = ensemble(category, prompts)
+    features = model.encode_ensemble(texts).cpu().contiguous()
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / TEXT) as path:
+        save_file({"text": features}, path)
+    report = {
+        "schema": TEXT_SCHEMA,
+        "category": category,
+        "words": category_words(category, prompts),
+        "domains": domain_words(category, prompts),
+        "counts": {"normal": len(texts.normal), "anomalous": len(texts.anomalous)},
+        "model": model.description,
+        "random_weights": model.random,
+        "identity": model.identity,
+        "prompts": {"normal": texts.normal, "anomalous": texts.anomalous},
+    }
+    with atomic_path(out / "text.json") as path:
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def encode_images(
+    paths: Sequence[Path],
+    digests: Sequence[str],
+    settings: EncoderSettings,
+    device: str,
+    out: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Encode images into `out`, a folder, in the order given.
+
+    One thread reads images ahead; their crops are encoded in batches of `settings.batch_size` and go straight to disk,
+    so memory does not grow with their number. An image that cannot be used is noted as a problem and the rest go on.
+
+    Parameters
+    ----------
+    paths
+        Image files.
+    digests
+        The sha256 of each, by which the index names it.
+    settings
+        The model.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    out
+        Made if it is not there.
+    on_progress
+        Called after each image with the number done and the number of all.
+
+    Raises
+    ------
+    ConfigError, InputError
+        The model cannot be loaded.
+    DiskFullError
+        No room left; nothing is left behind.
+    """
+    model = Encoder.load(settings, pick_device(device))
+    out.mkdir(parents=True, exist_ok=True)
+    images: list[ImageRows] = []
+    problems: list[FeatureProblem] = []
+    with (
+        atomic_path(out / CLASS_TOKENS) as tokens_path,
+        atomic_path(out / PATCHES) as patches_path,
+        tokens_path.open("wb") as tokens_file,
+        patches_path.open("wb") as patches_file,
+    ):
+        tokens, patches = _Rows(tokens_file, (model.dim,)), _Rows(patches_file, (model.grid**2, model.dim))
+        batches = _Batches(model, settings.batch_size, tokens, patches)
+        for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
+            if isinstance(got, InputError):
+                problems.append(FeatureProblem(sha256=digest, rule=got.rule))
+            else:
+                images.append(got.described(digest, batches.rows))
+                batches.add(got.pixels)
+            if on_progress is not None:
+                on_progress(number + 1, len(paths))
+        batches.finish()
+    index = FeatureIndex(
+        size_px=model.size_px,
+        grid=model.grid,
+        dim=model.dim,
+        model=model.description,
+        random_weights=model.random,
+        identity=dict(model.identity),
+        images=tuple(images),
+        problems=tuple(problems),
+    )
+    with atomic_path(out / INDEX) as path:
+        path.write_text(index.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One image, ready to be encoded."""
+
+    height: int
+    width: int
+    crops: Crops
+    pixels: Float32[Tensor, "C 3 S S"]
+
+    def described(self, sha256: str, first_row: int) -> ImageRows:
+        return ImageRows(
+            sha256=sha256,
+            height=self.height,
+            width=self.width,
+            canvas=self.crops.canvas_hw,
+            offsets=self.crops.offsets,
+            first_row=first_row,
+            rows=len(self.crops.offsets),
+        )
+
+
+def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _Read | InputError:
+    try:
+        image = read_image(path, min_side_px=settings.min_side_px)
+        height, width = image.shape[:2]
+        crops = plan_crops(height, width, size_px, settings.max_crops, path)
+        return _Read(height, width, crops, crop_image(image, crops))
+    except InputError as error:
+        return error
+
+
+def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_Read | InputError]:
+    """Images in order, a few of them read before they are wanted."""
+    pending: deque[Future[_Read | InputError]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
+        for path in paths:
+            pending.append(reader.submit(_read_one, path, settings, size_px))
+            if len(pending) > _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+@dataclass
+class _Rows:
+    """A .npy file of rows of one shape, whose number is known only at the end."""
+
+    file: BinaryIO
+    shape: tuple[int, ...]
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self._header()
+
+    def _header(self) -> None:
+        # version 1.0 leaves room for the first axis to grow, for this very use
+        shape = (self.count, *self.shape)
+        npy.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+    def append(self, rows: Tensor) -> None:
+        self.file.write(np.ascontiguousarray(rows.cpu().numpy(), dtype="<f4").data)
+        self.count += len(rows)
+
+    def finish(self) -> None:
+        self.file.seek(0)
+        self._header()
+        self.file.flush()
+
+
+@dataclass
+class _Batches:
+    """Gathers the crops of successive images into batches of one size."""
+
+    model: Encoder
+    size: int
+    tokens: _Rows
+    patches: _Rows
+    rows: int = 0
+    """Crops added so far."""
+    waiting: list[Tensor] = field(default_factory=list)
+
+    def add(self, crops: Tensor) -> None:
+        self.rows += len(crops)
+        self.waiting.extend(crops)
+        while len(self.waiting) >= self.size:
+            self._encode(self.waiting[: self.size])
+            del self.waiting[: self.size]
+
+    def finish(self) -> None:
+        if self.waiting:
+            self._encode(self.waiting)
+        self.tokens.finish()
+        self.patches.finish()
+
+    def _encode(self, crops: Sequence[Tensor]) -> None:
+        encoded = self.model.encode(torch.stack(list(crops)))
+        self.tokens.append(encoded.class_token)
+        self.patches.append(encoded.patches)

@@ -1,0 +1,309 @@
+"""Pictures in and maps out: reading any image file, square crops for the encoder, patch maps back to pixels.
+
+An image is resized so that its shorter side is the encoder's, exactly as open_clip's own preprocessing resizes it
+(Pillow, bilinear with antialiasing, rounded to bytes), and a longer one is covered by several square crops whose maps
+are merged, overlaps averaged (paper 002, supplement: two crops of VisA's 3:2 images).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from medad.errors import InputError
+from medad.storage import reading
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Endings, in lower case, of files taken for images."""
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+"""Endings of masks: the lossless ones, since JPEG's ringing would pass for defects."""
+MAX_PIXELS = 1 << 27
+"""A larger image is refused before it is unpacked: 384 MiB of RGB."""
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANES = 258, 262, 277, 284
+_WHITE = (255, 255, 255, 255)
+_BLACK = (0, 0, 0, 255)
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Quiet:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    inside: int = 0
+    saved: warnings.catch_warnings[None] | None = None
+
+
+_quiet = _Quiet()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Square crops that together cover a resized image, in order along its longer side."""
+
+    canvas_hw: tuple[int, int]
+    """Height and width of the resized image, px; the shorter one is `size_px`."""
+    offsets: tuple[tuple[int, int], ...]
+    """Top and left of each crop on the canvas, px; the first at (0, 0), the last flush with the end."""
+    size_px: int
+    """Side of every crop."""
+
+
+def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"]:
+    """Read PNG, JPEG, BMP, TIFF or WebP as 8-bit RGB.
+
+    Greyscale and palettes become RGB. Transparent images lie on white, so that the colours hidden under full
+    transparency do not count. Of 16 bits a channel the upper eight are kept: the full range 0..65535, so data that
+    fills only 12 of them comes out dark. EXIF orientation is applied. Of several frames or pages the first is read.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is no such image, is broken or cut short, has 32-bit pixels, more than `MAX_PIXELS`, or a
+        side shorter than `min_side_px`.
+    """
+    image = decoded(path, _to_rgb)
+    height, width = image.shape[:2]
+    if min(height, width) < min_side_px:
+        raise InputError(path, f"is {width} x {height} pixels; the shorter side must have {min_side_px} at least")
+    return image
+
+
+def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """Read a mask: True, anomalous, where a pixel is not black (by its colour, in a palette; transparent is black).
+
+    Raises
+    ------
+    InputError
+        As `read_image`, or the mask has not the height and width `shape_hw` of its image.
+    """
+    mask = decoded(path, mask_of)
+    if mask.shape != shape_hw:
+        raise InputError(
+            path, f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image {shape_hw[1]} x {shape_hw[0]}"
+        )
+    return mask
+
+
+def read_map(path: Path) -> Float[np.ndarray, "H W"]:
+    """Read a map of scores, any tool's: .npy, or a TIFF of one channel. Axes of length 1 beside H and W are dropped.
+
+    Returns float32 where that holds every value of the file's type, else float64 (a 64-bit TIFF comes as float32).
+
+    Raises
+    ------
+    InputError
+        Missing, broken, not one channel, no pixel, or with NaN or infinite values.
+    """
+    values = _read_npy(path) if path.suffix.lower() == ".npy" else decoded(path, lambda image, _: np.array(image))
+    if values.dtype.kind not in "fiub":
+        raise InputError(path, f"the map's values are {values.dtype}, expected real numbers")
+    plane = values.reshape([side for side in values.shape if side != 1]) if values.ndim > 2 else values
+    if plane.ndim != 2 or not plane.size:
+        raise InputError(path, f"the map has shape {values.shape}, expected height and width")
+    plane = plane.astype(np.float32 if np.can_cast(plane.dtype, np.float32) else np.float64)
+    if not np.isfinite(plane).all():
+        raise InputError(path, "the map holds NaN or infinite values")
+    return plane
+
+
+def scaled_hw(height: int, width: int, size_px: int) -> tuple[int, int]:
+    """Height and width once the shorter side is `size_px`; the longer is rounded down, as torchvision's Resize does."""
+    short, long = sorted((height, width))
+    scaled = size_px * long // short
+    return (size_px, scaled) if height <= width else (scaled, size_px)
+
+
+def plan_crops(height: int, width: int, size_px: int, max_crops: int, path: Path | str = "image") -> Crops:
+    """Where the square crops of an image lie: one if it is square once resized, else max(2, ceil(long / short)).
+
+    Raises
+    ------
+    InputError
+        More than `max_crops` crops; `path` names the image in it.
+    """
+    canvas = scaled_hw(height, width, size_px)
+    long = max(canvas)
+    count = 1 if long == size_px else max(2, math.ceil(long / size_px))
+    if count > max_crops:
+        raise InputError(path, f"is {width} x {height} pixels: so long that it needs {count} crops, limit {max_crops}")
+    starts = [i * (long - size_px) // max(count - 1, 1) for i in range(count)]
+    return Crops(canvas, tuple((start, 0) if canvas[0] > canvas[1] else (0, start) for start in starts), size_px)
+
+
+def crop_image(image: UInt8[np.ndarray, "H W 3"], crops: Crops) -> Float32[Tensor, "C 3 S S"]:
+    """Resize an image to the canvas of `crops` and cut them out; values 0..1, not normalised."""
+    height, width = crops.canvas_hw
+    canvas = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    s = crops.size_px
+    cut = np.stack([canvas[top : top + s, left : left + s] for top, left in crops.offsets])
+    return torch.from_numpy(cut).permute(0, 3, 1, 2).to(torch.float32).div(255)
+
+
+def merge_maps(
+    patch_maps: Float[Tensor, "C g g"] | Float[np.ndarray, "C g g"],
+    crops: Crops,
+    size_px_out: int | None = None,
+    smoothing_sigma_px: float = 0.0,
+) -> Float32[np.ndarray, "H W"]:
+    """Lay the crops' patch maps on the canvas of their image.
+
+    Each is upsampled bilinearly to its crop (align_corners=False), where crops overlap the mean is taken, the canvas
+    is scaled so that its shorter side is `size_px_out` (None: `crops.size_px`), then smoothed by a Gaussian of
+    `smoothing_sigma_px` (edges reflected). All are weighted means, so the map never leaves the patches' range.
+    """
+    # detached and on the CPU: a map is a result, and its size is nothing to a device
+    patches = torch.as_tensor(patch_maps).detach().to("cpu", torch.float32)
+    s = crops.size_px
+    tiles = functional.interpolate(patches[:, None], size=(s, s), mode="bilinear", align_corners=False)[:, 0]
+    if len(crops.offsets) == 1:
+        canvas = tiles[0]
+    else:
+        canvas, cover = torch.zeros(crops.canvas_hw), torch.zeros(crops.canvas_hw)
+        for tile, (top, left) in zip(tiles, crops.offsets, strict=True):
+            canvas[top : top + s, left : left + s] += tile
+            cover[top : top + s, left : left + s] += 1
+        canvas = canvas / cover
+    merged = canvas.numpy()
+    if size_px_out is not None and size_px_out != s:
+        merged = resize_map(merged, scaled_hw(*crops.canvas_hw, size_px_out))
+    if smoothing_sigma_px > 0:
+        merged = ndimage.gaussian_filter(merged, smoothing_sigma_px)
+    return merged
+
+
+def resize_map(scores: Float[np.ndarray, "h w"], shape_hw: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Resize a map bilinearly (antialiased where it shrinks) to height and width, as to an image's own size."""
+    if scores.shape == shape_hw:
+        return scores
+    grown = functional.interpolate(
+        torch.from_numpy(np.ascontiguousarray(scores))[None, None],
+        size=shape_hw,
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )
+    return grown[0, 0].numpy()
+
+
+def mask_to_canvas(mask: Bool[np.ndarray, "H W"], canvas_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Resize a mask: each pixel takes the value at its own centre (nearest), so nothing is in part anomalous."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, canvas_hw, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
+def decoded(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
+    """Open, check and unpack an image file with `convert`; every failure becomes InputError."""
+    with reading(path):
+        file = path.open("rb")
+    with file, _pillow_quiet():
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(path, f"is {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+                if image.format == "PNG":
+                    # Pillow decodes a PNG whose checksums are wrong; verifying them uses up the file
+                    image.verify()
+                _refuse_misread_tiff(image, path)
+            file.seek(0)
+            with Image.open(file, formats=_FORMATS) as image:
+                return convert(ImageOps.exif_transpose(image), path)
+        except InputError:
+            raise
+        except UnidentifiedImageError as error:
+            raise InputError(path, "not a PNG, JPEG, BMP, TIFF or WebP image, or its header is broken") from error
+        except Image.DecompressionBombError as error:
+            raise InputError(path, f"has too many pixels; at most {MAX_PIXELS:,} are read") from error
+        # a damaged file makes decoders raise nearly anything: SyntaxError, struct.error, IndexError, ...
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise InputError(path, f"cannot be read ({error.strerror})") from error
+            raise InputError(path, f"the image is broken ({error or type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def _pillow_quiet() -> Iterator[None]:
+    """Without Pillow's warnings of odd metadata and large sizes: harmless, or refused here.
+
+    Filters are the process's, so that two threads that each saved and restored them could leave them changed for good:
+    the first that enters changes them, the last that leaves restores them.
+    """
+    with _quiet.lock:
+        if not _quiet.inside:
+            _quiet.saved = warnings.catch_warnings()
+            _quiet.saved.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet.inside += 1
+    try:
+        yield
+    finally:
+        with _quiet.lock:
+            _quiet.inside -= 1
+            if not _quiet.inside and _quiet.saved is not None:
+                _quiet.saved.__exit__(None, None, None)
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    with reading(path):
+        try:
+            # mapped first: the size that the header claims is checked against the file's before memory is asked for
+            return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (ValueError, EOFError, SyntaxError) as error:
+            raise InputError(path, f"not a .npy file of numbers ({error})") from error
+
+
+def _to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    if image.mode.startswith("I;16"):
+        # Pillow keeps the upper byte of 16-bit colour; grey must not be scaled otherwise
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in {"I", "F"}:
+        kind = "integer" if image.mode == "I" else "float"
+        raise InputError(path, f"has 32-bit {kind} pixels, whose range is unknown; save 8 or 16 bits")
+    return np.array(_over(image, _WHITE))
+
+
+def mask_of(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
+    """What is not black in an opened image; see `read_mask`. To be used with `decoded`."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if not np.isfinite(values).all():
+            raise InputError(path, "the mask holds NaN or infinite values")
+    else:
+        values = np.asarray(_over(image, _BLACK)).max(axis=2)
+    return np.asarray(values > 0)
+
+
+def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:
+    """Pillow gives wrong pixels, and no error, for 16-bit TIFFs in separate planes or with white as zero."""
+    tags = getattr(image, "tag_v2", {})
+    if max(tags.get(_BITS_PER_SAMPLE, (1,))) <= 8:
+        return
+    if tags.get(_PHOTOMETRIC) == 0 or (tags.get(_PLANES) == 2 and tags.get(_SAMPLES_PER_PIXEL, 1) > 1):
+        raise InputError(path, "a 16-bit TIFF in separate planes or with white as zero; save it as PNG")
+
+
+def _over(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
+    """An RGB image; where it is transparent, `background` shows through."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA")).convert("RGB")

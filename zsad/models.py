@@ -1,0 +1,73 @@
+"""Where a model's weights come from, told without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from medad.errors import InputError
+from medad.storage import file_digest
+from zsad.config import EncoderSettings
+
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""In a model's folder, in order of preference (open_clip's names)."""
+
+
+def folder_of(settings: EncoderSettings) -> Path | None:
+    """The folder of a model that brings its own weights; None for one of open_clip's list."""
+    if settings.model == "embedded":
+        return EMBEDDED_FOLDER
+    if settings.model.startswith("local-dir:"):
+        return Path(settings.model.removeprefix("local-dir:")).expanduser()
+    return None
+
+
+def weights_in(folder: Path) -> Path:
+    """The weights file of a model's folder. Raises InputError."""
+    for name in WEIGHTS_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(folder, f"holds no weights; expected {WEIGHTS_NAMES[0]}")
+
+
+def weights_digest(settings: EncoderSettings) -> str:
+    """What identifies the weights, for cache keys: `sha256:...` of local files, else `tag:...` or `seed:...`.
+
+    A tag is taken at its word, since it names the same weights wherever they are downloaded.
+
+    Raises
+    ------
+    InputError
+        A local file or folder is missing or cannot be read.
+    """
+    folder = folder_of(settings)
+    if folder is not None:
+        files = (folder / CONFIG_NAME, weights_in(folder))
+        together = "\n".join(file_digest(file) for file in files)
+        return f"sha256:{hashlib.sha256(together.encode()).hexdigest()}"
+    if settings.weights is not None:
+        return f"sha256:{file_digest(Path(settings.weights).expanduser())}"
+    return f"seed:{settings.seed}" if settings.tag is None else f"tag:{settings.tag}"
+
+
+def describe(settings: EncoderSettings) -> str:
+    """The model in words for reports; no folder names, since a path may hold a person's."""
+    folder = folder_of(settings)
+    if settings.model == "embedded":
+        return "embedded: the product's own small model"
+    if folder is not None:
+        return f"the model in folder {folder.name}"
+    if settings.weights is not None:
+        return f"{settings.model}, weights from {Path(settings.weights).name}"
+    if settings.tag is not None:
+        return f"{settings.model}, {settings.tag}"
+    return f"{settings.model}, RANDOM weights of seed {settings.seed}"

@@ -1,0 +1,1 @@
+"""Zero-shot scorers: one module for each system, from features to scores."""

@@ -1,0 +1,267 @@
+"""From features to scores, file to file: one category, one seed.
+
+Features stream from disk in batches of images with equally many crops; of the whole set only the scores are held,
+about a thousandth of its features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from numpy import ndarray
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from medad.devices import pick_device
+from medad.errors import InputError
+from medad.storage import atomic_path
+from zsad.adapt import adapt, corrupt, crop_generator
+from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
+from zsad.encoder import Encoder
+from zsad.feature_store import FeatureStore, read_text
+from zsad.images import crop_image, read_image
+from zsad.scorers.dual import (
+    INDEX_FILE,
+    PARTS,
+    SCORES_FILE,
+    Evidence,
+    Part,
+    ScoredImage,
+    ScoresIndex,
+    draw_references,
+    fuse_image,
+    text_scores,
+    visual_scores,
+)
+from zsad.textures import Textures, open_textures
+
+
+def score_category(
+    features: Path,
+    text: Path,
+    paths: Sequence[Path] | None,
+    encoder: EncoderSettings,
+    score: ScoreSettings,
+    adapt: AdaptSettings,
+    seed: int,
+    device: str,
+    out: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Score a category's images for all variants of `score`; writes `scores.safetensors` and `scores.json` into `out`.
+
+    An image's scores depend on its content, its references' and the seed: not on names, order, or batch size (to
+    rounding), nor on other images but by which references are drawn.
+
+    Parameters
+    ----------
+    features, text
+        Folders of `encode_images` and `encode_category_text`.
+    paths
+        The image files in the order of the features' index, those without features left out. Needed for variants with
+        adaptation alone, which encodes corrupted copies.
+    encoder
+        The model that made the features.
+    score, adapt
+        What to compute. `score.batch_size` bounds the crops held at a time.
+    seed
+        Of the references drawn and of the pseudo anomalies.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    out
+        Made if it is not there.
+    on_progress
+        Called with the images done, and their number, after each batch.
+
+    Raises
+    ------
+    ConfigError
+        The model or the masks cannot be had.
+    InputError
+        Features, text, an image or a texture cannot be used, or there is no other image to compare with.
+    DiskFullError
+        No room left.
+    """
+    place = pick_device(device)
+    store = FeatureStore(features)
+    parts = tuple(dict.fromkeys(part for variant in score.variants for part in PARTS[variant]))
+    references = np.empty((len(store), 0), dtype=np.int64)
+    if "a_v" in parts:
+        references = draw_references(store.digests, seed, score.references.count)
+        if references.shape[1] == 0:
+            rule = "there is no other image to compare with; add images, or score the variants text and text_tta"
+            raise InputError(paths[0] if paths else features, rule)
+    sides = read_text(text)
+    if sides.shape != (2, store.dim):
+        raise InputError(text, f"text features of shape {tuple(sides.shape)} do not fit patches of {store.dim} numbers")
+    adapter = None
+    if "a_t" in parts or "a_t_text" in parts:
+        if paths is None or len(paths) != len(store):
+            raise ValueError(f"adaptation needs the {len(store)} images' files, in the order of the features")
+        model = Encoder.load(encoder, place)
+        if json.loads(json.dumps(dict(model.identity))) != store.index.identity:
+            raise InputError(features, f"the features are those of another model ({store.index.model})")
+        adapter = _Adapter(model, encoder.batch_size, adapt, open_textures(adapt.textures), seed)
+    scorer = _Scorer(store, references, sides.to(place), score, frozenset(parts), adapter)
+
+    rows, n = sum(image.rows for image in store.images), store.grid**2
+    table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
+    done = 0
+    batches = _batches(store, score.batch_size)
+    for numbers, pixels in zip(batches, _pixels(store, paths if adapter else None, batches), strict=True):
+        for part, values in scorer.score(numbers, pixels).items():
+            for number, own in zip(numbers, values.cpu().numpy(), strict=True):
+                mine = store.rows_of(number)
+                table[part][mine.start : mine.stop] = own.reshape(len(mine), *table[part].shape[1:])
+        done += len(numbers)
+        if on_progress is not None:
+            on_progress(done, len(store))
+    _write(out, store, references, table, score, seed)
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What adaptation needs beside the features."""
+
+    encoder: Encoder
+    batch_size: int
+    settings: AdaptSettings
+    textures: Textures
+    seed: int
+
+    def corrupted(
+        self, digests: Sequence[str], pixels: Float32[Tensor, "B C 3 S S"]
+    ) -> tuple[Float[Tensor, "B M D"], Float[Tensor, "B M"]]:
+        """Tokens of corrupted copies, and M_a, over all patches of each image's crops."""
+        images, crops = pixels.shape[:2]
+        generators = [crop_generator(self.seed, digest, crop) for digest in digests for crop in range(crops)]
+        made = corrupt(
+            pixels.flatten(0, 1).to(self.encoder.device), generators, self.encoder.grid, self.settings, self.textures
+        )
+        tokens = torch.cat([self.encoder.encode_patches(part) for part in torch.split(made.images, self.batch_size)])
+        return tokens.reshape(images, -1, tokens.shape[-1]), made.mask.reshape(images, -1)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """All that a batch's scores depend on beside its images."""
+
+    store: FeatureStore
+    references: Int64[ndarray, "n k"]
+    sides: Float32[Tensor, "2 D"]
+    settings: ScoreSettings
+    parts: frozenset[Part]
+    adapter: _Adapter | None
+
+    @torch.no_grad()
+    def score(
+        self, numbers: Sequence[int], pixels: Float32[Tensor, "B C 3 S S"] | None
+    ) -> dict[Part, Float32[Tensor, "B _"]]:
+        """The parts wanted of images with equally many crops: for each image its crops, or all their patches."""
+        tau = self.settings.tau
+        tokens = torch.stack([self._patches(number) for number in numbers])
+        scored: dict[Part, Tensor] = {"a_l": text_scores(tokens, self.sides, tau)}
+        if "class" in self.parts:
+            classes = torch.stack([self.store.class_tokens(number) for number in numbers])
+            scored["class"] = text_scores(classes.to(self.sides.device), self.sides, tau)
+        if "a_v" in self.parts:
+            scored["a_v"] = torch.stack(
+                [self._visual(number, own) for number, own in zip(numbers, tokens, strict=True)]
+            )
+        if self.adapter is not None and pixels is not None:
+            corrupted, mask = self.adapter.corrupted([self.store.images[number].sha256 for number in numbers], pixels)
+            # eq. 6 without lambdas, whatever weights other variants are fused with
+            targets: dict[Part, Tensor] = {"a_t_text": scored["a_l"]}
+            if "a_v" in scored:
+                targets["a_t"] = scored["a_v"] + scored["a_l"]
+            for part in targets.keys() & self.parts:
+                scored[part] = adapt(tokens, corrupted, mask, targets[part], self.sides, self.adapter.settings, tau)
+        return {part: values for part, values in scored.items() if part in self.parts}
+
+    def _patches(self, number: int) -> Float32[Tensor, "M D"]:
+        """All patches of all crops."""
+        return self.store.patches(number).flatten(0, 1).to(self.sides.device)
+
+    def _visual(self, number: int, query: Float32[Tensor, "M D"]) -> Float32[Tensor, " M"]:
+        memory = [self._patches(int(other)) for other in self.references[number]]
+        return visual_scores(query, memory, self.settings.references.aggregate)
+
+
+def _batches(store: FeatureStore, batch_size: int) -> list[list[int]]:
+    """Numbers of images with equally many crops; at most `batch_size` crops each, but one image at least."""
+    alike = defaultdict[int, list[int]](list)
+    for number, image in enumerate(store.images):
+        alike[image.rows].append(number)
+    sizes = {rows: max(1, batch_size // rows) for rows in alike}
+    return [
+        numbers[start : start + sizes[rows]]
+        for rows, numbers in sorted(alike.items())
+        for start in range(0, len(numbers), sizes[rows])
+    ]
+
+
+def _pixels(
+    store: FeatureStore, paths: Sequence[Path] | None, batches: Sequence[Sequence[int]]
+) -> Iterator[Float32[Tensor, "B C 3 S S"] | None]:
+    """The crops of each batch, the next one's read while this one's are scored; None where no file is wanted."""
+    if paths is None:
+        yield from (None for _ in batches)
+        return
+
+    def read(numbers: Sequence[int]) -> Float32[Tensor, "B C 3 S S"]:
+        return torch.stack([_crops(store, number, paths[number]) for number in numbers])
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
+        coming = None
+        for numbers in batches:
+            ready, coming = coming, reader.submit(read, numbers)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def _crops(store: FeatureStore, number: int, path: Path) -> Float32[Tensor, "C 3 S S"]:
+    image = read_image(path)
+    if image.shape[:2] != (store.images[number].height, store.images[number].width):
+        raise InputError(path, "is not the image that the features were made of")
+    return crop_image(image, store.crops(number))
+
+
+def _write(
+    out: Path,
+    store: FeatureStore,
+    references: Int64[ndarray, "n k"],
+    table: dict[Part, ndarray],
+    score: ScoreSettings,
+    seed: int,
+) -> None:
+    images = []
+    for number, image in enumerate(store.images):
+        rows = slice(image.first_row, image.first_row + image.rows)
+        own = {part: values[rows] for part, values in table.items()}
+        evidence = Evidence(own.pop("class", None), **own)
+        images.append(
+            ScoredImage(
+                sha256=image.sha256,
+                first_row=image.first_row,
+                rows=image.rows,
+                references=tuple(store.digests[other] for other in references[number]),
+                image_score={variant: fuse_image(evidence, variant, score) for variant in score.variants},
+            )
+        )
+    settings = ScoreSettings(**score.model_dump(exclude={"batch_size"}))
+    index = ScoresIndex(seed=seed, tau=score.tau, settings=settings, images=tuple(images))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / SCORES_FILE) as path:
+        save_file({str(part): values for part, values in table.items()}, path)
+    with atomic_path(out / INDEX_FILE) as path:
+        path.write_text(index.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")

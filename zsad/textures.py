@@ -1,0 +1,183 @@
+"""Textures to paint pseudo anomalies with: a folder of pictures, as DRAEM uses DTD, or generated ones.
+
+Each image's texture comes from that image's own generator, so it is the same in any batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from medad.errors import InputError
+from medad.noise import draw_lattice, perlin_noise
+from medad.storage import reading
+from zsad.images import IMAGE_SUFFIXES, read_image
+
+AUGMENTATIONS = 3
+"""How many different changes a picture from a folder goes through (DRAEM)."""
+TAU = 2 * torch.pi
+
+
+class Textures(ABC):
+    """Where textures come from."""
+
+    @abstractmethod
+    def draw(
+        self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
+    ) -> Float[Tensor, "B 3 S S"]:
+        """One texture for each generator, values 0..1. Raises InputError for a picture that cannot be read."""
+
+
+def open_textures(folder: str | Path | None) -> Textures:
+    """The textures of a folder and its sub-folders; generated ones when it is None.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or no picture in it.
+    """
+    return GeneratedTextures() if folder is None else TextureFolder(Path(folder).expanduser())
+
+
+def texture_files(folder: Path) -> tuple[Path, ...]:
+    """The pictures of a folder and its sub-folders, hidden ones left out, in the order of their relative paths.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or no picture in it.
+    """
+    with reading(folder):
+        folder.stat()
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    if not shown:
+        raise InputError(folder, f"no textures here; expected {', '.join(IMAGE_SUFFIXES)} files")
+    return tuple(folder / name for name in shown)
+
+
+class TextureFolder(Textures):
+    """Pictures of a folder, squeezed to a square, each changed in three of DRAEM's seven ways."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = texture_files(folder)
+
+    def draw(
+        self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
+    ) -> Float[Tensor, "B 3 S S"]:
+        return torch.stack([self._one(generator, size_px) for generator in generators]).to(device)
+
+    def _one(self, generator: torch.Generator, size_px: int) -> Float[Tensor, "3 S S"]:
+        path = self._paths[_integer(0, len(self._paths), generator)]
+        picture = Image.fromarray(read_image(path)).resize((size_px, size_px), Image.Resampling.BILINEAR)
+        for which in torch.randperm(len(CHANGES), generator=generator)[:AUGMENTATIONS].tolist():
+            picture = CHANGES[which](picture, generator)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
+
+
+def _integer(low: int, high: int, generator: torch.Generator) -> int:
+    """Uniform in low..high - 1."""
+    return int(torch.randint(low, high, (), generator=generator))
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def posterize(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Keep the upper 1 to 7 bits."""
+    return ImageOps.posterize(picture, _integer(1, 8, generator))
+
+
+def sharpen(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Between blurred (0) and twice as sharp (2)."""
+    return ImageEnhance.Sharpness(picture).enhance(_uniform(0.0, 2.0, generator))
+
+
+def solarize(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Invert what is brighter than a threshold."""
+    return ImageOps.solarize(picture, _integer(32, 129, generator))
+
+
+def equalise(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Flatten each channel's histogram."""
+    return ImageOps.equalize(picture)
+
+
+def brighten(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Scale and shift all channels alike."""
+    factor, shift = _uniform(0.8, 1.2, generator), _uniform(-30.0, 30.0, generator)
+    return picture.point([round(level * factor + shift) for level in range(256)] * 3)
+
+
+def recolour(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Turn the hue by up to a fifth of the circle and change the saturation by up to a fifth."""
+    turn, factor = _integer(-51, 52, generator), _uniform(0.8, 1.2, generator)
+    hue, saturation, value = picture.convert("HSV").split()
+    turned = hue.point([(level + turn) % 256 for level in range(256)])
+    return Image.merge(
+        "HSV", (turned, saturation.point([round(level * factor) for level in range(256)]), value)
+    ).convert("RGB")
+
+
+def stretch(picture: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Stretch each channel to 0..255."""
+    return ImageOps.autocontrast(picture)
+
+
+CHANGES: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
+    posterize,
+    sharpen,
+    solarize,
+    equalise,
+    brighten,
+    recolour,
+    stretch,
+)
+"""The changes that DRAEM's paper names."""
+
+
+class GeneratedTextures(Textures):
+    """Bands, weaves and clouds: waves bent by three octaves of Perlin noise, coloured by a random palette.
+
+    They are made for contrast and variety, not for likeness to any material, and are computed on the device.
+    """
+
+    OCTAVES = ((1, 3), (3, 4), (5, 6))
+    """Lattice cells a side, as exponents of 2, from coarse to fine; each axis by itself, so grains may be elongated."""
+    GAINS = (1.0, 0.6, 0.3)
+
+    def draw(
+        self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
+    ) -> Float[Tensor, "B 3 S S"]:
+        cloud = torch.zeros(len(generators), size_px, size_px, device=device)
+        for exponents, gain in zip(self.OCTAVES, self.GAINS, strict=True):
+            lattice = draw_lattice(generators, scale_exponents=exponents)
+            cloud += gain * perlin_noise(lattice, (size_px, size_px), device)
+        numbers = torch.stack([torch.rand(18, generator=generator) for generator in generators])
+        kind, angle, first, second, phase, bend, contrast, grain, colourful = (
+            column[:, None, None].to(device) for column in numbers[:, :9].T
+        )
+        # three colours, from grey to vivid; the first is dark and the last light, so that no texture is flat
+        palette = numbers[:, 9:].view(-1, 3, 3, 1, 1).to(device)
+        palette = torch.lerp(palette.mean(2, keepdim=True), palette, colourful[:, None, None])
+        dark, middle, light = palette[:, 0] / 2, palette[:, 1], (1 + palette[:, 2]) / 2
+
+        place = (torch.arange(size_px, device=device) + 0.5) / size_px - 0.5
+        y, x = place[None, :, None], place[None, None, :]
+        angle = angle * torch.pi
+        # a third each: clouds (no wave), bands (one), weaves (two)
+        along = torch.where(kind < 1 / 3, 0.0, 2 ** (1 + 4 * first)) * (x * angle.cos() + y * angle.sin())
+        across = torch.where(kind < 2 / 3, 0.0, 2 ** (1 + 4 * second)) * (y * angle.cos() - x * angle.sin())
+        warp = (0.3 + bend) * cloud
+        waves = torch.sin(TAU * (along + phase + warp)) * torch.cos(TAU * (across + 0.3 * warp * (kind > 2 / 3)))
+        tone = (0.5 + (0.4 + contrast**3) * waves + 0.6 * (grain - 0.5) * cloud).clamp(0, 1)[:, None]
+        lower = torch.lerp(dark, middle, (2 * tone).clamp_max(1))
+        return torch.where(tone <= 0.5, lower, torch.lerp(middle, light, (2 * tone - 1).clamp_min(0)))
