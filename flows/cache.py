@@ -215,11 +215,12 @@ class ArtefactStore:
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
-        self, step: Step, inputs: Mapping[str, Any], body: Callable[[Path], None], *, refresh: bool = False
+        self, step: Step, inputs: Mapping[str, Any], body: Callable[[Path], float | None], *, refresh: bool = False
     ) -> Ref:
         """Return the artefact of `step` for `inputs`, running `body` on an empty folder if it must be made.
 
-        One process makes it while others that want it wait. A body that fails leaves nothing behind.
+        One process makes it while others that want it wait. A body that fails leaves nothing behind; one that had to
+        wait (for a device) may return when its work began, by `time.monotonic`.
 
         Raises
         ------
@@ -236,9 +237,9 @@ class ArtefactStore:
             shutil.rmtree(work, ignore_errors=True)  # of a killed predecessor: the lock is ours
             work.mkdir(parents=True)
             try:
-                started = time.monotonic()
-                body(work)
-                sidecar = self._seal(step, key, parts, work, time.monotonic() - started)
+                called = time.monotonic()
+                began = body(work) or called
+                sidecar = self._seal(step, key, parts, work, time.monotonic() - began)
                 self._move_into_place(work, self.folder(step.name, key))
             finally:
                 shutil.rmtree(work, ignore_errors=True)

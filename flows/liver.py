@@ -7,20 +7,18 @@ out and listed; the report is written whatever happens.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
-from prefect.states import Completed, Failed
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
-from flows import ui
+from flows import liver_folder, ui
 from flows.cache import Ref
-from flows.jobs import (
+from flows.liver_folder import Models, UsedCase
+from flows.liver_jobs import (
     AdoptModel,
     Evaluate,
     HandStep,
@@ -32,10 +30,10 @@ from flows.jobs import (
     TrainSegmentation,
     source_digest,
 )
-from flows.privacy import PrivatePath, PrivateSettings, path_filter
-from flows.publish import RunFolder, UsedCase, has_model, installed_versions, publish
-from flows.report_job import FailedStep, Report, Reported
-from flows.settings import worker_count
+from flows.liver_report import Report, Reported
+from flows.outcome import RUNNER, Outcome, failed_steps, final_state
+from flows.privacy import PrivateLiver, PrivatePath, path_filter
+from flows.publish import RunFolder, installed_versions, publish
 from flows.tasks import Failure, Submitted, Tally, describe
 from flows.terminal import terminal
 from medad.config import DatasetSettings, PreprocessSettings
@@ -43,17 +41,6 @@ from medad.errors import UserError
 
 if TYPE_CHECKING:
     from medad.datasets import Case
-
-RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker_count()))
-"""Threads, since the work is done in libraries that release the lock. Another runner (Dask, Ray) fits as well."""
-
-
-@dataclass(frozen=True)
-class Models:
-    """Both trained networks."""
-
-    restoration: Ref
-    segmentation: Ref
 
 
 @dataclass(frozen=True)
@@ -63,23 +50,6 @@ class ReadyCase:
     case: Case
     prepared: Ref
     planted: Ref | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a flow did, for whoever called it."""
-
-    computed: int
-    cached: int
-    failures: tuple[Failure, ...] = ()
-    run_folder: Path | None = field(default=None, repr=False)
-    headline: dict[str, float | None] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    """What else a command prints as JSON."""
-
-    @property
-    def bug(self) -> Exception | None:
-        return next((failure.bug for failure in self.failures if failure.bug is not None), None)
 
 
 class SegmentRequest(BaseModel):
@@ -106,7 +76,7 @@ class StepRequest(BaseModel):
 class Stages:
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateSettings, *, refresh: bool) -> None:
+    def __init__(self, settings: PrivateLiver, *, refresh: bool) -> None:
         self.settings = settings
         self.tally = Tally(refresh=refresh)
         self.used: list[UsedCase] = []
@@ -168,7 +138,7 @@ class Stages:
         if not refs:
             self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
             return None
-        with terminal.training():
+        with terminal.bars():
             restoration = self.tally.run("model", TrainRestoration(refs, self.settings))
             if restoration is None:
                 return None
@@ -209,14 +179,10 @@ class Stages:
     def report(self, results: list[Reported], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
         """report.html and report.json."""
         opaque = self.settings.test_data.opaque_ids or self.settings.train_data.opaque_ids
-        failures = tuple(
-            FailedStep(f.case_id, f.stage, f.rule, "" if opaque or not f.path else Path(f.path).name)
-            for f in self.tally.failures
-        )
         job = Report(
             settings=self.settings,
             results=tuple(results),
-            failures=failures,
+            failures=failed_steps(self.tally, opaque=opaque),
             restoration=None if models is None else models.restoration,
             segmentation=None if models is None else models.segmentation,
             versions=tuple(sorted(installed_versions().items())),
@@ -235,40 +201,24 @@ class Stages:
         private: bool = False,
     ) -> Outcome:
         """Report, publish into the run folder, show in Prefect's UI, there without a `private` folder's path."""
-        if models is None and has_model(out):
+        if models is None and liver_folder.has_model(out):
             # an earlier run's networks and masks are worth more than this one's empty report
             out = out.with_name(f"{out.name}.failed")
         report = self.report(results, models, notes)
         run = RunFolder(
             path=out,
             settings=self.settings,
-            used=tuple(self.used),
-            report=report,
-            results=tuple(results),
-            restoration=None if models is None else models.restoration,
-            segmentation=None if models is None else models.segmentation,
+            copies=liver_folder.copies(report, results, models),
+            manifest=liver_folder.manifest(self.used, models),
             seconds=time.monotonic() - started,
         )
         headline = publish(run, self.tally)
-        ui.show_run(out, self.tally, private=private)
-        return self.outcome(run_folder=out, headline=headline)
-
-    def outcome(self, **more: Any) -> Outcome:
-        """What was done so far."""
-        return Outcome(self.tally.computed, self.tally.cached, tuple(self.tally.failures), **more)
-
-
-def final_state(outcome: Outcome, *, useful: bool) -> State[Outcome]:
-    """Completed, with another name where a case failed; Failed for a bug, or when nothing useful came out."""
-    message = f"{outcome.computed} computed, {outcome.cached} cached, {len(outcome.failures)} failed"
-    if outcome.bug is not None or (outcome.failures and not useful):
-        return Failed(message=message, data=outcome)
-    name = "CompletedWithFailures" if outcome.failures else "Completed"
-    return Completed(name=name, message=message, data=outcome)
+        ui.show_run(ui.LIVER, out, self.tally, private=private)
+        return Outcome.of(self.tally, run_folder=out, headline=headline)
 
 
 @flow(name="liver", flow_run_name="liver {settings.name}", task_runner=RUNNER, persist_result=False)
-def liver(settings: PrivateSettings, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> State[Outcome]:
+def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> State[Outcome]:
     """From scans to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -280,7 +230,7 @@ def liver(settings: PrivateSettings, out: Path, refresh: bool = False, notes: tu
 
 
 @flow(name="liver-prepare", flow_run_name="prepare {settings.name}", task_runner=RUNNER, persist_result=False)
-def prepare(settings: PrivateSettings, refresh: bool = False) -> State[Outcome]:
+def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
     stages = Stages(settings, refresh=refresh)
     training = stages.prepare_training()
@@ -293,11 +243,11 @@ def prepare(settings: PrivateSettings, refresh: bool = False) -> State[Outcome]:
         use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found if ref is not None]
         for use, found in pairs.items()
     }
-    return final_state(stages.outcome(details=details), useful=any(details.values()))
+    return final_state(Outcome.of(stages.tally, details=details), useful=any(details.values()))
 
 
 @flow(name="liver-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False)
-def train(settings: PrivateSettings, out: Path, refresh: bool = False) -> State[Outcome]:
+def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Outcome]:
     """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -306,7 +256,7 @@ def train(settings: PrivateSettings, out: Path, refresh: bool = False) -> State[
 
 
 @flow(name="liver-evaluate", flow_run_name="evaluate {settings.name}", task_runner=RUNNER, persist_result=False)
-def evaluate(settings: PrivateSettings, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
+def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -317,7 +267,7 @@ def evaluate(settings: PrivateSettings, model: Path, out: Path, refresh: bool = 
 
 
 @flow(name="liver-segment", flow_run_name="segment", task_runner=RUNNER, persist_result=False)
-def segment(request: SegmentRequest, settings: PrivateSettings, refresh: bool = False) -> State[Outcome]:
+def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     """Segment scans, which `test_data` describes, with the networks of an earlier run.
 
     Cases are named by content: file names may name patients.
@@ -357,5 +307,4 @@ def hand_step(request: StepRequest, refresh: bool = False) -> State[Outcome]:
     job = HandStep(request.name, request.source, request.liver, request.liver_labels, request.settings)
     ref = tally.run("input", job)
     details = {} if ref is None else {"folder": str(ref.folder())}
-    outcome = Outcome(tally.computed, tally.cached, tuple(tally.failures), details=details)
-    return final_state(outcome, useful=ref is not None)
+    return final_state(Outcome.of(tally, details=details), useful=ref is not None)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import PlainSerializer, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core.core_schema import SerializationInfo
 
 from medad.config import LiverSettings
+from zsad.config import ZsadSettings
 
 PLACEHOLDER = "(private path)"
 
@@ -24,21 +26,57 @@ PrivatePath = Annotated[Path, PlainSerializer(lambda _: PLACEHOLDER, return_type
 on a bare parameter this does nothing.)"""
 
 
-class PrivateSettings(LiverSettings):
-    """Settings whose JSON withholds the data folders: as a flow's parameter, in the manifest, in the report."""
+def _hidden_folder(text: str) -> str:
+    return text if text.startswith("samples:") else PLACEHOLDER
+
+
+def _hidden_model(text: str) -> str:
+    return f"local-dir:{PLACEHOLDER}" if text.startswith("local-dir:") else text
+
+
+def _hidden_file(text: str) -> str:
+    return f"{PLACEHOLDER}/{PurePath(text).name}"
+
+
+class Withholding(BaseModel):
+    """Settings whose JSON withholds paths: as a flow's parameter, in the manifest, in the report."""
+
+    withheld: ClassVar[Mapping[str, Callable[[str], str]]]
+    """Dotted key -> what is shown of its value."""
 
     @model_serializer(mode="wrap")
     def _withhold(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         if info.mode == "json":
-            for name in ("train_data", "test_data"):
-                if name in values and not values[name]["root"].startswith("samples:"):
-                    values[name]["root"] = PLACEHOLDER
+            for key, hide in self.withheld.items():
+                group, _, leaf = key.partition(".")
+                place = values.get(group, {})  # may be excluded
+                if place.get(leaf) is not None:
+                    place[leaf] = hide(place[leaf])
         return values
 
     @classmethod
-    def of(cls, settings: LiverSettings) -> PrivateSettings:
+    def of(cls, settings: BaseModel) -> Self:
+        """The same settings, kept private. Raises pydantic's ValidationError for those of another flow."""
         return cls.model_validate(settings.model_dump())
+
+
+class PrivateLiver(Withholding, LiverSettings):
+    """The liver flow's, without the data folders."""
+
+    withheld = {"train_data.root": _hidden_folder, "test_data.root": _hidden_folder}
+
+
+class PrivateZsad(Withholding, ZsadSettings):
+    """The flow zsad's, without folders; of a file of weights the name is left."""
+
+    withheld = {
+        "data.root": _hidden_folder,
+        "data.masks": _hidden_folder,
+        "encoder.model": _hidden_model,
+        "encoder.weights": _hidden_file,
+        "adapt.textures": _hidden_folder,
+    }
 
 
 SHORTEST = 4
@@ -54,11 +92,13 @@ class PathFilter(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[str, str] = {}
+        self._longest_first: list[str] | None = None
         self._lock = threading.Lock()
 
     def learn(self, path: Path, label: str) -> None:
         """Hide this path, and its file name, behind `label`."""
         with self._lock:
+            self._longest_first = None
             for text in (str(path.absolute()), str(path), path.name):
                 if len(text) < SHORTEST or text.lower() in ORDINARY:
                     continue
@@ -68,9 +108,12 @@ class PathFilter(logging.Filter):
     def scrub(self, text: str) -> str:
         """`text` without known paths; longest first, so that a folder does not cut a file in two."""
         with self._lock:
-            known = sorted(self._known.items(), key=lambda item: -len(item[0]))
-        for secret, label in known:
-            text = text.replace(secret, label)
+            if self._longest_first is None:
+                self._longest_first = sorted(self._known, key=len, reverse=True)
+            secrets, labels = self._longest_first, self._known
+        for secret in secrets:
+            if secret in text:
+                text = text.replace(secret, labels[secret])
         return text
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Progress of a training: to the terminal at every report, to Prefect's UI every few seconds."""
+"""Progress of long steps: to the terminal at every report; of a training also to Prefect's UI every few seconds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from medad.train import Progress
 
 stopping = threading.Event()
-"""Set when the flow is being ended from outside: a thread cannot be interrupted, so a training asks."""
+"""Set when the flow is being ended from outside: a thread cannot be interrupted, so a long step asks."""
 
 
 class StoppedError(BaseException):
-    """Ends a training whose flow was interrupted; its last checkpoint stays. No bug, hence no Exception."""
+    """Ends a step whose flow was interrupted (a training's last checkpoint stays). No bug, hence no Exception."""
 
 
 UI_INTERVAL_S = 5.0
@@ -40,7 +40,7 @@ def follow(phase: str) -> Iterator[Callable[[Progress], None]]:
         nonlocal artifact, last
         if stopping.is_set():
             raise StoppedError
-        terminal.progress(progress)
+        terminal.training(progress)
         now = time.monotonic()
         ended = progress.step == progress.steps
         if not in_task or (now - last < UI_INTERVAL_S and not ended):
@@ -56,3 +56,16 @@ def follow(phase: str) -> Iterator[Callable[[Progress], None]]:
                 update_progress_artifact(artifact_id=artifact, progress=percent)
 
     yield on_progress
+
+
+def count_images() -> Callable[[int, int], None]:
+    """A callback for a step that goes image by image: (done, of how many)."""
+    context = TaskRunContext.get()
+    name = "" if context is None else context.task_run.name
+
+    def on_progress(done: int, total: int) -> None:
+        if stopping.is_set():
+            raise StoppedError
+        terminal.count(name, done, total)
+
+    return on_progress

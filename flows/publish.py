@@ -1,10 +1,7 @@
 """The run folder: what a run leaves for people, copied out of the cache in one move.
 
-runs/<flow>/<name>/report.html, report.json, preview.png
-                   masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
-                   planted/<case>/scan.nii.gz, label.nii.gz           where lesions were planted
-                   model/restoration/, model/segmentation/            weights and training curve
-                   manifest.json                                      what went in, what it took, what is here
+runs/<flow>/<name>/report.html, report.json, preview.png and what else the flow says
+                   manifest.json           what went in, what it took, what is here
 """
 
 from __future__ import annotations
@@ -18,16 +15,15 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flows.cache import ArtefactStore, Ref, disk_full_is_told
 from flows.digests import file_sha256
-from flows.privacy import PrivateSettings
-from flows.report_job import Reported
+from flows.privacy import PrivateLiver, PrivateZsad
 from flows.tasks import Tally
-from medad.datasets import PLANTED_FILES
 from medad.errors import ConfigError
 
 MANIFEST = "manifest.json"
@@ -36,30 +32,40 @@ SHOWN_LIBRARIES = (
     "adflows",
     "prefect",
     "torch",
+    "torchvision",
+    "open_clip_torch",
     "monai",
     "numpy",
     "scipy",
     "scikit-image",
+    "pillow",
     "nibabel",
     "SimpleITK",
     "safetensors",
 )
 HEADLINE = {
+    # liver
     "micro_dice_2d": "micro 2-D Dice",
     "dice_3d_mean": "3-D Dice, mean over cases",
     "voxel_auroc_mean": "voxel AUROC inside the liver",
+    # zsad, of the last system: mean over categories and seeds
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupro": "AUPRO",
 }
-"""Keys of the report's summary that are printed at the end of a run."""
+"""Figures of a report that are printed at the end of a run, where it has them."""
 PLANTED = "Planted lesions: these figures tell how well drawn-in lesions are found, not tumours."
 
 
 @dataclass(frozen=True)
-class UsedCase:
-    """A case, and the artefact whose key holds its files' digests."""
+class Copied:
+    """A file of an artefact that the run folder gets."""
 
-    use: Literal["train", "test"]
-    case_id: str
     ref: Ref
+    source: str
+    """Name in the artefact; a folder stands for all files in it. Left out where the artefact has none of this name."""
+    target: str
+    """Name in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,10 @@ class RunFolder:
     """What a run folder is made from."""
 
     path: Path
-    settings: PrivateSettings
-    used: tuple[UsedCase, ...]
-    report: Ref | None
-    results: tuple[Reported, ...]
-    restoration: Ref | None
-    segmentation: Ref | None
+    settings: PrivateLiver | PrivateZsad
+    copies: tuple[Copied, ...]
+    manifest: Mapping[str, Any]
+    """What the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
     seconds: float
 
 
@@ -103,6 +107,11 @@ def git_commit() -> dict[str, Any] | None:
         return None
 
 
+def copied(ref: Ref | None, *names: str) -> list[Copied]:
+    """These files of an artefact, under the same names."""
+    return [] if ref is None else [Copied(ref, name, name) for name in names]
+
+
 def publish(run: RunFolder, tally: Tally) -> dict[str, float | None]:
     """Write the run folder and return the headline figures (empty without truth).
 
@@ -116,7 +125,7 @@ def publish(run: RunFolder, tally: Tally) -> dict[str, float | None]:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
-            _fill(work, run)
+            _copy(run.copies, work)
             _write_manifest(work, run, tally)
             _swap(work, run.path)
         finally:
@@ -139,41 +148,24 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def has_model(folder: Path) -> bool:
-    """Whether a run folder holds trained networks."""
-    return (folder / "model" / "segmentation" / "model.safetensors").is_file()
-
-
 def file_name_digest(path: Path) -> str:
     """A name for a path's lock that tells nothing of the path."""
     return hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
 
 
-def _copy(ref: Ref | None, names: dict[str, str], work: Path) -> None:
-    """Copy files of an artefact: name there -> name in the run folder. No links: an edit must not damage the cache."""
-    for source, target in names.items():
-        if ref is not None and (ref.folder() / source).is_file():
-            (work / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ref.folder() / source, work / target)
-
-
-def _fill(work: Path, run: RunFolder) -> None:
-    _copy(run.report, {name: name for name in ("report.html", "report.json", "preview.png")}, work)
-    for each in run.results:
-        _copy(each.segmented, {"mask.nii.gz": f"masks/{each.case_id}.nii.gz"}, work)
-        _copy(each.segmented, {"probability.nii.gz": f"probabilities/{each.case_id}.nii.gz"}, work)
-        _copy(each.planted, {n: f"planted/{each.case_id}/{n}" for n in PLANTED_FILES}, work)
-    for name, ref in (("restoration", run.restoration), ("segmentation", run.segmentation)):
-        _copy(ref, {n: f"model/{name}/{n}" for n in ("model.safetensors", "curve.json")}, work)
+def _copy(copies: Iterable[Copied], work: Path) -> None:
+    """Copies and no links: an edit in the run folder must not damage the cache."""
+    for each in copies:
+        source = each.ref.folder() / each.source
+        files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+        for file in files:
+            target = work / each.target / file.relative_to(source)
+            if file.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
 
 
 def _write_manifest(work: Path, run: RunFolder, tally: Tally) -> None:
-    store = ArtefactStore()
-    inputs = []
-    for used in run.used:
-        made_from = store.sidecar(used.ref).parts["inputs"]
-        digests = {name: made_from[name] for name in ("scan", "label")}
-        inputs.append({"use": used.use, "case": used.case_id, "sha256": digests})
     files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {
         "schema": SCHEMA,
@@ -181,13 +173,9 @@ def _write_manifest(work: Path, run: RunFolder, tally: Tally) -> None:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),
         "settings": run.settings.model_dump(mode="json"),
-        "inputs": inputs,
         "versions": installed_versions(),
         "git": git_commit(),
-        "models": {
-            name: None if ref is None else {"key": ref.key, "digest": ref.digest}
-            for name, ref in (("restoration", run.restoration), ("segmentation", run.segmentation))
-        },
+        **run.manifest,
         "tasks": [asdict(record) for record in tally.records],
         "computed": tally.computed,
         "cached": tally.cached,
@@ -235,24 +223,30 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def read_headline(folder: Path) -> dict[str, float | None]:
-    """The three figures that are printed, by their key in the report's summary; empty where nothing was evaluated."""
-    summary = _report(folder).get("summary")
-    return {} if summary is None else {key: summary[key] for key in HEADLINE}
+    """The figures that are printed, by key; empty where nothing was evaluated."""
+    report = _report(folder)
+    figures = report.get("summary") or {}
+    if report.get("macro"):
+        metrics = report["macro"][-1]["metrics"]
+        figures = {key: None if stat is None else stat["mean"] for key, stat in metrics.items()}
+    return {key: figures[key] for key in HEADLINE if key in figures}
 
 
 def read_statement(folder: Path) -> str:
-    """What must be said beside the figures; empty for real tumours."""
-    return PLANTED if _report(folder).get("planted", {}).get("any") else ""
+    """What must be said beside the figures; empty where there is nothing of the kind."""
+    report = _report(folder)
+    if report.get("planted", {}).get("any"):  # a liver report
+        return PLANTED
+    notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
+    return " ".join([*notices, *report["notes"]] if "notices" in report else [])
 
 
-def settings_of_run(folder: Path) -> PrivateSettings:
-    """The settings of a run folder. Raises ConfigError where it is none, or holds no model."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A run folder's manifest. Raises ConfigError where it is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        settings = PrivateSettings.model_validate(manifest["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: not the folder of a run (no readable {MANIFEST})") from error
-    for name in ("restoration", "segmentation"):
-        if not (folder / "model" / name / "model.safetensors").is_file():
-            raise ConfigError(f"{folder}: this run holds no trained {name} network")
-    return settings
+    if not isinstance(manifest, dict):
+        raise ConfigError(f"{folder}: not the folder of a run (no readable {MANIFEST})")
+    return manifest

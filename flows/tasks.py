@@ -37,6 +37,8 @@ class Failure:
     """The offending file: for the user's terminal only, since a path may hold a patient's name."""
     bug: Exception | None = field(default=None, repr=False)
     """Set where no rule was broken but the program: it is raised once all else is done."""
+    category: str = ""
+    """Of an image: what its id begins with."""
 
     @property
     def line(self) -> str:
@@ -61,7 +63,7 @@ def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
     try:
         inputs = job.inputs()
         key = content_key(job.parts())
-        return store.build(job.step, inputs, lambda out: job.run(out, key=key), refresh=refresh)
+        return store.build(job.step, inputs, lambda out: job.make(out, key=key), refresh=refresh)
     except Exception as error:
         transaction = get_transaction()
         if transaction is not None:
@@ -134,8 +136,9 @@ class Tally:
 
     def fail(self, failure: Failure) -> None:
         """Note a case that cannot go on, and tell the user once."""
+        if failure.line not in {known.line for known in self.failures}:  # one bad file may end many steps
+            terminal.line(failure.line)
         self.failures.append(failure)
-        terminal.line(failure.line)
 
     def done(self, label: str, ref: Ref, *, cached: bool) -> None:
         """Note a finished task."""

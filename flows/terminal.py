@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from medad.train import Progress
 
 PLAIN_LINE_S = 30.0
-"""Between lines on training's progress where stderr is no terminal."""
+"""Between lines on progress where stderr is no terminal."""
 
 
 class Terminal:
-    """Lines, and one progress bar for each training phase."""
+    """Lines, and a progress bar for each training phase or step that goes image by image."""
 
     def __init__(self) -> None:
         self.enabled = False
         self._lock = threading.Lock()
         self._bars: Bars | None = None
         self._bar: dict[str, TaskID] = {}
-        self._last_line = 0.0
+        self._last_line: dict[str, float] = {}
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -42,7 +42,7 @@ class Terminal:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
+    def bars(self) -> Iterator[None]:
         """Show progress bars until left."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -55,9 +55,8 @@ class Terminal:
             TextColumn("{task.description:>12}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
             TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console) as bars:
             self._bars = bars
@@ -67,27 +66,36 @@ class Terminal:
                 self._bars = None
                 self._bar.clear()
 
-    def progress(self, progress: Progress) -> None:
+    def training(self, progress: Progress) -> None:
         """Show where training is."""
+        left = format_seconds(progress.seconds_left)
+        loss = f"loss {progress.loss:.4f}"
+        long = (
+            f"{progress.phase}: step {progress.step} of {progress.steps}, epoch {progress.epoch} of "
+            f"{progress.epochs}, {loss}, {left} left"
+        )
+        self._show(progress.phase, progress.step, progress.steps, f"{loss} left {left}", long)
+
+    def count(self, name: str, done: int, total: int) -> None:
+        """Show how many images a step is through with."""
+        self._show(name, done, total, "", f"{name}: {done} of {total} images")
+
+    def _show(self, name: str, done: int, total: int, note: str, long: str) -> None:
         if not self.enabled:
             return
-        left = format_seconds(progress.seconds_left)
         with self._lock:
             if self._bars is not None:
-                if progress.phase not in self._bar:
-                    self._bar[progress.phase] = self._bars.add_task(
-                        progress.phase, total=progress.steps, loss=progress.loss, left=left
-                    )
-                self._bars.update(self._bar[progress.phase], completed=progress.step, loss=progress.loss, left=left)
+                if name not in self._bar:
+                    self._bar[name] = self._bars.add_task(name, total=total, note=note)
+                self._bars.update(self._bar[name], completed=done, note=note)
+                if done == total:
+                    self._bars.remove_task(self._bar.pop(name))
                 return
             now = time.monotonic()
-            if now - self._last_line < PLAIN_LINE_S and progress.step != progress.steps:
+            if now - self._last_line.setdefault(name, now) < PLAIN_LINE_S:
                 return
-            self._last_line = now
-        self.line(
-            f"{progress.phase}: step {progress.step} of {progress.steps}, epoch {progress.epoch} of "
-            f"{progress.epochs}, loss {progress.loss:.4f}, {left} left"
-        )
+            self._last_line[name] = now
+        self.line(long)
 
 
 def format_seconds(seconds: float) -> str:

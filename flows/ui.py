@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +13,103 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.privacy import PLACEHOLDER
-from flows.publish import HEADLINE, read_statement
+from flows.publish import HEADLINE, read_headline, read_statement
 from flows.tasks import Tally
 
 LARGEST_PICTURE_BYTES = 2_000_000
 """An artifact is one row of Prefect's database."""
 
 
-def show_run(folder: Path, tally: Tally, *, private: bool) -> None:
-    """Create the artifacts. A server that refuses one does not fail a run whose results are on disk."""
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = {"cases": [], "summary": None}
-    table = _table(report, tally)
-    markdown = _markdown(report, read_statement(folder), PLACEHOLDER if private else str(folder / "report.html"), tally)
-    picture = folder / "preview.png"
-    try:
-        create_table_artifact(table=table, key="liver-cases", description="Cases of this run")
-        create_markdown_artifact(markdown=markdown, key="liver-report")
-        if picture.is_file() and picture.stat().st_size <= LARGEST_PICTURE_BYTES:
-            url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-            create_image_artifact(image_url=url, key="liver-preview", description="Slices of one case")
-    except Exception as error:  # whatever a server or the way to it can raise
-        get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
+@dataclass(frozen=True)
+class Showing:
+    """How one flow's report becomes artifacts."""
+
+    flow: str
+    """Beginning of the artifacts' keys: lower case and digits."""
+    table: str
+    """Key and description of the table."""
+    picture: str
+    """Description of preview.png."""
+    rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
+    """report.json -> what is said of each case (or category); the first column names it."""
 
 
-def _table(report: dict[str, Any], tally: Tally) -> list[dict[str, Any]]:
+def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for case in report["cases"]:
+    for case in report.get("cases", []):
         metrics = case.get("metrics") or {}
         rows.append(
             {
                 "case": case["case_id"],
                 "status": "done",
-                "3-D Dice": _figure(metrics.get("dice_3d")),
-                "voxel AUROC": _figure(metrics.get("voxel_auroc")),
+                "3-D Dice": figure(metrics.get("dice_3d")),
+                "voxel AUROC": figure(metrics.get("voxel_auroc")),
                 "rule": "",
             }
         )
-    rows += [
-        {"case": f.case_id, "status": f"failed: {f.stage}", "3-D Dice": "", "voxel AUROC": "", "rule": f.rule}
-        for f in tally.failures
-    ]
     return rows
 
 
-def _markdown(report: dict[str, Any], statement: str, where: str, tally: Tally) -> str:
+def _zsad_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for category in report.get("categories", []):
+        variant = category["variants"][-1]
+        row = {"category": category["name"], "status": "done", "images": len(category["images"])}
+        for key in ("image_auroc", "pixel_auroc", "pixel_aupro"):
+            stat = variant["metrics"].get(key)
+            row[HEADLINE[key]] = figure(None if stat is None else stat["mean"])
+        rows.append(row | {"rule": ""})
+    return rows
+
+
+def _zsad_score_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    counts = [len(category["images"]) for category in report.get("categories", [])]
+    return [{"images": "scored", "status": "done", "count": count, "rule": ""} for count in counts]
+
+
+LIVER = Showing("liver", "cases", "Slices of one case", _liver_rows)
+ZSAD = Showing("zsad", "categories", "Images and their heat maps", _zsad_rows)
+ZSAD_SCORE = Showing("zsad-score", "images", "Images and their heat maps", _zsad_score_rows)
+
+
+def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> None:
+    """Create the artifacts. A server that refuses one does not fail a run whose results are on disk."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = {}
+    table = _table(showing.rows(report), tally)
+    markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), tally)
+    picture = folder / "preview.png"
+    try:
+        name = showing.flow
+        create_table_artifact(table=table, key=f"{name}-{showing.table}", description=f"{showing.table} of this run")
+        create_markdown_artifact(markdown=markdown, key=f"{name}-report")
+        if picture.is_file() and picture.stat().st_size <= LARGEST_PICTURE_BYTES:
+            url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+            create_image_artifact(image_url=url, key=f"{name}-preview", description=showing.picture)
+    except Exception as error:  # whatever a server or the way to it can raise
+        get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
+
+
+def _table(rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
+    """What was done, then what failed, in the same columns."""
+    first = next(iter(rows[0])) if rows else "case"
+    columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")
+    failed = [{first: f.case_id, "status": f"failed: {f.stage}", "rule": f.rule} for f in tally.failures]
+    return rows + [columns | row for row in failed]
+
+
+def _markdown(folder: Path, where: str, tally: Tally) -> str:
     lines = [f"Report: `{where}` (open it from the disk; browsers do not follow links to files)", ""]
-    if report["summary"] is not None:
+    if headline := read_headline(folder):
+        statement = read_statement(folder)
         lines += [statement, ""] if statement else []
         lines += ["| figure | value |", "|---|---|"]
-        lines += [f"| {name} | {_figure(report['summary'][key])} |" for key, name in HEADLINE.items()]
+        lines += [f"| {HEADLINE[key]} | {figure(value)} |" for key, value in headline.items()]
     lines += ["", f"{tally.computed} tasks computed, {tally.cached} cached, {len(tally.failures)} failed."]
     return "\n".join(lines)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"

@@ -84,7 +84,7 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
     Raises
     ------
     ConfigError
-        No domain words, or a category without a name.
+        A category without a name.
 
     Examples
     --------
@@ -93,8 +93,8 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
     ('a industrial cropped photo of the normal metal nut', 308)
     """
     words, domains = category_words(category, settings), domain_words(category, settings)
-    if not words or not domains:
-        raise ConfigError(f"prompts: category {category!r} has no {'domain' if words else 'name'} to put into them")
+    if not words:
+        raise ConfigError(f"prompts: category {category!r} has no name to put into them")
 
     def filled(states: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(

@@ -22,6 +22,8 @@ _HOME = tempfile.TemporaryDirectory(prefix="adflows-test-prefect-")
 os.environ["PREFECT_HOME"] = _HOME.name
 for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "ADFLOWS_CACHE"):
     os.environ.pop(_name, None)
+# not the slots of whatever else this machine is doing
+os.environ["ADFLOWS_SLOTS"] = str(Path(_HOME.name) / "slots")
 
 from flows.settings import prepare_prefect  # noqa: E402
 
@@ -184,3 +186,69 @@ def make_world(root: Path, *, train: int = 2, test: int = 2) -> World:
     values["train_data"]["root"], values["test_data"]["root"] = str(world.btcv), str(world.lits)
     world.config.write_text(yaml.safe_dump(values))
     return world
+
+
+@pytest.fixture(scope="session")
+def new_images() -> Callable[..., ZsadWorld]:
+    """Makes a labelled set of tiny images, a tiny model with seeded weights and a configuration in a folder."""
+    return make_images
+
+
+@dataclass(frozen=True)
+class ZsadWorld:
+    """Images in MVTec's layout, a configuration for them, a cache."""
+
+    root: Path
+    config: Path
+    cache: Path
+    runs: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+
+CATEGORIES = ("cloth", "screw")
+IMAGES = ("good/000", "good/001", "stain/000", "stain/001")
+
+
+def make_images(root: Path) -> ZsadWorld:
+    """Noise with a bright square for a defect: what is found does not matter here, only what is computed."""
+    import numpy as np
+    from PIL import Image
+
+    world = ZsadWorld(root, root / "small.yaml", root / "cache", root / "runs")
+    rng = np.random.default_rng(0)
+    for category in CATEGORIES:
+        for name in IMAGES:
+            pixels = rng.integers(0, 100, (40, 40, 3), dtype=np.uint8)
+            mask = np.zeros((40, 40), np.uint8)
+            if not name.startswith("good"):
+                pixels[5:15, 5:15] += 150
+                mask[5:15, 5:15] = 255
+                target = world.data / category / "ground_truth" / f"{name}_mask.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(target)
+            target = world.data / category / "test" / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(target)
+    write_model(root / "model")
+    values = {
+        "name": "small",
+        "device": "cpu",
+        "seeds": [0, 1],
+        "data": {"root": str(world.data), "layout": "mvtec"},
+        "encoder": {"model": f"local-dir:{root / 'model'}"},
+        "prompts": {"domains": ["industrial"]},
+        "score": {"variants": ["text", "joint", "joint_tta"]},
+    }
+    world.config.write_text(yaml.safe_dump(values))
+    return world
+
+
+def write_model(folder: Path) -> None:
+    """A seeded open_clip model of three blocks, as a local folder."""
+    from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+
+    config = tiny_config()
+    write_folder(folder, tiny_clip(config), config)

@@ -13,7 +13,20 @@ import pytest
 import yaml
 
 Cli = Callable[..., Any]
-HEAVY = ("torch", "prefect", "numpy", "monai", "scipy", "nibabel", "SimpleITK", "skimage", "matplotlib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "open_clip",
+    "pydantic",
+    "prefect",
+    "numpy",
+    "monai",
+    "scipy",
+    "nibabel",
+    "SimpleITK",
+    "skimage",
+    "matplotlib",
+)
 COMMANDS = [
     (),
     ("demo",),
@@ -21,14 +34,17 @@ COMMANDS = [
     ("doctor",),
     ("liver",),
     *(("liver", name) for name in ("run", "prepare", "train", "segment", "evaluate", "step")),
+    ("zsad",),
+    *(("zsad", name) for name in ("run", "score", "prompts", "evaluate")),
 ]
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("flow", ["liver", "zsad"])
+def test_help_imports_nothing_heavy(flow: str) -> None:
     """Help under half a second is a promise; what it hangs on is this."""
     probe = (
         "import sys\n"
-        "sys.argv = ['adflows', 'liver', 'run', '--help']\n"
+        f"sys.argv = ['adflows', '{flow}', 'run', '--help']\n"
         "from flows.__main__ import main\n"
         "try:\n    main()\n"
         f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
@@ -40,7 +56,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_python_m_flows_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "flows", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("demo", "samples", "doctor", "liver"))
+    assert all(name in done.stdout for name in ("demo", "samples", "doctor", "liver", "zsad"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -71,6 +87,13 @@ def test_every_command_and_option_has_help(cli: Cli, command: tuple[str, ...]) -
         (("liver", "step", "roi", "grey.nii.gz", "-o", "o.nii.gz"), ("--liver MASK", "--liver-label")),
         (("liver", "step", "window", "x.nii", "-o", "o", "--set", "window_hu=[3,1]"), ("window_hu",)),
         (("liver", "evaluate", "demo", "--model", "nomodel"), ("nomodel", "manifest")),
+        (("zsad", "run", "nosuchname"), ("nosuchname", "demo", "dual_clip")),
+        (("zsad", "run", "demo", "--set", "score.lambda_9=1"), ("score.lambda_9", "demo.yaml")),
+        (("zsad", "run", "demo", "--seed", "1", "--seed", "1"), ("seeds", "twice")),
+        (("zsad", "run", "dual_clip", "--set", "encoder.weights=x.pt"), ("encoder", "exactly one")),
+        (("zsad", "score", "x.png", "-o", "o", "--config", "nosuchname"), ("nosuchname", "demo")),
+        (("zsad", "evaluate", "nomaps", "nomasks"), ("nomaps", "no such folder")),
+        (("zsad", "evaluate", "a", "b", "--set", "max_fpr=7"), ("max_fpr",)),
     ],
 )
 @pytest.mark.usefixtures("cache")
@@ -122,7 +145,8 @@ def test_the_thesis_configuration_is_the_defaults() -> None:
 
 
 def test_options_go_over_the_file() -> None:
-    from flows.cli_liver import load_settings, parse_overrides
+    from flows.cli_liver import load_settings
+    from flows.command import parse_overrides
 
     pairs = ["train.restoration.epochs=3", "preprocess.window_hu=[-100, 200]", "device=cpu"]
     values = parse_overrides(pairs, name="mine", seed=None, train_data__root="/data")
@@ -136,6 +160,43 @@ def test_options_go_over_the_file() -> None:
     settings = load_settings(Path("demo"), values)
     assert settings.train.restoration.epochs == 3
     assert settings.train_data.root == "/data"
+
+
+def test_prompts_are_printed_by_side(cli: Cli) -> None:
+    plain = cli("zsad", "prompts", "metal_nut").out.splitlines()
+    assert plain[0] == "normal (308)"
+    assert plain[309] == "anomalous (308)"
+    answer = cli("zsad", "prompts", "metal_nut", "--json").answer
+    assert [f"  {text}" for text in answer["normal"]] == plain[1:309]
+    assert len(answer["anomalous"]) == 22 * 7 * 2
+    assert all("metal nut" in text for text in answer["anomalous"])
+
+
+def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
+    """The good image lies wholly below the defect, which is found to the pixel: every figure is 1."""
+    import numpy as np
+    from PIL import Image
+
+    maps, masks = tmp_path / "maps", tmp_path / "masks"
+    maps.mkdir()
+    masks.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        mask = np.zeros((20, 30), np.uint8)
+        if name != "a":
+            mask[4:9, 10:20] = 255
+        np.save(maps / f"{name}.npy", (rng.random(mask.shape) + (mask > 0)).astype(np.float32))
+        Image.fromarray(mask).save(masks / f"{name}.png")
+    ran = cli("zsad", "evaluate", maps, masks, "--json")
+    assert ran.code == 0
+    for kind, keys in (("image", ("auroc", "ap", "f1max")), ("pixel", ("auroc", "ap", "f1max", "aupro"))):
+        assert {key: ran.answer[kind][key] for key in keys} == dict.fromkeys(keys, 1.0)
+    assert "pixel aupro" in cli("zsad", "evaluate", maps, masks).out
+    np.save(maps / "d.npy", np.zeros((20, 30), np.float32))
+    ran = cli("zsad", "evaluate", maps, masks, "--json")
+    assert ran.code == 2
+    assert [problem["id"] for problem in ran.answer["problems"]] == ["d"]
+    assert len(ran.err.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("prefect_server", "cache")

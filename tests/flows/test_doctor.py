@@ -88,3 +88,31 @@ def test_little_memory_is_told(gigabytes: int | None, status: str, monkeypatch: 
     check = doctor.check_memory()
     assert check.status == status
     assert bool(check.advice) == (status != "ok")
+
+
+def test_an_open_clip_that_does_not_import_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a torchvision of another build than torch's."""
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check = doctor.check_open_clip()
+    assert check.status == "fail"
+    assert "torchvision::nms" in check.found
+    assert "torchvision" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("models", "offline", "status"), [(0, "", "ok"), (2, "", "ok"), (0, "1", "warn"), (1, "1", "ok")]
+)
+def test_the_local_cache_of_weights_is_looked_at(
+    models: int, offline: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    for number in range(models):
+        (tmp_path / "hub" / f"models--timm--vit-{number}").mkdir(parents=True)
+    check = doctor.check_hub()
+    assert check.status == status
+    assert f"{models} models in {tmp_path / 'hub'}" in check.found
+    assert ("offline" in check.found) == bool(offline)
+    assert bool(check.advice) == (status != "ok")
+    assert (tmp_path / "hub").exists() == bool(models), "looking makes nothing"

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from flows.cache import Ref, content_key
-from flows.jobs import (
+from flows.jobs import FailedStep, Job
+from flows.liver_jobs import (
     AdoptModel,
     Evaluate,
     HandStep,
-    Job,
     Plant,
     Prepare,
     Segment,
     TrainRestoration,
     TrainSegmentation,
 )
-from flows.report_job import FailedStep, Report, Reported
+from flows.liver_report import Report, Reported
 from flows.tasks import cache_key
 from medad.config import LiverSettings, PlantSettings, parse
 from medad.datasets import Case

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flows.privacy import PLACEHOLDER, PathFilter, PrivateSettings
+from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad
 from medad.config import DatasetSettings
 
 SECRETS = ("MUSTERMANN", "Erika", "PID4711", "19640229", "Glasgow Str")
@@ -124,6 +124,46 @@ def test_nothing_of_a_patient_is_stored(
     assert holds(caplog.text.encode()) == set()
 
 
+def test_nothing_of_a_persons_images_is_stored(
+    new_images: Callable[..., Any],
+    cli: Callable[..., Any],
+    prefect_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Folders and files named after a person, one of them broken; weights and model below such a folder too."""
+    from prefect.logging.handlers import APILogWorker
+
+    del prefect_server
+    root = tmp_path / "MUSTERMANN_Erika_19640229"
+    world = new_images(root)
+    for path in (world.data / "cloth" / "test" / "good").iterdir():
+        path.rename(path.with_name(f"PID4711-{path.name}"))
+    broken = world.data / "cloth" / "test" / "good" / "PID4711-broken.png"
+    broken.write_bytes(b"no image")
+    textures = root / "textures"
+    textures.mkdir()
+    (textures / "texture.png").write_bytes((world.data / "screw" / "test" / "good" / "000.png").read_bytes())
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.DEBUG, "prefect")
+    options = ("--set", "data.opaque_ids=true", "--set", f"adapt.textures={textures}", "--set", "seeds=[0]")
+    ran = cli("zsad", "run", world.config, *options, "--out", tmp_path / "runs", "--name", "hidden", "--json")
+    assert ran.code == 2
+    assert f"{broken}: " in ran.err, "the user's own terminal does say which file"
+    APILogWorker.drain_all(timeout=10)
+    expected = (b"zsad hidden", b"zsad-encode cloth", b"zsad-score screw", b"zsad-categories")
+    deadline = time.monotonic() + 30
+    while not all(text in dump(database()) for text in expected):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert search(tmp_path / "cache") == {}
+    assert any((tmp_path / "runs").rglob("report.html"))
+    assert search(tmp_path / "runs") == {}
+    assert holds(dump(database())) == set()
+    assert holds(caplog.text.encode()) == set()
+
+
 def test_a_path_in_a_bugs_traceback_is_hidden(tmp_path: Path) -> None:
     known = PathFilter()
     path = tmp_path / "MUSTERMANN" / "ct.nii.gz"
@@ -156,7 +196,7 @@ def test_names_that_layouts_share_do_not_garble_or_misname() -> None:
 
 
 def test_settings_as_json_withhold_the_data_folders() -> None:
-    settings = PrivateSettings(
+    settings = PrivateLiver(
         name="x",
         train_data=DatasetSettings(root="/share/MUSTERMANN", layout="btcv"),
         test_data=DatasetSettings(root="samples:dicom", layout="lits"),
@@ -166,3 +206,23 @@ def test_settings_as_json_withhold_the_data_folders() -> None:
     values = json.loads(settings.model_dump_json())
     assert values["train_data"]["root"] == PLACEHOLDER
     assert values["test_data"]["root"] == "samples:dicom"
+
+
+def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model() -> None:
+    def shown(**values: Any) -> dict[str, Any]:
+        settings = PrivateZsad.model_validate({"name": "x", "data": {"root": "/share/MUSTERMANN"}} | values)
+        assert PrivateZsad.model_validate(settings.model_dump()) == settings
+        found: dict[str, Any] = json.loads(settings.model_dump_json())
+        assert "MUSTERMANN" not in json.dumps(found)
+        return found
+
+    tag = {"model": "ViT-B-16-plus-240", "tag": "laion400m_e32"}
+    assert shown(encoder=tag)["data"]["root"] == PLACEHOLDER
+    assert shown(encoder=tag)["encoder"]["model"] == "ViT-B-16-plus-240"
+    assert shown(encoder=tag, data={"root": "samples:materials"})["data"]["root"] == "samples:materials"
+    assert shown(encoder={"model": "local-dir:/MUSTERMANN"})["encoder"]["model"] == f"local-dir:{PLACEHOLDER}"
+    weights = {"model": "ViT-B-16-plus-240", "weights": "/home/MUSTERMANN/clip.pt"}
+    assert shown(encoder=weights)["encoder"]["weights"] == f"{PLACEHOLDER}/clip.pt"
+    assert shown(encoder=tag, adapt={"textures": "/MUSTERMANN"})["adapt"]["textures"] == PLACEHOLDER
+    masks = {"root": "/x", "layout": "folder", "masks": "/share/MUSTERMANN"}
+    assert shown(encoder=tag, data=masks)["data"]["masks"] == PLACEHOLDER

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from flows import publish
+from flows import liver_folder, publish
 from flows.cache import ArtefactStore, Ref, Step
-from flows.privacy import PrivateSettings
-from flows.publish import RunFolder, read_headline, settings_of_run
+from flows.liver_folder import Models, settings_of_run
+from flows.privacy import PrivateLiver
+from flows.publish import RunFolder, read_headline
 from flows.tasks import Tally
 from medad.config import DatasetSettings
 from medad.errors import ConfigError, DiskFullError
 
-SETTINGS = PrivateSettings(
+SETTINGS = PrivateLiver(
     name="x",
     train_data=DatasetSettings(root="/share/MUSTERMANN", layout="btcv"),
     test_data=DatasetSettings(root="samples:dicom", layout="lits"),
@@ -35,14 +36,12 @@ def make(name: str, files: dict[str, str]) -> Ref:
 
 def a_run(path: Path, report: str = "report") -> RunFolder:
     summary = json.dumps({"summary": {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1, "more": 2}})
+    models = Models(*(make(net, {"model.safetensors": net, "curve.json": "{}"}) for net in liver_folder.NETS))
     return RunFolder(
         path=path,
         settings=SETTINGS,
-        used=(),
-        report=make("report", {"report.html": report, "report.json": summary}),
-        results=(),
-        restoration=make("restoration", {"model.safetensors": "r", "curve.json": "{}"}),
-        segmentation=make("segmentation", {"model.safetensors": "s", "curve.json": "{}"}),
+        copies=liver_folder.copies(make("report", {"report.html": report, "report.json": summary}), (), models),
+        manifest=liver_folder.manifest((), models),
         seconds=1.0,
     )
 
@@ -74,7 +73,8 @@ def test_a_file_the_second_run_does_not_make_is_gone(tally: Tally, tmp_path: Pat
     first = a_run(folder)
     publish.publish(first, tally)
     assert (folder / "model" / "restoration" / "model.safetensors").is_file()
-    publish.publish(replace(first, restoration=None), tally)
+    kept = tuple(each for each in first.copies if not each.target.startswith("model/restoration/"))
+    publish.publish(replace(first, copies=kept), tally)
     assert not (folder / "model" / "restoration").exists()
 
 
@@ -109,8 +109,7 @@ def test_an_edit_in_the_run_folder_does_not_reach_the_cache(tally: Tally, tmp_pa
     run = a_run(tmp_path / "x")
     publish.publish(run, tally)
     (tmp_path / "x" / "report.html").write_text("edited")
-    assert run.report is not None
-    ArtefactStore().verify(run.report)
+    ArtefactStore().verify(run.copies[0].ref)
 
 
 def test_settings_come_back_without_the_data_folders(tally: Tally, tmp_path: Path) -> None:

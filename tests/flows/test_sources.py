@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import jobs, sources
-from flows.jobs import Evaluate, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
-from flows.report_job import Report
+from flows import liver_jobs, sources
+from flows.cache import Step
+from flows.jobs import Job
+from flows.liver_jobs import Evaluate, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
+from flows.liver_report import Report
 
 Write = Callable[[dict[str, str]], str]
 
@@ -119,17 +121,17 @@ def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
 
 
 STEPS = [job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, Report)]
-STEPS += [jobs._hand_step(name) for name in ("window", "roi", "equalise", "slice")]
+STEPS += [liver_jobs._hand_step(name) for name in ("window", "roi", "equalise", "slice")]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_every_step_names_functions_that_exist(step: jobs.Step) -> None:
+def test_every_step_names_functions_that_exist(step: Step) -> None:
     assert step.functions
     for function in step.functions:
         assert len(sources.closure(function)) > 1
 
 
-def reached(job: type[jobs.Job]) -> set[str]:
+def reached(job: type[Job]) -> set[str]:
     return {name for function in job.step.functions for name in sources.closure(function)}
 
 
@@ -139,7 +141,7 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     assert {"medad.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)
     assert "medad.metrics:evaluate" in reached(Evaluate)
 
-    def modules(job: type[jobs.Job]) -> set[str]:
+    def modules(job: type[Job]) -> set[str]:
         return {name.partition(":")[0] for name in reached(job)}
 
     # an edit of the report or of a metric must not train again

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 
 from flows.cache import ArtefactStore, DamagedArtefactError, Ref
 from flows.jobs import Job
-from flows.liver import RUNNER
+from flows.outcome import RUNNER
 from flows.serializer import VerifiedSerializer
 from flows.tasks import Tally
 

@@ -1,4 +1,4 @@
-"""The last step of the flow: the report."""
+"""The last step of the liver flow: the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cache import Ref, Step
-from flows.jobs import Job, json_values
+from flows.jobs import FailedStep, Job, digest_of, folder_of, json_values
 from medad.config import LiverSettings
 
 
@@ -20,16 +20,6 @@ class Reported:
     segmented: Ref
     evaluated: Ref | None
     planted: Ref | None
-
-
-@dataclass(frozen=True)
-class FailedStep:
-    """A case that broke a rule: what the report says of it. No folder name: it may hold a patient's."""
-
-    case_id: str
-    stage: str
-    rule: str
-    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,27 +42,21 @@ class Report(Job):
     )
 
     def inputs(self) -> dict[str, Any]:
-        def digest(ref: Ref | None) -> str | None:
-            return None if ref is None else ref.digest
-
         return {
             "settings": json_values(self.settings),
             "results": [
-                [each.case_id, *map(digest, (each.prepared, each.segmented, each.evaluated, each.planted))]
+                [each.case_id, *map(digest_of, (each.prepared, each.segmented, each.evaluated, each.planted))]
                 for each in self.results
             ],
             "failures": [[each.case_id, each.stage, each.rule, each.file] for each in self.failures],
-            "restoration": digest(self.restoration),
-            "segmentation": digest(self.segmentation),
+            "restoration": digest_of(self.restoration),
+            "segmentation": digest_of(self.segmentation),
             "versions": list(map(list, self.versions)),
             "notes": list(self.notes),
         }
 
     def run(self, out: Path, *, key: str) -> None:
         from medad.report import CaseResult, FailedCase, write_report
-
-        def folder(ref: Ref | None) -> Path | None:
-            return None if ref is None else ref.folder()
 
         write_report(
             out,
@@ -82,14 +66,14 @@ class Report(Job):
                     case_id=each.case_id,
                     prepared=each.prepared.folder(),
                     segmented=each.segmented.folder(),
-                    evaluated=folder(each.evaluated),
-                    planted=folder(each.planted),
+                    evaluated=folder_of(each.evaluated),
+                    planted=folder_of(each.planted),
                 )
                 for each in self.results
             ],
             failures=[FailedCase(each.case_id, each.stage, each.rule, each.file) for each in self.failures],
-            restoration=folder(self.restoration),
-            segmentation=folder(self.segmentation),
+            restoration=folder_of(self.restoration),
+            segmentation=folder_of(self.segmentation),
             versions=dict(self.versions),
             notes=list(self.notes),
         )

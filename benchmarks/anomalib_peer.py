@@ -1,0 +1,118 @@
+"""anomalib's side of `benchmarks/zsad.py`, run by it in anomalib's own environment (requirements-anomalib.txt).
+
+It imports nothing of this project. One JSON object a line comes in on standard input and one goes out for each; arrays
+and weights come as files. It times itself, so that talking costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+
+def load_winclip(model: str, weights: str, class_name: str, device: str) -> Any:
+    """Zero-shot WinCLIP with weights from a file: its constructor asks for pretrained ones, which need the network."""
+    open_clip: Any = importlib.import_module("open_clip")
+    create = open_clip.create_model_and_transforms
+
+    def create_from_file(*_: object, **__: object) -> tuple[Any, ...]:
+        made = create(model, pretrained=None)
+        made[0].load_state_dict(load_file(weights))
+        return tuple(made)
+
+    open_clip.create_model_and_transforms = create_from_file
+    try:
+        winclip: Any = importlib.import_module("anomalib.models.image.winclip.torch_model")
+        # the text embeddings are made here, outside every timing
+        return winclip.WinClipModel(class_name=class_name).eval().to(device)
+    finally:
+        open_clip.create_model_and_transforms = create
+
+
+def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
+    """How long `work` takes, and what it gives."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+class Peer:
+    """What it was last told to load, and the orders that it knows."""
+
+    model: Any = None
+    images: torch.Tensor
+    device: str
+    maps: torch.Tensor
+    masks: torch.Tensor
+
+    def versions(self) -> dict[str, str]:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        return {name: version(name) for name in ("anomalib", "open_clip_torch", "torch")}
+
+    @torch.no_grad()
+    def load(self, model: str, weights: str, images: str, device: str) -> dict[str, Any]:
+        """`images`: .npy f32 [n 3 S S], normalised. Replies with the first image's embedding, to compare weights by."""
+        self.device = device
+        self.model = load_winclip(model, weights, "object", device)
+        self.images = torch.from_numpy(np.load(images)).to(device)
+        return {"embedding": self.model.clip.encode_image(self.images[:1])[0][0].tolist()}
+
+    def winclip(self, batch: int, count: int) -> dict[str, Any]:
+        """Scores and maps of the first `count` images, `batch` at a time."""
+
+        def work() -> list[Any]:
+            return [self.model(part) for part in torch.split(self.images[:count], batch)]
+
+        seconds, made = seconds_of(work, self.device)
+        shape = [sum(len(part.anomaly_map) for part in made), *made[0].anomaly_map.shape[1:]]
+        return {"seconds": seconds, "maps": shape}
+
+    def load_maps(self, maps: str, masks: str) -> dict[str, Any]:
+        """.npy: f32 [n H W] and bool [n H W]."""
+        self.maps = torch.from_numpy(np.load(maps))
+        self.masks = torch.from_numpy(np.load(masks)).long()
+        return {}
+
+    def aupro(self) -> dict[str, Any]:
+        """AUPRO alone, with anomalib's own limit of the false positive rate, 0.3."""
+        metrics: Any = importlib.import_module("anomalib.metrics")
+        metric = metrics.AUPRO(fields=["anomaly_map", "gt_mask"])
+        batch = SimpleNamespace(anomaly_map=self.maps, gt_mask=self.masks)
+
+        def work() -> float:
+            metric.update(batch)
+            return float(metric.compute())
+
+        seconds, value = seconds_of(work)
+        return {"seconds": seconds, "value": value}
+
+
+def main() -> None:
+    # libraries that print must not get into the answers
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    peer = Peer()
+    for line in sys.stdin:
+        order = json.loads(line)
+        reply = getattr(peer, order.pop("do"))(**order)
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Images for `benchmarks/zsad.py`."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+
+def draw_image(rng: np.random.Generator, side_px: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Coloured noise at three scales: as hard to decode as a photograph."""
+    total = np.zeros((side_px, side_px, 3), np.float32)
+    for cells in (8, side_px // 8, side_px):
+        noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        total += np.asarray(Image.fromarray(noise).resize((side_px, side_px), Image.Resampling.BILINEAR))
+    return (total / 3).astype(np.uint8)
+
+
+def name_of(number: int) -> str:
+    """Stands for the sha256 of an image's file."""
+    return hashlib.sha256(str(number).encode()).hexdigest()

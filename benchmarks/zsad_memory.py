@@ -1,0 +1,129 @@
+"""(f) of `benchmarks/zsad.py`: the peak memory of few and of many images, from files to figures."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.zsad_images import draw_image, name_of
+from benchmarks.zsad_timing import Plan, Row, fresh_folder
+from zsad.config import AdaptSettings, EncoderSettings, EvaluationSettings, PromptSettings, ScoreSettings
+from zsad.evaluation import evaluate_category
+from zsad.features import encode_category_text, encode_images
+from zsad.models import CONFIG_NAME, WEIGHTS_NAMES
+from zsad.scoring import score_category
+
+P = ParamSpec("P")
+T = TypeVar("T")
+SIDE_PX = 256
+LIMIT = 1.05
+"""What "does not grow" means: ten times the images may cost a twentieth more, the scores and indexes themselves."""
+MODEL: dict[str, Any] = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 240, "layers": 2, "width": 128, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
+"""So small that 2,000 images take a minute, with as many patches as ViT-B-16-plus-240: 230 kB of features an image."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """An image with its truth, as `evaluate_category` takes it."""
+
+    sha256: str
+    anomalous: bool
+    mask: Path | None
+    defect: str = "disc"
+
+
+def make_set(folder: Path, count: int) -> None:
+    """`count` image files, every other one with a defect and its mask; and the small model."""
+    rng = np.random.default_rng(1)
+    rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX]
+    for number in range(count):
+        image = draw_image(rng, SIDE_PX)
+        if number % 2:
+            y, x = rng.integers(20, SIDE_PX - 20, 2)
+            mask = np.hypot(rows - y, columns - x) < rng.integers(8, 32)
+            image[mask] = 255 - image[mask]
+            Image.fromarray(mask).save(folder / f"{number}_mask.png")
+        Image.fromarray(image).save(folder / f"{number}.png", compress_level=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state: dict[str, Tensor] = open_clip.CLIP(**MODEL).state_dict()
+    model = folder / "model"
+    model.mkdir()
+    save_file(state, model / WEIGHTS_NAMES[0])
+    (model / CONFIG_NAME).write_text(json.dumps({"model_cfg": MODEL}), encoding="utf-8")
+
+
+def peak_bytes() -> int:
+    """The largest resident size so far; not ru_maxrss, which a child inherits from the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def whole_path(folder: Path, count: int, threads: int) -> dict[str, int]:
+    """Encode, score with and without adaptation, evaluate; the peak of each step."""
+    torch.set_num_threads(threads)
+    encoder = EncoderSettings(model=f"local-dir:{folder / 'model'}")
+    paths = [folder / f"{number}.png" for number in range(count)]
+    digests = [name_of(number) for number in range(count)]
+    score = ScoreSettings(variants=("joint", "joint_tta"))
+    known = [
+        Known(digest, bool(number % 2), path.with_name(f"{number}_mask.png") if number % 2 else None)
+        for number, (digest, path) in enumerate(zip(digests, paths, strict=True))
+    ]
+    peaks: dict[str, int] = {}
+    with fresh_folder() as out:
+        features, text, scores, evaluated = (out / name for name in ("features", "text", "scores", "evaluated"))
+        evaluated.mkdir()
+        steps: dict[str, Callable[[], None]] = {
+            "text": lambda: encode_category_text("object", encoder, PromptSettings(), "cpu", text),
+            "encode": lambda: encode_images(paths, digests, encoder, "cpu", features),
+            "score": lambda: score_category(features, text, paths, encoder, score, AdaptSettings(), 0, "cpu", scores),
+            "evaluate": lambda: evaluate_category(
+                known, features, scores, score.variants, EvaluationSettings(), evaluated
+            ),
+        }
+        for name, step in steps.items():
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+            step()
+            peaks[name] = peak_bytes()
+    return peaks
+
+
+def alone(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it in a new process, whose memory is nothing but its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args, **kwargs).result()
+
+
+def memory(plan: Plan) -> Row:
+    few, many = plan.memory_images
+    start = time.perf_counter()
+    with fresh_folder() as folder:
+        alone(make_set, folder, many)
+        peaks = [alone(whole_path, folder, count, plan.threads) for count in (few, many)]
+    small, large = (max(each.values()) for each in peaks)
+    parts = ", ".join(f"{name} {peaks[0][name] / 1e6:.0f} -> {peaks[1][name] / 1e6:.0f}" for name in peaks[0])
+    detail = (
+        f"peak resident MB, Python and torch included: {parts}; generated images of {SIDE_PX} px, a small random "
+        f"model with the large one's 225 patches, {time.perf_counter() - start:.0f} s"
+    )
+    ratio = large / small
+    what = f"peak memory of {many:,} images / {few:,}, files to figures"
+    return Row("f", what, ratio, "x", f"<= {LIMIT}", ratio <= LIMIT, detail)

@@ -1,0 +1,234 @@
+"""(a), (b), (d) and (e) of `benchmarks/zsad.py`: encoding, scoring, seeds and adaptation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.beside_anomalib import Anomalib, without_anomalib
+from benchmarks.zsad_images import draw_image, name_of
+from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
+from zsad.adapt import adapt, corrupt, crop_generator
+from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
+from zsad.encoder import Encoder
+from zsad.feature_store import CLASS_TOKENS, PATCHES, TEXT, FeatureStore, read_text
+from zsad.features import encode_images
+from zsad.images import crop_image, merge_maps, plan_crops, read_image
+from zsad.scorers.dual import Scores, text_scores
+from zsad.scoring import score_category
+from zsad.textures import open_textures
+
+SEEDS = range(6)
+IMAGE_PX = 1024
+"""Side of the image files, that of MVTec AD's larger ones."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model, its images in files and in memory, and their features on disk as the flow leaves them."""
+
+    plan: Plan
+    settings: EncoderSettings
+    encoder: Encoder
+    paths: tuple[Path, ...]
+    images: Float32[Tensor, "n 3 S S"]
+    folder: Path
+
+    @classmethod
+    def prepare(cls, plan: Plan, folder: Path) -> Bench:
+        settings = EncoderSettings(model=plan.model, seed=0, batch_size=plan.batch)
+        encoder = Encoder.load(settings, plan.device)
+        rng = np.random.default_rng(0)
+        paths = tuple(folder / f"{number}.png" for number in range(plan.images))
+        for path in paths:
+            Image.fromarray(draw_image(rng, IMAGE_PX)).save(path, compress_level=1)
+        bench = cls(plan, settings, encoder, paths, read_crops(paths, encoder.size_px).to(plan.device), folder)
+        encode_images(paths, bench.digests, settings, str(plan.device), bench.features)
+        bench.text.mkdir()
+        sides = functional.normalize(torch.randn(2, encoder.dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+        save_file({"text": sides}, bench.text / TEXT)
+        return bench
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(name_of(number) for number in range(self.plan.images))
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features"
+
+    @property
+    def text(self) -> Path:
+        return self.folder / "text"
+
+    def encode(self) -> None:
+        """Images to features on disk, over those that are there already."""
+        tokens = [self.encoder.encode(part) for part in torch.split(self.images, self.plan.batch)]
+        np.save(self.features / CLASS_TOKENS, torch.cat([part.class_token for part in tokens]).cpu().numpy())
+        np.save(self.features / PATCHES, torch.cat([part.patches for part in tokens]).cpu().numpy())
+
+    def score(self, seed: int) -> Path:
+        """Features to scores on disk by the flow's own step: text and one reference, no adaptation."""
+        out = self.folder / f"scores-{seed}"
+        settings = ScoreSettings(variants=("joint",), batch_size=self.plan.batch)
+        device = str(self.plan.device)
+        score_category(self.features, self.text, None, self.settings, settings, AdaptSettings(), seed, device, out)
+        return out
+
+    def maps(self, scores: Path) -> list[Float32[np.ndarray, "S S"]]:
+        store, scored = FeatureStore(self.features), Scores(scores)
+        return [merge_maps(scored.patch_map(i, "joint"), store.crops(i)) for i in range(len(store))]
+
+
+def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"]:
+    """Square images, one crop each."""
+    crops = []
+    for path in paths:
+        image = read_image(path)
+        crops.append(crop_image(image, plan_crops(image.shape[0], image.shape[1], size_px, 2))[0])
+    return torch.stack(crops)
+
+
+# (a) two paths
+
+
+@torch.no_grad()
+def two_paths(bench: Bench) -> Row:
+    batches = torch.split(bench.images, bench.plan.batch)
+    model: Any = bench.encoder.model
+    device, n = bench.plan.device, len(bench.images)
+
+    def plain() -> None:
+        for part in batches:
+            model.encode_image(bench.encoder.normalise(part), normalize=True)
+
+    def both() -> None:
+        for part in batches:
+            bench.encoder.encode(part)
+
+    compared = by_turns(clocked(both, device), clocked(plain, device), bench.plan.repeats)
+    ours, theirs = (statistics.median(seconds) / n * 1e3 for seconds in (compared.first, compared.second))
+    detail = f"an image: both paths {ours:.0f} ms, encode_image {theirs:.0f} ms, {bench.plan.batch} at a time"
+    return at_most("a", f"both paths / open_clip's encode_image, {device.type}", compared, 1.25, detail)
+
+
+# (b) beside WinCLIP
+
+
+def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
+    """Tensors to scores and maps, either side; nothing is read, text is ready."""
+    what = f"anomalib's WinCLIP / dual scorer without adaptation, {bench.plan.device.type}"
+    if anomalib is None:
+        return without_anomalib("b", what, ">= 8")
+    weights, images = bench.folder / "weights.safetensors", bench.folder / "images.npy"
+    state: dict[str, Tensor] = {key: value.contiguous() for key, value in bench.encoder.model.state_dict().items()}
+    save_file(state, weights)
+    np.save(images, bench.encoder.normalise(bench.images).cpu().numpy())
+    device, n = bench.plan.device, len(bench.images)
+    loaded = anomalib.ask("load", model=bench.plan.model, weights=str(weights), images=str(images), device=str(device))
+    theirs = functional.normalize(torch.tensor(loaded["embedding"]), dim=0)
+    difference = float((bench.encoder.encode(bench.images[:1]).class_token[0].cpu() - theirs).abs().max())
+    assert difference < 1e-4, f"not the same weights: embeddings differ by {difference}"
+
+    # WinCLIP's windows are a batch by themselves; it may run at the batch size that suits it best
+    anomalib.ask("winclip", batch=1, count=1)
+    sizes = sorted({1, min(4, n), bench.plan.batch})
+    each = {size: anomalib.ask("winclip", batch=size, count=size)["seconds"] / size for size in sizes}
+    best = min(sizes, key=lambda size: each[size])
+
+    def ours() -> None:
+        bench.encode()
+        bench.maps(bench.score(0))
+
+    def winclip() -> float:
+        made = anomalib.ask("winclip", batch=best, count=n)
+        assert made["maps"] == [n, bench.encoder.size_px, bench.encoder.size_px]
+        return float(made["seconds"])
+
+    own = clocked(ours, device)
+    own()
+    compared = by_turns(winclip, own, bench.plan.repeats, warm=False)
+    other, mine = (n / statistics.median(seconds) for seconds in (compared.first, compared.second))
+    detail = (
+        f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, features and scores by way of the disk), WinCLIP "
+        f"{other:.3f} ({best} at a time, the best of {sizes}); embeddings agree to {difference:.0e}"
+    )
+    return at_least("b", what, compared, 8, detail)
+
+
+# (d) seeds
+
+
+def seeds(bench: Bench) -> Row:
+    device, scoring = bench.plan.device, list[float]()
+
+    def run(count: int) -> Work:
+        def work() -> float:
+            encoding = clocked(bench.encode, device)()
+            each = [clocked(partial(bench.score, seed), device)() for seed in SEEDS[:count]]
+            scoring.extend(each)
+            return encoding + sum(each)
+
+        return work
+
+    compared = by_turns(run(len(SEEDS)), run(1), bench.plan.repeats)
+    n = len(bench.images)
+    detail = (
+        f"an image: encoding and one seed {statistics.median(compared.second) / n * 1e3:.0f} ms, of it one seed's "
+        f"pairing and scoring {statistics.median(scoring) / n * 1e3:.1f} ms"
+    )
+    return at_most("d", f"six seeds / one seed, no adaptation, {device.type}", compared, 1.5, detail)
+
+
+# (e) adaptation
+
+
+def adaptation(bench: Bench) -> Row:
+    """All that adaptation adds for an image, to the encoding of its corrupted copy."""
+    plan, encoder, settings = bench.plan, bench.encoder, AdaptSettings()
+    textures, n, text = open_textures(None), len(bench.images), read_text(bench.text).to(plan.device)
+    images = torch.split(bench.images, plan.batch)
+    patches = [encoder.encode_patches(part) for part in images]
+    numbers = [tuple(part.tolist()) for part in torch.split(torch.arange(n), plan.batch)]
+    laps = Laps(plan.device)
+
+    def one_batch(part: Sequence[int], tokens: Tensor) -> None:
+        # the flow reads ahead in another thread; here reading counts in full
+        pixels = laps("read", lambda: read_crops([bench.paths[i] for i in part], encoder.size_px).to(plan.device))
+        generators = [crop_generator(0, bench.digests[i], 0) for i in part]
+        made = laps("corrupt", lambda: corrupt(pixels, generators, encoder.grid, settings, textures))
+        bad = laps("encode", lambda: encoder.encode_patches(made.images))
+        target = text_scores(tokens, text, tau=1.0)
+        laps("adapt", lambda: adapt(tokens, bad, made.mask, target, text, settings, tau=1.0))
+
+    def whole() -> float:
+        before = laps.total
+        for part, tokens in zip(numbers, patches, strict=True):
+            one_batch(part, tokens)
+        return laps.total - before
+
+    def encoding() -> None:
+        for part in images:
+            encoder.encode_patches(part)
+
+    second = clocked(encoding, plan.device)
+    whole(), second()
+    laps.seconds.clear()
+    compared = by_turns(whole, second, plan.repeats, warm=False)
+    parts = ", ".join(f"{name} {total / plan.repeats / n * 1e3:.1f}" for name, total in laps.seconds.items())
+    alone = statistics.median(compared.second) / n * 1e3
+    detail = f"an image: {parts} ms; the second encoding alone {alone:.1f} ms, {plan.batch} at a time"
+    what = f"adaptation with its second encoding / that encoding, {plan.device.type}"
+    return at_most("e", what, compared, 1.2, detail)

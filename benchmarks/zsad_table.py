@@ -1,0 +1,111 @@
+"""The command line and the table of `benchmarks/zsad.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.beside_anomalib import Anomalib
+from benchmarks.zsad_memory import memory
+from benchmarks.zsad_metrics import metrics
+from benchmarks.zsad_scorer import Bench, adaptation, beside_winclip, seeds, two_paths
+from benchmarks.zsad_timing import Plan, Row
+from medad.devices import pick_device
+
+
+def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:
+    """All rows wanted, and anomalib's versions in words."""
+    rows: list[Row] = []
+    versions = "anomalib not run"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        anomalib = None
+        if python is not None and set(parts) & set("bc"):
+            anomalib = stack.enter_context(Anomalib(python, plan.threads))
+            versions = ", ".join(f"{name} {number}" for name, number in anomalib.versions.items())
+        # metrics and memory first, while no large model is in memory
+        if "c" in parts:
+            say("c: metrics")
+            rows += metrics(plan, anomalib, folder)
+        if "f" in parts:
+            say("f: memory")
+            rows.append(memory(plan))
+        if set(parts) & set("abde"):
+            say("model, images and features")
+            bench = Bench.prepare(plan, folder)
+            works: dict[str, Callable[[], Row]] = {
+                "a": lambda: two_paths(bench),
+                "d": lambda: seeds(bench),
+                "e": lambda: adaptation(bench),
+                "b": lambda: beside_winclip(bench, anomalib),
+            }
+            for part, work in works.items():
+                if part in parts:
+                    say(part)
+                    rows.append(work())
+    return sorted(rows, key=lambda row: row.part), versions
+
+
+def main(description: str | None) -> None:
+    """The command line; exits with 1 when a limit is missed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment that has anomalib")
+    parser.add_argument("--only", default="a,b,c,d,e,f", help="letters to measure")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", default="ViT-B-16-plus-240", help="any plain vision transformer of open_clip")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; c and f always run on the CPU")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either side")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each comparison, after one to warm up")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--maps", type=int, default=100)
+    parser.add_argument("--map-px", type=int, default=518)
+    parser.add_argument("--memory-images", type=int, nargs=2, default=(200, 2000), metavar=("FEW", "MANY"))
+    arguments = parser.parse_args()
+    parts = arguments.only.replace(",", "")
+    if not parts or set(parts) - set("abcdef"):
+        parser.error(f"--only {arguments.only}: letters are a to f")
+    if arguments.images < 2:
+        parser.error("--images: an image needs another one to be compared with")
+    plan = Plan(
+        model=arguments.model,
+        device=pick_device(arguments.device),
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        images=arguments.images,
+        batch=min(arguments.batch, arguments.images),
+        maps=arguments.maps,
+        map_px=arguments.map_px,
+        memory_images=tuple(arguments.memory_images),
+    )
+    torch.set_num_threads(plan.threads)
+    rows, versions = measured(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
+    setup = (
+        f"{plan.threads} threads; {plan.model}, random weights of seed 0; {plan.images} images, {plan.repeats} turns; "
+        f"beside: {versions}"
+    )
+    print(f"{machine}; {setup}\n")
+    print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")
+    for row in rows:
+        verdict = "not run" if row.kept is None else "kept" if row.kept else "MISSED"
+        value = "-" if row.value is None else f"{row.value:.3g} {row.unit}".strip()
+        print(f"| {row.part} | {row.what} | {value} | {row.limit} | {verdict} | {row.detail} |")
+    missed = any(row.kept is False for row in rows)
+    if missed:
+        print("\nA limit was missed.")
+    if arguments.json is not None:
+        report = {"machine": machine, "setup": setup, "rows": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    sys.exit(1 if missed else 0)

@@ -1,0 +1,125 @@
+"""Timing two works by turns, and the rows of the table of `benchmarks/zsad.py`."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+Work = Callable[[], float]
+"""Does something once and tells its seconds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim: `value` beside the `limit` it is held to; `detail` gives the timings behind it.
+
+    `kept` is None for what was not measured.
+    """
+
+    part: str
+    what: str
+    value: float | None
+    unit: str
+    limit: str
+    kept: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and on how much."""
+
+    model: str
+    device: torch.device
+    threads: int
+    repeats: int
+    images: int
+    batch: int
+    maps: int
+    map_px: int
+    memory_images: tuple[int, int]
+
+
+def clocked(work: Callable[[], object], device: torch.device) -> Work:
+    def once() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    return once
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of two works done by turns."""
+
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """First to second: the median over turns, so that a slow minute of the machine strikes both."""
+        return statistics.median(a / b for a, b in zip(self.first, self.second, strict=True))
+
+    @property
+    def spread(self) -> str:
+        ratios = [a / b for a, b in zip(self.first, self.second, strict=True)]
+        return f"turns {min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def by_turns(first: Work, second: Work, repeats: int, *, warm: bool = True) -> Compared:
+    """Both once to warm up, then by turns, each beginning every other turn."""
+    if warm:
+        first(), second()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            seconds[which].append((first, second)[which]())
+    return Compared(tuple(seconds[0]), tuple(seconds[1]))
+
+
+def at_most(part: str, what: str, compared: Compared, limit: float, detail: str) -> Row:
+    kept = compared.ratio <= limit
+    return Row(part, what, compared.ratio, "x", f"<= {limit}", kept, f"{detail}; {compared.spread}")
+
+
+def at_least(part: str, what: str, compared: Compared, limit: float, detail: str) -> Row:
+    kept = compared.ratio >= limit
+    return Row(part, what, compared.ratio, "x", f">= {limit}", kept, f"{detail}; {compared.spread}")
+
+
+@contextmanager
+def fresh_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@dataclass
+class Laps:
+    """Seconds of the parts of a work, summed by name."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, name: str, work: Callable[[], T]) -> T:
+        result: list[T] = []
+        seconds = clocked(lambda: result.append(work()), self.device)()
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return result[0]
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())

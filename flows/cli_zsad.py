@@ -1,0 +1,172 @@
+"""`adflows zsad ...`: the flow, scoring of single images, the prompts, and metrics of any tool's maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.command import (
+    EXIT_USER,
+    Json,
+    Name,
+    Refresh,
+    Runs,
+    Set,
+    Verbose,
+    conclude,
+    find_config,
+    parse_overrides,
+    run_flow,
+    say,
+    start,
+)
+from flows.terminal import terminal
+
+if TYPE_CHECKING:
+    from flows.privacy import PrivateZsad
+    from zsad.config import PromptSettings
+
+app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
+
+DEFAULT_CONFIG = Path("demo")
+"""Of `score`: the embedded model needs no download, and the report says whose scores these are."""
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: dual_clip, demo.")]
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of images: MVTec AD, VisA, or any.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of references and pseudo anomalies; repeatable.")]
+
+
+def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateZsad:
+    """Read a configuration. Raises ConfigError."""
+    from flows.privacy import PrivateZsad
+    from zsad.config import load
+
+    return PrivateZsad.of(load(find_config(config, "zsad"), overrides))
+
+
+@app.command()
+def run(
+    config: Config,
+    data: Data = None,
+    name: Name = None,
+    seed: Seeds = None,
+    overrides: Set = None,
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Everything: prompts and images to features, scores for each seed, metrics, report."""
+    start(verbose=verbose)
+    values = parse_overrides(
+        overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
+    )
+    settings = load_settings(config, values)
+    from flows.publish import writable
+    from flows.zsad import zsad
+
+    folder = writable(out / "zsad" / settings.name)
+    conclude(run_flow(zsad, settings=settings, out=folder, refresh=refresh), as_json=as_json)
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: scores.csv, maps, report.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    category: Annotated[
+        str | None, typer.Option(help="What the images show, in words. Default: the folder's name.")
+    ] = None,
+    npy: Annotated[bool, typer.Option("--npy", help="Write the maps as .npy too, beside PNG and float TIFF.")] = False,
+    overrides: Set = None,
+    refresh: Refresh = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score images of one kind; no labels needed. Each is compared with another one of them.
+
+    Of several seeds and systems in the configuration, the first seed and the last system are used.
+    """
+    start(verbose=verbose)
+    settings = load_settings(config, parse_overrides(overrides, data__category=category))
+    from flows.publish import writable
+    from flows.zsad import ScoreRequest
+    from flows.zsad import score as score_flow
+
+    request = ScoreRequest(
+        images=tuple(path.absolute() for path in images), category=category, out=writable(out), npy=npy
+    )
+    conclude(run_flow(score_flow, request=request, settings=settings, refresh=refresh), as_json=as_json)
+
+
+@app.command()
+def prompts(
+    category: Annotated[str, typer.Argument(help="What the images show, as metal_nut.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, with prompt settings."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the prompts of a category, normal ones first."""
+    from zsad.prompts import ensemble
+
+    found = ensemble(category, _prompt_settings(config))
+    if as_json:
+        say(json.dumps({"category": category, "normal": found.normal, "anomalous": found.anomalous}, indent=1))
+        return
+    for side in ("normal", "anomalous"):
+        texts = getattr(found, side)
+        say(f"{side} ({len(texts)})")
+        for text in texts:
+            say(f"  {text}")
+
+
+def _prompt_settings(config: Path | None) -> PromptSettings:
+    from zsad.config import PromptSettings
+
+    return PromptSettings() if config is None else load_settings(config, {}).prompts
+
+
+@app.command()
+def evaluate(
+    maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: float .npy or .tiff.")],
+    masks: Annotated[Path, typer.Argument(help="Folder of PNG masks of the same stems; above 0 is anomalous.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An evaluation setting, as max_fpr=0.3.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of any tool's maps: AUROC, AP, F1max at its oracle threshold, AUPRO; exact."""
+    terminal.enabled = True
+    from medad.settings import parse_settings
+    from zsad.config import EvaluationSettings
+    from zsad.map_folders import evaluate_folders
+
+    settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
+    found = evaluate_folders(maps, masks, settings)
+    for problem in found.problems:
+        terminal.line(f"{problem.path}: {problem.rule}")
+    if as_json:
+        answer = {
+            "image": found.image.model_dump(mode="json"),
+            "pixel": found.pixel.model_dump(mode="json"),
+            "problems": [{"id": problem.id, "rule": problem.rule} for problem in found.problems],
+        }
+        say(json.dumps(answer, indent=1))
+    else:
+        for kind in ("image", "pixel"):
+            for key, value in getattr(found, kind).model_dump(mode="json").items():
+                say(f"{kind} {key:<24} {_figure(value)}")
+    if found.problems:
+        raise typer.Exit(EXIT_USER)
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

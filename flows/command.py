@@ -1,0 +1,139 @@
+"""What the commands of both flows share: options, settings from a file and --set, running a flow, printing its end.
+
+Nothing heavy is imported here: `--help` must not wait for torch or Prefect.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.settings import config_folder, prepare_prefect
+from flows.terminal import terminal
+from medad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flows.outcome import Outcome
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run and its folder.")]
+Runs = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder of run folders; the run goes to OUT/liver/NAME or OUT/zsad/NAME.")
+]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Compute everything again, cached or not.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
+
+EXIT_USER = 2
+
+
+def say(text: str) -> None:
+    """Print a line of the result on standard output."""
+    typer.echo(text)
+
+
+def start(*, verbose: bool) -> None:
+    """Turn the terminal on and set the environment that Prefect reads at its import."""
+    terminal.enabled = True
+    prepare_prefect(verbose=verbose)
+
+
+def run_flow(flow: Callable[..., Any], **parameters: Any) -> Outcome:
+    """Run a Prefect flow here and now; raises what made the flow itself fail."""
+    from flows.doctor import check_prefect
+    from flows.outcome import Outcome
+
+    server = check_prefect()
+    if server.status == "fail":
+        raise ConfigError(f"Prefect: {server.found}; {server.advice}")
+    outcome = flow(**parameters, return_state=True).result(raise_on_failure=False)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def answer_of(outcome: Outcome) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
+        "computed": outcome.computed,
+        "cached": outcome.cached,
+        "failures": [
+            {"case": f.case_id, "stage": f.stage, "rule": f.rule, "path": f.path or None} for f in outcome.failures
+        ],
+        "headline": outcome.headline,
+        **outcome.details,
+    }
+
+
+def conclude(outcome: Outcome, *, as_json: bool, lines: Sequence[str] = ()) -> None:
+    """Print what was done; end with code 2 when a case failed. Raises the first bug."""
+    if as_json:
+        say(json.dumps(answer_of(outcome), indent=1))
+    else:
+        print_outcome(outcome, lines=lines)
+    end(outcome)
+
+
+def end(*outcomes: Outcome) -> None:
+    """Raise the first bug; end with code 2 when a case failed."""
+    for outcome in outcomes:
+        if outcome.bug is not None:
+            raise outcome.bug
+    if any(outcome.failures for outcome in outcomes):
+        raise typer.Exit(EXIT_USER)
+
+
+def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
+    """Figures, where the report is, and the count of tasks."""
+    from flows.publish import HEADLINE, read_statement
+
+    for line in [title] * bool(title) + list(lines):
+        say(line)
+    for key, value in outcome.headline.items():
+        say(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
+    if outcome.run_folder is not None and (statement := read_statement(outcome.run_folder)):
+        say(statement)
+    if outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file():
+        say(f"report: {(outcome.run_folder / 'report.html').absolute()}")
+    total = outcome.computed + outcome.cached
+    say(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
+    if outcome.failures:
+        cases = len({failure.case_id for failure in outcome.failures})
+        say(f"{cases} failed" + ("; the report says which and why" if outcome.run_folder is not None else ""))
+
+
+def find_config(config: Path, flow: str) -> Path:
+    """A configuration by path, or by the name of one in the repository's configs/FLOW. Raises ConfigError."""
+    if config.exists() or config.suffix or len(config.parts) > 1:
+        return config
+    folder = config_folder()
+    if folder is None:
+        raise ConfigError(f"{config}: no such file, and this installation came without the repository's configs folder")
+    names = sorted(path.stem for path in (folder / flow).glob("*.yaml"))
+    if config.name not in names:
+        raise ConfigError(f"{config}: no such file, and none of the configurations {', '.join(names)}")
+    return folder / flow / f"{config.name}.yaml"
+
+
+def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:
+    """`key=value` pairs (values in YAML) and options that stand for a key. Raises ConfigError."""
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in device=cpu")
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value is not valid YAML") from error
+    overrides |= {key.replace("__", "."): value for key, value in options.items() if value is not None}
+    return overrides

@@ -1,0 +1,87 @@
+"""What the liver flow puts into a run folder, and what it reads back from one.
+
+masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
+planted/<case>/scan.nii.gz, label.nii.gz            where lesions were planted
+model/restoration/, model/segmentation/             weights and training curve
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.cache import ArtefactStore, Ref
+from flows.liver_report import Reported
+from flows.privacy import PrivateLiver
+from flows.publish import MANIFEST, Copied, copied, read_manifest
+from medad.datasets import PLANTED_FILES
+from medad.errors import ConfigError
+
+NETS = ("restoration", "segmentation")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both trained networks."""
+
+    restoration: Ref
+    segmentation: Ref
+
+    def each(self) -> dict[str, Ref]:
+        return {name: getattr(self, name) for name in NETS}
+
+
+@dataclass(frozen=True)
+class UsedCase:
+    """A case, and the artefact whose key holds its files' digests."""
+
+    use: Literal["train", "test"]
+    case_id: str
+    ref: Ref
+
+
+def copies(report: Ref | None, results: Iterable[Reported], models: Models | None) -> tuple[Copied, ...]:
+    """All files of a liver run."""
+    found = copied(report, "report.html", "report.json", "preview.png")
+    for each in results:
+        found.append(Copied(each.segmented, "mask.nii.gz", f"masks/{each.case_id}.nii.gz"))
+        found.append(Copied(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
+        if each.planted is not None:
+            found += [Copied(each.planted, name, f"planted/{each.case_id}/{name}") for name in PLANTED_FILES]
+    for net, ref in (models.each() if models is not None else {}).items():
+        found += [Copied(ref, name, f"model/{net}/{name}") for name in ("model.safetensors", "curve.json")]
+    return tuple(found)
+
+
+def manifest(used: Iterable[UsedCase], models: Models | None) -> dict[str, Any]:
+    """Digests of what went in, and which networks came out."""
+    store = ArtefactStore()
+    inputs = []
+    for each in used:
+        made_from = store.sidecar(each.ref).parts["inputs"]
+        digests = {name: made_from[name] for name in ("scan", "label")}
+        inputs.append({"use": each.use, "case": each.case_id, "sha256": digests})
+    refs: dict[str, Ref | None] = dict.fromkeys(NETS) | (models.each() if models is not None else {})
+    return {
+        "inputs": inputs,
+        "models": {net: None if ref is None else {"key": ref.key, "digest": ref.digest} for net, ref in refs.items()},
+    }
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a run folder holds trained networks."""
+    return (folder / "model" / "segmentation" / "model.safetensors").is_file()
+
+
+def settings_of_run(folder: Path) -> PrivateLiver:
+    """The settings of a run folder. Raises ConfigError where it is none, or holds no model."""
+    try:
+        settings = PrivateLiver.model_validate(read_manifest(folder)["settings"])
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: not the folder of a liver run ({MANIFEST} holds other settings)") from error
+    for net in NETS:
+        if not (folder / "model" / net / "model.safetensors").is_file():
+            raise ConfigError(f"{folder}: this run holds no trained {net} network")
+    return settings

@@ -1,0 +1,320 @@
+"""The steps of the liver flow; what each depends on and the domain call it makes.
+
+Training gets settings in which all that it must not depend on stands at a neutral value, so that it cannot.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flows.cache import ArtefactStore, Ref, Step
+from flows.jobs import Job, json_values
+from medad.config import (
+    DatasetSettings,
+    EvaluationSettings,
+    InferenceSettings,
+    LiverSettings,
+    PlantSettings,
+    PostprocessSettings,
+    PreprocessSettings,
+)
+from medad.errors import InputError
+
+if TYPE_CHECKING:
+    from medad.datasets import Case
+
+_READING = ("nibabel", "numpy", "SimpleITK")
+_NETS = ("monai", "numpy", "safetensors", "torch")
+_IMAGES = ("numpy", "scikit-image", "scipy", "torch")
+
+
+def source_digest(path: Path) -> str:
+    """Digest of a scan, a label or any file; of a folder's files for a DICOM series. Raises InputError."""
+    from medad.io import source_digest as compute
+    from medad.io import source_files
+
+    try:
+        return ArtefactStore().digests.get(path, compute, source_files(path))
+    except FileNotFoundError as error:
+        raise InputError(path, "no such file") from error
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error
+
+
+def _label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
+    """What reading a case depends on, in content and not in name."""
+    return {
+        "scan": source_digest(case.scan),
+        "label": None if case.label is None else source_digest(case.label),
+        "liver_labels": sorted(case.liver_labels),
+        "tumour_label": case.tumour_label,
+        "affine_from": data.affine_from,
+        "affine_mismatch": data.affine_mismatch,
+    }
+
+
+@dataclass(frozen=True)
+class Plant(Job):
+    """Lesions of known shape and contrast, in HU, into a healthy scan."""
+
+    case: Case
+    data: DatasetSettings
+    settings: PlantSettings
+    step = Step("plant", 1, ("medad.cases:plant_case",), (*_READING, "scipy"))
+
+    def inputs(self) -> dict[str, Any]:
+        return _label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
+
+    def run(self, out: Path, *, key: str) -> None:
+        from medad.cases import plant_case
+
+        plant_case(self.case, self.settings, self.data, out)
+
+    def planted(self, ref: Ref) -> Case:
+        """The case whose scan and label are the planted ones."""
+        from medad.datasets import planted_case
+
+        return planted_case(self.case, ref.folder())
+
+
+@dataclass(frozen=True)
+class Prepare(Job):
+    """Scan and liver label -> equalised slices."""
+
+    case: Case
+    data: DatasetSettings
+    settings: PreprocessSettings
+    training: bool
+    step = Step(
+        "prepare", 1, ("medad.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
+    )
+
+    def inputs(self) -> dict[str, Any]:
+        return _label_inputs(self.case, self.data) | {
+            "preprocess": json_values(self.settings),
+            "training": self.training,
+        }
+
+    def run(self, out: Path, *, key: str) -> None:
+        from medad.cases import prepare_case
+
+        prepare_case(self.case, self.data, self.settings, out, training=self.training)
+
+
+def _training_settings(settings: LiverSettings, phase: Literal["restoration", "segmentation"]) -> LiverSettings:
+    """The settings of one training phase; everything that it must not depend on at a neutral value."""
+    neutral = DatasetSettings(root="-", layout="btcv")
+    plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
+    train = plain.train.model_copy(
+        update={
+            phase: getattr(settings.train, phase),
+            "mixed_precision": settings.train.mixed_precision,
+            "checkpoint_minutes": settings.train.checkpoint_minutes,
+        }
+    )
+    kept: dict[str, Any] = {
+        "seed": settings.seed,
+        "device": settings.device,
+        "synthesis": settings.synthesis,
+        "restoration": settings.restoration,
+        "train": train,
+    }
+    if phase == "segmentation":
+        kept["segmentation"] = settings.segmentation
+        kept["train"] = train.model_copy(update={"focal": settings.train.focal})
+    return plain.model_copy(update=kept)
+
+
+def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
+    values = json_values(settings, "name", "device", "train_data", "test_data", "preprocess")
+    del values["train"]["checkpoint_minutes"]
+    return {"prepared": [ref.digest for ref in prepared], "settings": values}
+
+
+@dataclass(frozen=True)
+class TrainRestoration(Job):
+    """Phase one. The prepared cases are put in the order of their digests: a renamed case changes no weight."""
+
+    prepared: tuple[Ref, ...]
+    settings: LiverSettings
+    step = Step("restoration", 1, ("medad.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"}))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
+        object.__setattr__(self, "settings", _training_settings(self.settings, "restoration"))
+
+    def inputs(self) -> dict[str, Any]:
+        return _training_inputs(self.prepared, self.settings)
+
+    def run(self, out: Path, *, key: str) -> None:
+        from flows.progress import follow
+        from medad.train import train_restoration
+
+        folders = [ref.folder() for ref in self.prepared]
+        with checkpoint_file(self.step, key) as checkpoint, follow("restoration") as on_progress:
+            train_restoration(folders, self.settings, out, checkpoint=checkpoint, on_progress=on_progress)
+
+
+@dataclass(frozen=True)
+class TrainSegmentation(Job):
+    """Phase two, with phase one's network frozen."""
+
+    prepared: tuple[Ref, ...]
+    restoration: Ref
+    settings: LiverSettings
+    step = Step("segmentation", 1, ("medad.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"}))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
+        object.__setattr__(self, "settings", _training_settings(self.settings, "segmentation"))
+
+    def inputs(self) -> dict[str, Any]:
+        return _training_inputs(self.prepared, self.settings) | {"restoration": self.restoration.digest}
+
+    def run(self, out: Path, *, key: str) -> None:
+        from flows.progress import follow
+        from medad.train import train_segmentation
+
+        folders = [ref.folder() for ref in self.prepared]
+        model = self.restoration.folder()
+        with checkpoint_file(self.step, key) as checkpoint, follow("segmentation") as on_progress:
+            train_segmentation(folders, model, self.settings, out, checkpoint=checkpoint, on_progress=on_progress)
+
+
+class checkpoint_file:  # noqa: N801 - used as a context manager
+    """A file below the cache that survives kills, so that the same training goes on; gone once it has ended."""
+
+    def __init__(self, step: Step, key: str) -> None:
+        self.path = ArtefactStore().root / "checkpoints" / f"{step.name}-{key}.pt"
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.path
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Segment(Job):
+    """Slices -> probability and mask on the scan's own grid, and the lesion table."""
+
+    prepared: Ref
+    restoration: Ref
+    segmentation: Ref
+    inference: InferenceSettings
+    postprocess: PostprocessSettings
+    device: str
+    step = Step(
+        "segment",
+        1,
+        ("medad.cases:segment_case",),
+        (*_NETS, "nibabel", "scipy"),
+        volatile=frozenset({"case.json"}),
+    )
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "prepared": self.prepared.digest,
+            "restoration": self.restoration.digest,
+            "segmentation": self.segmentation.digest,
+            "postprocess": json_values(self.postprocess),
+        }
+
+    def run(self, out: Path, *, key: str) -> None:
+        from medad.cases import segment_case
+
+        segment_case(
+            self.prepared.folder(),
+            self.restoration.folder(),
+            self.segmentation.folder(),
+            self.inference,
+            self.postprocess,
+            self.device,
+            out,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate(Job):
+    """Mask and probability against the case's label."""
+
+    case: Case
+    data: DatasetSettings
+    prepared: Ref
+    segmented: Ref
+    settings: EvaluationSettings
+    step = Step("evaluate", 1, ("medad.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
+
+    def inputs(self) -> dict[str, Any]:
+        return _label_inputs(self.case, self.data) | {
+            "prepared": self.prepared.digest,
+            "segmented": self.segmented.digest,
+            "evaluation": json_values(self.settings),
+        }
+
+    def run(self, out: Path, *, key: str) -> None:
+        from medad.cases import evaluate_case
+
+        # the figures carry an id, the artefact must not: one scan under two names is evaluated once
+        case = replace(self.case, id="case")
+        evaluate_case(case, self.data, self.prepared.folder(), self.segmented.folder(), self.settings, out)
+
+
+@dataclass(frozen=True)
+class AdoptModel(Job):
+    """A trained network out of a run folder into the cache, so that the run folder may go."""
+
+    folder: Path
+    step = Step("model", 1, (), (), volatile=frozenset({"curve.json"}))
+
+    def inputs(self) -> dict[str, Any]:
+        return {"weights": source_digest(self.folder / "model.safetensors")}
+
+    def run(self, out: Path, *, key: str) -> None:
+        for name in ("model.safetensors", "curve.json"):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, out / name)
+
+
+HandStepName = Literal["window", "roi", "equalise", "slice"]
+
+
+@functools.cache
+def _hand_step(name: HandStepName) -> Step:
+    libraries = (*_READING, "safetensors", *_IMAGES[1:])
+    return Step(f"step-{name}", 1, (f"medad.steps:step_{name}",), libraries)
+
+
+@dataclass(frozen=True)
+class HandStep(Job):
+    """One preprocessing step by itself, on a file."""
+
+    name: HandStepName
+    source: Path
+    liver: Path | None
+    liver_labels: tuple[int, ...]
+    settings: PreprocessSettings
+
+    @property
+    def step(self) -> Step:  # type: ignore[override]
+        return _hand_step(self.name)
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "source": source_digest(self.source),
+            "liver": None if self.liver is None else source_digest(self.liver),
+            "liver_labels": sorted(self.liver_labels),
+            "preprocess": json_values(self.settings),
+        }
+
+    def run(self, out: Path, *, key: str) -> None:
+        from medad import steps
+
+        call = getattr(steps, f"step_{self.name}")
+        call(self.source, self.liver, self.liver_labels, self.settings, out)

@@ -1,0 +1,353 @@
+"""The flow zsad: prompts and images to features, features to scores seed by seed, metrics, report.
+
+Categories go beside each other on the task runner, as far as the device's slot lets them. An image that cannot be used
+is left out and listed, and so is a category; the report is written whatever happens.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from pydantic import BaseModel
+
+from flows import ui
+from flows.cache import Ref
+from flows.jobs import file_digest
+from flows.outcome import RUNNER, Outcome, failed_steps, final_state
+from flows.privacy import PrivatePath, PrivateZsad, path_filter
+from flows.publish import Copied, RunFolder, copied, installed_versions, publish
+from flows.tasks import Failure, Submitted, Tally, describe
+from flows.terminal import terminal
+from flows.zsad_jobs import (
+    Encode,
+    EvaluateCategory,
+    Fuse,
+    Image,
+    Score,
+    Text,
+    needs_references,
+    weights_of,
+)
+from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
+from medad.errors import UserError
+from zsad.config import ImagesSettings, Variant
+
+if TYPE_CHECKING:
+    from zsad.datasets import Category, ImageProblem
+
+ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
+"""What is left of a system where there is no other image to compare with."""
+ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
+REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv")
+
+
+class ScoreRequest(BaseModel):
+    """Images to score. As a flow's parameter its JSON is stored, so all its paths are private."""
+
+    images: tuple[PrivatePath, ...]
+    """Files and folders."""
+    category: str | None
+    """What they show, in words. None: the folder's name."""
+    out: PrivatePath
+    npy: bool = False
+    """Maps as .npy too."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one category whose files can be read."""
+
+    name: str
+    label: str
+    """How tasks and the terminal call it."""
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A category with its features; `images` are those that have some."""
+
+    category: ImageSet
+    text: Ref
+    features: Ref
+
+
+class Stages:
+    """The stages over one tally: each takes what the one before gave and leaves out what failed."""
+
+    def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
+        self.settings = settings
+        self.tally = Tally(refresh=refresh)
+        self.notes: list[str] = []
+        self.used: list[ImageSet] = []
+
+    def find(self) -> list[ImageSet]:
+        """The categories of a data set; what is wrong with it is noted."""
+        from medad.samples import samples_dir
+        from zsad.datasets import find_categories
+
+        data = self.settings.data
+        try:
+            self._prepare_samples(data, samples_dir())
+            categories, problems = find_categories(data, samples_dir())
+        except UserError as error:
+            self.tally.fail(describe("data", "find", error))
+            return []
+        self._note(problems)
+        return self.take(categories)
+
+    def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
+        if not data.root.startswith("samples:"):
+            return
+        from zsad.samples import MATERIALS, PLANTED_NOTE, ensure_samples
+
+        if data.root == f"samples:{MATERIALS}":  # made from what is installed, in seconds
+            ensure_samples(folder, terminal.line)
+            self.notes.append(PLANTED_NOTE)
+
+    def _note(self, problems: Iterable[ImageProblem]) -> None:
+        for problem in problems:
+            case_id = f"{problem.category}/{problem.id}" if problem.id else problem.category
+            path_filter.learn(problem.path, case_id)
+            self.tally.fail(
+                Failure(
+                    case_id, "find", problem.rule, str(problem.path), category=problem.category if problem.id else ""
+                )
+            )
+
+    def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
+        """Read every file once for its digest; one that cannot be read is noted and left out."""
+        found = []
+        for category in categories:
+            images = tuple(self._images(category))
+            if images:
+                found.append(ImageSet(category.name, label or category.name, images))
+        self.used += found
+        return found
+
+    def _images(self, category: Category) -> Iterator[Image]:
+        for item in category.items:
+            case_id = f"{category.name}/{item.id}"
+            for path in (item.path, item.mask):
+                if path is not None:
+                    path_filter.learn(path, case_id)
+            try:
+                if item.mask is not None:
+                    file_digest(item.mask)
+                sha256 = file_digest(item.path)
+            except UserError as error:
+                self.tally.fail(replace(describe(case_id, "find", error), category=category.name))
+                continue
+            yield Image(sha256, item.id, item.path, item.anomalous, item.defect, item.mask)
+
+    def encode(self, categories: Sequence[ImageSet]) -> list[Encoded]:
+        """Text and image features of every category; images that could not be used are noted."""
+        settings = self.settings
+        try:
+            weights_of(settings.encoder)  # said once, and not by every category
+        except UserError as error:
+            self.tally.fail(describe("encoder", "find", error))
+            return []
+        tasks: list[tuple[ImageSet, Submitted, Submitted]] = []
+        for category in categories:
+            text = Text(category.name, settings.encoder, settings.prompts, settings.device)
+            images = Encode(category.images, settings.encoder, settings.device)
+            label = category.label
+            tasks.append((category, self.tally.submit(label, text), self.tally.submit(label, images)))
+        found = []
+        for category, text_task, images_task in tasks:
+            text_ref, features = text_task.ref(), images_task.ref()
+            if features is None:
+                continue
+            usable = self._usable(category, features)
+            if usable.images and text_ref is not None:
+                found.append(Encoded(usable, text_ref, features))
+        return found
+
+    def _usable(self, category: ImageSet, features: Ref) -> ImageSet:
+        """The images that have features; the others are noted, each under all its names."""
+        index = json.loads((features.folder() / "index.json").read_text(encoding="utf-8"))
+        rules = {problem["sha256"]: problem["rule"] for problem in index["problems"]}
+        for image in category.images:
+            if image.sha256 in rules:
+                case_id = f"{category.name}/{image.id}"
+                rule = path_filter.scrub(rules[image.sha256])
+                self.tally.fail(Failure(case_id, Encode.step.name, rule, str(image.path), category=category.name))
+        return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
+
+    def score(self, encoded: Sequence[Encoded]) -> list[ScoredCategory]:
+        """Scores and their evaluation, category by category and seed by seed; seeds that failed are left out."""
+        settings = self.settings
+        scores: list[tuple[Encoded, dict[int, Submitted]]] = []
+        for each in encoded:
+            images, label = each.category.images, each.category.label
+            jobs = {
+                seed: Score(
+                    images, each.features, each.text, settings.encoder, settings.score, settings.adapt, seed,
+                    settings.device,
+                )
+                for seed in settings.seeds
+            }  # fmt: skip
+            scores.append((each, {seed: self.tally.submit(_of_seed(label, seed), job) for seed, job in jobs.items()}))
+        evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, Submitted]]] = []
+        for each, tasks in scores:
+            refs = self._fuse(each.category, {seed: ref for seed, task in tasks.items() if (ref := task.ref())})
+            evaluations.append((each, refs, self._evaluate(each, refs)))
+        found = []
+        for each, refs, tasks in evaluations:
+            evaluated = {seed: ref for seed, task in tasks.items() if (ref := task.ref())}
+            if evaluated:
+                self._note_masks(each.category, next(iter(evaluated.values())))
+                scored = tuple((seed, refs[seed]) for seed in evaluated)
+                category = each.category
+                found.append(
+                    ScoredCategory(
+                        category.name, category.images, each.text, each.features, scored, tuple(evaluated.items())
+                    )
+                )
+        return found
+
+    def _fuse(self, category: ImageSet, scores: dict[int, Ref]) -> dict[int, Ref]:
+        """Other lambdas than the paper's, where the settings have some that matter."""
+        jobs = {seed: Fuse(ref, self.settings.score) for seed, ref in scores.items()}
+        tasks = {
+            seed: self.tally.submit(_of_seed(category.label, seed), job) for seed, job in jobs.items() if job.needed
+        }
+        fused = {seed: task.ref() for seed, task in tasks.items()}
+        return {seed: ref for seed in scores if (ref := fused[seed] if seed in fused else scores[seed])}
+
+    def _evaluate(self, each: Encoded, scores: dict[int, Ref]) -> dict[int, Submitted]:
+        settings, category = self.settings, each.category
+        jobs = {
+            seed: EvaluateCategory(category.images, each.features, ref, settings.score.variants, settings.evaluation)
+            for seed, ref in scores.items()
+        }
+        return {seed: self.tally.submit(_of_seed(category.label, seed), job) for seed, job in jobs.items()}
+
+    def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
+        """Masks that could not be used, the same for every seed: such images have no pixel figures."""
+        problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
+        rules = {problem["sha256"]: problem["rule"] for problem in problems}
+        for image in category.images:
+            if image.sha256 in rules and image.mask is not None:
+                case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
+                self.tally.fail(
+                    Failure(case_id, EvaluateCategory.step.name, rule, str(image.mask), category=category.name)
+                )
+
+    def use_text_alone(self) -> None:
+        """Leave out of each variant what compares with another image, and say so."""
+        variants = self.settings.score.variants
+        if needs_references(variants):
+            left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in variants))
+            self.settings = self.settings.model_copy(
+                update={"score": self.settings.score.model_copy(update={"variants": left})}
+            )
+            self.notes.append(ALONE_NOTE.format(variant=left[-1]))
+
+    def report(self, categories: Sequence[ScoredCategory]) -> Ref | None:
+        """The report of a labelled or unlabelled data set."""
+        job = ZsadReport(
+            settings=self.settings,
+            categories=tuple(categories),
+            failures=failed_steps(self.tally, opaque=self.settings.data.opaque_ids),
+            versions=tuple(sorted(installed_versions().items())),
+            notes=tuple(self.notes),
+        )
+        return self.tally.run("report", job)
+
+    def finish(
+        self, out: Path, copies: Sequence[Copied], started: float, showing: ui.Showing, *, private: bool
+    ) -> Outcome:
+        """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path."""
+        run = RunFolder(
+            path=out,
+            settings=self.settings,
+            copies=tuple(copies),
+            manifest={
+                "inputs": [row for category in self.used for row in _input_rows(category)],
+                "encoder": self._weights(),
+            },
+            seconds=time.monotonic() - started,
+        )
+        headline = publish(run, self.tally)
+        ui.show_run(showing, out, self.tally, private=private)
+        return Outcome.of(self.tally, run_folder=out, headline=headline)
+
+    def _weights(self) -> dict[str, str] | None:
+        try:
+            return {key: value for key, value in weights_of(self.settings.encoder).items() if key != "model"}
+        except UserError:
+            return None
+
+
+def _of_seed(label: str, seed: int) -> str:
+    return f"{label}, seed {seed}"
+
+
+def _input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
+    for image in category.images:
+        digests = {"image": image.sha256, "mask": None if image.mask is None else file_digest(image.mask)}
+        yield {"category": category.name, "image": image.id, "sha256": digests}
+
+
+@flow(name="zsad", flow_run_name="zsad {settings.name}", task_runner=RUNNER, persist_result=False)
+def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outcome]:
+    """From images to a report in the run folder `out`."""
+    started = time.monotonic()
+    stages = Stages(settings, refresh=refresh)
+    with terminal.bars():
+        categories = stages.score(stages.encode(stages.find()))
+    report = stages.report(categories)
+    outcome = stages.finish(out, copied(report, *REPORT_FILES), started, ui.ZSAD, private=False)
+    return final_state(outcome, useful=bool(categories))
+
+
+@flow(name="zsad-score", flow_run_name="score", task_runner=RUNNER, persist_result=False)
+def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> State[Outcome]:
+    """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
+    from zsad.datasets import images_of
+
+    started = time.monotonic()
+    score_settings = settings.score.model_copy(update={"variants": settings.score.variants[-1:]})
+    settings = settings.model_copy(
+        update={
+            "name": f"scored-by-{settings.name}"[:64],
+            "seeds": settings.seeds[:1],
+            "data": ImagesSettings(root="-", layout="folder", category=request.category),
+            "score": score_settings,
+            "published": None,
+        }
+    )
+    stages = Stages(settings, refresh=refresh)
+    encoded: list[Encoded] = []
+    try:
+        found = images_of(request.images)
+    except UserError as error:
+        stages.tally.fail(describe("images", "find", error))
+    else:
+        category = replace(found, name=request.category or found.name)
+        with terminal.bars():
+            encoded = stages.encode(stages.take([category], label="images"))
+    if len({image.sha256 for each in encoded for image in each.category.images}) == 1:
+        stages.use_text_alone()
+    with terminal.bars():
+        categories = stages.score(encoded)
+    job = ScoreOutputs(
+        settings=stages.settings,
+        category=categories[0] if categories else None,
+        failures=failed_steps(stages.tally, opaque=False),
+        versions=tuple(sorted(installed_versions().items())),
+        notes=tuple(stages.notes),
+        formats=("png", "tiff", "npy") if request.npy else ("png", "tiff"),
+    )
+    ref = stages.tally.run("images", job)
+    outcome = stages.finish(request.out, copied(ref, *REPORT_FILES, "maps"), started, ui.ZSAD_SCORE, private=True)
+    return final_state(outcome, useful=bool(categories))

@@ -1,0 +1,145 @@
+"""The last steps of the flow zsad: the report, and what `score` leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.cache import Ref, Step
+from flows.jobs import FailedStep, Job, json_values
+from flows.zsad_jobs import Image, label_of
+from zsad.config import ZsadSettings
+
+
+@dataclass(frozen=True)
+class ScoredCategory:
+    """One category's artefacts, for the report."""
+
+    name: str
+    images: tuple[Image, ...]
+    """Those with features; equal contents under several names are several images."""
+    text: Ref
+    features: Ref
+    scores: tuple[tuple[int, Ref], ...]
+    """By seed."""
+    evaluated: tuple[tuple[int, Ref], ...]
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "images": [[image.id, image.sha256, *label_of(image)] for image in self.images],
+            "text": self.text.digest,
+            "features": self.features.digest,
+            "scores": [[seed, ref.digest] for seed, ref in self.scores],
+            "evaluated": [[seed, ref.digest] for seed, ref in self.evaluated],
+        }
+
+    def result(self) -> Any:
+        """As the report takes it."""
+        from zsad.report_data import CategoryResult, ReportImage
+
+        return CategoryResult(
+            name=self.name,
+            images=tuple(ReportImage(i.id, i.sha256, i.path, i.anomalous, i.defect, i.mask) for i in self.images),
+            text=self.text.folder(),
+            features=self.features.folder(),
+            scores={seed: ref.folder() for seed, ref in self.scores},
+            evaluated={seed: ref.folder() for seed, ref in self.evaluated},
+        )
+
+
+_DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+
+
+@dataclass(frozen=True)
+class ZsadReport(Job):
+    """The report and its tables. What it shows is what it depends on, ids included."""
+
+    settings: ZsadSettings
+    categories: tuple[ScoredCategory, ...]
+    failures: tuple[FailedStep, ...]
+    versions: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+    step = Step("zsad-report", 1, ("zsad.report:write_report",), _DRAWING, files=("zsad/report_template.html",))
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "settings": json_values(self.settings),
+            "categories": [category.inputs() for category in self.categories],
+            "failures": [[f.category, f.case_id, f.stage, f.rule, f.file] for f in self.failures],
+            "versions": list(map(list, self.versions)),
+            "notes": list(self.notes),
+        }
+
+    def run(self, out: Path, *, key: str) -> None:
+        from zsad.report import write_report
+
+        write_report(
+            out,
+            settings=self.settings,
+            categories=[category.result() for category in self.categories],
+            failures=_failed(self.failures),
+            versions=dict(self.versions),
+            notes=self.notes,
+        )
+
+
+@dataclass(frozen=True)
+class ScoreOutputs(Job):
+    """Of unlabelled images: scores.csv, heat maps, report."""
+
+    settings: ZsadSettings
+    category: ScoredCategory | None
+    failures: tuple[FailedStep, ...]
+    versions: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    formats: tuple[Literal["png", "tiff", "npy"], ...]
+    step = Step(
+        "zsad-maps",
+        1,
+        ("zsad.outputs:write_score_outputs",),
+        (*_DRAWING, "torch"),
+        files=("zsad/report_template.html",),
+    )
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "settings": json_values(self.settings),
+            "category": None if self.category is None else self.category.inputs(),
+            "failures": [[f.category, f.case_id, f.stage, f.rule, f.file] for f in self.failures],
+            "versions": list(map(list, self.versions)),
+            "notes": list(self.notes),
+            "formats": list(self.formats),
+        }
+
+    def run(self, out: Path, *, key: str) -> None:
+        from flows.progress import count_images
+        from zsad.outputs import write_score_outputs
+
+        write_score_outputs(
+            out,
+            settings=self.settings,
+            category=None if self.category is None else self.category.result(),
+            failures=_failed(self.failures),
+            versions=dict(self.versions),
+            notes=self.notes,
+            formats=self.formats,
+            on_progress=count_images(),
+        )
+
+
+def _failed(failures: Iterable[FailedStep]) -> list[Any]:
+    from zsad.report_data import Failed
+
+    return [
+        Failed(
+            f.category or f.case_id,
+            f.case_id.removeprefix(f"{f.category}/") if f.category else "",
+            f.stage,
+            f.rule,
+            f.file,
+        )
+        for f in failures
+    ]

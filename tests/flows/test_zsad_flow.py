@@ -1,0 +1,229 @@
+"""The flow zsad on tiny images with a tiny model: what it leaves, what it computes again, what bad images do to it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.digests import file_sha256
+
+Cli = Callable[..., Any]
+CATEGORIES, SEEDS, IMAGES = 2, 2, 4
+ALL = CATEGORIES * (2 + 2 * SEEDS) + 1
+"""Tasks: text and images; scores and evaluation of each seed; the report."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., Any]) -> Any:
+    return new_images(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
+    """One run that computed everything."""
+    del prefect_server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADFLOWS_CACHE", str(world.cache))
+        yield cli("zsad", "run", world.config, "--out", world.runs, "--json")
+
+
+@pytest.fixture
+def again(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
+    """Runs once more over the same cache, with other options, into a folder of this test's."""
+    del finished
+
+    def run(*options: object) -> Any:
+        return cli("zsad", "run", world.config, "--out", tmp_path / "runs", "--json", *options)
+
+    return run
+
+
+def steps(ran: Any, *, cached: bool = False) -> set[str]:
+    manifest = json.loads((Path(ran.answer["run_folder"]) / "manifest.json").read_text())
+    return {task["step"] for task in manifest["tasks"] if task["cached"] == cached}
+
+
+def rows(ran: Any, name: str) -> list[dict[str, str]]:
+    with (Path(ran.answer["run_folder"]) / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_run_folder_holds_everything(world: Any, finished: Any) -> None:
+    assert finished.code == 0, finished.err
+    answer = finished.answer
+    assert (answer["computed"], answer["cached"], answer["failures"]) == (ALL, 0, [])
+    assert set(answer["headline"]) == {"image_auroc", "pixel_auroc", "pixel_aupro"}
+    folder = Path(answer["run_folder"])
+    assert folder == world.runs / "zsad" / "small"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"manifest.json", "report.html", "report.json", "preview.png", "results.csv", "scores.csv"}
+    assert {row["category"] for row in rows(finished, "results.csv")} == {"cloth", "screw"}
+
+
+def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: Any) -> None:
+    folder = Path(finished.answer["run_folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        assert file_sha256(folder / name) == entry["sha256"]
+    digests = {(row["category"], row["image"]): row["sha256"] for row in manifest["inputs"]}
+    assert len(digests) == CATEGORIES * IMAGES
+    stain = digests["screw", "stain/001"]
+    assert stain["image"] == file_sha256(world.data / "screw" / "test" / "stain" / "001.png")
+    assert stain["mask"] == file_sha256(world.data / "screw" / "ground_truth" / "stain" / "001_mask.png")
+    assert manifest["encoder"]["weights"] == file_sha256(world.root / "model" / "open_clip_model.safetensors")
+    assert manifest["settings"]["seeds"] == [0, 1]
+    assert manifest["versions"]["open_clip_torch"]
+    assert str(world.root) not in json.dumps(manifest)
+
+
+def test_a_second_run_computes_nothing_and_says_so(again: Callable[..., Any], finished: Any) -> None:
+    second = again("--name", "small")
+    assert second.code == 0
+    assert (second.answer["computed"], second.answer["cached"]) == (0, ALL)
+    assert second.answer["headline"] == finished.answer["headline"]
+
+
+def test_other_lambdas_encode_and_adapt_nothing(again: Callable[..., Any]) -> None:
+    ran = again("--set", "score.lambda_2=9")
+    assert ran.code == 0
+    assert steps(ran) == {"zsad-fuse", "zsad-evaluate", "zsad-report"}
+    assert not steps(ran) & steps(ran, cached=True)
+
+
+def test_seeds_that_were_scored_are_used_again(again: Callable[..., Any]) -> None:
+    ran = again("--seed", 1)
+    assert steps(ran) == {"zsad-report"}
+    assert {row["seed"] for row in rows(ran, "scores.csv")} == {"1"}
+
+
+def test_renamed_moved_and_reordered_images_are_the_same_images(
+    again: Callable[..., Any], finished: Any, world: Any, tmp_path: Path
+) -> None:
+    """Only the report shows names."""
+    moved = tmp_path / "moved"
+    shutil.copytree(world.data, moved)
+    for folder, ending in (("test", ".png"), ("ground_truth", "_mask.png")):
+        for path in (moved / "screw" / folder).rglob("*.png"):
+            number = path.name.removesuffix(ending)
+            path.rename(path.with_name(f"{9 - int(number)}-new{ending}"))
+    ran = again("--data", moved)
+    assert ran.code == 0
+    assert steps(ran) == {"zsad-report"}
+    assert ran.answer["headline"] == finished.answer["headline"]
+    ids = {row["id"] for row in rows(ran, "scores.csv") if row["category"] == "screw"}
+    assert ids == {f"{kind}/{number}-new" for kind in ("good", "stain") for number in (8, 9)}
+
+
+def test_bad_images_are_listed_and_the_others_go_on(again: Callable[..., Any], world: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    test, truth = data / "cloth" / "test", data / "cloth" / "ground_truth" / "stain"
+    whole = (test / "good" / "000.png").read_bytes()
+    (test / "good" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (1, 1)).save(test / "good" / "dot.png")
+    shutil.copy(test / "stain" / "000.png", test / "stain" / "unmasked.png")
+    Image.open(test / "stain" / "001.png").rotate(90).save(test / "stain" / "large.png")
+    Image.new("L", (41, 40), 255).save(truth / "large_mask.png")
+    ran = again("--data", data)
+    assert ran.code == 2
+    failures = {failure["case"]: failure for failure in ran.answer["failures"]}
+    assert set(failures) == {f"cloth/{name}" for name in ("good/cut", "good/dot", "stain/unmasked", "stain/large")}
+    assert failures["cloth/good/cut"]["path"] == str(test / "good" / "cut.png")
+    lines = ran.err.splitlines()
+    for failure in failures.values():
+        assert lines.count(f"{failure['path']}: {failure['rule']}") == 1
+    assert "Traceback" not in ran.err
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())
+    assert {(row["category"], row["id"]) for row in report["failures"]} == {
+        tuple(case_id.split("/", 1)) for case_id in failures
+    }
+    assert "good/cut" in (Path(ran.answer["run_folder"]) / "report.html").read_text()
+    images = {row["id"] for row in rows(ran, "scores.csv") if row["category"] == "cloth"}
+    assert images == {"good/000", "good/001", "stain/000", "stain/001", "stain/large"}
+    # the other category is as it was, and what is bad stays listed where all is cached
+    assert again("--data", data).answer["computed"] == 0
+    assert {failure["case"] for failure in again("--data", data).answer["failures"]} == set(failures)
+
+
+def test_a_report_is_written_when_there_is_nothing_to_score(again: Callable[..., Any], tmp_path: Path) -> None:
+    ran = again("--data", tmp_path / "nowhere")
+    assert ran.code == 2
+    [failure] = ran.answer["failures"]
+    assert failure["path"] == str(tmp_path / "nowhere")
+    assert (Path(ran.answer["run_folder"]) / "report.html").is_file()
+
+
+def test_weights_that_are_not_there_are_said_once(again: Callable[..., Any], tmp_path: Path) -> None:
+    ran = again("--set", f"encoder.model=local-dir:{tmp_path}")
+    assert ran.code == 2
+    [failure] = ran.answer["failures"]
+    assert failure["stage"] == "find"
+    assert str(tmp_path) in failure["path"]
+
+
+def test_one_image_alone_is_scored_by_the_prompts_and_it_is_said(
+    world: Any, finished: Any, cli: Cli, tmp_path: Path
+) -> None:
+    del finished
+    image = world.data / "screw" / "test" / "good" / "000.png"
+    ran = cli("zsad", "score", image, "--config", world.config, "--category", "screw", "-o", tmp_path / "one", "--json")
+    assert ran.code == 0, ran.err
+    report = (tmp_path / "one" / "report.html").read_text()
+    assert "no second image" in report
+    assert len(rows(ran, "scores.csv")) == 1
+
+
+def test_unlabelled_images_are_scored_and_bad_ones_named(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    del finished
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (40, 50), dtype=np.uint8)).save(folder / "grey.png")
+    Image.fromarray(rng.integers(0, 255, (40, 50, 4), dtype=np.uint8)).save(folder / "rgba.png")
+    Image.fromarray(rng.integers(0, 2**16, (40, 50), dtype=np.uint16)).save(folder / "deep.tiff")
+    Image.fromarray(rng.integers(0, 255, (40, 1200, 3), dtype=np.uint8)).save(folder / "long.png")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    ran = cli("zsad", "score", folder, "--config", world.config, "-o", tmp_path / "out", "--npy", "--json")
+    assert ran.code == 2
+    lines = ran.err.splitlines()
+    for name in ("dot.png", "broken.png"):
+        assert sum(line.startswith(f"{folder / name}: ") for line in lines) == 1
+    out = tmp_path / "out"
+    scored = {"grey", "rgba", "deep", "long"}
+    table = {row["file"]: row for row in rows(ran, "scores.csv")}
+    assert {Path(name).stem for name, row in table.items() if row["score"]} == scored
+    assert {name for name, row in table.items() if row["problem"]} == {"dot.png", "broken.png"}
+    for ending in ("png", "tiff", "npy"):
+        assert {path.stem for path in (out / "maps").glob(f"*.{ending}")} == scored
+    assert np.load(out / "maps" / "long.npy").shape == (40, 1200)
+    assert (out / "report.html").is_file()
+    again = cli("zsad", "score", folder, "--config", world.config, "-o", tmp_path / "out", "--npy", "--json")
+    assert again.answer["computed"] == 0
+
+
+def test_prefects_ui_shows_categories_figures_and_a_picture(finished: Any, world: Any) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    del finished
+    with get_client(sync_client=True) as client:
+        artifacts = {
+            key: client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+            for key in ("zsad-categories", "zsad-report", "zsad-preview")
+        }
+    assert all(artifacts.values()), {key: len(found) for key, found in artifacts.items()}
+    tables = [json.loads(str(found.data)) for found in artifacts["zsad-categories"]]
+    assert any({row["category"] for row in table} == {"cloth", "screw"} for table in tables)
+    assert any(str(world.runs / "zsad" / "small" / "report.html") in str(f.data) for f in artifacts["zsad-report"])

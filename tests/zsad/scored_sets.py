@@ -1,0 +1,200 @@
+"""Scored categories on disk, as the steps before the report leave them, with scores that are known by construction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+from zsad.config import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
+from zsad.evaluation import evaluate_category
+from zsad.feature_store import CLASS_TOKENS, INDEX, PATCHES, FeatureIndex, ImageRows
+from zsad.images import plan_crops
+from zsad.report_data import CategoryResult, ReportImage
+from zsad.scorers.dual import INDEX_FILE, SCORES_FILE, Evidence, Part, ScoredImage, ScoresIndex, fuse_image
+
+SIZE_PX, GRID = 32, 4
+MAX_CROPS = 64
+BACKGROUND = 0.125
+"""A_L, A_V and A_T where there is no defect; whole in binary, so that sums are exact."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One image: what it shows and what the scorer made of it."""
+
+    id: str
+    anomalous: bool | None
+    score: float
+    """The class token's score, which is the image's score of variant `text`."""
+    peak: float = 0.5
+    """Of all maps, in patches that the defect touches."""
+    defect: tuple[int, int, int, int] | None = None
+    """Top, bottom, left, right in the image's pixels."""
+    size_hw: tuple[int, int] = (64, 64)
+    has_mask: bool = True
+
+
+def zsad_settings(**changes: Any) -> ZsadSettings:
+    values: dict[str, Any] = {
+        "name": "run-1",
+        "seeds": (0, 1),
+        "data": ImagesSettings(root="/srv/factory/secret"),
+        "encoder": EncoderSettings(tag="laion400m_e32"),
+        "score": ScoreSettings(variants=("text", "joint")),
+    }
+    return ZsadSettings(**(values | changes))
+
+
+def usual(n_normal: int = 6, n_anomalous: int = 4) -> list[Drawn]:
+    """Anomalous images score 0.5, 0.6, ...; normal ones 0.1, 0.2, ...: the classes overlap from 0.5 on."""
+    normal = [Drawn(f"good/{i}", False, (i + 1) / 10) for i in range(n_normal)]
+    anomalous = [
+        Drawn(f"scratch/{i}", True, (i + 5) / 10 + 0.01, defect=(16, 32, 16, 48), peak=0.5 + i / 8)
+        for i in range(n_anomalous)
+    ]
+    return normal + anomalous
+
+
+def write_category(
+    root: Path,
+    name: str,
+    images: Sequence[Drawn],
+    settings: ZsadSettings,
+    *,
+    random_weights: bool = False,
+    model: str = "open_clip ViT-B-16-plus-240",
+    shift: Callable[[int], float] = lambda seed: 0.0,
+) -> CategoryResult:
+    """Files, features' index, scores and evaluation of a category. `shift` of a seed is added to class scores."""
+    folder = root / name
+    listed = [_write_image(folder / "images", drawn, number) for number, drawn in enumerate(images)]
+    rows, first_row = [], 0
+    for drawn, image in zip(images, listed, strict=True):
+        crops = plan_crops(*drawn.size_hw, SIZE_PX, MAX_CROPS)
+        count = len(crops.offsets)
+        height, width = drawn.size_hw
+        rows.append(
+            ImageRows(
+                sha256=image.sha256,
+                height=height,
+                width=width,
+                canvas=crops.canvas_hw,
+                offsets=crops.offsets,
+                first_row=first_row,
+                rows=count,
+            )
+        )
+        first_row += count
+    index = FeatureIndex(
+        size_px=SIZE_PX,
+        grid=GRID,
+        dim=8,
+        model=model,
+        random_weights=random_weights,
+        identity={},
+        images=tuple(rows),
+        problems=(),
+    )
+    for part in ("features", "text"):
+        (folder / part).mkdir(parents=True)
+    (folder / "features" / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
+    np.save(folder / "features" / CLASS_TOKENS, np.zeros((first_row, 8), np.float32))
+    np.save(folder / "features" / PATCHES, np.zeros((first_row, GRID**2, 8), np.float32))
+    write_json(folder / "text" / "text.json", {"counts": {"normal": 308, "anomalous": 308}, "category": name})
+    scores, evaluated = {}, {}
+    for seed in settings.seeds:
+        scores[seed], evaluated[seed] = folder / f"scores-{seed}", folder / f"evaluated-{seed}"
+        scores[seed].mkdir()
+        evaluated[seed].mkdir()
+        _write_scores(scores[seed], images, rows, settings.score, seed, shift(seed))
+        evaluate_category(
+            listed,
+            features=folder / "features",
+            scores=scores[seed],
+            variants=settings.score.variants,
+            settings=settings.evaluation,
+            out=evaluated[seed],
+        )
+    return CategoryResult(name, tuple(listed), folder / "text", folder / "features", scores, evaluated)
+
+
+def defect_patches(drawn: Drawn) -> np.ndarray[Any, Any]:
+    """Scores of the patches of each crop, f32 [C, GRID^2]: the peak where the defect touches, else the background."""
+    crops = plan_crops(*drawn.size_hw, SIZE_PX, MAX_CROPS)
+    maps = np.full((len(crops.offsets), GRID, GRID), BACKGROUND, dtype=np.float32)
+    if drawn.defect is not None:
+        step, scale = SIZE_PX // GRID, min(drawn.size_hw) / SIZE_PX
+        top, bottom, left, right = (edge / scale for edge in drawn.defect)
+        for crop, (y, x) in enumerate(crops.offsets):
+            for row in range(GRID):
+                for column in range(GRID):
+                    r, c = y + row * step, x + column * step
+                    if r < bottom and r + step > top and c < right and c + step > left:
+                        maps[crop, row, column] = drawn.peak
+    return maps.reshape(len(maps), -1)
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def without_labels(images: Sequence[Drawn]) -> list[Drawn]:
+    return [replace(image, anomalous=None, has_mask=False) for image in images]
+
+
+def _write_image(folder: Path, drawn: Drawn, number: int) -> ReportImage:
+    """Grey, darker from image to image; a defect is bright red."""
+    pixels = np.full((*drawn.size_hw, 3), 200 - number % 150, dtype=np.uint8)
+    pixels[0, 0] = number % 256, number // 256, sum(drawn.id.encode()) % 256
+    path = folder / f"{drawn.id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask_path = None
+    if drawn.defect is not None:
+        top, bottom, left, right = drawn.defect
+        pixels[top:bottom, left:right] = (255, 30, 30)
+        if drawn.has_mask:
+            mask = np.zeros(drawn.size_hw, dtype=np.uint8)
+            mask[top:bottom, left:right] = 255
+            mask_path = folder / f"{drawn.id}_mask.png"
+            Image.fromarray(mask).save(mask_path)
+    Image.fromarray(pixels).save(path)
+    defect = "" if drawn.anomalous is None else drawn.id.split("/")[0]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ReportImage(drawn.id, digest, path, drawn.anomalous, defect, mask_path)
+
+
+def _write_scores(
+    folder: Path, images: Sequence[Drawn], rows: Sequence[ImageRows], settings: ScoreSettings, seed: int, shift: float
+) -> None:
+    """All parts' maps are equal; the class score is the one drawn, plus `shift`. An image's reference is the next."""
+    table: dict[Part, list[np.ndarray[Any, Any]]] = {"class": [], "a_l": [], "a_v": [], "a_t": [], "a_t_text": []}
+    scored = []
+    for number, (drawn, row) in enumerate(zip(images, rows, strict=True)):
+        maps = defect_patches(drawn)
+        own: dict[Part, np.ndarray[Any, Any]] = dict.fromkeys(table, maps)
+        own["class"] = np.full(row.rows, drawn.score + shift, dtype=np.float32)
+        for part, values in own.items():
+            table[part].append(values)
+        evidence = Evidence(own["class"], own["a_l"], own["a_v"], own["a_t"], own["a_t_text"])
+        others = () if len(rows) < 2 else (rows[(number + 1) % len(rows)].sha256,)
+        image_score: dict[Variant, float] = {v: fuse_image(evidence, v, settings) for v in settings.variants}
+        scored.append(
+            ScoredImage(
+                sha256=row.sha256,
+                first_row=row.first_row,
+                rows=row.rows,
+                references=others,
+                image_score=image_score,
+            )
+        )
+    save_file({str(part): np.concatenate(values) for part, values in table.items()}, folder / SCORES_FILE)
+    index = ScoresIndex(seed=seed, tau=settings.tau, settings=settings, images=tuple(scored))
+    (folder / INDEX_FILE).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")

@@ -1,0 +1,410 @@
+"""Metrics against scikit-learn, exact fractions and the literature's loop on inputs full of ties; laws; known cases."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import tracemalloc
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from skimage import measure
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+from zsad import curves
+from zsad.metrics import Maps, PixelCurves, definitions, image_metrics, pixel_curves, pixel_metrics
+
+Array = NDArray[Any]
+Pairs = list[tuple[Array, Array]]
+
+# outside 0..1, negative, huge, and neighbours that a clamp, a sigmoid or a cast to half would tie
+VALUES = [-1e30, -3.0, -0.0, 0.0, 1e-30, 0.25, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 1.0, 7.0, 1e6]
+few_values = st.sampled_from([float(np.float32(value)) for value in VALUES])
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[Array, Array]:
+    """Image scores of both classes, with ties."""
+    n = draw(st.integers(2, 30))
+    labels = draw(hnp.arrays(bool, n).filter(lambda y: 0 < y.sum() < y.size))
+    return draw(hnp.arrays(np.float64, n, elements=few_values)), labels
+
+
+@st.composite
+def map_sets(draw: st.DrawFn, dtype: Any = np.float32, elements: st.SearchStrategy[float] = few_values) -> Pairs:
+    """Maps of several sizes with masks."""
+    pairs = []
+    for _ in range(draw(st.integers(1, 4))):
+        shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6))
+        pairs.append((draw(hnp.arrays(dtype, shape, elements=elements)), draw(hnp.arrays(bool, shape))))
+    return pairs
+
+
+def of(pairs: Pairs) -> Maps:
+    return lambda: iter(pairs)
+
+
+def pooled(pairs: Pairs) -> tuple[Array, Array]:
+    return np.concatenate([m.ravel() for m, _ in pairs]), np.concatenate([k.ravel() for _, k in pairs])
+
+
+def mixed(pairs: Pairs) -> bool:
+    labels = pooled(pairs)[1]
+    return bool(0 < labels.sum() < labels.size)
+
+
+def f1_by_sklearn(labels: Array, scores: Array) -> float:
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    total = precision + recall
+    return float(np.max(np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)))
+
+
+def f1_at(threshold: float, labels: Array, scores: Array) -> float:
+    called = scores >= threshold
+    return 2 * np.count_nonzero(called & labels) / (np.count_nonzero(called) + np.count_nonzero(labels))
+
+
+def regions_of(mask: Array) -> list[set[tuple[int, int]]]:
+    """8-connected regions by flood filling."""
+    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
+    found = []
+    while left:
+        front, region = [left.pop()], set()
+        while front:
+            y, x = front.pop()
+            region.add((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            front += near
+        found.append(region)
+    return found
+
+
+def aupro_by_fractions(pairs: Pairs, max_fpr: Fraction) -> Fraction:
+    """MVTec AD's definition, threshold by threshold, in exact arithmetic."""
+    regions = [[m[y, x].item() for y, x in region] for m, k in pairs for region in regions_of(k)]
+    scores, labels = pooled(pairs)
+    negatives = scores[~labels].tolist()
+    curve = [(Fraction(0), Fraction(0))]
+    for t in sorted(set(scores.tolist()), reverse=True):
+        fpr = Fraction(sum(value >= t for value in negatives), len(negatives))
+        shares = [Fraction(sum(value >= t for value in region), len(region)) for region in regions]
+        curve.append((fpr, sum(shares, Fraction(0)) / len(shares)))
+    area = Fraction(0)
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
+        if x0 >= max_fpr or x1 == x0:
+            continue
+        end = min(x1, max_fpr)
+        y_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+        area += (end - x0) * (y0 + y_end) / 2
+    return area / max_fpr
+
+
+def pro_200_by_loop(pairs: Pairs) -> float | None:
+    """The loop of the literature's code, with its divisions by zero as None."""
+    scores = [m.astype(np.float64) for m, _ in pairs]
+    low, high = min(m.min() for m in scores), max(m.max() for m in scores)
+    delta = (high - low) / 200
+    if delta == 0:
+        return None
+    pros, fprs = [], []
+    for threshold in np.arange(low, high, delta):
+        called = [m > threshold for m in scores]
+        shares = [
+            c[region.coords[:, 0], region.coords[:, 1]].sum() / region.area
+            for c, (_, k) in zip(called, pairs, strict=True)
+            for region in measure.regionprops(measure.label(k.astype(int)))
+        ]
+        false = sum(np.count_nonzero(c & ~k) for c, (_, k) in zip(called, pairs, strict=True))
+        pros.append(np.mean(shares))
+        fprs.append(false / sum(np.count_nonzero(~k) for _, k in pairs))
+    fpr, pro = np.array(fprs), np.array(pros)
+    keep = fpr < 0.3
+    fpr, pro = fpr[keep], pro[keep]
+    if not fpr.size or fpr.max() == fpr.min():
+        return None
+    return float(auc((fpr - fpr.min()) / (fpr.max() - fpr.min()), pro))
+
+
+@given(scored())
+@settings(max_examples=200, deadline=None)
+def test_image_metrics_are_scikit_learns(case: tuple[Array, Array]) -> None:
+    scores, labels = case
+    found = image_metrics(scores, labels)
+    assert found.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert found.f1max == pytest.approx(f1_by_sklearn(labels, scores), abs=1e-12)
+    assert found.f1max_threshold is not None
+    assert f1_at(found.f1max_threshold, labels, scores) == pytest.approx(found.f1max, abs=1e-15)
+    assert (found.n_normal, found.n_anomalous) == (int((~labels).sum()), int(labels.sum()))
+
+
+@given(st.one_of(map_sets(), map_sets(dtype=np.float64)).filter(mixed), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_pixel_metrics_are_scikit_learns_and_aupro_the_exact_one(pairs: Pairs, chunk_pixels: int) -> None:
+    scores, labels = pooled(pairs)
+    found = pixel_curves(of(pairs), pro_200=True, chunk_pixels=chunk_pixels).metrics
+    assert found.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert found.f1max == pytest.approx(f1_by_sklearn(labels, scores), abs=1e-12)
+    assert found.f1max_threshold is not None
+    assert f1_at(found.f1max_threshold, labels, scores) == pytest.approx(found.f1max, abs=1e-15)
+    assert found.aupro == pytest.approx(float(aupro_by_fractions(pairs, Fraction(0.3))), abs=1e-9)
+    assert found.n_regions == sum(len(regions_of(k)) for _, k in pairs)
+
+
+@given(map_sets().filter(mixed), st.sampled_from([0.05, 0.3, 0.5, 1.0]))
+@settings(max_examples=100, deadline=None)
+def test_aupro_ends_where_it_is_told(pairs: Pairs, max_fpr: float) -> None:
+    found = pixel_metrics(of(pairs), max_fpr=max_fpr)
+    assert found.aupro == pytest.approx(float(aupro_by_fractions(pairs, Fraction(max_fpr))), abs=1e-9)
+
+
+@given(map_sets(elements=st.floats(-4, 4, width=32)).filter(mixed))
+@settings(max_examples=50, deadline=None)
+def test_pro_200_is_the_loop_of_the_literature(pairs: Pairs) -> None:
+    found = pixel_metrics(of(pairs), pro_200=True).pro_200
+    expected = pro_200_by_loop(pairs)
+    assert (found is None) == (expected is None)
+    assert expected is None or found == pytest.approx(expected, abs=1e-12)
+
+
+def figures(found: PixelCurves) -> dict[str, Any]:
+    return found.metrics.model_dump()
+
+
+@given(map_sets(), st.integers(1, 60), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_order_of_images_and_chunks_change_not_one_bit(pairs: Pairs, chunk_pixels: int, rng: random.Random) -> None:
+    shuffled = rng.sample(pairs, len(pairs))
+    turned = [(m[::-1, ::-1].copy(), k[::-1, ::-1].copy()) for m, k in shuffled]
+    whole = pixel_curves(of(pairs), pro_200=True)
+    assert figures(pixel_curves(of(shuffled), pro_200=True, chunk_pixels=chunk_pixels)) == figures(whole)
+    assert figures(pixel_curves(of(turned), pro_200=True)) == figures(whole)
+
+
+@given(map_sets(elements=st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])))
+@pytest.mark.parametrize(
+    "rising",
+    [
+        lambda x: 1024 * x - 300,  # leaves 0..1, where a library that then applies a sigmoid a batch makes ties
+        lambda x: 1 + x * 2.0**-20,
+        np.exp2,
+        lambda x: x.astype(np.float64) * (1 + 1e-12),
+    ],
+    ids=["affine", "narrow", "exponential", "float64"],
+)
+@settings(max_examples=40, deadline=None)
+def test_a_strictly_rising_map_changes_no_bit_of_the_rank_figures(
+    rising: Callable[[Array], Array], pairs: Pairs
+) -> None:
+    free = {"f1max_threshold", "pro_200"}
+    mapped = [(rising(m), k) for m, k in pairs]
+    assert pixel_metrics(of(mapped)).model_dump(exclude=free) == pixel_metrics(of(pairs)).model_dump(exclude=free)
+
+
+@given(map_sets().filter(mixed))
+@settings(max_examples=60, deadline=None)
+def test_repeating_the_set_changes_no_rate(pairs: Pairs) -> None:
+    once, twice = pixel_metrics(of(pairs)), pixel_metrics(of(pairs * 2))
+    for key in ("auroc", "ap", "f1max", "aupro"):
+        assert getattr(twice, key) == pytest.approx(getattr(once, key), abs=1e-12)
+    assert twice.n_regions == 2 * once.n_regions
+
+
+@given(map_sets().filter(mixed))
+@settings(max_examples=60, deadline=None)
+def test_all_counts_at_hand_are_the_streamed_ones(pairs: Pairs) -> None:
+    streamed, at_hand = pixel_curves(of(pairs)).counts, curves.count(*pooled(pairs))
+    assert streamed.negatives == at_hand.negatives
+    for name in ("thresholds", "true_positives", "false_positives", "false_positives_above"):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(at_hand, name))
+
+
+def square(side: int, *boxes: tuple[int, int, int, int]) -> Array:
+    mask = np.zeros((side, side), dtype=bool)
+    for top, left, height, width in boxes:
+        mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def test_a_perfect_map_and_its_opposite() -> None:
+    mask = square(20, (2, 2, 3, 3), (10, 10, 5, 1))
+    pairs = [(mask.astype(np.float32), mask), (np.zeros((20, 20), dtype=np.float32), square(20))]
+    found = pixel_metrics(of(pairs), pro_200=True)
+    assert (found.auroc, found.ap, found.f1max, found.aupro, found.f1max_threshold) == (1.0, 1.0, 1.0, 1.0, 1.0)
+    # the loop sees one false positive rate alone and divides by zero
+    assert found.pro_200 is None
+    worst = pixel_metrics(of([(-m, k) for m, k in pairs]))
+    assert (worst.auroc, worst.aupro) == (0.0, 0.0)
+
+
+def test_a_constant_map_is_chance() -> None:
+    mask = square(10, (0, 0, 5, 5))
+    found = pixel_metrics(of([(np.full((10, 10), 0.7, dtype=np.float32), mask)]), pro_200=True)
+    # everything ties: the curve is the diagonal, and its area up to 0.3 over 0.3 is 0.15
+    assert (found.auroc, found.ap, found.f1max) == (0.5, 0.25, 0.4)
+    assert found.aupro == pytest.approx(0.15, abs=1e-15)
+    assert found.pro_200 is None
+
+
+def test_each_defect_counts_the_same_whatever_its_area() -> None:
+    # the small defect of 1 pixel is found at no false positive, the large one of 100 never
+    mask = square(40, (0, 0, 1, 1), (20, 20, 10, 10))
+    scores = np.linspace(0.1, 0.2, 1600, dtype=np.float32).reshape(40, 40)
+    scores[0, 0], scores[20:30, 20:30] = 1.0, 0.0
+    assert pixel_metrics(of([(scores, mask)])).aupro == pytest.approx(0.5, abs=1e-12)
+
+
+def test_pixels_that_touch_at_a_corner_are_one_defect() -> None:
+    mask = np.eye(5, dtype=bool)
+    assert pixel_metrics(of([(mask.astype(np.float32), mask)])).n_regions == 1
+
+
+def test_average_precision_is_a_step_sum() -> None:
+    # scores 3 2 1 with labels 1 0 1: precision 1 at recall 1/2, 2/3 at recall 1; the trapezoid would say 0.79
+    found = image_metrics(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    assert found.ap == pytest.approx(0.5 * 1 + 0.5 * 2 / 3, abs=1e-15)
+
+
+def test_of_equal_f1_the_highest_threshold_is_named() -> None:
+    found = image_metrics(np.array([4.0, 3.0, 2.0, 1.0, 0.0]), np.array([True, False, False, True, False]))
+    # at 4: 2/3; at 1: 4/6
+    assert found.f1max == pytest.approx(2 / 3)
+    assert found.f1max_threshold == 4.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "auroc", "ap", "f1max"),
+    [
+        ([], [], None, None, None),
+        ([1.0, 2.0], [False, False], None, None, None),
+        ([1.0, 2.0], [True, True], None, 1.0, 1.0),
+        ([0.0, 0.0], [True, False], 0.5, 0.5, 2 / 3),
+    ],
+    ids=["empty", "normal only", "anomalous only", "tie"],
+)
+def test_one_class_and_none(
+    scores: list[float], labels: list[bool], auroc: float | None, ap: float | None, f1max: float | None
+) -> None:
+    found = image_metrics(np.array(scores, dtype=np.float64), np.array(labels, dtype=bool))
+    assert (found.auroc, found.ap) == (auroc, ap)
+    assert found.f1max == pytest.approx(f1max)
+    assert (found.f1max_threshold is None) == (f1max is None)
+
+
+@pytest.mark.parametrize("pro_200", [False, True])
+def test_pixels_of_one_class_and_none(pro_200: bool) -> None:
+    ramp = np.arange(12, dtype=np.float32).reshape(3, 4)
+    nothing = pixel_metrics(of([]), pro_200=pro_200)
+    normal = pixel_metrics(of([(ramp, np.zeros((3, 4), dtype=bool))]), pro_200=pro_200)
+    for found in (nothing, normal):
+        assert {found.auroc, found.ap, found.f1max, found.f1max_threshold, found.aupro, found.pro_200} == {None}
+    assert (nothing.n_images, normal.n_images, normal.n_normal_px) == (0, 1, 12)
+    anomalous = pixel_metrics(of([(ramp, np.ones((3, 4), dtype=bool))]), pro_200=pro_200)
+    assert (anomalous.auroc, anomalous.aupro, anomalous.pro_200) == (None, None, None)
+    assert (anomalous.ap, anomalous.f1max, anomalous.f1max_threshold) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("anomalous", [False, True])
+def test_a_score_that_is_no_number_is_refused(bad: float, anomalous: bool) -> None:
+    scores = np.zeros((3, 3), dtype=np.float32)
+    scores[1, 1] = bad
+    mask = np.zeros((3, 3), dtype=bool)
+    mask[1, 1] = anomalous
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pixel_metrics(of([(scores, mask)]))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        image_metrics(scores.ravel().astype(np.float64), mask.ravel())
+
+
+def test_a_source_that_runs_dry_is_refused() -> None:
+    spent = iter([(np.zeros((2, 2), dtype=np.float32), np.eye(2, dtype=bool))])
+    with pytest.raises(ValueError, match="when asked again"):
+        pixel_metrics(lambda: spent)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask"):
+        pixel_metrics(of([(np.zeros((2, 2), dtype=np.float32), np.zeros((2, 3), dtype=bool))]))
+
+
+def test_memory_is_bounded_by_the_anomalous_pixels() -> None:
+    shape, images = (256, 256), 60
+    mask = np.zeros(shape, dtype=bool)
+    mask[:8, :8] = True
+
+    def source() -> Iterator[tuple[Array, Array]]:
+        rng = np.random.default_rng(0)
+        for _ in range(images):
+            yield rng.random(shape, dtype=np.float32), mask
+
+    tracemalloc.start()
+    pixel_curves(source, pro_200=True, chunk_pixels=1 << 17)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # all maps are 15.7 MB; a chunk is 0.5 MB and the anomalous pixels 16 B x 3,840
+    assert peak < 4e6
+
+
+@given(map_sets().filter(mixed))
+@settings(max_examples=100, deadline=None)
+def test_drawn_curves_are_scikit_learns(pairs: Pairs) -> None:
+    scores, labels = pooled(pairs)
+    counts = pixel_curves(of(pairs)).counts
+    roc, pr = curves.roc_points(counts), curves.pr_points(counts)
+    assert roc is not None
+    assert pr is not None
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    # ours has the corners only: the line through them must pass through all of theirs
+    assert {(0.0, 0.0), (1.0, 1.0)} <= set(zip(roc.x.tolist(), roc.y.tolist(), strict=True))
+    assert auc(roc.x, roc.y) == pytest.approx(auc(fpr, tpr), abs=1e-12)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    apart = np.abs(pr.x[:, None] - recall) + np.abs(pr.y[:, None] - precision)
+    assert apart.min(axis=1).max() < 1e-12
+
+
+def test_thinned_curves_keep_their_ends_and_stay_close() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.random(50_000) < 0.1
+    counts = curves.count(rng.normal(size=50_000) + labels, labels)
+    whole, thin = curves.roc_points(counts, 10**9), curves.roc_points(counts, 200)
+    assert whole is not None
+    assert thin is not None
+    assert thin.x.size <= 202
+    assert (thin.x[0], thin.y[0], thin.x[-1], thin.y[-1]) == (0.0, 0.0, 1.0, 1.0)
+    assert np.abs(np.interp(whole.x, thin.x, thin.y) - whole.y).max() < 0.02
+
+
+def test_curves_of_one_class_are_not_drawn() -> None:
+    normal = curves.count(np.array([1.0, 2.0]), np.array([False, False]))
+    assert curves.roc_points(normal) is None
+    assert curves.pr_points(normal) is None
+
+
+def test_every_figure_is_defined_in_words() -> None:
+    ours = set(image_metrics(np.array([1.0]), np.array([True])).model_dump()) | set(pixel_metrics(of([])).model_dump())
+    assert {key for key in ours if not key.startswith(("n_", "max_")) and not key.endswith("_threshold")} <= set(
+        definitions(0.3)
+    )
+
+
+@given(st.lists(st.tuples(few_values, st.integers(1, 9)), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_regions_of_any_size_weigh_one(rows: list[tuple[float, int]]) -> None:
+    """With one normal pixel far below everything, each region is found whole before any false positive."""
+    assume(all(value > -1e30 for value, _ in rows))
+    pairs = [(np.full((1, size), value, dtype=np.float32), np.ones((1, size), dtype=bool)) for value, size in rows]
+    pairs.append((np.full((1, 1), -2e30, dtype=np.float32), np.zeros((1, 1), dtype=bool)))
+    found = pixel_metrics(of(pairs))
+    assert found.aupro == pytest.approx(1.0, abs=1e-15)
+    assert found.n_regions == len(rows)

@@ -1,0 +1,112 @@
+"""The committed model: small, safe to load, and far better than chance on kinds it has never seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from zsad.config import EncoderSettings, PromptSettings
+from zsad.encoder import Encoder
+from zsad.images import crop_image, merge_maps, plan_crops, read_image, read_mask
+from zsad.metrics import image_metrics, pixel_metrics
+from zsad.models import EMBEDDED_FOLDER
+from zsad.pretrain import SIZE_PX, write_held_out
+from zsad.procedural import kinds
+from zsad.prompts import ensemble
+from zsad.scorers.dual import text_scores, visual_scores
+
+WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
+EACH = 12
+TAU = 0.07
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Mean over the held-out kinds."""
+
+    image_auroc: float
+    pixel_auroc: float
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("held-out")
+    write_held_out(folder, seed=1, each=EACH)
+    return folder
+
+
+def judge(encoder: Encoder, folder: Path) -> Judged:
+    """Text and one reference image, as variant `joint`: each image's reference is the next one."""
+    image_aurocs, pixel_aurocs = [], []
+    crops = plan_crops(SIZE_PX, SIZE_PX, encoder.size_px, 2)
+    for kind, _ in kinds("held_out"):
+        text = encoder.encode_ensemble(ensemble(kind, PromptSettings()))
+        paths = sorted((folder / kind / "test").rglob("*.png"))
+        tokens = encoder.encode(torch.cat([crop_image(read_image(path), crops) for path in paths]))
+        of_text = text_scores(tokens.patches, text, TAU)
+        of_class = text_scores(tokens.class_token, text, TAU)
+        following = tokens.patches.roll(1, 0)
+        of_image = torch.stack([visual_scores(q, [r]) for q, r in zip(tokens.patches, following, strict=True)])
+        scores = of_class + of_text.amax(1) + of_image.amax(1)
+        anomalous = np.array([path.parent.name != "good" for path in paths])
+        maps = (of_text + of_image).reshape(-1, 1, encoder.grid, encoder.grid).numpy()
+
+        def source(
+            paths: list[Path] = paths, maps: np.ndarray = maps, kind: str = kind
+        ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for path, patch_map in zip(paths, maps, strict=True):
+                defect = path.parent.name
+                mask = np.zeros((SIZE_PX, SIZE_PX), bool)
+                if defect != "good":
+                    file = folder / kind / "ground_truth" / defect / f"{path.stem}_mask.png"
+                    mask = read_mask(file, (SIZE_PX, SIZE_PX))
+                yield np.asarray(merge_maps(patch_map, crops)), mask
+
+        image, pixel = image_metrics(scores.double().numpy(), anomalous), pixel_metrics(source)
+        assert image.auroc is not None
+        assert pixel.auroc is not None
+        image_aurocs.append(image.auroc)
+        pixel_aurocs.append(pixel.auroc)
+    return Judged(float(np.mean(image_aurocs)), float(np.mean(pixel_aurocs)))
+
+
+def test_the_weights_are_small_half_precision_and_finite() -> None:
+    assert WEIGHTS.stat().st_size <= 10_000_000
+    with safe_open(WEIGHTS, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            tensor = file.get_tensor(name)
+            assert tensor.dtype == torch.float16
+            assert tensor.isfinite().all()
+
+
+def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
+    judged = judge(Encoder.load(EncoderSettings(model="embedded"), torch.device("cpu")), held_out)
+    assert judged.image_auroc >= 0.85
+    assert judged.pixel_auroc >= 0.85
+
+
+def test_the_same_architecture_without_its_training_does_not(held_out: Path, tmp_path: Path) -> None:
+    """The bound above is no property of the images."""
+    from zsad.pretrain import build, save
+
+    save(build(0), tmp_path)
+    judged = judge(Encoder.load(EncoderSettings(model=f"local-dir:{tmp_path}"), torch.device("cpu")), held_out)
+    assert judged.image_auroc < 0.7
+    assert judged.pixel_auroc < 0.8
+
+
+def test_its_card_states_the_training_that_made_it() -> None:
+    facts = json.loads((EMBEDDED_FOLDER / "training.json").read_text(encoding="utf-8"))
+    card = (EMBEDDED_FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"{facts['plan']['steps']:,} steps" in card
+    assert f"seed {facts['plan']['seed']}" in card
+    import hashlib
+
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() in card

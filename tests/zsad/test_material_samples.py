@@ -1,0 +1,80 @@
+"""The demo's photographs: real pixels outside the masks, made once, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+from skimage.transform import resize
+
+from zsad import samples
+from zsad.config import ImagesSettings
+from zsad.datasets import find_categories
+from zsad.images import read_image, read_mask
+from zsad.samples import SIDE_PX, WINDOW_PX, ensure_samples
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_samples(tmp_path_factory.mktemp("samples"), lambda _: None)
+
+
+def test_each_material_has_good_and_spoilt_pieces_with_masks(folder: Path) -> None:
+    categories, problems = find_categories(ImagesSettings(root=str(folder), layout="mvtec"))
+    assert not problems
+    assert [category.name for category in categories] == ["brick", "coins", "grass", "gravel"]
+    for category in categories:
+        spoilt = [item for item in category.items if item.anomalous]
+        assert len(spoilt) >= 8
+        assert len(category.items) - len(spoilt) >= 8
+        for item in spoilt:
+            assert item.mask is not None
+            assert read_mask(item.mask, (SIDE_PX, SIDE_PX)).any()
+
+
+def test_outside_its_mask_a_window_is_the_photograph(folder: Path) -> None:
+    photograph = data.gravel()
+    for path in sorted((folder / "gravel" / "test").rglob("*.png")):
+        number = int(path.stem)
+        y, x = (WINDOW_PX * place for place in divmod(number, photograph.shape[0] // WINDOW_PX))
+        window = photograph[y : y + WINDOW_PX, x : x + WINDOW_PX] / 255.0
+        expected = resize(window.astype(np.float32), (SIDE_PX, SIDE_PX), order=1, anti_aliasing=False)
+        difference = np.abs(read_image(path)[..., 0] / 255.0 - expected)
+        if path.parent.name == "good":
+            assert difference.max() < 0.003
+            continue
+        mask = np.asarray(Image.open(folder / "gravel/ground_truth" / path.parent.name / f"{path.stem}_mask.png")) > 0
+        assert difference[~mask].max() < samples_least_change() + 0.003
+        assert difference[mask].min() > samples_least_change() - 0.05
+
+
+def samples_least_change() -> float:
+    from zsad.procedural import LEAST_CHANGE
+
+    return LEAST_CHANGE
+
+
+def test_they_are_made_once(folder: Path) -> None:
+    said: list[str] = []
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert ensure_samples(folder.parent, said.append) == folder
+    assert not said
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_folder_left_half_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(folder: Path, pieces: object) -> None:
+        del pieces
+        folder.mkdir(parents=True)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(samples, "_write", dies)
+        with pytest.raises(RuntimeError):
+            ensure_samples(tmp_path, lambda _: None)
+    assert not (tmp_path / samples.MATERIALS).exists()
+    made = ensure_samples(tmp_path, lambda _: None)
+    assert (made / "brick" / "test" / "good").is_dir()

@@ -1,0 +1,231 @@
+"""What `score` leaves: a table, heat maps at the images' own size, a report."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.io import imread
+
+from medad.errors import InputError
+from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, write_category, zsad_settings
+from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
+from zsad.images import resize_map
+from zsad.map_folders import evaluate_folders
+from zsad.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
+from zsad.report_data import CategoryResult, Failed, load_category
+
+Array = np.ndarray[Any, Any]
+
+
+def score_settings(**changes: Any) -> ZsadSettings:
+    return zsad_settings(**({"seeds": (0,), "score": ScoreSettings(variants=("joint",))} | changes))
+
+
+def write(
+    out: Path,
+    category: CategoryResult | None,
+    settings: ZsadSettings,
+    failures: Sequence[Failed] = (),
+    formats: Sequence[MapFormat] = ("png", "tiff"),
+) -> list[dict[str, str]]:
+    out.mkdir()
+    write_score_outputs(
+        out, settings=settings, category=category, failures=failures, versions={}, notes=[], formats=formats
+    )
+    with (out / "scores.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(path: Path) -> Array:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_every_image_has_its_row_and_its_maps_at_its_own_size(tmp_path: Path) -> None:
+    settings = score_settings()
+    drawn = [
+        Drawn("a", None, 0.2),
+        Drawn("wide", None, 0.6, defect=(10, 30, 100, 140), size_hw=(40, 240)),
+        Drawn("line.2/b.c", None, 0.9, defect=(0, 50, 0, 50), size_hw=(99, 65)),
+    ]
+    result = write_category(tmp_path, "parts", drawn, settings)
+    rows = write(tmp_path / "out", result, settings, formats=("png", "tiff", "npy"))
+    assert [row["id"] for row in rows] == ["a", "line.2/b.c", "wide"]
+    loaded = load_category(result, ("joint",))
+    for row, image in zip(rows, loaded.images, strict=True):
+        height, width = next(one.size_hw for one in drawn if one.id == row["id"])
+        assert (int(row["height_px"]), int(row["width_px"])) == (height, width)
+        base = tmp_path / "out" / "maps" / row["id"]
+        expected = resize_map(loaded.score_map(image, "joint", settings.evaluation), (height, width))
+        tiff, npy = imread(f"{base}.tiff"), np.load(f"{base}.npy")
+        assert tiff.dtype == npy.dtype == np.float32
+        np.testing.assert_array_equal(tiff, expected)
+        np.testing.assert_array_equal(npy, expected)
+        assert pixels(Path(f"{base}.png")).shape == (height, width, 3)
+        assert float(row["score"]) == loaded.image_scores[0][image.sha256]["joint"]
+        assert row["file"] == image.path.name
+
+
+def test_a_map_is_high_where_the_defect_is_and_flat_where_none_is(tmp_path: Path) -> None:
+    settings = score_settings()
+    drawn = [Drawn("flat", None, 0.2), Drawn("hole", None, 0.9, peak=1.0, defect=(16, 48, 16, 48))]
+    write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
+    flat, hole = (imread(tmp_path / "out" / "maps" / f"{name}.tiff") for name in ("flat", "hole"))
+    # joint is A_V + A_L, and both are the same here
+    np.testing.assert_array_equal(flat, np.float32(2 * BACKGROUND))
+    # between the centres of the peak's patches, less the pixels that both resizings reach over
+    assert hole[26:38, 26:38].min() == 2.0
+    assert hole[:6, :6].max() == 2 * BACKGROUND
+    # the flat image's heat map is the image itself
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "out" / "maps" / "flat.png"), pixels(tmp_path / "parts/images/flat.png")
+    )
+
+
+def test_written_maps_measure_what_the_scores_measure(tmp_path: Path) -> None:
+    """The command `evaluate` on the maps of `score` gives the figures of the run at the image's own size."""
+    settings = score_settings(evaluation=EvaluationSettings(size_px=64))
+    result = write_category(tmp_path, "screw", usual(3, 3), settings)
+    write(tmp_path / "out", result, settings)
+    masks = tmp_path / "masks"
+    for image in result.images:
+        path = masks / f"{image.id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = pixels(image.mask) if image.mask else np.zeros((64, 64), np.uint8)
+        Image.fromarray(mask).save(path)
+    found = evaluate_folders(tmp_path / "out" / "maps", masks, EvaluationSettings(size_px=64))
+    assert not found.problems
+    measured = load_category(result, ("joint",)).evaluated[0].variants["joint"].pixel
+    assert found.pixel == measured
+
+
+def test_one_colour_scale_for_all_images(tmp_path: Path) -> None:
+    settings = score_settings()
+    # of three widths, since equal contents are one image; each touches every patch
+    widths = {0.25: 56, 0.5: 58, 1.0: 60}
+    same = [Drawn(f"x{peak}", None, 0.5, peak=peak, defect=(0, 64, 0, wide)) for peak, wide in widths.items()]
+    write(tmp_path / "out", write_category(tmp_path, "parts", same, settings), settings)
+    shown = [pixels(tmp_path / "out" / "maps" / f"{one.id}.png")[32, 32].astype(int) for one in same]
+    # all images are red there; what differs is the score on the common scale, from black to yellow
+    greens = [int(colour[1]) for colour in shown]
+    assert greens == sorted(greens)
+    assert greens[2] > greens[0] + 60
+
+
+def test_flagged_by_the_deployable_threshold(tmp_path: Path) -> None:
+    settings = score_settings(
+        score=ScoreSettings(variants=("text",)), evaluation=EvaluationSettings(threshold=0.5), seeds=(7,)
+    )
+    drawn = [Drawn(f"x{i}", None, i / 8) for i in range(8)]
+    rows = write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
+    # at the threshold counts as flagged
+    assert [(float(row["score"]), row["flagged"]) for row in rows] == [(i / 8, str(int(i >= 4))) for i in range(8)]
+    assert {row["threshold"] for row in rows} == {"0.5"}
+
+
+def test_few_images_have_no_quantile_and_no_flags(tmp_path: Path) -> None:
+    settings = score_settings()
+    drawn = [Drawn("a", None, 0.1), Drawn("b", None, 0.2)]
+    rows = write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
+    assert {(row["threshold"], row["flagged"]) for row in rows} == {("", "")}
+    assert "too few images" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_failed_images_are_in_the_table_and_the_rest_goes_on(tmp_path: Path) -> None:
+    settings = score_settings()
+    result = write_category(tmp_path, "parts", without_labels(usual(3, 0)), settings)
+    failures = [
+        Failed("parts", "x/broken", "encode", "the image is broken (truncated)", "broken.png"),
+        Failed("parts", "tiny", "encode", "is 1 x 1 pixels; the shorter side must have 8 at least", "tiny.png"),
+    ]
+    rows = write(tmp_path / "out", result, settings, failures)
+    assert [row["id"] for row in rows] == ["good/0", "good/1", "good/2", "tiny", "x/broken"]
+    assert rows[4] == {
+        "id": "x/broken",
+        "file": "broken.png",
+        "score": "",
+        "threshold": "",
+        "flagged": "",
+        "width_px": "",
+        "height_px": "",
+        "problem": "the image is broken (truncated)",
+    }
+    document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [one["id"] for one in document["failures"]] == ["tiny", "x/broken"]
+
+
+def test_nothing_could_be_scored(tmp_path: Path) -> None:
+    failed = [Failed("parts", "a", "encode", "the image is broken", "a.png")]
+    rows = write(tmp_path / "out", None, score_settings(), failed)
+    assert [(row["id"], row["problem"]) for row in rows] == [("a", "the image is broken")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "scores.csv"]
+    assert "No image was scored." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_opaque_ids_keep_file_names_out(tmp_path: Path) -> None:
+    settings = score_settings(data=ImagesSettings(root="x", opaque_ids=True))
+    result = write_category(tmp_path, "parts", [Drawn("Order-4711", None, 0.5), Drawn("b", None, 0.1)], settings)
+    opaque = tuple(dataclasses.replace(one, id=f"image-{n}") for n, one in enumerate(result.images))
+    failed = [Failed("parts", "image-9", "encode", "broken", "Order-4712.png")]
+    rows = write(tmp_path / "out", dataclasses.replace(result, images=opaque), settings, failed)
+    assert {row["file"] for row in rows} == {""}
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"Order" not in everything
+    assert (tmp_path / "out" / "maps" / "image-0.tiff").exists()
+
+
+@pytest.mark.parametrize("formats", [(), ("png",), ("npy",), ("png", "npy")])
+def test_only_the_formats_asked_for(tmp_path: Path, formats: tuple[MapFormat, ...]) -> None:
+    settings = score_settings()
+    result = write_category(tmp_path, "parts", [Drawn("a", None, 0.5), Drawn("b", None, 0.1)], settings)
+    write(tmp_path / "out", result, settings, formats=formats)
+    found = {path.suffix for path in (tmp_path / "out" / "maps").rglob("*") if path.is_file()}
+    assert found == {f".{name}" for name in formats}
+
+
+def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(tmp_path: Path) -> None:
+    settings = score_settings()
+    long = Drawn("long", None, 0.5, peak=1.0, defect=(0, 300, 3000, 3300), size_hw=(300, 6000))
+    result = write_category(tmp_path, "parts", [long, Drawn("b", None, 0.1)], settings)
+    write(tmp_path / "out", result, settings)
+    scores = imread(tmp_path / "out" / "maps" / "long.tiff")
+    assert scores.shape == (300, 6000)
+    assert 3000 <= np.argmax(scores.mean(axis=0)) < 3300
+    assert pixels(tmp_path / "out" / "maps" / "long.png").shape == (round(300 * PNG_SIDE_PX / 6000), PNG_SIDE_PX, 3)
+
+
+def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(tmp_path: Path) -> None:
+    settings = score_settings(encoder=EncoderSettings(model="embedded"))
+    result = write_category(tmp_path, "parts", without_labels(usual(2, 2)), settings)
+    told: list[tuple[int, int]] = []
+    (tmp_path / "out").mkdir()
+    write_score_outputs(
+        tmp_path / "out",
+        settings=settings,
+        category=result,
+        failures=[],
+        versions={},
+        notes=["Four images."],
+        on_progress=lambda done, of: told.append((done, of)),
+    )
+    assert told == [(n, 4) for n in range(1, 5)]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Embedded model." in page
+    assert "Four images." in page
+    assert "F1max" not in page.split('id="definitions"')[0]
+
+
+def test_a_lost_image_is_named(tmp_path: Path) -> None:
+    settings = score_settings()
+    result = write_category(tmp_path, "parts", without_labels(usual(2, 0)), settings)
+    result.images[0].path.unlink()
+    with pytest.raises(InputError, match=result.images[0].path.name):
+        write(tmp_path / "out", result, settings)

@@ -1,0 +1,80 @@
+"""Images made by rule: pure functions of their generator, two halves that share nothing, masks that are the defect."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.random import Generator
+
+from zsad.pretrain import draw
+from zsad.procedural import LEAST_AREA, LEAST_CHANGE, Look, coloured, defects, kinds, make, spoil
+
+SIZE_PX = 96
+EVERY_KIND = [(half, kind, surface) for half in ("train", "held_out") for kind, surface in kinds(half)]
+EVERY_DEFECT = [(half, name) for half in ("train", "held_out") for name in defects(half)]
+
+
+def test_halves_share_no_kind_and_no_defect() -> None:
+    train, held_out = ({name for name, _ in kinds(half)} for half in ("train", "held_out"))
+    assert not train & held_out
+    assert not set(defects("train")) & set(defects("held_out"))
+    for half in ("train", "held_out"):
+        assert {surface for _, surface in kinds(half)} == {True, False}
+
+
+def test_what_is_learned_from_is_of_the_training_half_alone() -> None:
+    drawn = [draw(3, number, "train") for number in range(40)]
+    names = {name for name, _ in kinds("train")}
+    assert {made.kind for made in drawn} <= names
+    assert {made.defect for made in drawn} <= {"", *defects("train")}
+    assert any(made.defect for made in drawn)
+    assert any(not made.defect for made in drawn)
+
+
+def test_an_image_is_a_function_of_seed_and_number() -> None:
+    first, again, other = draw(0, 5, "train"), draw(0, 5, "train"), draw(0, 6, "train")
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.parametrize(("half", "kind", "surface"), EVERY_KIND)
+def test_every_kind_is_drawn_within_range_and_varies(half: str, kind: str, surface: bool) -> None:
+    del half
+    look = Look(kind, surface, 11)
+    one, two = (make(np.random.default_rng(seed), SIZE_PX, look=look) for seed in (1, 2))
+    for made in (one, two):
+        assert made.image.shape == (SIZE_PX, SIZE_PX, 3)
+        assert made.image.dtype == np.float32
+        assert 0 <= made.image.min() <= made.image.max() <= 1
+        assert made.image.std() > 0.004
+        assert not made.mask.any()
+    assert not np.array_equal(one.image, two.image)
+
+
+@pytest.mark.parametrize(("half", "name"), EVERY_DEFECT)
+def test_a_mask_is_where_the_image_changed_and_lies_in_the_region(half: str, name: str) -> None:
+    size = SIZE_PX
+    rng = np.random.default_rng(3)
+    ramp = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (size, size // 16))
+    clean = coloured(np.random.default_rng(1), ramp)
+    region = np.zeros((size, size), bool)
+    region[16:80, 16:80] = True
+    defect = dict(defects(half))[name]  # type: ignore[arg-type]
+    image, mask = spoil(rng, clean, region, defect)
+    assert mask.mean() >= LEAST_AREA
+    assert np.abs(image - clean)[~mask].max() <= LEAST_CHANGE
+    assert np.abs(image - clean).max(-1)[mask].min() > LEAST_CHANGE
+    outside = mask.copy()
+    outside[8:88, 8:88] = False  # a hole's bright rim may reach over the edge by some pixels, no further
+    assert not outside.any()
+
+
+def test_a_defect_that_never_shows_is_an_error() -> None:
+    def nothing(rng: Generator, image: np.ndarray, region: np.ndarray) -> np.ndarray:
+        del rng, region
+        return image
+
+    clean = np.full((32, 32, 3), 0.5, np.float32)
+    with pytest.raises(ValueError, match="does not show"):
+        spoil(np.random.default_rng(0), clean, np.ones((32, 32), bool), nothing)

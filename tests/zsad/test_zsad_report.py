@@ -1,0 +1,667 @@
+"""The report, from scored sets with known figures: what it says, what it never says, and what it picks."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html.parser
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from medad.errors import InputError
+from tests.zsad.scored_sets import (
+    BACKGROUND,
+    Drawn,
+    defect_patches,
+    usual,
+    without_labels,
+    write_category,
+    write_json,
+    zsad_settings,
+)
+from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
+from zsad.evaluation import CategoryEvaluation
+from zsad.published import CATEGORIES
+from zsad.report import SCALE_QUANTILES, write_report
+from zsad.report_data import CategoryResult, Failed
+from zsad.report_document import METRICS, WITHHELD, Stat
+from zsad.report_figures import pick_images, statistic
+
+HOSTILE = "<script>alert('x')<!--& \"quoted\""
+AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
+"""Of `usual()` by its class scores: the pairs in which the anomalous image scores higher."""
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of the report: text, attributes, elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.labels: list[str] = []
+        """Texts of th and dt."""
+        self.styles = ""
+        self._open: list[str] = []
+        self._words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == [], "every element is closed"
+        self.words = " ".join(" ".join(self._words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        assert not any(name.startswith("on") for name in values), "no event handlers"
+        if tag == "img":
+            self.images.append(values)
+        if tag in ("th", "dt"):
+            self.labels.append("")
+        self.links.extend(value for name, value in attrs if name in ("href", "src", "action", "data") and value)
+        self.ids.extend(value for name, value in attrs if name == "id" and value)
+        if tag not in ("img", "meta", "br", "link"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            self.styles += data
+            return
+        self._words.append(data)
+        if {"th", "dt"} & set(self._open):
+            self.labels[-1] += f" {data}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    html: str
+    page: Page
+    json: Any
+    folder: Path
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        with (self.folder / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+Report = Callable[..., Written]
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    def write(
+        categories: Sequence[CategoryResult] = (),
+        failures: Sequence[Failed] = (),
+        settings: ZsadSettings | None = None,
+        **changes: Any,
+    ) -> Written:
+        out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
+        out.mkdir()
+        arguments: dict[str, Any] = {"versions": {"adflows": "0.2.0"}, "notes": []}
+        write_report(
+            out,
+            settings=settings or zsad_settings(),
+            categories=categories,
+            failures=failures,
+            **(arguments | changes),
+        )
+        text = (out / "report.html").read_text(encoding="utf-8")
+        return Written(text, Page(text), json.loads((out / "report.json").read_text(encoding="utf-8")), out)
+
+    return write
+
+
+def of_variant(document: Any, category: int, variant: str) -> Any:
+    return next(one for one in document["categories"][category]["variants"] if one["variant"] == variant)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_known_figures_reach_page_json_and_csv(report: Report, tmp_path: Path) -> None:
+    done = report([write_category(tmp_path, "screw", usual(), zsad_settings())])
+    text = of_variant(done.json, 0, "text")
+    stat = text["metrics"]["image_auroc"]
+    assert stat["mean"] == pytest.approx(AUROC_OF_USUAL, abs=1e-12)
+    assert (stat["sd"], stat["seeds"]) == (0.0, 2)
+    assert f"{100 * AUROC_OF_USUAL:.1f} ± 0.0" in done.page.words
+    row = next(row for row in done.table("results.csv") if row["variant"] == "text" and row["seed"] == "1")
+    assert float(row["image_auroc"]) == pytest.approx(AUROC_OF_USUAL, abs=1e-12)
+    assert (row["normal"], row["anomalous"]) == ("6", "4")
+
+
+def test_everything_is_what_the_evaluation_measured(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(seeds=(3, 1, 2))
+    # every seed has scores of its own, so nothing can be mixed up unseen
+    results = [
+        write_category(tmp_path, name, usual(6, n), settings, shift=lambda seed: seed / 8)
+        for name, n in [("tile10", 4), ("tile2", 5)]
+    ]
+    done = report(results[::-1], settings=settings)
+    assert [one["name"] for one in done.json["categories"]] == ["tile2", "tile10"]
+    assert done.json["seeds"] == [1, 2, 3]
+    for result, shown in zip(results[::-1], done.json["categories"], strict=True):
+        for figures in shown["variants"]:
+            for seed, folder in result.evaluated.items():
+                measured = CategoryEvaluation.load(folder).variants[figures["variant"]]
+                here = figures["seeds"][str(seed)]
+                for group, values in (("image", measured.image), ("pixel", measured.pixel)):
+                    assert values is not None
+                    for key in ("auroc", "ap", "f1max", "aupro", "pro_200"):
+                        if f"{group}_{key}" in METRICS:
+                            assert here["metrics"][f"{group}_{key}"] == getattr(values, key)
+                assert measured.threshold is not None
+                assert here["deployable_threshold"] == measured.threshold.value
+                assert (here["flagged"], here["found"]) == (measured.threshold.flagged, measured.threshold.found)
+                row = next(
+                    row
+                    for row in done.table("results.csv")
+                    if (row["category"], row["variant"], row["seed"]) == (shown["name"], figures["variant"], str(seed))
+                )
+                for key in METRICS:
+                    assert float(row[key]) == here["metrics"][key]
+            thresholds = [figures["seeds"][str(seed)]["deployable_threshold"] for seed in (1, 2, 3)]
+            assert figures["deployable_threshold"]["mean"] == pytest.approx(np.mean(thresholds), rel=1e-12)
+            assert figures["deployable_threshold"]["sd"] == pytest.approx(np.std(thresholds, ddof=1), rel=1e-9)
+
+
+def test_macro_mean_is_of_categories_and_leaves_out_what_is_undefined(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings()
+    perfect = [Drawn("good/0", False, 0.1), Drawn("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
+    done = report(
+        [
+            write_category(tmp_path, "a", usual(), settings),
+            write_category(tmp_path, "b", perfect, settings),
+            write_category(tmp_path, "c", usual(5, 0), settings),
+        ]
+    )
+    text = done.json["macro"][0]
+    # two categories of very different sizes count the same: no pooling
+    assert text["metrics"]["image_auroc"]["mean"] == pytest.approx((AUROC_OF_USUAL + 1) / 2, abs=1e-12)
+    assert text["categories"]["image_auroc"] == 2
+    assert of_variant(done.json, 2, "text")["metrics"]["image_auroc"] is None
+    assert "Only normal images: AUROC, AP and F1max are undefined." in done.page.words
+    assert "mean of 2 categories" in done.page.words
+
+
+def test_sd_is_over_seeds_of_the_macro_mean(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(evaluation=EvaluationSettings(threshold=0.605))
+    # at 0.605 seed 0 flags .61 .71 .81, seed 1 with its shift all of .51 and up: found 3 and 4 of 4
+    results = [write_category(tmp_path, name, usual(5, 4), settings, shift=lambda seed: seed / 10) for name in "ab"]
+    done = report(results, settings=settings)
+    f1 = [2 * 3 / (3 + 4), 2 * 4 / (4 + 4)]
+    assert done.json["macro"][0]["deployable_f1"]["mean"] == pytest.approx(np.mean(f1), rel=1e-12)
+    assert done.json["macro"][0]["deployable_f1"]["sd"] == pytest.approx(np.std(f1, ddof=1), rel=1e-12)
+    assert "A given threshold: 0.605." in done.page.words
+
+
+def test_one_seed_has_no_deviation(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(seeds=(4,))
+    done = report([write_category(tmp_path, "screw", usual(), settings)], settings=settings)
+    assert of_variant(done.json, 0, "text")["metrics"]["image_auroc"]["sd"] is None
+    assert re.search(r"\d ± \d", done.page.words) is None
+    assert "one seed: no deviation" in done.page.words
+    assert "with seed 4" in done.page.words
+
+
+def test_a_seed_that_one_category_lacks_is_in_no_mean_over_categories(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings()
+    whole, part = (write_category(tmp_path, name, usual(), settings) for name in "ab")
+    part = dataclasses.replace(part, evaluated={1: part.evaluated[1]}, scores={1: part.scores[1]})
+    done = report([whole, part])
+    assert done.json["macro"][0]["metrics"]["image_auroc"]["seeds"] == 1
+    assert [one["shown_seed"] for one in done.json["categories"]] == [0, 1]
+    assert "Shown with seed 1." in done.page.words
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=8))
+def test_statistic_is_mean_and_sample_deviation(values: list[float]) -> None:
+    stat = statistic(values)
+    if not values:
+        assert stat is None
+        return
+    assert stat is not None
+    assert stat.mean == pytest.approx(np.mean(values), abs=1e-9, rel=1e-9)
+    assert (stat.sd is None) == (len(values) == 1)
+    if stat.sd is not None:
+        assert stat.sd == pytest.approx(np.std(values, ddof=1), abs=1e-6, rel=1e-6)
+    assert statistic([*values, None]) is None
+
+
+def test_equal_values_have_no_deviation_at_all() -> None:
+    assert statistic([0.1] * 6) == Stat(mean=0.1, sd=0.0, seeds=6)
+
+
+# ---------------------------------------------------------------- the papers' figures, oracle thresholds, notices
+
+
+def test_published_rows_stand_beside_ours_and_say_whose_they_are(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(published="mvtec")
+    results = [write_category(tmp_path, name, usual(2, 2), settings) for name in CATEGORIES["mvtec"]]
+    done = report(results, settings=settings)
+    words = done.page.words
+    for figure in ("91.6 ± 0.0", "71.8 ± 0.4", "93.1 ± 0.6", "97.8"):
+        assert figure in words
+    assert words.count("table 3 (6 seeds); not our result") == 2 + 2 + 2  # text and joint twice, two others once
+    assert done.json["published"]["comparable"] is True
+    assert not done.json["notices"]
+    # their PRO is the loop's, so it stands in our column of that name, which is the last
+    row = re.search(r"<tr class=\"paper\"><td>published: text<br>.*?</tr>", done.html, re.DOTALL)
+    assert row is not None
+    cells = re.findall(r"<td>([^<]*)</td>", row.group(0))
+    assert cells[:8] == ["91.6 ± 0.0", "96.4 ± 0.0", "92.9 ± 0.1", "85.3 ± 0.0", "–", "29.1 ± 0.1", "–", "71.8 ± 0.4"]
+
+
+def test_without_the_loop_their_pro_stands_under_aupro(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(published="visa", evaluation=EvaluationSettings(pro_200=False))
+    done = report([write_category(tmp_path, "candle", usual(), settings)], settings=settings)
+    row = re.search(r"<tr class=\"paper\"><td>published: Dual-image<.*?</tr>", done.html, re.DOTALL)
+    assert row is not None
+    assert re.findall(r"<td>([^<]*)</td>", row.group(0))[:7] == ["82.6", "84.2", "81.0", "94.8", "–", "23.5", "78.6"]
+    assert "200 thresholds" not in " ".join(done.page.labels[:30])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "reason"),
+    [
+        (EncoderSettings(model="embedded"), "this run with another encoder"),
+        (EncoderSettings(seed=3), "the encoder has random weights"),
+        (EncoderSettings(tag="laion400m_e31"), "this run with laion400m_e31"),
+        (EncoderSettings(tag="laion400m_e32"), "the 15 categories of MVTec AD, of which 1 is here"),
+    ],
+)
+def test_a_run_that_does_not_compare_says_so(
+    report: Report, tmp_path: Path, encoder: EncoderSettings, reason: str
+) -> None:
+    settings = zsad_settings(published="mvtec", encoder=encoder)
+    done = report([write_category(tmp_path, "screw", usual(), settings)], settings=settings)
+    assert done.json["published"]["comparable"] is False
+    assert reason in done.page.words
+    assert done.page.words.index(reason) < done.page.words.index("image AUROC")
+
+
+def test_nothing_published_where_nothing_was_asked_for(report: Report, tmp_path: Path) -> None:
+    done = report([write_category(tmp_path, "screw", usual(), zsad_settings())])
+    assert "published" not in done.page.words.split("Settings")[0]
+    assert done.json["published"] is None
+
+
+@pytest.mark.parametrize("images", ["labelled", "unlabelled"])
+def test_random_weights_and_the_embedded_model_are_told_at_the_top(report: Report, tmp_path: Path, images: str) -> None:
+    drawn = usual() if images == "labelled" else without_labels(usual())
+    for name, encoder, text in (
+        ("seeded", EncoderSettings(seed=0), "Random weights. The encoder was never trained"),
+        ("own", EncoderSettings(model="embedded"), "Embedded model."),
+    ):
+        settings = zsad_settings(encoder=encoder)
+        result = write_category(tmp_path / name, "screw", drawn, settings, random_weights=name == "seeded")
+        done = report([result], settings=settings)
+        assert done.page.words.index(text) < done.page.words.index("Deployable threshold")
+        assert done.page.words.index(text) < done.page.words.index("was used for training")
+        # even where nothing came of it
+        assert text in report([], [Failed("screw", "", "text", "no room")], settings=settings).page.words
+
+
+def test_f1max_is_never_shown_without_the_word_oracle(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(published="mvtec")
+    done = report([write_category(tmp_path, "screw", usual(), settings)], settings=settings)
+    found = [match.start() for match in re.finditer("F1max", done.page.words)]
+    assert len(found) > 5
+    for place in found:
+        # the sentence about classes that are missing shows no figure
+        near = done.page.words[max(0, place - 30) : place + 60]
+        assert "oracle" in near or "undefined" in near
+    assert sum("F1max" in label for label in done.page.labels) == sum(
+        "F1max" in label and "oracle" in label for label in done.page.labels
+    )
+    assert {key for key in done.json["metrics"] if "f1max" in key} == {"image_f1max", "pixel_f1max"}
+    assert all("oracle" in title for key, title in done.json["metrics"].items() if "f1max" in key)
+
+
+def test_deployable_threshold_and_what_it_finds(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text",)))
+    done = report([write_category(tmp_path, "screw", usual(), settings)], settings=settings)
+    # the 0.9 quantile of ten scores, linear, lies a tenth of the way from the ninth to the tenth
+    (category,) = done.json["categories"]
+    figures = category["variants"][0]["seeds"]["0"]
+    assert figures["deployable_threshold"] == pytest.approx(0.71 + 0.1 * 0.1, abs=1e-6)
+    assert (figures["flagged"], figures["found"], figures["false_alarms"]) == (1, 1, 0)
+    assert figures["deployable_f1"] == pytest.approx(2 / 5)
+    assert "0.72 1 1 of 4 0 of 6 40.0" in done.page.words
+    assert "The 90 % quantile" in done.page.words
+
+
+# ---------------------------------------------------------------- less than everything
+
+
+def test_without_labels_nothing_is_claimed(report: Report, tmp_path: Path) -> None:
+    done = report([write_category(tmp_path, "new", without_labels(usual(20, 10)), zsad_settings())])
+    assert "nothing here says how good the scores are" in done.page.words
+    assert done.json["macro"] == []
+    (category,) = done.json["categories"]
+    assert (category["normal"], category["anomalous"], category["unlabelled"]) == (0, 0, 30)
+    assert [one["rank"] for one in category["shown"]] == ["highest"] * 4 + ["median", "lowest"]
+    assert not any("AUROC" in label for label in done.page.labels[: done.page.labels.index(" category") + 6])
+    listed = re.findall(r"<tr><td>((?:good|scratch)/\d+)</td><td>([\d.]+)</td>", done.html)
+    assert len(listed) == 20
+    scores = [float(score) for _, score in listed]
+    assert scores == sorted(scores, reverse=True)
+    assert "20 of 30; all are in scores.csv" in done.page.words
+
+
+def test_labels_without_masks(report: Report, tmp_path: Path) -> None:
+    drawn = [dataclasses.replace(one, has_mask=False) for one in usual()]
+    done = report([write_category(tmp_path, "screw", drawn, zsad_settings())])
+    text = of_variant(done.json, 0, "text")["metrics"]
+    assert text["image_auroc"]["mean"] == pytest.approx(AUROC_OF_USUAL)
+    assert [text[key] for key in METRICS if key.startswith("pixel")] == [None] * 5
+    assert "no mask" in done.page.words
+    assert not any(shown["masked"] for shown in done.json["categories"][0]["shown"])
+
+
+def test_only_anomalous_images(report: Report, tmp_path: Path) -> None:
+    done = report([write_category(tmp_path, "screw", usual(0, 4), zsad_settings())])
+    assert of_variant(done.json, 0, "text")["metrics"]["image_auroc"] is None
+    assert "Only anomalous images" in done.page.words
+
+
+def test_one_image(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(score=ScoreSettings(variants=("text",)))
+    (tmp_path / "a").mkdir()
+    done = report([write_category(tmp_path / "a", "x", [Drawn("good/0", False, 0.5)], settings)], settings=settings)
+    assert "too few images" in done.page.words
+    assert [one["rank"] for one in done.json["categories"][0]["shown"]] == ["highest normal"]
+    assert done.json["categories"][0]["shown"][0]["flagged"] is None
+
+
+def test_nothing_succeeded(report: Report) -> None:
+    failed = [Failed("screw", "bad/3", "encode", "the image is broken", "3.png"), Failed("nut", "", "text", "no", "")]
+    done = report([], failed)
+    assert "No image was scored." in done.page.words
+    assert "screw bad/3 encode 3.png the image is broken" in done.page.words
+    assert "nut the whole category text" in done.page.words
+    assert (done.json["macro"], done.json["categories"], done.json["colour_scale"]) == ([], [], None)
+    assert not (done.folder / "preview.png").exists()
+    assert done.table("scores.csv") == []
+    assert "No image was scored." in report().page.words
+
+
+def test_a_mask_that_cannot_be_used_is_named_and_not_drawn(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings()
+    result = write_category(tmp_path, "screw", usual(), settings)
+    broken = next(image for image in result.images if image.id == "scratch/0")
+    assert broken.mask is not None
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(broken.mask)
+    from zsad.evaluation import evaluate_category
+
+    for seed in settings.seeds:
+        evaluate_category(
+            result.images,
+            result.features,
+            result.scores[seed],
+            settings.score.variants,
+            settings.evaluation,
+            result.evaluated[seed],
+        )
+    done = report([result])
+    assert "scratch/0: left out of the pixel figures" in done.page.words
+    (category,) = done.json["categories"]
+    assert [one["id"] for one in category["mask_problems"]] == ["scratch/0"]
+    assert {one["id"]: one["masked"] for one in category["shown"]}["scratch/0"] is False
+
+
+def test_images_without_scores_are_passed_over(report: Report, tmp_path: Path) -> None:
+    result = write_category(tmp_path, "screw", usual(), zsad_settings())
+    extra = dataclasses.replace(result.images[0], id="good/broken", sha256="0" * 64)
+    done = report([dataclasses.replace(result, images=(extra, *result.images))])
+    assert len(done.json["categories"][0]["images"]) == 10
+
+
+def test_equal_files_under_two_names_are_two_images(report: Report, tmp_path: Path) -> None:
+    result = write_category(tmp_path, "screw", usual(), zsad_settings())
+    twin = dataclasses.replace(result.images[0], id="good/copy")
+    done = report([dataclasses.replace(result, images=(*result.images, twin))])
+    assert len(done.json["categories"][0]["images"]) == 11
+    assert {row["id"] for row in done.table("scores.csv")} >= {"good/copy", "good/0"}
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_one_scale_for_all_categories_from_all_patches(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings()
+    dim, bright = (
+        usual(3, 1),
+        [Drawn("good/0", False, 0.2), Drawn("hole/0", True, 0.9, peak=4.0, defect=(0, 64, 0, 64))],
+    )
+    done = report([write_category(tmp_path, "a", dim, settings), write_category(tmp_path, "b", bright, settings)])
+    # joint: lambda_1 A_V + lambda_text A_L, which are equal here
+    patches = np.concatenate([2 * defect_patches(drawn).ravel() for drawn in [*dim, *bright]])
+    low, high = np.quantile(patches, SCALE_QUANTILES)
+    scale = done.json["colour_scale"]
+    assert (scale["low"], scale["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert scale["low"] == 2 * BACKGROUND
+    assert (scale["variant"], scale["seed"]) == ("joint", 0)
+    assert "one scale for all heat maps of this report" in done.page.words
+
+
+def test_picked_images_are_the_known_ones_and_show_their_reference(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("joint", "text")))
+    done = report([write_category(tmp_path, "screw", usual(5, 5), settings)], settings=settings)
+    (category,) = done.json["categories"]
+    assert [(one["rank"], one["id"]) for one in category["shown"]] == [
+        ("highest anomalous", "scratch/4"),
+        ("median anomalous", "scratch/2"),
+        ("lowest anomalous", "scratch/0"),
+        ("lowest anomalous", "scratch/1"),
+        ("highest normal", "good/4"),
+        ("highest normal", "good/3"),
+        ("median normal", "good/2"),
+    ]
+    # the text's score has nothing to do with a reference
+    assert {one["reference"] for one in category["shown"]} == {None}
+    joint = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text", "joint")))
+    shown = report([write_category(tmp_path / "j", "screw", usual(5, 5), joint)], settings=joint).json["categories"][0][
+        "shown"
+    ]
+    order = [drawn.id for drawn in usual(5, 5)]
+    for one in shown:
+        assert one["reference"] == order[(order.index(one["id"]) + 1) % len(order)]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([True, False, None])), max_size=12),
+    st.integers(1, 3),
+)
+def test_picked_images_are_extremes_and_each_is_picked_once(
+    images: list[tuple[float, bool | None]], misses: int
+) -> None:
+    ids = [f"i/{i}" for i in range(len(images))]
+    scores, labels = [score for score, _ in images], [label for _, label in images]
+    picked = pick_images(ids, scores, labels, misses)
+    indices = [index for _, index in picked]
+    assert len(set(indices)) == len(indices) <= 3 + 2 * misses
+    assert bool(picked) == bool(images)
+    bad = [score for score, label in images if label]
+    good = [score for score, label in images if label is False]
+    got = {rank: scores[index] for rank, index in reversed(picked)}
+    if bad:
+        assert got["highest anomalous"] == max(bad)
+        # nobody who was not picked is a worse miss
+        rest = [scores[i] for i, label in enumerate(labels) if label and i not in indices]
+        assert all(scores[i] <= min(rest) for rank, i in picked if rank == "lowest anomalous" and rest)
+    if good:
+        assert max(scores[i] for i in indices if labels[i] is False) == max(good)
+    if bad or good:
+        assert all(labels[i] is not None for i in indices)
+
+
+def test_the_page_of_2000_images_has_no_more_pictures_than_that_of_20(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text",)))
+    few = report([write_category(tmp_path / "few", "a", without_labels(usual(15, 5)), settings)], settings=settings)
+    rng = np.random.default_rng(0)
+    drawn = [Drawn(f"x{i}", None, float(rng.random()), has_mask=False) for i in range(2000)]
+    many = report([write_category(tmp_path / "many", "a", drawn, settings)], settings=settings)
+    assert len(many.page.images) == len(few.page.images) == 1 + 6
+    assert len(many.html) < 1.25 * len(few.html)
+    assert len(many.table("scores.csv")) == len(many.json["categories"][0]["images"]) == 2000
+
+
+# ---------------------------------------------------------------- self-contained, safe, private, repeatable
+
+
+def test_page_needs_nothing_from_outside(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(published="mvtec")
+    done = report(
+        [write_category(tmp_path, name, usual(), settings) for name in "ab"],
+        [Failed("a", "x", "encode", "bad")],
+        settings=settings,
+    )
+    for link in done.page.links:
+        assert link.startswith(("data:", "#"))
+        if link.startswith("#"):
+            assert link[1:] in done.page.ids
+    assert not {"script", "link", "iframe", "object", "embed", "form"} & set(done.page.tags)
+    assert done.page.styles.count("url(") == done.page.styles.count("url(data:")
+    assert "@import" not in done.page.styles
+    assert all(image.get("alt") for image in done.page.images)
+    assert len(done.page.ids) == len(set(done.page.ids))
+
+
+def test_text_from_outside_stays_text(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(data=ImagesSettings(root="samples:x", category=HOSTILE))
+    result = write_category(
+        tmp_path, HOSTILE, [Drawn(HOSTILE, True, 0.5), Drawn("good/0", False, 0.4)], settings, model=HOSTILE
+    )
+    done = report(
+        [result],
+        [Failed(HOSTILE, HOSTILE, HOSTILE, HOSTILE, "x.png")],
+        settings=settings,
+        notes=[HOSTILE],
+        versions={HOSTILE: HOSTILE},
+    )
+    assert "script" not in done.page.tags
+    assert "<script" not in done.html
+    assert done.page.words.count("alert('x')") >= 10
+
+
+def test_no_path_goes_in(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(
+        data=ImagesSettings(root="/srv/SECRET/line", masks="SECRET/masks"),
+        encoder=EncoderSettings(weights="/srv/SECRET/vit.safetensors"),
+        adapt={"textures": "/srv/SECRET/dtd"},
+    )
+    done = report(
+        [write_category(tmp_path, "a", usual(), settings)],
+        [Failed("a", "x", "encode", "cannot read /srv/SECRET/x.png (bad)", "/srv/SECRET/x.png")],
+        settings=settings,
+        notes=["from ~/SECRET/x"],
+    )
+    tables = "".join((done.folder / name).read_text(encoding="utf-8") for name in ("results.csv", "scores.csv"))
+    both = done.html + json.dumps(done.json) + tables
+    assert both.count("SECRET") == 0
+    assert str(tmp_path) not in both
+    assert done.json["failures"][0]["rule"] == f"cannot read {WITHHELD} (bad)"
+    assert done.json["failures"][0]["file"] == "x.png"
+    assert done.json["settings"]["encoder"]["weights"] == "vit.safetensors"
+
+
+def test_opaque_ids_hide_file_names_too(report: Report) -> None:
+    settings = zsad_settings(data=ImagesSettings(root="x", opaque_ids=True))
+    done = report([], [Failed("a", "image-3fa9", "encode", "truncated", "Order-4711.png")], settings=settings)
+    assert "Order" not in done.html
+    assert done.json["failures"][0]["file"] == ""
+
+
+def test_names_that_are_no_text_are_written_all_the_same(report: Report, tmp_path: Path) -> None:
+    # a file name of bytes that are no UTF-8, as the file system hands it over
+    result = write_category(tmp_path, "a", [Drawn("one", None, 0.5), Drawn("two", None, 0.6)], zsad_settings())
+    odd = dataclasses.replace(result.images[0], id="caf\udce9")
+    done = report([dataclasses.replace(result, images=(odd, result.images[1]))], [Failed("a", "\udcff", "x", "y")])
+    assert done.json["categories"][0]["images"][0]["id"] == "caf\\udce9"
+    assert "caf\\udce9" in done.page.words
+
+
+def test_equal_inputs_give_equal_bytes_in_any_order_and_place(report: Report, tmp_path: Path) -> None:
+    def run(root: Path, step: int) -> list[bytes]:
+        settings = zsad_settings()
+        results = [write_category(root, f"tile-{n}", usual(), settings) for n in (1, 2, 11)]
+        results = [dataclasses.replace(one, images=one.images[::step]) for one in results]
+        failures = [Failed("tile-1", f"x/{n}", "encode", "bad") for n in (7, 8)]
+        done = report(results[::step], failures[::step], settings=settings)
+        names = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv")
+        return [(done.folder / name).read_bytes() for name in names]
+
+    assert run(tmp_path / "here", 1) == run(tmp_path / "elsewhere", -1)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "features/index.json",
+        "text/text.json",
+        "scores-0/scores.json",
+        "scores-0/scores.safetensors",
+        "evaluated-1/metrics.json",
+        "evaluated-0/curves.json",
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"", b"[]"])
+def test_damaged_results_are_named_and_leave_nothing(
+    report: Report, tmp_path: Path, damaged: str, content: bytes | None
+) -> None:
+    result = write_category(tmp_path, "a", usual(2, 2), zsad_settings())
+    path = tmp_path / "a" / damaged
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=path.name):
+        report([result])
+    assert not list((tmp_path / "out-0").iterdir())
+
+
+def test_an_evaluation_of_other_variants_is_refused(report: Report, tmp_path: Path) -> None:
+    result = write_category(tmp_path, "a", usual(2, 2), zsad_settings(score=ScoreSettings(variants=("text",))))
+    with pytest.raises(InputError, match="no variant joint"):
+        report([result])
+
+
+def test_scores_csv_holds_every_image_variant_and_seed(report: Report, tmp_path: Path) -> None:
+    done = report([write_category(tmp_path, "a", usual(), zsad_settings())])
+    rows = done.table("scores.csv")
+    assert len(rows) == 10 * 2 * 2
+    found = {(row["id"], row["variant"], int(row["seed"])): row for row in rows}
+    for image in done.json["categories"][0]["images"]:
+        for variant, seeds in image["scores"].items():
+            for seed, score in seeds.items():
+                row = found[image["id"], variant, int(seed)]
+                assert float(row["score"]) == score
+                assert row["anomalous"] == str(int(image["anomalous"]))
+                assert row["flagged"] == str(int(score >= float(row["threshold"])))
+
+
+def test_preview_is_a_picture_of_the_first_categories(report: Report, tmp_path: Path) -> None:
+    done = report([write_category(tmp_path, f"c{n}", usual(2, 2), zsad_settings()) for n in range(6)])
+    with Image.open(done.folder / "preview.png") as picture:
+        assert picture.width == 3 * 256 + 8
+        assert picture.height > 4 * 256
+        assert picture.height < 5 * 256 + 200
+
+
+def test_text_json_without_counts_is_no_obstacle(report: Report, tmp_path: Path) -> None:
+    result = write_category(tmp_path, "a", usual(2, 2), zsad_settings())
+    write_json(result.text / "text.json", {"category": "a"})
+    assert report([result]).json["categories"][0]["prompts_per_side"] is None

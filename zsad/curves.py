@@ -1,0 +1,155 @@
+"""Exact ROC, precision-recall and PRO curves from sorted scores, ties and all.
+
+Between two scores of positives nothing but the number of false positives changes, so the curves are known from what
+lies above and at each *distinct score of a positive*. Only positives are kept; negatives are counted and dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
+
+MAX_POINTS = 400
+"""Points of a curve that is drawn; the figures never come from thinned curves."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What lies at and above each distinct score of a positive, from the highest down."""
+
+    thresholds: Float[np.ndarray, " k"]
+    """The distinct scores, falling. "At t" below means score >= t."""
+    true_positives: Int64[np.ndarray, " k"]
+    """Positives at t; the last is all of them."""
+    false_positives: Int64[np.ndarray, " k"]
+    """Negatives at t."""
+    false_positives_above: Int64[np.ndarray, " k"]
+    """Negatives with score > t; differs from `false_positives` where positives and negatives tie."""
+    negatives: int
+
+    @property
+    def positives(self) -> int:
+        return int(self.true_positives[-1]) if self.true_positives.size else 0
+
+
+@dataclass(frozen=True)
+class Points:
+    """A curve to draw, in order; both axes 0..1."""
+
+    x: Float64[np.ndarray, " n"]
+    y: Float64[np.ndarray, " n"]
+
+
+def count(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> Counts:
+    """Counts of scores that are all at hand. Raises ValueError for a score that is NaN or infinite."""
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is NaN or infinite")
+    thresholds, each = np.unique(scores[positive], return_counts=True)
+    negatives = np.sort(scores[~positive])
+    thresholds, each = thresholds[::-1].copy(), each[::-1]
+    return Counts(
+        thresholds,
+        np.cumsum(each, dtype=np.int64),
+        negatives.size - np.searchsorted(negatives, thresholds, side="left").astype(np.int64),
+        negatives.size - np.searchsorted(negatives, thresholds, side="right").astype(np.int64),
+        int(negatives.size),
+    )
+
+
+def auroc(counts: Counts) -> float | None:
+    """P(a positive scores higher than a negative) + half P(they tie), 0..1; None when either class is absent."""
+    pairs = counts.positives * counts.negatives
+    if not pairs:
+        return None
+    each = np.diff(counts.true_positives, prepend=0)
+    # twice the negatives below, ties counted once; the products stay exact as floats up to 2**53
+    below = 2 * counts.negatives - counts.false_positives - counts.false_positives_above
+    return min(1.0, float(np.sum(each * below.astype(np.float64))) / (2.0 * pairs))
+
+
+def average_precision(counts: Counts) -> float | None:
+    """Step sum of precision over rises of recall (not the trapezoid), 0..1; None without positives."""
+    if not counts.positives:
+        return None
+    precision = counts.true_positives / (counts.true_positives + counts.false_positives)
+    each = np.diff(counts.true_positives, prepend=0)
+    return min(1.0, float(np.sum(each * precision)) / counts.positives)
+
+
+def f1_max(counts: Counts) -> tuple[float, float] | None:
+    """Largest F1 = 2 TP / (2 TP + FP + FN) over all thresholds, and its threshold t (positive: score >= t).
+
+    Of equal F1 the highest threshold is given. An oracle: it is chosen with the labels. None without positives; with
+    one positive at least no denominator is 0.
+    """
+    if not counts.positives:
+        return None
+    f1 = 2 * counts.true_positives / (counts.true_positives + counts.false_positives + counts.positives)
+    best = int(np.argmax(f1))
+    return float(f1[best]), float(counts.thresholds[best])
+
+
+def aupro(counts: Counts, overlap: Float64[np.ndarray, " k"], max_fpr: float) -> float | None:
+    """Area under per-region overlap against the false positive rate up to `max_fpr`, divided by it, 0..1.
+
+    Parameters
+    ----------
+    counts
+        Of all pixels.
+    overlap
+        Mean over the regions of their share of pixels at each threshold, 0..1 (MVTec AD's definition).
+    max_fpr
+        End of the integral, 0 < max_fpr <= 1. The curve starts at (0, 0) and is interpolated at the end.
+
+    Returns
+    -------
+    None when there is no region or no negative pixel.
+    """
+    if not counts.positives or not counts.negatives:
+        return None
+    # two points a threshold: just above it (the overlap so far) and at it; in between, ties make the line slant
+    fpr = np.empty(2 * overlap.size + 2)
+    pro = np.empty_like(fpr)
+    fpr[0] = pro[0] = 0.0
+    fpr[1:-1:2] = counts.false_positives_above / counts.negatives
+    fpr[2:-1:2] = counts.false_positives / counts.negatives
+    pro[1:-1:2] = np.concatenate([[0.0], overlap[:-1]])
+    pro[2:-1:2] = overlap
+    fpr[-1] = pro[-1] = 1.0
+    inside = int(np.searchsorted(fpr, max_fpr, side="right"))
+    x, y = fpr[:inside], pro[:inside]
+    if inside < fpr.size:
+        # the first point past the end has a larger rate than the last one inside, so the slope is finite
+        slope = (pro[inside] - y[-1]) / (fpr[inside] - x[-1])
+        x, y = np.append(x, max_fpr), np.append(y, y[-1] + slope * (max_fpr - x[-1]))
+    return min(1.0, float(np.trapezoid(y, x)) / max_fpr)
+
+
+def roc_points(counts: Counts, max_points: int = MAX_POINTS) -> Points | None:
+    """False positive rate against recall, from (0, 0) to (1, 1); None when either class is absent."""
+    if not counts.positives or not counts.negatives:
+        return None
+    recall = np.concatenate([[0], counts.true_positives]) / counts.positives
+    x = np.stack([counts.false_positives_above, counts.false_positives], axis=1).ravel() / counts.negatives
+    y = np.stack([recall[:-1], recall[1:]], axis=1).ravel()
+    return _thin(np.concatenate([[0.0], x, [1.0]]), np.concatenate([[0.0], y, [1.0]]), max_points)
+
+
+def pr_points(counts: Counts, max_points: int = MAX_POINTS) -> Points | None:
+    """Recall against precision at the distinct scores of positives, recall rising; None without positives."""
+    if not counts.positives:
+        return None
+    precision = counts.true_positives / (counts.true_positives + counts.false_positives)
+    return _thin(counts.true_positives / counts.positives, precision, max_points)
+
+
+def _thin(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], max_points: int) -> Points:
+    """Points that lie evenly along the curve, its ends among them."""
+    if x.size > max_points:
+        along = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
+        chosen = np.searchsorted(along, np.linspace(0.0, along[-1], max_points))
+        chosen = np.unique(np.concatenate([[0], np.minimum(chosen, x.size - 1), [x.size - 1]]))
+        x, y = x[chosen], y[chosen]
+    return Points(x, y)

@@ -1,0 +1,361 @@
+"""Scores and maps of one category against its labels and masks.
+
+Figures belong to one category. Over categories their mean is taken (in the report); pixels are never pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medad.errors import InputError
+from medad.storage import atomic_path, reading
+from zsad import curves
+from zsad.config import EvaluationSettings, Variant
+from zsad.curves import Counts, Points
+from zsad.feature_store import FeatureStore
+from zsad.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
+from zsad.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
+from zsad.scorers.dual import Scores
+
+METRICS_FILE = "metrics.json"
+CURVES_FILE = "curves.json"
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """An image with what is known of it; `anomalous` is None without a label."""
+
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def anomalous(self) -> bool | None: ...
+    @property
+    def defect(self) -> str: ...
+    @property
+    def mask(self) -> Path | None: ...
+
+
+@runtime_checkable
+class PatchScores(Protocol):
+    """Fused scores of a category's images, by number."""
+
+    def image_score(self, variant: Variant) -> Float64[np.ndarray, " n"]: ...
+    def patch_map(self, i: int, variant: Variant) -> Float32[np.ndarray, "C g g"]: ...
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Threshold(_Record):
+    """A threshold that needs no labels. Images with score >= value are flagged."""
+
+    value: float
+    source: Literal["quantile", "given"]
+    quantile: float | None
+    """Of all image scores of the category, whatever their labels. None: the threshold was given."""
+    flagged: int
+    found: int | None
+    """Flagged images that are anomalous. None where not all have labels."""
+    false_alarms: int | None
+    f1: float | None
+    """F1 at this threshold. None without labels or without anomalous images."""
+
+
+class VariantEvaluation(_Record):
+    image: ImageMetrics | None
+    """None where not one image has a label."""
+    pixel: PixelMetrics | None
+    """None where no image has a label, or the anomalous ones have no masks."""
+    threshold: Threshold | None
+    """None for a quantile of so few images that less than one lies above it."""
+
+
+class ImageScore(_Record):
+    sha256: str
+    anomalous: bool | None
+    defect: str
+    scores: dict[Variant, float]
+
+
+class MaskProblem(_Record):
+    """An image left out of the pixel figures; its label still counts."""
+
+    sha256: str
+    rule: str
+
+
+class CategoryEvaluation(_Record):
+    """`metrics.json`: one category, one seed."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_version: Literal["adflows zsad evaluation 1"] = Field(default="adflows zsad evaluation 1", alias="schema")
+    seed: int
+    size_px: int
+    """Shorter side at which maps and masks were compared."""
+    max_fpr: float
+    images: tuple[ImageScore, ...]
+    variants: dict[Variant, VariantEvaluation]
+    problems: tuple[MaskProblem, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> CategoryEvaluation:
+        """Read it back. Raises InputError."""
+        return _load(cls, folder / METRICS_FILE)
+
+
+class Curve(_Record):
+    """Points of a drawn curve, both axes 0..1."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class CurvePair(_Record):
+    roc: Curve | None
+    """False positive rate, recall. None when a class is absent."""
+    pr: Curve | None
+    """Recall, precision. None without anomalous ones."""
+
+
+class CategoryCurves(_Record):
+    """`curves.json`: thinned curves of the last variant."""
+
+    variant: Variant
+    image: CurvePair | None
+    pixel: CurvePair | None
+
+    @classmethod
+    def load(cls, folder: Path) -> CategoryCurves:
+        """Read it back. Raises InputError."""
+        return _load(cls, folder / CURVES_FILE)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One image to judge: where its scores are, how its map is made, what is true."""
+
+    number: int
+    """In the scores."""
+    crops: Crops
+    mask: UInt8[np.ndarray, " bytes"] | None
+    """Packed bits at evaluation size. None: the pixel figures go without this image."""
+    shape_hw: tuple[int, int]
+    """Evaluation size."""
+
+
+def evaluate_category(
+    items: Sequence[Judged],
+    features: Path,
+    scores: Path,
+    variants: Sequence[Variant],
+    settings: EvaluationSettings,
+    out: Path,
+) -> None:
+    """Judge one seed's scores of one category; write `metrics.json` and `curves.json` into the existing folder `out`.
+
+    Parameters
+    ----------
+    items
+        The category's images. Those without features (broken files) are passed over.
+    features, scores
+        Folders of `encode_images` and `score_category`.
+    variants
+        Judged all; the last one's curves are kept.
+
+    Raises
+    ------
+    InputError
+        A file of features or scores is missing or damaged, or none of the images is in it.
+    """
+    store, scored = FeatureStore(features), Scores(scores)
+    evaluated, drawn = judge(
+        items,
+        seed=scored.index.seed,
+        crops={
+            image.sha256: (store.crops(number), (image.height, image.width))
+            for number, image in enumerate(store.images)
+        },
+        order=[image.sha256 for image in scored.index.images],
+        scores=scored,
+        variants=variants,
+        settings=settings,
+    )
+    _save(evaluated, out / METRICS_FILE)
+    _save(drawn, out / CURVES_FILE)
+
+
+def judge(
+    items: Sequence[Judged],
+    *,
+    seed: int,
+    crops: Mapping[str, tuple[Crops, tuple[int, int]]],
+    order: Sequence[str],
+    scores: PatchScores,
+    variants: Sequence[Variant],
+    settings: EvaluationSettings,
+) -> tuple[CategoryEvaluation, CategoryCurves]:
+    """As `evaluate_category`, of scores in memory.
+
+    Parameters
+    ----------
+    crops
+        By digest: how the image was cropped, and its own height and width.
+    order
+        Digests in the order of the scores.
+    """
+    numbers = {digest: number for number, digest in enumerate(order)}
+    known = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
+    if not known:
+        raise InputError("images", "none of them has scores")
+    images, problems = _with_masks(known, numbers, crops, settings)
+    image_scores = {variant: scores.image_score(variant)[[image.number for image in images]] for variant in variants}
+    labelled = np.array([item.anomalous is not None for item in known])
+    anomalous = np.array([bool(item.anomalous) for item in known])
+    masked = [image for image in images if image.mask is not None]
+    judged: dict[Variant, VariantEvaluation] = {}
+    drawn: CategoryCurves | None = None
+    for variant in variants:
+        own = image_scores[variant]
+        pixel = None
+        if _has_masks(known):
+            pixel = pixel_curves(
+                _maps_of(masked, scores, variant, settings), max_fpr=settings.max_fpr, pro_200=settings.pro_200
+            )
+        judged[variant] = VariantEvaluation(
+            image=image_metrics(own[labelled], anomalous[labelled]) if labelled.any() else None,
+            pixel=pixel.metrics if pixel else None,
+            threshold=deployable_threshold(own, anomalous if labelled.all() else None, settings),
+        )
+        drawn = CategoryCurves(
+            variant=variant,
+            image=_curves(curves.count(own[labelled], anomalous[labelled])) if labelled.any() else None,
+            pixel=_curves(pixel.counts) if pixel else None,
+        )
+    assert drawn is not None, "at least one variant"
+    evaluated = CategoryEvaluation(
+        seed=seed,
+        size_px=min(images[0].shape_hw),
+        max_fpr=settings.max_fpr,
+        images=tuple(
+            ImageScore(
+                sha256=item.sha256,
+                anomalous=item.anomalous,
+                defect=item.defect,
+                scores={variant: float(image_scores[variant][i]) for variant in variants},
+            )
+            for i, item in enumerate(known)
+        ),
+        variants=judged,
+        problems=tuple(problems),
+    )
+    return evaluated, drawn
+
+
+def deployable_threshold(
+    scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"] | None, settings: EvaluationSettings
+) -> Threshold | None:
+    """A threshold on image scores found without labels, and what it would flag; labels only tell how well it does.
+
+    None for a quantile of fewer than 1 / (1 - quantile) images: not one of them would lie above it.
+    """
+    if settings.threshold is not None:
+        value, quantile = settings.threshold, None
+    else:
+        quantile = settings.threshold_quantile
+        if scores.size * (1 - quantile) < 1 - 1e-9:
+            return None
+        value = float(np.quantile(scores, quantile))
+    flagged = scores >= value
+    found = int(np.count_nonzero(flagged & anomalous)) if anomalous is not None else None
+    f1 = None
+    if anomalous is not None and found is not None and anomalous.any():
+        f1 = 2 * found / (int(np.count_nonzero(flagged)) + int(np.count_nonzero(anomalous)))
+    return Threshold(
+        value=value,
+        source="given" if quantile is None else "quantile",
+        quantile=quantile,
+        flagged=int(np.count_nonzero(flagged)),
+        found=found,
+        false_alarms=None if found is None else int(np.count_nonzero(flagged)) - found,
+        f1=f1,
+    )
+
+
+def _has_masks(items: Sequence[Judged]) -> bool:
+    """Whether pixels can be judged: there are labels, and masks unless all is normal."""
+    anomalous = [item for item in items if item.anomalous]
+    return any(item.anomalous is not None for item in items) and (
+        not anomalous or any(item.mask is not None for item in anomalous)
+    )
+
+
+def _with_masks(
+    items: Sequence[Judged],
+    numbers: Mapping[str, int],
+    crops: Mapping[str, tuple[Crops, tuple[int, int]]],
+    settings: EvaluationSettings,
+) -> tuple[list[_Image], list[MaskProblem]]:
+    """Each mask is read once and kept as packed bits, 1/8 byte a pixel, for all variants and passes."""
+    images: list[_Image] = []
+    problems: list[MaskProblem] = []
+    for item in items:
+        own, image_hw = crops[item.sha256]
+        shape = own.canvas_hw if settings.size_px is None else scaled_hw(*own.canvas_hw, settings.size_px)
+        packed = None
+        if item.anomalous is False:
+            packed = np.packbits(np.zeros(shape, dtype=bool))
+        elif item.anomalous and item.mask is not None:
+            try:
+                mask = read_mask(item.mask, image_hw)
+                if not mask.any():
+                    raise InputError(item.mask, "the image counts as anomalous, but its mask is black")
+                packed = np.packbits(mask_to_canvas(mask, shape))
+            except InputError as error:
+                problems.append(MaskProblem(sha256=item.sha256, rule=error.rule))
+        images.append(_Image(numbers[item.sha256], own, packed, shape))
+    return images, problems
+
+
+def _maps_of(images: Sequence[_Image], scores: PatchScores, variant: Variant, settings: EvaluationSettings) -> Maps:
+    def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
+        for image in images:
+            patches = scores.patch_map(image.number, variant)
+            scored = merge_maps(patches, image.crops, settings.size_px, settings.smoothing_sigma_px)
+            assert image.mask is not None, "only masked images are listed"
+            yield scored, np.unpackbits(image.mask, count=scored.size).view(bool).reshape(scored.shape)
+
+    return source
+
+
+def _curves(counts: Counts) -> CurvePair:
+    def as_record(points: Points | None) -> Curve | None:
+        return None if points is None else Curve(x=tuple(points.x.tolist()), y=tuple(points.y.tolist()))
+
+    return CurvePair(roc=as_record(curves.roc_points(counts)), pr=as_record(curves.pr_points(counts)))
+
+
+def _save(record: BaseModel, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(record.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
+
+
+def _load(model: type[M], path: Path) -> M:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(path, f"not what this step reads: {where}: {first['msg']}") from error

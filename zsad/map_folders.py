@@ -1,0 +1,132 @@
+"""Metrics of any tool's maps: a folder of maps beside a folder of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from scipy import ndimage
+
+from medad.errors import InputError
+from zsad.config import EvaluationSettings
+from zsad.datasets import NORMAL_FOLDERS, ImageProblem, files_below
+from zsad.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
+from zsad.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
+
+MAP_SUFFIXES = (".npy", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Figures of a folder of maps."""
+
+    image: ImageMetrics
+    pixel: PixelMetrics
+    problems: list[ImageProblem]
+    """Maps and masks that were left out; their ids are paths without ending."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    map: Path
+    mask: UInt8[np.ndarray, " bytes"]
+    """Packed bits at evaluation size."""
+    score: float
+    anomalous: bool
+
+
+def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> Evaluated:
+    """Metrics of all maps of a folder, read one at a time (three times each).
+
+    Maps and masks are paired by path relative to their folders without ending; a mask's name may end in `_mask`. A
+    map's image is normal if its mask is black, or if it lies in a folder named good, normal or ok and has no mask.
+    Any other map without a mask is a problem, as is a mask without a map: a slip in a name must not make a defect
+    normal. An image's score is the largest value of its map.
+
+    A mask of another size is brought to the map's by nearest neighbour if both have the same shape up to rounding, or
+    if the map is square, as from tools that squash their input. `settings.size_px` then scales the shorter side of
+    both; None keeps the map's own size.
+
+    Raises
+    ------
+    InputError
+        A folder is missing, or no map can be used.
+    """
+    map_files = _by_stem(maps, MAP_SUFFIXES)
+    mask_files = {stem.removesuffix("_mask"): path for stem, path in _by_stem(masks, MASK_SUFFIXES).items()}
+    pairs: list[_Pair] = []
+    problems: list[ImageProblem] = []
+    for stem, path in map_files.items():
+        try:
+            pairs.append(_pair(path, Path(stem), mask_files.get(stem), settings))
+        except InputError as error:
+            problems.append(ImageProblem("", stem, error.path, error.rule))
+    problems += [
+        ImageProblem("", stem, mask_files[stem], "no map of this name")
+        for stem in sorted(set(mask_files) - set(map_files))
+    ]
+    if not pairs:
+        why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
+        raise InputError(maps, f"no map to evaluate ({', '.join(MAP_SUFFIXES)}){why}")
+
+    def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
+        for pair in pairs:
+            scored = _at_size(read_map(pair.map), settings)
+            yield scored, np.unpackbits(pair.mask, count=scored.size).view(bool).reshape(scored.shape)
+
+    return Evaluated(
+        image=image_metrics(
+            np.array([pair.score for pair in pairs]), np.array([pair.anomalous for pair in pairs], dtype=bool)
+        ),
+        pixel=pixel_metrics(source, max_fpr=settings.max_fpr, pro_200=settings.pro_200),
+        problems=problems,
+    )
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder")
+    found: dict[str, Path] = {}
+    for relative in files_below(folder, suffixes):
+        stem = relative.with_suffix("").as_posix()
+        if stem in found:
+            raise InputError(folder / relative, f"there is also {found[stem].name}; one file a stem is expected")
+        found[stem] = folder / relative
+    return found
+
+
+def _pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSettings) -> _Pair:
+    """Read a map and its mask, check both, keep the mask and the score."""
+    raw = read_map(path)
+    scored = _at_size(raw, settings)
+    if mask_path is not None:
+        mask = decoded(mask_path, mask_of)
+        if not _comparable(raw.shape, mask.shape):
+            raise InputError(
+                mask_path,
+                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its map {raw.shape[1]} x {raw.shape[0]}",
+            )
+    elif stem.parent.name.lower() in NORMAL_FOLDERS:
+        mask = np.zeros(raw.shape, dtype=bool)
+    else:
+        raise InputError(path, "no mask of this name; a normal image needs a black one, or a map in a folder good/")
+    packed = np.packbits(mask_to_canvas(mask, scored.shape))
+    return _Pair(path, packed, float(scored.max()), bool(mask.any()))
+
+
+def _comparable(map_hw: tuple[int, ...], mask_hw: tuple[int, ...]) -> bool:
+    """Whether one is the other resized: the same shape up to a pixel's rounding, or squashed to a square."""
+    (h, w), (height, width) = map_hw, mask_hw
+    return h == w or abs(h * width - w * height) <= max(height, width)
+
+
+def _at_size(scored: Float[np.ndarray, "h w"], settings: EvaluationSettings) -> Float[np.ndarray, "H W"]:
+    if settings.size_px is not None:
+        height, width = scored.shape
+        scored = resize_map(scored, scaled_hw(height, width, settings.size_px))
+    if settings.smoothing_sigma_px > 0:
+        scored = ndimage.gaussian_filter(scored, settings.smoothing_sigma_px)
+    return scored

@@ -1,0 +1,330 @@
+"""How well scores and maps agree with the truth: exact, with ties, and streaming over images.
+
+Two passes over the maps. The first keeps the anomalous pixels, each with its region's size; the second sorts all
+pixels in chunks of bounded size and counts how many lie at and above each score of an anomalous one. Memory is bounded
+by the anomalous pixels. Whole numbers are counted and sums run in an order that the scores alone set, so the order of
+images and the chunks change nothing, not even the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import ndimage
+
+from zsad import curves
+from zsad.curves import Counts
+
+CHUNK_PIXELS = 1 << 23
+"""Pixels sorted at a time: 32 MiB."""
+PRO_200_STEPS = 200
+PRO_200_MAX_FPR = 0.3
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Maps = Callable[[], Iterable[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]]
+"""Gives the maps with their masks, image by image, anew at each call and the same each time."""
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageMetrics(_Record):
+    """Does an image's score tell whether it shows an anomaly? Higher is better; see `definitions`."""
+
+    auroc: Unit | None
+    ap: Unit | None
+    f1max: Unit | None
+    f1max_threshold: float | None
+    """Oracle threshold: chosen with the labels; images with score >= it are called anomalous."""
+    n_normal: Count
+    n_anomalous: Count
+
+
+class PixelMetrics(_Record):
+    """Does a map show where the anomaly is? Higher is better; see `definitions`."""
+
+    auroc: Unit | None
+    ap: Unit | None
+    f1max: Unit | None
+    f1max_threshold: float | None
+    """Oracle threshold on the map, as in `ImageMetrics`."""
+    aupro: Unit | None
+    max_fpr: Unit
+    """Where AUPRO's integral ends."""
+    pro_200: Unit | None
+    """None also where it was not asked for."""
+    n_images: Count
+    n_normal_px: Count
+    n_anomalous_px: Count
+    n_regions: Count
+
+
+@dataclass(frozen=True)
+class PixelCurves:
+    """Pixel metrics with the counts they come from, to draw curves."""
+
+    metrics: PixelMetrics
+    counts: Counts
+
+
+def image_metrics(scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"]) -> ImageMetrics:
+    """Metrics of image scores (higher: more anomalous).
+
+    One class only, or no image: AUROC is None. No anomalous image: AP and F1max are None as well. Raises ValueError
+    for a score that is NaN or infinite.
+    """
+    counts = curves.count(scores, anomalous)
+    best = curves.f1_max(counts)
+    return ImageMetrics(
+        auroc=curves.auroc(counts),
+        ap=curves.average_precision(counts),
+        f1max=best[0] if best else None,
+        f1max_threshold=best[1] if best else None,
+        n_normal=counts.negatives,
+        n_anomalous=counts.positives,
+    )
+
+
+def pixel_metrics(source: Maps, *, max_fpr: float = 0.3, pro_200: bool = False) -> PixelMetrics:
+    """Metrics over all pixels of all images together; see `pixel_curves`."""
+    return pixel_curves(source, max_fpr=max_fpr, pro_200=pro_200).metrics
+
+
+def pixel_curves(
+    source: Maps, *, max_fpr: float = 0.3, pro_200: bool = False, chunk_pixels: int = CHUNK_PIXELS
+) -> PixelCurves:
+    """Metrics over all pixels of all images together, and their counts.
+
+    Parameters
+    ----------
+    source
+        Maps with their masks; called twice. A map's values are finite and of any range; its mask has its shape.
+    max_fpr
+        Where AUPRO's integral ends.
+    pro_200
+        Whether to compute it too.
+    chunk_pixels
+        Pixels sorted at a time; changes no figure.
+
+    Returns
+    -------
+    No anomalous pixel: all figures are None. No normal pixel: AUROC, AUPRO and pro_200 are None.
+
+    Raises
+    ------
+    ValueError
+        A value that is NaN or infinite, a mask of another shape, or a source that differs at its second call.
+    """
+    first = _Anomalous.collect(source())
+    thresholds, tp, overlap = first.by_score()
+    # the thresholds of pro_200 are looked up with the rest, so that there is one pass for all
+    steps = first.pro_200_thresholds() if pro_200 else np.empty(0, dtype=first.dtype)
+    at, above, above_steps = _count_all(source(), thresholds, steps, first, chunk_pixels)
+    counts = Counts(
+        thresholds,
+        true_positives=tp,
+        false_positives=at - tp,
+        false_positives_above=above - np.concatenate([[0], tp])[:-1],
+        negatives=first.pixels - first.scores.size,
+    )
+    best = curves.f1_max(counts)
+    metrics = PixelMetrics(
+        auroc=curves.auroc(counts),
+        ap=curves.average_precision(counts),
+        f1max=best[0] if best else None,
+        f1max_threshold=best[1] if best else None,
+        aupro=curves.aupro(counts, overlap, max_fpr),
+        max_fpr=max_fpr,
+        pro_200=_pro_200(counts, overlap, steps, above_steps) if pro_200 else None,
+        n_images=first.images,
+        n_normal_px=counts.negatives,
+        n_anomalous_px=counts.positives,
+        n_regions=first.regions,
+    )
+    return PixelCurves(metrics, counts)
+
+
+def definitions(max_fpr: float) -> dict[str, str]:
+    """What each figure means, when it is undefined, one text a metric."""
+    return {
+        "auroc": (
+            "Probability that an anomalous image (pixel) scores higher than a normal one, ties counting half. "
+            "Undefined unless there are both."
+        ),
+        "ap": (
+            "Average precision: the sum of precision times rise of recall over all distinct scores, not the trapezoid. "
+            "Undefined without anomalous images (pixels)."
+        ),
+        "f1max": (
+            "Largest F1 over all thresholds. The oracle threshold that gives it is chosen with the labels, so no "
+            "deployed system reaches it but by luck. Undefined without anomalous images (pixels)."
+        ),
+        "aupro": (
+            "Area under the mean share of each defect found against the false positive rate, up to a rate of "
+            f"{max_fpr:g} and divided by it. A defect is an 8-connected region of a mask at evaluation size; each "
+            "counts the same whatever its area. The curve starts at (0, 0) and is interpolated at its end."
+        ),
+        "pro_200": (
+            "The same from 200 evenly spaced thresholds, false positive rates below 0.3 stretched to 0..1, as many "
+            "papers compute it. Comparable with them, but it depends on the range of the scores."
+        ),
+        "mean": "Means over categories are means of their figures; pixels of several categories are never pooled.",
+    }
+
+
+@dataclass(frozen=True)
+class _Anomalous:
+    """Result of the first pass."""
+
+    scores: Float[np.ndarray, " p"]
+    """Of every anomalous pixel, in order of images."""
+    sizes: Int64[np.ndarray, " p"]
+    """Pixels of the region that each belongs to."""
+    regions: int
+    images: int
+    pixels: int
+    low: float
+    high: float
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.scores.dtype
+
+    @classmethod
+    def collect(cls, maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> _Anomalous:
+        scores: list[NDArray[Any]] = [np.empty(0, dtype=np.float32)]
+        sizes: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        regions = images = pixels = 0
+        low, high = np.inf, -np.inf
+        for scored, mask in maps:
+            if scored.shape != mask.shape:
+                raise ValueError(f"a map has shape {scored.shape}, its mask {mask.shape}")
+            if not scored.size:
+                raise ValueError(f"a map has shape {scored.shape}")
+            least, most = float(scored.min()), float(scored.max())
+            # NaN runs through both; infinities are an extreme
+            if not (np.isfinite(least) and np.isfinite(most)):
+                raise ValueError("a map holds NaN or infinite values")
+            low, high = min(low, least), max(high, most)
+            images, pixels = images + 1, pixels + scored.size
+            # of an image without anomaly the type alone
+            scores.append(scored[mask] if mask.any() else np.empty(0, dtype=scored.dtype))
+            if scores[-1].size:
+                size, found = _region_sizes(mask)
+                sizes.append(size)
+                regions += found
+        return cls(np.concatenate(scores), np.concatenate(sizes), regions, images, pixels, low, high)
+
+    def by_score(self) -> tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
+        """Distinct scores, falling; anomalous pixels at each and above; the regions' mean share at each and above."""
+        # equal scores are ordered by size, so that the sum of weights rounds the same whatever the order of images
+        if self.dtype == np.float32:
+            # one sort of whole numbers: the score's bits, made to rise with it, above the size's
+            bits = (self.scores + np.float32(0)).view(np.uint32)  # -0 becomes 0
+            rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+            keys = rising.astype(np.uint64) << np.uint64(32) | self.sizes.astype(np.uint64)
+            keys.sort()
+            keys = keys[::-1]
+            rising = (keys >> np.uint64(32)).astype(np.uint32)
+            scores: NDArray[Any] = np.where(rising >> 31, rising ^ np.uint32(1 << 31), ~rising).view(np.float32)
+            sizes = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        else:
+            order = np.lexsort((self.sizes, self.scores))[::-1]
+            scores, sizes = self.scores[order], self.sizes[order]
+        last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if scores.size else np.empty(0, dtype=np.intp)
+        share = np.cumsum(1.0 / sizes)[last] / max(self.regions, 1)
+        return scores[last], (last + 1).astype(np.int64), np.minimum(share, 1.0)
+
+    def pro_200_thresholds(self) -> Float[np.ndarray, " t"]:
+        """The literature's linear thresholds, rising, rounded down to the maps' type: x > t is unchanged by that."""
+        if not self.high > self.low:
+            return np.empty(0, dtype=self.dtype)
+        exact = np.arange(self.low, self.high, (self.high - self.low) / PRO_200_STEPS)
+        rounded = exact.astype(self.dtype)
+        return np.where(rounded > exact, np.nextafter(rounded, np.array(-np.inf, self.dtype)), rounded)
+
+
+def _region_sizes(mask: Bool[np.ndarray, "H W"]) -> tuple[Int64[np.ndarray, " p"], int]:
+    """For each True pixel, row by row, the area of its 8-connected region; and the number of regions."""
+    labels, found = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+    own = labels[mask]
+    return np.bincount(own, minlength=found + 1)[own].astype(np.int64), int(found)
+
+
+def _count_all(
+    maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]],
+    thresholds: Float[np.ndarray, " k"],
+    steps: Float[np.ndarray, " t"],
+    first: _Anomalous,
+    chunk_pixels: int,
+) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " t"]]:
+    """Of all pixels: how many are >= and how many > each threshold (falling), and how many > each step (rising)."""
+    rising = thresholds[::-1].copy()
+    at, above = np.zeros(rising.size, dtype=np.int64), np.zeros(rising.size, dtype=np.int64)
+    above_steps = np.zeros(steps.size, dtype=np.int64)
+    buffer: Shaped[np.ndarray, " chunk"] = np.empty(min(chunk_pixels, first.pixels), dtype=first.dtype)
+    filled = seen = 0
+
+    def flush() -> None:
+        chunk = buffer[:filled]
+        chunk.sort()
+        left = chunk.searchsorted(rising, side="left")
+        # few thresholds equal a score of this chunk; only for those the right end differs
+        tied = np.flatnonzero(chunk[np.minimum(left, filled - 1)] == rising)
+        right = left.copy()
+        right[tied] = chunk.searchsorted(rising[tied], side="right")
+        np.add(at, filled - left, out=at)
+        np.add(above, filled - right, out=above)
+        np.add(above_steps, filled - chunk.searchsorted(steps, side="right"), out=above_steps)
+
+    for scored, _ in maps:
+        flat: Shaped[np.ndarray, " n"] = scored.ravel()
+        seen += flat.size
+        start = 0
+        while start < flat.size and buffer.size:
+            taken = min(buffer.size - filled, flat.size - start)
+            buffer[filled : filled + taken] = flat[start : start + taken]
+            filled, start = filled + taken, start + taken
+            if filled == buffer.size:
+                flush()
+                filled = 0
+    if filled:
+        flush()
+    if seen != first.pixels:
+        raise ValueError(f"the maps had {first.pixels} pixels at first and {seen} when asked again")
+    return at[::-1].copy(), above[::-1].copy(), above_steps
+
+
+def _pro_200(
+    counts: Counts,
+    overlap: Float64[np.ndarray, " k"],
+    steps: Float[np.ndarray, " t"],
+    above_steps: Int64[np.ndarray, " t"],
+) -> float | None:
+    """The literature's AUPRO: 200 linear thresholds, rates below 0.3 only, stretched to 0..1.
+
+    None where that loop has no answer: no region, no normal pixel, a constant map, or one rate alone below 0.3.
+    """
+    if not counts.positives or not counts.negatives or not steps.size:
+        return None
+    # how many of the falling distinct scores lie above each step; nothing above: overlap 0
+    higher = counts.thresholds.size - np.searchsorted(counts.thresholds[::-1], steps, side="right")
+    pro = np.concatenate([[0.0], overlap])[higher]
+    fpr = (above_steps - np.concatenate([[0], counts.true_positives])[higher]) / counts.negatives
+    inside = fpr < PRO_200_MAX_FPR
+    fpr, pro = fpr[inside], pro[inside]
+    if not fpr.size or fpr.max() == fpr.min():
+        return None
+    fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
+    # the rates fall as the thresholds rise
+    return min(1.0, max(0.0, -float(np.trapezoid(pro, fpr))))

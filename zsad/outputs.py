@@ -1,0 +1,148 @@
+"""What `adflows zsad score` leaves: scores.csv, a heat map for each image, and a report.
+
+Images keep the names of their ids: `scratch/003` becomes maps/scratch/003.png and maps/scratch/003.tiff, so that maps
+can be evaluated beside masks that lie in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from medad.storage import disk_full_as_user_error
+from zsad.config import ZsadSettings
+from zsad.images import read_image, resize_map
+from zsad.pictures import overlay
+from zsad.report import colour_scale, heat_scale, write_pages
+from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
+from zsad.report_document import ColourScale, readable
+from zsad.report_tables import write_csv
+
+MapFormat = Literal["png", "tiff", "npy"]
+
+MAPS = "maps"
+PNG_SIDE_PX = 2048
+"""A larger image's heat map PNG is made smaller; the float map is not."""
+
+
+def write_score_outputs(
+    out: Path,
+    *,
+    settings: ZsadSettings,
+    category: CategoryResult | None,
+    failures: Sequence[Failed],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+    formats: Sequence[MapFormat] = ("png", "tiff"),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write scores.csv, maps/ID.png and .tiff, or .npy, report.html, report.json and preview.png.
+
+    Maps and scores are those of the lowest seed and the last variant. Float maps hold float32 at the image file's own
+    size, higher is more anomalous; the PNG is the same map in colours over the image, on one scale for all images.
+
+    Parameters
+    ----------
+    out
+        An existing folder.
+    settings, failures, versions, notes
+        As for `zsad.report.write_report`. Failed images are in scores.csv too, without a score.
+    category
+        None when no image could be scored.
+    formats
+        Of the maps: `png` for the eye; `tiff` and `npy` for programs, of which `adflows zsad evaluate` takes one a map.
+    on_progress
+        Called with the maps done, and their number.
+
+    Raises
+    ------
+    InputError
+        A result's file, or an image, is missing or damaged.
+    DiskFullError
+        No room to write.
+    """
+    variant = settings.score.variants[-1]
+    loaded = None if category is None else load_category(category, settings.score.variants)
+    scale = None if loaded is None or not loaded.images else colour_scale([loaded], variant)
+    rows: list[dict[str, Any]] = []
+    if loaded is not None and scale is not None:
+        for done, image in enumerate(loaded.images, start=1):
+            _write_maps(out / MAPS, loaded, image, settings, scale, formats)
+            if on_progress is not None:
+                on_progress(done, len(loaded.images))
+        rows += _score_rows(loaded, settings)
+    rows += _failure_rows(failures, settings)
+    write_csv(out / "scores.csv", rows)
+    write_pages(
+        out,
+        settings=settings,
+        categories=[] if category is None else [category],
+        failures=failures,
+        versions=versions,
+        notes=notes,
+    )
+
+
+def _write_maps(
+    folder: Path,
+    category: LoadedCategory,
+    image: ReportImage,
+    settings: ZsadSettings,
+    scale: ColourScale,
+    formats: Sequence[MapFormat],
+) -> None:
+    scores = category.score_map(image, scale.variant, settings.evaluation)
+    height, width = category.size_hw(image)
+    # no with_suffix: an id may hold dots
+    base = folder / image.id
+    with disk_full_as_user_error(base):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        if "png" in formats:
+            shrink = min(1.0, PNG_SIDE_PX / max(height, width))
+            shown_hw = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+            pixels = Image.fromarray(read_image(image.path)).resize(shown_hw[::-1], Image.Resampling.BICUBIC)
+            picture = overlay(np.asarray(pixels), resize_map(scores, shown_hw), heat_scale(scale))
+            picture.save(base.with_name(f"{base.name}.png"))
+        if {"tiff", "npy"} & set(formats):
+            full = resize_map(scores, (height, width))
+            if "npy" in formats:
+                np.save(base.with_name(f"{base.name}.npy"), full, allow_pickle=False)
+            if "tiff" in formats:
+                # uncompressed, which every reader of TIFF takes
+                Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF")
+
+
+def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[dict[str, Any]]:
+    variant = settings.score.variants[-1]
+    threshold = category.evaluated[category.shown_seed].variants[variant].threshold
+    for image in category.images:
+        score = category.image_scores[category.shown_seed][image.sha256][variant]
+        height, width = category.size_hw(image)
+        yield {
+            "id": image.id,
+            "file": "" if settings.data.opaque_ids else readable(image.path.name),
+            "score": score,
+            "threshold": None if threshold is None else threshold.value,
+            "flagged": None if threshold is None else int(score >= threshold.value),
+            "width_px": width,
+            "height_px": height,
+            "problem": "",
+        }
+
+
+def _failure_rows(failures: Sequence[Failed], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
+    for failure in sorted(failures, key=lambda one: (one.id, one.stage)):
+        yield {
+            "id": readable(failure.id),
+            "file": "" if settings.data.opaque_ids else readable(Path(failure.file).name),
+            "score": None,
+            "threshold": None,
+            "flagged": None,
+            "width_px": None,
+            "height_px": None,
+            "problem": failure.rule,
+        }

@@ -1,0 +1,172 @@
+"""Pictures of reports: an image, its reference, its heat map, and the true mask's outline. No pyplot, no state."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from skimage.measure import block_reduce, find_contours
+
+OUTLINE_RGB = (86, 180, 233)
+"""Sky blue of Okabe and Ito's palette: no colour of the heat map comes near it, to any kind of colour vision."""
+OVERLAY_OPACITY = 0.55
+"""Of the heat map over the image in `overlay`, where the score is highest."""
+
+_HEAT_RGB: UInt8[np.ndarray, "256 3"] = np.round(matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(
+    np.uint8
+)
+_PAPER_RGB = (255, 255, 255)
+_GAP_PX = 4
+_SUPERSAMPLE = 3
+_CONTOUR_PX = 1024
+"""A larger mask is reduced to about this before its outline is sought; no region is lost by it."""
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """What the colours mean: one for a whole report, so that panels compare."""
+
+    low: float
+    """Scores up to this are shown black."""
+    high: float
+    """Scores from this on are shown in the brightest yellow."""
+
+    def colours(self, scores: Float32[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Scores as colours."""
+        colours: UInt8[np.ndarray, "H W 3"] = _HEAT_RGB[np.round(self.levels(scores) * 255).astype(np.uint8)]
+        return colours
+
+    def levels(self, scores: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+        """Scores as 0..1, clipped at both ends."""
+        # limits closer than float32 tells apart would divide by zero
+        span = max(self.high - self.low, float(np.finfo(np.float32).tiny))
+        return np.clip((scores - self.low) / span, 0.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """What is shown of one image. Map and mask have any size, but the image's proportions."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    scores: Float32[np.ndarray, "h w"]
+    mask: Bool[np.ndarray, "H W"] | None
+    reference: UInt8[np.ndarray, "G K 3"] | None
+    """The other image that this one was compared with."""
+
+
+def panel_row(view: ImageView, scale: HeatScale, panel_px: int) -> Image.Image:
+    """Panels side by side, each fitted into a square of `panel_px`: image, reference if there is one, heat map.
+
+    The mask's outline is drawn into image and heat map.
+    """
+    size = _fitted(view.image.shape[:2], panel_px)
+    image = _resized(view.image, size)
+    heat = Image.fromarray(scale.colours(_resized_map(view.scores, size)))
+    if view.mask is not None:
+        for panel in (image, heat):
+            _outline(panel, view.mask)
+    panels = [image]
+    if view.reference is not None:
+        panels.append(_resized(view.reference, _fitted(view.reference.shape[:2], panel_px)))
+    panels.append(heat)
+    row = Image.new("RGB", (row_width_px(len(panels), panel_px), max(panel.height for panel in panels)), _PAPER_RGB)
+    for number, panel in enumerate(panels):
+        left = number * (panel_px + _GAP_PX) + (panel_px - panel.width) // 2
+        row.paste(panel, (left, (row.height - panel.height) // 2))
+    return row
+
+
+def row_width_px(panels: int, panel_px: int) -> int:
+    """Width of a row of panels."""
+    return panels * (panel_px + _GAP_PX) - _GAP_PX
+
+
+def overlay(image: UInt8[np.ndarray, "H W 3"], scores: Float32[np.ndarray, "H W"], scale: HeatScale) -> Image.Image:
+    """The heat map over the image, at the image's own size; the higher the score, the more opaque."""
+    alpha = Image.fromarray(np.round(scale.levels(scores) * 255 * OVERLAY_OPACITY).astype(np.uint8))
+    return Image.composite(Image.fromarray(scale.colours(scores)), Image.fromarray(image), alpha)
+
+
+def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str], scale: HeatScale) -> Image.Image:
+    """Rows under each other, each above its caption, with headings and the colour bar: a picture that stands alone."""
+    width = max(row.width for _, row in rows)
+    font, line = ImageFont.load_default(15), 24
+    picture = Image.new("RGB", (width, 2 * line + sum(row.height + line for _, row in rows)), _PAPER_RGB)
+    draw = ImageDraw.Draw(picture)
+    for number, heading in enumerate(headings):
+        draw.text((number * (width + _GAP_PX) / len(headings) + 2, 4), heading, fill=(0, 0, 0), font=font)
+    top = line
+    for caption, row in rows:
+        picture.paste(row, ((width - row.width) // 2, top))
+        draw.text((2, top + row.height + 3), caption, fill=(60, 60, 60), font=font)
+        top += row.height + line
+    left = 2.0
+    for text in (f"heat map: {scale.low:.3g} or less", None, f"{scale.high:.3g} or more, one scale for all"):
+        if text is None:
+            picture.paste(Image.fromarray(_HEAT_RGB[None]).resize((96, 12)), (round(left) + 6, top + 5))
+            left += 108
+        else:
+            draw.text((left, top + 3), text, fill=(60, 60, 60), font=font)
+            left += draw.textlength(text, font=font)
+    return picture
+
+
+def jpeg_uri(picture: Image.Image, quality: int) -> str:
+    """The picture as a data URI. Chroma is kept at full resolution: outlines are two pixels wide."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, progressive=True)
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def colour_bar_uri() -> str:
+    """The heat map's colours from low (left) to high (right), as a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(_HEAT_RGB[None]).save(buffer, "PNG", optimize=True)
+    return data_uri("image/png", buffer.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Content of a media type as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _fitted(shape_hw: tuple[int, ...], side_px: int) -> tuple[int, int]:
+    """Width and height, in this order, of an image in a square of `side_px`."""
+    height, width = shape_hw[:2]
+    longer = max(height, width)
+    return max(1, round(width * side_px / longer)), max(1, round(height * side_px / longer))
+
+
+def _resized(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Image.Image:
+    # box-reduced first where it is much larger: as good to the eye, and many times faster
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _resized_map(scores: Float32[np.ndarray, "h w"], size: tuple[int, int]) -> Float32[np.ndarray, "H W"]:
+    return np.asarray(Image.fromarray(scores).resize(size, Image.Resampling.BILINEAR))
+
+
+def _outline(panel: Image.Image, mask: Bool[np.ndarray, "H W"]) -> None:
+    """Draw the mask's outline into the panel, smooth-edged, with a dark rim for contrast."""
+    block = -(-max(mask.shape) // _CONTOUR_PX)
+    small = block_reduce(mask, block, np.any) if block > 1 else mask
+    size = (panel.width * _SUPERSAMPLE, panel.height * _SUPERSAMPLE)
+    scale = np.array([size[0] * block / mask.shape[1], size[1] * block / mask.shape[0]])
+    width = max(4, round(max(size) / 110))
+    ink, rim = Image.new("L", size), Image.new("L", size)
+    # a margin of one closes outlines at the edge; find_contours puts pixel centres at whole numbers
+    for contour in find_contours(np.pad(small, 1).astype(np.float32), 0.5):
+        points = [(float(x), float(y)) for x, y in (contour[:, ::-1] - 0.5) * scale]
+        for layer, pen in ((rim, width + 4), (ink, width)):
+            draw = ImageDraw.Draw(layer)
+            draw.line(points, fill=255, width=pen, joint="curve")
+            # a region smaller than the pen would leave no line
+            draw.circle(points[0], pen / 2, fill=255)
+    for layer, fill in ((rim, (0, 0, 0)), (ink, OUTLINE_RGB)):
+        panel.paste(fill, (0, 0), layer.resize(panel.size, Image.Resampling.BOX))

@@ -1,0 +1,348 @@
+"""Train the embedded model: a small open_clip ViT with a text tower, on images made by rule alone.
+
+    python -m zsad.pretrain --out FOLDER [--seed 0] [--steps N] [--images N]
+    python -m zsad.pretrain --held-out FOLDER    # images of the kinds it never learns from, in MVTec AD's layout
+
+Both towers learn from the product's own prompts: the class token by CLIP's contrastive loss over captions and by the
+state it is in, the V-V patch tokens by which patches a defect touches. Every batch is a function of seed and step,
+so a stopped training goes on from its checkpoint as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from numpy.random import Generator
+from open_clip import CLIP, get_tokenizer
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from medad.storage import atomic_path
+from zsad.paths import Paths, two_path
+from zsad.procedural import Half, Look, Made, defects, kinds, make
+from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
+
+SIZE_PX, PATCH_PX = 192, 16
+LAYERS = 6
+MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": SIZE_PX,
+        "layers": LAYERS,
+        "width": 192,
+        "head_width": 32,
+        "patch_size": PATCH_PX,
+        "mlp_ratio": 4.0,
+    },
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
+}
+"""Half of the 10 MB is CLIP's vocabulary, kept so that the text goes the way of every other model."""
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+PATHS = Paths(vv_blocks=tuple(range(LAYERS)))
+DOMAINS = ("industrial", "textural", "surface", "manufacturing")
+GENERIC = ("object", "part", "product", "item", "thing", "sample", "piece", "material")
+TAU = 0.07
+VALUE_GAIN = 2.5
+"""At the start, values are this much larger and projected back: V-V attention then looks at a token's own place and not
+at all of them alike, as it does in a trained CLIP."""
+ANOMALOUS_SHARE = 0.6
+PEAK_PATCHES = 3
+CHECKPOINT_STEPS = 100
+FULL_TOUCH = 0.15
+"""A patch counts as wholly anomalous from this share of its pixels on; below, in proportion."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and from what to train. The defaults take just under an hour on two idle cores."""
+
+    seed: int = 0
+    images: int = 9000
+    steps: int = 2400
+    sharpen_steps: int = 1000
+    """After those, with weight on whole images: their state, and the highest of their patches."""
+    sharpen_factor: float = 0.6
+    """Of the learning rate, at which sharpening begins anew."""
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images to learn from: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and each image's kind."""
+
+    pixels: UInt8[Tensor, "n 3 S S"]
+    masks: Bool[Tensor, "n S S"]
+    kinds: tuple[str, ...]
+
+
+def draw(seed: int, number: int, half: Half, *, anomalous_share: float = ANOMALOUS_SHARE) -> Made:
+    """Image `number` of a seed's endless supply."""
+    rng = np.random.default_rng([seed, number, half == "held_out"])
+    while True:
+        names = kinds(half)
+        kind, surface = names[int(rng.integers(len(names)))]
+        look = Look(kind, surface, int(rng.integers(2**31)))
+        names_of_defects = list(defects(half))
+        defect = names_of_defects[int(rng.integers(len(names_of_defects)))] if rng.random() < anomalous_share else ""
+        try:
+            return make(rng, SIZE_PX, look=look, defect=defect, half=half)
+        except ValueError:  # this defect does not show on this product: draw another pair
+            continue
+
+
+def _packed(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
+    made = draw(*task, "train")
+    return (made.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1), made.mask, made.kind
+
+
+def make_pool(seed: int, count: int, workers: int) -> Pool:
+    """The first `count` images of a seed, of the training half."""
+    pixels = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
+    masks = np.empty((count, SIZE_PX, SIZE_PX), bool)
+    names = []
+    with ProcessPoolExecutor(workers) as pool:
+        for i, (image, mask, kind) in enumerate(pool.map(_packed, [(seed, i) for i in range(count)], chunksize=32)):
+            pixels[i], masks[i] = image, mask
+            names.append(kind)
+    return Pool(torch.from_numpy(pixels), torch.from_numpy(masks), tuple(names))
+
+
+def _augmented(rng: Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Turned, mirrored, zoomed, its channels shuffled, perhaps greyed or inverted: pixels in 0..1, and the mask."""
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    both = torch.cat((image.float() / 255.0, mask[None].float())).rot90(turns, (1, 2))
+    both = both.flip(2) if mirrored else both
+    if rng.random() < 0.5:
+        side = int(SIZE_PX * rng.uniform(0.6, 1.0))
+        y, x = (int(rng.integers(SIZE_PX - side + 1)) for _ in range(2))
+        window = both[None, :, y : y + side, x : x + side]
+        both = functional.interpolate(window, size=(SIZE_PX, SIZE_PX), mode="bilinear", antialias=True)[0]
+    pixels = both[:3][torch.from_numpy(rng.permutation(3))]
+    if rng.random() < 0.4:  # factories photograph in grey more often than rules draw in it
+        pixels = torch.lerp(pixels, pixels.mean(0, keepdim=True), float(rng.uniform(0.6, 1.0)))
+    if rng.random() < 0.3:
+        pixels = 1.0 - pixels
+    contrast, shift = rng.uniform(0.7, 1.2), rng.uniform(-0.1, 0.1)
+    return ((pixels - 0.5) * contrast + 0.5 + shift).clamp(0, 1), both[3]
+
+
+def _noun(rng: Generator, kind: str, words: list[str]) -> str:
+    """What a prompt calls the image's subject: often not its name, so that unknown names mean nothing."""
+    chance = rng.random()
+    if chance < 0.4:
+        return kind
+    return str(rng.choice(GENERIC)) if chance < 0.7 else str(rng.choice(words))
+
+
+def _prompt(rng: Generator, states: tuple[str, ...], noun: str) -> str:
+    template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+    state = states[int(rng.integers(len(states)))].replace("[c]", noun)
+    return template.replace("[d]", str(rng.choice(DOMAINS))).replace("[s]", state)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch: images 0..1, how much of each patch is anomalous, prompts and captions."""
+
+    images: Float[Tensor, "B 3 S S"]
+    touched: Float[Tensor, "B N"]
+    kinds: tuple[str, ...]
+    prompts: tuple[str, ...]
+    """B normal ones, B anomalous ones, then B captions."""
+
+
+def make_batch(pool: Pool, plan: Plan, step: int, words: list[str]) -> Batch:
+    """Batch `step` of a plan."""
+    rng = np.random.default_rng([plan.seed, step, 7])
+    rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False)
+    drawn = [_augmented(rng, pool.pixels[i], pool.masks[i]) for i in rows]
+    masks = torch.stack([mask for _, mask in drawn])[:, None]
+    share = functional.avg_pool2d(masks, PATCH_PX).flatten(1)
+    touched = (share / FULL_TOUCH).clamp(max=1.0)
+    names = [pool.kinds[i] for i in rows]
+    nouns = [_noun(rng, name, words) for name in names]
+    states = [ANOMALOUS_STATES if row.max() > 0.3 else NORMAL_STATES for row in touched]
+    prompts = (
+        *(_prompt(rng, NORMAL_STATES, noun) for noun in nouns),
+        *(_prompt(rng, ANOMALOUS_STATES, noun) for noun in nouns),
+        *(_prompt(rng, state, name) for state, name in zip(states, names, strict=True)),
+    )
+    return Batch(torch.stack([image for image, _ in drawn]), touched, tuple(names), prompts)
+
+
+def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    """0..1 -> the model's own range."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tuple[Tensor, dict[str, float]]:
+    """Patches by which are touched, class tokens by their state, and CLIP's loss over captions.
+
+    `sharpen` adds the image's state told by its highest patches: among so many patches of a normal image, a single
+    false alarm costs little, but it is the maximum that judges an image (eq. 13).
+    """
+    count = len(batch.images)
+    class_token, patches = two_path(model.visual, normalised(batch.images), PATHS)
+    class_token, patches = functional.normalize(class_token, dim=-1), functional.normalize(patches, dim=-1)
+    text = functional.normalize(model.encode_text(tokens), dim=-1)
+    normal, anomalous, captions = text[:count], text[count : 2 * count], text[2 * count :]
+    direction = (anomalous - normal) / TAU
+    state = batch.touched.amax(1)
+    by_patch = torch.einsum("bnd,bd->bn", patches, direction)
+    of_patches = functional.binary_cross_entropy_with_logits(by_patch, batch.touched, pos_weight=torch.tensor(4.0))
+    of_state = functional.binary_cross_entropy_with_logits((class_token * direction).sum(-1), state)
+    same = torch.tensor([[a == b for b in batch.kinds] for a in batch.kinds])
+    same &= (state[:, None] > 0.3) == (state[None, :] > 0.3)
+    target = same / same.sum(1, keepdim=True)
+    logits = model.logit_scale.exp().clamp(max=100.0) * class_token @ captions.T
+    of_captions = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+    parts = {"patches": of_patches.item(), "state": of_state.item(), "captions": of_captions.item()}
+    if not sharpen:
+        return of_patches + 0.5 * of_state + 0.15 * of_captions, parts
+    of_peak = functional.binary_cross_entropy_with_logits(by_patch.topk(PEAK_PATCHES, dim=1).values.mean(1), state)
+    total = of_patches + of_state + 0.5 * of_peak + 0.15 * of_captions
+    return total, parts | {"peak": of_peak.item()}
+
+
+def build(seed: int) -> CLIP:
+    """The untrained model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(**MODEL)
+    with torch.no_grad():
+        for block in model.visual.transformer.resblocks:
+            width = block.attn.embed_dim
+            block.attn.in_proj_weight[2 * width :] *= VALUE_GAIN
+            block.attn.out_proj.weight /= VALUE_GAIN
+    return model
+
+
+def train(plan: Plan, pool: Pool, out: Path) -> None:
+    """Train and write open_clip_config.json, open_clip_model.safetensors and training.json to `out`."""
+    model = build(plan.seed).train()
+    tokenise = get_tokenizer("ViT-B-32", context_length=MODEL["text_cfg"]["context_length"])
+    words = sorted(word[:-4] for word in tokenise.encoder if word.endswith("</w>") and word[:-4].isalpha())
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
+    schedule = learning_rates(optimiser, plan)
+    checkpoint = out / "checkpoint.pt"
+    first, curve = 0, []
+    if checkpoint.is_file():
+        kept = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+        schedule.load_state_dict(kept["schedule"])
+        first, curve = kept["step"], kept["curve"]
+    started = time.monotonic()
+    steps = plan.steps + plan.sharpen_steps
+    for step in range(first, steps):
+        batch = make_batch(pool, plan, step, words)
+        loss, parts = loss_of(model, tokenise(list(batch.prompts)), batch, sharpen=step >= plan.steps)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if (step + 1) % 20 == 0:
+            curve.append({"step": step + 1, **{name: round(value, 5) for name, value in parts.items()}})
+            pace = (time.monotonic() - started) / (step + 1 - first)
+            print(f"{curve[-1]}  {(steps - step - 1) * pace / 60:.0f} min left", file=sys.stderr, flush=True)  # noqa: T201
+        if (step + 1) % CHECKPOINT_STEPS == 0:
+            with atomic_path(checkpoint) as temporary:
+                states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                torch.save({**states, "schedule": schedule.state_dict(), "step": step + 1, "curve": curve}, temporary)
+    save(model, out)
+    facts = {"plan": plan.__dict__, "curve": curve}
+    (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    checkpoint.unlink(missing_ok=True)
+
+
+def learning_rates(optimiser: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up, a cosine's fall, then for sharpening a second, lower one."""
+
+    def again(step: int) -> float:
+        return plan.sharpen_factor * 0.5 * (1 + math.cos(math.pi * step / max(plan.sharpen_steps, 1)))
+
+    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 1e-2, 1.0, plan.warmup_steps)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(plan.steps - plan.warmup_steps, 1), 1e-6)
+    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, again)
+    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall, sharpen], [plan.warmup_steps, plan.steps])
+
+
+def save(model: CLIP, out: Path) -> None:
+    """Weights in half precision, and the configuration that open_clip's local-dir reads."""
+    weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(out / "open_clip_model.safetensors") as temporary:
+        save_file(weights, temporary)
+    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bilinear", "resize_mode": "shortest"}
+    config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
+    (out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def write_held_out(folder: Path, *, seed: int = 0, each: int = 24) -> None:
+    """Images of the held-out half in MVTec AD's layout: of each kind one product, `each` good, `each` with defects."""
+    names = list(defects("held_out"))
+    for number, (kind, surface) in enumerate(kinds("held_out")):
+        look = Look(kind, surface, int(np.random.default_rng([seed, number, 11]).integers(2**31)))
+        for i in range(2 * each):
+            defect = "" if i < each else names[i % len(names)]
+            made = _shown(np.random.default_rng([seed, number, i, 13]), look, defect)
+            _write_png(folder / kind / "test" / (defect or "good") / f"{i:03}.png", (made.image * 255 + 0.5))
+            if defect:
+                _write_png(folder / kind / "ground_truth" / defect / f"{i:03}_mask.png", made.mask * 255.0)
+
+
+def _shown(rng: Generator, look: Look, defect: str) -> Made:
+    while True:
+        try:
+            return make(rng, SIZE_PX, look=look, defect=defect, half="held_out")
+        except ValueError:  # did not show there; the generator has moved on
+            continue
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m zsad.pretrain", description=__doc__.partition("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="train, and write the model to this folder")
+    what.add_argument("--held-out", type=Path, help="write images of the held-out half to this folder instead")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--sharpen-steps", type=int, default=Plan.sharpen_steps)
+    parser.add_argument("--images", type=int, default=Plan.images, help="made once, shown again in other ways")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make the images")
+    given = parser.parse_args(arguments)
+    if given.held_out is not None:
+        write_held_out(given.held_out, seed=given.seed)
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    plan = Plan(seed=given.seed, steps=given.steps, sharpen_steps=given.sharpen_steps, images=given.images)
+    train(plan, make_pool(plan.seed, plan.images, given.workers), given.out)
+
+
+if __name__ == "__main__":
+    main()

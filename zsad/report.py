@@ -1,0 +1,327 @@
+"""The report of a run: `report.html` for people, `report.json` and two CSV tables for programs, from one document.
+
+Equal inputs give equal bytes. No path goes in: images appear under their ids.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from markupsafe import Markup, escape
+from PIL import Image
+
+from medad.storage import atomic_path
+from zsad import charts, pictures
+from zsad.charts import NamedCurve, ScoreSets
+from zsad.config import Variant, ZsadSettings
+from zsad.evaluation import CurvePair
+from zsad.images import read_image, read_mask
+from zsad.published import PublishedRow
+from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
+from zsad.report_document import (
+    PRO_200,
+    VARIANTS,
+    CategoryReport,
+    ColourScale,
+    Failure,
+    ReportDocument,
+    ShownImage,
+    Stat,
+    clean,
+    make_document,
+    natural_order,
+    readable,
+)
+from zsad.report_figures import macro_means, pick_images
+from zsad.report_tables import result_rows, score_rows, write_csv
+
+__all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]
+
+LISTED = 20
+"""Highest-scored images listed in the HTML where there are no labels; the CSV holds all."""
+PREVIEW_ROWS = 4
+SCALE_QUANTILES = (0.01, 0.999)
+"""Of all patches' scores in the report: what the heat maps show as black and as the brightest yellow."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A shown image and its picture."""
+
+    shown: ShownImage
+    picture: Image.Image
+
+
+def write_report(
+    out: Path,
+    *,
+    settings: ZsadSettings,
+    categories: Sequence[CategoryResult],
+    failures: Sequence[Failed],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> None:
+    """Write report.html, report.json, results.csv, scores.csv and, where an image was scored, preview.png.
+
+    Parameters
+    ----------
+    out
+        An existing folder.
+    settings
+        The run's settings; paths in them are withheld.
+    categories, failures
+        In any order; the report sorts them. Both may be empty.
+    versions
+        Name -> version of what computed the results.
+    notes
+        Plain sentences to show near the top.
+
+    Raises
+    ------
+    InputError
+        A result's file is missing or damaged.
+    DiskFullError
+        No room to write; earlier reports stay whole.
+    """
+    document = write_pages(
+        out, settings=settings, categories=categories, failures=failures, versions=versions, notes=notes
+    )
+    write_csv(out / "results.csv", result_rows(document))
+    write_csv(out / "scores.csv", score_rows(document))
+
+
+def write_pages(
+    out: Path,
+    *,
+    settings: ZsadSettings,
+    categories: Sequence[CategoryResult],
+    failures: Sequence[Failed],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> ReportDocument:
+    """As `write_report`, without the CSV tables."""
+    ordered = sorted(categories, key=lambda one: natural_order(one.name))
+    variants = settings.score.variants
+    loaded = [category for one in ordered if (category := load_category(one, variants)).images]
+    variant = variants[-1]
+    scale = colour_scale(loaded, variant)
+    # a hundred categories of seven rows each must stay a few megabytes
+    panel_px, quality, misses = (
+        (256, 82, 2) if len(loaded) <= 8 else (208, 75, 2) if len(loaded) <= 20 else (144, 65, 1)
+    )
+    pictured = [_rows(one, variant, settings, scale, panel_px, misses) for one in loaded] if scale else []
+    reports = [one.report(variants, [row.shown for row in rows]) for one, rows in zip(loaded, pictured, strict=True)]
+    document = make_document(
+        settings,
+        reports,
+        [one.encoder(embedded=settings.encoder.model == "embedded") for one in loaded],
+        macro_means(reports, variants),
+        scale,
+        _failures(failures, settings),
+        versions,
+        notes,
+    )
+    _write(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    uris = [[pictures.jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
+    _write(out / "report.html", render_html(document, uris, [_chart(one, variant) for one in loaded]).encode())
+    if scale:
+        _write_preview(out / "preview.png", document, pictured, scale)
+    return document
+
+
+def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]) -> str:
+    """The document as one self-contained page; `row_uris` holds a picture for each shown image of each category."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["in_group"] = lambda title, group: title.startswith(group)
+    environment.filters.update(percent=_percent, plain=_plain, count=_count, quoted=_quoted, heading=_heading)
+    template = importlib.resources.files("zsad").joinpath("report_template.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        doc=document,
+        row_uris=row_uris,
+        chart_uris=chart_uris,
+        listed=[_listed(category) for category in document.categories],
+        colour_bar=pictures.colour_bar_uri(),
+        variants=VARIANTS,
+        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+    )
+
+
+def colour_scale(categories: Sequence[LoadedCategory], variant: Variant) -> ColourScale | None:
+    """One scale for every heat map of a report, from the scores of all patches; None without images."""
+    scores = [one.patch_map(image, variant).ravel() for one in categories for image in one.images]
+    if not scores:
+        return None
+    low, high = np.quantile(np.concatenate(scores), SCALE_QUANTILES).tolist()
+    return ColourScale(variant=variant, seed=min(one.shown_seed for one in categories), low=low, high=high)
+
+
+def heat_scale(scale: ColourScale) -> pictures.HeatScale:
+    """The scale as pictures take it."""
+    return pictures.HeatScale(scale.low, scale.high)
+
+
+def _rows(
+    category: LoadedCategory, variant: Variant, settings: ZsadSettings, scale: ColourScale, panel_px: int, misses: int
+) -> list[_Row]:
+    """The shown images of a category; only those are read from disk."""
+    images = category.images
+    evaluated = category.evaluated[category.shown_seed]
+    own = category.image_scores[category.shown_seed]
+    scores = [own[image.sha256][variant] for image in images]
+    threshold = evaluated.variants[variant].threshold
+    unusable = {problem.sha256 for problem in evaluated.problems}
+    rows = []
+    for rank, i in pick_images([image.id for image in images], scores, [image.anomalous for image in images], misses):
+        image = images[i]
+        mask = None
+        if image.mask is not None and image.sha256 not in unusable:
+            mask = read_mask(image.mask, category.size_hw(image))
+        reference = category.reference(image) if variant in {"visual", "joint", "joint_tta"} else None
+        view = pictures.ImageView(
+            image=read_image(image.path),
+            scores=category.score_map(image, variant, settings.evaluation),
+            mask=mask,
+            reference=None if reference is None else read_image(reference.path),
+        )
+        shown = ShownImage(
+            rank=rank,
+            id=image.id,
+            defect=image.defect,
+            anomalous=image.anomalous,
+            score=scores[i],
+            flagged=None if threshold is None else scores[i] >= threshold.value,
+            reference=None if reference is None else reference.id,
+            masked=mask is not None,
+        )
+        rows.append(_Row(shown, pictures.panel_row(view, heat_scale(scale), panel_px)))
+    return rows
+
+
+def _chart(category: LoadedCategory, variant: Variant) -> str:
+    own = category.image_scores[category.shown_seed]
+    figures = category.evaluated[category.shown_seed].variants[variant]
+
+    def scores(label: bool | None) -> list[float]:
+        return [own[image.sha256][variant] for image in category.images if image.anomalous is label]
+
+    def named(kind: str) -> list[NamedCurve]:
+        pairs: list[tuple[str, CurvePair | None, bool]] = [
+            ("images", category.curves.image, False),
+            ("pixels", category.curves.pixel, True),
+        ]
+        found = []
+        for label, pair, dashed in pairs:
+            curve = getattr(pair, kind) if pair else None
+            if curve:
+                found.append(NamedCurve(label, (curve.x, curve.y), dashed))
+        return found
+
+    sets = ScoreSets(
+        normal=scores(False),
+        anomalous=scores(True),
+        unlabelled=scores(None),
+        deployable_threshold=figures.threshold.value if figures.threshold else None,
+        oracle_threshold=figures.image.f1max_threshold if figures.image else None,
+    )
+    # precision is 1 throughout where nothing is normal, so the curve would say nothing
+    return charts.category_chart(sets, named("roc"), named("pr") if sets.normal else [])
+
+
+def _failures(failures: Sequence[Failed], settings: ZsadSettings) -> list[Failure]:
+    def order(one: Failed) -> tuple[Any, ...]:
+        return natural_order(one.category), natural_order(one.id), one.stage, one.rule
+
+    return [
+        Failure(
+            category=readable(one.category),
+            id=readable(one.id),
+            stage=one.stage,
+            rule=clean(one.rule),
+            # where ids are opaque, file names may hold what the ids hide
+            file="" if settings.data.opaque_ids else readable(Path(one.file).name),
+        )
+        for one in sorted(failures, key=order)
+    ]
+
+
+def _listed(category: CategoryReport) -> list[tuple[str, float, bool]]:
+    """The highest-scored images, where labels do not tell what to look at: id, score, flagged."""
+    if not category.unlabelled:
+        return []
+    figures = category.variants[-1]
+    threshold = figures.seeds[category.shown_seed].deployable_threshold
+    falling = sorted(
+        ((image.scores[figures.variant][category.shown_seed], image.id) for image in category.images),
+        key=lambda one: (-one[0], natural_order(one[1])),
+    )
+    return [(name, score, threshold is not None and score >= threshold) for score, name in falling[:LISTED]]
+
+
+def _write_preview(
+    path: Path, document: ReportDocument, pictured: Sequence[Sequence[_Row]], scale: ColourScale
+) -> None:
+    """The median anomalous image of the first few categories; without labels the highest-scored."""
+    captioned = []
+    for category, rows in zip(document.categories, pictured, strict=True):
+        order = ("median anomalous", "highest", "median normal")
+        row = min(rows, key=lambda one: order.index(one.shown.rank) if one.shown.rank in order else len(order))
+        tag = f" ({document.notices[0].kind})" if document.notices else ""
+        captioned.append((f"{category.name} {row.shown.id}: {row.shown.rank}{tag}", row))
+    captioned = captioned[:PREVIEW_ROWS]
+    referenced = all(row.shown.reference for _, row in captioned)
+    picture = pictures.stack_rows(
+        [(caption, row.picture) for caption, row in captioned],
+        ["image; blue: true mask", "reference", "heat map"] if referenced else ["image; blue: true mask", "heat map"],
+        heat_scale(scale),
+    )
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG", optimize=True)
+
+
+def _percent(stat: Stat | None) -> str:
+    if stat is None:
+        return "–"
+    return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
+
+
+def _plain(stat: Stat | None) -> str:
+    if stat is None:
+        return "too few images"
+    return f"{stat.mean:.4g}" + ("" if stat.sd is None else f" ± {stat.sd:.2g}")
+
+
+def _count(stat: Stat | None, of: int | None = None) -> str:
+    if stat is None:
+        return "–"
+    number = f"{stat.mean:.0f}" if not stat.sd else f"{stat.mean:.1f} ± {stat.sd:.1f}"
+    return number if of is None else f"{number} of {of}"
+
+
+def _quoted(row: PublishedRow, key: str, pro_200_shown: bool) -> str:
+    """A published figure under the column of ours that it compares with."""
+    # the papers' PRO comes from the loop over thresholds
+    name = {"pixel_aupro": "" if pro_200_shown else "aupro", PRO_200: "aupro"}.get(key, key)
+    figure = getattr(row, name, None)
+    if figure is None:
+        return "–"
+    return f"{figure.mean:.1f}" + ("" if figure.sd is None else f" ± {figure.sd:.1f}")
+
+
+def _heading(title: str) -> Markup:
+    """A metric's title below `image` or `pixel`, in short lines."""
+    lines = title.split(" ", 1)[1].replace("F1max at oracle ", "F1max at\noracle\n").replace(" 200 ", " 200\n")
+    return Markup("<br>").join(map(escape, lines.split("\n")))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)

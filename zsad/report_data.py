@@ -1,0 +1,239 @@
+"""Where a scored category lies on disk, and reading what a report shows of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medad.errors import InputError
+from medad.storage import reading
+from zsad.config import EvaluationSettings, Variant
+from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
+from zsad.feature_store import INDEX, FeatureIndex
+from zsad.images import Crops, merge_maps
+from zsad.report_document import (
+    CategoryReport,
+    Encoder,
+    ImageScores,
+    MaskProblem,
+    SeedFigures,
+    ShownImage,
+    clean,
+    natural_order,
+    readable,
+)
+from zsad.report_figures import variant_figures
+from zsad.scorers.dual import Scores
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ReportImage:
+    """One image of a category."""
+
+    id: str
+    """Shown; unique in its category."""
+    sha256: str
+    """Of the file's bytes; how features and scores name the image."""
+    path: Path
+    """Read for its picture alone; never shown."""
+    anomalous: bool | None = None
+    """None: no label."""
+    defect: str = ""
+    """Kind of defect, or empty."""
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class CategoryResult:
+    """Where one scored category lies."""
+
+    name: str
+    images: tuple[ReportImage, ...]
+    """Any order. Those without scores are passed over; they belong into the failures."""
+    text: Path
+    """Folder of `encode_category_text`."""
+    features: Path
+    """Folder of `encode_images`."""
+    scores: Mapping[int, Path]
+    """Seed -> folder of `score_category`. At least one."""
+    evaluated: Mapping[int, Path]
+    """Seed -> folder of `evaluate_category`; the same seeds."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image, or a whole category, that ended early."""
+
+    category: str
+    id: str
+    """Empty where the whole category failed."""
+    stage: str
+    rule: str
+    """What was expected and what came, without the path."""
+    file: str = ""
+    """Base name of the offending file, or empty."""
+
+
+@dataclass(frozen=True)
+class LoadedCategory:
+    """What lies in the folders of a category, checked. Patch maps are read when asked for."""
+
+    result: CategoryResult
+    images: tuple[ReportImage, ...]
+    """Those with scores, in natural order of their ids."""
+    evaluated: Mapping[int, CategoryEvaluation]
+    """By seed, rising."""
+    image_scores: Mapping[int, Mapping[str, Mapping[Variant, float]]]
+    """Seed -> digest -> variant -> score."""
+    index: FeatureIndex
+    curves: CategoryCurves
+    """Of the shown seed."""
+    scores: Scores
+    """Of the shown seed."""
+    prompts_per_side: int | None
+
+    @property
+    def shown_seed(self) -> int:
+        """The lowest: its maps, curves and histogram are shown."""
+        return min(self.evaluated)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {image.sha256: number for number, image in enumerate(self.index.images)}
+
+    @cached_property
+    def _scored(self) -> dict[str, int]:
+        return {image.sha256: number for number, image in enumerate(self.scores.index.images)}
+
+    def size_hw(self, image: ReportImage) -> tuple[int, int]:
+        """Height and width of the image file, px."""
+        row = self.index.images[self._rows[image.sha256]]
+        return row.height, row.width
+
+    def patch_map(self, image: ReportImage, variant: Variant) -> Float32[np.ndarray, "C g g"]:
+        """Scores of the image's patches with the shown seed."""
+        return self.scores.patch_map(self._scored[image.sha256], variant)
+
+    def score_map(
+        self, image: ReportImage, variant: Variant, settings: EvaluationSettings
+    ) -> Float32[np.ndarray, "h w"]:
+        """The map that is compared with masks, at evaluation size, with the shown seed."""
+        row = self.index.images[self._rows[image.sha256]]
+        crops = Crops(row.canvas, row.offsets, self.index.size_px)
+        return merge_maps(self.patch_map(image, variant), crops, settings.size_px, settings.smoothing_sigma_px)
+
+    def reference(self, image: ReportImage) -> ReportImage | None:
+        """The first other image that this one was compared with."""
+        named = self.scores.index.images[self._scored[image.sha256]].references
+        return next((other for digest in named[:1] for other in self.images if other.sha256 == digest), None)
+
+    def encoder(self, *, embedded: bool) -> Encoder:
+        return Encoder(description=self.index.model, random_weights=self.index.random_weights, embedded=embedded)
+
+    def report(self, variants: Sequence[Variant], shown: Sequence[ShownImage]) -> CategoryReport:
+        """What the report says about the category, with the images that it shows."""
+        ids = {image.sha256: image.id for image in self.images}
+        first = self.evaluated[self.shown_seed]
+        return CategoryReport(
+            name=self.result.name,
+            images=tuple(
+                ImageScores(
+                    id=image.id,
+                    anomalous=image.anomalous,
+                    defect=image.defect,
+                    scores={v: {seed: of[image.sha256][v] for seed, of in self.image_scores.items()} for v in variants},
+                )
+                for image in self.images
+            ),
+            normal=sum(image.anomalous is False for image in self.images),
+            anomalous=sum(image.anomalous is True for image in self.images),
+            unlabelled=sum(image.anomalous is None for image in self.images),
+            masks=sum(image.mask is not None for image in self.images),
+            mask_problems=tuple(
+                MaskProblem(id=ids[one.sha256], rule=clean(one.rule)) for one in first.problems if one.sha256 in ids
+            ),
+            prompts_per_side=self.prompts_per_side,
+            variants=tuple(
+                variant_figures(v, {seed: _figures(one.variants[v]) for seed, one in self.evaluated.items()})
+                for v in variants
+            ),
+            shown_seed=self.shown_seed,
+            shown=tuple(shown),
+        )
+
+
+def load_category(result: CategoryResult, variants: Sequence[Variant]) -> LoadedCategory:
+    """Read all but the maps. Raises InputError for a file that is missing, damaged, or lacks a variant."""
+    evaluated = {seed: CategoryEvaluation.load(result.evaluated[seed]) for seed in sorted(result.evaluated)}
+    for seed, one in evaluated.items():
+        if lacking := set(variants) - set(one.variants):
+            raise InputError(result.evaluated[seed] / METRICS_FILE, f"holds no variant {min(lacking)}")
+    index = _read(FeatureIndex, result.features / INDEX)
+    scored = {seed: {one.sha256: one.scores for one in of.images} for seed, of in evaluated.items()}
+    seed = min(evaluated)
+    # an image scored with some seeds alone would make their means those of different sets
+    common = set.intersection(*(set(of) for of in scored.values()))
+    images = [replace(one, id=readable(one.id)) for one in result.images if one.sha256 in common]
+    return LoadedCategory(
+        result=result,
+        images=tuple(sorted(images, key=lambda one: natural_order(one.id))),
+        evaluated=evaluated,
+        image_scores=scored,
+        index=index,
+        curves=CategoryCurves.load(result.evaluated[seed]),
+        scores=Scores(result.scores[seed]),
+        prompts_per_side=_read(_TextFile, result.text / "text.json").counts.get("anomalous"),
+    )
+
+
+def _figures(one: VariantEvaluation) -> SeedFigures:
+    image, pixel, threshold = one.image, one.pixel, one.threshold
+    return SeedFigures(
+        metrics={
+            "image_auroc": image and image.auroc,
+            "image_ap": image and image.ap,
+            "image_f1max": image and image.f1max,
+            "pixel_auroc": pixel and pixel.auroc,
+            "pixel_ap": pixel and pixel.ap,
+            "pixel_f1max": pixel and pixel.f1max,
+            "pixel_aupro": pixel and pixel.aupro,
+            "pixel_pro_200": pixel and pixel.pro_200,
+        },
+        image_oracle_threshold=image and image.f1max_threshold,
+        pixel_oracle_threshold=pixel and pixel.f1max_threshold,
+        deployable_threshold=threshold and threshold.value,
+        flagged=threshold and threshold.flagged,
+        found=threshold and threshold.found,
+        false_alarms=threshold and threshold.false_alarms,
+        deployable_f1=threshold and threshold.f1,
+    )
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _TextFile(_Read):
+    counts: dict[str, int] = Field(default_factory=dict)
+
+
+def _read(model: type[Model], path: Path) -> Model:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return model.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(path, f"not valid JSON: {error}") from error

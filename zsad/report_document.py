@@ -1,0 +1,351 @@
+"""What a report holds: the schema of `report.json`, and how it is computed from the folders of a run.
+
+No path goes in: images appear under their ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from zsad.config import Variant, ZsadSettings
+from zsad.metrics import definitions
+from zsad.published import (
+    CATEGORIES,
+    METHOD_MODEL,
+    METHOD_TAG,
+    TITLES,
+    Benchmark,
+    PublishedRow,
+    published_rows,
+)
+
+SCHEMA_VERSION = 1
+WITHHELD = "[path withheld]"
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
+
+RANDOM_NOTICE = (
+    "Random weights. The encoder was never trained: every figure and every map here is a test of the machinery and "
+    "says nothing about the method or the images."
+)
+EMBEDDED_NOTICE = (
+    "Embedded model. The encoder is the small model that comes with this program, trained on generated pictures so "
+    "that the flow runs without any download. These are not results of the published method, which uses a CLIP model "
+    "trained on hundreds of millions of photographs."
+)
+
+VARIANTS: dict[Variant, str] = {
+    "text": "text alone: the patches and the class token against the prompts",
+    "text_tta": "text with test-time adaptation",
+    "visual": "reference image alone: each patch's distance to the nearest patch of another image",
+    "joint": "text and reference image",
+    "joint_tta": "text and reference image with test-time adaptation: the method",
+}
+
+Rank = Literal[
+    "highest anomalous",
+    "median anomalous",
+    "lowest anomalous",
+    "highest normal",
+    "median normal",
+    "highest",
+    "median",
+    "lowest",
+]
+
+
+PRO_200 = "pixel_pro_200"
+METRICS: dict[str, str] = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1max": "image F1max at oracle threshold",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1max": "pixel F1max at oracle threshold",
+    "pixel_aupro": "pixel AUPRO",
+    "pixel_pro_200": "pixel PRO, 200 thresholds",
+}
+"""Key -> title, in the order of the tables. Fractions; undefined ones are None and left out of means."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Stat(_Part):
+    """A mean over seeds."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation (n - 1). None: one seed."""
+    seeds: int
+
+
+class Notice(_Part):
+    kind: Literal["random weights", "embedded model", "published"]
+    text: str
+
+
+class SeedFigures(_Part):
+    """One seed of one variant of one category."""
+
+    metrics: dict[str, float | None]
+    """By key of `METRICS`; a fraction."""
+    image_oracle_threshold: float | None
+    pixel_oracle_threshold: float | None
+    deployable_threshold: float | None
+    flagged: int | None
+    """Images scored at the deployable threshold or above."""
+    found: int | None
+    """Of the anomalous ones. None without labels."""
+    false_alarms: int | None
+    deployable_f1: float | None
+
+
+class VariantFigures(_Part):
+    variant: Variant
+    seeds: dict[int, SeedFigures]
+    metrics: dict[str, Stat | None]
+    deployable_threshold: Stat | None
+    deployable_f1: Stat | None
+    flagged: Stat | None
+    found: Stat | None
+    false_alarms: Stat | None
+
+
+class ImageScores(_Part):
+    id: str
+    anomalous: bool | None
+    defect: str
+    scores: dict[Variant, dict[int, float]]
+    """Variant -> seed -> score of the image."""
+
+
+class ShownImage(_Part):
+    """An image that the HTML shows."""
+
+    rank: Rank
+    id: str
+    defect: str
+    anomalous: bool | None
+    score: float
+    flagged: bool | None
+    """Whether the score reaches the deployable threshold."""
+    reference: str | None
+    """Id of the reference shown beside it."""
+    masked: bool
+
+
+class MaskProblem(_Part):
+    """An image that is in no pixel figure."""
+
+    id: str
+    rule: str
+
+
+class CategoryReport(_Part):
+    name: str
+    images: tuple[ImageScores, ...]
+    normal: int
+    anomalous: int
+    unlabelled: int
+    masks: int
+    mask_problems: tuple[MaskProblem, ...]
+    prompts_per_side: int | None
+    variants: tuple[VariantFigures, ...]
+    shown_seed: int
+    """Of pictures, histogram and curves."""
+    shown: tuple[ShownImage, ...]
+
+
+class Macro(_Part):
+    """Mean over categories, then over seeds."""
+
+    variant: Variant
+    metrics: dict[str, Stat | None]
+    categories: dict[str, int]
+    """How many categories each mean is of."""
+    deployable_f1: Stat | None
+
+
+class Failure(_Part):
+    category: str
+    id: str
+    stage: str
+    rule: str
+    file: str
+
+
+class ColourScale(_Part):
+    """What the heat maps' colours mean, in all panels."""
+
+    variant: Variant
+    seed: int
+    low: float
+    high: float
+
+
+class Encoder(_Part):
+    description: str
+    random_weights: bool
+    embedded: bool
+
+
+class PublishedTable(_Part):
+    benchmark: str
+    comparable: bool
+    """Whether the run has the encoder and the categories of the published figures."""
+    rows: tuple[PublishedRow, ...]
+
+
+class ReportDocument(_Part):
+    """Everything in the report; `report.json` is this, field by field."""
+
+    schema_version: int
+    kind: str
+    name: str
+    notices: tuple[Notice, ...]
+    notes: tuple[str, ...]
+    encoders: tuple[Encoder, ...]
+    seeds: tuple[int, ...]
+    macro: tuple[Macro, ...]
+    """Empty when nothing is labelled."""
+    published: PublishedTable | None
+    colour_scale: ColourScale | None
+    categories: tuple[CategoryReport, ...]
+    failures: tuple[Failure, ...]
+    metrics: dict[str, str]
+    """Key -> title of the figures shown."""
+    definitions: dict[str, str]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+def make_document(
+    settings: ZsadSettings,
+    categories: Sequence[CategoryReport],
+    encoders: Sequence[Encoder],
+    macro: Sequence[Macro],
+    colour_scale: ColourScale | None,
+    failures: Sequence[Failure],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> ReportDocument:
+    """The document, of parts that are in order already."""
+    distinct = tuple(dict.fromkeys(encoders))
+    embedded = settings.encoder.model == "embedded"
+    notices = []
+    if settings.encoder.seed is not None or any(one.random_weights for one in distinct):
+        notices.append(Notice(kind="random weights", text=RANDOM_NOTICE))
+    if embedded:
+        notices.append(Notice(kind="embedded model", text=EMBEDDED_NOTICE))
+    published = None
+    if settings.published is not None:
+        reasons = _not_comparable(settings, settings.published, [one.name for one in categories])
+        published = PublishedTable(
+            benchmark=TITLES[settings.published], comparable=not reasons, rows=published_rows(settings.published)
+        )
+        if reasons:
+            text = f"The published rows are no yardstick for this run: {'; '.join(reasons)}."
+            notices.append(Notice(kind="published", text=text))
+    return ReportDocument(
+        schema_version=SCHEMA_VERSION,
+        kind="adflows zsad report",
+        name=settings.name,
+        notices=tuple(notices),
+        notes=tuple(clean(note) for note in notes),
+        encoders=distinct,
+        seeds=tuple(sorted({seed for one in categories for figures in one.variants for seed in figures.seeds})),
+        macro=tuple(macro),
+        published=published,
+        colour_scale=colour_scale,
+        categories=tuple(categories),
+        failures=tuple(failures),
+        metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
+        definitions=_definitions(settings),
+        settings=settings_without_paths(settings),
+        versions={name: clean(versions[name]) for name in sorted(versions)},
+    )
+
+
+def _not_comparable(settings: ZsadSettings, benchmark: Benchmark, names: Sequence[str]) -> list[str]:
+    """Why the published figures cannot be set beside this run's; empty if nothing speaks against it."""
+    reasons = []
+    encoder = settings.encoder
+    if encoder.seed is not None:
+        reasons.append("the encoder has random weights")
+    elif encoder.model != METHOD_MODEL:
+        reasons.append(f"they were made with {METHOD_MODEL} ({METHOD_TAG}), this run with another encoder")
+    elif encoder.tag not in {None, METHOD_TAG}:
+        reasons.append(f"they were made with the weights {METHOD_TAG}, this run with {encoder.tag}")
+    wanted = CATEGORIES[benchmark]
+    scored = [name for name in wanted if name in names]
+    if set(names) != set(wanted):
+        reasons.append(
+            f"they are means over the {len(wanted)} categories of {TITLES[benchmark]}, of which {len(scored)} "
+            f"{'is' if len(scored) == 1 else 'are'} here{' among others' if len(scored) < len(names) else ''}"
+        )
+    return reasons
+
+
+def _definitions(settings: ZsadSettings) -> dict[str, str]:
+    titles = {
+        "auroc": "AUROC",
+        "ap": "AP",
+        "f1max": "F1max at oracle threshold",
+        "aupro": "AUPRO",
+        "pro_200": "PRO, 200 thresholds",
+        "mean": "Mean over categories",
+    }
+    texts = definitions(settings.evaluation.max_fpr)
+    size = settings.evaluation.size_px
+    return {titles.get(key, key): text for key, text in texts.items()} | {
+        "± over seeds": (
+            "Sample standard deviation (n - 1) over seeds. A seed draws each image's references and pseudo anomalies; "
+            "the mean over categories is taken seed by seed."
+        ),
+        "Deployable threshold": (
+            "A threshold on the image's score that is given, or a quantile of the category's scores; no label has a "
+            "part in it. Images that reach it are flagged. A quantile of too few images is none."
+        ),
+        "Evaluation size": (
+            f"Maps and masks are compared with the shorter side at {f'{size} px' if size else 'the size of a crop'}; "
+            "masks are resized by the nearest pixel."
+        ),
+    }
+
+
+def settings_without_paths(settings: ZsadSettings) -> dict[str, Any]:
+    """The settings as JSON values, with folders and files withheld."""
+    values = settings.model_dump(mode="json")
+    data, encoder, adapt = values["data"], values["encoder"], values["adapt"]
+    if not data["root"].startswith("samples:"):
+        data["root"] = WITHHELD
+    if data["masks"] is not None:
+        data["masks"] = WITHHELD
+    if encoder["weights"] is not None:
+        encoder["weights"] = Path(encoder["weights"]).name
+    if encoder["model"].startswith("local-dir:"):
+        encoder["model"] = f"local-dir:{WITHHELD}"
+    if adapt["textures"] is not None:
+        adapt["textures"] = WITHHELD
+    return values
+
+
+def readable(name: str) -> str:
+    """A file's name as text that any file can hold: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def clean(text: str) -> str:
+    """One line without absolute paths; callers leave paths out already, this is the net below them."""
+    return _PATH.sub(WITHHELD, " ".join(readable(text).split()))
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts tile-2 before tile-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]

@@ -1,0 +1,105 @@
+"""Figures of a report: means over seeds and categories, and which images to show."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from zsad.config import Variant
+from zsad.report_document import (
+    METRICS,
+    CategoryReport,
+    Macro,
+    Rank,
+    SeedFigures,
+    Stat,
+    VariantFigures,
+    natural_order,
+)
+
+
+def statistic(values: Iterable[float | None]) -> Stat | None:
+    """Mean and sample standard deviation; None if any value is missing, or there is none."""
+    known = list(values)
+    numbers = [value for value in known if value is not None]
+    if not numbers or len(numbers) != len(known):
+        return None
+    # exact, so that equal values have themselves for a mean and a deviation of 0
+    return Stat(
+        mean=statistics.mean(numbers), sd=statistics.stdev(numbers) if len(numbers) > 1 else None, seeds=len(numbers)
+    )
+
+
+def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> VariantFigures:
+    """Add means over seeds."""
+    ordered = {seed: seeds[seed] for seed in sorted(seeds)}
+    each = list(ordered.values())
+    return VariantFigures(
+        variant=variant,
+        seeds=ordered,
+        metrics={key: statistic(one.metrics.get(key) for one in each) for key in METRICS},
+        deployable_threshold=statistic(one.deployable_threshold for one in each),
+        deployable_f1=statistic(one.deployable_f1 for one in each),
+        flagged=statistic(one.flagged for one in each),
+        found=statistic(one.found for one in each),
+        false_alarms=statistic(one.false_alarms for one in each),
+    )
+
+
+def macro_means(categories: Sequence[CategoryReport], variants: Sequence[Variant]) -> tuple[Macro, ...]:
+    """The mean over categories of each figure, seed by seed, and then its mean and sd over the seeds.
+
+    A category without the figure is left out. Only seeds count that all the others have.
+    """
+    macros = []
+    for variant in variants:
+        tables = [one for category in categories for one in category.variants if one.variant == variant]
+        metrics: dict[str, Stat | None] = {}
+        counts: dict[str, int] = {}
+        for key in METRICS:
+            rows = [
+                {seed: value for seed, one in table.seeds.items() if (value := one.metrics.get(key)) is not None}
+                for table in tables
+            ]
+            metrics[key], counts[key] = _macro(rows)
+        f1, _ = _macro(
+            [
+                {seed: one.deployable_f1 for seed, one in table.seeds.items() if one.deployable_f1 is not None}
+                for table in tables
+            ]
+        )
+        macros.append(Macro(variant=variant, metrics=metrics, categories=counts, deployable_f1=f1))
+    return tuple(macros) if any(stat for macro in macros for stat in macro.metrics.values()) else ()
+
+
+def _macro(rows: Sequence[Mapping[int, float]]) -> tuple[Stat | None, int]:
+    defined = [row for row in rows if row]
+    seeds = sorted(set.intersection(*(set(row) for row in defined))) if defined else []
+    return statistic(statistics.fmean(row[seed] for row in defined) for seed in seeds), len(defined)
+
+
+def pick_images(
+    ids: Sequence[str], scores: Sequence[float], anomalous: Sequence[bool | None], misses: int
+) -> list[tuple[Rank, int]]:
+    """Which images to show, each once, as (rank, index).
+
+    With labels: the `misses` lowest-scored anomalous and the `misses` highest-scored normal images, the highest-scored
+    anomalous one, and the median of either kind. Without: the 2 x `misses` highest, the median and the lowest. Equal
+    scores go by id.
+    """
+    rising = sorted(range(len(ids)), key=lambda i: (scores[i], natural_order(ids[i])))
+    bad, good = [i for i in rising if anomalous[i]], [i for i in rising if anomalous[i] is False]
+    wanted: list[tuple[Rank, int]] = []
+    if bad or good:
+        wanted += [("highest anomalous", i) for i in bad[-1:]]
+        wanted += [("median anomalous", bad[len(bad) // 2])] if bad else []
+        wanted += [("lowest anomalous", i) for i in bad[:misses]]
+        wanted += [("highest normal", i) for i in good[::-1][:misses]]
+        wanted += [("median normal", good[len(good) // 2])] if good else []
+    elif rising:
+        wanted += [("highest", i) for i in rising[::-1][: 2 * misses]]
+        wanted += [("median", rising[len(rising) // 2]), ("lowest", rising[0])]
+    first: dict[int, Rank] = {}
+    for rank, i in wanted:
+        first.setdefault(i, rank)
+    return [(rank, i) for i, rank in first.items()]
