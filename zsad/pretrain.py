@@ -33,6 +33,7 @@ from torch.nn import functional
 from medad.storage import atomic_path
 from zsad.paths import Paths, two_path
 from zsad.procedural import Half, Look, Made, defects, kinds, make
+from zsad.procedural_objects import OBJECTS
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 
 SIZE_PX, PATCH_PX = 192, 16
@@ -60,6 +61,7 @@ VALUE_GAIN = 2.5
 at all of them alike, as it does in a trained CLIP."""
 ANOMALOUS_SHARE = 0.6
 PEAK_PATCHES = 3
+OBJECT_SHARE = 2 / 3
 CHECKPOINT_STEPS = 100
 FULL_TOUCH = 0.15
 """A patch counts as wholly anomalous from this share of its pixels on; below, in proportion."""
@@ -167,10 +169,20 @@ class Batch:
     """B normal ones, B anomalous ones, then B captions."""
 
 
+def _chances(pool: Pool, plan: Plan, step: int) -> np.ndarray | None:
+    """Of each image to be shown. Sharpening shows more objects: they are the harder half, and fewer."""
+    if step < plan.steps:
+        return None
+    objects = np.array([kind in OBJECTS for kind in pool.kinds])
+    if objects.all() or not objects.any():
+        return None
+    return np.asarray(np.where(objects, OBJECT_SHARE / objects.sum(), (1 - OBJECT_SHARE) / (~objects).sum()))
+
+
 def make_batch(pool: Pool, plan: Plan, step: int, words: list[str]) -> Batch:
     """Batch `step` of a plan."""
     rng = np.random.default_rng([plan.seed, step, 7])
-    rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False)
+    rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False, p=_chances(pool, plan, step))
     drawn = [_augmented(rng, pool.pixels[i], pool.masks[i]) for i in rows]
     masks = torch.stack([mask for _, mask in drawn])[:, None]
     share = functional.avg_pool2d(masks, PATCH_PX).flatten(1)

@@ -17,7 +17,6 @@ HEAVY = (
     "torch",
     "torchvision",
     "open_clip",
-    "pydantic",
     "prefect",
     "numpy",
     "monai",
