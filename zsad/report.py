@@ -253,7 +253,7 @@ def _failures(failures: Sequence[Failed], settings: ZsadSettings) -> list[Failur
     ]
 
 
-def _listed(category: CategoryReport) -> list[tuple[str, float, bool]]:
+def _listed(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
     """The highest-scored images, where labels do not tell what to look at: id, score, flagged."""
     if not category.unlabelled:
         return []
@@ -263,7 +263,7 @@ def _listed(category: CategoryReport) -> list[tuple[str, float, bool]]:
         ((image.scores[figures.variant][category.shown_seed], image.id) for image in category.images),
         key=lambda one: (-one[0], natural_order(one[1])),
     )
-    return [(name, score, threshold is not None and score >= threshold) for score, name in falling[:LISTED]]
+    return [(name, score, None if threshold is None else score >= threshold) for score, name in falling[:LISTED]]
 
 
 def _write_preview(

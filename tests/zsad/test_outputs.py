@@ -136,7 +136,11 @@ def test_few_images_have_no_quantile_and_no_flags(tmp_path: Path) -> None:
     drawn = [Drawn("a", None, 0.1), Drawn("b", None, 0.2)]
     rows = write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
     assert {(row["threshold"], row["flagged"]) for row in rows} == {("", "")}
-    assert "too few images" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "too few images" in page
+    # neither flagged nor cleared
+    assert page.count('<td class="text">–</td></tr>') == 2
+    assert "outline of the true mask" not in page
 
 
 def test_failed_images_are_in_the_table_and_the_rest_goes_on(tmp_path: Path) -> None:
