@@ -219,6 +219,17 @@ def test_a_strictly_rising_map_changes_no_bit_of_the_rank_figures(
     assert pixel_metrics(of(mapped)).model_dump(exclude=free) == pixel_metrics(of(pairs)).model_dump(exclude=free)
 
 
+def test_minus_zero_is_zero_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = rng.integers(1, 40, 12)
+        signs = [rng.choice([-0.0, 0.0], (1, size)).astype(np.float32) for size in sizes]
+        noise = (rng.choice([-1.0, 0.0, 1.0], (1, 50)).astype(np.float32), np.zeros((1, 50), dtype=bool))
+        pairs = [noise, *((scores, np.ones(scores.shape, dtype=bool)) for scores in signs)]
+        plain = [(scores + np.float32(0), mask) for scores, mask in pairs]
+        assert pixel_metrics(of(pairs)) == pixel_metrics(of(plain))
+
+
 @given(map_sets().filter(mixed))
 @settings(max_examples=60, deadline=None)
 def test_repeating_the_set_changes_no_rate(pairs: Pairs) -> None:
