@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from flows.cache import Ref, Step, canonical_json
 from flows.jobs import DeviceJob, Job, file_digest, json_values
 from zsad.config import (
+    WITH_ADAPTATION,
+    WITH_REFERENCES,
     AdaptSettings,
     EncoderSettings,
     EvaluationSettings,
@@ -33,8 +35,6 @@ _LAMBDAS: dict[Variant, frozenset[str]] = {
     "joint_tta": frozenset({"lambda_1", "lambda_2", "lambda_3", "lambda_4", "lambda_5"}),
 }
 """The weights that a system uses, in its map or its score."""
-_REFERENCES: frozenset[Variant] = frozenset({"visual", "joint", "joint_tta"})
-_ADAPTED: frozenset[Variant] = frozenset({"text_tta", "joint_tta"})
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def distinct(images: Iterable[Image]) -> tuple[Image, ...]:
 
 
 def needs_references(variants: Iterable[Variant]) -> bool:
-    return not _REFERENCES.isdisjoint(variants)
+    return not WITH_REFERENCES.isdisjoint(variants)
 
 
 def _that_matter(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
@@ -164,7 +164,7 @@ class Score(DeviceJob):
 
     @property
     def _adapts(self) -> bool:
-        return not _ADAPTED.isdisjoint(self.score.variants)
+        return not WITH_ADAPTATION.isdisjoint(self.score.variants)
 
     def inputs(self) -> dict[str, Any]:
         inputs: dict[str, Any] = {
@@ -182,11 +182,9 @@ class Score(DeviceJob):
         """Contents in the order of names, by which they are drawn."""
         if self.adapt.textures is None:
             return None
-        from zsad.images import IMAGE_SUFFIXES
+        from zsad.textures import texture_files
 
-        folder = Path(self.adapt.textures).expanduser()
-        names = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-        return [file_digest(folder / name) for name in sorted(names, key=PurePath.as_posix)]
+        return [file_digest(path) for path in texture_files(Path(self.adapt.textures).expanduser())]
 
     def run_on(self, out: Path, device: str) -> None:
         from flows.progress import count_images

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from medad.config import DatasetSettings
 from medad.errors import ConfigError, InputError
+from medad.settings import data_root
+from medad.words import natural_order
 
 SAMPLES_PREFIX = "samples:"
 _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
@@ -80,11 +82,13 @@ def find_cases(data: DatasetSettings, samples_dir: Path | None = None) -> tuple[
     InputError
         The root is missing, or holds no case at all.
     """
-    root = _root(data, samples_dir)
+    root = data_root(data.root, samples_dir)
     if not root.is_dir():
         raise InputError(root, "no such folder of cases")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
-    found = _with_unique_ids(sorted(search(root, data), key=lambda item: _natural(item.key)), opaque=data.opaque_ids)
+    found = _with_unique_ids(
+        sorted(search(root, data), key=lambda item: natural_order(item.key)), opaque=data.opaque_ids
+    )
     if not found:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
     wanted = found if data.cases is None else [item for item in found if item.id in data.cases]
@@ -97,22 +101,11 @@ def find_cases(data: DatasetSettings, samples_dir: Path | None = None) -> tuple[
         for item in wanted
         if item.rule is not None
     ]
-    missing = sorted(set(data.cases or ()) - {item.id for item in found}, key=_natural)
+    missing = sorted(set(data.cases or ()) - {item.id for item in found}, key=natural_order)
     problems += [
         CaseProblem(name, root, "the settings ask for this case, the folder does not hold it") for name in missing
     ]
     return cases, problems
-
-
-def _root(data: DatasetSettings, samples_dir: Path | None) -> Path:
-    if not data.root.startswith(SAMPLES_PREFIX):
-        return Path(data.root).expanduser()
-    name = data.root.removeprefix(SAMPLES_PREFIX)
-    if samples_dir is None:
-        raise InputError(data.root, "the sample data are not at hand; fetch them first")
-    if not name or Path(name).name != name or name in (".", ".."):
-        raise InputError(data.root, "expected samples:NAME with the name of one folder")
-    return samples_dir / name
 
 
 def _expected(data: DatasetSettings) -> str:
@@ -220,7 +213,3 @@ def _with_unique_ids(found: list[_Found], *, opaque: bool) -> list[_Found]:
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:_DIGEST_CHARACTERS]
-
-
-def _natural(text: str) -> tuple[tuple[int, int | str], ...]:
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part)

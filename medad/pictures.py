@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
+
+from medad.pages import data_uri, png_uri
 
 PREDICTION_RGB = (230, 159, 0)
 TRUTH_RGB = (86, 180, 233)
@@ -120,18 +121,9 @@ def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str])
     return picture
 
 
-def jpeg_uri(picture: Image.Image, quality: int) -> str:
-    """The picture as a data URI. Chroma is kept at full resolution: outlines are two pixels wide."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, progressive=True)
-    return _data_uri("image/jpeg", buffer.getvalue())
-
-
 def colour_bar_uri() -> str:
     """Probability 0 (left) to 1 (right) in the heat map's colours, as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(_PROBABILITY_RGB[None]).save(buffer, "PNG", optimize=True)
-    return _data_uri("image/png", buffer.getvalue())
+    return png_uri(Image.fromarray(_PROBABILITY_RGB[None]))
 
 
 def curves_svg(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
@@ -160,11 +152,7 @@ def curves_svg(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -
 
 def svg_uri(svg: str) -> str:
     """SVG text as a data URI."""
-    return _data_uri("image/svg+xml", svg.encode())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return data_uri("image/svg+xml", svg.encode())
 
 
 def _window(plane: np.ndarray, crop: Crop) -> np.ndarray:  # any dtype

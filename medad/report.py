@@ -20,6 +20,7 @@ from medad import pictures
 from medad.config import LiverSettings
 from medad.errors import InputError
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
+from medad.pages import jpeg_uri
 from medad.preprocess import load_prepared
 from medad.report_document import (
     PLANTED_GENERATED,
@@ -36,16 +37,15 @@ from medad.report_document import (
     Rank,
     ReportDocument,
     ShownSlice,
-    clean,
     failed_cases,
-    natural_order,
     read_case,
     read_curve,
     read_tensor,
     settings_without_paths,
 )
 from medad.samples import PHANTOM_NOTE
-from medad.storage import atomic_path
+from medad.storage import atomic_path, write_bytes
+from medad.words import clean, natural_order
 
 __all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
 
@@ -126,9 +126,9 @@ def write_report(
         settings=settings_without_paths(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
-    _write(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
-    uris = [[pictures.jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
-    _write(out / "report.html", render_html(document, uris, pictures.row_width_px(panel_px)).encode())
+    write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
+    write_bytes(out / "report.html", render_html(document, uris, pictures.row_width_px(panel_px)).encode())
     _write_preview(out / "preview.png", cases, pictured, tag)
 
 
@@ -286,8 +286,3 @@ def _heading(key: str) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)

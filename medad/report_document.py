@@ -5,21 +5,21 @@ No path and no patient data goes in: cases appear under their ids.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from medad.config import LiverSettings
 from medad.errors import InputError
 from medad.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.postprocess import Lesion
+from medad.storage import read_json, read_record
+from medad.words import WITHHELD, clean, natural_order
 
 SCHEMA_VERSION = 1
 
@@ -38,8 +38,6 @@ PLANTED_STATEMENT = (
 CURVE_POINTS = 500
 """A longer training curve is averaged over equal stretches of steps."""
 
-WITHHELD = "[path withheld]"
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
 
 Number = int | float | None
 Rank = Literal["best", "median", "worst", "highest", "lowest"]
@@ -172,12 +170,12 @@ class ReportDocument(_Part):
 
 def read_case(result: CaseResult, evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]) -> CaseReport:
     """What the report says about a case. Raises InputError for a file that is missing or damaged."""
-    facts = _model(CaseFacts, result.prepared / "case.json")
+    facts = read_record(CaseFacts, result.prepared / "case.json")
     metrics = evaluation.metrics if evaluation else None
     planted: list[dict[str, Any]] = []
     if result.planted is not None:
-        planted = _json(result.planted / "lesions.json")["lesions"]
-    timing = _json(result.segmented / "case.json")
+        planted = read_json(result.planted / "lesions.json")["lesions"]
+    timing = read_json(result.segmented / "case.json")
     return CaseReport(
         case_id=result.case_id,
         planted=result.planted is not None,
@@ -185,7 +183,7 @@ def read_case(result: CaseResult, evaluation: CaseEvaluation | None, shown_slice
         planted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in planted),
         facts=facts.model_copy(update={"warnings": tuple(clean(text) for text in facts.warnings)}),
         seconds={key: float(timing[key]) for key in sorted(timing) if "seconds" in key and _is_numeric(timing[key])},
-        lesions=_model(LesionList, result.segmented / "lesions.json"),
+        lesions=read_record(LesionList, result.segmented / "lesions.json"),
         # an evaluation is cached by content and may have been made under another id
         metrics=metrics.model_copy(update={"case_id": result.case_id}) if metrics else None,
         micro_dice_2d=metrics.micro_dice_2d if metrics else None,
@@ -207,7 +205,7 @@ def failed_cases(failures: Sequence[FailedCase], settings: LiverSettings) -> tup
 
 def read_curve(folder: Path) -> Curve:
     """The training curve of a trained folder. Raises InputError for one that is missing or damaged."""
-    curve = _model(Curve, folder / "curve.json")
+    curve = read_record(Curve, folder / "curve.json")
     if len(curve.steps) != len(curve.loss):
         raise InputError(folder / "curve.json", f"{len(curve.steps)} steps but {len(curve.loss)} losses")
     if len(curve.steps) <= CURVE_POINTS:
@@ -228,37 +226,10 @@ def settings_without_paths(settings: LiverSettings) -> dict[str, Any]:
     return values
 
 
-def clean(text: str) -> str:
-    """One line without absolute paths; callers leave paths out already, this is the net below them."""
-    return _PATH.sub(WITHHELD, " ".join(text.split()))
-
-
-def natural_order(case_id: str) -> list[tuple[int, str]]:
-    """Sort key that puts lits-2 before lits-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", case_id)]
-
-
 def _is_numeric(value: object) -> bool:
     if isinstance(value, list):
         return all(_is_numeric(part) for part in value)
     return isinstance(value, int | float)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(path, f"not valid JSON: {error}") from error
-
-
-def _model(kind: type[Model], path: Path) -> Model:
-    try:
-        return kind.model_validate(_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
 
 
 def read_tensor(path: Path, name: str, index: int | None = None) -> Any:

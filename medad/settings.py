@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medad.errors import ConfigError
+from medad.errors import ConfigError, InputError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -23,6 +23,19 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
+SAMPLES_PREFIX = "samples:"
+
+
+def data_root(root: str, samples_dir: Path | None) -> Path:
+    """The folder that a setting `root` names: a path, or `samples:NAME` below `samples_dir`. Raises InputError."""
+    if not root.startswith(SAMPLES_PREFIX):
+        return Path(root).expanduser()
+    name = root.removeprefix(SAMPLES_PREFIX)
+    if samples_dir is None:
+        raise InputError(root, "the sample data are not at hand; fetch them first")
+    if not name or Path(name).name != name or name in (".", ".."):
+        raise InputError(root, "expected samples:NAME with the name of one folder")
+    return samples_dir / name
 
 
 def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | None = None) -> S:

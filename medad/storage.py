@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, gzip streams read to their end, digests."""
+"""LEAF. Files on disk: atomic writes, JSON records, gzip streams read to their end, digests."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from medad.errors import DiskFullError, InputError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK_BYTES = 1 << 18
@@ -52,6 +57,12 @@ def disk_full_as_user_error(final: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise DiskFullError(f"{final}: no room left on the disk; nothing was kept of it") from error
         raise
+
+
+def write_bytes(final: Path, content: bytes) -> None:
+    """Write a small file whole or not at all. Raises DiskFullError."""
+    with atomic_path(final) as temporary:
+        temporary.write_bytes(content)
 
 
 def sync_path(path: Path) -> None:
@@ -158,3 +169,22 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, hexadecimal. Raises InputError."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises InputError."""
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise InputError(path, f"not valid JSON: {error}") from error
+
+
+def read_record(model: type[Model], path: Path) -> Model:
+    """A JSON file as a record of ours. Raises InputError, which names the first field that does not fit."""
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error

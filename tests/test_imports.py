@@ -16,7 +16,7 @@ EVERYTHING = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT /
 
 FLOWS_MAY = {"prefect", "pydantic", "pydantic_core", "typer", "rich", "yaml", "medad", "zsad", "flows"}
 """Orchestration: with these, and the standard library, nothing can be computed."""
-LEAVES = {f"medad.{name}" for name in ("devices", "errors", "noise", "settings", "storage")}
+LEAVES = {f"medad.{name}" for name in ("devices", "errors", "noise", "pages", "settings", "storage", "words")}
 """What both fields of work share; they know nothing of either."""
 
 

@@ -20,6 +20,9 @@ Variant = Literal["text", "text_tta", "visual", "joint", "joint_tta"]
 """Which evidence a score uses (rows of table 3): the text's alone, with adaptation, the reference image's alone, both,
 both with adaptation (the method)."""
 
+WITH_REFERENCES: frozenset[Variant] = frozenset({"visual", "joint", "joint_tta"})
+WITH_ADAPTATION: frozenset[Variant] = frozenset({"text_tta", "joint_tta"})
+
 PRESETS: dict[str, dict[str, Any]] = {
     # AnoVL and 002: every block, no feed-forward, the class token as CLIP makes it
     "anovl": {"vv_blocks": "all", "vv_feed_forward": False, "class_ln_post": True, "size_px": None},
@@ -143,7 +146,7 @@ class ScoreSettings(Settings):
     def _variants_can_be_scored(self) -> ScoreSettings:
         if len(set(self.variants)) != len(self.variants):
             raise ValueError(f"variants {list(self.variants)} name one twice")
-        if self.references.count == 0 and (bad := [v for v in self.variants if v not in {"text", "text_tta"}]):
+        if self.references.count == 0 and (bad := [v for v in self.variants if v in WITH_REFERENCES]):
             raise ValueError(f"references.count 0 leaves nothing for {bad[0]}; score text or text_tta")
         return self
 

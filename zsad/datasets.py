@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medad.errors import ConfigError, InputError
+from medad.settings import data_root
 from medad.storage import reading
+from medad.words import natural_order
 from zsad.config import ImagesSettings
 from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 
@@ -106,7 +107,7 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     ConfigError
         A category's name or a folder of masks is given where the layout has its own.
     """
-    root = _root(data, samples_dir)
+    root = data_root(data.root, samples_dir)
     if not root.is_dir():
         raise InputError(root, "no such folder of images")
     layout = _detect(root) if data.layout == "auto" else data.layout
@@ -180,17 +181,6 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         below[:] = [name for name in below if not name.startswith(".")]
         found += [(Path(here) / name).relative_to(folder) for name in files if _is_visible(name, suffixes)]
     return sorted(found)
-
-
-def _root(data: ImagesSettings, samples_dir: Path | None) -> Path:
-    if not data.root.startswith(SAMPLES_PREFIX):
-        return Path(data.root).expanduser()
-    name = data.root.removeprefix(SAMPLES_PREFIX)
-    if samples_dir is None:
-        raise InputError(data.root, "the sample data are not at hand; fetch them first")
-    if not name or Path(name).name != name or name in (".", ".."):
-        raise InputError(data.root, "expected samples:NAME with the name of one folder")
-    return samples_dir / name
 
 
 def _detect(root: Path) -> str:
@@ -318,7 +308,7 @@ def _with_ids(category: str, found: list[_Found], *, opaque: bool) -> tuple[list
     taken: set[str] = set()
     items: list[Item] = []
     problems: list[ImageProblem] = []
-    for each in sorted(found, key=lambda f: (_natural(f.key), f.path)):
+    for each in sorted(found, key=lambda f: (natural_order(f.key), f.path)):
         stem = str(Path(each.key).with_suffix(""))
         wanted = stem if stems[stem] == 1 else each.key
         name = wanted
@@ -339,14 +329,10 @@ def _with_ids(category: str, found: list[_Found], *, opaque: bool) -> tuple[list
     return items, problems
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", text)]
-
-
 def _folders(folder: Path) -> list[Path]:
     with reading(folder):
         found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: _natural(path.name))
+    return sorted(found, key=lambda path: natural_order(path.name))
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

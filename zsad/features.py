@@ -29,14 +29,10 @@ from zsad.feature_store import (
     TEXT,
     FeatureIndex,
     FeatureProblem,
-    FeatureStore,
     ImageRows,
-    read_text,
 )
 from zsad.images import Crops, crop_image, plan_crops, read_image
 from zsad.prompts import category_words, domain_words, ensemble
-
-__all__ = ["FeatureStore", "encode_category_text", "encode_images", "read_text"]
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory

@@ -85,6 +85,12 @@ def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"
     return image
 
 
+def write_png(path: Path, pixels: UInt8[np.ndarray, "H W *channels"]) -> None:
+    """Write a picture or a mask, making its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     """Read a mask: True, anomalous, where a pixel is not black (by its colour, in a palette; transparent is black).
 

@@ -14,12 +14,15 @@ import numpy as np
 from PIL import Image
 
 from medad.storage import disk_full_as_user_error
+from medad.words import readable
 from zsad.config import ZsadSettings
 from zsad.images import read_image, resize_map
 from zsad.pictures import overlay
 from zsad.report import colour_scale, heat_scale, write_pages
 from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
-from zsad.report_document import ColourScale, readable
+from zsad.report_document import (
+    ColourScale,
+)
 from zsad.report_tables import write_csv
 
 MapFormat = Literal["png", "tiff", "npy"]

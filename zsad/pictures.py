@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import block_reduce, find_contours
+
+from medad.pages import png_uri
 
 OUTLINE_RGB = (86, 180, 233)
 """Sky blue of Okabe and Ito's palette: no colour of the heat map comes near it, to any kind of colour vision."""
@@ -117,23 +117,9 @@ def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str],
     return picture
 
 
-def jpeg_uri(picture: Image.Image, quality: int) -> str:
-    """The picture as a data URI. Chroma is kept at full resolution: outlines are two pixels wide."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, progressive=True)
-    return data_uri("image/jpeg", buffer.getvalue())
-
-
 def colour_bar_uri() -> str:
     """The heat map's colours from low (left) to high (right), as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(_HEAT_RGB[None]).save(buffer, "PNG", optimize=True)
-    return data_uri("image/png", buffer.getvalue())
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    """Content of a media type as a data URI."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return png_uri(Image.fromarray(_HEAT_RGB[None]))
 
 
 def _fitted(shape_hw: tuple[int, ...], side_px: int) -> tuple[int, int]:

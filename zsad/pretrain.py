@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator
 from open_clip import CLIP, get_tokenizer
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from medad.storage import atomic_path
+from zsad.images import write_png
 from zsad.paths import Paths, two_path
 from zsad.procedural import Half, Look, Made, defects, kinds, make
 from zsad.procedural_objects import OBJECTS
@@ -93,7 +93,7 @@ class Pool:
     kinds: tuple[str, ...]
 
 
-def draw(seed: int, number: int, half: Half, *, anomalous_share: float = ANOMALOUS_SHARE) -> Made:
+def draw(seed: int, number: int, half: Half) -> Made:
     """Image `number` of a seed's endless supply."""
     rng = np.random.default_rng([seed, number, half == "held_out"])
     while True:
@@ -101,7 +101,7 @@ def draw(seed: int, number: int, half: Half, *, anomalous_share: float = ANOMALO
         kind, surface = names[int(rng.integers(len(names)))]
         look = Look(kind, surface, int(rng.integers(2**31)))
         names_of_defects = list(defects(half))
-        defect = names_of_defects[int(rng.integers(len(names_of_defects)))] if rng.random() < anomalous_share else ""
+        defect = names_of_defects[int(rng.integers(len(names_of_defects)))] if rng.random() < ANOMALOUS_SHARE else ""
         try:
             return make(rng, SIZE_PX, look=look, defect=defect, half=half)
         except ValueError:  # this defect does not show on this product: draw another pair
@@ -110,7 +110,12 @@ def draw(seed: int, number: int, half: Half, *, anomalous_share: float = ANOMALO
 
 def _packed(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
     made = draw(*task, "train")
-    return (made.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1), made.mask, made.kind
+    return _bytes(made.image).transpose(2, 0, 1), made.mask, made.kind
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    """0..1 -> 0..255, rounded."""
+    return (image * 255 + 0.5).astype(np.uint8)
 
 
 def make_pool(seed: int, count: int, workers: int) -> Pool:
@@ -318,9 +323,11 @@ def write_held_out(folder: Path, *, seed: int = 0, each: int = 24) -> None:
         for i in range(2 * each):
             defect = "" if i < each else names[i % len(names)]
             made = _shown(np.random.default_rng([seed, number, i, 13]), look, defect)
-            _write_png(folder / kind / "test" / (defect or "good") / f"{i:03}.png", (made.image * 255 + 0.5))
+            write_png(folder / kind / "test" / (defect or "good") / f"{i:03}.png", _bytes(made.image))
             if defect:
-                _write_png(folder / kind / "ground_truth" / defect / f"{i:03}_mask.png", made.mask * 255.0)
+                write_png(
+                    folder / kind / "ground_truth" / defect / f"{i:03}_mask.png", made.mask.astype(np.uint8) * 255
+                )
 
 
 def _shown(rng: Generator, look: Look, defect: str) -> Made:
@@ -329,11 +336,6 @@ def _shown(rng: Generator, look: Look, defect: str) -> Made:
             return make(rng, SIZE_PX, look=look, defect=defect, half="held_out")
         except ValueError:  # did not show there; the generator has moved on
             continue
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

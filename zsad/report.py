@@ -17,7 +17,9 @@ import yaml
 from markupsafe import Markup, escape
 from PIL import Image
 
-from medad.storage import atomic_path
+from medad.pages import jpeg_uri
+from medad.storage import atomic_path, write_bytes
+from medad.words import clean, natural_order, readable
 from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
 from zsad.config import Variant, ZsadSettings
@@ -34,10 +36,7 @@ from zsad.report_document import (
     ReportDocument,
     ShownImage,
     Stat,
-    clean,
     make_document,
-    natural_order,
-    readable,
 )
 from zsad.report_figures import macro_means, pick_images
 from zsad.report_tables import result_rows, score_rows, write_csv
@@ -128,9 +127,9 @@ def write_pages(
         versions,
         notes,
     )
-    _write(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
-    uris = [[pictures.jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
-    _write(out / "report.html", render_html(document, uris, [_chart(one, variant) for one in loaded]).encode())
+    write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
+    write_bytes(out / "report.html", render_html(document, uris, [_chart(one, variant) for one in loaded]).encode())
     if scale:
         _write_preview(out / "preview.png", document, pictured, scale)
     return document
@@ -320,8 +319,3 @@ def _heading(title: str) -> Markup:
     """A metric's title below `image` or `pixel`, in short lines."""
     lines = title.split(" ", 1)[1].replace("F1max at oracle ", "F1max at\noracle\n").replace(" 200 ", " 200\n")
     return Markup("<br>").join(map(escape, lines.split("\n")))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,10 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medad.errors import InputError
-from medad.storage import reading
+from medad.storage import read_record
+from medad.words import clean, natural_order, readable
 from zsad.config import EvaluationSettings, Variant
 from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 from zsad.feature_store import INDEX, FeatureIndex
@@ -26,9 +26,6 @@ from zsad.report_document import (
     MaskProblem,
     SeedFigures,
     ShownImage,
-    clean,
-    natural_order,
-    readable,
 )
 from zsad.report_figures import variant_figures
 from zsad.scorers.dual import Scores
@@ -178,7 +175,7 @@ def load_category(result: CategoryResult, variants: Sequence[Variant]) -> Loaded
     for seed, one in evaluated.items():
         if lacking := set(variants) - set(one.variants):
             raise InputError(result.evaluated[seed] / METRICS_FILE, f"holds no variant {min(lacking)}")
-    index = _read(FeatureIndex, result.features / INDEX)
+    index = read_record(FeatureIndex, result.features / INDEX)
     scored = {seed: {one.sha256: one.scores for one in of.images} for seed, of in evaluated.items()}
     seed = min(evaluated)
     # an image scored with some seeds alone would make their means those of different sets
@@ -192,7 +189,7 @@ def load_category(result: CategoryResult, variants: Sequence[Variant]) -> Loaded
         index=index,
         curves=CategoryCurves.load(result.evaluated[seed]),
         scores=Scores(result.scores[seed]),
-        prompts_per_side=_read(_TextFile, result.text / "text.json").counts.get("anomalous"),
+        prompts_per_side=read_record(_TextFile, result.text / "text.json").counts.get("anomalous"),
     )
 
 
@@ -225,15 +222,3 @@ class _Read(BaseModel):
 
 class _TextFile(_Read):
     counts: dict[str, int] = Field(default_factory=dict)
-
-
-def _read(model: type[Model], path: Path) -> Model:
-    with reading(path):
-        data = path.read_bytes()
-    try:
-        return model.model_validate(json.loads(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
-    except ValueError as error:
-        raise InputError(path, f"not valid JSON: {error}") from error

@@ -5,13 +5,13 @@ No path goes in: images appear under their ids.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.words import WITHHELD, clean
 from zsad.config import Variant, ZsadSettings
 from zsad.metrics import definitions
 from zsad.published import (
@@ -25,8 +25,6 @@ from zsad.published import (
 )
 
 SCHEMA_VERSION = 1
-WITHHELD = "[path withheld]"
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
 
 RANDOM_NOTICE = (
     "Random weights. The encoder was never trained: every figure and every map here is a test of the machinery and "
@@ -334,18 +332,3 @@ def settings_without_paths(settings: ZsadSettings) -> dict[str, Any]:
     if adapt["textures"] is not None:
         adapt["textures"] = WITHHELD
     return values
-
-
-def readable(name: str) -> str:
-    """A file's name as text that any file can hold: bytes that are no UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def clean(text: str) -> str:
-    """One line without absolute paths; callers leave paths out already, this is the net below them."""
-    return _PATH.sub(WITHHELD, " ".join(readable(text).split()))
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts tile-2 before tile-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from medad.words import natural_order
 from zsad.config import Variant
 from zsad.report_document import (
     METRICS,
@@ -14,7 +15,6 @@ from zsad.report_document import (
     SeedFigures,
     Stat,
     VariantFigures,
-    natural_order,
 )
 
 

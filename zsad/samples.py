@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32
-from PIL import Image
 from scipy.ndimage import binary_fill_holes
 from skimage import data
 from skimage.filters import gaussian, threshold_otsu
@@ -21,6 +20,7 @@ from skimage.measure import label, regionprops
 from skimage.morphology import closing, disk
 from skimage.transform import resize
 
+from zsad.images import write_png
 from zsad.procedural import defects, spoil
 
 MATERIALS = "materials"
@@ -105,11 +105,6 @@ def _write(folder: Path, pieces: list[Piece]) -> None:
             name, defect = kinds[number // 2 % len(kinds)]
             rng = np.random.default_rng([SEED, *folder.name.encode(), number])
             image, mask = spoil(rng, piece.image, piece.region, defect)
-        _save(folder / "test" / name / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))
+        write_png(folder / "test" / name / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))
         if mask is not None:
-            _save(folder / "ground_truth" / name / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+            write_png(folder / "ground_truth" / name / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html.parser
 import io
 import json
 import shutil
@@ -28,7 +27,11 @@ from medad.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.postprocess import lesion_table
 from medad.preprocess import SliceGrid, Slices, save_prepared
 from medad.report import CaseResult, FailedCase, pick_slices, write_report
-from medad.report_document import CURVE_POINTS, WITHHELD
+from medad.report_document import (
+    CURVE_POINTS,
+)
+from medad.words import WITHHELD
+from tests.page import Page
 
 Array = np.ndarray[Any, Any]
 
@@ -140,49 +143,6 @@ def write_curve(folder: Path, phase: str, loss: Sequence[float]) -> Path:
 
 def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of the report: text, attributes, elements."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.headings: list[str] = []
-        self.styles = ""
-        self._open: list[str] = []
-        self._words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == [], "every element is closed"
-        self.words = " ".join(" ".join(self._words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        values = dict(attrs)
-        assert not any(name.startswith("on") for name in values), "no event handlers"
-        if tag == "img":
-            self.images.append(values)
-        if tag in ("h1", "h2", "h3", "h4"):
-            self.headings.append("")
-        self.links.extend(value for name, value in attrs if name in ("href", "src", "action", "data") and value)
-        self.ids.extend(value for name, value in attrs if name == "id" and value)
-        if tag not in ("img", "meta", "br", "link"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self._open:
-            self.styles += data
-            return
-        self._words.append(data)
-        if {"h1", "h2", "h3", "h4"} & set(self._open):
-            self.headings[-1] += data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from zsad.encoder import Encoder
 from zsad.pretrain import SIZE_PX, Batch, Plan, Pool, build, make_batch, make_pool, save, train
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES
 
-PLAN = Plan(images=6, steps=4, batch_size=3, warmup_steps=2)
+PLAN = Plan(images=6, steps=4, sharpen_steps=2, batch_size=3, warmup_steps=2)
 WORDS = ["lamp", "river"]
 
 

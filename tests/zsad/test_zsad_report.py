@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html.parser
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medad.errors import InputError
+from medad.words import WITHHELD
+from tests.page import Page
 from tests.zsad.scored_sets import (
     BACKGROUND,
     Drawn,
@@ -33,56 +34,15 @@ from zsad.evaluation import CategoryEvaluation
 from zsad.published import CATEGORIES
 from zsad.report import SCALE_QUANTILES, write_report
 from zsad.report_data import CategoryResult, Failed
-from zsad.report_document import METRICS, WITHHELD, Stat
+from zsad.report_document import (
+    METRICS,
+    Stat,
+)
 from zsad.report_figures import pick_images, statistic
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
 """Of `usual()` by its class scores: the pairs in which the anomalous image scores higher."""
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of the report: text, attributes, elements."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.labels: list[str] = []
-        """Texts of th and dt."""
-        self.styles = ""
-        self._open: list[str] = []
-        self._words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == [], "every element is closed"
-        self.words = " ".join(" ".join(self._words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        values = dict(attrs)
-        assert not any(name.startswith("on") for name in values), "no event handlers"
-        if tag == "img":
-            self.images.append(values)
-        if tag in ("th", "dt"):
-            self.labels.append("")
-        self.links.extend(value for name, value in attrs if name in ("href", "src", "action", "data") and value)
-        self.ids.extend(value for name, value in attrs if name == "id" and value)
-        if tag not in ("img", "meta", "br", "link"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self._open:
-            self.styles += data
-            return
-        self._words.append(data)
-        if {"th", "dt"} & set(self._open):
-            self.labels[-1] += f" {data}"
 
 
 @dataclasses.dataclass(frozen=True)

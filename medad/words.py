@@ -1,0 +1,23 @@
+"""LEAF: names and sentences as people read them: natural order, one line, no paths. Also used by `zsad`."""
+
+from __future__ import annotations
+
+import re
+
+WITHHELD = "[path withheld]"
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts tile-2 before tile-10, and numbers before other text."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def readable(name: str) -> str:
+    """A file's name as text that any file can hold: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def clean(text: str) -> str:
+    """One line without absolute paths; callers leave paths out already, this is the net below them."""
+    return _PATH.sub(WITHHELD, " ".join(readable(text).split()))

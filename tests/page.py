@@ -1,0 +1,57 @@
+"""A report as a browser would take it, for the tests of both fields' reports."""
+
+from __future__ import annotations
+
+import html.parser
+
+HEADINGS = ("h1", "h2", "h3", "h4")
+LABELS = ("th", "dt")
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of the report: text, attributes, elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[str] = []
+        self.labels: list[str] = []
+        """Texts of th and dt."""
+        self.styles = ""
+        self._open: list[str] = []
+        self._words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == [], "every element is closed"
+        self.words = " ".join(" ".join(self._words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        assert not any(name.startswith("on") for name in values), "no event handlers"
+        if tag == "img":
+            self.images.append(values)
+        if tag in HEADINGS:
+            self.headings.append("")
+        if tag in LABELS:
+            self.labels.append("")
+        self.links.extend(value for name, value in attrs if name in ("href", "src", "action", "data") and value)
+        self.ids.extend(value for name, value in attrs if name == "id" and value)
+        if tag not in ("img", "meta", "br", "link"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            self.styles += data
+            return
+        self._words.append(data)
+        if set(HEADINGS) & set(self._open):
+            self.headings[-1] += data
+        if set(LABELS) & set(self._open):
+            self.labels[-1] += f" {data}"
