@@ -28,10 +28,12 @@ class Showing:
     """Beginning of the artifacts' keys: lower case and digits."""
     table: str
     """Key and description of the table."""
+    first: str
+    """Its first column, which names the case (or category): also where nothing but failures is to be shown."""
     picture: str
     """Description of preview.png."""
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
-    """report.json -> what is said of each case (or category); the first column names it."""
+    """report.json -> what is said of each case (or category)."""
 
 
 def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,9 +69,9 @@ def _zsad_score_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"images": "scored", "status": "done", "count": count, "rule": ""} for count in counts]
 
 
-LIVER = Showing("liver", "cases", "Slices of one case", _liver_rows)
-ZSAD = Showing("zsad", "categories", "Images and their heat maps", _zsad_rows)
-ZSAD_SCORE = Showing("zsad-score", "images", "Images and their heat maps", _zsad_score_rows)
+LIVER = Showing("liver", "cases", "case", "Slices of one case", _liver_rows)
+ZSAD = Showing("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
+ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows)
 
 
 def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> None:
@@ -78,7 +80,7 @@ def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> 
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
-    table = _table(showing.rows(report), tally)
+    table = _table(showing.first, showing.rows(report), tally)
     markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), tally)
     picture = folder / "preview.png"
     try:
@@ -92,9 +94,8 @@ def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> 
         get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
 
 
-def _table(rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
-    """What was done, then what failed, in the same columns."""
-    first = next(iter(rows[0])) if rows else "case"
+def _table(first: str, rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
+    """What was done, then what failed, in the same columns, of which `first` names the row."""
     columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")
     failed = [{first: f.case_id, "status": f"failed: {f.stage}", "rule": f.rule} for f in tally.failures]
     return rows + [columns | row for row in failed]
