@@ -14,6 +14,12 @@ from jaxtyping import install_import_hook
 install_import_hook(["medad", "zsad"], "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of `flows` last: Prefect's threads outlive them and draw from the global generator, which
+    hypothesis, in another test, takes for a strategy's doing."""
+    items.sort(key=lambda item: "flows" in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real CT and real industrial images; see CONTRIBUTING.md."""
