@@ -10,10 +10,10 @@ demo: $(STAMP)
 	$(BIN)/adflows demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -X warn_default_encoding -m pytest -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -X warn_default_encoding -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

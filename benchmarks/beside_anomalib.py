@@ -28,6 +28,7 @@ class Anomalib:
             stderr=self._errors,
             env=environment,
             text=True,
+            encoding="utf-8",
         )
         self.versions: dict[str, str] = self.ask("versions")
 

@@ -374,7 +374,9 @@ def main() -> None:
     if not all(row.kept for row in rows):
         print("\nA limit was missed.")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1), encoding="utf-8"
+        )
     sys.exit(0 if all(row.kept for row in rows) else 1)
 
 

@@ -66,7 +66,13 @@ def check_torch() -> Check:
     """In a process of its own: a broken driver can hang or crash whoever imports torch."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", _TORCH_PROBE],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return Check("torch", "fail", "import did not end in 120 s", "look at the GPU driver: does nvidia-smi answer?")
@@ -93,7 +99,13 @@ def check_open_clip() -> Check:
     """In a process of its own too: a torchvision of another build than torch's fails at import."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _OPEN_CLIP_PROBE], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", _OPEN_CLIP_PROBE],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return Check("open_clip", "fail", "import did not end in 120 s", "see torch above")

@@ -185,7 +185,7 @@ def _replacing(target: Path) -> Iterator[tuple[Samples | None, Path]]:
     with disk_full_as_user_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(f".{target.name}.lock")
-        with lock.open("w") as held:
+        with lock.open("w", encoding="utf-8") as held:
             fcntl.flock(held, fcntl.LOCK_EX)  # the kernel frees it, also after kill -9
             for stale in target.parent.glob(f".tmp-{target.name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -230,7 +230,14 @@ def _download(work: Path, python: str, say: Callable[[str], None]) -> Path:
     for extra in (["--no-build-isolation"], []):
         try:
             done = subprocess.run(
-                [*command, *extra], capture_output=True, text=True, timeout=PIP_SECONDS, check=False, cwd=work
+                [*command, *extra],
+                capture_output=True,
+                text=True,
+                timeout=PIP_SECONDS,
+                check=False,
+                cwd=work,
+                encoding="utf-8",
+                errors="replace",
             )
         except subprocess.TimeoutExpired:
             reason = f"pip took longer than {PIP_SECONDS} s"

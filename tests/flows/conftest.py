@@ -73,14 +73,14 @@ class FakeJob(Job):
 
     def run(self, out: Path, *, key: str) -> None:
         RUNS.append(self.text)
-        (out / "half").write_text("written before it broke")
+        (out / "half").write_text("written before it broke", encoding="utf-8")
         if self.breaks == "rule":
             raise InputError("/share/MUSTERMANN/scan.nii.gz", "the scan is bad")
         if self.breaks == "bug":
             raise ZeroDivisionError("a bug")
         (out / "half").rename(out / "result.txt")
-        (out / "result.txt").write_text(self.text)
-        (out / "timing.txt").write_text(str(len(RUNS)))
+        (out / "result.txt").write_text(self.text, encoding="utf-8")
+        (out / "timing.txt").write_text(str(len(RUNS)), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -184,7 +184,7 @@ def make_world(root: Path, *, train: int = 2, test: int = 2) -> World:
     write_lits_phantoms(world.lits, test, seed=2, **size)
     values = copy.deepcopy(TINY)
     values["train_data"]["root"], values["test_data"]["root"] = str(world.btcv), str(world.lits)
-    world.config.write_text(yaml.safe_dump(values))
+    world.config.write_text(yaml.safe_dump(values), encoding="utf-8")
     return world
 
 
@@ -242,7 +242,7 @@ def make_images(root: Path) -> ZsadWorld:
         "prompts": {"domains": ["industrial"]},
         "score": {"variants": ["text", "joint", "joint_tta"]},
     }
-    world.config.write_text(yaml.safe_dump(values))
+    world.config.write_text(yaml.safe_dump(values), encoding="utf-8")
     return world
 
 

@@ -31,8 +31,8 @@ class Body:
     def __call__(self, out: Path) -> None:
         self.calls += 1
         (out / "deep").mkdir()
-        (out / "deep" / "picture").write_text(self.colour * 1000)
-        (out / "timing").write_text(f"{self.calls} {time.time_ns()}")
+        (out / "deep" / "picture").write_text(self.colour * 1000, encoding="utf-8")
+        (out / "timing").write_text(f"{self.calls} {time.time_ns()}", encoding="utf-8")
 
 
 def everything(root: Path) -> set[str]:
@@ -48,8 +48,8 @@ def test_an_artefact_is_made_once_and_explains_itself(cache: Path) -> None:
     assert body.calls == 1
     assert not first.reused
     assert again == first.model_copy(update={"reused": True})
-    assert (first.folder() / "deep" / "picture").read_text() == "green" * 1000
-    sidecar = json.loads((first.folder() / SIDECAR).read_text())
+    assert (first.folder() / "deep" / "picture").read_text(encoding="utf-8") == "green" * 1000
+    sidecar = json.loads((first.folder() / SIDECAR).read_text(encoding="utf-8"))
     assert sidecar["parts"]["inputs"] == {"colour": "green"}
     assert sidecar["files"]["deep/picture"]["size"] == 5000
     assert sidecar["key"] == content_key(sidecar["parts"]) == first.key
@@ -100,15 +100,15 @@ def forge_sidecar(folder: Path) -> None:
     """Make the sidecar agree with a changed file."""
     import hashlib
 
-    (folder / "deep" / "picture").write_text("x" * 5000)
-    sidecar = json.loads((folder / SIDECAR).read_text())
+    (folder / "deep" / "picture").write_text("x" * 5000, encoding="utf-8")
+    sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
     sidecar["files"]["deep/picture"]["sha256"] = hashlib.sha256(b"x" * 5000).hexdigest()
-    (folder / SIDECAR).write_text(json.dumps(sidecar))
+    (folder / SIDECAR).write_text(json.dumps(sidecar), encoding="utf-8")
 
 
 def damage_timing(folder: Path) -> None:
     """Volatile files are checked as well."""
-    (folder / "timing").write_text("never")
+    (folder / "timing").write_text("never", encoding="utf-8")
 
 
 DAMAGES = [
@@ -134,14 +134,14 @@ def test_a_damaged_artefact_is_made_again(cache: Path, damage: Callable[[Path], 
     again = store.build(STEP, {}, body)
     assert body.calls == 2
     assert again.digest == ref.digest
-    assert (ref.folder() / "deep" / "picture").read_text() == "green" * 1000
+    assert (ref.folder() / "deep" / "picture").read_text(encoding="utf-8") == "green" * 1000
     store.verify(again)
     assert not list((cache / "tmp").iterdir())
 
 
 def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
     def body(out: Path) -> None:
-        (out / "half").write_text("half")
+        (out / "half").write_text("half", encoding="utf-8")
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
@@ -159,7 +159,7 @@ def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
 )
 def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, error: Exception) -> None:
     def body(out: Path) -> None:
-        (out / "half").write_text("half")
+        (out / "half").write_text("half", encoding="utf-8")
         raise error
 
     with pytest.raises(DiskFullError) as caught:
@@ -186,7 +186,7 @@ def test_threads_that_want_one_key_make_it_once(cache: Path) -> None:
     def body(out: Path) -> None:
         calls.append(1)
         time.sleep(0.2)
-        (out / "done").write_text("done")
+        (out / "done").write_text("done", encoding="utf-8")
 
     refs: list[Ref] = []
     threads = [threading.Thread(target=lambda: refs.append(ArtefactStore().build(STEP, {}, body))) for _ in range(8)]
@@ -216,7 +216,9 @@ print(ref.folder())
 
 
 def start(log: Path, seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(log), str(seconds)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(log), str(seconds)], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -231,8 +233,8 @@ def test_processes_that_want_one_key_make_it_once(cache: Path, tmp_path: Path) -
     workers = [start(log, 0.5) for _ in range(3)]
     folders = {worker.communicate(timeout=60)[0].strip() for worker in workers}
     assert len(folders) == 1
-    assert (Path(folders.pop()) / "result").read_text() == "whole"
-    assert log.read_text() == "made\n"
+    assert (Path(folders.pop()) / "result").read_text(encoding="utf-8") == "whole"
+    assert log.read_text(encoding="utf-8") == "made\n"
 
 
 def test_a_killed_holder_frees_its_lock_and_its_half_is_swept(cache: Path, tmp_path: Path) -> None:
@@ -245,8 +247,8 @@ def test_a_killed_holder_frees_its_lock_and_its_half_is_swept(cache: Path, tmp_p
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     folder = Path(waiting.communicate(timeout=60)[0].strip())
-    assert (folder / "result").read_text() == "whole"
-    assert log.read_text() == "made\nmade\n"
+    assert (folder / "result").read_text(encoding="utf-8") == "whole"
+    assert log.read_text(encoding="utf-8") == "made\nmade\n"
     assert not list((cache / "tmp").iterdir())
 
 

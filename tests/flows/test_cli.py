@@ -48,13 +48,15 @@ def test_help_imports_nothing_heavy(flow: str) -> None:
         "try:\n    main()\n"
         f"finally:\n    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, encoding="utf-8")
     assert "--refresh" in done.stdout
     assert done.stderr.strip() == "[]"
 
 
 def test_python_m_flows_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "flows", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "--help"], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert all(name in done.stdout for name in ("demo", "samples", "doctor", "liver", "zsad"))
 
 
@@ -118,7 +120,9 @@ def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
         "from flows.__main__ import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, encoding="utf-8"
+    )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError: a bug" in done.stderr
@@ -253,13 +257,13 @@ def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
     """In a process of its own: which server to use is read at Prefect's import."""
     config = tmp_path / "c.yaml"
     data = {"root": str(tmp_path), "layout": "btcv"}
-    config.write_text(yaml.safe_dump({"name": "c", "train_data": data, "test_data": data}))
+    config.write_text(yaml.safe_dump({"name": "c", "train_data": data, "test_data": data}), encoding="utf-8")
     import os
 
     environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "ADFLOWS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "flows", "liver", "prepare", str(config)],
-        capture_output=True, text=True, check=False, env=environment,
+        capture_output=True, text=True, check=False, env=environment, encoding="utf-8"
     )  # fmt: skip
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()

@@ -13,7 +13,7 @@ from flows import doctor
 
 
 def test_a_cache_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "file" / "cache"))
     check = doctor.check_cache()
     assert check.status == "fail"
@@ -62,8 +62,8 @@ def test_the_pins_are_those_of_the_distribution() -> None:
     import tomllib
 
     root = Path(__file__).parents[2]
-    wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
-    constraints = (root / "constraints.txt").read_text().lower().splitlines()
+    wanted = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    constraints = (root / "constraints.txt").read_text(encoding="utf-8").lower().splitlines()
     for name, (lowest, too_new, _) in doctor.PINS.items():
         [requirement] = [text for text in wanted if text.startswith(name)]
         assert ".".join(map(str, lowest)) in requirement
@@ -73,7 +73,7 @@ def test_the_pins_are_those_of_the_distribution() -> None:
 
 
 def test_a_torch_that_does_not_import_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13 is missing')")
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13 is missing')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = doctor.check_torch()
     assert check.status == "fail"
@@ -92,7 +92,9 @@ def test_little_memory_is_told(gigabytes: int | None, status: str, monkeypatch: 
 
 def test_an_open_clip_that_does_not_import_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a torchvision of another build than torch's."""
-    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "open_clip.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')", encoding="utf-8"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = doctor.check_open_clip()
     assert check.status == "fail"

@@ -62,7 +62,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     assert list((tmp_path / "cache" / "tmp").iterdir()), "it was killed at work"
 
     resumed = Path(finish(go("cache", "runs"))["run_folder"])
-    curve = json.loads((resumed / "model" / "restoration" / "curve.json").read_text())
+    curve = json.loads((resumed / "model" / "restoration" / "curve.json").read_text(encoding="utf-8"))
     assert curve["resumed_at_step"] > 0
     assert not list((tmp_path / "cache" / "tmp").iterdir())
     assert not list(checkpoints.iterdir())
@@ -118,7 +118,7 @@ def real_server(tmp_path: Path) -> Iterator[str]:
 
     port = free_port()
     home = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1"}
-    with (tmp_path / "server.log").open("w") as log:
+    with (tmp_path / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             env=os.environ | PREFECT_DEFAULTS | home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -130,7 +130,7 @@ def real_server(tmp_path: Path) -> Iterator[str]:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return True
         except (urllib.error.URLError, OSError):
-            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            assert server.poll() is None, (tmp_path / "server.log").read_text(encoding="utf-8")
             return False
 
     try:
@@ -214,7 +214,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
         assert "Traceback" not in err
         assert not list((small / "cache" / "tmp").iterdir())
         for sidecar in (small / "cache").glob("*/*/artefact.json"):
-            names = json.loads(sidecar.read_text())["files"]
+            names = json.loads(sidecar.read_text(encoding="utf-8"))["files"]
             assert all((sidecar.parent / name).is_file() for name in names)
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -58,7 +58,7 @@ def test_two_processes_never_hold_one_device(tmp_path: Path) -> None:
     os.kill(first.pid, signal.SIGKILL)  # the kernel frees it
     first.wait()
     assert second.wait(timeout=30) == 0
-    assert (tmp_path / "second").read_text() == "cpu"
+    assert (tmp_path / "second").read_text(encoding="utf-8") == "cpu"
 
 
 def test_threads_hold_it_one_after_another() -> None:
@@ -136,7 +136,7 @@ def test_a_flow_that_is_ended_stops_waiting() -> None:
 
 
 def test_a_folder_that_cannot_be_is_one_line(slots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slots.write_text("in the way")
+    slots.write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("ADFLOWS_SLOTS", str(slots / "below"))
     with pytest.raises(ConfigError, match="ADFLOWS_SLOTS"), gpu.device_slot("cpu"):
         pass
@@ -151,7 +151,7 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path) -> None:
             return {}
 
         def run_on(self, out: Path, device: str) -> None:
-            (out / "device").write_text(device)
+            (out / "device").write_text(device, encoding="utf-8")
 
     job = Waiting()
     store = ArtefactStore(cache)
@@ -168,4 +168,4 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path) -> None:
     ref = store.build(job.step, job.inputs(), lambda out: job.make(out, key=""))
     thread.join()
     assert store.sidecar(ref).seconds < 0.5
-    assert (cache / ref.path / "device").read_text() == "cpu"
+    assert (cache / ref.path / "device").read_text(encoding="utf-8") == "cpu"

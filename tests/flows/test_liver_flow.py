@@ -48,7 +48,7 @@ ALL = 2 * PER_TRAIN_CASE + 2 * PER_TEST_CASE + MODEL_AND_REPORT
 
 
 def steps(run_folder: str, *, cached: bool) -> list[str]:
-    manifest = json.loads((Path(run_folder) / "manifest.json").read_text())
+    manifest = json.loads((Path(run_folder) / "manifest.json").read_text(encoding="utf-8"))
     return sorted(task["step"] for task in manifest["tasks"] if task["cached"] == cached)
 
 
@@ -76,7 +76,7 @@ def test_the_run_folder_holds_everything(world: Any, finished: Any) -> None:
 
 def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: Any) -> None:
     folder = Path(finished.answer["run_folder"])
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     for name, entry in manifest["files"].items():
         assert file_sha256(folder / name) == entry["sha256"]
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"]}
@@ -147,7 +147,7 @@ def test_a_deleted_artefact_is_made_again_and_nothing_after_it(again: Callable[.
 
 
 def has_epochs(artefact: Path, *, seed: int) -> bool:
-    sidecar = json.loads((artefact / "artefact.json").read_text())
+    sidecar = json.loads((artefact / "artefact.json").read_text(encoding="utf-8"))
     return bool(sidecar["parts"]["inputs"]["settings"]["seed"] == seed)
 
 
@@ -195,10 +195,10 @@ def test_bad_cases_are_listed_and_the_others_go_on(again: Callable[..., Any], wo
     for failure in failures.values():
         assert lines.count(f"{failure['path']}: {failure['rule']}") == 1
     assert "Traceback" not in ran.err
-    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))
     assert {row["case_id"] for row in report["failures"]} == set(failures)
     assert {row["case_id"] for row in report["cases"]} == {"lits-0", "lits-1"}
-    html = (Path(ran.answer["run_folder"]) / "report.html").read_text()
+    html = (Path(ran.answer["run_folder"]) / "report.html").read_text(encoding="utf-8")
     assert "lits-2" in html
     # a bad case is looked at again, the good ones are not computed again
     again_ran = again("--test", folder)
@@ -218,7 +218,7 @@ def test_a_report_is_written_when_nothing_can_be_trained(again: Callable[..., An
     assert ran.code == 2
     stages = {(failure["case"], failure["stage"]) for failure in ran.answer["failures"]}
     assert stages == {("btcv-0001", "prepare"), ("btcv-0002", "prepare"), ("model", "restoration")}
-    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))
     assert report["cases"] == []
     assert len(report["failures"]) == 3
 
@@ -261,7 +261,7 @@ def test_segment_refuses_what_would_not_mean_what_it_says(
 
 
 def test_an_output_folder_that_cannot_be_is_told_before_any_work(world: Any, cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     ran = cli("liver", "run", world.config, "--out", tmp_path / "file")
     assert ran.code == 2
     assert f"{tmp_path / 'file' / 'liver'}: cannot be written to" in ran.err
@@ -284,14 +284,14 @@ def test_planted_lesions_are_found_in_the_run_folder_and_said(
     assert ran.code == 0, ran.err
     folder = Path(ran.answer["run_folder"])
     assert sorted(path.name for path in (folder / "planted" / "btcv-0001").iterdir()) == ["label.nii.gz", "scan.nii.gz"]
-    assert "planted" in (folder / "report.html").read_text().lower()
+    assert "planted" in (folder / "report.html").read_text(encoding="utf-8").lower()
     assert read_statement(folder)
     assert not read_statement(Path(finished.answer["run_folder"]))
     scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
     used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
     assert used.code == 0, used.err
     assert not read_statement(tmp_path / "out"), "nothing was planted into the scans its model is used on"
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
     assert digests["btcv-0001"]["scan"] == file_sha256(world.btcv / "img" / "img0001.nii.gz"), "the scan that was given"
 

@@ -29,7 +29,7 @@ SETTINGS = PrivateLiver(
 def make(name: str, files: dict[str, str]) -> Ref:
     def body(out: Path) -> None:
         for file, text in files.items():
-            (out / file).write_text(text)
+            (out / file).write_text(text, encoding="utf-8")
 
     return ArtefactStore().build(Step(name, 1, (), ()), {"files": files}, body)
 
@@ -61,10 +61,10 @@ def test_a_second_run_replaces_what_the_first_wrote_and_nothing_else(tally: Tall
     folder = tmp_path / "runs" / "x"
     publish.publish(a_run(folder, "first"), tally)
     (folder / "notes").mkdir()
-    (folder / "notes" / "mine.txt").write_text("keep")
+    (folder / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
     publish.publish(a_run(folder, "second"), tally)
-    assert (folder / "report.html").read_text() == "second"
-    assert (folder / "notes" / "mine.txt").read_text() == "keep"
+    assert (folder / "report.html").read_text(encoding="utf-8") == "second"
+    assert (folder / "notes" / "mine.txt").read_text(encoding="utf-8") == "keep"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["x"]
 
 
@@ -91,30 +91,30 @@ def test_a_disk_that_fills_leaves_the_earlier_run_whole(
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(DiskFullError):
         publish.publish(run, tally)
-    assert (folder / "report.html").read_text() == "first"
+    assert (folder / "report.html").read_text(encoding="utf-8") == "first"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["x"]
 
 
 def test_a_publisher_killed_between_its_two_moves_lost_nothing(tally: Tally, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     publish.publish(a_run(folder, "first"), tally)
-    (folder / "mine.txt").write_text("keep")
+    (folder / "mine.txt").write_text("keep", encoding="utf-8")
     folder.rename(tmp_path / ".x.old")
     publish.publish(a_run(folder, "second"), tally)
-    assert (folder / "report.html").read_text() == "second"
-    assert (folder / "mine.txt").read_text() == "keep"
+    assert (folder / "report.html").read_text(encoding="utf-8") == "second"
+    assert (folder / "mine.txt").read_text(encoding="utf-8") == "keep"
 
 
 def test_an_edit_in_the_run_folder_does_not_reach_the_cache(tally: Tally, tmp_path: Path) -> None:
     run = a_run(tmp_path / "x")
     publish.publish(run, tally)
-    (tmp_path / "x" / "report.html").write_text("edited")
+    (tmp_path / "x" / "report.html").write_text("edited", encoding="utf-8")
     ArtefactStore().verify(run.copies[0].ref)
 
 
 def test_settings_come_back_without_the_data_folders(tally: Tally, tmp_path: Path) -> None:
     publish.publish(a_run(tmp_path / "x"), tally)
-    assert "MUSTERMANN" not in (tmp_path / "x" / "manifest.json").read_text()
+    assert "MUSTERMANN" not in (tmp_path / "x" / "manifest.json").read_text(encoding="utf-8")
     settings = settings_of_run(tmp_path / "x")
     assert settings.preprocess == SETTINGS.preprocess
     assert settings.test_data.root == "samples:dicom"
@@ -135,6 +135,8 @@ def test_the_commit_is_that_of_the_checkout() -> None:
     if not (root / ".git").exists():
         assert commit is None
         return
-    wanted = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    wanted = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert commit is not None
     assert commit["commit"] == wanted.stdout.strip()

@@ -61,7 +61,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         folder = tmp_path / "walked"
         folder.mkdir(exist_ok=True)
         for name, text in (PACKAGE | changes).items():
-            (folder / f"{name}.py").write_text(text.replace("{package}", "walked"))
+            (folder / f"{name}.py").write_text(text.replace("{package}", "walked"), encoding="utf-8")
         next(numbers)
         monkeypatch.setattr(sources, "PACKAGES", ("walked",))
         sources._parse.cache_clear()

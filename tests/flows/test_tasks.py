@@ -64,13 +64,13 @@ def test_one_content_under_two_names_is_computed_once(fake_job: type[Any], runs:
 def test_a_damaged_artefact_is_computed_again(fake_job: type[Any], runs: list[str]) -> None:
     refs, _, _ = run_all([("one", fake_job("1"))])
     assert refs[0] is not None
-    (refs[0].folder() / "result.txt").write_text("9")
+    (refs[0].folder() / "result.txt").write_text("9", encoding="utf-8")
     again, states, _ = run_all([("one", fake_job("1"))])
     assert runs == ["1", "1"]
     assert states == ["Completed"]
     assert again[0] is not None
     assert again[0].digest == refs[0].digest
-    assert (again[0].folder() / "result.txt").read_text() == "1"
+    assert (again[0].folder() / "result.txt").read_text(encoding="utf-8") == "1"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "nonsense"])

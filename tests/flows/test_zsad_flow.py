@@ -45,12 +45,12 @@ def again(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> Callable[..., 
 
 
 def steps(ran: Any, *, cached: bool = False) -> set[str]:
-    manifest = json.loads((Path(ran.answer["run_folder"]) / "manifest.json").read_text())
+    manifest = json.loads((Path(ran.answer["run_folder"]) / "manifest.json").read_text(encoding="utf-8"))
     return {task["step"] for task in manifest["tasks"] if task["cached"] == cached}
 
 
 def rows(ran: Any, name: str) -> list[dict[str, str]]:
-    with (Path(ran.answer["run_folder"]) / name).open(newline="") as file:
+    with (Path(ran.answer["run_folder"]) / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -68,7 +68,7 @@ def test_the_run_folder_holds_everything(world: Any, finished: Any) -> None:
 
 def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: Any) -> None:
     folder = Path(finished.answer["run_folder"])
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     for name, entry in manifest["files"].items():
         assert file_sha256(folder / name) == entry["sha256"]
     digests = {(row["category"], row["image"]): row["sha256"] for row in manifest["inputs"]}
@@ -141,11 +141,11 @@ def test_bad_images_are_listed_and_the_others_go_on(again: Callable[..., Any], w
     for failure in failures.values():
         assert lines.count(f"{failure['path']}: {failure['rule']}") == 1
     assert "Traceback" not in ran.err
-    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))
     assert {(row["category"], row["id"]) for row in report["failures"]} == {
         tuple(case_id.split("/", 1)) for case_id in failures
     }
-    assert "good/cut" in (Path(ran.answer["run_folder"]) / "report.html").read_text()
+    assert "good/cut" in (Path(ran.answer["run_folder"]) / "report.html").read_text(encoding="utf-8")
     images = {row["id"] for row in rows(ran, "scores.csv") if row["category"] == "cloth"}
     assert images == {"good/000", "good/001", "stain/000", "stain/001", "stain/large"}
     # the other category is as it was, and what is bad stays listed where all is cached
@@ -176,7 +176,7 @@ def test_one_image_alone_is_scored_by_the_prompts_and_it_is_said(
     image = world.data / "screw" / "test" / "good" / "000.png"
     ran = cli("zsad", "score", image, "--config", world.config, "--category", "screw", "-o", tmp_path / "one", "--json")
     assert ran.code == 0, ran.err
-    report = (tmp_path / "one" / "report.html").read_text()
+    report = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "no second image" in report
     assert len(rows(ran, "scores.csv")) == 1
 

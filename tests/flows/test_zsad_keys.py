@@ -233,11 +233,11 @@ def test_a_models_folder_is_known_by_its_files(images: tuple[Image, ...], tmp_pa
         return keys_of(settings_with(encoder={"model": f"local-dir:{tmp_path}"}), images)
 
     config, weights = tmp_path / "open_clip_config.json", tmp_path / "open_clip_model.safetensors"
-    config.write_text("{}")
+    config.write_text("{}", encoding="utf-8")
     weights.write_bytes(b"1")
     seen = [keys()["encode"]]
     for file in (config, weights):
-        file.write_text("another")
+        file.write_text("another", encoding="utf-8")
         seen.append(keys()["encode"])
     assert len(set(seen)) == 3
 

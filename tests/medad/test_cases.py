@@ -68,7 +68,7 @@ def _folder(path: Path) -> Path:
 
 def test_prepare_tells_what_is_there(healthy: Case, tmp_path: Path) -> None:
     prepare_case(healthy, BTCV, PREPROCESS, tmp_path, training=True)
-    facts = json.loads((tmp_path / "case.json").read_text())
+    facts = json.loads((tmp_path / "case.json").read_text(encoding="utf-8"))
     prepared = load_prepared(tmp_path / "prepared.safetensors", with_liver=True)
     image = nibabel.load(healthy.label)
     voxels = np.count_nonzero(np.asarray(image.dataobj) == 6)
@@ -131,7 +131,7 @@ def test_segmentation_lies_on_the_scans_grid(
     mask = read_labels(out / "mask.nii.gz").values.astype(bool)
     probability = read_scan(out / "probability.nii.gz").hu
     assert (probability[mask] >= 0.5).all()
-    table = json.loads((out / "lesions.json").read_text())
+    table = json.loads((out / "lesions.json").read_text(encoding="utf-8"))
     voxel_mm3 = float(np.prod(scan.header.get_zooms()))
     assert sum(lesion["volume_mm3"] for lesion in table["lesions"]) == pytest.approx(mask.sum() * voxel_mm3, rel=1e-6)
     assert all(lesion["volume_mm3"] >= 200 for lesion in table["lesions"])
@@ -176,7 +176,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
             assert metrics.dice_3d == 0
             assert metrics.voxel_auroc == 0.5
             assert metrics.found_lesions == 0
-            assert json.loads((out / "lesions.json").read_text())["status"] == "no lesion"
+            assert json.loads((out / "lesions.json").read_text(encoding="utf-8"))["status"] == "no lesion"
 
 
 def test_planted_lesions_are_where_the_label_says(healthy: Case, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_planted_lesions_are_where_the_label_says(healthy: Case, tmp_path: Path)
     assert ((change[labels == 2] >= -60.5) & (change[labels == 2] <= -49.5)).all()
     original = read_labels(healthy.label or tmp_path).values
     np.testing.assert_array_equal(labels > 0, original == 6)
-    lesions = json.loads((tmp_path / "lesions.json").read_text())["lesions"]
+    lesions = json.loads((tmp_path / "lesions.json").read_text(encoding="utf-8"))["lesions"]
     assert len(lesions) == 2
     assert nibabel.load(planted.scan).affine.tobytes() == nibabel.load(healthy.scan).affine.tobytes()
 
@@ -204,7 +204,7 @@ def test_real_scan_has_the_facts_known_of_it(real_data: Path, tmp_path: Path) ->
     """LiTS volume-17: 118 planes, 113 with liver, 36 with tumour, two tumours of 164 mL together."""
     (case,), _ = find_cases(DatasetSettings(root=str(real_data / "liver" / "lits"), layout="lits"))
     prepare_case(case, LITS, PreprocessSettings(), tmp_path, training=False)
-    facts = json.loads((tmp_path / "case.json").read_text())
+    facts = json.loads((tmp_path / "case.json").read_text(encoding="utf-8"))
     assert (facts["planes"], facts["slices"]) == (118, 113)
     assert facts["liver_median_hu"] == pytest.approx(102, abs=8)
     labels = read_labels(case.label or tmp_path)
@@ -223,7 +223,7 @@ def test_real_training_cases_are_healthy(real_data: Path, tmp_path: Path) -> Non
     slices = []
     for case in cases:
         prepare_case(case, BTCV, PREPROCESS, _folder(tmp_path / case.id), training=True)
-        slices.append(json.loads((tmp_path / case.id / "case.json").read_text())["slices"])
+        slices.append(json.loads((tmp_path / case.id / "case.json").read_text(encoding="utf-8"))["slices"])
     assert slices[2:] == [42, 20]
     assert all(0 < count <= 11 for count in slices[:2])
 

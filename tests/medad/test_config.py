@@ -52,7 +52,7 @@ def test_thesis_file_states_the_defaults() -> None:
 )
 def test_wrong_files_are_named_in_one_line(tmp_path: Path, text: str, rule: str) -> None:
     path = tmp_path / "wrong.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load(path)
     message = str(caught.value)
@@ -68,7 +68,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
-    path.write_text(GOOD)
+    path.write_text(GOOD, encoding="utf-8")
     settings = load(path, {"train.restoration.epochs": 3, "seed": 7, "train_data.root": "z"})
     assert settings.train.restoration.epochs == 3
     assert settings.seed == 7

@@ -195,7 +195,7 @@ def test_dicom_follows_the_standards_equation_and_simpleitk(tmp_path: Path) -> N
     step = 2.5 * tilt(8)[:, 2]
     origin, row, column = write_slices(tmp_path / "series", values, step)
     (tmp_path / "series" / "DICOMDIR").write_bytes(b"index")
-    (tmp_path / "series" / "readme.txt").write_text("notes")
+    (tmp_path / "series" / "readme.txt").write_text("notes", encoding="utf-8")
     volume = io.read_scan(tmp_path / "series")
     place = {int(volume.hu[tuple(i)]): i for i in np.argwhere(np.ones(volume.hu.shape))}
     for k, j, i in itertools.product(range(4), range(3), range(5)):
@@ -429,22 +429,22 @@ def test_digest_is_of_the_bytes_and_of_every_file(tmp_path: Path) -> None:
 
 def test_atomic_path_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
     final = tmp_path / "out.json"
-    final.write_text("old")
+    final.write_text("old", encoding="utf-8")
 
     def stop_half_way() -> None:
         with io.atomic_path(final) as temporary:
-            temporary.write_text("half")
+            temporary.write_text("half", encoding="utf-8")
             assert temporary.suffix == final.suffix
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         stop_half_way()
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
-    assert final.read_text() == "old"
+    assert final.read_text(encoding="utf-8") == "old"
     with io.atomic_path(final) as temporary:
-        temporary.write_text("new")
-        assert final.read_text() == "old"
-    assert final.read_text() == "new"
+        temporary.write_text("new", encoding="utf-8")
+        assert final.read_text(encoding="utf-8") == "old"
+    assert final.read_text(encoding="utf-8") == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
@@ -483,7 +483,7 @@ except DiskFullError as error:
     command = f'mount -t tmpfs -o size=1m none "{tmp_path}" || exit 77; exec "{sys.executable}" -c "$SCRIPT"'
     environment = os.environ | {"SCRIPT": script, "PYTHONPATH": str(Path(io.__file__).parents[1])}
     unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", command]
-    done = subprocess.run(unshare, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(unshare, env=environment, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("may not mount a file system here")
     assert done.stdout.strip() == "FULL ['old.nii.gz'] True", done.stderr
@@ -532,7 +532,12 @@ print(read / volume.hu.size, (peak() - before) / volume.hu.size)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(io.__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     read, written = (float(value) for value in done.stdout.split())
     assert read < 5.5

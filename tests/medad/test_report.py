@@ -213,9 +213,9 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
     evaluations = [CaseEvaluation.load(result.evaluated) for result in results if result.evaluated]
     assert document["summary"] == json.loads(summarise(evaluations).model_dump_json())
     for case, result in zip(document["cases"], reversed(results), strict=True):
-        assert case["lesions"] == json.loads((result.segmented / "lesions.json").read_text())
+        assert case["lesions"] == json.loads((result.segmented / "lesions.json").read_text(encoding="utf-8"))
         assert result.evaluated is not None
-        assert case["metrics"] == json.loads((result.evaluated / "metrics.json").read_text())
+        assert case["metrics"] == json.loads((result.evaluated / "metrics.json").read_text(encoding="utf-8"))
         assert case["facts"]["liver_median_hu"] == 101.5
         assert case["seconds"] == {"total_seconds": 4.5}
     assert document["failures"] == [
@@ -517,7 +517,7 @@ def test_odd_curves_are_drawn(loss: list[float]) -> None:
 
 def test_a_curve_that_contradicts_itself_is_refused(report: Report, tmp_path: Path) -> None:
     folder = write_curve(tmp_path / "r", "restoration", [0.5])
-    curve = json.loads((folder / "curve.json").read_text())
+    curve = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
     write_json(folder / "curve.json", {**curve, "steps": [1, 2]})
     with pytest.raises(InputError, match=r"curve\.json: 2 steps but 1 losses"):
         report(restoration=folder)

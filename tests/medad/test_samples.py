@@ -90,7 +90,7 @@ def trust(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stand_in_for_python(path: Path, body: str) -> str:
     """A program that gets `-m pip download ...` in sys.argv."""
-    path.write_text(f"#!{sys.executable}\nimport sys, shutil, pathlib\nargs = sys.argv[1:]\n{body}\n")
+    path.write_text(f"#!{sys.executable}\nimport sys, shutil, pathlib\nargs = sys.argv[1:]\n{body}\n", encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
@@ -145,7 +145,7 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
     check_cases(found)
     expected = content[f"{REFERENCE}/example_ct.nii.gz"]
     assert (target / "nifti/img/img0001.nii.gz").read_bytes() == expected  # as is
-    assert "Apache" in (target / "SOURCE.txt").read_text()
+    assert "Apache" in (target / "SOURCE.txt").read_text(encoding="utf-8")
     assert (target / "LICENSE").read_bytes() == b"Apache License"
     liver = classes_of(content, tmp_path) == 5
     np.testing.assert_array_equal(io.read_labels(target / "nifti/label/label0001.nii.gz").values, liver * 6)
@@ -156,14 +156,14 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
     assert samples.fetch_samples(target, python=python, say=log) == found
     assert samples.find_samples(target) == found
     assert log == []
-    assert (tmp_path / "calls").read_text() == "x"  # asked once
+    assert (tmp_path / "calls").read_text(encoding="utf-8") == "x"  # asked once
     assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
     assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
 
     (target / "dicom/ct-0002/liver.nii.gz").write_bytes(b"damaged")
     assert samples.find_samples(target) is None
     check_cases(samples.fetch_samples(target, python=python, say=log))
-    assert (tmp_path / "calls").read_text() == "xx"
+    assert (tmp_path / "calls").read_text(encoding="utf-8") == "xx"
 
 
 def classes_of(content: dict[str, bytes], folder: Path) -> NDArray[np.uint8]:
@@ -242,7 +242,7 @@ def test_phantoms_in_the_same_layout_and_real_ones_take_their_place(
     found = samples.generate_samples(target, say=log)
     assert found.generated
     check_cases(found)
-    assert "no person" in (target / "SOURCE.txt").read_text()
+    assert "no person" in (target / "SOURCE.txt").read_text(encoding="utf-8")
     log.clear()
     assert samples.generate_samples(target, say=log) == found
     assert log == []
@@ -276,10 +276,10 @@ samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(a
 
 def test_someone_elses_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "mine" / "thesis.txt").write_text("precious", encoding="utf-8")
     with pytest.raises(UserError, match="holds other files"):
         samples.generate_samples(tmp_path / "mine", say=Log())
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "precious"
     (tmp_path / "empty").mkdir()
     samples.generate_samples(tmp_path / "empty", say=Log())
 
@@ -312,7 +312,7 @@ def test_a_manifest_that_is_no_manifest_counts_as_none(tmp_path: Path) -> None:
         '{"layout": 1}',
         json.dumps({"layout": 1, "files": {"absent": 1}, "generated": False}),
     ):
-        (tmp_path / "samples.json").write_text(text)
+        (tmp_path / "samples.json").write_text(text, encoding="utf-8")
         assert samples.find_samples(tmp_path) is None
 
 

@@ -102,7 +102,7 @@ def test_both_phases_learn(prepared: list[Path], tmp_path: Path) -> None:
     train_segmentation(prepared, one, settings, two)
     assert all(torch.equal(value, before[name]) for name, value in _weights(one).items())
     for folder in (one, two):
-        curve = json.loads((folder / "curve.json").read_text())
+        curve = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
         assert len(curve["loss"]) == 60 * 3
         assert curve["slices"] == 10
         assert np.mean(curve["loss"][-20:]) < 0.5 * np.mean(curve["loss"][:20])
@@ -152,7 +152,7 @@ def test_resume_equals_the_uninterrupted_run(
     train_restoration(prepared, settings, cut, checkpoint=checkpoint)
     resumed, expected = _weights(cut), _weights(whole)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    curve, full = (json.loads((folder / "curve.json").read_text()) for folder in (cut, whole))
+    curve, full = (json.loads((folder / "curve.json").read_text(encoding="utf-8")) for folder in (cut, whole))
     assert curve["resumed_at_step"] == at_step
     assert curve["loss"] == full["loss"]
     assert not checkpoint.exists()
@@ -169,7 +169,8 @@ def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
         "from medad.train import train_restoration\n"
         "settings = LiverSettings.model_validate_json(sys.argv[1])\n"
         "out, checkpoint, *prepared = map(Path, sys.argv[2:])\n"
-        "train_restoration(prepared, settings, out, checkpoint=checkpoint)\n"
+        "train_restoration(prepared, settings, out, checkpoint=checkpoint)\n",
+        encoding="utf-8",
     )
     command = [sys.executable, str(script), settings.model_dump_json(), str(out), str(checkpoint), *map(str, prepared)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -184,7 +185,7 @@ def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
     subprocess.run(command, env=environment, check=True)
     whole = _folder(tmp_path / "whole")
     train_restoration(prepared, settings, whole)
-    assert json.loads((out / "curve.json").read_text())["resumed_at_step"] > 0
+    assert json.loads((out / "curve.json").read_text(encoding="utf-8"))["resumed_at_step"] > 0
     resumed, expected = _weights(out), _weights(whole)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
@@ -208,7 +209,7 @@ def test_unfit_checkpoint_is_not_resumed(
     out, whole = _folder(tmp_path / "out"), _folder(tmp_path / "whole")
     train_restoration(prepared, _settings(), out, checkpoint=checkpoint)
     train_restoration(prepared, _settings(), whole)
-    assert json.loads((out / "curve.json").read_text())["resumed_at_step"] == 0
+    assert json.loads((out / "curve.json").read_text(encoding="utf-8"))["resumed_at_step"] == 0
     assert all(torch.equal(value, _weights(out)[name]) for name, value in _weights(whole).items())
 
 

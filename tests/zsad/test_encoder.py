@@ -190,7 +190,7 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
         "missing": (lambda: None, "no such file"),
         "folder": (path.mkdir, "cannot be read"),
         "empty": (path.touch, "is no weights file"),
-        "text": (lambda: path.write_text("not weights"), "is no weights file"),
+        "text": (lambda: path.write_text("not weights", encoding="utf-8"), "is no weights file"),
         "numpy": (lambda: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "is no weights file"),
         "json": (lambda: path.write_bytes(b"12345678{]"), "safetensors"),
         "cut safetensors": (lambda: save_file(dict(state), path), "safetensors file is damaged"),

@@ -266,7 +266,7 @@ def write(folder: Path, case: Case) -> tuple[Path, Path]:
     index = FeatureIndex(
         size_px=S, grid=S, dim=2, model="none", random_weights=True, identity={}, images=rows, problems=()
     )
-    (features / "index.json").write_text(index.model_dump_json(by_alias=True))
+    (features / "index.json").write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     parts = {
         "class": np.zeros(count, dtype=np.float32),
         "a_l": np.stack([m.reshape(S * S) for m in case.maps]).astype(np.float32),
@@ -283,7 +283,7 @@ def write(folder: Path, case: Case) -> tuple[Path, Path]:
             for n, item in enumerate(case.items)
         ),
     )
-    (scores / "scores.json").write_text(listed.model_dump_json(by_alias=True))
+    (scores / "scores.json").write_text(listed.model_dump_json(by_alias=True), encoding="utf-8")
     return features, scores
 
 
@@ -295,14 +295,14 @@ def test_from_files_to_files(case: Case, tmp_path: Path) -> None:
     expected, drawn = case.both()
     assert CategoryEvaluation.load(out) == expected
     assert CategoryCurves.load(out) == drawn
-    assert json.loads((out / "metrics.json").read_text())["schema"] == "adflows zsad evaluation 1"
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["schema"] == "adflows zsad evaluation 1"
     first = (out / "metrics.json").read_bytes(), (out / "curves.json").read_bytes()
     evaluate_category(case.items, features, scores, ["text"], EvaluationSettings(), out)
     assert ((out / "metrics.json").read_bytes(), (out / "curves.json").read_bytes()) == first
 
 
 def test_a_damaged_result_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text('{"schema": "another"}')
+    (tmp_path / "metrics.json").write_text('{"schema": "another"}', encoding="utf-8")
     with pytest.raises(InputError, match=r"metrics\.json: not what this step reads") as caught:
         CategoryEvaluation.load(tmp_path)
     assert "\n" not in str(caught.value)

@@ -189,7 +189,7 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path, side: int) -> 
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("hello")
+    (tmp_path / "a.png").write_text("hello", encoding="utf-8")
     assert refused(tmp_path / "a.png").startswith("not a PNG")
     assert refused(tmp_path / "b.png") == "no such file or folder"
     assert refused(tmp_path) == "cannot be read (Is a directory)"

@@ -129,8 +129,8 @@ def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytes
 def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path: Path) -> None:
     save(build(0), tmp_path)
     committed = Path(pretrain.__file__).parent / "embedded" / "open_clip_config.json"
-    ours: Any = json.loads((tmp_path / "open_clip_config.json").read_text())
-    assert json.loads(committed.read_text()) == ours
+    ours: Any = json.loads((tmp_path / "open_clip_config.json").read_text(encoding="utf-8"))
+    assert json.loads(committed.read_text(encoding="utf-8")) == ours
 
 
 def test_the_pool_is_the_supply_in_order(pool: Pool) -> None:

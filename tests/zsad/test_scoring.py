@@ -197,7 +197,7 @@ def test_seeds_change_references_and_anomalies_but_not_the_text(
 
 def test_no_path_or_name_is_written(encoded: Encoded, scored: Scores, tmp_path: Path) -> None:
     encoded.score(tmp_path)
-    index = json.loads((tmp_path / "scores.json").read_text())
+    index = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert list(index) == ["schema", "seed", "tau", "settings", "images"]
     assert index["schema"] == "adflows zsad scores 1"
     assert ".png" not in json.dumps(index)
@@ -260,7 +260,7 @@ def test_damaged_scores_are_one_line(encoded: Encoded, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         Scores(tmp_path / "nowhere")
     cut = copy("cut")
-    (cut / "scores.json").write_text('{"schema": "adflows zsad scores 1"')
+    (cut / "scores.json").write_text('{"schema": "adflows zsad scores 1"', encoding="utf-8")
     with pytest.raises(InputError, match="is no index of scores"):
         Scores(cut)
     short = copy("short")

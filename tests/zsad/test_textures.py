@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
         place = tmp_path / "textures" / ("banded", "woven")[i % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20 + i, 40, 3), dtype=np.uint8)).save(place / f"t{i}.{suffix}")
-    (tmp_path / "textures" / "README.txt").write_text("not a picture")
+    (tmp_path / "textures" / "README.txt").write_text("not a picture", encoding="utf-8")
     (tmp_path / "textures" / ".hidden.png").write_bytes(b"not a picture either")
     return tmp_path / "textures"
 
