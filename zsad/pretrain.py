@@ -1,10 +1,11 @@
 """Train the embedded model: a small open_clip ViT with a text tower, on images made by rule alone.
 
-    python -m zsad.pretrain --out FOLDER [--seed 0] [--steps N] [--images N]
+    python -m zsad.pretrain --out FOLDER [--seed 0] [--steps N] [--scenes N]
     python -m zsad.pretrain --held-out FOLDER    # images of the kinds it never learns from, in MVTec AD's layout
 
 Both towers learn from the product's own prompts: the class token by CLIP's contrastive loss over captions and by the
-state it is in, the V-V patch tokens by which patches a defect touches. Every batch is a function of seed and step,
+state it is in, the V-V patch tokens by which patches a defect touches. Each scene is shown whole and spoilt in the
+same batch, so that nothing but the defect tells the two apart. Every batch is a function of seed and step,
 so a stopped training goes on from its checkpoint as if it had not been stopped.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -32,8 +32,7 @@ from torch.nn import functional
 from medad.storage import atomic_path
 from zsad.images import write_png
 from zsad.paths import Paths, two_path
-from zsad.procedural import Half, Look, Made, defects, kinds, make
-from zsad.procedural_objects import OBJECTS
+from zsad.procedural import Look, Made, defects, kinds, make, make_twins
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 
 SIZE_PX, PATCH_PX = 192, 16
@@ -59,9 +58,7 @@ TAU = 0.07
 VALUE_GAIN = 2.5
 """At the start, values are this much larger and projected back: V-V attention then looks at a token's own place and not
 at all of them alike, as it does in a trained CLIP."""
-ANOMALOUS_SHARE = 0.6
 PEAK_PATCHES = 3
-OBJECT_SHARE = 2 / 3
 CHECKPOINT_STEPS = 100
 FULL_TOUCH = 0.15
 """A patch counts as wholly anomalous from this share of its pixels on; below, in proportion."""
@@ -72,13 +69,10 @@ class Plan:
     """How long and from what to train. The defaults take just under an hour on two idle cores."""
 
     seed: int = 0
-    images: int = 9000
-    steps: int = 2400
-    sharpen_steps: int = 1000
-    """After those, with weight on whole images: their state, and the highest of their patches."""
-    sharpen_factor: float = 0.6
-    """Of the learning rate, at which sharpening begins anew."""
-    batch_size: int = 32
+    scenes: int = 14000
+    steps: int = 5000
+    batch_scenes: int = 16
+    """A batch holds twice as many images."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
@@ -86,31 +80,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pool:
-    """Images to learn from: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and each image's kind."""
+    """Scenes to learn from: whole and spoilt `pixels` u8[n,2,3,S,S], `masks` bool[n,S,S], and what each shows."""
 
-    pixels: UInt8[Tensor, "n 3 S S"]
+    pixels: UInt8[Tensor, "n 2 3 S S"]
     masks: Bool[Tensor, "n S S"]
     kinds: tuple[str, ...]
 
 
-def draw(seed: int, number: int, half: Half) -> Made:
-    """Image `number` of a seed's endless supply."""
-    rng = np.random.default_rng([seed, number, half == "held_out"])
+def draw(seed: int, number: int) -> tuple[Made, Made]:
+    """Scene `number` of a seed's endless supply of the training half: whole, and with a defect."""
+    rng = np.random.default_rng([seed, number])
+    names, spoilers = kinds("train"), list(defects("train"))
     while True:
-        names = kinds(half)
         kind, surface = names[int(rng.integers(len(names)))]
         look = Look(kind, surface, int(rng.integers(2**31)))
-        names_of_defects = list(defects(half))
-        defect = names_of_defects[int(rng.integers(len(names_of_defects)))] if rng.random() < ANOMALOUS_SHARE else ""
         try:
-            return make(rng, SIZE_PX, look=look, defect=defect, half=half)
+            return make_twins(rng, SIZE_PX, look=look, defect=spoilers[int(rng.integers(len(spoilers)))])
         except ValueError:  # this defect does not show on this product: draw another pair
             continue
 
 
 def _packed(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
-    made = draw(*task, "train")
-    return _bytes(made.image).transpose(2, 0, 1), made.mask, made.kind
+    whole, spoilt = draw(*task)
+    pixels = np.stack([_bytes(made.image).transpose(2, 0, 1) for made in (whole, spoilt)])
+    return pixels, spoilt.mask, whole.kind
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
@@ -119,13 +112,13 @@ def _bytes(image: np.ndarray) -> np.ndarray:
 
 
 def make_pool(seed: int, count: int, workers: int) -> Pool:
-    """The first `count` images of a seed, of the training half."""
-    pixels = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
+    """The first `count` scenes of a seed."""
+    pixels = np.empty((count, 2, 3, SIZE_PX, SIZE_PX), np.uint8)
     masks = np.empty((count, SIZE_PX, SIZE_PX), bool)
     names = []
     with ProcessPoolExecutor(workers) as pool:
-        for i, (image, mask, kind) in enumerate(pool.map(_packed, [(seed, i) for i in range(count)], chunksize=32)):
-            pixels[i], masks[i] = image, mask
+        for i, (images, mask, kind) in enumerate(pool.map(_packed, [(seed, i) for i in range(count)], chunksize=32)):
+            pixels[i], masks[i] = images, mask
             names.append(kind)
     return Pool(torch.from_numpy(pixels), torch.from_numpy(masks), tuple(names))
 
@@ -174,21 +167,14 @@ class Batch:
     """B normal ones, B anomalous ones, then B captions."""
 
 
-def _chances(pool: Pool, plan: Plan, step: int) -> np.ndarray | None:
-    """Of each image to be shown. Sharpening shows more objects: they are the harder half, and fewer."""
-    if step < plan.steps:
-        return None
-    objects = np.array([kind in OBJECTS for kind in pool.kinds])
-    if objects.all() or not objects.any():
-        return None
-    return np.asarray(np.where(objects, OBJECT_SHARE / objects.sum(), (1 - OBJECT_SHARE) / (~objects).sum()))
-
-
 def make_batch(pool: Pool, plan: Plan, step: int, words: list[str]) -> Batch:
-    """Batch `step` of a plan."""
+    """Batch `step` of a plan: scenes, each whole and spoilt, turned and coloured independently."""
     rng = np.random.default_rng([plan.seed, step, 7])
-    rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False, p=_chances(pool, plan, step))
-    drawn = [_augmented(rng, pool.pixels[i], pool.masks[i]) for i in rows]
+    rows = np.repeat(rng.choice(len(pool.kinds), plan.batch_scenes, replace=False), 2)
+    drawn = [
+        _augmented(rng, pool.pixels[row, spoilt], pool.masks[row] & bool(spoilt))
+        for row, spoilt in zip(rows, np.tile((0, 1), plan.batch_scenes), strict=True)
+    ]
     masks = torch.stack([mask for _, mask in drawn])[:, None]
     share = functional.avg_pool2d(masks, PATCH_PX).flatten(1)
     touched = (share / FULL_TOUCH).clamp(max=1.0)
@@ -209,10 +195,10 @@ def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     return (images - mean) / std
 
 
-def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tuple[Tensor, dict[str, float]]:
-    """Patches by which are touched, class tokens by their state, and CLIP's loss over captions.
+def loss_of(model: CLIP, tokens: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Patches by which are touched, whole images by their state, and CLIP's loss over captions.
 
-    `sharpen` adds the image's state told by its highest patches: among so many patches of a normal image, a single
+    The state is told by the class token and by the highest patches: among so many patches of a normal image, a single
     false alarm costs little, but it is the maximum that judges an image (eq. 13).
     """
     count = len(batch.images)
@@ -230,12 +216,10 @@ def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tupl
     target = same / same.sum(1, keepdim=True)
     logits = model.logit_scale.exp().clamp(max=100.0) * class_token @ captions.T
     of_captions = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-    parts = {"patches": of_patches.item(), "state": of_state.item(), "captions": of_captions.item()}
-    if not sharpen:
-        return of_patches + 0.5 * of_state + 0.15 * of_captions, parts
     of_peak = functional.binary_cross_entropy_with_logits(by_patch.topk(PEAK_PATCHES, dim=1).values.mean(1), state)
+    losses = {"patches": of_patches, "state": of_state, "peak": of_peak, "captions": of_captions}
     total = of_patches + of_state + 0.5 * of_peak + 0.15 * of_captions
-    return total, parts | {"peak": of_peak.item()}
+    return total, {name: value.item() for name, value in losses.items()}
 
 
 def build(seed: int) -> CLIP:
@@ -270,10 +254,9 @@ def train(plan: Plan, pool: Pool, out: Path) -> None:
         schedule.load_state_dict(kept["schedule"])
         first, curve = kept["step"], kept["curve"]
     started = time.monotonic()
-    steps = plan.steps + plan.sharpen_steps
-    for step in range(first, steps):
+    for step in range(first, plan.steps):
         batch = make_batch(pool, plan, step, words)
-        loss, parts = loss_of(model, tokenise(list(batch.prompts)), batch, sharpen=step >= plan.steps)
+        loss, parts = loss_of(model, tokenise(list(batch.prompts)), batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -282,7 +265,7 @@ def train(plan: Plan, pool: Pool, out: Path) -> None:
         if (step + 1) % 20 == 0:
             curve.append({"step": step + 1, **{name: round(value, 5) for name, value in parts.items()}})
             pace = (time.monotonic() - started) / (step + 1 - first)
-            print(f"{curve[-1]}  {(steps - step - 1) * pace / 60:.0f} min left", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{curve[-1]}  {(plan.steps - step - 1) * pace / 60:.0f} min left", file=sys.stderr, flush=True)  # noqa: T201
         if (step + 1) % CHECKPOINT_STEPS == 0:
             with atomic_path(checkpoint) as temporary:
                 states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
@@ -294,15 +277,10 @@ def train(plan: Plan, pool: Pool, out: Path) -> None:
 
 
 def learning_rates(optimiser: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up, a cosine's fall, then for sharpening a second, lower one."""
-
-    def again(step: int) -> float:
-        return plan.sharpen_factor * 0.5 * (1 + math.cos(math.pi * step / max(plan.sharpen_steps, 1)))
-
+    """Warm-up, then a cosine's fall."""
     warm = torch.optim.lr_scheduler.LinearLR(optimiser, 1e-2, 1.0, plan.warmup_steps)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(plan.steps - plan.warmup_steps, 1), 1e-6)
-    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, again)
-    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall, sharpen], [plan.warmup_steps, plan.steps])
+    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall], [plan.warmup_steps])
 
 
 def save(model: CLIP, out: Path) -> None:
@@ -346,16 +324,15 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--held-out", type=Path, help="write images of the held-out half to this folder instead")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--steps", type=int, default=Plan.steps)
-    parser.add_argument("--sharpen-steps", type=int, default=Plan.sharpen_steps)
-    parser.add_argument("--images", type=int, default=Plan.images, help="made once, shown again in other ways")
+    parser.add_argument("--scenes", type=int, default=Plan.scenes, help="made once, shown again in other ways")
     parser.add_argument("--workers", type=int, default=2, help="processes that make the images")
     given = parser.parse_args(arguments)
     if given.held_out is not None:
         write_held_out(given.held_out, seed=given.seed)
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(seed=given.seed, steps=given.steps, sharpen_steps=given.sharpen_steps, images=given.images)
-    train(plan, make_pool(plan.seed, plan.images, given.workers), given.out)
+    plan = Plan(seed=given.seed, steps=given.steps, scenes=given.scenes)
+    train(plan, make_pool(plan.seed, plan.scenes, given.workers), given.out)
 
 
 if __name__ == "__main__":

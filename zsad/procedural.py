@@ -91,9 +91,25 @@ def make(
     image, mask = clean, np.zeros((size_px, size_px), bool)
     if defect:
         image, mask = spoil(rng, clean, region, defects(half)[defect])
+    return Made(_photographed(rng, image), mask, look.kind, look.surface, defect)
+
+
+def make_twins(rng: Generator, size_px: int, *, look: Look, defect: str, half: Half = "train") -> tuple[Made, Made]:
+    """One scene twice, whole and with a defect, each in its own light; parameters and errors as of `make`."""
+    clean, region = _scene(rng, size_px, look)
+    spoilt, mask = spoil(rng, clean, region, defects(half)[defect])
+    return (
+        Made(_photographed(rng, clean), np.zeros_like(mask), look.kind, look.surface, ""),
+        Made(_photographed(rng, spoilt), mask, look.kind, look.surface, defect),
+    )
+
+
+def _photographed(rng: Generator, image: Picture) -> Picture:
+    """In uneven light, with the noise of a sensor."""
+    size_px = image.shape[0]
     light = 1.0 + 0.12 * (fractal_noise(rng, size_px, 1.0) - 0.5) * rng.uniform(0, 2)
     image = image * light[..., None] + rng.normal(0, rng.uniform(0.002, 0.02), image.shape)
-    return Made(np.clip(image, 0, 1).astype(np.float32), mask, look.kind, look.surface, defect)
+    return np.asarray(np.clip(image, 0, 1), np.float32)
 
 
 def spoil(

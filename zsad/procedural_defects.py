@@ -118,6 +118,50 @@ def _rough(rng: Generator, image: Picture, region: Region) -> Picture:
     return _mix(image, np.clip(image + noise, 0, 1), blob(rng, region, (0.07, 0.2)))
 
 
+def _edge(rng: Generator, region: Region) -> tuple[float, float]:
+    """A pixel (y, x) of the region's edge; anywhere in a region without edge."""
+    edge = region & (gaussian_filter(region.astype(np.float32), 2, mode="nearest") < 0.8)
+    return place(rng, edge if edge.any() else region)
+
+
+def _ground(rng: Generator, image: Picture, region: Region) -> np.ndarray:
+    """The colour beside the region; of a region that is everything, a dark one."""
+    outside = image[~region]
+    return np.asarray(outside.mean(0) if len(outside) > 50 else np.full(3, rng.uniform(0, 0.15)))
+
+
+def _cut(rng: Generator, image: Picture, region: Region) -> Picture:
+    """A corner or side cut off straight."""
+    cy, cx = _edge(rng, region)
+    y, x = np.mgrid[0 : image.shape[0], 0 : image.shape[0]]
+    middle_y, middle_x = (float(axis[region].mean()) for axis in (y, x))
+    angle = np.arctan2(cy - middle_y, cx - middle_x) + rng.uniform(-0.7, 0.7)
+    beyond = (y - cy) * np.sin(angle) + (x - cx) * np.cos(angle) + image.shape[0] * rng.uniform(0.03, 0.12)
+    near = np.hypot(y - cy, x - cx) < image.shape[0] * 0.3
+    return _mix(image, _ground(rng, image, region), np.clip(beyond + 0.5, 0, 1) * (region & near))
+
+
+def _dent(rng: Generator, image: Picture, region: Region) -> Picture:
+    """What lies around a place of the edge pushed in."""
+    size_px = image.shape[0]
+    cy, cx = _edge(rng, region)
+    y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
+    reach = size_px * rng.uniform(0.04, 0.1)
+    angle = np.arctan2(cy - y[region].mean(), cx - x[region].mean()) + rng.uniform(-0.5, 0.5)
+    push = reach * rng.uniform(0.8, 1.4) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * reach**2))
+    at = [y + push * np.sin(angle), x + push * np.cos(angle)]
+    pushed = np.stack([map_coordinates(image[..., c], at, order=1, mode="nearest") for c in range(3)], -1)
+    return _mix(image, pushed * rng.uniform(0.7, 1.0), region * np.clip(push / 2, 0, 1))
+
+
+def _burr(rng: Generator, image: Picture, region: Region) -> Picture:
+    """Material that stands out over the edge; on a surface, a lump."""
+    beside = gaussian_filter(region.astype(np.float32), 0.035 * image.shape[0]) > 0.1
+    lump = blob(rng, beside & ~region if (beside & ~region).any() else region, (0.04, 0.12))
+    colour = image[region].mean(0) * rng.uniform(0.8, 1.2)
+    return _mix(image, np.clip(colour + rng.uniform(-0.25, 0.25) * region.all(), 0, 1), lump)
+
+
 def _bite(rng: Generator, image: Picture, region: Region) -> Picture:
     """A piece broken off at the edge; on a surface, a wedge from the image's border."""
     size_px = image.shape[0]
@@ -189,5 +233,8 @@ DEFECTS: dict[str, Defect] = {
     "fade": _fade,
     "missing part": _missing,
     "rough patch": _rough,
+    "cut": _cut,
+    "dent": _dent,
+    "burr": _burr,
 }
 HELD_OUT_DEFECTS: dict[str, Defect] = {"bite": _bite, "fold": _fold, "glue": _glue, "gouges": _gouges}

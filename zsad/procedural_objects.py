@@ -7,74 +7,55 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from zsad.procedural_fields import Distance, Field, Spot
+from zsad.procedural_fields import Field, Spot
+from zsad.procedural_parts import PARTS
+from zsad.procedural_shapes import box, disc, polar, rim
 
 Drawing = Callable[[Generator, Spot], tuple[Field, Field]]
 
 
-def _box(spot: Spot, half_x: float, half_y: float, corner: float = 0.0, at: tuple[float, float] = (0.0, 0.0)) -> Field:
-    """Signed distance to a rounded rectangle."""
-    dx = np.abs(spot.x - at[0]) - half_x + corner
-    dy = np.abs(spot.y - at[1]) - half_y + corner
-    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
-    return np.asarray(outside + np.minimum(np.maximum(dx, dy), 0) - corner, np.float32)
-
-
-def _disc(spot: Spot, radius: float, at: tuple[float, float] = (0.0, 0.0)) -> Field:
-    return np.asarray(np.hypot(spot.x - at[0], spot.y - at[1]) - radius, np.float32)
-
-
-def _rim(distance: Distance, width: float) -> Field:
-    """Tone that darkens towards the edge."""
-    return np.asarray(np.clip(0.25 - distance / width, 0, 1), np.float32)
-
-
-def _polar(spot: Spot) -> tuple[Field, Field]:
-    return np.hypot(spot.x, spot.y), np.arctan2(spot.y, spot.x)
-
-
 def _coin(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    distance = _disc(spot, 0.95)
-    radius, _ = _polar(spot)
+    distance = disc(spot, 0.95)
+    radius, _ = polar(spot)
     rings = 0.5 + 0.3 * np.cos(radius * np.pi * style.integers(3, 9))
-    return spot.cover(distance), np.asarray(_rim(distance, 0.3) * rings, np.float32)
+    return spot.cover(distance), np.asarray(rim(distance, 0.3) * rings, np.float32)
 
 
 def _washer(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    distance = np.maximum(_disc(spot, 0.95), -_disc(spot, style.uniform(0.35, 0.65)))
-    return spot.cover(distance), _rim(distance, 0.15)
+    distance = np.maximum(disc(spot, 0.95), -disc(spot, style.uniform(0.35, 0.65)))
+    return spot.cover(distance), rim(distance, 0.15)
 
 
 def _bolt(style: Generator, spot: Spot) -> tuple[Field, Field]:
     width = style.uniform(0.16, 0.26)
-    shaft = _box(spot, 0.8, width, at=(0.2, 0.0))
-    head = _box(spot, 0.18, width * 1.9, 0.05, at=(-0.75, 0.0))
+    shaft = box(spot, 0.8, width, at=(0.2, 0.0))
+    head = box(spot, 0.18, width * 1.9, 0.05, at=(-0.75, 0.0))
     thread = 0.5 + 0.5 * np.sin((spot.x + 0.4 * spot.y) * style.uniform(30, 60))
     tone = np.where(head < 0, 0.7, thread * np.clip(1.2 - np.abs(spot.y) / width, 0, 1))
     return spot.cover(np.minimum(shaft, head)), np.asarray(tone, np.float32)
 
 
 def _flask(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    body = _box(spot, 0.45, 0.6, 0.12, at=(0.0, 0.3))
-    neck = _box(spot, style.uniform(0.14, 0.24), 0.4, 0.04, at=(0.0, -0.55))
-    label = _box(spot, 0.36, 0.22, at=(0.0, 0.35))
+    body = box(spot, 0.45, 0.6, 0.12, at=(0.0, 0.3))
+    neck = box(spot, style.uniform(0.14, 0.24), 0.4, 0.04, at=(0.0, -0.55))
+    label = box(spot, 0.36, 0.22, at=(0.0, 0.35))
     tone = np.where(label < 0, 0.95, 0.3 + 0.4 * np.cos(spot.x * 3))
     return spot.cover(np.minimum(body, neck)), np.asarray(tone, np.float32)
 
 
 def _plate(style: Generator, spot: Spot) -> tuple[Field, Field]:
     half_y = style.uniform(0.5, 0.9)
-    distance = _box(spot, 0.9, half_y, 0.12)
+    distance = box(spot, 0.9, half_y, 0.12)
     inset = style.uniform(0.18, 0.28)
     for sx in (-1, 1):
         for sy in (-1, 1):
-            distance = np.maximum(distance, -_disc(spot, 0.1, (sx * (0.9 - inset), sy * (half_y - inset))))
-    return spot.cover(distance), np.asarray(0.5 + 0.3 * _rim(distance, 0.2), np.float32)
+            distance = np.maximum(distance, -disc(spot, 0.1, (sx * (0.9 - inset), sy * (half_y - inset))))
+    return spot.cover(distance), np.asarray(0.5 + 0.3 * rim(distance, 0.2), np.float32)
 
 
 def _blister(style: Generator, spot: Spot) -> tuple[Field, Field]:
     columns, rows = int(style.integers(2, 5)), int(style.integers(2, 5))
-    card = _box(spot, 0.95, 0.95 * rows / max(rows, columns), 0.08)
+    card = box(spot, 0.95, 0.95 * rows / max(rows, columns), 0.08)
     u = (spot.x / 0.95 + 1) / 2 * columns
     v = (spot.y / (0.95 * rows / max(rows, columns)) + 1) / 2 * rows
     pill = np.hypot(u % 1 - 0.5, v % 1 - 0.5)
@@ -82,63 +63,63 @@ def _blister(style: Generator, spot: Spot) -> tuple[Field, Field]:
 
 
 def _tablet(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    distance = _box(spot, 0.95, style.uniform(0.45, 0.8), 0.44)
+    distance = box(spot, 0.95, style.uniform(0.45, 0.8), 0.44)
     groove = np.abs(spot.x) < 0.03
-    return spot.cover(distance), np.asarray(np.where(groove, 0.2, 0.4 + _rim(distance, 0.6) * 0.6), np.float32)
+    return spot.cover(distance), np.asarray(np.where(groove, 0.2, 0.4 + rim(distance, 0.6) * 0.6), np.float32)
 
 
 def _knob(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    radius, angle = _polar(spot)
+    radius, angle = polar(spot)
     distance = radius - 0.85 - 0.1 * np.cos(style.integers(5, 12) * angle)
-    return spot.cover(distance), np.asarray(np.clip(_rim(distance, 0.5) + 0.3 * (radius < 0.3), 0, 1), np.float32)
+    return spot.cover(distance), np.asarray(np.clip(rim(distance, 0.5) + 0.3 * (radius < 0.3), 0, 1), np.float32)
 
 
 def _chip(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    body = _box(spot, 0.85, 0.5, 0.03)
-    legs = np.maximum(_box(spot, 0.8, 0.75), 0.5 - np.abs((spot.x * style.integers(4, 8)) % 1 - 0.5) * 4)
-    mark = _disc(spot, 0.08, (-0.65, -0.3))
+    body = box(spot, 0.85, 0.5, 0.03)
+    legs = np.maximum(box(spot, 0.8, 0.75), 0.5 - np.abs((spot.x * style.integers(4, 8)) % 1 - 0.5) * 4)
+    mark = disc(spot, 0.08, (-0.65, -0.3))
     tone = np.where(body < 0, 0.15 + 0.5 * (mark < 0), 0.9)
     return spot.cover(np.minimum(body, legs)), np.asarray(tone, np.float32)
 
 
 def _cable(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    sheath = _disc(spot, 0.95)
+    sheath = disc(spot, 0.95)
     tone = np.full(spot.x.shape, 0.25, np.float32)
     count = int(style.integers(3, 6))
     for k in range(count):
         angle = 2 * np.pi * k / count
-        core = _disc(spot, 0.3, (0.5 * np.cos(angle), 0.5 * np.sin(angle)))
+        core = disc(spot, 0.3, (0.5 * np.cos(angle), 0.5 * np.sin(angle)))
         tone = np.where(core < 0, 0.55 + 0.45 * ((k % 2) > 0) * (core < -0.08), tone)
     return spot.cover(sheath), np.asarray(tone, np.float32)
 
 
 def _nut(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    radius, angle = _polar(spot)
+    radius, angle = polar(spot)
     sector = (angle + np.pi / 6) % (np.pi / 3) - np.pi / 6
     distance = np.maximum(radius * np.cos(sector) - 0.82, style.uniform(0.35, 0.5) - radius)
-    return spot.cover(distance), np.asarray(0.4 + 0.6 * _rim(distance, 0.3), np.float32)
+    return spot.cover(distance), np.asarray(0.4 + 0.6 * rim(distance, 0.3), np.float32)
 
 
 def _gear(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    radius, angle = _polar(spot)
+    radius, angle = polar(spot)
     teeth = np.tanh(6 * np.sin(style.integers(8, 18) * angle))
     distance = np.maximum(radius - 0.83 - 0.1 * teeth, style.uniform(0.2, 0.35) - radius)
-    return spot.cover(distance), np.asarray(0.3 + 0.7 * _rim(distance, 0.5), np.float32)
+    return spot.cover(distance), np.asarray(0.3 + 0.7 * rim(distance, 0.5), np.float32)
 
 
 def _brush(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    head = _box(spot, 0.9, 0.55, 0.3)
+    head = box(spot, 0.9, 0.55, 0.3)
     n = style.uniform(6, 9)
     tuft = np.hypot((spot.x * n) % 1 - 0.5, (spot.y * n) % 1 - 0.5)
     return spot.cover(head), np.asarray(np.clip((0.4 - tuft) * 6, 0.05, 1), np.float32)
 
 
 def _key(style: Generator, spot: Spot) -> tuple[Field, Field]:
-    bow = np.maximum(_disc(spot, 0.38, (-0.55, 0.0)), -_disc(spot, 0.15, (-0.62, 0.0)))
-    blade = _box(spot, 0.6, 0.12, at=(0.35, 0.0))
-    teeth = np.maximum(_box(spot, 0.4, 0.1, at=(0.5, 0.16)), 0.1 - np.abs((spot.x * style.uniform(3, 5)) % 1 - 0.5))
+    bow = np.maximum(disc(spot, 0.38, (-0.55, 0.0)), -disc(spot, 0.15, (-0.62, 0.0)))
+    blade = box(spot, 0.6, 0.12, at=(0.35, 0.0))
+    teeth = np.maximum(box(spot, 0.4, 0.1, at=(0.5, 0.16)), 0.1 - np.abs((spot.x * style.uniform(3, 5)) % 1 - 0.5))
     distance = np.minimum(np.minimum(bow, blade), teeth)
-    return spot.cover(distance), np.asarray(0.5 + 0.5 * _rim(distance, 0.2), np.float32)
+    return spot.cover(distance), np.asarray(0.5 + 0.5 * rim(distance, 0.2), np.float32)
 
 
 OBJECTS: dict[str, Drawing] = {
@@ -152,5 +133,6 @@ OBJECTS: dict[str, Drawing] = {
     "knob": _knob,
     "chip": _chip,
     "cable": _cable,
+    **PARTS,
 }
 HELD_OUT_OBJECTS: dict[str, Drawing] = {"nut": _nut, "gear": _gear, "brush": _brush, "key": _key}

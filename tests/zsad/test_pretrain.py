@@ -16,13 +16,13 @@ from zsad.encoder import Encoder
 from zsad.pretrain import SIZE_PX, Batch, Plan, Pool, build, make_batch, make_pool, save, train
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES
 
-PLAN = Plan(images=6, steps=4, sharpen_steps=2, batch_size=3, warmup_steps=2)
+PLAN = Plan(scenes=6, steps=6, batch_scenes=2, warmup_steps=2)
 WORDS = ["lamp", "river"]
 
 
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return make_pool(0, PLAN.images, 1)
+    return make_pool(0, PLAN.scenes, 1)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(pool: Pool) -> None:
@@ -49,12 +49,20 @@ def test_prompts_are_normal_then_anomalous_then_the_captions(pool: Pool) -> None
             assert side(caption, ANOMALOUS_STATES if touched.max() > 0.3 else NORMAL_STATES)
 
 
-@pytest.mark.parametrize("everywhere", [True, False])
-def test_touched_patches_follow_the_mask_through_every_turn_and_zoom(everywhere: bool) -> None:
-    pixels = torch.full((4, 3, SIZE_PX, SIZE_PX), 128, dtype=torch.uint8)
-    masks = torch.full((4, SIZE_PX, SIZE_PX), everywhere)
-    batch = make_batch(Pool(pixels, masks, ("coin",) * 4), Plan(batch_size=4), 0, WORDS)
-    assert torch.allclose(batch.touched, torch.full_like(batch.touched, float(everywhere)))
+def test_touched_patches_follow_the_mask_through_every_turn_and_zoom() -> None:
+    pixels = torch.full((4, 2, 3, SIZE_PX, SIZE_PX), 128, dtype=torch.uint8)
+    batch = make_batch(Pool(pixels, torch.full((4, SIZE_PX, SIZE_PX), True), ("coin",) * 4), PLAN, 0, WORDS)
+    whole, spoilt = batch.touched[0::2], batch.touched[1::2]
+    assert torch.equal(whole, torch.zeros_like(whole))
+    assert torch.allclose(spoilt, torch.ones_like(spoilt))
+
+
+def test_a_batch_shows_each_scene_whole_and_spoilt(pool: Pool) -> None:
+    batch = make_batch(pool, PLAN, 0, WORDS)
+    assert len(batch.images) == 2 * PLAN.batch_scenes
+    assert batch.kinds[0::2] == batch.kinds[1::2]
+    assert len(set(batch.kinds[0::2])) == PLAN.batch_scenes
+    assert not batch.touched[0::2].any()
 
 
 class _KilledError(Exception):
@@ -134,7 +142,8 @@ def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path
 
 
 def test_the_pool_is_the_supply_in_order(pool: Pool) -> None:
-    made = pretrain.draw(0, 2, "train")
-    assert np.array_equal(pool.pixels[2].numpy(), (made.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
-    assert np.array_equal(pool.masks[2].numpy(), made.mask)
-    assert pool.kinds[2] == made.kind
+    pair = pretrain.draw(0, 2)
+    for pixels, made in zip(pool.pixels[2], pair, strict=True):
+        assert np.array_equal(pixels.numpy(), (made.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
+    assert np.array_equal(pool.masks[2].numpy(), pair[1].mask)
+    assert pool.kinds[2] == pair[0].kind

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.random import Generator
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from zsad.pretrain import draw
-from zsad.procedural import LEAST_AREA, LEAST_CHANGE, Look, coloured, defects, kinds, make, spoil
+from zsad.procedural import LEAST_AREA, LEAST_CHANGE, Look, coloured, defects, kinds, make, make_twins, spoil
 
 SIZE_PX = 96
 EVERY_KIND = [(half, kind, surface) for half in ("train", "held_out") for kind, surface in kinds(half)]
@@ -23,19 +24,30 @@ def test_halves_share_no_kind_and_no_defect() -> None:
 
 
 def test_what_is_learned_from_is_of_the_training_half_alone() -> None:
-    drawn = [draw(3, number, "train") for number in range(40)]
     names = {name for name, _ in kinds("train")}
-    assert {made.kind for made in drawn} <= names
-    assert {made.defect for made in drawn} <= {"", *defects("train")}
-    assert any(made.defect for made in drawn)
-    assert any(not made.defect for made in drawn)
+    for whole, spoilt in (draw(3, number) for number in range(30)):
+        assert whole.kind == spoilt.kind
+        assert whole.kind in names
+        assert whole.defect == ""
+        assert spoilt.defect in defects("train")
 
 
-def test_an_image_is_a_function_of_seed_and_number() -> None:
-    first, again, other = draw(0, 5, "train"), draw(0, 5, "train"), draw(0, 6, "train")
-    assert np.array_equal(first.image, again.image)
-    assert np.array_equal(first.mask, again.mask)
-    assert not np.array_equal(first.image, other.image)
+def test_a_scene_is_a_function_of_seed_and_number() -> None:
+    for first, again, other in zip(draw(0, 5), draw(0, 5), draw(0, 6), strict=True):
+        assert np.array_equal(first.image, again.image)
+        assert np.array_equal(first.mask, again.mask)
+        assert not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.parametrize("name", ["hole", "cut", "burr"])
+def test_twins_differ_where_the_mask_is_and_in_light_alone_elsewhere(name: str) -> None:
+    whole, spoilt = make_twins(np.random.default_rng(5), SIZE_PX, look=Look("dice", False, 4), defect=name)
+    assert not whole.mask.any()
+    assert spoilt.mask.mean() >= LEAST_AREA
+    change = gaussian_filter(np.abs(whole.image - spoilt.image).mean(-1), 1.0)
+    elsewhere = change[~binary_dilation(spoilt.mask, iterations=4)]
+    assert elsewhere.max() < 0.2  # two lights, each within 12 % of one
+    assert change[spoilt.mask].mean() > 2 * elsewhere.mean()
 
 
 @pytest.mark.parametrize(("half", "kind", "surface"), EVERY_KIND)
