@@ -10,6 +10,7 @@ import typer
 
 from flows.command import (
     EXIT_USER,
+    DryRun,
     Json,
     Name,
     Refresh,
@@ -57,6 +58,7 @@ def run(
     overrides: Set = None,
     out: Runs = Path("runs"),
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -70,7 +72,7 @@ def run(
     from flows.zsad import zsad
 
     folder = writable(out / "zsad" / settings.name)
-    conclude(run_flow(zsad, settings=settings, out=folder, refresh=refresh), as_json=as_json)
+    conclude(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()
@@ -81,9 +83,10 @@ def score(
     category: Annotated[
         str | None, typer.Option(help="What the images show, in words. Default: the folder's name.")
     ] = None,
-    npy: Annotated[bool, typer.Option("--npy", help="Write the maps as .npy too, beside PNG and float TIFF.")] = False,
+    npy: Annotated[bool, typer.Option("--npy", help="Write the float maps as .npy instead of TIFF.")] = False,
     overrides: Set = None,
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -100,7 +103,9 @@ def score(
     request = ScoreRequest(
         images=tuple(path.absolute() for path in images), category=category, out=writable(out), npy=npy
     )
-    conclude(run_flow(score_flow, request=request, settings=settings, refresh=refresh), as_json=as_json)
+    conclude(
+        run_flow(score_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
+    )
 
 
 @app.command()

@@ -279,9 +279,9 @@ def _count_all(
         chunk = buffer[:filled]
         chunk.sort()
         left = chunk.searchsorted(rising, side="left")
-        # few thresholds equal a score of this chunk; only for those the right end differs
-        tied = np.flatnonzero(chunk[np.minimum(left, filled - 1)] == rising)
-        right = left.copy()
+        # few thresholds equal a score of this chunk, fewer still more than one: the right end is searched for those
+        right = left + (chunk[np.minimum(left, filled - 1)] == rising)
+        tied = np.flatnonzero((right > left) & (chunk[np.minimum(right, filled - 1)] == rising))
         right[tied] = chunk.searchsorted(rising[tied], side="right")
         np.add(at, filled - left, out=at)
         np.add(above, filled - right, out=above)
