@@ -1,22 +1,26 @@
 """Train the embedded model: a small open_clip ViT with a text tower, on images made by rule alone.
 
-    python -m zsad.pretrain --out FOLDER [--seed 0] [--steps N] [--scenes N]
+    python -m zsad.pretrain --out FOLDER [--seed 0] [--start WEIGHTS]
     python -m zsad.pretrain --held-out FOLDER    # images of the kinds it never learns from, in MVTec AD's layout
 
 Both towers learn from the product's own prompts: the class token by CLIP's contrastive loss over captions and by the
-state it is in, the V-V patch tokens by which patches a defect touches. Each scene is shown whole and spoilt in the
-same batch, so that nothing but the defect tells the two apart. Every batch is a function of seed and step,
-so a stopped training goes on from its checkpoint as if it had not been stopped.
+state it is in, the V-V patch tokens by which patches a defect touches. There are two legs. The first, on fewer kinds,
+brings the towers to where they see defects at all; in the second each scene is shown whole and spoilt in the same
+batch, so that nothing but the defect tells the two apart. Twins from the start leave untrained towers where they are.
+Every batch is a function of seed, leg and step, so a stopped training goes on from its checkpoint as if it had not
+been stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +29,15 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator
 from open_clip import CLIP, get_tokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from medad.storage import atomic_path
 from zsad.images import write_png
 from zsad.paths import Paths, two_path
-from zsad.procedural import Look, Made, defects, kinds, make, make_twins
+from zsad.procedural import Half, Look, Made, defects, kinds, make, make_twins
+from zsad.procedural_objects import OBJECTS
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 
 SIZE_PX, PATCH_PX = 192, 16
@@ -58,52 +63,95 @@ TAU = 0.07
 VALUE_GAIN = 2.5
 """At the start, values are this much larger and projected back: V-V attention then looks at a token's own place and not
 at all of them alike, as it does in a trained CLIP."""
+ANOMALOUS_SHARE = 0.6
+"""Of the first leg's images."""
 PEAK_PATCHES = 3
-CHECKPOINT_STEPS = 100
+OBJECT_SHARE = 2 / 3
+SHARPEN_FACTOR = 0.6
+"""Of the learning rate, at which sharpening begins anew."""
+CHECKPOINT, CHECKPOINT_STEPS, CURVE_STEPS = "checkpoint.pt", 100, 20
 FULL_TOUCH = 0.15
 """A patch counts as wholly anomalous from this share of its pixels on; below, in proportion."""
 
 
 @dataclass(frozen=True)
+class Leg:
+    """A part of the training, with images and an optimiser of its own."""
+
+    twins: bool
+    """Each scene twice, whole and spoilt, of all kinds; else one image a scene, of the first kinds."""
+    scenes: int
+    """Made once, shown again in other ways."""
+    steps: int
+    sharpen_from: int
+    """The step from which the loss weighs whole images: their state, and the highest of their patches."""
+    learning_rate: float
+    warmup_steps: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How long and from what to train. The defaults take just under an hour on two idle cores."""
+    """How long and from what to train. The defaults take about an hour on two idle cores."""
 
     seed: int = 0
-    scenes: int = 14000
-    steps: int = 5000
-    batch_scenes: int = 16
-    """A batch holds twice as many images."""
-    learning_rate: float = 1e-3
+    legs: tuple[Leg, ...] = (
+        Leg(twins=False, scenes=9000, steps=3400, sharpen_from=2400, learning_rate=1e-3, warmup_steps=200),
+        Leg(twins=True, scenes=14000, steps=2700, sharpen_from=0, learning_rate=5e-4, warmup_steps=100),
+    )
+    batch_size: int = 32
     weight_decay: float = 0.05
-    warmup_steps: int = 200
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Scenes to learn from: whole and spoilt `pixels` u8[n,2,3,S,S], `masks` bool[n,S,S], and what each shows."""
+    """Images to learn from: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and each image's kind.
 
-    pixels: UInt8[Tensor, "n 2 3 S S"]
+    Of twins the whole one comes first, then the spoilt one.
+    """
+
+    pixels: UInt8[Tensor, "n 3 S S"]
     masks: Bool[Tensor, "n S S"]
     kinds: tuple[str, ...]
 
 
-def draw(seed: int, number: int) -> tuple[Made, Made]:
-    """Scene `number` of a seed's endless supply of the training half: whole, and with a defect."""
-    rng = np.random.default_rng([seed, number])
-    names, spoilers = kinds("train"), list(defects("train"))
+def draw(seed: int, number: int) -> Made:
+    """Image `number` of a seed's endless supply of the first kinds."""
+    rng = np.random.default_rng([seed, number, 0])
     while True:
-        kind, surface = names[int(rng.integers(len(names)))]
-        look = Look(kind, surface, int(rng.integers(2**31)))
+        look = _any_look(rng, "first")
+        defect = _any_defect(rng, "first") if rng.random() < ANOMALOUS_SHARE else ""
         try:
-            return make_twins(rng, SIZE_PX, look=look, defect=spoilers[int(rng.integers(len(spoilers)))])
+            return make(rng, SIZE_PX, look=look, defect=defect)
         except ValueError:  # this defect does not show on this product: draw another pair
             continue
 
 
-def _packed(task: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
-    whole, spoilt = draw(*task)
-    pixels = np.stack([_bytes(made.image).transpose(2, 0, 1) for made in (whole, spoilt)])
-    return pixels, spoilt.mask, whole.kind
+def draw_twins(seed: int, number: int) -> tuple[Made, Made]:
+    """Scene `number` of a seed's endless supply of all training kinds: whole, and with a defect."""
+    rng = np.random.default_rng([seed, number])
+    while True:
+        look = _any_look(rng, "train")
+        try:
+            return make_twins(rng, SIZE_PX, look=look, defect=_any_defect(rng, "train"))
+        except ValueError:
+            continue
+
+
+def _any_look(rng: Generator, half: Half) -> Look:
+    names = kinds(half)
+    kind, surface = names[int(rng.integers(len(names)))]
+    return Look(kind, surface, int(rng.integers(2**31)))
+
+
+def _any_defect(rng: Generator, half: Half) -> str:
+    names = list(defects(half))
+    return names[int(rng.integers(len(names)))]
+
+
+def _packed(task: tuple[int, int, bool]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    seed, number, twins = task
+    made = draw_twins(seed, number) if twins else (draw(seed, number),)
+    return [(_bytes(each.image).transpose(2, 0, 1), each.mask, each.kind) for each in made]
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
@@ -111,15 +159,18 @@ def _bytes(image: np.ndarray) -> np.ndarray:
     return (image * 255 + 0.5).astype(np.uint8)
 
 
-def make_pool(seed: int, count: int, workers: int) -> Pool:
-    """The first `count` scenes of a seed."""
-    pixels = np.empty((count, 2, 3, SIZE_PX, SIZE_PX), np.uint8)
+def make_pool(seed: int, leg: Leg, workers: int) -> Pool:
+    """A leg's scenes: the first of a seed."""
+    count = leg.scenes * (2 if leg.twins else 1)
+    pixels = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
     masks = np.empty((count, SIZE_PX, SIZE_PX), bool)
-    names = []
+    names: list[str] = []
+    tasks = [(seed, number, leg.twins) for number in range(leg.scenes)]
     with ProcessPoolExecutor(workers) as pool:
-        for i, (images, mask, kind) in enumerate(pool.map(_packed, [(seed, i) for i in range(count)], chunksize=32)):
-            pixels[i], masks[i] = images, mask
-            names.append(kind)
+        for scene in pool.map(_packed, tasks, chunksize=32):
+            for image, mask, kind in scene:
+                pixels[len(names)], masks[len(names)] = image, mask
+                names.append(kind)
     return Pool(torch.from_numpy(pixels), torch.from_numpy(masks), tuple(names))
 
 
@@ -167,14 +218,24 @@ class Batch:
     """B normal ones, B anomalous ones, then B captions."""
 
 
-def make_batch(pool: Pool, plan: Plan, step: int, words: list[str]) -> Batch:
-    """Batch `step` of a plan: scenes, each whole and spoilt, turned and coloured independently."""
+def _chances(pool: Pool, *, sharpen: bool) -> np.ndarray | None:
+    """Of each image to be shown. Sharpening shows more objects: they are the harder half, and fewer."""
+    objects = np.array([kind in OBJECTS for kind in pool.kinds])
+    if not sharpen or objects.all() or not objects.any():
+        return None
+    return np.asarray(np.where(objects, OBJECT_SHARE / objects.sum(), (1 - OBJECT_SHARE) / (~objects).sum()))
+
+
+def make_batch(pool: Pool, plan: Plan, leg: Leg, step: int, words: list[str]) -> Batch:
+    """Batch `step` of a leg; twins side by side, but turned and coloured independently."""
     rng = np.random.default_rng([plan.seed, step, 7])
-    rows = np.repeat(rng.choice(len(pool.kinds), plan.batch_scenes, replace=False), 2)
-    drawn = [
-        _augmented(rng, pool.pixels[row, spoilt], pool.masks[row] & bool(spoilt))
-        for row, spoilt in zip(rows, np.tile((0, 1), plan.batch_scenes), strict=True)
-    ]
+    if leg.twins:
+        scenes = rng.choice(len(pool.kinds) // 2, plan.batch_size // 2, replace=False)
+        rows = np.stack([2 * scenes, 2 * scenes + 1], 1).ravel()
+    else:
+        chances = _chances(pool, sharpen=step >= leg.sharpen_from)
+        rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False, p=chances)
+    drawn = [_augmented(rng, pool.pixels[row], pool.masks[row]) for row in rows]
     masks = torch.stack([mask for _, mask in drawn])[:, None]
     share = functional.avg_pool2d(masks, PATCH_PX).flatten(1)
     touched = (share / FULL_TOUCH).clamp(max=1.0)
@@ -195,10 +256,10 @@ def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     return (images - mean) / std
 
 
-def loss_of(model: CLIP, tokens: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Patches by which are touched, whole images by their state, and CLIP's loss over captions.
+def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tuple[Tensor, dict[str, float]]:
+    """Patches by which are touched, class tokens by their state, and CLIP's loss over captions.
 
-    The state is told by the class token and by the highest patches: among so many patches of a normal image, a single
+    `sharpen` adds the image's state told by its highest patches: among so many patches of a normal image, a single
     false alarm costs little, but it is the maximum that judges an image (eq. 13).
     """
     count = len(batch.images)
@@ -216,10 +277,12 @@ def loss_of(model: CLIP, tokens: Tensor, batch: Batch) -> tuple[Tensor, dict[str
     target = same / same.sum(1, keepdim=True)
     logits = model.logit_scale.exp().clamp(max=100.0) * class_token @ captions.T
     of_captions = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+    parts = {"patches": of_patches.item(), "state": of_state.item(), "captions": of_captions.item()}
+    if not sharpen:
+        return of_patches + 0.5 * of_state + 0.15 * of_captions, parts
     of_peak = functional.binary_cross_entropy_with_logits(by_patch.topk(PEAK_PATCHES, dim=1).values.mean(1), state)
-    losses = {"patches": of_patches, "state": of_state, "peak": of_peak, "captions": of_captions}
     total = of_patches + of_state + 0.5 * of_peak + 0.15 * of_captions
-    return total, {name: value.item() for name, value in losses.items()}
+    return total, parts | {"peak": of_peak.item()}
 
 
 def build(seed: int) -> CLIP:
@@ -235,52 +298,89 @@ def build(seed: int) -> CLIP:
     return model
 
 
-def train(plan: Plan, pool: Pool, out: Path) -> None:
-    """Train and write open_clip_config.json, open_clip_model.safetensors and training.json to `out`."""
+def train(plan: Plan, out: Path, *, workers: int = 2, start: Path | None = None) -> None:
+    """Train and write open_clip_config.json, open_clip_model.safetensors and training.json to `out`.
+
+    `start` holds the weights of the first leg, which is then left out. A leg begins from its predecessor's weights as
+    they would be written, in half precision.
+    """
     model = build(plan.seed).train()
+    kept: dict[str, Any] = {"leg": 0}
+    if (out / CHECKPOINT).is_file():
+        kept = torch.load(out / CHECKPOINT, weights_only=True)
+        model.load_state_dict(kept["model"])
+    elif start is not None:
+        model.load_state_dict(load_file(start))
+        kept = {"leg": 1}
+    curve = list(kept.get("curve", ()))
+    for number in range(kept["leg"], len(plan.legs)):
+        leg = plan.legs[number]
+        _train_leg(model, plan, number, make_pool(plan.seed, leg, workers), out, curve, kept)
+        model.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
+        kept = {}
+    save(model, out)
+    facts = {"plan": asdict(plan), "curve": curve}
+    (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _train_leg(
+    model: CLIP,
+    plan: Plan,
+    number: int,
+    pool: Pool,
+    out: Path,
+    curve: list[dict[str, Any]],
+    kept: Mapping[str, Any],
+) -> None:
+    """One leg, from where the checkpoint `kept` left it; `curve` gets a row now and then."""
+    leg = plan.legs[number]
     tokenise = get_tokenizer("ViT-B-32", context_length=MODEL["text_cfg"]["context_length"])
     words = sorted(word[:-4] for word in tokenise.encoder if word.endswith("</w>") and word[:-4].isalpha())
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
-    schedule = learning_rates(optimiser, plan)
-    checkpoint = out / "checkpoint.pt"
-    first, curve = 0, []
-    if checkpoint.is_file():
-        kept = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(kept["model"])
+    optimiser = torch.optim.AdamW(groups, lr=leg.learning_rate, betas=(0.9, 0.98))
+    schedule = learning_rates(optimiser, leg)
+    first = 0
+    if "optimiser" in kept:
         optimiser.load_state_dict(kept["optimiser"])
         schedule.load_state_dict(kept["schedule"])
-        first, curve = kept["step"], kept["curve"]
+        first = kept["step"]
     started = time.monotonic()
-    for step in range(first, plan.steps):
-        batch = make_batch(pool, plan, step, words)
-        loss, parts = loss_of(model, tokenise(list(batch.prompts)), batch)
+    for step in range(first, leg.steps):
+        batch = make_batch(pool, plan, leg, step, words)
+        loss, parts = loss_of(model, tokenise(list(batch.prompts)), batch, sharpen=step >= leg.sharpen_from)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if (step + 1) % 20 == 0:
-            curve.append({"step": step + 1, **{name: round(value, 5) for name, value in parts.items()}})
-            pace = (time.monotonic() - started) / (step + 1 - first)
-            print(f"{curve[-1]}  {(plan.steps - step - 1) * pace / 60:.0f} min left", file=sys.stderr, flush=True)  # noqa: T201
+        if (step + 1) % CURVE_STEPS == 0:
+            rounded = {name: round(value, 5) for name, value in parts.items()}
+            curve.append({"leg": number + 1, "step": step + 1, **rounded})
+            left = (leg.steps - step - 1) * (time.monotonic() - started) / (step + 1 - first) / 60
+            print(f"{curve[-1]}  {left:.0f} min of this leg left", file=sys.stderr, flush=True)  # noqa: T201
         if (step + 1) % CHECKPOINT_STEPS == 0:
-            with atomic_path(checkpoint) as temporary:
-                states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                torch.save({**states, "schedule": schedule.state_dict(), "step": step + 1, "curve": curve}, temporary)
-    save(model, out)
-    facts = {"plan": plan.__dict__, "curve": curve}
-    (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    checkpoint.unlink(missing_ok=True)
+            with atomic_path(out / CHECKPOINT) as temporary:
+                states = {"model": model, "optimiser": optimiser, "schedule": schedule}
+                place = {"leg": number, "step": step + 1, "curve": curve}
+                torch.save({name: part.state_dict() for name, part in states.items()} | place, temporary)
 
 
-def learning_rates(optimiser: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up, then a cosine's fall."""
-    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 1e-2, 1.0, plan.warmup_steps)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(plan.steps - plan.warmup_steps, 1), 1e-6)
-    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall], [plan.warmup_steps])
+def learning_rates(optimiser: torch.optim.Optimizer, leg: Leg) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up and a cosine's fall; where sharpening begins later, for it a second, lower one."""
+
+    def again(step: int) -> float:
+        return SHARPEN_FACTOR * 0.5 * (1 + math.cos(math.pi * step / (leg.steps - leg.sharpen_from)))
+
+    end = leg.sharpen_from or leg.steps
+    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 1e-2, 1.0, leg.warmup_steps)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(end - leg.warmup_steps, 1), 1e-6)
+    if end == leg.steps:
+        return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall], [leg.warmup_steps])
+    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, again)
+    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall, sharpen], [leg.warmup_steps, end])
 
 
 def save(model: CLIP, out: Path) -> None:
@@ -323,16 +423,14 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--out", type=Path, help="train, and write the model to this folder")
     what.add_argument("--held-out", type=Path, help="write images of the held-out half to this folder instead")
     parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--steps", type=int, default=Plan.steps)
-    parser.add_argument("--scenes", type=int, default=Plan.scenes, help="made once, shown again in other ways")
+    parser.add_argument("--start", type=Path, help="weights of the first leg, which is then left out")
     parser.add_argument("--workers", type=int, default=2, help="processes that make the images")
     given = parser.parse_args(arguments)
     if given.held_out is not None:
         write_held_out(given.held_out, seed=given.seed)
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(seed=given.seed, steps=given.steps, scenes=given.scenes)
-    train(plan, make_pool(plan.seed, plan.scenes, given.workers), given.out)
+    train(Plan(seed=given.seed), given.out, workers=given.workers, start=given.start)
 
 
 if __name__ == "__main__":

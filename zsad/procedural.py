@@ -14,12 +14,14 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.random import Generator
 
-from zsad.procedural_defects import DEFECTS, HELD_OUT_DEFECTS
+from zsad.procedural_defects import DEFECTS, EDGE_DEFECTS, HELD_OUT_DEFECTS
 from zsad.procedural_fields import fractal_noise, turned
 from zsad.procedural_objects import HELD_OUT_OBJECTS, OBJECTS
+from zsad.procedural_parts import PARTS
 from zsad.procedural_textures import HELD_OUT_TEXTURES, TEXTURES
 
-Half = Literal["train", "held_out"]
+Half = Literal["first", "train", "held_out"]
+"""`first` is the part of `train` that training begins with."""
 
 Picture = Float32[np.ndarray, "S S 3"]
 LEAST_CHANGE = 0.06
@@ -46,13 +48,14 @@ class Made:
 
 def kinds(half: Half) -> tuple[tuple[str, bool], ...]:
     """(name, is it a surface) of all textures and objects of one half."""
-    textures, objects = (TEXTURES, OBJECTS) if half == "train" else (HELD_OUT_TEXTURES, HELD_OUT_OBJECTS)
+    textures = HELD_OUT_TEXTURES if half == "held_out" else TEXTURES
+    objects = {"first": OBJECTS, "train": OBJECTS | PARTS, "held_out": HELD_OUT_OBJECTS}[half]
     return (*((name, True) for name in textures), *((name, False) for name in objects))
 
 
 def defects(half: Half) -> Mapping[str, Callable[..., Picture]]:
     """Name -> function of all defects of one half."""
-    return DEFECTS if half == "train" else HELD_OUT_DEFECTS
+    return {"first": DEFECTS, "train": DEFECTS | EDGE_DEFECTS, "held_out": HELD_OUT_DEFECTS}[half]
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _scene(rng: Generator, size_px: int, look: Look) -> tuple[Picture, Bool[np.n
             ground + style.uniform(0.03, 0.12) * (fractal_noise(rng, size_px, style.uniform(0.3, 1.2)) - 0.5)[..., None]
         )
     spot = turned(rng, size_px, turn=style.random() < 0.7)
-    cover, tone = {**OBJECTS, **HELD_OUT_OBJECTS}[look.kind](style, spot)
+    cover, tone = {**OBJECTS, **PARTS, **HELD_OUT_OBJECTS}[look.kind](style, spot)
     if style.random() < 0.5:
         tone = tone + style.uniform(0.05, 0.25) * (fractal_noise(rng, size_px, style.uniform(0.0, 0.8)) - 0.5)
     tone = np.clip(tone, 0, 1)[..., None]

@@ -233,8 +233,6 @@ DEFECTS: dict[str, Defect] = {
     "fade": _fade,
     "missing part": _missing,
     "rough patch": _rough,
-    "cut": _cut,
-    "dent": _dent,
-    "burr": _burr,
 }
+EDGE_DEFECTS: dict[str, Defect] = {"cut": _cut, "dent": _dent, "burr": _burr}
 HELD_OUT_DEFECTS: dict[str, Defect] = {"bite": _bite, "fold": _fold, "glue": _glue, "gouges": _gouges}

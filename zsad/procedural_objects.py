@@ -8,7 +8,6 @@ import numpy as np
 from numpy.random import Generator
 
 from zsad.procedural_fields import Field, Spot
-from zsad.procedural_parts import PARTS
 from zsad.procedural_shapes import box, disc, polar, rim
 
 Drawing = Callable[[Generator, Spot], tuple[Field, Field]]
@@ -133,6 +132,5 @@ OBJECTS: dict[str, Drawing] = {
     "knob": _knob,
     "chip": _chip,
     "cable": _cable,
-    **PARTS,
 }
 HELD_OUT_OBJECTS: dict[str, Drawing] = {"nut": _nut, "gear": _gear, "brush": _brush, "key": _key}

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from zsad.config import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder
-from zsad.images import crop_image, merge_maps, plan_crops, read_image, read_mask
+from zsad.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
 from zsad.metrics import image_metrics, pixel_metrics
 from zsad.models import EMBEDDED_FOLDER
 from zsad.pretrain import SIZE_PX, write_held_out
@@ -25,6 +25,8 @@ from zsad.scorers.dual import text_scores, visual_scores
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
 EACH = 12
 TAU = 0.07
+SHOWN_PX = 256
+"""As in configs/zsad/demo.yaml."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("held-out")
     write_held_out(folder, seed=1, each=EACH)
     return folder
+
+
+def load(model: str) -> Encoder:
+    return Encoder.load(EncoderSettings(model=model, size_px=SHOWN_PX), torch.device("cpu"))
 
 
 def judge(encoder: Encoder, folder: Path) -> Judged:
@@ -67,7 +73,7 @@ def judge(encoder: Encoder, folder: Path) -> Judged:
                 if defect != "good":
                     file = folder / kind / "ground_truth" / defect / f"{path.stem}_mask.png"
                     mask = read_mask(file, (SIZE_PX, SIZE_PX))
-                yield np.asarray(merge_maps(patch_map, crops)), mask
+                yield resize_map(np.asarray(merge_maps(patch_map, crops)), mask.shape), mask
 
         image, pixel = image_metrics(scores.double().numpy(), anomalous), pixel_metrics(source)
         assert image.auroc is not None
@@ -87,25 +93,27 @@ def test_the_weights_are_small_half_precision_and_finite() -> None:
 
 
 def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
-    judged = judge(Encoder.load(EncoderSettings(model="embedded"), torch.device("cpu")), held_out)
-    # the aim for images was 0.85 and is missed, as the model card says; chance is 0.5
-    assert judged.image_auroc >= 0.75
-    assert judged.pixel_auroc >= 0.85
+    judged = judge(load("embedded"), held_out)
+    assert judged.image_auroc >= 0.84
+    assert judged.pixel_auroc >= 0.86
 
 
-def test_its_training_is_what_finds_the_pixels(held_out: Path, tmp_path: Path) -> None:
-    """Random weights compare images too, so the bound above must not be theirs; of whole images it nearly is."""
+def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None:
+    """Random weights compare images too, so the bounds above must not be theirs."""
     from zsad.pretrain import build, save
 
     save(build(0), tmp_path)
-    judged = judge(Encoder.load(EncoderSettings(model=f"local-dir:{tmp_path}"), torch.device("cpu")), held_out)
+    judged = judge(load(f"local-dir:{tmp_path}"), held_out)
+    assert judged.image_auroc < 0.8
     assert judged.pixel_auroc < 0.8
 
 
 def test_its_card_states_the_training_that_made_it() -> None:
     facts = json.loads((EMBEDDED_FOLDER / "training.json").read_text(encoding="utf-8"))
     card = (EMBEDDED_FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert f"{facts['plan']['steps']:,} steps" in card
+    for leg in facts["plan"]["legs"]:
+        assert f"{leg['steps']:,} steps" in card
+    assert [row["step"] for row in facts["curve"] if row["leg"] == 2][-1] == facts["plan"]["legs"][1]["steps"]
     assert f"seed {facts['plan']['seed']}" in card
     import hashlib
 

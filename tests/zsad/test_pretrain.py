@@ -13,20 +13,27 @@ import torch
 from zsad import pretrain
 from zsad.config import EncoderSettings
 from zsad.encoder import Encoder
-from zsad.pretrain import SIZE_PX, Batch, Plan, Pool, build, make_batch, make_pool, save, train
+from zsad.pretrain import SIZE_PX, Batch, Leg, Plan, Pool, build, make_batch, make_pool, save, train
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES
 
-PLAN = Plan(scenes=6, steps=6, batch_scenes=2, warmup_steps=2)
+FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
+TWINS = Leg(twins=True, scenes=6, steps=4, sharpen_from=0, learning_rate=5e-4, warmup_steps=2)
+PLAN = Plan(legs=(FIRST, TWINS), batch_size=4)
 WORDS = ["lamp", "river"]
 
 
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return make_pool(0, PLAN.scenes, 1)
+    return make_pool(0, FIRST, 1)
+
+
+@pytest.fixture(scope="module")
+def twins() -> Pool:
+    return make_pool(0, TWINS, 1)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(pool: Pool) -> None:
-    one, again, later = (make_batch(pool, PLAN, step, WORDS) for step in (1, 1, 2))
+    one, again, later = (make_batch(pool, PLAN, FIRST, step, WORDS) for step in (1, 1, 2))
     assert torch.equal(one.images, again.images)
     assert one.prompts == again.prompts
     assert not torch.equal(one.images, later.images)
@@ -39,7 +46,7 @@ def test_prompts_are_normal_then_anomalous_then_the_captions(pool: Pool) -> None
         return any(state.replace("[c]", "").strip() in prompt.rsplit("photo", maxsplit=1)[-1] for state in states)
 
     for step in range(4):
-        batch = make_batch(pool, PLAN, step, WORDS)
+        batch = make_batch(pool, PLAN, FIRST, step, WORDS)
         n = len(batch.images)
         assert len(batch.prompts) == 3 * n
         assert all(side(prompt, NORMAL_STATES) for prompt in batch.prompts[:n])
@@ -49,48 +56,81 @@ def test_prompts_are_normal_then_anomalous_then_the_captions(pool: Pool) -> None
             assert side(caption, ANOMALOUS_STATES if touched.max() > 0.3 else NORMAL_STATES)
 
 
-def test_touched_patches_follow_the_mask_through_every_turn_and_zoom() -> None:
-    pixels = torch.full((4, 2, 3, SIZE_PX, SIZE_PX), 128, dtype=torch.uint8)
-    batch = make_batch(Pool(pixels, torch.full((4, SIZE_PX, SIZE_PX), True), ("coin",) * 4), PLAN, 0, WORDS)
-    whole, spoilt = batch.touched[0::2], batch.touched[1::2]
-    assert torch.equal(whole, torch.zeros_like(whole))
-    assert torch.allclose(spoilt, torch.ones_like(spoilt))
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_touched_patches_follow_the_mask_through_every_turn_and_zoom(everywhere: bool) -> None:
+    pixels = torch.full((4, 3, SIZE_PX, SIZE_PX), 128, dtype=torch.uint8)
+    masks = torch.full((4, SIZE_PX, SIZE_PX), everywhere)
+    batch = make_batch(Pool(pixels, masks, ("coin",) * 4), PLAN, FIRST, 0, WORDS)
+    assert torch.allclose(batch.touched, torch.full_like(batch.touched, float(everywhere)))
 
 
-def test_a_batch_shows_each_scene_whole_and_spoilt(pool: Pool) -> None:
-    batch = make_batch(pool, PLAN, 0, WORDS)
-    assert len(batch.images) == 2 * PLAN.batch_scenes
+def test_twins_stand_side_by_side_whole_and_spoilt(twins: Pool) -> None:
+    assert len(twins.kinds) == 2 * TWINS.scenes
+    assert not twins.masks[0::2].any()
+    assert twins.masks[1::2].flatten(1).any(1).all()
+    batch = make_batch(twins, PLAN, TWINS, 0, WORDS)
+    assert len(batch.images) == PLAN.batch_size
     assert batch.kinds[0::2] == batch.kinds[1::2]
-    assert len(set(batch.kinds[0::2])) == PLAN.batch_scenes
     assert not batch.touched[0::2].any()
+
+
+def test_sharpening_shows_more_objects() -> None:
+    # batches are drawn without replacement: of 40 images, 4 coins; a coin is as likely as 18 bricks
+    pixels = torch.full((40, 3, SIZE_PX, SIZE_PX), 128, dtype=torch.uint8)
+    pool = Pool(pixels, torch.zeros((40, SIZE_PX, SIZE_PX), dtype=torch.bool), ("coin",) * 4 + ("bricks",) * 36)
+    plan = Plan(legs=PLAN.legs, batch_size=2)
+
+    def coins(steps: range) -> int:
+        return sum(make_batch(pool, plan, leg, step, WORDS).kinds.count("coin") for step in steps)
+
+    leg = Leg(twins=False, scenes=40, steps=80, sharpen_from=40, learning_rate=1e-3, warmup_steps=2)
+    assert coins(range(40)) < 25 < coins(range(40, 80))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Weights of a training that nothing stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    train(PLAN, folder, workers=1)
+    return (folder / "open_clip_model.safetensors").read_bytes()
 
 
 class _KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize(("leg", "last_step"), [(FIRST, 3), (TWINS, 1), (TWINS, 3)])
 def test_a_killed_training_ends_in_the_same_weights(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, straight: bytes, monkeypatch: pytest.MonkeyPatch, leg: Leg, last_step: int
 ) -> None:
     monkeypatch.setattr(pretrain, "CHECKPOINT_STEPS", 2)
-    for name in ("straight", "killed"):
-        (tmp_path / name).mkdir()
-    train(PLAN, pool, tmp_path / "straight")
+    monkeypatch.setattr(pretrain, "CURVE_STEPS", 2)
 
-    def dies_at_three(pool: Pool, plan: Plan, step: int, words: list[str]) -> Batch:
-        if step == 3:
+    def dies(pool: Pool, plan: Plan, of: Leg, step: int, words: list[str]) -> Batch:
+        if (of, step) == (leg, last_step):
             raise _KilledError
-        return make_batch(pool, plan, step, words)
+        return make_batch(pool, plan, of, step, words)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain, "make_batch", dies_at_three)
+        patched.setattr(pretrain, "make_batch", dies)
         with pytest.raises(_KilledError):
-            train(PLAN, pool, tmp_path / "killed")
-    assert (tmp_path / "killed" / "checkpoint.pt").is_file()
-    train(PLAN, pool, tmp_path / "killed")
-    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
-    one, other = ((tmp_path / name / "open_clip_model.safetensors").read_bytes() for name in ("straight", "killed"))
-    assert one == other
+            train(PLAN, tmp_path, workers=1)
+    assert (tmp_path / "checkpoint.pt").is_file()
+    train(PLAN, tmp_path, workers=1)
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "open_clip_model.safetensors").read_bytes() == straight
+    curve = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["curve"]
+    assert [(row["leg"], row["step"]) for row in curve] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+
+
+def test_the_second_leg_alone_goes_on_from_the_weights_of_the_first(tmp_path: Path, straight: bytes) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    train(Plan(legs=(FIRST,), batch_size=PLAN.batch_size), tmp_path / "first", workers=1)
+    start = tmp_path / "first" / "open_clip_model.safetensors"
+    assert start.read_bytes() != straight
+    train(PLAN, tmp_path / "second", workers=1, start=start)
+    assert (tmp_path / "second" / "open_clip_model.safetensors").read_bytes() == straight
 
 
 def test_saved_weights_load_as_any_local_folder_and_are_the_model(tmp_path: Path) -> None:
@@ -141,9 +181,9 @@ def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path
     assert json.loads(committed.read_text(encoding="utf-8")) == ours
 
 
-def test_the_pool_is_the_supply_in_order(pool: Pool) -> None:
-    pair = pretrain.draw(0, 2)
-    for pixels, made in zip(pool.pixels[2], pair, strict=True):
-        assert np.array_equal(pixels.numpy(), (made.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
-    assert np.array_equal(pool.masks[2].numpy(), pair[1].mask)
-    assert pool.kinds[2] == pair[0].kind
+def test_the_pools_are_the_supplies_in_order(pool: Pool, twins: Pool) -> None:
+    made = [pretrain.draw(0, 2), *pretrain.draw_twins(0, 2)]
+    for one, of, row in zip(made, (pool, twins, twins), (2, 4, 5), strict=True):
+        assert np.array_equal(of.pixels[row].numpy(), (one.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
+        assert np.array_equal(of.masks[row].numpy(), one.mask)
+        assert of.kinds[row] == one.kind

@@ -7,33 +7,45 @@ import pytest
 from numpy.random import Generator
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from zsad.pretrain import draw
-from zsad.procedural import LEAST_AREA, LEAST_CHANGE, Look, coloured, defects, kinds, make, make_twins, spoil
+from zsad.pretrain import draw, draw_twins
+from zsad.procedural import LEAST_AREA, LEAST_CHANGE, Half, Look, coloured, defects, kinds, make, make_twins, spoil
 
 SIZE_PX = 96
+HALVES: tuple[Half, ...] = ("first", "train", "held_out")
 EVERY_KIND = [(half, kind, surface) for half in ("train", "held_out") for kind, surface in kinds(half)]
 EVERY_DEFECT = [(half, name) for half in ("train", "held_out") for name in defects(half)]
 
 
 def test_halves_share_no_kind_and_no_defect() -> None:
-    train, held_out = ({name for name, _ in kinds(half)} for half in ("train", "held_out"))
+    first, train, held_out = ({name for name, _ in kinds(half)} for half in HALVES)
+    assert first < train
     assert not train & held_out
-    assert not set(defects("train")) & set(defects("held_out"))
-    for half in ("train", "held_out"):
+    first, train, held_out = (set(defects(half)) for half in HALVES)
+    assert first < train
+    assert not train & held_out
+    for half in HALVES:
         assert {surface for _, surface in kinds(half)} == {True, False}
 
 
 def test_what_is_learned_from_is_of_the_training_half_alone() -> None:
     names = {name for name, _ in kinds("train")}
-    for whole, spoilt in (draw(3, number) for number in range(30)):
+    for whole, spoilt in (draw_twins(3, number) for number in range(30)):
         assert whole.kind == spoilt.kind
         assert whole.kind in names
         assert whole.defect == ""
         assert spoilt.defect in defects("train")
+    drawn = [draw(3, number) for number in range(40)]
+    assert {made.kind for made in drawn} <= {name for name, _ in kinds("first")}
+    assert {made.defect for made in drawn} <= {"", *defects("first")}
+    assert any(made.defect for made in drawn)
+    assert any(not made.defect for made in drawn)
 
 
 def test_a_scene_is_a_function_of_seed_and_number() -> None:
-    for first, again, other in zip(draw(0, 5), draw(0, 5), draw(0, 6), strict=True):
+    for first, again, other in (
+        [draw(0, 5), draw(0, 5), draw(0, 6)],
+        *zip(draw_twins(0, 5), draw_twins(0, 5), draw_twins(0, 6), strict=True),
+    ):
         assert np.array_equal(first.image, again.image)
         assert np.array_equal(first.mask, again.mask)
         assert not np.array_equal(first.image, other.image)
