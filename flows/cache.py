@@ -2,6 +2,7 @@
 
     <cache>/<step>/<key>/        the step's files and artefact.json, which says what they are
     <cache>/tmp/<step>-<key>/    being made; moved into place whole
+    <cache>/runs/                one flock a run under way
     <cache>/locks/               one flock a key while it is being made: the kernel frees it when its holder dies
     <cache>/results/             Prefect's records, each a reference to an artefact
     <cache>/digests.sqlite       remembered file digests
@@ -19,9 +20,11 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +72,11 @@ class Ref(BaseModel):
     """Folder, relative to the cache."""
     reused: bool = False
     """Found when the step was about to run: another task or process had made it."""
+
+    @property
+    def made(self) -> bool:
+        """False of a reference that stands in for what a dry run does not make."""
+        return bool(self.key)
 
     def folder(self) -> Path:
         """The artefact's folder in this process's cache."""
@@ -135,9 +143,16 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
-def _files_digest(files: Mapping[str, FileEntry]) -> str:
+def files_digest(files: Mapping[str, FileEntry]) -> str:
+    """sha256 over names and digests of an artefact's files, without the volatile ones."""
     rows = [(name, entry.sha256) for name, entry in sorted(files.items()) if not entry.volatile]
     return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
+
+
+def _mark_used(folder: Path) -> None:
+    """The folder's time stamp says when it last served: pruning asks for it. A cache that is only read has none."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)
 
 
 class ArtefactStore:
@@ -179,6 +194,38 @@ class ArtefactStore:
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
+    def mark_run(self) -> Callable[[], None]:
+        """Say that a run is under way; returns what ends it, as does the process's death. See `runs_since`."""
+        folder = self.root / "runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{uuid.uuid4().hex}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+        def end() -> None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+        return end
+
+    def runs_since(self) -> float:
+        """When the oldest run under way began, seconds since 1970; infinity where there is none.
+
+        Whatever such a run has used so far was used after that.
+        """
+        began = [math.inf]
+        for path in (self.root / "runs").glob("*.lock"):
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)  # of a run that was killed
+                except BlockingIOError:
+                    began.append(path.stat().st_mtime)
+                finally:
+                    os.close(descriptor)
+        return min(began)
+
     def sidecar(self, ref: Ref) -> Sidecar:
         """What is written about an artefact, without a look at its files."""
         return Sidecar.model_validate_json((self.root / ref.path / SIDECAR).read_bytes())
@@ -188,12 +235,13 @@ class ArtefactStore:
         sidecar = self._read(self.root / ref.path)
         if (sidecar.step, sidecar.key, sidecar.digest) != (ref.step, ref.key, ref.digest):
             raise DamagedArtefactError(f"{ref.step} {ref.key}: made anew since")
+        _mark_used(self.root / ref.path)
         return sidecar
 
     def _read(self, folder: Path) -> Sidecar:
         try:
             sidecar = Sidecar.model_validate_json((folder / SIDECAR).read_bytes())
-            if sidecar.digest != _files_digest(sidecar.files):
+            if sidecar.digest != files_digest(sidecar.files):
                 raise DamagedArtefactError(f"{sidecar.step} {sidecar.key}: {SIDECAR} is damaged")
             for name, entry in sidecar.files.items():
                 file = folder / name
@@ -212,6 +260,7 @@ class ArtefactStore:
             return None
         if (sidecar.step, sidecar.key) != (step.name, key):
             return None
+        _mark_used(folder)
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
@@ -258,7 +307,7 @@ class ArtefactStore:
             key=key,
             parts=dict(parts),
             files=files,
-            digest=_files_digest(files),
+            digest=files_digest(files),
             libraries=library_versions(step.libraries),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported here or in `cli_liver`, `cli_zsad`: `--help` must not wait for torch."""
+"""The command line. Nothing heavy is imported here or in the `cli_...` modules: `--help` must not wait for torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from flows.command import (
     EXIT_USER,
+    DryRun,
     Json,
     Refresh,
     Runs,
@@ -35,7 +36,13 @@ app = typer.Typer(
 
 
 @app.command()
-def demo(out: Runs = Path("runs"), refresh: Refresh = False, as_json: Json = False, verbose: Verbose = False) -> None:
+def demo(
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """Both flows on samples: planted lesions in a real CT, planted defects in photographs. Minutes on two cores."""
     start(verbose=verbose)
     from flows.demo import liver_demo, zsad_demo
@@ -48,8 +55,10 @@ def demo(out: Runs = Path("runs"), refresh: Refresh = False, as_json: Json = Fal
     liver_folder = writable(out / "liver" / liver_settings.name)
     zsad_folder = writable(out / "zsad" / zsad_settings.name)
     outcomes = {
-        "liver": run_flow(liver, settings=liver_settings, out=liver_folder, refresh=refresh, notes=notes),
-        "zsad": run_flow(zsad, settings=zsad_settings, out=zsad_folder, refresh=refresh),
+        "liver": run_flow(
+            liver, settings=liver_settings, out=liver_folder, refresh=refresh, dry_run=dry_run, notes=notes
+        ),
+        "zsad": run_flow(zsad, settings=zsad_settings, out=zsad_folder, refresh=refresh, dry_run=dry_run),
     }
     if as_json:
         say(json.dumps({name: answer_of(outcome) for name, outcome in outcomes.items()}, indent=1))
@@ -103,10 +112,11 @@ def doctor(
 
 
 def _register() -> None:
-    from flows import cli_liver, cli_zsad
+    from flows import cli_cache, cli_liver, cli_zsad
 
     app.add_typer(cli_liver.app, name="liver")
     app.add_typer(cli_zsad.app, name="zsad")
+    app.add_typer(cli_cache.app, name="cache")
 
 
 _register()

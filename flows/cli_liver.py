@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.command import (
+    DryRun,
     Json,
     Name,
     Refresh,
@@ -84,6 +85,7 @@ def run(
     overrides: Set = None,
     out: Runs = Path("runs"),
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -97,7 +99,7 @@ def run(
     from flows.publish import writable
 
     folder = writable(out / "liver" / settings.name)
-    conclude(run_flow(liver, settings=settings, out=folder, refresh=refresh), as_json=as_json)
+    conclude(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()
@@ -107,6 +109,7 @@ def prepare(
     test: Test = None,
     overrides: Set = None,
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -116,7 +119,7 @@ def prepare(
     settings = load_settings(config, values)
     from flows.liver import prepare as prepare_flow
 
-    outcome = run_flow(prepare_flow, settings=settings, refresh=refresh)
+    outcome = run_flow(prepare_flow, settings=settings, refresh=refresh, dry_run=dry_run)
     lines = []
     for use in ("train", "test"):
         for case in outcome.details.get(use, []):
@@ -135,6 +138,7 @@ def train_command(
     overrides: Set = None,
     out: Runs = Path("runs"),
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -146,7 +150,7 @@ def train_command(
     from flows.publish import writable
 
     folder = writable(out / "liver" / settings.name)
-    conclude(run_flow(train_flow, settings=settings, out=folder, refresh=refresh), as_json=as_json)
+    conclude(run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()
@@ -158,6 +162,7 @@ def evaluate(
     overrides: Set = None,
     out: Runs = Path("runs"),
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -177,7 +182,9 @@ def evaluate(
 
     folder = writable(out / "liver" / settings.name)
     conclude(
-        run_flow(evaluate_flow, settings=settings, model=model.absolute(), out=folder, refresh=refresh),
+        run_flow(
+            evaluate_flow, settings=settings, model=model.absolute(), out=folder, refresh=refresh, dry_run=dry_run
+        ),
         as_json=as_json,
     )
 
@@ -191,6 +198,7 @@ def segment(
     liver_label: LiverLabel = None,
     overrides: Set = None,
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -233,7 +241,9 @@ def segment(
         model=model.absolute(),
         out=writable(out),
     )
-    conclude(run_flow(segment_flow, request=request, settings=settings, refresh=refresh), as_json=as_json)
+    conclude(
+        run_flow(segment_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
+    )
 
 
 class StepName(enum.StrEnum):
@@ -256,6 +266,7 @@ def step(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A preprocess setting, as slice_px=128.")
     ] = None,
     refresh: Refresh = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -281,7 +292,7 @@ def step(
         liver_labels=tuple(liver_label or [1]),
         settings=settings,
     )
-    outcome = run_flow(hand_step, request=request, refresh=refresh)
+    outcome = run_flow(hand_step, request=request, refresh=refresh, dry_run=dry_run)
     lines = []
     if folder := outcome.details.pop("folder", None):
         written = _hand_over(Path(folder), out)

@@ -26,6 +26,9 @@ Runs = Annotated[
     Path, typer.Option("--out", "-o", help="Folder of run folders; the run goes to OUT/liver/NAME or OUT/zsad/NAME.")
 ]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Compute everything again, cached or not.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what is cached and what would be made, and why; make nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
 
@@ -43,8 +46,12 @@ def start(*, verbose: bool) -> None:
     prepare_prefect(verbose=verbose)
 
 
-def run_flow(flow: Callable[..., Any], **parameters: Any) -> Outcome:
-    """Run a Prefect flow here and now; raises what made the flow itself fail."""
+def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: Any) -> Outcome:
+    """Run a Prefect flow here and now, or say what it would do; raises what made the flow itself fail."""
+    if dry_run:
+        from flows.plan import plan_flow
+
+        return plan_flow(flow, **parameters)
     from flows.doctor import check_prefect
     from flows.outcome import Outcome
 
@@ -68,7 +75,7 @@ def answer_of(outcome: Outcome) -> dict[str, Any]:
             {"case": f.case_id, "stage": f.stage, "rule": f.rule, "path": f.path or None} for f in outcome.failures
         ],
         "headline": outcome.headline,
-        **outcome.details,
+        **{name: value for name, value in outcome.details.items() if name != "lines"},
     }
 
 
@@ -94,8 +101,13 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
     """Figures, where the report is, and the count of tasks."""
     from flows.publish import HEADLINE, read_statement
 
-    for line in [title] * bool(title) + list(lines):
+    plan = outcome.details.get("plan")
+    for line in [title] * bool(title) + (list(lines) if plan is None else outcome.details["lines"]):
         say(line)
+    if plan is not None:
+        count = {status: sum(row["status"] == status for row in plan) for status in ("cached", "make", "follows")}
+        say(f"{count['cached']} cached, {count['make']} to make, {count['follows']} wait for these; nothing was made")
+        return
     for key, value in outcome.headline.items():
         say(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
     if outcome.run_folder is not None and (statement := read_statement(outcome.run_folder)):

@@ -32,9 +32,10 @@ from flows.liver_jobs import (
 )
 from flows.liver_report import Report, Reported
 from flows.outcome import RUNNER, Outcome, failed_steps, final_state
+from flows.plan import new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, path_filter
 from flows.publish import RunFolder, installed_versions, publish
-from flows.tasks import Failure, Submitted, Tally, describe
+from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
 from medad.config import DatasetSettings, PreprocessSettings
 from medad.errors import UserError
@@ -78,7 +79,7 @@ class Stages:
 
     def __init__(self, settings: PrivateLiver, *, refresh: bool) -> None:
         self.settings = settings
-        self.tally = Tally(refresh=refresh)
+        self.tally = new_tally(refresh=refresh)
         self.used: list[UsedCase] = []
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
@@ -205,6 +206,8 @@ class Stages:
             # an earlier run's networks and masks are worth more than this one's empty report
             out = out.with_name(f"{out.name}.failed")
         report = self.report(results, models, notes)
+        if (plan := planned(self.tally)) is not None:
+            return plan
         run = RunFolder(
             path=out,
             settings=self.settings,
@@ -235,6 +238,8 @@ def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     stages = Stages(settings, refresh=refresh)
     training = stages.prepare_training()
     test = stages.prepare_test()
+    if (plan := planned(stages.tally)) is not None:
+        return final_state(plan, useful=True)
     pairs: dict[str, list[tuple[str, Ref | None]]] = {
         "train": [(task.label, task.ref()) for task in training],
         "test": [(c.case.id, c.prepared) for c in test],
@@ -300,11 +305,13 @@ def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = Fal
 @flow(name="liver-step", flow_run_name="step {request.name}", task_runner=RUNNER, persist_result=False)
 def hand_step(request: StepRequest, refresh: bool = False) -> State[Outcome]:
     """One preprocessing step on one file."""
-    tally = Tally(refresh=refresh)
+    tally = new_tally(refresh=refresh)
     for path in (request.source, request.liver):
         if path is not None:
             path_filter.learn(path, "input")
     job = HandStep(request.name, request.source, request.liver, request.liver_labels, request.settings)
     ref = tally.run("input", job)
+    if (plan := planned(tally)) is not None:
+        return final_state(plan, useful=True)
     details = {} if ref is None else {"folder": str(ref.folder())}
     return final_state(Outcome.of(tally, details=details), useful=ref is not None)

@@ -286,7 +286,8 @@ HandStepName = Literal["window", "roi", "equalise", "slice"]
 
 
 @functools.cache
-def _hand_step(name: HandStepName) -> Step:
+def hand_step_of(name: HandStepName) -> Step:
+    """The step of one of the four by hand."""
     libraries = (*_READING, "safetensors", *_IMAGES[1:])
     return Step(f"step-{name}", 1, (f"medad.steps:step_{name}",), libraries)
 
@@ -303,7 +304,7 @@ class HandStep(Job):
 
     @property
     def step(self) -> Step:  # type: ignore[override]
-        return _hand_step(self.name)
+        return hand_step_of(self.name)
 
     def inputs(self) -> dict[str, Any]:
         return {

@@ -6,6 +6,8 @@ others. So does a bug, whose traceback is logged at once and raised when all els
 
 from __future__ import annotations
 
+import abc
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,16 +121,21 @@ class Tally:
     """Runs jobs and keeps count: what was computed, what was cached, what failed."""
 
     def __init__(self, *, refresh: bool = False) -> None:
-        install()
-        stopping.clear()
-        ArtefactStore().sweep()
+        self._begin()
         self.refresh = refresh
         self.records: list[TaskRecord] = []
         self.failures: list[Failure] = []
 
+    def _begin(self) -> None:
+        install()
+        stopping.clear()
+        store = ArtefactStore()
+        store.sweep()
+        weakref.finalize(self, store.mark_run())
+
     def submit(self, label: str, job: Job) -> Submitted:
         """Start a job on the flow's task runner."""
-        return Submitted(self, label, job, task_of(job, refresh=self.refresh).submit(label, job, self.refresh))
+        return UnderWay(self, label, job, task_of(job, refresh=self.refresh).submit(label, job, self.refresh))
 
     def run(self, label: str, job: Job) -> Ref | None:
         """Run a job and wait; None when it failed."""
@@ -159,9 +166,19 @@ class Tally:
         return [failure.bug for failure in self.failures if failure.bug is not None]
 
 
+class Submitted(abc.ABC):
+    """A job that was handed to a tally."""
+
+    label: str
+
+    @abc.abstractmethod
+    def ref(self) -> Ref | None:
+        """Wait for its artefact. None when the job failed; the tally then holds why."""
+
+
 @dataclass(frozen=True)
-class Submitted:
-    """A job under way."""
+class UnderWay(Submitted):
+    """A job on Prefect's task runner."""
 
     tally: Tally
     label: str
@@ -169,7 +186,6 @@ class Submitted:
     future: PrefectFuture[Any]
 
     def ref(self) -> Ref | None:
-        """Wait. None when the job failed; the tally then holds why."""
         try:
             self.future.wait()
         except BaseException:  # Ctrl-C, a worker's cancellation: leaving the flow waits for its threads

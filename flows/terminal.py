@@ -76,9 +76,9 @@ class Terminal:
         )
         self._show(progress.phase, progress.step, progress.steps, f"{loss} left {left}", long)
 
-    def count(self, name: str, done: int, total: int) -> None:
+    def count(self, name: str, done: int, total: int, what: str = "images") -> None:
         """Show how many images a step is through with."""
-        self._show(name, done, total, "", f"{name}: {done} of {total} images")
+        self._show(name, done, total, "", f"{name}: {done} of {total} {what}")
 
     def _show(self, name: str, done: int, total: int, note: str, long: str) -> None:
         if not self.enabled:

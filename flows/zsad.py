@@ -21,9 +21,10 @@ from flows import ui
 from flows.cache import Ref
 from flows.jobs import file_digest
 from flows.outcome import RUNNER, Outcome, failed_steps, final_state
+from flows.plan import new_tally, planned
 from flows.privacy import PrivatePath, PrivateZsad, path_filter
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
-from flows.tasks import Failure, Submitted, Tally, describe
+from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
 from flows.zsad_jobs import (
     Encode,
@@ -57,7 +58,7 @@ class ScoreRequest(BaseModel):
     """What they show, in words. None: the folder's name."""
     out: PrivatePath
     npy: bool = False
-    """Maps as .npy too."""
+    """Float maps as .npy and not as TIFF."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Stages:
 
     def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
         self.settings = settings
-        self.tally = Tally(refresh=refresh)
+        self.tally = new_tally(refresh=refresh)
         self.notes: list[str] = []
         self.used: list[ImageSet] = []
 
@@ -173,6 +174,8 @@ class Stages:
 
     def _usable(self, category: ImageSet, features: Ref) -> ImageSet:
         """The images that have features; the others are noted, each under all its names."""
+        if not features.made:
+            return category
         index = json.loads((features.folder() / "index.json").read_text(encoding="utf-8"))
         rules = {problem["sha256"]: problem["rule"] for problem in index["problems"]}
         for image in category.images:
@@ -233,6 +236,8 @@ class Stages:
 
     def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
         """Masks that could not be used, the same for every seed: such images have no pixel figures."""
+        if not evaluated.made:
+            return
         problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
         rules = {problem["sha256"]: problem["rule"] for problem in problems}
         for image in category.images:
@@ -267,6 +272,8 @@ class Stages:
         self, out: Path, copies: Sequence[Copied], started: float, showing: ui.Showing, *, private: bool
     ) -> Outcome:
         """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path."""
+        if (plan := planned(self.tally)) is not None:
+            return plan
         run = RunFolder(
             path=out,
             settings=self.settings,
@@ -346,7 +353,7 @@ def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -
         failures=failed_steps(stages.tally, opaque=False),
         versions=tuple(sorted(installed_versions().items())),
         notes=tuple(stages.notes),
-        formats=("png", "tiff", "npy") if request.npy else ("png", "tiff"),
+        formats=("png", "npy" if request.npy else "tiff"),
     )
     ref = stages.tally.run("images", job)
     outcome = stages.finish(request.out, copied(ref, *REPORT_FILES, "maps"), started, ui.ZSAD_SCORE, private=True)

@@ -121,7 +121,7 @@ def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
 
 
 STEPS = [job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, Report)]
-STEPS += [liver_jobs._hand_step(name) for name in ("window", "roi", "equalise", "slice")]
+STEPS += [liver_jobs.hand_step_of(name) for name in ("window", "roi", "equalise", "slice")]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)

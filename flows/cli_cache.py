@@ -1,0 +1,220 @@
+"""`adflows cache ...`: what is kept, why a step would run again, what is damaged, what may go."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.command import EXIT_USER, Json, say
+from flows.terminal import format_seconds, terminal
+from medad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.cache import ArtefactStore
+    from flows.upkeep import Kept
+
+app = typer.Typer(help="The cache: what is kept, what is stale or damaged, what may go.", no_args_is_help=True)
+
+SHORT = 12
+"""Letters of a key that are shown; any unambiguous beginning is taken."""
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+SPANS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="The beginning of an artefact's key, as `ls` shows it.")
+]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500M`, `20G`, `1.5TB`. Raises ConfigError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    if found is None:
+        raise ConfigError(f"--max-size {text}: expected a size as in 500M or 20G")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def parse_age(text: str) -> float:
+    """Seconds of `12h`, `30d`, `8w`. Raises ConfigError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw])", text.strip().lower())
+    if found is None:
+        raise ConfigError(f"--older-than {text}: expected an age as in 12h, 30d or 8w")
+    return float(found[1]) * SPANS_S[found[2]]
+
+
+def show_size(size: int) -> str:
+    """Bytes as `3.2 MB`."""
+    for unit, below in (("B", 10**3), ("kB", 10**6), ("MB", 10**9)):
+        if size < below:
+            return f"{size / (below / 1000):.1f} {unit}" if unit != "B" else f"{size} B"
+    return f"{size / 10**9:.1f} GB"
+
+
+def _store() -> ArtefactStore:
+    from flows.cache import ArtefactStore
+
+    return ArtefactStore()
+
+
+def _row(each: Kept) -> dict[str, Any]:
+    from flows.upkeep import age
+
+    sidecar = each.sidecar
+    return {
+        "step": each.step,
+        "key": each.key,
+        "size": each.size,
+        "used": age(each),
+        "created": None if sidecar is None else sidecar.created,
+        "seconds": None if sidecar is None else sidecar.seconds,
+    }
+
+
+@app.command(name="ls")
+def list_command(
+    step: Annotated[
+        str | None, typer.Argument(help="A step, as prepare; without one, all steps in a line each.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What is kept: how many artefacts of each step, their size, and when they last served."""
+    from flows.upkeep import age, kept
+
+    store = _store()
+    found = kept(store, step)
+    if as_json:
+        say(json.dumps({"cache": str(store.root), "artefacts": [_row(each) for each in found]}, indent=1))
+        return
+    if step is not None:
+        for each in found:
+            made = "unreadable" if each.sidecar is None else format_seconds(each.sidecar.seconds)
+            say(f"{each.key[:SHORT]}  {show_size(each.size):>9}  took {made:>12}  used {age(each):>7} ago")
+    else:
+        by_step: dict[str, list[Kept]] = defaultdict(list)
+        for each in found:
+            by_step[each.step].append(each)
+        for name, group in sorted(by_step.items()):
+            size = show_size(sum(each.size for each in group))
+            say(f"{name:<18} {len(group):>6}  {size:>9}  used {age(group[-1]):>7} ago")
+    say(f"{len(found)} artefacts, {show_size(sum(each.size for each in found))}, in {store.root}")
+
+
+@app.command()
+def explain(key: KeyArgument, as_json: Json = False) -> None:
+    """What an artefact was made from, and what today's program would do otherwise."""
+    from flows.upkeep import find, kept, outdated
+
+    store = _store()
+    each = find(store, key)
+    stale = outdated(each)
+    parts = each.sidecar.parts if each.sidecar is not None else {}
+    makers = {other.sidecar.digest: other for other in kept(store) if other.sidecar is not None}
+    if as_json:
+        answer = _row(each) | {"parts": parts, "stale": [change.line for change in stale]}
+        say(json.dumps(answer, indent=1))
+        return
+    say(f"{each.step} {each.key}")
+    if each.sidecar is None:
+        say("artefact.json cannot be read: the step will run again")
+        return
+    say(f"made {each.sidecar.created} in {format_seconds(each.sidecar.seconds)}, {show_size(each.size)}: {each.folder}")
+    say("made from")
+    for name, text in _inputs(parts.get("inputs", {})):
+        maker = makers.get(text)
+        say(f"  {name}: {text if maker is None else f'{maker.step} {maker.key[:SHORT]}'}")
+    for change in stale:
+        say(f"stale: {change.line}")
+    if not stale:
+        say("up to date: a run with these inputs and settings takes it as it is")
+
+
+def _inputs(value: Any, name: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [row for key, below in value.items() for row in _inputs(below, f"{name}.{key}" if name else key)]
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        few = [row for number, below in enumerate(value[:3]) for row in _inputs(below, f"{name}[{number}]")]
+        return few + [(name, f"and {len(value) - 3} more")] * (len(value) > 3)
+    return [(name, str(value))]
+
+
+@app.command()
+def verify(
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the damaged ones; the next run makes them anew.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every file anew and compare. Exit code 2 when something is damaged."""
+    from flows.upkeep import damaged
+    from flows.upkeep import remove as remove_artefact
+
+    terminal.enabled = True
+    store = _store()
+    found = damaged(store, lambda done, total: terminal.count("verify", done, total, what="artefacts"))
+    gone = [damage for damage in found if remove and remove_artefact(store, damage.kept)]
+    if as_json:
+        rows = [_row(damage.kept) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
+        say(json.dumps({"damaged": rows}, indent=1))
+    else:
+        for damage in found:
+            say(f"{damage.kept.folder}: {damage.rule}" + "; removed" * (damage in gone))
+        say(f"{len(found)} damaged, {len(gone)} removed")
+    if len(found) > len(gone):
+        raise typer.Exit(EXIT_USER)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Remove what no run has used for so long, as 30d.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Then the longest unused, until the rest fits, as 200G.")
+    ] = None,
+    step: Annotated[str | None, typer.Option(help="Of this step alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and remove nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what has not served for long. What a run under way makes or has used stays."""
+    if older_than is None and max_size is None:
+        raise ConfigError("prune: say what may go: --older-than AGE, --max-size SIZE, or both")
+    from flows.upkeep import choose, kept, old_checkpoints
+    from flows.upkeep import remove as remove_artefact
+
+    age_s = None if older_than is None else parse_age(older_than)
+    store, now = _store(), time.time()
+    everything = kept(store, step)
+    chosen = choose(
+        everything,
+        older_than_s=age_s,
+        max_bytes=None if max_size is None else parse_size(max_size),
+        now=now,
+        in_use_since=store.runs_since(),
+    )
+    gone = [each for each in chosen if dry_run or remove_artefact(store, each)]
+    checkpoints: list[Path] = [] if age_s is None or step is not None else old_checkpoints(store, age_s, now)
+    for path in checkpoints:
+        if not dry_run:
+            path.unlink(missing_ok=True)
+    size = sum(each.size for each in gone)
+    if as_json:
+        answer = {
+            "dry_run": dry_run,
+            "removed": [_row(each) for each in gone],
+            "checkpoints": [path.name for path in checkpoints],
+            "bytes": size,
+        }
+        say(json.dumps(answer, indent=1))
+        return
+    for each in gone:
+        say(f"{each.step:<18} {each.key[:SHORT]}  {show_size(each.size):>9}  used {_row(each)['used']:>7} ago")
+    for path in checkpoints:
+        say(f"{'checkpoint':<18} {path.name}")
+    verb = "would go" if dry_run else "removed"
+    left = sum(each.size for each in everything) - size
+    say(f"{len(gone)} artefacts {verb}, {show_size(size)}; {show_size(left)} stay")
