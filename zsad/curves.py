@@ -109,14 +109,16 @@ def aupro(counts: Counts, overlap: Float64[np.ndarray, " k"], max_fpr: float) ->
     """
     if not counts.positives or not counts.negatives:
         return None
+    # thresholds up to the first whose rate is past the end, or all
+    needed = min(overlap.size, 1 + int(np.searchsorted(counts.false_positives, max_fpr * counts.negatives, "right")))
     # two points a threshold: just above it (the overlap so far) and at it; in between, ties make the line slant
-    fpr = np.empty(2 * overlap.size + 2)
+    fpr = np.empty(2 * needed + 2)
     pro = np.empty_like(fpr)
     fpr[0] = pro[0] = 0.0
-    fpr[1:-1:2] = counts.false_positives_above / counts.negatives
-    fpr[2:-1:2] = counts.false_positives / counts.negatives
-    pro[1:-1:2] = np.concatenate([[0.0], overlap[:-1]])
-    pro[2:-1:2] = overlap
+    fpr[1:-1:2] = counts.false_positives_above[:needed] / counts.negatives
+    fpr[2:-1:2] = counts.false_positives[:needed] / counts.negatives
+    pro[1:-1:2] = np.concatenate([[0.0], overlap[: needed - 1]])
+    pro[2:-1:2] = overlap[:needed]
     fpr[-1] = pro[-1] = 1.0
     inside = int(np.searchsorted(fpr, max_fpr, side="right"))
     x, y = fpr[:inside], pro[:inside]

@@ -8,7 +8,9 @@ images and the chunks change nothing, not even the last bit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,8 +23,10 @@ from scipy import ndimage
 from zsad import curves
 from zsad.curves import Counts
 
-CHUNK_PIXELS = 1 << 23
-"""Pixels sorted at a time: 32 MiB."""
+CHUNK_PIXELS = 1 << 24
+"""Pixels sorted at a time by a thread: 64 MiB."""
+COUNTING_THREADS = 2
+"""Chunks sorted beside each other; one more is being filled."""
 PRO_200_STEPS = 200
 PRO_200_MAX_FPR = 0.3
 
@@ -206,23 +210,33 @@ class _Anomalous:
         sizes: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         regions = images = pixels = 0
         low, high = np.inf, -np.inf
-        for scored, mask in maps:
-            if scored.shape != mask.shape:
-                raise ValueError(f"a map has shape {scored.shape}, its mask {mask.shape}")
-            if not scored.size:
-                raise ValueError(f"a map has shape {scored.shape}")
-            least, most = float(scored.min()), float(scored.max())
-            # NaN runs through both; infinities are an extreme
-            if not (np.isfinite(least) and np.isfinite(most)):
-                raise ValueError("a map holds NaN or infinite values")
-            low, high = min(low, least), max(high, most)
-            images, pixels = images + 1, pixels + scored.size
-            # of an image without anomaly the type alone
-            scores.append(scored[mask] if mask.any() else np.empty(0, dtype=scored.dtype))
-            if scores[-1].size:
-                size, found = _region_sizes(mask)
-                sizes.append(size)
-                regions += found
+        under_way: deque[Future[tuple[NDArray[np.int64], int]]] = deque()
+
+        def take() -> int:
+            size, found = under_way.popleft().result()
+            sizes.append(size)
+            return found
+
+        with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+            for scored, mask in maps:
+                if scored.shape != mask.shape:
+                    raise ValueError(f"a map has shape {scored.shape}, its mask {mask.shape}")
+                if not scored.size:
+                    raise ValueError(f"a map has shape {scored.shape}")
+                least, most = float(scored.min()), float(scored.max())
+                # NaN runs through both; infinities are an extreme
+                if not (np.isfinite(least) and np.isfinite(most)):
+                    raise ValueError("a map holds NaN or infinite values")
+                low, high = min(low, least), max(high, most)
+                images, pixels = images + 1, pixels + scored.size
+                # of an image without anomaly the type alone
+                scores.append(scored[mask] if mask.any() else np.empty(0, dtype=scored.dtype))
+                if scores[-1].size:
+                    under_way.append(pool.submit(_region_sizes, mask))
+                    if len(under_way) > 2 * COUNTING_THREADS:
+                        regions += take()
+            while under_way:
+                regions += take()
         return cls(np.concatenate(scores), np.concatenate(sizes), regions, images, pixels, low, high)
 
     def by_score(self) -> tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
@@ -268,40 +282,62 @@ def _count_all(
     first: _Anomalous,
     chunk_pixels: int,
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " t"]]:
-    """Of all pixels: how many are >= and how many > each threshold (falling), and how many > each step (rising)."""
-    rising = thresholds[::-1].copy()
-    at, above = np.zeros(rising.size, dtype=np.int64), np.zeros(rising.size, dtype=np.int64)
-    above_steps = np.zeros(steps.size, dtype=np.int64)
-    buffer: Shaped[np.ndarray, " chunk"] = np.empty(min(chunk_pixels, first.pixels), dtype=first.dtype)
-    filled = seen = 0
+    """Of all pixels: how many are >= and how many > each threshold (falling), and how many > each step (rising).
 
-    def flush() -> None:
-        chunk = buffer[:filled]
+    Chunks are sorted and searched on several threads (NumPy lets go of Python's lock there), each in a buffer that the
+    next chunk takes over. Whole numbers are added, so their order changes nothing.
+    """
+    rising = thresholds[::-1].copy()
+    totals = [np.zeros(size, dtype=np.int64) for size in (rising.size, rising.size, steps.size)]
+
+    def count(chunk: Shaped[np.ndarray, " n"]) -> tuple[NDArray[np.int64], ...]:
         chunk.sort()
         left = chunk.searchsorted(rising, side="left")
         # few thresholds equal a score of this chunk, fewer still more than one: the right end is searched for those
-        right = left + (chunk[np.minimum(left, filled - 1)] == rising)
-        tied = np.flatnonzero((right > left) & (chunk[np.minimum(right, filled - 1)] == rising))
+        right = left + (chunk[np.minimum(left, chunk.size - 1)] == rising)
+        tied = np.flatnonzero((right > left) & (chunk[np.minimum(right, chunk.size - 1)] == rising))
         right[tied] = chunk.searchsorted(rising[tied], side="right")
-        np.add(at, filled - left, out=at)
-        np.add(above, filled - right, out=above)
-        np.add(above_steps, filled - chunk.searchsorted(steps, side="right"), out=above_steps)
+        return chunk.size - left, chunk.size - right, chunk.size - chunk.searchsorted(steps, side="right")
 
-    for scored, _ in maps:
-        flat: Shaped[np.ndarray, " n"] = scored.ravel()
-        seen += flat.size
-        start = 0
-        while start < flat.size and buffer.size:
-            taken = min(buffer.size - filled, flat.size - start)
-            buffer[filled : filled + taken] = flat[start : start + taken]
-            filled, start = filled + taken, start + taken
-            if filled == buffer.size:
-                flush()
-                filled = 0
-    if filled:
-        flush()
+    def add(counted: Future[tuple[NDArray[np.int64], ...]]) -> None:
+        for total, part in zip(totals, counted.result(), strict=True):
+            np.add(total, part, out=total)
+
+    # chunks of one size, so that the threads end together
+    size = -(-first.pixels // max(1, -(-first.pixels // chunk_pixels)))
+    buffers = [np.empty(size, dtype=first.dtype)]
+    under_way: deque[tuple[Future[tuple[NDArray[np.int64], ...]], NDArray[Any]]] = deque()
+    filled = seen = 0
+    with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+
+        def flush() -> None:
+            buffer = buffers.pop()
+            under_way.append((pool.submit(count, buffer[:filled]), buffer))
+            if len(under_way) > COUNTING_THREADS:
+                counted, free = under_way.popleft()
+                add(counted)
+                buffers.append(free)
+            else:
+                buffers.append(np.empty(size, dtype=first.dtype))
+
+        for scored, _ in maps:
+            flat: Shaped[np.ndarray, " n"] = scored.ravel()
+            seen += flat.size
+            start = 0
+            while start < flat.size and size:
+                taken = min(size - filled, flat.size - start)
+                buffers[-1][filled : filled + taken] = flat[start : start + taken]
+                filled, start = filled + taken, start + taken
+                if filled == size:
+                    flush()
+                    filled = 0
+        if filled:
+            flush()
+        for counted, _ in under_way:
+            add(counted)
     if seen != first.pixels:
         raise ValueError(f"the maps had {first.pixels} pixels at first and {seen} when asked again")
+    at, above, above_steps = totals
     return at[::-1].copy(), above[::-1].copy(), above_steps
 
 
