@@ -25,7 +25,7 @@ from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.encoder import Encoder
 from zsad.feature_store import CLASS_TOKENS, PATCHES, TEXT, FeatureStore, read_text
 from zsad.features import encode_images
-from zsad.images import crop_image, merge_maps, plan_crops, read_image
+from zsad.images import beside, crop_image, merge_maps, plan_crops, read_image
 from zsad.scorers.dual import Scores, text_scores
 from zsad.scoring import score_category
 from zsad.textures import open_textures
@@ -94,11 +94,12 @@ class Bench:
 
 def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"]:
     """Square images, one crop each."""
-    crops = []
-    for path in paths:
+
+    def read(path: Path) -> Float32[Tensor, "3 S S"]:
         image = read_image(path)
-        crops.append(crop_image(image, plan_crops(image.shape[0], image.shape[1], size_px, 2))[0])
-    return torch.stack(crops)
+        return crop_image(image, plan_crops(image.shape[0], image.shape[1], size_px, 2))[0]
+
+    return torch.stack(beside(read, paths))
 
 
 # (a) two paths

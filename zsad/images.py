@@ -11,7 +11,8 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,12 +35,15 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 """Endings of masks: the lossless ones, since JPEG's ringing would pass for defects."""
 MAX_PIXELS = 1 << 27
 """A larger image is refused before it is unpacked: 384 MiB of RGB."""
+READERS = 2
+"""Images decoded at a time."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANES = 258, 262, 277, 284
 _WHITE = (255, 255, 255, 255)
 _BLACK = (0, 0, 0, 255)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -83,6 +87,15 @@ def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"
     if min(height, width) < min_side_px:
         raise InputError(path, f"is {width} x {height} pixels; the shorter side must have {min_side_px} at least")
     return image
+
+
+def beside(read: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """`read` of each item, in order, on several threads: Pillow lets go of Python's lock while it decodes.
+
+    Raises what the first item that fails raises.
+    """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="images") as pool:
+        return list(pool.map(read, items))
 
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "H W *channels"]) -> None:

@@ -27,7 +27,7 @@ from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore, read_text
-from zsad.images import crop_image, read_image
+from zsad.images import beside, crop_image, read_image
 from zsad.scorers.dual import (
     INDEX_FILE,
     PARTS,
@@ -217,7 +217,7 @@ def _pixels(
         return
 
     def read(numbers: Sequence[int]) -> Float32[Tensor, "B C 3 S S"]:
-        return torch.stack([_crops(store, number, paths[number]) for number in numbers])
+        return torch.stack(beside(lambda number: _crops(store, number, paths[number]), numbers))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         coming = None

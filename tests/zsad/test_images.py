@@ -24,6 +24,7 @@ from PIL import Image
 from medad.errors import InputError
 from zsad.images import (
     Crops,
+    beside,
     crop_image,
     mask_to_canvas,
     merge_maps,
@@ -33,6 +34,7 @@ from zsad.images import (
     read_mask,
     resize_map,
     scaled_hw,
+    write_png,
 )
 
 Array = NDArray[Any]
@@ -399,3 +401,14 @@ def test_every_real_image_is_read(real_data: Path) -> None:
         crops = plan_crops(height, width, 240, 64, path)
         assert crop_image(image, crops).shape == (len(crops.offsets), 3, 240, 240)
         assert len(crops.offsets) > 1
+
+
+def test_images_are_read_beside_each_other_in_order_and_the_first_broken_one_is_named(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        write_png(path, np.full((8, 8, 3), number, np.uint8))
+    assert [int(image[0, 0, 0]) for image in beside(read_image, paths)] == list(range(6))
+    for number in (2, 4):
+        paths[number].write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"2\.png"):
+        beside(read_image, paths)
