@@ -1,7 +1,7 @@
 """Artefacts by content: what a step made from given bytes, settings and code, kept once and checked at every use.
 
     <cache>/<step>/<key>/        the step's files and artefact.json, which says what they are
-    <cache>/tmp/<step>-<key>/    being made; moved into place whole
+    <cache>/tmp/<step>-<key>.X/  being made; moved into place whole
     <cache>/runs/                one flock a run under way
     <cache>/locks/               one flock a key while it is being made: the kernel frees it when its holder dies
     <cache>/results/             Prefect's records, each a reference to an artefact
@@ -109,6 +109,21 @@ class Sidecar(BaseModel):
     created: str
     """UTC, ISO 8601."""
     seconds: float
+    device: str = ""
+    """Where it was computed: `cpu` or `gpu-N`; empty of a step that needs no device."""
+    notes: tuple[str, ...] = ()
+    """What went otherwise than asked for while it was made."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an artefact came to be, where that is worth telling."""
+
+    began: float
+    """By `time.monotonic`: after any wait for a device."""
+    device: str = ""
+    notes: tuple[str, ...] = ()
+    """What went otherwise than asked for, such as smaller batches for want of memory."""
 
 
 class DamagedArtefactError(Exception):
@@ -264,12 +279,11 @@ class ArtefactStore:
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
-        self, step: Step, inputs: Mapping[str, Any], body: Callable[[Path], float | None], *, refresh: bool = False
+        self, step: Step, inputs: Mapping[str, Any], body: Callable[[Path], Made | None], *, refresh: bool = False
     ) -> Ref:
         """Return the artefact of `step` for `inputs`, running `body` on an empty folder if it must be made.
 
-        One process makes it while others that want it wait. A body that fails leaves nothing behind; one that had to
-        wait (for a device) may return when its work began, by `time.monotonic`.
+        One process makes it while others that want it wait. A body that fails leaves nothing behind.
 
         Raises
         ------
@@ -282,20 +296,23 @@ class ArtefactStore:
         with disk_full_is_told(self.root), self.lock(name):
             if not refresh and (found := self.find(step, key)) is not None:
                 return found.model_copy(update={"reused": True})
-            work = self.root / "tmp" / name
-            shutil.rmtree(work, ignore_errors=True)  # of a killed predecessor: the lock is ours
+            for leftover in (self.root / "tmp").glob(f"{name}.*"):  # of a killed predecessor: the lock is ours
+                shutil.rmtree(leftover, ignore_errors=True)
+            # a new name: a killed run's process may be writing into the old one for another moment
+            work = self.root / "tmp" / f"{name}.{uuid.uuid4().hex[:8]}"
             work.mkdir(parents=True)
             try:
                 called = time.monotonic()
-                began = body(work) or called
-                sidecar = self._seal(step, key, parts, work, time.monotonic() - began)
+                made = body(work) or Made(called)
+                sidecar = self._seal(step, key, parts, work, made)
                 self._move_into_place(work, self.folder(step.name, key))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=f"{step.name}/{key}")
 
     @staticmethod
-    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, seconds: float) -> Sidecar:
+    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, made: Made) -> Sidecar:
+        seconds = time.monotonic() - made.began
         files = {}
         for file in sorted(path for path in work.rglob("*") if path.is_file()):
             sync_path(file)
@@ -311,6 +328,8 @@ class ArtefactStore:
             libraries=library_versions(step.libraries),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
+            device=made.device,
+            notes=made.notes,
         )
         (work / SIDECAR).write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
         sync_path(work / SIDECAR)
@@ -332,7 +351,7 @@ class ArtefactStore:
         removed = 0
         folder = self.root / "tmp"
         for leftover in sorted(folder.iterdir()) if folder.is_dir() else []:
-            with self.lock(leftover.name.removesuffix(".old"), wait=False) as held:
+            with self.lock(leftover.name.partition(".")[0], wait=False) as held:
                 if held:
                     shutil.rmtree(leftover, ignore_errors=True)
                     removed += 1

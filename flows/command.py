@@ -142,7 +142,7 @@ def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in device=cpu")
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in gpus=cpu")
         try:
             overrides[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -1,11 +1,15 @@
 """One slot a device: an flock that the kernel frees when its holder dies, kill -9 included.
 
-A step that keeps a whole device busy (encoding, adapting) holds its slot, so that neither the tasks of one run nor two
-runs of one machine fill a GPU's memory together. On a machine without a GPU the CPU is one slot: such a step uses all
-cores by itself. Steps that hold none (hashing, evaluating, reporting) go on beside it.
+A step that keeps a whole device busy (training, encoding, segmenting) holds its slot, so that neither the tasks of one
+run nor two runs of one machine fill a GPU's memory together. On a machine without a GPU the CPU is one slot: such a
+step uses all cores by itself. Steps that hold none (hashing, evaluating, reporting) go on beside it.
+
+The step's process inherits the lock's descriptor: should the flow be killed, the device is taken until that process is
+gone as well, and not a moment longer.
 
 The lock files are in `$ADFLOWS_SLOTS`, else in a folder that all users of this machine share (below the system's folder
-for temporary files). They are empty and stay.
+for temporary files). They are empty and stay. `$ADFLOWS_PRETEND_GPUS=N` rehearses a machine of N GPUs on one that has
+none: tasks are scheduled onto N slots and computed on the CPU.
 """
 
 from __future__ import annotations
@@ -13,16 +17,47 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from flows.progress import StoppedError, stopping
+from flows.stopping import StoppedError, stopping
 from medad.errors import ConfigError
+from medad.settings import Gpus
 
 POLL_S = 0.05
-CPU = "cpu"
+CPU_NAME = "cpu"
+PRETEND = "ADFLOWS_PRETEND_GPUS"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, and how the process that uses it finds it."""
+
+    name: str
+    """`cpu` or `gpu-N`: the same for one GPU in every process of this machine, also of its lock."""
+    visible: str
+    """What CUDA_VISIBLE_DEVICES is for the process that uses it."""
+    torch_name: str
+    """How that process calls it: `cpu` or `cuda:0`."""
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name != CPU_NAME
+
+
+CPU = Device(CPU_NAME, "", "cpu")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A device that is held, and the descriptor of its lock: the lock lives as long as any copy of it is open."""
+
+    device: Device
+    descriptor: int
 
 
 def slot_folder() -> Path:
@@ -32,37 +67,43 @@ def slot_folder() -> Path:
     return Path(tempfile.gettempdir()) / "adflows-slots"
 
 
-def devices_of(name: str) -> tuple[str, ...]:
-    """The devices that a setting allows: `auto` and `cuda` any GPU, `auto` the CPU where there is none.
-
-    Raises
-    ------
-    ConfigError
-        A GPU is asked for that is not there.
-    """
-    from medad.devices import pick_device
-
-    if name == CPU:
-        return (CPU,)
-    if name.startswith("cuda:"):
-        return (str(pick_device(name)),)
-    found: list[str] = []
-    with contextlib.suppress(ConfigError):  # the first number that is no GPU ends the list
-        while True:
-            found.append(str(pick_device(f"cuda:{len(found)}")))
-    if not found and name != "auto":
-        pick_device("cuda:0")  # says what is missing
-    return tuple(found) or (CPU,)
+def pretended() -> int | None:
+    """How many GPUs this machine is to pretend to have; None: as many as it has. Raises ConfigError."""
+    text = os.environ.get(PRETEND, "")
+    if text and not text.isdecimal():
+        raise ConfigError(f"{PRETEND}={text}: expected a number of GPUs")
+    return int(text) if text else None
 
 
-def _lock_name(device: str) -> str:
-    """The same GPU has the same name in every process, also where CUDA_VISIBLE_DEVICES numbers it anew."""
-    if device == CPU:
-        return CPU
-    number = int(device.partition(":")[2])
+def gpu_count() -> int:
+    """GPUs of this machine, pretended ones where it pretends."""
+    if (pretend := pretended()) is not None:
+        return pretend
+    from medad.devices import gpu_count as usable
+
+    return usable()
+
+
+def _gpu(number: int) -> Device:
+    """The GPU that torch counts as `number` here, by the number or name that the driver knows it by."""
+    if pretended() is not None:
+        return Device(f"gpu-{number}", "", "cpu")
     visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     physical = visible[number] if number < len(visible) else str(number)
-    return "gpu-" + "".join(character if character.isalnum() else "-" for character in physical)
+    name = "".join(character if character.isalnum() else "-" for character in physical)
+    return Device(f"gpu-{name}", physical, "cuda:0")
+
+
+def devices_of(gpus: Gpus) -> tuple[Device, ...]:
+    """The devices that a setting allows. Raises ConfigError for a GPU that is not there."""
+    if gpus == "cpu":
+        return (CPU,)
+    count = gpu_count()
+    if gpus == "auto":
+        return tuple(map(_gpu, range(count))) or (CPU,)
+    if missing := [number for number in gpus if number >= count]:
+        raise ConfigError(f"gpus: this machine has {count} usable GPUs, none of number {missing[0]}; use auto or cpu")
+    return tuple(map(_gpu, gpus))
 
 
 def _open(name: str) -> int:
@@ -94,8 +135,8 @@ def _try(name: str) -> int | None:
 
 
 @contextlib.contextmanager
-def device_slot(name: str) -> Iterator[str]:
-    """Wait for one of the devices that `name` allows and hold it; yields which: `cpu` or `cuda:N`.
+def device_slot(gpus: Gpus) -> Iterator[Slot]:
+    """Wait for one of the devices that `gpus` allows and hold it.
 
     Raises
     ------
@@ -104,11 +145,11 @@ def device_slot(name: str) -> Iterator[str]:
     StoppedError
         The flow is being ended from outside.
     """
-    devices = devices_of(name)
+    devices = devices_of(gpus)
     while True:
         for device in devices:
             try:
-                descriptor = _try(_lock_name(device))
+                descriptor = _try(device.name)
             except OSError as error:
                 raise ConfigError(
                     f"{slot_folder()}: device locks cannot be kept here ({error.strerror}); set ADFLOWS_SLOTS"
@@ -116,10 +157,10 @@ def device_slot(name: str) -> Iterator[str]:
             if descriptor is None:
                 continue
             try:
-                yield device
+                yield Slot(device, descriptor)
             finally:
                 os.close(descriptor)
             return
         if stopping.is_set():
             raise StoppedError
-        time.sleep(POLL_S)
+        time.sleep(POLL_S * random.uniform(0.5, 1.5))  # noqa: S311 - so that nobody who waits is always the later one

@@ -8,16 +8,20 @@ what `inputs` shows.
 from __future__ import annotations
 
 import abc
-import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
-from flows.cache import ArtefactStore, Ref, Step, key_parts
-from flows.gpu import device_slot
+from flows.cache import ArtefactStore, Made, Ref, Step, key_parts
 from medad.errors import InputError
+from medad.settings import MachineSettings
+
+if TYPE_CHECKING:
+    from flows.child import Place
 
 
 def file_digest(path: Path) -> str:
@@ -56,34 +60,42 @@ class Job(abc.ABC):
     def run(self, out: Path, *, key: str) -> None:
         """Make the artefact in `out`. `key` names what may outlive a kill (a checkpoint)."""
 
-    def make(self, out: Path, *, key: str) -> float:
-        """`run`, once it may; returns when it began, by `time.monotonic`."""
-        began = time.monotonic()
+    def make(self, out: Path, *, key: str) -> Made | None:
+        """`run`, wherever it is to run."""
         self.run(out, key=key)
-        return began
+        return None
 
     def parts(self) -> dict[str, Any]:
         return key_parts(self.step, self.inputs())
 
 
 class DeviceJob(Job):
-    """A step that keeps a whole device busy: it waits for the device's slot and holds it while it runs."""
+    """A step that keeps a whole device busy: it runs in a process of its own, which holds the device's slot."""
 
-    device: str
-    """As in the settings: auto, cpu, cuda or cuda:N."""
+    kind: ClassVar[Literal["training", "encoding", "inference"]]
+    """Which of the settings' time limits is its."""
+    machine: MachineSettings
+
+    @property
+    @abc.abstractmethod
+    def batch_size(self) -> int:
+        """How much goes to the device at a time where memory allows it."""
 
     @abc.abstractmethod
-    def run_on(self, out: Path, device: str) -> None:
-        """Make the artefact in `out` on this one device (cpu or cuda:N)."""
+    def run_on(self, out: Path, place: Place) -> None:
+        """Make the artefact in `out`, in the step's own process; see `flows.child`."""
+
+    def watch(self) -> AbstractContextManager[Callable[..., None]]:
+        """In the flow's process: what to do with the progress that `run_on` reports."""
+        return nullcontext(lambda *progress: None)
 
     def run(self, out: Path, *, key: str) -> None:
         self.make(out, key=key)
 
-    def make(self, out: Path, *, key: str) -> float:
-        with device_slot(self.device) as device:
-            began = time.monotonic()
-            self.run_on(out, device)
-        return began
+    def make(self, out: Path, *, key: str) -> Made:
+        from flows.child import compute
+
+        return compute(self, out, key)
 
 
 @dataclass(frozen=True)

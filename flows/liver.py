@@ -7,6 +7,7 @@ out and listed; the report is written whatever happens.
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from flows import liver_folder, ui
 from flows.cache import Ref
+from flows.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import (
     AdoptModel,
@@ -31,7 +33,7 @@ from flows.liver_jobs import (
     source_digest,
 )
 from flows.liver_report import Report, Reported
-from flows.outcome import RUNNER, Outcome, failed_steps, final_state
+from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, path_filter
 from flows.publish import RunFolder, installed_versions, publish
@@ -39,6 +41,7 @@ from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
 from medad.config import DatasetSettings, PreprocessSettings
 from medad.errors import UserError
+from medad.settings import ANY_MACHINE
 
 if TYPE_CHECKING:
     from medad.datasets import Case
@@ -79,7 +82,7 @@ class Stages:
 
     def __init__(self, settings: PrivateLiver, *, refresh: bool) -> None:
         self.settings = settings
-        self.tally = new_tally(refresh=refresh)
+        self.tally = new_tally(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
@@ -140,10 +143,12 @@ class Stages:
             self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
             return None
         with terminal.bars():
-            restoration = self.tally.run("model", TrainRestoration(refs, self.settings))
+            restoration = self.tally.run("model", TrainRestoration(refs, self.settings, self.settings.machine))
             if restoration is None:
                 return None
-            segmentation = self.tally.run("model", TrainSegmentation(refs, restoration, self.settings))
+            segmentation = self.tally.run(
+                "model", TrainSegmentation(refs, restoration, self.settings, self.settings.machine)
+            )
         return None if segmentation is None else Models(restoration, segmentation)
 
     def adopt(self, run: Path) -> Models | None:
@@ -152,26 +157,36 @@ class Stages:
         return None if refs[0] is None or refs[1] is None else Models(refs[0], refs[1])
 
     def segment_and_evaluate(self, cases: list[ReadyCase], models: Models, data: DatasetSettings) -> list[Reported]:
-        """Segment case by case, each with all cores or the GPU; evaluation of one goes on beside the next."""
+        """Segment as many cases at a time as there are devices; evaluation of one goes on beside the next."""
         settings = self.settings
+        waiting: deque[tuple[ReadyCase, Submitted]] = deque()
         under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
+
+        def go_on() -> None:
+            ready, task = waiting.popleft()
+            segmented = task.ref()
+            if segmented is None:
+                return
+            evaluation = None
+            if ready.case.tumour_label is not None and ready.case.label is not None:
+                evaluate = Evaluate(ready.case, data, ready.prepared, segmented, settings.evaluation)
+                evaluation = self.tally.submit(ready.case.id, evaluate)
+            under_way.append((ready, segmented, evaluation))
+
         for ready in cases:
+            if len(waiting) >= self.tally.device_jobs_at_a_time:
+                go_on()
             segment = Segment(
                 ready.prepared,
                 models.restoration,
                 models.segmentation,
                 settings.inference,
                 settings.postprocess,
-                settings.device,
+                settings.machine,
             )
-            segmented = self.tally.run(ready.case.id, segment)
-            if segmented is None:
-                continue
-            evaluation = None
-            if ready.case.tumour_label is not None and ready.case.label is not None:
-                evaluate = Evaluate(ready.case, data, ready.prepared, segmented, settings.evaluation)
-                evaluation = self.tally.submit(ready.case.id, evaluate)
-            under_way.append((ready, segmented, evaluation))
+            waiting.append((ready, self.tally.submit(ready.case.id, segment)))
+        while waiting:
+            go_on()
         return [
             Reported(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.planted)
             for ready, segmented, task in under_way
@@ -187,7 +202,7 @@ class Stages:
             restoration=None if models is None else models.restoration,
             segmentation=None if models is None else models.segmentation,
             versions=tuple(sorted(installed_versions().items())),
-            notes=notes,
+            notes=(*notes, *self.tally.notes),
         )
         return self.tally.run("report", job)
 
@@ -305,7 +320,7 @@ def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = Fal
 @flow(name="liver-step", flow_run_name="step {request.name}", task_runner=RUNNER, persist_result=False)
 def hand_step(request: StepRequest, refresh: bool = False) -> State[Outcome]:
     """One preprocessing step on one file."""
-    tally = new_tally(refresh=refresh)
+    tally = new_tally(ANY_MACHINE, refresh=refresh)
     for path in (request.source, request.liver):
         if path is not None:
             path_filter.learn(path, "input")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.cache import ArtefactStore, Ref, Step
-from flows.jobs import Job, json_values
+from flows.jobs import DeviceJob, Job, json_values
 from medad.config import (
     DatasetSettings,
     EvaluationSettings,
@@ -23,8 +25,10 @@ from medad.config import (
     PreprocessSettings,
 )
 from medad.errors import InputError
+from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 
 if TYPE_CHECKING:
+    from flows.child import Place
     from medad.datasets import Case
 
 _READING = ("nibabel", "numpy", "SimpleITK")
@@ -118,7 +122,6 @@ def _training_settings(settings: LiverSettings, phase: Literal["restoration", "s
     )
     kept: dict[str, Any] = {
         "seed": settings.seed,
-        "device": settings.device,
         "synthesis": settings.synthesis,
         "restoration": settings.restoration,
         "train": train,
@@ -130,59 +133,95 @@ def _training_settings(settings: LiverSettings, phase: Literal["restoration", "s
 
 
 def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
-    values = json_values(settings, "name", "device", "train_data", "test_data", "preprocess")
+    values = json_values(settings, "name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess")
     del values["train"]["checkpoint_minutes"]
     return {"prepared": [ref.digest for ref in prepared], "settings": values}
 
 
 @dataclass(frozen=True)
-class TrainRestoration(Job):
+class TrainRestoration(DeviceJob):
     """Phase one. The prepared cases are put in the order of their digests: a renamed case changes no weight."""
 
     prepared: tuple[Ref, ...]
     settings: LiverSettings
+    machine: MachineSettings = ANY_MACHINE
+    kind = "training"
     step = Step("restoration", 1, ("medad.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
         object.__setattr__(self, "settings", _training_settings(self.settings, "restoration"))
 
+    @property
+    def batch_size(self) -> int:
+        return self.settings.train.restoration.batch_size
+
     def inputs(self) -> dict[str, Any]:
         return _training_inputs(self.prepared, self.settings)
 
-    def run(self, out: Path, *, key: str) -> None:
+    def watch(self) -> AbstractContextManager[Callable[..., None]]:
         from flows.progress import follow
+
+        return follow("restoration")
+
+    def run_on(self, out: Path, place: Place) -> None:
         from medad.train import train_restoration
 
         folders = [ref.folder() for ref in self.prepared]
-        with checkpoint_file(self.step, key) as checkpoint, follow("restoration") as on_progress:
-            train_restoration(folders, self.settings, out, checkpoint=checkpoint, on_progress=on_progress)
+        with checkpoint_file(self.step, place.key) as checkpoint:
+            train_restoration(
+                folders,
+                self.settings,
+                out,
+                device=place.device,
+                largest_batch=place.batch_size,
+                checkpoint=checkpoint,
+                on_progress=place.report,
+            )
 
 
 @dataclass(frozen=True)
-class TrainSegmentation(Job):
+class TrainSegmentation(DeviceJob):
     """Phase two, with phase one's network frozen."""
 
     prepared: tuple[Ref, ...]
     restoration: Ref
     settings: LiverSettings
+    machine: MachineSettings = ANY_MACHINE
+    kind = "training"
     step = Step("segmentation", 1, ("medad.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
         object.__setattr__(self, "settings", _training_settings(self.settings, "segmentation"))
 
+    @property
+    def batch_size(self) -> int:
+        return self.settings.train.segmentation.batch_size
+
     def inputs(self) -> dict[str, Any]:
         return _training_inputs(self.prepared, self.settings) | {"restoration": self.restoration.digest}
 
-    def run(self, out: Path, *, key: str) -> None:
+    def watch(self) -> AbstractContextManager[Callable[..., None]]:
         from flows.progress import follow
+
+        return follow("segmentation")
+
+    def run_on(self, out: Path, place: Place) -> None:
         from medad.train import train_segmentation
 
         folders = [ref.folder() for ref in self.prepared]
-        model = self.restoration.folder()
-        with checkpoint_file(self.step, key) as checkpoint, follow("segmentation") as on_progress:
-            train_segmentation(folders, model, self.settings, out, checkpoint=checkpoint, on_progress=on_progress)
+        with checkpoint_file(self.step, place.key) as checkpoint:
+            train_segmentation(
+                folders,
+                self.restoration.folder(),
+                self.settings,
+                out,
+                device=place.device,
+                largest_batch=place.batch_size,
+                checkpoint=checkpoint,
+                on_progress=place.report,
+            )
 
 
 class checkpoint_file:  # noqa: N801 - used as a context manager
@@ -201,7 +240,7 @@ class checkpoint_file:  # noqa: N801 - used as a context manager
 
 
 @dataclass(frozen=True)
-class Segment(Job):
+class Segment(DeviceJob):
     """Slices -> probability and mask on the scan's own grid, and the lesion table."""
 
     prepared: Ref
@@ -209,7 +248,8 @@ class Segment(Job):
     segmentation: Ref
     inference: InferenceSettings
     postprocess: PostprocessSettings
-    device: str
+    machine: MachineSettings = ANY_MACHINE
+    kind = "inference"
     step = Step(
         "segment",
         1,
@@ -226,16 +266,20 @@ class Segment(Job):
             "postprocess": json_values(self.postprocess),
         }
 
-    def run(self, out: Path, *, key: str) -> None:
+    @property
+    def batch_size(self) -> int:
+        return self.inference.batch_size
+
+    def run_on(self, out: Path, place: Place) -> None:
         from medad.cases import segment_case
 
         segment_case(
             self.prepared.folder(),
             self.restoration.folder(),
             self.segmentation.folder(),
-            self.inference,
+            self.inference.model_copy(update={"batch_size": place.batch_size}),
             self.postprocess,
-            self.device,
+            place.device,
             out,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from flows.cache import Ref, Step
 from flows.jobs import FailedStep, Job, digest_of, folder_of, json_values
 from medad.config import LiverSettings
+from medad.settings import MACHINE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Report(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings),
+            "settings": json_values(self.settings, *MACHINE_FIELDS),
             "results": [
                 [each.case_id, *map(digest_of, (each.prepared, each.segmented, each.evaluated, each.planted))]
                 for each in self.results

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.jobs import FailedStep
-from flows.settings import worker_count
 from flows.tasks import Failure, Tally
-
-RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker_count()))
-"""Threads, since the work is done in libraries that release the lock. Another runner (Dask, Ray) fits as well."""
 
 
 @dataclass(frozen=True)

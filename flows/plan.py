@@ -18,6 +18,7 @@ from flows.settings import cache_root
 from flows.tasks import Submitted, Tally, describe
 from flows.upkeep import Change, nearest
 from medad.errors import InputError
+from medad.settings import MachineSettings
 
 if TYPE_CHECKING:
     from flows.jobs import Job
@@ -61,8 +62,8 @@ class Looked(Submitted):
 class Plan(Tally):
     """Looks jobs up and makes none."""
 
-    def __init__(self, *, refresh: bool = False) -> None:
-        super().__init__(refresh=refresh)
+    def __init__(self, machine: MachineSettings, *, refresh: bool = False) -> None:
+        super().__init__(machine, refresh=refresh)
         self.rows: list[Row] = []
 
     def _begin(self) -> None:
@@ -116,9 +117,9 @@ def refs_in(value: Any) -> Iterator[Ref]:
             yield from refs_in(each)
 
 
-def new_tally(*, refresh: bool) -> Tally:
+def new_tally(machine: MachineSettings, *, refresh: bool) -> Tally:
     """The tally of a flow: one that runs its jobs, or in a dry run one that looks them up."""
-    return Plan(refresh=refresh) if _planning.get() else Tally(refresh=refresh)
+    return Plan(machine, refresh=refresh) if _planning.get() else Tally(machine, refresh=refresh)
 
 
 @contextlib.contextmanager

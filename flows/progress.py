@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -12,18 +11,11 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
+from flows.stopping import StoppedError, stopping
 from flows.terminal import terminal
 
 if TYPE_CHECKING:
-    from medad.train import Progress
-
-stopping = threading.Event()
-"""Set when the flow is being ended from outside: a thread cannot be interrupted, so a long step asks."""
-
-
-class StoppedError(BaseException):
-    """Ends a step whose flow was interrupted (a training's last checkpoint stays). No bug, hence no Exception."""
-
+    from medad.progress import Progress
 
 UI_INTERVAL_S = 5.0
 """An update of an artifact costs 16 ms."""

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import abc
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Failed
 from prefect.transactions import get_transaction
 
-from flows.cache import ArtefactStore, Ref, content_key
-from flows.jobs import Job
+from flows.cache import ArtefactStore, Made, Ref, content_key
+from flows.engines import EngineRunner
+from flows.gpu import devices_of
+from flows.jobs import DeviceJob, Job
+from flows.limits import server_slot
 from flows.privacy import install, path_filter
-from flows.progress import stopping
 from flows.serializer import VerifiedSerializer
 from flows.settings import cache_root
+from flows.stopping import stopping
 from flows.terminal import format_seconds, terminal
 from medad.errors import InputError, UserError
+from medad.settings import ANY_MACHINE, MachineSettings
+
+CLUSTER_AT_A_TIME = 64
+"""Device jobs handed to a cluster of unknown size."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,17 @@ def describe(label: str, stage: str, error: Exception) -> Failure:
 
 def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
     """The body of every task: make the artefact or find it. `label` is what the user and the UI see of the case."""
+    install()
     store = ArtefactStore()
+
+    def make(out: Path) -> Made | None:
+        with server_slot() if isinstance(job, DeviceJob) else nullcontext():
+            return job.make(out, key=key)
+
     try:
         inputs = job.inputs()
         key = content_key(job.parts())
-        return store.build(job.step, inputs, lambda out: job.make(out, key=key), refresh=refresh)
+        return store.build(job.step, inputs, make, refresh=refresh)
     except Exception as error:
         transaction = get_transaction()
         if transaction is not None:
@@ -115,16 +130,21 @@ class TaskRecord:
     cached: bool
     seconds: float
     """What making the artefact took, whenever that was."""
+    device: str
+    """Where it was computed: cpu or gpu-N; empty of a step that needs no device."""
 
 
 class Tally:
     """Runs jobs and keeps count: what was computed, what was cached, what failed."""
 
-    def __init__(self, *, refresh: bool = False) -> None:
-        self._begin()
+    def __init__(self, machine: MachineSettings = ANY_MACHINE, *, refresh: bool = False) -> None:
+        self.machine = machine
         self.refresh = refresh
         self.records: list[TaskRecord] = []
         self.failures: list[Failure] = []
+        self.notes: list[str] = []
+        """What went otherwise than asked for, for the report."""
+        self._begin()
 
     def _begin(self) -> None:
         install()
@@ -132,6 +152,16 @@ class Tally:
         store = ArtefactStore()
         store.sweep()
         weakref.finalize(self, store.mark_run())
+        context = FlowRunContext.get()
+        if context is not None and isinstance(context.task_runner, EngineRunner):
+            context.task_runner.use(self.machine)
+
+    @property
+    def device_jobs_at_a_time(self) -> int:
+        """How many of them to hand out at once: more would hold workers that have other things to do."""
+        if self.machine.engine_address is not None:
+            return self.machine.engine_workers or CLUSTER_AT_A_TIME
+        return len(devices_of(self.machine.gpus))
 
     def submit(self, label: str, job: Job) -> Submitted:
         """Start a job on the flow's task runner."""
@@ -149,9 +179,13 @@ class Tally:
 
     def done(self, label: str, ref: Ref, *, cached: bool) -> None:
         """Note a finished task."""
-        seconds = ArtefactStore().sidecar(ref).seconds
-        terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(seconds)}")
-        self.records.append(TaskRecord(ref.step, label, ref.key, cached, seconds))
+        sidecar = ArtefactStore().sidecar(ref)
+        terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
+        if sidecar.notes:
+            note = f"{ref.step} {label}: {', '.join(sidecar.notes)}"
+            terminal.line(note)
+            self.notes.append(note)
+        self.records.append(TaskRecord(ref.step, label, ref.key, cached, sidecar.seconds, sidecar.device))
 
     @property
     def computed(self) -> int:
@@ -191,7 +225,7 @@ class UnderWay(Submitted):
         except BaseException:  # Ctrl-C, a worker's cancellation: leaving the flow waits for its threads
             stopping.set()
             raise
-        state = self.future.state
+        state = self._state()
         # a task that was cancelled or crashed raises here, and ends the flow
         outcome = state.result(raise_on_failure=not state.is_failed())
         if isinstance(outcome, Ref):
@@ -204,3 +238,15 @@ class UnderWay(Submitted):
         else:
             raise TypeError(f"task {self.job.step.name} ended in {state.name} without a result")
         return None
+
+    def _state(self) -> State[Any]:
+        """How the task ended; a cluster's worker that died with it leaves no state, but an error of the cluster's."""
+        state = self.future.state
+        if state.is_final():
+            return state
+        try:
+            self.future.result(raise_on_failure=False)
+        except Exception as error:
+            rule = f"the worker that carried it died ({type(error).__name__})"
+            return Failed(message=rule, data=Failure(self.label, self.job.step.name, rule))
+        return self.future.state

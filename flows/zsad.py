@@ -19,8 +19,9 @@ from pydantic import BaseModel
 
 from flows import ui
 from flows.cache import Ref
+from flows.engines import RUNNER
 from flows.jobs import file_digest
-from flows.outcome import RUNNER, Outcome, failed_steps, final_state
+from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally, planned
 from flows.privacy import PrivatePath, PrivateZsad, path_filter
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
@@ -85,7 +86,7 @@ class Stages:
 
     def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
         self.settings = settings
-        self.tally = new_tally(refresh=refresh)
+        self.tally = new_tally(settings.machine, refresh=refresh)
         self.notes: list[str] = []
         self.used: list[ImageSet] = []
 
@@ -156,10 +157,11 @@ class Stages:
         except UserError as error:
             self.tally.fail(describe("encoder", "find", error))
             return []
+        machine = settings.machine
         tasks: list[tuple[ImageSet, Submitted, Submitted]] = []
         for category in categories:
-            text = Text(category.name, settings.encoder, settings.prompts, settings.device)
-            images = Encode(category.images, settings.encoder, settings.device)
+            text = Text(category.name, settings.encoder, settings.prompts, machine)
+            images = Encode(category.images, settings.encoder, machine)
             label = category.label
             tasks.append((category, self.tally.submit(label, text), self.tally.submit(label, images)))
         found = []
@@ -194,7 +196,7 @@ class Stages:
             jobs = {
                 seed: Score(
                     images, each.features, each.text, settings.encoder, settings.score, settings.adapt, seed,
-                    settings.device,
+                    settings.machine,
                 )
                 for seed in settings.seeds
             }  # fmt: skip
@@ -264,7 +266,7 @@ class Stages:
             categories=tuple(categories),
             failures=failed_steps(self.tally, opaque=self.settings.data.opaque_ids),
             versions=tuple(sorted(installed_versions().items())),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self.tally.notes),
         )
         return self.tally.run("report", job)
 
@@ -352,7 +354,7 @@ def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -
         category=categories[0] if categories else None,
         failures=failed_steps(stages.tally, opaque=False),
         versions=tuple(sorted(installed_versions().items())),
-        notes=tuple(stages.notes),
+        notes=(*stages.notes, *stages.tally.notes),
         formats=("png", "npy" if request.npy else "tiff"),
     )
     ref = stages.tally.run("images", job)

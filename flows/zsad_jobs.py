@@ -7,13 +7,15 @@ of anything but the report. The device and batch sizes are in no key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.cache import Ref, Step, canonical_json
 from flows.jobs import DeviceJob, Job, file_digest, json_values
+from medad.settings import ANY_MACHINE, MachineSettings
 from zsad.config import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
@@ -25,6 +27,9 @@ from zsad.config import (
     ScoreSettings,
     Variant,
 )
+
+if TYPE_CHECKING:
+    from flows.child import Place
 
 _ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
 _LAMBDAS: dict[Variant, frozenset[str]] = {
@@ -74,7 +79,8 @@ class Text(DeviceJob):
     category: str
     encoder: EncoderSettings
     prompts: PromptSettings
-    device: str
+    machine: MachineSettings = ANY_MACHINE
+    kind = "encoding"
     step = Step("zsad-text", 1, ("zsad.features:encode_category_text",), _ENCODING)
 
     def inputs(self) -> dict[str, Any]:
@@ -87,10 +93,14 @@ class Text(DeviceJob):
             inputs["size_px"] = self.encoder.size_px
         return inputs | {"category": self.category, "prompts": hashlib.sha256(texts.encode()).hexdigest()}
 
-    def run_on(self, out: Path, device: str) -> None:
+    @property
+    def batch_size(self) -> int:
+        return 1  # of ensembles: their prompts go in batches of one size
+
+    def run_on(self, out: Path, place: Place) -> None:
         from zsad.features import encode_category_text
 
-        encode_category_text(self.category, self.encoder, self.prompts, device, out)
+        encode_category_text(self.category, self.encoder, self.prompts, place.device, out)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,8 @@ class Encode(DeviceJob):
 
     images: tuple[Image, ...]
     encoder: EncoderSettings
-    device: str
+    machine: MachineSettings = ANY_MACHINE
+    kind = "encoding"
     step = Step("zsad-encode", 1, ("zsad.features:encode_images",), _ENCODING)
 
     def __post_init__(self) -> None:
@@ -108,12 +119,21 @@ class Encode(DeviceJob):
     def inputs(self) -> dict[str, Any]:
         return {"images": [image.sha256 for image in self.images], "encoder": _encoder_inputs(self.encoder)}
 
-    def run_on(self, out: Path, device: str) -> None:
+    @property
+    def batch_size(self) -> int:
+        return self.encoder.batch_size
+
+    def watch(self) -> AbstractContextManager[Callable[..., None]]:
         from flows.progress import count_images
+
+        return nullcontext(count_images())
+
+    def run_on(self, out: Path, place: Place) -> None:
         from zsad.features import encode_images
 
         paths, digests = [image.path for image in self.images], [image.sha256 for image in self.images]
-        encode_images(paths, digests, self.encoder, device, out, on_progress=count_images())
+        encoder = self.encoder.model_copy(update={"batch_size": place.batch_size})
+        encode_images(paths, digests, encoder, place.device, out, on_progress=place.report)
 
 
 def distinct(images: Iterable[Image]) -> tuple[Image, ...]:
@@ -153,7 +173,8 @@ class Score(DeviceJob):
     score: ScoreSettings
     adapt: AdaptSettings
     seed: int
-    device: str
+    machine: MachineSettings = ANY_MACHINE
+    kind = "inference"
     step = Step("zsad-score", 1, ("zsad.scoring:score_category",), (*_ENCODING, "scikit-image", "scipy"))
 
     def __post_init__(self) -> None:
@@ -186,21 +207,32 @@ class Score(DeviceJob):
 
         return [file_digest(path) for path in texture_files(Path(self.adapt.textures).expanduser())]
 
-    def run_on(self, out: Path, device: str) -> None:
+    @property
+    def batch_size(self) -> int:
+        return max(self.encoder.batch_size, self.score.batch_size) if self._adapts else self.score.batch_size
+
+    def watch(self) -> AbstractContextManager[Callable[..., None]]:
         from flows.progress import count_images
+
+        return nullcontext(count_images())
+
+    def run_on(self, out: Path, place: Place) -> None:
         from zsad.scoring import score_category
+
+        def at_most(size: int) -> dict[str, int]:
+            return {"batch_size": min(size, place.batch_size)}
 
         score_category(
             self.features.folder(),
             self.text.folder(),
             [image.path for image in self.images] if self._adapts else None,
-            self.encoder,
-            self.score,
+            self.encoder.model_copy(update=at_most(self.encoder.batch_size)),
+            self.score.model_copy(update=at_most(self.score.batch_size)),
             self.adapt,
             self.seed,
-            device,
+            place.device,
             out,
-            on_progress=count_images(),
+            on_progress=place.report,
         )
 
 

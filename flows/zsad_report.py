@@ -10,6 +10,7 @@ from typing import Any, Literal
 from flows.cache import Ref, Step
 from flows.jobs import FailedStep, Job, json_values
 from flows.zsad_jobs import Image, label_of
+from medad.settings import MACHINE_FIELDS
 from zsad.config import ZsadSettings
 
 
@@ -66,7 +67,7 @@ class ZsadReport(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings),
+            "settings": json_values(self.settings, *MACHINE_FIELDS),
             "categories": [category.inputs() for category in self.categories],
             "failures": [[f.category, f.case_id, f.stage, f.rule, f.file] for f in self.failures],
             "versions": list(map(list, self.versions)),
@@ -106,7 +107,7 @@ class ScoreOutputs(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings),
+            "settings": json_values(self.settings, *MACHINE_FIELDS),
             "category": None if self.category is None else self.category.inputs(),
             "failures": [[f.category, f.case_id, f.stage, f.rule, f.file] for f in self.failures],
             "versions": list(map(list, self.versions)),

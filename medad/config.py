@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from medad.settings import DeviceName, RunName, Settings, load_settings, parse_settings
+from medad.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 
 
 class PlantSettings(Settings):
@@ -162,12 +162,11 @@ class InferenceSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 8
 
 
-class LiverSettings(Settings):
+class LiverSettings(MachineSettings):
     """Everything one run of the liver flow depends on."""
 
     name: RunName
     seed: Annotated[int, Field(ge=0)] = 0
-    device: DeviceName = "auto"
     train_data: DatasetSettings
     test_data: DatasetSettings
     preprocess: PreprocessSettings = PreprocessSettings()

@@ -37,5 +37,9 @@ class ConfigError(UserError):
     """A configuration file or option that breaks a rule."""
 
 
+class LimitError(UserError):
+    """The time or the memory that a step may use was not enough for it."""
+
+
 class DiskFullError(UserError):
     """There was no room left to write an output; what was half-written has been removed."""

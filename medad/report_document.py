@@ -18,6 +18,7 @@ from medad.config import LiverSettings
 from medad.errors import InputError
 from medad.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.postprocess import Lesion
+from medad.settings import MACHINE_FIELDS
 from medad.storage import read_json, read_record
 from medad.words import WITHHELD, clean, natural_order
 
@@ -218,8 +219,8 @@ def read_curve(folder: Path) -> Curve:
 
 
 def settings_without_paths(settings: LiverSettings) -> dict[str, Any]:
-    """The settings as JSON values, with the data folders withheld."""
-    values = settings.model_dump(mode="json")
+    """The settings that decide results as JSON values, with the data folders withheld."""
+    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
     for data in (values["train_data"], values["test_data"]):
         if not data["root"].startswith("samples:"):
             data["root"] = WITHHELD

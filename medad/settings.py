@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medad.errors import ConfigError, InputError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Gpus = Literal["auto", "cpu"] | tuple[Annotated[int, Field(ge=0)], ...]
+"""`auto`: any GPU of this machine, the CPU where it has none; `cpu`; or the numbers of the GPUs that may be used."""
+Hours = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseModel):
@@ -21,6 +23,42 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+
+class TimeLimits(Settings):
+    """How long one task may hold a device. It is ended then; a training goes on from its checkpoint when run again."""
+
+    training_hours: Hours = 96.0
+    encoding_hours: Hours = 24.0
+    inference_hours: Hours = 6.0
+
+
+class MachineSettings(Settings):
+    """Where and with what a run computes. Nothing of it decides a result, so nothing of it is in a key or a report."""
+
+    gpus: Gpus = "auto"
+    engine: Literal["threads", "dask", "ray"] = "threads"
+    """What carries the tasks: threads of the flow's process, or the workers of a Dask or Ray cluster."""
+    engine_address: str | None = None
+    """Of a running cluster (`tcp://HOST:8786`, `ray://HOST:10001`); none: one on this machine for this run alone."""
+    engine_workers: Annotated[int, Field(ge=1)] | None = None
+    """Tasks at a time. None: one a core, as far as memory goes."""
+    limits: TimeLimits = TimeLimits()
+
+    @property
+    def machine(self) -> MachineSettings:
+        """These settings alone, without those of the run they belong to."""
+        return MachineSettings.model_validate(self.model_dump(include=set(MACHINE_FIELDS)))
+
+    @field_validator("gpus")
+    @classmethod
+    def _some_gpus_each_once(cls, gpus: Gpus) -> Gpus:
+        if isinstance(gpus, tuple) and (not gpus or len(set(gpus)) < len(gpus)):
+            raise ValueError("expected auto, cpu, or a list of numbers of GPUs, each once")
+        return gpus
+
+
+MACHINE_FIELDS = frozenset(MachineSettings.model_fields)
+ANY_MACHINE = MachineSettings()
 
 S = TypeVar("S", bound=BaseModel)
 SAMPLES_PREFIX = "samples:"

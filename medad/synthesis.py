@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import erf, sqrt
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from medad.config import SynthesisSettings
@@ -27,6 +27,10 @@ class Synthesised:
 
     image: Float[Tensor, "B 1 S S"]
     mask: Bool[Tensor, "B 1 S S"]
+
+    def take(self, rows: Int64[Tensor, " N"]) -> Synthesised:
+        """Some slices of the batch."""
+        return Synthesised(self.image[rows], self.mask[rows])
 
 
 def draw_shift(batch: int, settings: SynthesisSettings, generator: torch.Generator) -> Float[Tensor, "B 1 1 1"]:

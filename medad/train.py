@@ -29,27 +29,12 @@ from medad.devices import keep_freed_memory, pick_device
 from medad.errors import ConfigError, InputError
 from medad.io import atomic_path
 from medad.preprocess import load_prepared
+from medad.progress import OnProgress, Progress
 from medad.synthesis import Synthesised, synthesise
 
 PROGRESS_SECONDS = 0.5
 PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}
 INITIAL, ORDER, BATCH = 0, 1, 2  # what a generator is for
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a phase is. `step` counts from 1 within the whole phase; `loss` is the latest batch's."""
-
-    phase: str
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    seconds_left: float
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -113,6 +98,8 @@ def train_restoration(
     settings: LiverSettings,
     out: Path,
     *,
+    device: str = "auto",
+    largest_batch: int | None = None,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
@@ -123,21 +110,26 @@ def train_restoration(
     prepared
         Folders with prepared.safetensors of healthy cases.
     settings
-        `restoration`, `synthesis`, `train`, `seed` and `device` are used.
+        `restoration`, `synthesis`, `train` and `seed` are used.
     out
         Existing folder; gets model.safetensors and curve.json.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    largest_batch
+        Slices that go through the network at a time. Fewer than the batch has: its gradient is the sum over the parts,
+        the same to rounding, in less memory.
     checkpoint
         File that survives a kill: written every `checkpoint_minutes`, resumed from if there, removed at the end.
     on_progress
         Called at most twice a second, and after the last step.
     """
-    device = pick_device(settings.device)
+    place = pick_device(device)
 
     def loss(net: nn.Module, batch: Synthesised, clean: Tensor) -> Tensor:
         return l1_loss(nets.restore(net, batch.image / 255).float(), clean / 255)
 
     job = _Job("restoration", settings.restoration, settings.train.restoration, loss, frozen="")
-    _run(job, prepared, settings, device, out, checkpoint, on_progress)
+    _run(job, prepared, settings, place, largest_batch, out, checkpoint, on_progress)
 
 
 def train_segmentation(
@@ -146,6 +138,8 @@ def train_segmentation(
     settings: LiverSettings,
     out: Path,
     *,
+    device: str = "auto",
+    largest_batch: int | None = None,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
@@ -153,9 +147,9 @@ def train_segmentation(
 
     `restoration` is the folder phase one wrote; the rest as in `train_restoration`, with `segmentation` settings.
     """
-    device = pick_device(settings.device)
+    place = pick_device(device)
     frozen_file = restoration / "model.safetensors"
-    restorer = nets.bake(nets.load(frozen_file, "restoration")[0]).to(device).eval().requires_grad_(False)
+    restorer = nets.bake(nets.load(frozen_file, "restoration")[0]).to(place).eval().requires_grad_(False)
 
     def loss(net: nn.Module, batch: Synthesised, clean: Tensor) -> Tensor:
         query = batch.image / 255
@@ -165,7 +159,7 @@ def train_segmentation(
 
     frozen = hashlib.sha256(frozen_file.read_bytes()).hexdigest()
     job = _Job("segmentation", settings.segmentation, settings.train.segmentation, loss, frozen)
-    _run(job, prepared, settings, device, out, checkpoint, on_progress)
+    _run(job, prepared, settings, place, largest_batch, out, checkpoint, on_progress)
 
 
 @dataclass(frozen=True)
@@ -184,6 +178,7 @@ def _run(
     prepared: Sequence[Path],
     settings: LiverSettings,
     device: torch.device,
+    largest_batch: int | None,
     out: Path,
     checkpoint: Path | None,
     on_progress: OnProgress | None,
@@ -209,7 +204,9 @@ def _run(
         assert checkpoint is not None
         _save_checkpoint(checkpoint, fingerprint, net, optimiser, losses)
 
-    losses = _fit(job, net, optimiser, data, settings, done, on_progress, save if checkpoint is not None else None)
+    keep = save if checkpoint is not None else None
+    part = min(largest_batch or job.phase.batch_size, job.phase.batch_size)
+    losses = _fit(job, net, optimiser, data, settings, part, done, on_progress, keep)
     nets.save(out / "model.safetensors", net, job.role, job.net)
     curve = {
         "phase": job.role,
@@ -233,11 +230,12 @@ def _fit(
     optimiser: torch.optim.Optimizer,
     data: HealthySlices,
     settings: LiverSettings,
+    part: int,
     done: list[float],
     on_progress: OnProgress | None,
     save: Callable[[list[float]], None] | None,
 ) -> list[float]:
-    """The loop of both phases, from step len(done) on; returns every step's loss."""
+    """The loop of both phases, from step len(done) on, `part` slices at a time; returns every step's loss."""
     device = data.pixels.device
     per_epoch = ceil(len(data.pixels) / job.phase.batch_size)
     steps = per_epoch * job.phase.epochs
@@ -250,12 +248,16 @@ def _fit(
         clean = data.pixels[chosen].float()
         generator = generator_for(settings.seed, job.role, BATCH, step, device)
         batch = synthesise(clean, data.organ[chosen], settings.synthesis, generator)
-        with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
-            loss = job.loss(net, batch, clean)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = torch.zeros((), device=device)
+        for some in torch.split(torch.arange(len(clean), device=device), part):
+            with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
+                # both losses are means over pixels, of which each slice has as many
+                share = job.loss(net, batch.take(some), clean[some]) * (len(some) / len(clean))
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
         optimiser.step()
-        pending.append(loss.detach())
+        pending.append(loss)
         now, last = time.monotonic(), step + 1 == steps
         if on_progress is not None and (last or now - reported >= PROGRESS_SECONDS):
             reported = now

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from medad.settings import DeviceName, Fraction, RunName, Settings, load_settings, parse_settings
+from medad.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -188,13 +188,12 @@ class EvaluationSettings(Settings):
     """A given threshold on the image's score instead of the quantile."""
 
 
-class ZsadSettings(Settings):
+class ZsadSettings(MachineSettings):
     """Everything one run of the flow depends on."""
 
     name: RunName
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
     """Of the references drawn and of the pseudo anomalies; the figures are mean +- sd over them."""
-    device: DeviceName = "auto"
     data: ImagesSettings
     encoder: EncoderSettings
     prompts: PromptSettings = PromptSettings()

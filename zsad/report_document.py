@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.settings import MACHINE_FIELDS
 from medad.words import WITHHELD, clean
 from zsad.config import Variant, ZsadSettings
 from zsad.metrics import definitions
@@ -318,8 +319,8 @@ def _definitions(settings: ZsadSettings) -> dict[str, str]:
 
 
 def settings_without_paths(settings: ZsadSettings) -> dict[str, Any]:
-    """The settings as JSON values, with folders and files withheld."""
-    values = settings.model_dump(mode="json")
+    """The settings that decide results as JSON values, with folders and files withheld."""
+    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
     data, encoder, adapt = values["data"], values["encoder"], values["adapt"]
     if not data["root"].startswith("samples:"):
         data["root"] = WITHHELD

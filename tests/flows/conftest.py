@@ -144,7 +144,7 @@ def run_cli(*arguments: object) -> Ran:
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "device": "cpu",
+    "gpus": "cpu",
     "train_data": {"root": "", "layout": "btcv"},
     "test_data": {"root": "", "layout": "lits"},
     "preprocess": {"slice_px": 64},
@@ -235,7 +235,7 @@ def make_images(root: Path) -> ZsadWorld:
     write_model(root / "model")
     values = {
         "name": "small",
-        "device": "cpu",
+        "gpus": "cpu",
         "seeds": [0, 1],
         "data": {"root": str(world.data), "layout": "mvtec"},
         "encoder": {"model": f"local-dir:{root / 'model'}"},

@@ -151,12 +151,12 @@ def test_options_go_over_the_file() -> None:
     from flows.cli_liver import load_settings
     from flows.command import parse_overrides
 
-    pairs = ["train.restoration.epochs=3", "preprocess.window_hu=[-100, 200]", "device=cpu"]
+    pairs = ["train.restoration.epochs=3", "preprocess.window_hu=[-100, 200]", "gpus=cpu"]
     values = parse_overrides(pairs, name="mine", seed=None, train_data__root="/data")
     assert values == {
         "train.restoration.epochs": 3,
         "preprocess.window_hu": [-100, 200],
-        "device": "cpu",
+        "gpus": "cpu",
         "name": "mine",
         "train_data.root": "/data",
     }

@@ -14,17 +14,16 @@ from pathlib import Path
 import pytest
 
 from flows import gpu
-from flows.cache import ArtefactStore, Step
-from flows.jobs import DeviceJob
-from flows.progress import StoppedError, stopping
+from flows.stopping import StoppedError, stopping
 from medad.errors import ConfigError
+from medad.settings import Gpus
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from flows.gpu import device_slot
-with device_slot("cpu") as device:
-    Path(sys.argv[1]).write_text(device)
+with device_slot("cpu") as slot:
+    Path(sys.argv[1]).write_text(slot.device.name)
     time.sleep(float(sys.argv[2]))
 """
 
@@ -83,46 +82,67 @@ def test_threads_hold_it_one_after_another() -> None:
 def test_an_error_gives_the_slot_back() -> None:
     with pytest.raises(ZeroDivisionError), gpu.device_slot("cpu"):
         raise ZeroDivisionError
-    with gpu.device_slot("cpu") as device:
-        assert device == "cpu"
+    with gpu.device_slot("cpu") as slot:
+        assert slot.device == gpu.CPU
+
+
+def test_a_copy_of_the_descriptor_holds_the_device_too() -> None:
+    with gpu.device_slot("cpu") as slot:
+        copy = os.dup(slot.descriptor)
+    assert gpu._try("cpu") is None, "as a step's process does whose flow was killed"
+    os.close(copy)
+    with gpu.device_slot("cpu"):
+        pass
 
 
 def test_each_gpu_is_a_slot_and_any_free_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "devices_of", lambda _: ("cuda:0", "cuda:1"))
+    monkeypatch.setenv(gpu.PRETEND, "2")
     with gpu.device_slot("auto") as first, gpu.device_slot("auto") as second:
-        assert {first, second} == {"cuda:0", "cuda:1"}
+        assert {first.device.name, second.device.name} == {"gpu-0", "gpu-1"}
+    with gpu.device_slot((1,)) as only:
+        assert only.device.name == "gpu-1"
 
 
 @pytest.mark.parametrize(
-    ("visible", "device", "name"),
+    ("visible", "number", "device"),
     [
-        ("", "cuda:1", "gpu-1"),
-        ("2,3", "cuda:1", "gpu-3"),
-        ("GPU-8f2e, GPU-77aa", "cuda:0", "gpu-GPU-8f2e"),
-        ("2", "cpu", "cpu"),
+        ("", 1, gpu.Device("gpu-1", "1", "cuda:0")),
+        ("2,3", 1, gpu.Device("gpu-3", "3", "cuda:0")),
+        ("GPU-8f2e, GPU-77aa", 0, gpu.Device("gpu-GPU-8f2e", "GPU-8f2e", "cuda:0")),
     ],
 )
 def test_a_gpu_has_one_lock_however_it_is_numbered(
-    visible: str, device: str, name: str, monkeypatch: pytest.MonkeyPatch
+    visible: str, number: int, device: gpu.Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu._lock_name(device) == name
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 2)
+    assert gpu.devices_of((number,)) == (device,)
 
 
 def test_which_devices_a_setting_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    def with_gpus(count: int, name: str) -> tuple[str, ...]:
+    def with_gpus(count: int, gpus: Gpus) -> list[str]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        return gpu.devices_of(name)
+        return [device.name for device in gpu.devices_of(gpus)]
 
-    assert with_gpus(0, "auto") == with_gpus(2, "cpu") == ("cpu",)
-    assert with_gpus(2, "auto") == with_gpus(2, "cuda") == ("cuda:0", "cuda:1")
-    assert with_gpus(2, "cuda:1") == ("cuda:1",)
-    for count, name in ((0, "cuda"), (0, "cuda:0"), (2, "cuda:2")):
-        with pytest.raises(ConfigError, match="GPU"):
-            with_gpus(count, name)
+    assert with_gpus(0, "auto") == with_gpus(2, "cpu") == ["cpu"]
+    assert with_gpus(2, "auto") == ["gpu-0", "gpu-1"]
+    assert with_gpus(2, (1,)) == ["gpu-1"]
+    for count, gpus in ((0, (0,)), (2, (0, 2))):
+        with pytest.raises(ConfigError, match=f"{count} usable GPUs"):
+            with_gpus(count, gpus)
+
+
+def test_a_pretended_machine_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu.PRETEND, "3")
+    devices = gpu.devices_of("auto")
+    assert [device.name for device in devices] == ["gpu-0", "gpu-1", "gpu-2"]
+    assert {(device.torch_name, device.visible) for device in devices} == {("cpu", "")}
+    monkeypatch.setenv(gpu.PRETEND, "many")
+    with pytest.raises(ConfigError, match="ADFLOWS_PRETEND_GPUS"):
+        gpu.devices_of("auto")
 
 
 def test_a_flow_that_is_ended_stops_waiting() -> None:
@@ -140,32 +160,3 @@ def test_a_folder_that_cannot_be_is_one_line(slots: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("ADFLOWS_SLOTS", str(slots / "below"))
     with pytest.raises(ConfigError, match="ADFLOWS_SLOTS"), gpu.device_slot("cpu"):
         pass
-
-
-def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path) -> None:
-    class Waiting(DeviceJob):
-        device = "cpu"
-        step = Step("waiting", 1, (), ())
-
-        def inputs(self) -> dict[str, object]:
-            return {}
-
-        def run_on(self, out: Path, device: str) -> None:
-            (out / "device").write_text(device, encoding="utf-8")
-
-    job = Waiting()
-    store = ArtefactStore(cache)
-    ready = threading.Event()
-
-    def busy() -> None:
-        with gpu.device_slot("cpu"):
-            ready.set()
-            time.sleep(1.0)
-
-    thread = threading.Thread(target=busy)
-    thread.start()
-    ready.wait()
-    ref = store.build(job.step, job.inputs(), lambda out: job.make(out, key=""))
-    thread.join()
-    assert store.sidecar(ref).seconds < 0.5
-    assert (cache / ref.path / "device").read_text(encoding="utf-8") == "cpu"

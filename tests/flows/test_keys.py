@@ -55,10 +55,10 @@ def jobs_of(settings: LiverSettings, case: Case) -> dict[str, Job]:
     return {
         "plant": Plant(case, data, data.plant or PlantSettings()),
         "prepare": Prepare(case, data, settings.preprocess, training=False),
-        "restoration": TrainRestoration((prepared,), settings),
-        "segmentation": TrainSegmentation((prepared,), restoration, settings),
+        "restoration": TrainRestoration((prepared,), settings, settings.machine),
+        "segmentation": TrainSegmentation((prepared,), restoration, settings, settings.machine),
         "segment": Segment(
-            prepared, restoration, segmentation, settings.inference, settings.postprocess, settings.device
+            prepared, restoration, segmentation, settings.inference, settings.postprocess, settings.machine
         ),
         "evaluate": Evaluate(case, data, prepared, ref("segment"), settings.evaluation),
         "report": Report(settings, (result,), (), restoration, segmentation, (("python", "3"),), ()),
@@ -82,7 +82,13 @@ def changed(key: str, value: object) -> LiverSettings:
 # the report shows every setting, so its key is not in the table: it always changes
 TABLE: list[tuple[str, object, set[str]]] = [
     ("name", "other", set()),
-    ("device", "cpu", set()),
+    ("gpus", "cpu", set()),
+    ("engine", "dask", set()),
+    ("engine_address", "tcp://gpu-server:8786", set()),
+    ("engine_workers", 3, set()),
+    ("limits.training_hours", 1.0, set()),
+    ("limits.encoding_hours", 1.0, set()),
+    ("limits.inference_hours", 1.0, set()),
     ("inference.batch_size", 3, set()),
     ("train.checkpoint_minutes", 1.0, set()),
     ("train_data.root", "/elsewhere", set()),

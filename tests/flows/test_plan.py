@@ -13,6 +13,7 @@ from flows.cache import Ref
 from flows.plan import Row, planning, refs_in
 from flows.tasks import Tally
 from flows.upkeep import Change
+from medad.settings import ANY_MACHINE
 
 Cli = Callable[..., Any]
 LIVER_STEPS = {"prepare": 4, "restoration": 1, "segmentation": 1, "segment": 2, "evaluate": 2, "report": 1}
@@ -158,8 +159,8 @@ def test_a_dry_run_marks_no_run_and_ends_with_its_block(cache: Path) -> None:
     from flows.plan import Plan, new_tally
 
     with planning():
-        assert isinstance(new_tally(refresh=False), Plan)
-    assert type(new_tally(refresh=False)) is Tally
+        assert isinstance(new_tally(ANY_MACHINE, refresh=False), Plan)
+    assert type(new_tally(ANY_MACHINE, refresh=False)) is Tally
 
 
 def test_references_are_found_however_deep() -> None:

@@ -10,8 +10,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.cache import ArtefactStore, DamagedArtefactError, Ref
+from flows.engines import RUNNER
 from flows.jobs import Job
-from flows.outcome import RUNNER
 from flows.serializer import VerifiedSerializer
 from flows.tasks import Tally, UnderWay
 

@@ -166,8 +166,11 @@ def test_changes_are_named_by_part(fake_job: type[Any]) -> None:
 def test_the_nearest_key_is_of_the_same_input_under_another_setting(cache: Path, fake_job: type[Any]) -> None:
     store, step = ArtefactStore(), fake_job("a").step
 
+    def write(out: Path) -> None:
+        (out / "result.txt").write_text("x", encoding="utf-8")
+
     def keep(**inputs: Any) -> None:
-        store.build(step, inputs, lambda out: (out / "result.txt").write_text("x", encoding="utf-8") and None)
+        store.build(step, inputs, write)
 
     wanted = key_parts(step, {"scan": "a" * 64, "low": 1, "high": 2})
     assert upkeep.nearest(store, step, wanted) is None

@@ -1,0 +1,269 @@
+"""A device step in a process of its own: one device in its sight, a time limit, an end whenever its flow ends.
+
+Such a process is forked from a server that has loaded the libraries and touched no device, which takes milliseconds; it
+inherits the lock of its device's slot. When it is gone all it held on the device is free: memory, the slot, the step.
+It ends with its flow's process, however that ends. Out of memory, it is tried again with ever smaller batches, then on
+the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.cache import Made
+from flows.gpu import Device, Slot, device_slot
+from flows.stopping import StoppedError, stopping
+from medad.errors import ConfigError, LimitError
+from medad.settings import Gpus
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from flows.jobs import DeviceJob
+
+POLL_S = 0.2
+KILLED_FOR_MEMORY = -signal.SIGKILL
+"""The exit code of a process that somebody else killed: on a machine out of memory, the kernel."""
+PRELOADED = ("flows.child", "flows.liver_jobs", "flows.zsad_jobs", "medad.cases", "medad.train", "zsad.scoring")
+"""What the server of processes loads, once for all of them."""
+OF_MAIN = ("prefect", "ray")
+"""Packages whose main programs run flows. A new process imports its parent's main program, and with it these."""
+
+
+def _main_is_of(package: str) -> bool:
+    main = sys.modules["__main__"]
+    name = getattr(main.__spec__, "name", None) or ""
+    return name.partition(".")[0] == package or f"/{package}/" in (getattr(main, "__file__", None) or "")
+
+
+NO_CHILDREN = (
+    "this worker may start no process of its own; start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
+)
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([*PRELOADED, *(name for name in OF_MAIN if _main_is_of(name))])
+
+
+class ChildTraceback(Exception):  # noqa: N818 - the cause of an error, not one
+    """Where in the step's process an error came from."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _OutOfMemoryError(Exception):
+    """The step's process had no memory left; says how that was seen."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a device step runs, and with how much at a time."""
+
+    device: str
+    """torch's name of it, in the step's process: `cpu` or `cuda:0`."""
+    batch_size: int
+    key: str
+    """Names what may outlive a kill (a checkpoint)."""
+    connection: Connection
+
+    def report(self, *progress: Any) -> None:
+        """Tell the flow's process how far the step is."""
+        with contextlib.suppress(BrokenPipeError):  # it is gone, and this process is about to follow
+            self.connection.send(("progress", progress))
+
+
+@dataclass(frozen=True)
+class _Inherited:
+    """A descriptor that a new process gets a copy of."""
+
+    descriptor: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _take_over, (reduction.DupFd(self.descriptor),)
+
+
+def _take_over(duplicate: Any) -> _Inherited:
+    return _Inherited(duplicate.detach())
+
+
+@dataclass(frozen=True)
+class _Order:
+    job: DeviceJob
+    out: Path
+    key: str
+    device: Device
+    batch_size: int
+    environment: dict[str, str]
+
+
+def compute(job: DeviceJob, out: Path, key: str) -> Made:
+    """Run a device step into the empty folder `out`, on whatever device its settings allow.
+
+    Raises
+    ------
+    LimitError
+        It took longer than its limit, or neither a batch of one nor the CPU had memory enough.
+    StoppedError
+        The flow is being ended from outside.
+    """
+    gpus: Gpus = job.machine.gpus
+    batch_size = job.batch_size
+    notes: list[str] = []
+    while True:
+        with device_slot(gpus) as slot:
+            device = slot.device
+            began = time.monotonic()
+            try:
+                _run_in_child(job, out, key, slot, batch_size)
+                return Made(began, device.name, tuple(notes))
+            except _OutOfMemoryError as error:
+                notes.append(f"{device.name} {error} {_batches(batch_size)}")
+        _empty(out)
+        if batch_size > 1:
+            batch_size //= 2
+            notes.append(f"tried {_batches(batch_size)}")
+        elif device.is_gpu:
+            gpus, batch_size = "cpu", job.batch_size
+            notes.append(f"tried the CPU with {_batches(batch_size)}")
+        else:
+            raise LimitError(f"this machine has not memory enough, even for {_batches(1)}")
+
+
+def _batches(size: int) -> str:
+    return f"batches of {size}"
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _run_in_child(job: DeviceJob, out: Path, key: str, slot: Slot, batch_size: int) -> None:
+    """One attempt; returns when it is done, raises what it raised."""
+    if multiprocessing.current_process().daemon:
+        raise ConfigError(NO_CHILDREN)
+    receiver, sender = _context.Pipe(duplex=False)
+    order = _Order(job, out, key, slot.device, batch_size, dict(os.environ))
+    process = _context.Process(
+        target=_serve, args=(order, sender, _Inherited(slot.descriptor)), name=job.step.name, daemon=True
+    )
+    limit_h: float = getattr(job.machine.limits, f"{job.kind}_hours")
+    try:
+        process.start()
+        sender.close()
+        with job.watch() as on_progress:
+            outcome: tuple[Any, ...] | None = None
+            for message in _messages(process, receiver, time.monotonic() + limit_h * 3600):
+                if message[0] == "progress":
+                    on_progress(*message[1])
+                else:
+                    outcome = message
+    except TimeoutError as error:
+        raise LimitError(
+            f"stopped at its limit of {limit_h:g} h (limits.{job.kind}_hours)"
+            + "; run again, it goes on from its last checkpoint" * (job.kind == "training")
+        ) from error
+    finally:
+        _end(process)
+        receiver.close()
+    _judge(outcome, process)
+    process.close()
+
+
+def _messages(process: BaseProcess, receiver: Connection, deadline: float) -> Iterator[tuple[Any, ...]]:
+    """What the process says until it is gone. Raises TimeoutError past the deadline, and StoppedError."""
+    while True:
+        ready = wait([receiver, process.sentinel], timeout=POLL_S)
+        if stopping.is_set():
+            raise StoppedError
+        if receiver in ready:
+            try:
+                yield receiver.recv()
+            except EOFError:
+                process.join()
+                return
+        elif ready:
+            return
+        elif time.monotonic() > deadline:
+            raise TimeoutError
+
+
+def _end(process: BaseProcess) -> None:
+    """Leave nothing of the process, nor of what it may have started."""
+    if process.pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.exitcode is None:
+        process.kill()  # before it had a group of its own
+    process.join()
+
+
+def _judge(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
+    """Raise what went wrong in a process that is gone."""
+    if outcome is None:
+        if process.exitcode == KILLED_FOR_MEMORY:
+            raise _OutOfMemoryError("was killed, as happens for want of memory, at")
+        raise RuntimeError(f"the process of step {process.name} ended with exit code {process.exitcode}")
+    what, *rest = outcome
+    if what == "memory":
+        raise _OutOfMemoryError("had no memory for")
+    if what == "error":
+        error, text = rest
+        raise error from ChildTraceback(text)
+
+
+def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
+    """The step's process, from beginning to end; `lock` is held by being open."""
+    assert lock.descriptor >= 0
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(order.environment)
+    os.environ["CUDA_VISIBLE_DEVICES"] = order.device.visible
+    os.environ["ADFLOWS_DEVICE"] = order.device.name  # for whoever looks at the process
+    _end_with_parent()
+    place = Place(order.device.torch_name, order.batch_size, order.key, connection)
+    try:
+        order.job.run_on(order.out, place)
+        answer: tuple[Any, ...] = ("done",)
+    except Exception as error:
+        from medad.devices import is_out_of_memory
+
+        text = traceback.format_exc()
+        answer = ("memory",) if is_out_of_memory(error) else ("error", error, text)
+        if answer[0] == "error" and not _travels(error):
+            answer = ("error", RuntimeError(f"{type(error).__name__}: {error}"), text)
+    with contextlib.suppress(BrokenPipeError):
+        connection.send(answer)
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        return type(reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

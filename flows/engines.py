@@ -1,0 +1,154 @@
+"""What carries a run's tasks: threads of its own process, or the workers of Dask or Ray, as its settings say.
+
+A task runner belongs to a flow before its parameters are known, so the flows have one that becomes the chosen engine's
+when the first of them is. A step that needs a device asks the engine for the resource GPU; that no two are on one
+device, also of different runs, is up to the slots of `flows.gpu` on each machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.gpu import devices_of
+from flows.jobs import DeviceJob
+from flows.settings import worker_count
+from medad.errors import ConfigError
+from medad.settings import ANY_MACHINE, MachineSettings
+
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import RunInput
+
+GPU = "GPU"
+"""The resource that a Dask worker offers for each device it may use; Ray has one of this name already."""
+LOCAL = "127.0.0.1"
+
+Runner = TaskRunner[PrefectFuture[Any]]
+
+
+class EngineRunner(Runner):
+    """The task runner of every flow."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._chosen: Runner | None = None
+        self._stack = contextlib.ExitStack()
+        self._engine = "threads"
+
+    def duplicate(self) -> EngineRunner:
+        return type(self)()
+
+    def use(self, machine: MachineSettings) -> None:
+        """Start the engine that the settings name; once in a flow. Raises ConfigError."""
+        if self._chosen is None:
+            self._chosen = self._stack.enter_context(_start(machine))
+            self._engine = machine.engine
+
+    def submit(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None = None,
+        dependencies: dict[str, set[RunInput]] | None = None,
+    ) -> PrefectFuture[Any]:
+        if self._chosen is None:
+            self.use(ANY_MACHINE)
+        assert self._chosen is not None
+        with _with_device(self._engine, isinstance(parameters.get("job"), DeviceJob)):
+            return self._chosen.submit(task, parameters, wait_for, dependencies)
+
+    def cancel_all(self) -> None:
+        """Cancel what has not begun."""
+        if isinstance(self._chosen, ThreadPoolTaskRunner):
+            self._chosen.cancel_all()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        try:
+            self._stack.__exit__(exc_type, exc_value, traceback)
+        finally:
+            self._chosen = None
+            super().__exit__(exc_type, exc_value, traceback)
+
+
+RUNNER = EngineRunner()
+
+
+def _start(machine: MachineSettings) -> Runner:
+    workers = machine.engine_workers or worker_count()
+    if machine.engine == "threads":
+        return cast("Runner", ThreadPoolTaskRunner(max_workers=workers))
+    start = {"dask": _dask, "ray": _ray}[machine.engine]
+    try:
+        return start(machine, workers)
+    except ImportError as error:
+        raise ConfigError(
+            f"engine: {machine.engine} is not installed here; pip install 'adflows[{machine.engine}]'"
+        ) from error
+
+
+def _dask(machine: MachineSettings, workers: int) -> Runner:
+    from prefect_dask import DaskTaskRunner
+
+    if machine.engine_address is not None:
+        return cast("Runner", DaskTaskRunner(address=machine.engine_address))
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    # a worker starts processes for its devices, which daemons may not
+    dask.config.set({"distributed.worker.daemon": False})
+    devices = len(devices_of(machine.gpus))
+    specification = {
+        number: {
+            "cls": Nanny,
+            "options": {"nthreads": 1, "host": LOCAL, "dashboard_address": None, "dashboard": False}
+            | ({"resources": {GPU: 1}} if number < devices else {}),
+        }
+        for number in range(max(workers, devices))
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": LOCAL, "dashboard_address": None, "dashboard": False}}
+    return cast(
+        "Runner",
+        DaskTaskRunner(cluster_class=SpecCluster, cluster_kwargs={"workers": specification, "scheduler": scheduler}),
+    )
+
+
+def _ray(machine: MachineSettings, workers: int) -> Runner:
+    # nothing leaves the machine; and which GPU a task has is up to its slot
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")):
+        os.environ.setdefault(name, value)
+    from prefect_ray import RayTaskRunner
+
+    if machine.engine_address is not None:
+        return cast("Runner", RayTaskRunner(address=machine.engine_address))
+    devices = len(devices_of(machine.gpus))
+    options = {
+        "num_cpus": max(workers, devices),
+        "num_gpus": devices,
+        "include_dashboard": False,
+        "_node_ip_address": LOCAL,
+        "log_to_driver": False,
+    }
+    return cast("Runner", RayTaskRunner(init_kwargs=options))
+
+
+@contextlib.contextmanager
+def _with_device(engine: str, wanted: bool) -> Iterator[None]:
+    """Within, what is submitted asks the engine for a device, or for none."""
+    if engine == "dask" and wanted:
+        import dask
+
+        with dask.annotate(resources={GPU: 1}):
+            yield
+    elif engine == "ray":
+        from prefect_ray.context import remote_options
+
+        with remote_options(num_cpus=1, num_gpus=1 if wanted else 0):
+            yield
+    else:
+        yield

@@ -1,0 +1,44 @@
+"""A flow of many device steps, run as a process of its own: `python many_probes.py ENGINE COUNT SEED FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from flows.settings import prepare_prefect
+
+
+def many(engine: str, count: int, seed: int, folder: str) -> str:
+    # here, and not above: every step's process imports this program
+    from flows.tasks import Tally
+    from medad.settings import MachineSettings
+    from tests.flows.device_jobs import Probe
+
+    machine = MachineSettings.model_validate({"engine": engine, "engine_workers": 2})
+    tally = Tally(machine)
+    draw = random.Random(seed)
+    jobs = [
+        Probe(f"{number}", "alone", machine, 1 << 20, Path(folder), draw.uniform(0, 0.15)) for number in range(count)
+    ]
+    draw.shuffle(jobs)
+    refs = [task.ref() for task in [tally.submit(job.text, job) for job in jobs]]
+    return json.dumps(
+        {
+            "done": sum(ref is not None for ref in refs),
+            "computed": tally.computed,
+            "cached": tally.cached,
+            "failures": [failure.rule for failure in tally.failures],
+        }
+    )
+
+
+if __name__ == "__main__":
+    prepare_prefect()
+    from prefect import flow
+
+    from flows.engines import RUNNER
+
+    run = flow(task_runner=RUNNER, persist_result=False)(many)
+    print(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))  # noqa: T201

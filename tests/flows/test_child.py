@@ -1,0 +1,228 @@
+"""A device step's process: what it sees, how it ends, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import gpu
+from flows.cache import ArtefactStore
+from flows.child import ChildTraceback, compute
+from flows.stopping import StoppedError, stopping
+from medad.errors import InputError, LimitError
+from medad.settings import MachineSettings, TimeLimits
+from tests.flows.device_jobs import Probe, is_alive
+
+
+@pytest.fixture(autouse=True)
+def _own_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADFLOWS_SLOTS", str(tmp_path / "slots"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def facts(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "what").read_text(encoding="utf-8"))
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def is_free(name: str = "cpu") -> bool:
+    descriptor = gpu._try(name)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
+
+
+def test_it_runs_elsewhere_in_todays_environment_and_sees_its_device_alone(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARKER", "set after the server of processes began")
+    made = compute(Probe("x"), out, "key")
+    found = facts(out)
+    assert found["pid"] not in (os.getpid(), os.getppid())
+    assert found["group"] == found["pid"], "a group of its own: whatever it starts ends with it"
+    assert (found["device"], found["visible"], found["marker"]) == ("cpu", "", os.environ["MARKER"])
+    assert (made.device, made.notes) == ("cpu", ())
+    assert not is_alive(found["pid"])
+
+
+def test_each_of_two_gpus_gets_one(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine = MachineSettings(gpus=(5,))
+    made = compute(Probe("x", machine=machine), out, "key")
+    assert made.device == "gpu-5"
+    assert (facts(out)["device"], facts(out)["visible"]) == ("cuda:0", "5")
+
+
+def test_progress_comes_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    @contextmanager
+    def watch(self: Probe) -> Iterator[Callable[..., None]]:
+        yield lambda done, total: seen.append((done, total))
+
+    monkeypatch.setattr(Probe, "watch", watch)
+    compute(Probe("x"), out, "key")
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_an_error_comes_back_as_it_was(out: Path) -> None:
+    with pytest.raises(InputError, match="the scan is bad") as told:
+        compute(Probe("x", "rule"), out, "key")
+    assert told.value.path == Path("/share/scan.nii.gz")
+    with pytest.raises(ZeroDivisionError) as bug:
+        compute(Probe("x", "bug"), out, "key")
+    assert isinstance(bug.value.__cause__, ChildTraceback)
+    assert "in run_on" in str(bug.value.__cause__), "where it happened is told"
+    with pytest.raises(RuntimeError, match="LocalError: no other process"):
+        compute(Probe("x", "unpicklable"), out, "key")
+    assert is_free()
+
+
+@pytest.mark.parametrize(("act", "code"), [("exit 3", "3"), (f"die {int(signal.SIGSEGV)}", "-11")])
+def test_a_process_that_just_ends_is_a_bug(out: Path, act: str, code: str) -> None:
+    with pytest.raises(RuntimeError, match=f"step probe ended with exit code {code}"):
+        compute(Probe("x", act), out, "key")
+    assert is_free()
+
+
+@pytest.mark.parametrize("act", ["hang", "spin"])
+def test_a_time_limit_ends_it_whatever_it_does(out: Path, act: str) -> None:
+    machine = MachineSettings(limits=TimeLimits(inference_hours=0.5 / 3600))
+    with pytest.raises(LimitError, match=r"limits.inference_hours") as told:
+        compute(Probe("x", act, machine), out, "key")
+    assert "\n" not in str(told.value)
+    assert not is_alive(facts(out)["pid"])
+    assert is_free()
+
+
+def test_what_it_started_ends_with_it(out: Path, tmp_path: Path) -> None:
+    machine = MachineSettings(limits=TimeLimits(inference_hours=1 / 3600))
+    with pytest.raises(LimitError):
+        compute(Probe("x", f"grandchild {tmp_path / 'pid'}", machine), out, "key")
+    wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text(encoding="utf-8"))), 10)
+
+
+def test_a_flow_that_is_ended_ends_it(out: Path) -> None:
+    threading.Timer(0.5, stopping.set).start()
+    try:
+        with pytest.raises(StoppedError):
+            compute(Probe("x", "spin"), out, "key")
+    finally:
+        stopping.clear()
+    assert not (out / "what").exists() or not is_alive(facts(out)["pid"])
+    assert is_free()
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [("memory", "had no memory for"), ("killed-for-memory", "was killed, as happens for want of memory, at")],
+)
+def test_out_of_memory_is_answered_by_smaller_batches(out: Path, act: str, said: str) -> None:
+    made = compute(Probe("x", f"{act} 2", batch_size=8), out, "key")
+    assert facts(out)["batch_size"] == 2
+    assert made.notes == (
+        f"cpu {said} batches of 8",
+        "tried batches of 4",
+        f"cpu {said} batches of 4",
+        "tried batches of 2",
+    )
+
+
+def test_then_by_the_cpu_with_whole_batches(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu.PRETEND, "1")
+    made = compute(Probe("x", "no-gpu-memory", batch_size=2), out, "key")
+    assert (made.device, facts(out)["batch_size"]) == ("cpu", 2)
+    assert made.notes[-2:] == ("gpu-0 had no memory for batches of 1", "tried the CPU with batches of 2")
+
+
+def test_and_then_it_is_one_line(out: Path) -> None:
+    with pytest.raises(LimitError, match="not memory enough, even for batches of 1"):
+        compute(Probe("x", "memory 0", batch_size=2), out, "key")
+
+
+def test_the_artefact_tells_where_it_was_made(cache: Path) -> None:
+    job = Probe("x", "memory 4")
+    store = ArtefactStore(cache)
+    ref = store.build(job.step, job.inputs(), lambda out: job.make(out, key=""))
+    sidecar = store.sidecar(ref)
+    assert (sidecar.device, sidecar.notes) == ("cpu", ("cpu had no memory for batches of 8", "tried batches of 4"))
+
+
+def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path) -> None:
+    compute(Probe("the server of processes is up"), out, "key")
+    job = Probe("x")
+    store = ArtefactStore(cache)
+    ready = threading.Event()
+
+    def busy() -> None:
+        with gpu.device_slot("cpu"):
+            ready.set()
+            time.sleep(3.0)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    ready.wait()
+    ref = store.build(job.step, job.inputs(), lambda folder: job.make(folder, key=""))
+    thread.join()
+    assert store.sidecar(ref).seconds < 2.5
+
+
+FLOW = """
+import sys
+from pathlib import Path
+from flows.child import compute
+from tests.flows.device_jobs import Probe, is_alive
+if __name__ == "__main__":
+    compute(Probe("x", sys.argv[1]), Path(sys.argv[2]), "key")
+"""
+
+
+@pytest.mark.parametrize("act", ["hang", "spin"])
+def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
+    out: Path, tmp_path: Path, act: str
+) -> None:
+    """A stopped step still holds its device after its flow's death: the lock is the step's as well."""
+    script = tmp_path / "flow.py"
+    script.write_text(FLOW, encoding="utf-8")
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    flow = subprocess.Popen(
+        [sys.executable, str(script), act, str(out)],
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    wait_for(lambda: (out / "what").exists() and bool((out / "what").read_text(encoding="utf-8")))
+    pid = facts(out)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(flow.pid, signal.SIGKILL)
+    flow.wait()
+    time.sleep(0.3)
+    assert is_alive(pid)
+    assert not is_free(), "the device is in use as long as the step's process lives"
+    os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: not is_alive(pid), 20)
+    wait_for(is_free, 5)
