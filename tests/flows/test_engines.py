@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from medad.settings import MachineSettings
 TASKS = 200
 KILLS = 12
 ROOT = Path(__file__).parents[2]
+STARTED: list[subprocess.Popen[str]] = []
 
 
 def begin(engine: str, seed: int, folder: Path, server: str, **environment: str) -> subprocess.Popen[str]:
@@ -33,11 +34,24 @@ def begin(engine: str, seed: int, folder: Path, server: str, **environment: str)
         "ADFLOWS_SLOTS": str(folder / "slots"),
         "ADFLOWS_PRETEND_GPUS": "2",
         "PYTHONPATH": str(ROOT),
+        "RAY_worker_niceness": "0",  # Ray's workers give way to whatever else a machine does
     } | environment
     (folder / "marks").mkdir(exist_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("many_probes.py")), engine, str(TASKS), str(seed)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "cwd": ROOT}
-    return subprocess.Popen([*command, str(folder / "marks")], env=os.environ | environment, **pipes)
+    started = subprocess.Popen([*command, str(folder / "marks")], env=os.environ | environment, **pipes)
+    STARTED.append(started)
+    return started
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_process() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
