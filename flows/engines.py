@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 GPU = "GPU"
 """The resource that a Dask worker offers for each device it may use; Ray has one of this name already."""
 LOCAL = "127.0.0.1"
+RAY_DEFAULTS = {
+    # nothing leaves the machine
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # which GPU a task has is up to its slot
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+RAY_ON_LOOPBACK = {
+    # what Ray does on desktop systems: its own cluster of one machine talks on 127.0.0.1 and not on all addresses
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+"""Both only where the environment is silent, and read at Ray's import."""
 
 Runner = TaskRunner[PrefectFuture[Any]]
 
@@ -119,8 +130,7 @@ def _dask(machine: MachineSettings, workers: int) -> Runner:
 
 
 def _ray(machine: MachineSettings, workers: int) -> Runner:
-    # nothing leaves the machine; and which GPU a task has is up to its slot
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")):
+    for name, value in (RAY_DEFAULTS | (RAY_ON_LOOPBACK if machine.engine_address is None else {})).items():
         os.environ.setdefault(name, value)
     from prefect_ray import RayTaskRunner
 
@@ -131,7 +141,6 @@ def _ray(machine: MachineSettings, workers: int) -> Runner:
         "num_cpus": max(workers, devices),
         "num_gpus": devices,
         "include_dashboard": False,
-        "_node_ip_address": LOCAL,
         "log_to_driver": False,
     }
     return cast("Runner", RayTaskRunner(init_kwargs=options))

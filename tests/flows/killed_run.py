@@ -1,0 +1,122 @@
+"""The command line, killed with signal 9 at one exact place: `python killed_run.py PLACE STEP ARGUMENTS...`.
+
+PLACE is one of: `making` (a step's half-written folder is there), `sealing` (its files are whole, nothing says so),
+`moving` (what it replaces is gone, and it is not there yet), `moved` (it is there, Prefect does not know), `copying`,
+`listing`, `swapping` (the run folder; STEP is then `-`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def die(*_: object) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def arm(place: str, step: str) -> None:
+    from flows import child, publish
+    from flows.cache import ArtefactStore
+    from flows.jobs import DeviceJob
+
+    def is_it(folder: Path) -> bool:
+        return folder.name.startswith(f"{step}-") or folder.parent.name == step
+
+    def when(function: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
+        def wrapped(self: ArtefactStore, *arguments: Any, **options: Any) -> Any:
+            hit = any(isinstance(value, Path) and is_it(value) for value in arguments)
+            if hit and not after:
+                die()
+            result = function(self, *arguments, **options)
+            return die() if hit else result
+
+        return wrapped
+
+    if place == "making":
+        messages = child._messages
+
+        def first_message(process: Any, *arguments: Any) -> Iterator[Any]:
+            for message in messages(process, *arguments):
+                if process.name == step:
+                    die()
+                yield message
+
+        child._messages = first_message
+        build = ArtefactStore.build
+
+        def half(self: ArtefactStore, kind: Any, inputs: Any, body: Any, **options: Any) -> Any:
+            def broken(out: Path) -> Any:
+                (out / "half").write_bytes(b"half")
+                die()
+
+            is_device = any(job.step.name == step for job in _subclasses(DeviceJob) if hasattr(job.step, "name"))
+            return build(self, kind, inputs, broken if kind.name == step and not is_device else body, **options)
+
+        ArtefactStore.build = half  # type: ignore[method-assign]
+    elif place == "sealing":
+        seal = ArtefactStore._seal
+
+        def sealed(kind: Any, *arguments: Any) -> Any:
+            return die() if kind.name == step else seal(kind, *arguments)
+
+        ArtefactStore._seal = staticmethod(sealed)  # type: ignore[method-assign]
+    elif place == "moving":
+
+        def only_out(self: ArtefactStore, work: Path, final: Path) -> None:
+            if is_it(final):
+                if final.exists():
+                    final.replace(work.with_name(f"{work.name}.old"))
+                die()
+            move(self, work, final)
+
+        move = ArtefactStore._move_into_place
+        ArtefactStore._move_into_place = only_out  # type: ignore[method-assign]
+    elif place == "moved":
+        ArtefactStore._move_into_place = when(  # type: ignore[method-assign]
+            ArtefactStore._move_into_place, after=True
+        )
+    elif place == "copying":
+        copy = publish._copy
+        publish._copy = lambda copies, work: copy(list(copies)[:1], work) or die()  # type: ignore[func-returns-value]
+    elif place == "listing":
+        publish._write_manifest = die
+    else:
+        assert place == "swapping"
+        replace = Path.replace
+
+        def once(self: Path, target: Any) -> Any:
+            done = replace(self, target)
+            return die() if self.suffix == ".new" or Path(target).suffix == ".old" else done
+
+        publish._swap = _armed(publish._swap, once)
+
+
+def _armed(swap: Callable[..., None], replace: Callable[..., Any]) -> Callable[..., None]:
+    def armed(*arguments: Any) -> None:
+        Path.replace = replace  # type: ignore[method-assign]
+        swap(*arguments)
+
+    return armed
+
+
+def _subclasses(kind: type) -> Iterator[Any]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)
+
+
+if __name__ == "__main__":
+    from flows.settings import prepare_prefect
+
+    prepare_prefect()
+    arm(sys.argv[1], sys.argv[2])
+    sys.argv[1:] = sys.argv[3:]
+    from flows.cli import main
+
+    main()

@@ -1,0 +1,223 @@
+"""Kill -9 in each phase of each flow, then again: nothing lost, nothing twice, nothing left, the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import gpu
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+LIVER_STEPS = ("prepare", "restoration", "segmentation", "segment", "evaluate", "report")
+ZSAD_STEPS = ("zsad-text", "zsad-encode", "zsad-score", "zsad-evaluate", "zsad-report")
+LIVER = [
+    *(("making", step) for step in LIVER_STEPS),
+    *(("sealing", step) for step in ("prepare", "restoration", "report")),
+    ("moving", "segmentation"),
+    ("moved", "restoration"),
+    ("moved", "segment"),
+    *((place, "-") for place in ("copying", "listing", "swapping")),
+]
+ZSAD = [*(("making", step) for step in ZSAD_STEPS), ("sealing", "zsad-encode"), ("moved", "zsad-score")]
+
+
+class Runs:
+    """One command, run straight or killed, with its own cache and run folder."""
+
+    def __init__(self, options: list[object], root: Path, server: str) -> None:
+        self.options, self.root = options, root
+        self.environment = {
+            "PREFECT_API_URL": server,
+            "ADFLOWS_CACHE": str(root / "cache"),
+            "ADFLOWS_SLOTS": str(root / "slots"),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def go(self, *program: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *program, *map(str, self.options), "--out", str(self.root / "runs"), "--json"]
+        return subprocess.run(
+            command, env=os.environ | self.environment, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=280,
+            check=False,
+        )  # fmt: skip
+
+    def straight(self) -> dict[str, Any]:
+        done = self.go("-m", "flows")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def killed(self, place: str, step: str) -> None:
+        done = self.go(str(Path(__file__).with_name("killed_run.py")), place, step)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    @property
+    def artefacts(self) -> set[Path]:
+        return {sidecar.parent for sidecar in (self.root / "cache").glob("*/*/artefact.json")}
+
+
+def contents(run_folder: str) -> dict[str, str]:
+    """What a run left, by digest; without what tells how long something took."""
+    manifest = json.loads((Path(run_folder) / "manifest.json").read_text(encoding="utf-8"))
+    names = [name for name in manifest["files"] if not name.endswith(("curve.json", "report.html", "report.json"))]
+    return {name: manifest["files"][name]["sha256"] for name in names}
+
+
+def left_behind(root: Path) -> list[str]:
+    found = [str(path) for name in ("tmp", "locks", "checkpoints") for path in (root / "cache" / name).glob("*")]
+    return found + [str(path) for path in (root / "runs").rglob(".*")]
+
+
+def check(place: str, step: str, runs: Runs, straight: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.killed(place, step)
+    whole = runs.artefacts
+    if place in {"making", "sealing"}:
+        assert list((runs.root / "cache" / "tmp").glob(f"{step}-*")), "it was killed at work"
+    again = runs.straight()
+    assert again["cached"] == len(whole), "what was whole is not computed again"
+    assert again["computed"] == straight["computed"] - len(whole)
+    assert contents(again["run_folder"]) == contents(straight["run_folder"])
+    assert left_behind(runs.root) == []
+    monkeypatch.setenv("ADFLOWS_SLOTS", str(runs.root / "slots"))
+    descriptor = gpu._try("cpu")
+    assert descriptor is not None, "the device is free"
+    os.close(descriptor)
+
+
+@pytest.fixture(scope="module")
+def liver_world(
+    new_world: Callable[..., Any], prefect_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[object], dict[str, Any]]:
+    root = tmp_path_factory.mktemp("liver")
+    world = new_world(root, train=1, test=1)
+    options: list[object] = ["liver", "run", world.config, "--set", "train.restoration.epochs=3"]
+    return options, Runs(options, root / "straight", prefect_server).straight()
+
+
+@pytest.mark.parametrize(("place", "step"), LIVER)
+def test_liver(
+    place: str, step: str, liver_world: Any, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, straight = liver_world
+    check(place, step, Runs(options, tmp_path, prefect_server), straight, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def zsad_world(
+    new_images: Callable[..., Any], prefect_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[object], dict[str, Any]]:
+    root = tmp_path_factory.mktemp("zsad")
+    world = new_images(root)
+    options: list[object] = ["zsad", "run", world.config]
+    return options, Runs(options, root / "straight", prefect_server).straight()
+
+
+@pytest.mark.parametrize(("place", "step"), ZSAD)
+def test_zsad(
+    place: str, step: str, zsad_world: Any, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, straight = zsad_world
+    check(place, step, Runs(options, tmp_path, prefect_server), straight, monkeypatch)
+
+
+def test_a_refresh_that_is_killed_loses_nothing_but_time(
+    liver_world: Any, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two moves that put a new artefact in an old one's place."""
+    options, straight = liver_world
+    runs = Runs(options, tmp_path, prefect_server)
+    runs.straight()
+    refresh = Runs([*options, "--refresh"], tmp_path, prefect_server)
+    refresh.killed("moving", "restoration")
+    again = runs.straight()
+    assert contents(again["run_folder"]) == contents(straight["run_folder"])
+    assert again["computed"] == 1, "the one that was being replaced; its successor's key is what it was"
+    assert left_behind(tmp_path) == []
+
+
+def test_two_flows_at_once_make_what_both_want_once(liver_world: Any, prefect_server: str, tmp_path: Path) -> None:
+    options, straight = liver_world
+    runs = Runs(options, tmp_path, prefect_server)
+    command = [sys.executable, "-m", "flows"]
+    others = [
+        subprocess.Popen(
+            [*command, "liver", name, str(options[2]), "--set", "train.restoration.epochs=3", "--json", *more],
+            env=os.environ | runs.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for name, more in (("prepare", []), ("train", ["--out", str(tmp_path / "trained")]))
+    ]  # fmt: skip
+    main = runs.straight()
+    answers = [main]
+    for other in others:
+        out, err = other.communicate(timeout=280)
+        assert other.returncode == 0, err
+        answers.append(json.loads(out))
+    made = [json.loads((folder / "artefact.json").read_text(encoding="utf-8"))["step"] for folder in runs.artefacts]
+    assert sum(answer["computed"] for answer in answers) == len(made)
+    assert sorted(made) == sorted(
+        ["prepare", "prepare", "restoration", "segmentation", "segment", "evaluate", "report", "report"]
+    )
+    assert contents(main["run_folder"]) == contents(straight["run_folder"])
+
+
+def test_a_clock_that_went_back(liver_world: Any, prefect_server: str, tmp_path: Path) -> None:
+    """Inputs and artefacts from the future, as after a battery change: found, whole, and not pruned."""
+    options, _ = liver_world
+    runs = Runs(options, tmp_path, prefect_server)
+    first = runs.straight()
+    future = 4_000_000_000
+    for path in [*(tmp_path / "cache").rglob("*"), *Path(str(options[2])).parent.rglob("*")]:
+        os.utime(path, (future, future))
+    again = runs.straight()
+    assert (again["computed"], again["cached"]) == (0, first["computed"])
+    pruned = subprocess.run(
+        [sys.executable, "-m", "flows", "cache", "prune", "--older-than", "1d", "--json"],
+        env=os.environ | runs.environment, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100, check=True,
+    )  # fmt: skip
+    assert json.loads(pruned.stdout)["removed"] == []
+    assert len(runs.artefacts) == first["computed"]
+
+
+@pytest.mark.timeout(900)
+def test_a_disk_that_fills_at_any_moment(liver_world: Any, prefect_server: str, tmp_path: Path) -> None:
+    """Ever larger real file systems, so that each write of a run is the first without room in one of them."""
+    options, straight = liver_world
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        runs = Runs(options, small, prefect_server)
+        kilobytes, failed = 64, []
+        while True:
+            done = runs.go("-m", "flows")
+            if done.returncode == 0:
+                break
+            assert done.returncode == 2, done.stderr
+            assert "Traceback" not in done.stderr
+            assert any(text in done.stderr + done.stdout for text in ("no room left", "No space left")), done.stderr
+            for folder in runs.artefacts:
+                names = json.loads((folder / "artefact.json").read_text(encoding="utf-8"))["files"]
+                assert all((folder / name).is_file() for name in names)
+            failed.append(kilobytes)
+            kilobytes = int(kilobytes * 1.4)
+            assert kilobytes < 20_000
+            remount = ["mount", "-o", f"remount,size={kilobytes}k", str(small)]
+            subprocess.run(remount, check=True, capture_output=True)
+        assert len(failed) > 3, "several of the writes were tried"
+        assert contents(json.loads(done.stdout)["run_folder"]) == contents(straight["run_folder"])
+        assert left_behind(small) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
