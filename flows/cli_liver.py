@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows import cli_inbox
 from flows.command import (
     DryRun,
     Json,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from flows.privacy import PrivateLiver
 
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
+app.command(name="inbox")(cli_inbox.inbox)
 
 HOW_TO_GET_A_MASK = (
     "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "
@@ -52,23 +54,6 @@ def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateLiver:
     from medad.config import load
 
     return PrivateLiver.of(load(find_config(config, "liver"), overrides))
-
-
-def _put_over(settings: PrivateLiver, overrides: dict[str, Any]) -> PrivateLiver:
-    """Settings with some values changed, by dotted key. Raises ConfigError."""
-    from flows.privacy import PrivateLiver
-    from medad.config import parse
-
-    values = settings.model_dump()
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        place: Any = values
-        for parent in parents:
-            place = place.get(parent)
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {key}: no such setting")
-        place[leaf] = value
-    return PrivateLiver.of(parse(values, source="--set"))
 
 
 def _text(path: Path | None) -> str | None:
@@ -209,7 +194,7 @@ def segment(
         raise ConfigError(HOW_TO_GET_A_MASK)
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
-    from flows.liver_folder import settings_of_run
+    from flows.liver_folder import settings_of_run, settings_over
     from flows.publish import writable
     from medad.config import DatasetSettings
 
@@ -217,9 +202,7 @@ def segment(
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")
     of_model = settings_of_run(model)
     wanted = parse_overrides(overrides)
-    settings = _put_over(of_model, wanted)
-    if settings.preprocess != of_model.preprocess:
-        raise ConfigError(f"--set: `preprocess` differs from what the model in {model} was trained with")
+    settings = settings_over(of_model, wanted, model=model, source="--set")
     # these scans, and not the data the model's run was tested on, where lesions may have been planted
     data = DatasetSettings(
         root="-",

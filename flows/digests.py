@@ -32,6 +32,10 @@ def _identity(files: Sequence[Path]) -> tuple[str, int]:
     return hashlib.sha256(repr(rows).encode()).hexdigest(), newest_ns
 
 
+def _record(compute: Callable[[Path], str], identity: str) -> str:
+    return f"{compute.__module__}.{compute.__qualname__}:{identity}"
+
+
 class DigestMemory:
     """Digests by (path, size, mtime, ctime, inode), in an SQLite file shared by threads and processes.
 
@@ -62,17 +66,35 @@ class DigestMemory:
         with contextlib.suppress(sqlite3.Error, OSError), self._open() as connection:
             connection.execute("INSERT OR REPLACE INTO digest VALUES (?, ?)", (identity, sha256))
 
-    def get(self, path: Path, compute: Callable[[Path], str] = file_sha256, files: Sequence[Path] | None = None) -> str:
+    def get(
+        self,
+        path: Path,
+        compute: Callable[[Path], str] = file_sha256,
+        files: Sequence[Path] | None = None,
+        *,
+        watched: bool = False,
+    ) -> str:
         """`compute(path)`, or what it gave for the very same bytes before. Raises what `compute` raises.
 
-        `files` are those that `compute` reads, where they are others than `path`.
+        Parameters
+        ----------
+        files
+            Those that `compute` reads, where they are others than `path`.
+        watched
+            The caller has seen them unchanged for longer than `SETTLED_S`, by a clock that never jumps: their time
+            stamps, which another machine may have set, need not say so as well.
         """
         files = [path] if files is None else sorted(files)
         before, newest_ns = _identity(files)
-        name = f"{compute.__module__}.{compute.__qualname__}:{before}"
+        name = _record(compute, before)
         if (known := self._recall(name)) is not None:
             return known
         sha256 = compute(path)
-        if time.time_ns() - newest_ns > SETTLED_S * 1e9 and _identity(files)[0] == before:
+        settled = watched or time.time_ns() - newest_ns > SETTLED_S * 1e9
+        if settled and _identity(files)[0] == before:
             self._remember(name, sha256)
         return sha256
+
+    def recall(self, compute: Callable[[Path], str], files: Sequence[Path]) -> str | None:
+        """What `get` remembers of these very bytes; None where it would have to read them."""
+        return self._recall(_record(compute, _identity(sorted(files))[0]))

@@ -7,7 +7,7 @@ model/restoration/, model/segmentation/             weights and training curve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from flows.cache import ArtefactStore, Ref
 from flows.liver_report import Reported
 from flows.privacy import PrivateLiver
 from flows.publish import MANIFEST, Copied, copied, read_manifest
+from medad.config import parse
 from medad.datasets import PLANTED_FILES
 from medad.errors import ConfigError
 
@@ -84,4 +85,27 @@ def settings_of_run(folder: Path) -> PrivateLiver:
     for net in NETS:
         if not (folder / "model" / net / "model.safetensors").is_file():
             raise ConfigError(f"{folder}: this run holds no trained {net} network")
+    return settings
+
+
+def settings_over(of_model: PrivateLiver, values: Mapping[str, Any], *, model: Path, source: str) -> PrivateLiver:
+    """A model run's settings with some values changed, by dotted key; `source` names them in errors.
+
+    Raises
+    ------
+    ConfigError
+        No such setting, a value that breaks a rule, or a change of what the model in folder `model` was trained with.
+    """
+    changed = of_model.model_dump()
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        place: Any = changed
+        for parent in parents:
+            place = place.get(parent)
+            if not isinstance(place, dict):
+                raise ConfigError(f"{source} {key}: no such setting")
+        place[leaf] = value
+    settings = PrivateLiver.of(parse(changed, source=source))
+    if settings.preprocess != of_model.preprocess:
+        raise ConfigError(f"{source}: `preprocess` differs from what the model in {model} was trained with")
     return settings

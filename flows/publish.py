@@ -25,6 +25,7 @@ from flows.digests import file_sha256
 from flows.privacy import PrivateLiver, PrivateZsad
 from flows.tasks import Tally
 from medad.errors import ConfigError
+from medad.storage import sync_path
 
 MANIFEST = "manifest.json"
 SCHEMA = "adflows run 1"
@@ -165,6 +166,7 @@ def _copy(copies: Iterable[Copied], work: Path) -> None:
             if file.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
+                sync_path(target)
 
 
 def _write_manifest(work: Path, run: RunFolder, tally: Tally) -> None:
@@ -188,6 +190,7 @@ def _write_manifest(work: Path, run: RunFolder, tally: Tally) -> None:
         },
     }
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    sync_path(work / MANIFEST)
 
 
 def _swap(work: Path, final: Path) -> None:
@@ -195,9 +198,11 @@ def _swap(work: Path, final: Path) -> None:
     if old.is_dir() and not final.exists():  # a predecessor was killed between the two moves below
         old.replace(final)
     shutil.rmtree(old, ignore_errors=True)
+    sync_path(work)  # on the disk before it has its name: also a power cut leaves a whole folder or none
     if final.exists():
         final.replace(old)
     work.replace(final)
+    sync_path(final.parent)
     if not old.is_dir():
         return
     written = {*_files_of(old), MANIFEST}

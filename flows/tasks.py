@@ -50,6 +50,8 @@ class Failure:
     """Set where no rule was broken but the program: it is raised once all else is done."""
     category: str = ""
     """Of an image: what its id begins with."""
+    of_machine: bool = field(default=False, repr=False)
+    """No file is to blame but where it ran (a full disk, a GPU that is not there): the same may go well later."""
 
     @property
     def line(self) -> str:
@@ -64,7 +66,7 @@ def describe(label: str, stage: str, error: Exception) -> Failure:
         text = " ".join(str(error).split())
         head, _, rest = text.partition(": ")
         path, rule = (head, rest) if head.startswith("/") and rest else ("", text)
-        return Failure(label, stage, path_filter.scrub(rule), path)
+        return Failure(label, stage, path_filter.scrub(rule), path, of_machine=True)
     return Failure(label, stage, f"internal error ({type(error).__name__})", bug=error)
 
 

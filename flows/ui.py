@@ -94,6 +94,14 @@ def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> 
         get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
 
 
+def show_table(key: str, description: str, rows: list[dict[str, Any]]) -> None:
+    """A table by itself, on the same terms."""
+    try:
+        create_table_artifact(table=rows, key=key, description=description)
+    except Exception as error:  # whatever a server or the way to it can raise
+        get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
+
+
 def _table(first: str, rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
     """What was done, then what failed, in the same columns, of which `first` names the row."""
     columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")

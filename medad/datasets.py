@@ -59,7 +59,9 @@ class _Found:
     rule: str | None
 
 
-def find_cases(data: DatasetSettings, samples_dir: Path | None = None) -> tuple[list[Case], list[CaseProblem]]:
+def find_cases(
+    data: DatasetSettings, samples_dir: Path | None = None, *, may_be_empty: bool = False
+) -> tuple[list[Case], list[CaseProblem]]:
     """List a data set's cases in natural order (2 before 10). Files are not opened.
 
     Parameters
@@ -68,6 +70,8 @@ def find_cases(data: DatasetSettings, samples_dir: Path | None = None) -> tuple[
         Root, layout, and which cases to take.
     samples_dir
         Where `samples:NAME` roots lie.
+    may_be_empty
+        A root without any case is no error: cases are yet to come.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def find_cases(data: DatasetSettings, samples_dir: Path | None = None) -> tuple[
     found = _with_unique_ids(
         sorted(search(root, data), key=lambda item: natural_order(item.key)), opaque=data.opaque_ids
     )
-    if not found:
+    if not found and not may_be_empty:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
     wanted = found if data.cases is None else [item for item in found if item.id in data.cases]
     liver = data.liver_labels if data.liver_labels is not None else _LAYOUT_LIVER[data.layout]

@@ -1,0 +1,244 @@
+"""What lies in an inbox: which scans are whole, which still arrive, and what each is by content.
+
+Nothing here trusts a clock that can be set, or another machine's: a scan is whole once it was *seen* unchanged for
+`settle_s` seconds by this machine's monotonic clock. Time stamps serve only to tell that something changed.
+
+Nothing in the inbox is ever written, moved or removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.cache import ArtefactStore, canonical_json
+from flows.digests import SETTLED_S
+from medad.config import InboxSettings
+from medad.errors import InputError
+
+TEMPORARY = (".partial", ".part", ".tmp", ".filepart", ".crdownload", "~")
+"""Endings of files and folders that are still being copied, by convention. Hidden ones are passed over as well."""
+
+ARRIVING = "still arriving"
+NO_MASK = "no liver mask yet"
+
+Stamp = tuple[tuple[str, int, int, int, int], ...]
+"""Name, size, both time stamps and inode of every file that a scan and its mask are made of."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A scan with its liver mask, both there."""
+
+    scan: Path
+    liver: Path
+    stamp: Stamp = field(repr=False)
+    """As it was when it was last looked at."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A scan that cannot be read yet, and why. The path is for the terminal alone."""
+
+    path: Path
+    rule: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a scan is, whatever it is called."""
+
+    scan: str
+    """sha256 of the scan, as `medad.io.source_digest` has it."""
+    liver: str
+    liver_labels: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        """One sha256 for all."""
+        values = {"scan": self.scan, "liver": self.liver, "liver_labels": sorted(self.liver_labels)}
+        return hashlib.sha256(canonical_json(values).encode()).hexdigest()
+
+
+class ChangedError(Exception):
+    """A scan is not, or no longer, what it was when it was looked at."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an inbox holds."""
+
+    arrivals: tuple[Arrival, ...]
+    waiting: tuple[Waiting, ...]
+
+
+def look(settings: InboxSettings) -> Look:
+    """List the scans. No file is opened but headers that name another file (.mhd, .nhdr).
+
+    Raises
+    ------
+    InputError
+        The folder is missing, or cannot be read.
+    """
+    from medad.datasets import find_cases
+
+    root = settings.inbox_folder
+    if not root.is_dir():
+        raise InputError(root, "the inbox: no such folder")
+    try:
+        cases, problems = find_cases(settings.data(str(root)), may_be_empty=True)
+    except OSError as error:
+        raise InputError(root, f"the inbox cannot be read ({error.strerror})") from error
+    arrivals, waiting = [], []
+    for problem in problems:
+        if not _hidden(problem.path, root):
+            rule = NO_MASK if problem.rule.startswith("no label") else problem.rule
+            waiting.append(Waiting(problem.path, ARRIVING if _temporary(problem.path, root) else rule))
+    for case in cases:
+        assert case.label is not None  # the settings have a pattern for it
+        if _hidden(case.scan, root) or _hidden(case.label, root):
+            continue
+        if _temporary(case.scan, root) or _temporary(case.label, root):
+            waiting.append(Waiting(case.scan, ARRIVING))
+            continue
+        try:
+            arrivals.append(Arrival(case.scan, case.label, _stamp(case.scan, case.label)))
+        except InputError as error:
+            waiting.append(Waiting(error.path, error.rule))
+        except ChangedError:
+            waiting.append(Waiting(case.scan, ARRIVING))
+    return Look(tuple(arrivals), tuple(waiting))
+
+
+def settle(arrivals: Sequence[Arrival], settle_s: float) -> tuple[list[Arrival], list[Waiting]]:
+    """Watch scans for `settle_s`: those that stayed as they were, and those that did not. Waits once for all."""
+    if not arrivals:
+        return [], []
+    deadline = time.monotonic() + settle_s
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(left)
+    whole: list[Arrival] = []
+    waiting: list[Waiting] = []
+    for arrival in arrivals:
+        if unchanged(arrival):
+            whole.append(arrival)
+        else:
+            waiting.append(Waiting(arrival.scan, ARRIVING))
+    return whole, waiting
+
+
+def unchanged(arrival: Arrival) -> bool:
+    """Whether its files are the very ones that were looked at."""
+    try:
+        return _stamp(arrival.scan, arrival.liver) == arrival.stamp
+    except (InputError, ChangedError):
+        return False
+
+
+def vanished(arrival: Arrival) -> bool:
+    """Whether somebody cleared it away."""
+    return not arrival.scan.exists() or not arrival.liver.exists()
+
+
+def seen_whole(path: Path) -> str:
+    """Digest of a scan or mask that was watched until it was whole.
+
+    Remembered under this name: that another command has read a file says nothing of whether it was whole.
+    """
+    from medad.io import source_digest, source_files
+
+    return ArtefactStore().digests.get(path, source_digest, source_files(path), watched=True)
+
+
+def recalled(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
+    """Its content, where these very files were watched and read before; None where they were not."""
+    from medad.io import source_files
+
+    memory = ArtefactStore().digests
+    try:
+        found = [memory.recall(seen_whole, source_files(path)) for path in (arrival.scan, arrival.liver)]
+    except (InputError, OSError):
+        return None
+    scan, liver = found
+    return None if scan is None or liver is None else Content(scan, liver, tuple(liver_labels))
+
+
+def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: float) -> Content:
+    """Read a scan and its mask; what was watched for long enough is remembered.
+
+    Raises
+    ------
+    ChangedError
+        They are no longer what was looked at.
+    InputError
+        One of them cannot be read.
+    """
+    from medad.io import source_digest, source_files
+
+    memory = ArtefactStore().digests
+    watched = watched_s > SETTLED_S
+    compute = seen_whole if watched else source_digest
+    try:
+        if not unchanged(arrival):
+            raise ChangedError
+        scan, liver = (
+            memory.get(path, compute, source_files(path), watched=watched) for path in (arrival.scan, arrival.liver)
+        )
+    except FileNotFoundError as error:
+        raise ChangedError from error
+    except OSError as error:
+        raise InputError(arrival.scan, f"cannot be read ({error.strerror})") from error
+    if not unchanged(arrival):
+        raise ChangedError
+    return Content(scan, liver, tuple(liver_labels))
+
+
+def still_holds(arrival: Arrival, content: Content) -> bool:
+    """Whether its bytes, read anew, are that content: a share that went away breaks scans that are sound."""
+    from medad.io import source_digest
+
+    try:
+        return (source_digest(arrival.scan), source_digest(arrival.liver)) == (content.scan, content.liver)
+    except (InputError, OSError):
+        return False
+
+
+def _stamp(scan: Path, liver: Path) -> Stamp:
+    """Raises ChangedError where a file comes or goes meanwhile or is still being copied, InputError as the readers."""
+    from medad.io import source_files
+
+    rows = []
+    try:
+        for path in (scan, liver):
+            for file in {*source_files(path), *(_files_below(path) if path.is_dir() else ())}:
+                stat = file.stat()
+                if not os.access(file, os.R_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                rows.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    except FileNotFoundError as error:
+        raise ChangedError from error
+    except OSError as error:
+        raise InputError(scan, f"cannot be read ({error.strerror})") from error
+    return tuple(sorted(rows))
+
+
+def _files_below(folder: Path) -> Iterable[Path]:
+    """All files of a DICOM folder, also those that are no slices: any of them may be the one that still comes."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(TEMPORARY):
+                raise ChangedError
+            yield Path(parent) / name
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _temporary(path: Path, root: Path) -> bool:
+    return any(part.lower().endswith(TEMPORARY) for part in path.relative_to(root).parts)

@@ -1,0 +1,130 @@
+"""Which inbox a pass looks into: its configuration, its model, and what was made of each scan so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from flows import liver_folder
+from flows.arrivals import Content, look, recalled
+from flows.cache import content_key, key_parts
+from flows.command import find_config
+from flows.inbox_folder import OutFolder, Row
+from flows.jobs import json_values
+from flows.liver_folder import NETS
+from flows.liver_jobs import Prepare, Segment, source_digest
+from flows.liver_report import Report
+from flows.privacy import PrivateLiver
+from medad.config import InboxSettings, load_inbox
+from medad.errors import ConfigError
+
+ALL_FAILED = "failed"
+"""In `retry`: every case that failed."""
+
+
+class InboxRequest(BaseModel):
+    """Which inbox to look into. Prefect stores this in clear: nothing in it names a scan or a patient."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: str = Field(description="A configuration's name in configs/inbox, or a YAML file.")
+    retry: tuple[str, ...] = Field(
+        default=(), description=f"Cases to try again, by id; '{ALL_FAILED}' stands for all that failed."
+    )
+    overrides: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
+    """Values put over the file's, by dotted key; of the command line, and not stored: they may be paths."""
+
+    @property
+    def label(self) -> str:
+        """The configuration's name, without a folder."""
+        return Path(self.config).stem
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """A configuration whose folders and model were found."""
+
+    settings: InboxSettings
+    liver: PrivateLiver
+    """The model run's settings, with the inbox in the place of its test data."""
+    folder: OutFolder
+
+    @classmethod
+    def open(cls, request: InboxRequest) -> Inbox:
+        """Read the configuration and the model's settings. Raises ConfigError."""
+        settings = load_inbox(find_config(Path(request.config), "inbox"), request.overrides)
+        model, values = settings.model_folder, settings.settings_by_key
+        for key in values:
+            if key.partition(".")[0] in {"name", "train_data", "test_data"}:
+                raise ConfigError(f"{request.config}: settings.{key}: no setting of an inbox's segmentation")
+        of_model = liver_folder.settings_of_run(model)
+        liver = liver_folder.settings_over(of_model, values, model=model, source=f"{request.config}: settings")
+        # cases are handed over one by one: where they lie, and by which patterns, is no part of a result
+        data = settings.data("-").model_copy(update={"images": "*", "labels": "*"})
+        update = {"name": f"inbox-{settings.name}"[:64], "test_data": data}
+        return cls(settings, liver.model_copy(update=update), OutFolder(settings.out_folder))
+
+    @cached_property
+    def tried_with(self) -> str:
+        """sha256 over all that a failure may hang on beside the scan: model, settings, program."""
+        values = {
+            "program": [key_parts(step, {}) for step in (Prepare.step, Segment.step, Report.step)],
+            "model": [source_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
+            "settings": json_values(self.liver, "name", "train_data", "train", "synthesis"),
+        }
+        return content_key(values)
+
+    def wants(self, content: Content, rows: Mapping[str, Row], retry: Iterable[str]) -> bool:
+        """Whether to segment this content: it is new, it failed under other circumstances, or it is asked for.
+
+        Raises UserError where the model cannot be read.
+        """
+        row = rows.get(content.digest)
+        if row is None or row.case in retry or (row.status == "failed" and ALL_FAILED in retry):
+            return True
+        return row.status == "failed" and row.tried_with != self.tried_with
+
+    def check_retry(self, rows: Mapping[str, Row], retry: Iterable[str]) -> None:
+        """Raise ConfigError for a case that is not known."""
+        known = {row.case for row in rows.values()} | {ALL_FAILED}
+        for case_id in retry:
+            if case_id not in known:
+                raise ConfigError(f"{case_id}: no such case in {self.folder.path}")
+
+
+def has_news(request: InboxRequest) -> bool:
+    """Whether a pass would find something to do, by a look that runs nothing and reads no scan. Raises UserError."""
+    inbox = Inbox.open(request)
+    if request.retry:
+        return True
+    rows = inbox.folder.rows()
+    contents = [recalled(arrival, inbox.settings.liver_labels) for arrival in look(inbox.settings).arrivals]
+    return any(content is None or inbox.wants(content, rows, ()) for content in contents)
+
+
+def listing(inbox: Inbox) -> list[dict[str, Any]]:
+    """Each scan that lies in the inbox and what became of it, with paths: for the user's own terminal.
+
+    Raises UserError. A scan that was never read is new; nothing is read now.
+    """
+    rows = inbox.folder.rows()
+    found = look(inbox.settings)
+    listed = []
+    for arrival in found.arrivals:
+        content = recalled(arrival, inbox.settings.liver_labels)
+        row = None if content is None else rows.get(content.digest)
+        entry = (
+            {"status": "new", "case": "", "rule": ""}
+            if row is None
+            else {"status": row.status, "case": row.case, "rule": row.rule}
+        )
+        listed.append(entry | {"scan": str(arrival.scan), "liver": str(arrival.liver)})
+    for each in found.waiting:
+        listed.append({"status": "waiting", "case": "", "rule": each.rule, "scan": str(each.path), "liver": ""})
+    return sorted(listed, key=lambda entry: str(entry["scan"]))
