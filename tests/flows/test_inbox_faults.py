@@ -1,0 +1,201 @@
+"""The inbox as processes that are killed, and that run beside each other, while scans are being dropped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.arrivals import Content
+from flows.digests import file_sha256
+from tests.flows.inbox_box import Box, read
+
+pytestmark = pytest.mark.slow
+
+SCANS, BROKEN = 50, 4
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def box(
+    tmp_path: Path,
+    new_world: Callable[..., Any],
+    cli: Callable[..., Any],
+    prefect_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Box:
+    """A trained model and many phantoms."""
+    from medad.phantom import write_lits_phantoms
+
+    world = new_world(tmp_path, train=1, test=0)
+    monkeypatch.setenv("ADFLOWS_CACHE", str(world.cache))
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    assert cli("liver", "train", world.config, "--out", world.runs).code == 0
+    write_lits_phantoms(world.lits, SCANS, seed=3, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
+    return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", cli)
+
+
+class Process:
+    """The inbox's command, with a log of what was made by any of them."""
+
+    def __init__(self, box: Box, *options: object) -> None:
+        command = ["liver", "inbox", str(box.config), "--json", *map(str, options)]
+        self.running = subprocess.Popen(
+            [sys.executable, "-m", "tests.flows.inbox_driver", str(box.root / "made.log"), *command],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def end(self, number: signal.Signals) -> tuple[int, str, str]:
+        self.running.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str, str]:
+        out, err = self.running.communicate(timeout=240)
+        return self.running.returncode, out, err
+
+
+def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        assert process.running.poll() is None, process.wait()[2]
+        time.sleep(0.02)
+
+
+def made(box: Box) -> Counter[str]:
+    """How often each artefact was made and each failure recorded, by any process."""
+    return Counter((box.root / "made.log").read_text(encoding="utf-8").splitlines())
+
+
+def drop_all(box: Box, rng: random.Random) -> set[str]:
+    """Drop the scans one after another, in pieces, some broken; returns their contents."""
+    contents = set()
+    for number in range(SCANS):
+        name, scan, liver = f"P{number}", f"volume-{number}.nii.gz", f"segmentation-{number}.nii.gz"
+        data = (box.phantoms / scan).read_bytes()
+        if number % (SCANS // BROKEN) == 5:
+            data = data[: len(data) // 2]
+        folder = box.inbox / name
+        folder.mkdir()
+        partial = rng.random() < 0.3
+        target = folder / ("scan.nii.gz.partial" if partial else "scan.nii.gz")
+        for start in range(0, len(data), len(data) // 3 + 1):
+            with target.open("ab") as file:
+                file.write(data[start : start + len(data) // 3 + 1])
+            time.sleep(rng.uniform(0, 0.15))
+        (folder / "liver.nii.gz").write_bytes((box.phantoms / liver).read_bytes())
+        if partial:
+            target.rename(folder / "scan.nii.gz")
+        digests = (file_sha256(folder / "scan.nii.gz"), file_sha256(folder / "liver.nii.gz"))
+        contents.add(Content(*digests, (1, 2)).digest)
+    return contents
+
+
+def nothing_is_left(box: Box, cache: Path) -> None:
+    """No lock is held, no half-made artefact or folder lies about."""
+    assert not list((box.out / ".inbox" / "locks").iterdir())
+    assert not list((cache / "tmp").iterdir())
+    assert not [path for path in box.out.glob(".*") if path.name != ".inbox"]
+    for lock in (cache / "locks").iterdir():
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.timeout(1200)
+def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> None:
+    box.configure(settle_s=2.5)
+    rng = random.Random(4)
+    dropped: set[str] = set()
+    dropping = threading.Thread(target=lambda: dropped.update(drop_all(box, rng)))
+    dropping.start()
+
+    def ended() -> int:
+        return len(box.results()) + len(box.failures())
+
+    for results in (1, 14, 30):
+        process = Process(box, "--watch", 1)
+        wait_for(lambda results=results: ended() >= results, process)  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 1.5))
+        assert process.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    process = Process(box, "--watch", 1)
+    dropping.join()
+    wait_for(lambda: ended() == SCANS, process)
+    time.sleep(3)  # at least one more look
+    code, _, err = process.end(signal.SIGINT)
+    assert code in {0, 2}, err
+    assert "Traceback" not in err
+
+    assert (len(box.results()), len(box.failures())) == (SCANS - BROKEN, BROKEN)
+    manifests = [read(box.out / case_id / "manifest.json") for case_id in box.results()]
+    found = {manifest["inbox"]["content"] for manifest in manifests}
+    found |= {record["content"] for record in box.failures().values()}
+    assert found == dropped, "none lost, none taken for another, none taken by half"
+    assert (box.overview()["done"], box.overview()["failed"]) == (SCANS - BROKEN, BROKEN)
+
+    count = made(box)
+    assert set(count.values()) == {1}, "nothing was made twice, no failure was tried again"
+    cache = Path(os.environ["ADFLOWS_CACHE"])
+    for step in ("prepare", "segment", "report"):
+        kept = [path for path in (cache / step).iterdir() if len(path.name) == 64]
+        of_training = {"prepare": 1, "segment": 0, "report": 1}[step]
+        assert len(kept) == SCANS - BROKEN + of_training
+    ran = box.run()
+    assert (ran.code, ran.answer["segmented"], ran.answer["computed"], ran.answer["cached"]) == (0, [], 0, 0)
+    nothing_is_left(box, cache)
+
+
+@pytest.mark.timeout(600)
+def test_two_passes_at_once_make_everything_once(box: Box) -> None:
+    scans = 12
+    for number in range(scans):
+        box.drop(f"P{number}", number)
+    box.drop_broken("Q", 0)
+    both = [Process(box), Process(box)]
+    answers = []
+    for process in both:
+        code, out, err = process.wait()
+        assert code in {0, 2}, err
+        answers.append(json.loads(out))
+    assert set(made(box).values()) == {1}
+    segmented = [case_id for answer in answers for case_id in answer["segmented"]]
+    assert sorted(segmented) == box.results()
+    assert len(segmented) == scans
+    assert len(box.failures()) == 1
+    assert sum(len(answer["failures"]) for answer in answers) == 1
+    ran = box.run()
+    assert (ran.answer["segmented"], ran.answer["computed"]) == ([], 0)
+    nothing_is_left(box, Path(os.environ["ADFLOWS_CACHE"]))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("place", ["prepare", "segment", "report", "publish", "fail"])
+def test_a_process_killed_in_each_phase_is_made_good(box: Box, place: str) -> None:
+    """Killed at the very moment: by the artefact that is being made, the folder being copied, the failure recorded."""
+    cache = Path(os.environ["ADFLOWS_CACHE"])
+    if place == "fail":
+        box.drop_broken("a", 0)
+    else:
+        box.drop("a", 0)
+    watched = {"publish": lambda: list(box.out.glob(".*.new")), "fail": lambda: list(box.out.rglob("failed/*"))}
+    begins = watched.get(place, lambda: [path for path in (cache / "tmp").glob(f"{place}-*")])
+    process = Process(box)
+    wait_for(lambda: bool(begins()) or process.running.poll() is not None, process)
+    process.end(signal.SIGKILL)
+    second = box.run()
+    assert second.code in {0, 2}
+    assert (len(box.results()), len(box.failures())) == ((0, 1) if place == "fail" else (1, 0))
+    assert set(made(box).values()) <= {1}
+    assert box.run().answer["computed"] == 0
+    nothing_is_left(box, cache)
