@@ -1,15 +1,25 @@
-"""The command line as a process of its own that notes what it makes: `python -m tests.flows.inbox_driver LOG ...`."""
+"""The command line as a process that notes what it makes and may kill itself at a given place.
+
+python -m tests.flows.inbox_driver LOG [--die PLACE] liver inbox ...
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+PLACES = ("prepare", "segment", "report", "publish", "published", "overview", "fail")
+
 
 def main() -> None:
-    log = sys.argv.pop(1)
+    log, place = sys.argv.pop(1), ""
+    if sys.argv[1] == "--die":
+        place = sys.argv[2]
+        assert place in PLACES
+        del sys.argv[1:3]
 
     def note(*words: str) -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -19,21 +29,37 @@ def main() -> None:
     from flows.settings import prepare_prefect
 
     prepare_prefect()
+    from flows import publish
     from flows.cache import ArtefactStore
     from flows.inbox_folder import FailedCase, OutFolder
 
-    move, fail = ArtefactStore._move_into_place, OutFolder.fail
+    def die_at(reached: str) -> None:
+        if reached == place:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    move, fail, swap, write = ArtefactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write
 
     def noted_move(self: ArtefactStore, work: Path, final: Path) -> None:
+        die_at(final.parent.name)  # made, not yet in its place
         move(self, work, final)
         note("made", final.parent.name, final.name)
 
     def noted_fail(self: OutFolder, failure: FailedCase) -> None:
+        die_at("fail")
         fail(self, failure)
         note("failed", failure.case)
 
-    replaced: Any = (noted_move, noted_fail)
-    ArtefactStore._move_into_place, OutFolder.fail = replaced  # type: ignore[method-assign]
+    def noted_swap(work: Path, final: Path) -> None:
+        die_at("publish")
+        swap(work, final)
+        die_at("published")
+
+    def noted_write(self: OutFolder, name: str, text: str) -> None:
+        die_at("overview")
+        write(self, name, text)
+
+    replaced: Any = (noted_move, noted_fail, noted_swap, noted_write)
+    ArtefactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write = replaced  # type: ignore[method-assign]
     from flows.__main__ import main as adflows
 
     adflows()
