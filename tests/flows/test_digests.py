@@ -100,3 +100,16 @@ def test_the_memory_holds_no_path(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         DigestMemory(tmp_path / "db").get(tmp_path / "nothing")
+
+
+def test_what_was_watched_is_remembered_whatever_its_time_stamps_say(tmp_path: Path) -> None:
+    """Of a share whose clock is ahead, or after this machine's went back."""
+    file, compute = tmp_path / "scan", Counting()
+    file.write_bytes(b"abc")
+    os.utime(file, (time.time() + 1e6, time.time() + 1e6))
+    memory = DigestMemory(tmp_path / "db")
+    assert memory.recall(compute, [file]) is None
+    wanted = memory.get(file, compute, watched=True)
+    assert (memory.recall(compute, [file]), memory.get(file, compute), compute.calls) == (wanted, wanted, 1)
+    file.write_bytes(b"abd")
+    assert memory.recall(compute, [file]) is None

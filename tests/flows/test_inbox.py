@@ -24,7 +24,7 @@ from flows.inbox import liver_inbox
 from flows.inbox_config import Inbox, InboxRequest
 from flows.inbox_folder import OutFolder
 from flows.jobs import Job
-from flows.plan import Plan, new_tally
+from flows.plan import Plan, new_tally, plan_flow
 from flows.tasks import Submitted, Tally, perform
 from medad.errors import ConfigError
 from tests.flows.inbox_box import Box, read
@@ -81,27 +81,24 @@ class Ended(Submitted):
 @pytest.fixture
 def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
     """An inbox whose passes are plain calls of the flow's function."""
-    from flows import cli_inbox, liver, plan
+    from flows import cli_inbox, liver
 
     def run_flow(flow: Any, *, dry_run: bool = False, **parameters: Any) -> Any:
         if dry_run:
-            return plan.plan_flow(flow, **parameters)
+            return plan_flow(flow, **parameters)
         outcome = flow.fn(**parameters).result(raise_on_failure=False)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    inner = liver.new_tally
-    monkeypatch.setattr(
-        liver, "new_tally", lambda *, refresh: inner(refresh=refresh) if is_planning() else Inline(refresh=refresh)
-    )
+    def tally(*, refresh: bool) -> Tally:
+        usual = new_tally(refresh=refresh)
+        return usual if isinstance(usual, Plan) else Inline(refresh=refresh)
+
+    monkeypatch.setattr(liver, "new_tally", tally)
     monkeypatch.setattr(cli_inbox, "run_flow", run_flow)
     monkeypatch.setattr("flows.ui.show_table", lambda *_: None)
     return served
-
-
-def is_planning() -> bool:
-    return isinstance(new_tally(refresh=False), Plan)
 
 
 def state_of(box: Box, **more: Any) -> Any:
@@ -145,8 +142,8 @@ def test_each_new_scan_is_segmented_once_and_the_inbox_is_left_alone(served: Box
         manifest = read(served.out / case_id / "manifest.json")
         assert {task["case_id"] for task in manifest["tasks"]} == {case_id, "restoration", "segmentation"}
         assert len(manifest["inputs"]) == 1
-    shapes = {nibabel.load(served.out / case_id / "mask.nii.gz").shape for case_id in served.results()}  # type: ignore[attr-defined]
-    assert shapes == {np.asanyarray(nibabel.load(scans[0]).dataobj).shape}  # type: ignore[attr-defined]
+    shapes = {nibabel.load(served.out / case_id / "mask.nii.gz").shape for case_id in served.results()}
+    assert shapes == {np.asanyarray(nibabel.load(scans[0]).dataobj).shape}
     second = served.run()
     assert second.code == 0
     assert (second.answer["segmented"], second.answer["computed"], second.answer["cached"]) == ([], 0, 0)
@@ -211,7 +208,8 @@ def test_prefects_ui_shows_a_table_of_opaque_ids_and_names_a_person_reads(served
     served.drop("MUSTERMANN", 0)
     served.drop_broken("PID4711", 1)
     # as a deployment hands it over: plain JSON
-    run_id = liver_inbox({"config": str(served.config)}, return_state=True).state_details.flow_run_id  # type: ignore[arg-type]
+    run_id = liver_inbox({"config": str(served.config)}, return_state=True).state_details.flow_run_id
+    assert run_id is not None
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         [table] = client.read_artifacts(
@@ -386,7 +384,7 @@ def test_a_failed_case_is_tried_again_when_what_it_failed_with_changes(
         from safetensors.torch import save_file
 
         weights = other / "model" / "segmentation" / "model.safetensors"
-        with safe_open(weights, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(weights, "pt") as file:
             tensors = {name: file.get_tensor(name) * 1.01 for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
         save_file(tensors, weights, metadata)
@@ -526,7 +524,12 @@ def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypat
     real = time.time
     monkeypatch.setattr(digests, "time", SimpleNamespace(time_ns=lambda: int((real() - year) * 1e9)))
     reads: list[Path] = []
-    monkeypatch.setattr("medad.io.file_digest", lambda path: reads.append(path) or digests.file_sha256(path))
+
+    def read_anew(path: Path) -> str:
+        reads.append(path)
+        return digests.file_sha256(path)
+
+    monkeypatch.setattr("medad.io.file_digest", read_anew)
     assert box.segmented() == []
     assert not reads, "remembered, though their stamps lie in the future"
     box.drop("c", 2)
@@ -542,8 +545,12 @@ def test_what_another_command_read_still_counts_as_arriving(box: Box, monkeypatc
     box.drop("a", 0)
     [planned] = {row["case"] for row in box.run("--dry-run").answer["plan"] if row["step"] == "prepare"}
     watched: list[float] = []
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: watched.append(seconds) or time.sleep(0.06))
-    monkeypatch.setattr(arrivals, "time", clock)
+
+    def sleep(seconds: float) -> None:
+        watched.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     assert box.segmented() == [planned]
     assert watched
     watched.clear()
@@ -777,18 +784,20 @@ def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypat
     assert len(box.segmented()) == 1
 
 
-def test_a_watch_runs_the_flow_only_where_there_is_something_to_do(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import cli_inbox
+    from flows.command import run_flow
+
+    box = served
 
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
     box.configure(settle_s=0.05)
     box.drop("a", 0)
     passes: list[str] = []
-    real = cli_inbox.run_flow
 
     def count(*arguments: Any, **more: Any) -> Any:
         passes.append("pass")
-        return real(*arguments, **more)
+        return run_flow(*arguments, **more)
 
     def sleep(seconds: float) -> None:
         assert seconds == 7

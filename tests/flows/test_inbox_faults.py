@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -54,18 +55,22 @@ class Process:
     def __init__(self, box: Box, *options: object, die_at: str = "") -> None:
         command = ["liver", "inbox", str(box.config), "--json", *map(str, options)]
         dying = ["--die", die_at] if die_at else []
-        self.running = subprocess.Popen(
-            [sys.executable, "-m", "tests.flows.inbox_driver", str(box.root / "made.log"), *dying, *command],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-        )  # fmt: skip
+        self.out, self.err = (box.root / f"{uuid.uuid4().hex}.{name}" for name in ("out", "err"))
+        with self.out.open("wb") as out, self.err.open("wb") as err:  # no pipe that fills up while nobody reads
+            self.running = subprocess.Popen(
+                [sys.executable, "-m", "tests.flows.inbox_driver", str(box.root / "made.log"), *dying, *command],
+                cwd=ROOT,
+                stdout=out,
+                stderr=err,
+            )
 
     def end(self, number: signal.Signals) -> tuple[int, str, str]:
         self.running.send_signal(number)
         return self.wait()
 
     def wait(self) -> tuple[int, str, str]:
-        out, err = self.running.communicate(timeout=400)
-        return self.running.returncode, out, err
+        code = self.running.wait(timeout=400)
+        return code, self.out.read_text(encoding="utf-8"), self.err.read_text(encoding="utf-8")
 
 
 def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 900) -> None:

@@ -13,7 +13,8 @@ from flows.cache import ArtefactStore, DamagedArtefactError, Ref
 from flows.engines import RUNNER
 from flows.jobs import Job
 from flows.serializer import VerifiedSerializer
-from flows.tasks import Tally, UnderWay
+from flows.tasks import Tally, UnderWay, describe
+from medad.errors import DiskFullError, InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "cache")
 
@@ -151,3 +152,10 @@ def test_an_exception_as_a_result_never_loads() -> None:
         VerifiedSerializer().loads(VerifiedSerializer().dumps(ValueError("x")))
     with pytest.raises(TypeError):
         VerifiedSerializer().dumps({"a": 1})
+
+
+def test_a_failure_says_whether_a_file_or_the_machine_is_to_blame() -> None:
+    file = describe("case-1", "prepare", InputError("/x/scan.nii", "cut short"))
+    disk = describe("case-1", "prepare", DiskFullError("/cache: no room left on this disk"))
+    bug = describe("case-1", "prepare", ZeroDivisionError())
+    assert [each.of_machine for each in (file, disk, bug)] == [False, True, False]

@@ -8,10 +8,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from medad.config import DatasetSettings, LiverSettings, NetSettings, load
+from medad.config import DatasetSettings, LiverSettings, NetSettings, load, load_inbox
 from medad.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "liver").glob("*.yaml"))
+INBOXES = sorted((Path(__file__).parents[2] / "configs" / "inbox").glob("*.yaml"))
+INBOX = "name: a\ninbox: in\nout: out\nmodel: m\nscans: '*/scan'\nlivers: '*/liver.nii.gz'\n"
 GOOD = "name: a\ntrain_data: {root: x, layout: btcv}\ntest_data: {root: y, layout: lits}\n"
 
 
@@ -83,3 +85,44 @@ def test_settings_survive_yaml_and_are_frozen() -> None:
     with pytest.raises(ValidationError):
         settings.seed = 3  # type: ignore[misc]
     assert NetSettings().widths == (64, 128, 256, 512)
+
+
+@pytest.mark.parametrize("path", INBOXES, ids=lambda path: path.stem)
+def test_every_committed_inbox_loads(path: Path) -> None:
+    assert load_inbox(path).name == path.stem
+
+
+def test_there_is_an_example_of_an_inbox() -> None:
+    assert [path.stem for path in INBOXES] == ["example"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (INBOX + "speed: 3\n", "speed: Extra inputs are not permitted"),
+        (INBOX + "settle_s: -1\n", "settle_s: Input should be greater than or equal to 0"),
+        (INBOX + "liver_labels: []\n", "liver_labels"),
+        (INBOX.replace("out: out", "out: in/out"), "neither inside the other"),
+        (INBOX.replace("out: out", "out: m"), "results need one of their own"),
+        (INBOX.replace("*/scan", "scan"), "`scans` must be a pattern with exactly one *"),
+        (INBOX.replace("*/scan", "../*/scan"), "`scans` must be a pattern below the inbox"),
+        (INBOX.replace("*/liver.nii.gz", "*/scan"), "the same pattern"),
+    ],
+)
+def test_a_wrong_inbox_is_named_in_one_line(tmp_path: Path, text: str, rule: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_inbox(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert rule in str(caught.value)
+
+
+def test_an_inbox_is_a_data_set_whose_file_names_name_no_case(tmp_path: Path) -> None:
+    path = tmp_path / "inbox.yaml"
+    path.write_text(INBOX + "settings: {device: cpu, postprocess: {threshold: 0.4}}\n", encoding="utf-8")
+    inbox = load_inbox(path)
+    data = inbox.data("/x")
+    assert (data.root, data.layout, data.images, data.labels) == ("/x", "folder", "*/scan", "*/liver.nii.gz")
+    assert (data.liver_labels, data.opaque_ids) == ((1,), True)
+    assert inbox.settings_by_key == {"device": "cpu", "postprocess.threshold": 0.4}

@@ -192,3 +192,12 @@ def test_real_folders(real_data: Path) -> None:
     assert [case.id for case in cases] == ["btcv-0001", "btcv-0013", "btcv-0101", "btcv-0102"]
     assert [case.id for case in search(real_data / "liver" / "lits", "lits")[0]] == ["lits-17"]
     assert problems == []
+
+
+def test_a_folder_may_be_empty_where_cases_are_yet_to_come(tmp_path: Path) -> None:
+    data = DatasetSettings(
+        root=str(tmp_path), layout="folder", images="*/scan", labels="*/liver.nii", liver_labels=(1,)
+    )
+    assert find_cases(data, may_be_empty=True) == ([], [])
+    with pytest.raises(InputError, match="no such folder"):
+        find_cases(data.model_copy(update={"root": str(tmp_path / "nowhere")}), may_be_empty=True)
