@@ -35,12 +35,13 @@ from flows.arrivals import (
     vanished,
 )
 from flows.cache import ArtefactStore
+from flows.engines import RUNNER
 from flows.inbox_config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox_folder import IN_MANIFEST, FailedCase, Row, now
 from flows.liver import ReadyCase, Stages
 from flows.liver_folder import NETS, Models
 from flows.liver_report import Report, Reported
-from flows.outcome import RUNNER, Outcome
+from flows.outcome import Outcome
 from flows.plan import planned
 from flows.privacy import path_filter
 from flows.publish import Copied, RunFolder, installed_versions, publish

@@ -5,6 +5,8 @@ PLACE is one of: `making` (a step's half-written folder is there), `sealing` (it
 `listing`, `swapping` (the run folder; STEP is then `-`).
 """
 
+# mypy: disable-error-code="assignment, method-assign, func-returns-value"
+
 from __future__ import annotations
 
 import os
@@ -58,14 +60,14 @@ def arm(place: str, step: str) -> None:
             is_device = any(job.step.name == step for job in _subclasses(DeviceJob) if hasattr(job.step, "name"))
             return build(self, kind, inputs, broken if kind.name == step and not is_device else body, **options)
 
-        ArtefactStore.build = half  # type: ignore[method-assign]
+        ArtefactStore.build = half
     elif place == "sealing":
         seal = ArtefactStore._seal
 
         def sealed(kind: Any, *arguments: Any) -> Any:
             return die() if kind.name == step else seal(kind, *arguments)
 
-        ArtefactStore._seal = staticmethod(sealed)  # type: ignore[method-assign]
+        ArtefactStore._seal = staticmethod(sealed)
     elif place == "moving":
 
         def only_out(self: ArtefactStore, work: Path, final: Path) -> None:
@@ -76,14 +78,12 @@ def arm(place: str, step: str) -> None:
             move(self, work, final)
 
         move = ArtefactStore._move_into_place
-        ArtefactStore._move_into_place = only_out  # type: ignore[method-assign]
+        ArtefactStore._move_into_place = only_out
     elif place == "moved":
-        ArtefactStore._move_into_place = when(  # type: ignore[method-assign]
-            ArtefactStore._move_into_place, after=True
-        )
+        ArtefactStore._move_into_place = when(ArtefactStore._move_into_place, after=True)
     elif place == "copying":
         copy = publish._copy
-        publish._copy = lambda copies, work: copy(list(copies)[:1], work) or die()  # type: ignore[func-returns-value]
+        publish._copy = lambda copies, work: copy(list(copies)[:1], work) or die()
     elif place == "listing":
         publish._write_manifest = die
     else:
@@ -99,13 +99,13 @@ def arm(place: str, step: str) -> None:
 
 def _armed(swap: Callable[..., None], replace: Callable[..., Any]) -> Callable[..., None]:
     def armed(*arguments: Any) -> None:
-        Path.replace = replace  # type: ignore[method-assign]
+        Path.replace = replace
         swap(*arguments)
 
     return armed
 
 
-def _subclasses(kind: type) -> Iterator[Any]:
+def _subclasses(kind: Any) -> Iterator[Any]:
     for below in kind.__subclasses__():
         yield below
         yield from _subclasses(below)

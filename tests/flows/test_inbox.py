@@ -27,6 +27,7 @@ from flows.jobs import Job
 from flows.plan import Plan, new_tally, plan_flow
 from flows.tasks import Submitted, Tally, perform
 from medad.errors import ConfigError
+from medad.settings import MachineSettings
 from tests.flows.inbox_box import Box, read
 from tests.flows.test_privacy import SECRETS, database, dump, holds, search
 
@@ -91,9 +92,9 @@ def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
             raise outcome
         return outcome
 
-    def tally(*, refresh: bool) -> Tally:
-        usual = new_tally(refresh=refresh)
-        return usual if isinstance(usual, Plan) else Inline(refresh=refresh)
+    def tally(machine: MachineSettings, *, refresh: bool) -> Tally:
+        usual = new_tally(machine, refresh=refresh)
+        return usual if isinstance(usual, Plan) else Inline(machine, refresh=refresh)
 
     monkeypatch.setattr(liver, "new_tally", tally)
     monkeypatch.setattr(cli_inbox, "run_flow", run_flow)
