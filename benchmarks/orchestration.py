@@ -1,0 +1,191 @@
+"""What the orchestration costs: a run that finds everything cached, a run of the demo's work, the digest of a scan.
+
+    python benchmarks/orchestration.py [--only a,b,c] [--json FILE]
+
+a  the liver flow over 130 cached volumes, as a command, from its start to its end
+b  the demo as a command, nothing cached, beside the same steps called one after another in one plain process: what is
+   between them is Prefect, its embedded server, keys, digests, locks, processes for the device steps, the run folder
+c  the digest of a scan of 46 MB, compressed
+
+Everything is made here and removed again, but for the demo's samples, which are fetched or made first and not timed.
+The command's database has been in use before, as on any but the first day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+VOLUMES = 130
+SCAN_BYTES = 46_000_000
+TINY: dict[str, Any] = {
+    "name": "many",
+    "gpus": "cpu",
+    "train_data": {"root": "", "layout": "btcv"},
+    "test_data": {"root": "", "layout": "lits"},
+    "preprocess": {"slice_px": 64},
+    "synthesis": {"blur_sigma_px": 4.0, "ellipse_px": 3},
+    "restoration": {"widths": [8, 16, 32], "groups": 4},
+    "segmentation": {"widths": [8, 16, 32], "groups": 4},
+    "train": {"restoration": {"epochs": 1}, "segmentation": {"epochs": 1}},
+}
+"""Networks of no consequence: what is cached costs nothing to compute."""
+
+
+def command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
+    """Run the command line with its own cache and database; its answer and its seconds, Python's start included."""
+    environment = os.environ | {
+        "ADFLOWS_CACHE": str(folder / "cache"),
+        "ADFLOWS_SLOTS": str(folder / "slots"),
+        "PREFECT_HOME": str(folder / "prefect"),
+    }
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", *arguments, "--json"],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
+    seconds = time.perf_counter() - started
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer, seconds
+
+
+def cached_run(folder: Path) -> Any:
+    import yaml
+
+    from benchmarks.zsad_timing import Row
+    from medad.phantom import write_btcv_phantoms, write_lits_phantoms
+
+    size: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}
+    write_btcv_phantoms(folder / "btcv", 1, seed=1, **size)
+    write_lits_phantoms(folder / "lits", VOLUMES, seed=2, **size)
+    values = json.loads(json.dumps(TINY))
+    values["train_data"]["root"], values["test_data"]["root"] = str(folder / "btcv"), str(folder / "lits")
+    (folder / "many.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    run = ("liver", "run", str(folder / "many.yaml"), "--out", str(folder / "runs"))
+    first, filling = command(folder, *run)
+    again, seconds = command(folder, *run)
+    assert (again["computed"], again["cached"]) == (0, first["computed"])
+    tasks = again["cached"]
+    detail = f"{tasks} tasks, {1000 * seconds / tasks:.0f} ms a task; computing them took {filling:.0f} s"
+    return Row("a", f"liver run of {VOLUMES} volumes, all cached", seconds, "s", "< 30", seconds < 30, detail)
+
+
+def orchestrated(folder: Path) -> Any:
+    from benchmarks.zsad_timing import Row
+
+    command(folder, "samples")
+    # the database and the imports' bytecode exist on any but the first day
+    command(folder, "zsad", "run", "demo", "--dry-run")
+    command(folder, "liver", "step", "window", str(warm_scan(folder)), "-o", str(folder / "grey.nii.gz"))
+    samples = shutil.move(folder / "cache" / "samples", folder / "samples")
+    shutil.rmtree(folder / "cache")
+    for cache in ("bare-1", "cache", "bare-2"):
+        shutil.copytree(samples, folder / cache / "samples")
+    bare = _bare_process(folder / "bare-1")
+    answers, seconds = command(folder, "demo", "--out", str(folder / "runs"))
+    bare_again = _bare_process(folder / "bare-2")
+    assert all(answer["cached"] == 0 for answer in answers.values())
+    tasks = sum(answer["computed"] for answer in answers.values())
+    plain = (bare + bare_again) / 2
+    share = 100 * (seconds / plain - 1)
+    detail = (
+        f"{tasks} tasks: command {seconds:.1f} s, the steps alone {bare:.1f} and {bare_again:.1f} s "
+        "before and after it; the command does two things at a time where it can"
+    )
+    return Row("b", "the demo as a command, more than its steps alone", share, "%", "< 3", share < 3, detail)
+
+
+def warm_scan(folder: Path) -> Path:
+    from medad.phantom import write_btcv_phantoms
+
+    write_btcv_phantoms(folder / "warm", 1, seed=1, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
+    return next((folder / "warm" / "img").iterdir())
+
+
+def _bare_process(folder: Path) -> float:
+    environment = os.environ | {"ADFLOWS_CACHE": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, __file__, "--bare"], env=environment, cwd=ROOT, check=True)
+    return time.perf_counter() - started
+
+
+def bare() -> None:
+    """Both demos' steps, one after another, each by its domain call."""
+    from flows.settings import prepare_prefect
+
+    prepare_prefect()
+    from benchmarks.bare_steps import run_liver, run_zsad
+
+    run_liver()
+    run_zsad()
+
+
+def digest(folder: Path) -> Any:
+    import gzip
+
+    import numpy as np
+
+    from benchmarks.zsad_timing import Row
+    from medad.io import source_digest
+
+    scan = folder / "scan.nii.gz"
+    rng = np.random.default_rng(0)
+    with scan.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1) as stream:
+        while raw.tell() < SCAN_BYTES:  # noise as a CT has, which hardly compresses, as int16
+            stream.write((rng.normal(0, 30, 1 << 20) + 100).astype("<i2").tobytes())
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        source_digest(scan)
+        seconds.append(time.perf_counter() - started)
+    size, best = scan.stat().st_size / 1e6, sorted(seconds)[2]
+    rate = size / best
+    detail = f"{size:.1f} MB in {best:.3f} s, the median of 5; the file was in memory"
+    return Row("c", "digest of a compressed scan", rate, "MB/s", ">= 80", rate >= 80, detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="a,b,c", help="letters to measure")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        bare()
+        return
+    from benchmarks.zsad_timing import fresh_folder
+
+    rows = []
+    for letter, measure in (("a", cached_run), ("b", orchestrated), ("c", digest)):
+        if letter in arguments.only:
+            print(letter, file=sys.stderr)
+            with fresh_folder() as folder:
+                rows.append(measure(folder))
+    print(f"{os.cpu_count()} cores, {platform.machine()}\n")
+    print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")
+    for row in rows:
+        verdict = "kept" if row.kept else "MISSED"
+        print(f"| {row.part} | {row.what} | {row.value:.3g} {row.unit} | {row.limit} | {verdict} | {row.detail} |")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    sys.exit(0 if all(row.kept for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    # the script's folder, which Python puts first, has a zsad.py
+    sys.path[0] = str(ROOT)
+    main()
