@@ -24,6 +24,7 @@ from flows.command import (
     say,
     start,
 )
+from flows.settings import prepare_numpy
 from flows.terminal import terminal
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def evaluate(
 ) -> None:
     """Metrics of any tool's maps: AUROC, AP, F1max at its oracle threshold, AUPRO; exact."""
     terminal.enabled = True
+    prepare_numpy()
     from medad.settings import parse_settings
     from zsad.config import EvaluationSettings
     from zsad.map_folders import evaluate_folders

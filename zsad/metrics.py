@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from scipy import ndimage
 from zsad import curves
 from zsad.curves import Counts
 
-CHUNK_PIXELS = 1 << 24
-"""Pixels sorted at a time by a thread: 64 MiB."""
+CHUNK_PIXELS = 1 << 23
+"""Pixels sorted at a time by a thread: 32 MiB. Smaller chunks take longer: each is searched for all thresholds."""
+SEARCHED = 1 << 13
+"""Thresholds looked up at a time, in their own part of a chunk: what a thread makes of them stays in its cache."""
 COUNTING_THREADS = 2
 """Chunks sorted beside each other; one more is being filled."""
 PRO_200_STEPS = 200
@@ -288,25 +291,26 @@ def _count_all(
     next chunk takes over. Whole numbers are added, so their order changes nothing.
     """
     rising = thresholds[::-1].copy()
-    totals = [np.zeros(size, dtype=np.int64) for size in (rising.size, rising.size, steps.size)]
+    at, above, above_steps = (np.zeros(size, dtype=np.int64) for size in (rising.size, rising.size, steps.size))
+    adding = Lock()
 
-    def count(chunk: Shaped[np.ndarray, " n"]) -> tuple[NDArray[np.int64], ...]:
+    def count(chunk: Shaped[np.ndarray, " n"]) -> None:
         chunk.sort()
-        left = chunk.searchsorted(rising, side="left")
-        # few thresholds equal a score of this chunk, fewer still more than one: the right end is searched for those
-        right = left + (chunk[np.minimum(left, chunk.size - 1)] == rising)
-        tied = np.flatnonzero((right > left) & (chunk[np.minimum(right, chunk.size - 1)] == rising))
-        right[tied] = chunk.searchsorted(rising[tied], side="right")
-        return chunk.size - left, chunk.size - right, chunk.size - chunk.searchsorted(steps, side="right")
-
-    def add(counted: Future[tuple[NDArray[np.int64], ...]]) -> None:
-        for total, part in zip(totals, counted.result(), strict=True):
-            np.add(total, part, out=total)
+        edges = [*chunk.searchsorted(rising[::SEARCHED], side="left").tolist(), chunk.size]
+        for number, begin in enumerate(range(0, rising.size, SEARCHED)):
+            some = slice(begin, begin + SEARCHED)
+            low, high = edges[number : number + 2]
+            left, right = _both_ends(chunk[low:high], rising[some])
+            with adding:
+                at[some] += chunk.size - low - left
+                above[some] += chunk.size - low - right
+        with adding:
+            above_steps[:] += chunk.size - chunk.searchsorted(steps, side="right")
 
     # chunks of one size, so that the threads end together
     size = -(-first.pixels // max(1, -(-first.pixels // chunk_pixels)))
     buffers = [np.empty(size, dtype=first.dtype)]
-    under_way: deque[tuple[Future[tuple[NDArray[np.int64], ...]], NDArray[Any]]] = deque()
+    under_way: deque[tuple[Future[None], NDArray[Any]]] = deque()
     filled = seen = 0
     with ThreadPoolExecutor(COUNTING_THREADS) as pool:
 
@@ -315,7 +319,7 @@ def _count_all(
             under_way.append((pool.submit(count, buffer[:filled]), buffer))
             if len(under_way) > COUNTING_THREADS:
                 counted, free = under_way.popleft()
-                add(counted)
+                counted.result()
                 buffers.append(free)
             else:
                 buffers.append(np.empty(size, dtype=first.dtype))
@@ -334,11 +338,24 @@ def _count_all(
         if filled:
             flush()
         for counted, _ in under_way:
-            add(counted)
+            counted.result()
     if seen != first.pixels:
         raise ValueError(f"the maps had {first.pixels} pixels at first and {seen} when asked again")
-    at, above, above_steps = totals
     return at[::-1].copy(), above[::-1].copy(), above_steps
+
+
+def _both_ends(
+    ordered: Shaped[np.ndarray, " n"], wanted: Float[np.ndarray, " k"]
+) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+    """How many of the rising values are < and how many are <= each one wanted (rising, all different)."""
+    left = ordered.searchsorted(wanted, side="left")
+    if not ordered.size:
+        return left, left
+    # few of those wanted equal a value, fewer still more than one: the right end is searched for those
+    right = left + (ordered[np.minimum(left, ordered.size - 1)] == wanted)
+    tied = np.flatnonzero((right > left) & (ordered[np.minimum(right, ordered.size - 1)] == wanted))
+    right[tied] = ordered.searchsorted(wanted[tied], side="right")
+    return left, right
 
 
 def _pro_200(

@@ -20,7 +20,16 @@ from skimage import measure
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from zsad import curves
-from zsad.metrics import Maps, PixelCurves, definitions, image_metrics, pixel_curves, pixel_metrics
+from zsad.metrics import (
+    CHUNK_PIXELS,
+    COUNTING_THREADS,
+    Maps,
+    PixelCurves,
+    definitions,
+    image_metrics,
+    pixel_curves,
+    pixel_metrics,
+)
 
 Array = NDArray[Any]
 Pairs = list[tuple[Array, Array]]
@@ -373,6 +382,32 @@ def test_memory_is_bounded_by_the_anomalous_pixels() -> None:
     tracemalloc.stop()
     # all maps are 15.7 MB; a chunk is 0.5 MB and the anomalous pixels 16 B x 3,840
     assert peak < 4e6
+
+
+def test_memory_of_many_maps_is_that_of_few_at_the_size_of_chunks_in_use() -> None:
+    side = 1024
+    rising = np.linspace(0, 1, side * side, dtype=np.float32).reshape(side, side)
+    mask = np.zeros((side, side), dtype=bool)
+    mask[100:1000, 100:1000] = True
+
+    def peak(images: int) -> int:
+        def source() -> Iterator[tuple[Array, Array]]:
+            for number in range(images):
+                yield rising + np.float32(number), mask & (number == 0)
+
+        tracemalloc.start()
+        counted = pixel_curves(source, pro_200=True).metrics
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert counted.n_normal_px + counted.n_anomalous_px == images * side * side
+        return found
+
+    # whole chunks, and more of them than are ever under way at once; the anomalous pixels are the same
+    few = (COUNTING_THREADS + 1) * CHUNK_PIXELS // side**2
+    of_few = peak(few)
+    assert peak(2 * few) < 1.02 * of_few
+    # float32 buffers, five maps with masks on their way, and not 80 B an anomalous pixel
+    assert of_few < (COUNTING_THREADS + 1) * CHUNK_PIXELS * 4 + 5 * 5 * side**2 + 80 * mask.sum()
 
 
 @given(map_sets().filter(mixed))

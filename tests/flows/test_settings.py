@@ -1,0 +1,61 @@
+"""What is set before the libraries are imported: on which CPUs, and never over the user's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import settings
+from flows.settings import NUMPY_WITHOUT_AVX512, prepare_numpy, sorts_slowly
+
+CPUINFO = """processor\t: 0
+vendor_id\t: {vendor}
+cpu family\t: {family}
+model name\t: as sold
+flags\t\t: fpu vme sse2 avx2 {flags}
+
+processor\t: 1
+vendor_id\t: {vendor}
+cpu family\t: {family}
+"""
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "slow"),
+    [
+        ("AuthenticAMD", "25", "avx512f avx512vbmi2", True),  # Zen 4
+        ("AuthenticAMD", "25", "", False),  # Zen 3
+        ("AuthenticAMD", "26", "avx512f avx512vbmi2", False),  # Zen 5
+        ("GenuineIntel", "6", "avx512f", False),
+    ],
+)
+def test_cpus_that_sort_slowly_by_avx512(vendor: str, family: str, flags: str, slow: bool) -> None:
+    assert sorts_slowly(CPUINFO.format(vendor=vendor, family=family, flags=flags)) is slow
+    assert not sorts_slowly("")
+
+
+def test_the_users_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, value = NUMPY_WITHOUT_AVX512
+    monkeypatch.setattr(settings, "sorts_slowly", lambda _: True)
+    monkeypatch.delenv(name, raising=False)
+    prepare_numpy()
+    assert os.environ[name] == value
+    monkeypatch.setenv(name, "AVX2")
+    prepare_numpy()
+    assert os.environ[name] == "AVX2"
+
+
+@pytest.mark.skipif(
+    not sorts_slowly(Path("/proc/cpuinfo").read_text(encoding="utf-8")), reason="a CPU that sorts well by AVX-512"
+)
+def test_numpy_knows_the_names() -> None:
+    """It warns of names that it does not know, and goes on with AVX-512."""
+    program = "import numpy._core._multiarray_umath as m; print(m.__cpu_features__['X86_V4'])"
+    environment = os.environ | dict([NUMPY_WITHOUT_AVX512])
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, encoding="utf-8")
+    assert done.stdout.strip() == "False"
