@@ -26,6 +26,7 @@ from flows.command import (
 )
 from flows.settings import prepare_numpy
 from flows.terminal import terminal
+from medad.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.privacy import PrivateZsad
@@ -33,11 +34,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
 
-DEFAULT_CONFIG = Path("demo")
-"""Of `score`: the embedded model needs no download, and the report says whose scores these are."""
+CHOICES = (
+    "--config is needed, since scores are those of its encoder: --config dual_clip --set encoder.weights=FILE "
+    "--set encoder.tag=null for work, or --config demo for the embedded model, which is no CLIP"
+)
+
+ORACLE = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
+"""What `evaluate` prints for figures whose threshold is chosen with the labels."""
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: dual_clip, demo.")]
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad. Needed.")
+]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of images: MVTec AD, VisA, or any.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of references and pseudo anomalies; repeatable.")]
 
@@ -80,7 +88,7 @@ def run(
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: scores.csv, maps, report.")],
-    config: ConfigOption = DEFAULT_CONFIG,
+    config: ConfigOption = None,
     category: Annotated[
         str | None, typer.Option(help="What the images show, in words. Default: the folder's name.")
     ] = None,
@@ -95,6 +103,8 @@ def score(
 
     Of several seeds and systems in the configuration, the first seed and the last system are used.
     """
+    if config is None:
+        raise ConfigError(CHOICES)
     start(verbose=verbose)
     settings = load_settings(config, parse_overrides(overrides, data__category=category))
     from flows.publish import writable
@@ -168,7 +178,7 @@ def evaluate(
     else:
         for kind in ("image", "pixel"):
             for key, value in getattr(found, kind).model_dump(mode="json").items():
-                say(f"{kind} {key:<24} {_figure(value)}")
+                say(f"{kind} {ORACLE.get(key, key):<30} {_figure(value)}")
     if found.problems:
         raise typer.Exit(EXIT_USER)
 

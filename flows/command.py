@@ -67,6 +67,8 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:
     """What --json prints."""
+    from flows.publish import read_notices
+
     return {
         "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
         "computed": outcome.computed,
@@ -75,6 +77,7 @@ def answer_of(outcome: Outcome) -> dict[str, Any]:
             {"case": f.case_id, "stage": f.stage, "rule": f.rule, "path": f.path or None} for f in outcome.failures
         ],
         "headline": outcome.headline,
+        "notices": [] if outcome.run_folder is None else read_notices(outcome.run_folder),
         **{name: value for name, value in outcome.details.items() if name != "lines"},
     }
 

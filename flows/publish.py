@@ -239,13 +239,18 @@ def read_headline(folder: Path) -> dict[str, float | None]:
     return {key: figures[key] for key in HEADLINE if key in figures}
 
 
-def read_statement(folder: Path) -> str:
+def read_notices(folder: Path) -> list[str]:
     """What must be said beside the figures; empty where there is nothing of the kind."""
     report = _report(folder)
     if report.get("planted", {}).get("any"):  # a liver report
-        return PLANTED
+        return [PLANTED]
     notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
-    return " ".join([*notices, *report["notes"]] if "notices" in report else [])
+    return [*notices, *report["notes"]] if "notices" in report else []
+
+
+def read_statement(folder: Path) -> str:
+    """The notices as one text."""
+    return " ".join(read_notices(folder))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -111,9 +111,9 @@ def _table(first: str, rows: list[dict[str, Any]], tally: Tally) -> list[dict[st
 
 def _markdown(folder: Path, where: str, tally: Tally) -> str:
     lines = [f"Report: `{where}` (open it from the disk; browsers do not follow links to files)", ""]
+    statement = read_statement(folder)
+    lines += [statement, ""] if statement else []
     if headline := read_headline(folder):
-        statement = read_statement(folder)
-        lines += [statement, ""] if statement else []
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {HEADLINE[key]} | {figure(value)} |" for key, value in headline.items()]
     lines += ["", f"{tally.computed} tasks computed, {tally.cached} cached, {len(tally.failures)} failed."]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
 """What is left of a system where there is no other image to compare with."""
 ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
-REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv")
+REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
 
 
 class ScoreRequest(BaseModel):

@@ -35,7 +35,7 @@ class ImagesSettings(Settings):
     """Where the images are and how they are laid out.
 
     `mvtec`: CATEGORY/test/DEFECT/x.png with CATEGORY/ground_truth/DEFECT/x_mask.png, `good` = normal.
-    `visa`: CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly, split by split_csv/1cls.csv if there.
+    `visa`: CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly, split by split_csv if there.
     `folder`: one category; sub-folders as labels (`good` = normal) with masks of the same stems, or just images.
     """
 
@@ -48,6 +48,8 @@ class ImagesSettings(Settings):
     """What layout `folder` shows, in words for the prompts. None: the folder's name."""
     masks: str | None = None
     """Layout `folder`: a folder of masks, relative to root. None: `ground_truth` or `masks` where there is one."""
+    visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
+    """Layout `visa`: whose test images, of split_csv/NAME.csv. Zero-shot methods are measured on 1cls."""
     opaque_ids: bool = False
     """Name images by a digest instead of by file name."""
 

@@ -21,7 +21,8 @@ SAMPLES_PREFIX = "samples:"
 NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
 """Folders, in any case of letters, whose images show no anomaly. Every other label is one."""
 _MASK_FOLDERS = ("ground_truth", "masks")
-_VISA_SPLIT = Path("split_csv") / "1cls.csv"
+_VISA_SPLITS = "split_csv"
+_VISA_DEFAULT_SPLIT = ImagesSettings.model_fields["visa_split"].default
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _DIGEST_CHARACTERS = 12
 _EXPECTED = (
@@ -70,7 +71,7 @@ class ImageProblem:
 
 @dataclass(frozen=True)
 class _Found:
-    key: str  # relative path with its ending
+    key: str  # relative path with its ending; empty where the rule is about the whole category
     path: Path
     defect: str
     anomalous: bool | None
@@ -82,7 +83,8 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     """List a set's test images, category by category.
 
     Training images are never listed. VisA's split file is used where there is one (its rows with split `test`);
-    without it all images count as test images. An anomalous image needs a mask, unless the category has no folder of
+    without it all images count as test images. Its rows go by the category's folder, or, where it knows one object
+    alone, to the only folder that could be meant. An anomalous image needs a mask, unless the category has no folder of
     masks at all: then there are labels for images alone. Hidden files are skipped.
 
     Parameters
@@ -105,7 +107,7 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     InputError
         The root is missing, holds no image of the layout, or not a category asked for; a broken split file.
     ConfigError
-        A category's name or a folder of masks is given where the layout has its own.
+        A category's name, a folder of masks or a split is given where the layout has its own, or none.
     """
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
@@ -113,6 +115,8 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     layout = _detect(root) if data.layout == "auto" else data.layout
     if data.masks is not None and layout != "folder":
         raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
+    if data.visa_split != _VISA_DEFAULT_SPLIT and layout != "visa":
+        raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
     single = layout == "folder" or _is_category(root, layout)
     if data.category is not None and not single:
         raise ConfigError(f"data.category: {root} holds several categories; data.categories chooses among them")
@@ -124,11 +128,13 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     problems: list[ImageProblem] = []
     for name, folder in folders.items():
         if data.categories is None or name in data.categories:
-            items, rejected = _with_ids(name, list(_search(folder, layout, data)), opaque=data.opaque_ids)
-            problems += rejected
+            found = list(_search(folder, layout, data))
+            whole = [ImageProblem(name, "", one.path, one.rule) for one in found if not one.key and one.rule]
+            items, rejected = _with_ids(name, [one for one in found if one.key], opaque=data.opaque_ids)
+            problems += whole + rejected
             if items:
                 categories.append(Category(name, tuple(items)))
-            elif not rejected:
+            elif not whole and not rejected:
                 problems.append(ImageProblem(name, "", folder, "no test image in this category"))
     if not categories:
         why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
@@ -204,8 +210,11 @@ def _search(folder: Path, layout: str, data: ImagesSettings) -> Iterator[_Found]
         truth = folder / "ground_truth"
         yield from _labelled(folder / "test", truth if truth.is_dir() else None)
     elif layout == "visa":
-        split = next((top / _VISA_SPLIT for top in (folder.parent, folder) if (top / _VISA_SPLIT).is_file()), None)
-        yield from _visa(folder) if split is None else _visa_split(split, folder.resolve().name)
+        name = Path(_VISA_SPLITS) / f"{data.visa_split}.csv"
+        split = next((top / name for top in (folder.parent, folder) if (top / name).is_file()), None)
+        if split is None and data.visa_split != _VISA_DEFAULT_SPLIT:
+            raise InputError(folder.parent / name, "no such split file")
+        yield from _visa(folder) if split is None else _visa_split(split, folder)
     else:
         yield from _plain(folder, data.masks)
 
@@ -255,9 +264,36 @@ def _visa(folder: Path) -> Iterator[_Found]:
     yield from _labelled(images, masks if masks.is_dir() else None)
 
 
-def _visa_split(split: Path, category: str) -> Iterator[_Found]:
+def _visa_split(split: Path, folder: Path) -> Iterator[_Found]:
     """The rows of VisA's split file for one category with split `test`; their paths start where split_csv lies."""
-    top = split.parent.parent
+    rows = _split_rows(split)
+    top, named = split.parent.parent, list(dict.fromkeys(row["object"] for row in rows))
+    category = folder.resolve().name
+    if category not in named:
+        renamed = len(named) == 1 and not (top / named[0]).is_dir()
+        if not renamed or len(_category_folders(top, "visa")) > 1:
+            rule = f"{_VISA_SPLITS}/{split.name} knows no {category}, only {', '.join(named)}"
+            yield _Found("", folder, "", None, rule=rule)
+            return
+        category = named[0]
+    for number, row in enumerate(rows, start=2):
+        if row["object"] != category or row["split"] != "test":
+            continue
+        if row["label"] not in {"normal", "anomaly"} or not row["image"]:
+            raise InputError(split, f"line {number}: expected label normal or anomaly, and an image")
+        path, anomalous = _listed(row["image"], category, top, folder), row["label"] == "anomaly"
+        defect = path.parent.name
+        image = _Found(f"{defect}/{path.name}", path, defect, anomalous)
+        mask = _listed(row["mask"], category, top, folder) if anomalous and row["mask"] else None
+        if not path.is_file():
+            yield replace(image, rule=f"listed in {split.name}, but not there")
+        elif anomalous and (mask is None or not mask.is_file()):
+            yield replace(image, rule=f"anomalous, but without a mask: {split.name} names none that is there")
+        else:
+            yield replace(image, mask=mask)
+
+
+def _split_rows(split: Path) -> list[dict[str, str]]:
     with reading(split):
         data = split.read_bytes()
     try:
@@ -266,21 +302,13 @@ def _visa_split(split: Path, category: str) -> Iterator[_Found]:
         raise InputError(split, f"not a split file of VisA: {error}") from error
     if not rows or not set(_VISA_COLUMNS) <= set(rows[0]):
         raise InputError(split, f"not a split file of VisA: expected the columns {', '.join(_VISA_COLUMNS)}")
-    for number, row in enumerate(rows, start=2):
-        if row["object"] != category or row["split"] != "test":
-            continue
-        if row["label"] not in {"normal", "anomaly"} or not row["image"]:
-            raise InputError(split, f"line {number}: expected label normal or anomaly, and an image")
-        path, anomalous = top / row["image"], row["label"] == "anomaly"
-        defect = path.parent.name
-        image = _Found(f"{defect}/{path.name}", path, defect, anomalous)
-        mask = top / row["mask"] if anomalous and row["mask"] else None
-        if not path.is_file():
-            yield replace(image, rule=f"listed in {split.name}, but not there")
-        elif anomalous and (mask is None or not mask.is_file()):
-            yield replace(image, rule=f"anomalous, but without a mask: {split.name} names none that is there")
-        else:
-            yield replace(image, mask=mask)
+    return rows
+
+
+def _listed(name: str, category: str, top: Path, folder: Path) -> Path:
+    """A file of a split file's row, which calls the category's folder by the category's name."""
+    first, _, rest = name.partition("/")
+    return folder / rest if first == category else top / name
 
 
 def _plain(root: Path, masks_name: str | None) -> Iterator[_Found]:

@@ -59,11 +59,18 @@ def weights_digest(settings: EncoderSettings) -> str:
     return f"seed:{settings.seed}" if settings.tag is None else f"tag:{settings.tag}"
 
 
+def is_embedded(settings: EncoderSettings, weights: str | None) -> bool:
+    """Whether the embedded model is meant, or features come from its weights (`sha256:...`), wherever they lay."""
+    if settings.model == "embedded":
+        return True
+    return weights is not None and weights == f"sha256:{file_digest(weights_in(EMBEDDED_FOLDER))}"
+
+
 def describe(settings: EncoderSettings) -> str:
     """The model in words for reports; no folder names, since a path may hold a person's."""
     folder = folder_of(settings)
     if settings.model == "embedded":
-        return "embedded: the product's own small model"
+        return "embedded: the product's own small model, no CLIP"
     if folder is not None:
         return f"the model in folder {folder.name}"
     if settings.weights is not None:

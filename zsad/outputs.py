@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
-from medad.storage import disk_full_as_user_error
+from medad.storage import disk_full_as_user_error, write_bytes
 from medad.words import readable
-from zsad.config import ZsadSettings
+from zsad.config import Variant, ZsadSettings
 from zsad.images import read_image, resize_map
+from zsad.models import describe
 from zsad.pictures import overlay
 from zsad.report import colour_scale, heat_scale, write_pages
 from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
-from zsad.report_document import (
-    ColourScale,
-)
+from zsad.report_document import ColourScale, Encoder, notices_of
 from zsad.report_tables import write_csv
 
 MapFormat = Literal["png", "tiff", "npy"]
 
 MAPS = "maps"
+ABOUT = "about.txt"
+"""In the folder of maps: what they are, for .npy files, which cannot say it themselves."""
 PNG_SIDE_PX = 2048
 """A larger image's heat map PNG is made smaller; the float map is not."""
 
@@ -47,6 +49,8 @@ def write_score_outputs(
 
     Maps and scores are those of the lowest seed and the last variant. Float maps hold float32 at the image file's own
     size, higher is more anomalous; the PNG is the same map in colours over the image, on one scale for all images.
+    TIFF and PNG say whose maps they are in their description, beside .npy files maps/about.txt does; each row of
+    scores.csv names the encoder.
 
     Parameters
     ----------
@@ -72,14 +76,21 @@ def write_score_outputs(
     loaded = None if category is None else load_category(category, settings.score.variants)
     scale = None if loaded is None or not loaded.images else colour_scale([loaded], variant)
     rows: list[dict[str, Any]] = []
+    encoder = describe(settings.encoder)
     if loaded is not None and scale is not None:
+        made_by = loaded.encoder(settings.encoder)
+        encoder = made_by.description
+        about = _about(variant, made_by, settings)
+        if "npy" in formats:
+            (out / MAPS).mkdir(exist_ok=True)
+            write_bytes(out / MAPS / ABOUT, (about + "\n").encode())
         for done, image in enumerate(loaded.images, start=1):
-            _write_maps(out / MAPS, loaded, image, settings, scale, formats)
+            _write_maps(out / MAPS, loaded, image, settings, scale, formats, about)
             if on_progress is not None:
                 on_progress(done, len(loaded.images))
         rows += _score_rows(loaded, settings)
     rows += _failure_rows(failures, settings)
-    write_csv(out / "scores.csv", rows)
+    write_csv(out / "scores.csv", [row | {"encoder": encoder} for row in rows])
     write_pages(
         out,
         settings=settings,
@@ -97,6 +108,7 @@ def _write_maps(
     settings: ZsadSettings,
     scale: ColourScale,
     formats: Sequence[MapFormat],
+    about: str,
 ) -> None:
     scores = category.score_map(image, scale.variant, settings.evaluation)
     height, width = category.size_hw(image)
@@ -109,14 +121,24 @@ def _write_maps(
             shown_hw = (max(1, round(height * shrink)), max(1, round(width * shrink)))
             pixels = Image.fromarray(read_image(image.path)).resize(shown_hw[::-1], Image.Resampling.BICUBIC)
             picture = overlay(np.asarray(pixels), resize_map(scores, shown_hw), heat_scale(scale))
-            picture.save(base.with_name(f"{base.name}.png"))
+            text = PngInfo()
+            text.add_itxt("Description", about)
+            picture.save(base.with_name(f"{base.name}.png"), pnginfo=text)
         if {"tiff", "npy"} & set(formats):
             full = resize_map(scores, (height, width))
             if "npy" in formats:
                 np.save(base.with_name(f"{base.name}.npy"), full, allow_pickle=False)
             if "tiff" in formats:
                 # uncompressed, which every reader of TIFF takes
-                Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF")
+                tags = {TiffImagePlugin.IMAGEDESCRIPTION: about}
+                Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF", tiffinfo=tags)
+
+
+def _about(variant: Variant, encoder: Encoder, settings: ZsadSettings) -> str:
+    """What a map is and who made it, in one line."""
+    notices = [notice.text for notice in notices_of(settings, [encoder])]
+    what = f"Anomaly map, higher is more anomalous. System: {variant}. Encoder: {encoder.description}."
+    return " ".join([what, *notices])
 
 
 def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[dict[str, Any]]:

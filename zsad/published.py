@@ -25,10 +25,15 @@ CATEGORIES: dict[Benchmark, tuple[str, ...]] = {
 }
 """The benchmark's categories; a mean over others does not compare with the published one."""
 
+TEST_IMAGES: dict[Benchmark, int] = {"mvtec": 1725, "visa": 2162}
+"""In all categories together; VisA's by its one-class split (962 normal, 1,200 anomalous)."""
+
 TITLES: dict[Benchmark, str] = {"mvtec": "MVTec AD", "visa": "VisA"}
 
 METHOD_MODEL, METHOD_TAG = "ViT-B-16-plus-240", "laion400m_e32"
 """open_clip's name of the encoder behind the Dual-Image rows."""
+METHOD_SEEDS = 6
+"""Of the Dual-Image rows."""
 
 DUAL_IMAGE = "Zhang et al., Dual-Image Enhanced CLIP"
 ANOMALY_CLIP = "Zhou et al., AnomalyCLIP"

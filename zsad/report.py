@@ -1,4 +1,4 @@
-"""The report of a run: `report.html` for people, `report.json` and two CSV tables for programs, from one document.
+"""The report of a run: `report.html` for people, `report.json` and three CSV tables for programs, from one document.
 
 Equal inputs give equal bytes. No path goes in: images appear under their ids.
 """
@@ -39,7 +39,7 @@ from zsad.report_document import (
     make_document,
 )
 from zsad.report_figures import macro_means, pick_images
-from zsad.report_tables import result_rows, score_rows, write_csv
+from zsad.report_tables import curve_rows, result_rows, score_rows, write_csv
 
 __all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]
 
@@ -67,7 +67,7 @@ def write_report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write report.html, report.json, results.csv, scores.csv and, where an image was scored, preview.png.
+    """Write report.html, report.json, results.csv, scores.csv, curves.csv and, where an image was scored, preview.png.
 
     Parameters
     ----------
@@ -94,6 +94,7 @@ def write_report(
     )
     write_csv(out / "results.csv", result_rows(document))
     write_csv(out / "scores.csv", score_rows(document))
+    write_csv(out / "curves.csv", curve_rows(document))
 
 
 def write_pages(
@@ -116,11 +117,15 @@ def write_pages(
         (256, 82, 2) if len(loaded) <= 8 else (208, 75, 2) if len(loaded) <= 20 else (144, 65, 1)
     )
     pictured = [_rows(one, variant, settings, scale, panel_px, misses) for one in loaded] if scale else []
-    reports = [one.report(variants, [row.shown for row in rows]) for one, rows in zip(loaded, pictured, strict=True)]
+    encoders = [one.encoder(settings.encoder) for one in loaded]
+    reports = [
+        one.report(variants, encoder, [row.shown for row in rows])
+        for one, encoder, rows in zip(loaded, encoders, pictured, strict=True)
+    ]
     document = make_document(
         settings,
         reports,
-        [one.encoder(embedded=settings.encoder.model == "embedded") for one in loaded],
+        encoders,
         macro_means(reports, variants),
         scale,
         _failures(failures, settings),
@@ -269,17 +274,19 @@ def _write_preview(
     path: Path, document: ReportDocument, pictured: Sequence[Sequence[_Row]], scale: ColourScale
 ) -> None:
     """The median anomalous image of the first few categories; without labels the highest-scored."""
+    kinds = [notice.kind for notice in document.notices if notice.kind != "published"]
+    tag = f" ({', '.join(kinds)})" if kinds else ""
     captioned = []
     for category, rows in zip(document.categories, pictured, strict=True):
         order = ("median anomalous", "highest", "median normal")
         row = min(rows, key=lambda one: order.index(one.shown.rank) if one.shown.rank in order else len(order))
-        tag = f" ({document.notices[0].kind})" if document.notices else ""
         captioned.append((f"{category.name} {row.shown.id}: {row.shown.rank}{tag}", row))
     captioned = captioned[:PREVIEW_ROWS]
+    image = "image; blue: true mask" if any(row.shown.masked for _, row in captioned) else "image"
     referenced = all(row.shown.reference for _, row in captioned)
     picture = pictures.stack_rows(
         [(caption, row.picture) for caption, row in captioned],
-        ["image; blue: true mask", "reference", "heat map"] if referenced else ["image; blue: true mask", "heat map"],
+        [image, "reference", "heat map"] if referenced else [image, "heat map"],
         heat_scale(scale),
     )
     with atomic_path(path) as temporary:

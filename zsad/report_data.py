@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from medad.errors import InputError
 from medad.storage import read_record
 from medad.words import clean, natural_order, readable
-from zsad.config import EvaluationSettings, Variant
+from zsad.config import EncoderSettings, EvaluationSettings, Variant
 from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 from zsad.feature_store import INDEX, FeatureIndex
 from zsad.images import Crops, merge_maps
+from zsad.models import is_embedded
 from zsad.report_document import (
     CategoryReport,
     Encoder,
@@ -134,15 +135,21 @@ class LoadedCategory:
         named = self.scores.index.images[self._scored[image.sha256]].references
         return next((other for digest in named[:1] for other in self.images if other.sha256 == digest), None)
 
-    def encoder(self, *, embedded: bool) -> Encoder:
-        return Encoder(description=self.index.model, random_weights=self.index.random_weights, embedded=embedded)
+    def encoder(self, settings: EncoderSettings) -> Encoder:
+        """What made the features; a copy of the embedded model is told by its weights."""
+        embedded = is_embedded(settings, self.index.identity.get("weights"))
+        description = self.index.model
+        if embedded and settings.model != "embedded":
+            description += " (the embedded model)"
+        return Encoder(description=description, random_weights=self.index.random_weights, embedded=embedded)
 
-    def report(self, variants: Sequence[Variant], shown: Sequence[ShownImage]) -> CategoryReport:
+    def report(self, variants: Sequence[Variant], encoder: Encoder, shown: Sequence[ShownImage]) -> CategoryReport:
         """What the report says about the category, with the images that it shows."""
         ids = {image.sha256: image.id for image in self.images}
         first = self.evaluated[self.shown_seed]
         return CategoryReport(
             name=self.result.name,
+            encoder=encoder.description,
             images=tuple(
                 ImageScores(
                     id=image.id,
@@ -165,6 +172,7 @@ class LoadedCategory:
                 for v in variants
             ),
             shown_seed=self.shown_seed,
+            curves=self.curves,
             shown=tuple(shown),
         )
 

@@ -13,17 +13,11 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.settings import MACHINE_FIELDS
 from medad.words import WITHHELD, clean
+from zsad.comparable import why_not_comparable
 from zsad.config import Variant, ZsadSettings
+from zsad.evaluation import CategoryCurves
 from zsad.metrics import definitions
-from zsad.published import (
-    CATEGORIES,
-    METHOD_MODEL,
-    METHOD_TAG,
-    TITLES,
-    Benchmark,
-    PublishedRow,
-    published_rows,
-)
+from zsad.published import TITLES, PublishedRow, published_rows
 
 SCHEMA_VERSION = 1
 
@@ -148,6 +142,8 @@ class MaskProblem(_Part):
 
 class CategoryReport(_Part):
     name: str
+    encoder: str
+    """What its features were made with, in words."""
     images: tuple[ImageScores, ...]
     normal: int
     anomalous: int
@@ -158,6 +154,8 @@ class CategoryReport(_Part):
     variants: tuple[VariantFigures, ...]
     shown_seed: int
     """Of pictures, histogram and curves."""
+    curves: CategoryCurves
+    """ROC and precision-recall of the last variant with the shown seed: at most some 400 points each."""
     shown: tuple[ShownImage, ...]
 
 
@@ -197,7 +195,7 @@ class Encoder(_Part):
 class PublishedTable(_Part):
     benchmark: str
     comparable: bool
-    """Whether the run has the encoder and the categories of the published figures."""
+    """Whether nothing that is known of the run sets it apart from the published setting; a notice says what does."""
     rows: tuple[PublishedRow, ...]
 
 
@@ -236,15 +234,11 @@ def make_document(
 ) -> ReportDocument:
     """The document, of parts that are in order already."""
     distinct = tuple(dict.fromkeys(encoders))
-    embedded = settings.encoder.model == "embedded"
-    notices = []
-    if settings.encoder.seed is not None or any(one.random_weights for one in distinct):
-        notices.append(Notice(kind="random weights", text=RANDOM_NOTICE))
-    if embedded:
-        notices.append(Notice(kind="embedded model", text=EMBEDDED_NOTICE))
+    notices = notices_of(settings, distinct)
     published = None
     if settings.published is not None:
-        reasons = _not_comparable(settings, settings.published, [one.name for one in categories])
+        scored = {one.name: len(one.images) for one in categories}
+        reasons = why_not_comparable(settings, settings.published, scored)
         published = PublishedTable(
             benchmark=TITLES[settings.published], comparable=not reasons, rows=published_rows(settings.published)
         )
@@ -271,24 +265,14 @@ def make_document(
     )
 
 
-def _not_comparable(settings: ZsadSettings, benchmark: Benchmark, names: Sequence[str]) -> list[str]:
-    """Why the published figures cannot be set beside this run's; empty if nothing speaks against it."""
-    reasons = []
-    encoder = settings.encoder
-    if encoder.seed is not None:
-        reasons.append("the encoder has random weights")
-    elif encoder.model != METHOD_MODEL:
-        reasons.append(f"they were made with {METHOD_MODEL} ({METHOD_TAG}), this run with another encoder")
-    elif encoder.tag not in {None, METHOD_TAG}:
-        reasons.append(f"they were made with the weights {METHOD_TAG}, this run with {encoder.tag}")
-    wanted = CATEGORIES[benchmark]
-    scored = [name for name in wanted if name in names]
-    if set(names) != set(wanted):
-        reasons.append(
-            f"they are means over the {len(wanted)} categories of {TITLES[benchmark]}, of which {len(scored)} "
-            f"{'is' if len(scored) == 1 else 'are'} here{' among others' if len(scored) < len(names) else ''}"
-        )
-    return reasons
+def notices_of(settings: ZsadSettings, encoders: Sequence[Encoder]) -> list[Notice]:
+    """What every output must say of whose scores it shows, even where nothing came of them; empty for CLIP's."""
+    notices = []
+    if settings.encoder.seed is not None or any(one.random_weights for one in encoders):
+        notices.append(Notice(kind="random weights", text=RANDOM_NOTICE))
+    if settings.encoder.model == "embedded" or any(one.embedded for one in encoders):
+        notices.append(Notice(kind="embedded model", text=EMBEDDED_NOTICE))
+    return notices
 
 
 def _definitions(settings: ZsadSettings) -> dict[str, str]:

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from medad.storage import atomic_path
-from zsad.report_document import METRICS, ReportDocument
+from zsad.evaluation import Curve, CurvePair
+from zsad.report_document import METRICS, ReportDocument, SeedFigures
+
+MEAN = "mean over categories"
+"""In the column `category` of results.csv, with `mean` or `sd` for the seed."""
+CURVE_COLUMNS = {"roc": ("false_positive_rate", "recall"), "pr": ("recall", "precision")}
+"""Curve -> what its axes are."""
 
 
 def result_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
-    """results.csv: a row a category, variant and seed."""
+    """results.csv: a row a category, variant and seed; then the means over categories, and their sd, over seeds."""
     for category in document.categories:
         for figures in category.variants:
             for seed, one in figures.seeds.items():
@@ -27,6 +33,22 @@ def result_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
                     **counts,
                     **{key: metrics[key] for key in METRICS},
                     **values,
+                    "encoder": category.encoder,
+                }
+    for macro in document.macro:
+        for part in ("mean", "sd"):
+            found = {key: getattr(stat, part) for key in METRICS if (stat := macro.metrics[key])}
+            f1 = getattr(macro.deployable_f1, part, None)
+            if part == "mean" or any(value is not None for value in (*found.values(), f1)):
+                yield {
+                    "category": MEAN,
+                    "variant": macro.variant,
+                    "seed": part,
+                    **dict.fromkeys(("normal", "anomalous", "unlabelled")),
+                    **{key: found.get(key) for key in METRICS},
+                    **dict.fromkeys(key for key in SeedFigures.model_fields if key != "metrics"),
+                    "deployable_f1": f1,
+                    "encoder": "; ".join(one.description for one in document.encoders),
                 }
 
 
@@ -52,6 +74,28 @@ def score_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
                         "score": score,
                         "threshold": threshold,
                         "flagged": None if threshold is None else int(score >= threshold),
+                        "encoder": category.encoder,
+                    }
+
+
+def curve_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
+    """curves.csv: a row a point, along each curve that the report draws."""
+    for category in document.categories:
+        drawn = category.curves
+        for of in ("image", "pixel"):
+            pair: CurvePair | None = getattr(drawn, of)
+            for kind, columns in CURVE_COLUMNS.items():
+                curve: Curve | None = getattr(pair, kind, None)
+                for point in zip(curve.x, curve.y, strict=True) if curve else ():
+                    yield {
+                        "category": category.name,
+                        "variant": drawn.variant,
+                        "seed": category.shown_seed,
+                        "of": of,
+                        "curve": kind,
+                        **dict.fromkeys(("false_positive_rate", "recall", "precision")),
+                        **dict(zip(columns, point, strict=True)),
+                        "encoder": category.encoder,
                     }
 
 

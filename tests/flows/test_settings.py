@@ -41,7 +41,8 @@ def test_cpus_that_sort_slowly_by_avx512(vendor: str, family: str, flags: str, s
 def test_the_users_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     name, value = NUMPY_WITHOUT_AVX512
     monkeypatch.setattr(settings, "sorts_slowly", lambda _: True)
-    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(name, "")  # so that it is as it was in the end
+    monkeypatch.delenv(name)
     prepare_numpy()
     assert os.environ[name] == value
     monkeypatch.setenv(name, "AVX2")

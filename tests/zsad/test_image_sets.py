@@ -160,6 +160,47 @@ def test_visas_split_file_says_which_are_test_images(tmp_path: Path, root: str) 
     assert not problems
 
 
+def test_a_renamed_category_is_the_one_object_of_its_split_file(tmp_path: Path) -> None:
+    visa(tmp_path)
+    split(tmp_path, NORMAL.format("test", 3), ANOMALY.format(1))
+    (tmp_path / "candle").rename(tmp_path / "wax")
+    categories, problems = find(tmp_path)
+    assert not problems
+    assert ids(categories["wax"]) == ["Anomaly/001", "Normal/0003"]
+    assert categories["wax"].items[0].mask == tmp_path / "wax/Data/Masks/Anomaly/001.png"
+
+
+def test_a_category_that_the_split_file_does_not_know_is_named_and_the_others_found(tmp_path: Path) -> None:
+    visa(tmp_path)
+    touch(tmp_path, "wax/Data/Images/Normal/0000.JPG")
+    split(tmp_path, NORMAL.format("test", 3), "pcb1,test,normal,pcb1/Data/Images/Normal/0000.JPG,")
+    said = "split_csv/1cls.csv knows no wax, only candle, pcb1"
+    categories, problems = find(tmp_path)
+    assert list(categories) == ["candle"]
+    assert problems == {"wax/": said}
+    with pytest.raises(InputError, match=f"the first of 1 problems: {said}"):
+        find(tmp_path / "wax")
+    # one object in the file, but two folders: its own must not lend its rows
+    split(tmp_path, NORMAL.format("test", 3))
+    assert find(tmp_path)[1] == {"wax/": "split_csv/1cls.csv knows no wax, only candle"}
+    (tmp_path / "candle").rename(tmp_path / "tallow")
+    with pytest.raises(InputError, match="knows no tallow, only candle"):
+        find(tmp_path)
+
+
+def test_another_split_of_visa_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+    visa(tmp_path)
+    split(tmp_path, NORMAL.format("test", 3), ANOMALY.format(1)).rename(tmp_path / "split_csv/2cls_highshot.csv")
+    split(tmp_path, NORMAL.format("test", 1))
+    assert ids(find(tmp_path)[0]["candle"]) == ["Normal/0001"]
+    assert ids(find(tmp_path, visa_split="2cls_highshot")[0]["candle"]) == ["Anomaly/001", "Normal/0003"]
+    with pytest.raises(InputError, match=r"2cls_fewshot\.csv: no such split file"):
+        find(tmp_path, visa_split="2cls_fewshot")
+    mvtec(tmp_path / "other/bottle")
+    with pytest.raises(ConfigError, match="only layout visa takes it"):
+        find(tmp_path / "other", visa_split="2cls_fewshot")
+
+
 def test_what_visas_split_file_lists_in_vain_is_named(tmp_path: Path) -> None:
     visa(tmp_path)
     split(tmp_path, NORMAL.format("test", 3), NORMAL.format("test", 9), ANOMALY.format(0), ANOMALY.format(1))
