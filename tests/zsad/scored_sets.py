@@ -71,6 +71,7 @@ def write_category(
     *,
     random_weights: bool = False,
     model: str = "open_clip ViT-B-16-plus-240",
+    weights: str = "tag:laion400m_e32",
     shift: Callable[[int], float] = lambda seed: 0.0,
 ) -> CategoryResult:
     """Files, features' index, scores and evaluation of a category. `shift` of a seed is added to class scores."""
@@ -99,7 +100,7 @@ def write_category(
         dim=8,
         model=model,
         random_weights=random_weights,
-        identity={},
+        identity={"weights": weights},
         images=tuple(rows),
         problems=(),
     )

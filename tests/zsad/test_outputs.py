@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, wri
 from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.images import resize_map
 from zsad.map_folders import evaluate_folders
+from zsad.models import EMBEDDED_FOLDER, describe
 from zsad.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
 from zsad.report_data import CategoryResult, Failed, load_category
 
+TIFF_DESCRIPTION = 270
 Array = np.ndarray[Any, Any]
 
 
@@ -161,6 +164,7 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(tmp_path: Path) -> 
         "width_px": "",
         "height_px": "",
         "problem": "the image is broken (truncated)",
+        "encoder": "open_clip ViT-B-16-plus-240",
     }
     document = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert [one["id"] for one in document["failures"]] == ["tiny", "x/broken"]
@@ -192,7 +196,8 @@ def test_only_the_formats_asked_for(tmp_path: Path, formats: tuple[MapFormat, ..
     result = write_category(tmp_path, "parts", [Drawn("a", None, 0.5), Drawn("b", None, 0.1)], settings)
     write(tmp_path / "out", result, settings, formats=formats)
     found = {path.suffix for path in (tmp_path / "out" / "maps").rglob("*") if path.is_file()}
-    assert found == {f".{name}" for name in formats}
+    # a .npy file cannot say whose map it is
+    assert found == {f".{name}" for name in formats} | ({".txt"} if "npy" in formats else set())
 
 
 def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(tmp_pa
 
 def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(tmp_path: Path) -> None:
     settings = score_settings(encoder=EncoderSettings(model="embedded"))
-    result = write_category(tmp_path, "parts", without_labels(usual(2, 2)), settings)
+    result = write_category(tmp_path, "parts", without_labels(usual(2, 2)), settings, model=describe(settings.encoder))
     told: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
     write_score_outputs(
@@ -221,10 +226,47 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(tm
         on_progress=lambda done, of: told.append((done, of)),
     )
     assert told == [(n, 4) for n in range(1, 5)]
+    maps = tmp_path / "out" / "maps"
+    for image in result.images:
+        with Image.open(maps / f"{image.id}.png") as png, Image.open(maps / f"{image.id}.tiff") as tiff:
+            for said in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
+                assert "Embedded model." in said
+                assert "no CLIP" in said
+    with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        assert all("embedded" in row["encoder"] for row in csv.DictReader(file))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Embedded model." in page
     assert "Four images." in page
     assert "F1max" not in page.split('id="definitions"')[0]
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_maps_without_a_place_for_words_have_them_beside_them(tmp_path: Path, embedded: bool) -> None:
+    """Also those of a copy of the embedded model, which its weights tell."""
+    settings = score_settings(encoder=EncoderSettings(model="local-dir:/somewhere/mine"))
+    weights = hashlib.sha256((EMBEDDED_FOLDER / "open_clip_model.safetensors").read_bytes()).hexdigest()
+    result = write_category(
+        tmp_path,
+        "parts",
+        without_labels(usual(2, 0)),
+        settings,
+        model=describe(settings.encoder),
+        weights=f"sha256:{weights}" if embedded else "sha256:1234",
+    )
+    rows = write(tmp_path / "out", result, settings, formats=("npy",))
+    about = (tmp_path / "out" / "maps" / "about.txt").read_text(encoding="utf-8")
+    assert "the model in folder mine" in about
+    assert ("Embedded model." in about) == embedded
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert ("Embedded model." in page) == embedded
+    name = "the model in folder mine" + (" (the embedded model)" if embedded else "")
+    assert {row["encoder"] for row in rows} == {name}
+
+
+def test_where_nothing_could_be_scored_the_table_still_names_the_encoder(tmp_path: Path) -> None:
+    settings = score_settings(encoder=EncoderSettings(model="embedded"))
+    rows = write(tmp_path / "out", None, settings, [Failed("parts", "a", "encode", "the image is broken", "a.png")])
+    assert [row["encoder"] for row in rows] == [describe(settings.encoder)]
 
 
 def test_a_lost_image_is_named(tmp_path: Path) -> None:

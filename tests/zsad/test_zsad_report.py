@@ -31,7 +31,7 @@ from tests.zsad.scored_sets import (
 )
 from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.evaluation import CategoryEvaluation
-from zsad.published import CATEGORIES
+from zsad.published import CATEGORIES, TEST_IMAGES
 from zsad.report import SCALE_QUANTILES, write_report
 from zsad.report_data import CategoryResult, Failed
 from zsad.report_document import (
@@ -157,6 +157,57 @@ def test_macro_mean_is_of_categories_and_leaves_out_what_is_undefined(report: Re
     assert "mean of 2 categories" in done.page.words
 
 
+def test_means_over_categories_and_who_made_them_are_in_the_table(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings()
+    perfect = [Drawn("good/0", False, 0.1), Drawn("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
+    sets = [("a", usual(), 0.1), ("b", perfect, 0.0)]
+    done = report([write_category(tmp_path, n, d, settings, shift=lambda seed, s=s: s * seed) for n, d, s in sets])  # type: ignore[misc]
+    rows = done.table("results.csv")
+    means = {(row["variant"], row["seed"]): row for row in rows if row["category"] == "mean over categories"}
+    assert list(means) == [(variant, part) for variant in ("text", "joint") for part in ("mean", "sd")]
+    assert rows[-4:] == list(means.values())
+    assert float(means["text", "mean"]["image_auroc"]) == pytest.approx((AUROC_OF_USUAL + 1) / 2, abs=1e-12)
+    assert float(means["text", "sd"]["image_auroc"]) == 0.0
+    for macro in done.json["macro"]:
+        for key in METRICS:
+            for part in ("mean", "sd"):
+                assert float(means[macro["variant"], part][key]) == macro["metrics"][key][part]
+        assert float(means[macro["variant"], "mean"]["deployable_f1"]) == macro["deployable_f1"]["mean"]
+    for name in ("results.csv", "scores.csv", "curves.csv"):
+        assert {row["encoder"] for row in done.table(name)} == {"open_clip ViT-B-16-plus-240"}
+
+
+def test_one_seed_has_no_sd_in_the_table_and_no_labels_have_no_means(report: Report, tmp_path: Path) -> None:
+    settings = zsad_settings(seeds=(4,))
+    one = report([write_category(tmp_path, "a", usual(), settings)], settings=settings)
+    assert [row["seed"] for row in one.table("results.csv")] == ["4", "4", "mean", "mean"]
+    none = report([write_category(tmp_path / "n", "a", without_labels(usual()), settings)], settings=settings)
+    assert [row["seed"] for row in none.table("results.csv")] == ["4", "4"]
+    assert none.table("curves.csv") == []
+
+
+def test_curves_are_in_json_and_table_point_by_point(report: Report, tmp_path: Path) -> None:
+    """The area under the points is the figure, since so few images' curves are whole."""
+    done = report([write_category(tmp_path, name, usual(), zsad_settings(seeds=(3, 2))) for name in "ab"])
+    table = done.table("curves.csv")
+    for category in done.json["categories"]:
+        curves = category["curves"]
+        assert curves["variant"] == "joint"
+        metrics = of_variant(done.json, 0, "joint")["seeds"]["2"]["metrics"]
+        for of in ("image", "pixel"):
+            for kind, columns in (("roc", ("false_positive_rate", "recall")), ("pr", ("recall", "precision"))):
+                own = [
+                    row for row in table if (row["category"], row["of"], row["curve"]) == (category["name"], of, kind)
+                ]
+                assert {(row["variant"], row["seed"]) for row in own} == {("joint", "2")}
+                for column, axis in zip(columns, "xy", strict=True):
+                    assert [float(row[column]) for row in own] == curves[of][kind][axis]
+                [empty] = {"false_positive_rate", "recall", "precision"} - set(columns)
+                assert {row[empty] for row in own} == {""}
+            roc = curves[of]["roc"]
+            assert np.trapezoid(roc["y"], roc["x"]) == pytest.approx(metrics[f"{of}_auroc"], abs=1e-12)
+
+
 def test_sd_is_over_seeds_of_the_macro_mean(report: Report, tmp_path: Path) -> None:
     settings = zsad_settings(evaluation=EvaluationSettings(threshold=0.605))
     # at 0.605 seed 0 flags .61 .71 .81, seed 1 with its shift all of .51 and up: found 3 and 4 of 4
@@ -208,8 +259,11 @@ def test_equal_values_have_no_deviation_at_all() -> None:
 # ---------------------------------------------------------------- the papers' figures, oracle thresholds, notices
 
 
-def test_published_rows_stand_beside_ours_and_say_whose_they_are(report: Report, tmp_path: Path) -> None:
-    settings = zsad_settings(published="mvtec")
+def test_published_rows_stand_beside_ours_and_say_whose_they_are(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = zsad_settings(published="mvtec", seeds=tuple(range(6)))
+    monkeypatch.setitem(TEST_IMAGES, "mvtec", 15 * 4)
     results = [write_category(tmp_path, name, usual(2, 2), settings) for name in CATEGORIES["mvtec"]]
     done = report(results, settings=settings)
     words = done.page.words
@@ -241,6 +295,7 @@ def test_without_the_loop_their_pro_stands_under_aupro(report: Report, tmp_path:
         (EncoderSettings(seed=3), "the encoder has random weights"),
         (EncoderSettings(tag="laion400m_e31"), "this run with laion400m_e31"),
         (EncoderSettings(tag="laion400m_e32"), "the 15 categories of MVTec AD, of which 1 is here"),
+        (EncoderSettings(tag="laion400m_e32"), "means over 6 seeds, this run has 2"),
     ],
 )
 def test_a_run_that_does_not_compare_says_so(
@@ -251,6 +306,35 @@ def test_a_run_that_does_not_compare_says_so(
     assert done.json["published"]["comparable"] is False
     assert reason in done.page.words
     assert done.page.words.index(reason) < done.page.words.index("image AUROC")
+
+
+def test_a_preview_of_random_weights_is_tagged_and_one_that_does_not_compare_is_not(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zsad import pictures
+
+    shown: list[tuple[list[str], list[str]]] = []
+    stack = pictures.stack_rows
+
+    def noted(rows: Any, heads: Any, scale: Any) -> Any:
+        shown.append(([caption for caption, _ in rows], heads))
+        return stack(rows, heads, scale)
+
+    monkeypatch.setattr(pictures, "stack_rows", noted)
+    for name, drawn, encoder in (
+        ("clip", usual(), EncoderSettings(tag="laion400m_e32")),
+        ("random", without_labels(usual()), EncoderSettings(seed=0)),
+        ("unmasked", [dataclasses.replace(one, has_mask=False) for one in usual()], EncoderSettings(seed=0)),
+    ):
+        settings = zsad_settings(published="mvtec", encoder=encoder)
+        report([write_category(tmp_path / name, "screw", drawn, settings)], settings=settings)
+    captions, heads = zip(*shown, strict=True)
+    assert ["(" in caption for (caption,) in captions] == [False, True, True]
+    assert captions[1][0].endswith("(random weights)")
+    assert list(heads) == [
+        ["image; blue: true mask", "reference", "heat map"],
+        *[["image", "reference", "heat map"]] * 2,
+    ]
 
 
 def test_nothing_published_where_nothing_was_asked_for(report: Report, tmp_path: Path) -> None:

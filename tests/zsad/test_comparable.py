@@ -1,0 +1,95 @@
+"""What a run must share with the published setting: every value that has a part in its figures, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zsad.comparable import why_not_comparable
+from zsad.config import ZsadSettings, load
+from zsad.published import CATEGORIES, TEST_IMAGES, Benchmark
+
+PAPER = Path(__file__).parents[2] / "configs" / "zsad" / "dual_clip.yaml"
+DTD = {"adapt.textures": "/data/dtd"}
+
+
+def whole(benchmark: Benchmark) -> dict[str, int]:
+    names = CATEGORIES[benchmark]
+    first, rest = divmod(TEST_IMAGES[benchmark], len(names))
+    return {name: first + (number < rest) for number, name in enumerate(names)}
+
+
+def reasons(**changes: Any) -> list[str]:
+    values = DTD | {key.replace("__", "."): value for key, value in changes.items()}
+    settings: ZsadSettings = load(PAPER, values)
+    return why_not_comparable(settings, "mvtec", whole("mvtec"))
+
+
+def test_the_papers_configuration_on_the_whole_set_compares() -> None:
+    assert reasons() == []
+    assert reasons(published="visa") == []
+    assert why_not_comparable(load(PAPER, DTD), "visa", whole("visa")) == []
+    # said in other words it is the same
+    assert reasons(encoder__vv_blocks=12, encoder__size_px=240, evaluation__size_px=240) == []
+    assert reasons(encoder__vv_blocks=list(range(12))) == []
+    local = {"encoder.weights": "/models/vit.pt", "encoder.tag": None}
+    assert why_not_comparable(load(PAPER, DTD | local), "mvtec", whole("mvtec")) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("score__tau", 0.07, "score.tau 0.07 (published 1)"),
+        ("score__lambda_1", 2, "score.lambda_1 2 (published 1)"),
+        ("score__lambda_2", 1, "score.lambda_2 1 (published 1.5)"),
+        ("score__lambda_3", 0, "score.lambda_3 0 (published 1)"),
+        ("score__lambda_4", 0.5, "score.lambda_4 0.5 (published 1)"),
+        ("score__lambda_5", 2, "score.lambda_5 2 (published 1)"),
+        ("score__lambda_text", 2, "score.lambda_text 2 (published 1)"),
+        ("score__references", {"count": 3}, "score.references.count 3 (published 1)"),
+        ("score__references", {"aggregate": "mean"}, "score.references.aggregate mean (published min)"),
+        ("adapt__steps", 5, "adapt.steps 5 (published 2)"),
+        ("adapt__beta", 0, "adapt.beta 0 (published 0.5)"),
+        ("adapt__textures", None, "this run with generated ones"),
+        ("encoder__vv_blocks", 6, "encoder.vv_blocks 6 (published all)"),
+        ("encoder__vv_feed_forward", True, "encoder.vv_feed_forward True"),
+        ("encoder__size_px", 336, "encoder.size_px 336"),
+        ("evaluation__size_px", 518, "evaluation.size_px 518"),
+        ("evaluation__smoothing_sigma_px", 4, "evaluation.smoothing_sigma_px 4 (published 0)"),
+        ("evaluation__max_fpr", 0.1, "evaluation.max_fpr 0.1 (published 0.3)"),
+        ("prompts__domains", ["medical"], "prompts.domains medical"),
+        ("seeds", [0, 1], "means over 6 seeds, this run has 2"),
+        ("encoder__tag", "laion400m_e31", "this run with laion400m_e31"),
+    ],
+)
+def test_each_difference_is_named(key: str, value: Any, said: str) -> None:
+    [reason] = reasons(**{key: value})
+    assert said in reason
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(
+    ("variants", "changes"),
+    [
+        (["text"], {"score__lambda_1": 3, "score__lambda_2": 3, "score__lambda_4": 3, "score__lambda_5": 3}),
+        (["text", "visual"], {"adapt__steps": 9, "score__lambda_text": 3}),
+        (["joint"], {"score__lambda_2": 3, "adapt__textures": None}),
+        (["visual"], {"score__tau": 0.07, "score__lambda_3": 3}),
+        (["joint_tta"], {"score__lambda_text": 3, "evaluation__threshold_quantile": 0.5, "score__batch_size": 1}),
+    ],
+)
+def test_what_has_no_part_in_the_figures_is_no_difference(variants: list[str], changes: dict[str, Any]) -> None:
+    assert reasons(score__variants=variants, **changes) == []
+
+
+def test_other_images_are_another_set() -> None:
+    settings = load(PAPER, DTD)
+    scored = whole("mvtec")
+    less = scored | {"screw": scored["screw"] - 4}
+    assert why_not_comparable(settings, "mvtec", less) == [
+        "they are of the 1,725 test images of MVTec AD, this run is of 1,721"
+    ]
+    [reason] = why_not_comparable(settings, "mvtec", {"screw": 160, "nut": 3})
+    assert "15 categories of MVTec AD, of which 1 is here among others" in reason
