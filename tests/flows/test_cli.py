@@ -93,6 +93,7 @@ def test_every_command_and_option_has_help(cli: Cli, command: tuple[str, ...]) -
         (("zsad", "run", "demo", "--seed", "1", "--seed", "1"), ("seeds", "twice")),
         (("zsad", "run", "dual_clip", "--set", "encoder.weights=x.pt"), ("encoder", "exactly one")),
         (("zsad", "score", "x.png", "-o", "o", "--config", "nosuchname"), ("nosuchname", "demo")),
+        (("zsad", "score", "x.png", "-o", "o"), ("--config dual_clip --set encoder.weights=FILE", "--config demo")),
         (("zsad", "evaluate", "nomaps", "nomasks"), ("nomaps", "no such folder")),
         (("zsad", "evaluate", "a", "b", "--set", "max_fpr=7"), ("max_fpr",)),
     ],
@@ -194,7 +195,14 @@ def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
     assert ran.code == 0
     for kind, keys in (("image", ("auroc", "ap", "f1max")), ("pixel", ("auroc", "ap", "f1max", "aupro"))):
         assert {key: ran.answer[kind][key] for key in keys} == dict.fromkeys(keys, 1.0)
-    assert "pixel aupro" in cli("zsad", "evaluate", maps, masks).out
+    plain = cli("zsad", "evaluate", maps, masks).out.splitlines()
+    assert any(line.startswith("pixel aupro") for line in plain)
+    for kind in ("image", "pixel"):
+        [figure] = [line for line in plain if line.startswith(f"{kind} f1max at oracle threshold ")]
+        [threshold] = [line for line in plain if line.startswith(f"{kind} oracle threshold ")]
+        assert float(figure.split()[-1]) == 1
+        assert threshold.split()[-1] == f"{ran.answer[kind]['f1max_threshold']:.4f}"
+    assert all("oracle" in line for line in plain if "f1max" in line or "threshold" in line)
     np.save(maps / "d.npy", np.zeros((20, 30), np.float32))
     ran = cli("zsad", "evaluate", maps, masks, "--json")
     assert ran.code == 2

@@ -62,8 +62,12 @@ def test_the_run_folder_holds_everything(world: Any, finished: Any) -> None:
     folder = Path(answer["run_folder"])
     assert folder == world.runs / "zsad" / "small"
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found == {"manifest.json", "report.html", "report.json", "preview.png", "results.csv", "scores.csv"}
-    assert {row["category"] for row in rows(finished, "results.csv")} == {"cloth", "screw"}
+    tables = {"results.csv", "scores.csv", "curves.csv"}
+    assert found == {"manifest.json", "report.html", "report.json", "preview.png", *tables}
+    assert answer["notices"] == []
+    for name in tables:
+        assert {row["encoder"] for row in rows(finished, name)} == {"the model in folder model"}
+    assert {row["category"] for row in rows(finished, "results.csv")} == {"cloth", "screw", "mean over categories"}
 
 
 def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: Any) -> None:
@@ -192,7 +196,8 @@ def test_unlabelled_images_are_scored_and_bad_ones_named(world: Any, finished: A
     Image.fromarray(rng.integers(0, 255, (40, 50), dtype=np.uint8)).save(folder / "grey.png")
     Image.fromarray(rng.integers(0, 255, (40, 50, 4), dtype=np.uint8)).save(folder / "rgba.png")
     Image.fromarray(rng.integers(0, 2**16, (40, 50), dtype=np.uint16)).save(folder / "deep.tiff")
-    Image.fromarray(rng.integers(0, 255, (40, 1200, 3), dtype=np.uint8)).save(folder / "long.png")
+    wide = np.broadcast_to(np.arange(12_000) // 50, (400, 12_000)).astype(np.uint8)
+    Image.fromarray(np.dstack([wide, wide[::-1], 255 - wide])).save(folder / "long.png", compress_level=1)
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     ran = cli("zsad", "score", folder, "--config", world.config, "-o", tmp_path / "out", "--npy", "--json")
@@ -208,10 +213,35 @@ def test_unlabelled_images_are_scored_and_bad_ones_named(world: Any, finished: A
     for ending in ("png", "npy"):  # a second kind of float map would leave `evaluate` two maps an image
         assert {path.stem for path in (out / "maps").glob(f"*.{ending}")} == scored
     assert not list((out / "maps").glob("*.tiff"))
-    assert np.load(out / "maps" / "long.npy").shape == (40, 1200)
+    assert np.load(out / "maps" / "long.npy").shape == (400, 12_000)
+    with Image.open(out / "maps" / "long.png") as picture:
+        assert picture.size == (2048, round(400 * 2048 / 12_000))
     assert (out / "report.html").is_file()
     again = cli("zsad", "score", folder, "--config", world.config, "-o", tmp_path / "out", "--npy", "--json")
     assert again.answer["computed"] == 0
+
+
+def test_the_embedded_models_scores_say_so_in_every_output(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    del finished
+    images = sorted((world.data / "screw" / "test" / "good").glob("*.png"))
+    command = ("zsad", "score", *images, "--config", "demo", "--set", "encoder.size_px=64", "-o", tmp_path / "out")
+    ran = cli(*command, "--json")
+    assert ran.code == 0, ran.err
+    notice = ran.answer["notices"][0]
+    assert notice.startswith("Embedded model.")
+    assert notice in cli(*command).out
+    out = tmp_path / "out"
+    for name in ("report.html", "report.json"):
+        assert "Embedded model." in (out / name).read_text(encoding="utf-8")
+    assert {row["encoder"].split(":")[0] for row in rows(ran, "scores.csv")} == {"embedded"}
+    for image in images:
+        with Image.open(out / "maps" / image.name) as png, Image.open(out / "maps" / f"{image.stem}.tiff") as tiff:
+            assert notice in png.info["Description"]
+            assert notice in tiff.tag_v2[270]  # type: ignore[attr-defined]
+            assert np.asarray(tiff).dtype == np.float32
 
 
 def test_prefects_ui_shows_categories_figures_and_a_picture(finished: Any, world: Any) -> None:

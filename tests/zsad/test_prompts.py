@@ -1,4 +1,4 @@
-"""The ensemble against the supplement's own counts and examples."""
+"""The ensemble against the supplement's own lists, counts and examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,77 @@ import pytest
 from medad.errors import ConfigError
 from medad.settings import parse_settings
 from zsad.config import PromptSettings
-from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, ensemble
+from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
+
+# the supplement's section 2, verbatim and in its order
+PRINTED_TEMPLATES = [
+    "a [d] cropped photo of the [s]",
+    "a [d] cropped photo of a [s]",
+    "a [d] close-up photo of a [s]",
+    "a [d] close-up photo of the [s]",
+    "a bright [d] photo of a [s]",
+    "a bright [d] photo of the [s]",
+    "a dark [d] photo of the [s]",
+    "a dark [d] photo of a [s]",
+    "a jpeg corrupted [d] photo of a [s]",
+    "a jpeg corrupted [d] photo of the [s]",
+    "a blurry [d] photo of the [s]",
+    "a blurry [d] photo of a [s]",
+    "a [d] photo of a [s]",
+    "a [d] photo of the [s]",
+    "a [d] photo of a small [s]",
+    "a [d] photo of the small [s]",
+    "a [d] photo of a large [s]",
+    "a [d] photo of the large [s]",
+    "a [d] photo of the [s] for visual inspection",
+    "a [d] photo of a [s] for visual inspection",
+    "a [d] photo of the [s] for anomaly detection",
+    "a [d] photo of a [s] for anomaly detection",
+]
+PRINTED_NORMAL = [
+    "normal [c]",
+    "unblemished [c]",
+    "flawless [c]",
+    "perfect [c]",
+    "[c] without flaw",
+    "[c] without damage",
+    "[c] without defect",
+]
+PRINTED_ABNORMAL = [
+    "damaged [c]",
+    "abnormal [c]",
+    "imperfect [c]",
+    "blemished [c]",
+    "[c] with flaw",
+    "[c] with damage",
+    "[c] with defect",
+]
+PRINTED_SURFACES = ["carpet", "leather", "grid", "tile", "wood"]
+PRINTED_DOMAINS = {"all": ["industrial"], "surfaces": ["textural", "surface"], "others": ["manufacturing"]}
+
+
+def test_lists_are_the_supplements_word_by_word() -> None:
+    assert list(TEMPLATES) == PRINTED_TEMPLATES
+    assert list(NORMAL_STATES) == PRINTED_NORMAL
+    assert list(ANOMALOUS_STATES) == PRINTED_ABNORMAL
+    assert list(PromptSettings().surface_categories) == PRINTED_SURFACES
+    for category in [*PRINTED_SURFACES, "bottle", "pcb1"]:
+        kind = "surfaces" if category in PRINTED_SURFACES else "others"
+        assert list(domain_words(category, PromptSettings())) == PRINTED_DOMAINS["all"] + PRINTED_DOMAINS[kind]
+
+
+@pytest.mark.parametrize("category", ["tile", "metal_nut"])
+def test_the_ensemble_is_every_printed_template_state_and_domain(category: str) -> None:
+    kind = "surfaces" if category in PRINTED_SURFACES else "others"
+    prompts = ensemble(category, PromptSettings())
+    for side, states in ((prompts.normal, PRINTED_NORMAL), (prompts.anomalous, PRINTED_ABNORMAL)):
+        expected = set()
+        for template in PRINTED_TEMPLATES:
+            for state in states:
+                for domain in PRINTED_DOMAINS["all"] + PRINTED_DOMAINS[kind]:
+                    filled = template.replace("[d]", domain).replace("[s]", state)
+                    expected.add(filled.replace("[c]", category.replace("_", " ")))
+        assert set(side) == expected
 
 
 def test_lists_are_as_long_as_the_supplement_says() -> None:
