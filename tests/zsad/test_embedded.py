@@ -23,7 +23,6 @@ from zsad.prompts import ensemble
 from zsad.scorers.dual import text_scores, visual_scores
 
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
-EACH = 12
 TAU = 0.07
 SHOWN_PX = 256
 """As in configs/zsad/demo.yaml."""
@@ -39,8 +38,12 @@ class Judged:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The draw of `python -m zsad.pretrain --held-out`, by its own defaults, which the card's table is of too.
+
+    So no seed was picked for this test, and it measures what the card says.
+    """
     folder = tmp_path_factory.mktemp("held-out")
-    write_held_out(folder, seed=1, each=EACH)
+    write_held_out(folder)
     return folder
 
 
@@ -48,13 +51,13 @@ def load(model: str) -> Encoder:
     return Encoder.load(EncoderSettings(model=model, size_px=SHOWN_PX), torch.device("cpu"))
 
 
-def judge(encoder: Encoder, folder: Path) -> Judged:
-    """Text and one reference image, as variant `joint`: each image's reference is the next one."""
+def judge(encoder: Encoder, folder: Path, step: int = 1) -> Judged:
+    """Text and one reference image, as variant `joint`: each image's reference is the next one. Of every nth image."""
     image_aurocs, pixel_aurocs = [], []
     crops = plan_crops(SIZE_PX, SIZE_PX, encoder.size_px, 2)
     for kind, _ in kinds("held_out"):
         text = encoder.encode_ensemble(ensemble(kind, PromptSettings()))
-        paths = sorted((folder / kind / "test").rglob("*.png"))
+        paths = sorted((folder / kind / "test").rglob("*.png"))[::step]
         tokens = encoder.encode(torch.cat([crop_image(read_image(path), crops) for path in paths]))
         of_text = text_scores(tokens.patches, text, TAU)
         of_class = text_scores(tokens.class_token, text, TAU)
@@ -94,8 +97,8 @@ def test_the_weights_are_small_half_precision_and_finite() -> None:
 
 def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
     judged = judge(load("embedded"), held_out)
-    assert judged.image_auroc >= 0.84
-    assert judged.pixel_auroc >= 0.86
+    assert judged.image_auroc >= 0.85
+    assert judged.pixel_auroc >= 0.85
 
 
 def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None
     from zsad.pretrain import build, save
 
     save(build(0), tmp_path)
-    judged = judge(load(f"local-dir:{tmp_path}"), held_out)
+    judged = judge(load(f"local-dir:{tmp_path}"), held_out, step=2)
     assert judged.image_auroc < 0.8
     assert judged.pixel_auroc < 0.8
 
