@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,7 +22,10 @@ from zsad.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, T
 
 METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
 """Of `METHOD_MODEL`: these values, given, are what None and `all` stand for."""
-_SAME = {"vv_blocks": {METHOD_BLOCKS, tuple(range(METHOD_BLOCKS)), "all"}, "size_px": {METHOD_SIZE_PX, None}}
+_SAME: dict[str, set[Any]] = {
+    "vv_blocks": {METHOD_BLOCKS, tuple(range(METHOD_BLOCKS)), "all"},
+    "size_px": {METHOD_SIZE_PX, None},
+}
 _ENCODER = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", "size_px")
 _EVALUATION = ("size_px", "smoothing_sigma_px", "max_fpr")
 _JOINT: frozenset[Variant] = frozenset({"joint", "joint_tta"})
@@ -86,7 +89,7 @@ def _of_settings(settings: ZsadSettings) -> Iterator[str]:
         yield f"they are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
 
 
-def _differing(group: str, ours: BaseModel, published: BaseModel, keys: Sequence[str] | Any) -> Iterator[str]:
+def _differing(group: str, ours: BaseModel, published: BaseModel, keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
         one, other = getattr(ours, key), getattr(published, key)
         if isinstance(one, BaseModel):
