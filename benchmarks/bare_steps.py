@@ -61,7 +61,7 @@ def _bare(machine: MachineSettings, *, refresh: bool) -> Tally:
 
 def run_liver() -> None:
     """What the flow `liver` does with the demo's settings, report included."""
-    flows.liver.new_tally = _bare
+    flows.liver.new_tally = _bare  # type: ignore[attr-defined]
     settings, notes = liver_demo(lambda line: None)
     stages = flows.liver.Stages(settings, refresh=False)
     training, cases = stages.prepare_training(), stages.prepare_test()
@@ -73,7 +73,7 @@ def run_liver() -> None:
 
 def run_zsad() -> None:
     """What the flow `zsad` does with the demo's settings, report included."""
-    flows.zsad.new_tally = _bare
+    flows.zsad.new_tally = _bare  # type: ignore[attr-defined]
     stages = flows.zsad.Stages(zsad_demo(lambda line: None), refresh=False)
     assert stages.report(stages.score(stages.encode(stages.find())))
     assert not stages.tally.failures

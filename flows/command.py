@@ -66,16 +66,14 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
 
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:
-    """What --json prints."""
+    """What --json prints. No path of an input: that is said on stderr, and this may be kept or mailed."""
     from flows.publish import read_notices
 
     return {
         "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
         "computed": outcome.computed,
         "cached": outcome.cached,
-        "failures": [
-            {"case": f.case_id, "stage": f.stage, "rule": f.rule, "path": f.path or None} for f in outcome.failures
-        ],
+        "failures": [{"case": f.case_id, "stage": f.stage, "rule": f.rule} for f in outcome.failures],
         "headline": outcome.headline,
         "notices": [] if outcome.run_folder is None else read_notices(outcome.run_folder),
         **{name: value for name, value in outcome.details.items() if name != "lines"},

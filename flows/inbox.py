@@ -19,7 +19,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import liver_folder, ui
+from flows import case_ids, liver_folder, ui
 from flows.arrivals import (
     ARRIVING,
     Arrival,
@@ -43,7 +43,7 @@ from flows.liver_folder import NETS, Models
 from flows.liver_report import Report, Reported
 from flows.outcome import Outcome
 from flows.plan import planned
-from flows.privacy import path_filter
+from flows.privacy import confined, path_filter
 from flows.publish import Copied, RunFolder, installed_versions, publish
 from flows.settings import worker_count
 from flows.tasks import Failure, describe
@@ -56,9 +56,9 @@ GONE = "its scan is no longer in the inbox"
 
 
 def case_id_of(arrival: Arrival, content: Content) -> str:
-    """What a case is called: the same for the same content, and telling nothing of a patient."""
-    del arrival
-    return f"scan-{content.digest[:12]}"
+    """What a case is called: the id of its scan, and what tells one mask of it from another."""
+    [scan_id] = case_ids.identify([arrival.scan])
+    return f"{scan_id}-{case_ids.keyed(content.digest)[:6]}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,11 @@ class Pass:
                 case_id = case_id_of(arrival, content)
                 self._learn(arrival, case_id)
                 terminal.line(f"{case_id} is {arrival.scan}")
+                if not self.dry:
+                    labels = self.inbox.settings.liver_labels
+                    case_ids.register_found(
+                        [case_ids.RegisteredCase(case_id.rpartition("-")[0], arrival.scan, arrival.liver, labels)]
+                    )
                 yield Taken(case_id, arrival, content)
             seen.add(content.digest)
         for case_id in self.retry:
@@ -334,7 +339,10 @@ def _found(row: Row) -> str:
     return f"{row.lesions} lesion{'s' * (row.lesions > 1)}, {row.lesion_ml:.1f} mL"
 
 
-@flow(name="liver-inbox", flow_run_name="inbox {request.label}", task_runner=RUNNER, persist_result=False)
+@flow(
+    name="liver-inbox", flow_run_name="inbox {request.label}", task_runner=RUNNER, persist_result=False, log_prints=True
+)
+@confined
 def liver_inbox(request: InboxRequest, refresh: bool = False) -> State[Outcome]:
     """Segment what is new in an inbox. With `refresh`, nothing that is segmented in this pass comes from the cache."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import liver_folder, ui
+from flows import case_ids, liver_folder, ui
 from flows.cache import Ref
 from flows.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
@@ -30,12 +31,11 @@ from flows.liver_jobs import (
     Segment,
     TrainRestoration,
     TrainSegmentation,
-    source_digest,
 )
 from flows.liver_report import Report, Reported
 from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import new_tally, planned
-from flows.privacy import PrivateLiver, PrivatePath, path_filter
+from flows.plan import Plan, new_tally, planned
+from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
 from flows.publish import RunFolder, installed_versions, publish
 from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
@@ -84,25 +84,42 @@ class Stages:
         self.settings = settings
         self.tally = new_tally(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
+        self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
+        """Whether names of files are to be left out of what is shown."""
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
         """The cases of a data set; what is wrong with it is noted."""
         from medad.datasets import find_cases
         from medad.samples import samples_dir
 
+        learn_data(data, f"{use} data")
         try:
-            cases, problems = find_cases(data, samples_dir())
+            cases, problems = find_cases(data, samples_dir(), case_ids.identify)
+            for case in cases:
+                for path in (case.scan, case.label):
+                    if path is not None:
+                        path_filter.learn(path, case.id)
+            self.tell_apart([case for case in cases if case.opaque])
         except UserError as error:
             self.tally.fail(describe(f"{use} data", "find", error))
             return []
         for problem in problems:
             path_filter.learn(problem.path, problem.case_id)
+            if problem.opaque:
+                self.opaque = True
+                terminal.line(f"{problem.case_id} is {problem.path}")
             self.tally.fail(Failure(problem.case_id, "find", problem.rule, str(problem.path)))
-        for case in cases:
-            for path in (case.scan, case.label):
-                if path is not None:
-                    path_filter.learn(path, case.id)
         return cases
+
+    def tell_apart(self, cases: Sequence[Case]) -> None:
+        """Keep in the register, and say on the user's terminal, which scan an opaque id stands for."""
+        self.opaque = self.opaque or bool(cases)
+        for case in cases:
+            terminal.line(f"{case.id} is {case.scan}")
+        if not isinstance(self.tally, Plan):  # a dry run leaves nothing behind
+            case_ids.register_found(
+                case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
+            )
 
     def prepare_training(self) -> list[Submitted]:
         """Start the preparation of every training case."""
@@ -194,11 +211,10 @@ class Stages:
 
     def report(self, results: list[Reported], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
         """report.html and report.json."""
-        opaque = self.settings.test_data.opaque_ids or self.settings.train_data.opaque_ids
         job = Report(
             settings=self.settings,
             results=tuple(results),
-            failures=failed_steps(self.tally, opaque=opaque),
+            failures=failed_steps(self.tally, opaque=self.opaque),
             restoration=None if models is None else models.restoration,
             segmentation=None if models is None else models.segmentation,
             versions=tuple(sorted(installed_versions().items())),
@@ -235,7 +251,8 @@ class Stages:
         return Outcome.of(self.tally, run_folder=out, headline=headline)
 
 
-@flow(name="liver", flow_run_name="liver {settings.name}", task_runner=RUNNER, persist_result=False)
+@flow(name="liver", flow_run_name="liver {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True)
+@confined
 def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> State[Outcome]:
     """From scans to a report in the run folder `out`."""
     started = time.monotonic()
@@ -247,7 +264,14 @@ def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple
     return final_state(stages.finish(out, results, models, notes, started), useful=bool(results))
 
 
-@flow(name="liver-prepare", flow_run_name="prepare {settings.name}", task_runner=RUNNER, persist_result=False)
+@flow(
+    name="liver-prepare",
+    flow_run_name="prepare {settings.name}",
+    task_runner=RUNNER,
+    persist_result=False,
+    log_prints=True,
+)
+@confined
 def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
     stages = Stages(settings, refresh=refresh)
@@ -266,7 +290,10 @@ def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     return final_state(Outcome.of(stages.tally, details=details), useful=any(details.values()))
 
 
-@flow(name="liver-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False)
+@flow(
+    name="liver-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True
+)
+@confined
 def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Outcome]:
     """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
     started = time.monotonic()
@@ -275,7 +302,14 @@ def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Out
     return final_state(stages.finish(out, [], models, (), started), useful=models is not None)
 
 
-@flow(name="liver-evaluate", flow_run_name="evaluate {settings.name}", task_runner=RUNNER, persist_result=False)
+@flow(
+    name="liver-evaluate",
+    flow_run_name="evaluate {settings.name}",
+    task_runner=RUNNER,
+    persist_result=False,
+    log_prints=True,
+)
+@confined
 def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
     started = time.monotonic()
@@ -286,46 +320,52 @@ def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = Fal
     return final_state(stages.finish(out, results, models, (), started), useful=bool(results))
 
 
-@flow(name="liver-segment", flow_run_name="segment", task_runner=RUNNER, persist_result=False)
+@flow(name="liver-segment", flow_run_name="segment", task_runner=RUNNER, persist_result=False, log_prints=True)
+@confined
 def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     """Segment scans, which `test_data` describes, with the networks of an earlier run.
 
-    Cases are named by content: file names may name patients.
+    Cases have opaque ids: file names may name patients.
     """
     from medad.datasets import Case
 
     started = time.monotonic()
     data = settings.test_data
     stages = Stages(settings, refresh=refresh)
+    stages.opaque = True
     cases: dict[str, Case] = {}
-    for scan, mask in zip(request.scans, request.liver_masks, strict=True):
-        try:
-            case_id = f"scan-{source_digest(scan)[:8]}"
-        except UserError as error:
-            stages.tally.fail(describe(f"scan-{len(cases) + 1}", "find", error))
-            continue
+    given = zip(request.scans, request.liver_masks, case_ids.identify(request.scans), strict=True)
+    for scan, mask, case_id in given:
+        path_filter.learn(scan, case_id)
+        path_filter.learn(mask, case_id)
         if case_id in cases:
             stages.tally.fail(Failure(case_id, "find", "this scan was given before", str(scan)))
             continue
-        path_filter.learn(scan, case_id)
-        path_filter.learn(mask, case_id)
-        cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None)
-        terminal.line(f"{case_id} is {scan}")
+        cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, opaque=True)
+    stages.tell_apart(list(cases.values()))
     ready = stages.prepare_cases(list(cases.values()), data)
     models = stages.adopt(request.model)
     results = [] if models is None else stages.segment_and_evaluate(ready, models, data)
     return final_state(stages.finish(request.out, results, models, (), started, private=True), useful=bool(results))
 
 
-@flow(name="liver-step", flow_run_name="step {request.name}", task_runner=RUNNER, persist_result=False)
+@flow(name="liver-step", flow_run_name="step {request.name}", task_runner=RUNNER, persist_result=False, log_prints=True)
+@confined
 def hand_step(request: StepRequest, refresh: bool = False) -> State[Outcome]:
     """One preprocessing step on one file."""
     tally = new_tally(ANY_MACHINE, refresh=refresh)
+    label = "input"
+    if request.source.is_dir():  # DICOM, whose ids are registered wherever it comes in
+        [label] = case_ids.identify([request.source])
+        terminal.line(f"{label} is {request.source}")
+        if not isinstance(tally, Plan):
+            found = case_ids.RegisteredCase(label, request.source, request.liver, request.liver_labels)
+            case_ids.register_found([found])
     for path in (request.source, request.liver):
         if path is not None:
-            path_filter.learn(path, "input")
+            path_filter.learn(path, label)
     job = HandStep(request.name, request.source, request.liver, request.liver_labels, request.settings)
-    ref = tally.run("input", job)
+    ref = tally.run(label, job)
     if (plan := planned(tally)) is not None:
         return final_state(plan, useful=True)
     details = {} if ref is None else {"folder": str(ref.folder())}

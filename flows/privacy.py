@@ -1,25 +1,46 @@
 """What Prefect stores in clear (parameters, logs, states) and where a patient's name could slip in.
 
-Cases go by their id. Paths travel as `PrivatePath`, which shows as a placeholder wherever it is written down, and a
-filter takes known paths out of log lines, tracebacks of bugs included.
+Cases go by their id. Paths travel as `PrivatePath`, which shows as a placeholder wherever it is written down; what is
+said in logs, warnings and states goes through a filter that knows the names of the inputs and lets no other path by.
+`docs/privacy.md` says what holds and what does not.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import traceback
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core.core_schema import SerializationInfo
 
+from flows.log_filter import (
+    ORDINARY,
+    PLACEHOLDER,
+    PathFilter,
+    confined,
+    install,
+    learn_data,
+    learn_job,
+    path_filter,
+)
 from medad.config import LiverSettings
 from zsad.config import ZsadSettings
 
-PLACEHOLDER = "(private path)"
+__all__ = [
+    "PLACEHOLDER",
+    "PathFilter",
+    "PrivateLiver",
+    "PrivatePath",
+    "PrivateZsad",
+    "Withholding",
+    "confined",
+    "install",
+    "learn_data",
+    "learn_job",
+    "path_filter",
+]
 
 PrivatePath = Annotated[Path, PlainSerializer(lambda _: PLACEHOLDER, return_type=str, when_used="json")]
 """A path whose JSON is a placeholder, as a field of a model. (Prefect encodes parameters by value, not by annotation:
@@ -38,10 +59,25 @@ def _hidden_file(text: str) -> str:
     return f"{PLACEHOLDER}/{PurePath(text).name}"
 
 
+_PATTERN_WORDS = ORDINARY | {"ct", "gz", "img", "mask", "mha", "mhd", "nhdr", "nii", "nrrd", "seg", "vol"}
+_PLAIN_ID = re.compile(r"(case|ct|btcv|lits)-[0-9a-f]+(-\d+)?")
+
+
+def _hidden_pattern(text: str) -> str:
+    """A pattern's words may be a folder of one patient's."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    return text if _PATTERN_WORDS.issuperset(words) else f"{PLACEHOLDER}/*"
+
+
+def _hidden_cases(names: Sequence[str]) -> list[str]:
+    """Cases may be asked for by their files' names."""
+    return [name if _PLAIN_ID.fullmatch(name) else PLACEHOLDER for name in names]
+
+
 class Withholding(BaseModel):
     """Settings whose JSON withholds paths: as a flow's parameter, in the manifest, in the report."""
 
-    withheld: ClassVar[Mapping[str, Callable[[str], str]]]
+    withheld: ClassVar[Mapping[str, Callable[[Any], Any]]]
     """Dotted key -> what is shown of its value."""
 
     @model_serializer(mode="wrap")
@@ -62,9 +98,18 @@ class Withholding(BaseModel):
 
 
 class PrivateLiver(Withholding, LiverSettings):
-    """The liver flow's, without the data folders."""
+    """The liver flow's, without the data folders and the names of files in them."""
 
-    withheld = {"train_data.root": _hidden_folder, "test_data.root": _hidden_folder}
+    withheld = {
+        f"{use}.{key}": hide
+        for use in ("train_data", "test_data")
+        for key, hide in {
+            "root": _hidden_folder,
+            "images": _hidden_pattern,
+            "labels": _hidden_pattern,
+            "cases": _hidden_cases,
+        }.items()
+    }
 
 
 class PrivateZsad(Withholding, ZsadSettings):
@@ -77,63 +122,3 @@ class PrivateZsad(Withholding, ZsadSettings):
         "encoder.weights": _hidden_file,
         "adapt.textures": _hidden_folder,
     }
-
-
-SHORTEST = 4
-"""Names shorter than this are not replaced by themselves: they would garble ordinary words."""
-
-ORDINARY = frozenset({"scan", "label", "labels", "image", "images", "liver", "mask", "dicom", "volume", "segmentation"})
-"""Folder names that many layouts share and that say nothing of a patient; hiding them would garble sentences."""
-
-
-class PathFilter(logging.Filter):
-    """Replaces known paths and file names in log records by the id of their case."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._known: dict[str, str] = {}
-        self._longest_first: list[str] | None = None
-        self._lock = threading.Lock()
-
-    def learn(self, path: Path, label: str) -> None:
-        """Hide this path, and its file name, behind `label`."""
-        with self._lock:
-            self._longest_first = None
-            for text in (str(path.absolute()), str(path), path.name):
-                if len(text) < SHORTEST or text.lower() in ORDINARY:
-                    continue
-                # one name in two cases' folders tells nothing of which is meant
-                self._known[text] = f"<{label}>" if self._known.get(text, f"<{label}>") == f"<{label}>" else "<file>"
-
-    def scrub(self, text: str) -> str:
-        """`text` without known paths; longest first, so that a folder does not cut a file in two."""
-        with self._lock:
-            if self._longest_first is None:
-                self._longest_first = sorted(self._known, key=len, reverse=True)
-            secrets, labels = self._longest_first, self._known
-        for secret in secrets:
-            if secret in text:
-                text = text.replace(secret, labels[secret])
-        return text
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = self.scrub(record.getMessage()), ()
-        if record.exc_info:
-            kind, error, trace = record.exc_info
-            # "NoneType: None" is what Prefect logs below a failed state that no exception caused
-            record.exc_text = (
-                self.scrub("".join(traceback.format_exception(kind, error, trace))) if error is not None else None
-            )
-            record.exc_info = None
-        return True
-
-
-path_filter = PathFilter()
-
-
-def install() -> None:
-    """Put the filter before Prefect's handlers. Loggers' own filters see only their own records, hence each by name."""
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logger = logging.getLogger(name)
-        if path_filter not in logger.filters:
-            logger.addFilter(path_filter)

@@ -25,7 +25,7 @@ from flows.engines import EngineRunner
 from flows.gpu import devices_of
 from flows.jobs import DeviceJob, Job
 from flows.limits import server_slot
-from flows.privacy import install, path_filter
+from flows.privacy import confined, install, learn_job, path_filter
 from flows.serializer import VerifiedSerializer
 from flows.settings import cache_root
 from flows.stopping import stopping
@@ -70,9 +70,10 @@ def describe(label: str, stage: str, error: Exception) -> Failure:
     return Failure(label, stage, f"internal error ({type(error).__name__})", bug=error)
 
 
+@confined
 def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
     """The body of every task: make the artefact or find it. `label` is what the user and the UI see of the case."""
-    install()
+    learn_job(label, job)
     store = ArtefactStore()
 
     def make(out: Path) -> Made | None:
@@ -119,6 +120,8 @@ def task_of(job: Job, *, refresh: bool) -> Task[[str, Job, bool], Ref | State[An
         # the store already verified the artefact; a second copy in memory would outlive a change on disk
         cache_result_in_memory=False,
         refresh_cache=refresh,
+        # what a library prints goes to the log, through its filter, and not into a worker's output
+        log_prints=True,
     )
 
 

@@ -34,6 +34,8 @@ class Showing:
     """Description of preview.png."""
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
     """report.json -> what is said of each case (or category)."""
+    names: bool = True
+    """Whether what failed is called by its id; False where an id is the name of a file that anyone may have named."""
 
 
 def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -71,7 +73,7 @@ def _zsad_score_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 LIVER = Showing("liver", "cases", "case", "Slices of one case", _liver_rows)
 ZSAD = Showing("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
-ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows)
+ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows, names=False)
 
 
 def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> None:
@@ -80,7 +82,7 @@ def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> 
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
-    table = _table(showing.first, showing.rows(report), tally)
+    table = _table(showing, showing.rows(report), tally)
     markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), tally)
     picture = folder / "preview.png"
     try:
@@ -102,10 +104,14 @@ def show_table(key: str, description: str, rows: list[dict[str, Any]]) -> None:
         get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
 
 
-def _table(first: str, rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
-    """What was done, then what failed, in the same columns, of which `first` names the row."""
+def _table(showing: Showing, rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
+    """What was done, then what failed, in the same columns, of which the first names the row."""
+    first = showing.first
     columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")
-    failed = [{first: f.case_id, "status": f"failed: {f.stage}", "rule": f.rule} for f in tally.failures]
+    failed = [
+        {first: f.case_id if showing.names else f"failed {n}", "status": f"failed: {f.stage}", "rule": f.rule}
+        for n, f in enumerate(tally.failures, start=1)
+    ]
     return rows + [columns | row for row in failed]
 
 

@@ -23,7 +23,7 @@ from flows.engines import RUNNER
 from flows.jobs import file_digest
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally, planned
-from flows.privacy import PrivatePath, PrivateZsad, path_filter
+from flows.privacy import PrivatePath, PrivateZsad, confined, learn_data, path_filter
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
 from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
@@ -96,6 +96,7 @@ class Stages:
         from zsad.datasets import find_categories
 
         data = self.settings.data
+        learn_data(data, "data")
         try:
             self._prepare_samples(data, samples_dir())
             categories, problems = find_categories(data, samples_dir())
@@ -307,7 +308,8 @@ def _input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
         yield {"category": category.name, "image": image.id, "sha256": digests}
 
 
-@flow(name="zsad", flow_run_name="zsad {settings.name}", task_runner=RUNNER, persist_result=False)
+@flow(name="zsad", flow_run_name="zsad {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True)
+@confined
 def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outcome]:
     """From images to a report in the run folder `out`."""
     started = time.monotonic()
@@ -319,7 +321,8 @@ def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outco
     return final_state(outcome, useful=bool(categories))
 
 
-@flow(name="zsad-score", flow_run_name="score", task_runner=RUNNER, persist_result=False)
+@flow(name="zsad-score", flow_run_name="score", task_runner=RUNNER, persist_result=False, log_prints=True)
+@confined
 def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> State[Outcome]:
     """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
     from zsad.datasets import images_of
@@ -337,6 +340,9 @@ def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -
     )
     stages = Stages(settings, refresh=refresh)
     encoded: list[Encoded] = []
+    for path in request.images:
+        if path.is_dir():
+            path_filter.learn_root(path, "images")
     try:
         found = images_of(request.images)
     except UserError as error:

@@ -45,13 +45,14 @@ class DatasetSettings(Settings):
     tumour_label: int | None = None
     """Label value of tumour, used by evaluation alone. None: the layout's own (lits 2)."""
     cases: tuple[str, ...] | None = None
-    """Case ids to use. None: all."""
+    """Case ids to use, or what the files' names make of them. None: all."""
     affine_mismatch: Literal["error", "warn"] = "error"
     """What to do when scan and label have one shape but different affines (LiTS 28-47 have identity affines)."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     """Which NIfTI affine counts. `agree` refuses a file whose sform and qform differ."""
     opaque_ids: bool = False
-    """Name cases by a digest instead of by file name, where file names may hold patient data."""
+    """Name cases by an opaque id instead of by file name, where file names may hold patient data. DICOM series always
+    are."""
     plant: PlantSettings | None = None
 
     @model_validator(mode="after")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medad.config import DatasetSettings
@@ -22,6 +23,10 @@ PLANTED_FILES = ("scan.nii.gz", "label.nii.gz")
 PLANTED_LIVER, PLANTED_TUMOUR = 1, 2
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST_CHARACTERS = 12
+_OPAQUE = re.compile(r"(case|ct)-[0-9a-f]{12}(-\d+)?")
+
+OpaqueIds = Callable[[Sequence[Path]], Sequence[str]]
+"""Scans -> their ids, in order, all at once. Whoever keeps a secret can give ids that nobody guesses from a name."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class Case:
     label: Path | None
     liver_labels: tuple[int, ...]
     tumour_label: int | None
+    opaque: bool = False
+    """The id tells nothing of the names, and nothing that is shown of the case may."""
 
 
 def planted_case(case: Case, folder: Path) -> Case:
     """The case, under the same id, whose files planting wrote into `folder`."""
     scan, label = (folder / name for name in PLANTED_FILES)
-    return Case(case.id, scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
+    return Case(case.id, scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR, case.opaque)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class CaseProblem:
     case_id: str
     path: Path
     rule: str
+    opaque: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,21 @@ class _Found:
     scan: Path
     label: Path | None
     rule: str | None
+    name: str = ""  # the id that the layout would give
+    opaque: bool = False
 
 
 def find_cases(
-    data: DatasetSettings, samples_dir: Path | None = None, *, may_be_empty: bool = False
+    data: DatasetSettings,
+    samples_dir: Path | None = None,
+    opaque_ids: OpaqueIds | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[list[Case], list[CaseProblem]]:
-    """List a data set's cases in natural order (2 before 10). Files are not opened.
+    """List a data set's cases in natural order of their names (2 before 10). Files are not opened here.
+
+    A DICOM series gets an opaque id whatever the settings say: its folder is named by the machine that wrote it, after
+    a patient, a date or a study.
 
     Parameters
     ----------
@@ -70,6 +87,9 @@ def find_cases(
         Root, layout, and which cases to take.
     samples_dir
         Where `samples:NAME` roots lie.
+    opaque_ids
+        Gives the ids of those that are to be opaque: they may read the files. None: a plain digest of what `*` stands
+        for, which whoever knows the name can compute as well.
     may_be_empty
         A root without any case is no error: cases are yet to come.
 
@@ -77,7 +97,7 @@ def find_cases(
     -------
     cases
         Scans with their labels. Ids are unique and safe as file names: `btcv-0001`, `lits-17`; in layout `folder`
-        what `*` stands for; with `opaque_ids` a digest of that.
+        what `*` stands for. A second scan to which `opaque_ids` gives an id gets it with `-2`.
     problems
         Scans without their label, scans there twice, and cases asked for that are not there.
 
@@ -90,26 +110,37 @@ def find_cases(
     if not root.is_dir():
         raise InputError(root, "no such folder of cases")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
-    found = _with_unique_ids(
-        sorted(search(root, data), key=lambda item: natural_order(item.key)), opaque=data.opaque_ids
-    )
+    found = sorted(search(root, data), key=lambda item: natural_order(item.key))
+    found = _with_unique_ids([_named(item, data) for item in found], opaque_ids)
     if not found and not may_be_empty:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
-    wanted = found if data.cases is None else [item for item in found if item.id in data.cases]
+    asked = data.cases
+    # an opaque case answers to its file's name as well: who writes the settings knows that, and need not know the id
+    wanted = found if asked is None else [item for item in found if not {item.id, item.name}.isdisjoint(asked)]
     liver = data.liver_labels if data.liver_labels is not None else _LAYOUT_LIVER[data.layout]
     tumour = data.tumour_label if data.tumour_label is not None else _LAYOUT_TUMOUR[data.layout]
-    cases = [Case(item.id, item.scan, item.label, liver, tumour) for item in wanted if item.rule is None]
+    cases = [Case(item.id, item.scan, item.label, liver, tumour, item.opaque) for item in wanted if item.rule is None]
     problems = [
         # what follows the first mark lists file names, which opaque ids are there to hide
-        CaseProblem(item.id, item.scan, re.split("[:;]", item.rule)[0] if data.opaque_ids else item.rule)
+        CaseProblem(item.id, item.scan, re.split("[:;]", item.rule)[0] if item.opaque else item.rule, item.opaque)
         for item in wanted
         if item.rule is not None
     ]
-    missing = sorted(set(data.cases or ()) - {item.id for item in found}, key=natural_order)
-    problems += [
-        CaseProblem(name, root, "the settings ask for this case, the folder does not hold it") for name in missing
-    ]
-    return cases, problems
+    return cases, problems + _missing(root, found, data)
+
+
+def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[CaseProblem]:
+    """Cases that the settings ask for and that are not there; by their place in the settings where names are hidden."""
+    there = {item.id for item in found} | {item.name for item in found}
+    hidden = data.opaque_ids or any(item.opaque for item in found)
+    problems = []
+    asked = enumerate(dict.fromkeys(data.cases or ()), start=1)
+    for place, name in sorted(asked, key=lambda item: natural_order(item[1])):
+        if name not in there:
+            shown = f"asked-{place}" if hidden and not _OPAQUE.fullmatch(name) else name
+            rule = "the settings ask for this case, the folder does not hold it"
+            problems.append(CaseProblem(shown, root, rule, hidden))
+    return problems
 
 
 def _expected(data: DatasetSettings) -> str:
@@ -196,23 +227,31 @@ def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, 
     return _Found(key, case_id, scans[0], labels[0] if labels else None, rule)
 
 
-def _with_unique_ids(found: list[_Found], *, opaque: bool) -> list[_Found]:
-    """Ids safe as file names; a digest tells apart two that a file system which ignores case would mix up."""
-    ids = []
+def _named(item: _Found, data: DatasetSettings) -> _Found:
+    """With an id that is safe as a file name."""
+    safe = (_ID_CHARACTERS.sub("-", item.id).strip("-.") or "case")[:64]
+    return replace(item, id=safe, name=safe, opaque=data.opaque_ids or item.scan.is_dir())
+
+
+def _with_unique_ids(found: list[_Found], opaque_ids: OpaqueIds | None) -> list[_Found]:
+    """Opaque ids where they are due; then no two ids that a file system which ignores case would mix up."""
+    hidden = [item for item in found if item.opaque]
+    if opaque_ids is not None and hidden:
+        given = iter(opaque_ids([item.scan for item in hidden]))
+    else:
+        given = iter([f"case-{_digest(item.key)}" for item in hidden])
+    found = [replace(item, id=next(given)) if item.opaque else item for item in found]
+    seen = Counter(item.id.casefold() for item in found)
+    unique, before = [], Counter[str]()
     for item in found:
-        safe = _ID_CHARACTERS.sub("-", item.id).strip("-.") or "case"
-        ids.append(f"case-{_digest(item.key)}" if opaque else safe[:64])
-    seen = [case_id.casefold() for case_id in ids]
-    return [
-        _Found(
-            item.key,
-            case_id if seen.count(case_id.casefold()) == 1 else f"{case_id[:50]}-{_digest(item.key)}",
-            item.scan,
-            item.label,
-            item.rule,
-        )
-        for item, case_id in zip(found, ids, strict=True)
-    ]
+        case_id = item.id
+        if item.opaque:  # the digest below is of the name
+            before[case_id] += 1
+            case_id = case_id if before[case_id] == 1 else f"{case_id}-{before[case_id]}"
+        elif seen[case_id.casefold()] > 1:
+            case_id = f"{case_id[:50]}-{_digest(item.key)}"
+        unique.append(replace(item, id=case_id))
+    return unique
 
 
 def _digest(key: str) -> str:

@@ -6,12 +6,11 @@ tag's content: names, numbers and free text may be a patient's.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from medad.errors import InputError
 from medad.geometry import Geometry, check_affine
+from medad.itk import quiet
 from medad.storage import reading
 from medad.voxels import Sink
 
@@ -60,14 +60,14 @@ def read_dicom(folder: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometr
         No DICOM file; one that cannot be read; several series, sizes or orientations; another modality; a missing
         slice or uneven spacing; a tilted gantry; RescaleSlope zero, negative or absent.
     """
-    with _quiet():
-        slices = [_inspect(path, folder) for path in series_files(folder)]
-        _check_one_series(slices, folder)
-        slices, affine = _place(slices, folder)
-        columns, rows = slices[0].size
-        received = sink(columns * rows * len(slices))
-        for index, item in enumerate(slices):
-            received.put(index * columns * rows, _pixels(item, folder))
+    quiet()
+    slices = [_inspect(path, folder) for path in series_files(folder)]
+    _check_one_series(slices, folder)
+    slices, affine = _place(slices, folder)
+    columns, rows = slices[0].size
+    received = sink(columns * rows * len(slices))
+    for index, item in enumerate(slices):
+        received.put(index * columns * rows, _pixels(item, folder))
     return received, Geometry((columns, rows, len(slices)), affine)
 
 
@@ -85,17 +85,6 @@ def series_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(folder, "no DICOM file directly in this folder")
     return files
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep GDCM's warnings off stderr: they quote tags."""
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
@@ -278,19 +267,19 @@ def write_dicom(folder: Path, hu: NDArray[np.floating], affine: NDArray[np.float
     }
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    with _quiet():
-        for index in range(hu.shape[2]):
-            image = sitk.GetImageFromArray(np.rint(hu[:, :, index].T)[None].astype(np.int16))
-            image.SetSpacing([float(value) for value in spacing])
-            own = {
-                _POSITION: _decimals(lps[:3, :3] @ [0, 0, index] + lps[:3, 3]),
-                "0020|0013": str(index + 1),
-                "0008|0018": f"{root}.3.{index + 1}",
-            }
-            for tag, value in (shared | own).items():
-                image.SetMetaData(tag, value)
-            writer.SetFileName(str(folder / f"slice{index + 1:04d}.dcm"))
-            writer.Execute(image)
+    quiet()
+    for index in range(hu.shape[2]):
+        image = sitk.GetImageFromArray(np.rint(hu[:, :, index].T)[None].astype(np.int16))
+        image.SetSpacing([float(value) for value in spacing])
+        own = {
+            _POSITION: _decimals(lps[:3, :3] @ [0, 0, index] + lps[:3, 3]),
+            "0020|0013": str(index + 1),
+            "0008|0018": f"{root}.3.{index + 1}",
+        }
+        for tag, value in (shared | own).items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"slice{index + 1:04d}.dcm"))
+        writer.Execute(image)
 
 
 def _decimals(values: NDArray[np.float64]) -> str:

@@ -23,9 +23,18 @@ _HEADER_LIMIT_BYTES = 1 << 20
 _COMPONENTS_BY_NAME = ("vector", "complex", "label")
 
 
+def quiet() -> None:
+    """Keep ITK's and GDCM's warnings off stderr, which may be a worker's log: they quote tags and paths.
+
+    For good: threads that turn one switch off and on again undo each other's.
+    """
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
 def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
     """Read one MetaImage or NRRD file into `sink`. Raises InputError."""
     _check_files(path)
+    quiet()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # else it goes by lower case
     reader.SetFileName(str(path))

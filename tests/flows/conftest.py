@@ -24,6 +24,8 @@ for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "ADFLOWS_CACHE"):
     os.environ.pop(_name, None)
 # not the slots of whatever else this machine is doing
 os.environ["ADFLOWS_SLOTS"] = str(Path(_HOME.name) / "slots")
+# nor its register of patients
+os.environ["ADFLOWS_PRIVATE"] = str(Path(_HOME.name) / "private")
 
 from flows.settings import prepare_prefect  # noqa: E402
 

@@ -35,6 +35,8 @@ COMMANDS = [
     *(("liver", name) for name in ("run", "prepare", "train", "segment", "evaluate", "step", "inbox")),
     ("zsad",),
     *(("zsad", name) for name in ("run", "score", "prompts", "evaluate")),
+    ("ids",),
+    *(("ids", name) for name in ("add", "ls", "which", "rm")),
 ]
 
 

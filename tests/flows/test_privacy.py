@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import html
 import json
 import logging
-import sqlite3
+import os
+import re
+import socket
+import subprocess
+import sys
 import time
+import unicodedata
+import urllib.parse
+import urllib.request
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad
+from flows.cache import Step
+from flows.jobs import Job
+from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
 from medad.config import DatasetSettings
+from tests.flows import leaks, plants
 
 SECRETS = ("MUSTERMANN", "Erika", "PID4711", "19640229", "Glasgow Str")
 
 
-def holds(data: bytes) -> set[str]:
-    """Secrets in these bytes, also inside gzip and in 16-bit text."""
-    texts = [data]
-    if data[:2] == b"\x1f\x8b":
-        texts.append(zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data))  # also of a truncated stream
-    return {
-        secret for secret in SECRETS for text in texts if secret.encode() in text or secret.encode("utf-16-le") in text
-    }
+def holds(data: bytes, secrets: Iterable[str] = SECRETS) -> set[str]:
+    return leaks.holds(data, secrets)
 
 
-def search(folder: Path) -> dict[str, set[str]]:
-    """Files below a folder that hold a secret, in name or content."""
-    found = {}
-    for path in folder.rglob("*"):
-        secrets = {secret for secret in SECRETS if secret in path.name}
-        if path.is_file():
-            secrets |= holds(path.read_bytes())
-        if secrets:
-            found[str(path)] = secrets
-    return found
+def search(folder: Path, secrets: Iterable[str] = SECRETS) -> dict[str, set[str]]:
+    return leaks.search(folder, secrets)
 
 
 def database() -> Path:
@@ -49,10 +51,28 @@ def database() -> Path:
     return Path(url.get_secret_value().partition("///")[2])
 
 
-def dump(path: Path) -> bytes:
-    """All that is in the database, write-ahead log included."""
-    with sqlite3.connect(path) as connection:
-        return "\n".join(connection.iterdump()).encode()
+dump = leaks.database_bytes
+
+
+def wait_for(*texts: str) -> bytes:
+    """The database, once the server, which stores task runs and logs in its own time, has these texts in it."""
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    deadline = time.monotonic() + 60
+    while True:
+        content = dump(database())
+        missing = [text for text in texts if text.encode() not in content]
+        if not missing:
+            return content
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.5)
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> None:
+    """The filter knows no path of another test's."""
+    path_filter.clear()
 
 
 @pytest.fixture
@@ -162,6 +182,471 @@ def test_nothing_of_a_persons_images_is_stored(
     assert search(tmp_path / "runs") == {}
     assert holds(dump(database())) == set()
     assert holds(caplog.text.encode()) == set()
+
+
+def write_with_texts(path: Path, pixels: Any) -> None:
+    """An image with free text in every place its format has for it."""
+    from PIL import Image, PngImagePlugin
+
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    for tag in (0x010E, 0x013B, 0x8298, 0x9C9B, 0x9286):  # description, artist, copyright, title, comment
+        exif[tag] = "MUSTERMANN Erika PID4711"
+    if path.suffix == ".png":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Comment", "MUSTERMANN Erika")
+        info.add_text("Patient", "PID4711", zip=True)
+        info.add_itxt("Title", "Glasgow Str", zip=True)
+        image.save(path, pnginfo=info, exif=exif, icc_profile=b"icc 19640229 profile")
+    elif path.suffix == ".jpg":
+        image.save(
+            path, exif=exif, comment=b"MUSTERMANN Erika", icc_profile=b"icc 19640229 profile", xmp=b"Glasgow Str"
+        )
+    else:
+        image.save(path, exif=exif, icc_profile=b"icc 19640229 profile")
+
+
+def test_texts_in_images_reach_nothing_and_names_only_the_users_own_table(
+    new_images: Callable[..., Any],
+    cli: Callable[..., Any],
+    prefect_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`score` names images by their files in scores.csv, the report and the maps, as its user did; Prefect does not."""
+    import numpy as np
+
+    del prefect_server
+    world = new_images(tmp_path / "world")
+    folder = tmp_path / "Sanderling Horst"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("Umlaufer_1.png", "Umlaufer_2.jpg", "Umlaufer_3.tif"):
+        write_with_texts(folder / name, rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    assert set().union(*search(folder).values()) == set(SECRETS), "the texts are there to be found"
+    (folder / "Umlaufer_4.png").write_bytes(b"no image")
+    names = ("Sanderling", "Umlaufer")
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.DEBUG, "prefect")
+    out = tmp_path / "scored"
+    ran = cli("zsad", "score", folder, "--out", out, "--config", world.config, "--category", "cloth", "--json")
+    assert ran.code == 2
+    assert f"{folder / 'Umlaufer_4.png'}: " in ran.err
+    stored = wait_for("zsad-maps images", "zsad-score-images", "failed 1")
+    assert holds(stored, (*SECRETS, *names)) == set()
+    assert holds(caplog.text.encode(), (*SECRETS, *names)) == set()
+    assert search(out) == {}
+    assert search(tmp_path / "cache") == {}
+    assert "Umlaufer" in (out / "scores.csv").read_text(encoding="utf-8")
+
+
+# --- everything planted, everything searched
+
+
+@pytest.fixture(scope="module")
+def planted(new_world: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A world whose scans carry a patient in headers, tags, comments and names, and a configuration that does too."""
+    folder = tmp_path_factory.mktemp("planted")
+    world = new_world(folder / "world", train=1, test=2)
+    planted = plants.plant(folder / "archiv", world)
+    values = yaml.safe_load(world.config.read_text(encoding="utf-8"))
+    values["test_data"] = {
+        "root": str(planted.dicom),
+        "layout": "folder",
+        "images": "*/CT",
+        "labels": "*/leber.nii.gz",
+        "liver_labels": [1, 2],
+        "tumour_label": 2,
+    }
+    world.config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return world, planted
+
+
+def test_every_plant_is_found_where_it_was_planted(planted: Any) -> None:
+    """The search can fail, so that finding nothing elsewhere means something."""
+    _, found = planted
+    assert set(found.where) == set(plants.SECRETS)
+    for secret, place in found.where.items():
+        assert search(place, [secret]), secret
+
+
+@pytest.mark.parametrize("secret", ["Müstermännle", "Glasgower Straße 17", "19640229", "1.2.276.0.7230010.3.1.2.4711"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: text.encode(),
+        lambda text: text.encode("latin-1"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.upper().encode(),
+        lambda text: unicodedata.normalize("NFD", text).encode(),
+        lambda text: json.dumps({"message": f"x{text}y"}).encode(),
+        lambda text: json.dumps(json.dumps({"message": text})).encode(),
+        lambda text: urllib.parse.quote(text).encode(),
+        lambda text: urllib.parse.quote_plus(text).encode(),
+        lambda text: html.escape(text).encode("ascii", "xmlcharrefreplace"),
+        lambda text: repr(text.encode()).encode(),
+        lambda text: gzip.compress(f"before {text} after".encode()),
+        lambda text: b"head" + zlib.compress(f"before {text} after".encode()) + b"tail",
+        lambda text: gzip.compress(f"before {text} after".encode() * 50)[:-8],
+        lambda text: b"data:x;base64," + base64.b64encode(f"ab {text} cd".encode()),
+        lambda text: b"data:x;base64," + base64.b64encode(gzip.compress(f"ab {text} cd".encode())),
+        lambda text: f"INSERT INTO x VALUES(X'{text.encode().hex()}{'00' * 8}');".encode(),
+    ],
+)
+def test_the_search_sees_through_every_way_of_writing(secret: str, write: Callable[[str], bytes]) -> None:
+    assert holds(write(secret), [secret, "absent"]) == {secret}
+
+
+def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
+    planted: Any,
+    cli: Callable[..., Any],
+    prefect_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    del prefect_server
+    world, found = planted
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.DEBUG, "prefect")
+    said = []
+
+    def run(*arguments: object, code: int) -> Any:
+        ran = cli(*arguments)
+        assert ran.code == code, ran.err
+        said.append(ran.out)
+        return ran
+
+    run("liver", "prepare", world.config, "--json", code=2)
+    ran = run("liver", "run", world.config, "--out", tmp_path / "runs", "--json", code=2)
+    ids = dict(re.findall(r"^(ct-[0-9a-f]{12}) is (.*)$", ran.err, re.MULTILINE))
+    assert {Path(path) for path in ids.values()} == {found.good, found.broken}, "the user's own terminal does say which"
+    [good] = [case_id for case_id, path in ids.items() if Path(path) == found.good]
+    [bad] = set(ids) - {good}
+    model = Path(ran.answer["run_folder"])
+    assert (model / "masks" / f"{good}.nii.gz").is_file()
+    loose = plants.plant_itk(tmp_path / "einzeln", world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz")
+    scans = [loose["mhd"][0], loose["nrrd"][0], found.good, found.broken]
+    masks = [loose["mhd"][1], loose["nrrd"][1], found.good_mask, found.good_mask]
+    pairs = [option for mask in masks for option in ("--liver", mask)]
+    ran = run(
+        "liver", "segment", *scans, *pairs, "--liver-label", 1, "--liver-label", 2, "--model", model,
+        "--out", tmp_path / "segmented", "--json", code=2,
+    )  # fmt: skip
+    assert f"{good} is {found.good}" in ran.err, "the same series has the same id in every flow"
+    run("liver", "step", "window", found.good, "--out", tmp_path / "dicom.nii.gz", code=0)
+    run("liver", "step", "window", loose["nrrd"][0], "--out", tmp_path / "nrrd.nii.gz", code=0)
+    grey, mask = tmp_path / "nrrd.nii.gz", loose["nrrd"][1]
+    run("liver", "step", "roi", grey, "--liver", mask, "--out", tmp_path / "r.nii.gz", code=0)
+    run("liver", "run", world.config, "--out", tmp_path / "runs", "--dry-run", "--json", code=0)
+    run("ids", "ls", code=0)
+    run("ids", "ls", "--json", code=0)
+
+    stored = wait_for(f"prepare {good}", f"{bad}: ", "window input", f"window {good}", "Finished in state")
+    assert holds(stored, plants.SECRETS) == set()
+    for place in (tmp_path / "cache", tmp_path / "runs", tmp_path / "segmented"):
+        assert search(place, plants.SECRETS) == {}
+        assert any(place.rglob("*.nii.gz"))
+    for name in ("dicom.nii.gz", "nrrd.nii.gz", "r.nii.gz"):
+        assert holds((tmp_path / name).read_bytes(), plants.SECRETS) == set()
+    prefect_home = Path(os.environ["PREFECT_HOME"])
+    register = [str(path) for path in (prefect_home / "private").iterdir()]
+    assert {Path(path).name for path in search(prefect_home, plants.SECRETS)} == {"case-ids.json"}, register
+    assert holds("\n".join(said).encode(), plants.SECRETS) == set(), "--json may be kept or mailed"
+    assert holds(caplog.text.encode(), plants.SECRETS) == set()
+    written = capfd.readouterr()  # what libraries in C write past Python
+    assert holds((written.out + written.err).encode(), plants.SECRETS) == set()
+
+
+# --- libraries, crashes, warnings
+
+
+@dataclass(frozen=True)
+class Misbehaving(Job):
+    """A library that quotes what it should not, in every way that it can."""
+
+    scan: Path
+    ends: str
+    step = Step("misbehaving", 1, (), ("pydantic",))
+
+    def inputs(self) -> dict[str, Any]:
+        return {"ends": self.ends}
+
+    def run(self, out: Path, *, key: str) -> None:
+        tags = plants.DICOM_TEXTS
+        quoted = f"{self.scan}: {tags['PatientName']}, {tags['PatientID']}, {tags['StudyInstanceUID']}"
+        logging.getLogger("planted.library").warning("cannot decode %s", quoted)
+        logging.getLogger("planted.library").warning("does not fit %d", quoted)
+        logging.getLogger("planted.library").warning(json.dumps({"file": str(self.scan), "who": tags["PatientName"]}))
+        logging.getLogger("planted.library").warning("GET /?file=%s", urllib.parse.quote(str(self.scan)))
+        print(f"reading {quoted}")  # noqa: T201
+        warnings.warn(f"odd header in {quoted}", UserWarning, stacklevel=1)
+        if self.ends == "bug":
+            raise RuntimeError(f"ITK ERROR: {quoted}; {self.scan.parent.name} {tags['StudyDescription']}")
+        if self.ends == "panic":
+            raise Panic(f"called unwrap on {quoted}")
+
+
+class Panic(BaseException):
+    """As Rust's, which Python meets as no Exception."""
+
+
+@pytest.fixture
+def extra_logger(prefect_server: str, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """As with PREFECT_LOGGING_EXTRA_LOGGERS=planted.library,py.warnings, which is read at Prefect's import."""
+    import prefect.main  # noqa: F401 - sets logging up
+
+    del prefect_server
+    caplog.set_level(logging.INFO, "prefect")
+    handlers = logging.getLogger("prefect.extra").handlers
+    assert handlers
+    names = ("planted.library", "py.warnings")
+    logging.captureWarnings(True)
+    for name in names:
+        for handler in handlers:
+            logging.getLogger(name).addHandler(handler)
+    yield
+    logging.captureWarnings(False)
+    for name in names:
+        for handler in handlers:
+            logging.getLogger(name).removeHandler(handler)
+
+
+@pytest.mark.filterwarnings("always:odd header")
+@pytest.mark.usefixtures("extra_logger", "cache")
+@pytest.mark.parametrize("ends", ["bug", "panic", "crash", "early crash", "well"])
+def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: str, ends: str) -> None:
+    """In a task, in a flow that crashes outside of its tasks, and before the flow has learned a single path."""
+    from prefect import flow
+    from prefect.client.schemas.objects import State
+
+    from flows.engines import RUNNER
+    from flows.privacy import confined
+    from flows.tasks import Tally
+
+    del prefect_server
+    _, found = planted
+    marker = f"planted {ends}"
+
+    @flow(name=marker, task_runner=RUNNER, persist_result=False, log_prints=True)
+    @confined
+    def misbehave() -> State[Any] | None:
+        if ends == "early crash":
+            raise RuntimeError(f"cannot list '{found.good}' nor {found.loose}/x: {plants.STUDY_UID}, {NAME_TAG}")
+        tally = Tally()
+        ref = tally.run("ct-4711", Misbehaving(found.good, ends))
+        assert (ref is None) == (ends == "bug")
+        if ends == "crash":
+            raise RuntimeError(f"flow cannot go on with {found.good}, {found.good.parent.name}, {NAME_TAG}")
+        return None
+
+    state: Any = misbehave(return_state=True)
+    names = {"bug": "Completed", "well": "Completed", "panic": "Crashed"}
+    assert state.name == names.get(ends, "Failed"), state
+    if ends not in ("well", "bug"):
+        assert isinstance(state.data if isinstance(state.data, BaseException) else state.data.result, BaseException)
+    expected = {
+        "bug": ("cannot decode &lt;ct-4711>", "RuntimeError: ITK ERROR: <ct-4711>"),
+        "early crash": ("internal error (RuntimeError)",),
+        "crash": ("internal error (RuntimeError)",),
+        "panic": ("internal error (Panic)",),
+        "well": ("reading <ct-4711>", "cannot decode <ct-4711>", "odd header in <ct-4711>", "its arguments do not fit"),
+    }[ends]
+    stored = wait_for(marker, *(text.replace("&lt;", "<") for text in expected))
+    assert holds(stored, plants.SECRETS) == set()
+
+
+NAME_TAG = plants.DICOM_TEXTS["PatientName"]
+
+
+def test_a_worker_elsewhere_learns_from_the_job_alone(planted: Any, tmp_path: Path) -> None:
+    """A process of its own, as Dask's and Ray's are: nothing was learned there, and nothing installed."""
+    _, found = planted
+    program = f"""
+import logging, warnings
+from pathlib import Path
+from flows.liver_jobs import Prepare
+from flows.privacy import learn_job
+from medad.config import DatasetSettings, PreprocessSettings
+from medad.datasets import Case
+root = Path({str(found.dicom)!r})
+scan, label = root / {plants.FOLDER!r} / "CT", root / {plants.FOLDER!r} / "leber.nii.gz"
+data = DatasetSettings(root=str(root), layout="folder", images="*/CT", labels="*/x", liver_labels=(1,))
+learn_job("ct-77", Prepare(Case("ct-77", scan, label, (1,), None, True), data, PreprocessSettings(), False))
+logging.basicConfig(level=0)
+log = logging.getLogger("distributed.worker")
+log.error("lost %s", scan / "Dateinamski 0001.dcm")
+log.error("lost %s", label.relative_to(root))
+log.error("lost {{'file': %r}}", str(scan).upper())
+log.error("tags %s %s", {plants.DICOM_TEXTS["PatientName"]!r}, {plants.DICOM_TEXTS["StudyDescription"]!r})
+log.error("header %s %s", {plants.NIFTI_SECRETS[0]!r}, {plants.NIFTI_SECRETS[3]!r})
+warnings.warn(f"slow share {{root}}")
+try:
+    raise OSError(5, "Input/output error", str(scan))
+except OSError:
+    log.exception("worker failed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"ADFLOWS_CACHE": str(tmp_path), "PYTHONIOENCODING": "utf-8"},
+    )
+    text = done.stderr.decode()
+    assert text.count("lost ") == 3
+    assert "OSError: [Errno 5] Input/output error: '<ct-77>'" in text
+    assert "slow share <" in text
+    assert holds(done.stderr + done.stdout, plants.SECRETS) == set(), text
+
+
+MISBEHAVING = """
+import logging, sys, warnings
+import medad.cases
+mode, *arguments = sys.argv[1:]
+inner = medad.cases.prepare_case
+def prepare_case(case, *rest, **more):
+    quoted = f"{case.scan} of {TAGS}"
+    logging.getLogger("planted.library").warning("library: %s", quoted)
+    warnings.warn("warned of " + quoted)
+    print("printed", quoted)
+    if mode == "bug":
+        raise RuntimeError("library cannot read " + quoted)
+    return inner(case, *rest, **more)
+medad.cases.prepare_case = prepare_case
+logging.captureWarnings(mode != "worker")  # to the log, or as Python prints them
+if mode == "worker":
+    # as a worker runs it: no terminal, only logs
+    from pathlib import Path
+    from flows.cli_liver import load_settings
+    from flows.liver import prepare
+    from flows.settings import prepare_prefect
+    settings = load_settings(Path(arguments[0]), {})
+    print(prepare(settings=settings, refresh=True, return_state=True).name)
+else:
+    if mode == "crash":
+        from flows.liver import Stages
+        def finish(self, *rest, **more):
+            raise RuntimeError(f"flow crashed over {TAGS} in {self.settings.test_data.root}")
+        Stages.finish = finish
+    from flows.__main__ import main
+    sys.argv = ["adflows", *arguments]
+    main()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def real_server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """`prefect server start` with its own home; yields the environment of its clients."""
+    port = free_port()
+    home = tmp_path / "prefect"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "ADFLOWS_"))}
+    environment |= {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "ADFLOWS_CACHE": str(tmp_path / "cache"),
+        "ADFLOWS_SLOTS": str(tmp_path / "slots"),
+        "ADFLOWS_PRIVATE": str(tmp_path / "private"),
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, env=environment | {"PREFECT_SERVER_LOGGING_LEVEL": "DEBUG"}, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5):
+                        break
+                except OSError:
+                    assert server.poll() is None, (tmp_path / "server.log").read_text(encoding="utf-8")
+                    assert time.monotonic() < deadline
+                    time.sleep(0.3)
+            yield environment | {
+                "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+                "PREFECT_LOGGING_EXTRA_LOGGERS": "planted.library,py.warnings",
+            }
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_planted_is_in_a_real_servers_database_or_any_log(
+    planted: Any, real_server: dict[str, str], tmp_path: Path
+) -> None:
+    """Through the command line and as a worker does, beside a library that misbehaves; with a flow that crashes."""
+    world, found = planted
+    tags = " ".join(
+        plants.DICOM_TEXTS[name] for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID")
+    )
+    program = tmp_path / "misbehaving.py"
+    program.write_text(f"TAGS = {tags!r}\n{MISBEHAVING}", encoding="utf-8")
+    root = Path(__file__).parents[2]
+
+    def run(mode: str, *arguments: object, code: int) -> subprocess.CompletedProcess[bytes]:
+        ran = subprocess.run(
+            [sys.executable, str(program), mode, *map(str, arguments)],
+            env=real_server | {"PYTHONPATH": str(root)}, cwd=tmp_path, capture_output=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert ran.returncode == code, ran.stderr.decode()
+        outputs.append(ran.stdout)
+        return ran
+
+    outputs: list[bytes] = []
+    runs = tmp_path / "runs"
+    run("quote", "liver", "run", world.config, "--out", runs, "--json", code=2)
+    model = runs / "liver" / "tiny"
+    ran = run(
+        "quote", "liver", "segment", found.good, found.broken, "--liver", found.good_mask, "--liver", found.good_mask,
+        "--liver-label", 1, "--liver-label", 2, "--model", model, "--out", tmp_path / "segmented", "--json", code=2,
+    )  # fmt: skip
+    assert str(found.broken) in ran.stderr.decode(), "the user's own terminal does say which file"
+    run("quote", "liver", "step", "window", found.good, "--out", tmp_path / "grey.nii.gz", code=0)
+    run("bug", "liver", "prepare", world.config, "--refresh", code=1)
+    run("crash", "liver", "run", world.config, "--out", runs, "--json", code=1)
+    worker = run("worker", world.config, code=0)
+    logs = worker.stdout + worker.stderr
+    assert b"library: <ct-" in logs, "the worker's log has the library's lines, without what they quote"
+    assert b"printed <ct-" in logs
+    assert b"warned of <ct-" in logs
+    assert holds(logs, plants.SECRETS) == set(), logs.decode()
+
+    database = tmp_path / "prefect" / "prefect.db"
+    expected = (
+        b"Finished in state", b"library: <ct-", b"warned of <ct-", b"printed <ct-", b"library cannot read <ct-",
+        b"internal error (RuntimeError)", b"prefect.flow-run.Failed", b"prefect.task-run.Failed", b"liver-cases",
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while missing := [text for text in expected if text not in dump(database)]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)
+    assert holds(dump(database), plants.SECRETS) == set()
+    assert holds(b"\n".join(outputs), plants.SECRETS) == set()
+    for place in ("prefect", "cache", "slots", "runs", "segmented"):
+        assert search(tmp_path / place, plants.SECRETS) == {}, place
+    for name in ("server.log", "grey.nii.gz"):
+        assert holds((tmp_path / name).read_bytes(), plants.SECRETS) == set(), name
+    assert {Path(path).name for path in search(tmp_path / "private", plants.SECRETS)} == {"case-ids.json"}
+
+
+# --- the parts
 
 
 def test_a_path_in_a_bugs_traceback_is_hidden(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +88,19 @@ def test_folder_of_pairs(tmp_path: Path) -> None:
 def test_folder_of_dicom_series(tmp_path: Path) -> None:
     touch(tmp_path, "a/scan/1.dcm", "a/liver.nii.gz", "b/scan/1.dcm", "b/liver.nii.gz", "c/notes.txt")
     cases, problems = search(tmp_path, "folder", images="*/scan", labels="*/liver.nii.gz", liver_labels=(1,))
-    assert [(case.id, case.scan) for case in cases] == [("a", tmp_path / "a/scan"), ("b", tmp_path / "b/scan")]
+    assert [case.scan for case in cases] == [tmp_path / "a/scan", tmp_path / "b/scan"]
     assert problems == []
 
 
 def test_folder_without_labels_and_with_mixed_formats(tmp_path: Path) -> None:
     touch(tmp_path, "a.mhd", "a.raw", "b.nii.gz", "series/1.dcm", ".hidden.nii.gz", "readme.txt")
     cases, problems = search(tmp_path, "folder", images="*")
-    assert [(case.id, case.label, case.liver_labels) for case in cases] == [
-        ("a", None, ()),
-        ("b", None, ()),
+    assert [(case.scan.name, case.label, case.liver_labels) for case in cases] == [
+        ("a.mhd", None, ()),
+        ("b.nii.gz", None, ()),
         ("series", None, ()),
     ]
+    assert [case.id for case in cases[:2]] == ["a", "b"]
     assert problems == []
 
 
@@ -148,6 +150,50 @@ def test_opaque_ids_keep_names_out_of_the_rules(tmp_path: Path) -> None:
     hidden, shown = (search(tmp_path, "folder", **patterns, opaque_ids=opaque)[1] for opaque in (True, False))
     assert sorted(problem.rule for problem in hidden) == ["2 scans for one case", "no label for this scan"]
     assert any("Doe_Jane" in problem.rule for problem in shown)
+
+
+def dicom_sets(tmp_path: Path) -> None:
+    for name in ("Doe_Jane", "Roe"):
+        (tmp_path / name / "CT").mkdir(parents=True)
+        touch(tmp_path, f"{name}/CT/1.dcm", f"{name}/liver.nii.gz")
+
+
+def test_dicom_has_opaque_ids_whatever_the_settings_say(tmp_path: Path) -> None:
+    dicom_sets(tmp_path)
+    patterns: dict[str, Any] = {"images": "*/CT", "labels": "*/liver.nii.gz", "liver_labels": (1,)}
+    (tmp_path / "Roe" / "liver.nii.gz").unlink()
+    cases, problems = search(tmp_path, "folder", **patterns, opaque_ids=False)
+    assert [(case.opaque, problem.opaque) for case, problem in zip(cases, problems, strict=True)] == [(True, True)]
+    shown = f"{cases[0].id} {problems[0].case_id} {problems[0].rule}"
+    assert "Doe" not in shown
+    assert "Roe" not in shown
+    touch(tmp_path, "scans/a.nii.gz")
+    [plain], _ = search(tmp_path / "scans", "folder", images="*.nii.gz")
+    assert (plain.id, plain.opaque) == ("a", False)
+
+
+def test_whoever_keeps_a_secret_gives_the_ids(tmp_path: Path) -> None:
+    """All at once, in order; one id for two scans is told apart by number, and not by a digest of a name."""
+    dicom_sets(tmp_path)
+    asked: list[list[Path]] = []
+
+    def same(scans: Sequence[Path]) -> list[str]:
+        asked.append(list(scans))
+        return ["ct-0123456789ab"] * len(scans)
+
+    settings = DatasetSettings(root=str(tmp_path), layout="folder", images="*/CT")
+    cases, _ = find_cases(settings, opaque_ids=same)
+    assert [case.id for case in cases] == ["ct-0123456789ab", "ct-0123456789ab-2"]
+    assert asked == [[case.scan for case in cases]]
+
+
+def test_an_opaque_case_is_chosen_by_its_name_as_well_and_a_missing_one_is_not_named(tmp_path: Path) -> None:
+    dicom_sets(tmp_path)
+    patterns: dict[str, Any] = {"images": "*/CT"}
+    cases, problems = search(tmp_path, "folder", **patterns, cases=("Doe_Jane", "Smith_John"))
+    assert [case.scan.parent.name for case in cases] == ["Doe_Jane"]
+    assert [problem.case_id for problem in problems] == ["asked-2"]
+    assert [case.scan for case in search(tmp_path, "folder", **patterns, cases=(cases[0].id,))[0]] == [cases[0].scan]
 
 
 def test_chosen_cases_and_one_that_is_not_there(tmp_path: Path) -> None:

@@ -1,0 +1,366 @@
+"""The register of opaque case ids: which scan an id stands for, in a file that only its owner can read.
+
+    <private>/case-ids.json    id -> scan, liver mask, label values
+    <private>/case-ids.key     the secret that ids are made with
+    <private>/case-ids.lock    an flock while either is written
+
+`<private>` is $ADFLOWS_PRIVATE, else $XDG_DATA_HOME/adflows/private, else ~/.local/share/adflows/private.
+
+An id is an HMAC of the scan's content under the secret. So one scan has one id on this machine, whatever it is called
+and through whichever flow it comes; and whoever sees an id can neither compute it from a name or a copy of the scan,
+nor go back from it. A digest of the content alone would let anyone who holds a copy find a patient's results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hmac
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flows.settings import worker_count
+from medad.errors import ConfigError, UserError
+from medad.storage import atomic_path
+
+ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,63}$"
+"""What an id looks like: for a form that takes one."""
+REGISTER, KEY, LOCK = "case-ids.json", "case-ids.key", "case-ids.lock"
+SCHEMA = "adflows case ids 1"
+_ID_CHARACTERS = 12
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class RegisteredCase:
+    """What an id stands for."""
+
+    id: str
+    scan: Path
+    liver: Path | None
+    liver_labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One case in the file. No pydantic: a path on disk may hold what is no valid text."""
+
+    scan: str
+    liver: str | None
+    liver_labels: tuple[int, ...]
+    content: str
+    """The whole HMAC of the scan's content, of which the id is the beginning."""
+    added: str
+    """UTC, ISO 8601."""
+
+    def case(self, case_id: str) -> RegisteredCase:
+        liver = None if self.liver is None else Path(self.liver)
+        return RegisteredCase(case_id, Path(self.scan), liver, self.liver_labels)
+
+    @classmethod
+    def of(cls, values: Any) -> _Entry:
+        """From JSON. Raises KeyError, TypeError, ValueError."""
+        liver = values["liver"]
+        return cls(
+            scan=str(values["scan"]),
+            liver=None if liver is None else str(liver),
+            liver_labels=tuple(int(value) for value in values["liver_labels"]),
+            content=str(values["content"]),
+            added=str(values["added"]),
+        )
+
+
+def private_folder() -> Path:
+    """Where the register lies; it need not be there yet."""
+    if explicit := os.environ.get("ADFLOWS_PRIVATE"):
+        return Path(explicit).expanduser().absolute()
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return (Path(base).expanduser() / "adflows" / "private").absolute()
+
+
+def identify(scans: Sequence[Path]) -> list[str]:
+    """The id of each scan, by content; nothing is registered. Reads what is not remembered, several files at a time.
+
+    One that cannot be read gets an id by its path, under the secret as well: it fails later, under this name.
+    """
+    with ThreadPoolExecutor(worker_count(), thread_name_prefix="identify") as pool:
+        digests = list(pool.map(_digest, scans))
+    secret = _secret()
+    found = []
+    for scan, digest in zip(scans, digests, strict=True):
+        said = f"path {scan.absolute()}" if digest is None else _said(digest)
+        found.append(_id_of(_keyed(secret, said)))
+    return found
+
+
+def keyed(text: str) -> str:
+    """A digest that only this machine can make, hex."""
+    return _keyed(_secret(), text)
+
+
+def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...] = (1,)) -> RegisteredCase:
+    """Register a scan, and a liver mask on its grid; an id that is there gets this path, and this mask if one is given.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read.
+    ConfigError
+        The register is not private, or damaged.
+    """
+    from flows.liver_jobs import source_digest
+
+    scan, liver = scan.absolute(), None if liver is None else liver.absolute()
+    content = _keyed(_secret(), _said(source_digest(scan)))
+    if liver is not None:
+        source_digest(liver)  # there, and readable
+    case_id = _id_of(content)
+    with _changing() as cases:
+        known = _same(case_id, content, cases)
+        if liver is None and known is not None and known.liver is not None:
+            liver, liver_labels = Path(known.liver), known.liver_labels
+        cases[case_id] = _entry(scan, liver, liver_labels, content)
+        return cases[case_id].case(case_id)
+
+
+def register_found(found: Iterable[RegisteredCase]) -> None:
+    """Register cases that a flow came upon, under the ids that `identify` gave; one that cannot be read is left out.
+
+    A mask that is known for an id stays: someone may have chosen it.
+    """
+    found = list(found)
+    if not found:
+        return
+    with ThreadPoolExecutor(worker_count(), thread_name_prefix="identify") as pool:
+        digests = list(pool.map(_digest, [case.scan for case in found]))
+    secret = _secret()
+    known = _read()
+    entries = {}
+    for case, digest in zip(found, digests, strict=True):
+        if digest is None:
+            continue
+        content = _keyed(secret, _said(digest))
+        before = _same(case.id, content, known)
+        liver, labels = case.liver, case.liver_labels
+        if before is not None and before.liver is not None:
+            liver, labels = Path(before.liver), before.liver_labels
+        entry = _entry(case.scan.absolute(), None if liver is None else liver.absolute(), labels, content)
+        if before is None or replace(before, added=entry.added) != entry:
+            entries[case.id] = entry
+    if entries:  # else nothing is new: a nightly run leaves the file as it is
+        with _changing() as cases:
+            cases.update(entries)
+
+
+def resolve(case_id: str) -> RegisteredCase:
+    """What an id stands for.
+
+    Raises
+    ------
+    ConfigError
+        No such id; or the scan is gone, or is another one by now. No message holds a path: Prefect may store it.
+    """
+    if not re.fullmatch(ID_PATTERN, case_id):
+        # what was given may be a path or a name, so it is not repeated
+        raise ConfigError("not a case id: expected what `adflows ids ls` lists, as ct-0123456789ab")
+    entry = _read().get(case_id)
+    if entry is None:
+        raise ConfigError(f"{case_id}: this machine's register has no such case; `adflows ids add SCAN` gives an id")
+    case = entry.case(case_id)
+    digest = _digest(case.scan)
+    if digest is None:
+        raise ConfigError(
+            f"{case_id}: its scan cannot be read any more; `adflows ids which {case_id}` says where it was"
+        )
+    if _keyed(_secret(), _said(digest)) != entry.content:
+        raise ConfigError(f"{case_id}: another scan lies in its place by now; `adflows ids add SCAN` gives the new id")
+    return case
+
+
+def which(case_id: str) -> RegisteredCase:
+    """As `resolve`, without a look at the files: for the owner's own terminal."""
+    entry = _read().get(case_id)
+    if entry is None:
+        raise ConfigError(f"{case_id}: this machine's register has no such case")
+    return entry.case(case_id)
+
+
+def registered() -> list[RegisteredCase]:
+    """All cases, in the order of their ids. Raises ConfigError."""
+    return [entry.case(case_id) for case_id, entry in sorted(_read().items())]
+
+
+def forget(case_id: str) -> None:
+    """Remove an id. The scan gets the same one again, should it be registered again. Raises ConfigError."""
+    with _changing() as cases:
+        if cases.pop(case_id, None) is None:
+            raise ConfigError(f"{case_id}: this machine's register has no such case")
+
+
+def _digest(path: Path) -> str | None:
+    from flows.liver_jobs import source_digest
+
+    try:
+        return source_digest(path)
+    except UserError:
+        return None
+
+
+def _said(digest: str) -> str:
+    return f"scan {digest}"
+
+
+def _keyed(secret: bytes, text: str) -> str:
+    return hmac.new(secret, text.encode(errors="surrogateescape"), "sha256").hexdigest()
+
+
+def _id_of(content: str) -> str:
+    return f"ct-{content[:_ID_CHARACTERS]}"
+
+
+def _entry(scan: Path, liver: Path | None, liver_labels: tuple[int, ...], content: str) -> _Entry:
+    return _Entry(
+        scan=str(scan),
+        liver=None if liver is None else str(liver),
+        liver_labels=tuple(liver_labels),
+        content=content,
+        added=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _same(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry | None:
+    """The entry of this id, if there is one. Raises ConfigError where it belongs to another scan."""
+    entry = cases.get(case_id)
+    if entry is not None and entry.content != content:
+        raise ConfigError(
+            f"{private_folder() / REGISTER}: {case_id} stands for another scan; was {KEY} replaced? Restore both from "
+            "one backup, or remove both"
+        )
+    return entry
+
+
+def _refuse_unless_private(path: Path, found: os.stat_result, *, mode: str) -> None:
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"{path}: belongs to another user; names of patients lie here, so only its owner may use it")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(
+            f"{path}: others can reach it (mode {stat.S_IMODE(found.st_mode):03o}), and names of patients lie here: "
+            f"chmod {mode} it"
+        )
+
+
+def _folder() -> Path:
+    """The private folder, made if need be. Raises ConfigError where it is not private."""
+    folder = private_folder()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be used for the register of case ids ({error.strerror})") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(f"{folder}: not a folder; the register of case ids needs one")
+    _refuse_unless_private(folder, found, mode="700")
+    return folder
+
+
+def _private_text(path: Path) -> str | None:
+    """Content of a private file, None where there is none. Raises ConfigError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb") as file:
+        _refuse_unless_private(path, os.fstat(descriptor), mode="600")
+        try:
+            return file.read().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read; restore it from a backup") from error
+
+
+def _write_private(path: Path, text: str) -> None:
+    for leftover in path.parent.glob(f".tmp-*-{path.name}"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[Path]:
+    """Hold the register's lock, which the kernel frees with its holder; yields the folder. Raises ConfigError."""
+    folder = _folder()
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{folder / LOCK}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _secret() -> bytes:
+    """The key of the ids, made at first use. Raises ConfigError."""
+    text = _private_text(_folder() / KEY)
+    if text is None:
+        with _locked() as folder:
+            text = _private_text(folder / KEY)
+            if text is None:
+                if (folder / REGISTER).exists():
+                    raise ConfigError(
+                        f"{folder / KEY}: missing beside {REGISTER}, whose ids were made with it; restore it"
+                    )
+                text = secrets.token_hex(_KEY_BYTES) + "\n"
+                _write_private(folder / KEY, text)
+    try:
+        secret = bytes.fromhex(text.strip())
+    except ValueError:
+        secret = b""
+    if len(secret) != _KEY_BYTES:
+        raise ConfigError(f"{private_folder() / KEY}: damaged; restore it from a backup")
+    return secret
+
+
+def _read() -> dict[str, _Entry]:
+    """All cases by id; none where there is no register. Writers replace the file whole, so that no lock is needed."""
+    path = _folder() / REGISTER
+    text = _private_text(path)
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+        schema = values["schema"]
+        cases = (
+            {str(case_id): _Entry.of(entry) for case_id, entry in values["cases"].items()} if schema == SCHEMA else {}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: damaged; restore it from a backup") from error
+    if schema != SCHEMA:
+        raise ConfigError(f"{path}: written by another version of adflows")
+    return cases
+
+
+@contextlib.contextmanager
+def _changing() -> Iterator[dict[str, _Entry]]:
+    """The cases, to be changed: written once the block is through. Raises ConfigError."""
+    with _locked() as folder:
+        cases = _read()
+        yield cases
+        values = {case_id: asdict(entry) for case_id, entry in sorted(cases.items())}
+        # escaped, since names on disk need not be valid UTF-8
+        _write_private(folder / REGISTER, json.dumps({"schema": SCHEMA, "cases": values}, indent=1) + "\n")

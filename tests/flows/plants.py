@@ -1,0 +1,171 @@
+"""Scans that carry a patient in all that can carry one; each plant is a word that occurs nowhere else."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAME, GIVEN = "Müstermännle", "Jörg-Beate"
+PATIENT_ID, BIRTH, STREET = "PID4711-0815", "19640229", "Glasgower Straße 17"
+STUDY_UID = "1.2.276.0.7230010.3.1.2.4711.19640229"
+DICOM_TEXTS = {
+    "PatientName": f"{NAME}^{GIVEN}",
+    "PatientID": PATIENT_ID,
+    "PatientBirthDate": BIRTH,
+    "PatientAddress": STREET,
+    "OtherPatientNames": "Quorvath^Ilse",
+    "PatientComments": "Zwinglmoser bemerkt",
+    "AdditionalPatientHistory": "Vorgeschichte Krummbein",
+    "StudyInstanceUID": STUDY_UID,
+    "FrameOfReferenceUID": "1.2.276.0.7230010.3.1.4.4712",
+    "StudyDescription": "Leber Ohlsdorfer",
+    "SeriesDescription": "portal Wentorfer",
+    "InstitutionName": "Klinikum Bramfelde",
+    "InstitutionAddress": "Allee Fuhlsbüttl",
+    "ReferringPhysicianName": "Hausarztmann^Uwe",
+    "OperatorsName": "Assistentin^Gudrunhild",
+    "AccessionNumber": "ACC990077",
+    "StationName": "KONSOLE-HH-33",
+    "RequestedProcedureDescription": "Staging Pinneberger",
+    "ImageComments": "Artefakt Norderstedtler",
+    "StudyDate": "20190317",
+    "DeviceSerialNumber": "SN-7654321-X",
+}
+DICOM_SECRETS = (
+    NAME, GIVEN, PATIENT_ID, BIRTH, STREET, "Quorvath", "Zwinglmoser", "Krummbein", STUDY_UID,
+    "1.2.276.0.7230010.3.1.4.4712", "Ohlsdorfer", "Wentorfer", "Bramfelde", "Fuhlsbüttl", "Hausarztmann",
+    "Gudrunhild", "ACC990077", "KONSOLE-HH-33", "Pinneberger", "Norderstedtler", "20190317", "SN-7654321-X",
+)  # fmt: skip
+NIFTI_SECRETS = ("Descriptowski", "DBNameberg", "Auxfilenko", "Intentmüller", "Extensionsky", "Datatypov")
+ITK_SECRETS = ("Commentarius", "Keyvaluesson", "Hashlinedottir")
+FOLDER, BROKEN_FOLDER, MASK = "Ordnernam_Ägidius_19551224", "Kaputtski Olga", "Maskenmann_Egon"
+NAME_SECRETS = (
+    "Ordnernam",
+    "Ägidius",
+    "19551224",
+    "Kaputtski",
+    "Maskenmann",
+    "Dateinamski",
+    "Wurzelmann",
+    "Rawdateiler",
+)
+ROOT = "studie Wurzelmann"
+SECRETS = (*DICOM_SECRETS, *NIFTI_SECRETS, *ITK_SECRETS, *NAME_SECRETS)
+
+
+@dataclass(frozen=True)
+class Plants:
+    """A folder of planted data, and what to find where."""
+
+    root: Path
+    where: dict[str, Path] = field(default_factory=dict)
+    """Secret -> a file or folder that holds it in name or content."""
+
+    @property
+    def dicom(self) -> Path:
+        """A data set of layout folder, `images: */CT`, `labels: */leber.nii.gz`; one series of two is broken."""
+        return self.root / ROOT
+
+    @property
+    def good(self) -> Path:
+        return self.dicom / FOLDER / "CT"
+
+    @property
+    def good_mask(self) -> Path:
+        return self.dicom / FOLDER / "leber.nii.gz"
+
+    @property
+    def broken(self) -> Path:
+        return self.dicom / BROKEN_FOLDER / "CT"
+
+    @property
+    def loose(self) -> Path:
+        return self.root / "einzeln"
+
+
+def plant_nifti(path: Path) -> None:
+    """Free text into every field of a NIfTI-1 header, and into an extension."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    header = image.header.copy()
+    header["descrip"] = f"{NIFTI_SECRETS[0]} {NAME}".encode("latin-1")
+    header["db_name"] = NIFTI_SECRETS[1].encode()
+    header["aux_file"] = NIFTI_SECRETS[2].encode()
+    header["intent_name"] = NIFTI_SECRETS[3].encode("latin-1")
+    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", f"{NIFTI_SECRETS[4]} {NAME}".encode()))
+    planted = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, header)
+    planted.to_filename(path)
+    # nibabel clears data_type, which the standard calls unused
+    content = bytearray(zlib.decompress(path.read_bytes(), 47))
+    content[4:14] = NIFTI_SECRETS[5].encode().ljust(10, b"\0")[:10]
+    deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
+    path.write_bytes(deflate.compress(bytes(content)) + deflate.flush())
+
+
+def plant_dicom(folder: Path, scan: Path) -> None:
+    """A series of a NIfTI scan's voxels, with free text in every tag, and the patient in the files' names."""
+    import pydicom
+
+    from medad.dicom import write_dicom
+    from medad.io import read_scan
+
+    volume = read_scan(scan)
+    folder.mkdir(parents=True)
+    write_dicom(folder, volume.geometry.to_source(volume.hu), volume.geometry.affine)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        data.SpecificCharacterSet = "ISO_IR 100"
+        for tag, value in DICOM_TEXTS.items():
+            setattr(data, tag, value)
+        block = data.private_block(0x0029, "PLANTED", create=True)
+        block.add_new(0x10, "LO", f"private {NAME}")
+        data.save_as(folder / f"Dateinamski {number:04d}.dcm")
+        path.unlink()
+
+
+def plant_itk(folder: Path, scan: Path, label: Path) -> dict[str, tuple[Path, Path]]:
+    """The scan as .mhd with .raw and as .nrrd, comments and all; each with the mask."""
+    import SimpleITK as sitk
+
+    folder.mkdir(parents=True, exist_ok=True)
+    image = sitk.ReadImage(str(scan))
+    mhd, nrrd = folder / "Rawdateiler.mhd", folder / "Rawdateiler.nrrd"
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkFloat32), str(mhd))
+    head = mhd.read_text(encoding="utf-8")
+    mhd.write_text(f"Comment = {ITK_SECRETS[0]} {GIVEN}\n{head}", encoding="utf-8")
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkFloat32), str(nrrd))
+    content = nrrd.read_bytes()
+    first, _, rest = content.partition(b"\n")
+    texts = f"\n# {ITK_SECRETS[2]} {BIRTH}\npatient:={ITK_SECRETS[1]} {PATIENT_ID}\n"
+    nrrd.write_bytes(first + texts.encode() + rest)
+    mask = folder / f"{MASK}.nii.gz"
+    shutil.copyfile(label, mask)
+    return {"mhd": (mhd, mask), "nrrd": (nrrd, mask)}
+
+
+def plant(root: Path, world: Any) -> Plants:
+    """Planted copies of a world's test scans; the training scans are planted in place."""
+    plants = Plants(root)
+    for number, folder in enumerate((FOLDER, unicodedata.normalize("NFD", BROKEN_FOLDER))):
+        plant_dicom(plants.dicom / folder / "CT", world.lits / f"volume-{number}.nii.gz")
+        shutil.copyfile(world.lits / f"segmentation-{number}.nii.gz", plants.dicom / folder / "leber.nii.gz")
+        plant_nifti(plants.dicom / folder / "leber.nii.gz")
+    sorted(plants.broken.iterdir())[4].unlink()  # a slice is missing
+    for path in (*(world.btcv / "img").iterdir(), *(world.btcv / "label").iterdir()):
+        plant_nifti(path)
+    plant_itk(plants.loose, world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz")
+    plant_nifti(plants.loose / f"{MASK}.nii.gz")
+    where: dict[str, Path] = {}
+    where |= dict.fromkeys(DICOM_SECRETS, plants.good)
+    where |= dict.fromkeys(NIFTI_SECRETS, world.btcv)
+    where |= dict.fromkeys(ITK_SECRETS, plants.loose)
+    where |= dict.fromkeys(NAME_SECRETS, root)
+    plants.where.update(where)
+    return plants
