@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cache import Made
 from flows.gpu import Device, Slot, device_slot
+from flows.privacy import learn_job
 from flows.stopping import StoppedError, stopping
 from medad.errors import ConfigError, LimitError
 from medad.settings import Gpus
@@ -236,6 +237,7 @@ def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = order.device.visible
     os.environ["ADFLOWS_DEVICE"] = order.device.name  # for whoever looks at the process
     _end_with_parent()
+    learn_job(order.job.step.name, order.job)  # what a library prints or logs here may reach a worker's log
     place = Place(order.device.torch_name, order.batch_size, order.key, connection)
     try:
         order.job.run_on(order.out, place)

@@ -75,6 +75,8 @@ class Ended(Submitted):
         if isinstance(self.outcome, Ref):
             self.tally.done(self.label, self.outcome, cached=self.outcome.reused)
             return self.outcome
+        if isinstance(self.outcome.data, BaseException):
+            raise self.outcome.data
         self.tally.fail(self.outcome.data)
         return None
 

@@ -508,7 +508,8 @@ import medad.cases
 mode, *arguments = sys.argv[1:]
 inner = medad.cases.prepare_case
 def prepare_case(case, *rest, **more):
-    quoted = f"{case.scan} of {TAGS}"
+    # what a library can quote is of the file that it reads
+    quoted = f"{case.scan} of {TAGS if case.scan.is_dir() else TEXTS}"
     logging.getLogger("planted.library").warning("library: %s", quoted)
     warnings.warn("warned of " + quoted)
     print("printed", quoted)
@@ -597,7 +598,8 @@ def test_nothing_planted_is_in_a_real_servers_database_or_any_log(
         plants.DICOM_TEXTS[name] for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID")
     )
     program = tmp_path / "misbehaving.py"
-    program.write_text(f"TAGS = {tags!r}\n{MISBEHAVING}", encoding="utf-8")
+    texts = f"{plants.NIFTI_SECRETS[0]} {plants.NAME}, {plants.NIFTI_SECRETS[3]}"
+    program.write_text(f"TAGS, TEXTS = {tags!r}, {texts!r}\n{MISBEHAVING}", encoding="utf-8")
     root = Path(__file__).parents[2]
 
     def run(mode: str, *arguments: object, code: int) -> subprocess.CompletedProcess[bytes]:
