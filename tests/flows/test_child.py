@@ -215,7 +215,7 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
         [sys.executable, str(script), act, str(out)],
         env=os.environ | {"PYTHONPATH": path},
     )
-    wait_for(lambda: (out / "what").exists() and bool((out / "what").read_text(encoding="utf-8")))
+    wait_for(lambda: (out / "what").exists() and bool((out / "what").read_text(encoding="utf-8")), 200)
     pid = facts(out)["pid"]
     os.kill(pid, signal.SIGSTOP)
     os.kill(flow.pid, signal.SIGKILL)
