@@ -112,12 +112,16 @@ def doctor(
 
 
 def _register() -> None:
-    from flows import cli_cache, cli_ids, cli_liver, cli_zsad
+    from flows import cli_cache, cli_ids, cli_liver, cli_server, cli_zsad
 
     app.add_typer(cli_liver.app, name="liver")
     app.add_typer(cli_zsad.app, name="zsad")
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
+    app.command()(cli_server.deploy)
+    app.command()(cli_server.serve)
+    app.command()(cli_server.server)
+    app.command()(cli_server.worker)
 
 
 _register()

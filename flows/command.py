@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.settings import config_folder, prepare_prefect
+from flows.settings import named_config, prepare_prefect
 from flows.terminal import terminal
 from medad.errors import ConfigError
 
@@ -123,16 +123,16 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
 
 
 def find_config(config: Path, flow: str) -> Path:
-    """A configuration by path, or by the name of one in the repository's configs/FLOW. Raises ConfigError."""
+    """A configuration by path, or by the name of one in $ADFLOWS_CONFIGS/FLOW or the repository's configs/FLOW.
+
+    Raises
+    ------
+    ConfigError
+        There is no such name.
+    """
     if config.exists() or config.suffix or len(config.parts) > 1:
         return config
-    folder = config_folder()
-    if folder is None:
-        raise ConfigError(f"{config}: no such file, and this installation came without the repository's configs folder")
-    names = sorted(path.stem for path in (folder / flow).glob("*.yaml"))
-    if config.name not in names:
-        raise ConfigError(f"{config}: no such file, and none of the configurations {', '.join(names)}")
-    return folder / flow / f"{config.name}.yaml"
+    return named_config(config.name, flow)
 
 
 def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:

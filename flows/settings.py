@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 from pathlib import Path
+
+from medad.errors import ConfigError
 
 PREFECT_DEFAULTS = {
     # an embedded server when no PREFECT_API_URL is set, whatever the user's profile says
@@ -20,6 +24,8 @@ PREFECT_DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    # a run that is silent for three of these is taken for dead (`adflows deploy`); by hand or by a worker alike
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
     # results are references in JSON; a pickle could run code when it is read
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }
@@ -33,6 +39,8 @@ LIBRARY_DEFAULTS = {
 
 NUMPY_WITHOUT_AVX512 = ("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL")
 """For CPUs on which NumPy's AVX-512 sort is slow; see `sorts_slowly`. Names as of NumPy 2.4; others ignore them."""
+SHORTEST_HEARTBEAT_S = 30
+"""Prefect's own bound."""
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
@@ -43,6 +51,57 @@ def cache_root() -> Path:
         return Path(explicit).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return (Path(base).expanduser() / "adflows").absolute()
+
+
+def runs_root() -> Path:
+    """Where deployed flows put their run folders: $ADFLOWS_RUNS, else `runs` in the working directory."""
+    return Path(os.environ.get("ADFLOWS_RUNS") or "runs").expanduser().absolute()
+
+
+def host_name() -> str:
+    """This machine's name in a server's queues and limits: $ADFLOWS_HOST, else its host name without the domain."""
+    name = os.environ.get("ADFLOWS_HOST") or socket.gethostname().partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "localhost"
+
+
+def heartbeat_s() -> int:
+    """Seconds between the signs of life of a run. Raises ConfigError for what Prefect would not take."""
+    name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    text = os.environ.get(name, PREFECT_DEFAULTS[name])
+    if not text.isdecimal() or int(text) < SHORTEST_HEARTBEAT_S:
+        raise ConfigError(f"{name}={text}: expected a whole number of seconds, {SHORTEST_HEARTBEAT_S} or more")
+    return int(text)
+
+
+def checkout() -> Path:
+    """The repository's folder, which deployments run from. Raises ConfigError where the package came without it."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / "prefect.yaml").is_file():
+        raise ConfigError(f"{folder}: holds no prefect.yaml; a server needs the repository's checkout")
+    return folder
+
+
+def config_folders() -> tuple[Path, ...]:
+    """Folders of configurations: the administrator's own, $ADFLOWS_CONFIGS, before the repository's."""
+    own = os.environ.get("ADFLOWS_CONFIGS")
+    repository = config_folder()
+    return (*([Path(own).expanduser().absolute()] if own else []), *([repository] if repository else []))
+
+
+def config_names(flow: str) -> list[str]:
+    """Names of the configurations of a flow, in order."""
+    return sorted({path.stem for folder in config_folders() for path in (folder / flow).glob("*.yaml")})
+
+
+def named_config(name: str, flow: str) -> Path:
+    """The configuration of this name in the first of the folders that holds it. Raises ConfigError."""
+    folders = config_folders()
+    if not folders:
+        raise ConfigError(f"{name}: no such file, and this installation came without the repository's configs folder")
+    for folder in folders:
+        if (found := folder / flow / f"{name}.yaml").is_file():
+            return found
+    raise ConfigError(f"{name}: no such file, and none of the configurations {', '.join(config_names(flow))}")
 
 
 def config_folder() -> Path | None:

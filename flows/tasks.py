@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Task, get_run_logger
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Failed
@@ -26,6 +26,7 @@ from flows.gpu import devices_of
 from flows.jobs import DeviceJob, Job
 from flows.limits import server_slot
 from flows.privacy import confined, install, learn_job, path_filter
+from flows.retries import RETRY_DELAYS_S, is_transient
 from flows.serializer import VerifiedSerializer
 from flows.settings import cache_root
 from flows.stopping import stopping
@@ -50,6 +51,8 @@ class Failure:
     """Set where no rule was broken but the program: it is raised once all else is done."""
     category: str = ""
     """Of an image: what its id begins with."""
+    again: bool = field(default=False, repr=False)
+    """A share did not answer: the same may go well at once."""
     of_machine: bool = field(default=False, repr=False)
     """No file is to blame but where it ran (a full disk, a GPU that is not there): the same may go well later."""
 
@@ -60,14 +63,15 @@ class Failure:
 
 def describe(label: str, stage: str, error: Exception) -> Failure:
     """What to keep of an error: the rule without the path, which goes to the terminal alone."""
+    again = is_transient(error)
     if isinstance(error, InputError):
-        return Failure(label, stage, path_filter.scrub(error.rule), str(error.path))
+        return Failure(label, stage, path_filter.scrub(error.rule), str(error.path), again=again)
     if isinstance(error, UserError):
         text = " ".join(str(error).split())
         head, _, rest = text.partition(": ")
         path, rule = (head, rest) if head.startswith("/") and rest else ("", text)
-        return Failure(label, stage, path_filter.scrub(rule), path, of_machine=True)
-    return Failure(label, stage, f"internal error ({type(error).__name__})", bug=error)
+        return Failure(label, stage, path_filter.scrub(rule), path, again=again, of_machine=True)
+    return Failure(label, stage, f"internal error ({type(error).__name__})", bug=error, again=again)
 
 
 @confined
@@ -91,6 +95,8 @@ def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
         failure = describe(label, job.step.name, error)
         if failure.bug is not None:
             get_run_logger().error("internal error", exc_info=True)
+        elif not failure.again and not isinstance(job, DeviceJob):  # of the others Prefect says so itself
+            get_run_logger().error("%s: %s", failure.case_id, failure.rule)
         return Failed(message=f"{failure.case_id}: {failure.rule}", data=failure)
 
 
@@ -122,7 +128,15 @@ def task_of(job: Job, *, refresh: bool) -> Task[[str, Job, bool], Ref | State[An
         refresh_cache=refresh,
         # what a library prints goes to the log, through its filter, and not into a worker's output
         log_prints=True,
+        # reading and writing alone: a night of training that failed would fail again
+        retries=0 if isinstance(job, DeviceJob) else len(RETRY_DELAYS_S),
+        retry_delay_seconds=list(RETRY_DELAYS_S),
+        retry_condition_fn=_worth_another_try,
     )
+
+
+def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.data, Failure) and state.data.again
 
 
 @dataclass(frozen=True)

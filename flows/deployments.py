@@ -1,0 +1,275 @@
+"""The flows that a server runs by schedule or from a form in Prefect's UI; prefect.yaml says when and where.
+
+Each runs an existing flow's body inside itself: a subflow would take a second longer and be a second row in the UI.
+What is typed into a form is stored in clear and seen by whoever reaches the server, so that a form names no file:
+configurations go by name, scans by the opaque ids of the register (`adflows ids`).
+
+Prefect checks what was typed against the schema of these signatures before it makes a run. No flow is tried again by
+Prefect: a night of training that failed would fail again. What was done is cached, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.cache import SIDECAR, Ref
+from flows.engines import RUNNER
+from flows.liver_jobs import HandStep, HandStepName
+from flows.outcome import Outcome, final_state
+from flows.privacy import PrivateLiver, PrivateZsad, confined, path_filter
+from flows.publish import writable
+from flows.settings import config_names, named_config, runs_root
+from flows.tasks import Tally, describe
+from medad.config import PreprocessSettings
+from medad.errors import ConfigError, UserError
+
+STEPS: tuple[HandStepName, ...] = ("window", "roi", "slice", "equalise")
+"""In the order in which one takes what the one before wrote."""
+assert set(STEPS) == set(get_args(HandStepName))
+
+_CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
+_DEFAULTS = PreprocessSettings()
+
+
+def _form(title: str, description: str, *, choices_of: str | None = None) -> dict[str, Any]:
+    """What the form shows: Prefect keeps neither title nor description of a parameter's own annotation, but this.
+
+    `choices_of` a flow makes a list to choose from: the configurations that were there when the deployment was applied.
+    """
+    names = config_names(choices_of) if choices_of else []
+    return {"title": title, "description": description} | ({"enum": names} if names else {})
+
+
+_CONFIG = "A YAML file by its name, from configs/{} or from {} in the administrator's folder. A new one is in this list"
+_CONFIG += " after the next `adflows deploy`."
+
+LiverConfig = Annotated[
+    str,
+    Field(
+        pattern=_CONFIG_PATTERN,
+        json_schema_extra=_form("Configuration", _CONFIG.format("liver", "liver"), choices_of="liver"),
+    ),
+]
+ZsadConfig = Annotated[
+    str,
+    Field(
+        pattern=_CONFIG_PATTERN,
+        json_schema_extra=_form("Configuration", _CONFIG.format("zsad", "zsad"), choices_of="zsad"),
+    ),
+]
+Name = Annotated[
+    Annotated[str, Field(pattern=_CONFIG_PATTERN)] | None,
+    Field(
+        json_schema_extra=_form(
+            "Name of the run",
+            "Its folder, whose earlier run it replaces. Empty: the configuration's. No patient's name.",
+        )
+    ),
+]
+Seed = Annotated[
+    Annotated[int, Field(ge=0, lt=2**31)] | None,
+    Field(json_schema_extra=_form("Seed", "Another seed trains again. Empty: the configuration's.")),
+]
+Seeds = Annotated[
+    Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=20)] | None,
+    Field(
+        json_schema_extra=_form(
+            "Seeds", "Of references and pseudo anomalies, a pass for each. Empty: the configuration's."
+        )
+    ),
+]
+Refresh = Annotated[
+    bool, Field(json_schema_extra=_form("Compute all again", "Also what is cached; training takes as long as it did."))
+]
+CaseId = Annotated[
+    str,
+    Field(
+        pattern=_CASE_PATTERN,
+        json_schema_extra=_form(
+            "Case",
+            "The opaque id that `adflows ids add` gave the scan; `adflows ids ls` lists them. Never a file's name.",
+        ),
+    ),
+]
+StepName = Annotated[
+    Literal["window", "roi", "slice", "equalise"],
+    Field(
+        json_schema_extra=_form(
+            "Step",
+            "window: HU to grey; roi: the liver alone; slice: axial slices; equalise: each slice's histogram. "
+            "The steps before it are made where they are not cached.",
+        )
+    ),
+]
+RefreshStep = Annotated[
+    bool, Field(json_schema_extra=_form("Compute the step again", "Steps before it stay as they are cached."))
+]
+
+
+class StepSettings(BaseModel):
+    """Values of the preprocessing steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    window_low_hu: Annotated[
+        float, Field(title="Window from, HU", description="Becomes grey 0.", ge=-2000, le=4000)
+    ] = _DEFAULTS.window_hu[0]
+    window_high_hu: Annotated[
+        float, Field(title="Window to, HU", description="Becomes grey 255.", ge=-2000, le=4000)
+    ] = _DEFAULTS.window_hu[1]
+    slice_px: Annotated[
+        int, Field(title="Side of a slice, pixels", description="A multiple of 16.", ge=32, le=1024, multiple_of=16)
+    ] = _DEFAULTS.slice_px
+    min_liver_px: Annotated[
+        int, Field(title="Least liver in a slice, pixels", description="Slices with less are left out.", ge=1)
+    ] = _DEFAULTS.min_liver_px
+    lift_dark: Annotated[
+        bool, Field(title="Lift dark liver", description="Keeps equalised dark liver apart from the background.")
+    ] = _DEFAULTS.lift_dark
+
+    def settings(self) -> PreprocessSettings:
+        """As the steps take them. Raises ConfigError."""
+        try:
+            return PreprocessSettings(
+                window_hu=(self.window_low_hu, self.window_high_hu),
+                slice_px=self.slice_px,
+                min_liver_px=self.min_liver_px,
+                lift_dark=self.lift_dark,
+            )
+        except ValidationError as error:
+            raise ConfigError(f"settings: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+_DEFAULT_VALUES = StepSettings()
+Values = Annotated[
+    StepSettings,
+    Field(json_schema_extra=_form("Values", "Results of other values are of no use to a model trained with these.")),
+]
+
+
+@flow(
+    name="liver", flow_run_name="liver {config}", task_runner=RUNNER, persist_result=False, retries=0, log_prints=True
+)
+@confined
+def liver_nightly(
+    config: LiverConfig = "thesis", name: Name = None, seed: Seed = None, refresh: Refresh = False
+) -> State[Outcome]:
+    """Liver tumours: prepare, train, segment, evaluate, report. What has not changed is taken from the cache."""
+    from flows.liver import liver
+    from medad.config import load
+
+    def run() -> State[Outcome]:
+        settings = PrivateLiver.of(load(named_config(config, "liver"), _given(name=name, seed=seed)))
+        return liver.fn(settings, writable(runs_root() / "liver" / settings.name), refresh)
+
+    return _told(run)
+
+
+@flow(name="zsad", flow_run_name="zsad {config}", task_runner=RUNNER, persist_result=False, retries=0, log_prints=True)
+@confined
+def zsad_weekly(
+    config: ZsadConfig = "dual_clip", name: Name = None, seeds: Seeds = None, refresh: Refresh = False
+) -> State[Outcome]:
+    """Anomalies in industrial images: features, scores seed by seed, metrics, report. Nothing is trained."""
+    from flows.zsad import zsad
+    from zsad.config import load
+
+    def run() -> State[Outcome]:
+        settings = PrivateZsad.of(load(named_config(config, "zsad"), _given(name=name, seeds=seeds)))
+        return zsad.fn(settings, writable(runs_root() / "zsad" / settings.name), refresh)
+
+    return _told(run)
+
+
+@flow(
+    name="liver-step",
+    flow_run_name="{step} of {case_id}",
+    task_runner=RUNNER,
+    persist_result=False,
+    retries=0,
+    log_prints=True,
+)
+@confined
+def case_step(
+    case_id: CaseId,
+    step: StepName = "window",
+    settings: Values = _DEFAULT_VALUES,
+    refresh: RefreshStep = False,
+) -> State[Outcome]:
+    """One preprocessing step of a registered scan; the steps before it are made where they are not cached."""
+    return _told(lambda: _case_step(case_id, step, settings.settings(), refresh=refresh))
+
+
+def _case_step(case_id: str, wanted: HandStepName, settings: PreprocessSettings, *, refresh: bool) -> State[Outcome]:
+    from flows.case_ids import resolve
+
+    case = resolve(case_id)
+    if case.liver is None and wanted != "window":
+        raise ConfigError(f"case {case_id} is registered without a liver mask, which {wanted} needs")
+    for path in (case.scan, case.liver):
+        if path is not None:
+            path_filter.learn(path, case_id)
+    tally = Tally()
+    source, ref = case.scan, None
+    for name in STEPS[: STEPS.index(wanted) + 1]:
+        tally.refresh = refresh and name == wanted
+        liver = case.liver if name in {"roi", "slice"} else None
+        ref = tally.run(case_id, HandStep(name, source, liver, tuple(case.liver_labels), settings))
+        if ref is None:
+            break
+        source = _result(ref)
+    details = {}
+    if ref is not None:
+        written = _hand_over(source, runs_root() / "steps" / case_id / wanted)
+        details["written"] = str(written)
+        create_markdown_artifact(f"{wanted} of {case_id}: `{written}`", key="liver-step")
+    return final_state(Outcome.of(tally, details=details), useful=ref is not None)
+
+
+def _result(ref: Ref) -> Path:
+    """A step's one file."""
+    return next(path for path in sorted(ref.folder().iterdir()) if path.name != SIDECAR)
+
+
+def _hand_over(result: Path, folder: Path) -> Path:
+    """Copy it out of the cache, whole or not at all."""
+    from medad.storage import atomic_path
+
+    writable(folder)
+    folder.mkdir(exist_ok=True)
+    with atomic_path(folder / result.name) as temporary:
+        shutil.copyfile(result, temporary)
+    return folder / result.name
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _told(run: Callable[[], State[Outcome]]) -> State[Outcome]:
+    """Run; the state then says in one line why it failed. A bug keeps its traceback."""
+    try:
+        state = run()
+    except UserError as error:
+        return Failed(message=_one_line(describe("run", "start", error).rule))
+    outcome = state.data
+    if isinstance(outcome, Outcome) and outcome.failures:
+        first = outcome.failures[0]
+        reason = _one_line(f"{state.message}. First: {first.case_id}, {first.stage}: {first.rule}")
+        return state.model_copy(update={"message": reason})
+    return state
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)

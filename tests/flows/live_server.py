@@ -1,0 +1,324 @@
+"""A real Prefect server with its worker, in processes of their own, and flows that wait until a test lets them go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+
+from flows.serve import SERVER_SETTINGS
+from flows.settings import checkout
+
+HOST = "testbox"
+POOL = "testpool"
+MARK = "ADFLOWS_TEST_MARK"
+"""In the environment of every process that a test starts, so that what is left of them can be found."""
+
+HELD = '''
+import os, time
+from pathlib import Path
+from prefect import flow
+
+FOLDER = Path(os.environ["HELD"])
+
+@flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
+def held(mark: str) -> None:
+    """Waits until the test lets it go."""
+    (FOLDER / f"{mark}.began").touch()
+    while not (FOLDER / f"{mark}.go").exists():
+        time.sleep(0.1)
+
+@flow(name="liver-quick", persist_result=False)
+def quick() -> None:
+    """Does nothing."""
+
+@flow(name="liver-failing", persist_result=False)
+def failing() -> None:
+    """Fails."""
+    raise RuntimeError("out of coffee")
+
+@flow(name="others", persist_result=False)
+def others() -> None:
+    """Fails, and is none of ours."""
+    raise RuntimeError("not our business")
+'''
+MODULE = "adflows_held_flows"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Wait until it is true; returns what it gave."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+def processes(mark: str) -> dict[int, str]:
+    """Process ids and commands of all living processes that a test's mark was given to."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if command:  # a zombie has none
+                    found[int(folder.name)] = command
+    return found
+
+
+@dataclass
+class Live:
+    """A server's home, and what runs of it."""
+
+    root: Path
+    database: str | None = None
+    """Its connection URL; none: SQLite in the home."""
+    more: dict[str, str] = field(default_factory=dict)
+    """More environment."""
+    port: int = field(default_factory=free_port)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Prefect servers, one after the other."""
+    answers: list[list[dict[str, str]]] = field(default_factory=list)
+    """Of `adflows deploy`, one after the other."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def held(self) -> Path:
+        return self.root / "held"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Without anything of the developer's own Prefect or of the tests' embedded server."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "ADFLOWS"))}
+        values = {
+            "PREFECT_HOME": str(self.root / "home"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "ADFLOWS_CACHE": str(self.root / "cache"),
+            "ADFLOWS_SLOTS": str(self.root / "slots"),
+            "ADFLOWS_RUNS": str(self.root / "runs"),
+            "ADFLOWS_CONFIGS": str(self.root / "configs"),
+            "ADFLOWS_PRIVATE": str(self.root / "private"),
+            "PYTHONPATH": str(checkout()),
+            "HELD": str(self.held),
+            MARK: self.mark,
+        }
+        database = {} if self.database is None else {"PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database}
+        return kept | SERVER_SETTINGS | values | database | self.more
+
+    def start(self, *command: str, log: str) -> subprocess.Popen[bytes]:
+        """A process of this site; its output goes to root/LOG."""
+        self.held.mkdir(parents=True, exist_ok=True)
+        with (self.root / log).open("ab") as out:
+            process = self._popen(command, out)
+        self.started.append(process)
+        return process
+
+    def _popen(self, command: tuple[str, ...], out: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *command], env=self.environment, cwd=self.root, stdout=out, stderr=subprocess.STDOUT
+        )
+
+    def log(self, name: str) -> str:
+        return (self.root / name).read_text(encoding="utf-8", errors="replace")
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        port = ("--host", "127.0.0.1", "--port", str(self.port))
+        process = self.start("-m", "prefect", "server", "start", *port, log="server.log")
+        wait_for("the server answers", lambda: process.poll() is not None or self.healthy(), 180)
+        assert process.poll() is None, self.log("server.log")
+        self.servers.append(process)
+        return process
+
+    def kill_server(self) -> None:
+        self.servers[-1].kill()
+        self.servers[-1].wait(30)
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def adflows(self, *arguments: str, code: int = 0) -> str:
+        """A command of ours, and what it printed."""
+        done = self._done("-m", "flows", *arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + (done.stderr if code else "")
+
+    def python(self, script: str) -> str:
+        """A script in this site's environment, and what it printed."""
+        done = self._done("-c", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _done(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command],
+            env=self.environment,
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+            encoding="utf-8",
+        )
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """`adflows worker`, once it polls."""
+        process = self.start("-m", "flows", "worker", "--pool", POOL, "--host-name", HOST, log="worker.log")
+        wait_for("the worker polls", lambda: f"Worker '{HOST}' started" in self.log("worker.log"), 90)
+        return process
+
+    def deploy(self, *arguments: str) -> list[dict[str, str]]:
+        """`adflows deploy`, and its answer."""
+        text = self.adflows("deploy", "--pool", POOL, "--host-name", HOST, "--json", *arguments)
+        self.answers.append(json.loads(text))
+        return self.answers[-1]
+
+    def deploy_held(self) -> None:
+        """Flows that wait, under the limits and in the queue that prefect.yaml has for ours."""
+        folder = self.root / "checkout"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{MODULE}.py").write_text(HELD, encoding="utf-8")
+        values = yaml.safe_load((checkout() / "prefect.yaml").read_text(encoding="utf-8"))
+        ours = {entry["name"]: entry | {"parameters": {}, "schedules": []} for entry in values["deployments"]}
+        cron = [{"slug": "now", "cron": "* * * * *", "timezone": "{{ $ADFLOWS_TIMEZONE }}"}]
+        values["deployments"] = [
+            ours["liver-nightly"] | {"name": "queued", "entrypoint": f"{MODULE}.held"},
+            ours["segment-inbox"] | {"name": "alone", "entrypoint": f"{MODULE}.held"},
+            ours["liver-nightly"] | {"name": "cron", "entrypoint": f"{MODULE}.quick", "schedules": cron},
+            ours["liver-nightly"] | {"name": "failing", "entrypoint": f"{MODULE}.failing"},
+            ours["liver-nightly"] | {"name": "others", "entrypoint": f"{MODULE}.others"},
+        ]
+        (folder / "prefect.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        self.python(
+            "import asyncio; from pathlib import Path; from flows.server import Site, deploy\n"
+            f"asyncio.run(deploy(Site(Path({str(folder)!r}), {POOL!r}, {HOST!r}, 1, 30)))"
+        )
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        with SyncPrefectClient(self.url) as client:
+            yield client
+
+    def ask(self, deployment: str, **parameters: Any) -> FlowRun:
+        """What the UI does when a form is sent."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+    def run_of(self, run: FlowRun) -> FlowRun:
+        with self.client() as client:
+            return client.read_flow_run(run.id)
+
+    def state_of(self, run: FlowRun) -> str:
+        state = self.run_of(run).state
+        return "" if state is None or state.name is None else state.name
+
+    def ended(self, run: FlowRun, seconds: float = 120.0) -> FlowRun:
+        """A run, once it has ended."""
+
+        def final() -> FlowRun | None:
+            found = self.run_of(run)
+            return found if found.state is not None and found.state.is_final() else None
+
+        found: FlowRun = wait_for(f"run {run.name} ends", final, seconds)
+        return found
+
+    def began(self, mark: str) -> None:
+        wait_for(f"the flow {mark} began", (self.held / f"{mark}.began").exists)
+
+    def let_go(self, mark: str) -> None:
+        (self.held / f"{mark}.go").touch()
+
+    def close(self) -> None:
+        """End what is left, whoever its parent is by now."""
+        for process in reversed(self.started):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+        for pid in processes(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.started:
+            process.wait(30)
+
+
+@contextlib.contextmanager
+def live(root: Path, **more: Any) -> Iterator[Live]:
+    """A site whose processes end with the block."""
+    site = Live(root, **more)
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+def postgres_bin() -> Path | None:
+    """Folder of PostgreSQL's programs, where it is installed."""
+    candidates = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in candidates if (folder / "postgres").is_file()), None)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """A database cluster of the test's own; yields its connection URL."""
+    programs = postgres_bin()
+    assert programs is not None
+    port = free_port()
+    root = os.geteuid() == 0
+    # it refuses to run as root, and another user may not look into pytest's own folders
+    user: dict[str, Any] = {"user": "nobody", "group": "nogroup"} if root else {}
+    with tempfile.TemporaryDirectory(prefix="adflows-pg-", ignore_cleanup_errors=True) as folder:
+        if root:
+            shutil.chown(folder, "nobody", "nogroup")
+        data = f"{folder}/data"
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        initdb = [str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "adflows", "--no-sync"]
+        subprocess.run(initdb, check=True, **quiet, **user)
+        listen = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"unix_socket_directories={folder}"]
+        server = subprocess.Popen([str(programs / "postgres"), "-D", data, "-p", str(port), *listen], **quiet, **user)
+        try:
+            ready = [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
+            wait_for("PostgreSQL answers", lambda: subprocess.run(ready, check=False, **quiet).returncode == 0)
+            yield f"postgresql+asyncpg://adflows@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)

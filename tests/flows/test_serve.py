@@ -1,0 +1,235 @@
+"""`adflows serve`: one command, reached from this machine alone, and nothing left when it ends; without network too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.settings import checkout
+from flows.ui_policy import POLICY
+from tests.flows.live_server import HOST, POOL, Live, live, processes, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def serve(site: Live, *options: str) -> subprocess.Popen[bytes]:
+    """Start it, with a log of its own."""
+    (site.root / "serve.log").unlink(missing_ok=True)
+    arguments = ("--port", str(site.port), "--pool", POOL, "--host-name", HOST, *options)
+    return site.start("-m", "flows", "serve", *arguments, log="serve.log")
+
+
+def ready(site: Live, process: subprocess.Popen[bytes]) -> None:
+    wait_for(
+        "serve is ready",
+        lambda: process.poll() is not None or f"Worker '{HOST}' started" in site.log("serve.log"),
+        240,
+    )
+    assert process.poll() is None, site.log("serve.log")
+
+
+def stop(site: Live, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+    process.send_signal(number)
+    assert process.wait(120) == 0, site.log("serve.log")
+    assert processes(site.mark) == {}
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses (hex, as the kernel writes them) that these processes listen on, IPv4 and IPv6."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())):
+                inodes.add(match.group(1))
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1])
+    return found
+
+
+def test_serve_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
+    with live(tmp_path) as site:
+        process = serve(site)
+        ready(site, process)
+        log = site.log("serve.log")
+        assert f"server: http://127.0.0.1:{site.port}" in log
+        assert "created   deployment liver-nightly" in log
+        addresses = listening(set(processes(site.mark)))
+        assert f"0100007F:{site.port:04X}" in addresses
+        assert all(address.startswith("0100007F:") for address in addresses)  # 127.0.0.1, whatever the port
+        # a page of another site, open in a browser here, can post; it cannot have the token
+        request = urllib.request.Request(f"{site.url}/work_pools/filter", data=b"{}", method="POST")
+        request.add_header("Content-Type", "application/json")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert refused.value.code == 403
+        refused.value.close()
+        assert "another server of ours" in site.adflows("serve", "--port", "1", code=2)
+        # a dead server is started again, and the worker goes on
+        [server] = [pid for pid, command in processes(site.mark).items() if "prefect server start" in command]
+        os.kill(server, signal.SIGKILL)
+        wait_for("the server is started again", lambda: "server: started again" in site.log("serve.log"))
+        wait_for("the server answers again", site.healthy, 120)
+        site.deploy_held()
+        assert site.state_of(site.ended(site.ask("liver-quick/cron"), 180)) == "Completed"
+        run = site.ask("liver-held/alone", mark="going")
+        site.began("going")
+        stop(site, process)
+        assert "worker: ending the run" in site.log("serve.log")
+        again = serve(site)
+        ready(site, again)
+        assert site.state_of(run) == "Crashed"
+        assert "unchanged global limit" in site.log("serve.log")
+        stop(site, again, signal.SIGINT)
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+    with live(tmp_path) as site, socket.socket() as taken:
+        taken.bind(("127.0.0.1", site.port))
+        taken.listen()
+        said = site.adflows("serve", "--port", str(site.port), code=2)
+        assert str(site.port) in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_with_a_secret_nobody_else_is_served(tmp_path: Path) -> None:
+    with live(tmp_path, more={"PREFECT_SERVER_API_AUTH_STRING": "adflows:s3cret"}) as site:
+        process = serve(site)
+        ready(site, process)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{site.url}/admin/version", timeout=10)
+        assert refused.value.code == 401
+        refused.value.close()
+        said = site.adflows("deploy", "--dry-run", code=2)
+        assert "PREFECT_API_AUTH_STRING" in said
+        assert len(said.strip().splitlines()) == 1
+        site.more["PREFECT_API_AUTH_STRING"] = "adflows:s3cret"
+        assert "nothing was changed" in site.adflows("deploy", "--dry-run", "--pool", POOL)
+        stop(site, process)
+
+
+ALONE = textwrap.dedent(
+    """
+    import json, sys
+    from pathlib import Path
+    from tests.flows.live_server import Live
+    from tests.flows.test_serve import PAGES, loaded, ready, render, serve, stop
+
+    site = Live(Path(sys.argv[1]), port=4299)
+    answer = {}
+    try:
+        process = serve(site)
+        ready(site, process)
+        answer["page"], answer["files"] = loaded("http://127.0.0.1:4299/")
+        answer["state"] = site.state_of(site.ended(site.ask("liver/liver-nightly", config="tiny"), 300))
+        answer["browser"] = {page: render(f"http://127.0.0.1:4299/{page}", Path(sys.argv[1])) for page in PAGES}
+        stop(site, process)
+    finally:
+        site.close()
+    print(json.dumps(answer))
+    """
+)
+
+
+PAGES = {
+    "dashboard": "Flow Runs",
+    "v2/dashboard": "Flow Runs",
+    "v2/deployments": "liver-nightly",
+    "v2/blocks/catalog": "Slack",
+    "blocks/catalog": "Slack",
+}
+"""Pages of both UIs, and a word that is there once they are drawn."""
+
+
+def loaded(page: str) -> tuple[str, dict[str, int]]:
+    """The UI's first page, and the sizes of the scripts and styles that it asks for by itself."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(page, timeout=30) as answer:
+        html = answer.read().decode()
+        base = answer.url
+    sizes = {}
+    for link in re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"([^\"]+\.(?:js|css))\"", html):
+        with opener.open(urllib.parse.urljoin(base, link), timeout=30) as answer:
+            sizes[link] = len(answer.read())
+    return html, sizes
+
+
+def render(page: str, folder: Path) -> dict[str, Any] | None:
+    """What headless Chromium makes of it: the text, and the hosts that it asked for anything. None without Chromium."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return None
+    log, profile = folder / "netlog.json", folder / "profile"
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        f"--user-data-dir={profile}",
+        f"--log-net-log={log}",
+        "--virtual-time-budget=30000",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [chromium, *options, page], capture_output=True, text=True, check=False, timeout=240, encoding="utf-8"
+    )
+    events = json.loads(log.read_text(encoding="utf-8", errors="replace"))["events"]
+    asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    # the browser asks its maker for updates by itself; what the page asks for has the page as its initiator
+    hosts = {urllib.parse.urlsplit(each["url"]).hostname for each in asked if each["initiator"] in page}
+    hosts.discard(None)
+    text = re.sub(r"<(script|style)[^>]*>.*?</\1>|<[^>]+>", " ", done.stdout, flags=re.DOTALL)
+    return {"text": " ".join(text.split()), "hosts": sorted(str(host) for host in hosts)}
+
+
+def test_serve_and_its_ui_without_network(tmp_path: Path, new_world: Callable[..., Any]) -> None:
+    alone = ["unshare", "-rn", "sh", "-c"]
+    probe = subprocess.run([*alone, "ip link set lo up"], capture_output=True, check=False)
+    if shutil.which("unshare") is None or probe.returncode:
+        pytest.skip("network namespaces are not permitted here")
+    world = new_world(tmp_path / "world")
+    (tmp_path / "configs" / "liver").mkdir(parents=True)
+    shutil.copy(world.config, tmp_path / "configs" / "liver" / "tiny.yaml")
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE, encoding="utf-8")
+    command = f"ip link set lo up && exec {sys.executable} {script} {tmp_path}"
+    environment = os.environ | {"PYTHONPATH": str(checkout())}
+    done = subprocess.run(
+        [*alone, command], env=environment, capture_output=True, text=True, check=False, timeout=580, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["state"] == "Completed"
+    assert POLICY in answer["page"]
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//[^\"]+", answer["page"])
+    assert any(name.endswith(".js") for name in answer["files"])
+    assert any(name.endswith(".css") for name in answer["files"])
+    assert all(size > 0 for size in answer["files"].values())
+    if shutil.which("chromium") is None:
+        pytest.skip("all but the browser's part: Chromium is not installed")
+    for page, seen in answer["browser"].items():
+        # without the policy both UIs ask elsewhere: the second for analytics settings, both for logos
+        assert seen["hosts"] == ["127.0.0.1"], page
+        assert PAGES[page] in seen["text"], page

@@ -1,0 +1,239 @@
+"""On a real server: processes are killed, and every run still ends where people see it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect.states import Pending
+
+from flows.server import TELL, limit_name
+from tests.flows.live_server import HOST, Live, live, postgres, postgres_bin, processes, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from prefect.concurrency.sync import concurrency
+folder = Path(os.environ["HELD"])
+with concurrency({limit!r}, occupy=1, strict=True, raise_on_lease_renewal_failure=False, lease_duration=60):
+    (folder / "slot.held").touch()
+    while not (folder / "slot.go").exists():
+        time.sleep(0.1)
+"""
+LEASE_S = 60
+"""The shortest that Prefect gives."""
+
+
+@pytest.fixture
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server with flows that wait, without a worker."""
+    with live(tmp_path_factory.mktemp("faults")) as site:
+        site.start_server()
+        site.deploy_held()
+        yield site
+
+
+@pytest.fixture
+def worker(site: Live) -> Any:
+    return site.start_worker()
+
+
+def of(site: Live, words: str) -> list[int]:
+    """Process ids of this site whose command holds these words."""
+    return [pid for pid, command in processes(site.mark).items() if words in command]
+
+
+def kill(pids: list[int]) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def slots(site: Live) -> int:
+    with site.client() as client:
+        return client.read_global_concurrency_limit_by_name(limit_name(HOST)).active_slots
+
+
+def test_a_run_killed_with_its_worker_is_called_crashed_when_its_heartbeats_stay_away(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/alone", mark="zombie")
+    site.began("zombie")
+    # the first sign of life has reached the server
+    time.sleep(8)
+    # the worker's supervisor first: it would start another one
+    kill([worker.pid])
+    kill(of(site, "prefect worker start"))
+    kill(of(site, "prefect.engine"))
+    assert site.state_of(run) == "Running"
+    began = time.monotonic()
+    ended = site.ended(run, 240)
+    assert ended.state is not None
+    assert ended.state.name == "Crashed"
+    assert ended.state.message == "No sign of life for 90 s: the process was killed, or its machine went down"
+    assert time.monotonic() - began > 45  # three heartbeats of 30 s, less what had passed of them
+    # and its place is free: what comes next is not skipped
+    site.start_worker()
+    following = site.ask("liver-held/alone", mark="next")
+    site.began("next")
+    site.let_go("next")
+    assert site.state_of(site.ended(following)) == "Completed"
+
+
+def test_a_run_that_ended_is_not_called_crashed_afterwards(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/alone", mark="done")
+    site.began("done")
+    time.sleep(8)
+    site.let_go("done")
+    assert site.state_of(site.ended(run)) == "Completed"
+    time.sleep(110)  # 90 s after its last heartbeat the automation would have acted
+    assert site.state_of(run) == "Completed"
+    assert "Action failed" not in site.log("server.log")  # nor tried to, and been refused
+
+
+def test_a_run_that_a_worker_took_and_never_began_is_called_crashed(site: Live) -> None:
+    site.python(
+        "from prefect.client.orchestration import get_client\n"
+        "from flows.server import LOST, lost_automation\n"
+        "with get_client(sync_client=True) as client:\n"
+        "    [found] = client.read_automations_by_name(LOST)\n"
+        "    client.update_automation(found.id, lost_automation(20))\n"
+    )
+    lost, waiting = site.ask("liver-held/queued", mark="lost"), site.ask("liver-held/queued", mark="waiting")
+    with site.client() as client:
+        client.set_flow_run_state(lost.id, Pending())
+    ended = site.ended(lost, 90)
+    assert ended.state is not None
+    assert ended.state.name == "Crashed"
+    assert "never begun" in (ended.state.message or "")
+    assert site.state_of(waiting) in {"Scheduled", "Late"}
+
+
+def test_a_killed_worker_is_started_again_and_its_run_still_ends(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/queued", mark="orphan")
+    site.began("orphan")
+    kill(of(site, "prefect worker start"))
+    wait_for("the worker is started again", lambda: "worker: started again" in site.log("worker.log"))
+    site.let_go("orphan")
+    ended = site.ended(run, 240)
+    assert ended.state is not None
+    assert ended.state.name == "Completed"
+    following = site.ask("liver-quick/cron")
+    assert site.state_of(site.ended(following, 240)) == "Completed"
+
+
+def test_a_killed_flow_is_called_crashed_at_once_by_its_worker(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/alone", mark="shot")
+    site.began("shot")
+    kill(of(site, "prefect.engine"))
+    ended = site.ended(run, 30)
+    assert ended.state is not None
+    assert ended.state.name == "Crashed"
+
+
+def test_a_worker_that_is_told_to_stop_lets_its_run_say_so_and_leaves_no_process(site: Live, worker: Any) -> None:
+    run = site.ask("liver-held/alone", mark="stopped")
+    site.began("stopped")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(90) == 0
+    assert site.state_of(run) == "Crashed"
+    assert of(site, "prefect worker start") == of(site, "prefect.engine") == []
+
+
+def test_a_server_restarted_while_a_slot_is_held_does_not_lose_it(site: Live) -> None:
+    """With leases in memory, Prefect's default, the slot would stay taken for ever."""
+    holder = site.start("-c", HOLDER.format(limit=limit_name(HOST)), log="holder.log")
+    wait_for("the slot is held", lambda: holder.poll() is not None or (site.held / "slot.held").exists())
+    assert slots(site) == 1
+    site.kill_server()
+    site.start_server()
+    assert slots(site) == 1
+    (site.held / "slot.go").touch()
+    assert holder.wait(30) == 0, site.log("holder.log")
+    wait_for("the slot is given back", lambda: slots(site) == 0, 30)
+
+
+def test_a_slot_of_a_holder_that_died_while_the_server_was_away_is_freed(site: Live) -> None:
+    holder = site.start("-c", HOLDER.format(limit=limit_name(HOST)), log="holder.log")
+    wait_for("the slot is held", lambda: holder.poll() is not None or (site.held / "slot.held").exists())
+    site.kill_server()
+    kill([holder.pid])
+    site.start_server()
+    assert slots(site) == 1
+    wait_for("the lease runs out", lambda: slots(site) == 0, LEASE_S + 60)
+
+
+@pytest.fixture
+def sure_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """As `site`, on PostgreSQL: with SQLite, an event can be lost to a locked database on a machine under load."""
+    if postgres_bin() is None:
+        pytest.skip("PostgreSQL is not installed: its server programs (initdb, postgres) were not found")
+    with postgres() as database, live(tmp_path_factory.mktemp("faults"), database=database) as site:
+        site.start_server()
+        site.deploy_held()
+        site.start_worker()
+        yield site
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """Keeps what is posted."""
+
+    said: list[str]
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length", "0"))
+        self.said.append(self.rfile.read(length).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[str]]]:
+    """A webhook on this machine: its address, and what it was told."""
+    said: list[str] = []
+    handler = type("OneHook", (Hook,), {"said": said})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/", said
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_failed_runs_are_told_to_a_notification_block(sure_site: Live, hook: tuple[str, list[str]]) -> None:
+    site, (url, said) = sure_site, hook
+    site.python(
+        "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block\n"
+        f"Block(name='oncall', url={url!r}, json_data={{'subject': '{{{{subject}}}}', 'body': '{{{{body}}}}'}})"
+        ".save('oncall')"
+    )
+    refused = site.adflows("deploy", "step", "--host-name", HOST, "--notify", "custom-webhook/nobody", code=2)
+    assert "custom-webhook/nobody" in refused
+    assert len(refused.strip().splitlines()) == 1
+    for _ in range(2):
+        rows = site.deploy("step", "--notify", "custom-webhook/oncall")
+    assert [row["status"] for row in rows if row["name"] == TELL] == ["unchanged"]
+    of_others, quick = site.ask("others/others"), site.ask("liver-quick/cron")
+    ours = site.ended(site.ask("liver-failing/failing"))
+    assert ours.state is not None
+    assert ours.state.name == "Failed"
+    site.ended(of_others)
+    site.ended(quick)
+    wait_for("the webhook is called", lambda: said, 60)
+    time.sleep(10)
+    [told] = said
+    message = json.loads(told)
+    assert message["subject"] == f"adflows: {ours.name} Failed"
+    assert "out of coffee" in message["body"]
