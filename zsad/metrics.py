@@ -272,7 +272,10 @@ class _Anomalous:
 
 
 def _region_sizes(mask: Bool[np.ndarray, "H W"]) -> tuple[Int64[np.ndarray, " p"], int]:
-    """For each True pixel, row by row, the area of its 8-connected region; and the number of regions."""
+    """For each True pixel (one at least), row by row, the area of its 8-connected region; and the number of regions."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    # defects are small: the rest of the image has no label to give
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     labels, found = ndimage.label(mask, structure=_EIGHT_CONNECTED)
     own = labels[mask]
     return np.bincount(own, minlength=found + 1)[own].astype(np.int64), int(found)
