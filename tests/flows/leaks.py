@@ -41,8 +41,14 @@ def needles(secret: str) -> frozenset[bytes]:
     return frozenset(needle.lower() for needle in found)
 
 
-def views(data: bytes, depth: int = 0) -> Iterator[bytes]:
-    """The bytes, and whatever is packed in them."""
+_CLEAN: dict[frozenset[str], set[int]] = {}
+"""Packed runs in which such secrets were looked for in vain, by hash: a session's database holds each several times and
+is searched again and again while it grows."""
+
+
+def views(data: bytes, depth: int = 0, seen: set[int] | None = None) -> Iterator[bytes]:
+    """The bytes, and whatever is packed in them; each packed run once, but for those that were `seen` before."""
+    seen = set() if seen is None else seen
     yield data
     if depth == DEEPEST:
         return
@@ -53,17 +59,21 @@ def views(data: bytes, depth: int = 0) -> Iterator[bytes]:
         except zlib.error:
             continue
         if len(inflated) > 3:
-            yield from views(inflated, depth + 1)
+            yield from views(inflated, depth + 1, seen)
     for found in _BASE64.finditer(data):
+        if depth == 0:  # deeper down, less of it would have been unpacked
+            if hash(found.group()) in seen:
+                continue
+            seen.add(hash(found.group()))
         run = found.group().rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         for start in range(4):  # what stands before it may be of the same letters
             part = run[start:]
             try:
-                yield from views(base64.b64decode(part[: len(part) // 4 * 4] + _tail(part)), depth + 2)
+                yield from views(base64.b64decode(part[: len(part) // 4 * 4] + _tail(part)), depth + 2, seen)
             except binascii.Error:
                 continue
     for found in _HEX.finditer(data):
-        yield from views(bytes.fromhex(found.group().decode()), depth + 2)
+        yield from views(bytes.fromhex(found.group().decode()), depth + 2, seen)
 
 
 def _tail(run: bytes) -> bytes:
@@ -75,9 +85,13 @@ def holds(data: bytes, secrets: Iterable[str]) -> set[str]:
     """Which secrets these bytes hold."""
     wanted = {secret: needles(secret) for secret in secrets}
     found: set[str] = set()
-    for view in views(data):
+    clean = _CLEAN.setdefault(frozenset(wanted), set())
+    seen = set(clean)
+    for view in views(data, seen=seen):
         lowered = view.lower()
         found |= {secret for secret, forms in wanted.items() if any(form in lowered for form in forms)}
+    if not found:
+        clean |= seen
     return found
 
 

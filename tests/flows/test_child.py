@@ -215,14 +215,18 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
         [sys.executable, str(script), act, str(out)],
         env=os.environ | {"PYTHONPATH": path},
     )
-    wait_for(lambda: (out / "what").exists() and bool((out / "what").read_text(encoding="utf-8")), 200)
-    pid = facts(out)["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    os.kill(flow.pid, signal.SIGKILL)
-    flow.wait()
-    time.sleep(0.3)
-    assert is_alive(pid)
-    assert not is_free(), "the device is in use as long as the step's process lives"
-    os.kill(pid, signal.SIGCONT)
-    wait_for(lambda: not is_alive(pid), 20)
-    wait_for(is_free, 5)
+    try:
+        wait_for(lambda: (out / "what").exists() and bool((out / "what").read_text(encoding="utf-8")), 200)
+        pid = facts(out)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(flow.pid, signal.SIGKILL)
+        flow.wait()
+        time.sleep(0.3)
+        assert is_alive(pid)
+        assert not is_free(), "the device is in use as long as the step's process lives"
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: not is_alive(pid), 20)
+        wait_for(is_free, 5)
+    finally:
+        flow.kill()
+        flow.wait()

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.logging import disable_run_logger
 
 from flows import arrivals, digests
 from flows.arrivals import ARRIVING, NO_MASK
@@ -62,7 +63,8 @@ class Inline(Tally):
     """Runs jobs here and now. Prefect's second a flow adds up, and what a pass decides is not up to Prefect."""
 
     def submit(self, label: str, job: Job) -> Submitted:
-        return Ended(self, label, perform(label, job, self.refresh))
+        with disable_run_logger():
+            return Ended(self, label, perform(label, job, self.refresh))
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelling
 
 from flows.cli_server import device_count
 from flows.server import LOST, TELL, ZOMBIES, limit_name
@@ -37,6 +41,9 @@ def site(
         (configs / "tiny.yaml").write_text(world.config.read_text(encoding="utf-8"), encoding="utf-8")
         lost = world.config.read_text(encoding="utf-8").replace(str(world.btcv), "/share/MUSTERMANN/btcv")
         (configs / "lost.yaml").write_text(lost.replace(str(world.lits), "/share/MUSTERMANN/lits"), encoding="utf-8")
+        endless = yaml.safe_load(world.config.read_text(encoding="utf-8")) | {"name": "endless"}
+        endless["train"] = {"restoration": {"epochs": 1_000_000}, "checkpoint_minutes": 0.002}
+        (configs / "endless.yaml").write_text(yaml.safe_dump(endless), encoding="utf-8")
         site = stack.enter_context(live(root, database=database))
         site.start_server()
         site.deploy()
@@ -226,6 +233,34 @@ def test_a_second_run_is_skipped_where_it_has_nothing_to_do(site: Live) -> None:
     assert not (site.held / "alone-2.began").exists()
     site.let_go("alone-1")
     assert site.state_of(site.ended(first)) == "Completed"
+
+
+def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: Live) -> None:
+    run = site.ask("liver/liver-nightly", config="endless")
+    checkpoints = Path(site.environment["ADFLOWS_CACHE"]) / "checkpoints"
+    wait_for("it trains", lambda: list(checkpoints.glob("restoration-*")), 120)
+    lock = Path(site.environment["ADFLOWS_SLOTS"]) / "cpu.lock"
+    assert not is_free(lock)
+    with site.client() as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    ended = site.ended(run)
+    assert ended.state is not None
+    assert ended.state.name == "Cancelled"
+    wait_for("its process is gone, and the device free", lambda: is_free(lock), 30)
+    cache = Path(site.environment["ADFLOWS_CACHE"])
+    assert not (cache / "restoration").exists()
+    assert list(checkpoints.glob("restoration-*")), "where a run goes on from"
+
+
+def is_free(lock: Path) -> bool:
+    descriptor = os.open(lock, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def test_a_cron_fires(site: Live) -> None:
