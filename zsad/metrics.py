@@ -133,10 +133,9 @@ def pixel_curves(
         A value that is NaN or infinite, a mask of another shape, or a source that differs at its second call.
     """
     first = _Anomalous.collect(source())
-    thresholds, tp, overlap = first.by_score()
     # the thresholds of pro_200 are looked up with the rest, so that there is one pass for all
     steps = first.pro_200_thresholds() if pro_200 else np.empty(0, dtype=first.dtype)
-    at, above, above_steps = _count_all(source(), thresholds, steps, first, chunk_pixels)
+    (thresholds, tp, overlap), (at, above, above_steps) = _count_all(source(), steps, first, chunk_pixels)
     counts = Counts(
         thresholds,
         true_positives=tp,
@@ -283,22 +282,32 @@ def _region_sizes(mask: Bool[np.ndarray, "H W"]) -> tuple[Int64[np.ndarray, " p"
 
 def _count_all(
     maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]],
-    thresholds: Float[np.ndarray, " k"],
     steps: Float[np.ndarray, " t"],
     first: _Anomalous,
     chunk_pixels: int,
-) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " t"]]:
-    """Of all pixels: how many are >= and how many > each threshold (falling), and how many > each step (rising).
+) -> tuple[
+    tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]],
+    tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " t"]],
+]:
+    """`first.by_score()`, and of all pixels: how many are >= and how many > each score, how many > each step (rising).
 
     Chunks are sorted and searched on several threads (NumPy lets go of Python's lock there), each in a buffer that the
-    next chunk takes over. Whole numbers are added, so their order changes nothing.
+    next chunk takes over; the first ones are sorted while the scores are still being put in order. Whole numbers are
+    added, so their order changes nothing.
     """
-    rising = thresholds[::-1].copy()
-    at, above, above_steps = (np.zeros(size, dtype=np.int64) for size in (rising.size, rising.size, steps.size))
     adding = Lock()
+    above_steps = np.zeros(steps.size, dtype=np.int64)
+
+    def order() -> tuple[
+        tuple[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any], NDArray[np.int64], NDArray[np.int64]
+    ]:
+        by_score = first.by_score()
+        size = by_score[0].size
+        return by_score, by_score[0][::-1].copy(), np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
 
     def count(chunk: Shaped[np.ndarray, " n"]) -> None:
         chunk.sort()
+        _, rising, at, above = ordered.result()
         edges = [*chunk.searchsorted(rising[::SEARCHED], side="left").tolist(), chunk.size]
         for number, begin in enumerate(range(0, rising.size, SEARCHED)):
             some = slice(begin, begin + SEARCHED)
@@ -316,6 +325,7 @@ def _count_all(
     under_way: deque[tuple[Future[None], NDArray[Any]]] = deque()
     filled = seen = 0
     with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+        ordered = pool.submit(order)  # before every chunk, so that none can wait for it in vain
 
         def flush() -> None:
             buffer = buffers.pop()
@@ -344,7 +354,8 @@ def _count_all(
             counted.result()
     if seen != first.pixels:
         raise ValueError(f"the maps had {first.pixels} pixels at first and {seen} when asked again")
-    return at[::-1].copy(), above[::-1].copy(), above_steps
+    by_score, _, at, above = ordered.result()
+    return by_score, (at[::-1].copy(), above[::-1].copy(), above_steps)
 
 
 def _both_ends(
