@@ -72,6 +72,8 @@ class EncoderSettings(Settings):
     """Whether the V-V path also runs the blocks' feed-forward."""
     vv_temperature: Positive = 1.0
     """Divides the logits of V-V attention, beside its 1/sqrt(head width)."""
+    vv_attention: Literal["vv", "qq", "kk"] = "vv"
+    """What is both queries and keys in those blocks (001, DPAM): values, queries or keys."""
     class_ln_post: bool = True
     """Whether the class token passes ln_post before the projection."""
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = None
@@ -102,9 +104,15 @@ class EncoderSettings(Settings):
         return self
 
 
-class PromptSettings(Settings):
-    """The ensemble of the supplement: 22 templates x 7 states x domains on either side."""
+PromptStyle = Literal["supplement", "winclip", "clip"]
+"""`supplement`: 002's; `winclip`: WinCLIP's compositional ensemble; `clip`: one plain prompt a side."""
 
+
+class PromptSettings(Settings):
+    """The ensemble of the supplement: 22 templates x 7 states x domains on either side; or another system's."""
+
+    style: PromptStyle = "supplement"
+    """Whose lists. Domains belong to the supplement's alone."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Domain words. None: the supplement's, by category."""
     surface_categories: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")

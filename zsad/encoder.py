@@ -23,9 +23,11 @@ from medad.errors import ConfigError, InputError
 from medad.storage import file_digest, reading
 from zsad.config import EncoderSettings
 from zsad.models import CONFIG_NAME, describe, folder_of, weights_in
-from zsad.paths import Paths, obstacle, patch_path, two_path
+from zsad.paths import Paths, obstacle, patch_path, two_path, views
 from zsad.prompts import Ensemble
+from zsad.views import View
 from zsad.weights import load_into, read_weights
+from zsad.windows import encode_windows
 
 _PROMPTS_PER_BATCH = 64
 
@@ -130,6 +132,51 @@ class Encoder:
         """Class token and patches by one forward; values 0..1, S = `size_px`."""
         class_token, patches = two_path(self.model.visual, self.normalise(images), self.paths)
         return Tokens(functional.normalize(class_token, dim=-1), functional.normalize(patches, dim=-1))
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the image tower."""
+        return len(self.model.visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
+
+    def view_shape(self, view: View) -> tuple[int, int]:
+        """Shape of a row of a view. Raises ConfigError where the model has no such view."""
+        view.check(self.depth, self.grid, self.description)
+        width = int(self.model.visual.ln_post.weight.shape[0])  # type: ignore[union-attr, index]
+        if view.kind == "block":
+            return 1 + self.grid**2, width
+        if view.kind == "tokens":
+            return self.grid**2, width
+        if view.kind == "window":
+            return (self.grid - view.number + 1) ** 2, self.dim
+        return self.grid**2, self.dim
+
+    @torch.no_grad()
+    def encode_views(
+        self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[View]
+    ) -> tuple[Tokens, dict[str, Float[Tensor, "B _ _"]]]:
+        """`encode`, and the views wanted by name, from the same forward but for windows; see `zsad.views`.
+
+        All must be there, as `view_shape` tells.
+        """
+        normalised, visual = self.normalise(images), self.model.visual
+        blocks = [view.number - 1 for view in wanted if view.kind == "block"]
+        plain = any(view.kind in {"plain", "tokens"} for view in wanted)
+        found = views(visual, normalised, self.paths, plain_patches=plain, blocks=blocks)
+        tokens = Tokens(*(functional.normalize(part, dim=-1) for part in (found.class_token, found.patches)))
+        shown: dict[str, Tensor] = {}
+        for view in wanted:
+            if view.kind == "block":
+                shown[view.name] = found.blocks[view.number - 1]
+            elif view.kind == "plain":
+                assert found.plain_patches is not None
+                shown[view.name] = functional.normalize(found.plain_patches, dim=-1)
+            elif view.kind == "tokens":
+                assert found.last_tokens is not None
+                shown[view.name] = found.last_tokens
+            else:
+                windows = encode_windows(visual, normalised, view.number)
+                shown[view.name] = functional.normalize(windows, dim=-1)
+        return tokens, shown
 
     @torch.no_grad()
     def encode_patches(self, images: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B N D"]:
@@ -280,7 +327,9 @@ def _paths(settings: EncoderSettings, depth: int) -> Paths:
     if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
         raise ConfigError(f"encoder.vv_blocks {wanted}: {settings.model} has {depth} blocks, 0 to {depth - 1}")
     try:
-        return Paths(blocks, settings.vv_feed_forward, settings.vv_temperature, settings.class_ln_post)
+        return Paths(
+            blocks, settings.vv_feed_forward, settings.vv_temperature, settings.class_ln_post, settings.vv_attention
+        )
     except ValueError as error:
         raise ConfigError(f"encoder.vv_blocks: {error}") from error
 

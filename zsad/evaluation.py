@@ -17,12 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medad.errors import InputError
 from medad.storage import atomic_path, reading
 from zsad import curves
-from zsad.config import EvaluationSettings, Variant
+from zsad.config import EvaluationSettings
 from zsad.curves import Counts, Points
 from zsad.feature_store import FeatureStore
 from zsad.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
 from zsad.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
 from zsad.scorers.dual import Scores
+from zsad.system_scores import INDEX_FILE as SYSTEM_INDEX
+from zsad.system_scores import SystemScores
 
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "curves.json"
@@ -48,8 +50,8 @@ class Judged(Protocol):
 class PatchScores(Protocol):
     """Fused scores of a category's images, by number."""
 
-    def image_score(self, variant: Variant) -> Float64[np.ndarray, " n"]: ...
-    def patch_map(self, i: int, variant: Variant) -> Float32[np.ndarray, "C g g"]: ...
+    def image_score(self, variant: str) -> Float64[np.ndarray, " n"]: ...
+    def patch_map(self, i: int, variant: str) -> Float32[np.ndarray, "C g g"]: ...
 
 
 class _Record(BaseModel):
@@ -84,7 +86,7 @@ class ImageScore(_Record):
     sha256: str
     anomalous: bool | None
     defect: str
-    scores: dict[Variant, float]
+    scores: dict[str, float]
 
 
 class MaskProblem(_Record):
@@ -105,7 +107,7 @@ class CategoryEvaluation(_Record):
     """Shorter side at which maps and masks were compared."""
     max_fpr: float
     images: tuple[ImageScore, ...]
-    variants: dict[Variant, VariantEvaluation]
+    variants: dict[str, VariantEvaluation]
     problems: tuple[MaskProblem, ...]
 
     @classmethod
@@ -131,7 +133,7 @@ class CurvePair(_Record):
 class CategoryCurves(_Record):
     """`curves.json`: thinned curves of the last variant."""
 
-    variant: Variant
+    variant: str
     image: CurvePair | None
     pixel: CurvePair | None
 
@@ -158,7 +160,7 @@ def evaluate_category(
     items: Sequence[Judged],
     features: Path,
     scores: Path,
-    variants: Sequence[Variant],
+    variants: Sequence[str],
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
@@ -169,30 +171,35 @@ def evaluate_category(
     items
         The category's images. Those without features (broken files) are passed over.
     features, scores
-        Folders of `encode_images` and `score_category`.
+        Folders of `encode_images` and `score_category` or `score_system`.
     variants
-        Judged all; the last one's curves are kept.
+        Names that the scores know; a system's own is `system`. Judged all; the last one's curves are kept.
 
     Raises
     ------
     InputError
         A file of features or scores is missing or damaged, or none of the images is in it.
     """
-    store, scored = FeatureStore(features), Scores(scores)
+    store, scored = FeatureStore(features), open_scores(scores)
     evaluated, drawn = judge(
         items,
-        seed=scored.index.seed,
+        seed=scored.seed,
         crops={
             image.sha256: (store.crops(number), (image.height, image.width))
             for number, image in enumerate(store.images)
         },
-        order=[image.sha256 for image in scored.index.images],
+        order=scored.order,
         scores=scored,
         variants=variants,
         settings=settings,
     )
     _save(evaluated, out / METRICS_FILE)
     _save(drawn, out / CURVES_FILE)
+
+
+def open_scores(folder: Path) -> Scores | SystemScores:
+    """The scores in a folder, of the dual-image scorer or of any other system. Raises InputError."""
+    return SystemScores(folder) if (folder / SYSTEM_INDEX).exists() else Scores(folder)
 
 
 def judge(
@@ -202,7 +209,7 @@ def judge(
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     order: Sequence[str],
     scores: PatchScores,
-    variants: Sequence[Variant],
+    variants: Sequence[str],
     settings: EvaluationSettings,
 ) -> tuple[CategoryEvaluation, CategoryCurves]:
     """As `evaluate_category`, of scores in memory.
@@ -223,7 +230,7 @@ def judge(
     labelled = np.array([item.anomalous is not None for item in known])
     anomalous = np.array([bool(item.anomalous) for item in known])
     masked = [image for image in images if image.mask is not None]
-    judged: dict[Variant, VariantEvaluation] = {}
+    judged: dict[str, VariantEvaluation] = {}
     drawn: CategoryCurves | None = None
     for variant in variants:
         own = image_scores[variant]
@@ -327,7 +334,7 @@ def _with_masks(
     return images, problems
 
 
-def _maps_of(images: Sequence[_Image], scores: PatchScores, variant: Variant, settings: EvaluationSettings) -> Maps:
+def _maps_of(images: Sequence[_Image], scores: PatchScores, variant: str, settings: EvaluationSettings) -> Maps:
     def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
         for image in images:
             patches = scores.patch_map(image.number, variant)

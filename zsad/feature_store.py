@@ -1,8 +1,8 @@
 """Features on disk: encoded once, used by every seed, pairing and variant. This half reads them.
 
-Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32 [R D]
-and `patches.npy` f32 [R N D], one row a crop, and `index.json`, written last, which says whose rows are where and
-names images by their digest alone.
+Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32
+[R D], `patches.npy` f32 [R N D] and a `view-NAME.npy` f32 [R . .] for each view asked for (`zsad.views`), one row a
+crop, and `index.json`, written last, which says whose rows are where and names images by their digest alone.
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ class FeatureIndex(Stored):
     """Architecture, weights and normalisation."""
     images: tuple[ImageRows, ...]
     problems: tuple[FeatureProblem, ...]
+    views: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """By name, the shape of a row. Left out of the file where there are none."""
+
+
+def view_file(name: str) -> str:
+    """Where a view's rows lie."""
+    return f"view-{name}.npy"
 
 
 class FeatureStore:
@@ -103,8 +110,11 @@ class FeatureStore:
         self.images = self.index.images
         self.problems = self.index.problems
         rows = sum(image.rows for image in self.images)
-        self._tokens_start = _data_offset(folder / CLASS_TOKENS, (rows, self.dim))
-        self._patches_start = _data_offset(folder / PATCHES, (rows, self.grid**2, self.dim))
+        self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
+        self._patches_start = data_offset(folder / PATCHES, (rows, self.grid**2, self.dim))
+        self._view_starts = {
+            name: data_offset(folder / view_file(name), (rows, *shape)) for name, shape in self.index.views.items()
+        }
 
     def __len__(self) -> int:
         return len(self.images)
@@ -147,6 +157,13 @@ class FeatureStore:
         """The patch tokens of each crop of image `number`, row by row, L2-normalised. Raises InputError."""
         return self._read(PATCHES, self._patches_start, self.rows_of(number), (self.grid**2, self.dim))
 
+    def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
+        """A view of each crop of image `number`; see `zsad.views`. Raises InputError, also where it was not made."""
+        if name not in self.index.views:
+            raise InputError(self.folder / view_file(name), "the features were made without this view")
+        shape = self.index.views[name]
+        return self._read(view_file(name), self._view_starts[name], self.rows_of(number), shape)
+
     def _read(self, name: str, start: int, rows: range, shape: tuple[int, ...]) -> Tensor:
         count = math.prod(shape)
         path = self.folder / name
@@ -167,7 +184,7 @@ def read_text(folder: Path) -> Float32[Tensor, "2 D"]:
         raise InputError(path, "holds no text features") from error
 
 
-def _data_offset(path: Path, shape: tuple[int, ...]) -> int:
+def data_offset(path: Path, shape: tuple[int, ...]) -> int:
     """Where the data of a .npy file begin, bytes, once its shape and size are as expected. Raises InputError."""
     try:
         with reading(path), path.open("rb") as file:

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -30,9 +31,11 @@ from zsad.feature_store import (
     FeatureIndex,
     FeatureProblem,
     ImageRows,
+    view_file,
 )
 from zsad.images import Crops, crop_image, plan_crops, read_image
 from zsad.prompts import category_words, domain_words, ensemble
+from zsad.views import View, parse_views
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory
@@ -78,6 +81,7 @@ def encode_images(
     device: str,
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
+    views: Sequence[str] = (),
 ) -> None:
     """Encode images into `out`, a folder, in the order given.
 
@@ -98,26 +102,31 @@ def encode_images(
         Made if it is not there.
     on_progress
         Called after each image with the number done and the number of all.
+    views
+        Names of `zsad.views` wanted beside class tokens and V-V patches; they come from the same forward.
 
     Raises
     ------
     ConfigError, InputError
-        The model cannot be loaded.
+        The model cannot be loaded, or has no such view.
     DiskFullError
         No room left; nothing is left behind.
     """
     model = Encoder.load(settings, pick_device(device))
+    wanted = parse_views(views)
+    shapes = {view.name: model.view_shape(view) for view in wanted}
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
     problems: list[FeatureProblem] = []
-    with (
-        atomic_path(out / CLASS_TOKENS) as tokens_path,
-        atomic_path(out / PATCHES) as patches_path,
-        tokens_path.open("wb") as tokens_file,
-        patches_path.open("wb") as patches_file,
-    ):
-        tokens, patches = _Rows(tokens_file, (model.dim,)), _Rows(patches_file, (model.grid**2, model.dim))
-        batches = _Batches(model, settings.batch_size, tokens, patches)
+    with ExitStack() as stack:
+
+        def rows(name: str, shape: tuple[int, ...]) -> _Rows:
+            path = stack.enter_context(atomic_path(out / name))
+            return _Rows(stack.enter_context(path.open("wb")), shape)
+
+        tokens, patches = rows(CLASS_TOKENS, (model.dim,)), rows(PATCHES, (model.grid**2, model.dim))
+        shown = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
+        batches = _Batches(model, settings.batch_size, wanted, tokens, patches, shown)
         for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
             if isinstance(got, InputError):
                 problems.append(FeatureProblem(sha256=digest, rule=got.rule))
@@ -136,9 +145,11 @@ def encode_images(
         identity=dict(model.identity),
         images=tuple(images),
         problems=tuple(problems),
+        views=shapes,
     )
     with atomic_path(out / INDEX) as path:
-        path.write_text(index.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
+        left_out = None if shapes else {"views"}
+        path.write_text(index.model_dump_json(indent=1, by_alias=True, exclude=left_out) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -216,8 +227,11 @@ class _Batches:
 
     model: Encoder
     size: int
+    views: tuple[View, ...]
     tokens: _Rows
     patches: _Rows
+    shown: dict[str, _Rows]
+    """A file for each view."""
     rows: int = 0
     """Crops added so far."""
     waiting: list[Tensor] = field(default_factory=list)
@@ -232,10 +246,12 @@ class _Batches:
     def finish(self) -> None:
         if self.waiting:
             self._encode(self.waiting)
-        self.tokens.finish()
-        self.patches.finish()
+        for file in (self.tokens, self.patches, *self.shown.values()):
+            file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        encoded = self.model.encode(torch.stack(list(crops)))
+        encoded, shown = self.model.encode_views(torch.stack(list(crops)), self.views)
         self.tokens.append(encoded.class_token)
         self.patches.append(encoded.patches)
+        for name, values in shown.items():
+            self.shown[name].append(values)

@@ -2,18 +2,24 @@
 
 Both paths share every block's LayerNorm and value projection, so the V-V path costs one attention and one output
 projection a block. It is a plain function over the public modules of an open_clip tower: nothing is patched or copied.
+What other systems read on the way, the patches of the original path and the tokens that blocks give, comes from the
+same forward (`views`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.nn import functional
+
+Attention = Literal["vv", "qq", "kk"]
+"""What the second path's attention takes as both queries and keys (001, DPAM)."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,15 @@ class Paths:
         Divides the logits of V-V attention, beside 1/sqrt(head width). Lower: each token looks at itself alone.
     class_ln_post
         Whether the class token passes the tower's last LayerNorm before the projection, as CLIP makes it.
+    attention
+        The values, the queries or the keys in the place of both queries and keys; what is mixed are the values.
     """
 
     vv_blocks: tuple[int, ...]
     feed_forward: bool = False
     temperature: float = 1.0
     class_ln_post: bool = True
+    attention: Attention = "vv"
 
     def __post_init__(self) -> None:
         if not self.vv_blocks or any(a >= b for a, b in zip((-1, *self.vv_blocks), self.vv_blocks, strict=False)):
@@ -85,44 +94,113 @@ def two_path(
     ValueError
         A V-V block that the tower does not have.
     """
-    x, x_vv = _run(visual, images, paths, patches_only=False)
-    return _pool(visual, x, ln_post=paths.class_ln_post), _project(visual, x_vv[:, 1:])
+    found = _run(visual, images, paths)
+    return pool(visual, found.x, ln_post=paths.class_ln_post), _project(visual, found.x_vv[:, 1:])
+
+
+@dataclass(frozen=True)
+class Views:
+    """What one forward shows; nothing is normalised.
+
+    Attributes
+    ----------
+    class_token, patches
+        As `two_path` gives them.
+    last_tokens, plain_patches
+        Patch tokens of the original path after the last LayerNorm, in the tower's width, and the same after the
+        projection; None where not asked for.
+    blocks
+        The tokens that each block asked for gives (the class token first), by its number from 0, in the tower's width.
+    """
+
+    class_token: Float[Tensor, "B D"]
+    patches: Float[Tensor, "B N D"]
+    last_tokens: Float[Tensor, "B N W"] | None
+    plain_patches: Float[Tensor, "B N D"] | None
+    blocks: Mapping[int, Float[Tensor, "B T W"]]
+
+
+def views(
+    visual: VisionTransformer,
+    images: Float[Tensor, "B 3 S S"],
+    paths: Paths,
+    *,
+    plain_patches: bool = False,
+    blocks: Sequence[int] = (),
+) -> Views:
+    """`two_path` with more of what it passes by; blocks are numbered from 0. Raises ValueError for one not there."""
+    if blocks and not 0 <= min(blocks) <= max(blocks) < len(visual.transformer.resblocks):
+        raise ValueError(
+            f"blocks {list(blocks)} of a tower whose blocks are 0 to {len(visual.transformer.resblocks) - 1}"
+        )
+    found = _run(visual, images, paths, plain_patches=plain_patches, taps=frozenset(blocks))
+    last = visual.ln_post(found.x[:, 1:]) if plain_patches else None
+    return Views(
+        class_token=pool(visual, found.x, ln_post=paths.class_ln_post),
+        patches=_project(visual, found.x_vv[:, 1:]),
+        last_tokens=last,
+        plain_patches=None if last is None else last @ visual.proj,
+        blocks=found.blocks,
+    )
 
 
 def patch_path(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], paths: Paths) -> Float[Tensor, "B N D"]:
     """The patch tokens of `two_path` alone: what comes after the last V-V block's values is not computed."""
-    return _project(visual, _run(visual, images, paths, patches_only=True)[1][:, 1:])
+    return _project(visual, _run(visual, images, paths, patches_only=True).x_vv[:, 1:])
 
 
-def _run(visual: VisionTransformer, images: Tensor, paths: Paths, *, patches_only: bool) -> tuple[Tensor, Tensor]:
-    """The tokens of either path after the blocks; of the original path, those that are needed at the end."""
+@dataclass(frozen=True)
+class _Found:
+    x: Tensor
+    """The original path's tokens after the blocks; the class token alone where no more is needed."""
+    x_vv: Tensor
+    blocks: dict[int, Tensor]
+
+
+def _run(
+    visual: VisionTransformer,
+    images: Tensor,
+    paths: Paths,
+    *,
+    patches_only: bool = False,
+    plain_patches: bool = False,
+    taps: frozenset[int] = frozenset(),
+) -> _Found:
+    """Both paths through the blocks; of the original one, what is needed at the end."""
     blocks: Sequence[ResidualAttentionBlock] = visual.transformer.resblocks
     if paths.vv_blocks[-1] >= len(blocks):
         raise ValueError(f"V-V block {paths.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
-    x = _embed(visual, images)
+    x = embed(visual, images)
     x_vv = x
+    tapped: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
         last = patches_only and number == paths.vv_blocks[-1]
         if number not in paths.vv_blocks:
             x = block(x)
+            if number in taps:
+                tapped[number] = x
             continue
         if number == paths.vv_blocks[0]:
             x_vv = x
-        q, k, v = _project_in(block, block.ln_1(x), values_only=last)
+        q, k, v = _project_in(block, block.ln_1(x), values_only=last and paths.attention == "vv")
         scale = v.shape[-1] ** -0.5
-        x_vv = x_vv + block.ls_1(_attend(block, v, v, v, scale / paths.temperature))
+        alike = {"vv": v, "qq": q, "kk": k}[paths.attention]
+        x_vv = x_vv + block.ls_1(_attend(block, alike, alike, v, scale / paths.temperature))
         if paths.feed_forward:
             x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
         if last:
             break
-        if number == len(blocks) - 1 and visual.pool_type == "tok":
+        whole = plain_patches or number in taps
+        if number == len(blocks) - 1 and visual.pool_type == "tok" and not whole:
             x, q = x[:, :1], q[:, :, :1]  # only the class token leaves the original path
         x = x + block.ls_1(_attend(block, q, k, v, scale))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return x, x_vv
+        if number in taps:
+            tapped[number] = x
+    return _Found(x, x_vv, tapped)
 
 
-def _embed(visual: VisionTransformer, images: Tensor) -> Tensor:
+def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T W"]:
     """Tokens that enter block 0: class token, then patches row by row."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
@@ -149,7 +227,7 @@ def _attend(block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, scal
     return projected
 
 
-def _pool(visual: VisionTransformer, x: Tensor, *, ln_post: bool) -> Tensor:
+def pool(visual: VisionTransformer, x: Float[Tensor, "B T W"], *, ln_post: bool = True) -> Float[Tensor, "B D"]:
     """The image's one token in the joint space, as the tower itself pools."""
     normalise = visual.ln_post if ln_post else torch.nn.Identity()
     if visual.pool_type == "tok":

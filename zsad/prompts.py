@@ -1,4 +1,4 @@
-"""The prompt ensemble of 002's supplement, section 2 (AnoVL's lists)."""
+"""The prompt ensemble of 002's supplement, section 2 (AnoVL's lists), and those of the systems beside it."""
 
 from __future__ import annotations
 
@@ -54,13 +54,30 @@ ANOMALOUS_STATES: tuple[str, ...] = (
     "[c] with defect",
 )
 
+WINCLIP_TEMPLATES: tuple[str, ...] = tuple(template.replace("[d] ", "") + "." for template in TEMPLATES)
+"""WinCLIP's compositional ensemble: the same 22 without a domain, with a full stop."""
+
+WINCLIP_NORMAL_STATES: tuple[str, ...] = (
+    "[c]",
+    "flawless [c]",
+    "perfect [c]",
+    "unblemished [c]",
+    "[c] without flaw",
+    "[c] without defect",
+    "[c] without damage",
+)
+WINCLIP_ANOMALOUS_STATES: tuple[str, ...] = ("damaged [c]", "[c] with flaw", "[c] with defect", "[c] with damage")
+
+CLIP_PROMPTS = ("a photo of a normal [c].", "a photo of an anomalous [c].")
+"""Plain CLIP: one a side."""
+
 SURFACE_DOMAINS: tuple[str, ...] = ("industrial", "textural", "surface")
 OBJECT_DOMAINS: tuple[str, ...] = ("industrial", "manufacturing")
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The prompts of one category, all different: 22 templates x 7 states x domains on either side."""
+    """The prompts of one category, all different. Supplement: 22 templates x 7 states x domains on either side."""
 
     normal: tuple[str, ...]
     anomalous: tuple[str, ...]
@@ -79,7 +96,7 @@ def domain_words(category: str, settings: PromptSettings) -> tuple[str, ...]:
 
 
 def ensemble(category: str, settings: PromptSettings) -> Ensemble:
-    """Fill the supplement's templates for one category.
+    """Fill the templates of `settings.style` for one category; the supplement's by default.
 
     Raises
     ------
@@ -96,6 +113,13 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
     if not words:
         raise ConfigError(f"prompts: category {category!r} has no name to put into them")
 
+    if settings.style == "clip":
+        normal, anomalous = (prompt.replace("[c]", words) for prompt in CLIP_PROMPTS)
+        return Ensemble((normal,), (anomalous,))
+    if settings.style == "winclip":
+        plain = (_composed(states, words) for states in (WINCLIP_NORMAL_STATES, WINCLIP_ANOMALOUS_STATES))
+        return Ensemble(*plain)
+
     def filled(states: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(
             template.replace("[d]", domain).replace("[s]", state).replace("[c]", words)
@@ -105,3 +129,9 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
         )
 
     return Ensemble(filled(NORMAL_STATES), filled(ANOMALOUS_STATES))
+
+
+def _composed(states: tuple[str, ...], words: str) -> tuple[str, ...]:
+    return tuple(
+        template.replace("[s]", state).replace("[c]", words) for state in states for template in WINCLIP_TEMPLATES
+    )

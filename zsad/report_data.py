@@ -91,7 +91,7 @@ class LoadedCategory:
     """Those with scores, in natural order of their ids."""
     evaluated: Mapping[int, CategoryEvaluation]
     """By seed, rising."""
-    image_scores: Mapping[int, Mapping[str, Mapping[Variant, float]]]
+    image_scores: Mapping[int, Mapping[str, Mapping[str, float]]]
     """Seed -> digest -> variant -> score."""
     index: FeatureIndex
     curves: CategoryCurves

@@ -53,10 +53,10 @@ class Made:
     maps: Sequence[Array]
     shift: float = 0.0
 
-    def image_score(self, variant: Variant) -> Array:
+    def image_score(self, variant: str) -> Array:
         return np.array([m.max() for m in self.maps], dtype=np.float64) + (self.shift if variant == "joint" else 0)
 
-    def patch_map(self, i: int, variant: Variant) -> Array:
+    def patch_map(self, i: int, variant: str) -> Array:
         return self.maps[i] + np.float32(self.shift if variant == "joint" else 0)
 
 

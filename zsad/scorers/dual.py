@@ -271,14 +271,25 @@ class Scores:
     def __len__(self) -> int:
         return len(self.index.images)
 
-    def image_score(self, variant: Variant) -> Float64[ndarray, " n"]:
-        """Each image's score, in the order of the index; higher is more anomalous."""
-        self._require(variant)
-        return np.array([image.image_score[variant] for image in self.index.images], dtype=np.float64)
+    @property
+    def seed(self) -> int:
+        """Of the references drawn and the pseudo anomalies."""
+        return self.index.seed
 
-    def patch_map(self, i: int, variant: Variant) -> Float32[ndarray, "C g g"]:
+    @property
+    def order(self) -> Sequence[str]:
+        """sha256 of each image, by number."""
+        return [image.sha256 for image in self.index.images]
+
+    def image_score(self, variant: str) -> Float64[ndarray, " n"]:
+        """Each image's score, in the order of the index; higher is more anomalous."""
+        known = self._require(variant)
+        return np.array([image.image_score[known] for image in self.index.images], dtype=np.float64)
+
+    def patch_map(self, i: int, variant: str) -> Float32[ndarray, "C g g"]:
         """Fused patch maps of image `i`'s crops; higher is more anomalous. Raises InputError."""
-        fused = fuse_map(self.evidence(i, variant), variant, self.index.settings)
+        known = self._require(variant)
+        fused = fuse_map(self.evidence(i, known), known, self.index.settings)
         grid = round(fused.shape[1] ** 0.5)
         return fused.reshape(len(fused), grid, grid)
 
@@ -296,6 +307,8 @@ class Scores:
             raise InputError(self._path, "holds fewer rows than its index says")
         return Evidence(parts.pop("class", None), **parts)
 
-    def _require(self, variant: Variant) -> None:
-        if variant not in self.index.settings.variants:
-            raise ValueError(f"variant {variant} was not scored, only {', '.join(self.index.settings.variants)}")
+    def _require(self, variant: str) -> Variant:
+        for known in self.index.settings.variants:
+            if known == variant:
+                return known
+        raise ValueError(f"variant {variant} was not scored, only {', '.join(self.index.settings.variants)}")

@@ -1,0 +1,112 @@
+"""Settings of `adflows zsad compare`: which systems, on which encoders, on what data. Frozen, typed, no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from medad.errors import ConfigError
+from medad.settings import MachineSettings, RunName, load_settings, parse_settings
+from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, PromptSettings, ReferenceSettings
+from zsad.systems import DualImage, LearnedSettings, System
+
+EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+Ablation = Literal["references", "map_weights", "image_weights", "steps"]
+"""Of the dual-image scorer, by 002: figure 5a (references 0 to 7); supplement, table 1 (lambda 1, 2) and table 2
+(lambda 3, 4, 5); figure 6 (adaptation steps 1 to 6)."""
+
+REFERENCES = tuple(range(8))
+MAP_WEIGHTS = ((1.0, 0.5), (1.0, 1.0), (1.0, 1.5), (2.0, 2.0))
+IMAGE_WEIGHTS = ((1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 2.0, 1.0), (2.0, 1.0, 1.0))
+STEPS = tuple(range(1, 7))
+
+
+class CompareSettings(MachineSettings):
+    """Everything one comparison depends on."""
+
+    name: RunName
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
+    data: ImagesSettings
+    encoders: Annotated[dict[EncoderName, EncoderSettings], Field(min_length=1)]
+    """By a name that systems refer to. Systems with one encoder share its features."""
+    systems: Annotated[tuple[System, ...], Field(min_length=1)]
+    ablations: tuple[Ablation, ...] = ()
+    ablation_encoder: EncoderName = "main"
+    prompts: PromptSettings = PromptSettings()
+    """Names and domains of categories; the style is each system's own."""
+    auxiliary: ImagesSettings | None = None
+    """Labelled images that learned systems without a checkpoint are trained on. None: on the other categories of
+    `data`, for each category anew, so that none is tested on what it was trained on."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    published: Literal["mvtec", "visa"] | None = None
+    """Whose published rows stand beside ours, labelled as the papers'."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> CompareSettings:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} name one twice")
+        twice = [label for label, count in Counter(system.shown for system in self.systems).items() if count > 1]
+        if twice:
+            raise ValueError(f"systems: two are called {twice[0]!r}; give one of them a label")
+        used = {system.encoder for system in self.systems} | ({self.ablation_encoder} if self.ablations else set())
+        if unknown := sorted(used - self.encoders.keys()):
+            raise ValueError(f"no encoder {unknown[0]!r} in encoders, which has {', '.join(self.encoders)}")
+        return self
+
+    def chosen(self, names: str) -> CompareSettings:
+        """These settings with some systems alone: `all`, or names or labels with commas between. Raises ConfigError."""
+        wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
+        if wanted == ["all"]:
+            return self
+        known = {name.lower() for system in self.systems for name in (system.system, system.shown)}
+        if not wanted or (unknown := [name for name in wanted if name not in known]):
+            one = f"{unknown[0]}: no such system" if wanted else "none given"
+            raise ConfigError(f"--methods {one}; the configuration has {', '.join(sorted(known))}, or all")
+        systems = tuple(s for s in self.systems if s.system in wanted or s.shown.lower() in wanted)
+        return self.model_copy(update={"systems": systems})
+
+
+def learned(settings: CompareSettings) -> tuple[LearnedSettings, ...]:
+    """The systems that the run itself has to train."""
+    return tuple(s for s in settings.systems if isinstance(s, LearnedSettings) and s.checkpoint is None)
+
+
+def ablation_systems(ablation: Ablation, encoder: str) -> tuple[tuple[str, DualImage], ...]:
+    """The rows of one ablation, each with how its table calls it."""
+    full = DualImage(encoder=encoder, adaptation=True)
+    if ablation == "references":
+        return tuple(
+            (f"{count}", full.model_copy(update={"references": ReferenceSettings(count=count)})) for count in REFERENCES
+        )
+    if ablation == "map_weights":
+        return tuple(
+            (f"{first:g}, {second:g}", full.model_copy(update={"lambda_1": first, "lambda_2": second}))
+            for first, second in MAP_WEIGHTS
+        )
+    if ablation == "image_weights":
+        names = ("lambda_3", "lambda_4", "lambda_5")
+        return tuple(
+            (
+                ", ".join(f"{weight:g}" for weight in weights),
+                full.model_copy(update=dict(zip(names, weights, strict=True))),
+            )
+            for weights in IMAGE_WEIGHTS
+        )
+    return tuple(
+        (f"{steps}", full.model_copy(update={"adapt": full.adapt.model_copy(update={"steps": steps})}))
+        for steps in STEPS
+    )
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> CompareSettings:
+    """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
+    return load_settings(CompareSettings, path, overrides)
+
+
+def parse(values: Mapping[str, Any], *, source: str) -> CompareSettings:
+    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    return parse_settings(CompareSettings, values, source=source)

@@ -1,0 +1,76 @@
+"""What every system behind a comparison reads, and what it gives: one function, `score(material, settings)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from zsad.config import EncoderSettings
+from zsad.feature_store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Material:
+    """One category, ready to be scored.
+
+    Attributes
+    ----------
+    store
+        Features of its images, with the views that the system's settings name; images go by their number in it.
+    text
+        Normal and anomalous text features, L2-normalised; None for a system that reads none.
+    drawn
+        For each image the numbers of the other images drawn for it.
+    shots
+        Features of normal images of the category; None where the system wants none.
+    paths
+        The image files, by number.
+    category
+        Its name, for prompts that a system makes itself.
+    encoder
+        The model that made the features.
+    checkpoint
+        What the system was trained to; None where it is not trained.
+    seed
+        Of whatever the system draws.
+    device
+        Where to compute.
+    batch_size
+        Images at a time, at most.
+    """
+
+    store: FeatureStore
+    text: Float32[Tensor, "2 D"] | None
+    drawn: Int64[ndarray, "n k"]
+    shots: FeatureStore | None
+    paths: tuple[Path, ...]
+    category: str
+    encoder: EncoderSettings
+    checkpoint: Path | None
+    seed: int
+    device: torch.device
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image's result; higher is more anomalous.
+
+    Attributes
+    ----------
+    number
+        The image's, in `Material.store`.
+    score
+        Of the image.
+    map
+        Of each of its crops: patches, or pixels of a crop; one side g for all images.
+    """
+
+    number: int
+    score: float
+    map: Float32[Tensor, "C g g"]

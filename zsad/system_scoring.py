@@ -1,0 +1,108 @@
+"""From features to one system's scores, file to file: one category, one seed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medad.devices import pick_device
+from medad.errors import InputError
+from zsad.config import EncoderSettings
+from zsad.feature_store import FeatureStore, read_text
+from zsad.scorers.dual import draw_references
+from zsad.scorers.interface import Material, Scored
+from zsad.system_scores import write_system_scores
+from zsad.systems import DualImage, System
+
+SCORERS = {
+    "clip": "zsad.scorers.clip",
+    "clip_ac": "zsad.scorers.clip",
+    "winclip": "zsad.scorers.winclip",
+    "anovl": "zsad.scorers.anovl",
+    "musc": "zsad.scorers.musc",
+    "musc_2": "zsad.scorers.musc",
+    "april_gan": "zsad.scorers.april_gan",
+    "anomalyclip": "zsad.scorers.anomalyclip",
+    "segmentation": "zsad.scorers.segmentation",
+}
+"""Where a system's `score(material, settings)` lies."""
+
+
+def score_system(
+    system: System,
+    category: str,
+    features: Path,
+    text: Path | None,
+    shots: Path | None,
+    checkpoint: Path | None,
+    paths: Sequence[Path],
+    encoder: EncoderSettings,
+    seed: int,
+    device: str,
+    out: Path,
+    *,
+    batch_size: int = 16,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Score a category's images by one system; writes what `zsad.evaluation.evaluate_category` reads into `out`.
+
+    Parameters
+    ----------
+    system
+        Which one, and its settings.
+    features, text, shots
+        Folders of `encode_images` (with the system's views) and `encode_category_text` (in its style of prompts), and
+        for a system that wants normal images, the features of those.
+    checkpoint
+        For a trained system, the file of its weights.
+    paths
+        The image files in the order of the features' index, those without features left out.
+    encoder
+        The model that made the features.
+    seed
+        Of the references drawn, and of whatever the system draws.
+    batch_size
+        Images at a time, at most.
+
+    Raises
+    ------
+    ConfigError, InputError
+        What the system needs is missing or damaged, or there is no other image to compare with.
+    DiskFullError
+        No room left.
+    """
+    if isinstance(system, DualImage):
+        raise TypeError("the dual-image scorer has its own step, zsad.scoring.score_category")
+    store = FeatureStore(features)
+    drawn = np.empty((len(store), 0), dtype=np.int64)
+    if system.drawn:
+        drawn = draw_references(store.digests, seed, system.drawn)
+        if drawn.shape[1] == 0:
+            raise InputError(paths[0], f"{system.title} needs another image to compare with, and there is none")
+    material = Material(
+        store=store,
+        text=None if text is None else read_text(text),
+        drawn=drawn,
+        shots=None if shots is None else FeatureStore(shots),
+        paths=tuple(paths),
+        category=category,
+        encoder=encoder,
+        checkpoint=checkpoint,
+        seed=seed,
+        device=pick_device(device),
+        batch_size=batch_size,
+    )
+    scorer: Any = importlib.import_module(SCORERS[system.system])
+    scored = _counted(scorer.score(material, system), len(store), on_progress)
+    write_system_scores(out, store, scored, system=system.model_dump(mode="json"), seed=seed)
+
+
+def _counted(scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None) -> Iterator[Scored]:
+    for done, one in enumerate(scored, start=1):
+        yield one
+        if on_progress is not None:
+            on_progress(done, total)

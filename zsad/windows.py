@@ -1,0 +1,43 @@
+"""Windows of patches, each encoded for itself (WinCLIP): what the tower sees when all other patches are left out."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
+
+from zsad.paths import embed, pool
+
+WINDOW_TOKENS = 1 << 13
+"""Tokens that pass the blocks at a time, beside those of one image: bounds memory, whatever the batch."""
+
+
+def window_patches(grid: int, side: int) -> Int64[Tensor, "n k"]:
+    """Numbers of the patches (row by row, from 0) in each window of side x side patches, all places, stride one.
+
+    n = (grid - side + 1)^2, k = side^2. Raises ValueError for a window larger than the grid.
+    """
+    if not 1 <= side <= grid:
+        raise ValueError(f"windows of {side} x {side} patches in a grid of {grid} x {grid}")
+    patches = torch.arange(grid * grid).reshape(grid, grid)
+    return patches.unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
+
+
+def encode_windows(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], side: int) -> Float[Tensor, "B n D"]:
+    """Each window's class token in the joint space, not normalised; the windows in the order of `window_patches`.
+
+    A window's tokens are the image's own, with class token and positions, as they enter block 0. Images are embedded
+    once, and windows of one size pass the blocks together.
+    """
+    tokens = embed(visual, images)
+    own = window_patches(visual.grid_size[0], side).to(tokens.device)
+    chosen = torch.cat([torch.zeros_like(own[:, :1]), own + 1], dim=1)
+    windows = tokens[:, chosen].flatten(0, 1)
+    found = []
+    for part in torch.split(windows, max(1, WINDOW_TOKENS // windows.shape[1])):
+        x = part
+        for block in visual.transformer.resblocks:
+            x = block(x)
+        found.append(pool(visual, x))
+    return torch.cat(found).reshape(len(images), len(own), -1)
