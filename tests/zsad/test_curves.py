@@ -405,7 +405,8 @@ def test_memory_of_many_maps_is_that_of_few_at_the_size_of_chunks_in_use() -> No
     # whole chunks, and more of them than are ever under way at once; the anomalous pixels are the same
     few = (COUNTING_THREADS + 1) * CHUNK_PIXELS // side**2
     of_few = peak(few)
-    assert peak(2 * few) < 1.02 * of_few
+    # a little more or less: the scores are put in order beside the first chunks, however many there are by then
+    assert peak(2 * few) < 1.1 * of_few
     # float32 buffers, five maps with masks on their way, and not 80 B an anomalous pixel
     assert of_few < (COUNTING_THREADS + 1) * CHUNK_PIXELS * 4 + 5 * 5 * side**2 + 80 * mask.sum()
 
