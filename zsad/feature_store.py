@@ -8,6 +8,7 @@ crop, and `index.json`, written last, which says whose rows are where and names 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +173,19 @@ class FeatureStore:
         if len(values) != len(rows) * count:
             raise InputError(path, "is cut short")
         return torch.from_numpy(values).reshape(len(rows), *shape)
+
+
+def batches_alike(store: FeatureStore, batch_size: int) -> list[list[int]]:
+    """Numbers of images with equally many crops; at most `batch_size` crops each, but one image at least."""
+    alike = defaultdict[int, list[int]](list)
+    for number, image in enumerate(store.images):
+        alike[image.rows].append(number)
+    sizes = {rows: max(1, batch_size // rows) for rows in alike}
+    return [
+        numbers[start : start + sizes[rows]]
+        for rows, numbers in sorted(alike.items())
+        for start in range(0, len(numbers), sizes[rows])
+    ]
 
 
 def read_text(folder: Path) -> Float32[Tensor, "2 D"]:

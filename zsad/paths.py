@@ -209,6 +209,22 @@ def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[
     return embedded
 
 
+def pool_of_tokens(visual: VisionTransformer, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B D"]:
+    """What the tower makes of these tokens, as they enter block 0: all blocks, then `pool`; not normalised.
+
+    The tokens may be any that `embed` gives, the class token first. Where the class token is what is pooled, the last
+    block's attention asks and its feed-forward runs for it alone.
+    """
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        x = block(x)
+    if visual.pool_type != "tok":
+        return pool(visual, last(x))
+    q, k, v = _project_in(last, last.ln_1(x), values_only=False)
+    x = x[:, :1] + last.ls_1(_attend(last, q[:, :, :1], k, v, v.shape[-1] ** -0.5))
+    return pool(visual, x + last.ls_2(last.mlp(last.ln_2(x))))
+
+
 def _project_in(block: ResidualAttentionBlock, normed: Tensor, *, values_only: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values by one product, each [B heads tokens head-width]; or the values in all three places."""
     width = normed.shape[-1]

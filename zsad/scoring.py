@@ -7,7 +7,6 @@ about a thousandth of its features.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from medad.storage import atomic_path
 from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.encoder import Encoder
-from zsad.feature_store import FeatureStore, read_text
+from zsad.feature_store import FeatureStore, batches_alike, read_text
 from zsad.images import beside, crop_image, read_image
 from zsad.scorers.dual import (
     INDEX_FILE,
@@ -115,7 +114,7 @@ def score_category(
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
     done = 0
-    batches = _batches(store, score.batch_size)
+    batches = batches_alike(store, score.batch_size)
     for numbers, pixels in zip(batches, _pixels(store, paths if adapter else None, batches), strict=True):
         for part, values in scorer.score(numbers, pixels).items():
             for number, own in zip(numbers, values.cpu().numpy(), strict=True):
@@ -193,19 +192,6 @@ class _Scorer:
     def _visual(self, number: int, query: Float32[Tensor, "M D"]) -> Float32[Tensor, " M"]:
         memory = [self._patches(int(other)) for other in self.references[number]]
         return visual_scores(query, memory, self.settings.references.aggregate)
-
-
-def _batches(store: FeatureStore, batch_size: int) -> list[list[int]]:
-    """Numbers of images with equally many crops; at most `batch_size` crops each, but one image at least."""
-    alike = defaultdict[int, list[int]](list)
-    for number, image in enumerate(store.images):
-        alike[image.rows].append(number)
-    sizes = {rows: max(1, batch_size // rows) for rows in alike}
-    return [
-        numbers[start : start + sizes[rows]]
-        for rows, numbers in sorted(alike.items())
-        for start in range(0, len(numbers), sizes[rows])
-    ]
 
 
 def _pixels(

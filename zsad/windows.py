@@ -7,10 +7,10 @@ from jaxtyping import Float, Int64
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from zsad.paths import embed, pool
+from zsad.paths import embed, pool_of_tokens
 
 WINDOW_TOKENS = 1 << 13
-"""Tokens that pass the blocks at a time, beside those of one image: bounds memory, whatever the batch."""
+"""Tokens that pass the blocks at a time: bounds memory, whatever the batch."""
 
 
 def window_patches(grid: int, side: int) -> Int64[Tensor, "n k"]:
@@ -28,16 +28,13 @@ def encode_windows(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], 
     """Each window's class token in the joint space, not normalised; the windows in the order of `window_patches`.
 
     A window's tokens are the image's own, with class token and positions, as they enter block 0. Images are embedded
-    once, and windows of one size pass the blocks together.
+    once, and windows of one size pass the blocks together, those of several images in one batch.
     """
     tokens = embed(visual, images)
     own = window_patches(visual.grid_size[0], side).to(tokens.device)
     chosen = torch.cat([torch.zeros_like(own[:, :1]), own + 1], dim=1)
-    windows = tokens[:, chosen].flatten(0, 1)
-    found = []
-    for part in torch.split(windows, max(1, WINDOW_TOKENS // windows.shape[1])):
-        x = part
-        for block in visual.transformer.resblocks:
-            x = block(x)
-        found.append(pool(visual, x))
+    every = torch.arange(len(images) * len(own), device=tokens.device)
+    parts = torch.split(every, max(1, WINDOW_TOKENS // chosen.shape[1]))
+    # tokens are picked a part at a time: all windows of a batch hold them many times over
+    found = [pool_of_tokens(visual, tokens[part[:, None] // len(own), chosen[part % len(own)]]) for part in parts]
     return torch.cat(found).reshape(len(images), len(own), -1)

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from medad.errors import InputError
 from zsad.config import EncoderSettings
 from zsad.feature_store import FeatureStore
 
@@ -55,6 +56,22 @@ class Material:
     seed: int
     device: torch.device
     batch_size: int
+
+    @property
+    def sides(self) -> Float32[Tensor, "2 D"]:
+        """`text` on the device, for a system that reads it.
+
+        Raises
+        ------
+        InputError
+            It is of another dimension than the features.
+        """
+        if self.text is None:
+            raise ValueError("a system that reads text features was given none")
+        if self.text.shape != (2, self.store.dim):
+            rule = f"features of {self.store.dim} numbers do not fit text features of shape {tuple(self.text.shape)}"
+            raise InputError(self.store.folder, rule)
+        return self.text.to(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""AnoVL, also called AnoCLIP (Deng et al. 2023): V-V patches against a domain-aware ensemble, adapted at test time.
+
+Without adaptation it is 002's scorer without a reference: the class token for the image, A_L (002, eq. 3) for the map.
+Test-time adaptation refines the map alone: a light adapter learns from the method's own pseudo-labels and from
+noise-corrupted tokens. The objective is that of the authors' public code but for the points below. For an image's patch
+tokens q, over all patches of all its crops,
+
+    q_T = (G(q) + q) / 2, L2-normalised;  A_T = its share of the anomalous text at tau
+    q'  = q + n, n Gaussian, drawn anew for each step;  A'_T the same of q'
+    L_soft = mean of -(A_L log A_T + (1 - A_L) log(1 - A_T))
+    L_hard = mean of -log A'_T - log(1 - A_T)
+    L = L_soft + L_hard / 2, by AdamW from scratch for each image; the map is A_T after the last step
+
+| point | authors' code | here |
+|---|---|---|
+| pseudo-labels in L_soft | A_T itself, so that it is an entropy | A_L, the map before adaptation |
+| G | by way of the prompts: text features x tanh(linear layer) | one linear layer, as 002's adapter |
+| start of G | random, with a bias | the identity, without bias: before the first step A_T is A_L |
+| state of AdamW | goes on from image to image | from scratch with the adapter, so that no score depends on order |
+| decay of AdamW | torch's default, 0.01 | the same |
+| tokens that noise is added to | as the projection leaves them | L2-normalised, as they are stored |
+| several crops | none | one adapter an image |
+| image score | mean over augmented copies of the image | the image itself, mean over crops |
+| map | smoothed by a 3 x 3 mean | as it is |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from zsad.adapt import crop_generator
+from zsad.feature_store import batches_alike
+from zsad.scorers.dual import text_scores
+from zsad.scorers.interface import Material, Scored
+from zsad.systems import AnoVl
+
+HARD_WEIGHT = 0.5
+WEIGHT_DECAY = 0.01
+
+
+def score(material: Material, settings: AnoVl) -> Iterator[Scored]:
+    """Score every image of a category; all scores are 0..1, higher is more anomalous.
+
+    An image's scores follow from its features, its digest and the seed: not from its company, nor from the order.
+
+    Parameters
+    ----------
+    material
+        With text.
+    settings
+        `tau`, and of adaptation its `steps` (0: none), `learning_rate` and `noise`.
+
+    Raises
+    ------
+    InputError
+        The features are damaged.
+    """
+    store, device = material.store, material.device
+    text = material.sides
+    for numbers in batches_alike(store, material.batch_size):
+        patches = torch.stack([store.patches(number).flatten(0, 1) for number in numbers]).to(device)
+        maps = text_scores(patches, text, settings.tau)
+        if settings.steps:
+            digests, crops = [store.images[number].sha256 for number in numbers], range(len(store.rows_of(numbers[0])))
+            generators = [[crop_generator(material.seed, digest, crop) for crop in crops] for digest in digests]
+            maps = adapt_to_noise(patches, maps, text, generators, settings)
+        for number, own in zip(numbers, maps, strict=True):
+            classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
+            yield Scored(number, float(classes.double().mean()), own.reshape(-1, store.grid, store.grid))
+
+
+def adapt_to_noise(
+    patches: Float[Tensor, "B M D"],
+    labels: Float[Tensor, "B M"],
+    text: Float[Tensor, "2 D"],
+    generators: Sequence[Sequence[torch.Generator]],
+    settings: AnoVl,
+) -> Float[Tensor, "B M"]:
+    """A_T once each image's adapter has been trained on that image alone; see the module's text.
+
+    Parameters
+    ----------
+    patches
+        Tokens of all patches of an image's crops, crop by crop, L2-normalised.
+    labels
+        Pseudo-labels: A_L, 0..1.
+    text
+        Normal and anomalous text features, L2-normalised.
+    generators
+        For each image, one for each of its crops, on the CPU: where its noise comes from.
+    settings
+        `tau`, `steps`, `learning_rate` and `noise`.
+
+    Returns
+    -------
+    A_T of the tokens without noise, 0..1; higher is more anomalous.
+    """
+    n = patches.shape[1]
+    direction = (text[1] - text[0]) / settings.tau
+    with torch.enable_grad():
+        # one tensor of adapters: AdamW works on each number by itself, so these are B independent optimisers
+        adapter = torch.eye(patches.shape[2], dtype=patches.dtype, device=patches.device).repeat(len(patches), 1, 1)
+        adapter.requires_grad_()
+        optimiser = torch.optim.AdamW([adapter], lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+        for _ in range(settings.steps):
+            noisy = patches + settings.noise * _noise(generators, patches)
+            logits = _adapted_logits(torch.cat((patches, noisy), 1), adapter, direction)
+            clean, spoilt = logits[:, :n], logits[:, n:]
+            # -log A = softplus(-logit), -log(1 - A) = softplus(logit)
+            loss_soft = (functional.softplus(clean) - labels * clean).mean(1)
+            loss_hard = (functional.softplus(-spoilt) + functional.softplus(clean)).mean(1)
+            optimiser.zero_grad()
+            # a sum, so that each image's gradient is its own
+            torch.autograd.backward((loss_soft + HARD_WEIGHT * loss_hard).sum())
+            optimiser.step()
+    with torch.no_grad():
+        return torch.sigmoid(_adapted_logits(patches, adapter, direction))
+
+
+def _noise(generators: Sequence[Sequence[torch.Generator]], patches: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
+    """Of standard deviation 1, crop by crop."""
+    size = (patches.shape[1] // len(generators[0]), patches.shape[2])
+    drawn = [torch.cat([torch.randn(size, generator=own) for own in crops]) for crops in generators]
+    return torch.stack(drawn).to(patches)
+
+
+def _adapted_logits(
+    tokens: Float[Tensor, "B M D"], adapter: Float[Tensor, "B D D"], direction: Float[Tensor, " D"]
+) -> Float[Tensor, "B M"]:
+    adapted: Tensor = functional.normalize((tokens @ adapter.mT + tokens) / 2, dim=-1) @ direction
+    return adapted
