@@ -46,15 +46,19 @@ def _by_loop(visual: VisionTransformer, images: Tensor, paths: Paths) -> Tensor:
         block = visual.transformer.resblocks[number]
         width = x_vv.shape[-1]
         per_head = width // block.attn.num_heads
-        values = block.ln_1(entering[number]) @ block.attn.in_proj_weight[2 * width :].T
-        values = values + block.attn.in_proj_bias[2 * width :]
+        normed = block.ln_1(entering[number])
+        projected = {}
+        for place, name in enumerate(("qq", "kk", "vv")):
+            rows = slice(place * width, (place + 1) * width)
+            projected[name] = normed @ block.attn.in_proj_weight[rows].T + block.attn.in_proj_bias[rows]
+        values, asking = projected["vv"], projected[paths.attention]
         for image in range(len(values)):
             mixed = torch.zeros_like(values[image])
             for head in range(block.attn.num_heads):
                 columns = slice(head * per_head, (head + 1) * per_head)
-                v = values[image][:, columns]
+                v, alike = values[image][:, columns], asking[image][:, columns]
                 for token in range(len(v)):
-                    logits = torch.stack([v[token] @ other for other in v]) / per_head**0.5 / paths.temperature
+                    logits = torch.stack([alike[token] @ other for other in alike]) / per_head**0.5 / paths.temperature
                     weights = torch.exp(logits - logits.max())
                     mixed[token, columns] = sum(w * other for w, other in zip(weights / weights.sum(), v, strict=True))
             x_vv[image] += block.ls_1(mixed @ block.attn.out_proj.weight.T + block.attn.out_proj.bias)
@@ -86,6 +90,10 @@ def test_class_token_is_what_encode_image_gives(architecture: str, quick_gelu: b
         ("plain", Paths(ALL, temperature=0.05)),
         ("layer scale", Paths(ALL, feed_forward=True)),
         ("plain", Paths((1,), feed_forward=True, temperature=3.0)),
+        ("plain", Paths(ALL, attention="qq")),
+        ("plain", Paths(ALL, attention="kk")),
+        ("layer scale", Paths((0, 2), attention="qq", temperature=0.3)),
+        ("plain", Paths((1, 2), attention="kk", feed_forward=True)),
     ],
 )
 @torch.no_grad()

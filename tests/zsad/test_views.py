@@ -1,0 +1,251 @@
+"""What an encoder shows on the way against open_clip's own forwards, and the same on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import VisionTransformer
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from medad.errors import ConfigError, InputError
+from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config, write_folder
+from zsad.config import EncoderSettings
+from zsad.encoder import Encoder
+from zsad.feature_store import FeatureStore
+from zsad.features import encode_images
+from zsad.images import crop_image, read_image
+from zsad.paths import Paths, two_path, views
+from zsad.views import View, parse_views
+from zsad.windows import encode_windows
+
+ALL_VIEWS = ("plain", "tokens", "block-1", "block-3", "window-2", "window-3")
+
+
+def _images(count: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def _visual(seed: int, architecture: str) -> VisionTransformer:
+    return tiny_clip(tiny_config(**ARCHITECTURES[architecture]), seed).visual
+
+
+def _blocks(visual: VisionTransformer, images: Tensor) -> list[Tensor]:
+    """What each block gives, by open_clip."""
+    leaving = visual.forward_intermediates(images, output_fmt="NLC", output_extra_tokens=True)
+    pairs = zip(leaving["image_intermediates_prefix"], leaving["image_intermediates"], strict=True)
+    return [torch.cat(pair, dim=1) for pair in pairs]
+
+
+@pytest.mark.parametrize("vv_blocks", ["all", "last", "first"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_views_are_open_clips_intermediates(architecture: str, vv_blocks: str) -> None:
+    visual = _visual(3, architecture)
+    depth = len(visual.transformer.resblocks)
+    paths = Paths({"all": tuple(range(depth)), "last": (depth - 1,), "first": (0,)}[vv_blocks])
+    expected = _blocks(visual, _images())
+    normed = visual.forward_intermediates(_images(), output_fmt="NLC", normalize_intermediates=True)
+    last = normed["image_intermediates"][-1]
+
+    found = views(visual, _images(), paths, plain_patches=True, blocks=range(depth))
+    assert sorted(found.blocks) == list(range(depth))
+    for number, tokens in enumerate(expected):
+        torch.testing.assert_close(found.blocks[number], tokens, atol=1e-5, rtol=1e-5)
+    assert found.last_tokens is not None
+    assert found.plain_patches is not None
+    torch.testing.assert_close(found.last_tokens, last, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.plain_patches, last @ visual.proj, atol=1e-5, rtol=1e-5)
+    # and what is there in any case is not disturbed
+    class_token, patches = two_path(visual, _images(), paths)
+    torch.testing.assert_close(found.class_token, visual(_images()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.class_token, class_token, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.patches, patches, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", [(), (0,), (1,), (2,), (0, 2)])
+@torch.no_grad()
+def test_only_the_blocks_asked_for_are_shown(chosen: tuple[int, ...]) -> None:
+    visual = _visual(4, "plain")
+    found = views(visual, _images(), Paths((0, 1, 2)), blocks=chosen)
+    assert tuple(sorted(found.blocks)) == chosen
+    assert found.last_tokens is None
+    assert found.plain_patches is None
+    expected = _blocks(visual, _images())
+    for number in chosen:
+        torch.testing.assert_close(found.blocks[number], expected[number], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.class_token, visual(_images()), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_plain_patches_are_open_clips_output_tokens() -> None:
+    visual = _visual(5, "plain")
+    telling = deepcopy(visual)
+    telling.output_tokens = True
+    _, tokens = telling(_images())
+    found = views(visual, _images(), Paths((0, 1, 2)), plain_patches=True)
+    assert found.last_tokens is not None
+    torch.testing.assert_close(found.last_tokens, tokens, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [(3,), (-1, 0)])
+def test_a_block_that_is_not_there_is_told(blocks: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="0 to 2"):
+        views(_visual(0, "plain"), _images(), Paths((0,)), blocks=blocks)
+
+
+# by name
+
+
+def test_names_and_their_order() -> None:
+    assert View.parse("block-12") == View("block", 12)
+    assert View.parse("plain") == View("plain")
+    for name in ALL_VIEWS:
+        assert View.parse(name).name == name
+    assert [view.name for view in parse_views(("window-3", "plain", "block-24", "block-6", "plain"))] == [
+        "block-6",
+        "block-24",
+        "plain",
+        "window-3",
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "block", "block-0", "block-01", "window--1", "plain-1", "Tokens", "block-1 "])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no view"):
+        View.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("view", "rule"),
+    [("block-4", "block 4 is asked for, but tiny has 3 blocks"), ("window-5", "tiny sees 4 x 4")],
+)
+def test_a_view_that_the_model_does_not_have_is_one_line(view: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        View.parse(view).check(3, 4, "tiny")
+    View.parse("block-3").check(3, 4, "tiny")
+    View.parse("window-4").check(3, 4, "tiny")
+
+
+# from the encoder, and on disk
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
+    config = tiny_config()
+    folder = write_folder(tmp_path_factory.mktemp("model"), tiny_clip(config, seed=6), config)
+    return EncoderSettings(model=f"local-dir:{folder}", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Images of one, two, one and three crops by their digest."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    made = {}
+    for number, (height, width) in enumerate([(40, 40), (32, 48), (64, 64), (80, 32)]):
+        path = folder / f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        made[hashlib.sha256(path.read_bytes()).hexdigest()] = path
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoded(settings: EncoderSettings, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("features")
+    encode_images(list(files.values()), list(files), settings, "cpu", out, views=ALL_VIEWS)
+    return out
+
+
+def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settings: EncoderSettings) -> None:
+    encoder = Encoder.load(settings, torch.device("cpu"))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens, shown = encoder.encode_views(images, parse_views(ALL_VIEWS))
+    visual, normalised = encoder.model.visual, encoder.normalise(images)
+    assert isinstance(visual, VisionTransformer)
+    with torch.no_grad():
+        blocks = _blocks(visual, normalised)
+        last = visual.ln_post(blocks[-1][:, 1:])
+        expected = {
+            "plain": normalize(last @ visual.proj, dim=-1),
+            "tokens": last,
+            "block-1": blocks[0],
+            "block-3": blocks[2],
+            "window-2": normalize(encode_windows(visual, normalised, 2), dim=-1),
+            "window-3": normalize(encode_windows(visual, normalised, 3), dim=-1),
+        }
+    assert set(shown) == set(expected)
+    for view in parse_views(ALL_VIEWS):
+        torch.testing.assert_close(shown[view.name], expected[view.name], atol=1e-5, rtol=1e-5)
+        assert shown[view.name].shape[1:] == encoder.view_shape(view)
+    alone = encoder.encode(images)
+    torch.testing.assert_close(tokens.class_token, alone.class_token, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokens.patches, alone.patches, atol=1e-5, rtol=1e-5)
+    assert encoder.encode_views(images, ())[1] == {}
+
+
+def test_rows_are_what_the_encoder_shows_of_each_crop(
+    encoded: Path, files: dict[str, Path], settings: EncoderSettings
+) -> None:
+    encoder, store = Encoder.load(settings, torch.device("cpu")), FeatureStore(encoded)
+    assert [image.rows for image in store.images] == [1, 2, 1, 3]
+    for number, image in enumerate(store.images):
+        crops = crop_image(read_image(files[image.sha256]), store.crops(number))
+        tokens, shown = encoder.encode_views(crops, parse_views(ALL_VIEWS))
+        for name, values in shown.items():
+            torch.testing.assert_close(store.view(number, name), values, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(store.class_tokens(number), tokens.class_token, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(store.patches(number), tokens.patches, atol=1e-5, rtol=1e-5)
+    assert np.load(encoded / "view-window-2.npy").shape == (7, 9, 24)
+    assert np.load(encoded / "view-block-1.npy").dtype == np.float32
+
+
+def test_order_and_batch_size_change_nothing_but_the_order(
+    encoded: Path, files: dict[str, Path], settings: EncoderSettings, tmp_path: Path
+) -> None:
+    paths, digests = list(files.values())[::-1], list(files)[::-1]
+    other_batch = settings.model_copy(update={"batch_size": 64})
+    encode_images(paths, digests, other_batch, "cpu", tmp_path, views=ALL_VIEWS[::-1])
+    one, other = FeatureStore(encoded), FeatureStore(tmp_path)
+    for number, name in ((number, name) for number in range(4) for name in ALL_VIEWS):
+        torch.testing.assert_close(other.view(3 - number, name), one.view(number, name), atol=1e-5, rtol=1e-5)
+
+
+def test_features_without_views_are_as_they_were(
+    encoded: Path, files: dict[str, Path], settings: EncoderSettings, tmp_path: Path
+) -> None:
+    encode_images(list(files.values()), list(files), settings, "cpu", tmp_path)
+    assert "views" not in json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class_tokens.npy", "index.json", "patches.npy"]
+    with_views, without = FeatureStore(encoded), FeatureStore(tmp_path)
+    for number in range(4):
+        torch.testing.assert_close(without.patches(number), with_views.patches(number), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"view-plain\.npy: the features were made without this view"):
+        without.view(0, "plain")
+
+
+def test_a_view_that_is_not_there_stops_before_anything_is_written(settings: EncoderSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="block 4 is asked for"):
+        encode_images([], [], settings, "cpu", tmp_path / "out", views=("block-4",))
+    with pytest.raises(ValueError, match="is no view"):
+        encode_images([], [], settings, "cpu", tmp_path / "out", views=("block",))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("keep", "message"), [(0.9, "cut short"), (None, "no such file"), (0.0, r"no \.npy file")])
+def test_a_damaged_view_is_told(encoded: Path, keep: float | None, message: str, tmp_path: Path) -> None:
+    for file in encoded.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "view-block-3.npy"
+    content = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(InputError, match=message):
+        FeatureStore(tmp_path)
