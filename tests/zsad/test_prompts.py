@@ -55,6 +55,56 @@ PRINTED_ABNORMAL = [
 PRINTED_SURFACES = ["carpet", "leather", "grid", "tile", "wood"]
 PRINTED_DOMAINS = {"all": ["industrial"], "surfaces": ["textural", "surface"], "others": ["manufacturing"]}
 
+# WinCLIP's appendix: 22 templates, every one with both articles, 7 and 4 states
+WINCLIP_TEMPLATES = [
+    "a cropped photo of the [c].",
+    "a cropped photo of a [c].",
+    "a close-up photo of a [c].",
+    "a close-up photo of the [c].",
+    "a bright photo of a [c].",
+    "a bright photo of the [c].",
+    "a dark photo of the [c].",
+    "a dark photo of a [c].",
+    "a jpeg corrupted photo of a [c].",
+    "a jpeg corrupted photo of the [c].",
+    "a blurry photo of the [c].",
+    "a blurry photo of a [c].",
+    "a photo of a [c].",
+    "a photo of the [c].",
+    "a photo of a small [c].",
+    "a photo of the small [c].",
+    "a photo of a large [c].",
+    "a photo of the large [c].",
+    "a photo of the [c] for visual inspection.",
+    "a photo of a [c] for visual inspection.",
+    "a photo of the [c] for anomaly detection.",
+    "a photo of a [c] for anomaly detection.",
+]
+WINCLIP_NORMAL = ["[o]", "flawless [o]", "perfect [o]", "unblemished [o]"] + [
+    f"[o] without {word}" for word in ("flaw", "defect", "damage")
+]
+WINCLIP_ANOMALOUS = ["damaged [o]", "[o] with flaw", "[o] with defect", "[o] with damage"]
+
+
+@pytest.mark.parametrize(("category", "words"), [("metal_nut", "metal nut"), ("carpet", "carpet")])
+def test_winclips_ensemble_is_every_printed_template_and_state(category: str, words: str) -> None:
+    prompts = ensemble(category, PromptSettings(style="winclip"))
+    for side, states in ((prompts.normal, WINCLIP_NORMAL), (prompts.anomalous, WINCLIP_ANOMALOUS)):
+        expected = [t.replace("[c]", s.replace("[o]", words)) for t in WINCLIP_TEMPLATES for s in states]
+        assert len(expected) == len(set(expected)) == 22 * len(states)
+        assert sorted(side) == sorted(expected)
+    assert (len(prompts.normal), len(prompts.anomalous)) == (154, 88)
+
+
+def test_plain_clip_has_one_prompt_a_side_and_knows_no_domains() -> None:
+    given = PromptSettings(style="clip", names={"pcb1": "circuit board"}, domains=("medical",))
+    prompts = ensemble("pcb1", given)
+    assert prompts.normal == ("a photo of a normal circuit board.",)
+    assert prompts.anomalous == ("a photo of an anomalous circuit board.",)
+    for style in ("clip", "winclip"):
+        with pytest.raises(ConfigError, match="has no name"):
+            ensemble("_", given.model_copy(update={"style": style}))
+
 
 def test_lists_are_the_supplements_word_by_word() -> None:
     assert list(TEMPLATES) == PRINTED_TEMPLATES

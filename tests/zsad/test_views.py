@@ -6,6 +6,7 @@ import hashlib
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore
 from zsad.features import encode_images
 from zsad.images import crop_image, read_image
-from zsad.paths import Paths, two_path, views
+from zsad.paths import Attention, Paths, two_path, views
 from zsad.views import View, parse_views
 from zsad.windows import encode_windows
 
 ALL_VIEWS = ("plain", "tokens", "block-1", "block-3", "window-2", "window-3")
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
 def _images(count: int = 2, seed: int = 1) -> Tensor:
@@ -188,6 +190,19 @@ def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settin
     torch.testing.assert_close(tokens.class_token, alone.class_token, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(tokens.patches, alone.patches, atol=1e-5, rtol=1e-5)
     assert encoder.encode_views(images, ())[1] == {}
+
+
+@pytest.mark.parametrize("attention", ["vv", "qq", "kk"])
+def test_an_encoders_patches_are_of_the_attention_it_is_set_to(settings: EncoderSettings, attention: Attention) -> None:
+    encoder = Encoder.load(settings.model_copy(update={"vv_attention": attention}), torch.device("cpu"))
+    images, visual = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), encoder.model.visual
+    assert isinstance(visual, VisionTransformer)
+    with torch.no_grad():
+        given = encoder.normalise(images)
+        found = {name: two_path(visual, given, Paths((0, 1, 2), attention=name))[1] for name in ATTENTIONS}
+    patches = encoder.encode(images).patches
+    for name, expected in found.items():
+        assert torch.allclose(patches, normalize(expected, dim=-1), atol=1e-5) == (name == attention)
 
 
 def test_rows_are_what_the_encoder_shows_of_each_crop(
