@@ -66,21 +66,33 @@ class Peer:
 
     @torch.no_grad()
     def load(self, model: str, weights: str, images: str, device: str) -> dict[str, Any]:
-        """`images`: .npy f32 [n 3 S S], normalised. Replies with the first image's embedding, to compare weights by."""
+        """`images`: .npy f32 [n 3 S S], normalised. Replies with the first image's embedding, to compare weights by,
+        and with the text features, normal and anomalous, not normalised."""
         self.device = device
         self.model = load_winclip(model, weights, "object", device)
         self.images = torch.from_numpy(np.load(images)).to(device)
-        return {"embedding": self.model.clip.encode_image(self.images[:1])[0][0].tolist()}
+        embedding = self.model.clip.encode_image(self.images[:1])[0][0].tolist()
+        return {"embedding": embedding, "text": self.model.text_embeddings.tolist()}
 
     def winclip(self, batch: int, count: int) -> dict[str, Any]:
-        """Scores and maps of the first `count` images, `batch` at a time."""
+        """Scores and maps of the first `count` images, `batch` at a time; images come again where there are too few."""
+        images = self.images[torch.arange(count) % len(self.images)]
 
         def work() -> list[Any]:
-            return [self.model(part) for part in torch.split(self.images[:count], batch)]
+            return [self.model(part) for part in torch.split(images, batch)]
 
         seconds, made = seconds_of(work, self.device)
         shape = [sum(len(part.anomaly_map) for part in made), *made[0].anomaly_map.shape[1:]]
         return {"seconds": seconds, "maps": shape}
+
+    def winclip_scores(self, count: int, memory: list[int], out: str) -> dict[str, Any]:
+        """Scores and maps of the first `count` images to `out`, .npz; `memory`: numbers of normal images, if any."""
+        if memory:
+            self.model.setup(reference_images=self.images[memory])
+        made = self.model(self.images[:count])
+        self.model.k_shot = 0
+        np.savez(out, scores=made.pred_score.cpu().numpy(), maps=made.anomaly_map.cpu().numpy())
+        return {}
 
     def load_maps(self, maps: str, masks: str) -> dict[str, Any]:
         """.npy: f32 [n H W] and bool [n H W]."""

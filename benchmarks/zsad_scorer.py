@@ -128,20 +128,27 @@ def two_paths(bench: Bench) -> Row:
 # (b) beside WinCLIP
 
 
+def load_anomalib(bench: Bench, anomalib: Anomalib) -> dict[str, Any]:
+    """Give it our weights and images; its reply, with the difference between our embeddings of the first image."""
+    weights, images = bench.folder / "weights.safetensors", bench.folder / "images.npy"
+    state: dict[str, Tensor] = {key: value.contiguous() for key, value in bench.encoder.model.state_dict().items()}
+    save_file(state, weights)
+    np.save(images, bench.encoder.normalise(bench.images).cpu().numpy())
+    model, device = bench.plan.model, str(bench.plan.device)
+    loaded = anomalib.ask("load", model=model, weights=str(weights), images=str(images), device=device)
+    theirs = functional.normalize(torch.tensor(loaded["embedding"]), dim=0)
+    difference = float((bench.encoder.encode(bench.images[:1]).class_token[0].cpu() - theirs).abs().max())
+    assert difference < 1e-4, f"not the same weights: embeddings differ by {difference}"
+    return {**loaded, "difference": difference}
+
+
 def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
     """Tensors to scores and maps, either side; nothing is read, text is ready."""
     what = f"anomalib's WinCLIP / dual scorer without adaptation, {bench.plan.device.type}"
     if anomalib is None:
         return without_anomalib("b", what, ">= 8")
-    weights, images = bench.folder / "weights.safetensors", bench.folder / "images.npy"
-    state: dict[str, Tensor] = {key: value.contiguous() for key, value in bench.encoder.model.state_dict().items()}
-    save_file(state, weights)
-    np.save(images, bench.encoder.normalise(bench.images).cpu().numpy())
+    loaded = load_anomalib(bench, anomalib)
     device, n = bench.plan.device, len(bench.images)
-    loaded = anomalib.ask("load", model=bench.plan.model, weights=str(weights), images=str(images), device=str(device))
-    theirs = functional.normalize(torch.tensor(loaded["embedding"]), dim=0)
-    difference = float((bench.encoder.encode(bench.images[:1]).class_token[0].cpu() - theirs).abs().max())
-    assert difference < 1e-4, f"not the same weights: embeddings differ by {difference}"
 
     # WinCLIP's windows are a batch by themselves; it may run at the batch size that suits it best
     anomalib.ask("winclip", batch=1, count=1)
@@ -164,7 +171,7 @@ def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
     other, mine = (n / statistics.median(seconds) for seconds in (compared.first, compared.second))
     detail = (
         f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, features and scores by way of the disk), WinCLIP "
-        f"{other:.3f} ({best} at a time, the best of {sizes}); embeddings agree to {difference:.0e}"
+        f"{other:.3f} ({best} at a time, the best of {sizes}); embeddings agree to {loaded['difference']:.0e}"
     )
     return at_least("b", what, compared, 8, detail)
 

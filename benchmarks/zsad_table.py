@@ -20,6 +20,8 @@ from benchmarks.zsad_memory import memory
 from benchmarks.zsad_metrics import metrics
 from benchmarks.zsad_scorer import Bench, adaptation, beside_winclip, seeds, two_paths
 from benchmarks.zsad_timing import Plan, Row
+from benchmarks.zsad_winclip import beside as beside_winclip_alike
+from benchmarks.zsad_winclip import encoding as winclip_encoding
 from medad.devices import pick_device
 
 
@@ -30,7 +32,7 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         anomalib = None
-        if python is not None and set(parts) & set("bc"):
+        if python is not None and set(parts) & set("bcg"):
             anomalib = stack.enter_context(Anomalib(python, plan.threads))
             versions = ", ".join(f"{name} {number}" for name, number in anomalib.versions.items())
         # metrics and memory first, while no large model is in memory
@@ -40,19 +42,20 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
         if "f" in parts:
             say("f: memory")
             rows.append(memory(plan))
-        if set(parts) & set("abde"):
+        if set(parts) & set("abdeg"):
             say("model, images and features")
             bench = Bench.prepare(plan, folder)
-            works: dict[str, Callable[[], Row]] = {
-                "a": lambda: two_paths(bench),
-                "d": lambda: seeds(bench),
-                "e": lambda: adaptation(bench),
-                "b": lambda: beside_winclip(bench, anomalib),
+            works: dict[str, Callable[[], list[Row]]] = {
+                "a": lambda: [two_paths(bench)],
+                "d": lambda: [seeds(bench)],
+                "e": lambda: [adaptation(bench)],
+                "b": lambda: [beside_winclip(bench, anomalib)],
+                "g": lambda: [winclip_encoding(bench), *beside_winclip_alike(bench, anomalib)],
             }
             for part, work in works.items():
                 if part in parts:
                     say(part)
-                    rows.append(work())
+                    rows += work()
     return sorted(rows, key=lambda row: row.part), versions
 
 
@@ -60,7 +63,7 @@ def main(description: str | None) -> None:
     """The command line; exits with 1 when a limit is missed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment that has anomalib")
-    parser.add_argument("--only", default="a,b,c,d,e,f", help="letters to measure")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g", help="letters to measure")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", default="ViT-B-16-plus-240", help="any plain vision transformer of open_clip")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; c and f always run on the CPU")
@@ -73,8 +76,8 @@ def main(description: str | None) -> None:
     parser.add_argument("--memory-images", type=int, nargs=2, default=(200, 2000), metavar=("FEW", "MANY"))
     arguments = parser.parse_args()
     parts = arguments.only.replace(",", "")
-    if not parts or set(parts) - set("abcdef"):
-        parser.error(f"--only {arguments.only}: letters are a to f")
+    if not parts or set(parts) - set("abcdefg"):
+        parser.error(f"--only {arguments.only}: letters are a to g")
     if arguments.images < 2:
         parser.error("--images: an image needs another one to be compared with")
     plan = Plan(

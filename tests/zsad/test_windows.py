@@ -57,7 +57,7 @@ def test_parts_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     visual, images = tiny_clip(tiny_config(), seed=6).visual, _images(3)
     whole = encode_windows(visual, images, 2)
     for tokens in (1, 5, 24, 95, 100):  # windows have 5 tokens: one at a time, some, and across images
-        monkeypatch.setattr(windows, "WINDOW_TOKENS", tokens)
+        monkeypatch.setattr(windows, "CPU_TOKENS", tokens)
         torch.testing.assert_close(encode_windows(visual, images, 2), whole, atol=1e-5, rtol=1e-5)
 
 

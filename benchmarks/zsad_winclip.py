@@ -1,0 +1,139 @@
+"""(g) of `benchmarks/zsad.py`: WinCLIP's encoding beside its bound, and all of it beside anomalib's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.beside_anomalib import Anomalib, without_anomalib
+from benchmarks.zsad_images import name_of
+from benchmarks.zsad_scorer import Bench, load_anomalib
+from benchmarks.zsad_timing import Row, at_least, at_most, by_turns, clocked
+from zsad.feature_store import CLASS_TOKENS, PATCHES, TEXT, FeatureStore, view_file
+from zsad.features import encode_images
+from zsad.images import merge_maps
+from zsad.paths import embed
+from zsad.system_scores import SystemScores
+from zsad.system_scoring import score_system
+from zsad.systems import WinClip
+from zsad.views import parse_views
+from zsad.windows import window_patches, windows_at_a_time
+
+BATCHES = (1, 4, 16)
+SHOTS = 2
+SAME = 1e-4
+"""Scores are equal up to this."""
+
+
+@torch.no_grad()
+def encoding(bench: Bench) -> Row:
+    """All that WinCLIP reads of an image, beside the blocks alone on its windows' tokens, as many together."""
+    encoder, device, n = bench.encoder, bench.plan.device, len(bench.images)
+    visual: Any = encoder.model.visual
+    batches, wanted = torch.split(bench.images, bench.plan.batch), parse_views(WinClip().views)
+    tokens = embed(visual, encoder.normalise(batches[0]))
+    shapes: list[Tensor] = []
+    for side in WinClip().windows:
+        own = window_patches(encoder.grid, side).to(device) + 1
+        windows = tokens[:, torch.cat([torch.zeros_like(own[:, :1]), own], dim=1)].flatten(0, 1)
+        shapes += torch.split(windows, windows_at_a_time(side, device))
+
+    def ours() -> None:
+        encoder.encode_views(batches[0], wanted)
+
+    def blocks() -> None:
+        for part in shapes:
+            x = part
+            for block in visual.transformer.resblocks:
+                x = block(x)
+
+    compared = by_turns(clocked(ours, device), clocked(blocks, device), bench.plan.repeats)
+    size = len(batches[0])
+    mine, bound = (statistics.median(seconds) / size * 1e3 for seconds in (compared.first, compared.second))
+    detail = f"an image: class token, V-V patches and windows {mine:.0f} ms, blocks alone {bound:.0f} ms, {size} of {n}"
+    return at_most("g", f"WinCLIP's encoding / its windows through the blocks, {device.type}", compared, 1.15, detail)
+
+
+def beside(bench: Bench, anomalib: Anomalib | None) -> list[Row]:
+    """Tensors to scores and maps at pixel size on either side, with the same weights and the same text features."""
+    what = f"anomalib's WinCLIP / ours, {bench.plan.device.type}"
+    if anomalib is None:
+        same = without_anomalib("g", "largest difference of WinCLIP's scores and maps from anomalib's", f"<= {SAME}")
+        return [without_anomalib("g", what, ">= 1"), same]
+    loaded = load_anomalib(bench, anomalib)
+    text = bench.folder / "winclip-text"
+    text.mkdir()
+    save_file({"text": functional.normalize(torch.tensor(loaded["text"]), dim=-1)}, text / TEXT)
+    rows = [_faster(bench, anomalib, text, size, what) for size in BATCHES]
+    return [*rows, *(_equal(bench, anomalib, text, shots) for shots in (0, SHOTS))]
+
+
+def _faster(bench: Bench, anomalib: Anomalib, text: Path, size: int, what: str) -> Row:
+    numbers = [number % len(bench.images) for number in range(size)]
+    features = bench.folder / f"winclip-{size}"
+    _encode_files(bench, numbers, WinClip(), features)
+    wanted, batch = parse_views(WinClip().views), bench.images[numbers]
+
+    def ours() -> None:
+        tokens, shown = bench.encoder.encode_views(batch, wanted)
+        np.save(features / CLASS_TOKENS, tokens.class_token.cpu().numpy())
+        np.save(features / PATCHES, tokens.patches.cpu().numpy())
+        for name, values in shown.items():
+            np.save(features / view_file(name), values.cpu().numpy())
+        _maps(features, _score(bench, WinClip(), features, text, None))
+
+    def theirs() -> float:
+        return float(anomalib.ask("winclip", batch=size, count=size)["seconds"])
+
+    own = clocked(ours, bench.plan.device)
+    theirs(), own()
+    compared = by_turns(theirs, own, bench.plan.repeats, warm=False)
+    other, mine = (size / statistics.median(seconds) for seconds in (compared.first, compared.second))
+    detail = f"ours {mine:.2f} images/s (features and scores by way of the disk), anomalib {other:.2f}"
+    return at_least("g", f"{what}, {size} at a time", compared, 1, detail)
+
+
+def _equal(bench: Bench, anomalib: Anomalib, text: Path, shots: int) -> Row:
+    """Scores and maps of the first two images, whose memory is of the others."""
+    settings, queries = WinClip(shots=shots), range(2)
+    others = [number % len(bench.images) for number in range(2, 2 + shots)]
+    features, memory = (bench.folder / f"winclip-{shots}-{name}" for name in ("queries", "memory"))
+    _encode_files(bench, queries, settings, features)
+    _encode_files(bench, others, settings, memory)
+    scores = _score(bench, settings, features, text, memory if shots else None)
+    made, out = SystemScores(scores), bench.folder / f"anomalib-{shots}.npz"
+    anomalib.ask("winclip_scores", count=len(queries), memory=others, out=str(out))
+    with np.load(out) as theirs:
+        of_images = float(np.abs(made.image_score() - theirs["scores"]).max())
+        of_maps = float(np.abs(np.stack(_maps(features, scores)) - theirs["maps"]).max())
+    largest = max(of_images, of_maps)
+    what = f"largest difference of WinCLIP's scores and maps from anomalib's, {shots} shots"
+    detail = f"scores {of_images:.0e}, maps {of_maps:.0e}; equal weights and text features"
+    return Row("g", what, largest, "", f"<= {SAME}", largest <= SAME, detail)
+
+
+def _encode_files(bench: Bench, numbers: Sequence[int], settings: WinClip, out: Path) -> None:
+    """As the flow does; an image that comes twice counts as two."""
+    paths, names = [bench.paths[number] for number in numbers], [name_of(place) for place in range(len(numbers))]
+    encode_images(paths, names, bench.settings, str(bench.plan.device), out, views=settings.views)
+
+
+def _score(bench: Bench, settings: WinClip, features: Path, text: Path, shots: Path | None) -> Path:
+    out = features.with_name(f"{features.name}-scores")
+    paths = [bench.paths[0]] * len(FeatureStore(features))
+    device = str(bench.plan.device)
+    score_system(settings, "object", features, text, shots, None, paths, bench.settings, 0, device, out)
+    return out
+
+
+def _maps(features: Path, scores: Path) -> list[np.ndarray]:
+    store, made = FeatureStore(features), SystemScores(scores)
+    return [merge_maps(made.patch_map(number), store.crops(number)) for number in range(len(store))]
