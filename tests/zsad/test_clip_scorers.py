@@ -25,7 +25,7 @@ from zsad.scorers import clip, winclip
 from zsad.scorers.interface import Material, Scored
 from zsad.system_scores import SystemScores
 from zsad.system_scoring import score_system
-from zsad.systems import Clip, ClipAc, System, WinClip
+from zsad.systems import Clip, ClipAc, WinClip
 
 CROPS = (1, 3, 1, 2)
 WIDTH = 9
@@ -212,8 +212,8 @@ def test_an_image_does_not_depend_on_its_company(store: FeatureStore, tmp_path: 
     alone = material(write_features(tmp_path / "alone", (1,), third, [2]))
     memory = write_features(tmp_path / "shots", (1,), random_tensors(1, VIEWS, seed=50), "a")
     for scorer, settings in ((clip, Clip()), (winclip, WinClip(shots=shots))):
-        (one,) = scorer.score(material(alone.store, shots=memory), settings)  # type: ignore[arg-type]
-        among: Scored = list(scorer.score(material(store, shots=memory), settings))[2]  # type: ignore[arg-type]
+        (one,) = scorer.score(material(alone.store, shots=memory), settings)
+        among: Scored = list(scorer.score(material(store, shots=memory), settings))[2]
         torch.testing.assert_close(one.map, among.map, atol=1e-6, rtol=0)
         assert one.score == pytest.approx(among.score, abs=1e-6)
 
@@ -239,7 +239,7 @@ def test_what_is_missing_is_told(store: FeatureStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("system", [Clip(), ClipAc(), WinClip(), WinClip(shots=1)])
-def test_from_images_to_scores(system: System, tmp_path: Path) -> None:
+def test_from_images_to_scores(system: Clip | ClipAc | WinClip, tmp_path: Path) -> None:
     config = tiny_config()
     model = write_folder(tmp_path / "model", tiny_clip(config, seed=2), config)
     encoder = EncoderSettings(model=f"local-dir:{model}", batch_size=3)
