@@ -6,7 +6,7 @@ Nothing here computes or loads torch. `System` is what stands in a configuration
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -163,7 +163,7 @@ class MutualSettings(SystemSettings):
     """Of the smallest distances to other images that are averaged; one at least."""
 
     @model_validator(mode="after")
-    def _degrees_are_odd(self) -> Self:
+    def _degrees_are_odd(self) -> MutualSettings:
         if any(degree % 2 == 0 for degree in self.degrees):
             raise ValueError(f"degrees {list(self.degrees)}: a neighbourhood has a middle, so an odd side")
         return self
@@ -330,7 +330,7 @@ class AnomalyClip(LearnedSettings):
         return tuple(f"vv-{number}" for number in self.blocks)
 
     @model_validator(mode="after")
-    def _deep_tokens_fit(self) -> Self:
+    def _deep_tokens_fit(self) -> AnomalyClip:
         # Q < P of section 3.3, where the shorter prompt has the E words and the object's
         if self.deep_tokens > self.context_tokens:
             raise ValueError(
