@@ -34,7 +34,7 @@ from zsad.feature_store import FeatureStore, read_text
 from zsad.images import mask_to_canvas, read_mask
 from zsad.learned import Batch, Learner, Weights, patches_of
 from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
-from zsad.scorers.april_gan import AprilGanLearner
+from zsad.scorers.april_gan import AprilGanLearner, width_of
 from zsad.systems import AnomalyClip, AprilGan, Training
 
 CURVE = "training.json"
@@ -251,16 +251,13 @@ def learner_of(
     device: torch.device,
 ) -> Learner:
     """What trains a system on these sources, in their order. Raises ConfigError and InputError."""
-    index = data.stores[0].index
     if isinstance(system, AprilGan):
         if any(source.text is None for source in sources):
             raise ConfigError(f"{system.title} reads text features, and there are none")
         texts = torch.stack([read_text(source.text) for source in sources if source.text is not None])
-        if missing := [view for view in system.views if view not in index.views]:
-            raise InputError(sources[0].features, f"the features were made without view {missing[0]}")
-        return AprilGanLearner(system, texts.to(device), index.views[system.views[0]][1])
+        return AprilGanLearner(system, texts.to(device), width_of(data.stores[0], system))
     model = Encoder.load(encoder, device)
-    if json.loads(json.dumps(model.identity)) != index.identity:
+    if json.loads(json.dumps(model.identity)) != data.stores[0].index.identity:
         raise InputError(sources[0].features, f"these features are of another encoder than {model.description}")
     check_tower(model, system)
     return AnomalyClipLearner(system, model, prompt_ids(model, [words_of(s.name, system) for s in sources], system))
@@ -295,7 +292,7 @@ def fit(
     names = sorted(weights)
     optimiser = torch.optim.Adam([weights[name] for name in names], lr=training.learning_rate, betas=training.betas)
     losses: list[float] = []
-    if (state := _kept(checkpoint, fingerprint, device)) is not None:
+    if (state := _kept(checkpoint, fingerprint)) is not None:
         with torch.no_grad():
             for name in names:
                 weights[name].copy_(state["weights"][name])
@@ -362,12 +359,12 @@ def _keep(
         torch.save(state, temporary)
 
 
-def _kept(path: Path | None, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
+def _kept(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
     """The state kept, or None when there is none, it is damaged, or it belongs to another training."""
     if path is None or not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError):
         return None
     return state if isinstance(state, dict) and state.get("fingerprint") == fingerprint else None

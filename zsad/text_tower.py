@@ -49,7 +49,7 @@ def end_of_text(model: nn.Module, ids: Int64[Tensor, "B T"]) -> Int64[Tensor, " 
     tower = tower_of(model)
     if _pooling(tower) == "argmax":
         return ids.argmax(dim=1)
-    eos: int = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    eos = getattr(tower, "text_eos_id", None) or tower.eos_id
     return torch.eq(ids, eos).int().argmax(dim=1)
 
 

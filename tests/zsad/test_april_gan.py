@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from medad.errors import ConfigError
+from medad.errors import ConfigError, InputError
 from tests.zsad.learned_sets import cosine, dice, encoder_settings, focal, make_source, material, shares, square, up
 from zsad.checkpoints import Belonging, Checkpoint
 from zsad.config import EncoderSettings
@@ -158,3 +158,8 @@ def test_an_extreme_scale_gives_a_finite_loss(source: Source, learner: AprilGanL
 def test_without_a_checkpoint_it_says_so(source: Source, encoder: EncoderSettings) -> None:
     with pytest.raises(ConfigError, match="no checkpoint"):
         next(score(material(source, encoder, None), SETTINGS))
+
+
+def test_features_without_its_blocks_are_refused(source: Source, encoder: EncoderSettings, checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="made without view block-2"):
+        next(score(material(source, encoder, checkpoint), AprilGan(blocks=(2, 3))))

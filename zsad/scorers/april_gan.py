@@ -15,11 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from medad.errors import InputError
 from zsad.checkpoints import trained_weights
+from zsad.feature_store import FeatureStore
 from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
 from zsad.systems import AprilGan
+
+
+def width_of(store: FeatureStore, settings: AprilGan) -> int:
+    """The image tower's width, by the features. Raises InputError where they lack one of the blocks."""
+    if missing := [view for view in settings.views if view not in store.index.views]:
+        raise InputError(store.folder, f"the features were made without view {missing[0]}")
+    return store.index.views[settings.views[0]][1]
 
 
 def shapes(settings: AprilGan, width: int, dim: int) -> dict[str, tuple[int, ...]]:
@@ -100,8 +109,7 @@ def score(material: Material, settings: AprilGan) -> Iterator[Scored]:
         There is no checkpoint, or it is not one of this system, these settings and this encoder.
     """
     store = material.store
-    width = store.index.views[settings.views[0]][1]
-    weights = trained_weights(material, settings, shapes(settings, width, store.dim))
+    weights = trained_weights(material, settings, shapes(settings, width_of(store, settings), store.dim))
     assert material.text is not None, "the settings ask for prompts"
     text = material.text.to(material.device)
     for number in range(len(store)):
