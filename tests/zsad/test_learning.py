@@ -26,7 +26,7 @@ from zsad.config import EncoderSettings, EvaluationSettings
 from zsad.encoder import Encoder
 from zsad.evaluation import CategoryEvaluation, evaluate_category
 from zsad.feature_store import FeatureStore
-from zsad.learned import Weights
+from zsad.learned import Batch, Weights
 from zsad.learning import CURVE, Data, Source, fit, gather, learner_of, train_system
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
@@ -505,3 +505,29 @@ def test_data_of_no_source_has_no_crops() -> None:
     with pytest.raises(InputError, match="holds no anomalous image"):
         gather([])
     assert not Data().crops
+
+
+class _Recorder:
+    """Learns nothing, and notes which crops it is shown."""
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.shown: list[list[bytes]] = []
+
+    def initial(self, generator: torch.Generator) -> Weights:
+        return {"x": torch.zeros(1)}
+
+    def loss(self, weights: Weights, batch: Batch) -> torch.Tensor:
+        self.shown.append([token.numpy().tobytes() for token in batch.class_tokens])
+        return 0 * weights["x"].sum()
+
+
+def test_each_epoch_shows_every_crop_once_in_an_order_of_its_own(sources: tuple[Source, ...]) -> None:
+    data, recorder = gather(sources), _Recorder()
+    assert fit(recorder, data, SHORT, CPU).losses == [0.0] * 12
+    assert [len(batch) for batch in recorder.shown] == [5, 5, 5, 1] * 3
+    epochs = [[token for batch in recorder.shown[at : at + 4] for token in batch] for at in (0, 4, 8)]
+    every = data.batch(range(16), (), CPU).class_tokens
+    assert all(sorted(epoch) == sorted(token.numpy().tobytes() for token in every) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
