@@ -160,13 +160,16 @@ class Encoder:
         """
         normalised, visual = self.normalise(images), self.model.visual
         blocks = [view.number - 1 for view in wanted if view.kind == "block"]
+        vv_blocks = [view.number - 1 for view in wanted if view.kind == "vv"]
         plain = any(view.kind in {"plain", "tokens"} for view in wanted)
-        found = views(visual, normalised, self.paths, plain_patches=plain, blocks=blocks)
+        found = views(visual, normalised, self.paths, plain_patches=plain, blocks=blocks, vv_blocks=vv_blocks)
         tokens = Tokens(*(functional.normalize(part, dim=-1) for part in (found.class_token, found.patches)))
         shown: dict[str, Tensor] = {}
         for view in wanted:
             if view.kind == "block":
                 shown[view.name] = found.blocks[view.number - 1]
+            elif view.kind == "vv":
+                shown[view.name] = functional.normalize(found.vv_patches[view.number - 1], dim=-1)
             elif view.kind == "plain":
                 assert found.plain_patches is not None
                 shown[view.name] = functional.normalize(found.plain_patches, dim=-1)

@@ -111,6 +111,8 @@ class Views:
         projection; None where not asked for.
     blocks
         The tokens that each block asked for gives (the class token first), by its number from 0, in the tower's width.
+    vv_patches
+        Patches of the second path as they are after each block asked for, in the joint space, by its number from 0.
     """
 
     class_token: Float[Tensor, "B D"]
@@ -118,6 +120,7 @@ class Views:
     last_tokens: Float[Tensor, "B N W"] | None
     plain_patches: Float[Tensor, "B N D"] | None
     blocks: Mapping[int, Float[Tensor, "B T W"]]
+    vv_patches: Mapping[int, Float[Tensor, "B N D"]]
 
 
 def views(
@@ -127,13 +130,15 @@ def views(
     *,
     plain_patches: bool = False,
     blocks: Sequence[int] = (),
+    vv_blocks: Sequence[int] = (),
 ) -> Views:
     """`two_path` with more of what it passes by; blocks are numbered from 0. Raises ValueError for one not there."""
-    if blocks and not 0 <= min(blocks) <= max(blocks) < len(visual.transformer.resblocks):
-        raise ValueError(
-            f"blocks {list(blocks)} of a tower whose blocks are 0 to {len(visual.transformer.resblocks) - 1}"
-        )
-    found = _run(visual, images, paths, plain_patches=plain_patches, taps=frozenset(blocks))
+    wanted = sorted({*blocks, *vv_blocks})
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < len(visual.transformer.resblocks):
+        raise ValueError(f"blocks {wanted} of a tower whose blocks are 0 to {len(visual.transformer.resblocks) - 1}")
+    found = _run(
+        visual, images, paths, plain_patches=plain_patches, taps=frozenset(blocks), vv_taps=frozenset(vv_blocks)
+    )
     last = visual.ln_post(found.x[:, 1:]) if plain_patches else None
     return Views(
         class_token=pool(visual, found.x, ln_post=paths.class_ln_post),
@@ -141,6 +146,7 @@ def views(
         last_tokens=last,
         plain_patches=None if last is None else last @ visual.proj,
         blocks=found.blocks,
+        vv_patches={number: _project(visual, x_vv[:, 1:]) for number, x_vv in found.vv_blocks.items()},
     )
 
 
@@ -155,6 +161,8 @@ class _Found:
     """The original path's tokens after the blocks; the class token alone where no more is needed."""
     x_vv: Tensor
     blocks: dict[int, Tensor]
+    vv_blocks: dict[int, Tensor]
+    """The second path's tokens after the blocks asked for."""
 
 
 def _run(
@@ -165,6 +173,7 @@ def _run(
     patches_only: bool = False,
     plain_patches: bool = False,
     taps: frozenset[int] = frozenset(),
+    vv_taps: frozenset[int] = frozenset(),
 ) -> _Found:
     """Both paths through the blocks; of the original one, what is needed at the end."""
     blocks: Sequence[ResidualAttentionBlock] = visual.transformer.resblocks
@@ -173,12 +182,15 @@ def _run(
     x = embed(visual, images)
     x_vv = x
     tapped: dict[int, Tensor] = {}
+    vv_tapped: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
         last = patches_only and number == paths.vv_blocks[-1]
         if number not in paths.vv_blocks:
             x = block(x)
             if number in taps:
                 tapped[number] = x
+            if number in vv_taps:
+                vv_tapped[number] = x if number < paths.vv_blocks[0] else x_vv
             continue
         if number == paths.vv_blocks[0]:
             x_vv = x
@@ -188,6 +200,8 @@ def _run(
         x_vv = x_vv + block.ls_1(_attend(block, alike, alike, v, scale / paths.temperature))
         if paths.feed_forward:
             x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
+        if number in vv_taps:
+            vv_tapped[number] = x_vv
         if last:
             break
         whole = plain_patches or number in taps
@@ -197,7 +211,7 @@ def _run(
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
         if number in taps:
             tapped[number] = x
-    return _Found(x, x_vv, tapped)
+    return _Found(x, x_vv, tapped, vv_tapped)
 
 
 def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T W"]:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from medad.settings import Settings
+from medad.settings import Fraction, Settings
 from zsad.config import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
 
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -266,6 +266,8 @@ class LearnedSettings(SystemSettings):
 
     checkpoint: str | None = None
     """A file of `adflows zsad train`. None: trained by the run itself, for each category on the others."""
+    fitted: ClassVar[tuple[str, ...]]
+    """Settings that trained weights belong to: a checkpoint of other values is refused."""
 
     @property
     def trained(self) -> bool:
@@ -282,6 +284,9 @@ class AprilGan(LearnedSettings):
     blocks: Blocks = VIT_L_BLOCKS
     scale: Positive = 100.0
     """Of cosines before the softmax, image and patches alike."""
+    map_share: Fraction = 0.0
+    """Of the map's maximum in the image's score, beside the class token. Published: none without shots, half with."""
+    fitted: ClassVar[tuple[str, ...]] = ("blocks",)
     training: Training = Training(epochs=3, batch_size=16, learning_rate=1e-3, betas=(0.5, 0.999))
 
     @property
@@ -303,8 +308,10 @@ class AnomalyClip(LearnedSettings):
     prompt: Literal["object_agnostic", "object_aware"] = "object_agnostic"
     context_tokens: Annotated[int, Field(ge=1)] = 12
     """E: learned words a side (figure of the prompt length)."""
+    full_stop: bool = False
+    """Whether the prompts end in one. The paper prints none; the public checkpoints were trained with one."""
     deep_tokens: Annotated[int, Field(ge=0)] = 4
-    """Q of eq. 3: learned tokens a layer. 0: no refinement of the textual space."""
+    """Q of eq. 3: learned tokens a layer, at most E. 0: no refinement of the textual space."""
     depth: Annotated[int, Field(ge=1)] = 9
     """M': layers of the text tower up to which deep tokens are put in; the first has the prompt itself."""
     tau: Positive = 0.07
@@ -315,7 +322,21 @@ class AnomalyClip(LearnedSettings):
     losses: Annotated[tuple[Literal["global", "local"], ...], Field(min_length=1)] = ("global", "local")
     sigma_px: NotNegative = 4.0
     """Of the Gaussian G_sigma over the map."""
+    fitted: ClassVar[tuple[str, ...]] = ("prompt", "context_tokens", "full_stop", "deep_tokens", "depth")
     training: Training = Training(epochs=15, batch_size=8, learning_rate=1e-3, betas=(0.5, 0.999))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(f"vv-{number}" for number in self.blocks)
+
+    @model_validator(mode="after")
+    def _deep_tokens_fit(self) -> AnomalyClip:
+        # Q < P of section 3.3, where the shorter prompt has the E words and the object's
+        if self.deep_tokens > self.context_tokens:
+            raise ValueError(
+                f"deep_tokens {self.deep_tokens} replace more than the {self.context_tokens} learned words"
+            )
+        return self
 
 
 class SegmentationModels(SystemSettings):

@@ -9,22 +9,23 @@ from typing import Literal
 
 from medad.errors import ConfigError
 
-_NAME = re.compile(r"plain|tokens|(block|window)-([1-9][0-9]*)")
+_NAME = re.compile(r"plain|tokens|(block|vv|window)-([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, order=True)
 class View:
-    """`plain`, `tokens`, `block-N` or `window-N`.
+    """`plain`, `tokens`, `block-N`, `vv-N` or `window-N`.
 
     | name | rows | what |
     |---|---|---|
     | plain | N x D | patches of the original path in the joint space, L2-normalised |
     | tokens | N x W | the same after the last LayerNorm and before the projection, in the tower's width |
     | block-n | 1+N x W | tokens that block n (from 1, as papers count) gives, class token first, in the tower's width |
+    | vv-n | N x D | V-V patches as they are after block n (before the first V-V block: its tokens), L2-normalised |
     | window-k | (g-k+1)^2 x D | class tokens of all windows of k x k patches, L2-normalised (WinCLIP) |
     """
 
-    kind: Literal["plain", "tokens", "block", "window"]
+    kind: Literal["plain", "tokens", "block", "vv", "window"]
     number: int = 0
 
     @classmethod
@@ -32,7 +33,7 @@ class View:
         """Raises ValueError for another name."""
         found = _NAME.fullmatch(name)
         if found is None:
-            raise ValueError(f"{name!r} is no view: plain, tokens, block-N or window-N")
+            raise ValueError(f"{name!r} is no view: plain, tokens, block-N, vv-N or window-N")
         return cls(found[1], int(found[2])) if found[1] else cls(name)  # type: ignore[arg-type]
 
     @property
@@ -41,7 +42,7 @@ class View:
 
     def check(self, depth: int, grid: int, model: str) -> None:
         """Raises ConfigError where a model of `depth` blocks and grid x grid patches has no such view."""
-        if self.kind == "block" and self.number > depth:
+        if self.kind in {"block", "vv"} and self.number > depth:
             raise ConfigError(f"block {self.number} is asked for, but {model} has {depth} blocks")
         if self.kind == "window" and self.number > grid:
             raise ConfigError(f"windows of {self.number} patches are asked for, but {model} sees {grid} x {grid}")

@@ -1,0 +1,167 @@
+"""Small auxiliary sets for the learned systems, and 001's formulas written out in plain Python loops."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.config import EncoderSettings, PromptSettings
+from zsad.feature_store import FeatureStore, read_text
+from zsad.features import encode_category_text, encode_images
+from zsad.learning import Source
+from zsad.scorers.interface import Material
+
+Grid = Sequence[Sequence[float]]
+VIEWS = ("block-1", "block-3", "vv-2", "vv-3")
+SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
+"""The long ones have two crops."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """An image of which everything is known; see `zsad.evaluation.Judged`."""
+
+    sha256: str
+    anomalous: bool | None
+    defect: str
+    mask: Path | None
+
+
+def encoder_settings(folder: Path, **given: object) -> EncoderSettings:
+    """A tiny CLIP of two text layers and three blocks, the last two with V-V patches."""
+    if not folder.exists():
+        config = tiny_config()
+        write_folder(folder, tiny_clip(config), config)
+    values: dict[str, object] = {"vv_blocks": 2, "class_ln_post": False, "batch_size": 4} | given
+    return EncoderSettings.model_validate({"model": f"local-dir:{folder}"} | values)
+
+
+def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) -> Source:
+    """Noise of a category's own grey; every second image has a bright square, which its mask shows."""
+    rng = np.random.default_rng([seed, len(name)])
+    folder = root / name
+    folder.mkdir(parents=True)
+    paths, items = [], []
+    for number, (height, width) in enumerate(SIZES_HW):
+        image = rng.integers(40, 110, (height, width, 3), dtype=np.uint8)
+        mask = np.zeros((height, width), dtype=np.uint8)
+        if number % 2:
+            top, left = (int(rng.integers(0, side - 12)) for side in (height, width))
+            image[top : top + 12, left : left + 12] = 250
+            mask[top : top + 12, left : left + 12] = 255
+        path = folder / f"{number}.png"
+        Image.fromarray(image).save(path)
+        Image.fromarray(mask).save(folder / f"{number}_mask.png")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        paths.append(path)
+        items.append(Known(digest, bool(number % 2), "square" if number % 2 else "", folder / f"{number}_mask.png"))
+    encode_images(paths, [item.sha256 for item in items], encoder, "cpu", folder / "features", views=VIEWS)
+    encode_category_text(name, encoder, PromptSettings(style="clip"), "cpu", folder / "text")
+    return Source(name, folder / "features", folder / "text", items)
+
+
+def material(source: Source, encoder: EncoderSettings, checkpoint: Path | None) -> Material:
+    """The source's own images as those to score."""
+    assert source.text is not None
+    store = FeatureStore(source.features)
+    return Material(
+        store=store,
+        text=read_text(source.text),
+        drawn=np.empty((len(store), 0), dtype=np.int64),
+        shots=None,
+        paths=(),
+        category=source.name,
+        encoder=encoder,
+        checkpoint=checkpoint,
+        seed=0,
+        device=torch.device("cpu"),
+        batch_size=2,
+    )
+
+
+def square(patches: Sequence[float]) -> list[list[float]]:
+    """Row by row."""
+    side = math.isqrt(len(patches))
+    return [list(patches[row * side : (row + 1) * side]) for row in range(side)]
+
+
+def up(grid: Grid, size: int) -> list[list[float]]:
+    """Bilinear: each pixel's centre between the centres of four patches, the outermost patches held at the edge."""
+    side = len(grid)
+
+    def between(at: int) -> tuple[int, int, float]:
+        place = max((at + 0.5) * side / size - 0.5, 0.0)
+        low = min(int(place), side - 1)
+        return low, min(low + 1, side - 1), place - low
+
+    out = []
+    for y in range(size):
+        top, bottom, down = between(y)
+        row = []
+        for x in range(size):
+            left, right, across = between(x)
+            upper = grid[top][left] * (1 - across) + grid[top][right] * across
+            lower = grid[bottom][left] * (1 - across) + grid[bottom][right] * across
+            row.append(upper * (1 - down) + lower * down)
+        out.append(row)
+    return out
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def shares(to_normal: float, to_anomalous: float) -> tuple[float, float]:
+    """Softmax of two logits (eq. 1 of 001)."""
+    top = max(to_normal, to_anomalous)
+    normal, anomalous = math.exp(to_normal - top), math.exp(to_anomalous - top)
+    return normal / (normal + anomalous), anomalous / (normal + anomalous)
+
+
+def focal(normal: Sequence[Grid], anomalous: Sequence[Grid], masks: Sequence[Grid]) -> float:
+    """-(1 - p)^2 log p with p the share of the true class; the mean over all pixels."""
+    total, count = 0.0, 0
+    for n, a, mask in zip(normal, anomalous, masks, strict=True):
+        for y, row in enumerate(mask):
+            for x, true in enumerate(row):
+                p = a[y][x] if true else n[y][x]
+                total -= (1 - p) ** 2 * math.log(p)
+                count += 1
+    return total / count
+
+
+def dice(predicted: Sequence[Grid], truth: Sequence[Grid]) -> float:
+    """1 - (2 sum p y + 1) / (sum p + sum y + 1) of each map; the mean."""
+    each = []
+    for p, y in zip(predicted, truth, strict=True):
+        both = sum(a * b for row_p, row_y in zip(p, y, strict=True) for a, b in zip(row_p, row_y, strict=True))
+        each.append(1 - (2 * both + 1) / (sum(map(sum, p)) + sum(map(sum, y)) + 1))
+    return sum(each) / len(each)
+
+
+def smoothed(grid: Grid, sigma: float) -> list[list[float]]:
+    """G_sigma, cut off at four sigma, the map mirrored at its edges; one axis after the other."""
+    reach = int(4 * sigma + 0.5)
+    kernel = [math.exp(-0.5 * (d / sigma) ** 2) for d in range(-reach, reach + 1)]
+
+    def along(row: Sequence[float]) -> list[float]:
+        length = len(row)
+
+        def at(i: int) -> float:
+            i %= 2 * length
+            return row[i] if i < length else row[2 * length - 1 - i]
+
+        return [sum(k * at(x + d - reach) for d, k in enumerate(kernel)) / sum(kernel) for x in range(length)]
+
+    rows = [along(row) for row in grid]
+    columns = [along([row[x] for row in rows]) for x in range(len(rows[0]))]
+    return [[column[y] for column in columns] for y in range(len(rows))]

@@ -1,0 +1,165 @@
+"""APRIL-GAN's scores and loss against its formulas in plain Python loops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medad.errors import ConfigError, InputError
+from tests.zsad.learned_sets import cosine, dice, encoder_settings, focal, make_source, material, shares, square, up
+from zsad.checkpoints import Belonging, Checkpoint
+from zsad.config import EncoderSettings
+from zsad.feature_store import FeatureStore, read_text
+from zsad.learned import Batch, Weights
+from zsad.learning import Source, gather
+from zsad.scorers.april_gan import AprilGanLearner, score
+from zsad.systems import AprilGan
+
+SETTINGS = AprilGan(blocks=(1, 3), scale=20.0)
+BOTH = AprilGan(blocks=(1, 3), scale=20.0, map_share=0.5)
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
+    return encoder_settings(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def source(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_source(tmp_path_factory.mktemp("set"), "bolt", encoder)
+
+
+def _weights(learner: AprilGanLearner) -> Weights:
+    return learner.initial(torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def learner(source: Source) -> AprilGanLearner:
+    assert source.text is not None
+    return AprilGanLearner(SETTINGS, read_text(source.text)[None], 32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(learner: AprilGanLearner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.safetensors"
+    Checkpoint(Belonging(system=SETTINGS, encoder=None, paths=None), _weights(learner)).write(path)
+    return path
+
+
+def _logits(tokens: torch.Tensor, weights: Weights, view: str, text: torch.Tensor) -> tuple[list[float], list[float]]:
+    """scale * cosine of each patch, projected, with the normal and the anomalous text; class token left out."""
+    matrix, bias = weights[f"{view}.weight"].double().tolist(), weights[f"{view}.bias"].double().tolist()
+    normal, anomalous = text.double().tolist()
+    found: tuple[list[float], list[float]] = ([], [])
+    for token in tokens[1:].double().tolist():
+        joint = [sum(w * x for w, x in zip(row, token, strict=True)) + b for row, b in zip(matrix, bias, strict=True)]
+        found[0].append(SETTINGS.scale * cosine(joint, normal))
+        found[1].append(SETTINGS.scale * cosine(joint, anomalous))
+    return found
+
+
+def _upsampled_shares(
+    tokens: torch.Tensor, weights: Weights, view: str, text: torch.Tensor
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Both logits upsampled first, then the softmax pixel by pixel."""
+    low, high = (up(square(logits), SIZE) for logits in _logits(tokens, weights, view, text))
+    both = [[shares(low[y][x], high[y][x]) for x in range(SIZE)] for y in range(SIZE)]
+    return [[n for n, _ in row] for row in both], [[a for _, a in row] for row in both]
+
+
+def test_scores_are_the_formulas(
+    source: Source, encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path
+) -> None:
+    given = material(source, encoder, checkpoint)
+    assert given.text is not None
+    weights, normal, anomalous = _weights(learner), *given.text.double().tolist()
+    scored = {one.number: one for one in score(given, SETTINGS)}
+    halved = {one.number: one for one in score(given, BOTH)}
+    assert sorted(scored) == list(range(len(given.store)))
+    for number in (0, 2):  # one crop, and two
+        classes = []
+        tops = []
+        for crop, token in enumerate(given.store.class_tokens(number).double().tolist()):
+            classes.append(shares(20 * cosine(token, normal), 20 * cosine(token, anomalous))[1])
+            maps = [
+                _upsampled_shares(given.store.view(number, view)[crop], weights, view, given.text)[1]
+                for view in ("block-1", "block-3")
+            ]
+            expected = np.array(maps).sum(axis=0)
+            np.testing.assert_allclose(scored[number].map[crop].numpy(), expected, atol=1e-5)
+            tops.append(float(expected.max()))
+        share = sum(classes) / len(classes)
+        assert scored[number].score == pytest.approx(share, abs=1e-5)
+        assert halved[number].score == pytest.approx(0.5 * share + 0.5 * max(tops) / 2, abs=1e-5)
+        assert torch.equal(halved[number].map, scored[number].map)
+
+
+def test_with_the_texts_exchanged_the_map_is_its_complement(
+    source: Source, encoder: EncoderSettings, checkpoint: Path
+) -> None:
+    given = material(source, encoder, checkpoint)
+    assert given.text is not None
+    turned = replace(given, text=given.text.flip(0))
+    for one, other in zip(score(given, SETTINGS), score(turned, SETTINGS), strict=True):
+        torch.testing.assert_close(one.map + other.map, torch.full_like(one.map, 2.0), atol=1e-5, rtol=0)
+        assert one.score + other.score == pytest.approx(1, abs=1e-5)
+
+
+def test_the_loss_is_focal_and_dice_of_each_block(source: Source, learner: AprilGanLearner) -> None:
+    data, store, weights = gather([source]), FeatureStore(source.features), _weights(learner)
+    chosen = [0, len(data.crops) - 1, 1]
+    batch = data.batch(chosen, learner.reads, torch.device("cpu"))
+    expected = 0.0
+    masks = [data.mask(data.crops[i]).astype(float).tolist() for i in chosen]
+    assert source.text is not None
+    text = read_text(source.text)
+    for view in ("block-1", "block-3"):
+        pairs = [
+            _upsampled_shares(store.view(data.crops[i].number, view)[data.crops[i].place], weights, view, text)
+            for i in chosen
+        ]
+        normal, anomalous = [n for n, _ in pairs], [a for _, a in pairs]
+        expected += focal(normal, anomalous, masks) + dice(anomalous, masks)
+    assert learner.loss(weights, batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_each_crop_meets_the_text_of_its_own_source(source: Source, learner: AprilGanLearner) -> None:
+    text = learner.texts[0]
+    two = AprilGanLearner(SETTINGS, torch.stack([text, text.flip(0)]), 32)
+    weights = _weights(learner)
+    batch = gather([source]).batch([0, 1], learner.reads, torch.device("cpu"))
+
+    def of(sources: list[int]) -> float:
+        mixed = Batch(batch.class_tokens, batch.patches, batch.masks, torch.tensor(sources))
+        return two.loss(weights, mixed).item()
+
+    mean = (of([0, 0]) + of([1, 1])) / 2
+    assert (of([0, 1]) + of([1, 0])) / 2 == pytest.approx(mean, rel=1e-5)
+    assert of([0, 1]) != pytest.approx(of([1, 0]), rel=1e-3)
+
+
+def test_an_extreme_scale_gives_a_finite_loss(source: Source, learner: AprilGanLearner) -> None:
+    steep = AprilGanLearner(AprilGan(blocks=(1, 3), scale=1e4), learner.texts, 32)
+    weights = {name: value.requires_grad_() for name, value in _weights(learner).items()}
+    loss = steep.loss(weights, gather([source]).batch([0, 1, 2], steep.reads, torch.device("cpu")))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert math.isfinite(loss.item())
+    for value in weights.values():
+        assert value.grad is not None
+        assert torch.isfinite(value.grad).all()
+
+
+def test_without_a_checkpoint_it_says_so(source: Source, encoder: EncoderSettings) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        next(score(material(source, encoder, None), SETTINGS))
+
+
+def test_features_without_its_blocks_are_refused(source: Source, encoder: EncoderSettings, checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="made without view block-2"):
+        next(score(material(source, encoder, checkpoint), AprilGan(blocks=(2, 3))))

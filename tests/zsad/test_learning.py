@@ -1,0 +1,533 @@
+"""Training on features: it learns, is a function of seed and content, survives a kill; checkpoints, good and bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from medad.errors import ConfigError, InputError
+from medad.progress import Progress
+from tests.zsad.learned_sets import Known, encoder_settings, make_source, material
+from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad import learning
+from zsad.checkpoints import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
+from zsad.config import EncoderSettings, EvaluationSettings
+from zsad.encoder import Encoder
+from zsad.evaluation import CategoryEvaluation, evaluate_category
+from zsad.feature_store import FeatureStore
+from zsad.learned import Batch, Weights
+from zsad.learning import CURVE, Data, Source, fit, gather, learner_of, train_system
+from zsad.scorers import anomalyclip, april_gan
+from zsad.scorers.anomalyclip import AnomalyClipLearner
+from zsad.system_scoring import score_system
+from zsad.systems import AnomalyClip, AprilGan, Training
+
+CPU = torch.device("cpu")
+SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, betas=(0.5, 0.999), seed=1)
+APRIL = AprilGan(blocks=(1, 3), scale=20.0, training=SHORT)
+ANOMALY = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, training=SHORT)
+System = AprilGan | AnomalyClip
+EACH = pytest.mark.parametrize("system", [APRIL, ANOMALY], ids=["april_gan", "anomalyclip"])
+
+
+class Killed(BaseException):
+    """Ends a training in the middle."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model") / "tiny"
+
+
+@pytest.fixture(scope="module")
+def encoder(model: Path) -> EncoderSettings:
+    return encoder_settings(model)
+
+
+@pytest.fixture(scope="module")
+def sources(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, ...]:
+    root = tmp_path_factory.mktemp("sets")
+    return make_source(root, "metal_nut", encoder), make_source(root, "bolt", encoder)
+
+
+def _train(system: System, sources: tuple[Source, ...], encoder: EncoderSettings, out: Path, **more: Any) -> Weights:
+    train_system(system, sources, encoder, "cpu", out, **more)
+    return load_file(out / CHECKPOINT)
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _with(system: System, **training: Any) -> System:
+    return system.model_copy(update={"training": system.training.model_copy(update=training)})
+
+
+def _digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@EACH
+def test_the_loss_falls(system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path) -> None:
+    long = _with(system, epochs=25)
+    _train(long, sources, encoder, tmp_path)
+    curve = json.loads((tmp_path / CURVE).read_text(encoding="utf-8"))
+    per_epoch = curve["steps_per_epoch"]
+    assert len(curve["loss"]) == 25 * per_epoch
+    first, last = (np.mean(curve["loss"][part]) for part in (slice(per_epoch), slice(-per_epoch, None)))
+    assert last < 0.9 * first
+
+
+@EACH
+def test_squares_are_found_in_images_never_seen(
+    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    """Trained, scored and judged as the flow does it; with random weights words mean nothing, so of one category."""
+    own = sources[1]
+    _train(_with(system, epochs=40), (own,), encoder, tmp_path)
+    unseen = make_source(tmp_path, own.name, encoder, seed=5)
+    score_system(
+        system, own.name, unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [], encoder, 0, "cpu", tmp_path
+    )
+    evaluate_category(unseen.items, unseen.features, tmp_path, ["system"], EvaluationSettings(), tmp_path)
+    pixel = CategoryEvaluation.load(tmp_path).variants["system"].pixel
+    assert pixel is not None
+    assert pixel.auroc is not None
+    assert pixel.auroc > 0.85
+
+
+@EACH
+def test_the_encoder_does_not_move(system: System, sources: tuple[Source, ...], encoder: EncoderSettings) -> None:
+    data = gather(sources)
+    learner = learner_of(system, sources, data, encoder, CPU)
+    frozen = learner.encoder if isinstance(learner, AnomalyClipLearner) else Encoder.load(encoder, CPU)
+    before = _digest(frozen.model)
+    features = [hashlib.sha256(path.read_bytes()).digest() for path in sorted(sources[0].features.iterdir())]
+    start = learner.initial(torch.Generator().manual_seed(0))
+    fitted = fit(learner, data, SHORT, CPU)
+    assert _digest(frozen.model) == before
+    assert [hashlib.sha256(path.read_bytes()).digest() for path in sorted(sources[0].features.iterdir())] == features
+    assert all(parameter.grad is None for parameter in frozen.model.parameters())
+    assert fitted.weights.keys() == start.keys()
+    assert not any(torch.equal(fitted.weights[name], start[name]) for name in start)
+
+
+@EACH
+def test_weights_are_a_function_of_seed_and_content(
+    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    first = _train(system, sources, encoder, tmp_path / "1")
+    torch.manual_seed(2)
+    turned = tuple(dataclasses.replace(source, items=source.items[::-1]) for source in sources[::-1])
+    assert _same(_train(system, turned, encoder, tmp_path / "2"), first)
+    other = _train(_with(system, seed=2), sources, encoder, tmp_path / "3")
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+@EACH
+@pytest.mark.parametrize("step", [2, 4, 5, 8, 11])
+def test_a_killed_training_goes_on_to_the_same_weights(
+    system: System,
+    step: int,
+    sources: tuple[Source, ...],
+    encoder: EncoderSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """16 crops, four steps an epoch: killed within an epoch, and at its end just before its state is kept."""
+    monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
+    whole = _train(system, sources, encoder, tmp_path / "whole")
+    kept = tmp_path / "kept" / "state.pt"
+
+    def kill(progress: Progress) -> None:
+        assert (progress.epoch, progress.epochs, progress.steps) == ((progress.step - 1) // 4 + 1, 3, 12)
+        if progress.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _train(system, sources, encoder, tmp_path / "killed", checkpoint=kept, on_progress=kill)
+    assert not (tmp_path / "killed" / CHECKPOINT).exists()
+    resumed = _train(system, sources, encoder, tmp_path / "killed", checkpoint=kept)
+    assert _same(resumed, whole)
+    assert not kept.exists()
+    curves = [json.loads((tmp_path / name / CURVE).read_text(encoding="utf-8")) for name in ("whole", "killed")]
+    assert curves[0]["loss"] == curves[1]["loss"]
+    assert curves[0]["resumed_at_epoch"] == 0
+    assert curves[1]["resumed_at_epoch"] == (step - 1) // 4
+
+
+def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
+    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    kept = tmp_path / "state.pt"
+
+    def kill(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _train(APRIL, sources, encoder, tmp_path / "a", checkpoint=kept, on_progress=kill)
+    content = kept.read_bytes()
+    slower = _with(APRIL, learning_rate=1e-3)
+    expected = _train(slower, sources, encoder, tmp_path / "b")
+    assert _same(_train(slower, sources, encoder, tmp_path / "c", checkpoint=kept), expected)
+    kept.write_bytes(content[:200])
+    whole = _train(APRIL, sources, encoder, tmp_path / "d", checkpoint=kept)
+    assert json.loads((tmp_path / "d" / CURVE).read_text(encoding="utf-8"))["resumed_at_epoch"] == 0
+    assert _same(whole, _train(APRIL, sources, encoder, tmp_path / "e"))
+
+
+@EACH
+def test_parts_of_a_batch_add_up(
+    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    # one step: what Adam makes of rounding grows with their number
+    one = _with(system, epochs=1, batch_size=100, learning_rate=1e-3)
+    whole = _train(one, sources, encoder, tmp_path / "whole")
+    parts = _train(one, sources, encoder, tmp_path / "parts", largest_batch=4)
+    losses = [json.loads((tmp_path / n / CURVE).read_text(encoding="utf-8"))["loss"] for n in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
+
+
+def test_a_training_that_diverges_says_so(
+    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"APRIL-GAN: the loss became NaN or infinite in epoch 2; lower"):
+        _train(_with(APRIL, learning_rate=1e38, epochs=3, batch_size=100), sources, encoder, tmp_path)
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "object-aware": {"prompt": "object_aware"},
+    "global alone": {"losses": ("global",)},
+    "local alone": {"losses": ("local",)},
+    "no deep tokens": {"deep_tokens": 0},
+    "prompt length 6": {"context_tokens": 6},
+    "blocks": {"blocks": (2, 3)},
+    "full stop": {"full_stop": True},
+}
+
+
+@pytest.mark.parametrize("change", ABLATIONS.values(), ids=ABLATIONS.keys())
+def test_ablations_of_001_train_and_score(
+    change: dict[str, Any], sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    system = AnomalyClip.model_validate({**ANOMALY.model_dump(), **change})
+    weights = _train(_with(system, epochs=6), sources, encoder, tmp_path)
+    losses = json.loads((tmp_path / CURVE).read_text(encoding="utf-8"))["loss"]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert ("deep" in weights) == bool(system.deep_tokens)
+    assert weights["normal"].shape == (system.context_tokens, 16)
+    scored = list(anomalyclip.score(material(sources[0], encoder, tmp_path / CHECKPOINT), system))
+    assert all(0 <= one.score <= 1 for one in scored)
+
+
+@pytest.mark.parametrize("attention", ["vv", "qq", "kk"])
+def test_kinds_of_dpam_train_each_on_its_own_features(attention: str, model: Path, tmp_path: Path) -> None:
+    encoder = encoder_settings(model, vv_attention=attention)
+    source = make_source(tmp_path, "bolt", encoder)
+    _train(ANOMALY, (source,), encoder, tmp_path / "out")
+    list(anomalyclip.score(material(source, encoder, tmp_path / "out" / CHECKPOINT), ANOMALY))
+    other = encoder_settings(model, vv_attention="kk" if attention == "qq" else "qq")
+    with pytest.raises(InputError, match=f"trained on an encoder with vv_attention {attention}, the settings say"):
+        next(anomalyclip.score(material(source, other, tmp_path / "out" / CHECKPOINT), ANOMALY))
+
+
+def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source, ...]) -> None:
+    data = gather(sources[:1])
+    store = FeatureStore(sources[0].features)
+    masks = {item.sha256: item for item in sources[0].items}
+    assert len(data.crops) == sum(image.rows for image in store.images)
+    assert data.images == 6
+    for crop in data.crops:
+        image = store.images[crop.number]
+        item = masks[image.sha256]
+        assert item.mask is not None
+        whole = np.array(Image.open(item.mask)) > 0
+        top, left = image.offsets[crop.place]
+        ours = data.mask(crop)
+        for y in range(32):
+            for x in range(32):
+                # nearest: the pixel of the mask in which the centre of the canvas's pixel lies
+                row = int((top + y + 0.5) * image.height / image.canvas[0])
+                column = int((left + x + 0.5) * image.width / image.canvas[1])
+                assert ours[y, x] == (whole[row, column] if item.anomalous else False)
+
+
+def test_what_cannot_be_used_is_left_out_and_noted(
+    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    source = sources[0]
+    items = [Known(i.sha256, i.anomalous, i.defect, i.mask) for i in source.items]
+    black, small = tmp_path / "black.png", tmp_path / "small.png"
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(black)
+    Image.fromarray(np.full((5, 5), 255, np.uint8)).save(small)
+    items[0] = dataclasses.replace(items[0], anomalous=None)
+    items[1] = dataclasses.replace(items[1], mask=black)
+    items[3] = dataclasses.replace(items[3], mask=None)
+    with_stranger = [*items, Known("0" * 64, True, "square", small)]
+    _train(APRIL, (dataclasses.replace(source, items=with_stranger),), encoder, tmp_path / "out")
+    curve = json.loads((tmp_path / "out" / CURVE).read_text(encoding="utf-8"))
+    assert curve["images"] == 3
+    assert {each["sha256"]: each["rule"].split()[-1] for each in curve["left_out"]} == {
+        items[1].sha256: "black",
+        items[3].sha256: "mask",
+    }
+    items[1] = dataclasses.replace(items[1], mask=small)
+    left_out = {each["sha256"]: each["rule"] for each in gather([dataclasses.replace(source, items=items)]).left_out}
+    assert "the mask is 5 x 5 pixels" in left_out[items[1].sha256]
+
+
+def test_sets_that_teach_nothing_are_refused(
+    sources: tuple[Source, ...], encoder: EncoderSettings, model: Path, tmp_path: Path
+) -> None:
+    source = sources[0]
+    for wanted, missing in ((True, "normal image"), (False, "anomalous image with a mask")):
+        some = [item for item in source.items if item.anomalous is wanted]
+        with pytest.raises(InputError, match=f"holds no {missing} to learn from"):
+            gather([dataclasses.replace(source, items=some)])
+    with pytest.raises(ConfigError, match="reads text features"):
+        _train(APRIL, (dataclasses.replace(source, text=None),), encoder, tmp_path)
+    with pytest.raises(InputError, match="without view block-2"):
+        _train(APRIL.model_copy(update={"blocks": (2,)}), sources, encoder, tmp_path)
+    config = tiny_config()
+    folder = write_folder(tmp_path / "other", tiny_clip(config, seed=9), config)
+    other = encoder_settings(folder)
+    with pytest.raises(InputError, match="of another encoder than"):
+        _train(ANOMALY, sources, other, tmp_path)
+    mixed = (source, make_source(tmp_path, "bolt", other))
+    with pytest.raises(InputError, match="of another encoder than the other categories"):
+        _train(ANOMALY, mixed, encoder, tmp_path)
+
+
+@EACH
+def test_a_checkpoint_is_read_as_it_was_written_and_holds_no_path(
+    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    named = system.model_copy(update={"label": "Mrs Smith", "checkpoint": "/home/smith/x", "encoder": "smith"})
+    _train(named, sources, encoder, tmp_path)
+    content = (tmp_path / CHECKPOINT).read_bytes()
+    assert b"smith" not in content.lower()
+    assert str(tmp_path).encode() not in content
+    found = read_checkpoint(tmp_path / CHECKPOINT)
+    assert found.belonging.system == system
+    assert found.belonging.encoder == FeatureStore(sources[0].features).index.identity
+    found.write(tmp_path / "again.safetensors")
+    again = read_checkpoint(tmp_path / "again.safetensors")
+    assert again.belonging == found.belonging
+    assert _same(again.weights, found.weights)
+
+
+def _rewrite(path: Path, change: Callable[[Weights], Weights]) -> None:
+    found = read_checkpoint(path)
+    Checkpoint(found.belonging, change(found.weights)).write(path)
+
+
+def _refused(path: Path, source: Source, encoder: EncoderSettings, system: System) -> str:
+    score = april_gan.score if isinstance(system, AprilGan) else anomalyclip.score
+    with pytest.raises(InputError) as caught:
+        next(score(material(source, encoder, path), system))  # type: ignore[arg-type]
+    assert caught.value.path == path
+    assert "\n" not in str(caught.value)
+    return caught.value.rule
+
+
+def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
+    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    source = sources[0]
+    april, anomaly = tmp_path / "april", tmp_path / "anomaly"
+    _train(APRIL, sources, encoder, april)
+    _train(ANOMALY, sources, encoder, anomaly)
+    learned, prompts = april / CHECKPOINT, anomaly / CHECKPOINT
+
+    assert _refused(prompts, source, encoder, APRIL) == "is trained for AnomalyCLIP, not for APRIL-GAN"
+    assert _refused(learned, source, encoder, ANOMALY) == "is trained for APRIL-GAN, not for AnomalyCLIP"
+    fewer = APRIL.model_copy(update={"blocks": (3,)})
+    assert _refused(learned, source, encoder, fewer) == "was trained with blocks 1 3, the settings say 3"
+    for change, rule in (
+        ({"prompt": "object_aware"}, "prompt object_agnostic, the settings say object_aware"),
+        ({"context_tokens": 4}, "context_tokens 3, the settings say 4"),
+        ({"full_stop": True}, "full_stop false, the settings say true"),
+        ({"deep_tokens": 1}, "deep_tokens 2, the settings say 1"),
+        ({"depth": 1}, "depth 2, the settings say 1"),
+    ):
+        system = ANOMALY.model_copy(update=change)
+        assert _refused(prompts, source, encoder, system) == f"was trained with {rule}"
+    free = ANOMALY.model_copy(update={"tau": 0.1, "blocks": (2,), "sigma_px": 0.0, "label": "other"})
+    assert next(anomalyclip.score(material(source, encoder, prompts), free)).map.shape[1:] == (32, 32)
+
+    config = tiny_config()
+    other = encoder_settings(write_folder(tmp_path / "other", tiny_clip(config, seed=9), config))
+    strange = make_source(tmp_path, "strange", other)
+    for path, trained in ((learned, APRIL), (prompts, ANOMALY)):
+        assert "was trained on another encoder than" in _refused(path, strange, other, trained)
+
+    _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"][:5]})
+    assert _refused(learned, source, encoder, APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"
+    _rewrite(prompts, lambda w: {name: value for name, value in w.items() if name != "deep"})
+    assert _refused(prompts, source, encoder, ANOMALY) == "tensor deep has shape none, expected (1, 2, 16)"
+    _train(APRIL, sources, encoder, april)
+    _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"] * float("nan")})
+    assert _refused(learned, source, encoder, APRIL) == "its weights are not all finite"
+
+
+def test_files_that_are_no_checkpoints_are_refused_in_one_line(
+    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    source, path = sources[0], tmp_path / "file.safetensors"
+    assert _refused(path, source, encoder, APRIL) == "no such file or folder"
+    path.write_bytes(b"not a checkpoint")
+    assert _refused(path, source, encoder, APRIL) == "is no safetensors file, or is cut short"
+    save_file({"x": torch.zeros(1)}, path)
+    assert "metadata do not say" in _refused(path, source, encoder, APRIL)
+    save_file({"x": torch.zeros(1)}, path, metadata={"adflows": '{"schema": "adflows zsad learned 99"}'})
+    assert "no trained system that this version reads: schema" in _refused(path, source, encoder, APRIL)
+
+
+def _official(**change: Any) -> dict[str, Any]:
+    """A prompt learner's state as the public code saves it: E 3, Q 2, M' 2, width 16."""
+    generator = torch.Generator().manual_seed(7)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tokenise = open_clip.SimpleTokenizer(context_length=77)
+    state = {
+        "ctx_pos": rand(1, 1, 3, 16),
+        "ctx_neg": rand(1, 1, 3, 16),
+        "token_prefix_pos": rand(1, 1, 1, 16),
+        "token_suffix_pos": rand(1, 1, 73, 16),
+        "token_prefix_neg": rand(1, 1, 1, 16),
+        "token_suffix_neg": rand(1, 1, 73, 16),
+        "tokenized_prompts_pos": tokenise(["X X X object."])[None],
+        "tokenized_prompts_neg": tokenise(["X X X damaged object."])[None],
+        "compound_prompts_text.0": rand(2, 16),
+        "compound_prompt_projections.0.weight": rand(896, 16),
+        "compound_prompt_projections.0.bias": rand(896),
+    }
+    merged = state | change
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_the_public_layout_is_imported(
+    outer: bool, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
+    state, path = _official(), tmp_path / "epoch_15.pth"
+    torch.save({"prompt_learner": state} if outer else state, path)
+    found = import_official(path)
+    assert torch.equal(found.weights["normal"], state["ctx_pos"][0, 0])
+    assert torch.equal(found.weights["anomalous"], state["ctx_neg"][0, 0])
+    assert torch.equal(found.weights["deep"], state["compound_prompts_text.0"][None])
+    system = found.belonging.system
+    assert isinstance(system, AnomalyClip)
+    assert (system.context_tokens, system.deep_tokens, system.depth, system.full_stop) == (3, 2, 2, True)
+    # it scores as it is, and so it does once written as ours
+    found.write(tmp_path / CHECKPOINT)
+    maps = [
+        [one.map for one in anomalyclip.score(material(sources[0], encoder, file), system)]
+        for file in (path, tmp_path / CHECKPOINT)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
+    assert trained_weights(material(sources[0], encoder, path), system, anomalyclip.shapes(system, 16)).keys() == {
+        "normal",
+        "anomalous",
+        "deep",
+    }
+
+
+def test_imported_prompts_without_deep_tokens_or_full_stop(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_15.pth"
+    tokens = open_clip.SimpleTokenizer(context_length=77)(["X X X object"])[None]
+    torch.save(_official(**{"compound_prompts_text.0": None, "tokenized_prompts_pos": tokens}), path)
+    found = import_official(path)
+    system = found.belonging.system
+    assert isinstance(system, AnomalyClip)
+    assert (system.deep_tokens, system.full_stop) == (0, False)
+    assert found.weights.keys() == {"normal", "anomalous"}
+
+
+BAD_OFFICIAL: dict[str, tuple[Any, str]] = {
+    "a list": ([1, 2], "ctx_pos and ctx_neg are not there"),
+    "another model": ({"weight": torch.zeros(2)}, "ctx_pos and ctx_neg are not there"),
+    "no tensor": (_official(ctx_pos=3), "ctx_pos is not of shape"),
+    "two classes": (_official(ctx_pos=torch.zeros(2, 1, 3, 16)), "ctx_pos is not of shape"),
+    "unlike sides": (_official(ctx_neg=torch.zeros(1, 1, 4, 16)), "of different lengths or widths"),
+    "unlike widths": (_official(**{"compound_prompts_text.0": torch.zeros(2, 8)}), "of different lengths or widths"),
+    "unlike layers": (_official(**{"compound_prompts_text.1": torch.zeros(1, 16)}), "compound_prompts_text.1"),
+    "too many deep tokens": (_official(**{"compound_prompts_text.0": torch.zeros(4, 16)}), "fit no setting"),
+}
+
+
+@pytest.mark.parametrize(("state", "rule"), BAD_OFFICIAL.values(), ids=BAD_OFFICIAL.keys())
+def test_other_torch_files_are_refused_in_one_line(state: Any, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.pth"
+    torch.save(state, path)
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(path)
+    assert rule in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (Path("evil"),)  # type: ignore[return-value]
+
+
+def test_a_torch_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"prompt_learner": _Evil()}, path)
+    with pytest.raises(InputError, match="no torch file of plain tensors"):
+        read_checkpoint(path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="no torch file of plain tensors"):
+        read_checkpoint(path)
+
+
+def test_data_of_no_source_has_no_crops() -> None:
+    with pytest.raises(InputError, match="holds no anomalous image"):
+        gather([])
+    assert not Data().crops
+
+
+class _Recorder:
+    """Learns nothing, and notes which crops it is shown."""
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.shown: list[list[bytes]] = []
+
+    def initial(self, generator: torch.Generator) -> Weights:
+        return {"x": torch.zeros(1)}
+
+    def loss(self, weights: Weights, batch: Batch) -> torch.Tensor:
+        self.shown.append([token.numpy().tobytes() for token in batch.class_tokens])
+        return 0 * weights["x"].sum()
+
+
+def test_each_epoch_shows_every_crop_once_in_an_order_of_its_own(sources: tuple[Source, ...]) -> None:
+    data, recorder = gather(sources), _Recorder()
+    assert fit(recorder, data, SHORT, CPU).losses == [0.0] * 12
+    assert [len(batch) for batch in recorder.shown] == [5, 5, 5, 1] * 3
+    epochs = [[token for batch in recorder.shown[at : at + 4] for token in batch] for at in (0, 4, 8)]
+    every = data.batch(range(16), (), CPU).class_tokens
+    assert all(sorted(epoch) == sorted(token.numpy().tobytes() for token in every) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -1,0 +1,370 @@
+"""Training of the learned systems (APRIL-GAN, AnomalyCLIP) on features of auxiliary images, the encoder frozen.
+
+The image tower never runs here: what it shows of each image lies on disk, made once by `zsad.features.encode_images`
+with the system's views. Batch t of an epoch is a function of (seed, epoch, t), so that a training killed at any time
+and resumed from its last epoch ends, on a CPU, in the weights of one that was never killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from medad.devices import pick_device
+from medad.errors import ConfigError, InputError
+from medad.progress import OnProgress, Progress
+from medad.storage import atomic_path
+from zsad.checkpoints import CHECKPOINT, Belonging, Checkpoint, paths_of
+from zsad.config import EncoderSettings
+from zsad.encoder import Encoder
+from zsad.evaluation import Judged
+from zsad.feature_store import FeatureStore, read_text
+from zsad.images import mask_to_canvas, read_mask
+from zsad.learned import Batch, Learner, Weights, patches_of
+from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
+from zsad.scorers.april_gan import AprilGanLearner, width_of
+from zsad.systems import AnomalyClip, AprilGan, Training
+
+CURVE = "training.json"
+PROGRESS_SECONDS = 0.5
+INITIAL, ORDER = 0, 1  # what a generator is for
+
+
+@dataclass(frozen=True)
+class Source:
+    """One category of the auxiliary images.
+
+    Attributes
+    ----------
+    name
+        The category's, for prompts that a system makes itself.
+    features
+        Folder of `encode_images`, with the system's views.
+    text
+        Folder of `encode_category_text` in the system's style; None for a system that makes its own prompts.
+    items
+        Labels and masks, by digest. Images without features are passed over.
+    """
+
+    name: str
+    features: Path
+    text: Path | None
+    items: Sequence[Judged]
+
+
+@dataclass(frozen=True)
+class _Crop:
+    source: int
+    number: int
+    """The image's, in its source's features."""
+    place: int
+    """Among the image's crops."""
+    mask: UInt8[np.ndarray, " bytes"]
+    """Packed bits at crop size: an eighth of a byte a pixel, so that all masks fit into memory."""
+
+
+@dataclass
+class Data:
+    """Crops to learn from: features stay on disk and are read batch by batch."""
+
+    stores: list[FeatureStore] = field(default_factory=list)
+    crops: list[_Crop] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    """Digest and rule of anomalous images that could not be used."""
+    images: int = 0
+
+    @property
+    def size_px(self) -> int:
+        return self.stores[0].size_px
+
+    def mask(self, crop: _Crop) -> Bool[np.ndarray, "S S"]:
+        side = self.size_px
+        return np.unpackbits(crop.mask, count=side * side).view(bool).reshape(side, side)
+
+    def batch(self, chosen: Sequence[int], reads: Sequence[str], device: torch.device) -> Batch:
+        """Crops by number. Raises InputError where features are damaged."""
+        crops = [self.crops[i] for i in chosen]
+
+        def stacked(values: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(values)).to(device)
+
+        return Batch(
+            class_tokens=stacked([self.stores[c.source].class_tokens(c.number)[c.place] for c in crops]),
+            patches={
+                name: stacked([patches_of(self.stores[c.source], c.number, name)[c.place] for c in crops])
+                for name in reads
+            },
+            masks=stacked([torch.from_numpy(self.mask(c)) for c in crops]),
+            sources=torch.tensor([c.source for c in crops], device=device),
+        )
+
+
+def gather(sources: Sequence[Source]) -> Data:
+    """Read labels and masks of all sources, each crop with its own part of the mask.
+
+    Images without a label teach nothing and are passed over. An anomalous image without a mask that can be used, whose
+    crops nobody could tell apart, is left out and noted.
+
+    Raises
+    ------
+    InputError
+        Features are missing, or of different encoders; or no crop is normal, or none anomalous.
+    """
+    data = Data()
+    for place, source in enumerate(sources):
+        store = FeatureStore(source.features)
+        data.stores.append(store)
+        if store.index.identity != data.stores[0].index.identity or store.size_px != data.size_px:
+            raise InputError(source.features, "these features are of another encoder than the other categories'")
+        numbers = {digest: number for number, digest in enumerate(store.digests)}
+        items = {item.sha256: item for item in source.items if item.anomalous is not None and item.sha256 in numbers}
+        for digest in sorted(items):
+            number = numbers[digest]
+            try:
+                masks = _crop_masks(items[digest], store, number)
+            except InputError as error:
+                data.left_out.append({"sha256": digest, "rule": error.rule})
+                continue
+            data.images += 1
+            data.crops += [_Crop(place, number, i, np.packbits(mask)) for i, mask in enumerate(masks)]
+    anomalous = sum(bool(crop.mask.any()) for crop in data.crops)
+    if not anomalous or anomalous == len(data.crops):
+        kind = "anomalous image with a mask" if not anomalous else "normal image"
+        raise InputError("training data", f"holds no {kind} to learn from")
+    return data
+
+
+def _crop_masks(item: Judged, store: FeatureStore, number: int) -> list[Bool[np.ndarray, "S S"]]:
+    crops, image, side = store.crops(number), store.images[number], store.size_px
+    if not item.anomalous:
+        return [np.zeros((side, side), dtype=bool)] * len(crops.offsets)
+    if item.mask is None:
+        raise InputError("mask", "the image counts as anomalous and has no mask")
+    mask = read_mask(item.mask, (image.height, image.width))
+    if not mask.any():
+        raise InputError(item.mask, "the image counts as anomalous, but its mask is black")
+    canvas = mask_to_canvas(mask, crops.canvas_hw)
+    return [canvas[top : top + side, left : left + side] for top, left in crops.offsets]
+
+
+def train_system(
+    system: AprilGan | AnomalyClip,
+    sources: Sequence[Source],
+    encoder: EncoderSettings,
+    device: str,
+    out: Path,
+    *,
+    checkpoint: Path | None = None,
+    largest_batch: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Train a system; writes `checkpoint.safetensors` and `training.json` into `out`, made if it is not there.
+
+    Parameters
+    ----------
+    system
+        Which one, and its settings.
+    sources
+        The auxiliary categories, in any order: the result does not depend on it.
+    encoder
+        The model that made the features.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    checkpoint
+        A file that survives a kill: written after each epoch, resumed from if it is of this very training, removed at
+        the end.
+    largest_batch
+        Crops whose loss is computed at a time. Fewer than a batch has: its gradient is the sum over the parts, the
+        same to rounding, in less memory.
+    on_progress
+        Called at most twice a second, and after each epoch.
+
+    Raises
+    ------
+    ConfigError
+        The model cannot be loaded or cannot learn this, or the loss is no longer finite.
+    InputError
+        Features, text or all masks are missing or damaged.
+    DiskFullError
+        No room left.
+    """
+    place = pick_device(device)
+    ordered = sorted(sources, key=lambda source: (source.name, str(source.features)))
+    data = gather(ordered)
+    learner = learner_of(system, ordered, data, encoder, place)
+    belonging = Belonging(
+        system=system,
+        encoder=data.stores[0].index.identity,
+        paths=paths_of(encoder) if isinstance(system, AnomalyClip) else None,
+    )
+    fingerprint = _fingerprint(belonging, ordered, data)
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    fitted = fit(
+        learner,
+        data,
+        system.training,
+        place,
+        title=system.title,
+        checkpoint=checkpoint,
+        fingerprint=fingerprint,
+        largest_batch=largest_batch,
+        on_progress=on_progress,
+    )
+    Checkpoint(belonging, fitted.weights).write(out / CHECKPOINT)
+    curve = {
+        "system": system.title,
+        "images": data.images,
+        "crops": len(data.crops),
+        "anomalous_crops": sum(bool(crop.mask.any()) for crop in data.crops),
+        "left_out": data.left_out,
+        "epochs": system.training.epochs,
+        "steps_per_epoch": ceil(len(data.crops) / system.training.batch_size),
+        "loss": fitted.losses,
+        "seconds": round(time.monotonic() - started, 3),
+        "resumed_at_epoch": fitted.resumed_at,
+        "device": str(place),
+    }
+    with atomic_path(out / CURVE) as path:
+        path.write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+
+
+def learner_of(
+    system: AprilGan | AnomalyClip,
+    sources: Sequence[Source],
+    data: Data,
+    encoder: EncoderSettings,
+    device: torch.device,
+) -> Learner:
+    """What trains a system on these sources, in their order. Raises ConfigError and InputError."""
+    if isinstance(system, AprilGan):
+        if any(source.text is None for source in sources):
+            raise ConfigError(f"{system.title} reads text features, and there are none")
+        texts = torch.stack([read_text(source.text) for source in sources if source.text is not None])
+        return AprilGanLearner(system, texts.to(device), width_of(data.stores[0], system))
+    model = Encoder.load(encoder, device)
+    if json.loads(json.dumps(model.identity)) != data.stores[0].index.identity:
+        raise InputError(sources[0].features, f"these features are of another encoder than {model.description}")
+    check_tower(model, system)
+    return AnomalyClipLearner(system, model, prompt_ids(model, [words_of(s.name, system) for s in sources], system))
+
+
+@dataclass
+class Fitted:
+    """Trained weights, each step's loss, and the epoch (from 0) that a kept state was resumed at."""
+
+    weights: Weights
+    losses: list[float]
+    resumed_at: int
+
+
+def fit(
+    learner: Learner,
+    data: Data,
+    training: Training,
+    device: torch.device,
+    *,
+    title: str = "training",
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+    largest_batch: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Fitted:
+    """Adam over batches in an order that seed and epoch draw; see `train_system`."""
+    weights = {
+        name: value.to(device).requires_grad_()
+        for name, value in learner.initial(_generator(training.seed, INITIAL)).items()
+    }
+    names = sorted(weights)
+    optimiser = torch.optim.Adam([weights[name] for name in names], lr=training.learning_rate, betas=training.betas)
+    losses: list[float] = []
+    if (state := _kept(checkpoint, fingerprint)) is not None:
+        with torch.no_grad():
+            for name in names:
+                weights[name].copy_(state["weights"][name])
+        optimiser.load_state_dict(state["optimiser"])
+        losses = state["losses"]
+    per_epoch = ceil(len(data.crops) / training.batch_size)
+    first = len(losses) // per_epoch
+    part = min(largest_batch or training.batch_size, training.batch_size)
+    begun = reported = time.monotonic()
+    for epoch in range(first, training.epochs):
+        order = torch.randperm(len(data.crops), generator=_generator(training.seed, ORDER, epoch)).tolist()
+        pending: list[Tensor] = []  # losses stay on the device until someone looks
+        for step in range(per_epoch):
+            chosen = order[step * training.batch_size : (step + 1) * training.batch_size]
+            optimiser.zero_grad(set_to_none=True)
+            loss = torch.zeros((), device=device)
+            for at in range(0, len(chosen), part):
+                some = chosen[at : at + part]
+                # all losses are means over crops, or over pixels, of which each crop has as many
+                share = learner.loss(weights, data.batch(some, learner.reads, device)) * (len(some) / len(chosen))
+                torch.autograd.backward(share)
+                loss += share.detach()
+            optimiser.step()
+            pending.append(loss)
+            now, done = time.monotonic(), epoch * per_epoch + step + 1
+            if on_progress is not None and (step + 1 == per_epoch or now - reported >= PROGRESS_SECONDS):
+                reported = now
+                steps = per_epoch * training.epochs
+                left = (now - begun) / (done - first * per_epoch) * (steps - done)
+                on_progress(Progress(title, epoch + 1, training.epochs, done, steps, float(loss), left))
+        losses += torch.stack(pending).tolist()
+        if not np.isfinite(losses).all():
+            raise ConfigError(f"{title}: the loss became NaN or infinite in epoch {epoch + 1}; lower learning_rate")
+        if checkpoint is not None and epoch + 1 < training.epochs:
+            _keep(checkpoint, fingerprint, {name: weights[name].detach() for name in names}, optimiser, losses)
+    return Fitted({name: weights[name].detach() for name in names}, losses, first)
+
+
+def _generator(seed: int, *purpose: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, *purpose)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _fingerprint(belonging: Belonging, sources: Sequence[Source], data: Data) -> str:
+    """Digest of all that decides the weights: a state of anything else must not be resumed."""
+    digest = hashlib.sha256(belonging.dumped().encode())
+    digest.update(torch.__version__.encode())
+    for source in sources:
+        digest.update(f"\n{source.name}".encode())
+        if source.text is not None:
+            digest.update(read_text(source.text).numpy().tobytes())
+    for crop in data.crops:
+        digest.update(f"\n{crop.source} {data.stores[crop.source].digests[crop.number]} {crop.place} ".encode())
+        digest.update(crop.mask.tobytes())
+    return digest.hexdigest()
+
+
+def _keep(
+    path: Path, fingerprint: str, weights: Weights, optimiser: torch.optim.Optimizer, losses: list[float]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"fingerprint": fingerprint, "weights": weights, "optimiser": optimiser.state_dict(), "losses": losses}
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _kept(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
+    """The state kept, or None when there is none, it is damaged, or it belongs to another training."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError):
+        return None
+    return state if isinstance(state, dict) and state.get("fingerprint") == fingerprint else None

@@ -1,0 +1,181 @@
+"""AnomalyCLIP (001): two learned prompts, deep tokens in the frozen text tower, and DPAM patches.
+
+The image side is the frozen encoder's (preset `anomalyclip`): its class tokens and V-V patches (qq and kk are the
+encoder's `vv_attention`) are features on disk. What is learned is on the text's side alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from medad.errors import ConfigError
+from zsad.checkpoints import trained_weights
+from zsad.config import PromptSettings
+from zsad.encoder import Encoder
+from zsad.learned import VV_PATCHES, Batch, Weights, dice_loss, focal_loss, patches_of, upsample
+from zsad.prompts import category_words
+from zsad.scorers.dual import text_scores
+from zsad.scorers.interface import Material, Scored
+from zsad.systems import AnomalyClip
+from zsad.text_tower import encode_embedded, end_of_text, layers, obstacle, tower_of, width
+
+INITIAL_STD = 0.02
+"""Of learned embeddings at the start; CLIP's word embeddings start so too."""
+
+
+def words_of(category: str, settings: AnomalyClip) -> str:
+    """`object`, or in the object-aware form what prompts call the category."""
+    return "object" if settings.prompt == "object_agnostic" else category_words(category, PromptSettings())
+
+
+def shapes(settings: AnomalyClip, width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights: V, W, and q_2..q_M' (none where Q is 0 or M' is 1)."""
+    found: dict[str, tuple[int, ...]] = dict.fromkeys(("normal", "anomalous"), (settings.context_tokens, width))
+    if settings.deep_tokens and settings.depth > 1:
+        found["deep"] = (settings.depth - 1, settings.deep_tokens, width)
+    return found
+
+
+def check_tower(encoder: Encoder, settings: AnomalyClip) -> None:
+    """Raises ConfigError where the encoder's text tower cannot do what the settings say."""
+    reason = obstacle(encoder.model)
+    if reason is None and not isinstance(encoder.tokenizer, open_clip.SimpleTokenizer):
+        reason = "its tokenizer is not CLIP's"
+    if reason is not None:
+        raise ConfigError(f"{settings.title} cannot learn prompts for {encoder.description}: {reason}")
+    depth = layers(encoder.model)
+    if settings.deep_tokens and settings.depth > depth:
+        raise ConfigError(
+            f"depth {settings.depth} is asked for, but the text tower of {encoder.description} has {depth}"
+        )
+
+
+def prompt_ids(encoder: Encoder, words: Sequence[str], settings: AnomalyClip) -> Int64[Tensor, "U 2 T"]:
+    """Tokens of `[V_1]..[V_E][words]` and `[W_1]..[W_E][damaged][words]`, start first, cut after the longest's end.
+
+    In the places of learned words stands 0, of no meaning. Raises ConfigError for words too long.
+    """
+    stop = "." if settings.full_stop else ""
+    prompts = [f"{state}{each}{stop}" for each in words for state in ("", "damaged ")]
+    room = encoder.context - settings.context_tokens
+    fixed = encoder.tokenizer(prompts, context_length=encoder.context + 1)
+    length = int(fixed.argmax(dim=1).max()) + 1
+    if length > room:
+        longest = prompts[int(fixed.argmax(dim=1).argmax())]
+        raise ConfigError(
+            f"{settings.title}: {settings.context_tokens} learned words leave no room for {longest!r} in the "
+            f"{encoder.context} tokens that {encoder.description} reads"
+        )
+    learned = torch.zeros(len(prompts), settings.context_tokens, dtype=torch.long)
+    ids = torch.cat([fixed[:, :1], learned, fixed[:, 1:length]], dim=1)
+    return ids.reshape(len(words), 2, -1).to(encoder.device)
+
+
+def text_features(encoder: Encoder, ids: Int64[Tensor, "U 2 T"], weights: Weights) -> Float[Tensor, "U 2 D"]:
+    """g_n and g_a, L2-normalised (section 3.2, eq. 3); differentiable in the weights."""
+    flat = ids.flatten(0, 1)
+    words = tower_of(encoder.model).token_embedding(flat)
+    learned = torch.stack([weights["normal"], weights["anomalous"]]).repeat(len(ids), 1, 1)
+    embedded = torch.cat([words[:, :1], learned, words[:, 1 + learned.shape[1] :]], dim=1)
+    features = encode_embedded(encoder.model, embedded, end_of_text(encoder.model, flat), weights.get("deep"))
+    return functional.normalize(features, dim=-1).reshape(len(ids), 2, -1)
+
+
+def global_loss(
+    class_tokens: Float[Tensor, "B D"], text: Float[Tensor, "B 2 D"], anomalous: Bool[Tensor, " B"], tau: float
+) -> Float[Tensor, ""]:
+    """L_global of eq. 2: cross-entropy of the softmax of eq. 1."""
+    return functional.cross_entropy(torch.einsum("bd,bcd->bc", class_tokens, text) / tau, anomalous.long())
+
+
+def local_loss(shares: Float[Tensor, "B 2 S S"], masks: Bool[Tensor, "B S S"]) -> Float[Tensor, ""]:
+    """L_local: Focal(Up([S_n, S_a]), S) + Dice(Up(S_n), I - S) + Dice(Up(S_a), S), of the upsampled shares."""
+    logarithms = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    return focal_loss(logarithms, masks) + dice_loss(shares[:, 0], ~masks) + dice_loss(shares[:, 1], masks)
+
+
+def sources_of_patches(settings: AnomalyClip) -> tuple[str, ...]:
+    """The set M of eq. 2: views, or the final V-V patches alone."""
+    return settings.views or (VV_PATCHES,)
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyClipLearner:
+    """Its training, on features; see `zsad.learned.Learner`. `ids` are each source's prompts, of `prompt_ids`."""
+
+    settings: AnomalyClip
+    encoder: Encoder
+    ids: Int64[Tensor, "n 2 T"]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return sources_of_patches(self.settings)
+
+    def initial(self, generator: torch.Generator) -> Weights:
+        """Normal, standard deviation 0.02."""
+        wanted = shapes(self.settings, width(self.encoder.model))
+        return {name: INITIAL_STD * torch.randn(shape, generator=generator) for name, shape in sorted(wanted.items())}
+
+    def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
+        """L_total of eq. 2, of the terms that the settings name."""
+        settings = self.settings
+        ids, which = self.ids[:1], torch.zeros_like(batch.sources)
+        if settings.prompt == "object_aware":
+            there, which = torch.unique(batch.sources, return_inverse=True)
+            ids = self.ids[there]
+        text = text_features(self.encoder, ids, weights)[which]
+        total = torch.zeros((), device=text.device)
+        if "global" in settings.losses:
+            total = total + global_loss(batch.class_tokens, text, batch.anomalous, settings.tau)
+        if "local" in settings.losses:
+            for name in self.reads:
+                logits = torch.einsum("bnd,bcd->bcn", batch.patches[name], text) / settings.tau
+                shares = upsample(logits.softmax(dim=1), batch.masks.shape[-1])
+                total = total + settings.lambda_local * local_loss(shares, batch.masks)
+        return total
+
+
+def score(material: Material, settings: AnomalyClip) -> Iterator[Scored]:
+    """Map: G_sigma(sum over M of (1/2 (I - Up(S_n)) + 1/2 Up(S_a))), in pixels. Image: P(g_a, f), mean over crops.
+
+    The two shares add up to one and upsampling keeps that, so each term of the sum is Up(S_a).
+
+    Raises
+    ------
+    ConfigError, InputError
+        There is no checkpoint, or it is not one of this system, these settings and this encoder; or the text tower
+        cannot take what was learned.
+    """
+    encoder = Encoder.load(material.encoder, material.device)
+    check_tower(encoder, settings)
+    weights = trained_weights(material, settings, shapes(settings, width(encoder.model)))
+    ids = prompt_ids(encoder, [words_of(material.category, settings)], settings)
+    text = text_features(encoder, ids, weights)[0]
+    store = material.store
+    for number in range(len(store)):
+        share = text_scores(store.class_tokens(number).to(material.device), text, settings.tau).mean()
+        parts = [
+            upsample(
+                text_scores(patches_of(store, number, name).to(material.device), text, settings.tau), store.size_px
+            )
+            for name in sources_of_patches(settings)
+        ]
+        summed = torch.stack(parts).sum(dim=0).cpu()
+        yield Scored(number, float(share), _smoothed(summed, settings.sigma_px))
+
+
+def _smoothed(maps: Float[Tensor, "C S S"], sigma_px: float) -> Float[Tensor, "C S S"]:
+    """G_sigma over each map, edges reflected."""
+    if not sigma_px:
+        return maps
+    smoothed: np.ndarray = ndimage.gaussian_filter(maps.numpy(), (0, sigma_px, sigma_px))
+    return torch.from_numpy(smoothed)

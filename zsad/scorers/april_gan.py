@@ -1,0 +1,127 @@
+"""APRIL-GAN (Chen et al. 2023, VAND challenge): a trained linear layer brings each block's patches to the text.
+
+The image tower's patches of some blocks, tokens of its own width, are not in the joint space; one linear layer a block,
+the only trained part, takes them there. All else is CLIP's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from medad.errors import InputError
+from zsad.checkpoints import trained_weights
+from zsad.feature_store import FeatureStore
+from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
+from zsad.scorers.dual import text_scores
+from zsad.scorers.interface import Material, Scored
+from zsad.systems import AprilGan
+
+
+def width_of(store: FeatureStore, settings: AprilGan) -> int:
+    """The image tower's width, by the features. Raises InputError where they lack one of the blocks."""
+    if missing := [view for view in settings.views if view not in store.index.views]:
+        raise InputError(store.folder, f"the features were made without view {missing[0]}")
+    return store.index.views[settings.views[0]][1]
+
+
+def shapes(settings: AprilGan, width: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights for a tower of `width` and a joint space of `dim`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for view in settings.views:
+        found[f"{view}.weight"], found[f"{view}.bias"] = (dim, width), (dim,)
+    return found
+
+
+def patch_logits(
+    patches: Float[Tensor, "B N W"],
+    weight: Float[Tensor, "D W"],
+    bias: Float[Tensor, " D"],
+    text: Float[Tensor, "B 2 D"],
+    scale: float,
+) -> Float[Tensor, "B N"]:
+    """scale (cos(v, g_a) - cos(v, g_n)) with v the projected patch.
+
+    Of two classes the softmax depends on this difference alone, and bilinear upsampling is linear, so that
+    upsampling the difference is upsampling both logits.
+    """
+    joint = functional.normalize(functional.linear(patches, weight, bias), dim=-1)
+    return scale * torch.einsum("bnd,bd->bn", joint, text[:, 1] - text[:, 0])
+
+
+def local_loss(logits: Float[Tensor, "B S S"], masks: Tensor) -> Float[Tensor, ""]:
+    """Of one block: focal over both shares, and Dice of the anomalous one; upsampled logits in."""
+    shares = torch.stack([functional.logsigmoid(-logits), functional.logsigmoid(logits)], dim=1)
+    return focal_loss(shares, masks) + dice_loss(torch.sigmoid(logits), masks)
+
+
+@dataclass(frozen=True, eq=False)
+class AprilGanLearner:
+    """Its training, on features; see `zsad.learned.Learner`. `texts` are the sources' text features."""
+
+    settings: AprilGan
+    texts: Float[Tensor, "n 2 D"]
+    width: int
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.settings.views
+
+    def initial(self, generator: torch.Generator) -> Weights:
+        """Uniform within 1 / sqrt(width), as linear layers start in torch."""
+        bound = 1 / math.sqrt(self.width)
+        wanted = shapes(self.settings, self.width, self.texts.shape[-1])
+        return {
+            name: (2 * torch.rand(shape, generator=generator) - 1) * bound for name, shape in sorted(wanted.items())
+        }
+
+    def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
+        """Focal + Dice, summed over the blocks."""
+        text = self.texts.to(batch.masks.device)[batch.sources]
+        each = [
+            local_loss(upsample(self._logits(weights, batch.patches, view, text), batch.masks.shape[-1]), batch.masks)
+            for view in self.reads
+        ]
+        return torch.stack(each).sum()
+
+    def _logits(self, weights: Weights, patches: Mapping[str, Tensor], view: str, text: Tensor) -> Tensor:
+        scale = self.settings.scale
+        return patch_logits(patches[view], weights[f"{view}.weight"], weights[f"{view}.bias"], text, scale)
+
+
+def score(material: Material, settings: AprilGan) -> Iterator[Scored]:
+    """Map: the anomalous softmax shares of upsampled logits, summed over the blocks (0 to their number), in pixels.
+
+    Image: the class token's anomalous share at the same scale, mean over crops. As published, that is all without
+    shots; in the few-shot setting the map's maximum has half the weight. Here `map_share` s is a setting:
+    (1 - s) share + s max(map) / blocks, without the public code's stretching to the range found in the category,
+    by which a score would depend on other images.
+
+    Raises
+    ------
+    ConfigError, InputError
+        There is no checkpoint, or it is not one of this system, these settings and this encoder.
+    """
+    store = material.store
+    weights = trained_weights(material, settings, shapes(settings, width_of(store, settings), store.dim))
+    assert material.text is not None, "the settings ask for prompts"
+    text = material.text.to(material.device)
+    for number in range(len(store)):
+        class_share = text_scores(store.class_tokens(number).to(material.device), text, 1 / settings.scale).mean()
+        crops = len(store.rows_of(number))
+        total = torch.zeros(crops, store.size_px, store.size_px, device=material.device)
+        for view in settings.views:
+            patches = patches_of(store, number, view).to(material.device)
+            logits = patch_logits(
+                patches, weights[f"{view}.weight"], weights[f"{view}.bias"], text.expand(crops, 2, -1), settings.scale
+            )
+            total += torch.sigmoid(upsample(logits, store.size_px))
+        share = settings.map_share
+        image = (1 - share) * class_share + share * total.max() / len(settings.views)
+        yield Scored(number, float(image), total.cpu())
