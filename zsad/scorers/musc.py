@@ -93,7 +93,7 @@ def aggregate(patches: Float[Tensor, "C N W"], grid: int, degree: int) -> Float[
         r, odd. 1: each patch alone.
     """
     normed = functional.layer_norm(patches, patches.shape[1:])
-    places = normed.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    places = normed.reshape(-1, grid, grid, patches.shape[-1]).permute(0, 3, 1, 2)
     pooled = functional.avg_pool2d(places, degree, stride=1, padding=degree // 2)
     return functional.normalize(pooled.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
 
@@ -142,4 +142,4 @@ def _class_tokens(material: Material) -> Float64[Tensor, "n D"]:
 
 
 def _by_crop(material: Material, patches: Float[Tensor, " P"]) -> Float[Tensor, "C g g"]:
-    return patches.unflatten(0, (-1, material.store.grid, material.store.grid))
+    return patches.reshape(-1, material.store.grid, material.store.grid)
