@@ -18,6 +18,7 @@ import torch
 from benchmarks.beside_anomalib import Anomalib
 from benchmarks.zsad_memory import memory
 from benchmarks.zsad_metrics import metrics
+from benchmarks.zsad_mutual import mutual
 from benchmarks.zsad_scorer import Bench, adaptation, beside_winclip, seeds, two_paths
 from benchmarks.zsad_timing import Plan, Row
 from benchmarks.zsad_winclip import beside as beside_winclip_alike
@@ -42,6 +43,9 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
         if "f" in parts:
             say("f: memory")
             rows.append(memory(plan))
+        if "h" in parts:
+            say("h: mutual scoring")
+            rows += mutual(plan)
         if set(parts) & set("abdeg"):
             say("model, images and features")
             bench = Bench.prepare(plan, folder)
@@ -63,7 +67,7 @@ def main(description: str | None) -> None:
     """The command line; exits with 1 when a limit is missed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment that has anomalib")
-    parser.add_argument("--only", default="a,b,c,d,e,f,g", help="letters to measure")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h", help="letters to measure")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", default="ViT-B-16-plus-240", help="any plain vision transformer of open_clip")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; c and f always run on the CPU")
@@ -74,12 +78,16 @@ def main(description: str | None) -> None:
     parser.add_argument("--maps", type=int, default=100)
     parser.add_argument("--map-px", type=int, default=518)
     parser.add_argument("--memory-images", type=int, nargs=2, default=(200, 2000), metavar=("FEW", "MANY"))
+    parser.add_argument("--mutual-images", type=int, default=24)
+    parser.add_argument("--mutual-grid", type=int, default=37, help="patches a side")
+    parser.add_argument("--mutual-width", type=int, default=1024)
+    parser.add_argument("--mutual-memory-images", type=int, nargs=2, default=(16, 64), metavar=("FEW", "MANY"))
     arguments = parser.parse_args()
     parts = arguments.only.replace(",", "")
-    if not parts or set(parts) - set("abcdefg"):
-        parser.error(f"--only {arguments.only}: letters are a to g")
-    if arguments.images < 2:
-        parser.error("--images: an image needs another one to be compared with")
+    if not parts or set(parts) - set("abcdefgh"):
+        parser.error(f"--only {arguments.only}: letters are a to h")
+    if min(arguments.images, arguments.mutual_images, *arguments.mutual_memory_images) < 2:
+        parser.error("--images, --mutual-images: an image needs another one to be compared with")
     plan = Plan(
         model=arguments.model,
         device=pick_device(arguments.device),
@@ -90,6 +98,10 @@ def main(description: str | None) -> None:
         maps=arguments.maps,
         map_px=arguments.map_px,
         memory_images=tuple(arguments.memory_images),
+        mutual_images=arguments.mutual_images,
+        mutual_grid=arguments.mutual_grid,
+        mutual_width=arguments.mutual_width,
+        mutual_memory_images=tuple(arguments.mutual_memory_images),
     )
     torch.set_num_threads(plan.threads)
     rows, versions = measured(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))

@@ -47,6 +47,10 @@ class Plan:
     maps: int
     map_px: int
     memory_images: tuple[int, int]
+    mutual_images: int
+    mutual_grid: int
+    mutual_width: int
+    mutual_memory_images: tuple[int, int]
 
 
 def clocked(work: Callable[[], object], device: torch.device) -> Work:
