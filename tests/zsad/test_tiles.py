@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_laws_of_tiles(box: tuple[int, int, int, int], parts: int, min_side: int
         assert side == max(height, min_side)
         starts = [start for start, _ in across]
         assert starts == sorted(starts)
-        assert all(b - a <= max(1, height // 2) for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= max(1, height // 2) for a, b in itertools.pairwise(starts))
         for x in range(left, left + width):
             middle = any(start + side // 4 <= x < stop - side // 4 for start, stop in across)
             at_border = x < side // 4 or x >= image_hw[1] - side // 4
@@ -148,7 +149,11 @@ def test_over_a_border_the_image_is_mirrored(tile: Tile) -> None:
 
 def test_overlaps_are_averaged_and_the_rest_is_zero() -> None:
     merged = merge_tiles(
-        [(Tile(0, 0, 2), np.full((2, 2), 0.25)), (Tile(0, 1, 2), np.full((2, 2), 0.75)), (Tile(1, 1, 2), np.ones((2, 2)))],
+        [
+            (Tile(0, 0, 2), np.full((2, 2), 0.25)),
+            (Tile(0, 1, 2), np.full((2, 2), 0.75)),
+            (Tile(1, 1, 2), np.ones((2, 2))),
+        ],
         (4, 4),
     )
     expected = [[0.25, 0.5, 0.75, 0], [0.25, 2 / 3, 0.875, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
