@@ -14,12 +14,12 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
-from tiny_clip import tiny_clip, tiny_config, write_folder
-from tiny_segmenters import write_clipseg, write_salient, write_sam
 from torch.nn.functional import normalize
 
 from medad.errors import ConfigError, InputError
 from medad.storage import file_digest
+from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
 from zsad.config import EncoderSettings
 from zsad.encoder import Encoder
 from zsad.evaluation import open_scores
@@ -188,7 +188,7 @@ def test_scores_and_maps_are_those_of_the_rules_in_loops(folder: Path, encoder: 
         expected, full, counts = _expected(image, encoder, _settings(folder))
         tiles.append(counts)
         assert scores.image_score()[number] == pytest.approx(expected, rel=1e-5)
-        crops = plan_crops(*image.shape[:2], 32, 64)
+        crops = plan_crops(image.shape[0], image.shape[1], 32, 64)
         canvas = resize_map(full.astype(np.float32), crops.canvas_hw)
         ours = scores.patch_map(number)
         assert ours.shape == (len(crops.offsets), 32, 32)
@@ -291,8 +291,7 @@ def test_the_foreground_of_a_small_image_is_found_in_itself(folder: Path) -> Non
 
 
 def test_without_foreground_the_image_is_one_tile(folder: Path, encoder: Encoder, tmp_path: Path) -> None:
-    settings = {"sam_min_iou": 1e9}
-    scores = _score(folder, tmp_path, **settings)
+    scores = _score(folder, tmp_path, sam_min_iou=1e9)
     assert find_components([], np.zeros((60, 100), dtype=bool), 0.8) == (Component(0, 0, 60, 100, 0),)
     for number, tile in enumerate((Tile(0, 0, 48), Tile(-20, 0, 100))):
         expected = _tile_score(IMAGES[number], tile, encoder, _sides(encoder, "metal nut"), 0.07)
@@ -306,9 +305,9 @@ def test_crops_are_cut_out_of_the_canvas() -> None:
 
 
 @pytest.mark.parametrize("name", ["clipseg", "sam", "salient"])
-def test_a_model_that_is_not_named_is_one_line(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_model_that_is_not_named_is_one_line(folder: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"needs {name}") as caught:
-        _score(folder, tmp_path, **{name: None})
+        Models.load(_settings(folder, **{name: None}), CPU)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -316,9 +315,17 @@ def test_a_model_that_is_not_named_is_one_line(folder: Path, tmp_path: Path, nam
 def test_a_model_that_is_not_there_is_one_line(folder: Path, tmp_path: Path, name: str) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(InputError) as caught:
-        _score(folder, tmp_path / "out", **{name: str(missing)})
+        Models.load(_settings(folder, **{name: str(missing)}), CPU)
     assert caught.value.path == missing
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_step_passes_a_models_error_on(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file") as caught:
+        _score(folder, tmp_path / "out", sam=str(tmp_path / "missing"))
+    assert caught.value.path == tmp_path / "missing"
+    with pytest.raises(ConfigError, match="needs salient"):
+        _score(folder, tmp_path / "out", salient=None)
 
 
 def test_a_models_digest_is_of_its_files_and_not_of_where_they_lie(tmp_path: Path) -> None:

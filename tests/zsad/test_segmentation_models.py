@@ -15,13 +15,13 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_segmenters import SAM_PX, write_clipseg, write_salient, write_sam
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, SamImageProcessor, SamModel
 from transformers.utils import logging
 
 from medad.errors import ConfigError, InputError, UserError
+from tests.zsad.tiny_segmenters import SAM_PX, write_clipseg, write_salient, write_sam
 from zsad.segmentation_models import ClipSeg, Salient, Sam
 
 CPU = torch.device("cpu")
