@@ -332,9 +332,9 @@ class SegmentationModels(SystemSettings):
     sam_points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
     """Of the grid of points that SAM is asked at; this and the next three are SAM's own."""
     sam_min_iou: NotNegative = 0.88
-    """Masks of a lower predicted IoU are dropped."""
+    """Masks of a lower predicted IoU are dropped. 0: none."""
     sam_min_stability: NotNegative = 0.95
-    """Masks that change more with their threshold are dropped."""
+    """Masks that change more with their threshold are dropped. 0: none."""
     sam_max_box_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Of two masks whose boxes overlap more, one is dropped."""
     salient: str | None = None
