@@ -59,6 +59,23 @@ def weights_digest(settings: EncoderSettings) -> str:
     return f"seed:{settings.seed}" if settings.tag is None else f"tag:{settings.tag}"
 
 
+def path_digest(path: Path) -> str:
+    """What identifies a model given by its path, for cache keys: `sha256:...` of a file, or of a folder's files.
+
+    Files count by content and by their name within the folder; where the folder lies and what it is called does not.
+
+    Raises
+    ------
+    InputError
+        Nothing is there, or it cannot be read.
+    """
+    if not path.is_dir():
+        return f"sha256:{file_digest(path)}"
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    together = "\n".join(f"{file.relative_to(path).as_posix()} {file_digest(file)}" for file in files)
+    return f"sha256:{hashlib.sha256(together.encode()).hexdigest()}"
+
+
 def is_embedded(settings: EncoderSettings, weights: str | None) -> bool:
     """Whether the embedded model is meant, or features come from its weights (`sha256:...`), wherever they lay."""
     if settings.model == "embedded":

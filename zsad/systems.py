@@ -350,9 +350,24 @@ class SegmentationModels(SystemSettings):
     """Folder of a CLIPSeg model (transformers' files)."""
     sam: str | None = None
     """Folder of a SAM model (transformers' files)."""
+    sam_points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
+    """Of the grid of points that SAM is asked at; this and the next three are SAM's own."""
+    sam_min_iou: NotNegative = 0.88
+    """Masks of a lower predicted IoU are dropped. 0: none."""
+    sam_min_stability: NotNegative = 0.95
+    """Masks that change more with their threshold are dropped. 0: none."""
+    sam_max_box_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Of two masks whose boxes overlap more, one is dropped."""
     salient: str | None = None
-    """TorchScript file of a salient-object (dichotomous) model: image 0..1 -> logits or 0..1 of one channel."""
+    """TorchScript file of a salient-object (dichotomous) model: image 0..1 -> one channel."""
     salient_px: Annotated[int, Field(ge=32, le=4096)] = 1024
+    """Side of the square that it sees."""
+    salient_output: Literal["probability", "logits"] = "probability"
+    """What its channel holds."""
+    salient_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability from which on a pixel stands out."""
+    foreground_px: Annotated[int, Field(ge=32, le=8192)] = 1024
+    """A larger image has its longer side reduced to this to find the foreground: SAM's input."""
     covered: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of a SAM segment inside the dichotomous mask for it to be foreground."""
     tile_px: Annotated[int, Field(ge=16, le=4096)] = 352

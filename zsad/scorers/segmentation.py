@@ -1,0 +1,202 @@
+"""Zero-shot anomaly detection with pre-trained segmentation models (003).
+
+Image by image: foreground, tiles, a score a tile, a map a tile, and both put together. Beside the images themselves it
+reads nothing of the features but where the crops of an image lie.
+
+What 003 leaves open, and what is done here:
+
+| point | here |
+|---|---|
+| tau of the softmax | WinCLIP's 0.07; a setting |
+| size at which the foreground is found | SAM's own input, 1024 px of the longer side, at most; a setting |
+| a tile larger than the image | the image goes on as its mirror image (`zsad.tiles.cut`) |
+| no foreground | the whole image is one component (`zsad.foreground.find_components`) |
+| pixels of no tile | 0, the lowest score |
+| where the harmonic mean is taken | at CLIPSeg's own resolution, of probabilities; then resized to the tile |
+| top 25 % of few components | rounded down, one at least |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+from medad.errors import ConfigError
+from zsad.config import PromptSettings
+from zsad.encoder import Encoder
+from zsad.foreground import Component, find_components, scaled
+from zsad.images import Crops, read_image, resize_map
+from zsad.prompts import category_words
+from zsad.scorers.dual import text_scores
+from zsad.scorers.interface import Material, Scored
+from zsad.segmentation_models import ClipSeg, Salient, Sam
+from zsad.segmentation_prompts import LOCALISING_PROMPTS, tile_ensemble
+from zsad.systems import SegmentationModels
+from zsad.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The models that look at pixels. Made by `Models.load`."""
+
+    clipseg: ClipSeg
+    sam: Sam
+    salient: Salient
+
+    @classmethod
+    def load(cls, settings: SegmentationModels, device: torch.device) -> Models:
+        """Raises ConfigError where one is not named or transformers is missing, InputError where one is damaged."""
+        for name in ("clipseg", "sam", "salient"):
+            if getattr(settings, name) is None:
+                raise ConfigError(f"the system segmentation needs {name}: the local path of a model")
+        return cls(
+            clipseg=ClipSeg.load(Path(settings.clipseg or "").expanduser(), device),
+            sam=Sam.load(
+                Path(settings.sam or "").expanduser(),
+                device,
+                points_per_side=settings.sam_points_per_side,
+                min_iou=settings.sam_min_iou,
+                min_stability=settings.sam_min_stability,
+                max_box_iou=settings.sam_max_box_iou,
+            ),
+            salient=Salient.load(
+                Path(settings.salient or "").expanduser(),
+                device,
+                size_px=settings.salient_px,
+                output=settings.salient_output,
+                threshold=settings.salient_threshold,
+            ),
+        )
+
+
+def score(material: Material, settings: SegmentationModels) -> Iterator[Scored]:
+    """Score a category's images one after the other, each by itself; the maps are pixels of the crops, 0..1.
+
+    Raises
+    ------
+    ConfigError
+        A model is not named in the settings, transformers is not installed, or a prompt is too long for the encoder.
+    InputError
+        A model or an image is missing or damaged.
+    """
+    models = Models.load(settings, material.device)
+    encoder = Encoder.load(material.encoder, material.device)
+    ensemble = tile_ensemble(category_words(material.category, PromptSettings()))
+    text = torch.stack([mean_alignment(encoder.encode_text(side)) for side in (ensemble.normal, ensemble.anomalous)])
+    localising = models.clipseg.embed(LOCALISING_PROMPTS)
+    for number in range(len(material.store)):
+        image = read_image(material.paths[number])
+        tiles = [
+            tiles_of(
+                component,
+                image.shape[:2],
+                min_side_px=settings.tile_px,
+                long_aspect=settings.long_aspect,
+                many_parts=settings.many_parts,
+            )
+            for component in foreground(image, models, settings)
+        ]
+        flat = [tile for own in tiles for tile in own]
+        scores = tile_scores(image, flat, encoder, text, settings.tau, material.batch_size)
+        maps = (
+            (tile, tile_score * _anomaly_map(cut(image, tile), models.clipseg, localising))
+            for tile, tile_score in zip(flat, scores, strict=True)
+        )
+        crops = material.store.crops(number)
+        yield Scored(
+            number=number,
+            score=image_score(scores, [len(own) for own in tiles], settings.top_share),
+            map=cut_crops(resize_map(merge_tiles(maps, image.shape[:2]), crops.canvas_hw), crops),
+        )
+
+
+def foreground(image: UInt8[ndarray, "H W 3"], models: Models, settings: SegmentationModels) -> tuple[Component, ...]:
+    """The instances of the object, in the image's own pixels; looked for in a smaller image where it is large.
+
+    SAM reduces what it sees to its own input in any case, so that nothing is lost by it but memory and time saved.
+    """
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    reduced = image
+    if longer > settings.foreground_px:
+        new_hw = [max(1, round(side * settings.foreground_px / longer)) for side in (height, width)]
+        reduced = np.asarray(Image.fromarray(image).resize((new_hw[1], new_hw[0]), Image.Resampling.BILINEAR))
+    found = find_components(models.sam.segments(reduced), models.salient.mask(reduced), settings.covered)
+    return tuple(scaled(component, reduced.shape[:2], (height, width)) for component in found)
+
+
+def mean_alignment(text: Float[Tensor, "n D"]) -> Float[Tensor, " D"]:
+    """What an embedding is multiplied with to give the mean of its cosines to `n` prompts, all L2-normalised.
+
+    003 averages alignments and not embeddings, since anomalous prompts mean many different things. By linearity
+    mean_i cos(v, t_i) = v . mean_i t_i. WinCLIP normalises this mean again, by which prompts that scatter would look as
+    well aligned as prompts that agree; here it keeps its length.
+    """
+    return text.mean(dim=0)
+
+
+def tile_scores(
+    image: UInt8[ndarray, "H W 3"],
+    tiles: Sequence[Tile],
+    encoder: Encoder,
+    text: Float[Tensor, "2 D"],
+    tau: float,
+    batch_size: int,
+) -> list[float]:
+    """The tile-level predictor: softmax share of the mean alignment with the anomalous prompts, 0..1, for each tile.
+
+    Parameters
+    ----------
+    text
+        `mean_alignment` of the normal and of the anomalous prompts, in this order.
+    tau
+        Temperature of the softmax.
+    batch_size
+        Tiles encoded at a time.
+    """
+    scores: list[float] = []
+    size = (encoder.size_px, encoder.size_px)
+    for first in range(0, len(tiles), batch_size):
+        cuts = (Image.fromarray(cut(image, tile)) for tile in tiles[first : first + batch_size])
+        pixels = np.stack([np.asarray(one.resize(size, Image.Resampling.BILINEAR)) for one in cuts])
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div(255)
+        scores.extend(text_scores(encoder.encode(batch).class_token, text, tau).tolist())
+    return scores
+
+
+def _anomaly_map(
+    tile: UInt8[ndarray, "S S 3"], clipseg: ClipSeg, localising: Float32[Tensor, "P D"]
+) -> Float32[ndarray, "S S"]:
+    """The pixel-level predictor: the harmonic mean of CLIPSeg's maps of all localising prompts, 0..1."""
+    return resize_map(harmonic_mean(clipseg.segment(tile, localising)).cpu().numpy(), tile.shape[:2])
+
+
+def image_score(tile_scores: Sequence[float], counts: Sequence[int], top_share: float) -> float:
+    """The sample-level prediction: the mean of the highest components' scores, a component's the mean of its tiles'.
+
+    Parameters
+    ----------
+    tile_scores
+        Of all tiles, component after component.
+    counts
+        Tiles of each component, one at least.
+    top_share
+        003: 0.25.
+    """
+    left = iter(tile_scores)
+    components = [sum(next(left) for _ in range(count)) / count for count in counts]
+    return mean_of_highest(components, top_share)
+
+
+def cut_crops(canvas: Float32[ndarray, "H W"], crops: Crops) -> Float32[Tensor, "C S S"]:
+    """What each crop shows of a map on the canvas."""
+    s = crops.size_px
+    return torch.from_numpy(np.stack([canvas[top : top + s, left : left + s] for top, left in crops.offsets]))
