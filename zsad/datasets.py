@@ -31,6 +31,8 @@ _VISA_SPLITS = "split_csv"
 _VISA_DEFAULT_SPLIT = ImagesSettings.model_fields["visa_split"].default
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _DIGEST_CHARACTERS = 12
+_Reader = Literal["mvtec", "visa", "folder"] | Layout
+_Named = Literal["mvtec", "visa", "folder", DeclaredName]
 _EXPECTED = (
     "CATEGORY/test/good and others (mvtec), CATEGORY/Data/Images/Normal and Anomaly (visa), "
     "label folders with good among them, or images (folder)"
@@ -80,9 +82,9 @@ class _Opened:
     """A root whose layout is known."""
 
     root: Path
-    layout: str
+    layout: _Named
     """As the settings say, or as was found out."""
-    reader: Literal["mvtec", "visa", "folder"] | Layout
+    reader: _Reader
     folders: dict[str, Path]
     """The categories' folders by name."""
 
@@ -205,16 +207,18 @@ def _open(data: ImagesSettings, samples_dir: Path | None) -> _Opened:
     return _Opened(root, layout, reader, folders)
 
 
-def _resolve(root: Path, layout: str) -> tuple[Literal["mvtec", "visa", "folder"] | Layout, dict[str, Path], bool]:
+def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool]:
     """How a root is read, its categories' folders, and whether it is one category; of several layouts the first."""
     own = {root.resolve().name: root}
-    if layout == "folder":
-        return layout, own, True
-    if layout in {"mvtec", "visa"}:
-        kind = cast(Literal["mvtec", "visa"], layout)
-        single = _is_category(root, kind)
-        return kind, own if single else _category_folders(root, kind), single
-    for declared in LAYOUTS[cast(DeclaredName, layout)]:
+    match layout:
+        case "folder":
+            return layout, own, True
+        case "mvtec" | "visa":
+            single = _is_category(root, layout)
+            return layout, own if single else _category_folders(root, layout), single
+        case _:
+            declared_layouts = LAYOUTS[layout]
+    for declared in declared_layouts:
         if not isinstance(declared, Layout):
             reader, folders, single = _resolve(root, declared)
             if folders:
@@ -229,8 +233,8 @@ def _unknown(category: str, opened: _Opened) -> InputError:
     return InputError(opened.root, f"no category {category}; there are {names} (layout {opened.layout})")
 
 
-def _unusable(root: Path, layout: str, why: str = "") -> InputError:
-    shape = expected(cast(DeclaredName, layout)) if layout in LAYOUTS else _EXPECTED
+def _unusable(root: Path, layout: _Named, why: str = "") -> InputError:
+    shape = _EXPECTED if layout in {"mvtec", "visa", "folder"} else expected(cast(DeclaredName, layout))
     return InputError(root, f"no usable image of layout {layout}{why}; expected {shape}")
 
 
@@ -265,8 +269,9 @@ def images_of(paths: Sequence[Path]) -> Category:
     return Category(name or "images", tuple(items))
 
 
-def _detect(root: Path) -> str:
-    for layout in ("visa", "mvtec"):
+def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
+    kinds: tuple[Literal["visa", "mvtec"], ...] = ("visa", "mvtec")
+    for layout in kinds:
         if _is_category(root, layout) or _category_folders(root, layout):
             return layout
     return "folder"
@@ -280,7 +285,7 @@ def _category_folders(root: Path, layout: str) -> dict[str, Path]:
     return {folder.name: folder for folder in folders_in(root) if _is_category(folder, layout)}
 
 
-def _search(folder: Path, reader: Literal["mvtec", "visa", "folder"] | Layout, data: ImagesSettings) -> Iterator[Found]:
+def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Found]:
     """What one category's folder holds."""
     if isinstance(reader, Layout):
         yield from declared_images(reader, folder / reader.test)

@@ -36,7 +36,7 @@ def picture(path: Path, *, spot: int = 0) -> None:
 
 def find(root: Path, layout: str, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
     """Categories by name, and rules of problems by CATEGORY/ID."""
-    categories, problems = find_categories(ImagesSettings(root=str(root), layout=layout, **settings))  # type: ignore[arg-type]
+    categories, problems = find_categories(ImagesSettings(root=str(root), layout=layout, **settings))
     return {c.name: c for c in categories}, {f"{p.category}/{p.id}": p.rule for p in problems}
 
 
@@ -49,7 +49,7 @@ def listed(root: Path, category: Category) -> list[Listed]:
 
 def train(root: Path, layout: str, category: str) -> list[str]:
     """Normal training images, below the root."""
-    data = ImagesSettings(root=str(root), layout=layout)  # type: ignore[arg-type]
+    data = ImagesSettings(root=str(root), layout=layout)
     return [path.relative_to(root).as_posix() for path in normal_training_images(data, category)]
 
 
