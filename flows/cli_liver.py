@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,42 @@ def prepare(
             facts = json.loads((Path(case["folder"]) / "case.json").read_text(encoding="utf-8"))
             lines.append(f"{use:<5} {case['case']:<20} {facts['slices']:>4} slices  {facts['liver_ml']:>6.0f} mL liver")
             lines += [f"      {warning}" for warning in facts["warnings"]]
+    conclude(outcome, as_json=as_json, lines=lines)
+
+
+@app.command(name="export-slices")
+def export_slices(
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: liver/test, liver/ground_truth.")],
+    train: Train = None,
+    test: Test = None,
+    with_training: Annotated[
+        bool, typer.Option("--with-training", help="Also liver/train/good, the training cases' slices.")
+    ] = False,
+    overrides: Set = None,
+    refresh: Refresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the prepared slices of a configuration's test cases as PNG with tumour masks, in MVTec AD's layout."""
+    start(verbose=verbose)
+    values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
+    settings = load_settings(config, values)
+    from flows.liver import export_slices as export_flow
+    from flows.publish import writable
+    from medad.slice_images import CATEGORY
+
+    target = out.absolute() / CATEGORY
+    if target.exists():
+        raise ConfigError(f"{target}: already there; slices of two exports would be one data set")
+    if not dry_run:
+        writable(target)
+    outcome = run_flow(export_flow, settings=settings, with_training=with_training, refresh=refresh, dry_run=dry_run)
+    exported = outcome.details.get("exported", [])
+    if exported:
+        _copy_pictures(exported, target)
+    lines = [f"{each['case']:<20} {each['slices']:>4} slices" for each in exported]
     conclude(outcome, as_json=as_json, lines=lines)
 
 
@@ -282,6 +319,25 @@ def step(
         outcome.details["written"] = str(written)
         lines.append(f"wrote {written}")
     conclude(outcome, as_json=as_json, lines=lines)
+
+
+def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
+    """Copy all cases' pictures, their names headed by the case's id, and count slices in the place of folders."""
+    work = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    try:
+        for each in exported:
+            folder, each["slices"] = Path(each.pop("folder")), 0
+            for picture in sorted(folder.rglob("*.png")):
+                below = picture.relative_to(folder)
+                copy = work / below.with_name(f"{each['case']}-{below.name}")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(picture, copy)
+                each["slices"] += below.parts[0] != "ground_truth"
+        work.rename(target)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _hand_over(folder: Path, out: Path) -> Path:

@@ -24,6 +24,7 @@ from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import (
     AdoptModel,
     Evaluate,
+    ExportSlices,
     HandStep,
     HandStepName,
     Plant,
@@ -45,6 +46,8 @@ from medad.settings import ANY_MACHINE
 
 if TYPE_CHECKING:
     from medad.datasets import Case
+
+_DATA = ("train_data", "test_data")
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,35 @@ def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
         for use, found in pairs.items()
     }
     return final_state(Outcome.of(stages.tally, details=details), useful=any(details.values()))
+
+
+@flow(
+    name="liver-export-slices",
+    flow_run_name="export slices of {settings.name}",
+    task_runner=RUNNER,
+    persist_result=False,
+    log_prints=True,
+)
+@confined
+def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: bool = False) -> State[Outcome]:
+    """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have opaque ids."""
+    hidden = {name: getattr(settings, name).model_copy(update={"opaque_ids": True}) for name in _DATA}
+    stages = Stages(settings.model_copy(update=hidden), refresh=refresh)
+    training = stages.prepare_training() if with_training else []
+    jobs: list[tuple[str, ExportSlices]] = []
+    for ready in stages.prepare_test():
+        jobs.append((ready.case.id, ExportSlices(ready.prepared, ready.case, settings.test_data)))
+    for task in training:
+        if (ref := task.ref()) is not None:
+            jobs.append((task.label, ExportSlices(ref, None, settings.train_data)))
+    tasks = [stages.tally.submit(case_id, job) for case_id, job in jobs]
+    exported = [(task.label, ref) for task in tasks if (ref := task.ref()) is not None]
+    if (plan := planned(stages.tally)) is not None:
+        return final_state(plan, useful=True)
+    details: dict[str, Any] = {
+        "exported": [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in exported]
+    }
+    return final_state(Outcome.of(stages.tally, details=details), useful=bool(exported))
 
 
 @flow(

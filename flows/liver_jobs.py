@@ -311,6 +311,25 @@ class Evaluate(Job):
 
 
 @dataclass(frozen=True)
+class ExportSlices(Job):
+    """Prepared slices as pictures, with masks of the tumours; without a case they are a healthy one's."""
+
+    prepared: Ref
+    case: Case | None
+    data: DatasetSettings
+    step = Step("slice-images", 1, ("medad.slice_images:export_case",), (*_READING, "pillow", "safetensors"))
+
+    def inputs(self) -> dict[str, Any]:
+        label = {} if self.case is None else _label_inputs(self.case, self.data)
+        return label | {"prepared": self.prepared.digest, "training": self.case is None}
+
+    def run(self, out: Path, *, key: str) -> None:
+        from medad.slice_images import export_case
+
+        export_case(self.case, self.data, self.prepared.folder(), out)
+
+
+@dataclass(frozen=True)
 class AdoptModel(Job):
     """A trained network out of a run folder into the cache, so that the run folder may go."""
 

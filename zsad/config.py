@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medad.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
+from zsad.layouts import DeclaredName
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -37,15 +38,16 @@ class ImagesSettings(Settings):
     `mvtec`: CATEGORY/test/DEFECT/x.png with CATEGORY/ground_truth/DEFECT/x_mask.png, `good` = normal.
     `visa`: CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly, split by split_csv if there.
     `folder`: one category; sub-folders as labels (`good` = normal) with masks of the same stems, or just images.
+    The other names are public sets as their publishers ship them, see `zsad.layouts`; `auto` does not look for them.
     """
 
     root: str
     """A folder; `samples:NAME` is a folder of the sample data."""
-    layout: Literal["auto", "mvtec", "visa", "folder"] = "auto"
+    layout: Literal["auto", "mvtec", "visa", "folder", DeclaredName] = "auto"
     categories: tuple[str, ...] | None = None
     """Categories to use. None: all."""
     category: str | None = None
-    """What layout `folder` shows, in words for the prompts. None: the folder's name."""
+    """What a set of one category shows, in words for the prompts. None: the folder's name, or the declared one."""
     masks: str | None = None
     """Layout `folder`: a folder of masks, relative to root. None: `ground_truth` or `masks` where there is one."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"

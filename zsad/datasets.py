@@ -1,21 +1,27 @@
-"""Layouts of industrial image sets on disk -> categories of test images. Only names are read; no image is opened."""
+"""Layouts of image sets on disk -> categories of test images, and normal training images where a set has some.
+
+Only names are read; no image is opened, but for the masks of sets whose labels they are (KolektorSDD).
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, cast
 
 from medad.errors import ConfigError, InputError
 from medad.settings import data_root
 from medad.storage import reading
 from medad.words import natural_order
 from zsad.config import ImagesSettings
+from zsad.declared import declared_images, place
 from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from zsad.layouts import LAYOUTS, DeclaredName, Layout, expected
+from zsad.listing import Found, files_in, folders_in, images_below
 
 SAMPLES_PREFIX = "samples:"
 NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
@@ -25,6 +31,8 @@ _VISA_SPLITS = "split_csv"
 _VISA_DEFAULT_SPLIT = ImagesSettings.model_fields["visa_split"].default
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _DIGEST_CHARACTERS = 12
+_Reader = Literal["mvtec", "visa", "folder"] | Layout
+_Named = Literal["mvtec", "visa", "folder", DeclaredName]
 _EXPECTED = (
     "CATEGORY/test/good and others (mvtec), CATEGORY/Data/Images/Normal and Anomaly (visa), "
     "label folders with good among them, or images (folder)"
@@ -70,13 +78,15 @@ class ImageProblem:
 
 
 @dataclass(frozen=True)
-class _Found:
-    key: str  # relative path with its ending; empty where the rule is about the whole category
-    path: Path
-    defect: str
-    anomalous: bool | None
-    mask: Path | None = None
-    rule: str | None = None
+class _Opened:
+    """A root whose layout is known."""
+
+    root: Path
+    layout: _Named
+    """As the settings say, or as was found out."""
+    reader: _Reader
+    folders: dict[str, Path]
+    """The categories' folders by name."""
 
 
 def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tuple[list[Category], list[ImageProblem]]:
@@ -85,7 +95,8 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     Training images are never listed. VisA's split file is used where there is one (its rows with split `test`);
     without it all images count as test images. Its rows go by the category's folder, or, where it knows one object
     alone, to the only folder that could be meant. An anomalous image needs a mask, unless the category has no folder of
-    masks at all: then there are labels for images alone. Hidden files are skipped.
+    masks at all: then there are labels for images alone. Sets of `zsad.layouts` have masks or not as declared there.
+    Hidden files are skipped.
 
     Parameters
     ----------
@@ -109,26 +120,15 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     ConfigError
         A category's name, a folder of masks or a split is given where the layout has its own, or none.
     """
-    root = data_root(data.root, samples_dir)
-    if not root.is_dir():
-        raise InputError(root, "no such folder of images")
-    layout = _detect(root) if data.layout == "auto" else data.layout
-    if data.masks is not None and layout != "folder":
-        raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
-    if data.visa_split != _VISA_DEFAULT_SPLIT and layout != "visa":
-        raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
-    single = layout == "folder" or _is_category(root, layout)
-    if data.category is not None and not single:
-        raise ConfigError(f"data.category: {root} holds several categories; data.categories chooses among them")
-    folders = {data.category or root.resolve().name: root} if single else _category_folders(root, layout)
-    missing = [name for name in data.categories or () if name not in folders]
+    opened = _open(data, samples_dir)
+    missing = [name for name in data.categories or () if name not in opened.folders]
     if missing:
-        raise InputError(root, f"no category {missing[0]}; there are {', '.join(folders) or 'none'} (layout {layout})")
+        raise _unknown(missing[0], opened)
     categories: list[Category] = []
     problems: list[ImageProblem] = []
-    for name, folder in folders.items():
+    for name, folder in opened.folders.items():
         if data.categories is None or name in data.categories:
-            found = list(_search(folder, layout, data))
+            found = list(_search(folder, opened.reader, data))
             whole = [ImageProblem(name, "", one.path, one.rule) for one in found if not one.key and one.rule]
             items, rejected = _with_ids(name, [one for one in found if one.key], opaque=data.opaque_ids)
             problems += whole + rejected
@@ -138,8 +138,104 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
                 problems.append(ImageProblem(name, "", folder, "no test image in this category"))
     if not categories:
         why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
-        raise InputError(root, f"no usable image of layout {layout}{why}; expected {_EXPECTED}")
+        raise _unusable(opened.root, opened.layout, why)
     return categories, problems
+
+
+def normal_training_images(data: ImagesSettings, category: str, samples_dir: Path | None = None) -> tuple[Path, ...]:
+    """A category's normal training images, as references for few-shot systems.
+
+    MVTec AD and the like: `train/good` (in any of `NORMAL_FOLDERS`' names); VisA: rows `train`, `normal` of its split
+    file; sets of `zsad.layouts`: normal images of the part that is declared as `train`. No test image is among them.
+
+    Parameters
+    ----------
+    data
+        As for `find_categories`; `data.categories` plays no part.
+    category
+        A name that `find_categories` gives.
+
+    Returns
+    -------
+    Paths in natural order of their names below the category's folder; one at least.
+
+    Raises
+    ------
+    InputError
+        No such category; the set has no training images, or this category no normal ones.
+    ConfigError
+        As `find_categories`.
+    """
+    opened = _open(data, samples_dir)
+    if category not in opened.folders:
+        raise _unknown(category, opened)
+    folder = opened.folders[category]
+    if isinstance(opened.reader, Layout):
+        train = None if opened.reader.train is None else folder / opened.reader.train
+        found = declared_images(opened.reader, train) if train is not None and train.is_dir() else ()
+        images = [one.path for one in found if one.anomalous is False and one.rule is None]
+    elif opened.reader == "mvtec":
+        train = folder / "train"
+        labels = [label for label in (folders_in(train) if train.is_dir() else ()) if _is_normal(label)]
+        images = [label / below for label in labels for below in images_below(label)]
+    elif opened.reader == "visa" and (split := _split_file(folder, data)) is not None:
+        rows = _visa_split(split, folder, part="train")
+        images = [one.path for one in rows if one.anomalous is False and one.rule is None]
+    else:
+        images = []
+    if not images:
+        raise InputError(folder, f"no normal training images (layout {opened.layout}), which few-shot references are")
+    return tuple(sorted(images, key=lambda path: natural_order(path.relative_to(folder).as_posix())))
+
+
+def _open(data: ImagesSettings, samples_dir: Path | None) -> _Opened:
+    """Find a set's categories. Raises what `find_categories` says of roots, layouts and settings that do not fit."""
+    root = data_root(data.root, samples_dir)
+    if not root.is_dir():
+        raise InputError(root, "no such folder of images")
+    layout = _detect(root) if data.layout == "auto" else data.layout
+    if data.masks is not None and layout != "folder":
+        raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
+    if data.visa_split != _VISA_DEFAULT_SPLIT and layout != "visa":
+        raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
+    reader, folders, single = _resolve(root, layout)
+    if data.category is not None and not single:
+        raise ConfigError(f"data.category: {root} holds several categories; data.categories chooses among them")
+    if data.category is not None:
+        [only] = folders.values()
+        folders = {data.category: only}
+    return _Opened(root, layout, reader, folders)
+
+
+def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool]:
+    """How a root is read, its categories' folders, and whether it is one category; of several layouts the first."""
+    own = {root.resolve().name: root}
+    match layout:
+        case "folder":
+            return layout, own, True
+        case "mvtec" | "visa":
+            single = _is_category(root, layout)
+            return layout, own if single else _category_folders(root, layout), single
+        case _:
+            declared_layouts = LAYOUTS[layout]
+    for declared in declared_layouts:
+        if not isinstance(declared, Layout):
+            reader, folders, single = _resolve(root, declared)
+            if folders:
+                return reader, folders, single
+        elif (placed := place(declared, root)) is not None:
+            return declared, placed.folders, placed.single
+    raise _unusable(root, layout)
+
+
+def _unknown(category: str, opened: _Opened) -> InputError:
+    names = ", ".join(opened.folders) or "none"
+    return InputError(opened.root, f"no category {category}; there are {names} (layout {opened.layout})")
+
+
+def _unusable(root: Path, layout: _Named, why: str = "") -> InputError:
+    shape = _EXPECTED if layout in {"mvtec", "visa", "folder"} else expected(cast(DeclaredName, layout))
+    return InputError(root, f"no usable image of layout {layout}{why}; expected {shape}")
 
 
 def images_of(paths: Sequence[Path]) -> Category:
@@ -153,10 +249,10 @@ def images_of(paths: Sequence[Path]) -> Category:
     InputError
         A path is missing, or a folder holds no image.
     """
-    found: dict[Path, _Found] = {}
+    found: dict[Path, Found] = {}
     for path in paths:
         if path.is_dir():
-            files = [(relative, path / relative) for relative in _images_below(path)]
+            files = [(relative, path / relative) for relative in images_below(path)]
             if not files:
                 raise InputError(path, f"no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
         elif path.exists():
@@ -164,7 +260,7 @@ def images_of(paths: Sequence[Path]) -> Category:
         else:
             raise InputError(path, "no such file or folder")
         for relative, file in files:
-            found.setdefault(file.resolve(), _Found(relative.as_posix(), file, "", None))
+            found.setdefault(file.resolve(), Found(relative.as_posix(), file, "", None))
     if not found:
         raise InputError("images", "none given")
     first = paths[0].resolve()
@@ -173,24 +269,9 @@ def images_of(paths: Sequence[Path]) -> Category:
     return Category(name or "images", tuple(items))
 
 
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Relative paths, sorted, of all visible files with these endings at any depth.
-
-    Links to folders are not followed, as they may form loops. Raises InputError for a folder that cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise InputError(error.filename or folder, f"cannot be read ({error.strerror})") from error
-
-    found: list[Path] = []
-    for here, below, files in os.walk(folder, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [(Path(here) / name).relative_to(folder) for name in files if _is_visible(name, suffixes)]
-    return sorted(found)
-
-
-def _detect(root: Path) -> str:
-    for layout in ("visa", "mvtec"):
+def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
+    kinds: tuple[Literal["visa", "mvtec"], ...] = ("visa", "mvtec")
+    for layout in kinds:
         if _is_category(root, layout) or _category_folders(root, layout):
             return layout
     return "folder"
@@ -201,35 +282,47 @@ def _is_category(folder: Path, layout: str) -> bool:
 
 
 def _category_folders(root: Path, layout: str) -> dict[str, Path]:
-    return {folder.name: folder for folder in _folders(root) if _is_category(folder, layout)}
+    return {folder.name: folder for folder in folders_in(root) if _is_category(folder, layout)}
 
 
-def _search(folder: Path, layout: str, data: ImagesSettings) -> Iterator[_Found]:
+def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Found]:
     """What one category's folder holds."""
-    if layout == "mvtec":
+    if isinstance(reader, Layout):
+        yield from declared_images(reader, folder / reader.test)
+    elif reader == "mvtec":
         truth = folder / "ground_truth"
         yield from _labelled(folder / "test", truth if truth.is_dir() else None)
-    elif layout == "visa":
-        name = Path(_VISA_SPLITS) / f"{data.visa_split}.csv"
-        split = next((top / name for top in (folder.parent, folder) if (top / name).is_file()), None)
-        if split is None and data.visa_split != _VISA_DEFAULT_SPLIT:
-            raise InputError(folder.parent / name, "no such split file")
-        yield from _visa(folder) if split is None else _visa_split(split, folder)
+    elif reader == "visa":
+        split = _split_file(folder, data)
+        yield from _visa(folder) if split is None else _visa_split(split, folder, part="test")
     else:
         yield from _plain(folder, data.masks)
 
 
-def _labelled(test: Path, masks: Path | None) -> Iterator[_Found]:
+def _split_file(folder: Path, data: ImagesSettings) -> Path | None:
+    """VisA's split file for a category's folder. None: there is none. Raises InputError for one asked for in vain."""
+    name = Path(_VISA_SPLITS) / f"{data.visa_split}.csv"
+    split = next((top / name for top in (folder.parent, folder) if (top / name).is_file()), None)
+    if split is None and data.visa_split != _VISA_DEFAULT_SPLIT:
+        raise InputError(folder.parent / name, "no such split file")
+    return split
+
+
+def _is_normal(label: Path) -> bool:
+    return label.name.lower() in NORMAL_FOLDERS
+
+
+def _labelled(test: Path, masks: Path | None) -> Iterator[Found]:
     """Images in folders named by label, masks in folders of the same names (or all in one)."""
-    labels = [folder for folder in _folders(test) if folder != masks and folder.name not in _MASK_FOLDERS]
-    for file in _files(test, IMAGE_SUFFIXES):
-        yield _Found(file.name, file, "", None, rule="lies beside the label folders, so it has no label")
-    anomalous: list[_Found] = []
+    labels = [folder for folder in folders_in(test) if folder != masks and folder.name not in _MASK_FOLDERS]
+    for file in files_in(test, IMAGE_SUFFIXES):
+        yield Found(file.name, file, "", None, rule="lies beside the label folders, so it has no label")
+    anomalous: list[Found] = []
     for label in labels:
-        is_normal = label.name.lower() in NORMAL_FOLDERS
+        is_normal = _is_normal(label)
         images = [
-            _Found(f"{label.name}/{below.as_posix()}", label / below, label.name, anomalous=not is_normal)
-            for below in _images_below(label)
+            Found(f"{label.name}/{below.as_posix()}", label / below, label.name, anomalous=not is_normal)
+            for below in images_below(label)
         ]
         if is_normal or masks is None:
             yield from images
@@ -239,7 +332,7 @@ def _labelled(test: Path, masks: Path | None) -> Iterator[_Found]:
         yield from _with_masks(anomalous, test, masks)
 
 
-def _with_masks(images: list[_Found], test: Path, masks: Path) -> Iterator[_Found]:
+def _with_masks(images: list[Found], test: Path, masks: Path) -> Iterator[Found]:
     """Find STEM_mask.* or STEM.* for each image, in the folder of its label or, where there is none, beside all."""
     listings: dict[Path, dict[str, Path]] = {}
     stems = Counter(image.path.stem for image in images)
@@ -247,7 +340,7 @@ def _with_masks(images: list[_Found], test: Path, masks: Path) -> Iterator[_Foun
         stem, shared = image.path.stem, not (masks / image.defect).is_dir()
         folder = masks if shared else (masks / image.path.relative_to(test)).parent
         if folder not in listings:
-            files = _files(folder, MASK_SUFFIXES) if folder.is_dir() else []
+            files = files_in(folder, MASK_SUFFIXES) if folder.is_dir() else []
             listings[folder] = {file.stem: file for file in files}
         mask = listings[folder].get(f"{stem}_mask", listings[folder].get(stem))
         if mask is None:
@@ -258,14 +351,14 @@ def _with_masks(images: list[_Found], test: Path, masks: Path) -> Iterator[_Foun
             yield replace(image, mask=mask)
 
 
-def _visa(folder: Path) -> Iterator[_Found]:
+def _visa(folder: Path) -> Iterator[Found]:
     """VisA's own folders without a split file: every image is a test image."""
     images, masks = folder / "Data" / "Images", folder / "Data" / "Masks"
     yield from _labelled(images, masks if masks.is_dir() else None)
 
 
-def _visa_split(split: Path, folder: Path) -> Iterator[_Found]:
-    """The rows of VisA's split file for one category with split `test`; their paths start where split_csv lies."""
+def _visa_split(split: Path, folder: Path, *, part: Literal["train", "test"]) -> Iterator[Found]:
+    """The rows of VisA's split file for one part of one category; their paths start where split_csv lies."""
     rows = _split_rows(split)
     top, named = split.parent.parent, list(dict.fromkeys(row["object"] for row in rows))
     category = folder.resolve().name
@@ -273,17 +366,17 @@ def _visa_split(split: Path, folder: Path) -> Iterator[_Found]:
         renamed = len(named) == 1 and not (top / named[0]).is_dir()
         if not renamed or len(_category_folders(top, "visa")) > 1:
             rule = f"{_VISA_SPLITS}/{split.name} knows no {category}, only {', '.join(named)}"
-            yield _Found("", folder, "", None, rule=rule)
+            yield Found("", folder, "", None, rule=rule)
             return
         category = named[0]
     for number, row in enumerate(rows, start=2):
-        if row["object"] != category or row["split"] != "test":
+        if row["object"] != category or row["split"] != part:
             continue
         if row["label"] not in {"normal", "anomaly"} or not row["image"]:
             raise InputError(split, f"line {number}: expected label normal or anomaly, and an image")
         path, anomalous = _listed(row["image"], category, top, folder), row["label"] == "anomaly"
         defect = path.parent.name
-        image = _Found(f"{defect}/{path.name}", path, defect, anomalous)
+        image = Found(f"{defect}/{path.name}", path, defect, anomalous)
         mask = _listed(row["mask"], category, top, folder) if anomalous and row["mask"] else None
         if not path.is_file():
             yield replace(image, rule=f"listed in {split.name}, but not there")
@@ -311,26 +404,26 @@ def _listed(name: str, category: str, top: Path, folder: Path) -> Path:
     return folder / rest if first == category else top / name
 
 
-def _plain(root: Path, masks_name: str | None) -> Iterator[_Found]:
+def _plain(root: Path, masks_name: str | None) -> Iterator[Found]:
     """Label folders, if there is a normal one or, without images beside them, masks; else images without labels."""
     names = _MASK_FOLDERS if masks_name is None else (masks_name,)
     masks = next((root / name for name in names if (root / name).is_dir()), None)
     if masks_name is not None and masks is None:
         raise InputError(root / masks_name, "no such folder of masks")
     reserved = {masks, *(root / name for name in _MASK_FOLDERS)}
-    labels = [folder for folder in _folders(root) if folder not in reserved and _images_below(folder)]
-    with_masks = bool(labels) and masks is not None and not _files(root, IMAGE_SUFFIXES)
-    if with_masks or any(folder.name.lower() in NORMAL_FOLDERS for folder in labels):
+    labels = [folder for folder in folders_in(root) if folder not in reserved and images_below(folder)]
+    with_masks = bool(labels) and masks is not None and not files_in(root, IMAGE_SUFFIXES)
+    if with_masks or any(_is_normal(folder) for folder in labels):
         yield from _labelled(root, masks)
     elif masks_name is not None:
         raise InputError(root, "masks need label folders beside them, such as good/ and broken/")
     else:
-        for relative in _images_below(root):
+        for relative in images_below(root):
             if reserved.isdisjoint((root / relative).parents):
-                yield _Found(relative.as_posix(), root / relative, "", None)
+                yield Found(relative.as_posix(), root / relative, "", None)
 
 
-def _with_ids(category: str, found: list[_Found], *, opaque: bool) -> tuple[list[Item], list[ImageProblem]]:
+def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[Item], list[ImageProblem]]:
     """Keys lose their ending where they stay unique; where keys are equal (files of several folders) they get -2 ..."""
     stems = Counter(str(Path(key).with_suffix("")) for key in {each.key for each in found})
     taken: set[str] = set()
@@ -355,22 +448,3 @@ def _with_ids(category: str, found: list[_Found], *, opaque: bool) -> tuple[list
             rule = each.rule.split(":")[0] if opaque else each.rule
             problems.append(ImageProblem(category, name, each.path, rule))
     return items, problems
-
-
-def _folders(folder: Path) -> list[Path]:
-    with reading(folder):
-        found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: natural_order(path.name))
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    with reading(folder):
-        return sorted(path for path in folder.iterdir() if _is_visible(path.name, suffixes) and path.is_file())
-
-
-def _is_visible(name: str, suffixes: tuple[str, ...]) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in suffixes
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return files_below(folder, IMAGE_SUFFIXES)

@@ -40,6 +40,8 @@ READERS = 2
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANES = 258, 262, 277, 284
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_JPEG_MASK_ABOVE = 127
 _WHITE = (255, 255, 255, 255)
 _BLACK = (0, 0, 0, 255)
 
@@ -106,6 +108,8 @@ def write_png(path: Path, pixels: UInt8[np.ndarray, "H W *channels"]) -> None:
 
 def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     """Read a mask: True, anomalous, where a pixel is not black (by its colour, in a palette; transparent is black).
+
+    In a JPEG, named as one, a pixel must be brighter than half: ringing makes nearly black pixels about each outline.
 
     Raises
     ------
@@ -309,7 +313,7 @@ def mask_of(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
             raise InputError(path, "the mask holds NaN or infinite values")
     else:
         values = np.asarray(_over(image, _BLACK)).max(axis=2)
-    return np.asarray(values > 0)
+    return np.asarray(values > (_JPEG_MASK_ABOVE if path.suffix.lower() in _JPEG_SUFFIXES else 0))
 
 
 def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:

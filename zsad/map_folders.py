@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from medad.errors import InputError
 from zsad.config import EvaluationSettings
-from zsad.datasets import NORMAL_FOLDERS, ImageProblem, files_below
+from zsad.datasets import NORMAL_FOLDERS, ImageProblem
 from zsad.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
+from zsad.listing import files_below
 from zsad.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 
 MAP_SUFFIXES = (".npy", ".tif", ".tiff")

@@ -32,7 +32,7 @@ COMMANDS = [
     ("samples",),
     ("doctor",),
     ("liver",),
-    *(("liver", name) for name in ("run", "prepare", "train", "segment", "evaluate", "step", "inbox")),
+    *(("liver", name) for name in ("run", "prepare", "export-slices", "train", "segment", "evaluate", "step", "inbox")),
     ("zsad",),
     *(("zsad", name) for name in ("run", "score", "prompts", "evaluate")),
     ("ids",),

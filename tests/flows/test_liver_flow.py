@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -359,3 +360,50 @@ def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any
     assert any(str(world.runs / "liver" / "tiny" / "report.html") in str(f.data) for f in artifacts["liver-report"])
     assert all(str(found.data).startswith("data:image/png;base64,") for found in artifacts["liver-preview"])
     assert any(found.data == 100.0 for found in artifacts["training-restoration"])
+
+
+def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    from zsad.config import ImagesSettings
+    from zsad.datasets import find_categories, normal_training_images
+    from zsad.images import read_image, read_mask
+
+    del finished
+    out = tmp_path / "slices"
+    command = ("liver", "export-slices", world.config, "--out", out, "--with-training", "--json")
+    assert cli(*command, "--dry-run").code == 0
+    assert not out.exists()
+    ran = cli(*command)
+    assert ran.code == 0, ran.err
+    assert not re.search(r"lits|btcv|img0|volume|/", ran.out)
+    assert {step.name for step in out.iterdir()} == {"liver"}
+    data = ImagesSettings(root=str(out), layout="mvtec")
+    [category], problems = find_categories(data)
+    training = normal_training_images(data, "liver")
+    assert not problems
+    assert len(category.items) + len(training) == sum(each["slices"] for each in ran.answer["exported"])
+    assert len(ran.answer["exported"]) == 4
+    name = re.compile(r"ct-[0-9a-f]{12}-[0-9]{4}(_mask)?\.png")
+    assert all(name.fullmatch(path.name) for path in out.rglob("*.png"))
+    ill = [item for item in category.items if item.anomalous]
+    assert ill
+    assert len(ill) < len(category.items)
+    for item in ill:
+        assert item.mask is not None
+        mask = read_mask(item.mask, (64, 64))
+        # tumour lies in the liver, and outside it a slice is black
+        assert mask.any()
+        assert (read_image(item.path)[mask] > 0).all()
+    again = cli(*command)
+    assert again.code == 2
+    assert "already there" in again.err
+
+
+def test_slices_without_a_tumour_label_are_refused(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    del finished
+    healthy = ("--set", "test_data.layout=btcv", "--test", world.btcv)
+    ran = cli("liver", "export-slices", world.config, "--out", tmp_path / "slices", "--json", *healthy)
+    assert ran.code == 2
+    assert [failure["rule"] for failure in ran.answer["failures"]] == [
+        "no tumour label to tell slices with tumour from normal ones"
+    ] * 2
+    assert not (tmp_path / "slices" / "liver").exists()

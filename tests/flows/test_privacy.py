@@ -127,6 +127,8 @@ def test_nothing_of_a_patient_is_stored(
     assert ran.code == 2
     ran = cli("liver", "step", "window", scan, "--out", tmp_path / "grey.nii.gz")
     assert ran.code == 0
+    ran = cli("liver", "export-slices", world.config, "--test", named, "--out", tmp_path / "slices", "--json")
+    assert ran.code == 2
     APILogWorker.drain_all(timeout=10)
     # the server stores task runs and logs in its own time; the search means something once they are there
     expected = (b"prepare lits-0", b"window input", b"lits-1: ", b"Finished in state")
@@ -140,6 +142,8 @@ def test_nothing_of_a_patient_is_stored(
         assert any(written.rglob("report.html"))
         assert search(written) == {}
     assert holds((tmp_path / "grey.nii.gz").read_bytes()) == set()
+    assert any((tmp_path / "slices").rglob("*.png"))
+    assert search(tmp_path / "slices") == {}
     assert holds(dump(database())) == set()
     assert holds(caplog.text.encode()) == set()
 

@@ -12,7 +12,7 @@ import pytest
 from flows import liver_jobs, sources
 from flows.cache import Step
 from flows.jobs import Job
-from flows.liver_jobs import Evaluate, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
+from flows.liver_jobs import Evaluate, ExportSlices, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
 from flows.liver_report import Report
 
 Write = Callable[[dict[str, str]], str]
@@ -120,7 +120,9 @@ def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
         sources.closure("medad.nothing:start")
 
 
-STEPS = [job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, Report)]
+STEPS = [
+    job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, ExportSlices, Report)
+]
 STEPS += [liver_jobs.hand_step_of(name) for name in ("window", "roi", "equalise", "slice")]
 
 

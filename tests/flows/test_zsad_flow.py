@@ -258,3 +258,18 @@ def test_prefects_ui_shows_categories_figures_and_a_picture(finished: Any, world
     tables = [json.loads(str(found.data)) for found in artifacts["zsad-categories"]]
     assert any({row["category"] for row in table} == {"cloth", "screw"} for table in tables)
     assert any(str(world.runs / "zsad" / "small" / "report.html") in str(f.data) for f in artifacts["zsad-report"])
+
+
+def test_a_set_without_normal_images_has_pixel_figures_alone(world: Any, cli: Cli, tmp_path: Path) -> None:
+    for kind, source in (("images", "test"), ("masks", "ground_truth")):
+        (tmp_path / "polyps" / kind).mkdir(parents=True)
+        for path in sorted((world.data / "screw" / source / "stain").glob("*.png")):
+            shutil.copy(path, tmp_path / "polyps" / kind / path.name.replace("_mask", ""))
+    changes = ("name=polyps", f"data.root={tmp_path / 'polyps'}", "data.layout=kvasir", "seeds=[0]")
+    sets = [word for change in changes for word in ("--set", change)]
+    ran = cli("zsad", "run", world.config, "--out", tmp_path / "runs", "--json", *sets)
+    assert ran.code == 0, ran.err
+    assert ran.answer["failures"] == []
+    assert ran.answer["headline"]["image_auroc"] is None
+    assert 0 <= ran.answer["headline"]["pixel_auroc"] <= 1
+    assert 0 <= ran.answer["headline"]["pixel_aupro"] <= 1

@@ -1,0 +1,81 @@
+"""Prepared liver slices as pictures in MVTec AD's layout, for systems that know images and no scans.
+
+    train/good/PLANE.png                                   of a healthy case
+    test/good/PLANE.png                                    slices without tumour
+    test/tumour/PLANE.png, ground_truth/tumour/PLANE_mask.png
+
+PLANE is the slice's number in the scan, in LPS order from 0. The files hold pixels and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
+from PIL import Image
+
+from medad.cases import PREPARED
+from medad.config import DatasetSettings
+from medad.datasets import Case
+from medad.errors import InputError
+from medad.io import read_labels_on
+from medad.preprocess import Slices, load_prepared, mask_to_slices
+
+CATEGORY = "liver"
+"""What the pictures show, as the folder around `train` and `test` is called."""
+
+
+def export_case(case: Case | None, data: DatasetSettings, prepared: Path, out: Path) -> None:
+    """Write one prepared case's slices as pictures into the existing, empty folder `out`.
+
+    Parameters
+    ----------
+    case
+        A test case with its tumour label. None: a training case, whose liver `medad.cases.prepare_case` found healthy.
+    data
+        How the label's grid is read.
+    prepared
+        Folder that `medad.cases.prepare_case` wrote.
+
+    Raises
+    ------
+    InputError
+        The case has no tumour label, so that nobody knows which slices are normal; a file cannot be read.
+    """
+    if case is not None and (case.label is None or case.tumour_label is None):
+        raise InputError(case.scan, "no tumour label to tell slices with tumour from normal ones")
+    ready = load_prepared(prepared / PREPARED)
+    if case is None:
+        write_healthy(ready.slices, out)
+        return
+    assert case.label is not None
+    labels, _ = read_labels_on(
+        ready.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+    )
+    write_judged(ready.slices, mask_to_slices(labels.values == case.tumour_label, ready.slices), out)
+
+
+def write_healthy(slices: Slices, out: Path) -> None:
+    """All slices into `train/good`, grey values 0..255 as they are."""
+    for pixels, z in zip(slices.pixels, slices.z.tolist(), strict=True):
+        _write(out / "train" / "good" / _name(z), pixels)
+
+
+def write_judged(slices: Slices, tumour: Bool[ndarray, "N S S"], out: Path) -> None:
+    """Slices with a tumour pixel into `test/tumour`, with their masks (0 and 255); the others into `test/good`."""
+    for pixels, mask, z in zip(slices.pixels, tumour, slices.z.tolist(), strict=True):
+        label = "tumour" if mask.any() else "good"
+        _write(out / "test" / label / _name(z), pixels)
+        if mask.any():
+            _write(out / "ground_truth" / label / _name(z, "_mask"), mask.astype(np.uint8) * np.uint8(255))
+
+
+def _name(z: int, suffix: str = "") -> str:
+    return f"{z:04d}{suffix}.png"
+
+
+def _write(path: Path, pixels: UInt8[ndarray, "S S"]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

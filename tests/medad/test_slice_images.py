@@ -1,0 +1,91 @@
+"""Slices as pictures: pixels and masks as they were, read back by the reader of images, and nothing beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from medad.cases import prepare_case
+from medad.config import DatasetSettings, PreprocessSettings
+from medad.datasets import Case, find_cases
+from medad.errors import InputError
+from medad.phantom import write_lits_phantoms
+from medad.preprocess import SliceGrid, Slices, load_prepared
+from medad.slice_images import export_case, write_healthy, write_judged
+from zsad.config import ImagesSettings
+from zsad.datasets import find_categories, normal_training_images
+from zsad.images import read_image, read_mask
+
+LITS = DatasetSettings(root="-", layout="lits")
+
+
+@pytest.fixture
+def slices() -> Slices:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 9, 9), dtype=np.uint8)
+    return Slices(pixels, pixels > 0, np.array([2, 3, 10, 100]), SliceGrid((9, 9), 120, 9))
+
+
+def test_what_is_written_is_read_back(slices: Slices, tmp_path: Path) -> None:
+    tumour = np.zeros((4, 9, 9), bool)
+    tumour[1, 2:4, 5:8] = True
+    tumour[3, 8, 8] = True
+    write_judged(slices, tumour, tmp_path / "liver")
+    write_healthy(slices, tmp_path / "liver")
+    data = ImagesSettings(root=str(tmp_path))
+    [category], problems = find_categories(data)
+    assert not problems
+    assert category.name == "liver"
+    assert [(item.id, item.anomalous) for item in category.items] == [
+        ("good/0002", False),
+        ("good/0010", False),
+        ("tumour/0003", True),
+        ("tumour/0100", True),
+    ]
+    for item, n in zip(category.items, (0, 2, 1, 3), strict=True):
+        image = read_image(item.path)
+        np.testing.assert_array_equal(image, np.repeat(slices.pixels[n, :, :, None], 3, axis=2))
+        if item.mask is not None:
+            np.testing.assert_array_equal(read_mask(item.mask, (9, 9)), tumour[n])
+    training = normal_training_images(data, "liver")
+    assert [path.name for path in training] == ["0002.png", "0003.png", "0010.png", "0100.png"]
+    np.testing.assert_array_equal(read_image(training[3])[:, :, 0], slices.pixels[3])
+
+
+def test_a_case_is_told_by_its_tumour_label(tmp_path: Path) -> None:
+    # as many pixels as voxels, so that a mask is the label's plane
+    write_lits_phantoms(tmp_path / "lits", 1, shape=(48, 48, 10), spacing_mm=(6.0, 6.0, 12.0))
+    [case], _ = find_cases(DatasetSettings(root=str(tmp_path / "lits"), layout="lits"))
+    prepared, out = tmp_path / "prepared", tmp_path / "liver"
+    prepared.mkdir()
+    prepare_case(case, LITS, PreprocessSettings(slice_px=48), prepared, training=False)
+    export_case(case, LITS, prepared, out)
+
+    label = nibabel.as_closest_canonical(nibabel.load(case.label))
+    values = np.asarray(label.dataobj)[::-1, ::-1]  # from RAS to LPS
+    planes = np.flatnonzero((values > 0).any((0, 1)))
+    ill = [z for z in planes if (values[:, :, z] == 2).any()]
+    assert 0 < len(ill) < len(planes)
+    expected = {f"test/{'tumour' if z in ill else 'good'}/{z:04}.png" for z in planes}
+    expected |= {f"ground_truth/tumour/{z:04}_mask.png" for z in ill}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == expected
+    for z in ill:
+        mask = read_mask(out / f"ground_truth/tumour/{z:04}_mask.png", (48, 48))
+        np.testing.assert_array_equal(mask, (values[:, :, z] == 2).T)
+    ready = load_prepared(prepared / "prepared.safetensors").slices
+    for pixels, z in zip(ready.pixels, ready.z, strict=True):
+        with Image.open(out / f"test/{'tumour' if z in ill else 'good'}/{z:04}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+            assert image.info == {}
+
+
+def test_without_a_tumour_label_nobody_knows_which_slices_are_normal(tmp_path: Path) -> None:
+    for case in (
+        Case("a", tmp_path / "scan", tmp_path / "label", (1,), None),
+        Case("a", tmp_path / "scan", None, (1,), 2),
+    ):
+        with pytest.raises(InputError, match="no tumour label"):
+            export_case(case, LITS, tmp_path, tmp_path)

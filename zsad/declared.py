@@ -1,0 +1,167 @@
+"""Reads any set that `zsad.layouts` declares: names of files, lists of labels, and masks whose blackness is a label."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medad.errors import InputError
+from medad.storage import reading
+from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decoded, mask_of
+from zsad.layouts import OWN, LabelList, Layout
+from zsad.listing import Found, files_in, folders_in, is_visible
+
+DECLARED_MASK_SUFFIXES = (".jpg", ".jpeg", *MASK_SUFFIXES)
+"""Some publishers ship masks as JPEG. The later ones win where a mask is there twice."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a declared set was found."""
+
+    folders: dict[str, Path]
+    """The categories' folders by name, in natural order."""
+    single: bool
+    """Whether the folder is one category, which the user may call otherwise."""
+
+
+def place(layout: Layout, root: Path) -> Placed | None:
+    """Find the set's categories in a folder. None: it does not have this layout."""
+    for base in (root / below for below in layout.within):
+        if layout.categories and base.is_dir():
+            folders = {
+                folder.name: folder
+                for folder in folders_in(base)
+                if fnmatch.fnmatchcase(folder.name, layout.categories) and _holds(layout, folder)
+            }
+            if folders:
+                return Placed(folders, single=False)
+        if _holds(layout, base):
+            return Placed({layout.category or base.resolve().name: base}, single=True)
+    return None
+
+
+def declared_images(layout: Layout, folder: Path) -> Iterator[Found]:
+    """The images of one part of a category: `folder` is its `test` or `train`.
+
+    Anomalous images of a set with masks need one each, and labels that are told by masks or by a list need those:
+    what is without is found with the rule that it breaks.
+
+    Raises
+    ------
+    InputError
+        A folder or the list of labels cannot be read.
+    """
+    if layout.told_by == "mask" and layout.mixed and layout.masks and not (folder / layout.masks).is_dir():
+        yield Found("", folder, "", None, rule=f"no folder {layout.masks}/, which tells defects from normal images")
+        return
+    masks = _Masks(layout, folder)
+    seen: set[Path] = set()
+    for patterns, anomalous in ((layout.normal, False), (layout.anomalous, True)):
+        for path in _matching(layout, folder, patterns):
+            if path not in seen:
+                seen.add(path)
+                yield _judged(layout, folder, path, masks.of(path), anomalous=anomalous)
+    listed = _read_list(folder / layout.labels.file, layout.labels) if layout.labels else {}
+    for path in _matching(layout, folder, layout.mixed):
+        flag = listed.pop(_number(path.stem), None)
+        yield _mixed(layout, folder, path, masks.of(path), None if flag is None else flag[1])
+    for name, _ in listed.values():
+        assert layout.labels is not None, "only a list lists"
+        rule = f"listed in {Path(layout.labels.file).name}, but not there"
+        yield Found(name, folder / name, layout.defect, None, rule=rule)
+
+
+def _mixed(layout: Layout, folder: Path, path: Path, mask: Path | None, listed: bool | None) -> Found:
+    """One image whose folder does not say what it is."""
+    if layout.told_by == "mask":
+        return _judged(layout, folder, path, mask, anomalous=mask is not None or bool(listed))
+    rule: str | None = None
+    anomalous = bool(listed)
+    if layout.told_by == "list":
+        if listed is None:
+            assert layout.labels is not None, "told by a list"
+            rule = f"without a label: {layout.labels.file} does not name it"
+    elif mask is None:
+        rule = f"without a label: no {path.stem}{layout.mask_suffix}.* beside it"
+    else:
+        try:
+            anomalous = bool(decoded(mask, mask_of).any())
+        except InputError as error:
+            rule = f"without a label: {mask.name} {error.rule}"
+    judged = _judged(layout, folder, path, mask, anomalous=anomalous)
+    return judged if rule is None else replace(judged, rule=rule, mask=None)
+
+
+def _judged(layout: Layout, folder: Path, path: Path, mask: Path | None, *, anomalous: bool) -> Found:
+    key = path.relative_to(folder).as_posix()
+    if not anomalous:
+        return Found(key, path, "good", anomalous=False)
+    image = Found(key, path, layout.defect, anomalous=True, mask=mask)
+    if layout.masks is None or mask is not None:
+        return image
+    where = "beside it" if layout.masks == OWN else f"in {layout.masks}/"
+    return replace(image, rule=f"anomalous, but without a mask: no {path.stem}{layout.mask_suffix}.* {where}")
+
+
+class _Masks:
+    """Finds masks by stem; each folder is listed once."""
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self._layout, self._folder = layout, folder
+        self._listings: dict[Path, dict[str, Path]] = {}
+
+    def of(self, image: Path) -> Path | None:
+        if self._layout.masks is None:
+            return None
+        folder = image.parent if self._layout.masks == OWN else self._folder / self._layout.masks
+        if folder not in self._listings:
+            files = files_in(folder, DECLARED_MASK_SUFFIXES) if folder.is_dir() else []
+            files.sort(key=lambda file: DECLARED_MASK_SUFFIXES.index(file.suffix.lower()))
+            self._listings[folder] = {file.stem: file for file in files}
+        return self._listings[folder].get(image.stem + self._layout.mask_suffix)
+
+
+def _holds(layout: Layout, folder: Path) -> bool:
+    test = folder / layout.test
+    if layout.told_by == "list" and layout.labels is not None and not (test / layout.labels.file).is_file():
+        return False
+    return any(True for _ in _matching(layout, test, layout.patterns))
+
+
+def _matching(layout: Layout, folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    """Images in the order of patterns, then of names, each once; masks that lie among them are none."""
+    found = dict.fromkeys(path for pattern in patterns for path in sorted(folder.glob(pattern)))
+    for path in found:
+        is_mask = layout.masks == OWN and path.stem.endswith(layout.mask_suffix)
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if is_visible(path.name, IMAGE_SUFFIXES) and path.is_file() and not is_mask and not hidden:
+            yield path
+
+
+def _read_list(path: Path, columns: LabelList) -> dict[str, tuple[str, bool]]:
+    """By the image's number: its name in the list, and whether it is anomalous. Empty where there is no list."""
+    if not path.is_file():
+        return {}
+    with reading(path):
+        data = path.read_bytes()
+    listed: dict[str, tuple[str, bool]] = {}
+    for line in data.decode("utf-8", "replace").splitlines():
+        row = re.split(r"[,\s]+", line.strip())
+        if len(row) > max(columns.image_column, columns.anomalous_column) and row[columns.anomalous_column] in {
+            "0",
+            "1",
+        }:
+            name = row[columns.image_column]
+            listed[_number(Path(name).stem)] = (name, row[columns.anomalous_column] == "1")
+    if not listed:
+        raise InputError(path, "holds no row with an image and 0 or 1")
+    return listed
+
+
+def _number(stem: str) -> str:
+    """Lists write 0 for 000.png."""
+    return stem.lstrip("0") or "0"
