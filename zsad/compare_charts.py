@@ -69,7 +69,7 @@ def _lines(axes: Axes, panel: Panel, varied: str) -> None:
             markerfacecolor="none",
             linestyle="none",
             linewidth=0.9,
-            label="published",
+            label="published, MVTec AD",
         )
     low, high = axes.get_ylim()
     if high - low < LEAST_SPAN:

@@ -21,7 +21,9 @@ from zsad.models import describe
 from zsad.paired import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
 from zsad.published import (
     ABLATION_REMARKS,
+    ANOMALY_CLIP,
     DUAL_IMAGE,
+    SEGMENTATION,
     TITLES,
     CategoryFigures,
     PublishedRow,
@@ -575,6 +577,7 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
 
 def _definitions(settings: CompareSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
+        "001, 002, 003": f"Papers: {ANOMALY_CLIP}; {DUAL_IMAGE}; {SEGMENTATION}.",
         "Rank": (
             "The best figure of a column is bold, the second underlined; figures that print alike rank alike. A mean "
             "over fewer categories than others have is marked and has no rank, and no published row has one."

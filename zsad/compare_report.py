@@ -227,7 +227,10 @@ def _preview(document: CompareDocument) -> bytes:
         for key in ("image_auroc", "pixel_auroc", _pro(document))
         if any(stats := [one.mean.metrics[key] for one in document.systems])
     ]
-    return overview_png(title, [one.name for one in document.systems], panels)
+    counts = {one.name: len(one.categories) for one in document.systems}
+    whole = len(document.categories)
+    names = [name if n == whole else f"{name} ({n} of {whole} categories)" for name, n in counts.items()]
+    return overview_png(title, names, panels)
 
 
 def _pro(document: CompareDocument) -> str:
