@@ -6,7 +6,7 @@ Nothing here computes or loads torch. `System` is what stands in a configuration
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -163,7 +163,7 @@ class MutualSettings(SystemSettings):
     """Of the smallest distances to other images that are averaged; one at least."""
 
     @model_validator(mode="after")
-    def _degrees_are_odd(self) -> Self:
+    def _degrees_are_odd(self) -> MutualSettings:
         if any(degree % 2 == 0 for degree in self.degrees):
             raise ValueError(f"degrees {list(self.degrees)}: a neighbourhood has a middle, so an odd side")
         return self
