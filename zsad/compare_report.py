@@ -246,7 +246,7 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
-def _bytes(count: float | None) -> str:
+def _bytes(count: int | float | None) -> str:
     if count is None:
         return "–"
     if not count:
