@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,8 +18,6 @@ from medad.pages import data_uri
 NORMAL_COLOUR, ANOMALOUS_COLOUR = "#0072b2", "#d55e00"
 """Blue and vermilion of Okabe and Ito's palette."""
 BINS = 30
-SVG_STYLE: dict[str, Any] = {"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}
-"""Ids within an SVG are random without a salt."""
 
 Points = tuple[Sequence[float], Sequence[float]]
 """x and y of a curve."""
@@ -48,7 +46,7 @@ class NamedCurve:
 def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[NamedCurve]) -> str:
     """One row of charts as a data URI: histogram of scores, then ROC and precision-recall where there are curves."""
     panels = 1 + bool(roc) + bool(pr)
-    with matplotlib.rc_context(SVG_STYLE):
+    with svg_style():
         width, left = 4.4 + 3.1 * (panels - 1), 4.9
         figure = Figure(figsize=(width, 2.9))
         # places in inches: matplotlib's own layout takes longer than the drawing
@@ -63,8 +61,14 @@ def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[Na
         return svg_uri(figure)
 
 
+def svg_style() -> AbstractContextManager[None]:
+    """What charts are drawn under, so that equal ones have equal bytes."""
+    # ids within an SVG are random without a salt
+    return matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9})
+
+
 def svg_uri(figure: Figure) -> str:
-    """A figure as a data URI; the same bytes for the same figure under `SVG_STYLE`."""
+    """A figure as a data URI; to be made within `svg_style`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return data_uri("image/svg+xml", buffer.getvalue().encode())

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from zsad.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, SVG_STYLE, svg_uri
+from zsad.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_uri
 from zsad.published import Quoted
 from zsad.report_document import Stat
 
@@ -41,7 +41,7 @@ class Dots:
 
 def line_chart(panels: Sequence[Panel], varied: str) -> str:
     """Panels in a row as an SVG data URI: means as a line, mean +- sd as a band, published figures as diamonds."""
-    with matplotlib.rc_context(SVG_STYLE):
+    with svg_style():
         width = 3.3 * len(panels)
         figure = Figure(figsize=(width, 2.9))
         for number, panel in enumerate(panels):
