@@ -52,6 +52,7 @@ class ScoredCategory:
 
 
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+_TEMPLATES = ("zsad/report_style.html", "zsad/report_template.html")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ZsadReport(Job):
     failures: tuple[FailedStep, ...]
     versions: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
-    step = Step("zsad-report", 1, ("zsad.report:write_report",), _DRAWING, files=("zsad/report_template.html",))
+    step = Step("zsad-report", 1, ("zsad.report:write_report",), _DRAWING, files=_TEMPLATES)
 
     def inputs(self) -> dict[str, Any]:
         return {
@@ -102,7 +103,7 @@ class ScoreOutputs(Job):
         1,
         ("zsad.outputs:write_score_outputs",),
         (*_DRAWING, "torch"),
-        files=("zsad/report_template.html",),
+        files=_TEMPLATES,
     )
 
     def inputs(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import matplotlib
@@ -45,8 +46,7 @@ class NamedCurve:
 def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[NamedCurve]) -> str:
     """One row of charts as a data URI: histogram of scores, then ROC and precision-recall where there are curves."""
     panels = 1 + bool(roc) + bool(pr)
-    # ids within an SVG are random without a salt
-    with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
+    with svg_style():
         width, left = 4.4 + 3.1 * (panels - 1), 4.9
         figure = Figure(figsize=(width, 2.9))
         # places in inches: matplotlib's own layout takes longer than the drawing
@@ -58,8 +58,19 @@ def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[Na
             if curves:
                 _curves(figure.add_axes((left / width, 0.16, 2.15 / width, 0.74)), curves, *names, diagonal=diagonal)
                 left += 3.1
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return svg_uri(figure)
+
+
+def svg_style() -> AbstractContextManager[None]:
+    """What charts are drawn under, so that equal ones have equal bytes."""
+    # ids within an SVG are random without a salt
+    return matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9})
+
+
+def svg_uri(figure: Figure) -> str:
+    """A figure as a data URI; to be made within `svg_style`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return data_uri("image/svg+xml", buffer.getvalue().encode())
 
 

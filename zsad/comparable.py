@@ -56,7 +56,7 @@ def why_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored: Map
     scored
         Category -> images that were scored.
     """
-    return [*_of_encoder(settings), *_of_settings(settings), *_of_images(benchmark, scored)]
+    return [*_of_encoder(settings), *_of_settings(settings), *why_other_images(benchmark, scored)]
 
 
 def _of_encoder(settings: ZsadSettings) -> Iterator[str]:
@@ -106,7 +106,8 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
 
 
-def _of_images(benchmark: Benchmark, scored: Mapping[str, int]) -> Iterator[str]:
+def why_other_images(benchmark: Benchmark, scored: Mapping[str, int]) -> Iterator[str]:
+    """What sets the images apart from the benchmark's; `scored` as in `why_not_comparable`."""
     wanted, title = CATEGORIES[benchmark], TITLES[benchmark]
     here = [name for name in wanted if name in scored]
     if set(scored) != set(wanted):

@@ -1,12 +1,12 @@
-"""What papers print for MVTec AD and VisA: rows for the report, each with its paper and table. None is our result.
+"""What papers print: rows for the reports, each with its paper and table. None is our result.
 
-All figures are means over the benchmark's categories (15 and 12), in percent, as printed. The papers' F1max is taken at
-the best threshold in hindsight, as ours is.
+All figures are in percent, as printed, and means over a data set's categories unless they name one category. The
+papers' F1max is taken at the best threshold in hindsight, as ours is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from zsad.config import Variant
@@ -54,6 +54,7 @@ class PublishedRow:
     """A system's row in a paper's table. None: the paper prints no such figure."""
 
     system: str
+    """As the paper calls it; in an ablation, its row as our table calls it."""
     variant: Variant | None
     """Our variant that the row is the published figure of; None for other systems."""
     paper: str
@@ -75,6 +76,69 @@ def published_rows(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
 def published_row(benchmark: Benchmark, variant: Variant) -> PublishedRow | None:
     """The published figures of one of our variants, or None: no paper printed them."""
     return next((row for row in published_rows(benchmark) if row.variant == variant), None)
+
+
+@dataclass(frozen=True)
+class CategoryFigures:
+    """A system's row of a table that has a column a category."""
+
+    system: str
+    paper: str
+    table: str
+    metric: Literal["image_f1max", "pixel_f1max"]
+    figures: dict[str, float]
+    """By category, percent."""
+    mean: float
+    """As printed."""
+
+
+def compared_rows(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
+    """Rows beside a comparison of systems: `published_rows`, then the rest of 001's table 1 and of 003's tables."""
+    known = published_rows(benchmark)
+    others = [row for row in anomaly_clip_rows(TITLES[benchmark]) if row.system != "AnomalyCLIP"]
+    if benchmark == "visa":
+        others += [_f1max_means(system) for system in ("WinCLIP", "APRIL-GAN")]
+    return (*known, *others)
+
+
+def anomaly_clip_rows(data_set: str) -> tuple[PublishedRow, ...]:
+    """The six systems of 001's tables 1 and 2 on one of their 17 data sets, in the tables' order.
+
+    Medical sets have figures of images or of pixels alone. A system without any figure is left out. Raises KeyError.
+    """
+    rows = []
+    images, pixels = _IMAGES_001.get(data_set), _PIXELS_001.get(data_set)
+    if images is None and pixels is None:
+        raise KeyError(data_set)
+    nothing: tuple[tuple[float, float] | None, ...] = (None,) * len(SYSTEMS_001)
+    for system, image, pixel in zip(SYSTEMS_001, images or nothing, pixels or nothing, strict=True):
+        if image or pixel:
+            auroc, ap = image or (None, None)
+            pixel_auroc, aupro = pixel or (None, None)
+            table = "table 1" if data_set in INDUSTRIAL_001 else "table 2"
+            rows.append(_row(system, None, ANOMALY_CLIP, table, auroc, None, ap, pixel_auroc, None, aupro))
+    return tuple(rows)
+
+
+def category_figures() -> tuple[CategoryFigures, ...]:
+    """003's tables 1 (images) and 2 (pixels): F1max of three systems on each category of VisA."""
+    return _BY_CATEGORY
+
+
+def published_ablation(ablation: str) -> tuple[PublishedRow, ...]:
+    """002's rows of one ablation on MVTec AD, called as our rows are; empty where it prints no number.
+
+    Figures 5a and 6 print none. Their rows of 0 and 1 reference, and of 2 steps, are rows of table 3 as well.
+    """
+    return _ABLATIONS.get(ablation, ())
+
+
+def _f1max_means(system: str) -> PublishedRow:
+    image, pixel = (
+        next(one.mean for one in _BY_CATEGORY if one.system == system and one.metric == metric)
+        for metric in ("image_f1max", "pixel_f1max")
+    )
+    return _row(system, None, SEGMENTATION, "tables 1 and 2", None, image, None, None, pixel, None)
 
 
 def _row(system: str, variant: Variant | None, paper: str, table: str, *figures: float | str | None) -> PublishedRow:
@@ -131,3 +195,102 @@ _VISA = (
     _row("MuSc (whole test set)", None, MUSC, "main results", 92.8, 89.5, 93.5, 98.8, 48.8, 92.7),
     _row("Segmentation models", None, SEGMENTATION, "tables 1 and 2", None, 81.5, None, None, 24.2, None),
 )
+
+SYSTEMS_001 = ("CLIP", "CLIP-AC", "WinCLIP", "VAND", "CoOp", "AnomalyCLIP")
+"""001 calls APRIL-GAN VAND. Its figures of WinCLIP and VAND on MVTec AD and VisA are those of their own papers."""
+INDUSTRIAL_001 = ("MVTec AD", "VisA", "MPDD", "BTAD", "SDD", "DAGM", "DTD-Synthetic")
+_Pairs = tuple[tuple[float, float] | None, ...]
+_IMAGES_001: dict[str, _Pairs] = {
+    "MVTec AD": ((74.1, 87.6), (71.5, 86.4), (91.8, 96.5), (86.1, 93.5), (88.8, 94.8), (91.5, 96.2)),
+    "VisA": ((66.4, 71.5), (65.0, 70.1), (78.1, 81.2), (78.0, 81.4), (62.8, 68.1), (82.1, 85.4)),
+    "MPDD": ((54.3, 65.4), (56.2, 66.0), (63.6, 69.9), (73.0, 80.2), (55.1, 64.2), (77.0, 82.0)),
+    "BTAD": ((34.5, 52.5), (51.0, 62.1), (68.2, 70.9), (73.6, 68.6), (66.8, 77.4), (88.3, 87.3)),
+    "SDD": ((65.7, 45.2), (65.2, 45.7), (84.3, 77.4), (79.8, 71.4), (74.9, 65.1), (84.7, 80.0)),
+    "DAGM": ((79.6, 59.0), (82.5, 63.7), (91.8, 79.5), (94.4, 83.8), (87.5, 74.6), (97.5, 92.3)),
+    "DTD-Synthetic": ((71.6, 85.7), (66.8, 83.2), (93.2, 92.6), (86.4, 95.0), None, (93.5, 97.0)),
+    "HeadCT": ((56.5, 58.4), (60.0, 60.7), (81.8, 80.2), (89.1, 89.4), (78.4, 78.8), (93.4, 91.6)),
+    "BrainMRI": ((73.9, 81.7), (80.6, 86.4), (86.6, 91.5), (89.3, 90.9), (61.3, 44.9), (90.3, 92.2)),
+    "Br35H": ((78.4, 78.8), (82.7, 81.3), (80.5, 82.2), (93.1, 92.9), (86.0, 87.5), (94.6, 94.7)),
+    "COVID-19": ((73.7, 42.4), (75.0, 45.9), (66.4, 42.9), (15.5, 8.5), (25.3, 9.2), (80.1, 58.7)),
+}
+"""AUROC and AP of images, by data set, in the order of SYSTEMS_001."""
+_PIXELS_001: dict[str, _Pairs] = {
+    "MVTec AD": ((38.4, 11.3), (38.2, 11.6), (85.1, 64.6), (87.6, 44.0), (33.3, 6.7), (91.1, 81.4)),
+    "VisA": ((46.6, 14.8), (47.8, 17.3), (79.6, 56.8), (94.2, 86.8), (24.2, 3.8), (95.5, 87.0)),
+    "MPDD": ((62.1, 33.0), (58.7, 29.1), (76.4, 48.9), (94.1, 83.2), (15.4, 2.3), (96.5, 88.7)),
+    "BTAD": ((30.6, 4.4), (32.8, 8.3), (72.7, 27.3), (60.8, 25.0), (28.6, 3.8), (94.2, 74.8)),
+    "SDD": ((39.0, 8.9), (32.5, 5.8), (68.8, 24.2), (79.8, 65.1), (28.9, 7.1), (90.6, 67.8)),
+    "DAGM": ((28.2, 2.9), (32.7, 4.8), (87.6, 65.7), (82.4, 66.2), (17.5, 2.1), (95.6, 91.0)),
+    "DTD-Synthetic": ((33.9, 12.5), (23.7, 5.5), (83.9, 57.8), (95.3, 86.9), None, (97.9, 92.3)),
+    # skin, which has masks: the set that the text calls ISIC
+    "ISIC": ((33.1, 5.8), (36.0, 7.7), (83.3, 55.1), (89.4, 77.2), (51.7, 15.9), (89.7, 78.4)),
+    "CVC-ColonDB": ((49.5, 15.8), (49.5, 11.5), (70.3, 32.5), (78.4, 64.6), (40.5, 2.6), (81.9, 71.3)),
+    "CVC-ClinicDB": ((47.5, 18.9), (48.5, 12.6), (51.2, 13.8), (80.5, 60.7), (34.8, 2.4), (82.9, 67.8)),
+    "Kvasir": ((44.6, 17.7), (45.0, 16.8), (69.7, 24.5), (75.0, 36.2), (44.1, 3.5), (78.9, 45.6)),
+    "Endo": ((45.2, 15.9), (46.6, 12.6), (68.2, 28.3), (81.9, 54.9), (40.6, 3.9), (84.1, 63.6)),
+    "TN3K": ((42.3, 7.3), (35.6, 5.2), (70.7, 39.8), (73.6, 37.8), (34.0, 9.5), (81.5, 50.4)),
+}
+"""AUROC and PRO of pixels, likewise."""
+DATA_SETS_001 = (*INDUSTRIAL_001, *(name for name in (_IMAGES_001 | _PIXELS_001) if name not in INDUSTRIAL_001))
+"""All 17 of 001's tables 1 and 2."""
+
+_COLUMNS_003 = (
+    *("pcb1", "pcb2", "pcb3", "pcb4", "capsules", "candle", "macaroni1", "macaroni2", "cashew", "chewinggum"),
+    *("fryum", "pipe_fryum"),
+)
+
+
+def _row_003(
+    metric: Literal["image_f1max", "pixel_f1max"], system: str, mean: float, *figures: float
+) -> CategoryFigures:
+    table = "table 1" if metric == "image_f1max" else "table 2"
+    by_category = dict(zip(_COLUMNS_003, figures, strict=True))
+    return CategoryFigures(system, SEGMENTATION, table, metric, by_category, mean)
+
+
+_BY_CATEGORY = (
+    _row_003("image_f1max", "WinCLIP", 79.0, 71.0, 67.1, 71.0, 74.9, 83.9, 89.4, 74.2, 69.8, 88.4, 94.8, 82.7, 80.7),
+    _row_003("image_f1max", "APRIL-GAN", 78.7, 66.9, 70.1, 66.7, 87.3, 77.6, 77.8, 71.1, 69.1, 84.8, 93.7, 91.7, 87.7),
+    _row_003(
+        *("image_f1max", "Segmentation models", 81.5),
+        *(74.3, 67.1, 70.2, 87.3, 84.9, 82.1, 83.3, 76.9, 82.3, 94.4, 84.8, 90.0),
+    ),
+    _row_003("pixel_f1max", "WinCLIP", 14.8, 2.4, 4.7, 10.3, 32.0, 9.2, 22.5, 7.0, 1.0, 13.2, 41.1, 22.1, 12.3),
+    _row_003("pixel_f1max", "APRIL-GAN", 32.3, 12.5, 23.4, 21.7, 31.3, 48.5, 39.4, 35.5, 13.7, 22.9, 78.5, 29.7, 30.4),
+    _row_003(
+        *("pixel_f1max", "Segmentation models", 24.2),
+        *(29.5, 11.0, 4.7, 21.7, 31.9, 20.2, 24.6, 7.2, 24.5, 63.4, 31.3, 19.6),
+    ),
+)
+
+_TEXT_TTA, _JOINT_TTA = _MVTEC[1], _MVTEC[3]
+_MAPS_002, _CLASSES_002 = (DUAL_IMAGE, "supplement, table 1"), (DUAL_IMAGE, "supplement, table 2")
+_ABLATIONS: dict[str, tuple[PublishedRow, ...]] = {
+    "references": (replace(_TEXT_TTA, system="0"), replace(_JOINT_TTA, system="1")),
+    "steps": (replace(_JOINT_TTA, system="2"),),
+    # lambda 1, lambda 2
+    "map_weights": (
+        _row("1, 0.5", None, *_MAPS_002, None, None, None, "92.5 ± 0.2", "41.7 ± 0.8", "82.2 ± 0.3"),
+        _row("1, 1", None, *_MAPS_002, None, None, None, "92.7 ± 0.2", "42.4 ± 0.7", "83.4 ± 0.4"),
+        _row("1, 1.5", None, *_MAPS_002, None, None, None, "92.8 ± 0.2", "42.4 ± 0.7", "84.0 ± 0.4"),
+        _row("2, 2", None, *_MAPS_002, None, None, None, "92.7 ± 0.2", "42.3 ± 0.6", "84.1 ± 0.3"),
+    ),
+    # lambda 3, lambda 4, lambda 5
+    "image_weights": (
+        _row("1, 1, 1", None, *_CLASSES_002, "93.2 ± 0.8", "94.1 ± 0.2", "96.7 ± 0.4", None, None, None),
+        _row("1, 1, 2", None, *_CLASSES_002, "93.1 ± 0.8", "94.0 ± 0.3", "96.8 ± 0.4", None, None, None),
+        _row("1, 2, 1", None, *_CLASSES_002, "91.9 ± 0.8", "93.2 ± 0.2", "94.8 ± 0.4", None, None, None),
+        _row("2, 1, 1", None, *_CLASSES_002, "93.1 ± 0.6", "94.0 ± 0.1", "96.7 ± 0.3", None, None, None),
+    ),
+}
+ABLATION_REMARKS = {
+    "references": (
+        "002, figure 5a, prints no numbers: image and pixel AUROC rise most from 0 to 1 reference, then less and less. "
+        "The published points are rows of its table 3."
+    ),
+    "steps": (
+        "002, figure 6, prints no numbers: AUROC and PRO of images and pixels are said to be best at 2 steps and to "
+        "fall from there. The published point is a row of its table 3."
+    ),
+}
+"""What 002 says of an ablation whose numbers it does not print."""

@@ -5,40 +5,34 @@ Equal inputs give equal bytes. No path goes in: images appear under their ids.
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
-from markupsafe import Markup, escape
 from PIL import Image
 
 from medad.pages import jpeg_uri
 from medad.storage import atomic_path, write_bytes
-from medad.words import clean, natural_order, readable
+from medad.words import natural_order
 from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
 from zsad.config import Variant, ZsadSettings
 from zsad.evaluation import CurvePair
 from zsad.images import read_image, read_mask
-from zsad.published import PublishedRow
-from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
+from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
 from zsad.report_document import (
-    PRO_200,
     VARIANTS,
     CategoryReport,
     ColourScale,
-    Failure,
     ReportDocument,
     ShownImage,
     Stat,
     make_document,
 )
 from zsad.report_figures import macro_means, pick_images
+from zsad.report_page import page_environment
 from zsad.report_tables import curve_rows, result_rows, score_rows, write_csv
 
 __all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]
@@ -128,7 +122,7 @@ def write_pages(
         encoders,
         macro_means(reports, variants),
         scale,
-        _failures(failures, settings),
+        failures_shown(failures, opaque_ids=settings.data.opaque_ids),
         versions,
         notes,
     )
@@ -142,13 +136,9 @@ def write_pages(
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]) -> str:
     """The document as one self-contained page; `row_uris` holds a picture for each shown image of each category."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["in_group"] = lambda title, group: title.startswith(group)
-    environment.filters.update(percent=_percent, plain=_plain, count=_count, quoted=_quoted, heading=_heading)
-    template = importlib.resources.files("zsad").joinpath("report_template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    environment = page_environment()
+    environment.filters.update(plain=_plain, count=_count)
+    return environment.get_template("report_template.html").render(
         doc=document,
         row_uris=row_uris,
         chart_uris=chart_uris,
@@ -240,23 +230,6 @@ def _chart(category: LoadedCategory, variant: Variant) -> str:
     return charts.category_chart(sets, named("roc"), named("pr") if sets.normal else [])
 
 
-def _failures(failures: Sequence[Failed], settings: ZsadSettings) -> list[Failure]:
-    def order(one: Failed) -> tuple[Any, ...]:
-        return natural_order(one.category), natural_order(one.id), one.stage, one.rule
-
-    return [
-        Failure(
-            category=readable(one.category),
-            id=readable(one.id),
-            stage=one.stage,
-            rule=clean(one.rule),
-            # where ids are opaque, file names may hold what the ids hide
-            file="" if settings.data.opaque_ids else readable(Path(one.file).name),
-        )
-        for one in sorted(failures, key=order)
-    ]
-
-
 def _listed(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
     """The highest-scored images, where labels do not tell what to look at: id, score, flagged."""
     if not category.unlabelled:
@@ -293,12 +266,6 @@ def _write_preview(
         picture.save(temporary, "PNG", optimize=True)
 
 
-def _percent(stat: Stat | None) -> str:
-    if stat is None:
-        return "–"
-    return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
-
-
 def _plain(stat: Stat | None) -> str:
     if stat is None:
         return "too few images"
@@ -310,19 +277,3 @@ def _count(stat: Stat | None, of: int | None = None) -> str:
         return "–"
     number = f"{stat.mean:.0f}" if not stat.sd else f"{stat.mean:.1f} ± {stat.sd:.1f}"
     return number if of is None else f"{number} of {of}"
-
-
-def _quoted(row: PublishedRow, key: str, pro_200_shown: bool) -> str:
-    """A published figure under the column of ours that it compares with."""
-    # the papers' PRO comes from the loop over thresholds
-    name = {"pixel_aupro": "" if pro_200_shown else "aupro", PRO_200: "aupro"}.get(key, key)
-    figure = getattr(row, name, None)
-    if figure is None:
-        return "–"
-    return f"{figure.mean:.1f}" + ("" if figure.sd is None else f" ± {figure.sd:.1f}")
-
-
-def _heading(title: str) -> Markup:
-    """A metric's title below `image` or `pixel`, in short lines."""
-    lines = title.split(" ", 1)[1].replace("F1max at oracle ", "F1max at\noracle\n").replace(" 200 ", " 200\n")
-    return Markup("<br>").join(map(escape, lines.split("\n")))

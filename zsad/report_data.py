@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -23,6 +23,7 @@ from zsad.models import is_embedded
 from zsad.report_document import (
     CategoryReport,
     Encoder,
+    Failure,
     ImageScores,
     MaskProblem,
     SeedFigures,
@@ -168,7 +169,7 @@ class LoadedCategory:
             ),
             prompts_per_side=self.prompts_per_side,
             variants=tuple(
-                variant_figures(v, {seed: _figures(one.variants[v]) for seed, one in self.evaluated.items()})
+                variant_figures(v, {seed: seed_figures(one.variants[v]) for seed, one in self.evaluated.items()})
                 for v in variants
             ),
             shown_seed=self.shown_seed,
@@ -201,7 +202,8 @@ def load_category(result: CategoryResult, variants: Sequence[Variant]) -> Loaded
     )
 
 
-def _figures(one: VariantEvaluation) -> SeedFigures:
+def seed_figures(one: VariantEvaluation) -> SeedFigures:
+    """An evaluation's figures as reports hold them."""
     image, pixel, threshold = one.image, one.pixel, one.threshold
     return SeedFigures(
         metrics={
@@ -222,6 +224,25 @@ def _figures(one: VariantEvaluation) -> SeedFigures:
         false_alarms=threshold and threshold.false_alarms,
         deployable_f1=threshold and threshold.f1,
     )
+
+
+def failures_shown(failures: Sequence[Failed], *, opaque_ids: bool) -> list[Failure]:
+    """Failures in order, by category and image, as a report may show them."""
+
+    def order(one: Failed) -> tuple[Any, ...]:
+        return natural_order(one.category), natural_order(one.id), one.stage, one.rule
+
+    return [
+        Failure(
+            category=readable(one.category),
+            id=readable(one.id),
+            stage=one.stage,
+            rule=clean(one.rule),
+            # where ids are opaque, file names may hold what the ids hide
+            file="" if opaque_ids else readable(Path(one.file).name),
+        )
+        for one in sorted(failures, key=order)
+    ]
 
 
 class _Read(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.settings import MACHINE_FIELDS
 from medad.words import WITHHELD, clean
 from zsad.comparable import why_not_comparable
-from zsad.config import Variant, ZsadSettings
+from zsad.config import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation import CategoryCurves
 from zsad.metrics import definitions
 from zsad.published import TITLES, PublishedRow, published_rows
@@ -259,7 +259,7 @@ def make_document(
         categories=tuple(categories),
         failures=tuple(failures),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
-        definitions=_definitions(settings),
+        definitions=definitions_shown(settings.evaluation),
         settings=settings_without_paths(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
@@ -275,7 +275,8 @@ def notices_of(settings: ZsadSettings, encoders: Sequence[Encoder]) -> list[Noti
     return notices
 
 
-def _definitions(settings: ZsadSettings) -> dict[str, str]:
+def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
+    """Term -> what a report means by it, under these settings."""
     titles = {
         "auroc": "AUROC",
         "ap": "AP",
@@ -284,8 +285,8 @@ def _definitions(settings: ZsadSettings) -> dict[str, str]:
         "pro_200": "PRO, 200 thresholds",
         "mean": "Mean over categories",
     }
-    texts = definitions(settings.evaluation.max_fpr)
-    size = settings.evaluation.size_px
+    texts = definitions(evaluation.max_fpr)
+    size = evaluation.size_px
     return {titles.get(key, key): text for key, text in texts.items()} | {
         "± over seeds": (
             "Sample standard deviation (n - 1) over seeds. A seed draws each image's references and pseudo anomalies; "

@@ -61,8 +61,8 @@ def macro_means(categories: Sequence[CategoryReport], variants: Sequence[Variant
                 {seed: value for seed, one in table.seeds.items() if (value := one.metrics.get(key)) is not None}
                 for table in tables
             ]
-            metrics[key], counts[key] = _macro(rows)
-        f1, _ = _macro(
+            metrics[key], counts[key] = macro_mean(rows)
+        f1, _ = macro_mean(
             [
                 {seed: one.deployable_f1 for seed, one in table.seeds.items() if one.deployable_f1 is not None}
                 for table in tables
@@ -72,7 +72,15 @@ def macro_means(categories: Sequence[CategoryReport], variants: Sequence[Variant
     return tuple(macros) if any(stat for macro in macros for stat in macro.metrics.values()) else ()
 
 
-def _macro(rows: Sequence[Mapping[int, float]]) -> tuple[Stat | None, int]:
+def macro_mean(rows: Sequence[Mapping[int, float]]) -> tuple[Stat | None, int]:
+    """Mean over categories of one figure, seed by seed, then over seeds; and how many categories it is of.
+
+    Parameters
+    ----------
+    rows
+        A category each: seed -> figure. Empty: the category has no such figure and is left out. Only seeds count that
+        all the others have.
+    """
     defined = [row for row in rows if row]
     seeds = sorted(set.intersection(*(set(row) for row in defined))) if defined else []
     return statistic(statistics.fmean(row[seed] for row in defined) for seed in seeds), len(defined)

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from zsad.compare_config import Ablation, ablation_systems
 from zsad.config import Variant
-from zsad.published import CATEGORIES, DUAL_IMAGE, Benchmark, PublishedRow, Quoted, published_row, published_rows
+from zsad.published import (
+    ANOMALY_CLIP,
+    CATEGORIES,
+    DATA_SETS_001,
+    DUAL_IMAGE,
+    SEGMENTATION,
+    SYSTEMS_001,
+    Benchmark,
+    PublishedRow,
+    Quoted,
+    anomaly_clip_rows,
+    category_figures,
+    compared_rows,
+    published_ablation,
+    published_row,
+    published_rows,
+)
 
 FIGURES = ("image_auroc", "image_f1max", "image_ap", "pixel_auroc", "pixel_f1max", "aupro")
 BENCHMARKS: tuple[Benchmark, ...] = ("mvtec", "visa")
@@ -69,3 +86,127 @@ def test_variants_that_no_paper_printed_have_no_row() -> None:
 
 def test_benchmarks_have_their_fifteen_and_twelve_categories() -> None:
     assert {name: len(set(found)) for name, found in CATEGORIES.items()} == {"mvtec": 15, "visa": 12}
+
+
+# ---------------------------------------------------------------- 001, tables 1 and 2
+
+
+# a line of the printed table each: data set, level, then AUROC and AP (images) or PRO (pixels) of each system
+PRINTED_001 = """
+MPDD image (54.3, 65.4) (56.2, 66.0) (63.6, 69.9) (73.0, 80.2) (55.1, 64.2) (77.0, 82.0)
+SDD image (65.7, 45.2) (65.2, 45.7) (84.3, 77.4) (79.8, 71.4) (74.9, 65.1) (84.7, 80.0)
+VisA pixel (46.6, 14.8) (47.8, 17.3) (79.6, 56.8) (94.2, 86.8) (24.2, 3.8) (95.5, 87.0)
+BTAD pixel (30.6, 4.4) (32.8, 8.3) (72.7, 27.3) (60.8, 25.0) (28.6, 3.8) (94.2, 74.8)
+DTD-Synthetic pixel (33.9, 12.5) (23.7, 5.5) (83.9, 57.8) (95.3, 86.9) (-, -) (97.9, 92.3)
+COVID-19 image (73.7, 42.4) (75.0, 45.9) (66.4, 42.9) (15.5, 8.5) (25.3, 9.2) (80.1, 58.7)
+Br35H image (78.4, 78.8) (82.7, 81.3) (80.5, 82.2) (93.1, 92.9) (86.0, 87.5) (94.6, 94.7)
+CVC-ClinicDB pixel (47.5, 18.9) (48.5, 12.6) (51.2, 13.8) (80.5, 60.7) (34.8, 2.4) (82.9, 67.8)
+TN3K pixel (42.3, 7.3) (35.6, 5.2) (70.7, 39.8) (73.6, 37.8) (34.0, 9.5) (81.5, 50.4)
+"""
+
+
+@pytest.mark.parametrize("line", PRINTED_001.strip().splitlines(), ids=lambda line: line.split(" (")[0])
+def test_rows_of_001_are_the_printed_ones(line: str) -> None:
+    head, *pairs = line.split(" (")
+    data_set, level = head.split()
+    first, second = (0, 2) if level == "image" else (3, 5)
+    rows = {row.system: means(row) for row in anomaly_clip_rows(data_set)}
+    for system, pair in zip(SYSTEMS_001, pairs, strict=True):
+        printed = [None if one == "-" else float(one) for one in pair.rstrip(")").split(", ")]
+        here = rows.get(system, [None] * 6)
+        assert [here[first], here[second]] == printed
+        # the tables print no F1max
+        assert here[1] is None
+        assert here[4] is None
+
+
+def test_001_has_seventeen_data_sets_in_two_tables() -> None:
+    assert len(DATA_SETS_001) == len(set(DATA_SETS_001)) == 17
+    tables = {data_set: {row.table for row in anomaly_clip_rows(data_set)} for data_set in DATA_SETS_001}
+    assert [name for name, of in tables.items() if of == {"table 1"}] == list(DATA_SETS_001[:7])
+    assert all(of == {"table 2"} for name, of in tables.items() if name not in DATA_SETS_001[:7])
+    # no medical set has both labels and masks
+    medical = [row for name in DATA_SETS_001[7:] for row in anomaly_clip_rows(name)]
+    assert all((row.image_auroc is None) != (row.pixel_auroc is None) for row in medical)
+    assert all(row.paper == ANOMALY_CLIP for row in medical)
+    assert "CoOp" not in {row.system for row in anomaly_clip_rows("DTD-Synthetic")}
+    with pytest.raises(KeyError):
+        anomaly_clip_rows("LiTS")
+
+
+def test_compared_rows_name_each_system_once_a_paper() -> None:
+    for benchmark in BENCHMARKS:
+        rows = compared_rows(benchmark)
+        assert rows[: len(published_rows(benchmark))] == published_rows(benchmark)
+        assert len({(row.system, row.paper) for row in rows}) == len(rows)
+        assert {row.system for row in rows if row.paper == ANOMALY_CLIP} == set(SYSTEMS_001)
+    # both papers print AnomalyCLIP's figures; they agree
+    assert means(anomaly_clip_rows("MVTec AD")[-1]) == [91.5, None, 96.2, 91.1, None, 81.4]
+    of_003 = {row.system: (means(row)[1], means(row)[4]) for row in compared_rows("visa") if row.paper == SEGMENTATION}
+    assert of_003 == {"WinCLIP": (79.0, 14.8), "APRIL-GAN": (78.7, 32.3), "Segmentation models": (81.5, 24.2)}
+
+
+# ---------------------------------------------------------------- 003, tables 1 and 2
+
+
+def test_tables_of_003_have_their_printed_means() -> None:
+    """A slip of a digit in any column would move the mean away from the printed one."""
+    tables = category_figures()
+    assert len(tables) == 6
+    for one in tables:
+        assert set(one.figures) == set(CATEGORIES["visa"])
+        # the figures and their mean are each printed to 0.1
+        assert sum(one.figures.values()) / 12 == pytest.approx(one.mean, abs=0.1)
+        assert (one.paper, one.table) == (SEGMENTATION, "table 1" if one.metric == "image_f1max" else "table 2")
+
+
+@pytest.mark.parametrize(
+    ("system", "metric", "category", "printed"),
+    [
+        ("Segmentation models", "image_f1max", "pcb1", 74.3),
+        ("Segmentation models", "image_f1max", "pipe_fryum", 90.0),
+        ("Segmentation models", "pixel_f1max", "chewinggum", 63.4),
+        ("Segmentation models", "pixel_f1max", "macaroni2", 7.2),
+        ("APRIL-GAN", "image_f1max", "fryum", 91.7),
+        ("APRIL-GAN", "pixel_f1max", "capsules", 48.5),
+        ("WinCLIP", "image_f1max", "candle", 89.4),
+        ("WinCLIP", "pixel_f1max", "pcb4", 32.0),
+    ],
+)
+def test_figures_of_003_are_the_printed_ones(system: str, metric: str, category: str, printed: float) -> None:
+    found = [one.figures[category] for one in category_figures() if (one.system, one.metric) == (system, metric)]
+    assert found == [printed]
+
+
+# ---------------------------------------------------------------- 002, ablations
+
+
+def test_weights_of_the_supplement_are_the_printed_ones() -> None:
+    maps = {row.system: (row.pixel_auroc, row.pixel_f1max, row.aupro) for row in published_ablation("map_weights")}
+    assert maps["1, 0.5"] == (Quoted(92.5, 0.2), Quoted(41.7, 0.8), Quoted(82.2, 0.3))
+    assert maps["2, 2"] == (Quoted(92.7, 0.2), Quoted(42.3, 0.6), Quoted(84.1, 0.3))
+    classes = {
+        row.system: (row.image_auroc, row.image_f1max, row.image_ap) for row in published_ablation("image_weights")
+    }
+    assert classes["1, 1, 2"] == (Quoted(93.1, 0.8), Quoted(94.0, 0.3), Quoted(96.8, 0.4))
+    assert classes["1, 2, 1"] == (Quoted(91.9, 0.8), Quoted(93.2, 0.2), Quoted(94.8, 0.4))
+    # what the supplement calls the chosen weights is the method of table 3
+    method = published_row("mvtec", "joint_tta")
+    assert method is not None
+    assert maps["1, 1.5"] == (method.pixel_auroc, method.pixel_f1max, method.aupro)
+    assert classes["1, 1, 1"] == (method.image_auroc, method.image_f1max, method.image_ap)
+
+
+def test_ablation_rows_are_called_as_ours_are() -> None:
+    every: tuple[Ablation, ...] = ("references", "map_weights", "image_weights", "steps")
+    for ablation in every:
+        ours = {label for label, _ in ablation_systems(ablation, "main")}
+        printed = [row.system for row in published_ablation(ablation)]
+        assert printed
+        assert set(printed) <= ours
+        if ablation in ("map_weights", "image_weights"):
+            assert set(printed) == ours
+    # adaptation alone, and with one reference
+    assert [means(row)[3] for row in published_ablation("references")] == [88.7, 92.8]
+    assert [row.system for row in published_ablation("steps")] == ["2"]
+    assert published_ablation("none such") == ()

@@ -1,0 +1,172 @@
+"""Where the results of a comparison lie on disk, and reading what its report needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medad.errors import InputError
+from medad.words import natural_order
+from zsad.compare_config import Ablation, ablation_systems
+from zsad.evaluation import METRICS_FILE, CategoryEvaluation
+from zsad.paired import SharedImages
+from zsad.report_data import Failed, seed_figures
+from zsad.report_document import Encoder, SeedFigures
+from zsad.system_scores import ONLY
+from zsad.systems import DualImage, SystemSettings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one system's scores of one category with one seed took."""
+
+    scoring_s: float
+    encoding_s: float
+    """Of the one pass of its encoder over the category, which all systems and seeds of that encoder share."""
+    images: int
+    peak_memory_bytes: int | None = None
+    """While scoring. None: not measured."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One category, one seed."""
+
+    folder: Path
+    """Of `evaluate_category`."""
+    cost: Cost | None = None
+    """None: not measured, as for a result that was at hand already."""
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One system with all that was scored by it."""
+
+    system: SystemSettings
+    encoder: Encoder
+    categories: Mapping[str, Mapping[int, Evaluated]]
+    """Category -> seed -> result. A category that failed is left out. A system that does not depend on the seed has
+    one seed; were there more, the lowest is taken."""
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    label: str
+    """As `ablation_systems` calls it."""
+    categories: Mapping[str, Mapping[int, Path]]
+    """Category -> seed -> folder of `evaluate_category`. What failed is left out."""
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    ablation: Ablation
+    rows: Sequence[AblationRow]
+
+
+@dataclass(frozen=True)
+class FailedSystem(Failed):
+    """A failure of one system; `Failed` itself is for those that all systems share, as a damaged image."""
+
+    system: str = ""
+    """As tables call it."""
+
+
+@dataclass(frozen=True)
+class LoadedSystem:
+    """A system's evaluations, read."""
+
+    result: SystemResult
+    evaluated: Mapping[str, Mapping[int, CategoryEvaluation]]
+    """Category -> seed, rising; categories in natural order, none without a seed."""
+
+    @property
+    def name(self) -> str:
+        return self.result.system.shown
+
+    @property
+    def variant(self) -> str:
+        return variant_of(self.result.system)
+
+    def figures(self, category: str) -> dict[int, SeedFigures]:
+        """By seed."""
+        seeds = self.evaluated.get(category, {})
+        return {seed: seed_figures(one.variants[self.variant]) for seed, one in seeds.items()}
+
+    def image_scores(self, category: str) -> dict[str, list[float]]:
+        """Digest -> score by seed, of labelled images that every seed has. Equal contents count once."""
+        seeds = [
+            {image.sha256: image.scores[self.variant] for image in one.images if image.anomalous is not None}
+            for one in self.evaluated.get(category, {}).values()
+        ]
+        common = set.intersection(*map(set, seeds)) if seeds else set()
+        return {digest: [scores[digest] for scores in seeds] for digest in sorted(common)}
+
+    def labels(self, category: str) -> dict[str, bool]:
+        """Digest -> whether it is anomalous."""
+        first = next(iter(self.evaluated.get(category, {}).values()), None)
+        images = first.images if first else ()
+        return {image.sha256: image.anomalous for image in images if image.anomalous is not None}
+
+
+def variant_of(system: SystemSettings) -> str:
+    """Under which name a system's evaluations hold its figures."""
+    return system.variant if isinstance(system, DualImage) else ONLY
+
+
+def load_system(result: SystemResult) -> LoadedSystem:
+    """Read a system's evaluations. Raises InputError for a file that is missing, damaged, or of another system."""
+    variant = variant_of(result.system)
+    read = {}
+    for name in sorted(result.categories, key=natural_order):
+        seeds = sorted(result.categories[name])
+        if not result.system.seeded:
+            seeds = seeds[:1]
+        if seeds:
+            read[name] = {seed: _load(result.categories[name][seed].folder, variant) for seed in seeds}
+    return LoadedSystem(result, read)
+
+
+def load_ablation(
+    result: AblationResult, encoder: str
+) -> list[tuple[AblationRow, DualImage, dict[str, dict[int, SeedFigures]]]]:
+    """Each row with its settings and its figures by category and seed. Raises InputError, and KeyError for a label."""
+    systems = dict(ablation_systems(result.ablation, encoder))
+    loaded = []
+    for row in result.rows:
+        system = systems[row.label]
+        figures = {
+            name: {
+                seed: seed_figures(_load(row.categories[name][seed], system.variant).variants[system.variant])
+                for seed in sorted(row.categories[name])
+            }
+            for name in sorted(row.categories, key=natural_order)
+        }
+        loaded.append((row, system, figures))
+    return loaded
+
+
+def shared_images(a: LoadedSystem, b: LoadedSystem) -> list[SharedImages]:
+    """Category by category, the labelled images that both systems scored."""
+    shared = []
+    for category in a.evaluated:
+        ours, theirs, labels = a.image_scores(category), b.image_scores(category), a.labels(category)
+        digests = [digest for digest in ours if digest in theirs]
+        if digests:
+            shared.append(
+                SharedImages(
+                    a=np.array([ours[digest] for digest in digests], dtype=np.float64).T,
+                    b=np.array([theirs[digest] for digest in digests], dtype=np.float64).T,
+                    anomalous=np.array([labels[digest] for digest in digests], dtype=bool),
+                )
+            )
+    return shared
+
+
+def _load(folder: Path, variant: str) -> CategoryEvaluation:
+    evaluated = CategoryEvaluation.load(folder)
+    if variant not in evaluated.variants:
+        raise InputError(folder / METRICS_FILE, f"holds no variant {variant}")
+    return evaluated

@@ -1,0 +1,264 @@
+"""The report of a comparison: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
+
+Equal inputs give equal bytes. No path goes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from medad.storage import write_bytes
+from zsad.compare_charts import Dots, Panel, line_chart, overview_png
+from zsad.compare_config import CompareSettings
+from zsad.compare_data import (
+    AblationResult,
+    AblationRow,
+    Cost,
+    Evaluated,
+    FailedSystem,
+    SystemResult,
+    load_system,
+)
+from zsad.compare_document import (
+    AblationReport,
+    CompareDocument,
+    MacroFigures,
+    PairedResult,
+    PairedTable,
+    SystemReport,
+    make_document,
+)
+from zsad.compare_tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
+from zsad.published import CategoryFigures
+from zsad.report_data import Failed
+from zsad.report_document import PRO_200, Encoder
+from zsad.report_page import page_environment, published_figure
+from zsad.report_tables import write_csv
+
+__all__ = [
+    "AblationResult",
+    "AblationRow",
+    "Cost",
+    "Encoder",
+    "Evaluated",
+    "Failed",
+    "FailedSystem",
+    "SystemResult",
+    "write_compare_report",
+]
+
+SIGNIFICANT = 0.05
+
+
+def write_compare_report(
+    out: Path,
+    *,
+    settings: CompareSettings,
+    systems: Sequence[SystemResult],
+    ablations: Sequence[AblationResult] = (),
+    failures: Sequence[Failed] = (),
+    versions: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write report.html, report.json, five CSV tables, two LaTeX tables and, where a system has figures, preview.png.
+
+    systems.csv has a row a system, category and seed; summary.csv a row a system; paired.csv a row a test and pair;
+    ablations.csv a row a row of an ablation; table_image.tex and table_pixel.tex are for papers.
+
+    Parameters
+    ----------
+    out
+        An existing folder.
+    settings
+        The run's settings; paths in them are withheld.
+    systems
+        In the order of the tables. Their names, `system.shown`, differ. May be empty.
+    ablations
+        Any part of those that the settings name.
+    failures
+        In any order: `FailedSystem` for those of one system.
+    versions
+        Name -> version of what computed the results.
+    notes
+        Plain sentences to show near the top.
+
+    Raises
+    ------
+    InputError
+        A result's file is missing or damaged.
+    DiskFullError
+        No room to write; earlier reports stay whole.
+    """
+    loaded = [load_system(one) for one in systems]
+    document = make_document(settings, loaded, ablations, failures, versions, notes)
+    write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    write_bytes(out / "report.html", render_html(document).encode())
+    write_csv(out / "systems.csv", system_rows(document, loaded))
+    write_csv(out / "summary.csv", summary_rows(document))
+    write_csv(out / "paired.csv", paired_rows(document))
+    write_csv(out / "ablations.csv", ablation_rows(document))
+    for of in ("image", "pixel"):
+        write_bytes(out / f"table_{of}.tex", latex_table(document, of).encode())
+    if any(stat for one in document.systems for stat in one.mean.metrics.values()):
+        write_bytes(out / "preview.png", _preview(document))
+
+
+def render_html(document: CompareDocument) -> str:
+    """The document as one self-contained page."""
+    environment = page_environment()
+    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=_points)
+    return environment.get_template("compare_template.html").render(
+        doc=document,
+        remarks={one.name: _remarks(one, document) for one in document.systems},
+        matrices=[_matrix(table, document) for table in document.paired],
+        charts=[_chart(one, _pro(document)) for one in document.ablations],
+        quoted_of_category=lambda name: _of_category(document, name),
+        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A pair in a matrix, the row's figure minus the column's."""
+
+    pair: PairedResult
+    difference: float | None
+
+    @property
+    def found(self) -> bool:
+        return self.pair.p_holm is not None and self.pair.p_holm < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """All pairs of one test, row against column; None on the diagonal."""
+
+    table: PairedTable
+    title: str
+    rows: Sequence[tuple[str, Sequence[_Cell | None]]]
+    tested: int
+    reasons: Sequence[str]
+    """Why pairs were not tested."""
+
+
+def _matrix(table: PairedTable, document: CompareDocument) -> _Matrix:
+    names = [one.name for one in document.systems]
+    cells: dict[tuple[str, str], _Cell] = {}
+    for pair in table.pairs:
+        difference = pair.difference
+        cells[pair.a, pair.b] = _Cell(pair, difference)
+        cells[pair.b, pair.a] = _Cell(pair, None if difference is None else -difference)
+    return _Matrix(
+        table=table,
+        title=document.metrics[table.metric],
+        rows=[(row, [cells.get((row, column)) for column in names]) for row in names],
+        tested=sum(pair.p is not None for pair in table.pairs),
+        reasons=list(dict.fromkeys(pair.reason for pair in table.pairs if pair.reason)),
+    )
+
+
+def _remarks(one: SystemReport, document: CompareDocument) -> list[str]:
+    """What a reader must know of a system's row."""
+    remarks = []
+    lacking = [category.name for category in document.categories if category.name not in one.categories]
+    if lacking:
+        remarks.append(f"failed on {', '.join(lacking)}: its means are over fewer categories and have no rank")
+    if not one.seeded:
+        remarks.append("does not depend on the seed: one value, no deviation")
+    elif (seeds := _fewest_seeds(one.mean)) < len(document.seeds):
+        remarks.append(f"mean over {seeds} of {len(document.seeds)} seeds")
+    if one.trained:
+        remarks.append("trained on labelled auxiliary images; its encoder was not")
+    return remarks
+
+
+def _fewest_seeds(mean: MacroFigures) -> int:
+    return min((stat.seeds for stat in mean.metrics.values() if stat is not None), default=0)
+
+
+def _of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Published figures of one category: system, where printed, and figure by metric."""
+    rows: dict[str, list[CategoryFigures]] = {}
+    for one in document.published_by_category:
+        if name in one.figures:
+            rows.setdefault(one.system, []).append(one)
+    return [
+        (
+            system,
+            f"{found[0].paper}, {', '.join(one.table for one in found)}",
+            {one.metric: f"{one.figures[name]:.1f}" for one in found},
+        )
+        for system, found in rows.items()
+    ]
+
+
+def _chart(ablation: AblationReport, pro: str) -> tuple[str, str] | None:
+    """An ablation along one number as chart and alternative text; None for those along several."""
+    try:
+        x = [float(row.label) for row in ablation.rows]
+    except ValueError:
+        return None
+    panels, words = [], []
+    for key, title in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), (pro, "pixel PRO")):
+        stats = [row.mean.metrics[key] for row in ablation.rows]
+        printed = [
+            next((published_figure(one, key, pro_200_shown=pro == PRO_200) for one in row.published), None)
+            for row in ablation.rows
+        ]
+        if any(stats):
+            panels.append(Panel(title, x, stats, printed))
+            values = "; ".join(f"{100 * stat.mean:.1f} at {one:g}" for one, stat in zip(x, stats, strict=True) if stat)
+            words.append(f"{title} in percent: {values}")
+    if not panels:
+        return None
+    return line_chart(panels, ablation.varied), f"{ablation.title}. {'. '.join(words)}."
+
+
+def _preview(document: CompareDocument) -> bytes:
+    kinds = [notice.kind for notice in document.notices if notice.kind != "published"]
+    title = document.name + (f" ({', '.join(kinds)})" if kinds else "")
+    panels = [
+        Dots(document.metrics[key], stats)
+        for key in ("image_auroc", "pixel_auroc", _pro(document))
+        if any(stats := [one.mean.metrics[key] for one in document.systems])
+    ]
+    counts = {one.name: len(one.categories) for one in document.systems}
+    whole = len(document.categories)
+    names = [name if n == whole else f"{name} ({n} of {whole} categories)" for name, n in counts.items()]
+    return overview_png(title, names, panels)
+
+
+def _pro(document: CompareDocument) -> str:
+    """Whose curve is the papers' PRO, as far as it was computed."""
+    return PRO_200 if PRO_200 in document.metrics else "pixel_aupro"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _bytes(count: int | float | None) -> str:
+    if count is None:
+        return "–"
+    if not count:
+        return "0 B"
+    step = min(3, max(0, int(math.log(count, 1024))))
+    return f"{count / 1024**step:.3g} {('B', 'KiB', 'MiB', 'GiB')[step]}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+
+
+def _points(difference: float | None) -> str:
+    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
+    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")

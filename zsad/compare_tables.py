@@ -1,0 +1,175 @@
+"""The tables of a comparison for programs and papers: CSV rows, and LaTeX in booktabs style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from zsad.compare_data import LoadedSystem
+from zsad.compare_document import CompareDocument, MacroFigures, SystemReport
+from zsad.published import PublishedRow, Quoted
+from zsad.report_document import METRICS, PRO_200
+from zsad.report_page import percent, published_figure
+
+_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
+FEWER, ONE_VALUE = r"\dag", r"\ddag"
+
+
+def system_rows(document: CompareDocument, systems: Sequence[LoadedSystem]) -> Iterator[dict[str, Any]]:
+    """systems.csv: a row a system, category and seed, with all figures (fractions) and what it took."""
+    counts = {one.name: one for one in document.categories}
+    for report, loaded in zip(document.systems, systems, strict=True):
+        for category, own in report.categories.items():
+            for seed, one in own.seeds.items():
+                values = one.model_dump()
+                metrics = values.pop("metrics")
+                cost = loaded.result.categories[category][seed].cost
+                yield {
+                    "system": report.name,
+                    "category": category,
+                    "seed": seed,
+                    "seeded": int(report.seeded),
+                    **{key: getattr(counts[category], key) for key in ("normal", "anomalous", "unlabelled")},
+                    **{key: metrics[key] for key in METRICS},
+                    **values,
+                    "scoring_s": cost and cost.scoring_s,
+                    "encoding_s_shared": cost and cost.encoding_s,
+                    "peak_memory_bytes": cost and cost.peak_memory_bytes,
+                    "encoder": report.made_by.description,
+                }
+
+
+def summary_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
+    """summary.csv: a row a system, with the mean and sd of its macro means (fractions), and its ranks."""
+    for one in document.systems:
+        yield {
+            "system": one.name,
+            "seeded": int(one.seeded),
+            **_mean_columns(one.mean),
+            "scoring_s_an_image": one.cost and one.cost.scoring_s_an_image,
+            "peak_memory_bytes": one.cost and one.cost.peak_memory_bytes,
+            "encoder": one.made_by.description,
+        }
+
+
+def ablation_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
+    """ablations.csv: a row a row of an ablation, as summary.csv has them."""
+    for ablation in document.ablations:
+        for row in ablation.rows:
+            yield {
+                "ablation": ablation.ablation,
+                "varied": ablation.varied,
+                "value": row.label,
+                **_mean_columns(row.mean),
+                "encoder": ablation.encoder,
+            }
+
+
+def paired_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
+    """paired.csv: a row a test and pair of systems."""
+    for table in document.paired:
+        for pair in table.pairs:
+            yield {"test": table.test, "metric": table.metric, **pair.model_dump()}
+
+
+def latex_table(document: CompareDocument, of: str) -> str:
+    """One LaTeX table (package booktabs) with AUROC, F1max and AP of images, or AUROC, F1max and PRO of pixels.
+
+    Systems with the mean and sd over seeds of their macro means, in percent, best bold and second underlined; below a
+    rule the published rows, which are ranked with nothing.
+
+    Parameters
+    ----------
+    of
+        `image` or `pixel`.
+    """
+    pro_200 = PRO_200 in document.metrics
+    third = "image_ap" if of == "image" else PRO_200 if pro_200 else "pixel_aupro"
+    keys = (f"{of}_auroc", f"{of}_f1max", third)
+    heads = ("AUROC", "F1max", "AP" if of == "image" else "PRO")
+    ours = [_latex_row(one, keys) for one in document.systems]
+    rows = [row for one in document.systems for row in one.published]
+    rows += document.published.rows if document.published else ()
+    printed = [line for row in rows if (line := _latex_published(row, keys, pro_200_shown=pro_200))]
+    benchmark = f" Below the rule: published figures for {document.published.benchmark}." if document.published else ""
+    notes = "".join(f" {_escaped(notice.text)}" for notice in document.notices)
+    caption = (
+        f"{_escaped(document.name)}: {of} figures in percent, mean $\\pm$ standard deviation over "
+        f"{len(document.seeds)} seeds of the mean over {len(document.categories)} categories. F1max is taken at an "
+        f"oracle threshold. ${ONE_VALUE}$: does not depend on the seed. ${FEWER}$: mean over fewer categories, not "
+        f"ranked.{benchmark}{notes}"
+    )
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            r"\begin{tabular}{lccc}",
+            r"\toprule",
+            f"System & {' & '.join(heads)} \\\\",
+            r"\midrule",
+            *ours,
+            *([r"\midrule", *printed] if printed else []),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _mean_columns(mean: MacroFigures) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for key in METRICS:
+        stat = mean.metrics[key]
+        columns |= {
+            f"{key}_mean": stat and stat.mean,
+            f"{key}_sd": stat and stat.sd,
+            f"{key}_seeds": stat and stat.seeds,
+            f"{key}_categories": mean.categories[key],
+            f"{key}_rank": mean.ranks[key],
+        }
+    return columns
+
+
+def _latex_row(one: SystemReport, keys: Sequence[str]) -> str:
+    cells = []
+    for key in keys:
+        stat, rank = one.mean.metrics[key], one.mean.ranks[key]
+        if stat is None:
+            cells.append("--")
+            continue
+        figure, *sd = percent(stat).split(" ± ")
+        figure = {1: rf"\mathbf{{{figure}}}", 2: rf"\underline{{{figure}}}"}.get(rank or 0, figure)
+        mark = "" if one.mean.complete[key] else f"^{{{FEWER}}}"
+        deviation = "".join(rf" \pm {value}" for value in sd)
+        cells.append(f"${figure}{mark}{deviation}$")
+    name = _escaped(one.name) + ("" if one.seeded else f"$^{{{ONE_VALUE}}}$")
+    return f"{name} & {' & '.join(cells)} \\\\"
+
+
+def _latex_published(row: PublishedRow, keys: Sequence[str], *, pro_200_shown: bool) -> str | None:
+    """None where the paper prints none of these figures."""
+    figures = [published_figure(row, key, pro_200_shown=pro_200_shown) for key in keys]
+    if not any(figures):
+        return None
+
+    def cell(figure: Quoted | None) -> str:
+        if figure is None:
+            return "--"
+        return f"${figure.mean:.1f}" + ("$" if figure.sd is None else rf" \pm {figure.sd:.1f}$")
+
+    name = f"\\textit{{{_escaped(row.system)}}} ({_escaped(row.paper)}, {_escaped(row.table)})"
+    return f"{name} & {' & '.join(map(cell, figures))} \\\\"
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_SPECIAL)
