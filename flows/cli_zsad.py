@@ -120,6 +120,76 @@ def score(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: compare, compare_demo.")],
+    methods: Annotated[str, typer.Option(help="Systems, with commas between; or all.")] = "all",
+    data: Data = None,
+    name: Name = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = None,
+    overrides: Set = None,
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """All systems side by side on the same images: tables, tests between them, what each costs."""
+    start(verbose=verbose)
+    values = parse_overrides(
+        overrides,
+        name=name,
+        seeds=None if seeds is None else list(range(seeds)),
+        data__root=None if data is None else str(data.absolute()),
+    )
+    from flows.privacy import PrivateCompare
+    from zsad.compare_config import load
+
+    settings = PrivateCompare.of(load(find_config(config, "zsad"), values).chosen(methods))
+    from flows.compare import compare as compare_flow
+    from flows.publish import writable
+
+    folder = writable(out / "zsad-compare" / settings.name)
+    conclude(run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="A learned system: april_gan, anomalyclip, or its label.")],
+    on: Annotated[Path, typer.Option("--on", help="Folder of labelled images with masks.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, that has the system.")
+    ] = Path("compare"),
+    name: Name = None,
+    overrides: Set = None,
+    out: Runs = Path("runs"),
+    refresh: Refresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
+    start(verbose=verbose)
+    from flows.privacy import PrivateCompare
+    from zsad.compare_config import load
+    from zsad.systems import LearnedSettings
+
+    values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
+    settings = load(find_config(config, "zsad"), values).chosen(method)
+    if len(settings.systems) != 1 or not isinstance(settings.systems[0], LearnedSettings):
+        raise ConfigError(f"{method}: expected one system that is trained: april_gan or anomalyclip, or a label of one")
+    system = settings.systems[0]
+    settings = settings.model_copy(
+        update={"name": name or f"{system.system}-{settings.name}"[:64], "ablations": (), "auxiliary": None}
+    )
+    from flows.compare import train as train_flow
+    from flows.publish import writable
+
+    folder = writable(out / "zsad-train" / settings.name)
+    private = PrivateCompare.of(settings)
+    conclude(run_flow(train_flow, settings=private, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
 def prompts(
     category: Annotated[str, typer.Argument(help="What the images show, as metal_nut.")],
     config: Annotated[

@@ -26,11 +26,13 @@ from flows.log_filter import (
     path_filter,
 )
 from medad.config import LiverSettings
+from zsad.compare_config import CompareSettings
 from zsad.config import ZsadSettings
 
 __all__ = [
     "PLACEHOLDER",
     "PathFilter",
+    "PrivateCompare",
     "PrivateLiver",
     "PrivatePath",
     "PrivateZsad",
@@ -122,3 +124,35 @@ class PrivateZsad(Withholding, ZsadSettings):
         "encoder.weights": _hidden_file,
         "adapt.textures": _hidden_folder,
     }
+
+
+_COMPARE_DATA = {"root": _hidden_folder, "masks": _hidden_folder}
+_COMPARE_SYSTEM = dict.fromkeys(("checkpoint", "clipseg", "sam", "salient"), _hidden_file)
+
+
+class PrivateCompare(CompareSettings):
+    """The comparison's, without folders; of a file of weights the name is left."""
+
+    @model_serializer(mode="wrap")
+    def _withhold(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if info.mode == "json":
+            for name in ("data", "auxiliary"):
+                _hide(values.get(name), _COMPARE_DATA)
+            for encoder in values.get("encoders", {}).values():
+                _hide(encoder, {"model": _hidden_model, "weights": _hidden_file})
+            for system in values.get("systems", ()):
+                _hide(system, _COMPARE_SYSTEM)
+                _hide(system.get("adapt"), {"textures": _hidden_folder})
+        return values
+
+    @classmethod
+    def of(cls, settings: BaseModel) -> Self:
+        """The same settings, kept private. Raises pydantic's ValidationError for those of another flow."""
+        return cls.model_validate(settings.model_dump())
+
+
+def _hide(values: dict[str, Any] | None, hidden: Mapping[str, Callable[[Any], Any]]) -> None:
+    for key, hide in hidden.items():
+        if values is not None and values.get(key) is not None:
+            values[key] = hide(values[key])

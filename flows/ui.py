@@ -71,8 +71,20 @@ def _zsad_score_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"images": "scored", "status": "done", "count": count, "rule": ""} for count in counts]
 
 
+def _compare_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for system in report.get("systems", []):
+        row = {"system": system["name"], "status": "done"}
+        for key in ("image_auroc", "pixel_auroc", "pixel_aupro"):
+            stat = ((system.get("mean") or {}).get("metrics") or {}).get(key)
+            row[HEADLINE[key]] = figure(None if stat is None else stat["mean"])
+        rows.append(row | {"rule": ""})
+    return rows
+
+
 LIVER = Showing("liver", "cases", "case", "Slices of one case", _liver_rows)
 ZSAD = Showing("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
+COMPARE = Showing("zsad-compare", "systems", "system", "Image and pixel AUROC of all systems", _compare_rows)
 ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows, names=False)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -20,18 +20,17 @@ from pydantic import BaseModel
 from flows import ui
 from flows.cache import Ref
 from flows.engines import RUNNER
-from flows.jobs import file_digest
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally, planned
-from flows.privacy import PrivatePath, PrivateZsad, confined, learn_data, path_filter
+from flows.privacy import PrivatePath, PrivateZsad, confined, path_filter
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
 from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
+from flows.zsad_images import ImageSet, ImageStages, input_rows
 from flows.zsad_jobs import (
     Encode,
     EvaluateCategory,
     Fuse,
-    Image,
     Score,
     Text,
     needs_references,
@@ -42,7 +41,7 @@ from medad.errors import UserError
 from zsad.config import ImagesSettings, Variant
 
 if TYPE_CHECKING:
-    from zsad.datasets import Category, ImageProblem
+    pass
 
 ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
 """What is left of a system where there is no other image to compare with."""
@@ -63,16 +62,6 @@ class ScoreRequest(BaseModel):
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """The images of one category whose files can be read."""
-
-    name: str
-    label: str
-    """How tasks and the terminal call it."""
-    images: tuple[Image, ...]
-
-
-@dataclass(frozen=True)
 class Encoded:
     """A category with its features; `images` are those that have some."""
 
@@ -81,74 +70,16 @@ class Encoded:
     features: Ref
 
 
-class Stages:
+class Stages(ImageStages):
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
     def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
+        super().__init__(new_tally(settings.machine, refresh=refresh))
         self.settings = settings
-        self.tally = new_tally(settings.machine, refresh=refresh)
-        self.notes: list[str] = []
-        self.used: list[ImageSet] = []
 
     def find(self) -> list[ImageSet]:
-        """The categories of a data set; what is wrong with it is noted."""
-        from medad.samples import samples_dir
-        from zsad.datasets import find_categories
-
-        data = self.settings.data
-        learn_data(data, "data")
-        try:
-            self._prepare_samples(data, samples_dir())
-            categories, problems = find_categories(data, samples_dir())
-        except UserError as error:
-            self.tally.fail(describe("data", "find", error))
-            return []
-        self._note(problems)
-        return self.take(categories)
-
-    def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
-        if not data.root.startswith("samples:"):
-            return
-        from zsad.samples import MATERIALS, PLANTED_NOTE, ensure_samples
-
-        if data.root == f"samples:{MATERIALS}":  # made from what is installed, in seconds
-            ensure_samples(folder, terminal.line)
-            self.notes.append(PLANTED_NOTE)
-
-    def _note(self, problems: Iterable[ImageProblem]) -> None:
-        for problem in problems:
-            case_id = f"{problem.category}/{problem.id}" if problem.id else problem.category
-            path_filter.learn(problem.path, case_id)
-            self.tally.fail(
-                Failure(
-                    case_id, "find", problem.rule, str(problem.path), category=problem.category if problem.id else ""
-                )
-            )
-
-    def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
-        """Read every file once for its digest; one that cannot be read is noted and left out."""
-        found = []
-        for category in categories:
-            images = tuple(self._images(category))
-            if images:
-                found.append(ImageSet(category.name, label or category.name, images))
-        self.used += found
-        return found
-
-    def _images(self, category: Category) -> Iterator[Image]:
-        for item in category.items:
-            case_id = f"{category.name}/{item.id}"
-            for path in (item.path, item.mask):
-                if path is not None:
-                    path_filter.learn(path, case_id)
-            try:
-                if item.mask is not None:
-                    file_digest(item.mask)
-                sha256 = file_digest(item.path)
-            except UserError as error:
-                self.tally.fail(replace(describe(case_id, "find", error), category=category.name))
-                continue
-            yield Image(sha256, item.id, item.path, item.anomalous, item.defect, item.mask)
+        """The categories of the data set; what is wrong with it is noted."""
+        return self.find_in(self.settings.data)
 
     def encode(self, categories: Sequence[ImageSet]) -> list[Encoded]:
         """Text and image features of every category; images that could not be used are noted."""
@@ -170,23 +101,10 @@ class Stages:
             text_ref, features = text_task.ref(), images_task.ref()
             if features is None:
                 continue
-            usable = self._usable(category, features)
+            usable = self.usable(category, features)
             if usable.images and text_ref is not None:
                 found.append(Encoded(usable, text_ref, features))
         return found
-
-    def _usable(self, category: ImageSet, features: Ref) -> ImageSet:
-        """The images that have features; the others are noted, each under all its names."""
-        if not features.made:
-            return category
-        index = json.loads((features.folder() / "index.json").read_text(encoding="utf-8"))
-        rules = {problem["sha256"]: problem["rule"] for problem in index["problems"]}
-        for image in category.images:
-            if image.sha256 in rules:
-                case_id = f"{category.name}/{image.id}"
-                rule = path_filter.scrub(rules[image.sha256])
-                self.tally.fail(Failure(case_id, Encode.step.name, rule, str(image.path), category=category.name))
-        return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
 
     def score(self, encoded: Sequence[Encoded]) -> list[ScoredCategory]:
         """Scores and their evaluation, category by category and seed by seed; seeds that failed are left out."""
@@ -282,7 +200,7 @@ class Stages:
             settings=self.settings,
             copies=tuple(copies),
             manifest={
-                "inputs": [row for category in self.used for row in _input_rows(category)],
+                "inputs": [row for category in self.used for row in input_rows(category)],
                 "encoder": self._weights(),
             },
             seconds=time.monotonic() - started,
@@ -300,12 +218,6 @@ class Stages:
 
 def _of_seed(label: str, seed: int) -> str:
     return f"{label}, seed {seed}"
-
-
-def _input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
-    for image in category.images:
-        digests = {"image": image.sha256, "mask": None if image.mask is None else file_digest(image.mask)}
-        yield {"category": category.name, "image": image.id, "sha256": digests}
 
 
 @flow(name="zsad", flow_run_name="zsad {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True)

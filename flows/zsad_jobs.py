@@ -31,7 +31,7 @@ from zsad.config import (
 if TYPE_CHECKING:
     from flows.child import Place
 
-_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
+ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
 _LAMBDAS: dict[Variant, frozenset[str]] = {
     "text": frozenset(),
     "text_tta": frozenset({"lambda_2", "lambda_3", "lambda_5"}),
@@ -66,7 +66,7 @@ def weights_of(settings: EncoderSettings) -> dict[str, str]:
     return {"model": settings.model, "weights": weights_digest(settings)}
 
 
-def _encoder_inputs(settings: EncoderSettings) -> dict[str, Any]:
+def encoder_inputs(settings: EncoderSettings) -> dict[str, Any]:
     """What images' features depend on; the preset has been filled in by then."""
     values = json_values(settings, "preset", "model", "weights", "tag", "seed", "batch_size")
     return weights_of(settings) | values
@@ -81,7 +81,7 @@ class Text(DeviceJob):
     prompts: PromptSettings
     machine: MachineSettings = ANY_MACHINE
     kind = "encoding"
-    step = Step("zsad-text", 1, ("zsad.features:encode_category_text",), _ENCODING)
+    step = Step("zsad-text", 1, ("zsad.features:encode_category_text",), ENCODING)
 
     def inputs(self) -> dict[str, Any]:
         from zsad.prompts import ensemble
@@ -110,14 +110,18 @@ class Encode(DeviceJob):
     images: tuple[Image, ...]
     encoder: EncoderSettings
     machine: MachineSettings = ANY_MACHINE
+    views: tuple[str, ...] = ()
+    """What is kept beside them, for other systems (`zsad.views`)."""
     kind = "encoding"
-    step = Step("zsad-encode", 1, ("zsad.features:encode_images",), _ENCODING)
+    step = Step("zsad-encode", 1, ("zsad.features:encode_images",), ENCODING)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", distinct(self.images))
+        object.__setattr__(self, "views", tuple(sorted(set(self.views))))
 
     def inputs(self) -> dict[str, Any]:
-        return {"images": [image.sha256 for image in self.images], "encoder": _encoder_inputs(self.encoder)}
+        inputs = {"images": [image.sha256 for image in self.images], "encoder": encoder_inputs(self.encoder)}
+        return inputs | ({"views": list(self.views)} if self.views else {})
 
     @property
     def batch_size(self) -> int:
@@ -133,7 +137,7 @@ class Encode(DeviceJob):
 
         paths, digests = [image.path for image in self.images], [image.sha256 for image in self.images]
         encoder = self.encoder.model_copy(update={"batch_size": place.batch_size})
-        encode_images(paths, digests, encoder, place.device, out, on_progress=place.report)
+        encode_images(paths, digests, encoder, place.device, out, on_progress=place.report, views=self.views)
 
 
 def distinct(images: Iterable[Image]) -> tuple[Image, ...]:
@@ -175,7 +179,13 @@ class Score(DeviceJob):
     seed: int
     machine: MachineSettings = ANY_MACHINE
     kind = "inference"
-    step = Step("zsad-score", 1, ("zsad.scoring:score_category",), (*_ENCODING, "scikit-image", "scipy"))
+    step = Step(
+        "zsad-score",
+        1,
+        ("zsad.scoring:score_category",),
+        (*ENCODING, "scikit-image", "scipy"),
+        volatile=frozenset({"cost.json"}),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", distinct(self.images))
@@ -195,7 +205,7 @@ class Score(DeviceJob):
             "seed": self.seed,
         }
         if self._adapts:
-            inputs["encoder"] = _encoder_inputs(self.encoder)
+            inputs["encoder"] = encoder_inputs(self.encoder)
             inputs["adapt"] = json_values(self.adapt, "textures") | {"textures": self._textures()}
         return inputs
 
@@ -217,23 +227,25 @@ class Score(DeviceJob):
         return nullcontext(count_images())
 
     def run_on(self, out: Path, place: Place) -> None:
+        from zsad.cost import measured
         from zsad.scoring import score_category
 
         def at_most(size: int) -> dict[str, int]:
             return {"batch_size": min(size, place.batch_size)}
 
-        score_category(
-            self.features.folder(),
-            self.text.folder(),
-            [image.path for image in self.images] if self._adapts else None,
-            self.encoder.model_copy(update=at_most(self.encoder.batch_size)),
-            self.score.model_copy(update=at_most(self.score.batch_size)),
-            self.adapt,
-            self.seed,
-            place.device,
-            out,
-            on_progress=place.report,
-        )
+        with measured(out, place.device):
+            score_category(
+                self.features.folder(),
+                self.text.folder(),
+                [image.path for image in self.images] if self._adapts else None,
+                self.encoder.model_copy(update=at_most(self.encoder.batch_size)),
+                self.score.model_copy(update=at_most(self.score.batch_size)),
+                self.adapt,
+                self.seed,
+                place.device,
+                out,
+                on_progress=place.report,
+            )
 
 
 @dataclass(frozen=True)
@@ -269,7 +281,7 @@ class EvaluateCategory(Job):
     images: tuple[Image, ...]
     features: Ref
     scores: Ref
-    variants: tuple[Variant, ...]
+    variants: tuple[str, ...]
     settings: EvaluationSettings
     step = Step("zsad-evaluate", 1, ("zsad.evaluation:evaluate_category",), ("numpy", "pillow", "scipy", "torch"))
 

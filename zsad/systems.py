@@ -67,6 +67,11 @@ class SystemSettings(Settings):
         """Whether it is trained on auxiliary data, with labels and masks, first."""
         return False
 
+    @property
+    def loads_encoder(self) -> bool:
+        """Whether scoring loads the encoder itself, beside its features: for prompts or images of its own."""
+        return False
+
 
 class _PlainClip(SystemSettings):
     """The class token for the image, the original path's patches for the map."""
@@ -326,6 +331,10 @@ class AnomalyClip(LearnedSettings):
     training: Training = Training(epochs=15, batch_size=8, learning_rate=1e-3, betas=(0.5, 0.999))
 
     @property
+    def loads_encoder(self) -> bool:
+        return True
+
+    @property
     def views(self) -> tuple[str, ...]:
         return tuple(f"vv-{number}" for number in self.blocks)
 
@@ -378,6 +387,10 @@ class SegmentationModels(SystemSettings):
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Of the foreground components, whose mean is the image's score."""
     tau: Positive = 0.07
+
+    @property
+    def loads_encoder(self) -> bool:
+        return True
 
     @property
     def prompts(self) -> None:

@@ -1,0 +1,119 @@
+"""The images of the zsad flows: found, read once for their digests, and left out where they cannot be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.cache import Ref
+from flows.jobs import file_digest
+from flows.privacy import learn_data, path_filter
+from flows.tasks import Failure, Tally, describe
+from flows.terminal import terminal
+from flows.zsad_jobs import Encode, Image
+from medad.errors import UserError
+from zsad.config import ImagesSettings
+
+if TYPE_CHECKING:
+    from zsad.datasets import Category, ImageProblem
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one category whose files can be read."""
+
+    name: str
+    label: str
+    """How tasks and the terminal call it."""
+    images: tuple[Image, ...]
+
+
+class ImageStages:
+    """What all flows over images do with them, over one tally."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.notes: list[str] = []
+        self.used: list[ImageSet] = []
+
+    def find_in(self, data: ImagesSettings) -> list[ImageSet]:
+        """The categories of a data set; what is wrong with it is noted."""
+        from medad.samples import samples_dir
+        from zsad.datasets import find_categories
+
+        learn_data(data, "data")
+        try:
+            self._prepare_samples(data, samples_dir())
+            categories, problems = find_categories(data, samples_dir())
+        except UserError as error:
+            self.tally.fail(describe("data", "find", error))
+            return []
+        self._note(problems)
+        return self.take(categories)
+
+    def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
+        if not data.root.startswith("samples:"):
+            return
+        from zsad.samples import MATERIALS, PLANTED_NOTE, ensure_samples
+
+        if data.root == f"samples:{MATERIALS}":  # made from what is installed, in seconds
+            ensure_samples(folder, terminal.line)
+            self.notes.append(PLANTED_NOTE)
+
+    def _note(self, problems: Iterable[ImageProblem]) -> None:
+        for problem in problems:
+            case_id = f"{problem.category}/{problem.id}" if problem.id else problem.category
+            path_filter.learn(problem.path, case_id)
+            self.tally.fail(
+                Failure(
+                    case_id, "find", problem.rule, str(problem.path), category=problem.category if problem.id else ""
+                )
+            )
+
+    def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
+        """Read every file once for its digest; one that cannot be read is noted and left out."""
+        found = []
+        for category in categories:
+            images = tuple(self._images(category))
+            if images:
+                found.append(ImageSet(category.name, label or category.name, images))
+        self.used += found
+        return found
+
+    def _images(self, category: Category) -> Iterator[Image]:
+        for item in category.items:
+            case_id = f"{category.name}/{item.id}"
+            for path in (item.path, item.mask):
+                if path is not None:
+                    path_filter.learn(path, case_id)
+            try:
+                if item.mask is not None:
+                    file_digest(item.mask)
+                sha256 = file_digest(item.path)
+            except UserError as error:
+                self.tally.fail(replace(describe(case_id, "find", error), category=category.name))
+                continue
+            yield Image(sha256, item.id, item.path, item.anomalous, item.defect, item.mask)
+
+    def usable(self, category: ImageSet, features: Ref) -> ImageSet:
+        """The images that have features; the others are noted, each under all its names."""
+        if not features.made:
+            return category
+        index = json.loads((features.folder() / "index.json").read_text(encoding="utf-8"))
+        rules = {problem["sha256"]: problem["rule"] for problem in index["problems"]}
+        for image in category.images:
+            if image.sha256 in rules:
+                case_id = f"{category.name}/{image.id}"
+                rule = path_filter.scrub(rules[image.sha256])
+                self.tally.fail(Failure(case_id, Encode.step.name, rule, str(image.path), category=category.name))
+        return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
+
+
+def input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
+    """Of each image, for the manifest: its digest and its mask's."""
+    for image in category.images:
+        digests = {"image": image.sha256, "mask": None if image.mask is None else file_digest(image.mask)}
+        yield {"category": category.name, "image": image.id, "sha256": digests}

@@ -1,0 +1,83 @@
+"""What a step cost where it ran: seconds and peak memory, beside the result and no part of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medad.devices import pick_device
+
+COST_FILE = "cost.json"
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class StepCost(BaseModel):
+    """`cost.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float
+    peak_memory_bytes: int | None
+    """Most that was held at a time beyond what the process held before; of a GPU its own memory. None: not known."""
+
+
+@contextlib.contextmanager
+def measured(out: Path, device: str) -> Iterator[None]:
+    """Write `cost.json` into `out`, made if it is not there, once the block has ended well.
+
+    Parameters
+    ----------
+    out
+        The step's folder.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+    place = pick_device(device)
+    before = _begin(place)
+    started = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - started
+    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak(place, before))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / COST_FILE).write_text(json.dumps(cost.model_dump()) + "\n", encoding="utf-8")
+
+
+def read_cost(folder: Path) -> StepCost | None:
+    """What a step wrote; None where it wrote none, or it cannot be read."""
+    try:
+        return StepCost.model_validate_json((folder / COST_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _begin(place: torch.device) -> int | None:
+    """Set the peak back and give what is held now, bytes."""
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+        return torch.cuda.memory_allocated(place)
+    try:
+        _CLEAR.write_text("5", encoding="ascii")  # Linux: the peak begins anew
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def _peak(place: torch.device, before: int | None) -> int | None:
+    if before is None:
+        return None
+    after = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else _status("VmHWM")
+    return None if after is None else max(0, after - before)
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
