@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,12 @@ NO_CHILDREN = (
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*PRELOADED, *(name for name in OF_MAIN if _main_is_of(name))])
+
+
+def load_ahead() -> None:
+    """Start the server of processes where none runs yet; returns at once, while it loads the libraries."""
+    if not multiprocessing.current_process().daemon:
+        forkserver.ensure_running()
 
 
 class ChildTraceback(Exception):  # noqa: N818 - the cause of an error, not one

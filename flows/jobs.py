@@ -51,6 +51,8 @@ class Job(abc.ABC):
     """One step on one case (or category, or model): hashable in content, run on an empty folder."""
 
     step: ClassVar[Step]
+    before_devices: ClassVar[bool] = False
+    """Whether device steps follow it: the libraries for their processes are loaded meanwhile."""
 
     @abc.abstractmethod
     def inputs(self) -> dict[str, Any]:

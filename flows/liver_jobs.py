@@ -93,6 +93,7 @@ class Prepare(Job):
     data: DatasetSettings
     settings: PreprocessSettings
     training: bool
+    before_devices = True
     step = Step(
         "prepare", 1, ("medad.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
     )

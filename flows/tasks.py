@@ -21,6 +21,7 @@ from prefect.states import Failed
 from prefect.transactions import get_transaction
 
 from flows.cache import ArtefactStore, Made, Ref, content_key
+from flows.child import load_ahead
 from flows.engines import EngineRunner
 from flows.gpu import devices_of
 from flows.jobs import DeviceJob, Job
@@ -81,6 +82,8 @@ def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
     store = ArtefactStore()
 
     def make(out: Path) -> Made | None:
+        if job.before_devices:
+            load_ahead()
         with server_slot() if isinstance(job, DeviceJob) else nullcontext():
             return job.make(out, key=key)
 

@@ -63,7 +63,9 @@ class Runs:
 
     @property
     def artefacts(self) -> set[Path]:
-        return {sidecar.parent for sidecar in (self.root / "cache").glob("*/*/artefact.json")}
+        # a step that was killed on its way out of `tmp` has its seal already
+        sidecars = (self.root / "cache").glob("*/*/artefact.json")
+        return {sidecar.parent for sidecar in sidecars if sidecar.parents[1].name != "tmp"}
 
 
 def contents(run_folder: str) -> dict[str, str]:
