@@ -39,7 +39,7 @@ from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text, 
 from medad.errors import InputError, UserError
 from zsad.compare_config import ablation_systems
 from zsad.config import PromptStyle
-from zsad.systems import DualImage, LearnedSettings, System, WinClip
+from zsad.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png", "systems.csv", "summary.csv", "paired.csv", "ablations.csv"),
@@ -84,6 +84,13 @@ class CompareStages(ImageStages):
         """By encoder and category."""
         self.texts: dict[tuple[str, str, PromptStyle], Submitted] = {}
         """By encoder, category and style."""
+        self._refs: dict[int, Ref | None] = {}
+
+    def ref_of(self, task: Submitted) -> Ref | None:
+        """A task's artefact, waited for and counted once however many systems ask."""
+        if id(task) not in self._refs:
+            self._refs[id(task)] = task.ref()
+        return self._refs[id(task)]
 
     def prepare(self) -> list[ImageSet]:
         """Find the images, and encode them once by each encoder with all views that its systems read."""
@@ -93,6 +100,7 @@ class CompareStages(ImageStages):
         return categories
 
     def _encode(self, categories: Sequence[ImageSet]) -> None:
+        self._leave_out_misfits()
         systems = [*self.settings.systems, *self._ablated()]
         waiting: list[tuple[str, ImageSet, Submitted]] = []
         for name in dict.fromkeys(system.encoder for system in systems):
@@ -114,6 +122,21 @@ class CompareStages(ImageStages):
             if features is not None and (usable := self.usable(category, features)).images:
                 self.features[name, category.name] = Prepared(usable, features)
 
+    def _leave_out_misfits(self) -> None:
+        """A system that asks for what its encoder does not have is listed; the others of that encoder go on."""
+        from zsad.encoder import check_views
+
+        fitting = []
+        for system in self.settings.systems:
+            try:
+                check_views(self.settings.encoders[system.encoder], system.views)
+            except UserError as error:
+                self.of_system[system.shown] = (system.shown, "")
+                self.tally.fail(describe(system.shown, "find", error))
+            else:
+                fitting.append(system)
+        self.settings = self.settings.model_copy(update={"systems": tuple(fitting)})
+
     def _text(self, encoder: str, category: ImageSet, style: PromptStyle) -> Submitted:
         key = (encoder, category.name, style)
         if key not in self.texts:
@@ -123,7 +146,7 @@ class CompareStages(ImageStages):
         return self.texts[key]
 
     def _text_ref(self, system: System, category: ImageSet) -> Ref | None:
-        return None if system.prompts is None else self._text(system.encoder, category, system.prompts).ref()
+        return None if system.prompts is None else self.ref_of(self._text(system.encoder, category, system.prompts))
 
     def _ablated(self) -> list[DualImage]:
         name = self.settings.ablation_encoder
@@ -131,13 +154,15 @@ class CompareStages(ImageStages):
 
     def train(self, categories: Sequence[ImageSet]) -> dict[tuple[str, str], Submitted]:
         """Learned systems without a checkpoint: on auxiliary images, or for each category on the others."""
-        learned = [s for s in self.settings.systems if isinstance(s, LearnedSettings) and s.checkpoint is None]
+        learned = [s for s in self.settings.systems if isinstance(s, AprilGan | AnomalyClip) and s.checkpoint is None]
         if not learned:
             return {}
         auxiliary: list[ImageSet] | None = None
         if self.settings.auxiliary is not None:
             learn_data(self.settings.auxiliary, "auxiliary")
+            notes = list(self.notes)  # what is said of these images is not said of those that are judged
             auxiliary = self.find_in(self.settings.auxiliary)
+            self.notes = notes
         trained: dict[tuple[str, str], Submitted] = {}
         for system in learned:
             for category in categories:
@@ -160,6 +185,7 @@ class CompareStages(ImageStages):
     def train_one(self, categories: Sequence[ImageSet]) -> Ref | None:
         """The one system of the settings, on all categories."""
         (system,) = self.settings.systems
+        assert isinstance(system, AprilGan | AnomalyClip)
         sets = tuple(one for category in categories if (one := self._training_set(system, category)) is not None)
         if not sets:
             return None
@@ -245,7 +271,7 @@ class CompareStages(ImageStages):
         weights = None
         if isinstance(system, LearnedSettings) and system.checkpoint is None:
             task = trained.get((system.shown, category.name))
-            if task is None or (weights := task.ref()) is None:
+            if task is None or (weights := self.ref_of(task)) is None:
                 return None
         shots = None
         if (
@@ -285,7 +311,7 @@ class CompareStages(ImageStages):
     def _judge(self, begun: Iterable[Scoring]) -> tuple[Result, ...]:
         tasks = []
         for one in begun:
-            scores = one.scores.ref()
+            scores = self.ref_of(one.scores)
             if scores is not None and isinstance(one.system, DualImage):
                 fuse = Fuse(scores, one.system.score)
                 scores = self.tally.run(one.label, fuse) if fuse.needed else scores
@@ -304,7 +330,7 @@ class CompareStages(ImageStages):
     def _cost(self, one: Scoring) -> tuple[float, float, int, int | None] | None:
         from zsad.cost import read_cost
 
-        made = one.scores.ref()
+        made = self.ref_of(one.scores)
         if made is None or not made.made:
             return None
         cost = read_cost(made.folder())

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cache import Ref, Step, code_digest
+from flows.cache import Ref, Step
 from flows.jobs import DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values
 from flows.liver_jobs import checkpoint_file
+from flows.sources import code_digest
 from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
 from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from zsad.compare_config import Ablation, CompareSettings
 from zsad.config import EncoderSettings
-from zsad.systems import LearnedSettings, SegmentationModels, System, SystemSettings
+from zsad.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings
 
 if TYPE_CHECKING:
     from flows.child import Place
@@ -150,7 +151,7 @@ class TrainingSet:
 class TrainSystem(DeviceJob):
     """Labelled images' features -> a learned system's checkpoint. The order of categories changes nothing."""
 
-    system: System
+    system: AprilGan | AnomalyClip
     sets: tuple[TrainingSet, ...]
     encoder: EncoderSettings
     machine: MachineSettings = ANY_MACHINE
@@ -167,7 +168,6 @@ class TrainSystem(DeviceJob):
         object.__setattr__(self, "sets", tuple(sorted(self.sets, key=lambda one: one.name)))
 
     def inputs(self) -> dict[str, Any]:
-        assert isinstance(self.system, LearnedSettings)
         return {
             "system": system_inputs(self.system) | {"training": json_values(self.system.training)},
             "sets": [one.inputs() for one in self.sets],
@@ -176,9 +176,7 @@ class TrainSystem(DeviceJob):
 
     @property
     def batch_size(self) -> int:
-        assert isinstance(self.system, LearnedSettings)
-        size: int = self.system.training.batch_size
-        return size
+        return self.system.training.batch_size
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
         from flows.progress import follow

@@ -22,7 +22,7 @@ from typing import Any
 
 from flows.cache import ArtefactStore, Ref, disk_full_is_told
 from flows.digests import file_sha256
-from flows.privacy import PrivateLiver, PrivateZsad
+from flows.privacy import PrivateCompare, PrivateLiver, PrivateZsad
 from flows.tasks import Tally
 from medad.errors import ConfigError
 from medad.storage import sync_path
@@ -74,7 +74,7 @@ class RunFolder:
     """What a run folder is made from."""
 
     path: Path
-    settings: PrivateLiver | PrivateZsad
+    settings: PrivateLiver | PrivateZsad | PrivateCompare
     copies: tuple[Copied, ...]
     manifest: Mapping[str, Any]
     """What the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""

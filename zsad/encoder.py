@@ -25,7 +25,7 @@ from zsad.config import EncoderSettings
 from zsad.models import CONFIG_NAME, describe, folder_of, weights_in
 from zsad.paths import Paths, obstacle, patch_path, two_path, views
 from zsad.prompts import Ensemble
-from zsad.views import View
+from zsad.views import View, parse_views
 from zsad.weights import load_into, read_weights
 from zsad.windows import encode_windows
 
@@ -212,6 +212,15 @@ class Encoder:
         """Normal and anomalous: the mean of either side's features, L2-normalised again."""
         sides = [self.encode_text(side).mean(dim=0) for side in (ensemble.normal, ensemble.anomalous)]
         return functional.normalize(torch.stack(sides), dim=-1)
+
+
+def check_views(settings: EncoderSettings, names: Sequence[str]) -> None:
+    """Raise ConfigError where an encoder has no such view (`zsad.views`); nothing is built or loaded."""
+    _, config, _ = _architecture(settings)
+    vision = config["vision_cfg"]
+    grid = int(vision["image_size"]) // int(vision.get("patch_size", 16))
+    for view in parse_views(names):
+        view.check(int(vision["layers"]), grid, describe(settings))
 
 
 def _architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
