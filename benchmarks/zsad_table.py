@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.beside_anomalib import Anomalib
+from benchmarks.zsad_compare import encoding_for_all
 from benchmarks.zsad_memory import memory
 from benchmarks.zsad_metrics import metrics
 from benchmarks.zsad_mutual import mutual
@@ -46,7 +47,7 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
         if "h" in parts:
             say("h: mutual scoring")
             rows += mutual(plan)
-        if set(parts) & set("abdeg"):
+        if set(parts) & set("abdegi"):
             say("model, images and features")
             bench = Bench.prepare(plan, folder)
             works: dict[str, Callable[[], list[Row]]] = {
@@ -54,6 +55,7 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
                 "d": lambda: [seeds(bench)],
                 "e": lambda: [adaptation(bench)],
                 "b": lambda: [beside_winclip(bench, anomalib)],
+                "i": lambda: [encoding_for_all(bench)],
                 "g": lambda: [winclip_encoding(bench), *beside_winclip_alike(bench, anomalib)],
             }
             for part, work in works.items():
@@ -67,7 +69,7 @@ def main(description: str | None) -> None:
     """The command line; exits with 1 when a limit is missed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment that has anomalib")
-    parser.add_argument("--only", default="a,b,c,d,e,f,g,h", help="letters to measure")
+    parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i", help="letters to measure")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", default="ViT-B-16-plus-240", help="any plain vision transformer of open_clip")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; c and f always run on the CPU")
@@ -84,8 +86,8 @@ def main(description: str | None) -> None:
     parser.add_argument("--mutual-memory-images", type=int, nargs=2, default=(16, 64), metavar=("FEW", "MANY"))
     arguments = parser.parse_args()
     parts = arguments.only.replace(",", "")
-    if not parts or set(parts) - set("abcdefgh"):
-        parser.error(f"--only {arguments.only}: letters are a to h")
+    if not parts or set(parts) - set("abcdefghi"):
+        parser.error(f"--only {arguments.only}: letters are a to i")
     if min(arguments.images, arguments.mutual_images, *arguments.mutual_memory_images) < 2:
         parser.error("--images, --mutual-images: an image needs another one to be compared with")
     plan = Plan(

@@ -1,0 +1,61 @@
+"""(i) of `benchmarks/zsad.py`: what a comparison encodes for all training-free systems beside the bare forwards."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from benchmarks.zsad_scorer import Bench
+from benchmarks.zsad_timing import Row, at_most, by_turns, clocked
+from zsad.features import encode_images
+from zsad.system_scoring import score_system
+from zsad.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
+from zsad.windows import encode_windows
+
+BLOCKS = (3, 6, 9, 12)
+SYSTEMS = (Clip(), ClipAc(), WinClip(), AnoVl(), MuSc(blocks=BLOCKS), MuSc2(), DualImage())
+VIEWS = tuple(sorted({view for system in SYSTEMS for view in system.views}))
+
+
+@torch.no_grad()
+def encoding_for_all(bench: Bench) -> Row:
+    """Files to features on disk, once for every system, beside one plain forward an image and one of its windows."""
+    encoder, device = bench.encoder, bench.plan.device
+    model, visual = encoder.model, encoder.model.visual
+    features = bench.folder / "all-systems"
+    batches = torch.split(bench.images, bench.plan.batch)
+
+    def ours() -> None:
+        encode_images(bench.paths, bench.digests, bench.settings, str(device), features, views=VIEWS)
+
+    def bare() -> None:
+        for part in batches:
+            normalised = encoder.normalise(part)
+            model.encode_image(normalised)  # type: ignore[operator]
+            for side in WinClip().windows:
+                encode_windows(visual, normalised, side)  # type: ignore[arg-type]
+
+    # loading the model is no part of a forward; the flow does it once a task
+    compared = by_turns(clocked(ours, device), clocked(bare, device), bench.plan.repeats)
+    scoring = clocked(lambda: _score_all(bench, features), device)()
+    mine, bound = (statistics.median(seconds) / bench.plan.images for seconds in (compared.first, compared.second))
+    detail = (
+        f"an image: files to features with {len(VIEWS)} views {1e3 * mine:.0f} ms, loading the model included; one "
+        f"forward and its windows {1e3 * bound:.0f} ms, which bounds it; scoring by {len(SYSTEMS) - 1} systems, "
+        f"not counted, {1e3 * scoring / bench.plan.images:.0f} ms"
+    )
+    what = f"encoding for all training-free systems / the encoder's forwards, {device.type}"
+    return at_most("i", what, compared, 2, detail)
+
+
+def _score_all(bench: Bench, features: Any) -> None:
+    for system in SYSTEMS:
+        if isinstance(system, DualImage):  # letter d
+            continue
+        text = bench.text if system.prompts is not None else None
+        out = bench.folder / f"scores-{system.system}"
+        score_system(
+            system, "object", features, text, None, None, bench.paths, bench.settings, 0, str(bench.plan.device), out
+        )
