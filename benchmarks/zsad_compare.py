@@ -35,7 +35,7 @@ def encoding_for_all(bench: Bench) -> Row:
             normalised = encoder.normalise(part)
             model.encode_image(normalised)  # type: ignore[operator]
             for side in WinClip().windows:
-                encode_windows(visual, normalised, side)  # type: ignore[arg-type]
+                encode_windows(visual, normalised, side)
 
     # loading the model is no part of a forward; the flow does it once a task
     compared = by_turns(clocked(ours, device), clocked(bare, device), bench.plan.repeats)

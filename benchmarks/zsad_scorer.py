@@ -22,11 +22,12 @@ from benchmarks.zsad_images import draw_image, name_of
 from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
 from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
+from zsad.dual_scores import Scores
 from zsad.encoder import Encoder
 from zsad.feature_store import CLASS_TOKENS, PATCHES, TEXT, FeatureStore, read_text
 from zsad.features import encode_images
 from zsad.images import beside, crop_image, merge_maps, plan_crops, read_image
-from zsad.scorers.dual import Scores, text_scores
+from zsad.scorers.dual import text_scores
 from zsad.scoring import score_category
 from zsad.textures import open_textures
 

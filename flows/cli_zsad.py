@@ -121,7 +121,9 @@ def score(
 
 @app.command()
 def compare(
-    config: Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: compare, compare_demo.")],
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file, or a name in configs/zsad: compare (published settings), compare_demo.")
+    ] = Path("compare"),
     methods: Annotated[str, typer.Option(help="Systems, with commas between; or all.")] = "all",
     data: Data = None,
     name: Name = None,

@@ -19,10 +19,10 @@ from medad.storage import atomic_path, reading
 from zsad import curves
 from zsad.config import EvaluationSettings
 from zsad.curves import Counts, Points
+from zsad.dual_scores import Scores
 from zsad.feature_store import FeatureStore
 from zsad.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
 from zsad.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
-from zsad.scorers.dual import Scores
 from zsad.system_scores import INDEX_FILE as SYSTEM_INDEX
 from zsad.system_scores import SystemScores
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from medad.storage import atomic_path
 from zsad.config import ScoreSettings
-from zsad.scorers.dual import INDEX_FILE, SCORES_FILE, Scores, fuse_image
+from zsad.dual_scores import INDEX_FILE, SCORES_FILE, Scores
+from zsad.scorers.dual import fuse_image
 
 LAMBDAS = tuple(name for name in ScoreSettings.model_fields if name.startswith("lambda_"))
 """The settings that only weigh the parts: all else decides the parts themselves."""

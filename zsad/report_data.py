@@ -16,6 +16,7 @@ from medad.errors import InputError
 from medad.storage import read_record
 from medad.words import clean, natural_order, readable
 from zsad.config import EncoderSettings, EvaluationSettings, Variant
+from zsad.dual_scores import Scores
 from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 from zsad.feature_store import INDEX, FeatureIndex
 from zsad.images import Crops, merge_maps
@@ -30,7 +31,6 @@ from zsad.report_document import (
     ShownImage,
 )
 from zsad.report_figures import variant_figures
-from zsad.scorers.dual import Scores
 
 Model = TypeVar("Model", bound=BaseModel)
 

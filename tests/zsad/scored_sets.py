@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from zsad.config import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
+from zsad.dual_scores import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.evaluation import evaluate_category
 from zsad.feature_store import CLASS_TOKENS, INDEX, PATCHES, FeatureIndex, ImageRows
 from zsad.images import plan_crops
 from zsad.report_data import CategoryResult, ReportImage
-from zsad.scorers.dual import INDEX_FILE, SCORES_FILE, Evidence, Part, ScoredImage, ScoresIndex, fuse_image
+from zsad.scorers.dual import Evidence, Part, fuse_image
 
 SIZE_PX, GRID = 32, 4
 MAX_CROPS = 64

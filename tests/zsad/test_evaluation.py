@@ -23,6 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.errors import InputError
 from zsad.config import EvaluationSettings, ScoreSettings, Variant
+from zsad.dual_scores import ScoredImage, ScoresIndex
 from zsad.evaluation import (
     CategoryCurves,
     CategoryEvaluation,
@@ -32,7 +33,6 @@ from zsad.evaluation import (
 )
 from zsad.feature_store import FeatureIndex, ImageRows
 from zsad.images import plan_crops
-from zsad.scorers.dual import ScoredImage, ScoresIndex
 
 Array = NDArray[Any]
 S = 16
