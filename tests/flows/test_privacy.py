@@ -522,7 +522,8 @@ def prepare_case(case, *rest, **more):
     return inner(case, *rest, **more)
 medad.cases.prepare_case = prepare_case
 logging.captureWarnings(mode != "worker")  # to the log, or as Python prints them
-if mode == "worker":
+# a device step's process imports this program too, under another name
+if __name__ == "__main__" and mode == "worker":
     # as a worker runs it: no terminal, only logs
     from pathlib import Path
     from flows.cli_liver import load_settings
@@ -530,7 +531,7 @@ if mode == "worker":
     from flows.settings import prepare_prefect
     settings = load_settings(Path(arguments[0]), {})
     print(prepare(settings=settings, refresh=True, return_state=True).name)
-else:
+elif __name__ == "__main__":
     if mode == "crash":
         from flows.liver import Stages
         def finish(self, *rest, **more):

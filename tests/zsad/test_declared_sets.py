@@ -164,7 +164,8 @@ def dagm(root: Path) -> None:
     for part in ("Train", "Test"):
         (root / "Class1" / part / "Label/Labels.txt").write_text(
             "1\n9\t0\t0009.PNG\t0\t0\n10\t1\t0010.PNG\t1\t0010_label.PNG\n11\t1\t0011.PNG\t1\t0011_label.PNG\n"
-            "100\t0\t0100.PNG\t0\t0\n101\t0\t0101.PNG\t0\t0\n"
+            "100\t0\t0100.PNG\t0\t0\n101\t0\t0101.PNG\t0\t0\n",
+            encoding="utf-8",
         )
 
 
@@ -203,7 +204,7 @@ def test_one_class_of_dagm_and_a_folder_around_it(tmp_path: Path) -> None:
 
 def test_a_list_without_a_label_is_one_line(tmp_path: Path) -> None:
     dagm(tmp_path)
-    (tmp_path / "Class1/Test/Label/Labels.txt").write_text("nothing to see here at all\n\x00\n")
+    (tmp_path / "Class1/Test/Label/Labels.txt").write_text("nothing to see here at all\n\x00\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"Labels\.txt: holds no row with an image and 0 or 1"):
         find(tmp_path, "dagm")
 
@@ -354,7 +355,9 @@ def test_normal_training_images_of_the_sets_known_before(tmp_path: Path) -> None
             (("train", 10), ("train", 2), ("test", 1), ("train", 99))]  # fmt: skip
     rows.append("candle,train,anomaly,candle/Data/Images/Anomaly/000.JPG,")
     touch(tmp_path, "visa/split_csv/1cls.csv")
-    (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
+    (tmp_path / "visa/split_csv/1cls.csv").write_text(
+        "\n".join(["object,split,label,image,mask", *rows]), encoding="utf-8"
+    )
     assert train(tmp_path / "visa", "auto", "candle") == [
         "candle/Data/Images/Normal/0002.JPG",
         "candle/Data/Images/Normal/0010.JPG",

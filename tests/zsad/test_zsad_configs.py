@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zsad import compare_config
 from zsad.config import ImagesSettings, ZsadSettings, load
 
+COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation"}
 FOLDER = Path(__file__).parents[2] / "configs" / "zsad"
 
 
 def test_every_configuration_loads() -> None:
     files = sorted(FOLDER.glob("*.yaml"))
     assert {path.stem for path in files} >= {"dual_clip", "demo"}
+    assert {path.stem for path in files} >= COMPARISONS
     for path in files:
-        assert load(path).name == path.stem
+        read = compare_config.load if path.stem in COMPARISONS else load
+        assert read(path).name == path.stem
+
+
+def test_the_papers_settings_are_the_systems_defaults() -> None:
+    paper = compare_config.load(FOLDER / "compare.yaml")
+    for system in paper.systems:
+        given = system.model_dump(exclude={"encoder", "label", "shots", "adaptation"})
+        assert given == type(system)().model_dump(exclude={"encoder", "label", "shots", "adaptation"})
+    assert {encoder.model for encoder in paper.encoders.values()} == {"ViT-B-16-plus-240", "ViT-L-14-336"}
 
 
 def test_the_papers_configuration_is_the_defaults() -> None:
