@@ -29,13 +29,13 @@ from flows.compare_jobs import (
 from flows.engines import RUNNER
 from flows.jobs import FailedStep, file_digest
 from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import new_tally, planned
-from flows.privacy import PrivateCompare, confined, learn_data, path_filter
-from flows.publish import Copied, RunFolder, copied, installed_versions, publish
+from flows.plan import new_tally
+from flows.privacy import PrivateCompare, confined, path_filter
+from flows.publish import Copied, copied, installed_versions
 from flows.tasks import Submitted, describe
 from flows.terminal import terminal
-from flows.zsad_images import ImageSet, ImageStages, input_rows
-from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text, weights_of
+from flows.zsad_images import ImageSet, ImageStages, weights_shown
+from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.errors import InputError, UserError
 from zsad.compare_config import ablation_systems
 from zsad.config import PromptStyle
@@ -94,7 +94,6 @@ class CompareStages(ImageStages):
 
     def prepare(self) -> list[ImageSet]:
         """Find the images, and encode them once by each encoder with all views that its systems read."""
-        learn_data(self.settings.data, "data")
         categories = self.find_in(self.settings.data)
         self._encode(categories)
         return categories
@@ -105,10 +104,7 @@ class CompareStages(ImageStages):
         waiting: list[tuple[str, ImageSet, Submitted]] = []
         for name in dict.fromkeys(system.encoder for system in systems):
             encoder = self.settings.encoders[name]
-            try:
-                weights_of(encoder)  # said once, and not by every category
-            except UserError as error:
-                self.tally.fail(describe(f"encoder {name}", "find", error))
+            if not self.has_weights(encoder, f"encoder {name}"):
                 continue
             own = [system for system in systems if system.encoder == name]
             views = tuple(sorted({view for system in own for view in system.views}))
@@ -159,9 +155,8 @@ class CompareStages(ImageStages):
             return {}
         auxiliary: list[ImageSet] | None = None
         if self.settings.auxiliary is not None:
-            learn_data(self.settings.auxiliary, "auxiliary")
             notes = list(self.notes)  # what is said of these images is not said of those that are judged
-            auxiliary = self.find_in(self.settings.auxiliary)
+            auxiliary = self.find_in(self.settings.auxiliary, "auxiliary")
             self.notes = notes
         trained: dict[tuple[str, str], Submitted] = {}
         for system in learned:
@@ -356,29 +351,10 @@ class CompareStages(ImageStages):
         )
         return self.tally.run("report", job)
 
-    def finish(self, out: Path, copies: Sequence[Copied], started: float) -> Outcome:
-        """Publish into the run folder and show in Prefect's UI."""
-        if (plan := planned(self.tally)) is not None:
-            return plan
-        run = RunFolder(
-            path=out,
-            settings=self.settings,
-            copies=tuple(copies),
-            manifest={
-                "inputs": [row for category in self.used for row in input_rows(category)],
-                "encoders": {name: self._weights(name) for name in self.settings.encoders},
-            },
-            seconds=time.monotonic() - started,
-        )
-        headline = publish(run, self.tally)
-        ui.show_run(ui.COMPARE, out, self.tally, private=False)
-        return Outcome.of(self.tally, run_folder=out, headline=headline)
-
-    def _weights(self, name: str) -> dict[str, str] | None:
-        try:
-            return {key: value for key, value in weights_of(self.settings.encoders[name]).items() if key != "model"}
-        except UserError:
-            return None
+    def end(self, out: Path, copies: Sequence[Copied], started: float) -> Outcome:
+        """`finish` with what this flow's manifest says."""
+        manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
+        return self.finish(out, self.settings, copies, manifest, started, ui.COMPARE, private=False)
 
 
 @flow(
@@ -396,7 +372,7 @@ def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> State
     with terminal.bars():
         systems, ablations = stages.score(stages.prepare())
     report = stages.report(systems, ablations)
-    outcome = stages.finish(out, copied(report, *REPORT_FILES), started)
+    outcome = stages.end(out, copied(report, *REPORT_FILES), started)
     return final_state(outcome, useful=any(row.results for row in systems))
 
 
@@ -410,5 +386,5 @@ def train(settings: PrivateCompare, out: Path, refresh: bool = False) -> State[O
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         checkpoint = stages.train_one(stages.prepare())
-    outcome = stages.finish(out, copied(checkpoint, *TRAINED_FILES), started)
+    outcome = stages.end(out, copied(checkpoint, *TRAINED_FILES), started)
     return final_state(outcome, useful=checkpoint is not None)

@@ -13,6 +13,7 @@ from flows.jobs import DeviceJob, FailedStep, Job, digest_of, file_digest, folde
 from flows.liver_jobs import checkpoint_file
 from flows.sources import code_digest
 from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
+from flows.zsad_report import failed_shown
 from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from zsad.compare_config import Ablation, CompareSettings
 from zsad.config import EncoderSettings
@@ -72,25 +73,27 @@ class ScoreSystem(DeviceJob):
             object.__setattr__(self, "seed", 0)
 
     @property
+    def _given(self) -> Path | None:
+        """The checkpoint that the settings name."""
+        path = self.system.checkpoint if isinstance(self.system, LearnedSettings) else None
+        return None if path is None else Path(path).expanduser()
+
+    @property
     def _checkpoint(self) -> Path | None:
-        given = self.system.checkpoint if isinstance(self.system, LearnedSettings) else None
-        if given is not None:
-            return Path(given).expanduser()
-        return None if self.trained is None else self.trained.folder() / "checkpoint.safetensors"
+        if self._given is not None or self.trained is None:
+            return self._given
+        return self.trained.folder() / "checkpoint.safetensors"
 
     def inputs(self) -> dict[str, Any]:
         from zsad.system_scoring import SCORERS
 
-        given = None
-        if isinstance(self.system, LearnedSettings) and self.system.checkpoint is not None:
-            given = file_digest(Path(self.system.checkpoint).expanduser())
         inputs: dict[str, Any] = {
             "system": system_inputs(self.system),
             "scorer": code_digest(f"{SCORERS[self.system.system]}:score"),
             "features": self.features.digest,
             "text": digest_of(self.text),
             "shots": digest_of(self.shots),
-            "checkpoint": given or digest_of(self.trained),
+            "checkpoint": digest_of(self.trained) if self._given is None else file_digest(self._given),
             "seed": self.seed,
         }
         if self.system.loads_encoder:
@@ -274,10 +277,13 @@ class CompareReport(Job):
             out,
             settings=self.settings,
             systems=[
-                SystemResult(row.system, _encoder(row.encoder), _by_category(row.results)) for row in self.systems
+                SystemResult(row.system, _encoder(row.encoder), _by_category(row.results, _evaluated))
+                for row in self.systems
             ],
             ablations=[
-                AblationResult(one.ablation, [AblationRow(label, _folders(results)) for label, results in one.rows])
+                AblationResult(
+                    one.ablation, [AblationRow(label, _by_category(results, _folder)) for label, results in one.rows]
+                )
                 for one in self.ablations
             ],
             failures=[_failed(system, failure) for system, failure in self.failures],
@@ -298,28 +304,25 @@ def _encoder(settings: EncoderSettings) -> Any:
     )
 
 
-def _by_category(results: tuple[Result, ...]) -> dict[str, dict[int, Any]]:
+def _folder(result: Result) -> Path:
+    return result.evaluated.folder()
+
+
+def _evaluated(result: Result) -> Any:
     from zsad.compare_report import Cost, Evaluated
 
+    return Evaluated(result.evaluated.folder(), None if result.cost is None else Cost(*result.cost))
+
+
+def _by_category(results: tuple[Result, ...], shown: Callable[[Result], Any]) -> dict[str, dict[int, Any]]:
     found: dict[str, dict[int, Any]] = {}
     for result in results:
-        cost = None if result.cost is None else Cost(*result.cost)
-        found.setdefault(result.category, {})[result.seed] = Evaluated(result.evaluated.folder(), cost)
-    return found
-
-
-def _folders(results: tuple[Result, ...]) -> dict[str, dict[int, Path]]:
-    found: dict[str, dict[int, Path]] = {}
-    for result in results:
-        found.setdefault(result.category, {})[result.seed] = result.evaluated.folder()
+        found.setdefault(result.category, {})[result.seed] = shown(result)
     return found
 
 
 def _failed(system: str, failure: FailedStep) -> Any:
-    from zsad.compare_report import Failed, FailedSystem
+    from zsad.compare_report import FailedSystem
 
-    category = failure.category or failure.case_id
-    own = failure.case_id.removeprefix(f"{failure.category}/") if failure.category else ""
-    if not system:
-        return Failed(category, own, failure.stage, failure.rule, failure.file)
-    return FailedSystem(category, own, failure.stage, failure.rule, failure.file, system=system)
+    shared = failed_shown(failure)
+    return FailedSystem(**vars(shared), system=system) if system else shared

@@ -76,21 +76,31 @@ def _hidden_cases(names: Sequence[str]) -> list[str]:
     return [name if _PLAIN_ID.fullmatch(name) else PLACEHOLDER for name in names]
 
 
+def _hide(values: Any, key: Sequence[str], hide: Callable[[Any], Any]) -> None:
+    """Put what may be shown in the place of each value at a key; what was excluded, or is None, has nothing to hide."""
+    name, *rest = key
+    if name == "*":
+        for entry in values.values() if isinstance(values, dict) else values:
+            _hide(entry, rest, hide)
+    elif (found := values.get(name)) is not None:
+        if rest:
+            _hide(found, rest, hide)
+        else:
+            values[name] = hide(found)
+
+
 class Withholding(BaseModel):
     """Settings whose JSON withholds paths: as a flow's parameter, in the manifest, in the report."""
 
     withheld: ClassVar[Mapping[str, Callable[[Any], Any]]]
-    """Dotted key -> what is shown of its value."""
+    """Dotted key -> what is shown of its value; `*` stands for every entry of a list or mapping."""
 
     @model_serializer(mode="wrap")
     def _withhold(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         if info.mode == "json":
             for key, hide in self.withheld.items():
-                group, _, leaf = key.partition(".")
-                place = values.get(group, {})  # may be excluded
-                if place.get(leaf) is not None:
-                    place[leaf] = hide(place[leaf])
+                _hide(values, key.split("."), hide)
         return values
 
     @classmethod
@@ -126,33 +136,13 @@ class PrivateZsad(Withholding, ZsadSettings):
     }
 
 
-_COMPARE_DATA = {"root": _hidden_folder, "masks": _hidden_folder}
-_COMPARE_SYSTEM = dict.fromkeys(("checkpoint", "clipseg", "sam", "salient"), _hidden_file)
-
-
-class PrivateCompare(CompareSettings):
+class PrivateCompare(Withholding, CompareSettings):
     """The comparison's, without folders; of a file of weights the name is left."""
 
-    @model_serializer(mode="wrap")
-    def _withhold(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        if info.mode == "json":
-            for name in ("data", "auxiliary"):
-                _hide(values.get(name), _COMPARE_DATA)
-            for encoder in values.get("encoders", {}).values():
-                _hide(encoder, {"model": _hidden_model, "weights": _hidden_file})
-            for system in values.get("systems", ()):
-                _hide(system, _COMPARE_SYSTEM)
-                _hide(system.get("adapt"), {"textures": _hidden_folder})
-        return values
-
-    @classmethod
-    def of(cls, settings: BaseModel) -> Self:
-        """The same settings, kept private. Raises pydantic's ValidationError for those of another flow."""
-        return cls.model_validate(settings.model_dump())
-
-
-def _hide(values: dict[str, Any] | None, hidden: Mapping[str, Callable[[Any], Any]]) -> None:
-    for key, hide in hidden.items():
-        if values is not None and values.get(key) is not None:
-            values[key] = hide(values[key])
+    withheld = {
+        **{f"{use}.{key}": _hidden_folder for use in ("data", "auxiliary") for key in ("root", "masks")},
+        "encoders.*.model": _hidden_model,
+        "encoders.*.weights": _hidden_file,
+        **{f"systems.*.{key}": _hidden_file for key in ("checkpoint", "clipseg", "sam", "salient")},
+        "systems.*.adapt.textures": _hidden_folder,
+    }

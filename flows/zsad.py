@@ -21,12 +21,12 @@ from flows import ui
 from flows.cache import Ref
 from flows.engines import RUNNER
 from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import new_tally, planned
+from flows.plan import new_tally
 from flows.privacy import PrivatePath, PrivateZsad, confined, path_filter
-from flows.publish import Copied, RunFolder, copied, installed_versions, publish
+from flows.publish import Copied, copied, installed_versions
 from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
-from flows.zsad_images import ImageSet, ImageStages, input_rows
+from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import (
     Encode,
     EvaluateCategory,
@@ -34,7 +34,6 @@ from flows.zsad_jobs import (
     Score,
     Text,
     needs_references,
-    weights_of,
 )
 from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
 from medad.errors import UserError
@@ -84,10 +83,7 @@ class Stages(ImageStages):
     def encode(self, categories: Sequence[ImageSet]) -> list[Encoded]:
         """Text and image features of every category; images that could not be used are noted."""
         settings = self.settings
-        try:
-            weights_of(settings.encoder)  # said once, and not by every category
-        except UserError as error:
-            self.tally.fail(describe("encoder", "find", error))
+        if not self.has_weights(settings.encoder, "encoder"):
             return []
         machine = settings.machine
         tasks: list[tuple[ImageSet, Submitted, Submitted]] = []
@@ -189,31 +185,12 @@ class Stages(ImageStages):
         )
         return self.tally.run("report", job)
 
-    def finish(
+    def end(
         self, out: Path, copies: Sequence[Copied], started: float, showing: ui.Showing, *, private: bool
     ) -> Outcome:
-        """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path."""
-        if (plan := planned(self.tally)) is not None:
-            return plan
-        run = RunFolder(
-            path=out,
-            settings=self.settings,
-            copies=tuple(copies),
-            manifest={
-                "inputs": [row for category in self.used for row in input_rows(category)],
-                "encoder": self._weights(),
-            },
-            seconds=time.monotonic() - started,
-        )
-        headline = publish(run, self.tally)
-        ui.show_run(showing, out, self.tally, private=private)
-        return Outcome.of(self.tally, run_folder=out, headline=headline)
-
-    def _weights(self) -> dict[str, str] | None:
-        try:
-            return {key: value for key, value in weights_of(self.settings.encoder).items() if key != "model"}
-        except UserError:
-            return None
+        """`finish` with what this flow's manifest says."""
+        manifest = {"encoder": weights_shown(self.settings.encoder)}
+        return self.finish(out, self.settings, copies, manifest, started, showing, private=private)
 
 
 def _of_seed(label: str, seed: int) -> str:
@@ -229,7 +206,7 @@ def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outco
     with terminal.bars():
         categories = stages.score(stages.encode(stages.find()))
     report = stages.report(categories)
-    outcome = stages.finish(out, copied(report, *REPORT_FILES), started, ui.ZSAD, private=False)
+    outcome = stages.end(out, copied(report, *REPORT_FILES), started, ui.ZSAD, private=False)
     return final_state(outcome, useful=bool(categories))
 
 
@@ -276,5 +253,5 @@ def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -
         formats=("png", "npy" if request.npy else "tiff"),
     )
     ref = stages.tally.run("images", job)
-    outcome = stages.finish(request.out, copied(ref, *REPORT_FILES, "maps"), started, ui.ZSAD_SCORE, private=True)
+    outcome = stages.end(request.out, copied(ref, *REPORT_FILES, "maps"), started, ui.ZSAD_SCORE, private=True)
     return final_state(outcome, useful=bool(categories))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import ui
 from flows.cache import Ref
 from flows.jobs import file_digest
-from flows.privacy import learn_data, path_filter
+from flows.outcome import Outcome
+from flows.plan import planned
+from flows.privacy import PrivateCompare, PrivateZsad, learn_data, path_filter
+from flows.publish import Copied, RunFolder, publish
 from flows.tasks import Failure, Tally, describe
 from flows.terminal import terminal
-from flows.zsad_jobs import Encode, Image
+from flows.zsad_jobs import Encode, Image, weights_of
 from medad.errors import UserError
-from zsad.config import ImagesSettings
+from zsad.config import EncoderSettings, ImagesSettings
 
 if TYPE_CHECKING:
     from zsad.datasets import Category, ImageProblem
@@ -39,12 +44,12 @@ class ImageStages:
         self.notes: list[str] = []
         self.used: list[ImageSet] = []
 
-    def find_in(self, data: ImagesSettings) -> list[ImageSet]:
-        """The categories of a data set; what is wrong with it is noted."""
+    def find_in(self, data: ImagesSettings, place: str = "data") -> list[ImageSet]:
+        """The categories of a data set; what is wrong with it is noted. `place` is what its folder is called."""
         from medad.samples import samples_dir
         from zsad.datasets import find_categories
 
-        learn_data(data, "data")
+        learn_data(data, place)
         try:
             self._prepare_samples(data, samples_dir())
             categories, problems = find_categories(data, samples_dir())
@@ -111,9 +116,50 @@ class ImageStages:
                 self.tally.fail(Failure(case_id, Encode.step.name, rule, str(image.path), category=category.name))
         return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
 
+    def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
+        """Whether an encoder's weights are there; if not, it is said once, and not by every category."""
+        try:
+            weights_of(encoder)
+        except UserError as error:
+            self.tally.fail(describe(label, "find", error))
+            return False
+        return True
 
-def input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
-    """Of each image, for the manifest: its digest and its mask's."""
+    def finish(
+        self,
+        out: Path,
+        settings: PrivateZsad | PrivateCompare,
+        copies: Sequence[Copied],
+        manifest: dict[str, Any],
+        started: float,
+        showing: ui.Showing,
+        *,
+        private: bool,
+    ) -> Outcome:
+        """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path."""
+        if (plan := planned(self.tally)) is not None:
+            return plan
+        run = RunFolder(
+            path=out,
+            settings=settings,
+            copies=tuple(copies),
+            manifest={"inputs": [row for category in self.used for row in _input_rows(category)]} | manifest,
+            seconds=time.monotonic() - started,
+        )
+        headline = publish(run, self.tally)
+        ui.show_run(showing, out, self.tally, private=private)
+        return Outcome.of(self.tally, run_folder=out, headline=headline)
+
+
+def weights_shown(encoder: EncoderSettings) -> dict[str, str] | None:
+    """What a manifest says of an encoder's weights; None where they are not there."""
+    try:
+        return {key: value for key, value in weights_of(encoder).items() if key != "model"}
+    except UserError:
+        return None
+
+
+def _input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
     for image in category.images:
         digests = {"image": image.sha256, "mask": None if image.mask is None else file_digest(image.mask)}
         yield {"category": category.name, "image": image.id, "sha256": digests}

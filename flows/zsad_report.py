@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,7 +81,7 @@ class ZsadReport(Job):
             out,
             settings=self.settings,
             categories=[category.result() for category in self.categories],
-            failures=_failed(self.failures),
+            failures=[failed_shown(failure) for failure in self.failures],
             versions=dict(self.versions),
             notes=self.notes,
         )
@@ -124,7 +123,7 @@ class ScoreOutputs(Job):
             out,
             settings=self.settings,
             category=None if self.category is None else self.category.result(),
-            failures=_failed(self.failures),
+            failures=[failed_shown(failure) for failure in self.failures],
             versions=dict(self.versions),
             notes=self.notes,
             formats=self.formats,
@@ -132,16 +131,9 @@ class ScoreOutputs(Job):
         )
 
 
-def _failed(failures: Iterable[FailedStep]) -> list[Any]:
+def failed_shown(failure: FailedStep) -> Any:
+    """A failure as a report takes it."""
     from zsad.report_data import Failed
 
-    return [
-        Failed(
-            f.category or f.case_id,
-            f.case_id.removeprefix(f"{f.category}/") if f.category else "",
-            f.stage,
-            f.rule,
-            f.file,
-        )
-        for f in failures
-    ]
+    own = failure.case_id.removeprefix(f"{failure.category}/") if failure.category else ""
+    return Failed(failure.category or failure.case_id, own, failure.stage, failure.rule, failure.file)
