@@ -257,7 +257,7 @@ class CompareReport(Job):
         1,
         ("zsad.compare_report:write_compare_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=("zsad/report_style.html", "zsad/compare_template.html"),
+        files=("zsad/report_style.html", "zsad/report_end.html", "zsad/compare_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

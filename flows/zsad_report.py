@@ -51,7 +51,7 @@ class ScoredCategory:
 
 
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_TEMPLATES = ("zsad/report_style.html", "zsad/report_template.html")
+_TEMPLATES = ("zsad/report_style.html", "zsad/report_end.html", "zsad/report_template.html")
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from zsad.compare_document import (
     PairedResult,
     PairedTable,
     SystemReport,
-    make_document,
 )
+from zsad.compare_summary import make_document
 from zsad.compare_tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
 from zsad.published import CategoryFigures
 from zsad.report_data import Failed

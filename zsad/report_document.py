@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from medad.settings import MACHINE_FIELDS
+from medad.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
 from medad.words import WITHHELD, clean
 from zsad.comparable import why_not_comparable
 from zsad.config import EvaluationSettings, Variant, ZsadSettings
@@ -19,6 +19,8 @@ from zsad.evaluation import CategoryCurves
 from zsad.metrics import definitions
 from zsad.published import TITLES, PublishedRow, published_rows
 
+_PATHS = frozenset({"root", "masks", "textures", "checkpoint", "clipseg", "sam", "salient"})
+"""Settings that name a file or folder."""
 SCHEMA_VERSION = 1
 
 RANDOM_NOTICE = (
@@ -303,18 +305,21 @@ def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
     }
 
 
-def settings_without_paths(settings: ZsadSettings) -> dict[str, Any]:
-    """The settings that decide results as JSON values, with folders and files withheld."""
-    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
-    data, encoder, adapt = values["data"], values["encoder"], values["adapt"]
-    if not data["root"].startswith("samples:"):
-        data["root"] = WITHHELD
-    if data["masks"] is not None:
-        data["masks"] = WITHHELD
-    if encoder["weights"] is not None:
-        encoder["weights"] = Path(encoder["weights"]).name
-    if encoder["model"].startswith("local-dir:"):
-        encoder["model"] = f"local-dir:{WITHHELD}"
-    if adapt["textures"] is not None:
-        adapt["textures"] = WITHHELD
+def settings_without_paths(settings: MachineSettings) -> dict[str, Any]:
+    """The settings that decide results as JSON values, with folders and files withheld; of weights the name is left."""
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {inner: shown(inner, one) for inner, one in value.items()}
+        if isinstance(value, list):
+            return [shown("", one) for one in value]
+        if not isinstance(value, str):
+            return value
+        if key in _PATHS and not (key == "root" and value.startswith(SAMPLES_PREFIX)):
+            return WITHHELD
+        if key == "weights":
+            return Path(value).name
+        return f"local-dir:{WITHHELD}" if key == "model" and value.startswith("local-dir:") else value
+
+    values: dict[str, Any] = shown("", settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS)))
     return values

@@ -162,10 +162,15 @@ class AnoVl(SystemSettings):
 class MutualSettings(SystemSettings):
     """Patches of several blocks, LNAMD and mutual scoring; no text."""
 
+    blocks: Blocks = VIT_L_BLOCKS
     degrees: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 5)
     """r of LNAMD: neighbourhoods of r x r patches, odd."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Of the smallest distances to other images that are averaged; one at least."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return block_views(self.blocks)
 
     @model_validator(mode="after")
     def _degrees_are_odd(self) -> MutualSettings:
@@ -181,13 +186,8 @@ class MuSc(MutualSettings):
     source: ClassVar[str] = "Li et al., MuSc (ICLR 2024)"
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24, r 1, 3, 5, the whole test set"
     system: Literal["musc"] = "musc"
-    blocks: Blocks = VIT_L_BLOCKS
     neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
     """k of RsCIN, the image itself counted: MVTec AD 1, 2, 3; VisA 1, 8, 9. Empty: no re-scoring."""
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return block_views(self.blocks)
 
 
 class MuSc2(MutualSettings):
@@ -199,10 +199,6 @@ class MuSc2(MutualSettings):
     system: Literal["musc_2"] = "musc_2"
     blocks: Blocks = (3, 6, 9, 12)
     references: Annotated[int, Field(ge=1, le=64)] = 1
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return block_views(self.blocks)
 
     @property
     def drawn(self) -> int:

@@ -1,0 +1,430 @@
+"""A comparison's evaluations -> its document: means and ranks, tests between systems, costs, ablations, notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Literal
+
+from medad.words import clean, natural_order, readable
+from zsad.comparable import why_other_images
+from zsad.compare_config import Ablation, CompareSettings
+from zsad.compare_data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images
+from zsad.compare_document import (
+    AblationReport,
+    AblationRowReport,
+    CategoryShown,
+    ComparedFailure,
+    CompareDocument,
+    EncoderCost,
+    MacroFigures,
+    PairedResult,
+    PairedTable,
+    SystemCategory,
+    SystemCost,
+    SystemReport,
+)
+from zsad.models import describe
+from zsad.paired import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
+from zsad.published import (
+    ABLATION_REMARKS,
+    ANOMALY_CLIP,
+    DUAL_IMAGE,
+    SEGMENTATION,
+    TITLES,
+    PublishedRow,
+    category_figures,
+    compared_rows,
+    published_ablation,
+)
+from zsad.report_data import Failed, failures_shown
+from zsad.report_document import (
+    EMBEDDED_NOTICE,
+    METRICS,
+    PRO_200,
+    RANDOM_NOTICE,
+    Notice,
+    PublishedTable,
+    SeedFigures,
+    Stat,
+    definitions_shown,
+    settings_without_paths,
+)
+from zsad.report_figures import macro_mean, statistic
+from zsad.systems import DualImage, SystemSettings, WinClip
+
+SCHEMA_VERSION = 1
+TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")
+"""Metrics that Wilcoxon's test is run on; each has its own correction."""
+PUBLISHED_AS: dict[str, tuple[str, ...]] = {
+    "clip": ("CLIP",),
+    "clip_ac": ("CLIP-AC",),
+    "winclip": ("WinCLIP",),
+    "anovl": ("AnoCLIP",),
+    "musc": ("MuSc (whole test set)",),
+    "musc_2": ("MuSc-2 (one reference)",),
+    "april_gan": ("VAND", "APRIL-GAN"),
+    "anomalyclip": ("AnomalyCLIP",),
+    "segmentation": ("Segmentation models",),
+}
+"""Our system -> what published rows call it."""
+ABLATIONS: dict[Ablation, tuple[str, str]] = {
+    "references": ("Reference images", "references"),
+    "map_weights": ("Weights of the map (eq. 12)", "lambda 1, lambda 2"),
+    "image_weights": ("Weights of the image's score (eq. 13)", "lambda 3, lambda 4, lambda 5"),
+    "steps": ("Steps of adaptation", "steps"),
+}
+"""Ablation -> its title, and what its rows vary."""
+
+
+def make_document(
+    settings: CompareSettings,
+    systems: Sequence[LoadedSystem],
+    ablations: Sequence[AblationResult],
+    failures: Sequence[Failed],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> CompareDocument:
+    """The document. Raises InputError for an evaluation of an ablation that is missing or damaged."""
+    categories = _categories(systems)
+    rows = compared_rows(settings.published) if settings.published else ()
+    figures = [{category.name: one.figures(category.name) for category in categories} for one in systems]
+    means = _means(figures)
+    by_category = _by_category([category.name for category in categories], figures)
+    reports = tuple(
+        SystemReport(
+            name=one.name,
+            system=_key(one.result.system),
+            source=one.result.system.source,
+            published_setting=one.result.system.published,
+            encoder=one.result.system.encoder,
+            made_by=one.result.encoder,
+            seeded=one.result.system.seeded,
+            trained=one.result.system.trained,
+            mean=mean,
+            categories=own,
+            published=tuple(row for row in rows if stands_for(one.result.system, row)),
+            cost=_cost(one),
+        )
+        for one, mean, own in zip(systems, means, by_category, strict=True)
+    )
+    notices = _notices(settings, systems)
+    published = None
+    if settings.published is not None:
+        scored = {one.name: one.normal + one.anomalous + one.unlabelled for one in categories}
+        reasons = [*why_other_images(settings.published, scored)]
+        if notices:
+            reasons.insert(0, "not all encoders here are CLIP")
+        taken = [row for one in reports for row in one.published]
+        published = PublishedTable(
+            benchmark=TITLES[settings.published],
+            comparable=not reasons,
+            rows=tuple(row for row in rows if row not in taken),
+        )
+        if reasons:
+            text = f"The published rows are no yardstick for this run: {'; '.join(reasons)}."
+            notices.append(Notice(kind="published", text=text))
+    names = {one.name for one in categories}
+    return CompareDocument(
+        schema_version=SCHEMA_VERSION,
+        kind="adflows zsad comparison",
+        name=settings.name,
+        notices=tuple(notices),
+        notes=tuple(clean(note) for note in notes),
+        seeds=tuple(sorted(settings.seeds)),
+        categories=categories,
+        systems=reports,
+        published=published,
+        published_by_category=tuple(one for one in category_figures() if names & one.figures.keys())
+        if settings.published == "visa"
+        else (),
+        encoders=_encoders(systems),
+        paired=_paired(systems, [category.name for category in categories]),
+        ablations=tuple(_ablation(one, settings) for one in ablations),
+        failures=tuple(_failures(failures, opaque_ids=settings.data.opaque_ids)),
+        metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
+        definitions=_definitions(settings),
+        settings=settings_without_paths(settings),
+        versions={name: clean(versions[name]) for name in sorted(versions)},
+    )
+
+
+def stands_for(system: SystemSettings, row: PublishedRow) -> bool:
+    """Whether a published row is of this system, in the variant that it is configured as."""
+    if isinstance(system, DualImage):
+        return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
+    if isinstance(system, WinClip) and system.shots:
+        return False
+    return row.variant is None and row.system in PUBLISHED_AS[_key(system)]
+
+
+def ranks(stats: Sequence[Stat | None]) -> list[int | None]:
+    """Rank of each mean, 1 the highest; equal in percent to one decimal, as tables print it, is equal rank."""
+    printed = [None if stat is None else round(100 * stat.mean, 1) for stat in stats]
+    known = [value for value in printed if value is not None]
+    return [None if value is None else 1 + sum(other > value for other in known) for value in printed]
+
+
+def _key(system: SystemSettings) -> str:
+    return str(system.model_dump(include={"system"})["system"])
+
+
+def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
+    """Counts are those of the first system that has the category: all are given the same images."""
+    names = sorted({name for one in systems for name in one.evaluated}, key=natural_order)
+    shown = []
+    for name in names:
+        evaluated = next(iter(next(one.evaluated[name] for one in systems if name in one.evaluated).values()))
+        labels = [image.anomalous for image in evaluated.images]
+        shown.append(
+            CategoryShown(
+                name=name,
+                normal=labels.count(False),
+                anomalous=labels.count(True),
+                unlabelled=labels.count(None),
+                mask_problems=len(evaluated.problems),
+            )
+        )
+    return tuple(shown)
+
+
+def _means(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> list[MacroFigures]:
+    """Macro means of several rows, each given as category -> seed -> figures, with their ranks."""
+    found: list[dict[str, tuple[Stat | None, int]]] = []
+    for table in tables:
+        own = {}
+        for key in METRICS:
+            rows = [
+                {seed: value for seed, one in seeds.items() if (value := one.metrics.get(key)) is not None}
+                for seeds in table.values()
+            ]
+            own[key] = macro_mean(rows)
+        found.append(own)
+    complete = {}
+    for key in METRICS:
+        # all are given the same images and masks: a category without the figure for one has it for none, or failed
+        known = {
+            name
+            for table in tables
+            for name, seeds in table.items()
+            if any(one.metrics.get(key) is not None for one in seeds.values())
+        }
+        complete[key] = [own[key][1] == len(known) for own in found]
+    placed = {
+        key: ranks([own[key][0] if whole else None for own, whole in zip(found, complete[key], strict=True)])
+        for key in METRICS
+    }
+    return [
+        MacroFigures(
+            metrics={key: stat for key, (stat, _) in own.items()},
+            ranks={key: placed[key][number] for key in METRICS},
+            categories={key: count for key, (_, count) in own.items()},
+            complete={key: complete[key][number] for key in METRICS},
+        )
+        for number, own in enumerate(found)
+    ]
+
+
+def _by_category(
+    names: Iterable[str], figures: Sequence[Mapping[str, Mapping[int, SeedFigures]]]
+) -> list[dict[str, SystemCategory]]:
+    """For each system, its figures of the categories that it has, with ranks within each category."""
+    reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
+    for name in names:
+        metrics = [
+            {key: statistic(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
+        ]
+        placed = {key: ranks([own[key] for own in metrics]) for key in METRICS}
+        for number, own in enumerate(figures):
+            if own[name]:
+                reports[number][name] = SystemCategory(
+                    metrics=metrics[number],
+                    ranks={key: placed[key][number] for key in METRICS},
+                    seeds=dict(own[name]),
+                )
+    return reports
+
+
+def _results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated]]:
+    for category, seeds in one.evaluated.items():
+        for seed in seeds:
+            yield category, one.result.categories[category][seed]
+
+
+def _cost(one: LoadedSystem) -> SystemCost | None:
+    costs = [result.cost for _, result in _results(one) if result.cost is not None]
+    images = sum(cost.images for cost in costs)
+    if not images:
+        return None
+    measured = [
+        (cost.peak_memory_bytes, cost.images) for cost in costs if cost.peak_memory_bytes is not None and cost.images
+    ]
+    return SystemCost(
+        scoring_s_an_image=sum(cost.scoring_s for cost in costs) / images,
+        images=images,
+        peak_memory_bytes=max((peak for peak, _ in measured), default=None),
+        memory_bytes_an_image=max((peak / count for peak, count in measured), default=None),
+    )
+
+
+def _encoders(systems: Sequence[LoadedSystem]) -> tuple[EncoderCost, ...]:
+    """Each encoder's pass over each category counts once."""
+    costs = []
+    for name in dict.fromkeys(one.result.system.encoder for one in systems):
+        sharing = [one for one in systems if one.result.system.encoder == name]
+        passes: dict[str, tuple[float, int]] = {}
+        for one in sharing:
+            for category, result in _results(one):
+                if result.cost is not None:
+                    taken = (result.cost.encoding_s, result.cost.images)
+                    passes[category] = max(taken, passes.get(category, taken))
+        images = sum(count for _, count in passes.values())
+        if images:
+            seconds = sum(taken for taken, _ in passes.values())
+            costs.append(
+                EncoderCost(
+                    name=name,
+                    description=sharing[0].result.encoder.description,
+                    shared_by=tuple(one.name for one in sharing),
+                    encoding_s=seconds,
+                    images=images,
+                    encoding_s_an_image=seconds / images,
+                )
+            )
+    return tuple(costs)
+
+
+def _paired(systems: Sequence[LoadedSystem], categories: Sequence[str]) -> tuple[PairedTable, ...]:
+    pairs = list(combinations(systems, 2))
+    if not pairs:
+        return ()
+    means = {
+        one.name: {
+            key: {
+                name: stat.mean
+                for name in categories
+                if (stat := statistic(seed.metrics.get(key) for seed in one.figures(name).values()))
+            }
+            for key in TESTED_BY_CATEGORY
+        }
+        for one in systems
+    }
+    return (
+        _table("DeLong", "image_auroc", pairs, [delong(shared_images(a, b)) for a, b in pairs]),
+        *(
+            _table("Wilcoxon", key, pairs, [wilcoxon(means[a.name][key], means[b.name][key]) for a, b in pairs])
+            for key in TESTED_BY_CATEGORY
+        ),
+    )
+
+
+def _table(
+    test: Literal["DeLong", "Wilcoxon"],
+    metric: str,
+    pairs: Sequence[tuple[LoadedSystem, LoadedSystem]],
+    outcomes: Sequence[Outcome],
+) -> PairedTable:
+    corrected = holm([one.p for one in outcomes])
+    return PairedTable(
+        test=test,
+        metric=metric,
+        pairs=tuple(
+            PairedResult(
+                a=a.name,
+                b=b.name,
+                difference=one.difference,
+                low=one.low,
+                high=one.high,
+                p=one.p,
+                p_holm=p_holm,
+                categories=one.categories,
+                images=one.images,
+                reason=one.reason,
+            )
+            for (a, b), one, p_holm in zip(pairs, outcomes, corrected, strict=True)
+        ),
+    )
+
+
+def _ablation(result: AblationResult, settings: CompareSettings) -> AblationReport:
+    loaded = load_ablation(result, settings.ablation_encoder)
+    printed = published_ablation(result.ablation) if settings.published else ()
+    title, varied = ABLATIONS[result.ablation]
+    means = _means([figures for _, _, figures in loaded])
+    rows = tuple(
+        AblationRowReport(
+            label=row.label,
+            seeded=system.seeded,
+            mean=mean,
+            published=tuple(one for one in printed if one.system == row.label),
+        )
+        for (row, system, _), mean in zip(loaded, means, strict=True)
+    )
+    labels = {row.label for row in rows}
+    return AblationReport(
+        ablation=result.ablation,
+        title=title,
+        varied=varied,
+        encoder=describe(settings.encoders[settings.ablation_encoder]),
+        rows=rows,
+        published=tuple(one for one in printed if one.system not in labels),
+        remark=ABLATION_REMARKS.get(result.ablation, "") if settings.published else "",
+    )
+
+
+def _failures(failures: Sequence[Failed], *, opaque_ids: bool) -> Iterable[ComparedFailure]:
+    def system_of(failure: Failed) -> str:
+        return str(getattr(failure, "system", ""))
+
+    for system in sorted({system_of(one) for one in failures}, key=natural_order):
+        own = [one for one in failures if system_of(one) == system]
+        for failure in failures_shown(own, opaque_ids=opaque_ids):
+            yield ComparedFailure(system=readable(system), **failure.model_dump())
+
+
+def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
+    """Whose scores are those of no CLIP, by the names of the systems where not all are; also where nothing came."""
+    used = {system.shown: settings.encoders[system.encoder] for system in settings.systems}
+    if settings.ablations:
+        used["the ablations"] = settings.encoders[settings.ablation_encoder]
+    made_by = {one.name: one.result.encoder for one in systems}
+    kinds: list[tuple[Literal["random weights", "embedded model"], str, list[str]]] = [
+        (
+            "random weights",
+            RANDOM_NOTICE,
+            [n for n, one in used.items() if one.seed is not None or (n in made_by and made_by[n].random_weights)],
+        ),
+        (
+            "embedded model",
+            EMBEDDED_NOTICE,
+            [n for n, one in used.items() if one.model == "embedded" or (n in made_by and made_by[n].embedded)],
+        ),
+    ]
+    return [
+        Notice(kind=kind, text=text + ("" if len(whose) == len(used) else f" This concerns {', '.join(whose)} alone."))
+        for kind, text, whose in kinds
+        if whose
+    ]
+
+
+def _definitions(settings: CompareSettings) -> dict[str, str]:
+    return definitions_shown(settings.evaluation) | {
+        "001, 002, 003": f"Papers: {ANOMALY_CLIP}; {DUAL_IMAGE}; {SEGMENTATION}.",
+        "Rank": (
+            "The best figure of a column is bold, the second underlined; figures that print alike rank alike. A mean "
+            "over fewer categories than others have is marked and has no rank, and no published row has one."
+        ),
+        "DeLong's test": (
+            "Of the difference of two systems' image AUROC, in its mean over seeds and categories, on the images that "
+            "both scored (DeLong et al. 1988). It asks whether other images of these categories would show the "
+            f"difference too; the seeds are taken as given. It needs {MIN_IMAGES} images of either class."
+        ),
+        "Wilcoxon's test": (
+            "Signed-rank test of two systems' figures by category, means over seeds. It asks whether other categories "
+            f"would show the difference too, whatever their images; it needs {MIN_CATEGORIES} categories."
+        ),
+        "Holm's correction": (
+            "p-values are multiplied so that the chance of even one false finding among all pairs of a table is at "
+            "most the level that they are held against (Holm 1979)."
+        ),
+    }
