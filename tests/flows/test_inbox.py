@@ -250,13 +250,13 @@ def test_nothing_of_a_patient_leaves_the_inbox(
 
     caplog.set_level(logging.DEBUG, "prefect")
     for path in (
-        served.drop("MUSTERMANN_Erika_19640229", 0),
+        served.drop("MUSTERMANN_Erikadorothea_19640229", 0),
         served.drop_broken("PID4711-MUSTERMANN", 1),
-        served.drop("PID4711-Erika", 2, liver=False),
+        served.drop("PID4711-Erikadorothea", 2, liver=False),
     ):
-        if path.parent.name == "MUSTERMANN_Erika_19640229":
+        if path.parent.name == "MUSTERMANN_Erikadorothea_19640229":
             image: Any = nibabel.load(path)
-            image.header["descrip"] = b"MUSTERMANN Erika PID4711"
+            image.header["descrip"] = b"MUSTERMANN Erikadorothea PID4711"
             image.header["aux_file"] = b"Glasgow Str"
             nibabel.save(nibabel.Nifti1Image(image.dataobj, image.affine, image.header), path)
     assert set().union(*search(served.inbox).values()) == set(SECRETS), "the search itself finds them"
