@@ -95,7 +95,7 @@ class Prepare(Job):
     training: bool
     before_devices = True
     step = Step(
-        "prepare", 1, ("medad.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
+        "prepare", 2, ("medad.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Segment(DeviceJob):
     kind = "inference"
     step = Step(
         "segment",
-        1,
+        2,
         ("medad.cases:segment_case",),
         (*_NETS, "nibabel", "scipy"),
         volatile=frozenset({"case.json"}),
@@ -264,6 +264,7 @@ class Segment(DeviceJob):
             "prepared": self.prepared.digest,
             "restoration": self.restoration.digest,
             "segmentation": self.segmentation.digest,
+            "inference": json_values(self.inference, "batch_size"),
             "postprocess": json_values(self.postprocess),
         }
 

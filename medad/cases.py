@@ -17,6 +17,7 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from medad.combine import combine
 from medad.config import (
     DatasetSettings,
     EvaluationSettings,
@@ -43,8 +44,9 @@ from medad.io import (
 )
 from medad.metrics import evaluate
 from medad.phantom import plant
-from medad.postprocess import lesion_table, postprocess
+from medad.postprocess import lesion_table, postprocess, threshold_of
 from medad.preprocess import (
+    grey_per_hu,
     load_prepared,
     map_to_volume,
     mask_to_slices,
@@ -116,10 +118,10 @@ def prepare_case(case: Case, data: DatasetSettings, settings: PreprocessSettings
         raise InputError(case.label, f"training needs healthy livers; this label holds tumour ({case.tumour_label})")
     del values
     geometry = volume.geometry
-    slices = prepare(volume.hu, liver, settings)
+    slices = prepare(volume.hu, liver, settings, geometry.canonical_spacing_mm)
     if len(slices.z) == 0:
         raise InputError(case.scan, f"no slice holds {settings.min_liver_px} liver pixels at {settings.slice_px} px")
-    save_prepared(out / PREPARED, slices, geometry, liver)
+    save_prepared(out / PREPARED, slices, geometry, liver, grey_per_hu(settings))
     facts = {
         "slices": len(slices.z),
         "planes": geometry.canonical_shape[2],
@@ -160,9 +162,10 @@ def segment_case(
     assert case.liver is not None
     networks = load_networks(restoration, segmentation, device)
     ready = time.monotonic()
-    prediction = predict(case.slices.pixels, networks, settings.batch_size)
+    prediction = predict(case.slices.pixels, networks, settings.batch_size, flips=settings.flips)
     predicted = time.monotonic()
-    probability = map_to_volume(prediction.probability, case.slices)
+    combined = combine(prediction, case.slices, case.spacing_mm, settings)
+    probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
@@ -174,14 +177,14 @@ def segment_case(
         "pixels": slices.pixels,
         "organ": slices.organ.astype(np.uint8),
         "restored": prediction.restored,
-        "probability": prediction.probability,
+        "probability": combined,
         "mask": mask_to_slices(mask, slices).astype(np.uint8),
         "z": slices.z,
     }
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, out / SLICES)
     table = {
         "status": "lesions" if lesions else "no lesion",
-        "threshold": post.threshold,
+        "threshold": threshold_of(probability, case.liver, post),
         "min_lesion_mm3": post.min_lesion_mm3,
         "liver_ml": float(np.count_nonzero(case.liver) * geometry.voxel_mm3 / 1000),
         "lesion_count": len(lesions),

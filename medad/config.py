@@ -84,12 +84,68 @@ class PreprocessSettings(Settings):
     """Move equalised values 1..149 to 30..150, so that dark liver never merges with the background."""
     min_liver_px: Annotated[int, Field(ge=1)] = 1
     """Slices with fewer liver pixels than this, on the slice grid, are left out."""
+    standardise: Literal["none", "median"] = "none"
+    """`median`: HU are taken from the median of the volume's liver, and so is `window_hu`."""
+    resolution_mm: Annotated[float, Field(ge=0, le=20)] = 0.0
+    """Smooth the liver, axis by axis, until the point spread's standard deviation is at least this: voxels of every
+    size, and their noise, become alike. What lies outside the liver has no part in it. 0: as scanned."""
+    background: Literal["zero", "median"] = "zero"
+    """Grey value outside the liver. `median`: that of the liver's median, so that the rim is no edge."""
+    frame_mm: Annotated[float, Field(ge=50, le=600)] | None = None
+    """Side of the square about the liver that slices show, at least the liver's extent. None: whole planes."""
 
     @model_validator(mode="after")
-    def _window_rises(self) -> PreprocessSettings:
+    def _ranges(self) -> PreprocessSettings:
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("window_hu must be (low, high) with low < high")
+        if self.background == "median" and (self.equalise or self.standardise != "median"):
+            raise ValueError("background median needs standardise: median and equalise: false")
         return self
+
+
+class LesionSettings(Settings):
+    """Pseudo lesions in HU (`medad.lesions`); slices must be linear in HU (`preprocess.equalise: false`)."""
+
+    most: Annotated[int, Field(ge=1, le=8)] = 3
+    """Lesions in a slice, 1 to so many."""
+    empty_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of slices that stay healthy."""
+    diameter_mm: tuple[float, float] = (4.0, 100.0)
+    """Longest axis of the cut, log-uniform."""
+    shortest_axis: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Least ratio of the two axes."""
+    contrast_hu: tuple[float, float] = (12.0, 120.0)
+    """Size of the contrast, log-uniform."""
+    bright_share: Annotated[float, Field(ge=0, le=1)] = 0.35
+    mixed_share: Annotated[float, Field(ge=0, le=1)] = 0.35
+    edge_mm: tuple[float, float] = (0.5, 4.0)
+    """Standard deviation of the Gaussian that softens the outline."""
+    unevenness: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Standard deviation, at most, of the outline's relative distance from the ellipse."""
+    outline_px: tuple[float, float] = (2.0, 8.0)
+    """Over how many pixels outline and texture change, in small and in large lesions."""
+    texture_hu: tuple[float, float] = (0.0, 15.0)
+
+
+class VariationSettings(Settings):
+    """Normal variation painted into healthy slices (`medad.variation`); slices must be linear in HU."""
+
+    offset_hu: Annotated[float, Field(ge=0)] = 8.0
+    gain_log: Annotated[float, Field(ge=0)] = 0.2
+    """Contrast within the liver is multiplied by exp of up to this, either way."""
+    field_hu: Annotated[float, Field(ge=0)] = 8.0
+    """Standard deviation, at most, of a slow inhomogeneity."""
+    field_px: Annotated[float, Field(gt=0)] = 16.0
+    vessels: Annotated[int, Field(ge=0, le=16)] = 6
+    """At most so many painted vessels."""
+    vessel_mm: tuple[float, float] = (3.0, 14.0)
+    vessel_length: tuple[float, float] = (2.0, 16.0)
+    """Half a vessel's length, in radii."""
+    vessel_hu: tuple[float, float] = (-40.0, 90.0)
+    rim_px: Annotated[float, Field(ge=0)] = 2.0
+    rim_hu: tuple[float, float] = (-60.0, 30.0)
+    noise_hu: tuple[float, float] = (0.0, 20.0)
+    grain_px: Annotated[float, Field(gt=0)] = 1.0
 
 
 class SynthesisSettings(Settings):
@@ -150,7 +206,17 @@ class TrainSettings(Settings):
 
 
 class PostprocessSettings(Settings):
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
+    """`auto`: Otsu's threshold of the probabilities inside this scan's liver, kept within `auto_range`; no label is
+    needed."""
+    auto_range: tuple[float, float] = (0.25, 0.5)
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> PostprocessSettings:
+        if not 0 < self.auto_range[0] <= self.auto_range[1] < 1:
+            raise ValueError("auto_range must be (low, high) with 0 < low <= high < 1")
+        return self
+
     min_lesion_mm3: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -159,8 +225,35 @@ class EvaluationSettings(Settings):
     """A true lesion counts as found when at least this fraction of its voxels is in the predicted mask."""
 
 
+class CombineSettings(Settings):
+    """Weights of the maps that make up the probability; they must add up to one."""
+
+    segmentation: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The segmentation network's."""
+    residual: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far the restoration is from the query."""
+    deviation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far the query is from the grey value of most of this liver: no network."""
+    scale_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
+    """Residual and deviation are means over Gaussian neighbourhoods of this standard deviation."""
+    centre_z: Annotated[float, Field(gt=0)] = 3.0
+    """They become probability 1/2 where they are so many robust standard deviations above the liver's median."""
+
+    @model_validator(mode="after")
+    def _weights(self) -> CombineSettings:
+        if abs(self.segmentation + self.residual + self.deviation - 1) > 1e-6:
+            raise ValueError("segmentation, residual and deviation must add up to 1")
+        return self
+
+
 class InferenceSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 8
+    flips: bool = False
+    """Mean over the slice and its mirror images, left-right, front-back and both."""
+    combine: CombineSettings = CombineSettings()
+    smooth_mm: Annotated[float, Field(ge=0, le=20)] = 0.0
+    """Standard deviation of a Gaussian over the probabilities of neighbouring liver pixels, planes included: a tumour
+    is a body, not a run of slices. 0: none."""
 
 
 class LiverSettings(MachineSettings):

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
-from torch import nn
+from torch import Tensor, nn
 
 from medad import nets
 from medad.devices import keep_freed_memory, pick_device
+
+MIRRORED: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-1, -2))
+"""Axes along which a slice is turned over: not at all first."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def load_networks(restoration: Path, segmentation: Path, device: str) -> Network
 
 
 @torch.inference_mode()
-def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int) -> Prediction:
+def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int, *, flips: bool = False) -> Prediction:
     """Run both networks over all slices; memory grows with `batch_size`, not with N beyond the two results.
 
     Parameters
@@ -63,16 +66,30 @@ def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int
         From `load_networks`.
     batch_size
         Slices a batch; changes speed and memory, not results beyond rounding.
+    flips
+        Mean of probability and restoration over the slice and its mirror images; four times the work.
     """
     probability = np.empty(pixels.shape, np.float32)
     restored = np.empty(pixels.shape, np.uint8)
+    views = MIRRORED if flips else MIRRORED[:1]
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         query = torch.from_numpy(pixels[part])[:, None].to(networks.device).float() / 255
-        query = query.contiguous(memory_format=torch.channels_last)
-        healthy = nets.restore(networks.restoration, query)
-        logits = nets.segment_logits(networks.segmentation, healthy, query)
-        # the softmax of two classes is a sigmoid of their difference, which keeps small probabilities exact
-        probability[part] = torch.sigmoid(logits[:, 1] - logits[:, 0]).cpu().numpy()
-        restored[part] = (healthy[:, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        likely, healthy = torch.zeros_like(query[:, 0]), torch.zeros_like(query[:, 0])
+        for axes in views:
+            one, other = _predict(query.flip(axes).contiguous(memory_format=torch.channels_last), networks)
+            likely += one.flip(axes) / len(views)
+            healthy += other.flip(axes) / len(views)
+        probability[part] = likely.cpu().numpy()
+        restored[part] = (healthy.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Prediction(probability, restored)
+
+
+def _predict(
+    query: Float[Tensor, "B 1 S S"], networks: Networks
+) -> tuple[Float[Tensor, "B S S"], Float[Tensor, "B S S"]]:
+    """P(tumour) and restoration."""
+    healthy = nets.restore(networks.restoration, query)
+    logits = nets.segment_logits(networks.segmentation, healthy, query)
+    # the softmax of two classes is a sigmoid of their difference, which keeps small probabilities exact
+    return torch.sigmoid(logits[:, 1] - logits[:, 0]), healthy[:, 0]

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
+from skimage.filters import threshold_otsu
 
 from medad.config import PostprocessSettings
 
@@ -60,6 +61,24 @@ def label_components(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Int[np.ndarray, "
     return labels, int(ndimage.label(mask, structure=CONNECT_26, output=labels))
 
 
+def threshold_of(
+    probability: Float32[np.ndarray, "X Y Z"], liver: Bool[np.ndarray, "X Y Z"], settings: PostprocessSettings
+) -> float:
+    """The threshold that `settings` mean for this scan.
+
+    `auto` is Otsu's (1979) between the two kinds of voxels inside the liver, kept within `settings.auto_range`: of a
+    healthy liver, whose voxels are of one kind, it would split the noise. Without labels, without other scans.
+    """
+    if settings.threshold != "auto":
+        return settings.threshold
+    low, high = settings.auto_range
+    inside = probability[liver]
+    inside = inside[np.isfinite(inside)]
+    if inside.size == 0 or inside.min() == inside.max():
+        return high
+    return float(np.clip(threshold_otsu(inside), low, high))
+
+
 def postprocess(
     probability: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
@@ -77,8 +96,8 @@ def postprocess(
     voxel_mm3
         Volume of one voxel.
     settings
-        A voxel counts from `threshold` on (>=); a 26-connected component is dropped when its volume is below
-        `min_lesion_mm3` (one of exactly that volume stays).
+        A voxel counts from `threshold_of` this scan on (>=); a 26-connected component is dropped when its volume is
+        below `min_lesion_mm3` (one of exactly that volume stays).
 
     Returns
     -------
@@ -93,7 +112,7 @@ def postprocess(
     if box is None:
         return mask
     candidates = mask[box]
-    np.greater_equal(probability[box], settings.threshold, out=candidates)
+    np.greater_equal(probability[box], threshold_of(probability, liver, settings), out=candidates)
     candidates &= liver[box]
     # affines are stored in single precision: a lesion of exactly the limit must not fall to a rounding error
     min_voxels = math.ceil(settings.min_lesion_mm3 / voxel_mm3 * (1 - 1e-6))

@@ -196,8 +196,7 @@ def _rows(result: CaseResult, panel_px: int) -> list[_Row]:
         return []
     case_side = pictures.crop_around(organ.any(axis=0), min_side=1).side
     prepared = load_prepared(result.prepared / "prepared.safetensors")
-    grid = prepared.slices.grid
-    px_mm = prepared.geometry.canonical_spacing_mm[0] * grid.shape_xy[0] / grid.size_px
+    px_mm = prepared.spacing_mm[0]
     rows = []
     for rank, i in pick_slices(truth, prediction, largest):
         view = pictures.SliceView(

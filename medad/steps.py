@@ -14,7 +14,16 @@ from numpy import ndarray
 from medad.config import PreprocessSettings
 from medad.errors import InputError
 from medad.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
-from medad.preprocess import Slices, equalise, liver_roi, load_prepared, save_prepared, slice_volume, window
+from medad.preprocess import (
+    Slices,
+    equalise,
+    liver_roi,
+    load_prepared,
+    save_prepared,
+    slice_grid,
+    slice_volume,
+    window,
+)
 
 GREY, SLICES = "grey.nii.gz", "slices.safetensors"
 
@@ -56,7 +65,8 @@ def step_slice(
     """Grey image, zero outside the liver -> slices.safetensors: the slices that hold liver, resized."""
     grey, geometry = _grey(source)
     mask = _liver(geometry, liver, liver_labels)
-    slices = slice_volume(grey, mask, settings.slice_px, settings.min_liver_px)
+    grid = slice_grid(mask, geometry.canonical_spacing_mm, settings)
+    slices = slice_volume(grey, mask, grid, settings.min_liver_px)
     save_prepared(out / SLICES, slices, geometry, mask)
 
 

@@ -155,7 +155,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
         known = mask_to_slices(truth, ready).astype(np.float32) * np.float32(level)
 
         def oracle(
-            pixels: np.ndarray, networks: Networks, batch_size: int, known: np.ndarray = known
+            pixels: np.ndarray, networks: Networks, batch_size: int, *, flips: bool, known: np.ndarray = known
         ) -> Prediction:  # fmt: skip
             return Prediction(known, pixels)
 
@@ -251,7 +251,7 @@ def test_evaluation_follows_the_affine_the_settings_chose(
     truth = read_labels(paths["label"], affine_from="qform").values == 2
     known = mask_to_slices(truth, ready).astype(np.float32)
 
-    def oracle(pixels: np.ndarray, networks: Networks, batch_size: int) -> Prediction:
+    def oracle(pixels: np.ndarray, networks: Networks, batch_size: int, *, flips: bool) -> Prediction:
         return Prediction(known, pixels)
 
     monkeypatch.setattr("medad.cases.predict", oracle)

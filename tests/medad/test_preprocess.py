@@ -39,6 +39,11 @@ def _grid_only(shape: tuple[int, int, int], size_px: int) -> Slices:
     return Slices(blank, blank.astype(bool), np.arange(shape[2]), grid)
 
 
+def grid_of(liver: ndarray, size_px: int) -> SliceGrid:
+    """Whole planes."""
+    return SliceGrid(liver.shape[:2], liver.shape[2], size_px)
+
+
 def _volume(shape: tuple[int, int, int], seed: int = 0) -> tuple[ndarray, ndarray]:
     """HU with a liver-like ellipsoid, in the planes between the first and the last."""
     rng = np.random.default_rng(seed)
@@ -117,7 +122,7 @@ def test_equalise_ignores_a_monotone_map() -> None:
 def test_slicing_at_the_volumes_own_size_copies_planes() -> None:
     hu, liver = _volume((32, 32, 9))
     grey = liver_roi(window(hu, (-200.0, 250.0)), liver)
-    slices = slice_volume(grey, liver, 32)
+    slices = slice_volume(grey, liver, grid_of(liver, 32))
     assert slices.z.tolist() == np.flatnonzero(liver.any((0, 1))).tolist()
     for pixels, organ, z in zip(slices.pixels, slices.organ, slices.z, strict=True):
         np.testing.assert_array_equal(pixels, grey[:, :, z].T)
@@ -128,7 +133,7 @@ def test_linear_resize_equals_scipy() -> None:
     hu, liver = _volume((80, 80, 4))
     liver[:] = True
     grey = window(hu, (-200.0, 250.0))
-    slices = slice_volume(grey, liver, 48)
+    slices = slice_volume(grey, liver, grid_of(liver, 48))
     place = (np.arange(48) + 0.5) * 80 / 48 - 0.5
     rows, columns = np.meshgrid(place, place, indexing="ij")
     for pixels, z in zip(slices.pixels, slices.z, strict=True):
@@ -139,15 +144,15 @@ def test_linear_resize_equals_scipy() -> None:
 def test_small_livers_are_left_out() -> None:
     grey, liver = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), bool)
     liver[4:8, 4:8, 0] = liver[4:6, 4:6, 1] = True
-    assert slice_volume(grey, liver, 32, min_liver_px=5).z.tolist() == [0]
-    assert slice_volume(grey, liver, 32, min_liver_px=17).z.tolist() == []
+    assert slice_volume(grey, liver, grid_of(liver, 32), min_liver_px=5).z.tolist() == [0]
+    assert slice_volume(grey, liver, grid_of(liver, 32), min_liver_px=17).z.tolist() == []
 
 
 def test_prepare_equals_the_four_steps() -> None:
     hu, liver = _volume((40, 56, 12))
     chosen = PreprocessSettings(slice_px=32)
     whole = prepare(hu, liver, chosen)
-    cut = slice_volume(liver_roi(window(hu, chosen.window_hu), liver), liver, 32)
+    cut = slice_volume(liver_roi(window(hu, chosen.window_hu), liver), liver, grid_of(liver, 32))
     np.testing.assert_array_equal(whole.pixels, equalise(cut.pixels, cut.organ, True))
     np.testing.assert_array_equal(whole.z, cut.z)
     assert whole.grid == cut.grid

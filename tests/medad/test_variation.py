@@ -1,0 +1,96 @@
+"""Normal variation: it stays inside the liver, does nothing at zero strength, and each kind does what its name says."""
+
+from __future__ import annotations
+
+import torch
+
+from medad.config import VariationSettings
+from medad.lesions import Scale
+from medad.variation import degrade, rim_hu, vary, vessels_hu
+
+SIDE = 48
+NONE = VariationSettings(
+    offset_hu=0, gain_log=0, field_hu=0, vessels=0, rim_px=0, noise_hu=(0, 0)
+)  # fmt: skip
+
+
+def _liver(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    place = torch.arange(SIDE) - SIDE / 2
+    organ = (torch.hypot(place[:, None], place[None]) < 18).expand(batch, 1, SIDE, SIDE)
+    noise = torch.randn(batch, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(9)) * 6
+    return torch.where(organ, 128 + noise, 128.0), organ
+
+
+def _scale(batch: int) -> Scale:
+    return Scale(torch.full((batch,), 2.0), 0.85)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_at_zero_strength_nothing_changes() -> None:
+    image, organ = _liver(4)
+    assert torch.allclose(vary(image, organ, _scale(4), NONE, _generator()), image, atol=1e-4)
+    assert torch.equal(degrade(image, organ, _scale(4), NONE, _generator()), image)
+
+
+def test_only_the_liver_changes_and_equal_generators_agree() -> None:
+    image, organ = _liver(8)
+    for change in (vary, degrade):
+        first, again = (change(image, organ, _scale(8), VariationSettings(), _generator(5)) for _ in range(2))
+        assert torch.equal(first, again)
+        assert torch.equal(first[~organ], image[~organ])
+        assert (first != image)[organ].float().mean() > 0.9
+        assert first.min() >= 0
+        assert first.max() <= 255
+
+
+def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
+    image, organ = _liver(64)
+    moved = vary(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), _generator())
+    shift = (moved - image).masked_fill(~organ, 0).flatten(1)
+    mean = shift.sum(1) / organ.flatten(1).sum(1)
+    spread = torch.where(organ.flatten(1), (shift - mean[:, None]).abs(), 0.0)
+    assert spread.max() < 1e-3
+    assert 0.5 * 10 * 0.85 < mean.abs().max() <= 10 * 0.85 + 1e-3
+    gained = vary(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), _generator())
+    sd = torch.stack([part[where].std() for part, where in zip(gained, organ, strict=True)])
+    before = torch.stack([part[where].std() for part, where in zip(image, organ, strict=True)])
+    means = torch.stack([part[where].mean() for part, where in zip(gained - image, organ, strict=True)])
+    assert means.abs().max() < 0.01
+    assert 0.6 < (sd / before).min() < 0.8
+    assert 1.3 < (sd / before).max() < 1.65
+
+
+def test_noise_has_the_strength_that_was_asked_for() -> None:
+    image, organ = _liver(6)
+    flat = torch.full_like(image, 128.0)
+    noisy = degrade(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), _generator())
+    for part, where in zip(noisy, organ, strict=True):
+        assert abs(float(part[where].std()) / 0.85 - 12) < 2
+
+
+def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
+    _, organ = _liver(16)
+    settings = VariationSettings(vessels=1, vessel_hu=(50, 50.001), vessel_mm=(8, 8.001), vessel_length=(8, 8.001))
+    hu = vessels_hu(organ, _scale(16), settings, _generator())
+    assert hu.min() >= 0
+    assert abs(float(hu.max()) - 50) < 0.5
+    shown = hu.flatten(1).amax(1) > 25
+    assert 0 < int(shown.sum()) < 16, "none or one a slice"
+    # a straight run of 4 px width: a disc of radius 2 px fits into it, one of 4 px does not
+    for part in hu[shown, 0] > 25:
+        width = torch.nn.functional.max_pool2d(-part[None, None].float(), 7, 1, 3)
+        assert width.max() == 0, "no 7 x 7 square fits into a tube of 4 px"
+
+
+def test_the_rim_lies_along_the_outline() -> None:
+    _, organ = _liver(4)
+    settings = VariationSettings(rim_px=2, rim_hu=(-60, -59.999))
+    hu = rim_hu(organ, settings, _generator())
+    place = torch.arange(SIDE) - SIDE / 2
+    depth = (18 - torch.hypot(place[:, None], place[None])).expand_as(hu)
+    assert hu[organ & (depth < 1)].mean() < -10
+    assert hu[organ & (depth > 6)].abs().max() < 0.5
+    assert hu[~organ].abs().max() == 0
