@@ -1,0 +1,105 @@
+"""What training draws its batches from: the healthy slices, and generators that depend on nothing but their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from medad import nets
+from medad.config import LiverSettings
+from medad.errors import ConfigError, InputError
+from medad.lesions import Scale
+from medad.preprocess import load_prepared
+from medad.synthesis import Synthesised, synthesise
+from medad.textures import Textures
+from medad.variation import degrade, vary
+
+PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}
+INITIAL, ORDER, BATCH = 0, 1, 2  # what a generator is for
+
+
+@dataclass(frozen=True)
+class HealthySlices:
+    """All training slices, on the device.
+
+    Attributes
+    ----------
+    pixels
+        Grey values 0..255.
+    organ
+        Liver.
+    pixel_mm
+        Side of a pixel.
+    grey_per_hu
+        Grey values a HU; None where they are not linear in HU.
+    """
+
+    pixels: UInt8[Tensor, "N 1 S S"]
+    organ: Bool[Tensor, "N 1 S S"]
+    pixel_mm: Float[Tensor, " N"]
+    grey_per_hu: float | None
+
+    def scale(self, chosen: Int64[Tensor, " B"]) -> Scale:
+        """What a pixel of these slices measures. Raises ConfigError where grey values are not linear in HU."""
+        if self.grey_per_hu is None:
+            raise ConfigError("lesions and variation in HU need slices prepared with preprocess.equalise: false")
+        return Scale(self.pixel_mm[chosen], self.grey_per_hu)
+
+
+def load_slices(prepared: Sequence[Path], device: torch.device) -> HealthySlices:
+    """Gather the slices of prepared folders. Raises InputError when there is none at all or the sizes differ."""
+    loaded = [load_prepared(folder / "prepared.safetensors") for folder in prepared]
+    loaded = [case for case in loaded if len(case.slices.z)]
+    if not loaded:
+        raise InputError("training data", "no slice with liver to train on")
+    cases = [case.slices for case in loaded]
+    sides = {case.grid.size_px for case in cases}
+    if len(sides) > 1:
+        raise InputError("training data", f"cases were prepared at different slice sizes: {sorted(sides)} px")
+    pixels = torch.from_numpy(np.concatenate([case.pixels for case in cases]))[:, None]
+    organ = torch.from_numpy(np.concatenate([case.organ for case in cases]))[:, None]
+    scales = {case.grey_per_hu for case in loaded}
+    if len(scales) > 1:
+        raise InputError("training data", "cases were prepared with different windows")
+    pixel_mm = torch.tensor([case.spacing_mm[0] for case in loaded for _ in case.slices.z])
+    return HealthySlices(pixels.to(device), organ.to(device), pixel_mm.to(device), scales.pop())
+
+
+def draw_batch(
+    data: HealthySlices,
+    chosen: Int64[Tensor, " B"],
+    settings: LiverSettings,
+    generator: torch.Generator,
+    textures: Textures | None,
+) -> tuple[Synthesised, Float[Tensor, "B 1 S S"]]:
+    """Some slices with pseudo anomalies, and what their restoration should be; grey values 0..255.
+
+    Mirroring, normal variation, pseudo anomaly, noise, in this order; all but pseudo anomaly and noise are in the
+    target too. Without `train.mirror` and `train.variation`, the thesis's: the slice, and the slice as it is.
+    """
+    clean, organ = data.pixels[chosen].float(), data.organ[chosen]
+    if settings.train.mirror:
+        over = torch.rand(2, len(chosen), 1, 1, 1, generator=generator, device=generator.device) < 0.5
+        for turn, axis in zip(over, (-1, -2), strict=True):
+            clean, organ = torch.where(turn, clean.flip(axis), clean), torch.where(turn, organ.flip(axis), organ)
+    variation = settings.train.variation
+    if variation is not None:
+        clean = vary(clean, organ, data.scale(chosen), variation, generator)
+    scale = data.scale(chosen) if settings.synthesis.kind == "lesions" else None
+    batch = synthesise(clean, organ, settings.synthesis, generator, textures, scale)
+    if variation is not None:
+        noisy = degrade(batch.image, organ, data.scale(chosen), variation, generator)
+        batch = Synthesised(noisy, batch.mask)
+    return batch, clean
+
+
+def generator_for(seed: int, phase: nets.Role, purpose: int, index: int, device: torch.device) -> torch.Generator:
+    """A generator that depends on nothing but its arguments."""
+    state = np.random.SeedSequence((seed, PHASE_CODE[phase], purpose, index)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
