@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
 
 from medad.config import PostprocessSettings
-from medad.postprocess import bounding_box, lesion_table, postprocess
+from medad.postprocess import bounding_box, lesion_table, postprocess, threshold_of
 
 Array = np.ndarray[Any, Any]
 Voxel = tuple[int, int, int]
@@ -248,3 +249,26 @@ def test_lesion_fields_are_plain_numbers_under_stable_names() -> None:
         "mean_probability": 1.0,
         "max_probability": 1.0,
     }
+
+
+def test_the_automatic_threshold_parts_two_kinds_of_voxels_and_spares_a_healthy_liver() -> None:
+    rng = np.random.default_rng(0)
+    liver = np.ones((20, 20, 10), bool)
+    liver[:2] = False
+    probability = rng.normal(0.1, 0.02, liver.shape).astype(np.float32)
+    healthy = probability.copy()
+    probability[5:9, 5:9, 2:6] = 0.6
+    probability[:2] = 0.9
+    settings = PostprocessSettings(threshold="auto")
+    assert 0.25 <= threshold_of(probability, liver, settings) < 0.5
+    np.testing.assert_array_equal(postprocess(probability, liver, 1.0, settings), (probability == 0.6) & liver)
+    assert threshold_of(healthy, liver, settings) == 0.25, "never below the range, however little there is to see"
+    assert not postprocess(healthy, liver, 1.0, settings).any()
+    assert threshold_of(np.full_like(healthy, 0.3), liver, settings) == 0.5, "one value: nothing to part"
+    assert threshold_of(probability, np.zeros_like(liver), settings) == 0.5
+    assert threshold_of(probability, liver, PostprocessSettings(threshold=0.7)) == 0.7
+
+
+def test_an_automatic_range_that_does_not_rise_is_refused() -> None:
+    with pytest.raises(ValidationError, match="auto_range"):
+        PostprocessSettings(auto_range=(0.5, 0.25))

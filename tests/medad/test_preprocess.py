@@ -20,6 +20,7 @@ from medad.preprocess import (
     SliceGrid,
     Slices,
     equalise,
+    grey_per_hu,
     liver_roi,
     load_prepared,
     map_to_volume,
@@ -28,6 +29,7 @@ from medad.preprocess import (
     prepare,
     save_prepared,
     slice_volume,
+    smooth_inside,
     window,
 )
 
@@ -229,6 +231,91 @@ def test_map_to_volume_is_linear_and_zero_elsewhere() -> None:
     assert (volume[:, :, [0, 2, 3, 5]] == 0).all()
     place = np.clip((np.arange(50) + 0.5) * 32 / 50 - 0.5, 0, 31) / 31
     np.testing.assert_allclose(volume[:, 20, 4], place, atol=1e-5)
+
+
+HU_SLICES = PreprocessSettings(
+    slice_px=32, equalise=False, standardise="median", window_hu=(-150, 150), background="median"
+)
+
+
+def test_standardised_slices_do_not_change_with_the_scanners_offset() -> None:
+    hu, liver = _volume((40, 56, 12))
+    first, moved = (prepare(np.rint(hu) + shift, liver, HU_SLICES) for shift in (np.float32(0), np.float32(37)))
+    np.testing.assert_array_equal(first.pixels, moved.pixels)
+    assert abs(int(np.median(first.pixels[first.organ])) - 128) <= 2
+    assert (first.pixels[~first.organ] == 128).all()
+
+
+def test_the_background_has_no_part_in_the_rim() -> None:
+    """A flat liver in air: no pixel of the standardised slices differs from the liver's grey value."""
+    _, liver = _volume((40, 56, 12))
+    hu = np.where(liver, np.float32(100), np.float32(-1000))
+    assert (prepare(hu, liver, HU_SLICES).pixels == 128).all()
+    plain = HU_SLICES.model_copy(update={"background": "zero"})
+    cut = prepare(hu, liver, plain)
+    assert (cut.pixels[cut.organ] < 128).any(), "with zeros outside, interpolation darkens the rim"
+
+
+def test_smoothing_keeps_a_flat_liver_and_lowers_noise_to_the_same_resolution() -> None:
+    rng = np.random.default_rng(0)
+    liver = np.zeros((64, 64, 40), bool)
+    liver[4:60, 4:60, 2:38] = True
+    flat = np.where(liver, np.float32(50), np.float32(-1000))
+    np.testing.assert_allclose(smooth_inside(flat, liver, (1.0, 1.0, 2.0), 2.5)[liver], 50, atol=1e-3)
+    noise = rng.normal(0, 20, liver.shape).astype(np.float32)
+    inner = np.zeros_like(liver)
+    inner[12:52, 12:52, 8:32] = True
+    got = smooth_inside(noise, liver, (1.0, 1.0, 2.0), 1.5)
+    # the continuous limit of sum(weight^2), 1 / (2 sqrt(pi) sigma), is off by less than a tenth at 0.7 voxels
+    sigma = [np.sqrt(1.5**2 - d**2 / 12) / d for d in (1.0, 1.0, 2.0)]
+    expected = 20 * np.sqrt(np.prod([1 / (2 * np.sqrt(np.pi) * s) for s in sigma]))
+    assert abs(got[inner].std() / expected - 1) < 0.15
+    assert (got[~liver] == noise[~liver]).all()
+    assert smooth_inside(noise, liver, (9.0, 9.0, 9.0), 2.0) is noise, "voxels that are coarser already"
+
+
+@pytest.mark.parametrize("where", [(0, 0), (14, 20), (30, 38)])
+def test_the_livers_frame_shows_the_same_at_any_place_and_leads_back(where: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    liver = np.zeros((50, 60, 9), bool)
+    part = rng.random((16, 18, 5)) < 0.8
+    part[[0, -1]], part[:, [0, -1]] = True, True
+    liver[where[0] : where[0] + 16, where[1] : where[1] + 18, 2:7] = part
+    hu = np.where(liver, rng.normal(80, 10, liver.shape), -1000).astype(np.float32)
+    chosen = PreprocessSettings(slice_px=64, equalise=False, frame_mm=64)
+    slices = prepare(hu, liver, chosen, (2.0, 2.0, 3.0))
+    assert slices.grid.side == 32
+    assert slices.grid.side * 2.0 / slices.grid.size_px == 1.0, "mm a pixel"
+    np.testing.assert_array_equal(mask_to_volume(slices.organ, slices), liver)
+    np.testing.assert_array_equal(mask_to_slices(liver, slices), slices.organ)
+    rows, columns = np.flatnonzero(slices.organ.any((0, 2))), np.flatnonzero(slices.organ.any((0, 1)))
+    middle = (rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2
+    if where == (14, 20):
+        assert all(abs(each - 32) <= 2 for each in middle), "the liver is in the middle"
+    volume = map_to_volume(slices.organ.astype(np.float32), slices)
+    assert volume.shape == liver.shape
+    assert volume[liver].mean() > 0.8
+
+
+def test_a_liver_wider_than_its_frame_is_shown_whole() -> None:
+    hu, liver = _volume((60, 60, 9))
+    slices = prepare(hu, liver, PreprocessSettings(slice_px=64, frame_mm=50), (2.0, 2.0, 3.0))
+    x = np.flatnonzero(liver.any((1, 2)))
+    assert slices.grid.side == x[-1] - x[0] + 1
+    np.testing.assert_array_equal(mask_to_volume(slices.organ, slices), liver)
+
+
+def test_framed_slices_survive_their_file(tmp_path: Path) -> None:
+    hu, liver = _volume((41, 30, 12))
+    chosen = HU_SLICES.model_copy(update={"frame_mm": 60.0})
+    slices = prepare(hu, liver, chosen, (1.5, 1.5, 2.5))
+    geometry = Geometry(hu.shape, np.diag([-1.5, -1.5, 2.5, 1.0]))
+    save_prepared(tmp_path / "p.safetensors", slices, geometry, liver, grey_per_hu(chosen))
+    back = load_prepared(tmp_path / "p.safetensors")
+    assert back.slices.grid == slices.grid
+    assert back.grey_per_hu == 255 / 300
+    assert back.spacing_mm == pytest.approx((60 / 32, 60 / 32, 2.5))
+    assert grey_per_hu(PreprocessSettings()) is None, "equalised grey values have no scale"
 
 
 def test_prepared_file_round_trip(tmp_path: Path) -> None:

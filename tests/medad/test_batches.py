@@ -1,0 +1,158 @@
+"""What a training step sees: lesions, variation and mirroring in HU, and the rate by which it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from medad.batches import HealthySlices, draw_batch, load_slices
+from medad.config import LiverSettings, PhaseSettings
+from medad.errors import ConfigError, InputError
+from medad.geometry import Geometry
+from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.train import learning_rate, train_restoration, train_segmentation
+
+SIDE = 32
+PHASE = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "rate": "one_cycle"}
+
+
+def _settings(**changes: Any) -> LiverSettings:
+    values: dict[str, Any] = {
+        "name": "test",
+        "gpus": "cpu",
+        "train_data": {"root": "x", "layout": "btcv"},
+        "test_data": {"root": "x", "layout": "lits"},
+        "preprocess": {"equalise": False, "standardise": "median", "window_hu": (-150, 150), "background": "median"},
+        "synthesis": {"kind": "lesions", "lesions": {"empty_share": 0.0}},
+        "restoration": {"widths": (8, 8, 8), "groups": 4},
+        "segmentation": {"widths": (8, 8, 8), "groups": 4},
+        "train": {"restoration": PHASE, "segmentation": PHASE, "mirror": True, "variation": {}},
+    }
+    return LiverSettings.model_validate(values | changes)
+
+
+def _slices(count: int, grey_per_hu: float | None = 0.85) -> HealthySlices:
+    place = torch.arange(SIDE)
+    organ = ((place[:, None] > 4) & (place[:, None] < 26) & (place[None] > 2) & (place[None] < 20)).expand(
+        count, 1, SIDE, SIDE
+    )
+    ramp = (100 + place[None] + place[:, None]).expand(count, 1, SIDE, SIDE)
+    pixels = torch.where(organ, ramp, 128).to(torch.uint8)
+    return HealthySlices(pixels, organ, torch.full((count,), 2.0), grey_per_hu)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_thesiss_batch_is_the_slices_as_they_are() -> None:
+    settings = _settings(
+        preprocess={}, synthesis={}, train={"restoration": PHASE, "segmentation": PHASE}
+    )  # fmt: skip
+    data = _slices(6, None)
+    chosen = torch.tensor([3, 1])
+    batch, clean = draw_batch(data, chosen, settings, _generator(), None)
+    assert torch.equal(clean, data.pixels[chosen].float())
+    assert torch.equal(batch.image[~batch.mask], clean[~batch.mask])
+
+
+def test_mirroring_turns_slice_and_organ_together_and_both_ways() -> None:
+    settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "mirror": True})
+    data = _slices(64)
+    batch, clean = draw_batch(data, torch.arange(64), settings, _generator(), None)
+    whole = data.pixels[0].float()
+    turned = [whole, whole.flip(-1), whole.flip(-2), whole.flip(-1).flip(-2)]
+    kinds = torch.tensor([[torch.equal(each, turn) for turn in turned] for each in clean])
+    assert kinds.any(1).all()
+    assert (kinds.sum(0) > 6).all(), "each about a quarter of 64"
+    organ = data.organ[0]
+    organs = torch.stack([organ, organ.flip(-1), organ.flip(-2), organ.flip(-1).flip(-2)])
+    outside = ~organs[kinds.float().argmax(1)]
+    assert not (batch.mask & outside).any()
+    assert torch.equal(batch.image[outside], clean[outside]), "lesions lie in the organ that was turned with its slice"
+
+
+def test_variation_is_in_the_target_and_noise_is_not() -> None:
+    noisy = {"noise_hu": (15.0, 15.0), "field_hu": 0.0, "vessels": 0, "rim_px": 0.0, "gain_log": 0.0, "offset_hu": 30.0}
+    settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "variation": noisy})
+    data = _slices(16)
+    batch, clean = draw_batch(data, torch.arange(16), settings, _generator(), None)
+    organ, untouched = data.organ, data.organ & ~batch.mask
+    shift = torch.where(organ, clean - data.pixels, 0.0).flatten(1).sum(1) / organ.flatten(1).sum(1)
+    assert shift.std() > 5, "the offset moved the target"
+    residual = (batch.image - clean)[untouched]
+    assert abs(float(residual.std()) - 15 * 0.85) < 3, "the noise is in the query alone"
+
+
+def test_lesions_need_slices_that_are_linear_in_hu() -> None:
+    with pytest.raises(ConfigError, match="equalise: false"):
+        draw_batch(_slices(2, None), torch.arange(2), _settings(), _generator(), None)
+    for changes in ({"preprocess": {}}, {"preprocess": {}, "synthesis": {}}):
+        with pytest.raises(ValidationError, match="equalise: false"):
+            _settings(**changes)
+    with pytest.raises(ValidationError, match="background median"):
+        _settings(preprocess={"background": "median"})
+    with pytest.raises(ValidationError, match="snapshot_epochs needs"):
+        _settings(train={"restoration": PHASE, "segmentation": PHASE, "snapshot_epochs": 1})
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> list[Path]:
+    data = _slices(6)
+    folders = []
+    for number, spacing_mm in enumerate((1.0, 3.0)):
+        organ = data.organ[:, 0].numpy()
+        slices = Slices(data.pixels[:, 0].numpy(), organ, np.arange(6), SliceGrid((SIDE, SIDE), 6, SIDE))
+        folder = tmp_path / f"case{number}"
+        folder.mkdir()
+        liver = np.ascontiguousarray(organ.transpose(2, 1, 0))
+        geometry = Geometry(liver.shape, np.diag([-spacing_mm, -spacing_mm, 5, 1]))
+        save_prepared(folder / "prepared.safetensors", slices, geometry, liver, 0.85)
+        folders.append(folder)
+    return folders
+
+
+def test_every_slice_keeps_its_own_pixel_size(prepared: list[Path]) -> None:
+    data = load_slices(prepared, torch.device("cpu"))
+    assert data.pixel_mm.tolist() == [1.0] * 6 + [3.0] * 6
+    assert data.grey_per_hu == 0.85
+
+
+def test_slices_of_two_windows_do_not_mix(prepared: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    data = _slices(2, None)
+    organ = data.organ[:, 0].numpy()
+    slices = Slices(data.pixels[:, 0].numpy(), organ, np.arange(2), SliceGrid((SIDE, SIDE), 2, SIDE))
+    liver = np.ascontiguousarray(organ.transpose(2, 1, 0))
+    save_prepared(other / "prepared.safetensors", slices, Geometry(liver.shape, np.eye(4)), liver, None)
+    with pytest.raises(InputError, match="different windows"):
+        load_slices([*prepared, other], torch.device("cpu"))
+
+
+def test_both_phases_train_on_lesions_and_equal_seeds_agree(prepared: list[Path], tmp_path: Path) -> None:
+    weights = []
+    for name in ("a", "b"):
+        one, two = tmp_path / f"{name}1", tmp_path / f"{name}2"
+        one.mkdir(), two.mkdir()
+        train_restoration(prepared, _settings(), one, device="cpu")
+        train_segmentation(prepared, one, _settings(), two, device="cpu")
+        weights.append([(folder / "model.safetensors").read_bytes() for folder in (one, two)])
+    assert weights[0] == weights[1]
+
+
+def test_the_one_cycle_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+    phase = PhaseSettings(epochs=1, learning_rate=2e-3, rate="one_cycle")
+    rates = [learning_rate(phase, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(2e-3 / 25)
+    assert rates[30] == max(rates) == pytest.approx(2e-3)
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert rates[99] < 2e-3 * 0.001
+    assert [learning_rate(phase, 0, 1)] == [pytest.approx(2e-3 / 25)]
+    assert {learning_rate(PhaseSettings(epochs=1), step, 9) for step in range(9)} == {1e-4}
