@@ -17,9 +17,11 @@ from flows.liver_jobs import (
     AdoptModel,
     Evaluate,
     HandStep,
+    JointNetwork,
     Plant,
     Prepare,
     Segment,
+    TrainJoint,
     TrainRestoration,
     TrainSegmentation,
 )
@@ -27,6 +29,7 @@ from flows.liver_report import Report, Reported
 from flows.tasks import cache_key
 from medad.config import LiverSettings, PlantSettings, parse
 from medad.datasets import Case
+from medad.errors import InputError
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -106,6 +109,9 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("synthesis.ellipse_px", 5, {"restoration", "segmentation"}),
     ("synthesis.shift_grey", [50.0, 90.0], {"restoration", "segmentation"}),
     ("synthesis.shift_distribution", "normal", {"restoration", "segmentation"}),
+    ("synthesis.kind", "perlin_texture", {"restoration", "segmentation"}),
+    ("synthesis.texture.threshold", 0.3, set()),
+    ("restoration.architecture", "autoencoder", {"restoration", "segmentation"}),
     ("restoration.widths", [8, 16, 32], {"restoration", "segmentation"}),
     ("restoration.groups", 4, {"restoration", "segmentation"}),
     ("segmentation.widths", [8, 16, 32], {"segmentation"}),
@@ -113,6 +119,9 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("train.restoration.epochs", 3, {"restoration"}),
     ("train.segmentation.epochs", 3, {"segmentation"}),
     ("train.focal.gamma", 1.0, {"segmentation"}),
+    ("train.schedule", "joint", set()),
+    ("train.restoration_loss", "l2_ssim", {"restoration"}),
+    ("train.snapshot_epochs", 5, {"segmentation"}),
     ("train.mixed_precision", False, {"restoration", "segmentation"}),
     ("postprocess.threshold", 0.4, {"segment"}),
     ("postprocess.min_lesion_mm3", 9.0, {"segment"}),
@@ -134,6 +143,72 @@ def test_a_setting_changes_the_steps_that_use_it_and_no_other(
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("key", "value", "steps"), TABLE, ids=[row[0] for row in TABLE])
+def test_joint_training_depends_on_what_either_phase_does_but_phase_twos_own(
+    key: str, value: object, steps: set[str]
+) -> None:
+    base, other = (
+        content_key(TrainJoint((ref("prepare"),), settings).parts())
+        for settings in (parse(BASE, source="test"), changed(key, value))
+    )
+    of_phase_two = key.startswith(("train.segmentation.", "train.snapshot_epochs"))
+    assert (base != other) == (bool(steps & {"restoration", "segmentation"}) and not of_phase_two)
+
+
+def _textured(**texture: object) -> dict[str, str]:
+    """The keys of the trainings with DRAEM's pseudo anomalies."""
+    values = BASE | {"synthesis": {"kind": "perlin_texture", "texture": texture}}
+    settings = parse(values, source="test")
+    prepared = (ref("prepare"),)
+    jobs = (
+        TrainRestoration(prepared, settings),
+        TrainSegmentation(prepared, ref("restoration"), settings),
+        TrainJoint(prepared, settings),
+    )
+    return {job.step.name: content_key(job.parts()) for job in jobs}
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("change", [{"opacity": [0.5, 0.9]}, {"clean_share": 0.0}, {"scale_exponents": [0, 3]}])
+def test_textures_settings_matter_where_textures_are_used(change: dict[str, object]) -> None:
+    base, other = _textured(), _textured(**change)
+    assert all(base[name] != other[name] for name in base)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_folder_of_textures_counts_by_its_pictures_and_not_by_where_it_is(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "same", "other", "more")]
+    for folder, contents in zip(folders, (b"ab", b"ab", b"ax", b"abc"), strict=True):
+        folder.mkdir()
+        for number, content in enumerate(contents):
+            (folder / f"{folder.name}{number}.png").write_bytes(bytes([content]))
+    one, same, other, more = (_textured(folder=str(folder)) for folder in folders)
+    assert one == same
+    for name in one:
+        assert len({keys[name] for keys in (_textured(), one, other, more)}) == 4
+    (folders[1] / "same0.png").write_bytes(b"x")
+    assert _textured(folder=str(folders[1])) != one
+    job = TrainJoint((), parse(BASE | {"synthesis": {"kind": "perlin_texture", "texture": {"folder": str(folders[0])}}},
+                               source="test"))  # fmt: skip
+    assert str(tmp_path) not in str(job.parts())
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        _textured(folder=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_network_of_a_joint_training_is_known_by_its_weights(tmp_path: Path, cache: Path) -> None:
+    """The same artefact as when it is taken from a run folder."""
+    joint = ref("joint")
+    for net in ("restoration", "segmentation"):
+        for folder in (cache / joint.path / net, tmp_path / net):
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_bytes(net.encode())
+    one, other = JointNetwork(joint, "restoration"), JointNetwork(joint, "segmentation")
+    assert content_key(one.parts()) != content_key(other.parts())
+    assert content_key(one.parts()) == content_key(AdoptModel(tmp_path / "restoration").parts())
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_table_knows_every_setting(case: Case) -> None:
     """A new setting must be put into the table, or this fails."""
 
@@ -146,7 +221,11 @@ def test_the_table_knows_every_setting(case: Case) -> None:
     known = {row[0] for row in TABLE}
     # the two data sets have the same settings; layout and patterns only say where files are; the rest of a kind with
     # one that is in the table, since whole groups enter a key
-    groups = ("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal.")
+    groups = (
+        *("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal."),
+        "synthesis.texture.",
+    )
+    known.add("segmentation.architecture")  # there is only one
     missing = leaves(parse(BASE, source="test").model_dump()) - known
     assert not {name for name in missing if not name.startswith(groups)}
 
