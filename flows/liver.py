@@ -17,7 +17,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import case_ids, liver_folder, ui
+from flows import case_ids, liver_folder, liver_sides, ui
 from flows.cache import Ref
 from flows.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
@@ -36,6 +36,7 @@ from flows.liver_jobs import (
     TrainSegmentation,
 )
 from flows.liver_report import Report, Reported
+from flows.liver_sides import BOTH, PLACE, Sides, Use
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
@@ -44,12 +45,15 @@ from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
 from medad.config import DatasetSettings, PreprocessSettings
 from medad.errors import UserError
+from medad.folds import Member, find_leaks
 from medad.settings import ANY_MACHINE
 
 if TYPE_CHECKING:
     from medad.datasets import Case
 
 _DATA = ("train_data", "test_data")
+UNKNOWN_TRAINING = "The model's folder does not say which cases trained it; those tested here may be among them."
+"""A note of the report."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,19 @@ class StepRequest(BaseModel):
 class Stages:
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateLiver, *, refresh: bool) -> None:
+    def __init__(self, settings: PrivateLiver, *, refresh: bool, uses: tuple[Use, ...] = BOTH) -> None:
         self.settings = settings
+        self.uses = uses
+        """The data sets that are looked at; folds need both."""
         self.tally = new_tally(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
+        self.leaked = False
+        """A patient was on both sides, and nothing of those cases is trained or evaluated."""
+        self.trained: list[dict[str, Any]] = []
+        """Of an adopted model: what its run's manifest says of the cases that trained it."""
+        self._sides: tuple[Any, Sides] | None = None
+        self._tested: list[ReadyCase] = []
+        self._trained_on: dict[Models, list[Member]] = {}
         self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
         """Whether names of files are to be left out of what is shown."""
 
@@ -126,15 +139,68 @@ class Stages:
                 case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
             )
 
+    def sides(self) -> Sides:
+        """The cases that train and those that are tested; none at all where a patient is on both sides."""
+        settings = self.settings
+        of = (settings.train_data, settings.test_data, settings.folds)
+        if self._sides is None or self._sides[0] != of:
+            self._sides = of, self._find_sides()
+        return self._sides[1]
+
+    def _find_sides(self) -> Sides:
+        settings, folds = self.settings, self.settings.folds
+        wanted = self.uses if folds is None else BOTH
+        found: dict[Use, list[Case]] = {use: [] for use in BOTH}
+        for use in wanted:
+            found[use] = self.find(settings.train_data if use == "train" else settings.test_data, use)
+        if folds is not None and not all(found.values()):
+            return Sides()  # a fold of what is left would be another fold
+        try:
+            sides = Sides.of(found["train"], found["test"])
+            if folds is not None:
+                sides = sides.fold(folds)
+            if not isinstance(self.tally, Plan):
+                sides = sides.with_salted()
+        except UserError as error:
+            self.tally.fail(describe(PLACE, "find", error))
+            return Sides()
+        self.tally.notes += sides.notes
+        if "test" not in self.uses or self._apart(sides, sides.members("train"), sides.members("test")):
+            return sides
+        return Sides()
+
+    def _apart(self, sides: Sides, train: Sequence[Member], test: Sequence[Member]) -> bool:
+        """Whether no patient is both in `train`, or among those that trained an adopted model, and in `test`."""
+        leaks = find_leaks(train, test)
+        if self.trained:
+            salted = [liver_sides.salted_member(member, sides.salted.get(("test", member.case_id))) for member in test]
+            leaks += find_leaks(liver_sides.trained_members(self.trained), salted)
+        if leaks:
+            self.leaked = True
+            failure = liver_sides.leakage(leaks)
+            if failure not in self.tally.failures:
+                self.tally.fail(failure)
+        return not leaks
+
+    def apart(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
+        """Whether no patient is on both sides, by the voxels of the prepared livers as well; if not, it is noted."""
+        sides = self.sides()
+        return self._apart_from([sides.prepared("train", case_id, ref) for case_id, ref in train], test)
+
+    def _apart_from(self, train: Sequence[Member], test: Sequence[ReadyCase]) -> bool:
+        sides = self.sides()
+        tested = [sides.prepared("test", each.case.id, each.planted or each.prepared) for each in test]
+        return self._apart(sides, train, tested)
+
     def prepare_training(self) -> list[Submitted]:
         """Start the preparation of every training case."""
         data = self.settings.train_data
-        return [self._prepare(case, data, training=True) for case in self.find(data, "train")]
+        return [self._prepare(known.case, data, training=True) for known in self.sides().train]
 
     def prepare_test(self) -> list[ReadyCase]:
         """Plant lesions where the settings ask for it, prepare, and wait."""
-        data = self.settings.test_data
-        return self.prepare_cases(self.find(data, "test"), data)
+        self._tested = self.prepare_cases([known.case for known in self.sides().test], self.settings.test_data)
+        return self._tested
 
     def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
         """As `prepare_test`, for given cases."""
@@ -150,8 +216,12 @@ class Stages:
         tasks = [self._prepare(case, data, training=False) for case in cases]
         ready = [(case, task.ref()) for case, task in zip(cases, tasks, strict=True)]
         found = [ReadyCase(case, ref, planted.get(case.id)) for case, ref in ready if ref is not None]
-        self.used += [UsedCase("test", each.case.id, each.planted or each.prepared) for each in found]
+        self.used += [self._used("test", each.case.id, each.planted or each.prepared) for each in found]
         return found
+
+    def _used(self, use: Use, case_id: str, ref: Ref) -> UsedCase:
+        salted = {} if self._sides is None else self._sides[1].salted
+        return UsedCase(use, case_id, ref, salted.get((use, case_id)))
 
     def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> Submitted:
         return self.tally.submit(case.id, Prepare(case, data, self.settings.preprocess, training))
@@ -159,10 +229,13 @@ class Stages:
     def train(self, prepared: list[Submitted]) -> Models | None:
         """Both networks, by the schedule asked for; None when there is nothing to train on or a training failed."""
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
-        self.used += [UsedCase("train", case_id, ref) for case_id, ref in found]
+        self.used += [self._used("train", case_id, ref) for case_id, ref in found]
         refs = tuple(ref for _, ref in found)
+        if not self.apart(found, self._tested):
+            return None
         if not refs:
-            self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
+            if not self.leaked:  # else that is why
+                self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
             return None
         if self.settings.train.schedule == "joint":
             return self._train_joint(refs)
@@ -173,7 +246,11 @@ class Stages:
             segmentation = self.tally.run(
                 "model", TrainSegmentation(refs, restoration, self.settings, self.settings.machine)
             )
-        return None if segmentation is None else Models(restoration, segmentation)
+        if segmentation is None:
+            return None
+        models = Models(restoration, segmentation)
+        self._trained_on[models] = [self.sides().prepared("train", case_id, ref) for case_id, ref in found]
+        return models
 
     def _train_joint(self, prepared: tuple[Ref, ...]) -> Models | None:
         with terminal.bars():
@@ -192,6 +269,9 @@ class Stages:
     def segment_and_evaluate(self, cases: list[ReadyCase], models: Models, data: DatasetSettings) -> list[Reported]:
         """Segment as many cases at a time as there are devices; evaluation of one goes on beside the next."""
         settings = self.settings
+        trained = self._trained_on.get(models, [])
+        if "test" in self.uses and (trained or self.trained) and not self._apart_from(trained, cases):
+            return []
         waiting: deque[tuple[ReadyCase, Submitted]] = deque()
         under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
 
@@ -259,7 +339,7 @@ class Stages:
             path=out,
             settings=self.settings,
             copies=liver_folder.copies(report, results, models),
-            manifest=liver_folder.manifest(self.used, models),
+            manifest=liver_folder.manifest(self.used, models, self.trained),
             seconds=time.monotonic() - started,
         )
         headline = publish(run, self.tally)
@@ -291,17 +371,15 @@ def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple
 def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
     stages = Stages(settings, refresh=refresh)
-    training = stages.prepare_training()
+    submitted = stages.prepare_training()
     test = stages.prepare_test()
+    training = [(task.label, ref) for task in submitted if (ref := task.ref()) is not None]
+    stages.apart(training, test)
     if (plan := planned(stages.tally)) is not None:
         return final_state(plan, useful=True)
-    pairs: dict[str, list[tuple[str, Ref | None]]] = {
-        "train": [(task.label, task.ref()) for task in training],
-        "test": [(c.case.id, c.prepared) for c in test],
-    }
+    pairs = {"train": training, "test": [(each.case.id, each.prepared) for each in test]}
     details: dict[str, Any] = {
-        use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found if ref is not None]
-        for use, found in pairs.items()
+        use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found] for use, found in pairs.items()
     }
     return final_state(Outcome.of(stages.tally, details=details), useful=any(details.values()))
 
@@ -317,14 +395,14 @@ def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
 def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: bool = False) -> State[Outcome]:
     """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have opaque ids."""
     hidden = {name: getattr(settings, name).model_copy(update={"opaque_ids": True}) for name in _DATA}
-    stages = Stages(settings.model_copy(update=hidden), refresh=refresh)
-    training = stages.prepare_training() if with_training else []
+    stages = Stages(settings.model_copy(update=hidden), refresh=refresh, uses=BOTH if with_training else ("test",))
+    submitted = stages.prepare_training() if with_training else []
+    test = stages.prepare_test()
+    training = [(task.label, ref) for task in submitted if (ref := task.ref()) is not None]
     jobs: list[tuple[str, ExportSlices]] = []
-    for ready in stages.prepare_test():
-        jobs.append((ready.case.id, ExportSlices(ready.prepared, ready.case, settings.test_data)))
-    for task in training:
-        if (ref := task.ref()) is not None:
-            jobs.append((task.label, ExportSlices(ref, None, settings.train_data)))
+    if stages.apart(training, test):
+        jobs += [(each.case.id, ExportSlices(each.prepared, each.case, settings.test_data)) for each in test]
+        jobs += [(case_id, ExportSlices(ref, None, settings.train_data)) for case_id, ref in training]
     tasks = [stages.tally.submit(case_id, job) for case_id, job in jobs]
     exported = [(task.label, ref) for task in tasks if (ref := task.ref()) is not None]
     if (plan := planned(stages.tally)) is not None:
@@ -342,7 +420,7 @@ def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: 
 def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Outcome]:
     """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
     started = time.monotonic()
-    stages = Stages(settings, refresh=refresh)
+    stages = Stages(settings, refresh=refresh, uses=("train",))
     models = stages.train(stages.prepare_training())
     return final_state(stages.finish(out, [], models, (), started), useful=models is not None)
 
@@ -356,9 +434,15 @@ def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Out
 )
 @confined
 def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
-    """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
+    """Segment and evaluate a configuration's test cases with the networks of an earlier run.
+
+    None of them may be of a patient that trained these, as far as the run's manifest says.
+    """
     started = time.monotonic()
-    stages = Stages(settings, refresh=refresh)
+    stages = Stages(settings, refresh=refresh, uses=("test",))
+    stages.trained = liver_sides.training_rows(model)
+    if not stages.trained:
+        stages.tally.notes.append(UNKNOWN_TRAINING)
     cases = stages.prepare_test()
     models = stages.adopt(model)
     results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
@@ -376,8 +460,13 @@ def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = Fal
 
     started = time.monotonic()
     data = settings.test_data
-    stages = Stages(settings, refresh=refresh)
+    stages = Stages(settings, refresh=refresh, uses=())
     stages.opaque = True
+    # beside scans whose names are hidden, theirs are as well
+    stages.trained = [
+        row | {"case": f"trained-{number}"}
+        for number, row in enumerate(liver_sides.training_rows(request.model), start=1)
+    ]
     cases: dict[str, Case] = {}
     given = zip(request.scans, request.liver_masks, case_ids.identify(request.scans), strict=True)
     for scan, mask, case_id in given:

@@ -7,13 +7,14 @@ model/restoration/, model/segmentation/             weights and training curve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flows.cache import ArtefactStore, Ref
 from flows.liver_report import Reported
+from flows.liver_sides import liver_digest
 from flows.privacy import PrivateLiver
 from flows.publish import MANIFEST, Copied, copied, read_manifest
 from medad.config import parse
@@ -41,6 +42,8 @@ class UsedCase:
     use: Literal["train", "test"]
     case_id: str
     ref: Ref
+    patient: str | None = None
+    """A digest under the machine's secret, where the patient is known by a text."""
 
 
 def copies(report: Ref | None, results: Iterable[Reported], models: Models | None) -> tuple[Copied, ...]:
@@ -56,14 +59,19 @@ def copies(report: Ref | None, results: Iterable[Reported], models: Models | Non
     return tuple(found)
 
 
-def manifest(used: Iterable[UsedCase], models: Models | None) -> dict[str, Any]:
-    """Digests of what went in, and which networks came out."""
+def manifest(
+    used: Iterable[UsedCase], models: Models | None, trained: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Digests of what went in, and which networks came out.
+
+    `trained` holds the rows of the cases that trained them, where another run did that.
+    """
     store = ArtefactStore()
-    inputs = []
+    inputs = [dict(row) for row in trained]
     for each in used:
         made_from = store.sidecar(each.ref).parts["inputs"]
-        digests = {name: made_from[name] for name in ("scan", "label")}
-        inputs.append({"use": each.use, "case": each.case_id, "sha256": digests})
+        digests = {name: made_from[name] for name in ("scan", "label")} | {"liver": liver_digest(each.ref)}
+        inputs.append({"use": each.use, "case": each.case_id, "sha256": digests, "patient": each.patient})
     refs: dict[str, Ref | None] = dict.fromkeys(NETS) | (models.each() if models is not None else {})
     return {
         "inputs": inputs,

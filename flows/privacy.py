@@ -71,6 +71,12 @@ def _hidden_pattern(text: str) -> str:
     return text if _PATTERN_WORDS.issuperset(words) else f"{PLACEHOLDER}/*"
 
 
+def _hidden_expression(text: str) -> str:
+    """A regular expression's words and numbers may be a patient's; what is shown in its place is one as well."""
+    words = re.findall(r"[^\W_]+", re.sub(r"\\[dDwWsSbB]", " ", text.lower()))
+    return text if _PATTERN_WORDS.issuperset(words) else PLACEHOLDER
+
+
 def _hidden_cases(names: Sequence[str]) -> list[str]:
     """Cases may be asked for by their files' names."""
     return [name if _PLAIN_ID.fullmatch(name) else PLACEHOLDER for name in names]
@@ -120,6 +126,7 @@ class PrivateLiver(Withholding, LiverSettings):
             "images": _hidden_pattern,
             "labels": _hidden_pattern,
             "cases": _hidden_cases,
+            "patients": _hidden_expression,
         }.items()
     }
 

@@ -47,6 +47,7 @@ def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
                 "case": case["case_id"],
                 "status": "done",
                 "3-D Dice": figure(metrics.get("dice_3d")),
+                "micro 2-D Dice": figure(case.get("micro_dice_2d")),
                 "voxel AUROC": figure(metrics.get("voxel_auroc")),
                 "rule": "",
             }

@@ -28,6 +28,7 @@ from medad.config import (
 )
 from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
 from medad.errors import InputError
+from medad.fingerprint import FINGERPRINT, liver_fingerprint
 from medad.infer import load_networks, predict
 from medad.io import (
     Volume,
@@ -77,14 +78,16 @@ def _read_case(case: Case, data: DatasetSettings) -> tuple[Volume, ndarray, Bool
 def plant_case(case: Case, settings: PlantSettings, data: DatasetSettings, out: Path) -> Case:
     """Plant lesions of known shape and contrast into a healthy scan's liver, in HU.
 
-    Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 planted lesion) and lesions.json (each lesion's centre, diameter,
-    contrast and volume). Where they lie depends on `settings.seed` and the scan's content.
+    Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 planted lesion), lesions.json (each lesion's centre, diameter,
+    contrast and volume) and case.json (the fingerprint of the liver as it was). Where they lie depends on
+    `settings.seed` and the scan's content.
 
     Returns
     -------
     The case whose files these are, under the same id.
     """
     volume, _, liver, _, _ = _read_case(case, data)
+    _write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
     rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
     spacing_mm = volume.geometry.canonical_spacing_mm
     hu, tumour, lesions = plant(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
@@ -129,6 +132,7 @@ def prepare_case(case: Case, data: DatasetSettings, settings: PreprocessSettings
         "spacing_mm": list(geometry.canonical_spacing_mm),
         "liver_ml": float(np.count_nonzero(liver) * geometry.voxel_mm3 / 1000),
         "liver_median_hu": median_hu,
+        FINGERPRINT: liver_fingerprint(volume.hu, liver),
         "warnings": warnings,
     }
     _write_json(out / CASE, facts)

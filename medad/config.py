@@ -5,11 +5,12 @@ A configuration file holds values only; `load` names the file, the key and the r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medad.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 
@@ -49,6 +50,10 @@ class DatasetSettings(Settings):
     """Label value of tumour, used by evaluation alone. None: the layout's own (lits 2)."""
     cases: tuple[str, ...] | None = None
     """Case ids to use, or what the files' names make of them. None: all."""
+    patients: str | None = None
+    """Regular expression whose one group is the patient, where several scans are of one: it is searched for in a case's
+    name (`btcv-0001`, `lits-17`, in layout folder what `*` stands for). The same text is the same patient in both data
+    sets. A DICOM series' own PatientID goes before. None: each scan is a patient of its own."""
     affine_mismatch: Literal["error", "warn"] = "error"
     """What to do when scan and label have one shape but different affines (LiTS 28-47 have identity affines)."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
@@ -75,6 +80,18 @@ class DatasetSettings(Settings):
                 f"liver_labels {list(self.liver_labels)} leave out tumour ({tumour}), which lies in the liver"
             )
         return self
+
+    @field_validator("patients")
+    @classmethod
+    def _one_group(cls, patients: str | None) -> str | None:
+        if patients is not None:
+            try:
+                groups = re.compile(patients).groups
+            except re.error as error:
+                raise ValueError(f"`patients` is no regular expression ({error})") from error
+            if groups != 1:
+                raise ValueError(f"`patients` needs exactly one group, which is the patient; found {groups}")
+        return patients
 
 
 class PreprocessSettings(Settings):
@@ -314,6 +331,22 @@ class InferenceSettings(Settings):
     is a body, not a run of slices. 0: none."""
 
 
+class FoldSettings(Settings):
+    """Cross-validation by patient: one fold is tested, the others train."""
+
+    count: Annotated[int, Field(ge=2)]
+    index: Annotated[int, Field(ge=0)]
+    """Which fold is tested, from 0."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Deals the patients; another one than the training's, so that seeds of training compare on one fold."""
+
+    @model_validator(mode="after")
+    def _index_is_one_of_them(self) -> FoldSettings:
+        if self.index >= self.count:
+            raise ValueError(f"folds.index = {self.index}, but {self.count} folds are counted from 0")
+        return self
+
+
 class LiverSettings(MachineSettings):
     """Everything one run of the liver flow depends on."""
 
@@ -321,6 +354,8 @@ class LiverSettings(MachineSettings):
     seed: Annotated[int, Field(ge=0)] = 0
     train_data: DatasetSettings
     test_data: DatasetSettings
+    folds: FoldSettings | None = None
+    """None: all of `train_data` trains, all of `test_data` is tested."""
     preprocess: PreprocessSettings = PreprocessSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
     restoration: NetSettings = NetSettings()

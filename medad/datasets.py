@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medad.config import DatasetSettings
@@ -40,12 +40,16 @@ class Case:
     tumour_label: int | None
     opaque: bool = False
     """The id tells nothing of the names, and nothing that is shown of the case may."""
+    patient: str | None = field(default=None, repr=False)
+    """Whose scan it is, by the settings' `patients`; a name, so never shown."""
 
 
 def planted_case(case: Case, folder: Path) -> Case:
     """The case, under the same id, whose files planting wrote into `folder`."""
     scan, label = (folder / name for name in PLANTED_FILES)
-    return Case(case.id, scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR, case.opaque)
+    return replace(
+        case, scan=scan, label=label, liver_labels=(PLANTED_LIVER, PLANTED_TUMOUR), tumour_label=PLANTED_TUMOUR
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class _Found:
     rule: str | None
     name: str = ""  # the id that the layout would give
     opaque: bool = False
+    patient: str | None = None
 
 
 def find_cases(
@@ -99,7 +104,8 @@ def find_cases(
         Scans with their labels. Ids are unique and safe as file names: `btcv-0001`, `lits-17`; in layout `folder`
         what `*` stands for. A second scan to which `opaque_ids` gives an id gets it with `-2`.
     problems
-        Scans without their label, scans there twice, and cases asked for that are not there.
+        Scans without their label, scans there twice, cases whose name tells no patient though the settings say that
+        it does, and cases asked for that are not there.
 
     Raises
     ------
@@ -119,7 +125,11 @@ def find_cases(
     wanted = found if asked is None else [item for item in found if not {item.id, item.name}.isdisjoint(asked)]
     liver = data.liver_labels if data.liver_labels is not None else _LAYOUT_LIVER[data.layout]
     tumour = data.tumour_label if data.tumour_label is not None else _LAYOUT_TUMOUR[data.layout]
-    cases = [Case(item.id, item.scan, item.label, liver, tumour, item.opaque) for item in wanted if item.rule is None]
+    cases = [
+        Case(item.id, item.scan, item.label, liver, tumour, item.opaque, item.patient)
+        for item in wanted
+        if item.rule is None
+    ]
     problems = [
         # what follows the first mark lists file names, which opaque ids are there to hide
         CaseProblem(item.id, item.scan, re.split("[:;]", item.rule)[0] if item.opaque else item.rule, item.opaque)
@@ -230,7 +240,20 @@ def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, 
 def _named(item: _Found, data: DatasetSettings) -> _Found:
     """With an id that is safe as a file name."""
     safe = (_ID_CHARACTERS.sub("-", item.id).strip("-.") or "case")[:64]
+    item = _with_patient(item, data)
     return replace(item, id=safe, name=safe, opaque=data.opaque_ids or item.scan.is_dir())
+
+
+def _with_patient(item: _Found, data: DatasetSettings) -> _Found:
+    """With whose scan it is, by the layout's own name for it."""
+    if data.patients is None:
+        return item
+    match = re.search(data.patients, item.id)
+    patient = None if match is None else match.group(1)
+    if not patient:
+        # guessing would put one patient on both sides
+        return replace(item, rule=item.rule or "its name tells no patient by the settings' `patients`")
+    return replace(item, patient=patient)
 
 
 def _with_unique_ids(found: list[_Found], opaque_ids: OpaqueIds | None) -> list[_Found]:

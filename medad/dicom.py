@@ -30,12 +30,14 @@ POSITION_TOLERANCE = 0.05
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between two slices' direction cosines."""
 
-_SERIES, _MODALITY = "0020|000e", "0008|0060"
+_SERIES, _MODALITY, _PATIENT = "0020|000e", "0008|0060", "0010|0020"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _THICKNESS, _BETWEEN = "0018|0050", "0018|0088"
 _SLOPE, _INTERCEPT, _BITS = "0028|1053", "0028|1052", "0028|0100"
 _UNDEFINED_LENGTH = 0xFFFFFFFF  # compressed frames follow, each with its own length
 _KNOWN_MODALITIES = frozenset({"MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "SEG", "RTSTRUCT", "RTDOSE", "OT", "SR"})
+_NOBODY = frozenset({"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "unknown"})
+"""What anonymisers write for the PatientID of everyone."""
 _BESIDE_IMAGES = frozenset({".txt", ".xml", ".json", ".md", ".csv", ".pdf", ".ini", ".db", ".html"})
 
 
@@ -85,6 +87,22 @@ def series_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(folder, "no DICOM file directly in this folder")
     return files
+
+
+def patient_id(folder: Path) -> str | None:
+    """Content of PatientID in a series. A patient's name or number: to be digested at once, never shown or stored.
+
+    None where there is none, where it is what anonymisers write for everyone, or where the files cannot be read:
+    reading the scan then says why. One file is looked at, since a series is one patient's.
+    """
+    quiet()
+    try:
+        reader = _reader(series_files(folder)[0])
+        reader.ReadImageInformation()
+    except (InputError, OSError, RuntimeError):
+        return None
+    found: str = reader.GetMetaData(_PATIENT).strip("\0 ") if reader.HasMetaDataKey(_PATIENT) else ""
+    return None if re.sub(r"[\W_]", "", found.casefold()) in _NOBODY else found
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:

@@ -105,7 +105,9 @@ def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | Non
         *parents, leaf = key.split(".")
         place = values
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:  # not there, or written as null
+                place[parent] = {}
+            place = place[parent]
             if not isinstance(place, dict):
                 raise ConfigError(f"{path}: {key}: {parent} holds no further keys")
         place[leaf] = value

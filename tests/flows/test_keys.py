@@ -98,6 +98,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("test_data.root", "/elsewhere", set()),
     ("test_data.cases", ["lits-1"], set()),
     ("test_data.opaque_ids", True, set()),
+    ("folds", {"count": 2, "index": 1}, set()),  # which cases train is told by their digests
     ("seed", 1, {"restoration", "segmentation"}),
     ("preprocess.window_hu", [-100.0, 200.0], {"prepare"}),
     ("preprocess.slice_px", 128, {"prepare"}),

@@ -270,8 +270,11 @@ def test_an_output_folder_that_cannot_be_is_told_before_any_work(world: Any, cli
     assert "prepare" not in ran.err
 
 
-def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], world: Any) -> None:
-    ran = again("--train", world.lits, "--set", "train_data.layout=lits")
+def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], tmp_path: Path) -> None:
+    from medad.phantom import write_lits_phantoms
+
+    write_lits_phantoms(tmp_path / "ill", 1, seed=3, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
+    ran = again("--train", tmp_path / "ill", "--set", "train_data.layout=lits")
     assert ran.code == 2
     rules = {failure["case"]: failure["rule"] for failure in ran.answer["failures"]}
     assert "healthy" in rules["lits-0"]
@@ -281,8 +284,12 @@ def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], worl
 def test_planted_lesions_are_found_in_the_run_folder_and_said(
     again: Callable[..., Any], finished: Any, world: Any, cli: Cli, tmp_path: Path
 ) -> None:
+    from medad.phantom import write_btcv_phantoms
+
+    healthy = tmp_path / "healthy"  # others than those that train
+    write_btcv_phantoms(healthy, 1, seed=4, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     plant = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
-    ran = again("--test", world.btcv, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={plant}")
+    ran = again("--test", healthy, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={plant}")
     assert ran.code == 0, ran.err
     folder = Path(ran.answer["run_folder"])
     assert sorted(path.name for path in (folder / "planted" / "btcv-0001").iterdir()) == ["label.nii.gz", "scan.nii.gz"]
@@ -295,7 +302,7 @@ def test_planted_lesions_are_found_in_the_run_folder_and_said(
     assert not read_statement(tmp_path / "out"), "nothing was planted into the scans its model is used on"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
-    assert digests["btcv-0001"]["scan"] == file_sha256(world.btcv / "img" / "img0001.nii.gz"), "the scan that was given"
+    assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), "the scan that was given"
 
 
 def test_the_stages_run_alone(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
@@ -357,6 +364,9 @@ def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any
     assert all(artifacts.values()), {key: len(found) for key, found in artifacts.items()}
     tables = [json.loads(str(found.data)) for found in artifacts["liver-cases"]]
     assert any({row["case"] for row in table} == {"lits-0", "lits-1"} for table in tables)
+    assert all(
+        row["3-D Dice"] and row["micro 2-D Dice"] for table in tables for row in table if row["status"] == "done"
+    )
     assert any(str(world.runs / "liver" / "tiny" / "report.html") in str(f.data) for f in artifacts["liver-report"])
     assert all(str(found.data).startswith("data:image/png;base64,") for found in artifacts["liver-preview"])
     assert any(found.data == 100.0 for found in artifacts["training-restoration"])

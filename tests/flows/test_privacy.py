@@ -704,6 +704,23 @@ def test_settings_as_json_withhold_the_data_folders() -> None:
     assert values["test_data"]["root"] == "samples:dicom"
 
 
+@pytest.mark.parametrize(
+    ("patients", "shown"),
+    [
+        (r"^lits-(\d+)", r"^lits-(\d+)"),
+        (r"patient_(\w+)_scan", r"patient_(\w+)_scan"),
+        ("^(Mustermann|Musterfrau)-", PLACEHOLDER),
+        (r"^(4711\d)-", PLACEHOLDER),
+    ],
+)
+def test_settings_as_json_withhold_names_in_the_expression_of_patients(patients: str, shown: str) -> None:
+    data = DatasetSettings(root="-", layout="lits", patients=patients)
+    settings = PrivateLiver(name="x", train_data=data, test_data=data)
+    text = settings.model_dump_json()
+    assert json.loads(text)["test_data"]["patients"] == shown
+    assert PrivateLiver.model_validate_json(text), "a run folder's settings are read again"
+
+
 def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model() -> None:
     def shown(**values: Any) -> dict[str, Any]:
         settings = PrivateZsad.model_validate({"name": "x", "data": {"root": "/share/MUSTERMANN"}} | values)

@@ -56,6 +56,11 @@ def test_thesis_file_states_the_defaults() -> None:
         (GOOD.replace("name: a", "name: ../a"), "name: String should match pattern"),
         (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "leave out tumour (2)"),
         ("name: a\n", "train_data: Field required (and 1 more)"),
+        (GOOD + "folds: {count: 5, index: 5}\n", "folds: folds.index = 5, but 5 folds are counted from 0"),
+        (GOOD + "folds: {count: 1, index: 0}\n", "folds.count: Input should be greater than or equal to 2"),
+        (GOOD + "folds: {count: 5}\n", "folds.index: Field required"),
+        (GOOD.replace("layout: lits", "layout: lits, patients: 'a('"), "`patients` is no regular expression"),
+        (GOOD.replace("layout: lits", "layout: lits, patients: 'a'"), "`patients` needs exactly one group"),
     ],
 )
 def test_wrong_files_are_named_in_one_line(tmp_path: Path, text: str, rule: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medad.config import DatasetSettings
-from medad.datasets import Case, CaseProblem, find_cases
+from medad.datasets import Case, CaseProblem, find_cases, planted_case
 from medad.errors import ConfigError, InputError
 
 
@@ -247,3 +247,20 @@ def test_a_folder_may_be_empty_where_cases_are_yet_to_come(tmp_path: Path) -> No
     assert find_cases(data, may_be_empty=True) == ([], [])
     with pytest.raises(InputError, match="no such folder"):
         find_cases(data.model_copy(update={"root": str(tmp_path / "nowhere")}), may_be_empty=True)
+
+
+def test_patients_are_told_by_the_layouts_names(tmp_path: Path) -> None:
+    """Also of cases with opaque ids; a name that tells none is a problem of its own and never a patient by itself."""
+    touch(tmp_path, *(f"{name}/ct.nii.gz" for name in ("P 1-a", "P 1-b", "P 2-a", "other")))
+    for opaque in (False, True):
+        cases, problems = search(tmp_path, "folder", images="*/ct.nii.gz", patients=r"^(P \d+)-", opaque_ids=opaque)
+        assert [case.patient for case in cases] == ["P 1", "P 1", "P 2"]
+        assert [problem.rule for problem in problems] == ["its name tells no patient by the settings' `patients`"]
+    cases, _ = search(tmp_path, "folder", images="*/ct.nii.gz")
+    assert {case.patient for case in cases} == {None}
+
+
+def test_the_patient_is_never_shown() -> None:
+    case = Case("ct-1", Path("a"), None, (1,), None, opaque=True, patient="Mustermann")
+    assert "Mustermann" not in repr(case)
+    assert planted_case(case, Path("b")).patient == "Mustermann"

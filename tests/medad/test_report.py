@@ -249,6 +249,9 @@ def test_page_shows_what_the_json_holds(report: Report, tmp_path: Path) -> None:
     assert "no truth given" in words
     assert "lanted" not in words
     for case in done.json["cases"]:
+        if case["metrics"]:
+            both = f"3-D Dice {case['metrics']['dice_3d']:.3f}, micro 2-D Dice {case['micro_dice_2d']:.3f},"
+            assert both in words, "one definition is never shown without the other"
         for lesion in case["lesions"]["lesions"]:
             assert f"{lesion['diameter_mm']:.1f}" in words
             assert ", ".join(f"{value:.1f}" for value in lesion["centroid_ras_mm"]) in words
