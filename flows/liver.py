@@ -38,7 +38,7 @@ from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
 from flows.publish import RunFolder, installed_versions, publish
-from flows.tasks import Failure, Submitted, describe
+from flows.tasks import Failure, Submitted, Tally, describe
 from flows.terminal import terminal
 from medad.config import DatasetSettings, PreprocessSettings
 from medad.errors import UserError
@@ -83,9 +83,10 @@ class StepRequest(BaseModel):
 class Stages:
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateLiver, *, refresh: bool) -> None:
+    def __init__(self, settings: PrivateLiver, *, refresh: bool, tally: Tally | None = None) -> None:
+        """`tally`: one that is shared with other stages, which then decides about `refresh`."""
         self.settings = settings
-        self.tally = new_tally(settings.machine, refresh=refresh)
+        self.tally = tally or new_tally(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
         self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
         """Whether names of files are to be left out of what is shown."""
@@ -203,6 +204,7 @@ class Stages:
                 settings.inference,
                 settings.postprocess,
                 settings.machine,
+                models.snapshot,
             )
             waiting.append((ready, self.tally.submit(ready.case.id, segment)))
         while waiting:

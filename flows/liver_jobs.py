@@ -49,7 +49,7 @@ def source_digest(path: Path) -> str:
         raise InputError(path, f"cannot be read ({error.strerror})") from error
 
 
-def _label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
+def label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
     """What reading a case depends on, in content and not in name."""
     return {
         "scan": source_digest(case.scan),
@@ -71,7 +71,7 @@ class Plant(Job):
     step = Step("plant", 1, ("medad.cases:plant_case",), (*_READING, "scipy"))
 
     def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
+        return label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
 
     def run(self, out: Path, *, key: str) -> None:
         from medad.cases import plant_case
@@ -99,7 +99,7 @@ class Prepare(Job):
     )
 
     def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {
+        return label_inputs(self.case, self.data) | {
             "preprocess": json_values(self.settings),
             "training": self.training,
         }
@@ -250,6 +250,8 @@ class Segment(DeviceJob):
     inference: InferenceSettings
     postprocess: PostprocessSettings
     machine: MachineSettings = ANY_MACHINE
+    snapshot: str = ""
+    """A file of phase two's folder to segment with. Empty: the network that phase two ended with."""
     kind = "inference"
     step = Step(
         "segment",
@@ -265,7 +267,7 @@ class Segment(DeviceJob):
             "restoration": self.restoration.digest,
             "segmentation": self.segmentation.digest,
             "postprocess": json_values(self.postprocess),
-        }
+        } | ({"snapshot": self.snapshot} if self.snapshot else {})
 
     @property
     def batch_size(self) -> int:
@@ -277,7 +279,7 @@ class Segment(DeviceJob):
         segment_case(
             self.prepared.folder(),
             self.restoration.folder(),
-            self.segmentation.folder(),
+            self.segmentation.folder() / self.snapshot,
             self.inference.model_copy(update={"batch_size": place.batch_size}),
             self.postprocess,
             place.device,
@@ -297,7 +299,7 @@ class Evaluate(Job):
     step = Step("evaluate", 1, ("medad.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
 
     def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {
+        return label_inputs(self.case, self.data) | {
             "prepared": self.prepared.digest,
             "segmented": self.segmented.digest,
             "evaluation": json_values(self.settings),
@@ -321,7 +323,7 @@ class ExportSlices(Job):
     step = Step("slice-images", 1, ("medad.slice_images:export_case",), (*_READING, "pillow", "safetensors"))
 
     def inputs(self) -> dict[str, Any]:
-        label = {} if self.case is None else _label_inputs(self.case, self.data)
+        label = {} if self.case is None else label_inputs(self.case, self.data)
         return label | {"prepared": self.prepared.digest, "training": self.case is None}
 
     def run(self, out: Path, *, key: str) -> None:
