@@ -115,7 +115,14 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        percent=percent, figure=_figure, quoted=_quoted, points=_points, p=_p, heading=_heading, changes=_changes
+        percent=percent,
+        figure=_figure,
+        quoted=_quoted,
+        points=_points,
+        p=_p,
+        heading=_heading,
+        changes=_changes,
+        lines=_lines,
     )
     template = importlib.resources.files("medad").joinpath("ablation_template.html").read_text(encoding="utf-8")
     ours = _charted_rows(document)
@@ -157,8 +164,7 @@ def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[Line]]:
         Line(title, [row.stats[key] for row in rows], [_printed(row.published, key) for row in rows])
         for key, title in _titles().items()
     ]
-    # a label as long as the yardstick's would leave no room for the panels
-    return [row.label if row.seeded else "HU yardstick" for row in rows], panels
+    return [row.label for row in rows], panels
 
 
 def _titles() -> dict[str, str]:
@@ -228,6 +234,13 @@ def _p(value: float | None) -> str:
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _lines(title: str) -> str:
+    """A column's title on several short lines."""
+    for word in ("mean over cases", "in the liver", "per case", "Dice", "AUROC", "sensitivity"):
+        title = title.replace(f" {word}", f"\n{word}")
+    return title
 
 
 def _changes(changes: Mapping[str, object]) -> str:

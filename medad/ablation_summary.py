@@ -227,7 +227,7 @@ def _yardstick(settings: AblationSettings, results: AblationResults) -> Yardstic
     seeds = read_seeds({0: results.yardstick})
     row = RowReport(
         name="yardstick",
-        label=f"HU yardstick: smoothed by {settings.yardstick_sigma_mm:g} mm, distance from the liver's median",
+        label=f"HU yardstick, {settings.yardstick_sigma_mm:g} mm",
         changes={},
         seeded=False,
         seeds=seeds,

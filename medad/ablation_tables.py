@@ -100,7 +100,9 @@ def latex_sweep(document: AblationDocument, name: str) -> str:
 
 
 def _over(document: AblationDocument) -> str:
-    return f"mean $\\pm$ standard deviation over {len(document.seeds)} seeds; below the rule figures as published"
+    count = len(document.seeds)
+    seeds = f"{count} seed{'' if count == 1 else 's'}"
+    return f"mean $\\pm$ standard deviation over {seeds}; below the rule figures as published"
 
 
 def _latex(first: str, ours: Sequence[str], published: Sequence[str], caption: str) -> str:
