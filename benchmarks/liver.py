@@ -44,10 +44,10 @@ from medad.datasets import Case
 from medad.devices import keep_freed_memory
 from medad.infer import load_networks
 from medad.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
+from medad.losses import focal_loss, l1_loss
 from medad.phantom import write_lits_phantoms
 from medad.preprocess import load_prepared, prepare
 from medad.synthesis import synthesise
-from medad.train import focal_loss, l1_loss
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
 DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

@@ -27,9 +27,11 @@ from flows.liver_jobs import (
     ExportSlices,
     HandStep,
     HandStepName,
+    JointNetwork,
     Plant,
     Prepare,
     Segment,
+    TrainJoint,
     TrainRestoration,
     TrainSegmentation,
 )
@@ -156,13 +158,15 @@ class Stages:
         return self.tally.submit(case.id, Prepare(case, data, self.settings.preprocess, training))
 
     def train(self, prepared: list[Submitted]) -> Models | None:
-        """Both phases, one after the other; None when there is nothing to train on or a phase failed."""
+        """Both networks, by the schedule asked for; None when there is nothing to train on or a training failed."""
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
         self.used += [UsedCase("train", case_id, ref) for case_id, ref in found]
         refs = tuple(ref for _, ref in found)
         if not refs:
             self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
             return None
+        if self.settings.train.schedule == "joint":
+            return self._train_joint(refs)
         with terminal.bars():
             restoration = self.tally.run("model", TrainRestoration(refs, self.settings, self.settings.machine))
             if restoration is None:
@@ -171,6 +175,15 @@ class Stages:
                 "model", TrainSegmentation(refs, restoration, self.settings, self.settings.machine)
             )
         return None if segmentation is None else Models(restoration, segmentation)
+
+    def _train_joint(self, prepared: tuple[Ref, ...]) -> Models | None:
+        with terminal.bars():
+            joint = self.tally.run("model", TrainJoint(prepared, self.settings, self.settings.machine))
+        if joint is None:
+            return None
+        restoration = self.tally.run("model", JointNetwork(joint, "restoration"))
+        segmentation = self.tally.run("model", JointNetwork(joint, "segmentation"))
+        return None if restoration is None or segmentation is None else Models(restoration, segmentation)
 
     def adopt(self, run: Path) -> Models | None:
         """The networks of an earlier run's folder."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.cache import ArtefactStore, Ref, Step
+from flows.cache import ArtefactStore, Ref, Step, library_versions
 from flows.jobs import DeviceJob, Job, json_values
 from medad.config import (
     DatasetSettings,
@@ -23,6 +23,8 @@ from medad.config import (
     PlantSettings,
     PostprocessSettings,
     PreprocessSettings,
+    SynthesisSettings,
+    TextureSettings,
 )
 from medad.errors import InputError
 from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _READING = ("nibabel", "numpy", "SimpleITK")
 _NETS = ("monai", "numpy", "safetensors", "torch")
+_TEXTURES = ("pillow",)
+"""What reading a folder of textures takes; of no matter to a training without one."""
 _IMAGES = ("numpy", "scikit-image", "scipy", "torch")
 
 
@@ -110,33 +114,60 @@ class Prepare(Job):
         prepare_case(self.case, self.data, self.settings, out, training=self.training)
 
 
-def _training_settings(settings: LiverSettings, phase: Literal["restoration", "segmentation"]) -> LiverSettings:
-    """The settings of one training phase; everything that it must not depend on at a neutral value."""
+Training = Literal["restoration", "segmentation", "joint"]
+
+
+def _training_settings(settings: LiverSettings, training: Training) -> LiverSettings:
+    """The settings of one training; everything that it must not depend on at a neutral value."""
     neutral = DatasetSettings(root="-", layout="btcv")
     plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
-    train = plain.train.model_copy(
-        update={
-            phase: getattr(settings.train, phase),
-            "mixed_precision": settings.train.mixed_precision,
-            "checkpoint_minutes": settings.train.checkpoint_minutes,
-        }
-    )
+    given = settings.train
+    phase = "segmentation" if training == "segmentation" else "restoration"
+    train: dict[str, Any] = {
+        phase: getattr(given, phase),
+        "mixed_precision": given.mixed_precision,
+        "checkpoint_minutes": given.checkpoint_minutes,
+    }
     kept: dict[str, Any] = {
         "seed": settings.seed,
-        "synthesis": settings.synthesis,
+        "synthesis": _used_synthesis(settings.synthesis),
         "restoration": settings.restoration,
-        "train": train,
     }
-    if phase == "segmentation":
+    if training != "segmentation":
+        train["restoration_loss"] = given.restoration_loss
+    if training != "restoration":
         kept["segmentation"] = settings.segmentation
-        kept["train"] = train.model_copy(update={"focal": settings.train.focal})
-    return plain.model_copy(update=kept)
+        train["focal"] = given.focal
+    if training == "segmentation":
+        train["snapshot_epochs"] = given.snapshot_epochs
+    return plain.model_copy(update=kept | {"train": plain.train.model_copy(update=train)})
+
+
+def _used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
+    """What the chosen kind of pseudo anomaly does not look at, at its default."""
+    if settings.kind == "perlin_texture":
+        return SynthesisSettings(kind=settings.kind, texture=settings.texture)
+    return settings.model_copy(update={"texture": TextureSettings()})
 
 
 def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
     values = json_values(settings, "name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess")
     del values["train"]["checkpoint_minutes"]
-    return {"prepared": [ref.digest for ref in prepared], "settings": values}
+    folder = values["synthesis"]["texture"].pop("folder")
+    textures = {} if folder is None else {"textures": _textures_inputs(Path(folder).expanduser())}
+    return {"prepared": [ref.digest for ref in prepared], "settings": values} | textures
+
+
+def _textures_inputs(folder: Path) -> dict[str, Any]:
+    """A folder of textures by content. Raises InputError."""
+    from medad.textures import texture_files, textures_digest
+
+    files = texture_files(folder)
+    try:
+        digest = ArtefactStore().digests.get(folder, textures_digest, files)
+    except OSError as error:
+        raise InputError(folder, f"cannot be read ({error.strerror})") from error
+    return {"digest": digest, "libraries": library_versions(_TEXTURES)}
 
 
 @dataclass(frozen=True)
@@ -216,6 +247,54 @@ class TrainSegmentation(DeviceJob):
             train_segmentation(
                 folders,
                 self.restoration.folder(),
+                self.settings,
+                out,
+                device=place.device,
+                largest_batch=place.batch_size,
+                checkpoint=checkpoint,
+                on_progress=place.report,
+            )
+
+
+@dataclass(frozen=True)
+class TrainJoint(DeviceJob):
+    """Both networks at once; `JointNetwork` makes an artefact of each."""
+
+    prepared: tuple[Ref, ...]
+    settings: LiverSettings
+    machine: MachineSettings = ANY_MACHINE
+    kind = "training"
+    step = Step(
+        "joint",
+        1,
+        ("medad.train:train_joint",),
+        _NETS,
+        volatile=frozenset({"restoration/curve.json", "segmentation/curve.json"}),
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
+        object.__setattr__(self, "settings", _training_settings(self.settings, "joint"))
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.train.restoration.batch_size
+
+    def inputs(self) -> dict[str, Any]:
+        return _training_inputs(self.prepared, self.settings)
+
+    def watch(self) -> AbstractContextManager[Callable[..., None]]:
+        from flows.progress import follow
+
+        return follow("joint")
+
+    def run_on(self, out: Path, place: Place) -> None:
+        from medad.train import train_joint
+
+        folders = [ref.folder() for ref in self.prepared]
+        with checkpoint_file(self.step, place.key) as checkpoint:
+            train_joint(
+                folders,
                 self.settings,
                 out,
                 device=place.device,
@@ -346,6 +425,24 @@ class AdoptModel(Job):
         for name in ("model.safetensors", "curve.json"):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, out / name)
+
+
+@dataclass(frozen=True)
+class JointNetwork(Job):
+    """One of the two networks that a joint training wrote, as an artefact of its own."""
+
+    joint: Ref
+    net: Literal["restoration", "segmentation"]
+    step = AdoptModel.step
+
+    def _adopted(self) -> AdoptModel:
+        return AdoptModel(self.joint.folder() / self.net)
+
+    def inputs(self) -> dict[str, Any]:
+        return self._adopted().inputs()
+
+    def run(self, out: Path, *, key: str) -> None:
+        self._adopted().run(out, key=key)
 
 
 HandStepName = Literal["window", "roi", "equalise", "slice"]

@@ -27,7 +27,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from flows.redaction import SHORTEST, Redactor
 from flows.settings import cache_root
-from medad.config import DatasetSettings
+from medad.config import DatasetSettings, LiverSettings
 from medad.errors import InputError, UserError
 from zsad.config import ImagesSettings
 
@@ -252,8 +252,16 @@ def learn_job(label: str, job: object) -> None:
             path_filter.learn(value, label, again=False)
             if name in _SOURCES:
                 path_filter.learn_header(value, label)
+        elif isinstance(value, LiverSettings):
+            learn_textures(value, label)
         else:
             learn_data(value, label)
+
+
+def learn_textures(settings: LiverSettings, label: str) -> None:
+    """Teach the filter the folder of textures, where there is one."""
+    if settings.synthesis.texture.folder is not None:
+        path_filter.learn_root(Path(settings.synthesis.texture.folder), label)
 
 
 def learn_data(data: DatasetSettings | ImagesSettings, label: str) -> None:
@@ -275,8 +283,8 @@ def _names_within(folder: Path) -> set[str]:
 
 
 def _walk(value: object, name: str) -> Iterator[tuple[Any, str]]:
-    """The paths and data sets in a job's fields, each with the name of its field."""
-    if isinstance(value, Path | DatasetSettings | ImagesSettings):
+    """The paths, data sets and liver settings in a job's fields, each with the name of its field."""
+    if isinstance(value, Path | DatasetSettings | ImagesSettings | LiverSettings):
         yield value, name
     elif is_dataclass(value) and not isinstance(value, type):
         # data sets first: then it is known which folders of a path lie below their root

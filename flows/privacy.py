@@ -112,9 +112,9 @@ class Withholding(BaseModel):
 
 
 class PrivateLiver(Withholding, LiverSettings):
-    """The liver flow's, without the data folders and the names of files in them."""
+    """The liver flow's, without the folders of data and textures and the names of files in them."""
 
-    withheld = {
+    withheld = {"synthesis.texture.folder": _hidden_folder} | {
         f"{use}.{key}": hide
         for use in ("train_data", "test_data")
         for key, hide in {

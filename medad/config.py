@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from medad.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 
+MOST_SCALE_EXPONENT = 8
+"""2^8 lattice cells a side: one a pixel at the thesis's 256 px."""
+
 
 class PlantSettings(Settings):
     """Lesions of known shape and contrast, planted in HU into a healthy liver before preprocessing."""
@@ -92,9 +95,39 @@ class PreprocessSettings(Settings):
         return self
 
 
-class SynthesisSettings(Settings):
-    """Algorithm 1 and the meant eq. 3.1."""
+class TextureSettings(Settings):
+    """DRAEM's pseudo anomalies: a texture laid, half transparent, over a Perlin mask (Zavrtanik et al., 2021)."""
 
+    folder: str | None = None
+    """A folder of pictures (such as DTD), read as grey. None: textures are generated."""
+    opacity: tuple[float, float] = (0.2, 1.0)
+    """Range of the texture's opacity, drawn evenly: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""
+    scale_exponents: tuple[int, int] = (0, 5)
+    """A mask's noise has 2^U{low..high} lattice cells along each axis, each axis by itself."""
+    rotation_deg: tuple[float, float] = (-90.0, 90.0)
+    threshold: float = 0.5
+    """Noise, about -1..1, above this is anomalous. Lower gives larger anomalies."""
+    clean_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of slices that stay as they are, with an empty mask; DRAEM's public code: one half."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> TextureSettings:
+        if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
+            raise ValueError("opacity must be (low, high) with 0 <= low <= high <= 1")
+        if not 0 <= self.scale_exponents[0] <= self.scale_exponents[1] <= MOST_SCALE_EXPONENT:
+            raise ValueError(f"scale_exponents must be (low, high) with 0 <= low <= high <= {MOST_SCALE_EXPONENT}")
+        if self.rotation_deg[0] > self.rotation_deg[1]:
+            raise ValueError("rotation_deg must be (low, high) with low <= high")
+        return self
+
+
+class SynthesisSettings(Settings):
+    """Algorithm 1 and the meant eq. 3.1; or DRAEM's Perlin masks and textures."""
+
+    kind: Literal["blobs", "perlin_texture"] = "blobs"
+    """`blobs`: one grey shift in blobs of blurred noise, by the settings below (the thesis). `perlin_texture`: a
+    texture in Perlin masks, by the group `texture` alone (DRAEM, the thesis's baseline)."""
+    texture: TextureSettings = TextureSettings()
     blur_sigma_px: Annotated[float, Field(gt=0)] = 15.0
     threshold_grey: Annotated[float, Field(gt=0, lt=255)] = 200.0
     ellipse_px: Annotated[int, Field(ge=1, le=63)] = 9
@@ -114,8 +147,10 @@ class SynthesisSettings(Settings):
 
 
 class NetSettings(Settings):
-    """A MONAI U-Net: one width a level, two 3x3 convolutions a block."""
+    """A MONAI U-Net: one width a level, two 3x3 convolutions a block; or DRAEM's auto-encoder."""
 
+    architecture: Literal["unet", "autoencoder"] = "unet"
+    """`autoencoder`, for the restoration network alone: DRAEM's, which has no skip connections."""
     widths: Annotated[tuple[int, ...], Field(min_length=3, max_length=7)] = (64, 128, 256, 512)
     groups: Annotated[int, Field(ge=1)] = 8
     """Groups of the group norm; divides every width."""
@@ -144,9 +179,22 @@ class TrainSettings(Settings):
     restoration: PhaseSettings = PhaseSettings(epochs=200)
     segmentation: PhaseSettings = PhaseSettings(epochs=1)
     focal: FocalSettings = FocalSettings()
+    schedule: Literal["two_phase", "joint"] = "two_phase"
+    """`two_phase`: the restoration network, then, with it frozen, the segmentation network (the thesis). `joint`: both
+    at once, by the sum of their losses (DRAEM); epochs, batch size and learning rate are those of `restoration`."""
+    restoration_loss: Literal["l1", "l2_ssim"] = "l1"
+    """`l1`: eq. 3.2. `l2_ssim`: DRAEM's, squared error + 1 - SSIM with a window of 11 px."""
+    snapshot_epochs: Annotated[int, Field(ge=0)] = 0
+    """Phase two also writes its network every so many epochs and after the last; 0: only the trained one."""
     mixed_precision: bool = True
     """bfloat16 autocast on GPU; never on CPU."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+
+    @model_validator(mode="after")
+    def _snapshots_are_phase_twos(self) -> TrainSettings:
+        if self.snapshot_epochs and self.schedule == "joint":
+            raise ValueError("snapshot_epochs belongs to schedule two_phase: joint training has no phase two")
+        return self
 
 
 class PostprocessSettings(Settings):
@@ -183,6 +231,12 @@ class LiverSettings(MachineSettings):
     def _train_data_is_healthy(self) -> LiverSettings:
         if self.train_data.plant is not None:
             raise ValueError("train_data.plant: lesions are planted into test scans only")
+        return self
+
+    @model_validator(mode="after")
+    def _only_restoration_may_lack_skips(self) -> LiverSettings:
+        if self.segmentation.architecture != "unet":
+            raise ValueError("segmentation.architecture: the segmentation network is always a U-Net (unet)")
         return self
 
 

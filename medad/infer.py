@@ -41,12 +41,20 @@ class Prediction:
 
 
 def load_networks(restoration: Path, segmentation: Path, device: str) -> Networks:
-    """Load both networks from the folders training wrote. Raises InputError for a missing or damaged one."""
+    """Load both networks. Raises InputError for a missing or damaged one.
+
+    Parameters
+    ----------
+    restoration, segmentation
+        A folder that training wrote, or one network's file: a snapshot of phase two.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
     place = pick_device(device)
     keep_freed_memory()
     loaded = []
-    for role, folder in zip(nets.PHASES, (restoration, segmentation), strict=True):
-        net = nets.bake(nets.load(folder / "model.safetensors", role)[0])
+    for role, path in zip(nets.PHASES, (restoration, segmentation), strict=True):
+        net = nets.bake(nets.load(path if path.is_file() else path / nets.MODEL, role)[0])
         loaded.append(net.to(place).to(memory_format=torch.channels_last).eval())
     return Networks(loaded[0], loaded[1], place)
 

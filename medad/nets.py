@@ -1,5 +1,6 @@
 """The two networks: MONAI U-Nets, one restoring healthy liver, one segmenting what the restoration changed.
 
+The baseline's restoration network is DRAEM's auto-encoder instead.
 The thesis's text counts 3 blocks, its figure 3.3 four; widths are a setting and default to four levels.
 """
 
@@ -11,7 +12,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from monai.networks.blocks import Swish
+from monai.networks.blocks.activation import Swish
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.blocks.upsample import UpSample
 from monai.networks.nets import DynUNet
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -25,6 +28,7 @@ from medad.errors import InputError
 Role = Literal["restoration", "segmentation"]
 PHASES: tuple[Role, ...] = ("restoration", "segmentation")
 FORMAT, METADATA = "adflows-net-1", "adflows"
+MODEL = "model.safetensors"
 WEIGHT_STANDARDISATION_EPS = 1e-5
 
 
@@ -63,23 +67,55 @@ def _u_net(settings: NetSettings, in_channels: int, out_channels: int) -> DynUNe
     return net
 
 
+def _autoencoder(settings: NetSettings) -> nn.Sequential:
+    """DRAEM's reconstructive network: all that reaches the output has gone through the narrowest level.
+
+    As its public code has it: two 3 x 3 convolutions a level and max pooling downwards; bilinear up-sampling, then
+    three convolutions upwards, of which the last narrows; ReLU; a 3 x 3 convolution at the end; no weight
+    standardisation. DRAEM's five levels of 128 to 1024 are `widths: [128, 256, 512, 1024, 1024]`.
+
+    Group norm stands in the place of its batch norm: what a slice is restored to must not depend on the other slices,
+    nor on how many of a batch fit into memory at a time.
+    """
+
+    def unit(in_channels: int, out_channels: int) -> Convolution:
+        norm = ("group", {"num_groups": settings.groups})
+        # without bias: batch norm cancels DRAEM's
+        return Convolution(2, in_channels, out_channels, kernel_size=3, act="relu", norm=norm, bias=False)
+
+    layers: list[nn.Module] = []
+    inside = 1
+    for level, width in enumerate(settings.widths):
+        layers += [nn.MaxPool2d(2)] if level else []
+        layers += [unit(inside, width), unit(width, width)]
+        inside = width
+    for width in settings.widths[-2::-1]:
+        layers.append(UpSample(2, inside, inside, 2, mode="nontrainable", interp_mode="bilinear", align_corners=True))
+        layers += [unit(inside, inside), unit(inside, inside), unit(inside, width)]
+        inside = width
+    return nn.Sequential(*layers, nn.Conv2d(inside, 1, 3, padding=1))
+
+
 def build(role: Role, settings: NetSettings, generator: torch.Generator | None = None) -> nn.Module:
     """Make a network.
 
     Parameters
     ----------
     role
-        `restoration`: 1 channel in, 1 out, grey / 255, convolutions weight-standardised.
-        `segmentation`: 2 channels in (restoration, query), 2 classes out (normal, anomalous), logits.
+        `restoration`: 1 channel in, 1 out, grey / 255; the U-Net's convolutions are weight-standardised.
+        `segmentation`: 2 channels in (restoration, query), 2 classes out (normal, anomalous), logits; a U-Net.
     settings
-        Widths, one a level; each level halves the side.
+        Widths, one a level; each level halves the side. The architecture.
     generator
         Source of the initial weights (He, normal, fan-in); None leaves them for `load` to fill.
     """
-    net: nn.Module = _u_net(settings, *((1, 1) if role == "restoration" else (2, 2)))
+    plain = settings.architecture == "autoencoder"
+    if plain and role == "segmentation":
+        raise ValueError("the segmentation network is always a U-Net")
+    net = _autoencoder(settings) if plain else _u_net(settings, *((1, 1) if role == "restoration" else (2, 2)))
     if generator is not None:
         _initialise(net, generator)
-    if role == "restoration":
+    if role == "restoration" and not plain:
         for module in net.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 parametrize.register_parametrization(module, "weight", WeightStandardisation())

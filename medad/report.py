@@ -122,7 +122,8 @@ def write_report(
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
         failures=failed_cases(failures, settings),
-        curves=tuple(read_curve(folder) for folder in (restoration, segmentation) if folder is not None),
+        # networks trained together have one curve, in either's folder
+        curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings_without_paths(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
@@ -223,7 +224,12 @@ def _rows(result: CaseResult, panel_px: int) -> list[_Row]:
 
 
 def _curve_title(curve: Curve) -> str:
-    names = {"restoration": "Phase one: restoration, L1 loss", "segmentation": "Phase two: segmentation, focal loss"}
+    loss = {"l1": "L1", "l2_ssim": "L2 + SSIM"}.get(curve.restoration_loss, curve.restoration_loss)
+    names = {
+        "restoration": f"Phase one: restoration, {loss} loss",
+        "segmentation": "Phase two: segmentation, focal loss",
+        "joint": f"Both networks jointly, {loss} + focal loss",
+    }
     return f"{names.get(curve.phase, curve.phase)}, {curve.epochs} epoch{'' if curve.epochs == 1 else 's'}"
 
 

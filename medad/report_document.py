@@ -144,7 +144,9 @@ class Curve(_Part):
     """curve.json of a trained phase, averaged to at most `CURVE_POINTS` points."""
 
     phase: str
+    """`restoration`, `segmentation`, or `joint`: one curve of both networks."""
     epochs: int
+    restoration_loss: str = "l1"
     seconds: float | None = None
     steps: tuple[float, ...]
     loss: tuple[float, ...]
@@ -224,6 +226,8 @@ def settings_without_paths(settings: LiverSettings) -> dict[str, Any]:
     for data in (values["train_data"], values["test_data"]):
         if not data["root"].startswith("samples:"):
             data["root"] = WITHHELD
+    if values["synthesis"]["texture"]["folder"] is not None:
+        values["synthesis"]["texture"]["folder"] = WITHHELD
     return values
 
 

@@ -1,4 +1,4 @@
-"""Pseudo anomalies inside the liver (000, section 3.3.1), batched on the training device."""
+"""Pseudo anomalies inside the liver, batched on the training device: the thesis's (000, section 3.3.1) and DRAEM's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from medad.config import SynthesisSettings
-from medad.noise import blob_masks
+from medad.config import SynthesisSettings, TextureSettings
+from medad.noise import blob_masks, perlin_masks
+from medad.textures import Textures, open_textures
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,22 @@ def overlay(
     return torch.where(mask, (image + shift_grey).clamp(0.0, 255.0), image)
 
 
+def blend(
+    image: Float[Tensor, "B 1 S S"],
+    mask: Bool[Tensor, "B 1 S S"],
+    texture: Float[Tensor, "B 1 S S"],
+    opacity: Float[Tensor, "B 1 1 1"],
+) -> Float[Tensor, "B 1 S S"]:
+    """DRAEM's I_s = M * ((1 - beta) * A + beta * I) + (1 - M) * I, with `opacity` = 1 - beta in 0..1."""
+    return torch.where(mask, torch.lerp(image, texture, opacity), image)
+
+
 def synthesise(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     settings: SynthesisSettings,
     generator: torch.Generator,
+    textures: Textures | None = None,
 ) -> Synthesised:
     """Paint a pseudo anomaly into each slice's liver.
 
@@ -80,7 +92,12 @@ def synthesise(
         Shapes and contrasts.
     generator
         Source of all randomness; equal states give equal batches.
+    textures
+        For kind `perlin_texture`: those of `settings.texture`, where they are open already.
     """
+    if settings.kind == "perlin_texture":
+        opened = textures or open_textures(settings.texture, image.shape[-1])
+        return _textured(image, organ, settings.texture, generator, opened)
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     mask = organ & blob_masks(
         noise,
@@ -89,3 +106,28 @@ def synthesise(
         ellipse_px=settings.ellipse_px,
     )
     return Synthesised(overlay(image, mask, draw_shift(len(image), settings, generator)), mask)
+
+
+def _textured(
+    image: Float[Tensor, "B 1 S S"],
+    organ: Bool[Tensor, "B 1 S S"],
+    settings: TextureSettings,
+    generator: torch.Generator,
+    textures: Textures,
+) -> Synthesised:
+    """A texture over a Perlin mask, in the liver. Each slice's numbers come from a generator of its own, on the CPU."""
+    seeds = torch.randint(2**62, (len(image),), generator=generator, device=generator.device).tolist()
+    own = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = torch.stack([torch.rand(2, generator=each) for each in own]).to(image.device)[:, :, None, None, None]
+    low, high = settings.opacity
+    opacity = low + (high - low) * drawn[:, 0]
+    mask = perlin_masks(
+        own,
+        (image.shape[-2], image.shape[-1]),
+        scale_exponents=settings.scale_exponents,
+        rotation_deg=settings.rotation_deg,
+        threshold=settings.threshold,
+        device=image.device,
+    )[:, None]
+    mask = mask & organ & (drawn[:, 1] >= settings.clean_share)
+    return Synthesised(blend(image, mask, textures.draw(own, image.device), opacity), mask)

@@ -46,6 +46,12 @@ def test_thesis_file_states_the_defaults() -> None:
         (GOOD + "preprocess: {window_hu: [5, 5]}\n", "window_hu must be (low, high)"),
         (GOOD + "preprocess: {slice_px: 100}\n", "preprocess.slice_px: Input should be a multiple of 16"),
         (GOOD + "restoration: {widths: [12, 24, 48]}\n", "groups = 8 must divide every width"),
+        (
+            GOOD + "segmentation: {architecture: autoencoder}\n",
+            "the segmentation network is always a U-Net",
+        ),
+        (GOOD + "train: {schedule: joint, snapshot_epochs: 5}\n", "snapshot_epochs belongs to schedule two_phase"),
+        (GOOD + "synthesis: {texture: {opacity: [1, 0]}}\n", "opacity must be (low, high)"),
         (GOOD + "train_data: {root: x, layout: btcv, plant: {}}\n", "planted into test scans only"),
         (GOOD.replace("layout: btcv", "layout: folder"), "layout folder needs `images`"),
         (GOOD.replace("name: a", "name: ../a"), "name: String should match pattern"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from medad.config import NetSettings
 from medad.errors import InputError
 
 SMALL = NetSettings(widths=(8, 16, 32), groups=4)
+NARROW = SMALL.model_copy(update={"architecture": "autoencoder"})
 
 
 def _net(role: nets.Role, seed: int = 0) -> nn.Module:
@@ -64,12 +67,14 @@ def test_bake_keeps_the_output() -> None:
     assert not any(parametrize.is_parametrized(module) for module in net.modules())
 
 
+@pytest.mark.parametrize("architecture", ["unet", "autoencoder"])
 @pytest.mark.parametrize("widths", [(8, 16, 32), (8, 16, 32, 64), (8, 8, 8, 8, 8)])
-def test_shapes_at_every_depth(widths: tuple[int, ...]) -> None:
+def test_shapes_at_every_depth(widths: tuple[int, ...], architecture: Literal["unet", "autoencoder"]) -> None:
     settings = NetSettings(widths=widths, groups=4)
+    restoration = settings.model_copy(update={"architecture": architecture})
     generator = torch.Generator().manual_seed(0)
     query = torch.rand(2, 1, 64, 64)
-    restored = nets.restore(nets.build("restoration", settings, generator), query)
+    restored = nets.restore(nets.build("restoration", restoration, generator), query)
     logits = nets.segment_logits(nets.build("segmentation", settings, generator), restored, query)
     assert restored.shape == (2, 1, 64, 64)
     assert logits.shape == (2, 2, 64, 64)
@@ -83,15 +88,61 @@ def test_equal_seeds_give_equal_nets() -> None:
     assert not all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("role", ["restoration", "segmentation"])
-def test_file_round_trip(tmp_path: Path, role: nets.Role) -> None:
-    net = _net(role).eval()
-    nets.save(tmp_path / "model.safetensors", net, role, SMALL)
+@pytest.mark.parametrize(
+    ("role", "shape"), [("restoration", SMALL), ("segmentation", SMALL), ("restoration", NARROW)], ids=str
+)
+def test_file_round_trip(tmp_path: Path, role: nets.Role, shape: NetSettings) -> None:
+    net = nets.build(role, shape, torch.Generator().manual_seed(0)).eval()
+    nets.save(tmp_path / "model.safetensors", net, role, shape)
     loaded, settings = nets.load(tmp_path / "model.safetensors", role)
     x = torch.rand(1, 1 if role == "restoration" else 2, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(x), net(x))
-    assert settings == SMALL
+    assert settings == shape
+
+
+def test_a_file_without_an_architecture_holds_a_u_net(tmp_path: Path) -> None:
+    """As they were written before there was another."""
+    path, net = tmp_path / "model.safetensors", _net("restoration")
+    net_settings = SMALL.model_dump(mode="json", exclude={"architecture"})
+    metadata = {"format": nets.FORMAT, "role": "restoration", "net": net_settings}
+    save_file({n: p.detach() for n, p in net.named_parameters()}, path, {nets.METADATA: json.dumps(metadata)})
+    assert nets.load(path, "restoration")[1] == SMALL
+
+
+@pytest.mark.parametrize(("shape", "blind"), [(SMALL, False), (NARROW, True)], ids=["unet", "autoencoder"])
+def test_all_that_an_autoencoder_knows_goes_through_its_narrowest_level(shape: NetSettings, blind: bool) -> None:
+    """With that level's features replaced by zeros, two pictures are restored alike; a U-Net still tells them apart."""
+    net = nets.build("restoration", shape, torch.Generator().manual_seed(0)).eval()
+    narrowest = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm) and m.num_channels == shape.widths[-1]]
+    hooks = [module.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)) for module in narrowest]
+    with torch.no_grad():
+        one, other = net(torch.rand(1, 1, 32, 32)), net(torch.rand(1, 1, 32, 32))
+    assert torch.equal(one, other) == blind
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad():
+        assert not torch.equal(net(torch.rand(1, 1, 32, 32)), net(torch.rand(1, 1, 32, 32)))
+
+
+def test_an_autoencoder_restores_each_slice_by_itself_and_keeps_no_statistics() -> None:
+    net, x = nets.build("restoration", NARROW, torch.Generator().manual_seed(0)), torch.rand(3, 1, 32, 32)
+    assert not list(net.buffers())
+    assert not any(parametrize.is_parametrized(module) for module in net.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(net.train()(x)[1:2], net.eval()(x[1:2]))
+
+
+def test_a_segmentation_network_is_always_a_u_net(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="always a U-Net"):
+        nets.build("segmentation", NARROW)
+    path = tmp_path / "model.safetensors"
+    nets.save(path, _net("segmentation"), "segmentation", NARROW)
+    with pytest.raises(InputError, match="do not fit"):
+        nets.load(path, "segmentation")
+    nets.save(path, _net("restoration"), "restoration", NARROW)
+    with pytest.raises(InputError, match="do not fit"):
+        nets.load(path, "restoration")
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

@@ -16,13 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medad.batches import generator_for
 from medad.config import FocalSettings, LiverSettings
 from medad.errors import ConfigError, InputError
 from medad.infer import load_networks, predict
 from medad.io import Geometry
+from medad.losses import focal_loss, l1_loss
 from medad.preprocess import SliceGrid, Slices, save_prepared
 from medad.progress import Progress
-from medad.train import focal_loss, generator_for, l1_loss, train_restoration, train_segmentation
+from medad.train import train_restoration, train_segmentation
 
 SIDE = 32
 

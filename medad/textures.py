@@ -1,0 +1,141 @@
+"""Grey textures to paint pseudo anomalies with: pictures of a folder, as DRAEM uses DTD, or generated ones.
+
+Each slice's texture comes from that slice's own generator, so it is the same in any batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from medad.config import TextureSettings
+from medad.errors import InputError
+from medad.noise import draw_lattice, perlin_noise
+from medad.storage import file_digest, reading
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+OCTAVES = ((1, 3), (3, 4), (5, 6))
+"""Lattice cells a side of a generated texture's clouds, as exponents of 2, coarse to fine; each axis by itself."""
+GAINS = (1.0, 0.6, 0.3)
+TAU = 2 * torch.pi
+
+
+class Textures(ABC):
+    """Where textures come from. `digest` names their content."""
+
+    digest: str
+
+    @abstractmethod
+    def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
+        """One texture for each generator, grey values 0..255. The generators are the CPU's."""
+
+
+def open_textures(settings: TextureSettings, size_px: int) -> Textures:
+    """The textures of `settings.folder` and its sub-folders, `size_px` a side; generated ones when it is None.
+
+    A folder's pictures are read here, once, into size_px^2 bytes each (DTD at 256 px: 370 MB).
+
+    Raises
+    ------
+    InputError
+        There is no such folder, no picture in it, or one that cannot be read.
+    """
+    if settings.folder is None:
+        return GeneratedTextures(size_px)
+    return FolderTextures(Path(settings.folder).expanduser(), size_px)
+
+
+def texture_files(folder: Path) -> list[Path]:
+    """The pictures of a folder and its sub-folders, hidden ones left out, in the order of their relative paths.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or no picture in it.
+    """
+    with reading(folder):
+        folder.stat()
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    if not shown:
+        raise InputError(folder, f"no textures here; expected {', '.join(sorted(SUFFIXES))} files")
+    return [folder / name for name in shown]
+
+
+def textures_digest(folder: Path) -> str:
+    """sha256 over the pictures' contents in their order: what is drawn depends on both. Raises InputError."""
+    return hashlib.sha256("\n".join(map(file_digest, texture_files(folder))).encode()).hexdigest()
+
+
+class FolderTextures(Textures):
+    """Pictures of a folder, grey and squeezed to a square, each drawn in one of many variants.
+
+    DRAEM changes each picture in three ways out of a list (brightness, contrast, sharpness, solarising, hue, ...), of
+    which those in colour mean nothing here. In their place a picture is turned by quarters, mirrored, inverted half of
+    the time, and put through a gamma of 2^U(-1, 1).
+    """
+
+    def __init__(self, folder: Path, size_px: int) -> None:
+        self._pictures = torch.stack([_read_grey(path, size_px) for path in texture_files(folder)])
+        self.digest = hashlib.sha256(self._pictures.numpy().tobytes()).hexdigest()
+
+    def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
+        return torch.stack([self._one(generator) for generator in generators])[:, None].to(device)
+
+    def _one(self, generator: torch.Generator) -> Float[Tensor, "S S"]:
+        which = int(torch.randint(len(self._pictures), (), generator=generator))
+        quarters, mirrored, inverted = torch.randint(4, (3,), generator=generator).tolist()
+        share = torch.rot90(self._pictures[which], quarters).float() / 255
+        if mirrored % 2:
+            share = share.flip(-1)
+        if inverted % 2:
+            share = 1 - share
+        return 255 * share**2 ** (2 * torch.rand((), generator=generator) - 1)
+
+
+def _read_grey(path: Path, size_px: int) -> UInt8[Tensor, "S S"]:
+    with reading(path):
+        content = path.open("rb")
+    with content:
+        try:
+            picture = Image.open(content)
+            picture.draft("L", (size_px, size_px))
+            if picture.mode.startswith(("I", "F")):
+                raise InputError(path, f"expected a picture of 8 bits a channel, found mode {picture.mode}")
+            grey = ImageOps.exif_transpose(picture).convert("L")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(path, f"not a readable picture ({type(error).__name__})") from error
+        return torch.from_numpy(np.array(grey.resize((size_px, size_px), Image.Resampling.BILINEAR)))
+
+
+class GeneratedTextures(Textures):
+    """Clouds and bands: three octaves of Perlin noise, and waves bent by them, mixed in any share.
+
+    They are made for contrast and variety, not for likeness to any material, and are computed on the device.
+    """
+
+    digest = "generated"
+
+    def __init__(self, size_px: int) -> None:
+        self._size_px = size_px
+
+    def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
+        side = self._size_px
+        cloud = torch.zeros(len(generators), side, side, device=device)
+        for exponents, gain in zip(OCTAVES, GAINS, strict=True):
+            cloud += gain * perlin_noise(draw_lattice(generators, scale_exponents=exponents), (side, side), device)
+        numbers = torch.stack([torch.rand(6, generator=generator) for generator in generators])
+        share, angle, cycles, phase, level, contrast = (column[:, None, None].to(device) for column in numbers.T)
+        place = (torch.arange(side, device=device) + 0.5) / side
+        y, x = place[None, :, None], place[None, None, :]
+        along = 2 ** (1 + 4 * cycles) * (x * torch.cos(angle * torch.pi) + y * torch.sin(angle * torch.pi))
+        pattern = torch.lerp(cloud, torch.sin(TAU * (along + phase + cloud / 2)), share)
+        return 255 * (0.2 + 0.6 * level + (0.2 + 0.4 * contrast) * pattern).clamp(0, 1)[:, None]

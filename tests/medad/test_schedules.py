@@ -1,0 +1,202 @@
+"""Joint training against a plain loop; snapshots against shorter trainings; both over kills."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from medad import nets
+from medad.batches import BATCH, INITIAL, ORDER, generator_for
+from medad.config import LiverSettings
+from medad.infer import load_networks, predict
+from medad.io import Geometry
+from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.progress import Progress
+from medad.synthesis import synthesise
+from medad.train import train_joint, train_restoration, train_segmentation
+
+SIDE, SLICES, BATCH_SIZE, RATE = 32, 6, 4, 1e-3
+CPU = torch.device("cpu")
+PIXELS = np.random.default_rng(0).integers(100, 140, (SLICES, SIDE, SIDE)).astype(np.uint8)
+ORGAN = np.broadcast_to(np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2)) < SIDE * 0.42, PIXELS.shape).copy()
+
+
+def _settings(**changes: Any) -> LiverSettings:
+    phase = {"epochs": 3, "batch_size": BATCH_SIZE, "learning_rate": RATE}
+    train = {"restoration": phase, "segmentation": phase, "checkpoint_minutes": 1e-6} | changes.pop("train", {})
+    values: dict[str, Any] = {
+        "name": "test",
+        "train_data": {"root": "x", "layout": "btcv"},
+        "test_data": {"root": "x", "layout": "lits"},
+        "synthesis": {"blur_sigma_px": 4.0, "ellipse_px": 3},
+        "restoration": {"widths": (8, 8, 8), "groups": 4},
+        "segmentation": {"widths": (8, 8, 8), "groups": 4},
+        "train": train,
+    }
+    return LiverSettings.model_validate(values | changes)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    slices = Slices(PIXELS * ORGAN, ORGAN, np.arange(SLICES), SliceGrid((SIDE, SIDE), SLICES, SIDE))
+    liver = ORGAN.transpose(2, 1, 0)
+    save_prepared(folder / "prepared.safetensors", slices, Geometry(liver.shape, np.eye(4)), liver)
+    return [folder]
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def _networks(folder: Path) -> dict[str, bytes]:
+    """All networks' files: equal bytes are equal settings and equal weights."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2_ssim"])
+@pytest.mark.parametrize("architecture", ["unet", "autoencoder"])
+def test_joint_training_is_the_plain_loop(prepared: list[Path], tmp_path: Path, loss: str, architecture: str) -> None:
+    """One Adam over both networks, the sum of both losses, gradients through the restoration into both."""
+    from medad.losses import focal_loss, l2_ssim_loss
+
+    settings = _settings(
+        restoration={"widths": (8, 8, 8), "groups": 4, "architecture": architecture},
+        train={"schedule": "joint", "restoration_loss": loss},
+    )
+    out = _folder(tmp_path / "out")
+    train_joint(prepared, settings, out, device="cpu")
+
+    def start(role: nets.Role) -> torch.nn.Module:
+        return nets.build(role, getattr(settings, role), generator_for(0, role, INITIAL, 0, CPU)).train()
+
+    restorer, segmenter = start("restoration"), start("segmentation")
+    optimiser = torch.optim.Adam([*restorer.parameters(), *segmenter.parameters()], lr=RATE)
+    organ, pixels = torch.from_numpy(ORGAN)[:, None], torch.from_numpy(PIXELS * ORGAN)[:, None].float()
+    losses = []
+    for epoch in range(3):
+        order = torch.randperm(SLICES, generator=generator_for(0, "restoration", ORDER, epoch, CPU))
+        for place, chosen in enumerate(order.split(BATCH_SIZE)):
+            generator = generator_for(0, "restoration", BATCH, 2 * epoch + place, CPU)
+            made = synthesise(pixels[chosen], organ[chosen], settings.synthesis, generator)
+            query, clean = made.image / 255, pixels[chosen] / 255
+            restored = restorer(query)
+            found = focal_loss(segmenter(torch.cat((restored, query), 1)), made.mask, settings.train.focal)
+            restoring = functional.l1_loss(restored, clean) if loss == "l1" else l2_ssim_loss(restored, clean)
+            optimiser.zero_grad()
+            total = restoring + found
+            total.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(float(total.detach()))
+    for role, net in (("restoration", restorer), ("segmentation", segmenter)):
+        trained = dict(nets.load(out / role / nets.MODEL, role)[0].named_parameters())  # type: ignore[arg-type]
+        for name, value in net.named_parameters():
+            torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-6)
+        curve = json.loads((out / role / "curve.json").read_text(encoding="utf-8"))
+        assert curve["phase"] == "joint"
+        assert curve["loss"] == pytest.approx(losses, rel=1e-5)
+
+
+def test_joint_training_starts_where_phase_one_does_and_goes_another_way(prepared: list[Path], tmp_path: Path) -> None:
+    alone, joint = _folder(tmp_path / "alone"), _folder(tmp_path / "joint")
+    train_restoration(prepared, _settings(), alone, device="cpu")
+    train_joint(prepared, _settings(train={"schedule": "joint"}), joint, device="cpu")
+    assert _networks(alone)[nets.MODEL] != _networks(joint)[f"restoration/{nets.MODEL}"]
+
+
+class _Killed(Exception):
+    pass
+
+
+def _cut(train: Callable[..., None], out: Path, checkpoint: Path, at_step: int, *arguments: Any) -> None:
+    """Train until the checkpoint of step `at_step` is on disk, and no further."""
+
+    def kill(progress: Progress) -> None:
+        if progress.step == at_step + 1:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train(*arguments, out, device="cpu", checkpoint=checkpoint, on_progress=kill)
+    assert checkpoint.is_file()
+
+
+@pytest.mark.parametrize("at_step", [1, 4])
+@pytest.mark.parametrize("kind", ["blobs", "perlin_texture"])
+def test_joint_training_resumes_to_the_same_networks(
+    prepared: list[Path], tmp_path: Path, at_step: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    settings = _settings(synthesis={"kind": kind, "blur_sigma_px": 4.0}, train={"schedule": "joint"})
+    whole, cut, resumed = (_folder(tmp_path / name) for name in ("whole", "cut", "resumed"))
+    checkpoint = tmp_path / "fit.pt"
+    train_joint(prepared, settings, whole, device="cpu")
+    _cut(train_joint, cut, checkpoint, at_step, prepared, settings)
+    train_joint(prepared, settings, resumed, device="cpu", checkpoint=checkpoint)
+    assert _networks(resumed) == _networks(whole)
+    curve = json.loads((resumed / "restoration" / "curve.json").read_text(encoding="utf-8"))
+    assert curve["resumed_at_step"] == at_step
+    assert not checkpoint.exists()
+
+
+def test_parts_of_a_batch_give_the_same_joint_networks(prepared: list[Path], tmp_path: Path) -> None:
+    settings = _settings(train={"schedule": "joint", "restoration_loss": "l2_ssim"})
+    whole, parts = _folder(tmp_path / "whole"), _folder(tmp_path / "parts")
+    train_joint(prepared, settings, whole, device="cpu")
+    train_joint(prepared, settings, parts, device="cpu", largest_batch=1)
+    a, b = (json.loads((f / "restoration" / "curve.json").read_text(encoding="utf-8"))["loss"] for f in (whole, parts))
+    assert a == pytest.approx(b, rel=1e-3)
+
+
+def _segmentation(prepared: list[Path], one: Path, out: Path, **train: Any) -> dict[str, bytes]:
+    phase = {"epochs": 5, "batch_size": BATCH_SIZE, "learning_rate": RATE} | train.pop("segmentation", {})
+    train_segmentation(prepared, one, _settings(train=train | {"segmentation": phase}), _folder(out), device="cpu")
+    return _networks(out)
+
+
+def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(prepared: list[Path], tmp_path: Path) -> None:
+    one = _folder(tmp_path / "one")
+    train_restoration(prepared, _settings(), one, device="cpu")
+    taken = _segmentation(prepared, one, tmp_path / "taken", snapshot_epochs=2)
+    assert set(taken) == {nets.MODEL, *(f"snapshot-000{epoch}.safetensors" for epoch in (2, 4, 5))}
+    for epochs in (2, 4, 5):
+        alone = _segmentation(prepared, one, tmp_path / f"alone{epochs}", segmentation={"epochs": epochs})
+        assert set(alone) == {nets.MODEL}
+        assert taken[f"snapshot-000{epochs}.safetensors"] == alone[nets.MODEL]
+    assert taken[nets.MODEL] == taken["snapshot-0005.safetensors"]
+
+    # and it can be segmented with, by its file
+    by_file = load_networks(one, tmp_path / "taken" / "snapshot-0002.safetensors", "cpu")
+    by_folder = load_networks(one, tmp_path / "alone2", "cpu")
+    results = [predict(PIXELS, networks, 4).probability for networks in (by_file, by_folder)]
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_snapshots_survive_a_kill(
+    prepared: list[Path], tmp_path: Path, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    one, cut, resumed = (_folder(tmp_path / name) for name in ("one", "cut", "resumed"))
+    train_restoration(prepared, _settings(), one, device="cpu")
+    whole = _segmentation(prepared, one, tmp_path / "whole", snapshot_epochs=1)
+    phase = {"epochs": 5, "batch_size": BATCH_SIZE, "learning_rate": RATE}
+    settings = _settings(train={"snapshot_epochs": 1, "segmentation": phase})
+    kept = tmp_path / "kept"
+    _cut(train_segmentation, cut, kept / "fit.pt", 7, prepared, one, settings)  # 2 steps an epoch: within the fourth
+    assert not list(cut.iterdir())
+    if lost:
+        next(kept.glob("*0002*")).unlink()
+    train_segmentation(prepared, one, settings, resumed, device="cpu", checkpoint=kept / "fit.pt")
+    assert _networks(resumed) == whole
+    curve = json.loads((resumed / "curve.json").read_text(encoding="utf-8"))
+    assert curve["resumed_at_step"] == (0 if lost else 7)
+    assert not list(kept.iterdir())
