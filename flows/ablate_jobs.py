@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cache import Ref, Step
 from flows.jobs import DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
-from flows.liver_jobs import label_inputs
+from flows.liver_jobs import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy import PrivateAblation
 from medad.config import DatasetSettings, EvaluationSettings, SynthesisSettings
 from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from medad.ablation_data import EvaluatedCase
     from medad.datasets import Case
 
-_NETS = ("monai", "numpy", "safetensors", "torch")
+_NETS = ("monai", "numpy", "pillow", "safetensors", "torch")
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,18 @@ class Examples(DeviceJob):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
+        object.__setattr__(self, "synthesis", used_synthesis(self.synthesis))
 
     @property
     def batch_size(self) -> int:
         return self.batch
 
     def inputs(self) -> dict[str, Any]:
-        return {
+        synthesis, textures = synthesis_inputs(self.synthesis)
+        return textures | {
             "prepared": [ref.digest for ref in self.prepared],
             "restoration": self.restoration.digest,
-            "synthesis": json_values(self.synthesis),
+            "synthesis": synthesis,
             "seed": self.seed,
             "count": self.count,
         }
@@ -85,17 +87,19 @@ class Embed(DeviceJob):
     def __post_init__(self) -> None:
         object.__setattr__(self, "training", tuple(sorted(self.training, key=lambda ref: ref.digest)))
         object.__setattr__(self, "tested", tuple(sorted(self.tested, key=lambda pair: pair[0].digest)))
+        object.__setattr__(self, "synthesis", used_synthesis(self.synthesis))
 
     @property
     def batch_size(self) -> int:
         return self.batch
 
     def inputs(self) -> dict[str, Any]:
-        return {
+        synthesis, textures = synthesis_inputs(self.synthesis)
+        return textures | {
             "training": [ref.digest for ref in self.training],
             "tested": [[prepared.digest, evaluated.digest] for prepared, evaluated in self.tested],
             "restoration": self.restoration.digest,
-            "synthesis": json_values(self.synthesis),
+            "synthesis": synthesis,
             "seed": self.seed,
         }
 

@@ -130,7 +130,7 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
     }
     kept: dict[str, Any] = {
         "seed": settings.seed,
-        "synthesis": _used_synthesis(settings.synthesis),
+        "synthesis": used_synthesis(settings.synthesis),
         "restoration": settings.restoration,
     }
     if training != "segmentation":
@@ -143,7 +143,7 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
     return plain.model_copy(update=kept | {"train": plain.train.model_copy(update=train)})
 
 
-def _used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
+def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
     """What the chosen kind of pseudo anomaly does not look at, at its default."""
     if settings.kind == "perlin_texture":
         return SynthesisSettings(kind=settings.kind, texture=settings.texture)
@@ -153,9 +153,15 @@ def _used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
 def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
     values = json_values(settings, "name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess")
     del values["train"]["checkpoint_minutes"]
-    folder = values["synthesis"]["texture"].pop("folder")
-    textures = {} if folder is None else {"textures": _textures_inputs(Path(folder).expanduser())}
+    values["synthesis"], textures = synthesis_inputs(settings.synthesis)
     return {"prepared": [ref.digest for ref in prepared], "settings": values} | textures
+
+
+def synthesis_inputs(settings: SynthesisSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of the synthesis that is used, without folders; and its textures by content, where a folder is given."""
+    values = json_values(used_synthesis(settings))
+    folder = values["texture"].pop("folder")
+    return values, {} if folder is None else {"textures": _textures_inputs(Path(folder).expanduser())}
 
 
 def _textures_inputs(folder: Path) -> dict[str, Any]:

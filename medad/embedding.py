@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from numpy import ndarray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
@@ -42,36 +43,43 @@ def describe(
 ) -> Float32[ndarray, "N D"]:
     """Deepest features of a restoration network, averaged over the liver, slice by slice.
 
+    Deepest are those of the smallest height and width: the end of the encoder, whatever the network's architecture.
+
     Parameters
     ----------
     net
-        A restoration network with a module `bottleneck`, its deepest block; on `device`.
+        A restoration network on `device`.
     pixels, organ
         Prepared slices, grey 0..255, and their liver. The liver is scaled to the features' size as a share a cell, so
         that a liver's size alone does not move a slice.
-
-    Raises
-    ------
-    InputError
-        The network has no bottleneck.
     """
-    bottleneck = getattr(net, "bottleneck", None)
-    if not isinstance(bottleneck, nn.Module):
-        raise InputError("restoration", "the network has no bottleneck whose features could describe a slice")
-    caught: list[Tensor] = []
-    handle = bottleneck.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
     described = []
-    try:
-        for start in range(0, len(pixels), batch_size):
-            part = slice(start, start + batch_size)
-            nets.restore(net, torch.from_numpy(pixels[part])[:, None].to(device).float() / 255)
-            features = caught.pop().float()
-            share = torch.from_numpy(organ[part])[:, None].to(device).float()
-            share = functional.adaptive_avg_pool2d(share, list(features.shape[-2:]))
-            described.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
-    finally:
-        handle.remove()
+    for start in range(0, len(pixels), batch_size):
+        part = slice(start, start + batch_size)
+        query = torch.from_numpy(pixels[part])[:, None].to(device).float() / 255
+        features = _deepest(net, query).float()
+        share = torch.from_numpy(organ[part])[:, None].to(device).float()
+        share = functional.adaptive_avg_pool2d(share, list(features.shape[-2:]))
+        described.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
     return np.concatenate(described) if described else np.zeros((0, 1), np.float32)
+
+
+def _deepest(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
+    """What the last of the modules that work at the smallest height and width gives."""
+    smallest = query
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal smallest
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() <= smallest.shape[2:].numel():
+            smallest = output
+
+    handles = [module.register_forward_hook(keep) for module in net.modules() if not list(module.children())]
+    try:
+        nets.restore(net, query)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return smallest
 
 
 def write_features(
@@ -103,7 +111,7 @@ def write_features(
     Raises
     ------
     InputError
-        A file cannot be read, or the network has no bottleneck.
+        A file cannot be read.
     """
     place = pick_device(device)
     keep_freed_memory()
