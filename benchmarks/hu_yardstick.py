@@ -12,19 +12,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from numpy import ndarray
 from scipy import ndimage
 
 from medad.io import read_labels_on, read_scan
 from medad.metrics import auroc
-
-
-def smoothed_inside(hu: ndarray, liver: ndarray, sigma_voxels: list[float]) -> ndarray:
-    """Gaussian mean over liver voxels alone, so that what lies outside has no part in it."""
-    weight = ndimage.gaussian_filter(liver.astype(np.float32), sigma_voxels)
-    total = ndimage.gaussian_filter(np.where(liver, hu, 0).astype(np.float32), sigma_voxels)
-    inside: ndarray = total[liver] / weight[liver]
-    return inside
+from medad.yardstick import smoothed_inside
 
 
 def main() -> None:
@@ -38,8 +30,8 @@ def main() -> None:
     liver = labels.values > 0
     box = ndimage.find_objects(liver.astype(np.uint8))[0]
     hu, liver, tumour = volume.hu[box], liver[box], labels.values[box] == 2
-    sigma = [arguments.sigma_mm / spacing for spacing in volume.geometry.canonical_spacing_mm]
-    smooth = smoothed_inside(hu, liver, sigma).astype(np.float64)
+    x, y, z = (arguments.sigma_mm / spacing for spacing in volume.geometry.canonical_spacing_mm)
+    smooth = smoothed_inside(hu, liver, (x, y, z))
     median = float(np.median(hu[liver]))
     truth = tumour[liver]
     print(f"sigma {arguments.sigma_mm:g} mm, liver median {median:.0f} HU")

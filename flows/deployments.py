@@ -39,6 +39,8 @@ assert set(STEPS) == set(get_args(HandStepName))
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
+OF_ABLATION = "ablation"
+"""What names of configurations begin with that hold many runs and not one."""
 _DEFAULTS = PreprocessSettings()
 
 
@@ -47,7 +49,7 @@ def _form(title: str, description: str, *, choices_of: str | None = None) -> dic
 
     `choices_of` a flow makes a list to choose from: the configurations that were there when the deployment was applied.
     """
-    names = config_names(choices_of) if choices_of else []
+    names = [name for name in config_names(choices_of) if not name.startswith(OF_ABLATION)] if choices_of else []
     return {"title": title, "description": description} | ({"enum": names} if names else {})
 
 

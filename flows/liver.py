@@ -41,7 +41,7 @@ from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
 from flows.publish import RunFolder, installed_versions, publish
-from flows.tasks import Failure, Submitted, describe
+from flows.tasks import Failure, Submitted, Tally, describe
 from flows.terminal import terminal
 from medad.config import DatasetSettings, PreprocessSettings
 from medad.errors import UserError
@@ -89,11 +89,14 @@ class StepRequest(BaseModel):
 class Stages:
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateLiver, *, refresh: bool, uses: tuple[Use, ...] = BOTH) -> None:
+    def __init__(
+        self, settings: PrivateLiver, *, refresh: bool, uses: tuple[Use, ...] = BOTH, tally: Tally | None = None
+    ) -> None:
+        """`tally`: one that is shared with other stages, which then decides about `refresh`."""
         self.settings = settings
         self.uses = uses
         """The data sets that are looked at; folds need both."""
-        self.tally = new_tally(settings.machine, refresh=refresh)
+        self.tally = tally or new_tally(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
         self.leaked = False
         """A patient was on both sides, and nothing of those cases is trained or evaluated."""
@@ -296,6 +299,7 @@ class Stages:
                 settings.inference,
                 settings.postprocess,
                 settings.machine,
+                models.snapshot,
             )
             waiting.append((ready, self.tally.submit(ready.case.id, segment)))
         while waiting:

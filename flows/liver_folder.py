@@ -30,6 +30,8 @@ class Models:
 
     restoration: Ref
     segmentation: Ref
+    snapshot: str = ""
+    """A file of phase two's folder to segment with. Empty: the network that phase two ended with."""
 
     def each(self) -> dict[str, Ref]:
         return {name: getattr(self, name) for name in NETS}

@@ -54,7 +54,7 @@ def source_digest(path: Path) -> str:
         raise InputError(path, f"cannot be read ({error.strerror})") from error
 
 
-def _label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
+def label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
     """What reading a case depends on, in content and not in name."""
     return {
         "scan": source_digest(case.scan),
@@ -76,7 +76,7 @@ class Plant(Job):
     step = Step("plant", 1, ("medad.cases:plant_case",), (*_READING, "scipy"))
 
     def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
+        return label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
 
     def run(self, out: Path, *, key: str) -> None:
         from medad.cases import plant_case
@@ -104,7 +104,7 @@ class Prepare(Job):
     )
 
     def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {
+        return label_inputs(self.case, self.data) | {
             "preprocess": json_values(self.settings),
             "training": self.training,
         }
@@ -133,7 +133,7 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
     }
     kept: dict[str, Any] = {
         "seed": settings.seed,
-        "synthesis": _used_synthesis(settings.synthesis),
+        "synthesis": used_synthesis(settings.synthesis),
         "restoration": settings.restoration,
     }
     if training != "segmentation":
@@ -146,7 +146,7 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
     return plain.model_copy(update=kept | {"train": plain.train.model_copy(update=train)})
 
 
-def _used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
+def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
     """What the chosen kind of pseudo anomaly does not look at, at its default."""
     if settings.kind == "perlin_texture":
         return SynthesisSettings(kind=settings.kind, texture=settings.texture)
@@ -158,9 +158,15 @@ def _used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
 def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
     values = json_values(settings, "name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess")
     del values["train"]["checkpoint_minutes"]
-    folder = values["synthesis"]["texture"].pop("folder")
-    textures = {} if folder is None else {"textures": _textures_inputs(Path(folder).expanduser())}
+    values["synthesis"], textures = synthesis_inputs(settings.synthesis)
     return {"prepared": [ref.digest for ref in prepared], "settings": values} | textures
+
+
+def synthesis_inputs(settings: SynthesisSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of the synthesis that is used, without folders; and its textures by content, where a folder is given."""
+    values = json_values(used_synthesis(settings))
+    folder = values["texture"].pop("folder")
+    return values, {} if folder is None else {"textures": _textures_inputs(Path(folder).expanduser())}
 
 
 def _textures_inputs(folder: Path) -> dict[str, Any]:
@@ -334,6 +340,8 @@ class Segment(DeviceJob):
     inference: InferenceSettings
     postprocess: PostprocessSettings
     machine: MachineSettings = ANY_MACHINE
+    snapshot: str = ""
+    """A file of phase two's folder to segment with. Empty: the network that phase two ended with."""
     kind = "inference"
     step = Step(
         "segment",
@@ -350,7 +358,7 @@ class Segment(DeviceJob):
             "segmentation": self.segmentation.digest,
             "inference": json_values(self.inference, "batch_size"),
             "postprocess": json_values(self.postprocess),
-        }
+        } | ({"snapshot": self.snapshot} if self.snapshot else {})
 
     @property
     def batch_size(self) -> int:
@@ -362,7 +370,7 @@ class Segment(DeviceJob):
         segment_case(
             self.prepared.folder(),
             self.restoration.folder(),
-            self.segmentation.folder(),
+            self.segmentation.folder() / self.snapshot,
             self.inference.model_copy(update={"batch_size": place.batch_size}),
             self.postprocess,
             place.device,
@@ -382,7 +390,7 @@ class Evaluate(Job):
     step = Step("evaluate", 1, ("medad.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
 
     def inputs(self) -> dict[str, Any]:
-        return _label_inputs(self.case, self.data) | {
+        return label_inputs(self.case, self.data) | {
             "prepared": self.prepared.digest,
             "segmented": self.segmented.digest,
             "evaluation": json_values(self.settings),
@@ -406,7 +414,7 @@ class ExportSlices(Job):
     step = Step("slice-images", 1, ("medad.slice_images:export_case",), (*_READING, "pillow", "safetensors"))
 
     def inputs(self) -> dict[str, Any]:
-        label = {} if self.case is None else _label_inputs(self.case, self.data)
+        label = {} if self.case is None else label_inputs(self.case, self.data)
         return label | {"prepared": self.prepared.digest, "training": self.case is None}
 
     def run(self, out: Path, *, key: str) -> None:

@@ -25,6 +25,7 @@ from flows.log_filter import (
     learn_job,
     path_filter,
 )
+from medad.ablation_config import AblationSettings
 from medad.config import LiverSettings
 from zsad.compare_config import CompareSettings
 from zsad.config import ZsadSettings
@@ -32,6 +33,7 @@ from zsad.config import ZsadSettings
 __all__ = [
     "PLACEHOLDER",
     "PathFilter",
+    "PrivateAblation",
     "PrivateCompare",
     "PrivateLiver",
     "PrivatePath",
@@ -128,6 +130,23 @@ class PrivateLiver(Withholding, LiverSettings):
             "cases": _hidden_cases,
             "patients": _hidden_expression,
         }.items()
+    }
+
+
+def _hidden_changes(values: dict[str, Any]) -> dict[str, Any]:
+    """Changes by dotted key, withheld as the settings that they are put over."""
+    hide = PrivateLiver.withheld
+    return {key: hide[key](value) if key in hide and value is not None else value for key, value in values.items()}
+
+
+class PrivateAblation(Withholding, AblationSettings):
+    """The ablation's, without the data folders and the names of files in them, wherever they are set. Its sweeps hold
+    none: their schema refuses them."""
+
+    withheld = {
+        **{f"base.{key}": hide for key, hide in PrivateLiver.withheld.items()},
+        "set": _hidden_changes,
+        "rows.*.set": _hidden_changes,
     }
 
 

@@ -43,12 +43,12 @@ class Terminal:
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[None]:
-        """Show progress bars until left."""
+        """Show progress bars until left; within another such block there is nothing to do."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
-        if not self.enabled or not console.is_terminal:
+        if not self.enabled or not console.is_terminal or self._bars is not None:
             yield
             return
         columns = (

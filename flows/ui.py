@@ -83,9 +83,21 @@ def _compare_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _ablation_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in report.get("rows", []):
+        shown: dict[str, Any] = {"row": row["name"], "status": f"{len(row['seeds'])} seeds"}
+        for key in ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean"):
+            stat = row["stats"].get(key)
+            shown[HEADLINE[key]] = figure(None if stat is None else stat["mean"])
+        rows.append(shown | {"rule": ""})
+    return rows
+
+
 LIVER = Showing("liver", "cases", "case", "Slices of one case", _liver_rows)
 ZSAD = Showing("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
 COMPARE = Showing("zsad-compare", "systems", "system", "Image and pixel AUROC of all systems", _compare_rows)
+ABLATION = Showing("liver-ablation", "rows", "row", "Dice and AUROC of all rows", _ablation_rows)
 ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows, names=False)
 
 

@@ -78,8 +78,7 @@ def panel_row(view: SliceView, crop: Crop, panel_px: int, *, px_mm: float) -> Im
     """
     organ = _window(view.organ, crop)
     grey = _grey(_window(view.pixels, crop), panel_px)
-    difference = np.abs(view.pixels.astype(np.int16) - view.restored.astype(np.int16))
-    difference = np.where(view.organ, np.minimum(difference * 255.0 / DIFFERENCE_LIMIT, 255), 0).astype(np.uint8)
+    difference = difference_of(view.pixels, view.restored, view.organ)
     outlines = grey.copy()
     _outline(outlines, _window(view.prediction, crop), PREDICTION_RGB, dashed=False)
     if view.truth is not None:
@@ -92,9 +91,30 @@ def panel_row(view: SliceView, crop: Crop, panel_px: int, *, px_mm: float) -> Im
         _heat(_window(view.probability, crop), organ, panel_px),
         outlines,
     ]
-    row = Image.new("RGB", (row_width_px(panel_px), panel_px), (128, 128, 128))
+    return _side_by_side(panels)
+
+
+def difference_of(
+    first: UInt8[np.ndarray, "S S"], second: UInt8[np.ndarray, "S S"], organ: Bool[np.ndarray, "S S"]
+) -> UInt8[np.ndarray, "S S"]:
+    """|first - second| inside the organ as a grey picture, white from `DIFFERENCE_LIMIT` on."""
+    difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
+    shown: UInt8[np.ndarray, "S S"] = np.where(organ, np.minimum(difference * 255.0 / DIFFERENCE_LIMIT, 255), 0).astype(
+        np.uint8
+    )
+    return shown
+
+
+def grey_row(planes: Sequence[UInt8[np.ndarray, "S S"]], crop: Crop, panel_px: int) -> Image.Image:
+    """Grey planes of one slice grid side by side: RGB, `panel_px` high."""
+    return _side_by_side([_grey(_window(plane, crop), panel_px) for plane in planes])
+
+
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    width, height = panels[0].size
+    row = Image.new("RGB", (len(panels) * (width + _GAP_PX) - _GAP_PX, height), (128, 128, 128))
     for number, panel in enumerate(panels):
-        row.paste(panel, (number * (panel_px + _GAP_PX), 0))
+        row.paste(panel, (number * (width + _GAP_PX), 0))
     return row
 
 

@@ -135,7 +135,7 @@ def test_every_configuration_loads() -> None:
     from medad.config import load
 
     folder = Path(__file__).parents[2] / "configs" / "liver"
-    files = sorted(folder.glob("*.yaml"))
+    files = sorted(path for path in folder.glob("*.yaml") if not path.stem.startswith("ablation"))
     assert {path.stem for path in files} >= {"thesis", "demo", "small"}
     for path in files:
         assert load(path).name == path.stem

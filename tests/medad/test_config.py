@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from medad.config import DatasetSettings, LiverSettings, NetSettings, load, load_inbox
 from medad.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "liver").glob("*.yaml"))
+_FOLDER = Path(__file__).parents[2] / "configs" / "liver"
+CONFIGS = sorted(path for path in _FOLDER.glob("*.yaml") if not path.stem.startswith("ablation"))
 INBOXES = sorted((Path(__file__).parents[2] / "configs" / "inbox").glob("*.yaml"))
 INBOX = "name: a\ninbox: in\nout: out\nmodel: m\nscans: '*/scan'\nlivers: '*/liver.nii.gz'\n"
 GOOD = "name: a\ntrain_data: {root: x, layout: btcv}\ntest_data: {root: y, layout: lits}\n"

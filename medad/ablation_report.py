@@ -1,0 +1,253 @@
+"""The report of an ablation: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
+
+Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from medad import pictures
+from medad.ablation_charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
+from medad.ablation_config import ROWS, AblationSettings, PublishedFigures
+from medad.ablation_data import AblationResults
+from medad.ablation_document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport, TablePart
+from medad.ablation_panels import example_panels, test_panels
+from medad.ablation_summary import make_document
+from medad.ablation_tables import (
+    case_rows,
+    curve_rows,
+    latex_sweep,
+    latex_table,
+    paired_rows,
+    seed_rows,
+    summary_rows,
+    write_csv,
+)
+from medad.pages import jpeg_uri
+from medad.storage import write_bytes
+
+CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
+SIGNIFICANT = 0.05
+JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row's picture as a data URI."""
+
+    row: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All pictures of the page."""
+
+    slices: Sequence[tuple[str, Sequence[Picture]]]
+    """A test slice's title, and its picture by each row."""
+    examples: Sequence[Picture]
+    """By row: clean, synthesised, mask, restored, difference; a slice under another."""
+
+
+def write_ablation_report(
+    out: Path,
+    *,
+    settings: AblationSettings,
+    results: AblationResults,
+    sensitivity: Sequence[TablePart] = (),
+    versions: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write report.html, report.json, the CSV and LaTeX tables and, where a row has figures, preview.png.
+
+    summary.csv has a row a row; seeds.csv a row a training; cases.csv a row a training and case; paired.csv a row a
+    test; curve.csv a row a length of phase two; table.tex and table_SWEEP.tex are for papers.
+
+    Parameters
+    ----------
+    out
+        An existing folder.
+    settings
+        The run's settings; folders and names of files in them are withheld.
+    results
+        In any order; the tables have the order of the settings.
+    sensitivity
+        Tables of a study of planted lesions, shown as a section of their own.
+    versions
+        Name -> version of what computed the results.
+    notes
+        Plain sentences to show near the top.
+
+    Raises
+    ------
+    InputError
+        A result's file is missing or damaged.
+    DiskFullError
+        No room to write; earlier reports stay whole.
+    """
+    document = make_document(settings, results, sensitivity=sensitivity, versions=versions, notes=notes)
+    write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    write_bytes(out / "report.html", render_html(document, _pictures(settings, results)).encode())
+    write_csv(out / "summary.csv", summary_rows(document))
+    write_csv(out / "seeds.csv", seed_rows(document))
+    write_csv(out / "cases.csv", case_rows(document))
+    write_csv(out / "paired.csv", paired_rows(document))
+    write_csv(out / "curve.csv", curve_rows(document))
+    write_bytes(out / "table.tex", latex_table(document).encode())
+    for sweep in document.sweeps:
+        write_bytes(out / f"table_{sweep.name}.tex", latex_sweep(document, sweep.name).encode())
+    ours = _charted_rows(document)
+    if any(row.seeds for row in ours):
+        kind = f" ({document.planted.tag})" if document.planted.any else ""
+        write_bytes(out / "preview.png", dots_png(document.name + kind, *_dots(ours)))
+
+
+def render_html(document: AblationDocument, shown: Pictures) -> str:
+    """The document as one self-contained page."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        percent=percent,
+        figure=_figure,
+        quoted=_quoted,
+        points=_points,
+        p=_p,
+        heading=_heading,
+        changes=_changes,
+        lines=_lines,
+    )
+    template = importlib.resources.files("medad").joinpath("ablation_template.html").read_text(encoding="utf-8")
+    ours = _charted_rows(document)
+    labels = {row.name: row.label for row in document.rows}
+    return environment.from_string(template).render(
+        doc=document,
+        labels=labels,
+        fractions=FRACTIONS,
+        significant=SIGNIFICANT,
+        dots_uri=pictures.svg_uri(dots_svg(*_dots(ours))) if any(row.seeds for row in ours) else None,
+        sweep_uris={sweep.name: _sweep_chart(sweep) for sweep in document.sweeps},
+        curve_uri=_curve_chart(document),
+        embedding_uri=pictures.svg_uri(embedding_svg(document.embedding)) if document.embedding else None,
+        shown=shown,
+        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+    )
+
+
+def _pictures(settings: AblationSettings, results: AblationResults) -> Pictures:
+    by_name = {one.name: one for one in results.variants if one.group == ROWS}
+    rows = [by_name[row.name] for row in settings.chosen_rows if row.name in by_name]
+    return Pictures(
+        slices=[
+            (slice_.title, [Picture(one.row, jpeg_uri(one.picture, JPEG_QUALITY)) for one in slice_.rows])
+            for slice_ in test_panels(rows, settings.panels)
+        ],
+        examples=[
+            Picture(one.row, jpeg_uri(one.picture, JPEG_QUALITY)) for one in example_panels(rows, settings.panels)
+        ],
+    )
+
+
+def _charted_rows(document: AblationDocument) -> list[RowReport]:
+    return [*document.rows, *([document.yardstick.row] if document.yardstick else [])]
+
+
+def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[Line]]:
+    panels = [
+        Line(title, [row.stats[key] for row in rows], [_printed(row.published, key) for row in rows])
+        for key, title in _titles().items()
+    ]
+    return [row.label for row in rows], panels
+
+
+def _titles() -> dict[str, str]:
+    names = {"micro_dice_2d": "micro 2-D Dice", "dice_3d_mean": "3-D Dice", "voxel_auroc_mean": "voxel AUROC"}
+    return {key: names.get(key, "slice AUROC") for key in CHARTED}
+
+
+def _printed(published: PublishedFigures | None, key: str) -> Printed | None:
+    """The papers' Dice is over all pixels of all slices, their AUROC of slices."""
+    if published is None:
+        return None
+    mean, sd = {
+        "micro_dice_2d": (published.dice_percent, published.dice_sd),
+        "slice_auroc": (published.auroc_percent, published.auroc_sd),
+    }.get(key, (None, None))
+    return None if mean is None else Printed(mean, sd)
+
+
+def _sweep_chart(sweep: SweepReport) -> str | None:
+    """None for a sweep over what is no number, or one without any figure."""
+    try:
+        x = [float(row.name) for row in sweep.rows]
+    except ValueError:
+        return None
+    panels = [
+        Line(title, [row.stats[key] for row in sweep.rows], [_printed(row.published, key) for row in sweep.rows])
+        for key, title in _titles().items()
+    ]
+    if not any(stat for panel in panels for stat in panel.stats):
+        return None
+    return pictures.svg_uri(lines_svg(x, panels, sweep.label))
+
+
+def _curve_chart(document: AblationDocument) -> str | None:
+    if document.curve is None:
+        return None
+    x = [float(point.epochs) for point in document.curve.points]
+    panels = [Line(title, [point.stats[key] for point in document.curve.points]) for key, title in _titles().items()]
+    return pictures.svg_uri(lines_svg(x, panels, "epochs of phase two"))
+
+
+def percent(stat: Stat | None) -> str:
+    """A mean of fractions in percent, with its standard deviation where there is one."""
+    if stat is None:
+        return "–"
+    return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
+
+
+def _figure(stat: Stat | None) -> str:
+    if stat is None:
+        return "–"
+    return f"{stat.mean:.1f}" + ("" if stat.sd is None else f" ± {stat.sd:.1f}")
+
+
+def _quoted(mean: float | None, sd: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
+
+
+def _points(difference: float | None) -> str:
+    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
+    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _lines(title: str) -> str:
+    """A column's title on several short lines."""
+    for word in ("mean over cases", "in the liver", "per case", "Dice", "AUROC", "sensitivity"):
+        title = title.replace(f" {word}", f"\n{word}")
+    return title
+
+
+def _changes(changes: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in changes.items()) or "the base as it is"
+
+
+def _heading(key: str) -> str:
+    words = {"2d": "2-D", "3d": "3-D", "dice": "Dice", "auroc": "AUROC", "sd": "sd", "hu": "HU", "t": "t"}
+    text = " ".join(words.get(word, word) for word in key.split("_"))
+    return text[0].upper() + text[1:]

@@ -1,0 +1,297 @@
+"""From the results of an ablation to its document: statistics over seeds, paired tests, what stands beside."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medad import yardstick
+from medad.ablation_config import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
+from medad.ablation_data import AblationResults, VariantResult, over_seeds, read_seeds
+from medad.ablation_document import (
+    FIGURES,
+    KIND,
+    OF_CASE,
+    SCHEMA_VERSION,
+    AblationDocument,
+    CurvePoint,
+    CurveReport,
+    EmbeddedSlices,
+    EmbeddingReport,
+    FailureReport,
+    PairedTable,
+    PairedTest,
+    RowReport,
+    SweepReport,
+    TablePart,
+    YardstickReport,
+)
+from medad.embedding import KINDS, principal_components, read_features
+from medad.metrics import definitions
+from medad.paired_t import PairedOutcome, holm, paired_t
+from medad.report_document import (
+    PLANTED_GENERATED,
+    PLANTED_REAL,
+    PLANTED_STATEMENT,
+    STATEMENT,
+    Planted,
+    settings_without_paths,
+)
+from medad.samples import PHANTOM_NOTE
+from medad.settings import MACHINE_FIELDS
+from medad.words import WITHHELD, clean, natural_order
+
+BEST_BY = "micro_dice_2d"
+
+
+def make_document(
+    settings: AblationSettings,
+    results: AblationResults,
+    *,
+    sensitivity: Sequence[TablePart] = (),
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> AblationDocument:
+    """Everything in the report. Raises InputError for a result's file that is missing or damaged."""
+    by_name = {(one.group, one.name): one for one in results.variants}
+    reports = {
+        (variant.group, variant.name): _row_report(variant, settings, by_name.get((variant.group, variant.name)))
+        for variant in settings.variants()
+    }
+    rows = tuple(reports[ROWS, row.name] for row in settings.chosen_rows)
+    sweeps = tuple(
+        SweepReport(
+            name=sweep.name,
+            label=sweep.label,
+            key=sweep.key,
+            rows=tuple(reports[sweep.name, str(value)] for value in sweep.values),
+        )
+        for sweep in settings.chosen_sweeps
+    )
+    base = settings.base_settings()
+    return AblationDocument(
+        schema_version=SCHEMA_VERSION,
+        kind=KIND,
+        name=settings.name,
+        statement=STATEMENT,
+        planted=_planted(settings, results, notes),
+        notes=tuple(clean(note) for note in notes),
+        seeds=settings.seeds,
+        figures=FIGURES,
+        rows=rows,
+        yardstick=_yardstick(settings, results),
+        published_rows=settings.published_rows,
+        paired=paired_tables(rows, settings.reference),
+        sweeps=sweeps,
+        curve=_curve(settings, results),
+        embedding=_embedding(results),
+        sensitivity=tuple(sensitivity),
+        failures=_failures(results, base.test_data.opaque_ids or base.train_data.opaque_ids),
+        definitions=definitions(base.evaluation) | _definitions(settings),
+        settings=shown_settings(settings),
+        versions={name: clean(versions[name]) for name in sorted(versions)},
+    )
+
+
+def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[PairedTable, ...]:
+    """Paired t-tests between consecutive rows, and of each row against the reference, else the best by micro Dice.
+
+    Paired by seed, each seed's figure over its cases; and by case, each case's own figure as its mean over the seeds
+    that both rows have, so that a case counts once however many seeds there are. Holm's correction is over the pairs
+    of a table.
+    """
+    with_figures = [row for row in rows if row.seeds]
+    best = max(with_figures, key=_mean_dice, default=None)
+    chosen = next((row for row in with_figures if row.name == reference), best)
+    if chosen is None:
+        return ()
+    pairs = list(zip(with_figures[1:], with_figures, strict=False))
+    compared = {frozenset((a.name, b.name)) for a, b in pairs}
+    pairs += [(row, chosen) for row in with_figures if row is not chosen and {row.name, chosen.name} not in compared]
+    tables = []
+    for figure in OF_CASE:
+        by_seed = [(a, b, paired_t(_by_seed(a, figure), _by_seed(b, figure))) for a, b in pairs]
+        tables.append(PairedTable(figure=figure, paired_by="seed", reference=chosen.name, pairs=_tests(by_seed)))
+        by_case = [(a, b, paired_t(*_by_case(a, b, figure))) for a, b in pairs]
+        if any(outcome.n > 1 for *_, outcome in by_case):
+            tables.append(PairedTable(figure=figure, paired_by="case", reference=chosen.name, pairs=_tests(by_case)))
+    return tuple(tables)
+
+
+def shown_settings(settings: AblationSettings) -> dict[str, Any]:
+    """The settings that decide results as JSON values, folders and names of files withheld."""
+    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
+    values["base"] = settings_without_paths(settings.base)
+    for changes in (values["set"], *(row["set"] for row in values["rows"])):
+        changes.update({key: _withheld(key, value) for key, value in changes.items()})
+    return values
+
+
+def _withheld(key: str, value: Any) -> Any:
+    return WITHHELD if value is not None and key.rpartition(".")[2] in FILE_WORDS else value
+
+
+def _row_report(variant: Variant, settings: AblationSettings, result: VariantResult | None) -> RowReport:
+    seeds = () if result is None else read_seeds(result.seeds)
+    present = {one.seed for one in seeds}
+    return RowReport(
+        name=variant.name,
+        label=variant.label,
+        changes=_changes(variant, settings),
+        seeded=True,
+        seeds=seeds,
+        missing_seeds=tuple(seed for seed in settings.seeds if seed not in present),
+        stats=over_seeds(seeds),
+        published=_published(variant, settings),
+    )
+
+
+def _changes(variant: Variant, settings: AblationSettings) -> dict[str, Any]:
+    row = variant.name
+    for sweep in settings.sweeps:
+        if variant.group == sweep.name:
+            return {sweep.key: variant.name}
+    found = next((one.set for one in settings.rows if one.name == row), {})
+    return {key: _withheld(key, value) for key, value in found.items()}
+
+
+def _published(variant: Variant, settings: AblationSettings) -> PublishedFigures | None:
+    if variant.group == ROWS:
+        return next((row.published for row in settings.rows if row.name == variant.name), None)
+    for sweep in settings.sweeps:
+        if sweep.name == variant.group and sweep.published:
+            return dict(zip(map(str, sweep.values), sweep.published, strict=True))[variant.name]
+    return None
+
+
+def _mean_dice(row: RowReport) -> float:
+    stat = row.stats[BEST_BY]
+    return -1.0 if stat is None else stat.mean
+
+
+def _by_seed(row: RowReport, figure: str) -> dict[str | int, float | None]:
+    return {one.seed: one.figures[figure] for one in row.seeds}
+
+
+def _by_case(
+    a: RowReport, b: RowReport, figure: str
+) -> tuple[dict[str | int, float | None], dict[str | int, float | None]]:
+    seeds = {one.seed for one in a.seeds} & {one.seed for one in b.seeds}
+
+    def of(row: RowReport) -> dict[str | int, float | None]:
+        values: dict[str, list[float | None]] = {}
+        for one in row.seeds:
+            for case in one.cases if one.seed in seeds else ():
+                values.setdefault(case.case_id, []).append(getattr(case, OF_CASE[figure]))
+        whole = {case: [value for value in found if value is not None] for case, found in values.items()}
+        return {case: statistics.fmean(found) if len(found) == len(seeds) else None for case, found in whole.items()}
+
+    return of(a), of(b)
+
+
+def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tuple[PairedTest, ...]:
+    corrected = holm([outcome.p for *_, outcome in outcomes])
+    return tuple(
+        PairedTest(
+            a=a.name,
+            b=b.name,
+            difference=outcome.difference,
+            sd=outcome.sd,
+            t=outcome.t,
+            p=outcome.p,
+            p_holm=p_holm,
+            n=outcome.n,
+            reason=outcome.reason,
+        )
+        for (a, b, outcome), p_holm in zip(outcomes, corrected, strict=True)
+    )
+
+
+def _planted(settings: AblationSettings, results: AblationResults, notes: Sequence[str]) -> Planted:
+    planted = bool(results.planted) or settings.base_settings().test_data.plant is not None
+    tag = PLANTED_GENERATED if PHANTOM_NOTE in notes else PLANTED_REAL
+    return Planted(
+        any=planted,
+        tag=tag if planted else None,
+        statement=f"{tag[0].upper()}{tag[1:]}. {PLANTED_STATEMENT}" if planted else None,
+        cases=tuple(sorted(set(results.planted), key=natural_order)),
+    )
+
+
+def _yardstick(settings: AblationSettings, results: AblationResults) -> YardstickReport | None:
+    if not results.yardstick:
+        return None
+    seeds = read_seeds({0: results.yardstick})
+    row = RowReport(
+        name="yardstick",
+        label=f"HU yardstick, {settings.yardstick_sigma_mm:g} mm",
+        changes={},
+        seeded=False,
+        seeds=seeds,
+        missing_seeds=(),
+        stats=over_seeds(seeds),
+        published=None,
+    )
+    return YardstickReport(sigma_mm=settings.yardstick_sigma_mm, row=row)
+
+
+def _curve(settings: AblationSettings, results: AblationResults) -> CurveReport | None:
+    if settings.curve is None or not results.snapshots:
+        return None
+    points = []
+    present: set[int] = set()
+    for snapshot in sorted(results.snapshots, key=lambda one: one.epochs):
+        seeds = read_seeds(snapshot.seeds)
+        present |= {one.seed for one in seeds}
+        points.append(CurvePoint(epochs=snapshot.epochs, stats=over_seeds(seeds)))
+    missing = tuple(seed for seed in settings.seeds if seed not in present)
+    return CurveReport(row=settings.curve.row or "", points=tuple(points), missing_seeds=missing)
+
+
+def _embedding(results: AblationResults) -> EmbeddingReport | None:
+    if results.embedding is None:
+        return None
+    features = read_features(results.embedding.folder)
+    plane, explained = principal_components(np.concatenate([features[kind] for kind in KINDS]).astype(np.float64))
+    ends = np.cumsum([len(features[kind]) for kind in KINDS])[:-1]
+    parts = np.split(np.round(plane, 6), ends)
+    return EmbeddingReport(
+        row=results.embedding.row,
+        seed=results.embedding.seed,
+        explained=explained,
+        slices=tuple(
+            EmbeddedSlices(kind=kind, x=tuple(part[:, 0].tolist()), y=tuple(part[:, 1].tolist()))
+            for kind, part in zip(KINDS, parts, strict=True)
+        ),
+    )
+
+
+def _failures(results: AblationResults, opaque: bool) -> tuple[FailureReport, ...]:
+    found = {
+        FailureReport(
+            row=one.row, case_id=one.case_id, stage=one.stage, rule=clean(one.rule), file="" if opaque else one.file
+        )
+        for one in results.failures
+    }
+    return tuple(sorted(found, key=lambda one: (one.row, natural_order(one.case_id), one.stage, one.rule)))
+
+
+def _definitions(settings: AblationSettings) -> dict[str, str]:
+    found = {
+        "mean_and_sd": (
+            "Over seeds, of each seed's figure over all test cases; sample standard deviation (ddof = 1). A single "
+            "seed has none."
+        ),
+        "paired_t_test": (
+            "Student's, two-sided. By seed: would other trainings show the difference too? By case, each case's mean "
+            "over the seeds: would other patients? n is the number of pairs; undefined below two. p Holm is "
+            "corrected over the pairs of its table (Holm 1979)."
+        ),
+        "published": "Printed in the source named beside it, on its own data; part of no test and no mean here.",
+    }
+    if settings.yardstick:
+        found["hu_yardstick"] = yardstick.DEFINITION.format(sigma=settings.yardstick_sigma_mm)
+    return found

@@ -1,0 +1,167 @@
+"""The tables of an ablation for programs and papers: CSV rows, and LaTeX in booktabs style."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from medad.ablation_config import PublishedFigures
+from medad.ablation_document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport, Stat
+from medad.storage import write_bytes
+
+_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
+LATEX_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows of the same keys as UTF-8 CSV with a heading; None is left empty. No row: an empty file."""
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    write_bytes(path, buffer.getvalue().encode())
+
+
+def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
+    """Every row with its group: `rows`, `yardstick`, then each sweep under its name."""
+    yield from (("rows", row) for row in document.rows)
+    if document.yardstick is not None:
+        yield "yardstick", document.yardstick.row
+    for sweep in document.sweeps:
+        yield from ((sweep.name, row) for row in sweep.rows)
+
+
+def summary_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
+    """summary.csv: a row a row, with mean, sd and number of seeds of each figure, and what is published for it."""
+    for group, row in grouped_rows(document):
+        yield {"group": group, "row": row.name, "label": row.label, **_stat_columns(row.stats), **_printed(row)}
+    nothing = dict.fromkeys(_stat_columns(dict.fromkeys(FIGURES)))
+    for published in document.published_rows:
+        yield {"group": "published", "row": "", "label": published.label, **nothing, **_printed_columns(published)}
+
+
+def seed_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
+    """seeds.csv: a row a row and seed; the seed of what depends on none is empty."""
+    for group, row in grouped_rows(document):
+        for one in row.seeds:
+            yield {"group": group, "row": row.name, "seed": one.seed if row.seeded else None, **one.figures}
+
+
+def case_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
+    """cases.csv: a row a row, seed and test case."""
+    for group, row in grouped_rows(document):
+        for one in row.seeds:
+            for case in one.cases:
+                values = case.model_dump(include=set(CaseFigures.model_fields))
+                yield {"group": group, "row": row.name, "seed": one.seed if row.seeded else None, **values}
+
+
+def paired_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
+    """paired.csv: a row a figure, way of pairing and pair of rows."""
+    for table in document.paired:
+        for pair in table.pairs:
+            yield {"figure": table.figure, "paired_by": table.paired_by, **pair.model_dump()}
+
+
+def curve_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
+    """curve.csv: a row a length of phase two."""
+    for point in document.curve.points if document.curve else ():
+        yield {"epochs": point.epochs, **_stat_columns(point.stats)}
+
+
+def latex_table(document: AblationDocument) -> str:
+    """The rows as one LaTeX table (package booktabs), in percent; below a rule what is published."""
+    published = [(row.label, row.published) for row in document.rows if row.published is not None]
+    published += [(row.label, row) for row in document.published_rows]
+    ours = list(document.rows) + ([document.yardstick.row] if document.yardstick else [])
+    caption = f"{_escaped(document.name)}: test figures in percent, {_over(document)}."
+    return _latex("Row", [_latex_row(row) for row in ours], [_latex_published(*one) for one in published], caption)
+
+
+def latex_sweep(document: AblationDocument, name: str) -> str:
+    """One sweep as a LaTeX table, published values below a rule."""
+    sweep = next(one for one in document.sweeps if one.name == name)
+    printed = [_latex_published(row.label, row.published) for row in sweep.rows if row.published is not None]
+    caption = f"{_escaped(sweep.label)}: test figures in percent, {_over(document)}."
+    return _latex(_escaped(sweep.label), [_latex_row(row) for row in sweep.rows], printed, caption)
+
+
+def _over(document: AblationDocument) -> str:
+    count = len(document.seeds)
+    seeds = f"{count} seed{'' if count == 1 else 's'}"
+    return f"mean $\\pm$ standard deviation over {seeds}; below the rule figures as published"
+
+
+def _latex(first: str, ours: Sequence[str], published: Sequence[str], caption: str) -> str:
+    heads = " & ".join(FIGURES[key] for key in LATEX_FIGURES)
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'c' * len(LATEX_FIGURES)}}}",
+            r"\toprule",
+            rf"{first} & {heads} \\",
+            r"\midrule",
+            *ours,
+            *([r"\midrule", *published] if published else []),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_row(row: RowReport) -> str:
+    return f"{_escaped(row.label)} & {' & '.join(_latex_stat(row.stats[key]) for key in LATEX_FIGURES)} \\\\"
+
+
+def _latex_stat(stat: Stat | None) -> str:
+    if stat is None:
+        return "--"
+    return f"${100 * stat.mean:.1f}" + ("$" if stat.sd is None else rf" \pm {100 * stat.sd:.1f}$")
+
+
+def _latex_published(label: str, row: PublishedFigures) -> str:
+    def cell(mean: float | None, sd: float | None) -> str:
+        if mean is None:
+            return "--"
+        return f"${mean:.2f}" + ("$" if sd is None else rf" \pm {sd:.2f}$")
+
+    cells = (cell(row.dice_percent, row.dice_sd), "--", "--", cell(row.auroc_percent, row.auroc_sd))
+    return rf"\textit{{{_escaped(label)}}} (published: {_escaped(row.source)}) & {' & '.join(cells)} \\"
+
+
+def _stat_columns(stats: dict[str, Stat | None] | dict[str, None]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for key in (*FRACTIONS, *(key for key in FIGURES if key not in FRACTIONS)):
+        stat = stats[key]
+        columns |= {f"{key}_mean": stat and stat.mean, f"{key}_sd": stat and stat.sd, f"{key}_n": stat and stat.n}
+    return columns
+
+
+def _printed(row: RowReport) -> dict[str, Any]:
+    return _printed_columns(row.published)
+
+
+def _printed_columns(row: PublishedFigures | None) -> dict[str, Any]:
+    return {f"published_{key}": None if row is None else getattr(row, key) for key in PublishedFigures.model_fields}
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_SPECIAL)

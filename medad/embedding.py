@@ -1,0 +1,184 @@
+"""Where tumour, healthy and synthesised slices lie among each other (figure 3.1 C of the thesis).
+
+A slice is described by the restoration network's deepest features, averaged over the liver. The thesis projects by
+t-SNE and does not say what features; principal components are used here instead, since no library at hand has t-SNE:
+they are linear, so distances are the features' own, and have no free parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from numpy import ndarray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medad import nets
+from medad.config import SynthesisSettings
+from medad.devices import keep_freed_memory, pick_device
+from medad.errors import InputError
+from medad.preprocess import load_prepared
+from medad.synthesis import synthesise
+from medad.train import load_slices
+
+FEATURES = "features.safetensors"
+KINDS = ("tumour", "healthy", "synthesised")
+MOST_SLICES = 300
+"""Of a kind; more would hide each other in the plot."""
+
+
+@torch.inference_mode()
+def describe(
+    net: nn.Module,
+    pixels: UInt8[ndarray, "N S S"],
+    organ: Bool[ndarray, "N S S"],
+    device: torch.device,
+    batch_size: int,
+) -> Float32[ndarray, "N D"]:
+    """Deepest features of a restoration network, averaged over the liver, slice by slice.
+
+    Deepest are those of the smallest height and width: the end of the encoder, whatever the network's architecture.
+
+    Parameters
+    ----------
+    net
+        A restoration network on `device`.
+    pixels, organ
+        Prepared slices, grey 0..255, and their liver. The liver is scaled to the features' size as a share a cell, so
+        that a liver's size alone does not move a slice.
+    """
+    described = []
+    for start in range(0, len(pixels), batch_size):
+        part = slice(start, start + batch_size)
+        query = torch.from_numpy(pixels[part])[:, None].to(device).float() / 255
+        features = _deepest(net, query).float()
+        share = torch.from_numpy(organ[part])[:, None].to(device).float()
+        share = functional.adaptive_avg_pool2d(share, list(features.shape[-2:]))
+        described.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
+    return np.concatenate(described) if described else np.zeros((0, 1), np.float32)
+
+
+def _deepest(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
+    """What the last of the modules that work at the smallest height and width gives."""
+    smallest = query
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal smallest
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() <= smallest.shape[2:].numel():
+            smallest = output
+
+    handles = [module.register_forward_hook(keep) for module in net.modules() if not list(module.children())]
+    try:
+        nets.restore(net, query)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return smallest
+
+
+def write_features(
+    training: Sequence[Path],
+    tested: Sequence[tuple[Path, Path]],
+    restoration: Path,
+    synthesis: SynthesisSettings,
+    seed: int,
+    out: Path,
+    *,
+    device: str = "auto",
+    batch_size: int = 8,
+) -> None:
+    """Describe test slices with tumour, test slices without, and synthesised training slices.
+
+    Parameters
+    ----------
+    training
+        Folders of healthy cases, whose slices are spoilt as training does. Those left without an anomaly stay out.
+    tested
+        Prepared folder of a test case, and the folder with its truth.safetensors.
+    restoration
+        Folder of the trained restoration network.
+    synthesis, seed
+        Those of the network's training.
+    out
+        Existing folder; gets features.safetensors: a tensor f32 [N, D] for each of `KINDS`, `MOST_SLICES` at most.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read.
+    """
+    place = pick_device(device)
+    keep_freed_memory()
+    rng = np.random.default_rng(seed)
+    net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
+    found: dict[str, tuple[list[ndarray], list[ndarray]]] = {kind: ([], []) for kind in KINDS}
+    for prepared, evaluated in tested:
+        slices = load_prepared(prepared / "prepared.safetensors").slices
+        tumour = load_file(evaluated / "truth.safetensors")["tumour"].any(axis=(1, 2))
+        for kind, chosen in (("tumour", tumour), ("healthy", ~tumour)):
+            found[kind][0].append(slices.pixels[chosen])
+            found[kind][1].append(slices.organ[chosen])
+    pixels, organ = _synthesised(training, synthesis, seed)
+    found["synthesised"][0].append(pixels)
+    found["synthesised"][1].append(organ)
+    arrays = {}
+    for kind, (all_pixels, all_organs) in found.items():
+        pixels, organ = np.concatenate(all_pixels), np.concatenate(all_organs)
+        kept = np.sort(rng.permutation(len(pixels))[:MOST_SLICES])
+        arrays[kind] = describe(net, pixels[kept], organ[kept], place, batch_size)
+    width = max(array.shape[1] for array in arrays.values())
+    empty = np.zeros((0, width), np.float32)
+    save_file({kind: np.ascontiguousarray(one) if len(one) else empty for kind, one in arrays.items()}, out / FEATURES)
+
+
+def _synthesised(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
+    """Spoilt training slices with an anomaly in them, grey, and their liver."""
+    data = load_slices(training, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data.pixels), generator=generator)
+    pixels, organs = [], []
+    for part in order.split(32):
+        organ = data.organ[part]
+        batch = synthesise(data.pixels[part].float(), organ, synthesis, generator)
+        drawn = batch.mask.flatten(1).any(1)
+        pixels.append(batch.image[drawn, 0].round().to(torch.uint8).numpy())
+        organs.append(organ[drawn, 0].numpy())
+        if sum(map(len, pixels)) >= MOST_SLICES:
+            break
+    return np.concatenate(pixels), np.concatenate(organs)
+
+
+def read_features(folder: Path) -> dict[str, Float32[ndarray, "N D"]]:
+    """What `write_features` wrote, by kind. Raises InputError."""
+    try:
+        arrays = load_file(folder / FEATURES)
+        return {kind: arrays[kind] for kind in KINDS}
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(folder / FEATURES, f"features cannot be read ({error})") from error
+
+
+def principal_components(
+    features: Float64[ndarray, "N D"],
+) -> tuple[Float64[ndarray, "N 2"], tuple[float, float]]:
+    """Coordinates along the two directions of largest variance, and the share of the variance along each, 0..1.
+
+    Each direction's sign is such that its largest weight is positive. Fewer than two samples, or no variance: zeros.
+    """
+    centred = features - features.mean(axis=0) if len(features) else features
+    plane = np.zeros((len(features), 2))
+    if len(features) < 2 or not centred.any():
+        return plane, (0.0, 0.0)
+    _, values, directions = np.linalg.svd(centred, full_matrices=False)
+    total = float(np.square(values).sum())
+    shares = [0.0, 0.0]
+    for axis in range(min(2, len(values))):
+        direction = directions[axis] * np.sign(directions[axis][np.abs(directions[axis]).argmax()])
+        plane[:, axis] = centred @ direction
+        shares[axis] = float(np.square(values[axis]) / total)
+    return plane, (shares[0], shares[1])

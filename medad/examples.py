@@ -1,0 +1,84 @@
+"""Synthesised slices as a trained restoration sees them: clean, spoilt, restored (figures 3.2, 3.5 of the thesis)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from medad import nets
+from medad.config import SynthesisSettings
+from medad.devices import keep_freed_memory, pick_device
+from medad.synthesis import synthesise
+from medad.train import load_slices
+
+EXAMPLES = "examples.safetensors"
+DRAWN_A_SLICE = 8
+"""Slices that are spoilt for each one wanted: Algorithm 1 leaves most slices without any anomaly."""
+
+
+@torch.inference_mode()
+def write_examples(
+    prepared: Sequence[Path],
+    restoration: Path,
+    synthesis: SynthesisSettings,
+    seed: int,
+    count: int,
+    out: Path,
+    *,
+    device: str = "auto",
+    batch_size: int = 8,
+) -> None:
+    """Spoil training slices as training does, restore them, and keep some with an anomaly in them.
+
+    Which slices are drawn depends on the seed and on how many there are, not on the networks: rows of one
+    preparation and one kind of synthesis show the same.
+
+    Parameters
+    ----------
+    prepared
+        Folders of healthy cases.
+    restoration
+        Folder of the trained restoration network.
+    synthesis, seed
+        Those of the row's training.
+    count
+        Slices wanted. Fewer are written where fewer got an anomaly, none at worst.
+    out
+        Existing folder; gets examples.safetensors: `clean`, `spoilt`, `restored` (grey, u8 [K, S, S]), `mask` and
+        `organ` (u8 [K, S, S], 0 or 1).
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    batch_size
+        Slices at a time.
+    """
+    place = pick_device(device)
+    keep_freed_memory()
+    # drawn on the CPU: every device then shows the same slices
+    data = load_slices(prepared, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    area = data.organ.sum((1, 2, 3))
+    large = torch.nonzero(area >= area.float().median())[:, 0]
+    chosen = large[torch.randperm(len(large), generator=generator)][: count * DRAWN_A_SLICE]
+    clean = data.pixels[chosen].float()
+    batch = synthesise(clean, data.organ[chosen], synthesis, generator)
+    drawn = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
+    net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
+    spoilt = batch.image[drawn]
+    restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in spoilt.split(batch_size)]
+    grey = torch.cat(restored).clamp(0, 1) * 255 if restored and len(spoilt) else torch.zeros_like(spoilt)
+    arrays = {
+        "clean": clean[drawn],
+        "spoilt": spoilt,
+        "restored": grey,
+        "mask": batch.mask[drawn],
+        "organ": data.organ[chosen][drawn],
+    }
+    save_file({name: _bytes(value) for name, value in arrays.items()}, out / EXAMPLES)
+
+
+def _bytes(values: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values[:, 0].float().round().to(torch.uint8).numpy())

@@ -1,0 +1,119 @@
+"""What smoothed HU alone tell of tumours, without any training: the yardstick that a method must beat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+from numpy import ndarray
+from scipy import ndimage
+
+from medad.config import DatasetSettings, EvaluationSettings, PostprocessSettings
+from medad.datasets import Case
+from medad.errors import InputError
+from medad.io import read_labels_on, read_scan
+from medad.metrics import evaluate
+from medad.postprocess import bounding_box, postprocess
+from medad.preprocess import load_prepared, mask_to_slices
+
+MAD_TO_SD = 1.4826
+"""Scales the median absolute deviation to a normal distribution's standard deviation."""
+THRESHOLD_SDS = 3.0
+"""Robust standard deviations from the median beyond which a voxel is called tumour: no label has a part in it."""
+
+DEFINITION = (
+    "Distance of the HU, smoothed by {sigma:g} mm within the liver, from the liver's own median. No training and no "
+    f"label. Its mask is what lies more than {THRESHOLD_SDS:g} robust standard deviations ({MAD_TO_SD} x the median "
+    "absolute deviation) of the smoothed HU from the median."
+)
+
+
+def smoothed_inside(
+    hu: Float32[ndarray, "X Y Z"], liver: Bool[ndarray, "X Y Z"], sigma_voxels: tuple[float, float, float]
+) -> Float64[ndarray, " voxels"]:
+    """Gaussian mean of HU over liver voxels alone (normalised convolution), at each liver voxel in C order.
+
+    What lies outside the liver has no part in it, so its rim is no edge.
+    """
+    weight = ndimage.gaussian_filter(liver.astype(np.float32), sigma_voxels)
+    total = ndimage.gaussian_filter(np.where(liver, hu, 0).astype(np.float32), sigma_voxels)
+    inside: Float64[ndarray, " voxels"] = total[liver].astype(np.float64) / weight[liver]
+    return inside
+
+
+def deviation_score(smooth: Float64[ndarray, " voxels"], median_hu: float) -> Float64[ndarray, " voxels"]:
+    """Distance d from the liver's median as d / (d + t), in 0..1: from 0.5 on, where d >= t, it is called tumour.
+
+    t, which no label has a part in, is `THRESHOLD_SDS` robust standard deviations of the smoothed values about that
+    median; where half of them do not differ from it at all, any difference is tumour. Rising in d, so that the AUROC
+    is that of the distance itself.
+    """
+    distance = np.abs(smooth - median_hu)
+    threshold = THRESHOLD_SDS * MAD_TO_SD * float(np.median(distance))
+    if threshold == 0.0:
+        return np.where(distance > 0, 1.0, 0.0)
+    score: Float64[ndarray, " voxels"] = distance / (distance + threshold)
+    return score
+
+
+def yardstick_case(
+    case: Case,
+    data: DatasetSettings,
+    prepared: Path,
+    sigma_mm: float,
+    min_lesion_mm3: float,
+    settings: EvaluationSettings,
+    out: Path,
+) -> None:
+    """Judge a case by smoothed HU alone; writes metrics.json and scores.safetensors.
+
+    Parameters
+    ----------
+    prepared
+        Folder of `prepare_case`: liver and slice grid, so that the figures are over the same voxels and slices.
+    sigma_mm
+        Standard deviation of the smoothing.
+    min_lesion_mm3
+        Smaller lesions are dropped, as from the networks' masks.
+
+    Raises
+    ------
+    InputError
+        The case has no tumour label, or a file cannot be read.
+    """
+    if case.label is None or case.tumour_label is None:
+        raise InputError(case.scan, "no tumour label to evaluate against")
+    ready = load_prepared(prepared / "prepared.safetensors", with_liver=True)
+    liver = ready.liver
+    assert liver is not None
+    hu = read_scan(case.scan, affine_from=data.affine_from).hu
+    labels, _ = read_labels_on(
+        ready.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+    )
+    box = bounding_box(liver)
+    assert box is not None, "a prepared case holds liver"
+    x, y, z = (sigma_mm / spacing for spacing in ready.geometry.canonical_spacing_mm)
+    probability = np.zeros(liver.shape, np.float32)
+    smooth = smoothed_inside(hu[box], liver[box], (x, y, z))
+    probability[liver] = deviation_score(smooth, float(np.median(hu[liver])))
+    voxel_mm3 = ready.geometry.voxel_mm3
+    post = PostprocessSettings(threshold=0.5, min_lesion_mm3=min_lesion_mm3)
+    mask = postprocess(probability, liver, voxel_mm3, post)
+    truth = labels.values == case.tumour_label
+    slices = ready.slices
+    # all that is asked of a slice's map is its largest value inside the liver
+    largest = probability.max(axis=(0, 1))[slices.z][:, None, None] * slices.organ
+    evaluate(
+        case.id,
+        truth=truth,
+        prediction=mask,
+        probability=probability,
+        liver=liver,
+        voxel_mm3=voxel_mm3,
+        slice_truth=mask_to_slices(truth, slices),
+        slice_prediction=mask_to_slices(mask, slices),
+        slice_probability=largest.astype(np.float32),
+        slice_organ=slices.organ,
+        settings=settings,
+    ).save(out)

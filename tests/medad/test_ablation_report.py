@@ -1,0 +1,290 @@
+"""An ablation's report on results made by hand: every figure is known beforehand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from medad.ablation_config import AblationSettings
+from medad.ablation_data import AblationResults, EvaluatedCase, FailedRow, SnapshotResult, VariantResult
+from medad.ablation_document import AblationDocument, TablePart
+from medad.ablation_report import write_ablation_report
+from medad.ablation_summary import paired_tables
+from medad.examples import EXAMPLES
+from medad.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
+from medad.words import WITHHELD
+from tests.medad.prepared import SIDE, write_prepared
+from tests.page import Page
+
+SECRET = "/home/doe_jane/scans"
+SETTINGS: dict[str, Any] = {
+    "name": "mine",
+    "seeds": [0, 1],
+    "base": {
+        "name": "x",
+        "train_data": {"root": SECRET, "layout": "btcv"},
+        "test_data": {"root": SECRET, "layout": "lits"},
+    },
+    "reference": "b",
+    "rows": [
+        {
+            "name": "a",
+            "label": "A & co",
+            "set": {"test_data.root": SECRET},
+            "published": {"dice_percent": 14.75, "dice_sd": 14.28, "source": "thesis, table 3.2"},
+        },
+        {"name": "b", "label": "B", "set": {"train.focal.gamma": 1}},
+        {"name": "c", "label": "C, which fails"},
+    ],
+    "sweeps": [
+        {
+            "name": "th",
+            "label": "Mask threshold",
+            "key": "synthesis.threshold_grey",
+            "values": [180, 200],
+            "published": [None, {"dice_percent": 52.562, "auroc_percent": 75.854, "source": "thesis, table 3.3"}],
+        }
+    ],
+    "curve": {"row": "b", "epochs": 2, "every": 1},
+    "panels": 2,
+    "published_rows": [{"label": "ASC-Net", "dice_percent": 32.24, "source": "thesis, table 3.1"}],
+}
+DICE = {"a": {0: (2, 4), 1: (4, 6)}, "b": {0: (6, 8), 1: (8, 8)}}
+"""Row -> seed -> true positives of either case, of ten true and ten predicted pixels: Dice is a tenth of them."""
+
+
+def evaluated(folder: Path, tp: int) -> Path:
+    """A case of Dice tp / 10 in two and three dimensions, with a voxel AUROC of as much."""
+    folder.mkdir(parents=True)
+    metrics = CaseMetrics(
+        case_id="case",
+        dice_3d=tp / 10,
+        true_mm3=10,
+        predicted_mm3=10,
+        slice_tp_px=tp,
+        slice_fp_px=10 - tp,
+        slice_fn_px=10 - tp,
+        slice_scores=(0.1, 0.9),
+        slice_truth=(False, True),
+        voxel_auroc=tp / 10,
+        true_lesions=2,
+        found_lesions=1,
+        predicted_lesions=3,
+        false_positives=2,
+    )
+    empty = np.zeros(65_536, np.int64)
+    CaseEvaluation(metrics, LogitHistogram(empty, empty)).save(folder)
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> AblationResults:
+    prepared = write_prepared(tmp_path / "prepared", slices=4, tumour=3)
+    segmented = tmp_path / "segmented"
+    segmented.mkdir()
+    blank = np.zeros((4, SIDE, SIDE), np.uint8)
+    arrays = dict.fromkeys(("pixels", "restored", "mask"), blank)
+    arrays |= {"organ": blank + 1, "z": np.arange(4), "probability": blank.astype(np.float32)}
+    save_file(arrays, segmented / "slices.safetensors")
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    save_file(dict.fromkeys(("clean", "spoilt", "restored", "mask", "organ"), blank[:1]), examples / EXAMPLES)
+
+    def seeds(row: str, values: Mapping[int, Sequence[int]]) -> dict[int, list[EvaluatedCase]]:
+        found: dict[int, list[EvaluatedCase]] = {}
+        for seed, points in values.items():
+            for number, tp in enumerate(points):
+                folder = evaluated(tmp_path / row / str(seed) / str(number), tp)
+                (folder / "truth.safetensors").write_bytes((prepared / "truth.safetensors").read_bytes())
+                found.setdefault(seed, []).append(EvaluatedCase(f"lits-{number}", prepared, segmented, folder))
+        return found
+
+    return AblationResults(
+        variants=[
+            VariantResult("rows", "a", seeds("a", DICE["a"]), examples),
+            VariantResult("rows", "b", seeds("b", DICE["b"]), examples),
+            VariantResult("th", "200", seeds("th200", {0: (5, 5)})),
+        ],
+        snapshots=[
+            SnapshotResult(2, seeds("s2", {0: (2, 2), 1: (4, 4)})),
+            SnapshotResult(1, seeds("s1", {0: (6, 6), 1: (6, 6)})),
+        ],
+        yardstick=[EvaluatedCase("lits-0", prepared, None, evaluated(tmp_path / "yard", 9))],
+        failures=[
+            FailedRow("seed 0: model", "restoration", "the loss became NaN", "", "c"),
+            FailedRow("lits-9", "prepare", f"{SECRET}/x.nii.gz: bad", "x.nii.gz"),
+        ],
+    )
+
+
+TABLE = TablePart(title="By size", columns=("mm", "found"), rows=(("5 to 8", 0.25), ("8 to 12", None)))
+
+
+@pytest.fixture
+def written(tmp_path: Path, results: AblationResults) -> Path:
+    out = tmp_path / "out"
+    out.mkdir()
+    settings = AblationSettings.model_validate(SETTINGS)
+    write_ablation_report(
+        out, settings=settings, results=results, sensitivity=[TABLE], versions={"python": "3"}, notes=["a note"]
+    )
+    return out
+
+
+def document(out: Path) -> AblationDocument:
+    return AblationDocument.model_validate_json((out / "report.json").read_bytes())
+
+
+def test_means_and_sds_are_over_seeds(written: Path) -> None:
+    found = document(written)
+    a, b, c = found.rows
+    # micro Dice of a seed: all pixels together, (2 + 4) / 20 and (4 + 6) / 20
+    dice = a.stats["micro_dice_2d"]
+    assert dice is not None
+    assert (dice.mean, dice.n) == (pytest.approx(0.4), 2)
+    assert dice.sd == pytest.approx(math.sqrt(0.02))
+    assert b.stats["dice_3d_mean"] is not None
+    assert b.stats["dice_3d_mean"].mean == pytest.approx(0.75)
+    assert a.stats["lesion_sensitivity"] is not None
+    assert (a.stats["lesion_sensitivity"].mean, a.stats["lesion_sensitivity"].sd) == (0.5, 0.0)
+    assert a.stats["false_positives_per_case"] is not None
+    assert a.stats["false_positives_per_case"].mean == 2
+    assert (c.seeds, c.missing_seeds) == ((), (0, 1))
+    (low, high) = found.sweeps[0].rows
+    assert low.seeds == ()
+    assert high.stats["micro_dice_2d"] is not None
+    assert (high.stats["micro_dice_2d"].sd, high.missing_seeds) == (None, (1,)), "a single seed has no deviation"
+    assert found.yardstick is not None
+    assert found.yardstick.row.stats["voxel_auroc_mean"] is not None
+    assert found.yardstick.row.stats["voxel_auroc_mean"].mean == 0.9
+
+
+def test_rows_are_paired_by_seed_and_by_case(written: Path) -> None:
+    tables = {(table.figure, table.paired_by): table for table in document(written).paired}
+    (pair,) = tables["micro_dice_2d", "seed"].pairs
+    # differences 0.7 - 0.3 and 0.8 - 0.5: mean 0.35, sd 0.0707, t = 0.35 / 0.05
+    assert (pair.a, pair.b, pair.n) == ("b", "a", 2)
+    assert (pair.difference, pair.t) == (pytest.approx(0.35), pytest.approx(7.0))
+    # t with one degree of freedom is Cauchy's distribution; one pair alone needs no correction
+    assert pair.p == pytest.approx(1 - 2 * math.atan(7.0) / math.pi)
+    assert pair.p_holm == pair.p
+    (by_case,) = tables["dice_3d_mean", "case"].pairs
+    # means over seeds: lits-0 0.7 - 0.3, lits-1 0.8 - 0.5
+    assert (by_case.difference, by_case.n) == (pytest.approx(0.35), 2)
+
+
+def test_each_pair_is_tested_once() -> None:
+    rows = document_rows(["a", "b", "c", "d"])
+    (table, *_) = paired_tables(rows, "d")
+    assert [(pair.a, pair.b) for pair in table.pairs] == [
+        *(("b", "a"), ("c", "b"), ("d", "c")),
+        *(("a", "d"), ("b", "d")),
+    ]
+    assert paired_tables(rows[:1], None)[0].pairs == ()
+    assert paired_tables([], None) == ()
+    assert paired_tables(rows, None)[0].reference == "d", "the best by mean micro Dice"
+
+
+def document_rows(names: Sequence[str]) -> list[Any]:
+    from medad.ablation_data import over_seeds
+    from medad.ablation_document import FIGURES, RowReport, SeedFigures
+
+    rows = []
+    for number, name in enumerate(names):
+        seeds = tuple(
+            SeedFigures(seed=seed, figures=dict.fromkeys(FIGURES, number / 10 + seed / 100), cases=())
+            for seed in (0, 1)
+        )
+        rows.append(
+            RowReport(
+                name=name,
+                label=name,
+                changes={},
+                seeded=True,
+                seeds=seeds,
+                missing_seeds=(),
+                stats=over_seeds(seeds),
+                published=None,
+            )
+        )
+    return rows
+
+
+def test_the_curve_rises_in_epochs(written: Path) -> None:
+    curve = document(written).curve
+    assert curve is not None
+    assert [point.epochs for point in curve.points] == [1, 2]
+    means = [stat.mean for point in curve.points if (stat := point.stats["micro_dice_2d"])]
+    assert means == [pytest.approx(0.6), pytest.approx(0.3)]
+
+
+def test_the_page_is_whole_and_says_whose_figures_are_whose(written: Path) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "published (thesis, table 3.2)" in page.words
+    assert "14.8 ± 14.3" in page.words
+    assert "ASC-Net" in page.words
+    assert "52.6" in page.words
+    assert "A & co" in page.words
+    assert "no result: see what failed" in page.words
+    assert "Sensitivity to planted lesions" in page.headings
+    assert "prefers-color-scheme: dark" in text
+    assert all((image["src"] or "").startswith("data:") for image in page.images)
+    assert all(image["alt"] for image in page.images)
+    # two slices by two rows, examples of two rows, chart of rows, of the sweep, of the curve
+    assert len(page.images) == 4 + 2 + 3
+
+
+def test_nothing_of_a_folder_is_anywhere(written: Path) -> None:
+    for path in written.iterdir():
+        assert b"doe_jane" not in path.read_bytes(), path
+    shown = document(written).settings
+    assert shown["base"]["train_data"]["root"] == WITHHELD
+    assert shown["rows"][0]["set"]["test_data.root"] == WITHHELD
+
+
+def test_csv_and_latex_say_the_same(written: Path) -> None:
+    def rows(name: str) -> list[dict[str, str]]:
+        with (written / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    summary = {(row["group"], row["row"]): row for row in rows("summary.csv")}
+    assert float(summary["rows", "a"]["micro_dice_2d_mean"]) == pytest.approx(0.4)
+    assert summary["rows", "a"]["published_dice_percent"] == "14.75"
+    assert summary["published", ""]["micro_dice_2d_mean"] == ""
+    assert len(rows("seeds.csv")) == 2 + 2 + 1 + 1
+    assert len(rows("cases.csv")) == 4 + 4 + 1 + 2
+    assert [row["epochs"] for row in rows("curve.csv")] == ["1", "2"]
+    assert {row["paired_by"] for row in rows("paired.csv")} == {"seed", "case"}
+    table = (written / "table.tex").read_text(encoding="utf-8")
+    assert r"A \& co & $40.0 \pm 14.1$" in table
+    assert r"\textit{A \& co} (published: thesis, table 3.2) & $14.75 \pm 14.28$" in table
+    assert "$52.56$" in (written / "table_th.tex").read_text(encoding="utf-8")
+
+
+def test_equal_results_give_equal_bytes(written: Path, tmp_path: Path, results: AblationResults) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    settings = AblationSettings.model_validate(SETTINGS)
+    write_ablation_report(
+        again, settings=settings, results=results, sensitivity=[TABLE], versions={"python": "3"}, notes=["a note"]
+    )
+    for path in written.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_an_ablation_of_which_all_failed_still_has_a_report(tmp_path: Path) -> None:
+    settings = AblationSettings.model_validate(SETTINGS)
+    write_ablation_report(tmp_path, settings=settings, results=AblationResults(variants=[]), versions={})
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["paired"] == []
+    assert not (tmp_path / "preview.png").exists()
+    Page((tmp_path / "report.html").read_text(encoding="utf-8"))

@@ -1,0 +1,70 @@
+"""The HU yardstick on volumes whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medad.cases import prepare_case
+from medad.config import DatasetSettings, EvaluationSettings, PreprocessSettings
+from medad.datasets import find_cases
+from medad.metrics import CaseEvaluation, auroc
+from medad.phantom import write_lits_phantoms
+from medad.yardstick import MAD_TO_SD, THRESHOLD_SDS, deviation_score, smoothed_inside, yardstick_case
+
+
+def test_what_lies_outside_the_liver_has_no_part() -> None:
+    liver = np.zeros((9, 8, 7), bool)
+    liver[2:7, 2:6, 1:6] = True
+    rng = np.random.default_rng(0)
+    hu = np.where(liver, 100.0, rng.normal(-500, 300, liver.shape)).astype(np.float32)
+    np.testing.assert_allclose(smoothed_inside(hu, liver, (1.5, 1.0, 2.0)), 100.0, rtol=1e-5)
+
+
+def test_a_flat_average_within_the_liver() -> None:
+    """A very wide Gaussian weighs all liver voxels nearly alike: their mean."""
+    liver = np.ones((5, 5, 5), bool)
+    liver[0, 0, 0] = False
+    hu = np.arange(125, dtype=np.float32).reshape(5, 5, 5)
+    np.testing.assert_allclose(smoothed_inside(hu, liver, (60.0, 60.0, 60.0)), hu[liver].mean(), rtol=0.02)
+
+
+def test_the_threshold_is_three_robust_sds() -> None:
+    smooth = np.array([90.0, 98.0, 99.0, 100.0, 101.0, 102.0, 140.0])
+    t = THRESHOLD_SDS * MAD_TO_SD * 2.0  # distances 10, 2, 1, 0, 1, 2, 40: their median is 2
+    score = deviation_score(smooth, 100.0)
+    np.testing.assert_allclose(score, [d / (d + t) for d in (10, 2, 1, 0, 1, 2, 40)])
+    assert [bool(one) for one in score >= 0.5] == [True, False, False, False, False, False, True]
+
+
+def test_without_any_spread_a_difference_is_tumour() -> None:
+    assert deviation_score(np.array([5.0, 5.0, 5.0, 6.0]), 5.0).tolist() == [0, 0, 0, 1]
+
+
+def test_scores_keep_the_order_of_distances() -> None:
+    rng = np.random.default_rng(1)
+    smooth = rng.normal(100, 10, 500)
+    truth = rng.random(500) < 0.2
+    assert auroc(deviation_score(smooth, 103.0), truth) == auroc(np.abs(smooth - 103.0), truth)
+
+
+def test_a_case_is_judged_on_the_same_voxels_as_the_networks(tmp_path: Path) -> None:
+    write_lits_phantoms(tmp_path / "lits", 1, seed=2, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
+    data = DatasetSettings(root=str(tmp_path / "lits"), layout="lits")
+    (case,), _ = find_cases(data)
+    prepared, out = tmp_path / "prepared", tmp_path / "out"
+    prepared.mkdir()
+    out.mkdir()
+    prepare_case(case, data, PreprocessSettings(slice_px=64), prepared, training=False)
+    yardstick_case(case, data, prepared, 3.0, 0.0, EvaluationSettings(), out)
+    metrics = CaseEvaluation.load(out).metrics
+    assert metrics.true_lesions >= 1
+    assert metrics.voxel_auroc is not None
+    assert metrics.voxel_auroc > 0.8, "the phantom's lesions differ from its liver by their HU alone"
+    larger = tmp_path / "larger"
+    larger.mkdir()
+    yardstick_case(case, data, prepared, 3.0, 1e9, EvaluationSettings(), larger)
+    assert CaseEvaluation.load(larger).metrics.predicted_lesions == 0, "all are smaller than that"
+    assert CaseEvaluation.load(larger).metrics.voxel_auroc == pytest.approx(metrics.voxel_auroc)
