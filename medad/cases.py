@@ -42,7 +42,7 @@ from medad.io import (
     write_probability,
 )
 from medad.metrics import evaluate
-from medad.phantom import plant
+from medad.planting import plant
 from medad.postprocess import lesion_table, postprocess
 from medad.preprocess import (
     load_prepared,

@@ -24,6 +24,20 @@ class PlantSettings(Settings):
     """Range of the added contrast; negative is darker than liver, as in the portal venous phase."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviation of the Gaussian that softens the lesion's edge."""
+    kind: Literal["uniform", "mixed"] = "uniform"
+    """`mixed`: the contrast in an irregular core, its opposite in the rim around it, as in treated tumours and HCC."""
+    place: Literal["inside", "rim"] = "inside"
+    """`inside`: clear of the liver's surface. `rim`: touching or crossing it; only what is inside the liver counts."""
+    fit: Literal["error", "fewer"] = "error"
+    """When the liver has no room for all lesions."""
+    diameter_distribution: Literal["uniform", "log_uniform"] = "uniform"
+    """How sizes are drawn from their range."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> PlantSettings:
+        if not 0 < self.diameter_mm[0] <= self.diameter_mm[1]:
+            raise ValueError("diameter_mm must be (low, high) with 0 < low <= high")
+        return self
 
 
 class DatasetSettings(Settings):
