@@ -26,6 +26,7 @@ from flows.log_filter import (
     path_filter,
 )
 from medad.config import LiverSettings
+from medad.sensitivity_config import SensitivitySettings
 from zsad.compare_config import CompareSettings
 from zsad.config import ZsadSettings
 
@@ -35,6 +36,7 @@ __all__ = [
     "PrivateCompare",
     "PrivateLiver",
     "PrivatePath",
+    "PrivateSensitivity",
     "PrivateZsad",
     "Withholding",
     "confined",
@@ -109,19 +111,24 @@ class Withholding(BaseModel):
         return cls.model_validate(settings.model_dump())
 
 
+_OF_SCANS: Mapping[str, Callable[[Any], Any]] = {
+    "root": _hidden_folder,
+    "images": _hidden_pattern,
+    "labels": _hidden_pattern,
+    "cases": _hidden_cases,
+}
+
+
 class PrivateLiver(Withholding, LiverSettings):
     """The liver flow's, without the data folders and the names of files in them."""
 
-    withheld = {
-        f"{use}.{key}": hide
-        for use in ("train_data", "test_data")
-        for key, hide in {
-            "root": _hidden_folder,
-            "images": _hidden_pattern,
-            "labels": _hidden_pattern,
-            "cases": _hidden_cases,
-        }.items()
-    }
+    withheld = {f"{use}.{key}": hide for use in ("train_data", "test_data") for key, hide in _OF_SCANS.items()}
+
+
+class PrivateSensitivity(Withholding, SensitivitySettings):
+    """Those of a study of planted lesions, likewise."""
+
+    withheld = {f"healthy.{key}": hide for key, hide in _OF_SCANS.items()}
 
 
 class PrivateZsad(Withholding, ZsadSettings):

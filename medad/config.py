@@ -200,10 +200,11 @@ class LiverSettings(MachineSettings):
         return self
 
 
-def _by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted key, however deep."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _by_key(value, f"{parent}{key}.")
+            yield from by_key(value, f"{parent}{key}.")
         else:
             yield f"{parent}{key}", value
 
@@ -265,7 +266,7 @@ class InboxSettings(Settings):
     @property
     def settings_by_key(self) -> dict[str, Any]:
         """`settings` by dotted key, however deep they were nested."""
-        return dict(_by_key(self.settings))
+        return dict(by_key(self.settings))
 
     def data(self, root: str) -> DatasetSettings:
         """The inbox as a data set, at `root`; file names name no case."""
