@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_ablate, cli_inbox
+from flows import cli_ablate, cli_inbox, cli_sensitivity
 from flows.command import (
     DryRun,
     Json,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
 app.command(name="inbox")(cli_inbox.inbox)
 app.command(name="ablate")(cli_ablate.ablate)
+app.command(name="sensitivity")(cli_sensitivity.sensitivity)
 
 HOW_TO_GET_A_MASK = (
     "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "

@@ -365,10 +365,14 @@ class Segment(DeviceJob):
         return self.inference.batch_size
 
     def run_on(self, out: Path, place: Place) -> None:
+        self.segment_folder(self.prepared.folder(), out, place)
+
+    def segment_folder(self, prepared: Path, out: Path, place: Place) -> None:
+        """Segment any prepared case as this one is."""
         from medad.cases import segment_case
 
         segment_case(
-            self.prepared.folder(),
+            prepared,
             self.restoration.folder(),
             self.segmentation.folder() / self.snapshot,
             self.inference.model_copy(update={"batch_size": place.batch_size}),

@@ -27,6 +27,7 @@ from flows.log_filter import (
 )
 from medad.ablation_config import AblationSettings
 from medad.config import LiverSettings
+from medad.sensitivity_config import SensitivitySettings
 from zsad.compare_config import CompareSettings
 from zsad.config import ZsadSettings
 
@@ -37,6 +38,7 @@ __all__ = [
     "PrivateCompare",
     "PrivateLiver",
     "PrivatePath",
+    "PrivateSensitivity",
     "PrivateZsad",
     "Withholding",
     "confined",
@@ -117,20 +119,27 @@ class Withholding(BaseModel):
         return cls.model_validate(settings.model_dump())
 
 
+_OF_SCANS: Mapping[str, Callable[[Any], Any]] = {
+    "root": _hidden_folder,
+    "images": _hidden_pattern,
+    "labels": _hidden_pattern,
+    "cases": _hidden_cases,
+    "patients": _hidden_expression,
+}
+
+
 class PrivateLiver(Withholding, LiverSettings):
     """The liver flow's, without the folders of data and textures and the names of files in them."""
 
     withheld = {"synthesis.texture.folder": _hidden_folder} | {
-        f"{use}.{key}": hide
-        for use in ("train_data", "test_data")
-        for key, hide in {
-            "root": _hidden_folder,
-            "images": _hidden_pattern,
-            "labels": _hidden_pattern,
-            "cases": _hidden_cases,
-            "patients": _hidden_expression,
-        }.items()
+        f"{use}.{key}": hide for use in ("train_data", "test_data") for key, hide in _OF_SCANS.items()
     }
+
+
+class PrivateSensitivity(Withholding, SensitivitySettings):
+    """Those of a study of planted lesions, likewise."""
+
+    withheld = {f"healthy.{key}": hide for key, hide in _OF_SCANS.items()}
 
 
 def _hidden_changes(values: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from flows.cache import ArtefactStore, Ref, disk_full_is_told
 from flows.digests import file_sha256
-from flows.privacy import PrivateAblation, PrivateCompare, PrivateLiver, PrivateZsad
+from flows.privacy import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
 from flows.tasks import Tally
 from medad.errors import ConfigError
 from medad.storage import sync_path
@@ -45,6 +45,8 @@ SHOWN_LIBRARIES = (
     "safetensors",
 )
 HEADLINE = {
+    # liver, planted lesions
+    "sensitivity": "lesion sensitivity at the fixed false-positive volume",
     # liver
     "micro_dice_2d": "micro 2-D Dice",
     "dice_3d_mean": "3-D Dice, mean over cases",
@@ -74,7 +76,7 @@ class RunFolder:
     """What a run folder is made from."""
 
     path: Path
-    settings: PrivateLiver | PrivateZsad | PrivateCompare | PrivateAblation
+    settings: PrivateLiver | PrivateSensitivity | PrivateZsad | PrivateCompare | PrivateAblation
     copies: tuple[Copied, ...]
     manifest: Mapping[str, Any]
     """What the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
@@ -243,7 +245,7 @@ def read_notices(folder: Path) -> list[str]:
     """What must be said beside the figures; empty where there is nothing of the kind."""
     report = _report(folder)
     if report.get("planted", {}).get("any"):  # a report on livers
-        return [PLANTED]
+        return [*report.get("warnings", ()), PLANTED]
     notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
     return [*notices, *report["notes"]] if "notices" in report else []
 

@@ -94,7 +94,25 @@ def _ablation_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _sensitivity_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in report.get("by_size", []):
+        low, high = row["size_mm"]
+        figures = row["figures"]
+        rows.append(
+            {
+                "size": f"{low:g}-{high:g} mm",
+                "status": "done",
+                **{key: figures[key] for key in ("planted", "found")},
+                "sensitivity": figure(figures["sensitivity"]),
+                "rule": "",
+            }
+        )
+    return rows
+
+
 LIVER = Showing("liver", "cases", "case", "Slices of one case", _liver_rows)
+SENSITIVITY = Showing("liver-sensitivity", "sizes", "size", "Sensitivity by size and contrast", _sensitivity_rows)
 ZSAD = Showing("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
 COMPARE = Showing("zsad-compare", "systems", "system", "Image and pixel AUROC of all systems", _compare_rows)
 ABLATION = Showing("liver-ablation", "rows", "row", "Dice and AUROC of all rows", _ablation_rows)

@@ -44,7 +44,7 @@ from medad.io import (
     write_probability,
 )
 from medad.metrics import evaluate
-from medad.phantom import plant
+from medad.planting import plant
 from medad.postprocess import lesion_table, postprocess, threshold_of
 from medad.preprocess import (
     grey_per_hu,

@@ -28,6 +28,20 @@ class PlantSettings(Settings):
     """Range of the added contrast; negative is darker than liver, as in the portal venous phase."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviation of the Gaussian that softens the lesion's edge."""
+    kind: Literal["uniform", "mixed"] = "uniform"
+    """`mixed`: the contrast in an irregular core, its opposite in the rim around it, as in treated tumours and HCC."""
+    place: Literal["inside", "rim"] = "inside"
+    """`inside`: clear of the liver's surface. `rim`: touching or crossing it; only what is inside the liver counts."""
+    fit: Literal["error", "fewer"] = "error"
+    """When the liver has no room for all lesions."""
+    diameter_distribution: Literal["uniform", "log_uniform"] = "uniform"
+    """How sizes are drawn from their range."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> PlantSettings:
+        if not 0 < self.diameter_mm[0] <= self.diameter_mm[1]:
+            raise ValueError("diameter_mm must be (low, high) with 0 < low <= high")
+        return self
 
 
 class DatasetSettings(Settings):
@@ -381,10 +395,11 @@ class LiverSettings(MachineSettings):
         return self
 
 
-def _by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted key, however deep."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _by_key(value, f"{parent}{key}.")
+            yield from by_key(value, f"{parent}{key}.")
         else:
             yield f"{parent}{key}", value
 
@@ -446,7 +461,7 @@ class InboxSettings(Settings):
     @property
     def settings_by_key(self) -> dict[str, Any]:
         """`settings` by dotted key, however deep they were nested."""
-        return dict(_by_key(self.settings))
+        return dict(by_key(self.settings))
 
     def data(self, root: str) -> DatasetSettings:
         """The inbox as a data set, at `root`; file names name no case."""

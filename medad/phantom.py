@@ -1,4 +1,4 @@
-"""Generated abdominal CT, and lesions of known shape planted into any liver, generated or real.
+"""Generated abdominal CT, with planted lesions or without.
 
 The phantom stands in for real CT where none may be had: tests, and the demo on a machine without a registry. It has
 what liver segmentation meets: fat, muscle, bone and organs of their usual HU, vessels brighter than liver, partial
@@ -7,8 +7,6 @@ volume and noise that is correlated between neighbours. It is no anatomical atla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import pi
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,11 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from scipy.special import erfc
 
 from medad.config import PlantSettings
-from medad.errors import InputError
 from medad.geometry import Geometry
 from medad.nifti import write_nifti
+from medad.planting import plant
 
 LIVER, TUMOUR = 1, 2
 """Label values of `generate_phantom`, as in LiTS."""
@@ -30,165 +27,8 @@ SHAPE = (96, 96, 32)
 SPACING_MM = (3.75, 3.75, 5.0)
 
 _BTCV_SPLEEN, _BTCV_RIGHT_KIDNEY, _BTCV_LEFT_KIDNEY, _BTCV_LIVER = 1, 2, 3, 6
-_MARGIN_EDGES, _GAP_EDGES = 2.0, 4.0
-"""Least distance from a lesion to the liver's surface, and to another lesion, in standard deviations of the soft
-edge: a neighbour adds less than 0.01 % of its contrast."""
-_SHORTEST_AXIS = 0.7
-_ARRANGEMENTS = 30
 _NOISE_HU, _NOISE_SIGMA_VOXELS = 12.0, 0.7
 _PORTAL_HU = 45.0
-
-
-@dataclass(frozen=True)
-class PlantedLesion:
-    """One planted lesion, exact by construction.
-
-    Attributes
-    ----------
-    centre_voxel
-        Index in canonical LPS order.
-    diameter_mm
-        Longest axis of the ellipsoid.
-    axes_mm
-        All three axes, longest first.
-    contrast_hu
-        HU added well inside; half of it at the surface.
-    volume_mm3
-        Of the ellipsoid, pi / 6 times the product of its axes.
-    """
-
-    centre_voxel: tuple[int, int, int]
-    diameter_mm: float
-    axes_mm: tuple[float, float, float]
-    contrast_hu: float
-    volume_mm3: float
-
-
-def plant(
-    hu: Float32[np.ndarray, "X Y Z"],
-    liver: Bool[np.ndarray, "X Y Z"],
-    spacing_mm: tuple[float, float, float],
-    settings: PlantSettings,
-    rng: np.random.Generator,
-    *,
-    path: Path = Path("liver"),
-) -> tuple[Float32[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"], list[PlantedLesion]]:
-    """Plant ellipsoids of random orientation into a liver.
-
-    Every lesion's circumscribed sphere lies inside the liver and the volume, clear of the surface and of the other
-    lesions. Contrast times a profile is added: 1 inside, 0 outside, a Gaussian-softened edge of standard deviation
-    `settings.edge_mm` between (a step if 0), one half on the ellipsoid. Nothing changes outside the liver.
-
-    Parameters
-    ----------
-    hu, liver
-        Scan and liver, canonical order; left as they are.
-    path
-        Named in the error.
-
-    Returns
-    -------
-    The scan with lesions, the truth (voxels whose centre is inside an ellipsoid), and the lesions.
-
-    Raises
-    ------
-    InputError
-        The liver has no room for as many lesions of that size.
-    """
-    diameters = np.sort(rng.uniform(*settings.diameter_mm, size=settings.count))[::-1]
-    centres = _arrange(liver, spacing_mm, diameters / 2, settings.edge_mm, rng, path)
-    planted, truth, lesions = hu.copy(), np.zeros(hu.shape, dtype=np.bool_), []
-    for centre, diameter in zip(centres, diameters, strict=True):
-        ratios = np.sort(rng.uniform(_SHORTEST_AXIS, 1.0, size=2))[::-1]
-        axes = float(diameter) * np.array([1.0, *ratios])
-        contrast = float(rng.uniform(*settings.contrast_hu))
-        box, offset = _ellipsoid_offset(centre, axes / 2, _rotation(rng), spacing_mm, hu.shape, settings.edge_mm)
-        profile = (offset <= 0).astype(np.float32)
-        if settings.edge_mm > 0:
-            profile = (erfc(offset / (np.sqrt(2) * settings.edge_mm)) / 2).astype(np.float32)
-        planted[box] += np.float32(contrast) * profile * liver[box]
-        truth[box] |= offset <= 0
-        lesions.append(
-            PlantedLesion(
-                centre_voxel=centre,
-                diameter_mm=float(axes[0]),
-                axes_mm=(float(axes[0]), float(axes[1]), float(axes[2])),
-                contrast_hu=contrast,
-                volume_mm3=float(pi / 6 * axes.prod()),
-            )
-        )
-    return planted, truth, lesions
-
-
-def _arrange(
-    liver: Bool[np.ndarray, "X Y Z"],
-    spacing_mm: tuple[float, float, float],
-    radii_mm: NDArray[np.float64],
-    edge_mm: float,
-    rng: np.random.Generator,
-    path: Path,
-) -> list[tuple[int, int, int]]:
-    """Centres for spheres of the given radii, largest first; the order of drawing is random, the result exact."""
-    found = ndimage.find_objects(liver.astype(np.uint8))
-    if not found:
-        raise InputError(path, "lesions cannot be planted: there is no liver")
-    box = found[0]
-    # a rim of zeros: the volume's end bounds the liver too
-    inside = np.pad(liver[box], 1)
-    depth_mm = ndimage.distance_transform_edt(inside, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-    depth_mm -= _MARGIN_EDGES * edge_mm
-    candidates = np.argwhere(depth_mm > radii_mm[-1])
-    depth = depth_mm[tuple(candidates.T)]
-    positions = candidates * np.array(spacing_mm)
-    origin = [axis.start for axis in box]
-    widest = 2 * float(depth_mm.max())
-    for _ in range(_ARRANGEMENTS):
-        chosen: list[int] = []
-        free = depth.copy()  # the widest radius at each place, beside surface and lesions
-        for radius in radii_mm:
-            fitting = np.flatnonzero(free > radius)
-            if fitting.size == 0:
-                break
-            pick = int(rng.choice(fitting))
-            chosen.append(pick)
-            apart = np.linalg.norm(positions - positions[pick], axis=1)
-            np.minimum(free, apart - radius - _GAP_EDGES * edge_mm, out=free)
-        else:
-            x, y, z = (candidates[chosen] + origin).T.tolist()
-            return list(zip(x, y, z, strict=True))
-    raise InputError(
-        path,
-        f"lesions cannot be planted: no room for {len(radii_mm)} of {2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} "
-        f"mm; the widest that fits alone is {max(widest, 0):.3g} mm",
-    )
-
-
-def _rotation(rng: np.random.Generator) -> Float64[np.ndarray, "3 3"]:
-    """Uniform over rotations (Q of a Gaussian matrix; the signs do not matter to an ellipsoid)."""
-    return np.linalg.qr(rng.standard_normal((3, 3)))[0]
-
-
-def _ellipsoid_offset(
-    centre: tuple[int, int, int],
-    semi_axes_mm: NDArray[np.float64],
-    rotation: NDArray[np.float64],
-    spacing_mm: tuple[float, float, float],
-    shape: tuple[int, ...],
-    edge_mm: float,
-) -> tuple[tuple[slice, ...], NDArray[np.float64]]:
-    """A box around an ellipsoid, and each voxel's distance to its surface, mm: negative inside, first order off it."""
-    reach = semi_axes_mm[0] + 4 * edge_mm
-    bounds = [
-        (max(0, int(np.floor(c - reach / s))), min(n, int(np.ceil(c + reach / s)) + 1))
-        for c, s, n in zip(centre, spacing_mm, shape, strict=True)
-    ]
-    axes = [(np.arange(*b) - c) * s for b, c, s in zip(bounds, centre, spacing_mm, strict=True)]
-    scaled = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) @ rotation / semi_axes_mm
-    radius = np.linalg.norm(scaled, axis=-1)
-    slope = np.linalg.norm(scaled / semi_axes_mm, axis=-1)
-    with np.errstate(invalid="ignore"):
-        distance = np.where(radius > 0, (radius - 1) * radius / slope, -semi_axes_mm.min())
-    return tuple(slice(*b) for b in bounds), distance
 
 
 def generate_phantom(

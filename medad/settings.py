@@ -101,7 +101,18 @@ def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | Non
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level")
-    for key, value in (overrides or {}).items():
+    return parse_settings(model, put_over(values, overrides or {}, source=str(path)), source=str(path))
+
+
+def put_over(values: dict[str, Any], overrides: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """`values`, changed, with others put over them by dotted key; `source` names them in the error.
+
+    Raises
+    ------
+    ConfigError
+        A key leads through a value that is no group of settings.
+    """
+    for key, value in overrides.items():
         *parents, leaf = key.split(".")
         place = values
         for parent in parents:
@@ -109,9 +120,9 @@ def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | Non
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):
-                raise ConfigError(f"{path}: {key}: {parent} holds no further keys")
+                raise ConfigError(f"{source}: {key}: {parent} holds no further keys")
         place[leaf] = value
-    return parse_settings(model, values, source=str(path))
+    return values
 
 
 def parse_settings(model: type[S], values: Mapping[str, Any], *, source: str) -> S:

@@ -20,7 +20,8 @@ from medad import io
 from medad.config import DatasetSettings, PlantSettings
 from medad.datasets import find_cases
 from medad.errors import InputError
-from medad.phantom import LIVER, TUMOUR, generate_phantom, plant, write_btcv_phantoms, write_lits_phantoms
+from medad.phantom import LIVER, TUMOUR, generate_phantom, write_btcv_phantoms, write_lits_phantoms
+from medad.planting import plant
 
 FINE = (0.8, 0.7, 1.0)
 

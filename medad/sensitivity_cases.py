@@ -1,0 +1,133 @@
+"""The file-to-file step of a study of planted lesions: plant, have it segmented, measure; nothing but figures stays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, UInt8
+
+from medad.config import DatasetSettings
+from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case
+from medad.errors import InputError
+from medad.io import Volume, read_labels_on, read_scan, require_liver, source_digest
+from medad.planting import Planted, draw_diameters, plant_sizes
+from medad.sensitivity import VolumeRecord, measure_lesions
+from medad.sensitivity_config import MeasureSettings, PlantingSettings
+from medad.storage import write_bytes
+
+RECORD = "lesions.json"
+_PLACE_CODE = {"inside": 0, "rim": 1}
+
+Segmenter = Callable[[Case, Path], Path]
+"""A case, and an empty folder to work in -> file of the probability on the case's grid."""
+
+
+def measure_planted(
+    case: Case,
+    data: DatasetSettings,
+    planting: PlantingSettings,
+    measure: MeasureSettings,
+    healthy_probability: Path,
+    segment: Segmenter,
+    out: Path,
+) -> None:
+    """Plant lesions into a healthy scan, segment it, and write lesions.json (a `VolumeRecord`) into `out`.
+
+    The planted scan passes through `segment` as a file, uncompressed, of whole HU as scanners write them; it is removed
+    before this returns. Sizes, places and shapes depend on `planting.seed`, repeat, group, place and the scan's
+    content, and on neither contrast nor kind: contrasts are compared on the same lesions.
+
+    Parameters
+    ----------
+    case
+        A healthy scan and its label.
+    healthy_probability
+        What the same networks made of the scan without lesions.
+
+    Raises
+    ------
+    InputError
+        A file cannot be used, its label holds tumour, or the volume that may be marked is as large as the liver.
+    """
+    scan, liver = _healthy(case, data, measure)
+    spacing_mm = scan.geometry.canonical_spacing_mm
+    planted = _planted(case, scan.hu, liver, spacing_mm, planting)
+    before = read_scan(healthy_probability).hu
+    after = before
+    if planted.lesions:
+        values = liver.astype(np.uint8) * np.uint8(PLANTED_LIVER)
+        values[planted.number > 0] = PLANTED_TUMOUR
+        after = _segmented(case.id, planted.hu, values, scan.geometry.canonical_affine, segment, out)
+    point, marked_ml, lesions = measure_lesions(
+        after, before, liver, planted.number, planted.lesions, spacing_mm, measure
+    )
+    record = VolumeRecord(
+        contrast=planting.contrast,
+        place=planting.place,
+        repeat=planting.repeat,
+        bins_mm=planting.bins_mm,
+        threshold=point.threshold,
+        healthy_false_positive_ml=point.marked_ml,
+        planted_false_positive_ml=marked_ml,
+        lesions=tuple(lesions),
+    )
+    write_bytes(out / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
+
+
+def _healthy(case: Case, data: DatasetSettings, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
+    if case.label is None:
+        raise InputError(case.scan, "no liver label beside this scan")
+    scan = read_scan(case.scan, affine_from=data.affine_from)
+    labels, _ = read_labels_on(
+        scan.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+    )
+    if case.tumour_label is not None and (labels.values == case.tumour_label).any():
+        rule = f"lesions are planted into healthy livers; this label holds tumour ({case.tumour_label})"
+        raise InputError(case.label, rule)
+    liver = require_liver(labels, case.liver_labels, case.label)
+    liver_ml = np.count_nonzero(liver) * scan.geometry.voxel_mm3 / 1000
+    if liver_ml <= measure.false_positive_ml:
+        rule = f"false_positive_ml = {measure.false_positive_ml:g} is no less than this liver's {liver_ml:.3g} mL"
+        raise InputError(case.label, rule)
+    return scan, liver
+
+
+def _planted(
+    case: Case,
+    hu: Float32[np.ndarray, "X Y Z"],
+    liver: Bool[np.ndarray, "X Y Z"],
+    spacing_mm: tuple[float, float, float],
+    planting: PlantingSettings,
+) -> Planted:
+    place = _PLACE_CODE[planting.place]
+    content = int(source_digest(case.scan)[:16], 16)
+    rng = np.random.default_rng([planting.seed, planting.repeat, planting.group, place, content])
+    diameters = []
+    for size in planting.bins_mm:
+        (diameter,) = draw_diameters(planting.plant_settings(size), 1, rng)
+        # the upper edge belongs to the next bin
+        diameters.append(min(diameter, np.nextafter(size[1], size[0])))
+    settings = planting.plant_settings(planting.bins_mm[0])
+    return plant_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=case.label or case.scan)
+
+
+def _segmented(
+    case_id: str,
+    hu: Float32[np.ndarray, "X Y Z"],
+    labels: UInt8[np.ndarray, "X Y Z"],
+    affine: Float64[np.ndarray, "4 4"],
+    segment: Segmenter,
+    out: Path,
+) -> Float32[np.ndarray, "X Y Z"]:
+    with tempfile.TemporaryDirectory(dir=out, prefix="work-") as work:
+        scan, label, folder = (Path(work) / name for name in ("scan.nii", "label.nii", "segmented"))
+        # uncompressed, unlike what stays: compressing a whole scan takes longer than reading it back many times
+        nibabel.Nifti1Image(np.rint(hu), affine).to_filename(scan)
+        nibabel.Nifti1Image(labels, affine).to_filename(label)
+        folder.mkdir()
+        case = Case(case_id, scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
+        return read_scan(segment(case, folder)).hu

@@ -1,0 +1,77 @@
+"""The picture of a study of planted lesions: sensitivity by size and contrast, as a heat map. No pyplot, no state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from medad.pictures import svg_uri
+from medad.sensitivity import Row
+
+DPI = 120
+_COLOURS = "viridis"
+_DARK_BELOW = 0.6
+"""Sensitivities below have a dark colour, on which text is white."""
+
+
+def heat_map_uri(rows: Sequence[Row]) -> str:
+    """`_heat_map` as an SVG data URI; equal rows give equal bytes."""
+    # ids within an SVG are random without a salt
+    with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
+        buffer = io.StringIO()
+        _heat_map(rows).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return svg_uri(buffer.getvalue())
+
+
+def heat_map_png(rows: Sequence[Row]) -> bytes:
+    """`_heat_map` as a PNG."""
+    with matplotlib.rc_context({"font.size": 9}):
+        buffer = io.BytesIO()
+        _heat_map(rows).savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def size_label(size_mm: tuple[float, float]) -> str:
+    """A size bin as tables show it."""
+    return f"{size_mm[0]:g}–{size_mm[1]:g} mm"
+
+
+def _heat_map(rows: Sequence[Row]) -> Figure:
+    """Sizes down, contrasts across, one panel a place (or one for all): sensitivity 0..1 on one fixed scale, with found
+    of planted in each cell; a cell without lesions is left white."""
+    places = list(dict.fromkeys(row.place for row in rows))
+    contrasts = list(dict.fromkeys(row.contrast or "" for row in rows))
+    sizes = list(dict.fromkeys(row.size_mm for row in rows if row.size_mm is not None))
+    figure = Figure(
+        figsize=(1.6 + len(places) * (0.5 + 0.75 * len(contrasts)), 1.9 + 0.42 * len(sizes)), layout="constrained"
+    )
+    colours = matplotlib.colormaps[_COLOURS]
+    for column, place in enumerate(places, start=1):
+        axes = figure.add_subplot(1, len(places), column)
+        for row in rows:
+            if row.place != place or row.size_mm is None:
+                continue
+            x, y, own = contrasts.index(row.contrast or ""), sizes.index(row.size_mm), row.figures
+            if own.sensitivity is None:
+                continue
+            axes.add_patch(
+                matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colours(own.sensitivity), linewidth=0)
+            )
+            ink = "white" if own.sensitivity < _DARK_BELOW else "black"
+            axes.text(x, y, f"{own.found}/{own.planted}", ha="center", va="center", color=ink, fontsize=8)
+        axes.set_xlim(-0.5, len(contrasts) - 0.5)
+        axes.set_ylim(len(sizes) - 0.5, -0.5)
+        axes.set_xticks(range(len(contrasts)), [one.replace(", ", ",\n") for one in contrasts], rotation=60, ha="right")
+        axes.set_yticks(range(len(sizes)), [size_label(size) for size in sizes] if column == 1 else [""] * len(sizes))
+        axes.set_title(_TITLES[place], fontsize=10, loc="left")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours)
+    figure.colorbar(scale, ax=figure.axes, label="sensitivity", fraction=0.03)
+    return figure
+
+
+_TITLES = {"inside": "inside the liver", "rim": "at the rim", None: "all lesions"}

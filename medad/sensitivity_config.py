@@ -1,0 +1,175 @@
+"""Settings of `adflows liver sensitivity`: which lesions are planted, and what counts as found. Frozen, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from medad.config import DatasetSettings, PlantSettings, by_key
+from medad.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
+
+Place = Literal["inside", "rim"]
+Kind = Literal["uniform", "mixed"]
+
+
+class ContrastSettings(Settings):
+    """One kind of lesion; a bare pair of numbers is the range of a uniform one."""
+
+    hu: tuple[float, float]
+    """Range of the contrast against the liver around; of a mixed lesion, in its core."""
+    kind: Kind = "uniform"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        return {"hu": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _one_sign(self) -> ContrastSettings:
+        low, high = self.hu
+        if not (low <= high and low * high > 0):
+            raise ValueError("hu must be (low, high) with low <= high, both below 0 or both above 0")
+        return self
+
+    @property
+    def label(self) -> str:
+        """As tables show it."""
+        low, high = (f"{value:+g}".replace("-", "−") for value in self.hu)
+        return f"{'mixed, core ' if self.kind == 'mixed' else ''}{low} to {high} HU"
+
+
+class SensitivitySettings(MachineSettings):
+    """Everything one study of planted lesions depends on, beside the model."""
+
+    name: RunName = "sensitivity"
+    seed: Annotated[int, Field(ge=0)] = 0
+    healthy: DatasetSettings
+    """Healthy scans that the model was not trained on."""
+    diameters_mm: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)] = (
+        5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0,
+    )  # fmt: skip
+    """Edges of the size bins, of the longest axis. Within a bin sizes are log-uniform."""
+    contrasts_hu: Annotated[tuple[ContrastSettings, ...], Field(min_length=1)] = (
+        ContrastSettings(hu=(-80.0, -50.0)),
+        ContrastSettings(hu=(-50.0, -30.0)),
+        ContrastSettings(hu=(-30.0, -15.0)),
+        ContrastSettings(hu=(15.0, 30.0)),
+        ContrastSettings(hu=(30.0, 50.0)),
+        ContrastSettings(hu=(50.0, 80.0)),
+        ContrastSettings(hu=(-60.0, -30.0), kind="mixed"),
+    )
+    places: Annotated[tuple[Place, ...], Field(min_length=1)] = ("inside", "rim")
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    """Lesions a scan, size, contrast and place."""
+    lesions_per_volume: Annotated[int, Field(ge=1, le=20)] = 3
+    """Most lesions planted at a time, each of another size: more save time, and share what is planted around them."""
+    edge_mm: Annotated[float, Field(ge=0)] = 1.0
+    false_positive_ml: Annotated[float, Field(gt=0)] = 5.0
+    """The volume that may be marked in the unplanted scan's liver; it fixes the threshold, scan by scan."""
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """A lesion counts as found when at least this fraction of its voxels is marked."""
+    surroundings_mm: Annotated[float, Field(gt=0)] = 10.0
+    """A lesion's Dice counts marked voxels so far around it."""
+    settings: Annotated[dict[str, Any], Field(default_factory=dict)]
+    """Values put over those of the model's run, by dotted key: `inference.batch_size`."""
+
+    @model_validator(mode="after")
+    def _bins(self) -> SensitivitySettings:
+        if any(low >= high for low, high in self.bins):
+            raise ValueError("diameters_mm must rise")
+        if len(set(self.places)) < len(self.places) or len({one.label for one in self.contrasts_hu}) < len(
+            self.contrasts_hu
+        ):
+            raise ValueError("places and contrasts_hu must name each once")
+        if self.healthy.plant is not None:
+            raise ValueError("healthy.plant: the study plants its own lesions")
+        if wrong := [key for key in self.settings if key.split(".")[0] in ("train_data", "test_data")]:
+            raise ValueError(f"settings.{wrong[0]}: the study's scans are those of `healthy`")
+        return self
+
+    @property
+    def settings_by_key(self) -> dict[str, Any]:
+        """`settings` by dotted key, however deep they were nested."""
+        return dict(by_key(self.settings))
+
+    @property
+    def bins(self) -> list[tuple[float, float]]:
+        """Size bins, (from, to) in mm."""
+        return list(zip(self.diameters_mm, self.diameters_mm[1:], strict=False))
+
+    @property
+    def measure(self) -> MeasureSettings:
+        """What decides a planted volume's figures, beside its lesions."""
+        return MeasureSettings(
+            false_positive_ml=self.false_positive_ml, overlap=self.overlap, surroundings_mm=self.surroundings_mm
+        )
+
+    def volumes(self) -> list[PlantingSettings]:
+        """The volumes to plant in each scan: sizes dealt out so that those of one volume differ as far as they can."""
+        groups = -(-len(self.bins) // self.lesions_per_volume)
+        return [
+            PlantingSettings(
+                seed=self.seed,
+                repeat=repeat,
+                group=group,
+                bins_mm=tuple(self.bins[group::groups]),
+                contrast=contrast,
+                place=place,
+                edge_mm=self.edge_mm,
+            )
+            for place in self.places
+            for contrast in self.contrasts_hu
+            for repeat in range(self.repeats)
+            for group in range(groups)
+        ]
+
+
+class MeasureSettings(Settings):
+    """What counts as found; see `SensitivitySettings`."""
+
+    false_positive_ml: float
+    overlap: float
+    surroundings_mm: float
+
+
+class PlantingSettings(Settings):
+    """The lesions of one volume: one a size bin, all of one contrast and place."""
+
+    seed: int
+    repeat: int
+    group: int
+    bins_mm: tuple[tuple[float, float], ...]
+    contrast: ContrastSettings
+    place: Place
+    edge_mm: float
+
+    @property
+    def label(self) -> str:
+        """For a task's name."""
+        low, high = self.contrast.hu
+        return f"{self.contrast.kind} {low:g} to {high:g} HU, {self.place}, {self.repeat + 1}.{self.group + 1}"
+
+    def plant_settings(self, bin_mm: tuple[float, float]) -> PlantSettings:
+        """As planting takes them, for lesions of one size bin; what does not fit is left out."""
+        return PlantSettings(
+            diameter_mm=bin_mm,
+            contrast_hu=self.contrast.hu,
+            edge_mm=self.edge_mm,
+            kind=self.contrast.kind,
+            place=self.place,
+            fit="fewer",
+            diameter_distribution="log_uniform",
+        )
+
+
+def load_sensitivity(path: Path, overrides: Mapping[str, Any] | None = None) -> SensitivitySettings:
+    """Read a YAML configuration of a study, with values by dotted key put over the file's. Raises ConfigError."""
+    return load_settings(SensitivitySettings, path, overrides)
+
+
+def parse_sensitivity(values: Mapping[str, Any], *, source: str) -> SensitivitySettings:
+    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    return parse_settings(SensitivitySettings, values, source=source)

@@ -1,0 +1,220 @@
+"""The report of a study of planted lesions: `report.html`, `report.json`, CSV and LaTeX, from one document.
+
+Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.resources
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from medad.report_document import FailedCase
+from medad.sensitivity import Figures, Row, VolumeRecord
+from medad.sensitivity_charts import heat_map_png, heat_map_uri, size_label
+from medad.sensitivity_config import SensitivitySettings
+from medad.sensitivity_document import SensitivityDocument, VolumeResult, make_document, read_volumes
+from medad.storage import write_bytes
+
+__all__ = ["FailedCase", "VolumeResult", "section_html", "write_sensitivity_report"]
+
+REPORT_FILES = (
+    "report.html", "report.json", "lesions.csv", "sensitivity.csv", "sensitivity.tex", "preview.png",
+)  # fmt: skip
+_PLACES = {"inside": "inside", "rim": "at the rim"}
+
+
+def write_sensitivity_report(
+    out: Path,
+    *,
+    settings: SensitivitySettings,
+    results: Sequence[VolumeResult],
+    trained_on: frozenset[str] | None = frozenset(),
+    failures: Sequence[FailedCase] = (),
+    versions: Mapping[str, str],
+    notes: Sequence[str] = (),
+    named: bool = True,
+) -> None:
+    """Write `REPORT_FILES` into an existing folder; preview.png only where a lesion was planted.
+
+    lesions.csv has a row a planted lesion; sensitivity.csv a row a size, contrast and place, with the margins;
+    sensitivity.tex is a table of sizes by contrasts for papers.
+
+    Parameters
+    ----------
+    results, failures
+        In any order; may be empty.
+    trained_on
+        Cases that the model was trained on, which the report then says at its head. None: nobody knows.
+    versions
+        Name -> version of what computed the results.
+    notes
+        Plain sentences to show near the top.
+    named
+        Whether the base names of offending files may be shown.
+
+    Raises
+    ------
+    InputError
+        A record is missing or damaged.
+    DiskFullError
+        No room to write; earlier reports stay whole.
+    """
+    volumes = read_volumes(results)
+    document = make_document(
+        settings,
+        volumes,
+        trained_on=trained_on,
+        failures=failures,
+        versions=versions,
+        notes=notes,
+        named=named,
+    )
+    write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
+    write_bytes(out / "report.html", render_html(document).encode())
+    write_bytes(out / "lesions.csv", _csv(_lesion_rows(volumes)))
+    write_bytes(out / "sensitivity.csv", _csv(_csv_row(row) for row in _all_rows(document)))
+    write_bytes(out / "sensitivity.tex", latex_table(document).encode())
+    if document.summary is not None and document.summary.planted:
+        write_bytes(out / "preview.png", heat_map_png(document.cells))
+
+
+def render_html(document: SensitivityDocument) -> str:
+    """The document as one self-contained page."""
+    return _render("sensitivity_template.html", document)
+
+
+def section_html(document: SensitivityDocument) -> str:
+    """The figures alone, as part of a page that styles `cards`, `scroll`, `sub`, `tag` and `chart`."""
+    return _render("sensitivity_section.html", document)
+
+
+def _render(name: str, document: SensitivityDocument) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
+    planted = document.summary is not None and document.summary.planted
+    return environment.get_template(name).render(
+        doc=document,
+        heat_map=heat_map_uri(document.cells) if planted else None,
+        settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
+    )
+
+
+def _template(name: str) -> str:
+    return importlib.resources.files("medad").joinpath(name).read_text(encoding="utf-8")
+
+
+def latex_table(document: SensitivityDocument) -> str:
+    """Sensitivity in percent with found of planted, a row a size and place, a column a contrast (package booktabs)."""
+    contrasts = list(dict.fromkeys(row.contrast or "" for row in document.cells))
+    lines = []
+    for place in dict.fromkeys(row.place for row in document.cells):
+        for size in dict.fromkeys(row.size_mm for row in document.cells):
+            own = [row.figures for row in document.cells if (row.place, row.size_mm) == (place, size)]
+            head = f"{size_label(size).replace('–', '--')}, {_PLACES[place]}" if size and place else ""
+            lines.append(" & ".join([head, *map(_latex_cell, own)]) + r" \\")
+    measured = document.settings["false_positive_ml"]
+    warned = "".join(f" {_escaped(warning)}" for warning in document.warnings)
+    caption = (
+        f"{_escaped(document.name)}: sensitivity to planted lesions in percent (found of planted) at {measured:g} mL "
+        f"of false positives a liver, by largest diameter and contrast.{warned}"
+    )
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'c' * len(contrasts)}}}",
+            r"\toprule",
+            " & ".join(["Lesion", *(one.replace("−", "$-$") for one in contrasts)]) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_cell(figures: Figures) -> str:
+    if figures.sensitivity is None:
+        return "--"
+    return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.planted})"
+
+
+def _escaped(text: str) -> str:
+    return "".join("\\" + one if one in "&%$#_{}" else one for one in text)
+
+
+def _all_rows(document: SensitivityDocument) -> list[Row]:
+    return [*document.cells, *document.by_size, *document.by_contrast, *document.by_place]
+
+
+def _csv_row(row: Row) -> dict[str, Any]:
+    low, high = row.size_mm or (None, None)
+    return {
+        "size_from_mm": low,
+        "size_to_mm": high,
+        "contrast": row.contrast,
+        "place": row.place,
+        **row.figures.model_dump(),
+    }
+
+
+def _lesion_rows(volumes: Sequence[tuple[str, VolumeRecord]]) -> Iterable[dict[str, Any]]:
+    for case_id, volume in volumes:
+        for lesion in volume.lesions:
+            yield {
+                "case": case_id,
+                "place": volume.place,
+                "kind": volume.contrast.kind,
+                "contrast": volume.contrast.label,
+                "repeat": volume.repeat,
+                "threshold": volume.threshold,
+                **{key: int(value) if isinstance(value, bool) else value for key, value in lesion.model_dump().items()},
+            }
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    found = list(rows)
+    buffer = io.StringIO(newline="")
+    if found:
+        writer = csv.DictWriter(buffer, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    return buffer.getvalue().encode()
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _rate(figures: Figures) -> str:
+    if figures.sensitivity is None or figures.low is None or figures.high is None:
+        return "–"
+    return f"{100 * figures.sensitivity:.0f} % ({100 * figures.low:.0f} to {100 * figures.high:.0f})"
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _title(row: Row) -> str:
+    parts = [size_label(row.size_mm)] if row.size_mm else []
+    parts += [row.contrast] if row.contrast else []
+    parts += [_PLACES[row.place]] if row.place else []
+    return ", ".join(parts) or "all lesions"

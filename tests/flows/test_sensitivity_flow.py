@@ -1,0 +1,199 @@
+"""The flow liver-sensitivity on phantoms: planted, measured, reported; what the model was trained on is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cache import Ref, content_key
+from flows.liver_jobs import Prepare, Segment
+from flows.privacy import PLACEHOLDER, PrivateSensitivity
+from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
+from flows.sources import closure
+from medad.config import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings
+from medad.datasets import Case
+from medad.phantom import write_btcv_phantoms
+from medad.sensitivity_config import SensitivitySettings
+
+Cli = Callable[..., Any]
+CELLS = ("--set", "diameters_mm=[20, 40, 60]", "--set", "contrasts_hu=[[-80, -50], {hu: [-60, -30], kind: mixed}]")
+SMALL = (*CELLS, "--set", "edge_mm=2", "--set", "gpus=cpu", "--json")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]) -> Any:
+    made = new_world(tmp_path_factory.mktemp("world"))
+    write_btcv_phantoms(made.root / "healthy", 1, seed=9, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(world: Any, cli: Cli, prefect_server: str) -> Iterator[Path]:
+    del prefect_server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADFLOWS_CACHE", str(world.cache))
+        trained = cli("liver", "train", world.config, "--out", world.runs, "--json")
+        assert trained.code == 0, trained.err
+        yield Path(trained.answer["run_folder"])
+
+
+@pytest.fixture(scope="module")
+def study(world: Any, model: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Runs the command on the healthy phantom, or on another folder, over the same cache."""
+
+    def run(*options: object, healthy: Path | None = None) -> Any:
+        out = tmp_path_factory.mktemp("study") / "out"
+        return cli(
+            "liver", "sensitivity", model, "--healthy", healthy or world.root / "healthy", "-o", out, *SMALL, *options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(study: Callable[..., Any]) -> Any:
+    return study()
+
+
+def report_of(ran: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_cell_is_planted_and_reported(finished: Any, world: Any) -> None:
+    assert finished.code == 0, finished.err
+    report = report_of(finished)
+    assert [(row["size_mm"], row["figures"]["planned"]) for row in report["by_size"]] == [([20, 40], 4), ([40, 60], 4)]
+    assert report["summary"]["planted"] == sum(row["figures"]["planted"] for row in report["cells"]) > 0
+    (scan,) = report["scans"]
+    assert scan["healthy_false_positive_ml"] <= 5
+    assert not scan["trained_on"]
+    assert report["warnings"] == []
+    folder = Path(finished.answer["run_folder"])
+    with (folder / "lesions.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == report["summary"]["planted"]
+    assert finished.answer["headline"]["sensitivity"] == report["summary"]["sensitivity"]
+    assert "drawn-in" in finished.answer["notices"][0]
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["settings"]["healthy"]["root"] == PLACEHOLDER
+    assert [row["use"] for row in manifest["inputs"]] == ["test"]
+    kept = [path.name for path in (world.cache / "sensitivity").glob("*/*")]
+    assert set(kept) == {"artefact.json", "lesions.json"}, "no planted scan stays"
+
+
+def test_a_second_study_computes_what_is_new(study: Callable[..., Any], finished: Any) -> None:
+    assert study().answer["computed"] == 0
+    more = study("--set", "places=[inside]", "--set", "contrasts_hu=[[-80, -50], [30, 50]]")
+    assert more.code == 0, more.err
+    assert more.answer["computed"] == 1 + 1, "the new contrast inside, and the report"
+    del finished
+
+
+def test_scans_of_training_are_refused_in_one_line_unless_asked_for(study: Callable[..., Any], world: Any) -> None:
+    refused = study(healthy=world.btcv)
+    assert refused.code == 2
+    assert "was trained on btcv-0001, btcv-0002" in refused.err
+    assert "--allow-training-cases" in refused.err.splitlines()[-1]
+    places = ("--set", "places=[inside]", "--set", "contrasts_hu=[[-80, -50]]")
+    allowed = study("--allow-training-cases", *places, healthy=world.btcv)
+    assert allowed.code == 0, allowed.err
+    assert "trained on some" in report_of(allowed)["warnings"][0]
+    assert "trained on some" in allowed.answer["notices"][0]
+
+
+def test_a_model_whose_training_nobody_knows_is_refused(
+    world: Any, model: Path, cli: Cli, tmp_path: Path, study: Callable[..., Any]
+) -> None:
+    del study
+    options = ("--model", model, "--name", "judged", "--out", tmp_path, "--json")
+    evaluated = cli("liver", "evaluate", world.config, *options)
+    assert evaluated.code == 0, evaluated.err
+    folder = evaluated.answer["run_folder"]
+    ran = cli("liver", "sensitivity", folder, "--healthy", world.root / "healthy", "-o", tmp_path / "out", *SMALL)
+    assert ran.code == 2
+    assert "names no training scan" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (("--set", "settings.preprocess.slice_px=128"), "differs from what the model"),
+        (("--set", "settings.train_data.root=x"), "those of `healthy`"),
+        (("--set", "overlap=2"), "overlap"),
+        (("--set", "healthy=5", "--set", "healthy.layout=lits"), "holds no further keys"),
+    ],
+)
+def test_wrong_values_are_one_line(study: Callable[..., Any], options: tuple[str, ...], rule: str) -> None:
+    ran = study(*options)
+    assert ran.code == 2
+    assert rule in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_a_dry_run_makes_nothing(study: Callable[..., Any], finished: Any) -> None:
+    del finished
+    ran = study("--dry-run", "--set", "seed=3")
+    assert ran.code == 0, ran.err
+    rows = [row for row in ran.answer["plan"] if row["step"] == "sensitivity"]
+    assert len(rows) == 4
+    assert {row["status"] for row in rows} == {"make"}
+
+
+def ref(step: str, digest: str = "a") -> Ref:
+    return Ref(step=step, key=digest * 64, digest=digest * 64, path=f"{step}/{digest}")
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_a_volume_depends_on(tmp_path: Path) -> None:
+    scan, label = tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz"
+    scan.write_bytes(b"scan")
+    label.write_bytes(b"label")
+    data = DatasetSettings(root="/share/doe_jane", layout="btcv")
+    case = Case("case-1", scan, label, (6,), None)
+    study = SensitivitySettings(healthy=data)
+    prepare = Prepare(case, data, PreprocessSettings(), training=False)
+    segment = Segment(
+        ref("prepare"), ref("restoration"), ref("segmentation"), InferenceSettings(), PostprocessSettings()
+    )
+    first, second = study.volumes()[:2]
+    job = MeasurePlanted(prepare, segment, ref("segment"), first, study.measure)
+    same = [
+        replace(job, machine=study.machine),
+        replace(job, prepare=replace(prepare, case=replace(case, id="other"))),
+        replace(job, segment=replace(segment, inference=InferenceSettings(batch_size=3))),
+    ]
+    other = [
+        replace(job, planting=second),
+        replace(job, measure=study.measure.model_copy(update={"overlap": 0.2})),
+        replace(job, healthy=ref("segment", "b")),
+        replace(job, segment=replace(segment, restoration=ref("restoration", "b"))),
+        replace(job, prepare=replace(prepare, settings=PreprocessSettings(slice_px=64))),
+    ]
+    key = content_key(job.parts())
+    assert {content_key(one.parts()) for one in same} == {key}
+    assert len({key, *(content_key(one.parts()) for one in other)}) == 1 + len(other)
+    assert "doe_jane" not in str(job.parts())
+    assert str(tmp_path) not in str(job.parts())
+    report = SensitivityReport(study, (MeasuredVolume("case-1", ref("sensitivity")),), (), (), (), (), named=True)
+    changed = [replace(report, trained_on=None), replace(report, trained_on=("case-1",)), replace(report, named=False)]
+    assert len({content_key(one.parts()) for one in (report, *changed)}) == 4
+
+
+@pytest.mark.parametrize("job", [MeasurePlanted, SensitivityReport])
+def test_steps_name_functions_that_exist(job: Any) -> None:
+    for function in job.step.functions:
+        assert len(closure(function)) > 1
+
+
+def test_no_folder_reaches_prefect() -> None:
+    secret = "/share/doe_jane"
+    healthy = {"root": secret, "layout": "folder", "images": "doe_jane/*.nii", "labels": "l/*", "liver_labels": [1]}
+    study = PrivateSensitivity.model_validate({"healthy": healthy | {"cases": ["doe_jane"]}})
+    assert "doe_jane" not in study.model_dump_json()
+    assert study.healthy.root == secret
