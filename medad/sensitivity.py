@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from medad.metrics import auroc, dice_of_counts
 from medad.planting import PlantedLesion
-from medad.sensitivity_config import ContrastSettings, MeasureSettings, Place
+from medad.sensitivity_config import ContrastSettings, LesionPlace, MeasureSettings
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 CONFIDENCE = 0.95
@@ -64,7 +64,7 @@ class VolumeRecord(_Record):
     """One planted volume: a scan with lesions of one contrast and place."""
 
     contrast: ContrastSettings
-    place: Place
+    place: LesionPlace
     repeat: int
     bins_mm: tuple[tuple[float, float], ...]
     """Sizes asked for: one lesion each."""
@@ -103,7 +103,7 @@ class Row(_Record):
 
     size_mm: tuple[float, float] | None
     contrast: str | None
-    place: Place | None
+    place: LesionPlace | None
     figures: Figures
 
 
@@ -232,7 +232,7 @@ class _Seen:
 
     size_mm: tuple[float, float]
     contrast: str
-    place: Place
+    place: LesionPlace
     lesion: LesionRecord | None
 
 
@@ -264,7 +264,7 @@ def table(
     volumes: Sequence[VolumeRecord],
     bins_mm: Sequence[tuple[float, float]],
     contrasts: Sequence[str],
-    places: Sequence[Place],
+    places: Sequence[LesionPlace],
     by: Sequence[By],
 ) -> list[Row]:
     """Figures by any of size, contrast and place, pooled over the others and over scans and repeats.

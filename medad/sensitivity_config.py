@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from medad.config import DatasetSettings, PlantSettings, by_key
 from medad.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 
-Place = Literal["inside", "rim"]
+LesionPlace = Literal["inside", "rim"]
 Kind = Literal["uniform", "mixed"]
 
 
@@ -61,7 +61,7 @@ class SensitivitySettings(MachineSettings):
         ContrastSettings(hu=(50.0, 80.0)),
         ContrastSettings(hu=(-60.0, -30.0), kind="mixed"),
     )
-    places: Annotated[tuple[Place, ...], Field(min_length=1)] = ("inside", "rim")
+    places: Annotated[tuple[LesionPlace, ...], Field(min_length=1)] = ("inside", "rim")
     repeats: Annotated[int, Field(ge=1, le=100)] = 1
     """Lesions a scan, size, contrast and place."""
     lesions_per_volume: Annotated[int, Field(ge=1, le=20)] = 3
@@ -143,7 +143,7 @@ class PlantingSettings(Settings):
     group: int
     bins_mm: tuple[tuple[float, float], ...]
     contrast: ContrastSettings
-    place: Place
+    place: LesionPlace
     edge_mm: float
 
     @property
