@@ -33,7 +33,7 @@ from flows.privacy import PrivateAblation, PrivateLiver, confined
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
 from flows.row_tally import Once, RowTally
 from flows.stopping import stopping
-from flows.tasks import Failure, Submitted, Tally, describe
+from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
 from medad.ablation_config import CURVE, ROWS, YARDSTICK, Variant
 from medad.config import LiverSettings
@@ -55,6 +55,7 @@ _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 class Data:
     """Found and prepared cases, for all variants that ask for the same."""
 
+    stages: Stages
     training: list[Submitted]
     test: list[ReadyCase]
 
@@ -90,10 +91,6 @@ class AblationStages:
         self._labels: dict[str, tuple[str, str]] = {}
         """Label of a task -> the variant it belongs to, and what of it."""
 
-    def stages(self, settings: LiverSettings, tally: Tally) -> Stages:
-        """The liver flow's stages: of a row, or of what all rows share."""
-        return Stages(PrivateLiver.of(settings), refresh=self.tally.refresh, tally=tally)
-
     def tally_of(self, one: Trained, part: str = "") -> RowTally:
         """The tally as one variant and seed see it, or a part of them."""
         return RowTally(self.tally, one.variant.id, f"seed {one.seed}{part}", self._lock, self._labels)
@@ -114,21 +111,22 @@ class AblationStages:
         return self._data[_data_key(settings)]
 
     def _prepare(self, settings: LiverSettings) -> Data | None:
-        stages = self.stages(settings, self.tally)
+        stages = Stages(PrivateLiver.of(settings), refresh=self.tally.refresh, tally=self.tally)
         try:
             training: list[Submitted] = [Once(task) for task in stages.prepare_training()]
             test = stages.prepare_test()
         except UserError as error:
             self.tally.fail(describe("data", "prepare", error))
             return None
-        for task in training:
-            task.ref()
+        found = [(task.label, ref) for task in training if (ref := task.ref()) is not None]
         self.opaque = self.opaque or stages.opaque
         self.used += stages.used
         self.planted |= {ready.case.id for ready in test if ready.planted is not None}
         if test and not any(_has_truth(ready) for ready in test):
             self.tally.fail(Failure("test data", "find", NO_TRUTH))
-        return Data(training, test)
+        if stages.leaked or not stages.apart(found, test):  # noted once here, not by every row
+            return None
+        return Data(stages, training, test)
 
     def train(self) -> list[Trained]:
         """Every variant with every seed, trained, segmented and evaluated."""
@@ -151,7 +149,7 @@ class AblationStages:
         if data is None:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
-        stages = self.stages(settings, self.tally_of(one))
+        stages = data.stages.over(PrivateLiver.of(settings), self.tally_of(one))
         one.models = stages.train(list(data.training))
         self.used += stages.used
         if one.models is None:
@@ -160,7 +158,7 @@ class AblationStages:
             one.cases = _judged(stages, data, one.models)
             return
         for epochs, name in _snapshots(one.models.segmentation):
-            at = self.stages(settings, self.tally_of(one, f", {epochs} epochs"))
+            at = stages.over(stages.settings, self.tally_of(one, f", {epochs} epochs"))
             one.snapshots[epochs] = _judged(at, data, replace(one.models, snapshot=name))
 
     def judge_yardstick(self) -> tuple[Judged, ...]:

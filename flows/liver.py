@@ -6,6 +6,7 @@ out and listed; the report is written whatever happens.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -107,6 +108,15 @@ class Stages:
         self._trained_on: dict[Models, list[Member]] = {}
         self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
         """Whether names of files are to be left out of what is shown."""
+
+    def over(self, settings: PrivateLiver, tally: Tally) -> Stages:
+        """Stages over the same found and prepared cases, which note in another tally.
+
+        `settings` may differ from these in what finding and preparing cases does not depend on.
+        """
+        other = copy.copy(self)
+        other.settings, other.tally, other.used = settings, tally, []
+        return other
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
         """The cases of a data set; what is wrong with it is noted."""

@@ -73,7 +73,7 @@ class SensitivitySettings(MachineSettings):
     """A lesion counts as found when at least this fraction of its voxels is marked."""
     surroundings_mm: Annotated[float, Field(gt=0)] = 10.0
     """A lesion's Dice counts marked voxels so far around it."""
-    settings: Annotated[dict[str, Any], Field(default_factory=dict)]
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Values put over those of the model's run, by dotted key: `inference.batch_size`."""
 
     @model_validator(mode="after")

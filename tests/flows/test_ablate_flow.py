@@ -141,6 +141,19 @@ def test_a_setting_that_does_not_load_ends_it_before_anything_runs(again: Callab
     assert ran.out == ""
 
 
+def test_a_patient_on_both_sides_ends_every_row_and_is_told_once(again: Callable[..., Any], world: Any) -> None:
+    data = {"root": str(world.lits), "layout": "lits"}
+    write(world, "leaking", rows=ROWS, set={"train_data": data, "test_data": data})
+    ran = again(config="leaking")
+    assert ran.code == 2
+    report = report_of(ran)
+    assert all(row["missing_seeds"] == [0, 1] for row in report["rows"])
+    (failure,) = report["failures"]
+    assert "no patient may be on both sides" in failure["rule"]
+    records = json.loads((Path(ran.answer["run_folder"]) / "manifest.json").read_text(encoding="utf-8"))["tasks"]
+    assert {record["step"] for record in records} == {"ablation"}
+
+
 @pytest.mark.slow
 def test_every_snapshot_of_phase_two_is_judged(again: Callable[..., Any], world: Any) -> None:
     write(world, "long", curve={"epochs": 4, "every": 2}, sweeps=[SWEEP], embedding=False, yardstick=False)

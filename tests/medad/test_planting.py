@@ -16,7 +16,8 @@ MM = (1.0, 1.0, 1.5)
 def ball(shape: tuple[int, int, int] = (80, 80, 50), radius_mm: float = 33.0) -> NDArray[np.bool_]:
     axes = [(np.arange(n) - n // 2) * s for n, s in zip(shape, MM, strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij")
-    return np.sqrt(x**2 + y**2 + z**2) <= radius_mm
+    inside: NDArray[np.bool_] = np.sqrt(x**2 + y**2 + z**2) <= radius_mm
+    return inside
 
 
 def flat(liver: NDArray[np.bool_]) -> NDArray[np.float32]:

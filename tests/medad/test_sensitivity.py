@@ -217,7 +217,13 @@ def test_a_segmenter_blind_to_lesions_finds_as_many_as_by_chance(scan: Scan, tmp
 
 def test_contrasts_are_compared_on_the_same_lesions_and_repeats_on_others(scan: Scan, tmp_path: Path) -> None:
     nothing = scan.write(tmp_path / "healthy.nii", np.zeros(SHAPE))
-    rows = [{"contrast": [-60, -40]}, {"contrast": [20, 40]}, {"contrast": [-60, -40]}, {"repeat": 1}, {"group": 1}]
+    rows: list[dict[str, Any]] = [
+        {"contrast": [-60, -40]},
+        {"contrast": [20, 40]},
+        {"contrast": [-60, -40]},
+        {"repeat": 1},
+        {"group": 1},
+    ]
     records = [measured(scan, tmp_path / f"o{n}", nothing, scan.profile, **row) for n, row in enumerate(rows)]
     sizes = [[(lesion.diameter_mm, lesion.voxels) for lesion in record.lesions] for record in records]
     assert sizes[0] == sizes[1] == sizes[2]
