@@ -34,8 +34,7 @@ def encoding_for_all(bench: Bench) -> Row:
         for part in batches:
             normalised = encoder.normalise(part)
             model.encode_image(normalised)  # type: ignore[operator]
-            for side in WinClip().windows:
-                encode_windows(visual, normalised, side)
+            encode_windows(visual, normalised, WinClip().windows)
 
     # loading the model is no part of a forward; the flow does it once a task
     compared = by_turns(clocked(ours, device), clocked(bare, device), bench.plan.repeats)

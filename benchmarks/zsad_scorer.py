@@ -24,12 +24,13 @@ from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.dual_scores import Scores
 from zsad.encoder import Encoder
-from zsad.feature_store import CLASS_TOKENS, PATCHES, TEXT, FeatureStore, read_text
+from zsad.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
 from zsad.features import encode_images
 from zsad.images import beside, crop_image, merge_maps, plan_crops, read_image
 from zsad.scorers.dual import text_scores
 from zsad.scoring import score_category
 from zsad.textures import open_textures
+from zsad.views import PATCHES
 
 SEEDS = range(6)
 IMAGE_PX = 1024
@@ -78,7 +79,7 @@ class Bench:
         """Images to features on disk, over those that are there already."""
         tokens = [self.encoder.encode(part) for part in torch.split(self.images, self.plan.batch)]
         np.save(self.features / CLASS_TOKENS, torch.cat([part.class_token for part in tokens]).cpu().numpy())
-        np.save(self.features / PATCHES, torch.cat([part.patches for part in tokens]).cpu().numpy())
+        np.save(self.features / view_file(PATCHES), torch.cat([part.patches for part in tokens]).cpu().numpy())
 
     def score(self, seed: int) -> Path:
         """Features to scores on disk by the flow's own step: text and one reference, no adaptation."""

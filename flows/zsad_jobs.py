@@ -27,6 +27,7 @@ from zsad.config import (
     ScoreSettings,
     Variant,
 )
+from zsad.views import PATCHES
 
 if TYPE_CHECKING:
     from flows.child import Place
@@ -105,13 +106,13 @@ class Text(DeviceJob):
 
 @dataclass(frozen=True)
 class Encode(DeviceJob):
-    """Images -> class and patch tokens. Each content once, in the order of digests: names and order change nothing."""
+    """Images -> class tokens and views. Each content once, in the order of digests: names and order change nothing."""
 
     images: tuple[Image, ...]
     encoder: EncoderSettings
     machine: MachineSettings = ANY_MACHINE
-    views: tuple[str, ...] = ()
-    """What is kept beside them, for other systems (`zsad.views`)."""
+    views: tuple[str, ...] = (PATCHES,)
+    """What is computed and kept beside class tokens (`zsad.views`); without a say, what the dual-image scorer reads."""
     kind = "encoding"
     step = Step("zsad-encode", 1, ("zsad.features:encode_images",), ENCODING)
 
@@ -120,8 +121,8 @@ class Encode(DeviceJob):
         object.__setattr__(self, "views", tuple(sorted(set(self.views))))
 
     def inputs(self) -> dict[str, Any]:
-        inputs = {"images": [image.sha256 for image in self.images], "encoder": encoder_inputs(self.encoder)}
-        return inputs | ({"views": list(self.views)} if self.views else {})
+        images = [image.sha256 for image in self.images]
+        return {"images": images, "encoder": encoder_inputs(self.encoder), "views": list(self.views)}
 
     @property
     def batch_size(self) -> int:

@@ -153,33 +153,44 @@ class Encoder:
     @torch.no_grad()
     def encode_views(
         self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[View]
-    ) -> tuple[Tokens, dict[str, Float[Tensor, "B _ _"]]]:
-        """`encode`, and the views wanted by name, from the same forward but for windows; see `zsad.views`.
+    ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
+        """The class token, and the views wanted by name (`zsad.views`), from one forward but for windows.
 
-        All must be there, as `view_shape` tells.
+        Nothing else is computed. All must be there, as `view_shape` tells; what is of dimension D is L2-normalised.
         """
         normalised, visual = self.normalise(images), self.model.visual
         blocks = [view.number - 1 for view in wanted if view.kind == "block"]
         vv_blocks = [view.number - 1 for view in wanted if view.kind == "vv"]
-        plain = any(view.kind in {"plain", "tokens"} for view in wanted)
-        found = views(visual, normalised, self.paths, plain_patches=plain, blocks=blocks, vv_blocks=vv_blocks)
-        tokens = Tokens(*(functional.normalize(part, dim=-1) for part in (found.class_token, found.patches)))
+        kinds = {view.kind for view in wanted}
+        found = views(
+            visual,
+            normalised,
+            self.paths,
+            patches="patches" in kinds,
+            plain_patches=not kinds.isdisjoint({"plain", "tokens"}),
+            blocks=blocks,
+            vv_blocks=vv_blocks,
+        )
+        sides = [view.number for view in wanted if view.kind == "window"]
+        windows = dict(zip(sides, encode_windows(visual, normalised, sides), strict=True)) if sides else {}
         shown: dict[str, Tensor] = {}
         for view in wanted:
             if view.kind == "block":
                 shown[view.name] = found.blocks[view.number - 1]
             elif view.kind == "vv":
                 shown[view.name] = functional.normalize(found.vv_patches[view.number - 1], dim=-1)
+            elif view.kind == "window":
+                shown[view.name] = functional.normalize(windows[view.number], dim=-1)
+            elif view.kind == "patches":
+                assert found.patches is not None
+                shown[view.name] = functional.normalize(found.patches, dim=-1)
             elif view.kind == "plain":
                 assert found.plain_patches is not None
                 shown[view.name] = functional.normalize(found.plain_patches, dim=-1)
-            elif view.kind == "tokens":
+            else:
                 assert found.last_tokens is not None
                 shown[view.name] = found.last_tokens
-            else:
-                windows = encode_windows(visual, normalised, view.number)
-                shown[view.name] = functional.normalize(windows, dim=-1)
-        return tokens, shown
+        return functional.normalize(found.class_token, dim=-1), shown
 
     @torch.no_grad()
     def encode_patches(self, images: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B N D"]:

@@ -1,8 +1,8 @@
 """Features on disk: encoded once, used by every seed, pairing and variant. This half reads them.
 
 Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32
-[R D], `patches.npy` f32 [R N D] and a `view-NAME.npy` f32 [R . .] for each view asked for (`zsad.views`), one row a
-crop, and `index.json`, written last, which says whose rows are where and names images by their digest alone.
+[R D] and a `view-NAME.npy` f32 [R . .] for each view asked for (`zsad.views`), one row a crop, and `index.json`,
+written last, which says whose rows are where and names images by their digest alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from torch import Tensor
 from medad.errors import InputError
 from medad.storage import reading
 from zsad.images import Crops
+from zsad.views import PATCHES
 
-CLASS_TOKENS, PATCHES, INDEX, TEXT = "class_tokens.npy", "patches.npy", "index.json", "text.safetensors"
+CLASS_TOKENS, INDEX, TEXT = "class_tokens.npy", "index.json", "text.safetensors"
 
 
 class Stored(BaseModel):
@@ -46,7 +47,7 @@ class ImageRows(Stored):
     """Top and left of its crops on the canvas, px."""
     first_row: int
     rows: int
-    """Crops, and rows in either file."""
+    """Crops, and rows in every file."""
 
 
 class FeatureProblem(Stored):
@@ -59,7 +60,7 @@ class FeatureProblem(Stored):
 class FeatureIndex(Stored):
     """Everything about the features but their values."""
 
-    format: Literal["adflows zsad features 1"] = Field(default="adflows zsad features 1", alias="schema")
+    format: Literal["adflows zsad features 2"] = Field(default="adflows zsad features 2", alias="schema")
     size_px: int
     """Side of a crop."""
     grid: int
@@ -73,8 +74,8 @@ class FeatureIndex(Stored):
     """Architecture, weights and normalisation."""
     images: tuple[ImageRows, ...]
     problems: tuple[FeatureProblem, ...]
-    views: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    """By name, the shape of a row. Left out of the file where there are none."""
+    views: dict[str, tuple[int, int]]
+    """By name, the shape of a row."""
 
 
 def view_file(name: str) -> str:
@@ -112,7 +113,6 @@ class FeatureStore:
         self.problems = self.index.problems
         rows = sum(image.rows for image in self.images)
         self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
-        self._patches_start = data_offset(folder / PATCHES, (rows, self.grid**2, self.dim))
         self._view_starts = {
             name: data_offset(folder / view_file(name), (rows, *shape)) for name, shape in self.index.views.items()
         }
@@ -155,8 +155,8 @@ class FeatureStore:
         return self._read(CLASS_TOKENS, self._tokens_start, self.rows_of(number), (self.dim,))
 
     def patches(self, number: int) -> Float32[Tensor, "C N D"]:
-        """The patch tokens of each crop of image `number`, row by row, L2-normalised. Raises InputError."""
-        return self._read(PATCHES, self._patches_start, self.rows_of(number), (self.grid**2, self.dim))
+        """V-V patches of each crop of image `number`, row by row, L2-normalised: a view. Raises InputError."""
+        return self.view(number, PATCHES)
 
     def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
         """A view of each crop of image `number`; see `zsad.views`. Raises InputError, also where it was not made."""

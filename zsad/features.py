@@ -26,7 +26,6 @@ from zsad.encoder import Encoder
 from zsad.feature_store import (
     CLASS_TOKENS,
     INDEX,
-    PATCHES,
     TEXT,
     FeatureIndex,
     FeatureProblem,
@@ -35,7 +34,7 @@ from zsad.feature_store import (
 )
 from zsad.images import Crops, crop_image, plan_crops, read_image
 from zsad.prompts import category_words, domain_words, ensemble
-from zsad.views import View, parse_views
+from zsad.views import PATCHES, View, parse_views
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory
@@ -81,7 +80,7 @@ def encode_images(
     device: str,
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
-    views: Sequence[str] = (),
+    views: Sequence[str] = (PATCHES,),
 ) -> None:
     """Encode images into `out`, a folder, in the order given.
 
@@ -103,7 +102,8 @@ def encode_images(
     on_progress
         Called after each image with the number done and the number of all.
     views
-        Names of `zsad.views` wanted beside class tokens and V-V patches; they come from the same forward.
+        Names of `zsad.views` wanted beside class tokens; no others are computed. Without a say the V-V patches alone,
+        which the dual-image scorer reads.
 
     Raises
     ------
@@ -124,9 +124,9 @@ def encode_images(
             path = stack.enter_context(atomic_path(out / name))
             return _Rows(stack.enter_context(path.open("wb")), shape)
 
-        tokens, patches = rows(CLASS_TOKENS, (model.dim,)), rows(PATCHES, (model.grid**2, model.dim))
+        tokens = rows(CLASS_TOKENS, (model.dim,))
         shown = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
-        batches = _Batches(model, settings.batch_size, wanted, tokens, patches, shown)
+        batches = _Batches(model, settings.batch_size, wanted, tokens, shown)
         for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
             if isinstance(got, InputError):
                 problems.append(FeatureProblem(sha256=digest, rule=got.rule))
@@ -148,8 +148,7 @@ def encode_images(
         views=shapes,
     )
     with atomic_path(out / INDEX) as path:
-        left_out = None if shapes else {"views"}
-        path.write_text(index.model_dump_json(indent=1, by_alias=True, exclude=left_out) + "\n", encoding="utf-8")
+        path.write_text(index.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,6 @@ class _Batches:
     size: int
     views: tuple[View, ...]
     tokens: _Rows
-    patches: _Rows
     shown: dict[str, _Rows]
     """A file for each view."""
     rows: int = 0
@@ -246,12 +244,11 @@ class _Batches:
     def finish(self) -> None:
         if self.waiting:
             self._encode(self.waiting)
-        for file in (self.tokens, self.patches, *self.shown.values()):
+        for file in (self.tokens, *self.shown.values()):
             file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        encoded, shown = self.model.encode_views(torch.stack(list(crops)), self.views)
-        self.tokens.append(encoded.class_token)
-        self.patches.append(encoded.patches)
+        class_tokens, shown = self.model.encode_views(torch.stack(list(crops)), self.views)
+        self.tokens.append(class_tokens)
         for name, values in shown.items():
             self.shown[name].append(values)

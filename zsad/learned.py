@@ -16,8 +16,6 @@ from zsad.feature_store import FeatureStore
 GAMMA = 2.0
 """Of the focal loss: Lin et al. 2017."""
 DICE_SMOOTH = 1.0
-VV_PATCHES = "patches"
-"""Stands beside names of views for the final V-V patches, which every folder of features has."""
 
 Weights = dict[str, Tensor]
 """Trained tensors by name."""
@@ -32,7 +30,7 @@ class Batch:
     class_tokens
         L2-normalised.
     patches
-        By view (or `VV_PATCHES`), class tokens left out.
+        By view, class tokens left out.
     masks
         True, anomalous, at crop size.
     sources
@@ -56,7 +54,7 @@ class Learner(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Views (or `VV_PATCHES`) whose patches a batch must have."""
+        """Views whose patches a batch must have."""
         ...
 
     def initial(self, generator: torch.Generator) -> Weights:
@@ -69,9 +67,7 @@ class Learner(Protocol):
 
 
 def patches_of(store: FeatureStore, number: int, name: str) -> Float[Tensor, "C N _"]:
-    """Patches of image `number` by view or `VV_PATCHES`, without class tokens. Raises InputError."""
-    if name == VV_PATCHES:
-        return store.patches(number)
+    """Patches of image `number` by view, without class tokens. Raises InputError."""
     values = store.view(number, name)
     return values[:, 1:] if name.startswith("block-") else values
 

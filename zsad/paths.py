@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
-from torch.nn import functional
+
+from zsad.blocks import VALUES, attend, class_token_alone, heads, leave, project_in
 
 Attention = Literal["vv", "qq", "kk"]
 """What the second path's attention takes as both queries and keys (001, DPAM)."""
@@ -104,8 +105,10 @@ class Views:
 
     Attributes
     ----------
-    class_token, patches
-        As `two_path` gives them.
+    class_token
+        As `two_path` gives it.
+    patches
+        As `two_path` gives them; None where not asked for.
     last_tokens, plain_patches
         Patch tokens of the original path after the last LayerNorm, in the tower's width, and the same after the
         projection; None where not asked for.
@@ -116,7 +119,7 @@ class Views:
     """
 
     class_token: Float[Tensor, "B D"]
-    patches: Float[Tensor, "B N D"]
+    patches: Float[Tensor, "B N D"] | None
     last_tokens: Float[Tensor, "B N W"] | None
     plain_patches: Float[Tensor, "B N D"] | None
     blocks: Mapping[int, Float[Tensor, "B T W"]]
@@ -128,21 +131,32 @@ def views(
     images: Float[Tensor, "B 3 S S"],
     paths: Paths,
     *,
+    patches: bool = True,
     plain_patches: bool = False,
     blocks: Sequence[int] = (),
     vv_blocks: Sequence[int] = (),
 ) -> Views:
-    """`two_path` with more of what it passes by; blocks are numbered from 0. Raises ValueError for one not there."""
+    """`two_path` with more of what it passes by, or with less; blocks are numbered from 0.
+
+    Of the second path, only the blocks are computed that what is asked for needs. Raises ValueError for a block that is
+    not there.
+    """
     wanted = sorted({*blocks, *vv_blocks})
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(visual.transformer.resblocks):
         raise ValueError(f"blocks {wanted} of a tower whose blocks are 0 to {len(visual.transformer.resblocks) - 1}")
     found = _run(
-        visual, images, paths, plain_patches=plain_patches, taps=frozenset(blocks), vv_taps=frozenset(vv_blocks)
+        visual,
+        images,
+        paths,
+        patches=patches,
+        plain_patches=plain_patches,
+        taps=frozenset(blocks),
+        vv_taps=frozenset(vv_blocks),
     )
     last = visual.ln_post(found.x[:, 1:]) if plain_patches else None
     return Views(
         class_token=pool(visual, found.x, ln_post=paths.class_ln_post),
-        patches=_project(visual, found.x_vv[:, 1:]),
+        patches=_project(visual, found.x_vv[:, 1:]) if patches else None,
         last_tokens=last,
         plain_patches=None if last is None else last @ visual.proj,
         blocks=found.blocks,
@@ -160,6 +174,7 @@ class _Found:
     x: Tensor
     """The original path's tokens after the blocks; the class token alone where no more is needed."""
     x_vv: Tensor
+    """The second path's tokens after the last block of it that was needed."""
     blocks: dict[int, Tensor]
     vv_blocks: dict[int, Tensor]
     """The second path's tokens after the blocks asked for."""
@@ -171,22 +186,26 @@ def _run(
     paths: Paths,
     *,
     patches_only: bool = False,
+    patches: bool = True,
     plain_patches: bool = False,
     taps: frozenset[int] = frozenset(),
     vv_taps: frozenset[int] = frozenset(),
 ) -> _Found:
-    """Both paths through the blocks; of the original one, what is needed at the end."""
+    """Both paths through the blocks; of either, what is needed at the end."""
     blocks: Sequence[ResidualAttentionBlock] = visual.transformer.resblocks
     if paths.vv_blocks[-1] >= len(blocks):
         raise ValueError(f"V-V block {paths.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
     x = embed(visual, images)
     x_vv = x
+    second = {number for number in paths.vv_blocks if patches or any(number <= tap for tap in vv_taps)}
     tapped: dict[int, Tensor] = {}
     vv_tapped: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
         last = patches_only and number == paths.vv_blocks[-1]
-        if number not in paths.vv_blocks:
-            x = block(x)
+        whole = plain_patches or number in taps
+        class_alone = number == len(blocks) - 1 and visual.pool_type == "tok" and not whole
+        if number not in second:
+            x = class_token_alone(block, x) if class_alone else block(x)
             if number in taps:
                 tapped[number] = x
             if number in vv_taps:
@@ -194,24 +213,36 @@ def _run(
             continue
         if number == paths.vv_blocks[0]:
             x_vv = x
-        q, k, v = _project_in(block, block.ln_1(x), values_only=last and paths.attention == "vv")
-        scale = v.shape[-1] ** -0.5
-        alike = {"vv": v, "qq": q, "kk": k}[paths.attention]
-        x_vv = x_vv + block.ls_1(_attend(block, alike, alike, v, scale / paths.temperature))
-        if paths.feed_forward:
-            x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
+        q, k, v = _asked(block, x, values_alone=last and paths.attention == "vv")
+        x_vv = _gather(block, x_vv, {"vv": v, "qq": q, "kk": k}[paths.attention], v, paths)
         if number in vv_taps:
             vv_tapped[number] = x_vv
         if last:
             break
-        whole = plain_patches or number in taps
-        if number == len(blocks) - 1 and visual.pool_type == "tok" and not whole:
+        if class_alone:
             x, q = x[:, :1], q[:, :, :1]  # only the class token leaves the original path
-        x = x + block.ls_1(_attend(block, q, k, v, scale))
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        x = leave(block, x, q, k, v)
         if number in taps:
             tapped[number] = x
     return _Found(x, x_vv, tapped, vv_tapped)
+
+
+def _asked(block: ResidualAttentionBlock, x: Tensor, *, values_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values by heads; or the values in all three places."""
+    normed = block.ln_1(x)
+    if values_alone:
+        (v,) = heads(block, project_in(block, normed, VALUES))
+        return v, v, v
+    q, k, v = heads(block, project_in(block, normed))
+    return q, k, v
+
+
+def _gather(block: ResidualAttentionBlock, x_vv: Tensor, alike: Tensor, v: Tensor, paths: Paths) -> Tensor:
+    """The second path's tokens after a block: attention with the same as queries and keys, added."""
+    x_vv = x_vv + block.ls_1(attend(block, alike, alike, v, v.shape[-1] ** -0.5 / paths.temperature))
+    if paths.feed_forward:
+        x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
+    return x_vv
 
 
 def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T W"]:
@@ -221,40 +252,6 @@ def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[
     tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
     embedded: Tensor = visual.ln_pre(visual.patch_dropout(tokens))
     return embedded
-
-
-def pool_of_tokens(visual: VisionTransformer, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B D"]:
-    """What the tower makes of these tokens, as they enter block 0: all blocks, then `pool`; not normalised.
-
-    The tokens may be any that `embed` gives, the class token first. Where the class token is what is pooled, the last
-    block's attention asks and its feed-forward runs for it alone.
-    """
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
-        x = block(x)
-    if visual.pool_type != "tok":
-        return pool(visual, last(x))
-    q, k, v = _project_in(last, last.ln_1(x), values_only=False)
-    x = x[:, :1] + last.ls_1(_attend(last, q[:, :, :1], k, v, v.shape[-1] ** -0.5))
-    return pool(visual, x + last.ls_2(last.mlp(last.ln_2(x))))
-
-
-def _project_in(block: ResidualAttentionBlock, normed: Tensor, *, values_only: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values by one product, each [B heads tokens head-width]; or the values in all three places."""
-    width = normed.shape[-1]
-    rows = slice(2 * width if values_only else 0, None)
-    projected = functional.linear(normed, block.attn.in_proj_weight[rows], block.attn.in_proj_bias[rows])
-    shape = (*normed.shape[:2], block.attn.num_heads, -1)
-    parts = [part.reshape(shape).transpose(1, 2) for part in projected.chunk(1 if values_only else 3, dim=-1)]
-    return parts[0], parts[len(parts) // 2], parts[-1]
-
-
-def _attend(block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention and the block's output projection."""
-    dropout = block.attn.dropout if block.training else 0.0
-    attended = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-    projected: Tensor = block.attn.out_proj(attended.transpose(1, 2).flatten(2))
-    return projected
 
 
 def pool(visual: VisionTransformer, x: Float[Tensor, "B T W"], *, ln_post: bool = True) -> Float[Tensor, "B D"]:

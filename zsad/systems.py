@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from medad.settings import Fraction, Settings
 from zsad.config import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
+from zsad.views import PATCHES
 
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 """Blocks of the image tower by number from 1, as papers count."""
@@ -44,7 +45,7 @@ class SystemSettings(Settings):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views of `zsad.views` that it reads beside class tokens and V-V patches."""
+        """Views of `zsad.views` that it reads beside class tokens; no others are made for it."""
         return ()
 
     @property
@@ -151,6 +152,10 @@ class AnoVl(SystemSettings):
     """Standard deviation of the Gaussian noise on tokens."""
 
     @property
+    def views(self) -> tuple[str, ...]:
+        return (PATCHES,)
+
+    @property
     def prompts(self) -> PromptStyle:
         return "supplement"
 
@@ -226,6 +231,10 @@ class DualImage(SystemSettings):
     @property
     def shown(self) -> str:
         return self.label or (f"{self.title} + TTA" if self.adaptation else self.title)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (PATCHES,)
 
     @property
     def prompts(self) -> PromptStyle:
@@ -332,7 +341,8 @@ class AnomalyClip(LearnedSettings):
 
     @property
     def views(self) -> tuple[str, ...]:
-        return tuple(f"vv-{number}" for number in self.blocks)
+        """The set M of eq. 2."""
+        return tuple(f"vv-{number}" for number in self.blocks) or (PATCHES,)
 
     @model_validator(mode="after")
     def _deep_tokens_fit(self) -> AnomalyClip:

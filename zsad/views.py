@@ -1,4 +1,4 @@
-"""What a system reads of an image beside its class token and V-V patches, by name."""
+"""What a system reads of an image beside its class token, by name; nothing else is computed or kept."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Literal
 
 from medad.errors import ConfigError
 
-_NAME = re.compile(r"plain|tokens|(block|vv|window)-([1-9][0-9]*)")
+PATCHES = "patches"
+_NAME = re.compile(r"patches|plain|tokens|(block|vv|window)-([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, order=True)
 class View:
-    """`plain`, `tokens`, `block-N`, `vv-N` or `window-N`.
+    """`patches`, `plain`, `tokens`, `block-N`, `vv-N` or `window-N`.
 
     | name | rows | what |
     |---|---|---|
+    | patches | N x D | patches of the V-V path (002, eq. 4) in the joint space, L2-normalised |
     | plain | N x D | patches of the original path in the joint space, L2-normalised |
     | tokens | N x W | the same after the last LayerNorm and before the projection, in the tower's width |
     | block-n | 1+N x W | tokens that block n (from 1, as papers count) gives, class token first, in the tower's width |
@@ -25,7 +27,7 @@ class View:
     | window-k | (g-k+1)^2 x D | class tokens of all windows of k x k patches, L2-normalised (WinCLIP) |
     """
 
-    kind: Literal["plain", "tokens", "block", "vv", "window"]
+    kind: Literal["patches", "plain", "tokens", "block", "vv", "window"]
     number: int = 0
 
     @classmethod
@@ -33,7 +35,7 @@ class View:
         """Raises ValueError for another name."""
         found = _NAME.fullmatch(name)
         if found is None:
-            raise ValueError(f"{name!r} is no view: plain, tokens, block-N, vv-N or window-N")
+            raise ValueError(f"{name!r} is no view: patches, plain, tokens, block-N, vv-N or window-N")
         return cls(found[1], int(found[2])) if found[1] else cls(name)  # type: ignore[arg-type]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,11 @@ def test_one_forward_serves_all_systems_of_an_encoder(finished: Any, world: Any)
     del finished
     categories = len(list(world.data.iterdir()))
     shots = made(world, "zsad-encode") - 2 * categories  # two encoders
+    indices = [folder / "index.json" for folder in (world.cache / "zsad-encode").iterdir()]
+    kept = [tuple(json.loads(index.read_text(encoding="utf-8"))["views"]) for index in indices]
+    windows = ("window-2", "window-3")
+    all_but_dpam = ("block-1", "block-2", "block-3", "patches", "plain", "tokens", *windows)
+    assert Counter(kept) == dict.fromkeys([all_but_dpam, ("patches",), ("tokens", *windows)], categories)
     assert shots == categories, "the one normal image of each category, whichever seed drew it"
     assert made(world, "zsad-train") == 2 * categories, "either learned system on the other category"
 

@@ -167,6 +167,16 @@ def test_scores_are_fused_again_only_where_a_lambda_decides(
     assert Fuse(ref("zsad-score"), settings_with(score__variants=variants, **lambdas).score).needed == needed
 
 
+def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[Image, ...]) -> None:
+    encoder = settings_with().encoder
+    asked: list[tuple[str, ...]] = [("patches",), (), ("plain",), ("patches", "plain"), ("window-2", "window-3")]
+    keys = [content_key(Encode(images, encoder, views=views).parts()) for views in asked]
+    assert len(set(keys)) == len(asked)
+    assert keys[0] == content_key(Encode(images, encoder).parts()), "what the dual-image scorer reads, in either flow"
+    backwards = Encode(images, encoder, views=("window-3", "window-2", "window-3"))
+    assert content_key(backwards.parts()) == keys[-1]
+
+
 def test_names_places_and_order_of_images_do_not_matter(images: tuple[Image, ...], tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     moved.mkdir()

@@ -12,8 +12,9 @@ import torch
 from torch.nn.functional import normalize
 
 from zsad.config import EncoderSettings
-from zsad.feature_store import CLASS_TOKENS, INDEX, PATCHES, FeatureIndex, FeatureStore, ImageRows, view_file
+from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.scorers.interface import Material
+from zsad.views import PATCHES
 
 GRID, DIM, PATCH_PX = 4, 6, 8
 
@@ -76,7 +77,7 @@ def random_tensors(crops: int, views: Mapping[str, tuple[int, int]], seed: int) 
     """Of length 1, but for the view `tokens`, which is not normalised."""
     drawn = {
         CLASS_TOKENS: unit(crops, DIM, seed=seed),
-        PATCHES: unit(crops, GRID**2, DIM, seed=seed + 1),
+        view_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),
         **{view_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(views.items())},
     }
     if "tokens" in views:

@@ -20,7 +20,7 @@ from zsad.learning import Source
 from zsad.scorers.interface import Material
 
 Grid = Sequence[Sequence[float]]
-VIEWS = ("block-1", "block-3", "vv-2", "vv-3")
+VIEWS = ("patches", "block-1", "block-3", "vv-2", "vv-3")
 SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
 """The long ones have two crops."""
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from zsad.config import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
 from zsad.dual_scores import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.evaluation import evaluate_category
-from zsad.feature_store import CLASS_TOKENS, INDEX, PATCHES, FeatureIndex, ImageRows
+from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, ImageRows
 from zsad.images import plan_crops
 from zsad.report_data import CategoryResult, ReportImage
 from zsad.scorers.dual import Evidence, Part, fuse_image
@@ -104,12 +104,12 @@ def write_category(
         identity={"weights": weights},
         images=tuple(rows),
         problems=(),
+        views={},
     )
     for part in ("features", "text"):
         (folder / part).mkdir(parents=True)
     (folder / "features" / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     np.save(folder / "features" / CLASS_TOKENS, np.zeros((first_row, 8), np.float32))
-    np.save(folder / "features" / PATCHES, np.zeros((first_row, GRID**2, 8), np.float32))
     write_json(folder / "text" / "text.json", {"counts": {"normal": 308, "anomalous": 308}, "category": name})
     scores, evaluated = {}, {}
     for seed in settings.seeds:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from medad.errors import InputError
 from tests.zsad.feature_sets import DIM, GRID, digest_of, material, random_tensors, write_features
 from zsad.adapt import crop_generator
-from zsad.feature_store import PATCHES, FeatureStore
+from zsad.feature_store import FeatureStore, view_file
 from zsad.scorers import anovl
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
@@ -127,10 +128,18 @@ def test_many_steps_tell_tokens_from_noise() -> None:
     assert (adapted.mean(1) < labels.mean(1) - 0.01).all()
 
 
+def test_features_without_the_second_path_are_told(tmp_path: Path) -> None:
+    tensors = random_tensors(1, {"window-2": (9, DIM)}, seed=0)
+    del tensors[view_file("patches")]
+    without = write_features(tmp_path / "without", (1,), tensors)
+    with pytest.raises(InputError, match=r"view-patches\.npy: the features were made without this view"):
+        list(anovl.score(material(without), AnoVl()))
+
+
 def test_nothing_is_left_behind(store: FeatureStore) -> None:
     state = torch.random.get_rng_state()
     (first, *_) = anovl.score(material(store), AnoVl())
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not drawn from"
     assert not first.map.requires_grad
     assert store.patches(0).shape == (1, N, DIM)
-    assert (store.folder / PATCHES).exists()
+    assert (store.folder / view_file("patches")).exists()

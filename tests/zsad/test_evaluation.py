@@ -258,13 +258,12 @@ def write(folder: Path, case: Case) -> tuple[Path, Path]:
     scores.mkdir()
     count = len(case.items)
     np.save(features / "class_tokens.npy", np.zeros((count, 2), dtype=np.float32))
-    np.save(features / "patches.npy", np.zeros((count, S * S, 2), dtype=np.float32))
     rows = tuple(
         ImageRows(sha256=item.sha256, height=S, width=S, canvas=(S, S), offsets=((0, 0),), first_row=n, rows=1)
         for n, item in enumerate(case.items)
     )
     index = FeatureIndex(
-        size_px=S, grid=S, dim=2, model="none", random_weights=True, identity={}, images=rows, problems=()
+        size_px=S, grid=S, dim=2, model="none", random_weights=True, identity={}, images=rows, problems=(), views={}
     )
     (features / "index.json").write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     parts = {

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from medad.errors import InputError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config import EncoderSettings
-from zsad.feature_store import CLASS_TOKENS, INDEX, PATCHES, FeatureIndex, FeatureStore, ImageRows, view_file
+from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.features import encode_images
 from zsad.scorers.dual import draw_references
 from zsad.scorers.interface import Material, Scored
@@ -61,7 +61,6 @@ def _material(folder: Path, crops: Sequence[int], blocks: Blocks, tokens: np.nda
     )
     folder.mkdir()
     np.save(folder / CLASS_TOKENS, tokens.astype("<f4"))
-    np.save(folder / PATCHES, np.zeros((len(tokens), GRID**2, DIM), "<f4"))
     for name, rows in blocks.items():
         np.save(folder / view_file(name), rows.astype("<f4"))
     (folder / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")

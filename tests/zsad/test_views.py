@@ -6,7 +6,7 @@ import hashlib
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from zsad.paths import Attention, Paths, two_path, views
 from zsad.views import View, parse_views
 from zsad.windows import encode_windows
 
-ALL_VIEWS = ("plain", "tokens", "block-1", "block-3", "window-2", "window-3")
+ALL_VIEWS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
@@ -84,6 +84,53 @@ def test_only_the_blocks_asked_for_are_shown(chosen: tuple[int, ...]) -> None:
     for number in chosen:
         torch.testing.assert_close(found.blocks[number], expected[number], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.class_token, visual(_images()), atol=1e-5, rtol=1e-5)
+
+
+def _attended(visual: VisionTransformer, paths: Paths, **wanted: Any) -> list[list[int]]:
+    """For each block, how many tokens each attention of ours gave; open_clip's own, inside a block, is not told."""
+    found: list[list[int]] = []
+    for block in visual.transformer.resblocks:
+        own: list[int] = []
+        block.attn.out_proj.register_forward_pre_hook(lambda _, given, own=own: own.append(given[0].shape[1]))
+        found.append(own)
+    views(visual, _images(), paths, **wanted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        # the second path's attention over 17 tokens and the original one's; at the end the class token asks alone
+        ({}, [[17, 17], [17, 17], [17, 1]]),
+        ({"patches": False}, [[], [], [1]]),
+        ({"patches": False, "plain_patches": True}, [[], [], []]),
+        ({"patches": False, "blocks": (0, 2)}, [[], [], []]),
+        ({"patches": False, "vv_blocks": (0,)}, [[17, 17], [], [1]]),
+        ({"patches": False, "vv_blocks": (1,), "blocks": (2,)}, [[17, 17], [17, 17], []]),
+    ],
+)
+@torch.no_grad()
+def test_of_either_path_only_what_is_needed_is_computed(wanted: dict[str, Any], expected: list[list[int]]) -> None:
+    assert _attended(_visual(6, "plain"), Paths((0, 1, 2)), **wanted) == expected
+
+
+@pytest.mark.parametrize("vv_blocks", [(0, 1, 2), (1,), (2,)])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "one block"])
+@torch.no_grad()
+def test_without_the_second_path_everything_else_stays(architecture: str, vv_blocks: tuple[int, ...]) -> None:
+    visual, paths = _visual(7, architecture), Paths(vv_blocks)
+    whole = views(visual, _images(), paths, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
+    less = views(visual, _images(), paths, patches=False, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
+    alone = views(visual, _images(), paths, patches=False)
+    assert less.patches is None
+    assert less.last_tokens is not None
+    assert whole.last_tokens is not None
+    torch.testing.assert_close(less.last_tokens, whole.last_tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(less.vv_patches[1], whole.vv_patches[1], atol=1e-5, rtol=1e-5)
+    for number in (0, 2):
+        torch.testing.assert_close(less.blocks[number], whole.blocks[number], atol=1e-5, rtol=1e-5)
+    for found in (less, alone):
+        torch.testing.assert_close(found.class_token, visual(_images()), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -168,28 +215,36 @@ def encoded(settings: EncoderSettings, files: dict[str, Path], tmp_path_factory:
 def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settings: EncoderSettings) -> None:
     encoder = Encoder.load(settings, torch.device("cpu"))
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    tokens, shown = encoder.encode_views(images, parse_views(ALL_VIEWS))
+    class_tokens, shown = encoder.encode_views(images, parse_views(ALL_VIEWS))
     visual, normalised = encoder.model.visual, encoder.normalise(images)
     assert isinstance(visual, VisionTransformer)
     with torch.no_grad():
         blocks = _blocks(visual, normalised)
         last = visual.ln_post(blocks[-1][:, 1:])
+        alone = encoder.encode(images)
         expected = {
+            "patches": alone.patches,
             "plain": normalize(last @ visual.proj, dim=-1),
             "tokens": last,
             "block-1": blocks[0],
             "block-3": blocks[2],
-            "window-2": normalize(encode_windows(visual, normalised, 2), dim=-1),
-            "window-3": normalize(encode_windows(visual, normalised, 3), dim=-1),
+            "window-2": normalize(encode_windows(visual, normalised, [2])[0], dim=-1),
+            "window-3": normalize(encode_windows(visual, normalised, [3])[0], dim=-1),
         }
     assert set(shown) == set(expected)
     for view in parse_views(ALL_VIEWS):
         torch.testing.assert_close(shown[view.name], expected[view.name], atol=1e-5, rtol=1e-5)
         assert shown[view.name].shape[1:] == encoder.view_shape(view)
-    alone = encoder.encode(images)
-    torch.testing.assert_close(tokens.class_token, alone.class_token, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(tokens.patches, alone.patches, atol=1e-5, rtol=1e-5)
-    assert encoder.encode_views(images, ())[1] == {}
+    torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
+    # whatever is asked for, and nothing beside it
+    for name in ALL_VIEWS:
+        class_tokens, shown = encoder.encode_views(images, parse_views([name]))
+        assert list(shown) == [name]
+        torch.testing.assert_close(shown[name], expected[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
+    class_tokens, shown = encoder.encode_views(images, ())
+    assert shown == {}
+    torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["vv", "qq", "kk"])
@@ -212,11 +267,11 @@ def test_rows_are_what_the_encoder_shows_of_each_crop(
     assert [image.rows for image in store.images] == [1, 2, 1, 3]
     for number, image in enumerate(store.images):
         crops = crop_image(read_image(files[image.sha256]), store.crops(number))
-        tokens, shown = encoder.encode_views(crops, parse_views(ALL_VIEWS))
+        class_tokens, shown = encoder.encode_views(crops, parse_views(ALL_VIEWS))
         for name, values in shown.items():
             torch.testing.assert_close(store.view(number, name), values, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(store.class_tokens(number), tokens.class_token, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(store.patches(number), tokens.patches, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(store.class_tokens(number), class_tokens, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(store.patches(number), shown["patches"], atol=1e-5, rtol=1e-5)
     assert np.load(encoded / "view-window-2.npy").shape == (7, 9, 24)
     assert np.load(encoded / "view-block-1.npy").dtype == np.float32
 
@@ -232,17 +287,32 @@ def test_order_and_batch_size_change_nothing_but_the_order(
         torch.testing.assert_close(other.view(3 - number, name), one.view(number, name), atol=1e-5, rtol=1e-5)
 
 
-def test_features_without_views_are_as_they_were(
-    encoded: Path, files: dict[str, Path], settings: EncoderSettings, tmp_path: Path
+@pytest.mark.parametrize("names", [("patches",), ("window-2",), ()])
+def test_only_what_is_asked_for_is_kept_and_anything_else_is_told(
+    encoded: Path, files: dict[str, Path], settings: EncoderSettings, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    encode_images(list(files.values()), list(files), settings, "cpu", tmp_path, views=names)
+    assert list(json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["views"]) == list(names)
+    kept = {"class_tokens.npy", "index.json", *(f"view-{name}.npy" for name in names)}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    every, some = FeatureStore(encoded), FeatureStore(tmp_path)
+    for number, name in ((number, name) for number in range(4) for name in ALL_VIEWS):
+        torch.testing.assert_close(some.class_tokens(number), every.class_tokens(number), atol=1e-5, rtol=1e-5)
+        if name in names:
+            torch.testing.assert_close(some.view(number, name), every.view(number, name), atol=1e-5, rtol=1e-5)
+        else:
+            with pytest.raises(InputError, match=rf"view-{name}\.npy: the features were made without this view"):
+                some.view(number, name)
+    if "patches" not in names:
+        with pytest.raises(InputError, match=r"view-patches\.npy: the features were made without this view"):
+            some.patches(0)
+
+
+def test_without_a_say_the_patches_of_the_vv_path_are_kept(
+    files: dict[str, Path], settings: EncoderSettings, tmp_path: Path
 ) -> None:
     encode_images(list(files.values()), list(files), settings, "cpu", tmp_path)
-    assert "views" not in json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["class_tokens.npy", "index.json", "patches.npy"]
-    with_views, without = FeatureStore(encoded), FeatureStore(tmp_path)
-    for number in range(4):
-        torch.testing.assert_close(without.patches(number), with_views.patches(number), atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputError, match=r"view-plain\.npy: the features were made without this view"):
-        without.view(0, "plain")
+    assert list(FeatureStore(tmp_path).index.views) == ["patches"]
 
 
 def test_a_view_that_is_not_there_stops_before_anything_is_written(settings: EncoderSettings, tmp_path: Path) -> None:

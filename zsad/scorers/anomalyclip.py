@@ -21,7 +21,7 @@ from medad.errors import ConfigError
 from zsad.checkpoints import trained_weights
 from zsad.config import PromptSettings
 from zsad.encoder import Encoder
-from zsad.learned import VV_PATCHES, Batch, Weights, dice_loss, focal_loss, patches_of, upsample
+from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
 from zsad.prompts import category_words
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
@@ -103,11 +103,6 @@ def local_loss(shares: Float[Tensor, "B 2 S S"], masks: Bool[Tensor, "B S S"]) -
     return focal_loss(logarithms, masks) + dice_loss(shares[:, 0], ~masks) + dice_loss(shares[:, 1], masks)
 
 
-def sources_of_patches(settings: AnomalyClip) -> tuple[str, ...]:
-    """The set M of eq. 2: views, or the final V-V patches alone."""
-    return settings.views or (VV_PATCHES,)
-
-
 @dataclass(frozen=True, eq=False)
 class AnomalyClipLearner:
     """Its training, on features; see `zsad.learned.Learner`. `ids` are each source's prompts, of `prompt_ids`."""
@@ -118,7 +113,7 @@ class AnomalyClipLearner:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return sources_of_patches(self.settings)
+        return self.settings.views
 
     def initial(self, generator: torch.Generator) -> Weights:
         """Normal, standard deviation 0.02."""
@@ -167,7 +162,7 @@ def score(material: Material, settings: AnomalyClip) -> Iterator[Scored]:
             upsample(
                 text_scores(patches_of(store, number, name).to(material.device), text, settings.tau), store.size_px
             )
-            for name in sources_of_patches(settings)
+            for name in settings.views
         ]
         summed = torch.stack(parts).sum(dim=0).cpu()
         yield Scored(number, float(share), _smoothed(summed, settings.sigma_px))
