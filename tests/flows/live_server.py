@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -70,13 +71,13 @@ def free_port() -> int:
         return port
 
 
-def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait until it is true; returns what it gave."""
+def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0, pause_s: float = 0.2) -> Any:
+    """Wait until it is true; returns what it gave. A short pause where the moment counts."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := true():
             return found
-        time.sleep(0.2)
+        time.sleep(pause_s)
     raise AssertionError(f"not within {seconds:.0f} s: {what}")
 
 
@@ -89,6 +90,40 @@ def processes(mark: str) -> dict[int, str]:
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if command:  # a zombie has none
                     found[int(folder.name)] = command
+    return found
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that descend from it, as far as they live."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent)
+    found = {pid} & parents.keys()
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening(pids: set[int]) -> set[tuple[str, int]]:
+    """The addresses and ports on which these processes take TCP connections."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(str(descriptor.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                host, _, port = local.partition(":")
+                words = bytes.fromhex(host)  # each in the byte order of the machine
+                raw = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                address = ipaddress.ip_address(raw)
+                found.add((str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)))
     return found
 
 
@@ -174,9 +209,9 @@ class Live:
         except (urllib.error.URLError, OSError):
             return False
 
-    def adflows(self, *arguments: str, code: int = 0) -> str:
+    def adflows(self, *arguments: str, code: int = 0, seconds: float = 240.0) -> str:
         """A command of ours, and what it printed."""
-        done = self._done("-m", "flows", *arguments)
+        done = self._done("-m", "flows", *arguments, seconds=seconds)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
 
@@ -186,7 +221,7 @@ class Live:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def _done(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def _done(self, *command: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *command],
             env=self.environment,
@@ -194,7 +229,7 @@ class Live:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=seconds,
             encoding="utf-8",
         )
 
