@@ -21,7 +21,7 @@ from flows.engines import EngineRunner
 from medad.errors import ConfigError
 from medad.settings import MachineSettings
 from tests.flows.device_jobs import is_alive
-from tests.flows.live_server import family, listening, wait_for
+from tests.flows.live_server import HANGS_S, family, listening, wait_for
 
 TASKS = 200
 KILLS = 12
@@ -52,11 +52,11 @@ def _leave_no_process() -> Iterator[None]:
         process = STARTED.pop()
         if process.poll() is None:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
 
 
 def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=HANGS_S)
     assert process.returncode == 0, err
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
@@ -99,7 +99,7 @@ def check(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("engine", ["threads", "dask", "ray"])
 def test_never_two_on_one_device_and_none_idle(engine: str, prefect_server: str, tmp_path: Path) -> None:
     process = begin(engine, 1, tmp_path, prefect_server)
@@ -118,7 +118,7 @@ def test_never_two_on_one_device_and_none_idle(engine: str, prefect_server: str,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_two_flows_share_the_devices_though_one_is_killed_again_and_again(prefect_server: str, tmp_path: Path) -> None:
     steady = begin("threads", 1, tmp_path, prefect_server)
     wait_for("steps are done", lambda: len(log_of(tmp_path)) > 10, 240)
@@ -147,7 +147,7 @@ def test_an_engine_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("engine", ["dask", "ray"])
 def test_a_flow_gives_the_same_on_any_engine(
     engine: str, new_world: Callable[..., Any], prefect_server: str, tmp_path: Path
@@ -162,7 +162,7 @@ def test_a_flow_gives_the_same_on_any_engine(
         command += ["--set", f"engine={engine}", "--set", "engine_workers=2", "--out", str(tmp_path / engine)]
         done = subprocess.run(
             command, env=os.environ | environment | {"ADFLOWS_CACHE": str(tmp_path / cache)}, capture_output=True,
-            encoding="utf-8", cwd=ROOT, timeout=280, check=False,
+            encoding="utf-8", cwd=ROOT, timeout=HANGS_S, check=False,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
         assert f"{broken}: " in done.stderr, "the terminal says which file"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from flows.digests import file_sha256
-from tests.flows.live_server import free_port, wait_for
+from tests.flows.live_server import HANGS_S, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def start(arguments: list[object], **environment: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> Any:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=HANGS_S)
     assert process.returncode == code, err
     return json.loads(out)
 
@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
     try:
         where = {"ADFLOWS_CACHE": str(small / "cache"), "PREFECT_API_URL": prefect_server}
         process = start(["liver", "train", world.config, "--out", tmp_path / "runs"], **where)
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=HANGS_S)
         assert process.returncode == 2, err
         assert "no room left" in err
         assert "Traceback" not in err

@@ -23,7 +23,7 @@ from flows.arrivals import Content
 from flows.digests import file_sha256
 from tests.flows.inbox_box import Box, read
 from tests.flows.inbox_driver import PLACES
-from tests.flows.live_server import wait_for
+from tests.flows.live_server import HANGS_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ class Process:
         return self.wait()
 
     def wait(self) -> tuple[int, str, str]:
-        code = self.running.wait(timeout=400)
+        code = self.running.wait(timeout=HANGS_S)
         return code, self.out.read_text(encoding="utf-8"), self.err.read_text(encoding="utf-8")
 
     def until(self, what: str, true: Callable[[], bool]) -> None:
@@ -122,7 +122,7 @@ def nothing_is_left(box: Box, cache: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> None:
     box.configure(settle_s=2.5)
     rng = random.Random(4)
@@ -165,7 +165,7 @@ def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> 
     nothing_is_left(box, cache)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_two_passes_at_once_make_everything_once(box: Box) -> None:
     scans = 12
     for number in range(scans):
@@ -188,7 +188,7 @@ def test_two_passes_at_once_make_everything_once(box: Box) -> None:
     nothing_is_left(box, Path(os.environ["ADFLOWS_CACHE"]))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_a_pass_killed_anywhere_is_made_good(box: Box) -> None:
     """At work on each step, before and after a result has its place, before the overview, before a failure's record."""
     cache = Path(os.environ["ADFLOWS_CACHE"])

@@ -25,7 +25,7 @@ from medad.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, listening, live, processes, wait_for
 from zsad.samples import PLANTED_NOTE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def serve(site: Live, *options: str) -> subprocess.Popen[bytes]:
@@ -46,7 +46,7 @@ def ready(site: Live, process: subprocess.Popen[bytes]) -> None:
 
 def stop(site: Live, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
     process.send_signal(number)
-    assert process.wait(120) == 0, site.log("serve.log")
+    assert process.wait(300) == 0, site.log("serve.log")
     assert processes(site.mark) == {}
 
 
@@ -138,7 +138,7 @@ RUN_AND_LOOK = """
 """
 
 DEMO = """
-    answer["demo"] = json.loads(site.adflows("demo", "--out", str(root / "runs"), "--json", seconds=1200))
+    answer["demo"] = json.loads(site.adflows("demo", "--out", str(root / "runs"), "--json", seconds=2400))
     answer["browser"] = {"v2/runs": render("http://127.0.0.1:4299/v2/runs", root)}
 """
 
@@ -186,7 +186,7 @@ def render(page: str, folder: Path) -> dict[str, Any] | None:
         "--dump-dom",
     ]
     done = subprocess.run(
-        [chromium, *options, page], capture_output=True, text=True, check=False, timeout=240, encoding="utf-8"
+        [chromium, *options, page], capture_output=True, text=True, check=False, timeout=600, encoding="utf-8"
     )
     events = json.loads(log.read_text(encoding="utf-8", errors="replace"))["events"]
     asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
@@ -220,7 +220,7 @@ def test_serve_and_its_ui_without_network(tmp_path: Path, new_world: Callable[..
     world = new_world(tmp_path / "world")
     (tmp_path / "configs" / "liver").mkdir(parents=True)
     shutil.copy(world.config, tmp_path / "configs" / "liver" / "tiny.yaml")
-    answer = without_network(tmp_path, RUN_AND_LOOK, 580)
+    answer = without_network(tmp_path, RUN_AND_LOOK, 2000)
     assert answer["state"] == "Completed"
     assert POLICY in answer["page"]
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//[^\"]+", answer["page"])
@@ -235,10 +235,10 @@ def test_serve_and_its_ui_without_network(tmp_path: Path, new_world: Callable[..
         assert PAGES[page] in seen["text"], page
 
 
-@pytest.mark.timeout(1600)
+@pytest.mark.timeout(3600)
 def test_the_demo_without_network(tmp_path: Path) -> None:
     """Nothing is at hand but the installation: no samples, no cache, no weights."""
-    answer = without_network(tmp_path, DEMO, 1500)
+    answer = without_network(tmp_path, DEMO, 3000)
     flows = answer["demo"]
     assert [flow["failures"] for flow in flows.values()] == [[], []]
     assert all(flow["computed"] > 0 for flow in flows.values())
