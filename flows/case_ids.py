@@ -199,6 +199,21 @@ def registered() -> list[RegisteredCase]:
     return [entry.case(case_id) for case_id, entry in sorted(_read().items())]
 
 
+def registered_count() -> int | None:
+    """How many cases are registered, None where there is no register; makes nothing. Raises ConfigError as all here."""
+    try:
+        private_folder().lstat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # said below
+    folder = _folder()
+    if not (folder / REGISTER).exists() and not (folder / KEY).exists():
+        return None
+    _secret()
+    return len(_read())
+
+
 def forget(case_id: str) -> None:
     """Remove an id. The scan gets the same one again, should it be registered again. Raises ConfigError."""
     with _changing() as cases:

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flows.case_ids import private_folder, registered_count
 from flows.settings import cache_root, core_count, memory_bytes, prepare_prefect
+from medad.errors import ConfigError
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -207,6 +209,18 @@ def check_cache() -> Check:
     return Check("cache", "ok", f"{root}, writable, locks work")
 
 
+def check_register() -> Check:
+    """The register of case ids: whole, its owner's alone, and with the key its ids were made with."""
+    folder = private_folder()
+    try:
+        count = registered_count()
+    except ConfigError as error:
+        return Check("case ids", "fail", str(error), "runs of scans by their ids stop until it is mended")
+    return Check(
+        "case ids", "ok", f"none yet; {folder}" if count is None else f"{count} in {folder}, readable by its owner only"
+    )
+
+
 def _disk(name: str, folder: Path) -> Check:
     free_gb = shutil.disk_usage(_nearest(folder)).free / GB
     found = f"{free_gb:.0f} GB free at {folder}"
@@ -244,6 +258,7 @@ def examine(runs: Path) -> list[Check]:
         check_pins,
         check_prefect,
         check_cache,
+        check_register,
         lambda: check_disk(runs),
         check_memory,
     ]

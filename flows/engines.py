@@ -34,9 +34,11 @@ RAY_DEFAULTS = {
     # which GPU a task has is up to its slot
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
 }
-RAY_ON_LOOPBACK = {
+RAY_OWN_CLUSTER = {
     # what Ray does on desktop systems: its own cluster of one machine talks on 127.0.0.1 and not on all addresses
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # as nice as the run itself, like threads and Dask's workers: at Ray's own 15 its steps starve on a busy machine
+    "RAY_worker_niceness": "0",
 }
 """Both only where the environment is silent, and read at Ray's import."""
 
@@ -130,7 +132,7 @@ def _dask(machine: MachineSettings, workers: int) -> Runner:
 
 
 def _ray(machine: MachineSettings, workers: int) -> Runner:
-    for name, value in (RAY_DEFAULTS | (RAY_ON_LOOPBACK if machine.engine_address is None else {})).items():
+    for name, value in (RAY_DEFAULTS | (RAY_OWN_CLUSTER if machine.engine_address is None else {})).items():
         os.environ.setdefault(name, value)
     from prefect_ray import RayTaskRunner
 
@@ -157,7 +159,9 @@ def _with_device(engine: str, wanted: bool) -> Iterator[None]:
     elif engine == "ray":
         from prefect_ray.context import remote_options
 
-        with remote_options(num_cpus=1, num_gpus=1 if wanted else 0):
+        # unlimited calls: by default Ray ends a worker after each task that had a GPU, lest it keep the memory.
+        # Here only steps' processes touch it, and a new worker has to load the libraries before each step
+        with remote_options(num_cpus=1, num_gpus=1 if wanted else 0, max_calls=0):
             yield
     else:
         yield

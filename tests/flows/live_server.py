@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ from flows.settings import checkout
 
 HOST = "testbox"
 POOL = "testpool"
+HANGS_S = 1200.0
+"""A process that takes longer than this hangs, however busy the machine; when idle, none takes two minutes."""
 MARK = "ADFLOWS_TEST_MARK"
 """In the environment of every process that a test starts, so that what is left of them can be found."""
 
@@ -70,13 +73,28 @@ def free_port() -> int:
         return port
 
 
-def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait until it is true; returns what it gave."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def waited_for_cpu_s() -> float:
+    """Seconds, since some moment, in which anything on this machine had to wait for a CPU; 0 where nobody counts."""
+    with contextlib.suppress(OSError):
+        some = Path("/proc/pressure/cpu").read_text(encoding="ascii").splitlines()[0]
+        return int(some.rpartition("total=")[2]) / 1e6
+    return 0.0
+
+
+def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0, pause_s: float = 0.2) -> Any:
+    """Wait until it is true; returns what it gave. A short pause where the moment counts.
+
+    The limit is for a machine that is otherwise idle: time in which programs wait for a CPU counts a tenth, so that
+    on a busy machine slowness is not taken for a hang.
+    """
+    spent, now, waited = 0.0, time.monotonic(), waited_for_cpu_s()
+    while spent < seconds:
         if found := true():
             return found
-        time.sleep(0.2)
+        time.sleep(pause_s)
+        before, now = now, time.monotonic()
+        busy, waited = waited_for_cpu_s() - waited, waited_for_cpu_s()
+        spent += now - before - 0.9 * min(busy, now - before)
     raise AssertionError(f"not within {seconds:.0f} s: {what}")
 
 
@@ -89,6 +107,40 @@ def processes(mark: str) -> dict[int, str]:
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if command:  # a zombie has none
                     found[int(folder.name)] = command
+    return found
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that descend from it, as far as they live."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent)
+    found = {pid} & parents.keys()
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening(pids: set[int]) -> set[tuple[str, int]]:
+    """The addresses and ports on which these processes take TCP connections."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(str(descriptor.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                host, _, port = local.partition(":")
+                words = bytes.fromhex(host)  # each in the byte order of the machine
+                raw = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                address = ipaddress.ip_address(raw)
+                found.add((str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)))
     return found
 
 
@@ -174,9 +226,9 @@ class Live:
         except (urllib.error.URLError, OSError):
             return False
 
-    def adflows(self, *arguments: str, code: int = 0) -> str:
+    def adflows(self, *arguments: str, code: int = 0, seconds: float = HANGS_S) -> str:
         """A command of ours, and what it printed."""
-        done = self._done("-m", "flows", *arguments)
+        done = self._done("-m", "flows", *arguments, seconds=seconds)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
 
@@ -186,7 +238,7 @@ class Live:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def _done(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def _done(self, *command: str, seconds: float = HANGS_S) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *command],
             env=self.environment,
@@ -194,7 +246,7 @@ class Live:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=seconds,
             encoding="utf-8",
         )
 
@@ -272,7 +324,7 @@ class Live:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(60)
+                    process.wait(120)
         for pid in processes(self.mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

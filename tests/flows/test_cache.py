@@ -17,6 +17,7 @@ import pytest
 
 from flows.cache import SIDECAR, ArtefactStore, DamagedArtefactError, Ref, Step, content_key, key_parts
 from medad.errors import DiskFullError
+from tests.flows.live_server import wait_for
 
 STEP = Step("paint", 1, (), ("pydantic",), volatile=frozenset({"timing"}))
 
@@ -221,13 +222,6 @@ def start(log: Path, seconds: float) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
 def test_processes_that_want_one_key_make_it_once(cache: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     workers = [start(log, 0.5) for _ in range(3)]
@@ -240,7 +234,7 @@ def test_processes_that_want_one_key_make_it_once(cache: Path, tmp_path: Path) -
 def test_a_killed_holder_frees_its_lock_and_its_half_is_swept(cache: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     killed = start(log, 600)
-    wait_for(log.exists)
+    wait_for("one holds the lock", log.exists)
     waiting = start(log, 0)
     time.sleep(0.3)
     assert waiting.poll() is None
@@ -255,8 +249,7 @@ def test_a_killed_holder_frees_its_lock_and_its_half_is_swept(cache: Path, tmp_p
 def test_what_killed_processes_left_is_swept_and_what_is_under_way_is_not(cache: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     killed = start(log, 600)
-    wait_for(log.exists)
-    wait_for(lambda: bool(list((cache / "tmp").glob("*/half"))))
+    wait_for("one is at work", lambda: log.exists() and list((cache / "tmp").glob("*/half")))
     assert ArtefactStore().sweep() == 0
     assert list((cache / "tmp").iterdir())
     os.kill(killed.pid, signal.SIGKILL)

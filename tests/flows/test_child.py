@@ -23,6 +23,7 @@ from flows.stopping import StoppedError, stopping
 from medad.errors import InputError, LimitError
 from medad.settings import MachineSettings, TimeLimits
 from tests.flows.device_jobs import Probe, is_alive
+from tests.flows.live_server import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +41,6 @@ def out(tmp_path: Path) -> Path:
 def facts(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "what").read_text(encoding="utf-8"))
     return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def is_free(name: str = "cpu") -> bool:
@@ -125,7 +119,7 @@ def test_what_it_started_ends_with_it(out: Path, tmp_path: Path) -> None:
     machine = MachineSettings(limits=TimeLimits(inference_hours=1 / 3600))
     with pytest.raises(LimitError):
         compute(Probe("x", f"grandchild {tmp_path / 'pid'}", machine), out, "key")
-    wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text(encoding="utf-8"))), 10)
+    wait_for("the grandchild is gone", lambda: not is_alive(int((tmp_path / "pid").read_text(encoding="utf-8"))))
 
 
 def test_a_flow_that_is_ended_ends_it(out: Path) -> None:
@@ -216,7 +210,9 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
         env=os.environ | {"PYTHONPATH": path},
     )
     try:
-        wait_for(lambda: (out / "what").exists() and bool((out / "what").read_text(encoding="utf-8")), 200)
+        wait_for(
+            "the step is at work", lambda: (out / "what").exists() and (out / "what").read_text(encoding="utf-8"), 200
+        )
         pid = facts(out)["pid"]
         os.kill(pid, signal.SIGSTOP)
         os.kill(flow.pid, signal.SIGKILL)
@@ -225,8 +221,8 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
         assert is_alive(pid)
         assert not is_free(), "the device is in use as long as the step's process lives"
         os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: not is_alive(pid), 20)
-        wait_for(is_free, 5)
+        wait_for("the step's process is gone", lambda: not is_alive(pid))
+        wait_for("the device is free", is_free)
     finally:
         flow.kill()
         flow.wait()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flows import doctor
+from flows import case_ids, doctor
 
 
 def test_a_cache_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +119,78 @@ def test_the_local_cache_of_weights_is_looked_at(
     assert ("offline" in check.found) == bool(offline)
     assert bool(check.advice) == (status != "ok")
     assert (tmp_path / "hub").exists() == bool(models), "looking makes nothing"
+
+
+@pytest.fixture
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "private"
+    monkeypatch.setenv("ADFLOWS_PRIVATE", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_register_of_case_ids_is_counted_and_none_is_made(tmp_path: Path, private: Path) -> None:
+    check = doctor.check_register()
+    assert (check.status, check.found.partition(";")[0]) == ("ok", "none yet")
+    assert not private.exists(), "to ask makes nothing"
+    private.mkdir(mode=0o700)
+    assert doctor.check_register().status == "ok"
+    assert not list(private.iterdir())
+    for number in range(2):
+        scan = tmp_path / f"MUSTERMANN-{number}.nii.gz"
+        scan.write_bytes(b"scan %d" % number)
+        case_ids.register(scan)
+    check = doctor.check_register()
+    assert (check.status, check.found.partition(" ")[0]) == ("ok", "2")
+    assert "MUSTERMANN" not in check.found + check.advice, "the answer may be mailed"
+
+
+def others_may_read(private: Path) -> None:
+    (private / "case-ids.json").chmod(0o644)
+
+
+def others_may_enter(private: Path) -> None:
+    private.chmod(0o755)
+
+
+def cut_short(private: Path) -> None:
+    register = private / "case-ids.json"
+    register.write_bytes(register.read_bytes()[:-9])
+
+
+def lose_the_key(private: Path) -> None:
+    (private / "case-ids.key").unlink()
+
+
+def spoil_the_key(private: Path) -> None:
+    (private / "case-ids.key").write_text("0123", encoding="ascii")
+
+
+def a_link(private: Path) -> None:
+    moved = (private / "case-ids.json").rename(private / "moved.json")
+    (private / "case-ids.json").symlink_to(moved)
+
+
+def a_file(private: Path) -> None:
+    shutil.rmtree(private)
+    private.touch(mode=0o600)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    "spoil", [others_may_read, others_may_enter, cut_short, lose_the_key, spoil_the_key, a_link, a_file]
+)
+def test_a_register_that_would_stop_a_run_is_a_failure_and_stays_as_it_is(
+    spoil: Callable[[Path], None], tmp_path: Path, private: Path
+) -> None:
+    scan = tmp_path / "MUSTERMANN.nii.gz"
+    scan.write_bytes(b"scan")
+    case_ids.register(scan)
+    spoil(private)
+    before = {path: (path.read_bytes(), path.lstat().st_mode) for path in private.rglob("*")}
+    check = doctor.check_register()
+    assert check.status == "fail"
+    assert check.found.startswith(str(private))
+    assert check.advice
+    assert "MUSTERMANN" not in check.found + check.advice
+    assert {path: (path.read_bytes(), path.lstat().st_mode) for path in private.rglob("*")} == before

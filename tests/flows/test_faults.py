@@ -7,10 +7,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 
 from flows.digests import file_sha256
+from tests.flows.live_server import HANGS_S, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,16 +30,9 @@ def start(arguments: list[object], **environment: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> Any:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=HANGS_S)
     assert process.returncode == code, err
     return json.loads(out)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
@@ -56,7 +48,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
 
     killed = go("cache", "runs")
     checkpoints = tmp_path / "cache" / "checkpoints"
-    wait_for(lambda: checkpoints.is_dir() and any(checkpoints.glob("restoration-*")))
+    wait_for("it trains", lambda: list(checkpoints.glob("restoration-*")), 120, 0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert list((tmp_path / "cache" / "tmp").iterdir()), "it was killed at work"
@@ -83,7 +75,7 @@ def test_an_interrupted_training_ends_soon_and_leaves_no_half(
     options += ["--set", "train.checkpoint_minutes=0.002", "--out", tmp_path / "runs"]
     process = start(options, **where)
     checkpoints = tmp_path / "cache" / "checkpoints"
-    wait_for(lambda: checkpoints.is_dir() and any(checkpoints.glob("restoration-*")))
+    wait_for("it trains", lambda: list(checkpoints.glob("restoration-*")), 120, 0.02)
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode not in {0, 2}
@@ -103,12 +95,6 @@ def test_two_runs_at_once_compute_each_task_once(
     tasks = 2 + 3 + 3
     assert sum(answer["computed"] for answer in answers) == tasks
     assert sum(answer["cached"] for answer in answers) == tasks
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -134,7 +120,7 @@ def real_server(tmp_path: Path) -> Iterator[str]:
             return False
 
     try:
-        wait_for(healthy)
+        wait_for("the server answers", healthy, 120)
         yield url
     finally:
         os.killpg(server.pid, signal.SIGTERM)
@@ -208,7 +194,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
     try:
         where = {"ADFLOWS_CACHE": str(small / "cache"), "PREFECT_API_URL": prefect_server}
         process = start(["liver", "train", world.config, "--out", tmp_path / "runs"], **where)
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=HANGS_S)
         assert process.returncode == 2, err
         assert "no room left" in err
         assert "Traceback" not in err

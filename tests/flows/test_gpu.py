@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from flows import gpu
 from flows.stopping import StoppedError, stopping
 from medad.errors import ConfigError
 from medad.settings import Gpus
+from tests.flows.live_server import wait_for
 
 HOLDER = """
 import sys, time
@@ -40,16 +40,9 @@ def hold(mark: Path, seconds: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", HOLDER, str(mark), str(seconds)])
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
 def test_two_processes_never_hold_one_device(tmp_path: Path) -> None:
     first = hold(tmp_path / "first", 600)
-    wait_for((tmp_path / "first").exists)
+    wait_for("the first holds it", (tmp_path / "first").exists)
     second = hold(tmp_path / "second", 0)
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(timeout=1.5)

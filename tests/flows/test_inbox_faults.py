@@ -23,6 +23,7 @@ from flows.arrivals import Content
 from flows.digests import file_sha256
 from tests.flows.inbox_box import Box, read
 from tests.flows.inbox_driver import PLACES
+from tests.flows.live_server import HANGS_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -69,16 +70,17 @@ class Process:
         return self.wait()
 
     def wait(self) -> tuple[int, str, str]:
-        code = self.running.wait(timeout=400)
+        code = self.running.wait(timeout=HANGS_S)
         return code, self.out.read_text(encoding="utf-8"), self.err.read_text(encoding="utf-8")
 
+    def until(self, what: str, true: Callable[[], bool]) -> None:
+        """Let it work until that is the case; fails when it ends before."""
 
-def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        assert process.running.poll() is None, process.wait()[2]
-        time.sleep(0.02)
+        def seen() -> bool:
+            assert self.running.poll() is None, self.wait()[2]
+            return true()
+
+        wait_for(what, seen, 900, 0.02)
 
 
 def made(box: Box) -> Counter[str]:
@@ -120,7 +122,7 @@ def nothing_is_left(box: Box, cache: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> None:
     box.configure(settle_s=2.5)
     rng = random.Random(4)
@@ -133,12 +135,12 @@ def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> 
 
     for results in (1, 14, 30):
         process = Process(box, "--watch", 1)
-        wait_for(lambda results=results: ended() >= results, process)  # type: ignore[misc]
+        process.until(f"{results} scans are done", lambda results=results: ended() >= results)  # type: ignore[misc]
         time.sleep(rng.uniform(0, 1.5))
         assert process.end(signal.SIGKILL)[0] == -signal.SIGKILL
     process = Process(box, "--watch", 1)
     dropping.join()
-    wait_for(lambda: ended() == SCANS, process)
+    process.until("all scans are done", lambda: ended() == SCANS)
     time.sleep(3)  # at least one more look
     code, _, err = process.end(signal.SIGINT)
     assert code in {0, 2}, err
@@ -163,7 +165,7 @@ def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> 
     nothing_is_left(box, cache)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_two_passes_at_once_make_everything_once(box: Box) -> None:
     scans = 12
     for number in range(scans):
@@ -186,7 +188,7 @@ def test_two_passes_at_once_make_everything_once(box: Box) -> None:
     nothing_is_left(box, Path(os.environ["ADFLOWS_CACHE"]))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_a_pass_killed_anywhere_is_made_good(box: Box) -> None:
     """At work on each step, before and after a result has its place, before the overview, before a failure's record."""
     cache = Path(os.environ["ADFLOWS_CACHE"])

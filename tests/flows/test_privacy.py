@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from flows.jobs import Job
 from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
 from medad.config import DatasetSettings
 from tests.flows import leaks, plants
+from tests.flows.live_server import free_port
 
 SECRETS = ("MUSTERMANN", "Erikadorothea", "PID4711", "19640229", "Glasgow Str")
 
@@ -545,12 +545,6 @@ elif __name__ == "__main__":
     sys.argv = ["adflows", *arguments]
     main()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from flows.cli_server import device_count
 from flows.server import LOST, TELL, ZOMBIES, limit_name
 from tests.flows.live_server import HOST, POOL, Live, live, postgres, postgres_bin, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
