@@ -24,14 +24,16 @@ from flows.jobs import Job
 from flows.liver import Stages
 from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import Prepare, Segment, source_digest
+from flows.liver_sides import Sides, salted_member, trained_members, training_rows
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import planned
 from flows.privacy import PrivateLiver, PrivatePath, PrivateSensitivity, confined
-from flows.publish import MANIFEST, RunFolder, copied, installed_versions, publish, read_manifest
+from flows.publish import MANIFEST, RunFolder, copied, installed_versions, publish
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.tasks import Submitted, describe
 from flows.terminal import terminal
 from medad.errors import ConfigError, UserError
+from medad.folds import find_leaks
 from medad.settings import MACHINE_FIELDS
 
 if TYPE_CHECKING:
@@ -160,16 +162,18 @@ def settings_for(study: PrivateSensitivity, model: Path) -> PrivateLiver:
     of_model = liver_folder.settings_of_run(model)
     settings = liver_folder.settings_over(of_model, study.settings_by_key, model=model, source="settings")
     own = {name: getattr(study, name) for name in MACHINE_FIELDS}
-    return settings.model_copy(update={"name": study.name, "test_data": study.healthy, **own})
+    return settings.model_copy(update={"name": study.name, "test_data": study.healthy, "folds": None, **own})
 
 
 def trained_on(model: Path, cases: Sequence[Case]) -> frozenset[str] | None:
-    """Ids of the cases whose scan the run in folder `model` was trained on, by content; None where it does not say."""
-    inputs = read_manifest(model).get("inputs", [])
-    known = {row["sha256"]["scan"] for row in inputs if row.get("use") == "train"}
-    if not known:
+    """Ids of the cases whose scan or patient the run in folder `model` was trained on; None where it does not say."""
+    rows = training_rows(model)
+    if not rows:
         return None
-    return frozenset(case.id for case in cases if source_digest(case.scan) in known)
+    sides = Sides.of((), cases).with_salted()
+    tested = [salted_member(member, sides.salted.get(("test", member.case_id))) for member in sides.members("test")]
+    trained = trained_members(rows)
+    return frozenset(member.case_id for member in tested if find_leaks(trained, [member]))
 
 
 def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:

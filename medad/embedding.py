@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medad import nets
+from medad.batches import load_slices
 from medad.config import SynthesisSettings
 from medad.devices import keep_freed_memory, pick_device
 from medad.errors import InputError
 from medad.preprocess import load_prepared
 from medad.synthesis import synthesise
-from medad.train import load_slices
 
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")
@@ -59,7 +59,7 @@ def describe(
         query = torch.from_numpy(pixels[part])[:, None].to(device).float() / 255
         features = _deepest(net, query).float()
         share = torch.from_numpy(organ[part])[:, None].to(device).float()
-        share = functional.adaptive_avg_pool2d(share, list(features.shape[-2:]))
+        share = functional.adaptive_avg_pool2d(share, (features.shape[-2], features.shape[-1]))
         described.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
     return np.concatenate(described) if described else np.zeros((0, 1), np.float32)
 
@@ -143,9 +143,10 @@ def _synthesised(training: Sequence[Path], synthesis: SynthesisSettings, seed: i
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.pixels), generator=generator)
     pixels, organs = [], []
-    for part in order.split(32):
+    for part in torch.split(order, 32):
         organ = data.organ[part]
-        batch = synthesise(data.pixels[part].float(), organ, synthesis, generator)
+        scale = data.scale(part) if synthesis.kind == "lesions" else None
+        batch = synthesise(data.pixels[part].float(), organ, synthesis, generator, scale=scale)
         drawn = batch.mask.flatten(1).any(1)
         pixels.append(batch.image[drawn, 0].round().to(torch.uint8).numpy())
         organs.append(organ[drawn, 0].numpy())

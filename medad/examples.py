@@ -10,10 +10,10 @@ import torch
 from safetensors.numpy import save_file
 
 from medad import nets
+from medad.batches import load_slices
 from medad.config import SynthesisSettings
 from medad.devices import keep_freed_memory, pick_device
 from medad.synthesis import synthesise
-from medad.train import load_slices
 
 EXAMPLES = "examples.safetensors"
 DRAWN_A_SLICE = 8
@@ -64,11 +64,12 @@ def write_examples(
     large = torch.nonzero(area >= area.float().median())[:, 0]
     chosen = large[torch.randperm(len(large), generator=generator)][: count * DRAWN_A_SLICE]
     clean = data.pixels[chosen].float()
-    batch = synthesise(clean, data.organ[chosen], synthesis, generator)
+    scale = data.scale(chosen) if synthesis.kind == "lesions" else None
+    batch = synthesise(clean, data.organ[chosen], synthesis, generator, scale=scale)
     drawn = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
     net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     spoilt = batch.image[drawn]
-    restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in spoilt.split(batch_size)]
+    restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in torch.split(spoilt, batch_size)]
     grey = torch.cat(restored).clamp(0, 1) * 255 if restored and len(spoilt) else torch.zeros_like(spoilt)
     arrays = {
         "clean": clean[drawn],

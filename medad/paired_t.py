@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
 
+Key = TypeVar("Key", int, str)
 DECIMALS = 12
 """Differences are rounded to these, so that equal rows differ by nothing."""
 
@@ -36,7 +38,7 @@ class PairedOutcome:
     reason: str = ""
 
 
-def paired_t(a: Mapping[str | int, float | None], b: Mapping[str | int, float | None]) -> PairedOutcome:
+def paired_t(a: Mapping[Key, float | None], b: Mapping[Key, float | None]) -> PairedOutcome:
     """Paired Student's t-test, two-sided, over what both have (the test of the thesis's table 3.2).
 
     Parameters

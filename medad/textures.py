@@ -138,4 +138,5 @@ class GeneratedTextures(Textures):
         y, x = place[None, :, None], place[None, None, :]
         along = 2 ** (1 + 4 * cycles) * (x * torch.cos(angle * torch.pi) + y * torch.sin(angle * torch.pi))
         pattern = torch.lerp(cloud, torch.sin(TAU * (along + phase + cloud / 2)), share)
-        return 255 * (0.2 + 0.6 * level + (0.2 + 0.4 * contrast) * pattern).clamp(0, 1)[:, None]
+        texture: Tensor = 255 * (0.2 + 0.6 * level + (0.2 + 0.4 * contrast) * pattern).clamp(0, 1)[:, None]
+        return texture

@@ -114,7 +114,10 @@ def test_a_model_whose_training_nobody_knows_is_refused(
     options = ("--model", model, "--name", "judged", "--out", tmp_path, "--json")
     evaluated = cli("liver", "evaluate", world.config, *options)
     assert evaluated.code == 0, evaluated.err
-    folder = evaluated.answer["run_folder"]
+    folder = Path(evaluated.answer["run_folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["inputs"] = [row for row in manifest["inputs"] if row["use"] != "train"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     ran = cli("liver", "sensitivity", folder, "--healthy", world.root / "healthy", "-o", tmp_path / "out", *SMALL)
     assert ran.code == 2
     assert "names no training scan" in ran.err

@@ -24,7 +24,8 @@ def test_it_is_students_formula() -> None:
     assert found.t == pytest.approx(t)
     assert found.p == pytest.approx(float(p))
     other = paired_t(b, a)
-    assert (other.t, other.p) == (pytest.approx(-t), pytest.approx(float(p)))
+    assert other.t == pytest.approx(-t)
+    assert other.p == pytest.approx(float(p))
 
 
 def test_only_what_both_have_is_paired() -> None:
@@ -36,7 +37,8 @@ def test_undefined_cases_have_a_reason() -> None:
     none = paired_t({0: 0.1}, {1: 0.1})
     assert (none.difference, none.p, none.n) == (None, None, 0)
     one = paired_t({0: 0.5}, {0: 0.2})
-    assert (one.difference, one.sd, one.p, one.n) == (pytest.approx(0.3), None, None, 1)
+    assert one.difference == pytest.approx(0.3)
+    assert (one.sd, one.p, one.n) == (None, None, 1)
     alike = paired_t({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5})
     assert (alike.p, alike.t) == (None, None)
     assert "no spread" in alike.reason

@@ -85,7 +85,7 @@ def test_joint_training_is_the_plain_loop(prepared: list[Path], tmp_path: Path, 
     losses = []
     for epoch in range(3):
         order = torch.randperm(SLICES, generator=generator_for(0, "restoration", ORDER, epoch, CPU))
-        for place, chosen in enumerate(order.split(BATCH_SIZE)):
+        for place, chosen in enumerate(torch.split(order, BATCH_SIZE)):
             generator = generator_for(0, "restoration", BATCH, 2 * epoch + place, CPU)
             made = synthesise(pixels[chosen], organ[chosen], settings.synthesis, generator)
             query, clean = made.image / 255, pixels[chosen] / 255
@@ -176,8 +176,8 @@ def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(prepared: lis
     # and it can be segmented with, by its file
     by_file = load_networks(one, tmp_path / "taken" / "snapshot-0002.safetensors", "cpu")
     by_folder = load_networks(one, tmp_path / "alone2", "cpu")
-    results = [predict(PIXELS, networks, 4).probability for networks in (by_file, by_folder)]
-    np.testing.assert_array_equal(*results)
+    first, second = (predict(PIXELS, networks, 4).probability for networks in (by_file, by_folder))
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("lost", [False, True])
