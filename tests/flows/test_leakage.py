@@ -93,7 +93,7 @@ def test_a_scan_on_both_sides_ends_the_run_before_anything_is_made(
     )
     assert exported.code == 2
     assert exported.answer["failures"][0]["stage"] == "leakage"
-    assert not (tmp_path / "slices").exists()
+    assert not (tmp_path / "slices" / "liver").exists()
     assert steps(cache) == set()
 
 

@@ -141,13 +141,14 @@ def test_committed_ablations_are_table_3_2(name: str) -> None:
         )
         for key, one in rows.items()
     }
-    assert parts == {
+    table = {
         "draem": (False, False, False),
         "tp": (True, False, False),
         "tp_pa": (True, True, False),
         "pa_unet": (False, True, True),
         "tp_pa_unet": (True, True, True),
     }
+    assert {key: parts[key] for key in table} == table
     curve = next(one for one in settings.variants() if one.group == CURVE)
     assert settings.curve is not None
     assert curve.settings.train.segmentation.epochs == settings.curve.epochs
