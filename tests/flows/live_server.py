@@ -110,6 +110,13 @@ def processes(mark: str) -> dict[int, str]:
     return found
 
 
+def kill_marked(mark: str) -> None:
+    """End what is left of a test's processes, whoever their parent is by now."""
+    for pid in processes(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def family(pid: int) -> set[int]:
     """A process and all that descend from it, as far as they live."""
     parents = {}
@@ -319,15 +326,13 @@ class Live:
         (self.held / f"{mark}.go").touch()
 
     def close(self) -> None:
-        """End what is left, whoever its parent is by now."""
+        """End them, in the order in which they depend on each other."""
         for process in reversed(self.started):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(120)
-        for pid in processes(self.mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_marked(self.mark)
         for process in self.started:
             process.wait(30)
 

@@ -13,6 +13,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from flows.settings import checkout
 from flows.ui_policy import POLICY
 from medad.samples import PHANTOM_NOTE
-from tests.flows.live_server import HOST, POOL, Live, listening, live, processes, wait_for
+from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for
 from zsad.samples import PLANTED_NOTE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -118,7 +119,7 @@ from tests.flows.live_server import Live
 from tests.flows.test_serve import PAGES, loaded, ready, render, serve, stop
 
 root = Path(sys.argv[1])
-site = Live(root, port=4299)
+site = Live(root, port=4299, mark=sys.argv[2])
 answer = {}
 try:
     process = serve(site)
@@ -204,13 +205,17 @@ def without_network(tmp_path: Path, do: str, seconds: float) -> dict[str, Any]:
         pytest.skip("network namespaces are not permitted here")
     script = tmp_path / "alone.py"
     script.write_text(ALONE.replace("    {do}\n", do.lstrip("\n")), encoding="utf-8")
-    command = f"ip link set lo up && exec {sys.executable} {script} {tmp_path}"
+    mark = uuid.uuid4().hex
+    command = f"ip link set lo up && exec {sys.executable} {script} {tmp_path} {mark}"
     # nor is there a folder that pip would take for an index
     environment = os.environ | {"PYTHONPATH": str(checkout()), "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
-    done = subprocess.run(
-        [*alone, command], env=environment, capture_output=True, text=True, check=False, timeout=seconds,
-        encoding="utf-8",
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [*alone, command], env=environment, capture_output=True, text=True, check=False, timeout=seconds,
+            encoding="utf-8",
+        )  # fmt: skip
+    finally:
+        kill_marked(mark)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer

@@ -61,7 +61,7 @@ def kill(pids: list[int]) -> None:
 
 def heard_of(site: Live, run: FlowRun) -> None:
     """Wait until the run's first sign of life has reached the server."""
-    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "related": {"id": [f"prefect.flow-run.{run.id}"]}}
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
     with site.client() as client:
         wait_for(
             f"run {run.name} gives a sign of life",
