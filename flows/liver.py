@@ -250,20 +250,21 @@ class Stages:
             if not self.leaked:  # else that is why
                 self.tally.fail(Failure("model", "restoration", "no training case could be prepared"))
             return None
-        if self.settings.train.schedule == "joint":
-            return self._train_joint(refs)
+        joint = self.settings.train.schedule == "joint"
+        models = self._train_joint(refs) if joint else self._train_two_phases(refs)
+        if models is not None:
+            self._trained_on[models] = [self.sides().prepared("train", case_id, ref) for case_id, ref in found]
+        return models
+
+    def _train_two_phases(self, prepared: tuple[Ref, ...]) -> Models | None:
         with terminal.bars():
-            restoration = self.tally.run("model", TrainRestoration(refs, self.settings, self.settings.machine))
+            restoration = self.tally.run("model", TrainRestoration(prepared, self.settings, self.settings.machine))
             if restoration is None:
                 return None
             segmentation = self.tally.run(
-                "model", TrainSegmentation(refs, restoration, self.settings, self.settings.machine)
+                "model", TrainSegmentation(prepared, restoration, self.settings, self.settings.machine)
             )
-        if segmentation is None:
-            return None
-        models = Models(restoration, segmentation)
-        self._trained_on[models] = [self.sides().prepared("train", case_id, ref) for case_id, ref in found]
-        return models
+        return None if segmentation is None else Models(restoration, segmentation)
 
     def _train_joint(self, prepared: tuple[Ref, ...]) -> Models | None:
         with terminal.bars():
