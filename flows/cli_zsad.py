@@ -183,12 +183,15 @@ def train(
     settings = settings.model_copy(
         update={"name": name or f"{system.system}-{settings.name}"[:64], "ablations": (), "auxiliary": None}
     )
+    from flows.compare import TRAINED_FILES
     from flows.compare import train as train_flow
     from flows.publish import writable
 
     folder = writable(out / "zsad-train" / settings.name)
     private = PrivateCompare.of(settings)
-    conclude(run_flow(train_flow, settings=private, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    outcome = run_flow(train_flow, settings=private, out=folder, refresh=refresh, dry_run=dry_run)
+    checkpoint = folder.absolute() / TRAINED_FILES[0]
+    conclude(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
 
 
 @app.command()

@@ -113,13 +113,14 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
         say(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
     if outcome.run_folder is not None and (statement := read_statement(outcome.run_folder)):
         say(statement)
-    if outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file():
+    reported = outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file()
+    if outcome.run_folder is not None and reported:
         say(f"report: {(outcome.run_folder / 'report.html').absolute()}")
     total = outcome.computed + outcome.cached
     say(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
-        say(f"{cases} failed" + ("; the report says which and why" if outcome.run_folder is not None else ""))
+        say(f"{cases} failed" + ("; the report says which and why" if reported else ""))
 
 
 def find_config(config: Path, flow: str) -> Path:

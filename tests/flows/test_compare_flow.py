@@ -170,9 +170,11 @@ def test_a_checkpoint_of_the_command_train_serves_a_comparison(
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         trained = cli("zsad", "train", "april_gan", "--on", world.data, *options)
         refused = cli("zsad", "train", "clip", "--on", world.data, *options)
+        told = cli("zsad", "train", "april_gan", "--on", world.data, *options[:-1])
     assert trained.code == 0, trained.err
     assert refused.code == 2
     checkpoint = Path(trained.answer["run_folder"]) / "checkpoint.safetensors"
+    assert f"checkpoint: {checkpoint}" in told.out
     values = yaml.safe_load(world.config.read_text(encoding="utf-8"))
     system = next(one for one in SYSTEMS if one["system"] == "april_gan")
     other = world.config.with_name("given.yaml")
