@@ -46,7 +46,7 @@ def test_equal_slices_lose_nothing_and_opposite_ones_much() -> None:
 def test_both_parts_weigh_alike_and_the_gradient_reaches_every_pixel() -> None:
     restored, clean = _slices(3).requires_grad_(), _slices(4)
     loss = l2_ssim_loss(restored, clean)
-    squares = float(((restored - clean) ** 2).mean())
+    squares = float(((restored - clean) ** 2).mean().detach())
     assert float(loss.detach()) == pytest.approx(squares + float(ssim_loss(restored, clean).detach()), rel=1e-6)
     (gradient,) = torch.autograd.grad(loss, restored)
     assert (gradient != 0).all()
