@@ -276,7 +276,8 @@ class Live:
         (folder / f"{MODULE}.py").write_text(HELD, encoding="utf-8")
         values = yaml.safe_load((checkout() / "prefect.yaml").read_text(encoding="utf-8"))
         ours = {entry["name"]: entry | {"parameters": {}, "schedules": []} for entry in values["deployments"]}
-        cron = [{"slug": "now", "cron": "* * * * *", "timezone": "{{ $ADFLOWS_TIMEZONE }}"}]
+        # off: a process each minute is half of what a busy machine has to give
+        cron = [{"slug": "now", "cron": "* * * * *", "timezone": "{{ $ADFLOWS_TIMEZONE }}", "active": False}]
         values["deployments"] = [
             ours["liver-nightly"] | {"name": "queued", "entrypoint": f"{MODULE}.held"},
             ours["segment-inbox"] | {"name": "alone", "entrypoint": f"{MODULE}.held"},

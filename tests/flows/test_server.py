@@ -264,10 +264,17 @@ def is_free(lock: Path) -> bool:
 
 
 def test_a_cron_fires(site: Live) -> None:
+    def switch(on: bool) -> None:
+        with site.client() as client:
+            client.update_deployment_schedule(cron.id, cron.schedules[0].id, active=on)
+
     def fired() -> bool:
         with site.client() as client:
-            cron = client.read_deployment_by_name("liver-quick/cron")
             runs = [run for run in client.read_flow_runs() if run.deployment_id == cron.id and run.auto_scheduled]
         return any(run.state is not None and run.state.name == "Completed" for run in runs)
 
+    with site.client() as client:
+        cron = client.read_deployment_by_name("liver-quick/cron")
+    switch(True)
     wait_for("a run of the schedule completed", fired, 150)
+    switch(False)
