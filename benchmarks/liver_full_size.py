@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medad import nets
 from medad.config import LiverSettings, load
-from medad.devices import flush_denormals, keep_freed_memory
+from medad.devices import denormals_flushed, keep_freed_memory
 from medad.losses import focal_loss, l1_loss
 from medad.synthesis import synthesise
 
@@ -118,7 +118,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="Timed steps of each phase.")
     arguments = parser.parse_args()
     keep_freed_memory()
-    flush_denormals()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = load(CONFIGS / f"{arguments.config}.yaml")
     both, synthesis = phases(settings, device)
@@ -131,7 +130,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     total, here, least = 0.0, 0.0, 1.0
     for phase in both:
-        work, taken = flops_of(phase.step), seconds_of(phase.step, arguments.steps, device)
+        with denormals_flushed():
+            work, taken = flops_of(phase.step), seconds_of(phase.step, arguments.steps, device)
         share, steps = work / taken / bound, phase.steps(arguments.slices)
         total, here, least = total + steps * work, here + steps * taken, min(least, share)
         print(f"| {phase.name} | {steps} | {work / 1e12:.3f} | {taken:.2f} | {share:.2f} |")

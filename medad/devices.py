@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -61,10 +63,15 @@ def keep_freed_memory() -> None:
             return
 
 
-def flush_denormals() -> None:
-    """Let the CPU take numbers below 1e-38 for zero; call it before the first parallel operation of a process.
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Within it, the CPU takes numbers below 1e-38 for zero, on this thread and on those of torch that begin there.
 
     Where a network is sure of flat background, gradients and Adam's second moments fall that low, and each operation on
     such a number costs the CPU a hundred times another.
     """
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

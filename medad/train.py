@@ -26,7 +26,7 @@ from medad import nets
 from medad.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, generator_for, load_slices
 from medad.checkpoints import Checkpoint, snapshot_name
 from medad.config import LiverSettings, NetSettings, PhaseSettings
-from medad.devices import flush_denormals, keep_freed_memory, pick_device
+from medad.devices import denormals_flushed, keep_freed_memory, pick_device
 from medad.errors import ConfigError
 from medad.losses import focal_loss, l1_loss, l2_ssim_loss
 from medad.progress import OnProgress, Progress
@@ -200,7 +200,6 @@ def _run(
 ) -> None:
     """Fit a job's networks from their start or their checkpoint, and write them."""
     keep_freed_memory()
-    flush_denormals()
     started = time.monotonic()
     data = load_slices(prepared, device)
     textures = None
@@ -225,7 +224,8 @@ def _run(
 
     save = None if kept is None else partial(kept.save, trained, optimiser)
     part = min(largest_batch or job.phase.batch_size, job.phase.batch_size)
-    losses = _fit(job, trained, optimiser, data, textures, settings, part, done, on_progress, save, snapshot)
+    with denormals_flushed():
+        losses = _fit(job, trained, optimiser, data, textures, settings, part, done, on_progress, save, snapshot)
     curve = {
         "phase": job.name,
         "epochs": job.phase.epochs,

@@ -158,3 +158,12 @@ def test_the_one_cycle_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     assert rates[99] < 2e-3 * 0.001
     assert [learning_rate(phase, 0, 1)] == [pytest.approx(2e-3 / 25)]
     assert {learning_rate(PhaseSettings(epochs=1), step, 9) for step in range(9)} == {1e-4}
+
+
+def test_training_leaves_the_process_its_smallest_numbers(prepared: list[Path], tmp_path: Path) -> None:
+    """Training flushes denormals; what runs after it in the process must not."""
+    out = tmp_path / "out"
+    out.mkdir()
+    train_restoration(prepared, _settings(), out, device="cpu")
+    assert float(torch.tensor([1e-40]) * 1.0) > 0
+    assert np.nextafter(np.float32(0), np.float32(1)) * np.float32(1) > 0

@@ -225,7 +225,11 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
         ("restoration", [0.5, 0.25]),
         ("segmentation", [0.1]),
     ]
-    assert document["settings"]["postprocess"] == {"threshold": 0.5, "min_lesion_mm3": 0.0}
+    assert document["settings"]["postprocess"] == {
+        "threshold": 0.5,
+        "auto_range": [0.25, 0.5],
+        "min_lesion_mm3": 0.0,
+    }
 
 
 def test_page_shows_what_the_json_holds(report: Report, tmp_path: Path) -> None:
