@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import stats
 
-Key = TypeVar("Key", int, str)
+Key = TypeVar("Key", bound=int | str)
 DECIMALS = 12
 """Differences are rounded to these, so that equal rows differ by nothing."""
 

@@ -36,7 +36,8 @@ def make(name: str, files: dict[str, str]) -> Ref:
 
 def a_run(path: Path, report: str = "report") -> RunFolder:
     summary = json.dumps({"summary": {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1, "more": 2}})
-    models = Models(*(make(net, {"model.safetensors": net, "curve.json": "{}"}) for net in liver_folder.NETS))
+    restoration, segmentation = (make(net, {"model.safetensors": net, "curve.json": "{}"}) for net in liver_folder.NETS)
+    models = Models(restoration, segmentation)
     return RunFolder(
         path=path,
         settings=SETTINGS,
