@@ -172,16 +172,14 @@ def _mean_dice(row: RowReport) -> float:
     return -1.0 if stat is None else stat.mean
 
 
-def _by_seed(row: RowReport, figure: str) -> dict[str | int, float | None]:
+def _by_seed(row: RowReport, figure: str) -> dict[int, float | None]:
     return {one.seed: one.figures[figure] for one in row.seeds}
 
 
-def _by_case(
-    a: RowReport, b: RowReport, figure: str
-) -> tuple[dict[str | int, float | None], dict[str | int, float | None]]:
+def _by_case(a: RowReport, b: RowReport, figure: str) -> tuple[dict[str, float | None], dict[str, float | None]]:
     seeds = {one.seed for one in a.seeds} & {one.seed for one in b.seeds}
 
-    def of(row: RowReport) -> dict[str | int, float | None]:
+    def of(row: RowReport) -> dict[str, float | None]:
         values: dict[str, list[float | None]] = {}
         for one in row.seeds:
             for case in one.cases if one.seed in seeds else ():
