@@ -6,6 +6,7 @@ nothing is patched or copied.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
@@ -31,7 +32,7 @@ def project_in(
 def heads(block: ResidualAttentionBlock, projected: Float[Tensor, "B T _"]) -> tuple[Float[Tensor, "B h T w"], ...]:
     """What `project_in` gave, one by one, and by attention heads h."""
     shape = (*projected.shape[:2], block.attn.num_heads, -1)
-    parts = projected.split(block.attn.embed_dim, dim=-1)
+    parts = torch.split(projected, block.attn.embed_dim, dim=-1)
     return tuple(part.reshape(shape).transpose(1, 2) for part in parts)
 
 
