@@ -254,4 +254,4 @@ def test_the_demo_without_network(tmp_path: Path) -> None:
     if seen is None:
         pytest.skip("all but the browser's part: Chromium is not installed")
     assert seen["hosts"] == ["127.0.0.1"], page
-    assert all(name in seen["text"] for name in ("liver", "zsad", "Completed")), seen["text"]
+    assert all(name in seen["text"] for name in ("liver demo", "zsad demo", "Completed")), seen["text"]
