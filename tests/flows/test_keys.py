@@ -105,6 +105,9 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("preprocess.equalise", False, {"prepare"}),
     ("preprocess.lift_dark", False, {"prepare"}),
     ("preprocess.min_liver_px", 9, {"prepare"}),
+    ("preprocess.standardise", "median", {"prepare"}),
+    ("preprocess.resolution_mm", 2.0, {"prepare"}),
+    ("preprocess.frame_mm", 200.0, {"prepare"}),
     ("synthesis.blur_sigma_px", 9.0, {"restoration", "segmentation"}),
     ("synthesis.threshold_grey", 190.0, {"restoration", "segmentation"}),
     ("synthesis.ellipse_px", 5, {"restoration", "segmentation"}),
@@ -112,6 +115,12 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("synthesis.shift_distribution", "normal", {"restoration", "segmentation"}),
     ("synthesis.kind", "perlin_texture", {"restoration", "segmentation"}),
     ("synthesis.texture.threshold", 0.3, set()),
+    ("synthesis.lesions.most", 2, set()),
+    ("train.mirror", True, {"restoration", "segmentation"}),
+    ("inference.flips", True, {"segment"}),
+    ("inference.smooth_mm", 2.0, {"segment"}),
+    ("inference.combine", {"segmentation": 0.5, "residual": 0.5}, {"segment"}),
+    ("postprocess.auto_range", [0.3, 0.5], {"segment"}),
     ("restoration.architecture", "autoencoder", {"restoration", "segmentation"}),
     ("restoration.widths", [8, 16, 32], {"restoration", "segmentation"}),
     ("restoration.groups", 4, {"restoration", "segmentation"}),
@@ -154,6 +163,28 @@ def test_joint_training_depends_on_what_either_phase_does_but_phase_twos_own(
     )
     of_phase_two = key.startswith(("train.segmentation.", "train.snapshot_epochs"))
     assert (base != other) == (bool(steps & {"restoration", "segmentation"}) and not of_phase_two)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("group", "values", "steps"),
+    [
+        ("preprocess", {"background": "median"}, {"prepare"}),
+        ("synthesis", {"lesions": {"most": 2}}, {"restoration", "segmentation"}),
+        ("train", {"variation": {"vessels": 2}}, {"restoration", "segmentation"}),
+    ],
+)
+def test_settings_of_slices_in_hu_change_the_steps_that_use_them(
+    case: Case, group: str, values: dict[str, object], steps: set[str]
+) -> None:
+    in_hu: dict[str, Any] = BASE | {
+        "preprocess": {"equalise": False, "standardise": "median"},
+        "synthesis": {"kind": "lesions"},
+        "train": BASE.get("train", {}) | {"variation": {}},
+    }
+    base = keys_of(parse(in_hu, source="test"), case)
+    other = keys_of(parse(in_hu | {group: in_hu[group] | values}, source="test"), case)
+    assert {name for name in base if base[name] != other[name]} - {"report"} == steps
 
 
 def _textured(**texture: object) -> dict[str, str]:
@@ -224,7 +255,8 @@ def test_the_table_knows_every_setting(case: Case) -> None:
     # one that is in the table, since whole groups enter a key
     groups = (
         *("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal."),
-        "synthesis.texture.",
+        *("synthesis.texture.", "synthesis.lesions.", "inference.combine."),
+        *("preprocess.background", "train.variation"),  # which need slices in HU: the test below
     )
     known.add("segmentation.architecture")  # there is only one
     missing = leaves(parse(BASE, source="test").model_dump()) - known

@@ -216,7 +216,10 @@ def test_a_models_run_says_which_cases_trained_it(
     (older / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     ran = cli(*command, *data, "--model", older, "--name", "fourth")
     assert ran.code == 0, ran.err
-    assert UNKNOWN_TRAINING in json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text())["notes"]
+    assert (
+        UNKNOWN_TRAINING
+        in json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))["notes"]
+    )
 
 
 def test_scans_that_trained_a_model_may_be_segmented_with_it(

@@ -115,9 +115,9 @@ def test_a_model_whose_training_nobody_knows_is_refused(
     evaluated = cli("liver", "evaluate", world.config, *options)
     assert evaluated.code == 0, evaluated.err
     folder = Path(evaluated.answer["run_folder"])
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["inputs"] = [row for row in manifest["inputs"] if row["use"] != "train"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     ran = cli("liver", "sensitivity", folder, "--healthy", world.root / "healthy", "-o", tmp_path / "out", *SMALL)
     assert ran.code == 2
     assert "names no training scan" in ran.err
