@@ -216,7 +216,7 @@ class AblationReport(Job):
         1,
         ("medad.ablation_report:write_ablation_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=("medad/ablation_template.html",),
+        files=("medad/report_style.html", "medad/report_end.html", "medad/ablation_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Report(Job):
         1,
         ("medad.report:write_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=("medad/report_template.html",),
+        files=("medad/report_style.html", "medad/report_end.html", "medad/report_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

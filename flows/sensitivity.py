@@ -22,7 +22,7 @@ from flows.cache import Ref
 from flows.engines import RUNNER
 from flows.jobs import Job
 from flows.liver import Stages
-from flows.liver_folder import Models, UsedCase
+from flows.liver_folder import Models
 from flows.liver_jobs import Prepare, Segment, source_digest
 from flows.liver_sides import Sides, salted_member, trained_members, training_rows
 from flows.outcome import Outcome, failed_steps, final_state
@@ -87,7 +87,7 @@ class SensitivityStages(Stages):
         ready = []
         for job, task in zip(jobs, tasks, strict=True):
             if (prepared := task.ref()) is not None:
-                self.used.append(UsedCase("test", job.case.id, prepared))
+                self.used.append(self._used("test", job.case.id, prepared))
                 segment = Segment(
                     prepared,
                     models.restoration,

@@ -100,7 +100,7 @@ class SensitivityReport(Job):
         1,
         ("medad.sensitivity_report:write_sensitivity_report",),
         ("jinja2", "matplotlib", "scipy"),
-        files=("medad/sensitivity_template.html", "medad/sensitivity_section.html"),
+        files=("medad/report_style.html", "medad/report_end.html", "medad/sensitivity_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

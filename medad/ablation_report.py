@@ -5,12 +5,10 @@ Equal inputs give equal bytes. No path and no patient data goes in: cases appear
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import yaml
 
 from medad import pictures
@@ -30,7 +28,7 @@ from medad.ablation_tables import (
     summary_rows,
     write_csv,
 )
-from medad.pages import jpeg_uri
+from medad.pages import jpeg_uri, page_environment
 from medad.storage import write_bytes
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
@@ -111,9 +109,7 @@ def write_ablation_report(
 
 def render_html(document: AblationDocument, shown: Pictures) -> str:
     """The document as one self-contained page."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment("medad")
     environment.filters.update(
         percent=percent,
         figure=_figure,
@@ -124,10 +120,9 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
         changes=_changes,
         lines=_lines,
     )
-    template = importlib.resources.files("medad").joinpath("ablation_template.html").read_text(encoding="utf-8")
     ours = _charted_rows(document)
     labels = {row.name: row.label for row in document.rows}
-    return environment.from_string(template).render(
+    return environment.get_template("ablation_template.html").render(
         doc=document,
         labels=labels,
         fractions=FRACTIONS,

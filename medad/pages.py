@@ -1,11 +1,25 @@
-"""LEAF: what makes a page self-contained: content as data URIs. Also used by `zsad`."""
+"""LEAF: what the pages of reports are made with: templates, and content as data URIs. Also used by `zsad`."""
 
 from __future__ import annotations
 
 import base64
+import importlib.resources
 import io
 
+import jinja2
 from PIL import Image
+
+
+def page_environment(package: str) -> jinja2.Environment:
+    """Templates among a package's files: escaped, and an error where one names what it was not given."""
+    files = importlib.resources.files(package)
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def data_uri(kind: str, content: bytes) -> str:

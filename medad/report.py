@@ -5,12 +5,10 @@ Equal inputs give equal bytes. No path and no patient data goes in: cases appear
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import yaml
 from jaxtyping import Bool
@@ -20,7 +18,7 @@ from medad import pictures
 from medad.config import LiverSettings
 from medad.errors import InputError
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
-from medad.pages import jpeg_uri
+from medad.pages import jpeg_uri, page_environment
 from medad.preprocess import load_prepared
 from medad.report_document import (
     PLANTED_GENERATED,
@@ -135,15 +133,12 @@ def write_report(
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:
     """The document as one self-contained page; `row_uris` holds a picture for each shown slice of each case."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment("medad")
     environment.filters.update(
         figure=_figure, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
     )
-    template = importlib.resources.files("medad").joinpath("report_template.html").read_text(encoding="utf-8")
     curves = [(_curve_title(curve), curve.steps, curve.loss) for curve in document.curves]
-    return environment.from_string(template).render(
+    return environment.get_template("report_template.html").render(
         doc=document,
         row_uris=row_uris,
         row_width_px=row_width_px,

@@ -6,15 +6,14 @@ Equal inputs give equal bytes. No path and no patient data goes in: cases appear
 from __future__ import annotations
 
 import csv
-import importlib.resources
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
+from medad.pages import page_environment
 from medad.report_document import FailedCase
 from medad.sensitivity import Figures, Row, VolumeRecord
 from medad.sensitivity_charts import heat_map_png, heat_map_uri, size_label
@@ -22,7 +21,7 @@ from medad.sensitivity_config import SensitivitySettings
 from medad.sensitivity_document import SensitivityDocument, VolumeResult, make_document, read_volumes
 from medad.storage import write_bytes
 
-__all__ = ["FailedCase", "VolumeResult", "section_html", "write_sensitivity_report"]
+__all__ = ["FailedCase", "VolumeResult", "write_sensitivity_report"]
 
 REPORT_FILES = (
     "report.html", "report.json", "lesions.csv", "sensitivity.csv", "sensitivity.tex", "preview.png",
@@ -87,33 +86,14 @@ def write_sensitivity_report(
 
 def render_html(document: SensitivityDocument) -> str:
     """The document as one self-contained page."""
-    return _render("sensitivity_template.html", document)
-
-
-def section_html(document: SensitivityDocument) -> str:
-    """The figures alone, as part of a page that styles `cards`, `scroll`, `sub`, `tag` and `chart`."""
-    return _render("sensitivity_section.html", document)
-
-
-def _render(name: str, document: SensitivityDocument) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("medad")
     environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
     planted = document.summary is not None and document.summary.planted
-    return environment.get_template(name).render(
+    return environment.get_template("sensitivity_template.html").render(
         doc=document,
         heat_map=heat_map_uri(document.cells) if planted else None,
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
     )
-
-
-def _template(name: str) -> str:
-    return importlib.resources.files("medad").joinpath(name).read_text(encoding="utf-8")
 
 
 def latex_table(document: SensitivityDocument) -> str:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.resources
-
 import jinja2
 from markupsafe import Markup, escape
 
+from medad import pages
 from zsad.published import PublishedRow, Quoted
 from zsad.report_document import PRO_200, Stat
 
 
 def page_environment() -> jinja2.Environment:
     """Templates of this package, escaped, with the filters percent, quoted and heading."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.page_environment("zsad")
     environment.tests["in_group"] = lambda title, group: title.startswith(group)
     environment.filters.update(percent=percent, quoted=quoted, heading=_heading)
     return environment
@@ -52,7 +45,3 @@ def _heading(title: str) -> Markup:
     """A metric's title below `image` or `pixel`, in short lines."""
     lines = title.split(" ", 1)[1].replace("F1max at oracle ", "F1max at\noracle\n").replace(" 200 ", " 200\n")
     return Markup("<br>").join(map(escape, lines.split("\n")))
-
-
-def _template(name: str) -> str:
-    return importlib.resources.files("zsad").joinpath(name).read_text(encoding="utf-8")
