@@ -5,13 +5,14 @@ Training gets settings in which all that it must not depend on stands at a neutr
 
 from __future__ import annotations
 
+import abc
 import functools
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from flows.cache import ArtefactStore, Ref, Step, library_versions
 from flows.jobs import DeviceJob, Job, json_values
@@ -181,23 +182,23 @@ def _textures_inputs(folder: Path) -> dict[str, Any]:
     return {"digest": digest, "libraries": library_versions(_TEXTURES)}
 
 
-@dataclass(frozen=True)
-class TrainRestoration(DeviceJob):
-    """Phase one. The prepared cases are put in the order of their digests: a renamed case changes no weight."""
+class _Trains(DeviceJob):
+    """What the trainings have in common. The prepared cases are put in the order of their digests: a renamed case
+    changes no weight."""
 
     prepared: tuple[Ref, ...]
     settings: LiverSettings
-    machine: MachineSettings = ANY_MACHINE
+    training: ClassVar[Training]
     kind = "training"
-    step = Step("restoration", 1, ("medad.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
-        object.__setattr__(self, "settings", _training_settings(self.settings, "restoration"))
+        object.__setattr__(self, "settings", _training_settings(self.settings, self.training))
 
     @property
     def batch_size(self) -> int:
-        return self.settings.train.restoration.batch_size
+        train = self.settings.train
+        return (train.segmentation if self.training == "segmentation" else train.restoration).batch_size
 
     def inputs(self) -> dict[str, Any]:
         return _training_inputs(self.prepared, self.settings)
@@ -205,17 +206,18 @@ class TrainRestoration(DeviceJob):
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
         from flows.progress import follow
 
-        return follow("restoration")
+        return follow(self.training)
+
+    @abc.abstractmethod
+    def train(self) -> Callable[..., None]:
+        """The domain call, but for the cases, the settings and what `run_on` knows."""
 
     def run_on(self, out: Path, place: Place) -> None:
-        from medad.train import train_restoration
-
-        folders = [ref.folder() for ref in self.prepared]
         with checkpoint_file(self.step, place.key) as checkpoint:
-            train_restoration(
-                folders,
-                self.settings,
-                out,
+            self.train()(
+                [ref.folder() for ref in self.prepared],
+                settings=self.settings,
+                out=out,
                 device=place.device,
                 largest_batch=place.batch_size,
                 checkpoint=checkpoint,
@@ -224,57 +226,49 @@ class TrainRestoration(DeviceJob):
 
 
 @dataclass(frozen=True)
-class TrainSegmentation(DeviceJob):
+class TrainRestoration(_Trains):
+    """Phase one."""
+
+    prepared: tuple[Ref, ...]
+    settings: LiverSettings
+    machine: MachineSettings = ANY_MACHINE
+    training = "restoration"
+    step = Step("restoration", 1, ("medad.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"}))
+
+    def train(self) -> Callable[..., None]:
+        from medad.train import train_restoration
+
+        return train_restoration
+
+
+@dataclass(frozen=True)
+class TrainSegmentation(_Trains):
     """Phase two, with phase one's network frozen."""
 
     prepared: tuple[Ref, ...]
     restoration: Ref
     settings: LiverSettings
     machine: MachineSettings = ANY_MACHINE
-    kind = "training"
+    training = "segmentation"
     step = Step("segmentation", 1, ("medad.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"}))
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
-        object.__setattr__(self, "settings", _training_settings(self.settings, "segmentation"))
-
-    @property
-    def batch_size(self) -> int:
-        return self.settings.train.segmentation.batch_size
-
     def inputs(self) -> dict[str, Any]:
-        return _training_inputs(self.prepared, self.settings) | {"restoration": self.restoration.digest}
+        return super().inputs() | {"restoration": self.restoration.digest}
 
-    def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import follow
-
-        return follow("segmentation")
-
-    def run_on(self, out: Path, place: Place) -> None:
+    def train(self) -> Callable[..., None]:
         from medad.train import train_segmentation
 
-        folders = [ref.folder() for ref in self.prepared]
-        with checkpoint_file(self.step, place.key) as checkpoint:
-            train_segmentation(
-                folders,
-                self.restoration.folder(),
-                self.settings,
-                out,
-                device=place.device,
-                largest_batch=place.batch_size,
-                checkpoint=checkpoint,
-                on_progress=place.report,
-            )
+        return functools.partial(train_segmentation, restoration=self.restoration.folder())
 
 
 @dataclass(frozen=True)
-class TrainJoint(DeviceJob):
+class TrainJoint(_Trains):
     """Both networks at once; `JointNetwork` makes an artefact of each."""
 
     prepared: tuple[Ref, ...]
     settings: LiverSettings
     machine: MachineSettings = ANY_MACHINE
-    kind = "training"
+    training = "joint"
     step = Step(
         "joint",
         1,
@@ -283,36 +277,10 @@ class TrainJoint(DeviceJob):
         volatile=frozenset({"restoration/curve.json", "segmentation/curve.json"}),
     )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
-        object.__setattr__(self, "settings", _training_settings(self.settings, "joint"))
-
-    @property
-    def batch_size(self) -> int:
-        return self.settings.train.restoration.batch_size
-
-    def inputs(self) -> dict[str, Any]:
-        return _training_inputs(self.prepared, self.settings)
-
-    def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import follow
-
-        return follow("joint")
-
-    def run_on(self, out: Path, place: Place) -> None:
+    def train(self) -> Callable[..., None]:
         from medad.train import train_joint
 
-        folders = [ref.folder() for ref in self.prepared]
-        with checkpoint_file(self.step, place.key) as checkpoint:
-            train_joint(
-                folders,
-                self.settings,
-                out,
-                device=place.device,
-                largest_batch=place.batch_size,
-                checkpoint=checkpoint,
-                on_progress=place.report,
-            )
+        return train_joint
 
 
 class checkpoint_file:  # noqa: N801 - used as a context manager
@@ -347,7 +315,7 @@ class Segment(DeviceJob):
         "segment",
         2,
         ("medad.cases:segment_case",),
-        (*_NETS, "nibabel", "scipy"),
+        (*_NETS, "nibabel", "scikit-image", "scipy"),
         volatile=frozenset({"case.json"}),
     )
 

@@ -172,6 +172,7 @@ def segment_case(
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
+    post = post.model_copy(update={"threshold": threshold_of(probability, case.liver, post)})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)
     write_probability(out / PROBABILITY, probability, geometry)
@@ -188,7 +189,7 @@ def segment_case(
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, out / SLICES)
     table = {
         "status": "lesions" if lesions else "no lesion",
-        "threshold": threshold_of(probability, case.liver, post),
+        "threshold": post.threshold,
         "min_lesion_mm3": post.min_lesion_mm3,
         "liver_ml": float(np.count_nonzero(case.liver) * geometry.voxel_mm3 / 1000),
         "lesion_count": len(lesions),
