@@ -152,15 +152,6 @@ class YardstickReport(_Part):
     row: RowReport
 
 
-class TablePart(_Part):
-    """A table of a part that other studies fill in; cells are text or numbers as they are to be shown."""
-
-    title: str
-    remark: str = ""
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]
-
-
 class FailureReport(_Part):
     row: str
     """Empty: it concerns all rows."""
@@ -189,8 +180,6 @@ class AblationDocument(_Part):
     sweeps: tuple[SweepReport, ...]
     curve: CurveReport | None
     embedding: EmbeddingReport | None
-    sensitivity: tuple[TablePart, ...]
-    """Tables on planted lesions by size and contrast. Empty: not measured."""
     failures: tuple[FailureReport, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]

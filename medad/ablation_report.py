@@ -15,7 +15,7 @@ from medad import pictures
 from medad.ablation_charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
 from medad.ablation_config import ROWS, AblationSettings, PublishedFigures
 from medad.ablation_data import AblationResults
-from medad.ablation_document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport, TablePart
+from medad.ablation_document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
 from medad.ablation_panels import example_panels, test_panels
 from medad.ablation_summary import make_document
 from medad.ablation_tables import (
@@ -59,7 +59,6 @@ def write_ablation_report(
     *,
     settings: AblationSettings,
     results: AblationResults,
-    sensitivity: Sequence[TablePart] = (),
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
@@ -76,8 +75,6 @@ def write_ablation_report(
         The run's settings; folders and names of files in them are withheld.
     results
         In any order; the tables have the order of the settings.
-    sensitivity
-        Tables of a study of planted lesions, shown as a section of their own.
     versions
         Name -> version of what computed the results.
     notes
@@ -90,7 +87,7 @@ def write_ablation_report(
     DiskFullError
         No room to write; earlier reports stay whole.
     """
-    document = make_document(settings, results, sensitivity=sensitivity, versions=versions, notes=notes)
+    document = make_document(settings, results, versions=versions, notes=notes)
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     write_bytes(out / "report.html", render_html(document, _pictures(settings, results)).encode())
     write_csv(out / "summary.csv", summary_rows(document))

@@ -26,7 +26,6 @@ from medad.ablation_document import (
     PairedTest,
     RowReport,
     SweepReport,
-    TablePart,
     YardstickReport,
 )
 from medad.embedding import KINDS, principal_components, read_features
@@ -51,7 +50,6 @@ def make_document(
     settings: AblationSettings,
     results: AblationResults,
     *,
-    sensitivity: Sequence[TablePart] = (),
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> AblationDocument:
@@ -88,7 +86,6 @@ def make_document(
         sweeps=sweeps,
         curve=_curve(settings, results),
         embedding=_embedding(results),
-        sensitivity=tuple(sensitivity),
         failures=_failures(results, base.test_data.opaque_ids or base.train_data.opaque_ids),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),

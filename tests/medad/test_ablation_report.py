@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from medad.ablation_config import AblationSettings
 from medad.ablation_data import AblationResults, EvaluatedCase, FailedRow, SnapshotResult, VariantResult
-from medad.ablation_document import AblationDocument, TablePart
+from medad.ablation_document import AblationDocument
 from medad.ablation_report import write_ablation_report
 from medad.ablation_summary import paired_tables
 from medad.examples import EXAMPLES
@@ -125,17 +125,12 @@ def results(tmp_path: Path) -> AblationResults:
     )
 
 
-TABLE = TablePart(title="By size", columns=("mm", "found"), rows=(("5 to 8", 0.25), ("8 to 12", None)))
-
-
 @pytest.fixture
 def written(tmp_path: Path, results: AblationResults) -> Path:
     out = tmp_path / "out"
     out.mkdir()
     settings = AblationSettings.model_validate(SETTINGS)
-    write_ablation_report(
-        out, settings=settings, results=results, sensitivity=[TABLE], versions={"python": "3"}, notes=["a note"]
-    )
+    write_ablation_report(out, settings=settings, results=results, versions={"python": "3"}, notes=["a note"])
     return out
 
 
@@ -238,7 +233,6 @@ def test_the_page_is_whole_and_says_whose_figures_are_whose(written: Path) -> No
     assert "52.6" in page.words
     assert "A & co" in page.words
     assert "no result: see what failed" in page.words
-    assert "Sensitivity to planted lesions" in page.headings
     assert "prefers-color-scheme: dark" in text
     assert all((image["src"] or "").startswith("data:") for image in page.images)
     assert all(image["alt"] for image in page.images)
@@ -277,9 +271,7 @@ def test_equal_results_give_equal_bytes(written: Path, tmp_path: Path, results: 
     again = tmp_path / "again"
     again.mkdir()
     settings = AblationSettings.model_validate(SETTINGS)
-    write_ablation_report(
-        again, settings=settings, results=results, sensitivity=[TABLE], versions={"python": "3"}, notes=["a note"]
-    )
+    write_ablation_report(again, settings=settings, results=results, versions={"python": "3"}, notes=["a note"])
     for path in written.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
