@@ -58,7 +58,15 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
     server = check_prefect()
     if server.status == "fail":
         raise ConfigError(f"Prefect: {server.found}; {server.advice}")
-    outcome = flow(**parameters, return_state=True).result(raise_on_failure=False)
+    try:
+        outcome = flow(**parameters, return_state=True).result(raise_on_failure=False)
+    except RuntimeError as error:
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        raise ConfigError(
+            "Prefect: its temporary server did not answer in time; run again when the machine is less busy, raise"
+            " PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or keep a server running with `adflows serve`"
+        ) from error
     if isinstance(outcome, BaseException):
         raise outcome
     assert isinstance(outcome, Outcome)

@@ -263,21 +263,27 @@ def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path:
     assert not (tmp_path / "out.nii.gz").exists()
 
 
-def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PREFECT_API_URL", "http://127.0.0.1:9/api"), ("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "1")],
+    ids=["a dead server", "a temporary server that is late"],
+)
+def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, variable: str, value: str) -> None:
     """In a process of its own: which server to use is read at Prefect's import."""
     config = tmp_path / "c.yaml"
     data = {"root": str(tmp_path), "layout": "btcv"}
     config.write_text(yaml.safe_dump({"name": "c", "train_data": data, "test_data": data}), encoding="utf-8")
     import os
 
-    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "ADFLOWS_CACHE": str(tmp_path / "cache")}
+    homes = {"ADFLOWS_CACHE": str(tmp_path / "cache"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = os.environ | homes | {variable: value}
     done = subprocess.run(
         [sys.executable, "-m", "flows", "liver", "prepare", str(config)],
         capture_output=True, text=True, check=False, env=environment, encoding="utf-8"
     )  # fmt: skip
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
-    assert "PREFECT_API_URL" in line
+    assert variable in line
 
 
 def test_doctor_as_json_names_every_check(cli: Cli, cache: Path, tmp_path: Path) -> None:
