@@ -236,9 +236,11 @@ def test_a_second_run_is_skipped_where_it_has_nothing_to_do(site: Live) -> None:
 
 
 def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: Live) -> None:
+    cache = Path(site.environment["ADFLOWS_CACHE"])
+    models = sorted(cache.glob("restoration/*"))  # of other runs
+    assert not list(cache.glob("checkpoints/restoration-*"))
     run = site.ask("liver/liver-nightly", config="endless")
-    checkpoints = Path(site.environment["ADFLOWS_CACHE"]) / "checkpoints"
-    wait_for("it trains", lambda: list(checkpoints.glob("restoration-*")), 120)
+    wait_for("it trains", lambda: list(cache.glob("checkpoints/restoration-*")), 120)
     lock = Path(site.environment["ADFLOWS_SLOTS"]) / "cpu.lock"
     assert not is_free(lock)
     with site.client() as client:
@@ -247,9 +249,8 @@ def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: 
     assert ended.state is not None
     assert ended.state.name == "Cancelled"
     wait_for("its process is gone, and the device free", lambda: is_free(lock), 30)
-    cache = Path(site.environment["ADFLOWS_CACHE"])
-    assert not (cache / "restoration").exists()
-    assert list(checkpoints.glob("restoration-*")), "where a run goes on from"
+    assert sorted(cache.glob("restoration/*")) == models
+    assert list(cache.glob("checkpoints/restoration-*")), "where a run goes on from"
 
 
 def is_free(lock: Path) -> bool:
