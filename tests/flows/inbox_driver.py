@@ -15,6 +15,8 @@ PLACES = ("prepare", "segment", "report", "publish", "published", "overview", "f
 
 
 def main() -> None:
+    # a shell without job control starts what it puts in the background with this signal ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log, place = sys.argv.pop(1), ""
     if sys.argv[1] == "--die":
         place = sys.argv[2]
