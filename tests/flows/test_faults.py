@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def start(arguments: list[object], **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows", *map(str, arguments)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     return subprocess.Popen(command, env=os.environ | environment, **pipes)
 
 
