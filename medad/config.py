@@ -170,6 +170,10 @@ class VariationSettings(Settings):
     field_hu: Annotated[float, Field(ge=0)] = 8.0
     """Standard deviation, at most, of a slow inhomogeneity."""
     field_px: Annotated[float, Field(gt=0)] = 16.0
+    shade_hu: tuple[float, float] = (-40.0, 25.0)
+    """How much one side of a slice differs from the other: hardened beams, arms in the field, uneven fat."""
+    shade_mm: tuple[float, float] = (6.0, 60.0)
+    """Over how many mm that sets in, log-uniform."""
     vessels: Annotated[int, Field(ge=0, le=16)] = 6
     """At most so many painted vessels."""
     vessel_mm: tuple[float, float] = (3.0, 14.0)

@@ -36,6 +36,8 @@ def vary(
     shift = shift + smooth_field((batch, side, side), settings.field_px, generator)[:, None] * draw(
         (0.0, settings.field_hu)
     )
+    if settings.shade_hu != (0, 0):
+        shift = shift + shade_hu(organ, scale, settings, generator)
     if settings.vessels > 0:
         shift = shift + vessels_hu(organ, scale, settings, generator)
     if settings.rim_px > 0:
@@ -63,6 +65,21 @@ def degrade(
     mixed = mixed / mixed.std((-2, -1), keepdim=True)
     strength = uniform(*settings.noise_hu, (batch, 1, 1, 1), generator) * scale.grey_per_hu
     return torch.where(organ, (image + mixed * strength).clamp(0, 255), image)
+
+
+def shade_hu(
+    organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: VariationSettings, generator: torch.Generator
+) -> Float[Tensor, "B 1 S S"]:
+    """HU by which one side of a line through the organ differs from the other; the line is wavy, its step gradual."""
+    batch, side = len(organ), organ.shape[-1]
+    row, column = (at[..., None, None] for at in draw_centres(organ, 1, generator))
+    angle = uniform(0.0, 2 * pi, (batch, 1, 1, 1), generator)
+    width = uniform(*settings.shade_mm, (batch, 1, 1, 1), generator, logarithmic=True)
+    width = width / scale.pixel_mm[:, None, None, None]
+    place = torch.arange(side, device=organ.device, dtype=torch.float32)
+    across = (place[:, None] - row) * angle.sin() + (place[None, :] - column) * angle.cos()
+    waves = smooth_field((batch, side, side), settings.field_px, generator)[:, None] * width / 4
+    return torch.sigmoid(4 * (across + waves) / width) * uniform(*settings.shade_hu, (batch, 1, 1, 1), generator)
 
 
 def vessels_hu(

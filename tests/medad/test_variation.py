@@ -6,11 +6,11 @@ import torch
 
 from medad.config import VariationSettings
 from medad.lesions import Scale
-from medad.variation import degrade, rim_hu, vary, vessels_hu
+from medad.variation import degrade, rim_hu, shade_hu, vary, vessels_hu
 
 SIDE = 48
 NONE = VariationSettings(
-    offset_hu=0, gain_log=0, field_hu=0, vessels=0, rim_px=0, noise_hu=(0, 0)
+    offset_hu=0, gain_log=0, field_hu=0, shade_hu=(0, 0), vessels=0, rim_px=0, noise_hu=(0, 0)
 )  # fmt: skip
 
 
@@ -69,6 +69,25 @@ def test_noise_has_the_strength_that_was_asked_for() -> None:
     noisy = degrade(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), _generator())
     for part, where in zip(noisy, organ, strict=True):
         assert abs(float(part[where].std()) / 0.85 - 12) < 2
+
+
+def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> None:
+    organ = torch.ones(32, 1, 96, 96, dtype=torch.bool)
+    steepest = []
+    for width_mm in (8.0, 32.0):
+        settings = VariationSettings(shade_hu=(-30, -29.999), shade_mm=(width_mm, width_mm + 1e-3))
+        hu = shade_hu(organ, _scale(32), settings, _generator())[:, 0]
+        assert hu.min() >= -30
+        assert hu.max() <= 0
+        down, right = (hu[:, 2:, 1:-1] - hu[:, :-2, 1:-1]) / 2, (hu[:, 1:-1, 2:] - hu[:, 1:-1, :-2]) / 2
+        steepest.append(torch.hypot(down, right).flatten(1).amax(1).median())
+    # a logistic step of width w px is steepest in its middle: 30 / w a pixel, here of 2 mm; waves make it steeper
+    assert 0.85 * 30 / 4 < steepest[0] < 1.3 * 30 / 4
+    assert 0.85 * 30 / 16 < steepest[1] < 1.3 * 30 / 16
+    hu = shade_hu(organ, _scale(32), VariationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), _generator())
+    parted = (hu > 19).flatten(1).float().mean(1)
+    assert 0.2 < parted.mean() < 0.8
+    assert ((hu < 1) | (hu > 19)).float().mean() > 0.9, "two sides and little between"
 
 
 def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
