@@ -301,9 +301,9 @@ class TrainSettings(Settings):
 
 class PostprocessSettings(Settings):
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
-    """`auto`: Otsu's threshold of the probabilities inside this scan's liver, kept within `auto_range`; no label is
-    needed."""
-    auto_range: tuple[float, float] = (0.25, 0.5)
+    """`auto`: the triangle method's threshold of the probabilities inside this scan's liver, kept within `auto_range`;
+    no label is needed."""
+    auto_range: tuple[float, float] = (0.35, 0.5)
     min_lesion_mm3: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")

@@ -227,7 +227,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
     ]
     assert document["settings"]["postprocess"] == {
         "threshold": 0.5,
-        "auto_range": [0.25, 0.5],
+        "auto_range": [0.35, 0.5],
         "min_lesion_mm3": 0.0,
     }
 
