@@ -78,7 +78,7 @@ def threshold_of(
     inside = inside[np.isfinite(inside)]
     if inside.size == 0 or inside.min() == inside.max():
         return high
-    return float(np.clip(threshold_triangle(inside), low, high))
+    return min(max(float(threshold_triangle(inside)), low), high)
 
 
 def postprocess(
