@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cache import Ref, Step
-from flows.jobs import DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
+from flows.jobs import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
 from flows.liver_jobs import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy import PrivateAblation
 from medad.config import DatasetSettings, EvaluationSettings, SynthesisSettings
@@ -216,7 +216,7 @@ class AblationReport(Job):
         1,
         ("medad.ablation_report:write_ablation_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=("medad/report_style.html", "medad/report_end.html", "medad/ablation_template.html"),
+        files=(*PAGE, "medad/report_style.html", "medad/ablation_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

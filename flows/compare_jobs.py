@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cache import Ref, Step
-from flows.jobs import DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values
+from flows.jobs import PAGE, DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values
 from flows.liver_jobs import checkpoint_file
 from flows.sources import code_digest
 from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
@@ -257,7 +257,7 @@ class CompareReport(Job):
         1,
         ("zsad.compare_report:write_compare_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=("zsad/report_style.html", "zsad/report_end.html", "zsad/compare_template.html"),
+        files=(*PAGE, "zsad/report_style.html", "zsad/report_end.html", "zsad/compare_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from medad.settings import MachineSettings
 if TYPE_CHECKING:
     from flows.child import Place
 
+PAGE = ("medad/page_style.html", "medad/page_end.html")
+"""What every report's page is made with, for the `files` of its step."""
+
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, remembered. Raises InputError."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cache import Ref, Step
-from flows.jobs import FailedStep, Job, digest_of, folder_of, json_values
+from flows.jobs import PAGE, FailedStep, Job, digest_of, folder_of, json_values
 from medad.config import LiverSettings
 from medad.settings import MACHINE_FIELDS
 
@@ -39,7 +39,7 @@ class Report(Job):
         1,
         ("medad.report:write_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=("medad/report_style.html", "medad/report_end.html", "medad/report_template.html"),
+        files=(*PAGE, "medad/report_style.html", "medad/report_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cache import Ref, Step
-from flows.jobs import DeviceJob, FailedStep, Job, json_values
+from flows.jobs import PAGE, DeviceJob, FailedStep, Job, json_values
 from flows.liver_jobs import Prepare, Segment
 from medad.sensitivity_config import MeasureSettings, PlantingSettings, SensitivitySettings
 from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
@@ -100,7 +100,7 @@ class SensitivityReport(Job):
         1,
         ("medad.sensitivity_report:write_sensitivity_report",),
         ("jinja2", "matplotlib", "scipy"),
-        files=("medad/report_style.html", "medad/report_end.html", "medad/sensitivity_template.html"),
+        files=(*PAGE, "medad/report_style.html", "medad/sensitivity_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:

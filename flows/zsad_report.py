@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.cache import Ref, Step
-from flows.jobs import FailedStep, Job, json_values
+from flows.jobs import PAGE, FailedStep, Job, json_values
 from flows.zsad_jobs import Image, label_of
 from medad.settings import MACHINE_FIELDS
 from zsad.config import ZsadSettings
@@ -51,7 +51,7 @@ class ScoredCategory:
 
 
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_TEMPLATES = ("zsad/report_style.html", "zsad/report_end.html", "zsad/report_template.html")
+_TEMPLATES = (*PAGE, "zsad/report_style.html", "zsad/report_end.html", "zsad/report_template.html")
 
 
 @dataclass(frozen=True)

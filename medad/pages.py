@@ -11,15 +11,25 @@ from PIL import Image
 
 
 def page_environment(package: str) -> jinja2.Environment:
-    """Templates among a package's files: escaped, and an error where one names what it was not given."""
-    files = importlib.resources.files(package)
+    """Templates among a package's files and, for what all pages share, this one's: escaped, and an error where one
+    names what it was not given."""
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8")),
+        loader=jinja2.ChoiceLoader([_templates_of(package), _templates_of("medad")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _templates_of(package: str) -> jinja2.FunctionLoader:
+    files = importlib.resources.files(package)
+
+    def source(name: str) -> str | None:
+        file = files.joinpath(name)
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+    return jinja2.FunctionLoader(source)
 
 
 def data_uri(kind: str, content: bytes) -> str:
