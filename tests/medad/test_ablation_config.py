@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from medad.ablation_config import CURVE, ROWS, AblationSettings, by_dotted_key, load
+from medad.config import load as load_liver
 from medad.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "liver"
@@ -153,3 +154,12 @@ def test_committed_ablations_are_table_3_2(name: str) -> None:
     assert settings.curve is not None
     assert curve.settings.train.segmentation.epochs == settings.curve.epochs
     assert curve.settings.train.snapshot_epochs == settings.curve.every
+
+
+def test_the_small_ablations_row_in_hu_is_hu_small() -> None:
+    """The row says again what hu_small.yaml says, since all rows of an ablation stand on one base."""
+    rows = {one.name: one.settings for one in load(CONFIGS / "ablation_small.yaml").variants() if one.group == ROWS}
+    hu_small = load_liver(CONFIGS / "hu_small.yaml")
+    without_blobs: Any = {"name": True, "synthesis": set(hu_small.synthesis.model_dump()) - {"kind", "lesions"}}
+    assert rows["hu"].model_dump(exclude=without_blobs) == hu_small.model_dump(exclude=without_blobs)
+    assert hu_small.synthesis.kind == "lesions", "which uses none of the blobs' settings left out here"
