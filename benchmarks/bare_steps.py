@@ -14,7 +14,7 @@ from flows.demo import liver_demo, zsad_demo
 from flows.jobs import DeviceJob, Job
 from flows.settings import cache_root
 from flows.tasks import Submitted, Tally
-from medad.settings import MachineSettings
+from medad.base.settings import MachineSettings
 
 
 class Here(Place):

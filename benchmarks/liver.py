@@ -29,7 +29,9 @@ from numpy import ndarray
 from scipy import ndimage
 from torch import nn
 
-from medad import nets, noise
+from medad import nets
+from medad.base import noise
+from medad.base.devices import keep_freed_memory
 from medad.cases import prepare_case, segment_case
 from medad.config import (
     DatasetSettings,
@@ -41,7 +43,6 @@ from medad.config import (
     load,
 )
 from medad.datasets import Case
-from medad.devices import keep_freed_memory
 from medad.infer import load_networks
 from medad.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
 from medad.losses import focal_loss, l1_loss

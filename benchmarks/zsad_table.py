@@ -24,7 +24,7 @@ from benchmarks.zsad_scorer import Bench, adaptation, beside_winclip, seeds, two
 from benchmarks.zsad_timing import Plan, Row
 from benchmarks.zsad_winclip import beside as beside_winclip_alike
 from benchmarks.zsad_winclip import encoding as winclip_encoding
-from medad.devices import pick_device
+from medad.base.devices import pick_device
 
 
 def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:

@@ -36,8 +36,8 @@ from flows.stopping import stopping
 from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
 from medad.ablation_config import CURVE, ROWS, YARDSTICK, Variant
+from medad.base.errors import UserError
 from medad.config import LiverSettings
-from medad.errors import UserError
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png"),

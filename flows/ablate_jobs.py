@@ -11,8 +11,8 @@ from flows.cache import Ref, Step
 from flows.jobs import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
 from flows.liver_jobs import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy import PrivateAblation
+from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config import DatasetSettings, EvaluationSettings, SynthesisSettings
-from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 
 if TYPE_CHECKING:
     from flows.child import Place

@@ -35,8 +35,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flows.digests import DigestMemory, file_sha256
 from flows.settings import cache_root
 from flows.sources import code_digest
-from medad.errors import DiskFullError, UserError
-from medad.storage import sync_path
+from medad.base.errors import DiskFullError, UserError
+from medad.base.storage import sync_path
 
 SIDECAR = "artefact.json"
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.settings import worker_count
-from medad.errors import ConfigError, UserError
-from medad.storage import atomic_path
+from medad.base.errors import ConfigError, UserError
+from medad.base.storage import atomic_path
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,63}$"
 """What an id looks like: for a form that takes one."""

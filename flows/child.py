@@ -28,8 +28,8 @@ from flows.cache import Made
 from flows.gpu import Device, Slot, device_slot
 from flows.privacy import learn_job
 from flows.stopping import StoppedError, stopping
-from medad.errors import ConfigError, LimitError
-from medad.settings import Gpus
+from medad.base.errors import ConfigError, LimitError
+from medad.base.settings import Gpus
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -249,7 +249,7 @@ def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
         order.job.run_on(order.out, place)
         answer: tuple[Any, ...] = ("done",)
     except Exception as error:
-        from medad.devices import is_out_of_memory
+        from medad.base.devices import is_out_of_memory
 
         text = traceback.format_exc()
         answer = ("memory",) if is_out_of_memory(error) else ("error", error, text)

@@ -129,7 +129,7 @@ _register()
 
 def main() -> None:
     """Run the command line: 0 done, 2 the user's to mend (one line says what), 1 a bug (with its traceback)."""
-    from medad.errors import UserError
+    from medad.base.errors import UserError
 
     try:
         app()

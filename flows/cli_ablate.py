@@ -21,7 +21,7 @@ from flows.command import (
     run_flow,
     start,
 )
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 LINE_FIGURES = {"micro_dice_2d": "micro Dice", "dice_3d_mean": "3-D Dice", "voxel_auroc_mean": "voxel AUROC"}
 

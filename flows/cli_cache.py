@@ -13,7 +13,7 @@ import typer
 
 from flows.command import EXIT_USER, Json, say
 from flows.terminal import format_seconds, terminal
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.cache import ArtefactStore

@@ -11,7 +11,7 @@ import typer
 
 from flows.command import Json, say
 from flows.terminal import terminal
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.case_ids import RegisteredCase

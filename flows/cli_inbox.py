@@ -26,7 +26,7 @@ from flows.command import (
     start,
 )
 from flows.terminal import terminal
-from medad.errors import ConfigError, UserError
+from medad.base.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from flows.inbox_config import Inbox, InboxRequest

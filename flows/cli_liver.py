@@ -26,7 +26,7 @@ from flows.command import (
     run_flow,
     start,
 )
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.privacy import PrivateLiver

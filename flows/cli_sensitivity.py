@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.command import DryRun, Json, Name, Refresh, Set, Verbose, conclude, parse_overrides, run_flow, start
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 
 def sensitivity(
@@ -36,8 +36,8 @@ def sensitivity(
     """Plant lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
     start(verbose=verbose)
     from flows.privacy import PrivateSensitivity
+    from medad.base.settings import put_over
     from medad.sensitivity_config import load_sensitivity, parse_sensitivity
-    from medad.settings import put_over
 
     root = None if healthy is None else str(healthy)
     values = parse_overrides(overrides, name=name, seed=seed, healthy__root=root)

@@ -11,7 +11,7 @@ import typer
 
 from flows.command import Json, say
 from flows.settings import checkout, heartbeat_s, host_name, prepare_prefect
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 POOL = "adflows"
 PORT = 4200

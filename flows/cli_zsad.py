@@ -26,7 +26,7 @@ from flows.command import (
 )
 from flows.settings import prepare_numpy
 from flows.terminal import terminal
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.privacy import PrivateZsad
@@ -235,7 +235,7 @@ def evaluate(
     """Metrics of any tool's maps: AUROC, AP, F1max at its oracle threshold, AUPRO; exact."""
     terminal.enabled = True
     prepare_numpy()
-    from medad.settings import parse_settings
+    from medad.base.settings import parse_settings
     from zsad.config import EvaluationSettings
     from zsad.map_folders import evaluate_folders
 

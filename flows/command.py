@@ -13,7 +13,7 @@ import typer
 
 from flows.settings import named_config, prepare_prefect
 from flows.terminal import terminal
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

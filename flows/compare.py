@@ -36,7 +36,7 @@ from flows.tasks import Submitted, describe
 from flows.terminal import terminal
 from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
-from medad.errors import InputError, UserError
+from medad.base.errors import InputError, UserError
 from zsad.compare_config import ablation_systems
 from zsad.config import PromptStyle
 from zsad.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip

@@ -14,7 +14,7 @@ from flows.liver_jobs import checkpoint_file
 from flows.sources import code_digest
 from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
 from flows.zsad_report import failed_shown
-from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
+from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from zsad.compare_config import Ablation, CompareSettings
 from zsad.config import EncoderSettings
 from zsad.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flows.privacy import PrivateLiver, PrivateZsad
 from flows.settings import config_folder
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from medad.samples import Samples

@@ -30,8 +30,8 @@ from flows.privacy import PrivateLiver, PrivateZsad, confined, path_filter
 from flows.publish import writable
 from flows.settings import config_names, named_config, runs_root
 from flows.tasks import Tally, describe
+from medad.base.errors import ConfigError, UserError
 from medad.config import PreprocessSettings
-from medad.errors import ConfigError, UserError
 
 STEPS: tuple[HandStepName, ...] = ("window", "roi", "slice", "equalise")
 """In the order in which one takes what the one before wrote."""
@@ -246,7 +246,7 @@ def _result(ref: Ref) -> Path:
 
 def _hand_over(result: Path, folder: Path) -> Path:
     """Copy it out of the cache, whole or not at all."""
-    from medad.storage import atomic_path
+    from medad.base.storage import atomic_path
 
     writable(folder)
     folder.mkdir(exist_ok=True)

@@ -18,8 +18,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.gpu import devices_of
 from flows.jobs import DeviceJob
 from flows.settings import worker_count
-from medad.errors import ConfigError
-from medad.settings import ANY_MACHINE, MachineSettings
+from medad.base.errors import ConfigError
+from medad.base.settings import ANY_MACHINE, MachineSettings
 
 if TYPE_CHECKING:
     from prefect import Task

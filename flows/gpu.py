@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.stopping import StoppedError, stopping
-from medad.errors import ConfigError
-from medad.settings import Gpus
+from medad.base.errors import ConfigError
+from medad.base.settings import Gpus
 
 POLL_S = 0.05
 CPU_NAME = "cpu"
@@ -79,7 +79,7 @@ def gpu_count() -> int:
     """GPUs of this machine, pretended ones where it pretends."""
     if (pretend := pretended()) is not None:
         return pretend
-    from medad.devices import gpu_count as usable
+    from medad.base.devices import gpu_count as usable
 
     return usable()
 

@@ -48,7 +48,7 @@ from flows.publish import Copied, RunFolder, installed_versions, publish
 from flows.settings import worker_count
 from flows.tasks import Failure, describe
 from flows.terminal import terminal
-from medad.errors import ConfigError, UserError
+from medad.base.errors import ConfigError, UserError
 
 CASE_FILES = ("mask.nii.gz", "probability.nii.gz", "lesions.json")
 REPORT_FILES = ("report.html", "report.json", "preview.png")

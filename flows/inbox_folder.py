@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.cache import ArtefactStore
 from flows.publish import MANIFEST
-from medad.errors import ConfigError
-from medad.storage import write_bytes
+from medad.base.errors import ConfigError
+from medad.base.storage import write_bytes
 
 SCHEMA = "adflows inbox 1"
 FAILED = "failed"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel
 
 from flows.cache import ArtefactStore, Made, Ref, Step, key_parts
-from medad.errors import InputError
-from medad.settings import MachineSettings
+from medad.base.errors import InputError
+from medad.base.settings import MachineSettings
 
 if TYPE_CHECKING:
     from flows.child import Place

@@ -14,7 +14,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 
 from flows.stopping import StoppedError, stopping
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 LIMIT = "ADFLOWS_SERVER_LIMIT"
 ASK_AGAIN_S = 5.0

@@ -44,10 +44,10 @@ from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_
 from flows.publish import RunFolder, installed_versions, publish
 from flows.tasks import Failure, Submitted, Tally, describe
 from flows.terminal import terminal
+from medad.base.errors import UserError
+from medad.base.settings import ANY_MACHINE
 from medad.config import DatasetSettings, PreprocessSettings
-from medad.errors import UserError
 from medad.folds import Member, find_leaks
-from medad.settings import ANY_MACHINE
 
 if TYPE_CHECKING:
     from medad.datasets import Case

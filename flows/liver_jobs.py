@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from flows.cache import ArtefactStore, Ref, Step, library_versions
 from flows.jobs import DeviceJob, Job, json_values
+from medad.base.errors import InputError
+from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config import (
     DatasetSettings,
     EvaluationSettings,
@@ -28,8 +30,6 @@ from medad.config import (
     SynthesisSettings,
     TextureSettings,
 )
-from medad.errors import InputError
-from medad.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 
 if TYPE_CHECKING:
     from flows.child import Place

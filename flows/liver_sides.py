@@ -20,8 +20,8 @@ from flows.liver_jobs import source_digest
 from flows.publish import read_manifest
 from flows.settings import worker_count
 from flows.tasks import Failure
+from medad.base.errors import ConfigError, UserError
 from medad.config import FoldSettings
-from medad.errors import ConfigError, UserError
 from medad.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from flows.redaction import SHORTEST, Redactor
 from flows.settings import cache_root
+from medad.base.errors import InputError, UserError
 from medad.config import DatasetSettings, LiverSettings
-from medad.errors import InputError, UserError
 from zsad.config import ImagesSettings
 
 PLACEHOLDER = "(private path)"

@@ -17,8 +17,8 @@ from flows.privacy import install
 from flows.settings import cache_root
 from flows.tasks import Submitted, Tally, describe
 from flows.upkeep import Change, nearest
-from medad.errors import InputError
-from medad.settings import MachineSettings
+from medad.base.errors import InputError
+from medad.base.settings import MachineSettings
 
 if TYPE_CHECKING:
     from flows.jobs import Job

@@ -15,7 +15,7 @@ from flows.stopping import StoppedError, stopping
 from flows.terminal import terminal
 
 if TYPE_CHECKING:
-    from medad.progress import Progress
+    from medad.base.progress import Progress
 
 UI_INTERVAL_S = 5.0
 """An update of an artifact costs 16 ms."""

@@ -24,8 +24,8 @@ from flows.cache import ArtefactStore, Ref, disk_full_is_told
 from flows.digests import file_sha256
 from flows.privacy import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
 from flows.tasks import Tally
-from medad.errors import ConfigError
-from medad.storage import sync_path
+from medad.base.errors import ConfigError
+from medad.base.storage import sync_path
 
 MANIFEST = "manifest.json"
 SCHEMA = "adflows run 1"

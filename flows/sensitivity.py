@@ -32,9 +32,9 @@ from flows.publish import MANIFEST, RunFolder, copied, installed_versions, publi
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.tasks import Submitted, describe
 from flows.terminal import terminal
-from medad.errors import ConfigError, UserError
+from medad.base.errors import ConfigError, UserError
+from medad.base.settings import MACHINE_FIELDS
 from medad.folds import find_leaks
-from medad.settings import MACHINE_FIELDS
 
 if TYPE_CHECKING:
     from medad.datasets import Case

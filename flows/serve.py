@@ -22,7 +22,7 @@ from flows.command import say
 from flows.settings import heartbeat_s
 from flows.supervise import POLL_S, Child, keep
 from flows.ui_policy import forbid_other_hosts
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - in a container, where nothing else would be reached
 SERVER_SETTINGS = {

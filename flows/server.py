@@ -27,7 +27,7 @@ from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotifica
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 POOL_TYPE = "process"
 LONGEST_SILENCE = 3

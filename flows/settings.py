@@ -11,7 +11,7 @@ import re
 import socket
 from pathlib import Path
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 PREFECT_DEFAULTS = {
     # an embedded server when no PREFECT_API_URL is set, whatever the user's profile says

@@ -32,8 +32,8 @@ from flows.serializer import VerifiedSerializer
 from flows.settings import cache_root
 from flows.stopping import stopping
 from flows.terminal import format_seconds, terminal
-from medad.errors import InputError, UserError
-from medad.settings import ANY_MACHINE, MachineSettings
+from medad.base.errors import InputError, UserError
+from medad.base.settings import ANY_MACHINE, MachineSettings
 
 CLUSTER_AT_A_TIME = 64
 """Device jobs handed to a cluster of unknown size."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from medad.progress import Progress
+    from medad.base.progress import Progress
 
 PLAIN_LINE_S = 30.0
 """Between lines on progress where stderr is no terminal."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medad.errors import ConfigError
-from medad.storage import write_bytes
+from medad.base.errors import ConfigError
+from medad.base.storage import write_bytes
 
 POLICY = "; ".join(
     (

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from flows.cache import SIDECAR, ArtefactStore, Sidecar, Step, content_key, files_digest, key_parts
 from flows.digests import file_sha256
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 KEY_LENGTH = 64
 CHECKPOINTS, RESULTS = "checkpoints", "results"

@@ -36,7 +36,7 @@ from flows.zsad_jobs import (
     needs_references,
 )
 from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
-from medad.errors import UserError
+from medad.base.errors import UserError
 from zsad.config import ImagesSettings, Variant
 
 if TYPE_CHECKING:

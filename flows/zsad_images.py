@@ -19,7 +19,7 @@ from flows.publish import Copied, RunFolder, publish
 from flows.tasks import Failure, Tally, describe
 from flows.terminal import terminal
 from flows.zsad_jobs import Encode, Image, weights_of
-from medad.errors import UserError
+from medad.base.errors import UserError
 from zsad.config import EncoderSettings, ImagesSettings
 
 if TYPE_CHECKING:

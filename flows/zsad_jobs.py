@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cache import Ref, Step, canonical_json
 from flows.jobs import DeviceJob, Job, file_digest, json_values
-from medad.settings import ANY_MACHINE, MachineSettings
+from medad.base.settings import ANY_MACHINE, MachineSettings
 from zsad.config import (
     WITH_ADAPTATION,
     WITH_REFERENCES,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from flows.cache import Ref, Step
 from flows.jobs import PAGE, FailedStep, Job, json_values
 from flows.zsad_jobs import Image, label_of
-from medad.settings import MACHINE_FIELDS
+from medad.base.settings import MACHINE_FIELDS
 from zsad.config import ZsadSettings
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medad.ablation_document import FIGURES, CaseFigures, SeedFigures, Stat
+from medad.base.text import natural_order
 from medad.metrics import CaseEvaluation, summarise
 from medad.report_document import FailedCase
-from medad.words import natural_order
 
 SNAPSHOT = "snapshot-"
 

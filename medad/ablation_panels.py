@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from medad import pictures
 from medad.ablation_data import EvaluatedCase, VariantResult
+from medad.base.text import natural_order
 from medad.examples import EXAMPLES
 from medad.preprocess import load_prepared
 from medad.report_document import read_tensor
-from medad.words import natural_order
 
 PANEL_PX = 168
 

@@ -28,8 +28,8 @@ from medad.ablation_tables import (
     summary_rows,
     write_csv,
 )
+from medad.base.storage import write_bytes
 from medad.pages import jpeg_uri, page_environment
-from medad.storage import write_bytes
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
 SIGNIFICANT = 0.05

@@ -28,6 +28,8 @@ from medad.ablation_document import (
     SweepReport,
     YardstickReport,
 )
+from medad.base.settings import MACHINE_FIELDS
+from medad.base.text import WITHHELD, clean, natural_order
 from medad.embedding import KINDS, principal_components, read_features
 from medad.metrics import definitions
 from medad.paired_t import PairedOutcome, holm, paired_t
@@ -40,8 +42,6 @@ from medad.report_document import (
     settings_without_paths,
 )
 from medad.samples import PHANTOM_NOTE
-from medad.settings import MACHINE_FIELDS
-from medad.words import WITHHELD, clean, natural_order
 
 BEST_BY = "micro_dice_2d"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from medad.ablation_config import PublishedFigures
 from medad.ablation_document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport, Stat
-from medad.storage import write_bytes
+from medad.base.storage import write_bytes
 
 _SPECIAL = str.maketrans(
     {

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from medad import nets
+from medad.base.errors import ConfigError, InputError
 from medad.config import LiverSettings
-from medad.errors import ConfigError, InputError
 from medad.lesions import Scale
 from medad.preprocess import load_prepared
 from medad.synthesis import Synthesised, synthesise

@@ -17,6 +17,7 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from medad.base.errors import InputError
 from medad.combine import combine
 from medad.config import (
     DatasetSettings,
@@ -27,7 +28,6 @@ from medad.config import (
     PreprocessSettings,
 )
 from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
-from medad.errors import InputError
 from medad.fingerprint import FINGERPRINT, liver_fingerprint
 from medad.infer import load_networks, predict
 from medad.io import (

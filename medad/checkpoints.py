@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medad.storage import atomic_path
+from medad.base.storage import atomic_path
 
 
 def snapshot_name(epoch: int) -> str:

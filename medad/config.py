@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from medad.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
+from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 
 MOST_SCALE_EXPONENT = 8
 """2^8 lattice cells a side: one a pixel at the thesis's 256 px."""

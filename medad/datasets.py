@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medad.base.errors import ConfigError, InputError
+from medad.base.settings import data_root
+from medad.base.text import natural_order
 from medad.config import DatasetSettings
-from medad.errors import ConfigError, InputError
-from medad.settings import data_root
-from medad.words import natural_order
 
 SAMPLES_PREFIX = "samples:"
 _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")

@@ -18,10 +18,10 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from medad.errors import InputError
+from medad.base.errors import InputError
+from medad.base.storage import reading
 from medad.geometry import Geometry, check_affine
 from medad.itk import quiet
-from medad.storage import reading
 from medad.voxels import Sink
 
 POSITION_TOLERANCE = 0.05

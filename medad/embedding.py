@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medad import nets
+from medad.base.devices import keep_freed_memory, pick_device
+from medad.base.errors import InputError
 from medad.batches import load_slices
 from medad.config import SynthesisSettings
-from medad.devices import keep_freed_memory, pick_device
-from medad.errors import InputError
 from medad.preprocess import load_prepared
 from medad.synthesis import synthesise
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import save_file
 
 from medad import nets
+from medad.base.devices import keep_freed_memory, pick_device
 from medad.batches import load_slices
 from medad.config import SynthesisSettings
-from medad.devices import keep_freed_memory, pick_device
 from medad.synthesis import synthesise
 
 EXAMPLES = "examples.safetensors"

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 
 GRID_TOLERANCE_VOXELS = 0.05
 """Two grids are the same when no corner moves by more than this. Rounding of DICOM decimal strings and of float32

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import SimpleITK as sitk  # noqa: N813
 
+from medad.base.errors import InputError
 from medad.dicom import series_files
-from medad.errors import InputError
 from medad.itk import quiet
 
 _NIFTI_TEXTS = {

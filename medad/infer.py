@@ -12,7 +12,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from medad import nets
-from medad.devices import keep_freed_memory, pick_device
+from medad.base.devices import keep_freed_memory, pick_device
 
 MIRRORED: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-1, -2))
 """Axes along which a slice is turned over: not at all first."""

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Integer, UInt8
 from numpy.typing import NDArray
 
+from medad.base.errors import InputError
+from medad.base.storage import atomic_path, file_digest
 from medad.dicom import read_dicom, series_files
-from medad.errors import InputError
 from medad.geometry import Geometry, check_same_grid
 from medad.itk import METAIMAGE, NRRD, data_files, read_itk
 from medad.nifti import AffineFrom, read_nifti, write_nifti
-from medad.storage import atomic_path, file_digest
 from medad.voxels import HuSink, LabelSink, Sink
 
 __all__ = [

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from medad.base.errors import InputError
 from medad.config import EvaluationSettings
-from medad.errors import InputError
 from medad.postprocess import bounding_box, label_components
 
 METRICS_FILE = "metrics.json"

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from medad.base.errors import InputError
 from medad.config import NetSettings
-from medad.errors import InputError
 
 Role = Literal["restoration", "segmentation"]
 PHASES: tuple[Role, ...] = ("restoration", "segmentation")

@@ -14,7 +14,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medad.errors import InputError
+from medad.base.errors import InputError
+from medad.base.storage import ByteStream, GzipWriter, atomic_path, reading
 from medad.geometry import (
     GRID_TOLERANCE_VOXELS,
     SPACING_TOLERANCE,
@@ -22,7 +23,6 @@ from medad.geometry import (
     check_affine,
     grid_distance_voxels,
 )
-from medad.storage import ByteStream, GzipWriter, atomic_path, reading
 from medad.voxels import Sink
 
 AffineFrom = Literal["agree", "sform", "qform"]

@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from scipy import ndimage
 from torch.nn import functional
 
+from medad.base.errors import InputError
 from medad.config import PreprocessSettings
-from medad.errors import InputError
 from medad.io import Geometry
 
 CHUNK_SLICES = 64

@@ -15,8 +15,10 @@ from jaxtyping import Bool
 from PIL import Image
 
 from medad import pictures
+from medad.base.errors import InputError
+from medad.base.storage import atomic_path, write_bytes
+from medad.base.text import clean, natural_order
 from medad.config import LiverSettings
-from medad.errors import InputError
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
 from medad.pages import jpeg_uri, page_environment
 from medad.preprocess import load_prepared
@@ -42,8 +44,6 @@ from medad.report_document import (
     settings_without_paths,
 )
 from medad.samples import PHANTOM_NOTE
-from medad.storage import atomic_path, write_bytes
-from medad.words import clean, natural_order
 
 __all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
 

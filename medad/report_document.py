@@ -14,13 +14,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
+from medad.base.errors import InputError
+from medad.base.settings import MACHINE_FIELDS
+from medad.base.storage import read_json, read_record
+from medad.base.text import WITHHELD, clean, natural_order
 from medad.config import LiverSettings
-from medad.errors import InputError
 from medad.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.postprocess import Lesion
-from medad.settings import MACHINE_FIELDS
-from medad.storage import read_json, read_record
-from medad.words import WITHHELD, clean, natural_order
 
 SCHEMA_VERSION = 1
 

@@ -27,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
+from medad.base.errors import UserError
+from medad.base.storage import disk_full_as_user_error, file_digest
 from medad.dicom import write_dicom
-from medad.errors import UserError
 from medad.geometry import Geometry
 from medad.io import Labels, align_labels, read_labels, read_scan, require_liver, write_labels
 from medad.phantom import LIVER, generate_phantom, write_btcv_phantoms
-from medad.storage import disk_full_as_user_error, file_digest
 
 PACKAGE, VERSION = "TotalSegmentator", "2.18.0"
 ARCHIVE_SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"

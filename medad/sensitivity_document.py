@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.base.settings import MACHINE_FIELDS
+from medad.base.storage import read_record
+from medad.base.text import WITHHELD, clean, natural_order
 from medad.report_document import PLANTED_REAL, STATEMENT, FailedCase, Failure
 from medad.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.sensitivity_config import SensitivitySettings
-from medad.settings import MACHINE_FIELDS
-from medad.storage import read_record
-from medad.words import WITHHELD, clean, natural_order
 
 SCHEMA_VERSION = 1
 UNKNOWN_TRAINING = (

@@ -16,10 +16,10 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from PIL import Image
 
+from medad.base.errors import InputError
 from medad.cases import PREPARED
 from medad.config import DatasetSettings
 from medad.datasets import Case
-from medad.errors import InputError
 from medad.io import read_labels_on
 from medad.preprocess import Slices, load_prepared, mask_to_slices
 

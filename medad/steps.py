@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
+from medad.base.errors import InputError
 from medad.config import PreprocessSettings
-from medad.errors import InputError
 from medad.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
 from medad.preprocess import (
     Slices,

@@ -16,10 +16,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from medad.base.errors import InputError
+from medad.base.noise import draw_lattice, perlin_noise
+from medad.base.storage import file_digest, reading
 from medad.config import TextureSettings
-from medad.errors import InputError
-from medad.noise import draw_lattice, perlin_noise
-from medad.storage import file_digest, reading
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 OCTAVES = ((1, 3), (3, 4), (5, 6))

@@ -23,14 +23,14 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from medad import nets
+from medad.base.devices import denormals_flushed, keep_freed_memory, pick_device
+from medad.base.errors import ConfigError
+from medad.base.progress import OnProgress, Progress
+from medad.base.storage import atomic_path
 from medad.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, generator_for, load_slices
 from medad.checkpoints import Checkpoint, snapshot_name
 from medad.config import LiverSettings, NetSettings, PhaseSettings
-from medad.devices import denormals_flushed, keep_freed_memory, pick_device
-from medad.errors import ConfigError
 from medad.losses import focal_loss, l1_loss, l2_ssim_loss
-from medad.progress import OnProgress, Progress
-from medad.storage import atomic_path
 from medad.synthesis import Synthesised
 from medad.textures import Textures, open_textures
 

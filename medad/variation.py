@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from medad.base.noise import gaussian_blur
 from medad.config import VariationSettings
 from medad.lesions import Scale, draw_centres, smooth_field, soft_inside, uniform
-from medad.noise import gaussian_blur
 
 _CURVE_POINTS = 12
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 
 LABEL_TOLERANCE = 1e-2
 """A label value this close to an integer is that integer: a scan's scale header (slope 3e-5) in a label's file turns

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.errors import InputError
 from medad.config import DatasetSettings, EvaluationSettings, PostprocessSettings
 from medad.datasets import Case
-from medad.errors import InputError
 from medad.io import read_labels_on, read_scan
 from medad.metrics import evaluate
 from medad.postprocess import bounding_box, postprocess

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import ConfigError
-from medad.noise import perlin_masks
+from medad.base.errors import ConfigError
+from medad.base.noise import perlin_masks
 from zsad.config import AdaptSettings
 from zsad.scorers.dual import text_scores
 from zsad.textures import Textures

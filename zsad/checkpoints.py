@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medad.errors import ConfigError, InputError
-from medad.storage import atomic_path, reading
+from medad.base.errors import ConfigError, InputError
+from medad.base.storage import atomic_path, reading
 from zsad.config import EncoderSettings
 from zsad.learned import Weights
 from zsad.scorers.interface import Material

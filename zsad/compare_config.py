@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from medad.errors import ConfigError
-from medad.settings import MachineSettings, RunName, load_settings, parse_settings
+from medad.base.errors import ConfigError
+from medad.base.settings import MachineSettings, RunName, load_settings, parse_settings
 from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, PromptSettings, ReferenceSettings
 from zsad.systems import DualImage, LearnedSettings, System
 

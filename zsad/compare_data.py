@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medad.errors import InputError
-from medad.words import natural_order
+from medad.base.errors import InputError
+from medad.base.text import natural_order
 from zsad.compare_config import Ablation, ablation_systems
 from zsad.evaluation import METRICS_FILE, CategoryEvaluation
 from zsad.paired import SharedImages

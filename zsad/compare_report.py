@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from medad.storage import write_bytes
+from medad.base.storage import write_bytes
 from zsad.compare_charts import Dots, Panel, line_chart, overview_png
 from zsad.compare_config import CompareSettings
 from zsad.compare_data import (

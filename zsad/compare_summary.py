@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
-from medad.words import clean, natural_order, readable
+from medad.base.text import clean, natural_order, readable
 from zsad.comparable import why_other_images
 from zsad.compare_config import Ablation, CompareSettings
 from zsad.compare_data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images

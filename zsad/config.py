@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from medad.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
+from medad.base.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
 from zsad.layouts import DeclaredName
 
 Positive = Annotated[float, Field(gt=0)]

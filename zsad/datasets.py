@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from medad.errors import ConfigError, InputError
-from medad.settings import data_root
-from medad.storage import reading
-from medad.words import natural_order
+from medad.base.errors import ConfigError, InputError
+from medad.base.settings import data_root
+from medad.base.storage import reading
+from medad.base.text import natural_order
 from zsad.config import ImagesSettings
 from zsad.declared import declared_images, place
 from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES

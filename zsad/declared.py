@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medad.errors import InputError
-from medad.storage import reading
+from medad.base.errors import InputError
+from medad.base.storage import reading
 from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decoded, mask_of
 from zsad.layouts import OWN, LabelList, Layout
 from zsad.listing import Found, files_in, folders_in, is_visible

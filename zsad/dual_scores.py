@@ -15,8 +15,8 @@ from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from medad.errors import InputError
-from medad.storage import reading
+from medad.base.errors import InputError
+from medad.base.storage import reading
 from zsad.config import ScoreSettings, Variant
 from zsad.scorers.dual import PARTS, Evidence, fuse_map
 

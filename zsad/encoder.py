@@ -19,8 +19,8 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import ConfigError, InputError
-from medad.storage import file_digest, reading
+from medad.base.errors import ConfigError, InputError
+from medad.base.storage import file_digest, reading
 from zsad.config import EncoderSettings
 from zsad.models import CONFIG_NAME, describe, folder_of, weights_in
 from zsad.paths import Paths, obstacle, patch_path, two_path, views

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medad.errors import InputError
-from medad.storage import atomic_path, reading
+from medad.base.errors import InputError
+from medad.base.storage import atomic_path, reading
 from zsad import curves
 from zsad.config import EvaluationSettings
 from zsad.curves import Counts, Points

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medad.errors import InputError
-from medad.storage import reading
+from medad.base.errors import InputError
+from medad.base.storage import reading
 from zsad.images import Crops
 from zsad.views import PATCHES
 

@@ -18,9 +18,9 @@ from numpy.lib import format as npy
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medad.devices import pick_device
-from medad.errors import InputError
-from medad.storage import atomic_path
+from medad.base.devices import pick_device
+from medad.base.errors import InputError
+from medad.base.storage import atomic_path
 from zsad.config import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder
 from zsad.feature_store import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from medad.storage import atomic_path
+from medad.base.storage import atomic_path
 from zsad.config import ScoreSettings
 from zsad.dual_scores import INDEX_FILE, SCORES_FILE, Scores
 from zsad.scorers.dual import fuse_image

@@ -26,8 +26,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import InputError
-from medad.storage import reading
+from medad.base.errors import InputError
+from medad.base.storage import reading
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Endings, in lower case, of files taken for images."""

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from medad.devices import pick_device
-from medad.errors import ConfigError, InputError
-from medad.progress import OnProgress, Progress
-from medad.storage import atomic_path
+from medad.base.devices import pick_device
+from medad.base.errors import ConfigError, InputError
+from medad.base.progress import OnProgress, Progress
+from medad.base.storage import atomic_path
 from zsad.checkpoints import CHECKPOINT, Belonging, Checkpoint, paths_of
 from zsad.config import EncoderSettings
 from zsad.encoder import Encoder

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from medad.errors import InputError
-from medad.storage import reading
-from medad.words import natural_order
+from medad.base.errors import InputError
+from medad.base.storage import reading
+from medad.base.text import natural_order
 from zsad.images import IMAGE_SUFFIXES
 
 

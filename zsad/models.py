@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from medad.errors import InputError
-from medad.storage import file_digest
+from medad.base.errors import InputError
+from medad.base.storage import file_digest
 from zsad.config import EncoderSettings
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from medad.storage import disk_full_as_user_error, write_bytes
-from medad.words import readable
+from medad.base.storage import disk_full_as_user_error, write_bytes
+from medad.base.text import readable
 from zsad.config import Variant, ZsadSettings
 from zsad.images import read_image, resize_map
 from zsad.models import describe

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from medad.storage import atomic_path
+from medad.base.storage import atomic_path
 from zsad.images import write_png
 from zsad.paths import Paths, two_path
 from zsad.procedural import Half, Look, Made, defects, kinds, make, make_twins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 from zsad.config import PromptSettings
 
 TEMPLATES: tuple[str, ...] = (

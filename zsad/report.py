@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from medad.base.storage import atomic_path, write_bytes
+from medad.base.text import natural_order
 from medad.pages import jpeg_uri
-from medad.storage import atomic_path, write_bytes
-from medad.words import natural_order
 from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
 from zsad.config import Variant, ZsadSettings

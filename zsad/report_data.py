@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field
 
-from medad.errors import InputError
-from medad.storage import read_record
-from medad.words import clean, natural_order, readable
+from medad.base.errors import InputError
+from medad.base.storage import read_record
+from medad.base.text import clean, natural_order, readable
 from zsad.config import EncoderSettings, EvaluationSettings, Variant
 from zsad.dual_scores import Scores
 from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation

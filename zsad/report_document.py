@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from medad.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
-from medad.words import WITHHELD, clean
+from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
+from medad.base.text import WITHHELD, clean
 from zsad.comparable import why_not_comparable
 from zsad.config import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation import CategoryCurves

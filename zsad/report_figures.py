@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from medad.words import natural_order
+from medad.base.text import natural_order
 from zsad.config import Variant
 from zsad.report_document import (
     METRICS,

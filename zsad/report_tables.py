@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from medad.storage import atomic_path
+from medad.base.storage import atomic_path
 from zsad.evaluation import Curve, CurvePair
 from zsad.report_document import METRICS, ReportDocument, SeedFigures
 

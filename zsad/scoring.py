@@ -19,9 +19,9 @@ from numpy import ndarray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from medad.devices import pick_device
-from medad.errors import InputError
-from medad.storage import atomic_path
+from medad.base.devices import pick_device
+from medad.base.errors import InputError
+from medad.base.storage import atomic_path
 from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.dual_scores import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import ConfigError, InputError
-from medad.storage import reading
+from medad.base.errors import ConfigError, InputError
+from medad.base.storage import reading
 from zsad.images import resize_map
 
 _MASK_PIXELS_AT_A_TIME = 1 << 26

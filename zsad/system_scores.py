@@ -15,8 +15,8 @@ from numpy import ndarray
 from numpy.lib import format as npy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medad.errors import InputError
-from medad.storage import atomic_path, reading
+from medad.base.errors import InputError
+from medad.base.storage import atomic_path, reading
 from zsad.feature_store import FeatureStore, data_offset
 from zsad.scorers.interface import Scored
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medad.devices import pick_device
-from medad.errors import InputError
+from medad.base.devices import pick_device
+from medad.base.errors import InputError
 from zsad.config import EncoderSettings
 from zsad.feature_store import FeatureStore, read_text
 from zsad.scorers.dual import draw_references

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from medad.settings import Fraction, Settings
+from medad.base.settings import Fraction, Settings
 from zsad.config import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
 from zsad.views import PATCHES
 

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from medad.errors import InputError
-from medad.noise import draw_lattice, perlin_noise
-from medad.storage import reading
+from medad.base.errors import InputError
+from medad.base.noise import draw_lattice, perlin_noise
+from medad.base.storage import reading
 from zsad.images import IMAGE_SUFFIXES, read_image
 
 AUGMENTATIONS = 3

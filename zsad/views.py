@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 PATCHES = "patches"
 _NAME = re.compile(r"patches|plain|tokens|(block|vv|window)-([1-9][0-9]*)")

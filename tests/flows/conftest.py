@@ -33,7 +33,7 @@ prepare_prefect()
 
 from flows.cache import Step  # noqa: E402
 from flows.jobs import Job  # noqa: E402
-from medad.errors import InputError  # noqa: E402
+from medad.base.errors import InputError  # noqa: E402
 
 
 @pytest.fixture

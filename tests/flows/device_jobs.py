@@ -14,8 +14,8 @@ from typing import Any
 from flows.cache import Step
 from flows.child import Place
 from flows.jobs import DeviceJob
-from medad.errors import InputError
-from medad.settings import ANY_MACHINE, MachineSettings
+from medad.base.errors import InputError
+from medad.base.settings import ANY_MACHINE, MachineSettings
 
 
 def is_alive(pid: int) -> bool:

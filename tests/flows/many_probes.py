@@ -13,7 +13,7 @@ from flows.settings import prepare_prefect
 def many(engine: str, count: int, seed: int, folder: str) -> str:
     # here, and not above: every step's process imports this program
     from flows.tasks import Tally
-    from medad.settings import MachineSettings
+    from medad.base.settings import MachineSettings
     from tests.flows.device_jobs import Probe
 
     machine = MachineSettings.model_validate({"engine": engine, "engine_workers": 2})

@@ -12,7 +12,7 @@ import yaml
 
 from flows.cli_ablate import parse_seeds, row_line
 from flows.privacy import PLACEHOLDER, PrivateAblation
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 Cli = Callable[..., Any]
 ROWS: list[dict[str, Any]] = [

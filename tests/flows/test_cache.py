@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flows.cache import SIDECAR, ArtefactStore, DamagedArtefactError, Ref, Step, content_key, key_parts
-from medad.errors import DiskFullError
+from medad.base.errors import DiskFullError
 from tests.flows.live_server import wait_for
 
 STEP = Step("paint", 1, (), ("pydantic",), volatile=frozenset({"timing"}))
@@ -264,8 +264,8 @@ def test_what_killed_processes_left_is_swept_and_what_is_under_way_is_not(cache:
         Step("paint", 2, (), ("pydantic",)),
         Step("draw", 1, (), ("pydantic",)),
         Step("paint", 1, (), ("pydantic", "typer")),
-        Step("paint", 1, ("medad.storage:file_digest",), ("pydantic",)),
-        Step("paint", 1, (), ("pydantic",), files=("medad/errors.py",)),
+        Step("paint", 1, ("medad.base.storage:file_digest",), ("pydantic",)),
+        Step("paint", 1, (), ("pydantic",), files=("medad/base/errors.py",)),
     ],
 )
 def test_a_key_depends_on_the_step(other: Step) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from flows import case_ids
 from flows.case_ids import RegisteredCase, forget, identify, register, register_found, registered, resolve
-from medad.errors import ConfigError, InputError
+from medad.base.errors import ConfigError, InputError
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -20,8 +20,8 @@ from flows import gpu
 from flows.cache import ArtefactStore
 from flows.child import ChildTraceback, compute
 from flows.stopping import StoppedError, stopping
-from medad.errors import InputError, LimitError
-from medad.settings import MachineSettings, TimeLimits
+from medad.base.errors import InputError, LimitError
+from medad.base.settings import MachineSettings, TimeLimits
 from tests.flows.device_jobs import Probe, is_alive
 from tests.flows.live_server import wait_for
 

@@ -52,8 +52,8 @@ from flows.settings import (
 )
 from flows.tasks import Failure
 from flows.ui_policy import POLICY, forbid_other_hosts
+from medad.base.errors import ConfigError
 from medad.config import PreprocessSettings
-from medad.errors import ConfigError
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from flows.engines import EngineRunner
-from medad.errors import ConfigError
-from medad.settings import MachineSettings
+from medad.base.errors import ConfigError
+from medad.base.settings import MachineSettings
 from tests.flows.device_jobs import is_alive
 from tests.flows.live_server import HANGS_S, family, listening, wait_for
 

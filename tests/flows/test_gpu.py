@@ -14,8 +14,8 @@ import pytest
 
 from flows import gpu
 from flows.stopping import StoppedError, stopping
-from medad.errors import ConfigError
-from medad.settings import Gpus
+from medad.base.errors import ConfigError
+from medad.base.settings import Gpus
 from tests.flows.live_server import wait_for
 
 HOLDER = """

@@ -27,8 +27,8 @@ from flows.inbox_folder import OutFolder
 from flows.jobs import Job
 from flows.plan import Plan, new_tally, plan_flow
 from flows.tasks import Submitted, Tally, perform
-from medad.errors import ConfigError
-from medad.settings import MachineSettings
+from medad.base.errors import ConfigError
+from medad.base.settings import MachineSettings
 from tests.flows.inbox_box import Box, read
 from tests.flows.test_privacy import SECRETS, database, dump, holds, search
 
@@ -423,7 +423,7 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
 
 
 def test_a_done_case_that_fails_when_asked_for_keeps_its_result(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medad.errors import InputError
+    from medad.base.errors import InputError
 
     box.drop("a", 0)
     [case_id] = box.segmented()
@@ -473,7 +473,7 @@ def test_a_scan_that_cannot_be_read_for_a_moment_is_not_failed_for_ever(
     scan = box.drop("a", 0)
 
     def gone(case: Any, *_: Any, **__: Any) -> None:
-        from medad.errors import InputError
+        from medad.base.errors import InputError
 
         scan.rename(scan.with_name("elsewhere"))
         raise InputError(case.scan, "cannot be read (Stale file handle)")

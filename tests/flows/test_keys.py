@@ -27,9 +27,9 @@ from flows.liver_jobs import (
 )
 from flows.liver_report import Report, Reported
 from flows.tasks import cache_key
+from medad.base.errors import InputError
 from medad.config import LiverSettings, PlantSettings, parse
 from medad.datasets import Case
-from medad.errors import InputError
 
 BASE: dict[str, Any] = {
     "name": "base",

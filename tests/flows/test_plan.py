@@ -13,7 +13,7 @@ from flows.cache import Ref
 from flows.plan import Row, planning, refs_in
 from flows.tasks import Tally
 from flows.upkeep import Change
-from medad.settings import ANY_MACHINE
+from medad.base.settings import ANY_MACHINE
 
 Cli = Callable[..., Any]
 LIVER_STEPS = {"prepare": 4, "restoration": 1, "segmentation": 1, "segment": 2, "evaluate": 2, "report": 1}

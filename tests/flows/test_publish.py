@@ -16,8 +16,8 @@ from flows.liver_folder import Models, settings_of_run
 from flows.privacy import PrivateLiver
 from flows.publish import RunFolder, read_headline
 from flows.tasks import Tally
+from medad.base.errors import ConfigError, DiskFullError
 from medad.config import DatasetSettings
-from medad.errors import ConfigError, DiskFullError
 
 SETTINGS = PrivateLiver(
     name="x",

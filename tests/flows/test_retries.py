@@ -17,7 +17,7 @@ from flows.engines import RUNNER
 from flows.jobs import Job
 from flows.retries import RETRY_DELAYS_S, is_transient
 from flows.tasks import Tally
-from medad.errors import InputError
+from medad.base.errors import InputError
 
 TRIES: list[str] = []
 

@@ -115,7 +115,7 @@ def test_what_does_not_run_does_not(write: Write, change: dict[str, str]) -> Non
 
 def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
     with pytest.raises(LookupError):
-        sources.closure("medad.errors:nothing_of_this_name")
+        sources.closure("medad.base.errors:nothing_of_this_name")
     with pytest.raises(LookupError):
         sources.closure("medad.nothing:start")
 
@@ -139,7 +139,9 @@ def reached(job: type[Job]) -> set[str]:
 
 def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     assert {"medad.preprocess:window", "medad.preprocess:equalise", "medad.io:read_scan"} <= reached(Prepare)
-    assert {"medad.synthesis:synthesise", "medad.noise:blob_masks", "medad.nets:build"} <= reached(TrainRestoration)
+    assert {"medad.synthesis:synthesise", "medad.base.noise:blob_masks", "medad.nets:build"} <= reached(
+        TrainRestoration
+    )
     assert {"medad.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)
     assert "medad.metrics:evaluate" in reached(Evaluate)
 

@@ -14,7 +14,7 @@ from flows.engines import RUNNER
 from flows.jobs import Job
 from flows.serializer import VerifiedSerializer
 from flows.tasks import Tally, UnderWay, describe
-from medad.errors import DiskFullError, InputError
+from medad.base.errors import DiskFullError, InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "cache")
 

@@ -18,7 +18,7 @@ from flows import upkeep
 from flows.cache import SIDECAR, ArtefactStore, Ref, Step, key_parts
 from flows.cli_cache import parse_age, parse_size, show_size
 from flows.jobs import Job
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 DAY_S = 86400.0
 RUN_UNDER_WAY = """

@@ -17,7 +17,7 @@ from flows.jobs import FailedStep, Job
 from flows.tasks import cache_key
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
-from medad.settings import MACHINE_FIELDS
+from medad.base.settings import MACHINE_FIELDS
 from zsad.config import ZsadSettings, parse
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -299,7 +299,7 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     reached = {step.name: {name for function in step.functions for name in sources.closure(function)} for step in STEPS}
     modules = {step: {name.partition(":")[0] for name in names} for step, names in reached.items()}
     assert {"zsad.paths", "zsad.images", "zsad.weights"} <= modules["zsad-encode"]
-    assert {"zsad.adapt", "zsad.scorers.dual", "medad.noise", "zsad.paths"} <= modules["zsad-score"]
+    assert {"zsad.adapt", "zsad.scorers.dual", "medad.base.noise", "zsad.paths"} <= modules["zsad-score"]
     assert "zsad.prompts" in modules["zsad-text"]
     # an edit of the report or of a metric must not encode or adapt again
     for step in ("zsad-text", "zsad-encode", "zsad-score"):

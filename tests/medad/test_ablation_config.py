@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from medad.ablation_config import CURVE, ROWS, AblationSettings, by_dotted_key, load
+from medad.base.errors import ConfigError
 from medad.config import load as load_liver
-from medad.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "liver"
 BASE: dict[str, Any] = {

@@ -18,9 +18,9 @@ from medad.ablation_data import AblationResults, EvaluatedCase, FailedRow, Snaps
 from medad.ablation_document import AblationDocument
 from medad.ablation_report import write_ablation_report
 from medad.ablation_summary import paired_tables
+from medad.base.text import WITHHELD
 from medad.examples import EXAMPLES
 from medad.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
-from medad.words import WITHHELD
 from tests.medad.prepared import SIDE, write_prepared
 from tests.page import Page
 

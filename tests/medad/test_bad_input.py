@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medad import io
-from medad.errors import InputError
+from medad.base.errors import InputError
 from medad.io import Geometry, Labels, Volume
 
 LPS = np.diag([-1.0, -1.0, 2.0, 1.0])

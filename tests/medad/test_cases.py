@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from medad import nets
+from medad.base.errors import InputError
 from medad.cases import evaluate_case, plant_case, prepare_case, segment_case
 from medad.config import (
     DatasetSettings,
@@ -23,7 +24,6 @@ from medad.config import (
     PreprocessSettings,
 )
 from medad.datasets import Case, find_cases
-from medad.errors import InputError
 from medad.io import read_labels, read_scan
 from medad.metrics import CaseEvaluation, dice
 from medad.phantom import write_btcv_phantoms, write_lits_phantoms

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from medad.base.errors import ConfigError
 from medad.config import DatasetSettings, LiverSettings, NetSettings, load, load_inbox
-from medad.errors import ConfigError
 
 _FOLDER = Path(__file__).parents[2] / "configs" / "liver"
 CONFIGS = sorted(path for path in _FOLDER.glob("*.yaml") if not path.stem.startswith("ablation"))

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medad.base.errors import ConfigError, InputError
 from medad.config import DatasetSettings
 from medad.datasets import Case, CaseProblem, find_cases, planted_case
-from medad.errors import ConfigError, InputError
 
 
 def touch(root: Path, *names: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from medad.base.errors import InputError
 from medad.config import TextureSettings
-from medad.errors import InputError
 from medad.textures import open_textures, texture_files, textures_digest
 
 CPU = torch.device("cpu")

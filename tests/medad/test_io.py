@@ -25,8 +25,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from medad import io, nifti
+from medad.base.errors import DiskFullError, InputError
 from medad.dicom import write_dicom
-from medad.errors import DiskFullError, InputError
 from medad.io import Geometry
 
 SHAPE = (5, 6, 7)
@@ -470,7 +470,7 @@ def test_full_file_system(tmp_path: Path) -> None:
     script = f"""
 import numpy as np, pathlib, sys
 from medad import io
-from medad.errors import DiskFullError
+from medad.base.errors import DiskFullError
 folder = pathlib.Path({str(tmp_path)!r})
 geometry = io.Geometry((128, 128, 64), np.diag([-1.0, -1.0, 1.0, 1.0]))
 noise = np.random.default_rng(0).random((128, 128, 64), dtype=np.float32)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from medad.base.errors import InputError
 from medad.config import EvaluationSettings
-from medad.errors import InputError
 from medad.metrics import (
     METRICS_FILE,
     SCORES_FILE,

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from medad import nets
+from medad.base.errors import InputError
 from medad.config import NetSettings
-from medad.errors import InputError
 
 SMALL = NetSettings(widths=(8, 16, 32), groups=4)
 NARROW = SMALL.model_copy(update={"architecture": "autoencoder"})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medad.base.errors import InputError
 from medad.config import PlantSettings
-from medad.errors import InputError
 from medad.planting import draw_diameters, plant, plant_sizes
 
 MM = (1.0, 1.0, 1.5)

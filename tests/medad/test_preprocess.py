@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.errors import InputError
 from medad.config import PreprocessSettings
-from medad.errors import InputError
 from medad.io import Geometry, read_labels, write_mask
 from medad.preprocess import (
     SliceGrid,

@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from medad import pictures
+from medad.base.errors import InputError
+from medad.base.text import WITHHELD
 from medad.config import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
-from medad.errors import InputError
 from medad.geometry import Geometry
 from medad.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.postprocess import lesion_table
@@ -30,7 +31,6 @@ from medad.report import CaseResult, FailedCase, pick_slices, write_report
 from medad.report_document import (
     CURVE_POINTS,
 )
-from medad.words import WITHHELD
 from tests.page import Page
 
 Array = np.ndarray[Any, Any]

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from medad import io, samples
+from medad.base.errors import DiskFullError, UserError
 from medad.config import DatasetSettings
 from medad.datasets import find_cases
 from medad.dicom import write_dicom
-from medad.errors import DiskFullError, UserError
 from medad.io import Geometry
 from medad.phantom import LIVER, generate_phantom
 

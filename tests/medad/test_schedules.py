@@ -13,12 +13,12 @@ import torch
 from torch.nn import functional
 
 from medad import nets
+from medad.base.progress import Progress
 from medad.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.config import LiverSettings
 from medad.infer import load_networks, predict
 from medad.io import Geometry
 from medad.preprocess import SliceGrid, Slices, save_prepared
-from medad.progress import Progress
 from medad.synthesis import synthesise
 from medad.train import train_joint, train_restoration, train_segmentation
 

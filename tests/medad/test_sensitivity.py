@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medad.base.errors import ConfigError, InputError
+from medad.base.storage import read_record
 from medad.config import DatasetSettings
 from medad.datasets import Case
-from medad.errors import ConfigError, InputError
 from medad.metrics import auroc
 from medad.phantom import write_lits_phantoms
 from medad.planting import PlantedLesion
@@ -42,7 +43,6 @@ from medad.sensitivity_config import (
     parse_sensitivity,
 )
 from medad.sensitivity_report import REPORT_FILES, VolumeResult, write_sensitivity_report
-from medad.storage import read_record
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)
 DATA = DatasetSettings(root="-", layout="folder", images="*.nii", labels="l/*.nii", liver_labels=(1,))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medad.base.errors import InputError
 from medad.cases import prepare_case
 from medad.config import DatasetSettings, PreprocessSettings
 from medad.datasets import Case, find_cases
-from medad.errors import InputError
 from medad.phantom import write_lits_phantoms
 from medad.preprocess import SliceGrid, Slices, load_prepared
 from medad.slice_images import export_case, write_healthy, write_judged

@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medad.base.errors import ConfigError, InputError
+from medad.base.progress import Progress
 from medad.batches import generator_for
 from medad.config import FocalSettings, LiverSettings
-from medad.errors import ConfigError, InputError
 from medad.infer import load_networks, predict
 from medad.io import Geometry
 from medad.losses import focal_loss, l1_loss
 from medad.preprocess import SliceGrid, Slices, save_prepared
-from medad.progress import Progress
 from medad.train import train_restoration, train_segmentation
 
 SIDE = 32

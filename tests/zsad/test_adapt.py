@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 from zsad.adapt import adapt, corrupt, crop_generator, patch_shares
 from zsad.config import AdaptSettings
 from zsad.textures import GeneratedTextures

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 from tests.zsad.learned_sets import (
     cosine,
     dice,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from tests.zsad.feature_sets import DIM, GRID, digest_of, material, random_tensors, write_features
 from zsad.adapt import crop_generator
 from zsad.feature_store import FeatureStore, view_file

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from medad.errors import ConfigError, InputError
+from medad.base.errors import ConfigError, InputError
 from tests.zsad.learned_sets import cosine, dice, encoder_settings, focal, make_source, material, shares, square, up
 from zsad.checkpoints import Belonging, Checkpoint
 from zsad.config import EncoderSettings

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from medad.errors import InputError
-from medad.storage import file_digest
+from medad.base.errors import InputError
+from medad.base.storage import file_digest
 from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, write_features
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config import EncoderSettings, PromptSettings

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from medad.errors import InputError
-from medad.words import WITHHELD
+from medad.base.errors import InputError
+from medad.base.text import WITHHELD
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.compare_charts import Panel, line_chart

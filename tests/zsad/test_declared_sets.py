@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medad.errors import ConfigError, InputError
+from medad.base.errors import ConfigError, InputError
 from zsad.config import ImagesSettings
 from zsad.datasets import Category, find_categories, normal_training_images
 from zsad.images import read_mask

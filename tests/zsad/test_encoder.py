@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from medad.errors import ConfigError, InputError, UserError
+from medad.base.errors import ConfigError, InputError, UserError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder

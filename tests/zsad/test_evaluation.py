@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.config import EvaluationSettings, ScoreSettings, Variant
 from zsad.dual_scores import ScoredImage, ScoresIndex
 from zsad.evaluation import (

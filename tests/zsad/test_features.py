@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medad.errors import InputError
-from medad.storage import file_digest
+from medad.base.errors import InputError
+from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config import AdaptSettings, EncoderSettings, PromptSettings, ScoreSettings, Variant
 from zsad.dual_scores import Scores

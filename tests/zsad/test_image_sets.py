@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medad.errors import ConfigError, InputError
+from medad.base.errors import ConfigError, InputError
 from zsad.config import ImagesSettings
 from zsad.datasets import Category, Item, find_categories, images_of
 from zsad.images import read_image, read_mask

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from open_clip.transform import image_transform
 from PIL import Image
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.images import (
     Crops,
     beside,

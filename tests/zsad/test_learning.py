@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from medad.errors import ConfigError, InputError
-from medad.progress import Progress
+from medad.base.errors import ConfigError, InputError
+from medad.base.progress import Progress
 from tests.zsad.learned_sets import Known, encoder_settings, make_source, material
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad import learning

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.config import EvaluationSettings
 from zsad.map_folders import Evaluated, evaluate_folders
 

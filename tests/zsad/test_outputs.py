@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from skimage.io import imread
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, write_category, zsad_settings
 from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.images import resize_map

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medad.errors import ConfigError
-from medad.settings import parse_settings
+from medad.base.errors import ConfigError
+from medad.base.settings import parse_settings
 from zsad.config import PromptSettings
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
 

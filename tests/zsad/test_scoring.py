@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from medad.errors import ConfigError, InputError
-from medad.storage import file_digest
+from medad.base.errors import ConfigError, InputError
+from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config import AdaptSettings, EncoderSettings, PromptSettings, ReferenceSettings, ScoreSettings, Variant

@@ -16,8 +16,8 @@ from numpy import ndarray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from medad.errors import ConfigError, InputError
-from medad.storage import file_digest
+from medad.base.errors import ConfigError, InputError
+from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
 from zsad.config import EncoderSettings

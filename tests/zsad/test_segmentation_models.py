@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor, SamImageProcessor, SamModel
 from transformers.utils import logging
 
-from medad.errors import ConfigError, InputError, UserError
+from medad.base.errors import ConfigError, InputError, UserError
 from tests.zsad.tiny_segmenters import SAM_PX, write_clipseg, write_salient, write_sam
 from zsad.segmentation_models import ClipSeg, Salient, Sam
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad import textures
 from zsad.textures import CHANGES, GeneratedTextures, TextureFolder, Textures, open_textures
 

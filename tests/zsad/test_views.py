@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from medad.errors import ConfigError, InputError
+from medad.base.errors import ConfigError, InputError
 from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config, write_folder
 from zsad.config import EncoderSettings
 from zsad.encoder import Encoder

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medad.errors import InputError
-from medad.words import WITHHELD
+from medad.base.errors import InputError
+from medad.base.text import WITHHELD
 from tests.page import Page
 from tests.zsad.scored_sets import (
     BACKGROUND,

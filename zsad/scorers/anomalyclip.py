@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 from zsad.checkpoints import trained_weights
 from zsad.config import PromptSettings
 from zsad.encoder import Encoder

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.checkpoints import trained_weights
 from zsad.feature_store import FeatureStore
 from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample

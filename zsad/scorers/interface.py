@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.config import EncoderSettings
 from zsad.feature_store import FeatureStore
 

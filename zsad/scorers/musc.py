@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 from zsad.scorers.interface import Material, Scored
 from zsad.systems import MuSc, MuSc2

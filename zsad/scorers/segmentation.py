@@ -29,7 +29,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 from zsad.config import PromptSettings
 from zsad.encoder import Encoder
 from zsad.foreground import Component, find_components, scaled

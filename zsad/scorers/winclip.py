@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
-from medad.errors import InputError
+from medad.base.errors import InputError
 from zsad.feature_store import FeatureStore
 from zsad.scorers.dual import text_scores, visual_scores
 from zsad.scorers.interface import Material, Scored

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medad import noise
+from medad.base import noise
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from medad.errors import DiskFullError, InputError
+from medad.base.errors import DiskFullError, InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from medad.errors import ConfigError
+from medad.base.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEEP_BYTES = 2**31 - 1

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from medad.noise import PerlinLattice, draw_lattice, fade, perlin_masks, perlin_noise
+from medad.base.noise import PerlinLattice, draw_lattice, fade, perlin_masks, perlin_noise
 
 CPU = torch.device("cpu")
 DRAEM = {"scale_exponents": (0, 5), "rotation_deg": (-90.0, 90.0)}
