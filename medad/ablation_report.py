@@ -29,7 +29,7 @@ from medad.ablation_tables import (
     write_csv,
 )
 from medad.base.storage import write_bytes
-from medad.pages import jpeg_uri, page_environment
+from medad.reporting.page import jpeg_uri, page_environment
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
 SIGNIFICANT = 0.05

@@ -32,7 +32,6 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.embedding import KINDS, principal_components, read_features
 from medad.metrics import definitions
-from medad.paired_t import PairedOutcome, holm, paired_t
 from medad.report_document import (
     PLANTED_GENERATED,
     PLANTED_REAL,
@@ -41,6 +40,7 @@ from medad.report_document import (
     Planted,
     settings_without_paths,
 )
+from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
 from medad.samples import PHANTOM_NOTE
 
 BEST_BY = "micro_dice_2d"

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 
-from medad.pages import data_uri, png_uri
+from medad.reporting.page import data_uri, png_uri
 
 PREDICTION_RGB = (230, 159, 0)
 TRUTH_RGB = (86, 180, 233)

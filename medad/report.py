@@ -20,7 +20,6 @@ from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
 from medad.config import LiverSettings
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
-from medad.pages import jpeg_uri, page_environment
 from medad.preprocess import load_prepared
 from medad.report_document import (
     PLANTED_GENERATED,
@@ -43,6 +42,7 @@ from medad.report_document import (
     read_tensor,
     settings_without_paths,
 )
+from medad.reporting.page import jpeg_uri, page_environment
 from medad.samples import PHANTOM_NOTE
 
 __all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]

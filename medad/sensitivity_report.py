@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from medad.base.storage import write_bytes
-from medad.pages import page_environment
 from medad.report_document import FailedCase
+from medad.reporting.page import page_environment
 from medad.sensitivity import Figures, Row, VolumeRecord
 from medad.sensitivity_charts import heat_map_png, heat_map_uri, size_label
 from medad.sensitivity_config import SensitivitySettings

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medad.pages import data_uri
+from medad.reporting.page import data_uri
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR = "#0072b2", "#d55e00"
 """Blue and vermilion of Okabe and Ito's palette."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import block_reduce, find_contours
 
-from medad.pages import png_uri
+from medad.reporting.page import png_uri
 
 OUTLINE_RGB = (86, 180, 233)
 """Sky blue of Okabe and Ito's palette: no colour of the heat map comes near it, to any kind of colour vision."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
-from medad.pages import jpeg_uri
+from medad.reporting.page import jpeg_uri
 from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
 from zsad.config import Variant, ZsadSettings

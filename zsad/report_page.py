@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 from markupsafe import Markup, escape
 
-from medad import pages
+from medad.reporting import page as pages
 from zsad.published import PublishedRow, Quoted
 from zsad.report_document import PRO_200, Stat
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import special
 
-from medad.paired_t import holm, paired_t
+from medad.reporting.paired_tests import holm, paired_t
 
 
 def test_it_is_students_formula() -> None:

@@ -1,0 +1,1 @@
+"""Kit of all reports: page, tables, charts, pictures, statistical tests."""
