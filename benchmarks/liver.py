@@ -33,7 +33,7 @@ from medad import nets
 from medad.base import noise
 from medad.base.devices import keep_freed_memory
 from medad.cases import prepare_case, segment_case
-from medad.config import (
+from medad.config.liver import (
     DatasetSettings,
     InferenceSettings,
     LiverSettings,

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medad import nets
 from medad.base.devices import denormals_flushed, keep_freed_memory
-from medad.config import LiverSettings, load
+from medad.config.liver import LiverSettings, load
 from medad.losses import focal_loss, l1_loss
 from medad.synthesis import synthesise
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from skimage.filters import threshold_otsu, threshold_triangle
 
-from medad.config import PostprocessSettings
+from medad.config.liver import PostprocessSettings
 from medad.io import read_labels, read_scan
 from medad.postprocess import threshold_of
 

@@ -35,9 +35,9 @@ from flows.row_tally import Once, RowTally
 from flows.stopping import stopping
 from flows.tasks import Failure, Submitted, describe
 from flows.terminal import terminal
-from medad.ablation_config import CURVE, ROWS, YARDSTICK, Variant
 from medad.base.errors import UserError
-from medad.config import LiverSettings
+from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant
+from medad.config.liver import LiverSettings
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png"),

@@ -12,7 +12,7 @@ from flows.jobs import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, j
 from flows.liver_jobs import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy import PrivateAblation
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
-from medad.config import DatasetSettings, EvaluationSettings, SynthesisSettings
+from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSettings
 
 if TYPE_CHECKING:
     from flows.child import Place

@@ -19,7 +19,7 @@ from pathlib import Path
 from flows.cache import ArtefactStore, canonical_json
 from flows.digests import SETTLED_S
 from medad.base.errors import InputError
-from medad.config import InboxSettings
+from medad.config.liver import InboxSettings
 
 TEMPORARY = (".partial", ".part", ".tmp", ".filepart", ".crdownload", "~")
 """Endings of files and folders that are still being copied, by convention. Hidden ones are passed over as well."""

@@ -59,7 +59,7 @@ def ablate(
         test_data__root=None if test is None else str(test),
     )
     from flows.privacy import PrivateAblation
-    from medad.ablation_config import load
+    from medad.config.ablation import load
 
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))
     settings = PrivateAblation.of(settings if rows is None else settings.chosen(rows))

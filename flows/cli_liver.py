@@ -54,7 +54,7 @@ Model = Annotated[Path, typer.Option("--model", help="Folder of a run with train
 def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateLiver:
     """Read a configuration. Raises ConfigError."""
     from flows.privacy import PrivateLiver
-    from medad.config import load
+    from medad.config.liver import load
 
     return PrivateLiver.of(load(find_config(config, "liver"), overrides))
 
@@ -235,7 +235,7 @@ def segment(
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver_folder import settings_of_run, settings_over
     from flows.publish import writable
-    from medad.config import DatasetSettings
+    from medad.config.liver import DatasetSettings
 
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")
@@ -298,7 +298,7 @@ def step(
         raise ConfigError(HOW_TO_GET_A_MASK)
     from pydantic import ValidationError
 
-    from medad.config import PreprocessSettings
+    from medad.config.liver import PreprocessSettings
 
     try:
         settings = PreprocessSettings.model_validate(parse_overrides(overrides))

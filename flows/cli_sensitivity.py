@@ -37,7 +37,7 @@ def sensitivity(
     start(verbose=verbose)
     from flows.privacy import PrivateSensitivity
     from medad.base.settings import put_over
-    from medad.sensitivity_config import load_sensitivity, parse_sensitivity
+    from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 
     root = None if healthy is None else str(healthy)
     values = parse_overrides(overrides, name=name, seed=seed, healthy__root=root)

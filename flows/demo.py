@@ -29,7 +29,7 @@ def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...
     ConfigError
         The package was installed without the repository's configs folder.
     """
-    from medad.config import load
+    from medad.config.liver import load
     from medad.samples import PHANTOM_NOTE, find_samples, samples_dir
 
     settings = PrivateLiver.of(load(_configuration("liver")))

@@ -31,7 +31,7 @@ from flows.publish import writable
 from flows.settings import config_names, named_config, runs_root
 from flows.tasks import Tally, describe
 from medad.base.errors import ConfigError, UserError
-from medad.config import PreprocessSettings
+from medad.config.liver import PreprocessSettings
 
 STEPS: tuple[HandStepName, ...] = ("window", "roi", "slice", "equalise")
 """In the order in which one takes what the one before wrote."""
@@ -169,7 +169,7 @@ def liver_nightly(
 ) -> State[Outcome]:
     """Liver tumours: prepare, train, segment, evaluate, report. What has not changed is taken from the cache."""
     from flows.liver import liver
-    from medad.config import load
+    from medad.config.liver import load
 
     def run() -> State[Outcome]:
         settings = PrivateLiver.of(load(named_config(config, "liver"), _given(name=name, seed=seed)))

@@ -22,7 +22,7 @@ from flows.liver_jobs import Prepare, Segment, source_digest
 from flows.liver_report import Report
 from flows.privacy import PrivateLiver
 from medad.base.errors import ConfigError
-from medad.config import InboxSettings, load_inbox
+from medad.config.liver import InboxSettings, load_inbox
 
 ALL_FAILED = "failed"
 """In `retry`: every case that failed."""

@@ -46,7 +46,7 @@ from flows.tasks import Failure, Submitted, Tally, describe
 from flows.terminal import terminal
 from medad.base.errors import UserError
 from medad.base.settings import ANY_MACHINE
-from medad.config import DatasetSettings, PreprocessSettings
+from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.folds import Member, find_leaks
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from flows.cache import ArtefactStore, Ref, Step, library_versions
 from flows.jobs import DeviceJob, Job, json_values
 from medad.base.errors import InputError
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
-from medad.config import (
+from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,

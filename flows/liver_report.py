@@ -9,7 +9,7 @@ from typing import Any
 from flows.cache import Ref, Step
 from flows.jobs import PAGE, FailedStep, Job, digest_of, folder_of, json_values
 from medad.base.settings import MACHINE_FIELDS
-from medad.config import LiverSettings
+from medad.config.liver import LiverSettings
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flows.publish import read_manifest
 from flows.settings import worker_count
 from flows.tasks import Failure
 from medad.base.errors import ConfigError, UserError
-from medad.config import FoldSettings
+from medad.config.liver import FoldSettings
 from medad.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from flows.redaction import SHORTEST, Redactor
 from flows.settings import cache_root
 from medad.base.errors import InputError, UserError
-from medad.config import DatasetSettings, LiverSettings
+from medad.config.liver import DatasetSettings, LiverSettings
 from zsad.config import ImagesSettings
 
 PLACEHOLDER = "(private path)"

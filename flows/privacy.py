@@ -25,9 +25,9 @@ from flows.log_filter import (
     learn_job,
     path_filter,
 )
-from medad.ablation_config import AblationSettings
-from medad.config import LiverSettings
-from medad.sensitivity_config import SensitivitySettings
+from medad.config.ablation import AblationSettings
+from medad.config.liver import LiverSettings
+from medad.config.sensitivity import SensitivitySettings
 from zsad.compare_config import CompareSettings
 from zsad.config import ZsadSettings
 

@@ -10,7 +10,7 @@ from flows.cache import Ref, Step
 from flows.jobs import PAGE, DeviceJob, FailedStep, Job, json_values
 from flows.liver_jobs import Prepare, Segment
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
-from medad.sensitivity_config import MeasureSettings, PlantingSettings, SensitivitySettings
+from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
 
 if TYPE_CHECKING:
     from flows.child import Place

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from medad.ablation_config import PublishedFigures, PublishedRow
+from medad.config.ablation import PublishedFigures, PublishedRow
 from medad.report_document import Planted
 
 SCHEMA_VERSION = 1

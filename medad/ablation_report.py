@@ -13,7 +13,6 @@ import yaml
 
 from medad import pictures
 from medad.ablation_charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
-from medad.ablation_config import ROWS, AblationSettings, PublishedFigures
 from medad.ablation_data import AblationResults
 from medad.ablation_document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
 from medad.ablation_panels import example_panels, test_panels
@@ -29,6 +28,7 @@ from medad.ablation_tables import (
     write_csv,
 )
 from medad.base.storage import write_bytes
+from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
 from medad.reporting.page import jpeg_uri, page_environment
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from medad import yardstick
-from medad.ablation_config import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
 from medad.ablation_data import AblationResults, VariantResult, over_seeds, read_seeds
 from medad.ablation_document import (
     FIGURES,
@@ -30,6 +29,7 @@ from medad.ablation_document import (
 )
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import WITHHELD, clean, natural_order
+from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
 from medad.embedding import KINDS, principal_components, read_features
 from medad.metrics import definitions
 from medad.report_document import (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medad import nets
 from medad.base.errors import ConfigError, InputError
-from medad.config import LiverSettings
+from medad.config.liver import LiverSettings
 from medad.lesions import Scale
 from medad.preprocess import load_prepared
 from medad.synthesis import Synthesised, synthesise

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from medad.base.errors import InputError
 from medad.combine import combine
-from medad.config import (
+from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
-from medad.config import CombineSettings, InferenceSettings
+from medad.config.liver import CombineSettings, InferenceSettings
 from medad.infer import Prediction
 from medad.preprocess import Slices
 

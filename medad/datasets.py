@@ -12,7 +12,7 @@ from pathlib import Path
 from medad.base.errors import ConfigError, InputError
 from medad.base.settings import data_root
 from medad.base.text import natural_order
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
 
 SAMPLES_PREFIX = "samples:"
 _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")

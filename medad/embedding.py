@@ -23,7 +23,7 @@ from medad import nets
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
 from medad.batches import load_slices
-from medad.config import SynthesisSettings
+from medad.config.liver import SynthesisSettings
 from medad.preprocess import load_prepared
 from medad.synthesis import synthesise
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from medad import nets
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.batches import load_slices
-from medad.config import SynthesisSettings
+from medad.config.liver import SynthesisSettings
 from medad.synthesis import synthesise
 
 EXAMPLES = "examples.safetensors"

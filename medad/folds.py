@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medad.base.text import natural_order
-from medad.config import FoldSettings
+from medad.config.liver import FoldSettings
 
 Kind = Literal["patient", "scan", "liver"]
 """By what two cases are told to be of one patient: who it is said to be, the scan's files, the liver's voxels."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from medad.base.errors import InputError
-from medad.config import EvaluationSettings
+from medad.config.liver import EvaluationSettings
 from medad.postprocess import bounding_box, label_components
 
 METRICS_FILE = "metrics.json"

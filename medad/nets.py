@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medad.base.errors import InputError
-from medad.config import NetSettings
+from medad.config.liver import NetSettings
 
 Role = Literal["restoration", "segmentation"]
 PHASES: tuple[Role, ...] = ("restoration", "segmentation")

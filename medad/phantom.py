@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from medad.config import PlantSettings
+from medad.config.liver import PlantSettings
 from medad.geometry import Geometry
 from medad.nifti import write_nifti
 from medad.planting import plant

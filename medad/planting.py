@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.special import erfc
 
 from medad.base.errors import InputError
-from medad.config import PlantSettings
+from medad.config.liver import PlantSettings
 
 _MARGIN_EDGES, _GAP_EDGES = 2.0, 4.0
 """Least distance from a lesion to the liver's surface, and to another lesion, in standard deviations of the soft

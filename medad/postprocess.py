@@ -15,7 +15,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 from skimage.filters import threshold_triangle
 
-from medad.config import PostprocessSettings
+from medad.config.liver import PostprocessSettings
 
 Box = tuple[slice, slice, slice]
 

@@ -25,7 +25,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from medad.base.errors import InputError
-from medad.config import PreprocessSettings
+from medad.config.liver import PreprocessSettings
 from medad.io import Geometry
 
 CHUNK_SLICES = 64

@@ -18,7 +18,7 @@ from medad import pictures
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
-from medad.config import LiverSettings
+from medad.config.liver import LiverSettings
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
 from medad.preprocess import load_prepared
 from medad.report_document import (

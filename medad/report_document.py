@@ -18,7 +18,7 @@ from medad.base.errors import InputError
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_json, read_record
 from medad.base.text import WITHHELD, clean, natural_order
-from medad.config import LiverSettings
+from medad.config.liver import LiverSettings
 from medad.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.postprocess import Lesion
 

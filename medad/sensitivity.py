@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from scipy.stats import binomtest
 
+from medad.config.sensitivity import ContrastSettings, LesionPlace, MeasureSettings
 from medad.metrics import auroc, dice_of_counts
 from medad.planting import PlantedLesion
-from medad.sensitivity_config import ContrastSettings, LesionPlace, MeasureSettings
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 CONFIDENCE = 0.95

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 
 from medad.base.errors import InputError
 from medad.base.storage import write_bytes
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
+from medad.config.sensitivity import MeasureSettings, PlantingSettings
 from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case
 from medad.io import Volume, read_labels_on, read_scan, require_liver, source_digest
 from medad.planting import Planted, draw_diameters, plant_sizes
 from medad.sensitivity import VolumeRecord, measure_lesions
-from medad.sensitivity_config import MeasureSettings, PlantingSettings
 
 RECORD = "lesions.json"
 _PLACE_CODE = {"inside": 0, "rim": 1}

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from medad.base.errors import InputError
-from medad.config import PreprocessSettings
+from medad.config.liver import PreprocessSettings
 from medad.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
 from medad.preprocess import (
     Slices,

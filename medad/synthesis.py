@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from medad.base.noise import blob_masks, perlin_masks
-from medad.config import SynthesisSettings, TextureSettings
+from medad.config.liver import SynthesisSettings, TextureSettings
 from medad.lesions import Scale, paint_lesions
 from medad.textures import Textures, open_textures
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from medad.base.errors import InputError
 from medad.base.noise import draw_lattice, perlin_noise
 from medad.base.storage import file_digest, reading
-from medad.config import TextureSettings
+from medad.config.liver import TextureSettings
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 OCTAVES = ((1, 3), (3, 4), (5, 6))

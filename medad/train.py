@@ -29,7 +29,7 @@ from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
 from medad.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, generator_for, load_slices
 from medad.checkpoints import Checkpoint, snapshot_name
-from medad.config import LiverSettings, NetSettings, PhaseSettings
+from medad.config.liver import LiverSettings, NetSettings, PhaseSettings
 from medad.losses import focal_loss, l1_loss, l2_ssim_loss
 from medad.synthesis import Synthesised
 from medad.textures import Textures, open_textures

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medad.base.noise import gaussian_blur
-from medad.config import VariationSettings
+from medad.config.liver import VariationSettings
 from medad.lesions import Scale, draw_centres, smooth_field, soft_inside, uniform
 
 _CURVE_POINTS = 12

@@ -10,7 +10,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from medad.base.errors import InputError
-from medad.config import DatasetSettings, EvaluationSettings, PostprocessSettings
+from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessSettings
 from medad.datasets import Case
 from medad.io import read_labels_on, read_scan
 from medad.metrics import evaluate

@@ -132,7 +132,7 @@ def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
 
 
 def test_every_configuration_loads() -> None:
-    from medad.config import load
+    from medad.config.liver import load
 
     folder = Path(__file__).parents[2] / "configs" / "liver"
     files = sorted(path for path in folder.glob("*.yaml") if not path.stem.startswith("ablation"))
@@ -142,7 +142,7 @@ def test_every_configuration_loads() -> None:
 
 
 def test_the_thesis_configuration_is_the_defaults() -> None:
-    from medad.config import LiverSettings, load
+    from medad.config.liver import LiverSettings, load
 
     folder = Path(__file__).parents[2] / "configs" / "liver"
     thesis = load(folder / "thesis.yaml")
@@ -217,7 +217,7 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     import numpy as np
 
     from medad.cases import prepare_case
-    from medad.config import PreprocessSettings, load
+    from medad.config.liver import PreprocessSettings, load
     from medad.datasets import find_cases
     from medad.preprocess import load_prepared
 

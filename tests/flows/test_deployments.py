@@ -53,7 +53,7 @@ from flows.settings import (
 from flows.tasks import Failure
 from flows.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import ConfigError
-from medad.config import PreprocessSettings
+from medad.config.liver import PreprocessSettings
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[2]

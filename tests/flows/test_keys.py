@@ -28,7 +28,7 @@ from flows.liver_jobs import (
 from flows.liver_report import Report, Reported
 from flows.tasks import cache_key
 from medad.base.errors import InputError
-from medad.config import LiverSettings, PlantSettings, parse
+from medad.config.liver import LiverSettings, PlantSettings, parse
 from medad.datasets import Case
 
 BASE: dict[str, Any] = {

@@ -28,7 +28,7 @@ import yaml
 from flows.cache import Step
 from flows.jobs import Job
 from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
 from tests.flows import leaks, plants
 from tests.flows.live_server import free_port
 
@@ -477,7 +477,7 @@ import logging, warnings
 from pathlib import Path
 from flows.liver_jobs import Prepare
 from flows.privacy import learn_job
-from medad.config import DatasetSettings, PreprocessSettings
+from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.datasets import Case
 root = Path({str(found.dicom)!r})
 scan, label = root / {plants.FOLDER!r} / "CT", root / {plants.FOLDER!r} / "leber.nii.gz"

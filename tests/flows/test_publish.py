@@ -17,7 +17,7 @@ from flows.privacy import PrivateLiver
 from flows.publish import RunFolder, read_headline
 from flows.tasks import Tally
 from medad.base.errors import ConfigError, DiskFullError
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
 
 SETTINGS = PrivateLiver(
     name="x",

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from medad.ablation_config import AblationSettings
 from medad.ablation_data import AblationResults, EvaluatedCase, FailedRow, SnapshotResult, VariantResult
 from medad.ablation_document import AblationDocument
 from medad.ablation_report import write_ablation_report
 from medad.ablation_summary import paired_tables
 from medad.base.text import WITHHELD
+from medad.config.ablation import AblationSettings
 from medad.examples import EXAMPLES
 from medad.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
 from tests.medad.prepared import SIDE, write_prepared

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from medad import nets
 from medad.base.errors import InputError
 from medad.cases import evaluate_case, plant_case, prepare_case, segment_case
-from medad.config import (
+from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,

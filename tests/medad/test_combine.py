@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from medad.combine import combine, smooth, unusual
-from medad.config import CombineSettings, InferenceSettings
+from medad.config.liver import CombineSettings, InferenceSettings
 from medad.infer import Prediction
 from medad.preprocess import SliceGrid, Slices
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medad.base.errors import ConfigError, InputError
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
 from medad.datasets import Case, CaseProblem, find_cases, planted_case
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad.config import FoldSettings
+from medad.config.liver import FoldSettings
 from medad.dicom import patient_id, write_dicom
 from medad.fingerprint import liver_fingerprint
 from medad.folds import Leak, Mark, Member, deal, find_leaks, patient_mark, patients_of

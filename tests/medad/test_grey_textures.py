@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from medad.base.errors import InputError
-from medad.config import TextureSettings
+from medad.config.liver import TextureSettings
 from medad.textures import open_textures, texture_files, textures_digest
 
 CPU = torch.device("cpu")

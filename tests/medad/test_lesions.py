@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medad.config import LesionSettings
+from medad.config.liver import LesionSettings
 from medad.lesions import Scale, draw_centres, paint_lesions, smooth_field, soft_inside, uniform
 
 SIDE = 48

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medad.base.errors import InputError
-from medad.config import EvaluationSettings
+from medad.config.liver import EvaluationSettings
 from medad.metrics import (
     METRICS_FILE,
     SCORES_FILE,

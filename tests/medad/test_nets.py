@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from medad import nets
 from medad.base.errors import InputError
-from medad.config import NetSettings
+from medad.config.liver import NetSettings
 
 SMALL = NetSettings(widths=(8, 16, 32), groups=4)
 NARROW = SMALL.model_copy(update={"architecture": "autoencoder"})

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
-from medad.config import PlantSettings
+from medad.config.liver import PlantSettings
 from medad.planting import draw_diameters, plant, plant_sizes
 
 MM = (1.0, 1.0, 1.5)

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
-from medad.config import PostprocessSettings
+from medad.config.liver import PostprocessSettings
 from medad.postprocess import bounding_box, lesion_table, postprocess, threshold_of
 
 Array = np.ndarray[Any, Any]

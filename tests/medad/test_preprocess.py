@@ -14,7 +14,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from medad.base.errors import InputError
-from medad.config import PreprocessSettings
+from medad.config.liver import PreprocessSettings
 from medad.io import Geometry, read_labels, write_mask
 from medad.preprocess import (
     SliceGrid,

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from medad import pictures
 from medad.base.errors import InputError
 from medad.base.text import WITHHELD
-from medad.config import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
+from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
 from medad.geometry import Geometry
 from medad.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.postprocess import lesion_table

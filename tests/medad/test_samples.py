@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medad import io, samples
 from medad.base.errors import DiskFullError, UserError
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
 from medad.datasets import find_cases
 from medad.dicom import write_dicom
 from medad.io import Geometry

@@ -15,7 +15,7 @@ from torch.nn import functional
 from medad import nets
 from medad.base.progress import Progress
 from medad.batches import BATCH, INITIAL, ORDER, generator_for
-from medad.config import LiverSettings
+from medad.config.liver import LiverSettings
 from medad.infer import load_networks, predict
 from medad.io import Geometry
 from medad.preprocess import SliceGrid, Slices, save_prepared

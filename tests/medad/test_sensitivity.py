@@ -19,7 +19,14 @@ from scipy import ndimage
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import read_record
-from medad.config import DatasetSettings
+from medad.config.liver import DatasetSettings
+from medad.config.sensitivity import (
+    ContrastSettings,
+    MeasureSettings,
+    PlantingSettings,
+    SensitivitySettings,
+    parse_sensitivity,
+)
 from medad.datasets import Case
 from medad.metrics import auroc
 from medad.phantom import write_lits_phantoms
@@ -35,13 +42,6 @@ from medad.sensitivity import (
     wilson,
 )
 from medad.sensitivity_cases import RECORD, measure_planted
-from medad.sensitivity_config import (
-    ContrastSettings,
-    MeasureSettings,
-    PlantingSettings,
-    SensitivitySettings,
-    parse_sensitivity,
-)
 from medad.sensitivity_report import REPORT_FILES, VolumeResult, write_sensitivity_report
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medad.base.errors import InputError
 from medad.cases import prepare_case
-from medad.config import DatasetSettings, PreprocessSettings
+from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.datasets import Case, find_cases
 from medad.phantom import write_lits_phantoms
 from medad.preprocess import SliceGrid, Slices, load_prepared

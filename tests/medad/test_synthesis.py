@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from medad.config import SynthesisSettings, TextureSettings
+from medad.config.liver import SynthesisSettings, TextureSettings
 from medad.synthesis import blend, draw_shift, overlay, synthesise
 from medad.textures import Textures
 

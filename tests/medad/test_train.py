@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
 from medad.batches import generator_for
-from medad.config import FocalSettings, LiverSettings
+from medad.config.liver import FocalSettings, LiverSettings
 from medad.infer import load_networks, predict
 from medad.io import Geometry
 from medad.losses import focal_loss, l1_loss
@@ -185,7 +185,7 @@ def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
     out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys; from pathlib import Path; from medad.config import LiverSettings\n"
+        "import sys; from pathlib import Path; from medad.config.liver import LiverSettings\n"
         "from medad.train import train_restoration\n"
         "settings = LiverSettings.model_validate_json(sys.argv[1])\n"
         "out, checkpoint, *prepared = map(Path, sys.argv[2:])\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medad.config import VariationSettings
+from medad.config.liver import VariationSettings
 from medad.lesions import Scale
 from medad.variation import degrade, rim_hu, shade_hu, vary, vessels_hu
 

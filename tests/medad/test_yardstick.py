@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medad.cases import prepare_case
-from medad.config import DatasetSettings, EvaluationSettings, PreprocessSettings
+from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.datasets import find_cases
 from medad.metrics import CaseEvaluation, auroc
 from medad.phantom import write_lits_phantoms

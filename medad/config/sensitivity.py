@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config import DatasetSettings, PlantSettings, by_key
+from medad.config.liver import DatasetSettings, PlantSettings, by_key
 
 LesionPlace = Literal["inside", "rim"]
 Kind = Literal["uniform", "mixed"]

@@ -9,11 +9,11 @@ import yaml
 from pydantic import ValidationError
 
 from medad.base.errors import ConfigError
-from medad.config import DatasetSettings, LiverSettings, NetSettings, load, load_inbox
+from medad.config.liver import DatasetSettings, LiverSettings, NetSettings, load, load_inbox
 
-_FOLDER = Path(__file__).parents[2] / "configs" / "liver"
+_FOLDER = Path(__file__).parents[3] / "configs" / "liver"
 CONFIGS = sorted(path for path in _FOLDER.glob("*.yaml") if not path.stem.startswith("ablation"))
-INBOXES = sorted((Path(__file__).parents[2] / "configs" / "inbox").glob("*.yaml"))
+INBOXES = sorted((Path(__file__).parents[3] / "configs" / "inbox").glob("*.yaml"))
 INBOX = "name: a\ninbox: in\nout: out\nmodel: m\nscans: '*/scan'\nlivers: '*/liver.nii.gz'\n"
 GOOD = "name: a\ntrain_data: {root: x, layout: btcv}\ntest_data: {root: y, layout: lits}\n"
 

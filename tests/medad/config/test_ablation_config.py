@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from medad.ablation_config import CURVE, ROWS, AblationSettings, by_dotted_key, load
 from medad.base.errors import ConfigError
-from medad.config import load as load_liver
+from medad.config.ablation import CURVE, ROWS, AblationSettings, by_dotted_key, load
+from medad.config.liver import load as load_liver
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "liver"
+CONFIGS = Path(__file__).parents[3] / "configs" / "liver"
 BASE: dict[str, Any] = {
     "name": "base",
     "gpus": "cpu",

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medad.base.errors import ConfigError
 from medad.base.settings import MACHINE_FIELDS, MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config import LiverSettings
-from medad.config import load as load_liver
+from medad.config.liver import LiverSettings
+from medad.config.liver import load as load_liver
 
 ShortId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
