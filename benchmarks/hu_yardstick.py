@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medad.io import read_labels_on, read_scan
+from medad.ct.io import read_labels_on, read_scan
 from medad.metrics import auroc
 from medad.yardstick import smoothed_inside
 

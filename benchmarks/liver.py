@@ -42,9 +42,9 @@ from medad.config.liver import (
     SynthesisSettings,
     load,
 )
+from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
 from medad.datasets import Case
 from medad.infer import load_networks
-from medad.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
 from medad.losses import focal_loss, l1_loss
 from medad.phantom import write_lits_phantoms
 from medad.preprocess import load_prepared, prepare

@@ -140,7 +140,7 @@ def digest(folder: Path) -> Any:
     import numpy as np
 
     from benchmarks.zsad_timing import Row
-    from medad.io import source_digest
+    from medad.ct.io import source_digest
 
     scan = folder / "scan.nii.gz"
     rng = np.random.default_rng(0)

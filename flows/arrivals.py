@@ -54,7 +54,7 @@ class Content:
     """What a scan is, whatever it is called."""
 
     scan: str
-    """sha256 of the scan, as `medad.io.source_digest` has it."""
+    """sha256 of the scan, as `medad.ct.io.source_digest` has it."""
     liver: str
     liver_labels: tuple[int, ...]
 
@@ -150,14 +150,14 @@ def seen_whole(path: Path) -> str:
 
     Remembered under this name: that another command has read a file says nothing of whether it was whole.
     """
-    from medad.io import source_digest, source_files
+    from medad.ct.io import source_digest, source_files
 
     return ArtefactStore().digests.get(path, source_digest, source_files(path), watched=True)
 
 
 def recalled(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
     """Its content, where these very files were watched and read before; None where they were not."""
-    from medad.io import source_files
+    from medad.ct.io import source_files
 
     memory = ArtefactStore().digests
     try:
@@ -178,7 +178,7 @@ def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: floa
     InputError
         One of them cannot be read.
     """
-    from medad.io import source_digest, source_files
+    from medad.ct.io import source_digest, source_files
 
     memory = ArtefactStore().digests
     watched = watched_s > SETTLED_S
@@ -200,7 +200,7 @@ def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: floa
 
 def still_holds(arrival: Arrival, content: Content) -> bool:
     """Whether its bytes, read anew, are that content: a share that went away breaks scans that are sound."""
-    from medad.io import source_digest
+    from medad.ct.io import source_digest
 
     try:
         return (source_digest(arrival.scan), source_digest(arrival.liver)) == (content.scan, content.liver)
@@ -210,7 +210,7 @@ def still_holds(arrival: Arrival, content: Content) -> bool:
 
 def _stamp(scan: Path, liver: Path) -> Stamp:
     """Raises ChangedError where a file comes or goes meanwhile or is still being copied, InputError as the readers."""
-    from medad.io import source_files
+    from medad.ct.io import source_files
 
     rows = []
     try:

@@ -344,7 +344,7 @@ def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
 
 def _hand_over(folder: Path, out: Path) -> Path:
     """Copy a step's one result to where the user wants it. Raises ConfigError for another kind of file."""
-    from medad.io import atomic_path
+    from medad.ct.io import atomic_path
 
     result = next(path for path in sorted(folder.iterdir()) if path.name != "artefact.json")
     ending = ".nii.gz" if result.name.endswith(".nii.gz") else result.suffix

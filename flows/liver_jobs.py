@@ -44,8 +44,8 @@ _IMAGES = ("numpy", "scikit-image", "scipy", "torch")
 
 def source_digest(path: Path) -> str:
     """Digest of a scan, a label or any file; of a folder's files for a DICOM series. Raises InputError."""
-    from medad.io import source_digest as compute
-    from medad.io import source_files
+    from medad.ct.io import source_digest as compute
+    from medad.ct.io import source_files
 
     try:
         return ArtefactStore().digests.get(path, compute, source_files(path))

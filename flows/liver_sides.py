@@ -136,7 +136,7 @@ def _known(case: Case) -> Known:
 
 def _patient(case: Case) -> str | None:
     if case.scan.is_dir():
-        from medad.dicom import patient_id
+        from medad.ct.dicom import patient_id
 
         if (found := patient_id(case.scan)) is not None:
             return found
@@ -150,7 +150,7 @@ def _liver_mark(ref: Ref) -> frozenset[Mark]:
 
 def liver_digest(ref: Ref) -> str | None:
     """The fingerprint of the liver that a case's artefact came from; None of what a dry run does not make."""
-    from medad.fingerprint import FINGERPRINT
+    from medad.ct.fingerprint import FINGERPRINT
 
     if not ref.made:
         return None

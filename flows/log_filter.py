@@ -123,7 +123,7 @@ class PathFilter(logging.Filter):
             if (path, label) in self._headers:
                 return
             self._headers.add((path, label))
-        from medad.headers import header_texts
+        from medad.ct.headers import header_texts
 
         for text in (*header_texts(path), *_names_within(path)):
             if not _SHORT_NUMBER.fullmatch(text):

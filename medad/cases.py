@@ -27,10 +27,8 @@ from medad.config.liver import (
     PostprocessSettings,
     PreprocessSettings,
 )
-from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
-from medad.fingerprint import FINGERPRINT, liver_fingerprint
-from medad.infer import load_networks, predict
-from medad.io import (
+from medad.ct.fingerprint import FINGERPRINT, liver_fingerprint
+from medad.ct.io import (
     Volume,
     check_hu,
     read_labels,
@@ -43,6 +41,8 @@ from medad.io import (
     write_mask,
     write_probability,
 )
+from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
+from medad.infer import load_networks, predict
 from medad.metrics import evaluate
 from medad.planting import plant
 from medad.postprocess import lesion_table, postprocess, threshold_of

@@ -16,8 +16,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from medad.config.liver import PlantSettings
-from medad.geometry import Geometry
-from medad.nifti import write_nifti
+from medad.ct.geometry import Geometry
+from medad.ct.nifti import write_nifti
 from medad.planting import plant
 
 LIVER, TUMOUR = 1, 2

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
-from medad.io import Geometry
+from medad.ct.io import Geometry
 
 CHUNK_SLICES = 64
 FORMAT, METADATA = "adflows-prepared-2", "adflows"

@@ -29,9 +29,9 @@ import numpy as np
 
 from medad.base.errors import UserError
 from medad.base.storage import disk_full_as_user_error, file_digest
-from medad.dicom import write_dicom
-from medad.geometry import Geometry
-from medad.io import Labels, align_labels, read_labels, read_scan, require_liver, write_labels
+from medad.ct.dicom import write_dicom
+from medad.ct.geometry import Geometry
+from medad.ct.io import Labels, align_labels, read_labels, read_scan, require_liver, write_labels
 from medad.phantom import LIVER, generate_phantom, write_btcv_phantoms
 
 PACKAGE, VERSION = "TotalSegmentator", "2.18.0"

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
-from medad.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
+from medad.ct.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
 from medad.preprocess import (
     Slices,
     equalise,

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from medad.base.errors import InputError
 from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessSettings
+from medad.ct.io import read_labels_on, read_scan
 from medad.datasets import Case
-from medad.io import read_labels_on, read_scan
 from medad.metrics import evaluate
 from medad.postprocess import bounding_box, postprocess
 from medad.preprocess import load_prepared, mask_to_slices

@@ -113,8 +113,8 @@ def plant_dicom(folder: Path, scan: Path) -> None:
     """A series of a NIfTI scan's voxels, with free text in every tag, and the patient in the files' names."""
     import pydicom
 
-    from medad.dicom import write_dicom
-    from medad.io import read_scan
+    from medad.ct.dicom import write_dicom
+    from medad.ct.io import read_scan
 
     volume = read_scan(scan)
     folder.mkdir(parents=True)

@@ -534,7 +534,7 @@ def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypat
         reads.append(path)
         return digests.file_sha256(path)
 
-    monkeypatch.setattr("medad.io.file_digest", read_anew)
+    monkeypatch.setattr("medad.ct.io.file_digest", read_anew)
     assert box.segmented() == []
     assert not reads, "remembered, though their stamps lie in the future"
     box.drop("c", 2)

@@ -128,8 +128,8 @@ def series(world: Any, tmp_path: Path) -> Path:
     import numpy as np
     import pydicom
 
-    from medad.dicom import write_dicom
-    from medad.io import read_scan
+    from medad.ct.dicom import write_dicom
+    from medad.ct.io import read_scan
 
     for number in (1, 2):
         target = tmp_path / "dicom" / f"side{number}" / "one"

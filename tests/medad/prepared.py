@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from medad.geometry import Geometry
+from medad.ct.geometry import Geometry
 from medad.preprocess import SliceGrid, Slices, save_prepared
 
 SIDE = 32

@@ -23,8 +23,8 @@ from medad.config.liver import (
     PostprocessSettings,
     PreprocessSettings,
 )
+from medad.ct.io import read_labels, read_scan
 from medad.datasets import Case, find_cases
-from medad.io import read_labels, read_scan
 from medad.metrics import CaseEvaluation, dice
 from medad.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.preprocess import load_prepared, mask_to_slices

@@ -16,9 +16,9 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from medad import io
 from medad.base.errors import InputError
 from medad.config.liver import DatasetSettings, PlantSettings
+from medad.ct import io
 from medad.datasets import find_cases
 from medad.phantom import LIVER, TUMOUR, generate_phantom, write_btcv_phantoms, write_lits_phantoms
 from medad.planting import plant

@@ -23,7 +23,7 @@ from medad import pictures
 from medad.base.errors import InputError
 from medad.base.text import WITHHELD
 from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
-from medad.geometry import Geometry
+from medad.ct.geometry import Geometry
 from medad.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.postprocess import lesion_table
 from medad.preprocess import SliceGrid, Slices, save_prepared

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medad import io, samples
+from medad import samples
 from medad.base.errors import DiskFullError, UserError
 from medad.config.liver import DatasetSettings
+from medad.ct import io
+from medad.ct.dicom import write_dicom
+from medad.ct.io import Geometry
 from medad.datasets import find_cases
-from medad.dicom import write_dicom
-from medad.io import Geometry
 from medad.phantom import LIVER, generate_phantom
 
 SHAPE, SPACING = (32, 30, 12), (11.0, 11.0, 12.0)

@@ -16,8 +16,8 @@ from medad import nets
 from medad.base.progress import Progress
 from medad.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.config.liver import LiverSettings
+from medad.ct.io import Geometry
 from medad.infer import load_networks, predict
-from medad.io import Geometry
 from medad.preprocess import SliceGrid, Slices, save_prepared
 from medad.synthesis import synthesise
 from medad.train import train_joint, train_restoration, train_segmentation

@@ -20,8 +20,8 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
 from medad.batches import generator_for
 from medad.config.liver import FocalSettings, LiverSettings
+from medad.ct.io import Geometry
 from medad.infer import load_networks, predict
-from medad.io import Geometry
 from medad.losses import focal_loss, l1_loss
 from medad.preprocess import SliceGrid, Slices, save_prepared
 from medad.train import train_restoration, train_segmentation

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, file_digest
-from medad.dicom import read_dicom, series_files
-from medad.geometry import Geometry, check_same_grid
-from medad.itk import METAIMAGE, NRRD, data_files, read_itk
-from medad.nifti import AffineFrom, read_nifti, write_nifti
-from medad.voxels import HuSink, LabelSink, Sink
+from medad.ct.dicom import read_dicom, series_files
+from medad.ct.geometry import Geometry, check_same_grid
+from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
+from medad.ct.nifti import AffineFrom, read_nifti, write_nifti
+from medad.ct.voxels import HuSink, LabelSink, Sink
 
 __all__ = [
     "AffineFrom",

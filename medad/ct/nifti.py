@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.base.storage import ByteStream, GzipWriter, atomic_path, reading
-from medad.geometry import (
+from medad.ct.geometry import (
     GRID_TOLERANCE_VOXELS,
     SPACING_TOLERANCE,
     Geometry,
     check_affine,
     grid_distance_voxels,
 )
-from medad.voxels import Sink
+from medad.ct.voxels import Sink
 
 AffineFrom = Literal["agree", "sform", "qform"]
 

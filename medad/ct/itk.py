@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
-from medad.geometry import Geometry, check_affine
-from medad.voxels import Sink
+from medad.ct.geometry import Geometry, check_affine
+from medad.ct.voxels import Sink
 
 METAIMAGE = (".mhd", ".mha")
 NRRD = (".nrrd", ".nhdr")

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
-from medad.geometry import Geometry, check_affine
-from medad.itk import quiet
-from medad.voxels import Sink
+from medad.ct.geometry import Geometry, check_affine
+from medad.ct.itk import quiet
+from medad.ct.voxels import Sink
 
 POSITION_TOLERANCE = 0.05
 """How far a slice may lie off the regular grid, in slice spacings; positions are rounded decimal strings."""

@@ -24,10 +24,10 @@ from hypothesis.extra import numpy as hnp
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from medad import io, nifti
 from medad.base.errors import DiskFullError, InputError
-from medad.dicom import write_dicom
-from medad.io import Geometry
+from medad.ct import io, nifti
+from medad.ct.dicom import write_dicom
+from medad.ct.io import Geometry
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 0.9, 2.5)

@@ -15,8 +15,8 @@ from pathlib import Path
 import SimpleITK as sitk  # noqa: N813
 
 from medad.base.errors import InputError
-from medad.dicom import series_files
-from medad.itk import quiet
+from medad.ct.dicom import series_files
+from medad.ct.itk import quiet
 
 _NIFTI_TEXTS = {
     # sizeof_hdr -> (start, length) of each text field: data_type, db_name, descrip, aux_file, intent_name

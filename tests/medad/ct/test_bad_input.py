@@ -17,9 +17,9 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medad import io
 from medad.base.errors import InputError
-from medad.io import Geometry, Labels, Volume
+from medad.ct import io
+from medad.ct.io import Geometry, Labels, Volume
 
 LPS = np.diag([-1.0, -1.0, 2.0, 1.0])
 SHAPE = (6, 5, 4)

@@ -1,0 +1,1 @@
+"""CT volumes between disk and memory, in LPS."""
