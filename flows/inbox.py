@@ -155,7 +155,7 @@ class Pass:
 
     def _process(self, batch: list[Taken], rows: Mapping[str, Row]) -> None:
         """Segment some scans and publish each as soon as it is done; each is this pass's alone meanwhile."""
-        from medad.datasets import Case
+        from medad.cohort.datasets import Case
 
         models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
         if models is None:

@@ -46,11 +46,11 @@ from flows.tasks import Failure, Submitted, Tally, describe
 from flows.terminal import terminal
 from medad.base.errors import UserError
 from medad.base.settings import ANY_MACHINE
+from medad.cohort.folds import Member, find_leaks
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.folds import Member, find_leaks
 
 if TYPE_CHECKING:
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
 _DATA = ("train_data", "test_data")
 UNKNOWN_TRAINING = "The model's folder does not say which cases trained it; those tested here may be among them."
@@ -120,8 +120,8 @@ class Stages:
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
         """The cases of a data set; what is wrong with it is noted."""
-        from medad.datasets import find_cases
-        from medad.samples import samples_dir
+        from medad.cohort.datasets import find_cases
+        from medad.cohort.samples import samples_dir
 
         learn_data(data, f"{use} data")
         try:
@@ -471,7 +471,7 @@ def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = Fal
 
     Cases have opaque ids: file names may name patients.
     """
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
     started = time.monotonic()
     data = settings.test_data

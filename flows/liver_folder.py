@@ -18,8 +18,8 @@ from flows.liver_sides import liver_digest
 from flows.privacy import PrivateLiver
 from flows.publish import MANIFEST, Copied, copied, read_manifest
 from medad.base.errors import ConfigError
+from medad.cohort.datasets import PLANTED_FILES
 from medad.config.liver import parse
-from medad.datasets import PLANTED_FILES
 
 NETS = ("restoration", "segmentation")
 

@@ -33,7 +33,7 @@ from medad.config.liver import (
 
 if TYPE_CHECKING:
     from flows.child import Place
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
 _READING = ("nibabel", "numpy", "SimpleITK")
 _NETS = ("monai", "numpy", "safetensors", "torch")
@@ -86,7 +86,7 @@ class Plant(Job):
 
     def planted(self, ref: Ref) -> Case:
         """The case whose scan and label are the planted ones."""
-        from medad.datasets import planted_case
+        from medad.cohort.datasets import planted_case
 
         return planted_case(self.case, ref.folder())
 

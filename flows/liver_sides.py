@@ -21,11 +21,11 @@ from flows.publish import read_manifest
 from flows.settings import worker_count
 from flows.tasks import Failure
 from medad.base.errors import ConfigError, UserError
+from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 from medad.config.liver import FoldSettings
-from medad.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 
 if TYPE_CHECKING:
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
 Use = Literal["train", "test"]
 BOTH: tuple[Use, ...] = ("train", "test")

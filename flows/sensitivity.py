@@ -34,10 +34,10 @@ from flows.tasks import Submitted, describe
 from flows.terminal import terminal
 from medad.base.errors import ConfigError, UserError
 from medad.base.settings import MACHINE_FIELDS
-from medad.folds import find_leaks
+from medad.cohort.folds import find_leaks
 
 if TYPE_CHECKING:
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
 REPORT_FILES = ("report.html", "report.json", "lesions.csv", "sensitivity.csv", "sensitivity.tex", "preview.png")
 

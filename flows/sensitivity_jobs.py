@@ -14,7 +14,7 @@ from medad.config.sensitivity import MeasureSettings, PlantingSettings, Sensitiv
 
 if TYPE_CHECKING:
     from flows.child import Place
-    from medad.datasets import Case
+    from medad.cohort.datasets import Case
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class ImageStages:
 
     def find_in(self, data: ImagesSettings, place: str = "data") -> list[ImageSet]:
         """The categories of a data set; what is wrong with it is noted. `place` is what its folder is called."""
-        from medad.samples import samples_dir
+        from medad.cohort.samples import samples_dir
         from zsad.datasets import find_categories
 
         learn_data(data, place)

@@ -29,6 +29,7 @@ from medad.ablation_document import (
 )
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import WITHHELD, clean, natural_order
+from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
 from medad.embedding import KINDS, principal_components, read_features
 from medad.metrics import definitions
@@ -41,7 +42,6 @@ from medad.report_document import (
     settings_without_paths,
 )
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
-from medad.samples import PHANTOM_NOTE
 
 BEST_BY = "micro_dice_2d"
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from medad.base.errors import InputError
+from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
 from medad.combine import combine
 from medad.config.liver import (
     DatasetSettings,
@@ -41,7 +42,6 @@ from medad.ct.io import (
     write_mask,
     write_probability,
 )
-from medad.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
 from medad.infer import load_networks, predict
 from medad.metrics import evaluate
 from medad.planting import plant

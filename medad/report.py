@@ -18,6 +18,7 @@ from medad import pictures
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
+from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
 from medad.preprocess import load_prepared
@@ -43,7 +44,6 @@ from medad.report_document import (
     settings_without_paths,
 )
 from medad.reporting.page import jpeg_uri, page_environment
-from medad.samples import PHANTOM_NOTE
 
 __all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from medad.base.errors import InputError
 from medad.cases import PREPARED
+from medad.cohort.datasets import Case
 from medad.config.liver import DatasetSettings
 from medad.ct.io import read_labels_on
-from medad.datasets import Case
 from medad.preprocess import Slices, load_prepared, mask_to_slices
 
 CATEGORY = "liver"

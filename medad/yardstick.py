@@ -10,9 +10,9 @@ from numpy import ndarray
 from scipy import ndimage
 
 from medad.base.errors import InputError
+from medad.cohort.datasets import Case
 from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessSettings
 from medad.ct.io import read_labels_on, read_scan
-from medad.datasets import Case
 from medad.metrics import evaluate
 from medad.postprocess import bounding_box, postprocess
 from medad.preprocess import load_prepared, mask_to_slices

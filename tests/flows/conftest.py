@@ -178,7 +178,7 @@ class World:
 
 def make_world(root: Path, *, train: int = 2, test: int = 2) -> World:
     """Phantoms in both layouts and the tiny configuration."""
-    from medad.phantom import write_btcv_phantoms, write_lits_phantoms
+    from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 
     world = World(root, root / "tiny.yaml", root / "cache", root / "runs")
     size: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}

@@ -217,8 +217,8 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     import numpy as np
 
     from medad.cases import prepare_case
+    from medad.cohort.datasets import find_cases
     from medad.config.liver import PreprocessSettings, load
-    from medad.datasets import find_cases
     from medad.preprocess import load_prepared
 
     world = new_world(tmp_path, train=1, test=0)

@@ -40,7 +40,7 @@ def box(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Box:
     """A trained model and many phantoms."""
-    from medad.phantom import write_lits_phantoms
+    from medad.cohort.phantom import write_lits_phantoms
 
     world = new_world(tmp_path, train=1, test=0)
     monkeypatch.setenv("ADFLOWS_CACHE", str(world.cache))

@@ -28,8 +28,8 @@ from flows.liver_jobs import (
 from flows.liver_report import Report, Reported
 from flows.tasks import cache_key
 from medad.base.errors import InputError
+from medad.cohort.datasets import Case
 from medad.config.liver import LiverSettings, PlantSettings, parse
-from medad.datasets import Case
 
 BASE: dict[str, Any] = {
     "name": "base",

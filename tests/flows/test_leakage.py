@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.liver import UNKNOWN_TRAINING
-from medad.folds import patient_mark
+from medad.cohort.folds import patient_mark
 from tests.flows.leaks import database_bytes, holds, search
 
 Cli = Callable[..., Any]
@@ -246,7 +246,7 @@ def test_scans_that_trained_a_model_may_be_segmented_with_it(
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
     """Four healthy phantoms."""
-    from medad.phantom import write_btcv_phantoms
+    from medad.cohort.phantom import write_btcv_phantoms
 
     write_btcv_phantoms(tmp_path / "four", 4, seed=5, **SIZE)
     return tmp_path / "four"

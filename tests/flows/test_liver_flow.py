@@ -271,7 +271,7 @@ def test_an_output_folder_that_cannot_be_is_told_before_any_work(world: Any, cli
 
 
 def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], tmp_path: Path) -> None:
-    from medad.phantom import write_lits_phantoms
+    from medad.cohort.phantom import write_lits_phantoms
 
     write_lits_phantoms(tmp_path / "ill", 1, seed=3, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     ran = again("--train", tmp_path / "ill", "--set", "train_data.layout=lits")
@@ -284,7 +284,7 @@ def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], tmp_
 def test_planted_lesions_are_found_in_the_run_folder_and_said(
     again: Callable[..., Any], finished: Any, world: Any, cli: Cli, tmp_path: Path
 ) -> None:
-    from medad.phantom import write_btcv_phantoms
+    from medad.cohort.phantom import write_btcv_phantoms
 
     healthy = tmp_path / "healthy"  # others than those that train
     write_btcv_phantoms(healthy, 1, seed=4, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))

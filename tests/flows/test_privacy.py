@@ -478,7 +478,7 @@ from pathlib import Path
 from flows.liver_jobs import Prepare
 from flows.privacy import learn_job
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.datasets import Case
+from medad.cohort.datasets import Case
 root = Path({str(found.dicom)!r})
 scan, label = root / {plants.FOLDER!r} / "CT", root / {plants.FOLDER!r} / "leber.nii.gz"
 data = DatasetSettings(root=str(root), layout="folder", images="*/CT", labels="*/x", liver_labels=(1,))

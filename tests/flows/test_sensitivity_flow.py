@@ -16,10 +16,10 @@ from flows.liver_jobs import Prepare, Segment
 from flows.privacy import PLACEHOLDER, PrivateSensitivity
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.sources import closure
+from medad.cohort.datasets import Case
+from medad.cohort.phantom import write_btcv_phantoms
 from medad.config.liver import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings
 from medad.config.sensitivity import SensitivitySettings
-from medad.datasets import Case
-from medad.phantom import write_btcv_phantoms
 
 Cli = Callable[..., Any]
 CELLS = ("--set", "diameters_mm=[20, 40, 60]", "--set", "contrasts_hu=[[-80, -50], {hu: [-60, -30], kind: mixed}]")

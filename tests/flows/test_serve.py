@@ -23,7 +23,7 @@ import pytest
 
 from flows.settings import checkout
 from flows.ui_policy import POLICY
-from medad.samples import PHANTOM_NOTE
+from medad.cohort.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for
 from zsad.samples import PLANTED_NOTE
 

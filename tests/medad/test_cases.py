@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from medad import nets
 from medad.base.errors import InputError
 from medad.cases import evaluate_case, plant_case, prepare_case, segment_case
+from medad.cohort.datasets import Case, find_cases
+from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -24,9 +26,7 @@ from medad.config.liver import (
     PreprocessSettings,
 )
 from medad.ct.io import read_labels, read_scan
-from medad.datasets import Case, find_cases
 from medad.metrics import CaseEvaluation, dice
-from medad.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.preprocess import load_prepared, mask_to_slices
 from medad.steps import step_equalise, step_roi, step_slice, step_window
 

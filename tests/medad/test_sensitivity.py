@@ -19,6 +19,8 @@ from scipy import ndimage
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import read_record
+from medad.cohort.datasets import Case
+from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings
 from medad.config.sensitivity import (
     ContrastSettings,
@@ -27,9 +29,7 @@ from medad.config.sensitivity import (
     SensitivitySettings,
     parse_sensitivity,
 )
-from medad.datasets import Case
 from medad.metrics import auroc
-from medad.phantom import write_lits_phantoms
 from medad.planting import PlantedLesion
 from medad.report_document import FailedCase
 from medad.sensitivity import (

@@ -11,9 +11,9 @@ from PIL import Image
 
 from medad.base.errors import InputError
 from medad.cases import prepare_case
+from medad.cohort.datasets import Case, find_cases
+from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.datasets import Case, find_cases
-from medad.phantom import write_lits_phantoms
 from medad.preprocess import SliceGrid, Slices, load_prepared
 from medad.slice_images import export_case, write_healthy, write_judged
 from zsad.config import ImagesSettings

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from medad.cases import prepare_case
+from medad.cohort.datasets import find_cases
+from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
-from medad.datasets import find_cases
 from medad.metrics import CaseEvaluation, auroc
-from medad.phantom import write_lits_phantoms
 from medad.yardstick import MAD_TO_SD, THRESHOLD_SDS, deviation_score, smoothed_inside, yardstick_case
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medad import samples
 from medad.base.errors import DiskFullError, UserError
+from medad.cohort import samples
+from medad.cohort.datasets import find_cases
+from medad.cohort.phantom import LIVER, generate_phantom
 from medad.config.liver import DatasetSettings
 from medad.ct import io
 from medad.ct.dicom import write_dicom
 from medad.ct.io import Geometry
-from medad.datasets import find_cases
-from medad.phantom import LIVER, generate_phantom
 
 SHAPE, SPACING = (32, 30, 12), (11.0, 11.0, 12.0)
 ROOT = "totalsegmentator-2.18.0"

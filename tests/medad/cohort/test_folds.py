@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medad.cohort.folds import Leak, Mark, Member, deal, find_leaks, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 from medad.ct.dicom import patient_id, write_dicom
 from medad.ct.fingerprint import liver_fingerprint
 from medad.ct.geometry import Geometry
 from medad.ct.io import read_scan, write_hu
-from medad.folds import Leak, Mark, Member, deal, find_leaks, patient_mark, patients_of
 
 KEYS = st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), max_size=30)
 FOLDS = st.builds(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medad.base.errors import ConfigError, InputError
+from medad.cohort.datasets import Case, CaseProblem, find_cases, planted_case
 from medad.config.liver import DatasetSettings
-from medad.datasets import Case, CaseProblem, find_cases, planted_case
 
 
 def touch(root: Path, *names: str) -> None:

@@ -1,0 +1,1 @@
+"""Which cases there are: layouts, folds, samples, phantoms."""
