@@ -47,7 +47,7 @@ from medad.config.liver import (
 from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
 from medad.infer import load_networks
 from medad.losses import focal_loss, l1_loss
-from medad.preprocess import load_prepared, prepare
+from medad.slices.preprocess import load_prepared, prepare
 from medad.synthesis import synthesise
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"

@@ -15,8 +15,8 @@ from medad import pictures
 from medad.ablation_data import EvaluatedCase, VariantResult
 from medad.base.text import natural_order
 from medad.examples import EXAMPLES
-from medad.preprocess import load_prepared
 from medad.report_document import read_tensor
+from medad.slices.preprocess import load_prepared
 
 PANEL_PX = 168
 

@@ -15,7 +15,7 @@ from medad import nets
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings
 from medad.lesions import Scale
-from medad.preprocess import load_prepared
+from medad.slices.preprocess import load_prepared
 from medad.synthesis import Synthesised, synthesise
 from medad.textures import Textures
 from medad.variation import degrade, vary

@@ -46,7 +46,7 @@ from medad.infer import load_networks, predict
 from medad.metrics import evaluate
 from medad.planting import plant
 from medad.postprocess import lesion_table, postprocess, threshold_of
-from medad.preprocess import (
+from medad.slices.preprocess import (
     grey_per_hu,
     load_prepared,
     map_to_volume,

@@ -24,7 +24,7 @@ from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
 from medad.batches import load_slices
 from medad.config.liver import SynthesisSettings
-from medad.preprocess import load_prepared
+from medad.slices.preprocess import load_prepared
 from medad.synthesis import synthesise
 
 FEATURES = "features.safetensors"

@@ -21,7 +21,6 @@ from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
-from medad.preprocess import load_prepared
 from medad.report_document import (
     PLANTED_GENERATED,
     PLANTED_REAL,
@@ -44,6 +43,7 @@ from medad.report_document import (
     settings_without_paths,
 )
 from medad.reporting.page import jpeg_uri, page_environment
+from medad.slices.preprocess import load_prepared
 
 __all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
 

@@ -21,7 +21,7 @@ from medad.cases import PREPARED
 from medad.cohort.datasets import Case
 from medad.config.liver import DatasetSettings
 from medad.ct.io import read_labels_on
-from medad.preprocess import Slices, load_prepared, mask_to_slices
+from medad.slices.preprocess import Slices, load_prepared, mask_to_slices
 
 CATEGORY = "liver"
 """What the pictures show, as the folder around `train` and `test` is called."""

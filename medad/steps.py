@@ -14,7 +14,7 @@ from numpy import ndarray
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
-from medad.preprocess import (
+from medad.slices.preprocess import (
     Slices,
     equalise,
     liver_roi,

@@ -15,7 +15,7 @@ from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessS
 from medad.ct.io import read_labels_on, read_scan
 from medad.metrics import evaluate
 from medad.postprocess import bounding_box, postprocess
-from medad.preprocess import load_prepared, mask_to_slices
+from medad.slices.preprocess import load_prepared, mask_to_slices
 
 MAD_TO_SD = 1.4826
 """Scales the median absolute deviation to a normal distribution's standard deviation."""

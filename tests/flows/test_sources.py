@@ -138,7 +138,9 @@ def reached(job: type[Job]) -> set[str]:
 
 
 def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
-    assert {"medad.preprocess:window", "medad.preprocess:equalise", "medad.ct.io:read_scan"} <= reached(Prepare)
+    assert {"medad.slices.preprocess:window", "medad.slices.preprocess:equalise", "medad.ct.io:read_scan"} <= reached(
+        Prepare
+    )
     assert {"medad.synthesis:synthesise", "medad.base.noise:blob_masks", "medad.nets:build"} <= reached(
         TrainRestoration
     )

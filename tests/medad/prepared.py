@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from medad.ct.geometry import Geometry
-from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 
 SIDE = 32
 

@@ -14,7 +14,7 @@ from medad.base.errors import ConfigError, InputError
 from medad.batches import HealthySlices, draw_batch, load_slices
 from medad.config.liver import LiverSettings, PhaseSettings
 from medad.ct.geometry import Geometry
-from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 from medad.train import learning_rate, train_restoration, train_segmentation
 
 SIDE = 32

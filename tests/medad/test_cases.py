@@ -27,7 +27,7 @@ from medad.config.liver import (
 )
 from medad.ct.io import read_labels, read_scan
 from medad.metrics import CaseEvaluation, dice
-from medad.preprocess import load_prepared, mask_to_slices
+from medad.slices.preprocess import load_prepared, mask_to_slices
 from medad.steps import step_equalise, step_roi, step_slice, step_window
 
 PREPROCESS = PreprocessSettings(slice_px=64)

@@ -11,7 +11,7 @@ from scipy import ndimage
 from medad.combine import combine, smooth, unusual
 from medad.config.liver import CombineSettings, InferenceSettings
 from medad.infer import Prediction
-from medad.preprocess import SliceGrid, Slices
+from medad.slices.preprocess import SliceGrid, Slices
 
 SPACING_MM = (2.0, 2.0, 3.0)
 

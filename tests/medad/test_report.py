@@ -26,11 +26,11 @@ from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSetting
 from medad.ct.geometry import Geometry
 from medad.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.postprocess import lesion_table
-from medad.preprocess import SliceGrid, Slices, save_prepared
 from medad.report import CaseResult, FailedCase, pick_slices, write_report
 from medad.report_document import (
     CURVE_POINTS,
 )
+from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 from tests.page import Page
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from medad.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.config.liver import LiverSettings
 from medad.ct.io import Geometry
 from medad.infer import load_networks, predict
-from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 from medad.synthesis import synthesise
 from medad.train import train_joint, train_restoration, train_segmentation
 

@@ -14,8 +14,8 @@ from medad.cases import prepare_case
 from medad.cohort.datasets import Case, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.preprocess import SliceGrid, Slices, load_prepared
 from medad.slice_images import export_case, write_healthy, write_judged
+from medad.slices.preprocess import SliceGrid, Slices, load_prepared
 from zsad.config import ImagesSettings
 from zsad.datasets import find_categories, normal_training_images
 from zsad.images import read_image, read_mask

@@ -23,7 +23,7 @@ from medad.config.liver import FocalSettings, LiverSettings
 from medad.ct.io import Geometry
 from medad.infer import load_networks, predict
 from medad.losses import focal_loss, l1_loss
-from medad.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 from medad.train import train_restoration, train_segmentation
 
 SIDE = 32

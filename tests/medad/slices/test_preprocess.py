@@ -16,7 +16,7 @@ from scipy import ndimage
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import Geometry, read_labels, write_mask
-from medad.preprocess import (
+from medad.slices.preprocess import (
     SliceGrid,
     Slices,
     equalise,
