@@ -30,6 +30,7 @@ from scipy import ndimage
 from torch import nn
 
 from medad import nets
+from medad.anomalies.synthesis import synthesise
 from medad.base import noise
 from medad.base.devices import keep_freed_memory
 from medad.cases import prepare_case, segment_case
@@ -48,7 +49,6 @@ from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_h
 from medad.infer import load_networks
 from medad.losses import focal_loss, l1_loss
 from medad.slices.preprocess import load_prepared, prepare
-from medad.synthesis import synthesise
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
 DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from medad import nets
+from medad.anomalies.augment import degrade, vary
+from medad.anomalies.lesions import Scale
+from medad.anomalies.synthesis import Synthesised, synthesise
+from medad.anomalies.textures import Textures
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings
-from medad.lesions import Scale
 from medad.slices.preprocess import load_prepared
-from medad.synthesis import Synthesised, synthesise
-from medad.textures import Textures
-from medad.variation import degrade, vary
 
 PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}
 INITIAL, ORDER, BATCH = 0, 1, 2  # what a generator is for

@@ -17,6 +17,7 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from medad.anomalies.insert import plant
 from medad.base.errors import InputError
 from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
 from medad.combine import combine
@@ -44,7 +45,6 @@ from medad.ct.io import (
 )
 from medad.infer import load_networks, predict
 from medad.metrics import evaluate
-from medad.planting import plant
 from medad.postprocess import lesion_table, postprocess, threshold_of
 from medad.slices.preprocess import (
     grey_per_hu,

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medad import nets
+from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
 from medad.batches import load_slices
 from medad.config.liver import SynthesisSettings
 from medad.slices.preprocess import load_prepared
-from medad.synthesis import synthesise
 
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")

@@ -10,10 +10,10 @@ import torch
 from safetensors.numpy import save_file
 
 from medad import nets
+from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.batches import load_slices
 from medad.config.liver import SynthesisSettings
-from medad.synthesis import synthesise
 
 EXAMPLES = "examples.safetensors"
 DRAWN_A_SLICE = 8

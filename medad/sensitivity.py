@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from scipy.stats import binomtest
 
+from medad.anomalies.insert import PlantedLesion
 from medad.config.sensitivity import ContrastSettings, LesionPlace, MeasureSettings
 from medad.metrics import auroc, dice_of_counts
-from medad.planting import PlantedLesion
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 CONFIDENCE = 0.95
@@ -159,7 +159,7 @@ def measure_lesions(
     probability, healthy_probability
         P(tumour) of the scan with and without lesions, on the scan's grid.
     number, lesions
-        As `medad.planting.plant_sizes` gives them: lesion n has n in `number`.
+        As `medad.anomalies.insert.plant_sizes` gives them: lesion n has n in `number`.
 
     Returns
     -------

@@ -10,13 +10,13 @@ import nibabel
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
+from medad.anomalies.insert import Planted, draw_diameters, plant_sizes
 from medad.base.errors import InputError
 from medad.base.storage import write_bytes
 from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case
 from medad.config.liver import DatasetSettings
 from medad.config.sensitivity import MeasureSettings, PlantingSettings
 from medad.ct.io import Volume, read_labels_on, read_scan, require_liver, source_digest
-from medad.planting import Planted, draw_diameters, plant_sizes
 from medad.sensitivity import VolumeRecord, measure_lesions
 
 RECORD = "lesions.json"

@@ -23,6 +23,8 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from medad import nets
+from medad.anomalies.synthesis import Synthesised
+from medad.anomalies.textures import Textures, open_textures
 from medad.base.devices import denormals_flushed, keep_freed_memory, pick_device
 from medad.base.errors import ConfigError
 from medad.base.progress import OnProgress, Progress
@@ -31,8 +33,6 @@ from medad.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, gene
 from medad.checkpoints import Checkpoint, snapshot_name
 from medad.config.liver import LiverSettings, NetSettings, PhaseSettings
 from medad.losses import focal_loss, l1_loss, l2_ssim_loss
-from medad.synthesis import Synthesised
-from medad.textures import Textures, open_textures
 
 PROGRESS_SECONDS = 0.5
 RISE, FIRST_RATE = 0.3, 25

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from medad.anomalies.insert import plant
 from medad.config.liver import PlantSettings
 from medad.ct.geometry import Geometry
 from medad.ct.nifti import write_nifti
-from medad.planting import plant
 
 LIVER, TUMOUR = 1, 2
 """Label values of `generate_phantom`, as in LiTS."""

@@ -138,7 +138,7 @@ class PreprocessSettings(Settings):
 
 
 class LesionSettings(Settings):
-    """Pseudo lesions in HU (`medad.lesions`); slices must be linear in HU (`preprocess.equalise: false`)."""
+    """Pseudo lesions in HU (`medad.anomalies.lesions`); slices must be linear in HU (`preprocess.equalise: false`)."""
 
     most: Annotated[int, Field(ge=1, le=8)] = 3
     """Lesions in a slice, 1 to so many."""
@@ -162,7 +162,7 @@ class LesionSettings(Settings):
 
 
 class VariationSettings(Settings):
-    """Normal variation painted into healthy slices (`medad.variation`); slices must be linear in HU."""
+    """Normal variation painted into healthy slices (`medad.anomalies.augment`); slices must be linear in HU."""
 
     offset_hu: Annotated[float, Field(ge=0)] = 8.0
     gain_log: Annotated[float, Field(ge=0)] = 0.2

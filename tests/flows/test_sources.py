@@ -141,7 +141,7 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     assert {"medad.slices.preprocess:window", "medad.slices.preprocess:equalise", "medad.ct.io:read_scan"} <= reached(
         Prepare
     )
-    assert {"medad.synthesis:synthesise", "medad.base.noise:blob_masks", "medad.nets:build"} <= reached(
+    assert {"medad.anomalies.synthesis:synthesise", "medad.base.noise:blob_masks", "medad.nets:build"} <= reached(
         TrainRestoration
     )
     assert {"medad.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)

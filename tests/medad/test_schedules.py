@@ -13,13 +13,13 @@ import torch
 from torch.nn import functional
 
 from medad import nets
+from medad.anomalies.synthesis import synthesise
 from medad.base.progress import Progress
 from medad.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.config.liver import LiverSettings
 from medad.ct.io import Geometry
 from medad.infer import load_networks, predict
 from medad.slices.preprocess import SliceGrid, Slices, save_prepared
-from medad.synthesis import synthesise
 from medad.train import train_joint, train_restoration, train_segmentation
 
 SIDE, SLICES, BATCH_SIZE, RATE = 32, 6, 4, 1e-3

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medad.anomalies.insert import PlantedLesion
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import read_record
 from medad.cohort.datasets import Case
@@ -30,7 +31,6 @@ from medad.config.sensitivity import (
     parse_sensitivity,
 )
 from medad.metrics import auroc
-from medad.planting import PlantedLesion
 from medad.report_document import FailedCase
 from medad.sensitivity import (
     VolumeRecord,

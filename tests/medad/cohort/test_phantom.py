@@ -16,12 +16,12 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
+from medad.anomalies.insert import plant
 from medad.base.errors import InputError
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import LIVER, TUMOUR, generate_phantom, write_btcv_phantoms, write_lits_phantoms
 from medad.config.liver import DatasetSettings, PlantSettings
 from medad.ct import io
-from medad.planting import plant
 
 FINE = (0.8, 0.7, 1.0)
 

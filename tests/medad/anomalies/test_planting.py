@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medad.anomalies.insert import draw_diameters, plant, plant_sizes
 from medad.base.errors import InputError
 from medad.config.liver import PlantSettings
-from medad.planting import draw_diameters, plant, plant_sizes
 
 MM = (1.0, 1.0, 1.5)
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from medad.anomalies.lesions import Scale, draw_centres, smooth_field, soft_inside, uniform
 from medad.base.noise import gaussian_blur
 from medad.config.liver import VariationSettings
-from medad.lesions import Scale, draw_centres, smooth_field, soft_inside, uniform
 
 _CURVE_POINTS = 12
 

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
+from medad.anomalies.synthesis import blend, draw_shift, overlay, synthesise
+from medad.anomalies.textures import Textures
 from medad.config.liver import SynthesisSettings, TextureSettings
-from medad.synthesis import blend, draw_shift, overlay, synthesise
-from medad.textures import Textures
 
 SETTINGS = SynthesisSettings(blur_sigma_px=5.0, ellipse_px=3, threshold_grey=170.0)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from medad.anomalies.augment import degrade, rim_hu, shade_hu, vary, vessels_hu
+from medad.anomalies.lesions import Scale
 from medad.config.liver import VariationSettings
-from medad.lesions import Scale
-from medad.variation import degrade, rim_hu, shade_hu, vary, vessels_hu
 
 SIDE = 48
 NONE = VariationSettings(

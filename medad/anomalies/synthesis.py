@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from medad.anomalies.lesions import Scale, paint_lesions
+from medad.anomalies.textures import Textures, open_textures
 from medad.base.noise import blob_masks, perlin_masks
 from medad.config.liver import SynthesisSettings, TextureSettings
-from medad.lesions import Scale, paint_lesions
-from medad.textures import Textures, open_textures
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medad.anomalies.lesions import Scale, draw_centres, paint_lesions, smooth_field, soft_inside, uniform
 from medad.config.liver import LesionSettings
-from medad.lesions import Scale, draw_centres, paint_lesions, smooth_field, soft_inside, uniform
 
 SIDE = 48
 

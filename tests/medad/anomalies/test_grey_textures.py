@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from medad.anomalies.textures import open_textures, texture_files, textures_digest
 from medad.base.errors import InputError
 from medad.config.liver import TextureSettings
-from medad.textures import open_textures, texture_files, textures_digest
 
 CPU = torch.device("cpu")
 SIDE = 32

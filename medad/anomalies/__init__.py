@@ -1,0 +1,1 @@
+"""What is painted into healthy liver."""
