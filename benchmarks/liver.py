@@ -29,7 +29,6 @@ from numpy import ndarray
 from scipy import ndimage
 from torch import nn
 
-from medad import nets
 from medad.anomalies.synthesis import synthesise
 from medad.base import noise
 from medad.base.devices import keep_freed_memory
@@ -46,8 +45,9 @@ from medad.config.liver import (
     load,
 )
 from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
-from medad.infer import load_networks
-from medad.losses import focal_loss, l1_loss
+from medad.networks import nets
+from medad.networks.infer import load_networks
+from medad.networks.losses import focal_loss, l1_loss
 from medad.slices.preprocess import load_prepared, prepare
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"

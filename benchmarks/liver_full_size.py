@@ -22,11 +22,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medad import nets
 from medad.anomalies.synthesis import synthesise
 from medad.base.devices import denormals_flushed, keep_freed_memory
 from medad.config.liver import LiverSettings, load
-from medad.losses import focal_loss, l1_loss
+from medad.networks import nets
+from medad.networks.losses import focal_loss, l1_loss
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
 MATRIX = 2048

@@ -39,7 +39,14 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 KILLED_FOR_MEMORY = -signal.SIGKILL
 """The exit code of a process that somebody else killed: on a machine out of memory, the kernel."""
-PRELOADED = ("flows.child", "flows.liver_jobs", "flows.zsad_jobs", "medad.cases", "medad.train", "zsad.scoring")
+PRELOADED = (
+    "flows.child",
+    "flows.liver_jobs",
+    "flows.zsad_jobs",
+    "medad.cases",
+    "medad.networks.train",
+    "zsad.scoring",
+)
 """What the server of processes loads, once for all of them."""
 OF_MAIN = ("prefect", "ray")
 """Packages whose main programs run flows. A new process imports its parent's main program, and with it these."""

@@ -233,10 +233,12 @@ class TrainRestoration(_Trains):
     settings: LiverSettings
     machine: MachineSettings = ANY_MACHINE
     training = "restoration"
-    step = Step("restoration", 1, ("medad.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"}))
+    step = Step(
+        "restoration", 1, ("medad.networks.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"})
+    )
 
     def train(self) -> Callable[..., None]:
-        from medad.train import train_restoration
+        from medad.networks.train import train_restoration
 
         return train_restoration
 
@@ -250,13 +252,15 @@ class TrainSegmentation(_Trains):
     settings: LiverSettings
     machine: MachineSettings = ANY_MACHINE
     training = "segmentation"
-    step = Step("segmentation", 1, ("medad.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"}))
+    step = Step(
+        "segmentation", 1, ("medad.networks.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"})
+    )
 
     def inputs(self) -> dict[str, Any]:
         return super().inputs() | {"restoration": self.restoration.digest}
 
     def train(self) -> Callable[..., None]:
-        from medad.train import train_segmentation
+        from medad.networks.train import train_segmentation
 
         return functools.partial(train_segmentation, restoration=self.restoration.folder())
 
@@ -272,13 +276,13 @@ class TrainJoint(_Trains):
     step = Step(
         "joint",
         1,
-        ("medad.train:train_joint",),
+        ("medad.networks.train:train_joint",),
         _NETS,
         volatile=frozenset({"restoration/curve.json", "segmentation/curve.json"}),
     )
 
     def train(self) -> Callable[..., None]:
-        from medad.train import train_joint
+        from medad.networks.train import train_joint
 
         return train_joint
 

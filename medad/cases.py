@@ -20,7 +20,6 @@ from safetensors.numpy import load_file, save_file
 from medad.anomalies.insert import plant
 from medad.base.errors import InputError
 from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
-from medad.combine import combine
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -43,8 +42,9 @@ from medad.ct.io import (
     write_mask,
     write_probability,
 )
-from medad.infer import load_networks, predict
 from medad.metrics import evaluate
+from medad.networks.combine import combine
+from medad.networks.infer import load_networks, predict
 from medad.postprocess import lesion_table, postprocess, threshold_of
 from medad.slices.preprocess import (
     grey_per_hu,

@@ -19,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medad import nets
 from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
-from medad.batches import load_slices
 from medad.config.liver import SynthesisSettings
+from medad.networks import nets
+from medad.networks.batches import load_slices
 from medad.slices.preprocess import load_prepared
 
 FEATURES = "features.safetensors"

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from medad import nets
 from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
-from medad.batches import load_slices
 from medad.config.liver import SynthesisSettings
+from medad.networks import nets
+from medad.networks.batches import load_slices
 
 EXAMPLES = "examples.safetensors"
 DRAWN_A_SLICE = 8

@@ -141,10 +141,12 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     assert {"medad.slices.preprocess:window", "medad.slices.preprocess:equalise", "medad.ct.io:read_scan"} <= reached(
         Prepare
     )
-    assert {"medad.anomalies.synthesis:synthesise", "medad.base.noise:blob_masks", "medad.nets:build"} <= reached(
-        TrainRestoration
-    )
-    assert {"medad.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)
+    assert {
+        "medad.anomalies.synthesis:synthesise",
+        "medad.base.noise:blob_masks",
+        "medad.networks.nets:build",
+    } <= reached(TrainRestoration)
+    assert {"medad.networks.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)
     assert "medad.metrics:evaluate" in reached(Evaluate)
 
     def modules(job: type[Job]) -> set[str]:
@@ -153,5 +155,5 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     # an edit of the report or of a metric must not train again
     for job in (Prepare, TrainRestoration, TrainSegmentation, Segment):
         assert not modules(job) & {"medad.report", "medad.report_document", "medad.pictures", "medad.metrics"}
-    assert "medad.train" not in modules(Prepare)
+    assert "medad.networks.train" not in modules(Prepare)
     assert "medad.postprocess" not in modules(TrainSegmentation)

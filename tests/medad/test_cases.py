@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from medad import nets
 from medad.base.errors import InputError
 from medad.cases import evaluate_case, plant_case, prepare_case, segment_case
 from medad.cohort.datasets import Case, find_cases
@@ -27,6 +26,7 @@ from medad.config.liver import (
 )
 from medad.ct.io import read_labels, read_scan
 from medad.metrics import CaseEvaluation, dice
+from medad.networks import nets
 from medad.slices.preprocess import load_prepared, mask_to_slices
 from medad.steps import step_equalise, step_roi, step_slice, step_window
 
@@ -145,7 +145,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
     ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Networks replaced by an oracle that knows the truth on the slice grid, and by one that sees nothing."""
-    from medad.infer import Networks, Prediction
+    from medad.networks.infer import Networks, Prediction
 
     prepared = _folder(tmp_path / "prepared")
     prepare_case(ill, LITS, PREPROCESS, prepared, training=False)
@@ -232,7 +232,7 @@ def test_evaluation_follows_the_affine_the_settings_chose(
     ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sform and qform that mirror each other, `qform` chosen: a perfect answer is still found perfect."""
-    from medad.infer import Networks, Prediction
+    from medad.networks.infer import Networks, Prediction
 
     data = DatasetSettings(root="-", layout="lits", affine_from="qform")
     paths = {}

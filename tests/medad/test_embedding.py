@@ -10,10 +10,10 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from medad import nets
 from medad.config.liver import NetSettings, SynthesisSettings
 from medad.embedding import KINDS, describe, principal_components, read_features, write_features
 from medad.examples import EXAMPLES, write_examples
+from medad.networks import nets
 from tests.medad.prepared import write_prepared
 
 

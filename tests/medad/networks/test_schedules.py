@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from medad import nets
 from medad.anomalies.synthesis import synthesise
 from medad.base.progress import Progress
-from medad.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.config.liver import LiverSettings
 from medad.ct.io import Geometry
-from medad.infer import load_networks, predict
+from medad.networks import nets
+from medad.networks.batches import BATCH, INITIAL, ORDER, generator_for
+from medad.networks.infer import load_networks, predict
+from medad.networks.train import train_joint, train_restoration, train_segmentation
 from medad.slices.preprocess import SliceGrid, Slices, save_prepared
-from medad.train import train_joint, train_restoration, train_segmentation
 
 SIDE, SLICES, BATCH_SIZE, RATE = 32, 6, 4, 1e-3
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def _networks(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("architecture", ["unet", "autoencoder"])
 def test_joint_training_is_the_plain_loop(prepared: list[Path], tmp_path: Path, loss: str, architecture: str) -> None:
     """One Adam over both networks, the sum of both losses, gradients through the restoration into both."""
-    from medad.losses import focal_loss, l2_ssim_loss
+    from medad.networks.losses import focal_loss, l2_ssim_loss
 
     settings = _settings(
         restoration={"widths": (8, 8, 8), "groups": 4, "architecture": architecture},
@@ -134,7 +134,7 @@ def _cut(train: Callable[..., None], out: Path, checkpoint: Path, at_step: int, 
 def test_joint_training_resumes_to_the_same_networks(
     prepared: list[Path], tmp_path: Path, at_step: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
     settings = _settings(synthesis={"kind": kind, "blur_sigma_px": 4.0}, train={"schedule": "joint"})
     whole, cut, resumed = (_folder(tmp_path / name) for name in ("whole", "cut", "resumed"))
     checkpoint = tmp_path / "fit.pt"
@@ -184,7 +184,7 @@ def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(prepared: lis
 def test_snapshots_survive_a_kill(
     prepared: list[Path], tmp_path: Path, lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
     one, cut, resumed = (_folder(tmp_path / name) for name in ("one", "cut", "resumed"))
     train_restoration(prepared, _settings(), one, device="cpu")
     whole = _segmentation(prepared, one, tmp_path / "whole", snapshot_epochs=1)

@@ -8,9 +8,9 @@ from numpy import ndarray
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medad.combine import combine, smooth, unusual
 from medad.config.liver import CombineSettings, InferenceSettings
-from medad.infer import Prediction
+from medad.networks.combine import combine, smooth, unusual
+from medad.networks.infer import Prediction
 from medad.slices.preprocess import SliceGrid, Slices
 
 SPACING_MM = (2.0, 2.0, 3.0)

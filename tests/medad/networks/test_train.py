@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
-from medad.batches import generator_for
 from medad.config.liver import FocalSettings, LiverSettings
 from medad.ct.io import Geometry
-from medad.infer import load_networks, predict
-from medad.losses import focal_loss, l1_loss
+from medad.networks.batches import generator_for
+from medad.networks.infer import load_networks, predict
+from medad.networks.losses import focal_loss, l1_loss
+from medad.networks.train import train_restoration, train_segmentation
 from medad.slices.preprocess import SliceGrid, Slices, save_prepared
-from medad.train import train_restoration, train_segmentation
 
 SIDE = 32
 
@@ -157,7 +157,7 @@ class _Killed(Exception):
 def test_resume_equals_the_uninterrupted_run(
     prepared: list[Path], tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
     settings, checkpoint = _settings(), tmp_path / "fit.ckpt"
     whole, cut = _folder(tmp_path / "whole"), _folder(tmp_path / "cut")
     train_restoration(prepared, settings, whole)
@@ -186,14 +186,14 @@ def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import sys; from pathlib import Path; from medad.config.liver import LiverSettings\n"
-        "from medad.train import train_restoration\n"
+        "from medad.networks.train import train_restoration\n"
         "settings = LiverSettings.model_validate_json(sys.argv[1])\n"
         "out, checkpoint, *prepared = map(Path, sys.argv[2:])\n"
         "train_restoration(prepared, settings, out, checkpoint=checkpoint)\n",
         encoding="utf-8",
     )
     command = [sys.executable, str(script), settings.model_dump_json(), str(out), str(checkpoint), *map(str, prepared)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.Popen(command, env=environment)
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -214,7 +214,7 @@ def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
 def test_unfit_checkpoint_is_not_resumed(
     prepared: list[Path], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medad.train.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
     checkpoint = tmp_path / "fit.ckpt"
 
     def kill(progress: Progress) -> None:
@@ -257,7 +257,7 @@ def test_a_diverged_training_says_so_and_keeps_no_checkpoint(
     def diverged(restored: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         return (restored - clean).abs().mean() * float("nan")
 
-    monkeypatch.setattr("medad.train.l1_loss", diverged)
+    monkeypatch.setattr("medad.networks.train.l1_loss", diverged)
     out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
     with pytest.raises(ConfigError, match=r"train\.restoration: the loss became NaN or infinite at step 1; lower"):
         train_restoration(prepared, _settings(), out, checkpoint=checkpoint)

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from medad import nets
 from medad.anomalies.augment import degrade, vary
 from medad.anomalies.lesions import Scale
 from medad.anomalies.synthesis import Synthesised, synthesise
 from medad.anomalies.textures import Textures
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings
+from medad.networks import nets
 from medad.slices.preprocess import load_prepared
 
 PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}

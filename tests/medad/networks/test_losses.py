@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from medad.losses import l2_ssim_loss, ssim_loss
+from medad.networks.losses import l2_ssim_loss, ssim_loss
 
 
 def _slices(seed: int, side: int = 40) -> torch.Tensor:

@@ -11,8 +11,8 @@ from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
-from medad import nets
 from medad.base.devices import keep_freed_memory, pick_device
+from medad.networks import nets
 
 MIRRORED: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-1, -2))
 """Axes along which a slice is turned over: not at all first."""

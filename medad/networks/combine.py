@@ -12,7 +12,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from medad.config.liver import CombineSettings, InferenceSettings
-from medad.infer import Prediction
+from medad.networks.infer import Prediction
 from medad.slices.preprocess import Slices
 
 _MAD_TO_SD = 1.4826
@@ -26,7 +26,7 @@ def combine(
     Parameters
     ----------
     prediction
-        Of `medad.infer.predict` on these slices.
+        Of `medad.networks.infer.predict` on these slices.
     slices
         The query.
     spacing_mm

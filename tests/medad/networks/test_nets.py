@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from medad import nets
 from medad.base.errors import InputError
 from medad.config.liver import NetSettings
+from medad.networks import nets
 
 SMALL = NetSettings(widths=(8, 16, 32), groups=4)
 NARROW = SMALL.model_copy(update={"architecture": "autoencoder"})

@@ -22,17 +22,17 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from medad import nets
 from medad.anomalies.synthesis import Synthesised
 from medad.anomalies.textures import Textures, open_textures
 from medad.base.devices import denormals_flushed, keep_freed_memory, pick_device
 from medad.base.errors import ConfigError
 from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
-from medad.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, generator_for, load_slices
-from medad.checkpoints import Checkpoint, snapshot_name
 from medad.config.liver import LiverSettings, NetSettings, PhaseSettings
-from medad.losses import focal_loss, l1_loss, l2_ssim_loss
+from medad.networks import nets
+from medad.networks.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, generator_for, load_slices
+from medad.networks.checkpoint import Checkpoint, snapshot_name
+from medad.networks.losses import focal_loss, l1_loss, l2_ssim_loss
 
 PROGRESS_SECONDS = 0.5
 RISE, FIRST_RATE = 0.3, 25

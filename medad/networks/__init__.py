@@ -1,0 +1,1 @@
+"""Build, train, predict, combine."""
