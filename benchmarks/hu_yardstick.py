@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from medad.ct.io import read_labels_on, read_scan
 from medad.metrics import auroc
-from medad.yardstick import smoothed_inside
+from medad.steps.baseline import smoothed_inside
 
 
 def main() -> None:

@@ -32,7 +32,6 @@ from torch import nn
 from medad.anomalies.synthesis import synthesise
 from medad.base import noise
 from medad.base.devices import keep_freed_memory
-from medad.cases import prepare_case, segment_case
 from medad.cohort.datasets import Case
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import (
@@ -49,6 +48,7 @@ from medad.networks import nets
 from medad.networks.infer import load_networks
 from medad.networks.losses import focal_loss, l1_loss
 from medad.slices.preprocess import load_prepared, prepare
+from medad.steps.cases import prepare_case, segment_case
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
 DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])

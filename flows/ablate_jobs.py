@@ -34,7 +34,7 @@ class Examples(DeviceJob):
     batch: int
     machine: MachineSettings = ANY_MACHINE
     kind = "inference"
-    step = Step("examples", 1, ("medad.examples:write_examples",), _NETS)
+    step = Step("examples", 1, ("medad.steps.examples:write_examples",), _NETS)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
@@ -55,7 +55,7 @@ class Examples(DeviceJob):
         }
 
     def run_on(self, out: Path, place: Place) -> None:
-        from medad.examples import write_examples
+        from medad.steps.examples import write_examples
 
         write_examples(
             [ref.folder() for ref in self.prepared],
@@ -82,7 +82,7 @@ class Embed(DeviceJob):
     batch: int
     machine: MachineSettings = ANY_MACHINE
     kind = "inference"
-    step = Step("embedding", 1, ("medad.embedding:write_features",), _NETS)
+    step = Step("embedding", 1, ("medad.steps.embedding:write_features",), _NETS)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "training", tuple(sorted(self.training, key=lambda ref: ref.digest)))
@@ -104,7 +104,7 @@ class Embed(DeviceJob):
         }
 
     def run_on(self, out: Path, place: Place) -> None:
-        from medad.embedding import write_features
+        from medad.steps.embedding import write_features
 
         write_features(
             [ref.folder() for ref in self.training],
@@ -129,7 +129,10 @@ class Yardstick(Job):
     min_lesion_mm3: float
     settings: EvaluationSettings
     step = Step(
-        "yardstick", 1, ("medad.yardstick:yardstick_case",), ("nibabel", "numpy", "SimpleITK", "safetensors", "scipy")
+        "yardstick",
+        1,
+        ("medad.steps.baseline:yardstick_case",),
+        ("nibabel", "numpy", "SimpleITK", "safetensors", "scipy"),
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -141,7 +144,7 @@ class Yardstick(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.yardstick import yardstick_case
+        from medad.steps.baseline import yardstick_case
 
         # the figures carry an id, the artefact must not: one scan under two names is judged once
         case = replace(self.case, id="case")

@@ -43,7 +43,7 @@ PRELOADED = (
     "flows.child",
     "flows.liver_jobs",
     "flows.zsad_jobs",
-    "medad.cases",
+    "medad.steps.cases",
     "medad.networks.train",
     "zsad.scoring",
 )

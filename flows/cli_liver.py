@@ -138,7 +138,7 @@ def export_slices(
     settings = load_settings(config, values)
     from flows.liver import export_slices as export_flow
     from flows.publish import writable
-    from medad.slice_images import CATEGORY
+    from medad.steps.export_slices import CATEGORY
 
     target = out.absolute() / CATEGORY
     if target.exists():

@@ -74,13 +74,13 @@ class Plant(Job):
     case: Case
     data: DatasetSettings
     settings: PlantSettings
-    step = Step("plant", 1, ("medad.cases:plant_case",), (*_READING, "scipy"))
+    step = Step("plant", 1, ("medad.steps.cases:plant_case",), (*_READING, "scipy"))
 
     def inputs(self) -> dict[str, Any]:
         return label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import plant_case
+        from medad.steps.cases import plant_case
 
         plant_case(self.case, self.settings, self.data, out)
 
@@ -101,7 +101,7 @@ class Prepare(Job):
     training: bool
     before_devices = True
     step = Step(
-        "prepare", 2, ("medad.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
+        "prepare", 2, ("medad.steps.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Prepare(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import prepare_case
+        from medad.steps.cases import prepare_case
 
         prepare_case(self.case, self.data, self.settings, out, training=self.training)
 
@@ -318,7 +318,7 @@ class Segment(DeviceJob):
     step = Step(
         "segment",
         2,
-        ("medad.cases:segment_case",),
+        ("medad.steps.cases:segment_case",),
         (*_NETS, "nibabel", "scikit-image", "scipy"),
         volatile=frozenset({"case.json"}),
     )
@@ -341,7 +341,7 @@ class Segment(DeviceJob):
 
     def segment_folder(self, prepared: Path, out: Path, place: Place) -> None:
         """Segment any prepared case as this one is."""
-        from medad.cases import segment_case
+        from medad.steps.cases import segment_case
 
         segment_case(
             prepared,
@@ -363,7 +363,7 @@ class Evaluate(Job):
     prepared: Ref
     segmented: Ref
     settings: EvaluationSettings
-    step = Step("evaluate", 1, ("medad.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
+    step = Step("evaluate", 1, ("medad.steps.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
 
     def inputs(self) -> dict[str, Any]:
         return label_inputs(self.case, self.data) | {
@@ -373,7 +373,7 @@ class Evaluate(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.cases import evaluate_case
+        from medad.steps.cases import evaluate_case
 
         # the figures carry an id, the artefact must not: one scan under two names is evaluated once
         case = replace(self.case, id="case")
@@ -387,14 +387,14 @@ class ExportSlices(Job):
     prepared: Ref
     case: Case | None
     data: DatasetSettings
-    step = Step("slice-images", 1, ("medad.slice_images:export_case",), (*_READING, "pillow", "safetensors"))
+    step = Step("slice-images", 1, ("medad.steps.export_slices:export_case",), (*_READING, "pillow", "safetensors"))
 
     def inputs(self) -> dict[str, Any]:
         label = {} if self.case is None else label_inputs(self.case, self.data)
         return label | {"prepared": self.prepared.digest, "training": self.case is None}
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.slice_images import export_case
+        from medad.steps.export_slices import export_case
 
         export_case(self.case, self.data, self.prepared.folder(), out)
 
@@ -440,7 +440,7 @@ HandStepName = Literal["window", "roi", "equalise", "slice"]
 def hand_step_of(name: HandStepName) -> Step:
     """The step of one of the four by hand."""
     libraries = (*_READING, "safetensors", *_IMAGES[1:])
-    return Step(f"step-{name}", 1, (f"medad.steps:step_{name}",), libraries)
+    return Step(f"step-{name}", 1, (f"medad.steps.by_hand:step_{name}",), libraries)
 
 
 @dataclass(frozen=True)
@@ -466,7 +466,7 @@ class HandStep(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad import steps
+        from medad.steps import by_hand as steps
 
         call = getattr(steps, f"step_{self.name}")
         call(self.source, self.liver, self.liver_labels, self.settings, out)

@@ -33,7 +33,7 @@ class MeasurePlanted(DeviceJob):
     step = Step(
         "sensitivity",
         1,
-        ("medad.sensitivity_cases:measure_planted", "medad.cases:prepare_case", "medad.cases:segment_case"),
+        ("medad.steps.inserted:measure_planted", "medad.steps.cases:prepare_case", "medad.steps.cases:segment_case"),
         (*("monai", "nibabel", "numpy", "safetensors", "scikit-image", "scipy", "SimpleITK", "torch"),),
     )
 
@@ -50,8 +50,8 @@ class MeasurePlanted(DeviceJob):
         return self.segment.batch_size
 
     def run_on(self, out: Path, place: Place) -> None:
-        from medad.cases import PREPARED, PROBABILITY, prepare_case
-        from medad.sensitivity_cases import measure_planted
+        from medad.steps.cases import PREPARED, PROBABILITY, prepare_case
+        from medad.steps.inserted import measure_planted
 
         prepare = self.prepare
 

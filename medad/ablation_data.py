@@ -17,7 +17,7 @@ SNAPSHOT = "snapshot-"
 
 @dataclass(frozen=True)
 class EvaluatedCase:
-    """One test case of one training: the folders that `medad.cases` filled."""
+    """One test case of one training: the folders that `medad.steps.cases` filled."""
 
     case_id: str
     prepared: Path
@@ -35,7 +35,7 @@ class VariantResult:
     seeds: Mapping[int, Sequence[EvaluatedCase]]
     """Seed -> its evaluated cases, at least one. A seed that failed is left out."""
     examples: Path | None = None
-    """Folder of `medad.examples.write_examples`, of the first seed."""
+    """Folder of `medad.steps.examples.write_examples`, of the first seed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SnapshotResult:
 
 @dataclass(frozen=True)
 class EmbeddingResult:
-    """Features of `medad.embedding.write_features`, and whose they are."""
+    """Features of `medad.steps.embedding.write_features`, and whose they are."""
 
     row: str
     seed: int

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from medad import pictures
 from medad.ablation_data import EvaluatedCase, VariantResult
 from medad.base.text import natural_order
-from medad.examples import EXAMPLES
 from medad.report_document import read_tensor
 from medad.slices.preprocess import load_prepared
+from medad.steps.examples import EXAMPLES
 
 PANEL_PX = 168
 

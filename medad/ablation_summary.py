@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from medad import yardstick
 from medad.ablation_data import AblationResults, VariantResult, over_seeds, read_seeds
 from medad.ablation_document import (
     FIGURES,
@@ -31,7 +30,6 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
-from medad.embedding import KINDS, principal_components, read_features
 from medad.metrics import definitions
 from medad.report_document import (
     PLANTED_GENERATED,
@@ -42,6 +40,8 @@ from medad.report_document import (
     settings_without_paths,
 )
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
+from medad.steps import baseline as yardstick
+from medad.steps.embedding import KINDS, principal_components, read_features
 
 BEST_BY = "micro_dice_2d"
 

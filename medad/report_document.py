@@ -47,7 +47,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Where one finished case lies: the folders that `medad.cases` filled."""
+    """Where one finished case lies: the folders that `medad.steps.cases` filled."""
 
     case_id: str
     prepared: Path

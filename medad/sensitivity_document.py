@@ -35,7 +35,7 @@ class VolumeResult:
 
     case_id: str
     folder: Path
-    """Of `medad.sensitivity_cases.measure_planted`."""
+    """Of `medad.steps.inserted.measure_planted`."""
 
 
 class _Part(BaseModel):
@@ -104,7 +104,7 @@ class SensitivityDocument(_Part):
 
 def read_volumes(results: Sequence[VolumeResult]) -> list[tuple[str, VolumeRecord]]:
     """Records with their cases, by case, place, contrast and repeat. Raises InputError for a damaged one."""
-    from medad.sensitivity_cases import RECORD
+    from medad.steps.inserted import RECORD
 
     records = [(one.case_id, read_record(VolumeRecord, one.folder / RECORD)) for one in results]
     return sorted(

@@ -216,10 +216,10 @@ def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
 def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
     import numpy as np
 
-    from medad.cases import prepare_case
     from medad.cohort.datasets import find_cases
     from medad.config.liver import PreprocessSettings, load
     from medad.slices.preprocess import load_prepared
+    from medad.steps.cases import prepare_case
 
     world = new_world(tmp_path, train=1, test=0)
     scan, label = world.btcv / "img" / "img0001.nii.gz", world.btcv / "label" / "label0001.nii.gz"

@@ -262,7 +262,7 @@ def test_nothing_of_a_patient_leaves_the_inbox(
     assert set().union(*search(served.inbox).values()) == set(SECRETS), "the search itself finds them"
     assert len(served.segmented(code=2)) == 1
     with monkeypatch.context() as patch:  # a bug's traceback is logged
-        patch.setattr("medad.cases.prepare_case", lambda case, *_, **__: case.scan.read_text(encoding="ascii"))
+        patch.setattr("medad.steps.cases.prepare_case", lambda case, *_, **__: case.scan.read_text(encoding="ascii"))
         with pytest.raises(UnicodeDecodeError):
             served.run("--retry", "--refresh", *served.failures())
     APILogWorker.drain_all(timeout=10)
@@ -479,7 +479,7 @@ def test_a_scan_that_cannot_be_read_for_a_moment_is_not_failed_for_ever(
         raise InputError(case.scan, "cannot be read (Stale file handle)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("medad.cases.prepare_case", gone)
+        patch.setattr("medad.steps.cases.prepare_case", gone)
         patch.setenv("ADFLOWS_CACHE", str(box.root / "cache"))
         ran = box.run()
     assert (ran.answer["segmented"], box.failures()) == ([], {})
@@ -620,7 +620,7 @@ def test_a_scan_waits_for_its_mask(box: Box) -> None:
 
 
 def test_a_scan_that_changes_while_it_is_read_is_not_published(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medad import cases
+    from medad.steps import cases
 
     scan, prepare = box.drop("a", 0), cases.prepare_case
 

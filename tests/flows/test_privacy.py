@@ -512,9 +512,9 @@ except OSError:
 
 MISBEHAVING = """
 import logging, sys, warnings
-import medad.cases
+import medad.steps.cases
 mode, *arguments = sys.argv[1:]
-inner = medad.cases.prepare_case
+inner = medad.steps.cases.prepare_case
 def prepare_case(case, *rest, **more):
     # what a library can quote is of the file that it reads
     quoted = f"{case.scan} of {TAGS if case.scan.is_dir() else TEXTS}"
@@ -524,7 +524,7 @@ def prepare_case(case, *rest, **more):
     if mode == "bug":
         raise RuntimeError("library cannot read " + quoted)
     return inner(case, *rest, **more)
-medad.cases.prepare_case = prepare_case
+medad.steps.cases.prepare_case = prepare_case
 logging.captureWarnings(mode != "worker")  # to the log, or as Python prints them
 # a device step's process imports this program too, under another name
 if __name__ == "__main__" and mode == "worker":

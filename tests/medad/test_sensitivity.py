@@ -41,8 +41,8 @@ from medad.sensitivity import (
     table,
     wilson,
 )
-from medad.sensitivity_cases import RECORD, measure_planted
 from medad.sensitivity_report import REPORT_FILES, VolumeResult, write_sensitivity_report
+from medad.steps.inserted import RECORD, measure_planted
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)
 DATA = DatasetSettings(root="-", layout="folder", images="*.nii", labels="l/*.nii", liver_labels=(1,))

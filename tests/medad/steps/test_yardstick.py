@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medad.cases import prepare_case
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.metrics import CaseEvaluation, auroc
-from medad.yardstick import MAD_TO_SD, THRESHOLD_SDS, deviation_score, smoothed_inside, yardstick_case
+from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, deviation_score, smoothed_inside, yardstick_case
+from medad.steps.cases import prepare_case
 
 
 def test_what_lies_outside_the_liver_has_no_part() -> None:

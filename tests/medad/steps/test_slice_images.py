@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import InputError
-from medad.cases import prepare_case
 from medad.cohort.datasets import Case, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.slice_images import export_case, write_healthy, write_judged
 from medad.slices.preprocess import SliceGrid, Slices, load_prepared
+from medad.steps.cases import prepare_case
+from medad.steps.export_slices import export_case, write_healthy, write_judged
 from zsad.config import ImagesSettings
 from zsad.datasets import find_categories, normal_training_images
 from zsad.images import read_image, read_mask

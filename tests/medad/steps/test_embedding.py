@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from medad.config.liver import NetSettings, SynthesisSettings
-from medad.embedding import KINDS, describe, principal_components, read_features, write_features
-from medad.examples import EXAMPLES, write_examples
 from medad.networks import nets
+from medad.steps.embedding import KINDS, describe, principal_components, read_features, write_features
+from medad.steps.examples import EXAMPLES, write_examples
 from tests.medad.prepared import write_prepared
 
 

@@ -17,11 +17,11 @@ from numpy import ndarray
 from PIL import Image
 
 from medad.base.errors import InputError
-from medad.cases import PREPARED
 from medad.cohort.datasets import Case
 from medad.config.liver import DatasetSettings
 from medad.ct.io import read_labels_on
 from medad.slices.preprocess import Slices, load_prepared, mask_to_slices
+from medad.steps.cases import PREPARED
 
 CATEGORY = "liver"
 """What the pictures show, as the folder around `train` and `test` is called."""
@@ -33,11 +33,11 @@ def export_case(case: Case | None, data: DatasetSettings, prepared: Path, out: P
     Parameters
     ----------
     case
-        A test case with its tumour label. None: a training case, whose liver `medad.cases.prepare_case` found healthy.
+        A test case with its tumour label. None: a training case, whose liver `medad.steps.cases.prepare_case` found healthy.
     data
         How the label's grid is read.
     prepared
-        Folder that `medad.cases.prepare_case` wrote.
+        Folder that `medad.steps.cases.prepare_case` wrote.
 
     Raises
     ------

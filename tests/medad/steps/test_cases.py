@@ -12,7 +12,6 @@ import torch
 from safetensors.numpy import load_file
 
 from medad.base.errors import InputError
-from medad.cases import evaluate_case, plant_case, prepare_case, segment_case
 from medad.cohort.datasets import Case, find_cases
 from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.config.liver import (
@@ -28,7 +27,8 @@ from medad.ct.io import read_labels, read_scan
 from medad.metrics import CaseEvaluation, dice
 from medad.networks import nets
 from medad.slices.preprocess import load_prepared, mask_to_slices
-from medad.steps import step_equalise, step_roi, step_slice, step_window
+from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window
+from medad.steps.cases import evaluate_case, plant_case, prepare_case, segment_case
 
 PREPROCESS = PreprocessSettings(slice_px=64)
 NET = NetSettings(widths=(8, 8, 8), groups=4)
@@ -159,7 +159,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
         ) -> Prediction:  # fmt: skip
             return Prediction(known, pixels)
 
-        monkeypatch.setattr("medad.cases.predict", oracle)
+        monkeypatch.setattr("medad.steps.cases.predict", oracle)
         out, judged = _folder(tmp_path / name), _folder(tmp_path / f"{name}-evaluated")
         segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
         evaluate_case(ill, LITS, prepared, out, EvaluationSettings(), judged)
@@ -254,7 +254,7 @@ def test_evaluation_follows_the_affine_the_settings_chose(
     def oracle(pixels: np.ndarray, networks: Networks, batch_size: int, *, flips: bool) -> Prediction:
         return Prediction(known, pixels)
 
-    monkeypatch.setattr("medad.cases.predict", oracle)
+    monkeypatch.setattr("medad.steps.cases.predict", oracle)
     segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
     evaluate_case(case, data, prepared, out, EvaluationSettings(), judged)
     metrics = CaseEvaluation.load(judged).metrics

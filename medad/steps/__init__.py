@@ -1,0 +1,1 @@
+"""File to file: one function per cached step; the door for flows."""
