@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from medad.ct.io import read_labels_on, read_scan
-from medad.metrics import auroc
+from medad.evaluation.metrics import auroc
 from medad.steps.baseline import smoothed_inside
 
 

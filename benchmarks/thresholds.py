@@ -18,7 +18,7 @@ from skimage.filters import threshold_otsu, threshold_triangle
 
 from medad.config.liver import PostprocessSettings
 from medad.ct.io import read_labels, read_scan
-from medad.postprocess import threshold_of
+from medad.evaluation.postprocess import threshold_of
 
 SHARES = (0.002, 0.01, 0.03, 0.1)
 Rule = Callable[[np.ndarray], float]

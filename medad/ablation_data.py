@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medad.ablation_document import FIGURES, CaseFigures, SeedFigures, Stat
 from medad.base.text import natural_order
-from medad.metrics import CaseEvaluation, summarise
+from medad.evaluation.metrics import CaseEvaluation, summarise
 from medad.report_document import FailedCase
 
 SNAPSHOT = "snapshot-"

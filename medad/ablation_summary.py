@@ -30,7 +30,7 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
-from medad.metrics import definitions
+from medad.evaluation.metrics import definitions
 from medad.report_document import (
     PLANTED_GENERATED,
     PLANTED_REAL,

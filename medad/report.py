@@ -20,7 +20,7 @@ from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
-from medad.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
+from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
 from medad.report_document import (
     PLANTED_GENERATED,
     PLANTED_REAL,

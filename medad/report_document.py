@@ -19,8 +19,8 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_json, read_record
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.liver import LiverSettings
-from medad.metrics import CaseEvaluation, CaseMetrics, Summary
-from medad.postprocess import Lesion
+from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
+from medad.evaluation.postprocess import Lesion
 
 SCHEMA_VERSION = 1
 

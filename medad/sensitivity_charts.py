@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
+from medad.evaluation.sensitivity import Row
 from medad.pictures import svg_uri
-from medad.sensitivity import Row
 
 DPI = 120
 _COLOURS = "viridis"

@@ -14,8 +14,8 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
+from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.report_document import PLANTED_REAL, STATEMENT, FailedCase, Failure
-from medad.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 
 SCHEMA_VERSION = 1
 UNKNOWN_TRAINING = (

@@ -15,9 +15,9 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
+from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
 from medad.report_document import FailedCase
 from medad.reporting.page import page_environment
-from medad.sensitivity import Figures, Row, VolumeRecord
 from medad.sensitivity_charts import heat_map_png, heat_map_uri, size_label
 from medad.sensitivity_document import SensitivityDocument, VolumeResult, make_document, read_volumes
 

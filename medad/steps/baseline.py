@@ -13,8 +13,8 @@ from medad.base.errors import InputError
 from medad.cohort.datasets import Case
 from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessSettings
 from medad.ct.io import read_labels_on, read_scan
-from medad.metrics import evaluate
-from medad.postprocess import bounding_box, postprocess
+from medad.evaluation.metrics import evaluate
+from medad.evaluation.postprocess import bounding_box, postprocess
 from medad.slices.preprocess import load_prepared, mask_to_slices
 
 MAD_TO_SD = 1.4826

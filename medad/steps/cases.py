@@ -42,10 +42,10 @@ from medad.ct.io import (
     write_mask,
     write_probability,
 )
-from medad.metrics import evaluate
+from medad.evaluation.metrics import evaluate
+from medad.evaluation.postprocess import lesion_table, postprocess, threshold_of
 from medad.networks.combine import combine
 from medad.networks.infer import load_networks, predict
-from medad.postprocess import lesion_table, postprocess, threshold_of
 from medad.slices.preprocess import (
     grey_per_hu,
     load_prepared,

@@ -17,7 +17,7 @@ from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case
 from medad.config.liver import DatasetSettings
 from medad.config.sensitivity import MeasureSettings, PlantingSettings
 from medad.ct.io import Volume, read_labels_on, read_scan, require_liver, source_digest
-from medad.sensitivity import VolumeRecord, measure_lesions
+from medad.evaluation.sensitivity import VolumeRecord, measure_lesions
 
 RECORD = "lesions.json"
 _PLACE_CODE = {"inside": 0, "rim": 1}

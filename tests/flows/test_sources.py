@@ -146,14 +146,19 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
         "medad.base.noise:blob_masks",
         "medad.networks.nets:build",
     } <= reached(TrainRestoration)
-    assert {"medad.networks.infer:predict", "medad.postprocess:postprocess"} <= reached(Segment)
-    assert "medad.metrics:evaluate" in reached(Evaluate)
+    assert {"medad.networks.infer:predict", "medad.evaluation.postprocess:postprocess"} <= reached(Segment)
+    assert "medad.evaluation.metrics:evaluate" in reached(Evaluate)
 
     def modules(job: type[Job]) -> set[str]:
         return {name.partition(":")[0] for name in reached(job)}
 
     # an edit of the report or of a metric must not train again
     for job in (Prepare, TrainRestoration, TrainSegmentation, Segment):
-        assert not modules(job) & {"medad.report", "medad.report_document", "medad.pictures", "medad.metrics"}
+        assert not modules(job) & {
+            "medad.report",
+            "medad.report_document",
+            "medad.pictures",
+            "medad.evaluation.metrics",
+        }
     assert "medad.networks.train" not in modules(Prepare)
-    assert "medad.postprocess" not in modules(TrainSegmentation)
+    assert "medad.evaluation.postprocess" not in modules(TrainSegmentation)

@@ -19,7 +19,7 @@ from medad.ablation_report import write_ablation_report
 from medad.ablation_summary import paired_tables
 from medad.base.text import WITHHELD
 from medad.config.ablation import AblationSettings
-from medad.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
+from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
 from medad.steps.examples import EXAMPLES
 from tests.medad.prepared import SIDE, write_prepared
 from tests.page import Page

@@ -24,8 +24,8 @@ from medad.base.errors import InputError
 from medad.base.text import WITHHELD
 from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
 from medad.ct.geometry import Geometry
-from medad.metrics import CaseEvaluation, dice, evaluate, summarise
-from medad.postprocess import lesion_table
+from medad.evaluation.metrics import CaseEvaluation, dice, evaluate, summarise
+from medad.evaluation.postprocess import lesion_table
 from medad.report import CaseResult, FailedCase, pick_slices, write_report
 from medad.report_document import (
     CURVE_POINTS,

@@ -24,7 +24,7 @@ from medad.config.liver import (
     PreprocessSettings,
 )
 from medad.ct.io import read_labels, read_scan
-from medad.metrics import CaseEvaluation, dice
+from medad.evaluation.metrics import CaseEvaluation, dice
 from medad.networks import nets
 from medad.slices.preprocess import load_prepared, mask_to_slices
 from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window

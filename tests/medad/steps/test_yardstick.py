@@ -10,7 +10,7 @@ import pytest
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
-from medad.metrics import CaseEvaluation, auroc
+from medad.evaluation.metrics import CaseEvaluation, auroc
 from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, deviation_score, smoothed_inside, yardstick_case
 from medad.steps.cases import prepare_case
 

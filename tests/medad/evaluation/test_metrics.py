@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from medad.base.errors import InputError
 from medad.config.liver import EvaluationSettings
-from medad.metrics import (
+from medad.evaluation.metrics import (
     METRICS_FILE,
     SCORES_FILE,
     CaseEvaluation,

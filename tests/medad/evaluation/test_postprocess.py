@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
 from medad.config.liver import PostprocessSettings
-from medad.postprocess import bounding_box, lesion_table, postprocess, threshold_of
+from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, threshold_of
 
 Array = np.ndarray[Any, Any]
 Voxel = tuple[int, int, int]

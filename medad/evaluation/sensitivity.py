@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from medad.anomalies.insert import PlantedLesion
 from medad.config.sensitivity import ContrastSettings, LesionPlace, MeasureSettings
-from medad.metrics import auroc, dice_of_counts
+from medad.evaluation.metrics import auroc, dice_of_counts
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 CONFIDENCE = 0.95

@@ -30,9 +30,8 @@ from medad.config.sensitivity import (
     SensitivitySettings,
     parse_sensitivity,
 )
-from medad.metrics import auroc
-from medad.report_document import FailedCase
-from medad.sensitivity import (
+from medad.evaluation.metrics import auroc
+from medad.evaluation.sensitivity import (
     VolumeRecord,
     bin_of,
     figures_of,
@@ -41,6 +40,7 @@ from medad.sensitivity import (
     table,
     wilson,
 )
+from medad.report_document import FailedCase
 from medad.sensitivity_report import REPORT_FILES, VolumeResult, write_sensitivity_report
 from medad.steps.inserted import RECORD, measure_planted
 

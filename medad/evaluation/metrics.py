@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from medad.base.errors import InputError
 from medad.config.liver import EvaluationSettings
-from medad.postprocess import bounding_box, label_components
+from medad.evaluation.postprocess import bounding_box, label_components
 
 METRICS_FILE = "metrics.json"
 SCORES_FILE = "scores.safetensors"
