@@ -16,8 +16,8 @@ from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSet
 
 if TYPE_CHECKING:
     from flows.child import Place
-    from medad.ablation_data import EvaluatedCase
     from medad.cohort.datasets import Case
+    from medad.reports.ablation.data import EvaluatedCase
 
 _NETS = ("monai", "numpy", "pillow", "safetensors", "torch")
 
@@ -166,7 +166,7 @@ class Judged:
         return [self.case_id, self.prepared.digest, digest_of(self.segmented), self.evaluated.digest]
 
     def shown(self) -> EvaluatedCase:
-        from medad.ablation_data import EvaluatedCase
+        from medad.reports.ablation.data import EvaluatedCase
 
         return EvaluatedCase(self.case_id, self.prepared.folder(), folder_of(self.segmented), self.evaluated.folder())
 
@@ -217,9 +217,9 @@ class AblationReport(Job):
     step = Step(
         "ablation",
         1,
-        ("medad.ablation_report:write_ablation_report",),
+        ("medad.reports.ablation.report:write_ablation_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=(*PAGE, "medad/report_style.html", "medad/ablation_template.html"),
+        files=(*PAGE, "medad/reports/report_style.html", "medad/reports/ablation/ablation_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -237,8 +237,14 @@ class AblationReport(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.ablation_data import AblationResults, EmbeddingResult, FailedRow, SnapshotResult, VariantResult
-        from medad.ablation_report import write_ablation_report
+        from medad.reports.ablation.data import (
+            AblationResults,
+            EmbeddingResult,
+            FailedRow,
+            SnapshotResult,
+            VariantResult,
+        )
+        from medad.reports.ablation.report import write_ablation_report
 
         embedding = self.embedding
         results = AblationResults(

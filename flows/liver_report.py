@@ -37,9 +37,9 @@ class Report(Job):
     step = Step(
         "report",
         1,
-        ("medad.report:write_report",),
+        ("medad.reports.run.report:write_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=(*PAGE, "medad/report_style.html", "medad/report_template.html"),
+        files=(*PAGE, "medad/reports/report_style.html", "medad/reports/run/report_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Report(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.report import CaseResult, FailedCase, write_report
+        from medad.reports.run.report import CaseResult, FailedCase, write_report
 
         write_report(
             out,

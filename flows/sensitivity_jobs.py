@@ -98,9 +98,9 @@ class SensitivityReport(Job):
     step = Step(
         "sensitivity-report",
         1,
-        ("medad.sensitivity_report:write_sensitivity_report",),
+        ("medad.reports.sensitivity.report:write_sensitivity_report",),
         ("jinja2", "matplotlib", "scipy"),
-        files=(*PAGE, "medad/report_style.html", "medad/sensitivity_template.html"),
+        files=(*PAGE, "medad/reports/report_style.html", "medad/reports/sensitivity/sensitivity_template.html"),
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class SensitivityReport(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.sensitivity_report import FailedCase, VolumeResult, write_sensitivity_report
+        from medad.reports.sensitivity.report import FailedCase, VolumeResult, write_sensitivity_report
 
         write_sensitivity_report(
             out,

@@ -412,7 +412,7 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     assert len(box.failures()) == 1, "the broken content stays told; nobody has mended that one"
     box.drop("b", 1)
     with monkeypatch.context() as patch:
-        patch.setattr("medad.report.write_report", lambda *_, **__: 1 / 0)
+        patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
         patch.setattr("flows.tasks.get_run_logger", lambda: logging.getLogger("tests"))
         with pytest.raises(ZeroDivisionError):
             box.run()
@@ -432,7 +432,7 @@ def test_a_done_case_that_fails_when_asked_for_keeps_its_result(box: Box, monkey
     def refuse(*_: Any, **__: Any) -> None:
         raise InputError("/x", "a rule")
 
-    monkeypatch.setattr("medad.report.write_report", refuse)
+    monkeypatch.setattr("medad.reports.run.report.write_report", refuse)
     assert box.run("--retry", case_id).code == 2
     assert (box.results(), box.failures()) == ([case_id], {})
 
@@ -456,7 +456,7 @@ def test_a_full_disk_is_no_scans_fault(box: Box, monkeypatch: pytest.MonkeyPatch
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for place in ("medad.report.write_report", "flows.publish._write_manifest"):
+    for place in ("medad.reports.run.report.write_report", "flows.publish._write_manifest"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             state = liver_inbox.fn(InboxRequest(config=str(box.config)))
@@ -646,7 +646,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "place", ["medad.report.write_report", "flows.publish._write_manifest", "flows.inbox_folder._csv"]
+    "place", ["medad.reports.run.report.write_report", "flows.publish._write_manifest", "flows.inbox_folder._csv"]
 )
 def test_a_killed_pass_is_made_good_and_computes_nothing_again(
     box: Box, cache: Path, place: str, monkeypatch: pytest.MonkeyPatch
@@ -661,7 +661,7 @@ def test_a_killed_pass_is_made_good_and_computes_nothing_again(
         patch.setattr(place, kill)
         with pytest.raises(Killed):
             box.run()
-    made = 4 if place == "medad.report.write_report" else 5
+    made = 4 if place == "medad.reports.run.report.write_report" else 5
     ran = box.run()
     assert ran.code == 0, ran.err
     assert ran.answer["computed"] == 5 - made

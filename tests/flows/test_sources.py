@@ -155,9 +155,9 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     # an edit of the report or of a metric must not train again
     for job in (Prepare, TrainRestoration, TrainSegmentation, Segment):
         assert not modules(job) & {
-            "medad.report",
-            "medad.report_document",
-            "medad.pictures",
+            "medad.reports.run.report",
+            "medad.reports.run.document",
+            "medad.reports.pictures",
             "medad.evaluation.metrics",
         }
     assert "medad.networks.train" not in modules(Prepare)

@@ -40,8 +40,8 @@ from medad.evaluation.sensitivity import (
     table,
     wilson,
 )
-from medad.report_document import FailedCase
-from medad.sensitivity_report import REPORT_FILES, VolumeResult, write_sensitivity_report
+from medad.reports.run.document import FailedCase
+from medad.reports.sensitivity.report import REPORT_FILES, VolumeResult, write_sensitivity_report
 from medad.steps.inserted import RECORD, measure_planted
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)

@@ -19,17 +19,17 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from safetensors.numpy import save_file
 
-from medad import pictures
 from medad.base.errors import InputError
 from medad.base.text import WITHHELD
 from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
 from medad.ct.geometry import Geometry
 from medad.evaluation.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.evaluation.postprocess import lesion_table
-from medad.report import CaseResult, FailedCase, pick_slices, write_report
-from medad.report_document import (
+from medad.reports import pictures
+from medad.reports.run.document import (
     CURVE_POINTS,
 )
+from medad.reports.run.report import CaseResult, FailedCase, pick_slices, write_report
 from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 from tests.page import Page
 

@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from medad.ablation_data import AblationResults, VariantResult, over_seeds, read_seeds
-from medad.ablation_document import (
+from medad.base.settings import MACHINE_FIELDS
+from medad.base.text import WITHHELD, clean, natural_order
+from medad.cohort.samples import PHANTOM_NOTE
+from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
+from medad.evaluation.metrics import definitions
+from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
+from medad.reports.ablation.data import AblationResults, VariantResult, over_seeds, read_seeds
+from medad.reports.ablation.document import (
     FIGURES,
     KIND,
     OF_CASE,
@@ -26,12 +32,7 @@ from medad.ablation_document import (
     SweepReport,
     YardstickReport,
 )
-from medad.base.settings import MACHINE_FIELDS
-from medad.base.text import WITHHELD, clean, natural_order
-from medad.cohort.samples import PHANTOM_NOTE
-from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
-from medad.evaluation.metrics import definitions
-from medad.report_document import (
+from medad.reports.run.document import (
     PLANTED_GENERATED,
     PLANTED_REAL,
     PLANTED_STATEMENT,
@@ -39,7 +40,6 @@ from medad.report_document import (
     Planted,
     settings_without_paths,
 )
-from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
 from medad.steps import baseline as yardstick
 from medad.steps.embedding import KINDS, principal_components, read_features
 

@@ -11,10 +11,10 @@ from numpy import ndarray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from medad import pictures
-from medad.ablation_data import EvaluatedCase, VariantResult
 from medad.base.text import natural_order
-from medad.report_document import read_tensor
+from medad.reports import pictures
+from medad.reports.ablation.data import EvaluatedCase, VariantResult
+from medad.reports.run.document import read_tensor
 from medad.slices.preprocess import load_prepared
 from medad.steps.examples import EXAMPLES
 

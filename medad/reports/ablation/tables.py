@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medad.ablation_document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport, Stat
 from medad.base.storage import write_bytes
 from medad.config.ablation import PublishedFigures
+from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport, Stat
 
 _SPECIAL = str.maketrans(
     {

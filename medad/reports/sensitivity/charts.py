@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from medad.evaluation.sensitivity import Row
-from medad.pictures import svg_uri
+from medad.reports.pictures import svg_uri
 
 DPI = 120
 _COLOURS = "viridis"

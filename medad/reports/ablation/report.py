@@ -11,13 +11,16 @@ from pathlib import Path
 
 import yaml
 
-from medad import pictures
-from medad.ablation_charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
-from medad.ablation_data import AblationResults
-from medad.ablation_document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
-from medad.ablation_panels import example_panels, test_panels
-from medad.ablation_summary import make_document
-from medad.ablation_tables import (
+from medad.base.storage import write_bytes
+from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
+from medad.reporting.page import jpeg_uri, page_environment
+from medad.reports import pictures
+from medad.reports.ablation.charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
+from medad.reports.ablation.data import AblationResults
+from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
+from medad.reports.ablation.panels import example_panels, test_panels
+from medad.reports.ablation.summary import make_document
+from medad.reports.ablation.tables import (
     case_rows,
     curve_rows,
     latex_sweep,
@@ -27,9 +30,6 @@ from medad.ablation_tables import (
     summary_rows,
     write_csv,
 )
-from medad.base.storage import write_bytes
-from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
-from medad.reporting.page import jpeg_uri, page_environment
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
 SIGNIFICANT = 0.05

@@ -16,10 +16,10 @@ import yaml
 from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
-from medad.report_document import FailedCase
 from medad.reporting.page import page_environment
-from medad.sensitivity_charts import heat_map_png, heat_map_uri, size_label
-from medad.sensitivity_document import SensitivityDocument, VolumeResult, make_document, read_volumes
+from medad.reports.run.document import FailedCase
+from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
+from medad.reports.sensitivity.document import SensitivityDocument, VolumeResult, make_document, read_volumes
 
 __all__ = ["FailedCase", "VolumeResult", "write_sensitivity_report"]
 

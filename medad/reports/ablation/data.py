@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medad.ablation_document import FIGURES, CaseFigures, SeedFigures, Stat
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
-from medad.report_document import FailedCase
+from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures, Stat
+from medad.reports.run.document import FailedCase
 
 SNAPSHOT = "snapshot-"
 

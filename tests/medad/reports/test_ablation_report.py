@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from medad.ablation_data import AblationResults, EvaluatedCase, FailedRow, SnapshotResult, VariantResult
-from medad.ablation_document import AblationDocument
-from medad.ablation_report import write_ablation_report
-from medad.ablation_summary import paired_tables
 from medad.base.text import WITHHELD
 from medad.config.ablation import AblationSettings
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
+from medad.reports.ablation.data import AblationResults, EvaluatedCase, FailedRow, SnapshotResult, VariantResult
+from medad.reports.ablation.document import AblationDocument
+from medad.reports.ablation.report import write_ablation_report
+from medad.reports.ablation.summary import paired_tables
 from medad.steps.examples import EXAMPLES
 from tests.medad.prepared import SIDE, write_prepared
 from tests.page import Page
@@ -192,8 +192,8 @@ def test_each_pair_is_tested_once() -> None:
 
 
 def document_rows(names: Sequence[str]) -> list[Any]:
-    from medad.ablation_data import over_seeds
-    from medad.ablation_document import FIGURES, RowReport, SeedFigures
+    from medad.reports.ablation.data import over_seeds
+    from medad.reports.ablation.document import FIGURES, RowReport, SeedFigures
 
     rows = []
     for number, name in enumerate(names):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.config.ablation import PublishedFigures, PublishedRow
-from medad.report_document import Planted
+from medad.reports.run.document import Planted
 
 SCHEMA_VERSION = 1
 KIND = "adflows liver ablation"

@@ -15,7 +15,7 @@ from medad.base.storage import read_record
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
-from medad.report_document import PLANTED_REAL, STATEMENT, FailedCase, Failure
+from medad.reports.run.document import PLANTED_REAL, STATEMENT, FailedCase, Failure
 
 SCHEMA_VERSION = 1
 UNKNOWN_TRAINING = (

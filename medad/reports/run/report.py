@@ -14,14 +14,15 @@ import yaml
 from jaxtyping import Bool
 from PIL import Image
 
-from medad import pictures
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
-from medad.report_document import (
+from medad.reporting.page import jpeg_uri, page_environment
+from medad.reports import pictures
+from medad.reports.run.document import (
     PLANTED_GENERATED,
     PLANTED_REAL,
     PLANTED_STATEMENT,
@@ -42,7 +43,6 @@ from medad.report_document import (
     read_tensor,
     settings_without_paths,
 )
-from medad.reporting.page import jpeg_uri, page_environment
 from medad.slices.preprocess import load_prepared
 
 __all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
