@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.zsad_scorer import Bench
 from benchmarks.zsad_timing import Row, at_most, by_turns, clocked
+from zsad.config.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
 from zsad.features import encode_images
 from zsad.system_scoring import score_system
-from zsad.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
 from zsad.windows import encode_windows
 
 BLOCKS = (3, 6, 9, 12)

@@ -21,7 +21,8 @@ from benchmarks.beside_anomalib import Anomalib, without_anomalib
 from benchmarks.zsad_images import draw_image, name_of
 from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
 from zsad.adapt import adapt, corrupt, crop_generator
-from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
+from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
+from zsad.config.views import PATCHES
 from zsad.dual_scores import Scores
 from zsad.encoder import Encoder
 from zsad.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
@@ -30,7 +31,6 @@ from zsad.images import beside, crop_image, merge_maps, plan_crops, read_image
 from zsad.scorers.dual import text_scores
 from zsad.scoring import score_category
 from zsad.textures import open_textures
-from zsad.views import PATCHES
 
 SEEDS = range(6)
 IMAGE_PX = 1024

@@ -30,7 +30,7 @@ from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.privacy import PrivateZsad
-    from zsad.config import PromptSettings
+    from zsad.config.run import PromptSettings
 
 app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
 
@@ -53,7 +53,7 @@ Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of referen
 def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateZsad:
     """Read a configuration. Raises ConfigError."""
     from flows.privacy import PrivateZsad
-    from zsad.config import load
+    from zsad.config.run import load
 
     return PrivateZsad.of(load(find_config(config, "zsad"), overrides))
 
@@ -144,7 +144,7 @@ def compare(
         data__root=None if data is None else str(data.absolute()),
     )
     from flows.privacy import PrivateCompare
-    from zsad.compare_config import load
+    from zsad.config.compare import load
 
     settings = PrivateCompare.of(load(find_config(config, "zsad"), values).chosen(methods))
     from flows.compare import compare as compare_flow
@@ -172,8 +172,8 @@ def train(
     """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
     start(verbose=verbose)
     from flows.privacy import PrivateCompare
-    from zsad.compare_config import load
-    from zsad.systems import LearnedSettings
+    from zsad.config.compare import load
+    from zsad.config.systems import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
     settings = load(find_config(config, "zsad"), values).chosen(method)
@@ -218,7 +218,7 @@ def prompts(
 
 
 def _prompt_settings(config: Path | None) -> PromptSettings:
-    from zsad.config import PromptSettings
+    from zsad.config.run import PromptSettings
 
     return PromptSettings() if config is None else load_settings(config, {}).prompts
 
@@ -236,7 +236,7 @@ def evaluate(
     terminal.enabled = True
     prepare_numpy()
     from medad.base.settings import parse_settings
-    from zsad.config import EvaluationSettings
+    from zsad.config.run import EvaluationSettings
     from zsad.map_folders import evaluate_folders
 
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")

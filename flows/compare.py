@@ -37,9 +37,9 @@ from flows.terminal import terminal
 from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.errors import InputError, UserError
-from zsad.compare_config import ablation_systems
-from zsad.config import PromptStyle
-from zsad.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
+from zsad.config.compare import ablation_systems
+from zsad.config.run import PromptStyle
+from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png", "systems.csv", "summary.csv", "paired.csv", "ablations.csv"),

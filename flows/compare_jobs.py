@@ -15,9 +15,9 @@ from flows.sources import code_digest
 from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
 from flows.zsad_report import failed_shown
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
-from zsad.compare_config import Ablation, CompareSettings
-from zsad.config import EncoderSettings
-from zsad.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings
+from zsad.config.compare import Ablation, CompareSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings
 
 if TYPE_CHECKING:
     from flows.child import Place

@@ -41,7 +41,7 @@ def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...
 def zsad_demo(say: Callable[[str], None]) -> PrivateZsad:
     """Settings of the zsad demo, once its photographs are there. Raises ConfigError as `liver_demo`."""
     from medad.cohort.samples import samples_dir
-    from zsad.config import load
+    from zsad.config.run import load
 
     settings = PrivateZsad.of(load(_configuration("zsad")))
     get_materials(samples_dir(), say)

@@ -185,7 +185,7 @@ def zsad_weekly(
 ) -> State[Outcome]:
     """Anomalies in industrial images: features, scores seed by seed, metrics, report. Nothing is trained."""
     from flows.zsad import zsad
-    from zsad.config import load
+    from zsad.config.run import load
 
     def run() -> State[Outcome]:
         settings = PrivateZsad.of(load(named_config(config, "zsad"), _given(name=name, seeds=seeds)))

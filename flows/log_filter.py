@@ -29,7 +29,7 @@ from flows.redaction import SHORTEST, Redactor
 from flows.settings import cache_root
 from medad.base.errors import InputError, UserError
 from medad.config.liver import DatasetSettings, LiverSettings
-from zsad.config import ImagesSettings
+from zsad.config.run import ImagesSettings
 
 PLACEHOLDER = "(private path)"
 UID, NAME = "<uid>", "<name>"

@@ -28,8 +28,8 @@ from flows.log_filter import (
 from medad.config.ablation import AblationSettings
 from medad.config.liver import LiverSettings
 from medad.config.sensitivity import SensitivitySettings
-from zsad.compare_config import CompareSettings
-from zsad.config import ZsadSettings
+from zsad.config.compare import CompareSettings
+from zsad.config.run import ZsadSettings
 
 __all__ = [
     "PLACEHOLDER",

@@ -37,7 +37,7 @@ from flows.zsad_jobs import (
 )
 from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
 from medad.base.errors import UserError
-from zsad.config import ImagesSettings, Variant
+from zsad.config.run import ImagesSettings, Variant
 
 if TYPE_CHECKING:
     pass

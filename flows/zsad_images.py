@@ -20,7 +20,7 @@ from flows.tasks import Failure, Tally, describe
 from flows.terminal import terminal
 from flows.zsad_jobs import Encode, Image, weights_of
 from medad.base.errors import UserError
-from zsad.config import EncoderSettings, ImagesSettings
+from zsad.config.run import EncoderSettings, ImagesSettings
 
 if TYPE_CHECKING:
     from zsad.datasets import Category, ImageProblem

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows.cache import Ref, Step, canonical_json
 from flows.jobs import DeviceJob, Job, file_digest, json_values
 from medad.base.settings import ANY_MACHINE, MachineSettings
-from zsad.config import (
+from zsad.config.run import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
     AdaptSettings,
@@ -27,7 +27,7 @@ from zsad.config import (
     ScoreSettings,
     Variant,
 )
-from zsad.views import PATCHES
+from zsad.config.views import PATCHES
 
 if TYPE_CHECKING:
     from flows.child import Place
@@ -112,7 +112,7 @@ class Encode(DeviceJob):
     encoder: EncoderSettings
     machine: MachineSettings = ANY_MACHINE
     views: tuple[str, ...] = (PATCHES,)
-    """What is computed and kept beside class tokens (`zsad.views`); without a say, what the dual-image scorer reads."""
+    """What is computed and kept beside class tokens (`zsad.config.views`); without a say, what the dual-image scorer reads."""
     kind = "encoding"
     step = Step("zsad-encode", 1, ("zsad.features:encode_images",), ENCODING)
 

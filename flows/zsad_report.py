@@ -10,7 +10,7 @@ from flows.cache import Ref, Step
 from flows.jobs import PAGE, FailedStep, Job, json_values
 from flows.zsad_jobs import Image, label_of
 from medad.base.settings import MACHINE_FIELDS
-from zsad.config import ZsadSettings
+from zsad.config.run import ZsadSettings
 
 
 @dataclass(frozen=True)

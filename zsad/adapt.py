@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError
 from medad.base.noise import perlin_masks
-from zsad.config import AdaptSettings
+from zsad.config.run import AdaptSettings
 from zsad.scorers.dual import text_scores
 from zsad.textures import Textures
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import atomic_path, reading
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import AnomalyClip, AprilGan
 from zsad.learned import Weights
 from zsad.scorers.interface import Material
-from zsad.systems import AnomalyClip, AprilGan
 
 CHECKPOINT = "checkpoint.safetensors"
 METADATA = "adflows"

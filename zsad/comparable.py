@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zsad.config import (
+from zsad.config.run import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
     AdaptSettings,

@@ -10,13 +10,13 @@ import numpy as np
 
 from medad.base.errors import InputError
 from medad.base.text import natural_order
-from zsad.compare_config import Ablation, ablation_systems
+from zsad.config.compare import Ablation, ablation_systems
+from zsad.config.systems import DualImage, SystemSettings
 from zsad.evaluation import METRICS_FILE, CategoryEvaluation
 from zsad.paired import SharedImages
 from zsad.report_data import Failed, seed_figures
 from zsad.report_document import Encoder, SeedFigures
 from zsad.system_scores import ONLY
-from zsad.systems import DualImage, SystemSettings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from zsad.compare_config import Ablation
+from zsad.config.compare import Ablation
 from zsad.published import (
     CategoryFigures,
     PublishedRow,

@@ -14,7 +14,6 @@ import yaml
 
 from medad.base.storage import write_bytes
 from zsad.compare_charts import Dots, Panel, line_chart, overview_png
-from zsad.compare_config import CompareSettings
 from zsad.compare_data import (
     AblationResult,
     AblationRow,
@@ -34,6 +33,7 @@ from zsad.compare_document import (
 )
 from zsad.compare_summary import make_document
 from zsad.compare_tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
+from zsad.config.compare import CompareSettings
 from zsad.published import CategoryFigures
 from zsad.report_data import Failed
 from zsad.report_document import PRO_200, Encoder

@@ -8,7 +8,6 @@ from typing import Literal
 
 from medad.base.text import clean, natural_order, readable
 from zsad.comparable import why_other_images
-from zsad.compare_config import Ablation, CompareSettings
 from zsad.compare_data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images
 from zsad.compare_document import (
     AblationReport,
@@ -24,6 +23,8 @@ from zsad.compare_document import (
     SystemCost,
     SystemReport,
 )
+from zsad.config.compare import Ablation, CompareSettings
+from zsad.config.systems import DualImage, SystemSettings, WinClip
 from zsad.models import describe
 from zsad.paired import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
 from zsad.published import (
@@ -51,7 +52,6 @@ from zsad.report_document import (
     settings_without_paths,
 )
 from zsad.report_figures import macro_mean, statistic
-from zsad.systems import DualImage, SystemSettings, WinClip
 
 SCHEMA_VERSION = 1
 TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")

@@ -1,4 +1,4 @@
-"""Reads any set that `zsad.layouts` declares: names of files, lists of labels, and masks whose blackness is a label."""
+"""Reads any set that `zsad.config.layouts` declares: names of files, lists of labels, and masks whose blackness is a label."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
+from zsad.config.layouts import OWN, LabelList, Layout
 from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decoded, mask_of
-from zsad.layouts import OWN, LabelList, Layout
 from zsad.listing import Found, files_in, folders_in, is_visible
 
 DECLARED_MASK_SUFFIXES = (".jpg", ".jpeg", *MASK_SUFFIXES)

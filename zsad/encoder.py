@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest, reading
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.views import View, parse_views
 from zsad.models import CONFIG_NAME, describe, folder_of, weights_in
 from zsad.paths import Paths, obstacle, patch_path, two_path, views
 from zsad.prompts import Ensemble
-from zsad.views import View, parse_views
 from zsad.weights import load_into, read_weights
 from zsad.windows import encode_windows
 
@@ -154,7 +154,7 @@ class Encoder:
     def encode_views(
         self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[View]
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
-        """The class token, and the views wanted by name (`zsad.views`), from one forward but for windows.
+        """The class token, and the views wanted by name (`zsad.config.views`), from one forward but for windows.
 
         Nothing else is computed. All must be there, as `view_shape` tells; what is of dimension D is L2-normalised.
         """
@@ -226,7 +226,7 @@ class Encoder:
 
 
 def check_views(settings: EncoderSettings, names: Sequence[str]) -> None:
-    """Raise ConfigError where an encoder has no such view (`zsad.views`); nothing is built or loaded."""
+    """Raise ConfigError where an encoder has no such view (`zsad.config.views`); nothing is built or loaded."""
     _, config, _ = _architecture(settings)
     vision = config["vision_cfg"]
     grid = int(vision["image_size"]) // int(vision.get("patch_size", 16))

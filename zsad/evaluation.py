@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
 from zsad import curves
-from zsad.config import EvaluationSettings
+from zsad.config.run import EvaluationSettings
 from zsad.curves import Counts, Points
 from zsad.dual_scores import Scores
 from zsad.feature_store import FeatureStore

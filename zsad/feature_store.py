@@ -1,7 +1,7 @@
 """Features on disk: encoded once, used by every seed, pairing and variant. This half reads them.
 
 Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32
-[R D] and a `view-NAME.npy` f32 [R . .] for each view asked for (`zsad.views`), one row a crop, and `index.json`,
+[R D] and a `view-NAME.npy` f32 [R . .] for each view asked for (`zsad.config.views`), one row a crop, and `index.json`,
 written last, which says whose rows are where and names images by their digest alone.
 """
 
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
+from zsad.config.views import PATCHES
 from zsad.images import Crops
-from zsad.views import PATCHES
 
 CLASS_TOKENS, INDEX, TEXT = "class_tokens.npy", "index.json", "text.safetensors"
 
@@ -159,7 +159,7 @@ class FeatureStore:
         return self.view(number, PATCHES)
 
     def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
-        """A view of each crop of image `number`; see `zsad.views`. Raises InputError, also where it was not made."""
+        """A view of each crop of image `number`; see `zsad.config.views`. Raises InputError, also where it was not made."""
         if name not in self.index.views:
             raise InputError(self.folder / view_file(name), "the features were made without this view")
         shape = self.index.views[name]

@@ -21,7 +21,8 @@ from torch import Tensor
 from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path
-from zsad.config import EncoderSettings, PromptSettings
+from zsad.config.run import EncoderSettings, PromptSettings
+from zsad.config.views import PATCHES, View, parse_views
 from zsad.encoder import Encoder
 from zsad.feature_store import (
     CLASS_TOKENS,
@@ -34,7 +35,6 @@ from zsad.feature_store import (
 )
 from zsad.images import Crops, crop_image, plan_crops, read_image
 from zsad.prompts import category_words, domain_words, ensemble
-from zsad.views import PATCHES, View, parse_views
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory
@@ -102,7 +102,7 @@ def encode_images(
     on_progress
         Called after each image with the number done and the number of all.
     views
-        Names of `zsad.views` wanted beside class tokens; no others are computed. Without a say the V-V patches alone,
+        Names of `zsad.config.views` wanted beside class tokens; no others are computed. Without a say the V-V patches alone,
         which the dual-image scorer reads.
 
     Raises

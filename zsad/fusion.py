@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from medad.base.storage import atomic_path
-from zsad.config import ScoreSettings
+from zsad.config.run import ScoreSettings
 from zsad.dual_scores import INDEX_FILE, SCORES_FILE, Scores
 from zsad.scorers.dual import fuse_image
 

@@ -27,7 +27,8 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
 from zsad.checkpoints import CHECKPOINT, Belonging, Checkpoint, paths_of
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.encoder import Encoder
 from zsad.evaluation import Judged
 from zsad.feature_store import FeatureStore, read_text
@@ -35,7 +36,6 @@ from zsad.images import mask_to_canvas, read_mask
 from zsad.learned import Batch, Learner, Weights, patches_of
 from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
 from zsad.scorers.april_gan import AprilGanLearner, width_of
-from zsad.systems import AnomalyClip, AprilGan, Training
 
 CURVE = "training.json"
 PROGRESS_SECONDS = 0.5

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from medad.base.errors import InputError
-from zsad.config import EvaluationSettings
+from zsad.config.run import EvaluationSettings
 from zsad.datasets import NORMAL_FOLDERS, ImageProblem
 from zsad.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
 from zsad.listing import files_below

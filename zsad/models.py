@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 CONFIG_NAME = "open_clip_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medad.base.errors import ConfigError
-from zsad.config import PromptSettings
+from zsad.config.run import PromptSettings
 
 TEMPLATES: tuple[str, ...] = (
     "a [d] cropped photo of the [s]",

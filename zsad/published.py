@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from zsad.config import Variant
+from zsad.config.run import Variant
 
 Benchmark = Literal["mvtec", "visa"]
 

@@ -18,7 +18,7 @@ from medad.base.text import natural_order
 from medad.reporting.page import jpeg_uri
 from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
-from zsad.config import Variant, ZsadSettings
+from zsad.config.run import Variant, ZsadSettings
 from zsad.evaluation import CurvePair
 from zsad.images import read_image, read_mask
 from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category

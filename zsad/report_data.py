@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medad.base.errors import InputError
 from medad.base.storage import read_record
 from medad.base.text import clean, natural_order, readable
-from zsad.config import EncoderSettings, EvaluationSettings, Variant
+from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
 from zsad.dual_scores import Scores
 from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 from zsad.feature_store import INDEX, FeatureIndex

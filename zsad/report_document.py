@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
 from medad.base.text import WITHHELD, clean
 from zsad.comparable import why_not_comparable
-from zsad.config import EvaluationSettings, Variant, ZsadSettings
+from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation import CategoryCurves
 from zsad.metrics import definitions
 from zsad.published import TITLES, PublishedRow, published_rows

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from medad.base.text import natural_order
-from zsad.config import Variant
+from zsad.config.run import Variant
 from zsad.report_document import (
     METRICS,
     CategoryReport,

@@ -23,7 +23,7 @@ from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path
 from zsad.adapt import adapt, corrupt, crop_generator
-from zsad.config import AdaptSettings, EncoderSettings, ScoreSettings
+from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.dual_scores import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore, batches_alike, read_text

@@ -11,12 +11,12 @@ import numpy as np
 
 from medad.base.devices import pick_device
 from medad.base.errors import InputError
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import DualImage, System
 from zsad.feature_store import FeatureStore, read_text
 from zsad.scorers.dual import draw_references
 from zsad.scorers.interface import Material, Scored
 from zsad.system_scores import write_system_scores
-from zsad.systems import DualImage, System
 
 SCORERS = {
     "clip": "zsad.scorers.clip",

@@ -372,7 +372,7 @@ def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any
 
 
 def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
-    from zsad.config import ImagesSettings
+    from zsad.config.run import ImagesSettings
     from zsad.datasets import find_categories, normal_training_images
     from zsad.images import read_image, read_mask
 

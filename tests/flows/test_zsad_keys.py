@@ -18,7 +18,7 @@ from flows.tasks import cache_key
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
 from medad.base.settings import MACHINE_FIELDS
-from zsad.config import ZsadSettings, parse
+from zsad.config.run import ZsadSettings, parse
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsad.compare_config import CompareSettings, parse
 from zsad.compare_data import Cost, Evaluated, SystemResult, variant_of
+from zsad.config.compare import CompareSettings, parse
+from zsad.config.systems import SystemSettings
 from zsad.evaluation import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 from zsad.metrics import ImageMetrics, PixelMetrics
 from zsad.report_document import Encoder
-from zsad.systems import SystemSettings
 
 CLIP = Encoder(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
 SECRET = "/srv/factory/secret"

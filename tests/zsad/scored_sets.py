@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from zsad.config import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
+from zsad.config.run import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
 from zsad.dual_scores import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.evaluation import evaluate_category
 from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, ImageRows

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError
 from zsad.adapt import adapt, corrupt, crop_generator, patch_shares
-from zsad.config import AdaptSettings
+from zsad.config.run import AdaptSettings
 from zsad.textures import GeneratedTextures
 
 CPU = torch.device("cpu")

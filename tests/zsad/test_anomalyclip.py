@@ -30,7 +30,8 @@ from tests.zsad.learned_sets import (
 from tests.zsad.tiny_clip import tiny_clip, tiny_config
 from zsad import paths, text_tower
 from zsad.checkpoints import Belonging, Checkpoint
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import AnomalyClip
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore
 from zsad.learned import Weights
@@ -44,7 +45,6 @@ from zsad.scorers.anomalyclip import (
     text_features,
     words_of,
 )
-from zsad.systems import AnomalyClip
 
 SMALL = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, tau=0.2, sigma_px=1.5)
 CPU = torch.device("cpu")

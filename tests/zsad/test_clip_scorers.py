@@ -16,7 +16,8 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, write_features
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad.config import EncoderSettings, PromptSettings
+from zsad.config.run import EncoderSettings, PromptSettings
+from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.encoder import Encoder
 from zsad.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
 from zsad.features import encode_category_text, encode_images
@@ -25,7 +26,6 @@ from zsad.scorers import clip, winclip
 from zsad.scorers.interface import Material, Scored
 from zsad.system_scores import SystemScores
 from zsad.system_scoring import score_system
-from zsad.systems import Clip, ClipAc, WinClip
 
 CROPS = (1, 3, 1, 2)
 WIDTH = 9

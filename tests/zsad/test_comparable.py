@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zsad.comparable import why_not_comparable
-from zsad.config import ZsadSettings, load
+from zsad.config.run import ZsadSettings, load
 from zsad.published import CATEGORIES, TEST_IMAGES, Benchmark
 
 PAPER = Path(__file__).parents[2] / "configs" / "zsad" / "dual_clip.yaml"

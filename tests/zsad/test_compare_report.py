@@ -18,7 +18,6 @@ from medad.base.text import WITHHELD
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.compare_charts import Panel, line_chart
-from zsad.compare_config import Ablation, CompareSettings, ablation_systems
 from zsad.compare_report import (
     AblationResult,
     AblationRow,
@@ -29,6 +28,7 @@ from zsad.compare_report import (
     SystemResult,
     write_compare_report,
 )
+from zsad.config.compare import Ablation, CompareSettings, ablation_systems
 from zsad.evaluation import METRICS_FILE
 from zsad.report_document import METRICS, Stat
 

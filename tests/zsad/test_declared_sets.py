@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
-from zsad.config import ImagesSettings
+from zsad.config.layouts import LAYOUTS, DeclaredName
+from zsad.config.run import ImagesSettings
 from zsad.datasets import Category, find_categories, normal_training_images
 from zsad.images import read_mask
-from zsad.layouts import LAYOUTS, DeclaredName
 
 Listed = tuple[str, bool, str | None]
 """Id, anomalous, mask below the root."""

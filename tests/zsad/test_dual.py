@@ -16,7 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from zsad.config import ReferenceSettings, ScoreSettings, Variant
+from zsad.config.run import ReferenceSettings, ScoreSettings, Variant
 from zsad.scorers import dual
 from zsad.scorers.dual import Aggregate, Evidence, draw_references, fuse_image, fuse_map, text_scores, visual_scores
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from zsad.config import EncoderSettings, PromptSettings
+from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder
 from zsad.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
 from zsad.metrics import image_metrics, pixel_metrics

@@ -24,7 +24,7 @@ from torchvision.transforms import Normalize
 
 from medad.base.errors import ConfigError, InputError, UserError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad.config import EncoderSettings, PromptSettings
+from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder
 from zsad.models import weights_digest
 from zsad.prompts import Ensemble, ensemble

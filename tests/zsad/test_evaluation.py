@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
-from zsad.config import EvaluationSettings, ScoreSettings, Variant
+from zsad.config.run import EvaluationSettings, ScoreSettings, Variant
 from zsad.dual_scores import ScoredImage, ScoresIndex
 from zsad.evaluation import (
     CategoryCurves,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from medad.base.errors import InputError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad.config import EncoderSettings, PromptSettings
+from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore, read_text
 from zsad.features import encode_category_text, encode_images

@@ -11,7 +11,7 @@ from PIL import Image
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad.config import AdaptSettings, EncoderSettings, PromptSettings, ScoreSettings, Variant
+from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ScoreSettings, Variant
 from zsad.dual_scores import Scores
 from zsad.features import encode_category_text, encode_images
 from zsad.fusion import LAMBDAS, fuse_category, unweighted

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
-from zsad.config import ImagesSettings
+from zsad.config.run import ImagesSettings
 from zsad.datasets import Category, Item, find_categories, images_of
 from zsad.images import read_image, read_mask
 

@@ -22,7 +22,8 @@ from tests.zsad.learned_sets import Known, encoder_settings, make_source, materi
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad import learning
 from zsad.checkpoints import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
-from zsad.config import EncoderSettings, EvaluationSettings
+from zsad.config.run import EncoderSettings, EvaluationSettings
+from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.encoder import Encoder
 from zsad.evaluation import CategoryEvaluation, evaluate_category
 from zsad.feature_store import FeatureStore
@@ -31,7 +32,6 @@ from zsad.learning import CURVE, Data, Source, fit, gather, learner_of, train_sy
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
 from zsad.system_scoring import score_system
-from zsad.systems import AnomalyClip, AprilGan, Training
 
 CPU = torch.device("cpu")
 SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, betas=(0.5, 0.999), seed=1)

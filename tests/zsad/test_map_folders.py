@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
-from zsad.config import EvaluationSettings
+from zsad.config.run import EvaluationSettings
 from zsad.map_folders import Evaluated, evaluate_folders
 
 Array = NDArray[Any]

@@ -11,7 +11,7 @@ from skimage import data
 from skimage.transform import resize
 
 from zsad import samples
-from zsad.config import ImagesSettings
+from zsad.config.run import ImagesSettings
 from zsad.datasets import find_categories
 from zsad.images import read_image, read_mask
 from zsad.samples import SIDE_PX, WINDOW_PX, ensure_samples

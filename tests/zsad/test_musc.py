@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import MuSc, MuSc2
 from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.features import encode_images
 from zsad.scorers.dual import draw_references
@@ -24,7 +25,6 @@ from zsad.scorers.interface import Material, Scored
 from zsad.scorers.musc import aggregate, rescore, score
 from zsad.system_scores import SystemScores
 from zsad.system_scoring import score_system
-from zsad.systems import MuSc, MuSc2
 
 GRID, WIDTH, DIM = 3, 5, 4
 CROPS = (1, 2, 1, 1, 3, 1, 2, 1, 1, 1, 1, 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zsad import pretrain
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
 from zsad.encoder import Encoder
 from zsad.pretrain import SIZE_PX, Batch, Leg, Plan, Pool, build, make_batch, make_pool, save, train
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES
@@ -156,7 +156,7 @@ def test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alo
 
 
 def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zsad.config import ImagesSettings
+    from zsad.config.run import ImagesSettings
     from zsad.datasets import find_categories
     from zsad.images import read_mask
     from zsad.procedural import kinds

@@ -6,7 +6,7 @@ import pytest
 
 from medad.base.errors import ConfigError
 from medad.base.settings import parse_settings
-from zsad.config import PromptSettings
+from zsad.config.run import PromptSettings
 from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
 
 # the supplement's section 2, verbatim and in its order

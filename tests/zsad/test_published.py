@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zsad.compare_config import Ablation, ablation_systems
-from zsad.config import Variant
+from zsad.config.compare import Ablation, ablation_systems
+from zsad.config.run import Variant
 from zsad.published import (
     ANOMALY_CLIP,
     CATEGORIES,

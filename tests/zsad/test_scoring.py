@@ -19,7 +19,7 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.adapt import adapt, corrupt, crop_generator
-from zsad.config import AdaptSettings, EncoderSettings, PromptSettings, ReferenceSettings, ScoreSettings, Variant
+from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ReferenceSettings, ScoreSettings, Variant
 from zsad.dual_scores import Scores
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore, read_text

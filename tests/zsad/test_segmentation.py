@@ -20,7 +20,8 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.systems import SegmentationModels
 from zsad.encoder import Encoder
 from zsad.evaluation import open_scores
 from zsad.features import encode_images
@@ -33,7 +34,6 @@ from zsad.segmentation_models import ClipSeg, Salient, Sam
 from zsad.segmentation_prompts import LOCALISING_PROMPTS, tile_ensemble
 from zsad.system_scores import SystemScores
 from zsad.system_scoring import score_system
-from zsad.systems import SegmentationModels
 from zsad.tiles import Tile, cut, tiles_of
 
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from tests.zsad.scored_sets import (
     write_json,
     zsad_settings,
 )
-from zsad.config import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
+from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.evaluation import CategoryEvaluation
 from zsad.published import CATEGORIES, TEST_IMAGES
 from zsad.report import SCALE_QUANTILES, write_report

@@ -34,10 +34,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from zsad.adapt import crop_generator
+from zsad.config.systems import AnoVl
 from zsad.feature_store import batches_alike
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
-from zsad.systems import AnoVl
 
 HARD_WEIGHT = 0.5
 WEIGHT_DECAY = 0.01

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.checkpoints import trained_weights
+from zsad.config.systems import AprilGan
 from zsad.feature_store import FeatureStore
 from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
-from zsad.systems import AprilGan
 
 
 def width_of(store: FeatureStore, settings: AprilGan) -> int:

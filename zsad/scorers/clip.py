@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from zsad.config.systems import Clip, ClipAc
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
-from zsad.systems import Clip, ClipAc
 
 
 def score(material: Material, settings: Clip | ClipAc) -> Iterator[Scored]:

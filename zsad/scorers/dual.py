@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from zsad.config import ScoreSettings, Variant
+from zsad.config.run import ScoreSettings, Variant
 
 Aggregate = Literal["min", "mean", "median"]
 Part = Literal["class", "a_l", "a_v", "a_t", "a_t_text"]

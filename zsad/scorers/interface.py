@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from medad.base.errors import InputError
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
 from zsad.feature_store import FeatureStore
 
 

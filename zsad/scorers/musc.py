@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
+from zsad.config.systems import MuSc, MuSc2
 from zsad.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 from zsad.scorers.interface import Material, Scored
-from zsad.systems import MuSc, MuSc2
 
 
 def score(material: Material, settings: MuSc | MuSc2) -> Iterator[Scored]:

@@ -30,7 +30,8 @@ from PIL import Image
 from torch import Tensor
 
 from medad.base.errors import ConfigError
-from zsad.config import PromptSettings
+from zsad.config.run import PromptSettings
+from zsad.config.systems import SegmentationModels
 from zsad.encoder import Encoder
 from zsad.foreground import Component, find_components, scaled
 from zsad.images import Crops, read_image, resize_map
@@ -39,7 +40,6 @@ from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
 from zsad.segmentation_models import ClipSeg, Salient, Sam
 from zsad.segmentation_prompts import LOCALISING_PROMPTS, tile_ensemble
-from zsad.systems import SegmentationModels
 from zsad.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
 
 

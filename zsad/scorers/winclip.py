@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
+from zsad.config.systems import WinClip
 from zsad.feature_store import FeatureStore
 from zsad.scorers.dual import text_scores, visual_scores
 from zsad.scorers.interface import Material, Scored
-from zsad.systems import WinClip
 
 
 def score(material: Material, settings: WinClip) -> Iterator[Scored]:

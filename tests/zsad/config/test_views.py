@@ -18,13 +18,13 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError, InputError
 from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config, write_folder
-from zsad.config import EncoderSettings
+from zsad.config.run import EncoderSettings
+from zsad.config.views import View, parse_views
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore
 from zsad.features import encode_images
 from zsad.images import crop_image, read_image
 from zsad.paths import Attention, Paths, two_path, views
-from zsad.views import View, parse_views
 from zsad.windows import encode_windows
 
 ALL_VIEWS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")

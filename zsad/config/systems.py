@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from medad.base.settings import Fraction, Settings
-from zsad.config import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
-from zsad.views import PATCHES
+from zsad.config.run import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
+from zsad.config.views import PATCHES
 
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 """Blocks of the image tower by number from 1, as papers count."""
@@ -45,7 +45,7 @@ class SystemSettings(Settings):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views of `zsad.views` that it reads beside class tokens; no others are made for it."""
+        """Views of `zsad.config.views` that it reads beside class tokens; no others are made for it."""
         return ()
 
     @property

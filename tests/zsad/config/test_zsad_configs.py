@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zsad import compare_config
-from zsad.config import ImagesSettings, ZsadSettings, load
+from zsad.config import compare as compare_config
+from zsad.config.run import ImagesSettings, ZsadSettings, load
 
 COMPARISONS = {"compare", "compare_demo", "anomalyclip_ablation"}
-FOLDER = Path(__file__).parents[2] / "configs" / "zsad"
+FOLDER = Path(__file__).parents[3] / "configs" / "zsad"
 
 
 def test_every_configuration_loads() -> None:

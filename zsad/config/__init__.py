@@ -1,0 +1,1 @@
+"""Settings and data-set declarations; loads no torch."""
