@@ -23,11 +23,11 @@ from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_
 from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.config.views import PATCHES
+from zsad.data.images import beside, crop_image, merge_maps, plan_crops, read_image
 from zsad.dual_scores import Scores
 from zsad.encoder import Encoder
 from zsad.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
 from zsad.features import encode_images
-from zsad.images import beside, crop_image, merge_maps, plan_crops, read_image
 from zsad.scorers.dual import text_scores
 from zsad.scoring import score_category
 from zsad.textures import open_textures

@@ -19,9 +19,9 @@ from benchmarks.zsad_scorer import Bench, load_anomalib
 from benchmarks.zsad_timing import Row, at_least, at_most, by_turns, clocked
 from zsad.config.systems import WinClip
 from zsad.config.views import parse_views
+from zsad.data.images import merge_maps
 from zsad.feature_store import CLASS_TOKENS, TEXT, FeatureStore, view_file
 from zsad.features import encode_images
-from zsad.images import merge_maps
 from zsad.paths import embed
 from zsad.system_scores import SystemScores
 from zsad.system_scoring import score_system

@@ -283,7 +283,7 @@ class CompareStages(ImageStages):
     def _shots(self, system: WinClip, category: ImageSet, seed: int, label: str) -> Ref | None:
         """Features of normal training images, drawn by their contents and the seed."""
         from medad.cohort.samples import samples_dir
-        from zsad.datasets import normal_training_images
+        from zsad.data.datasets import normal_training_images
 
         try:
             paths = normal_training_images(self.settings.data, category.name, samples_dir())

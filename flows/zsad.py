@@ -214,7 +214,7 @@ def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outco
 @confined
 def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> State[Outcome]:
     """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
-    from zsad.datasets import images_of
+    from zsad.data.datasets import images_of
 
     started = time.monotonic()
     score_settings = settings.score.model_copy(update={"variants": settings.score.variants[-1:]})

@@ -23,7 +23,7 @@ from medad.base.errors import UserError
 from zsad.config.run import EncoderSettings, ImagesSettings
 
 if TYPE_CHECKING:
-    from zsad.datasets import Category, ImageProblem
+    from zsad.data.datasets import Category, ImageProblem
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ImageStages:
     def find_in(self, data: ImagesSettings, place: str = "data") -> list[ImageSet]:
         """The categories of a data set; what is wrong with it is noted. `place` is what its folder is called."""
         from medad.cohort.samples import samples_dir
-        from zsad.datasets import find_categories
+        from zsad.data.datasets import find_categories
 
         learn_data(data, place)
         try:

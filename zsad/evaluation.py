@@ -19,9 +19,9 @@ from medad.base.storage import atomic_path, reading
 from zsad import curves
 from zsad.config.run import EvaluationSettings
 from zsad.curves import Counts, Points
+from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
 from zsad.dual_scores import Scores
 from zsad.feature_store import FeatureStore
-from zsad.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
 from zsad.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
 from zsad.system_scores import INDEX_FILE as SYSTEM_INDEX
 from zsad.system_scores import SystemScores

@@ -24,7 +24,7 @@ from torch import Tensor
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from zsad.config.views import PATCHES
-from zsad.images import Crops
+from zsad.data.images import Crops
 
 CLASS_TOKENS, INDEX, TEXT = "class_tokens.npy", "index.json", "text.safetensors"
 

@@ -23,6 +23,7 @@ from medad.base.errors import InputError
 from medad.base.storage import atomic_path
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.config.views import PATCHES, View, parse_views
+from zsad.data.images import Crops, crop_image, plan_crops, read_image
 from zsad.encoder import Encoder
 from zsad.feature_store import (
     CLASS_TOKENS,
@@ -33,7 +34,6 @@ from zsad.feature_store import (
     ImageRows,
     view_file,
 )
-from zsad.images import Crops, crop_image, plan_crops, read_image
 from zsad.prompts import category_words, domain_words, ensemble
 
 TEXT_SCHEMA = "adflows zsad text 1"

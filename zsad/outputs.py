@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import readable
 from zsad.config.run import Variant, ZsadSettings
-from zsad.images import read_image, resize_map
+from zsad.data.images import read_image, resize_map
 from zsad.models import describe
 from zsad.pictures import overlay
 from zsad.report import colour_scale, heat_scale, write_pages

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.storage import atomic_path
-from zsad.images import write_png
+from zsad.data.images import write_png
 from zsad.paths import Paths, two_path
 from zsad.procedural import Half, Look, Made, defects, kinds, make, make_twins
 from zsad.procedural_objects import OBJECTS

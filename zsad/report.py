@@ -19,8 +19,8 @@ from medad.reporting.page import jpeg_uri
 from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
 from zsad.config.run import Variant, ZsadSettings
+from zsad.data.images import read_image, read_mask
 from zsad.evaluation import CurvePair
-from zsad.images import read_image, read_mask
 from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
 from zsad.report_document import (
     VARIANTS,

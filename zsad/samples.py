@@ -20,7 +20,7 @@ from skimage.measure import label, regionprops
 from skimage.morphology import closing, disk
 from skimage.transform import resize
 
-from zsad.images import write_png
+from zsad.data.images import write_png
 from zsad.procedural import defects, spoil
 
 MATERIALS = "materials"

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import reading
-from zsad.images import resize_map
+from zsad.data.images import resize_map
 
 _MASK_PIXELS_AT_A_TIME = 1 << 26
 """Of SAM's masks before they are filtered: 256 MiB."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from medad.base.errors import InputError
 from medad.base.noise import draw_lattice, perlin_noise
 from medad.base.storage import reading
-from zsad.images import IMAGE_SUFFIXES, read_image
+from zsad.data.images import IMAGE_SUFFIXES, read_image
 
 AUGMENTATIONS = 3
 """How many different changes a picture from a folder goes through (DRAEM)."""

@@ -373,8 +373,8 @@ def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any
 
 def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
     from zsad.config.run import ImagesSettings
-    from zsad.datasets import find_categories, normal_training_images
-    from zsad.images import read_image, read_mask
+    from zsad.data.datasets import find_categories, normal_training_images
+    from zsad.data.images import read_image, read_mask
 
     del finished
     out = tmp_path / "slices"

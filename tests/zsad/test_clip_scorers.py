@@ -18,10 +18,10 @@ from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, w
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.config.systems import Clip, ClipAc, WinClip
+from zsad.data.images import crop_image, read_image
 from zsad.encoder import Encoder
 from zsad.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
 from zsad.features import encode_category_text, encode_images
-from zsad.images import crop_image, read_image
 from zsad.scorers import clip, winclip
 from zsad.scorers.interface import Material, Scored
 from zsad.system_scores import SystemScores

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from zsad.config.run import EncoderSettings, PromptSettings
+from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
 from zsad.encoder import Encoder
-from zsad.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
 from zsad.metrics import image_metrics, pixel_metrics
 from zsad.models import EMBEDDED_FOLDER
 from zsad.pretrain import SIZE_PX, write_held_out

@@ -23,6 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
 from zsad.config.run import EvaluationSettings, ScoreSettings, Variant
+from zsad.data.images import plan_crops
 from zsad.dual_scores import ScoredImage, ScoresIndex
 from zsad.evaluation import (
     CategoryCurves,
@@ -32,7 +33,6 @@ from zsad.evaluation import (
     judge,
 )
 from zsad.feature_store import FeatureIndex, ImageRows
-from zsad.images import plan_crops
 
 Array = NDArray[Any]
 S = 16

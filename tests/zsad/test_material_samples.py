@@ -12,8 +12,8 @@ from skimage.transform import resize
 
 from zsad import samples
 from zsad.config.run import ImagesSettings
-from zsad.datasets import find_categories
-from zsad.images import read_image, read_mask
+from zsad.data.datasets import find_categories
+from zsad.data.images import read_image, read_mask
 from zsad.samples import SIDE_PX, WINDOW_PX, ensure_samples
 
 

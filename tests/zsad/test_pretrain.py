@@ -157,8 +157,8 @@ def test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alo
 
 def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zsad.config.run import ImagesSettings
-    from zsad.datasets import find_categories
-    from zsad.images import read_mask
+    from zsad.data.datasets import find_categories
+    from zsad.data.images import read_mask
     from zsad.procedural import kinds
 
     monkeypatch.setattr(pretrain, "SIZE_PX", 64)

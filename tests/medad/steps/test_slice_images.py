@@ -17,8 +17,8 @@ from medad.slices.preprocess import SliceGrid, Slices, load_prepared
 from medad.steps.cases import prepare_case
 from medad.steps.export_slices import export_case, write_healthy, write_judged
 from zsad.config.run import ImagesSettings
-from zsad.datasets import find_categories, normal_training_images
-from zsad.images import read_image, read_mask
+from zsad.data.datasets import find_categories, normal_training_images
+from zsad.data.images import read_image, read_mask
 
 LITS = DatasetSettings(root="-", layout="lits")
 

@@ -20,10 +20,10 @@ from medad.base.errors import ConfigError, InputError
 from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config, write_folder
 from zsad.config.run import EncoderSettings
 from zsad.config.views import View, parse_views
+from zsad.data.images import crop_image, read_image
 from zsad.encoder import Encoder
 from zsad.feature_store import FeatureStore
 from zsad.features import encode_images
-from zsad.images import crop_image, read_image
 from zsad.paths import Attention, Paths, two_path, views
 from zsad.windows import encode_windows
 

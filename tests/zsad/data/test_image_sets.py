@@ -11,8 +11,8 @@ from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
 from zsad.config.run import ImagesSettings
-from zsad.datasets import Category, Item, find_categories, images_of
-from zsad.images import read_image, read_mask
+from zsad.data.datasets import Category, Item, find_categories, images_of
+from zsad.data.images import read_image, read_mask
 
 
 def touch(root: Path, *names: str) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from medad.base.errors import ConfigError, InputError
 from zsad.config.layouts import LAYOUTS, DeclaredName
 from zsad.config.run import ImagesSettings
-from zsad.datasets import Category, find_categories, normal_training_images
-from zsad.images import read_mask
+from zsad.data.datasets import Category, find_categories, normal_training_images
+from zsad.data.images import read_mask
 
 Listed = tuple[str, bool, str | None]
 """Id, anomalous, mask below the root."""
@@ -70,7 +70,7 @@ def test_a_wrong_root_is_one_line_and_says_what_was_expected(tmp_path: Path, lay
 
 
 def test_the_documentation_lists_every_set() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "zsad.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "zsad.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip().strip("`") for line in text.splitlines() if line.startswith("| `")}
     assert set(LAYOUTS) <= rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from medad.base.text import natural_order
-from zsad.images import IMAGE_SUFFIXES
+from zsad.data.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from zsad.config.layouts import OWN, LabelList, Layout
-from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decoded, mask_of
-from zsad.listing import Found, files_in, folders_in, is_visible
+from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decoded, mask_of
+from zsad.data.listing import Found, files_in, folders_in, is_visible
 
 DECLARED_MASK_SUFFIXES = (".jpg", ".jpeg", *MASK_SUFFIXES)
 """Some publishers ship masks as JPEG. The later ones win where a mask is there twice."""

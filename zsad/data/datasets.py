@@ -19,9 +19,9 @@ from medad.base.storage import reading
 from medad.base.text import natural_order
 from zsad.config.layouts import LAYOUTS, DeclaredName, Layout, expected
 from zsad.config.run import ImagesSettings
-from zsad.declared import declared_images, place
-from zsad.images import IMAGE_SUFFIXES, MASK_SUFFIXES
-from zsad.listing import Found, files_in, folders_in, images_below
+from zsad.data.declared import declared_images, place
+from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from zsad.data.listing import Found, files_in, folders_in, images_below
 
 SAMPLES_PREFIX = "samples:"
 NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})

@@ -22,7 +22,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from medad.base.errors import InputError
-from zsad.images import (
+from zsad.data.images import (
     Crops,
     beside,
     crop_image,
