@@ -17,15 +17,15 @@ from benchmarks.beside_anomalib import Anomalib, without_anomalib
 from benchmarks.zsad_images import name_of
 from benchmarks.zsad_scorer import Bench, load_anomalib
 from benchmarks.zsad_timing import Row, at_least, at_most, by_turns, clocked
+from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, view_file
+from zsad.clip.paths import embed
+from zsad.clip.windows import window_patches, windows_at_a_time
 from zsad.config.systems import WinClip
 from zsad.config.views import parse_views
 from zsad.data.images import merge_maps
-from zsad.feature_store import CLASS_TOKENS, TEXT, FeatureStore, view_file
 from zsad.features import encode_images
-from zsad.paths import embed
 from zsad.system_scores import SystemScores
 from zsad.system_scoring import score_system
-from zsad.windows import window_patches, windows_at_a_time
 
 BATCHES = (1, 4, 16)
 SHOTS = 2

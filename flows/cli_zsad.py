@@ -204,7 +204,7 @@ def prompts(
     as_json: Json = False,
 ) -> None:
     """Print the prompts of a category, normal ones first."""
-    from zsad.prompts import ensemble
+    from zsad.clip.prompts import ensemble
 
     found = ensemble(category, _prompt_settings(config))
     if as_json:

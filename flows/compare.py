@@ -120,7 +120,7 @@ class CompareStages(ImageStages):
 
     def _leave_out_misfits(self) -> None:
         """A system that asks for what its encoder does not have is listed; the others of that encoder go on."""
-        from zsad.encoder import check_views
+        from zsad.clip.encoder import check_views
 
         fitting = []
         for system in self.settings.systems:

@@ -32,7 +32,7 @@ def system_inputs(system: SystemSettings) -> dict[str, Any]:
         system, "label", "encoder", *(("checkpoint", "training") * isinstance(system, LearnedSettings))
     )
     if isinstance(system, SegmentationModels):
-        from zsad.models import path_digest
+        from zsad.clip.models import path_digest
 
         for name in MODEL_FILES:
             path = getattr(system, name)
@@ -293,8 +293,8 @@ class CompareReport(Job):
 
 
 def _encoder(settings: EncoderSettings) -> Any:
+    from zsad.clip.models import describe, is_embedded
     from zsad.compare_report import Encoder
-    from zsad.models import describe, is_embedded
 
     weights = weights_of(settings)["weights"]
     return Encoder(

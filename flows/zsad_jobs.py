@@ -57,7 +57,7 @@ class Image:
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
     """What identifies an encoder's weights, as digests of its files or as its tag or seed. Raises InputError."""
-    from zsad.models import CONFIG_NAME, folder_of, weights_digest, weights_in
+    from zsad.clip.models import CONFIG_NAME, folder_of, weights_digest, weights_in
 
     folder = folder_of(settings)
     if folder is not None:
@@ -85,7 +85,7 @@ class Text(DeviceJob):
     step = Step("zsad-text", 1, ("zsad.features:encode_category_text",), ENCODING)
 
     def inputs(self) -> dict[str, Any]:
-        from zsad.prompts import ensemble
+        from zsad.clip.prompts import ensemble
 
         prompts = ensemble(self.category, self.prompts)
         texts = canonical_json([prompts.normal, prompts.anomalous])

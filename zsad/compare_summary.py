@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Literal
 
 from medad.base.text import clean, natural_order, readable
+from zsad.clip.models import describe
 from zsad.comparable import why_other_images
 from zsad.compare_data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images
 from zsad.compare_document import (
@@ -25,7 +26,6 @@ from zsad.compare_document import (
 )
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.systems import DualImage, SystemSettings, WinClip
-from zsad.models import describe
 from zsad.paired import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
 from zsad.published import (
     ABLATION_REMARKS,

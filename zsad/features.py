@@ -1,4 +1,4 @@
-"""Encoding the images and the prompts of one category into features on disk, as `zsad.feature_store` describes them."""
+"""Encoding the images and the prompts of one category into features on disk, as `zsad.clip.feature_store` describes them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ from torch import Tensor
 from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path
-from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.config.views import PATCHES, View, parse_views
-from zsad.data.images import Crops, crop_image, plan_crops, read_image
-from zsad.encoder import Encoder
-from zsad.feature_store import (
+from zsad.clip.encoder import Encoder
+from zsad.clip.feature_store import (
     CLASS_TOKENS,
     INDEX,
     TEXT,
@@ -34,7 +31,10 @@ from zsad.feature_store import (
     ImageRows,
     view_file,
 )
-from zsad.prompts import category_words, domain_words, ensemble
+from zsad.clip.prompts import category_words, domain_words, ensemble
+from zsad.config.run import EncoderSettings, PromptSettings
+from zsad.config.views import PATCHES, View, parse_views
+from zsad.data.images import Crops, crop_image, plan_crops, read_image
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from zsad.feature_store import FeatureStore
+from zsad.clip.feature_store import FeatureStore
 
 GAMMA = 2.0
 """Of the focal loss: Lin et al. 2017."""

@@ -16,9 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import readable
+from zsad.clip.models import describe
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, resize_map
-from zsad.models import describe
 from zsad.pictures import overlay
 from zsad.report import colour_scale, heat_scale, write_pages
 from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category

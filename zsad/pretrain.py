@@ -34,11 +34,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.storage import atomic_path
+from zsad.clip.paths import Paths, two_path
+from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from zsad.data.images import write_png
-from zsad.paths import Paths, two_path
 from zsad.procedural import Half, Look, Made, defects, kinds, make, make_twins
 from zsad.procedural_objects import OBJECTS
-from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 
 SIZE_PX, PATCH_PX = 192, 16
 LAYERS = 6

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from medad.base.errors import InputError
 from medad.base.storage import read_record
 from medad.base.text import clean, natural_order, readable
+from zsad.clip.feature_store import INDEX, FeatureIndex
+from zsad.clip.models import is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
 from zsad.data.images import Crops, merge_maps
 from zsad.dual_scores import Scores
 from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
-from zsad.feature_store import INDEX, FeatureIndex
-from zsad.models import is_embedded
 from zsad.report_document import (
     CategoryReport,
     Encoder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zsad.prompts import WINCLIP_ANOMALOUS_STATES, WINCLIP_NORMAL_STATES, WINCLIP_TEMPLATES, Ensemble
+from zsad.clip.prompts import WINCLIP_ANOMALOUS_STATES, WINCLIP_NORMAL_STATES, WINCLIP_TEMPLATES, Ensemble
 
 ADDITIONAL_NORMAL_STATES: tuple[str, ...] = (
     "good [o]",

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
-from zsad.feature_store import FeatureStore, data_offset
+from zsad.clip.feature_store import FeatureStore, data_offset
 from zsad.scorers.interface import Scored
 
 MAPS_FILE, INDEX_FILE = "maps.npy", "system_scores.json"

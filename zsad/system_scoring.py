@@ -11,9 +11,9 @@ import numpy as np
 
 from medad.base.devices import pick_device
 from medad.base.errors import InputError
+from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import DualImage, System
-from zsad.feature_store import FeatureStore, read_text
 from zsad.scorers.dual import draw_references
 from zsad.scorers.interface import Material, Scored
 from zsad.system_scores import write_system_scores

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.config.run import EncoderSettings
 from zsad.config.views import PATCHES
-from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.scorers.interface import Material
 
 GRID, DIM, PATCH_PX = 4, 6, 8

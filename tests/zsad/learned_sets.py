@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.feature_store import FeatureStore, read_text
 from zsad.features import encode_category_text, encode_images
 from zsad.learning import Source
 from zsad.scorers.interface import Material

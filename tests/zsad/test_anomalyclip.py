@@ -28,15 +28,15 @@ from tests.zsad.learned_sets import (
     up,
 )
 from tests.zsad.tiny_clip import tiny_clip, tiny_config
-from zsad import paths, text_tower
 from zsad.checkpoints import Belonging, Checkpoint
+from zsad.clip import paths, text_tower
+from zsad.clip.encoder import Encoder
+from zsad.clip.feature_store import FeatureStore
+from zsad.clip.paths import Paths, two_path
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip
-from zsad.encoder import Encoder
-from zsad.feature_store import FeatureStore
 from zsad.learned import Weights
 from zsad.learning import Source, gather
-from zsad.paths import Paths, two_path
 from zsad.scorers.anomalyclip import (
     AnomalyClipLearner,
     check_tower,

@@ -16,11 +16,11 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, write_features
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.clip.encoder import Encoder
+from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.data.images import crop_image, read_image
-from zsad.encoder import Encoder
-from zsad.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
 from zsad.features import encode_category_text, encode_images
 from zsad.scorers import clip, winclip
 from zsad.scorers.interface import Material, Scored

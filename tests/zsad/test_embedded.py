@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from zsad.clip.encoder import Encoder
+from zsad.clip.models import EMBEDDED_FOLDER
+from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
-from zsad.encoder import Encoder
 from zsad.metrics import image_metrics, pixel_metrics
-from zsad.models import EMBEDDED_FOLDER
 from zsad.pretrain import SIZE_PX, write_held_out
 from zsad.procedural import kinds
-from zsad.prompts import ensemble
 from zsad.scorers.dual import text_scores, visual_scores
 
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
+from zsad.clip.feature_store import FeatureIndex, ImageRows
 from zsad.config.run import EvaluationSettings, ScoreSettings, Variant
 from zsad.data.images import plan_crops
 from zsad.dual_scores import ScoredImage, ScoresIndex
@@ -32,7 +33,6 @@ from zsad.evaluation import (
     evaluate_category,
     judge,
 )
-from zsad.feature_store import FeatureIndex, ImageRows
 
 Array = NDArray[Any]
 S = 16

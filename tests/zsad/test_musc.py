@@ -16,9 +16,9 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import MuSc, MuSc2
-from zsad.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.features import encode_images
 from zsad.scorers.dual import draw_references
 from zsad.scorers.interface import Material, Scored

@@ -17,10 +17,10 @@ from skimage.io import imread
 
 from medad.base.errors import InputError
 from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, write_category, zsad_settings
+from zsad.clip.models import EMBEDDED_FOLDER, describe
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.data.images import resize_map
 from zsad.map_folders import evaluate_folders
-from zsad.models import EMBEDDED_FOLDER, describe
 from zsad.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
 from zsad.report_data import CategoryResult, Failed, load_category
 

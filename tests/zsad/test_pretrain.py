@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from zsad import pretrain
+from zsad.clip.encoder import Encoder
+from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
 from zsad.config.run import EncoderSettings
-from zsad.encoder import Encoder
 from zsad.pretrain import SIZE_PX, Batch, Leg, Plan, Pool, build, make_batch, make_pool, save, train
-from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES
 
 FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
 TWINS = Leg(twins=True, scenes=6, steps=4, sharpen_from=0, learning_rate=5e-4, warmup_steps=2)

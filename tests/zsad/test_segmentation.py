@@ -20,14 +20,14 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
+from zsad.clip.encoder import Encoder
+from zsad.clip.models import path_digest
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, plan_crops, resize_map
-from zsad.encoder import Encoder
 from zsad.evaluation import open_scores
 from zsad.features import encode_images
 from zsad.foreground import Component, find_components
-from zsad.models import path_digest
 from zsad.scorers.dual import text_scores
 from zsad.scorers.segmentation import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
 from zsad.segmentation_models import ClipSeg, Salient, Sam

@@ -19,14 +19,14 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError
 from zsad.checkpoints import trained_weights
+from zsad.clip.encoder import Encoder
+from zsad.clip.prompts import category_words
+from zsad.clip.text_tower import encode_embedded, end_of_text, layers, obstacle, tower_of, width
 from zsad.config.run import PromptSettings
 from zsad.config.systems import AnomalyClip
-from zsad.encoder import Encoder
 from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
-from zsad.prompts import category_words
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
-from zsad.text_tower import encode_embedded, end_of_text, layers, obstacle, tower_of, width
 
 INITIAL_STD = 0.02
 """Of learned embeddings at the start; CLIP's word embeddings start so too."""

@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from zsad.adapt import crop_generator
+from zsad.clip.feature_store import batches_alike
 from zsad.config.systems import AnoVl
-from zsad.feature_store import batches_alike
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.checkpoints import trained_weights
+from zsad.clip.feature_store import FeatureStore
 from zsad.config.systems import AprilGan
-from zsad.feature_store import FeatureStore
 from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored

@@ -11,8 +11,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from medad.base.errors import InputError
+from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import EncoderSettings
-from zsad.feature_store import FeatureStore
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ from PIL import Image
 from torch import Tensor
 
 from medad.base.errors import ConfigError
+from zsad.clip.encoder import Encoder
+from zsad.clip.prompts import category_words
 from zsad.config.run import PromptSettings
 from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, read_image, resize_map
-from zsad.encoder import Encoder
 from zsad.foreground import Component, find_components, scaled
-from zsad.prompts import category_words
 from zsad.scorers.dual import text_scores
 from zsad.scorers.interface import Material, Scored
 from zsad.segmentation_models import ClipSeg, Salient, Sam

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
+from zsad.clip.feature_store import FeatureStore
 from zsad.config.systems import WinClip
-from zsad.feature_store import FeatureStore
 from zsad.scorers.dual import text_scores, visual_scores
 from zsad.scorers.interface import Material, Scored
 
@@ -68,7 +68,7 @@ def window_map(scores: Float[Tensor, "C n"], grid: int, side: int) -> Float[Tens
     Parameters
     ----------
     scores
-        Of the windows of side x side patches, in the order of `zsad.windows.window_patches`, not negative.
+        Of the windows of side x side patches, in the order of `zsad.clip.windows.window_patches`, not negative.
     grid
         g, patches a side.
     side

@@ -18,14 +18,14 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError, InputError
 from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config, write_folder
+from zsad.clip.encoder import Encoder
+from zsad.clip.feature_store import FeatureStore
+from zsad.clip.paths import Attention, Paths, two_path, views
+from zsad.clip.windows import encode_windows
 from zsad.config.run import EncoderSettings
 from zsad.config.views import View, parse_views
 from zsad.data.images import crop_image, read_image
-from zsad.encoder import Encoder
-from zsad.feature_store import FeatureStore
 from zsad.features import encode_images
-from zsad.paths import Attention, Paths, two_path, views
-from zsad.windows import encode_windows
 
 ALL_VIEWS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)

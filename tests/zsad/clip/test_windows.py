@@ -10,8 +10,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config
-from zsad import windows
-from zsad.windows import encode_windows, window_patches
+from zsad.clip import windows
+from zsad.clip.windows import encode_windows, window_patches
 
 GRID, PATCH_PX = 4, 8
 

@@ -6,8 +6,8 @@ import pytest
 
 from medad.base.errors import ConfigError
 from medad.base.settings import parse_settings
+from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
 from zsad.config.run import PromptSettings
-from zsad.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
 
 # the supplement's section 2, verbatim and in its order
 PRINTED_TEMPLATES = [

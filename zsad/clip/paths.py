@@ -17,7 +17,7 @@ from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
-from zsad.blocks import VALUES, attend, class_token_alone, heads, leave, project_in
+from zsad.clip.blocks import VALUES, attend, class_token_alone, heads, leave, project_in
 
 Attention = Literal["vv", "qq", "kk"]
 """What the second path's attention takes as both queries and keys (001, DPAM)."""

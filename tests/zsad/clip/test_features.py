@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from medad.base.errors import InputError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.clip.encoder import Encoder
+from zsad.clip.feature_store import FeatureStore, read_text
+from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import crop_image, plan_crops, read_image
-from zsad.encoder import Encoder
-from zsad.feature_store import FeatureStore, read_text
 from zsad.features import encode_category_text, encode_images
-from zsad.prompts import ensemble
 
 SIZES_HW = ((32, 32), (50, 50), (32, 48), (90, 30), (40, 400), (1, 1), (20, 5000))
 GOOD = 5

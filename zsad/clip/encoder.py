@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest, reading
+from zsad.clip.models import CONFIG_NAME, describe, folder_of, weights_in
+from zsad.clip.paths import Paths, obstacle, patch_path, two_path, views
+from zsad.clip.prompts import Ensemble
+from zsad.clip.weights import load_into, read_weights
+from zsad.clip.windows import encode_windows
 from zsad.config.run import EncoderSettings
 from zsad.config.views import View, parse_views
-from zsad.models import CONFIG_NAME, describe, folder_of, weights_in
-from zsad.paths import Paths, obstacle, patch_path, two_path, views
-from zsad.prompts import Ensemble
-from zsad.weights import load_into, read_weights
-from zsad.windows import encode_windows
 
 _PROMPTS_PER_BATCH = 64
 

@@ -24,11 +24,11 @@ from torchvision.transforms import Normalize
 
 from medad.base.errors import ConfigError, InputError, UserError
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from zsad.clip.encoder import Encoder
+from zsad.clip.models import weights_digest
+from zsad.clip.prompts import Ensemble, ensemble
+from zsad.clip.weights import read_weights
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.encoder import Encoder
-from zsad.models import weights_digest
-from zsad.prompts import Ensemble, ensemble
-from zsad.weights import read_weights
 
 CPU = torch.device("cpu")
 CONFIG = tiny_config()

@@ -1,0 +1,1 @@
+"""Frozen encoders: weights, towers, attention paths, prompts, stored features."""
