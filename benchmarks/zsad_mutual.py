@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from benchmarks.zsad_memory import LIMIT, alone, peak_bytes
 from benchmarks.zsad_timing import Plan, Row, at_least, by_turns, clocked
-from zsad.mutual import mutual_scores
+from zsad.scorers.mutual import mutual_scores
 
 SHARE = 0.3
 FASTER = 2.5

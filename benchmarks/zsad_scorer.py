@@ -20,17 +20,17 @@ from torch.nn import functional
 from benchmarks.beside_anomalib import Anomalib, without_anomalib
 from benchmarks.zsad_images import draw_image, name_of
 from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
-from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.config.views import PATCHES
 from zsad.data.images import beside, crop_image, merge_maps, plan_crops, read_image
-from zsad.dual_scores import Scores
 from zsad.features import encode_images
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
+from zsad.scorers.dual.scorer import text_scores
+from zsad.scorers.dual.scores_file import Scores
+from zsad.scorers.textures import open_textures
 from zsad.scoring import score_category
-from zsad.textures import open_textures
 
 SEEDS = range(6)
 IMAGE_PX = 1024

@@ -24,7 +24,7 @@ from zsad.config.systems import WinClip
 from zsad.config.views import parse_views
 from zsad.data.images import merge_maps
 from zsad.features import encode_images
-from zsad.system_scores import SystemScores
+from zsad.scorers.scores_file import SystemScores
 from zsad.system_scoring import score_system
 
 BATCHES = (1, 4, 16)

@@ -214,7 +214,7 @@ class Score(DeviceJob):
         """Contents in the order of names, by which they are drawn."""
         if self.adapt.textures is None:
             return None
-        from zsad.textures import texture_files
+        from zsad.scorers.textures import texture_files
 
         return [file_digest(path) for path in texture_files(Path(self.adapt.textures).expanduser())]
 
@@ -255,7 +255,7 @@ class Fuse(Job):
 
     scores: Ref
     settings: ScoreSettings
-    step = Step("zsad-fuse", 1, ("zsad.fusion:fuse_category",), ("numpy", "safetensors"))
+    step = Step("zsad-fuse", 1, ("zsad.scorers.dual.fuse:fuse_category",), ("numpy", "safetensors"))
 
     def __post_init__(self) -> None:
         used = frozenset().union(*(_LAMBDAS[variant] for variant in self.settings.variants))
@@ -270,7 +270,7 @@ class Fuse(Job):
         return {"scores": self.scores.digest, "score": json_values(self.settings, "batch_size")}
 
     def run(self, out: Path, *, key: str) -> None:
-        from zsad.fusion import fuse_category
+        from zsad.scorers.dual.fuse import fuse_category
 
         fuse_category(self.scores.folder(), self.settings, out)
 

@@ -16,7 +16,7 @@ from zsad.evaluation import METRICS_FILE, CategoryEvaluation
 from zsad.paired import SharedImages
 from zsad.report_data import Failed, seed_figures
 from zsad.report_document import Encoder, SeedFigures
-from zsad.system_scores import ONLY
+from zsad.scorers.scores_file import ONLY
 
 
 @dataclass(frozen=True)

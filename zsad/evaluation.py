@@ -21,10 +21,10 @@ from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import EvaluationSettings
 from zsad.curves import Counts, Points
 from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
-from zsad.dual_scores import Scores
 from zsad.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
-from zsad.system_scores import INDEX_FILE as SYSTEM_INDEX
-from zsad.system_scores import SystemScores
+from zsad.scorers.dual.scores_file import Scores
+from zsad.scorers.scores_file import INDEX_FILE as SYSTEM_INDEX
+from zsad.scorers.scores_file import SystemScores
 
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "curves.json"

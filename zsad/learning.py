@@ -26,16 +26,16 @@ from medad.base.devices import pick_device
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
-from zsad.checkpoints import CHECKPOINT, Belonging, Checkpoint, paths_of
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.data.images import mask_to_canvas, read_mask
 from zsad.evaluation import Judged
-from zsad.learned import Batch, Learner, Weights, patches_of
 from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
 from zsad.scorers.april_gan import AprilGanLearner, width_of
+from zsad.scorers.learned import Batch, Learner, Weights, patches_of
+from zsad.scorers.weights_file import CHECKPOINT, Belonging, Checkpoint, paths_of
 
 CURVE = "training.json"
 PROGRESS_SECONDS = 0.5

@@ -22,14 +22,14 @@ from torch import Tensor
 from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path
-from zsad.adapt import adapt, corrupt, crop_generator
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, batches_alike, read_text
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.data.images import beside, crop_image, read_image
-from zsad.dual_scores import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
-from zsad.scorers.dual import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
-from zsad.textures import Textures, open_textures
+from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
+from zsad.scorers.dual.scorer import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
+from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
+from zsad.scorers.textures import Textures, open_textures
 
 
 def score_category(

@@ -14,9 +14,9 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import DualImage, System
-from zsad.scorers.dual import draw_references
+from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import Material, Scored
-from zsad.system_scores import write_system_scores
+from zsad.scorers.scores_file import write_system_scores
 
 SCORERS = {
     "clip": "zsad.scorers.clip",
@@ -27,7 +27,7 @@ SCORERS = {
     "musc_2": "zsad.scorers.musc",
     "april_gan": "zsad.scorers.april_gan",
     "anomalyclip": "zsad.scorers.anomalyclip",
-    "segmentation": "zsad.scorers.segmentation",
+    "segmentation": "zsad.scorers.segmentation.scorer",
 }
 """Where a system's `score(material, settings)` lies."""
 

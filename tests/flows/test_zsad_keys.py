@@ -299,11 +299,13 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     reached = {step.name: {name for function in step.functions for name in sources.closure(function)} for step in STEPS}
     modules = {step: {name.partition(":")[0] for name in names} for step, names in reached.items()}
     assert {"zsad.clip.paths", "zsad.data.images", "zsad.clip.weights"} <= modules["zsad-encode"]
-    assert {"zsad.adapt", "zsad.scorers.dual", "medad.base.noise", "zsad.clip.paths"} <= modules["zsad-score"]
+    assert {"zsad.scorers.dual.adapt", "zsad.scorers.dual.scorer", "medad.base.noise", "zsad.clip.paths"} <= modules[
+        "zsad-score"
+    ]
     assert "zsad.clip.prompts" in modules["zsad-text"]
     # an edit of the report or of a metric must not encode or adapt again
     for step in ("zsad-text", "zsad-encode", "zsad-score"):
         assert not modules[step] & {"zsad.report", "zsad.pictures", "zsad.metrics", "zsad.curves", "zsad.evaluation"}
     for step in ("zsad-text", "zsad-encode"):
-        assert not modules[step] & {"zsad.adapt", "zsad.scorers.dual"}
+        assert not modules[step] & {"zsad.scorers.dual.adapt", "zsad.scorers.dual.scorer"}
     assert "zsad.report" not in modules["zsad-evaluate"]

@@ -20,7 +20,7 @@ from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, rea
 from zsad.metrics import image_metrics, pixel_metrics
 from zsad.pretrain import SIZE_PX, write_held_out
 from zsad.procedural import kinds
-from zsad.scorers.dual import text_scores, visual_scores
+from zsad.scorers.dual.scorer import text_scores, visual_scores
 
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
 TAU = 0.07

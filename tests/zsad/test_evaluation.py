@@ -25,7 +25,6 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureIndex, ImageRows
 from zsad.config.run import EvaluationSettings, ScoreSettings, Variant
 from zsad.data.images import plan_crops
-from zsad.dual_scores import ScoredImage, ScoresIndex
 from zsad.evaluation import (
     CategoryCurves,
     CategoryEvaluation,
@@ -33,6 +32,7 @@ from zsad.evaluation import (
     evaluate_category,
     judge,
 )
+from zsad.scorers.dual.scores_file import ScoredImage, ScoresIndex
 
 Array = NDArray[Any]
 S = 16

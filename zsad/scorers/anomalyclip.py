@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import ConfigError
-from zsad.checkpoints import trained_weights
 from zsad.clip.encoder import Encoder
 from zsad.clip.prompts import category_words
 from zsad.clip.text_tower import encode_embedded, end_of_text, layers, obstacle, tower_of, width
 from zsad.config.run import PromptSettings
 from zsad.config.systems import AnomalyClip
-from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
+from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
+from zsad.scorers.weights_file import trained_weights
 
 INITIAL_STD = 0.02
 """Of learned embeddings at the start; CLIP's word embeddings start so too."""
@@ -105,7 +105,7 @@ def local_loss(shares: Float[Tensor, "B 2 S S"], masks: Bool[Tensor, "B S S"]) -
 
 @dataclass(frozen=True, eq=False)
 class AnomalyClipLearner:
-    """Its training, on features; see `zsad.learned.Learner`. `ids` are each source's prompts, of `prompt_ids`."""
+    """Its training, on features; see `zsad.scorers.learned.Learner`. `ids` are each source's prompts, of `prompt_ids`."""
 
     settings: AnomalyClip
     encoder: Encoder

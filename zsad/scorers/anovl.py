@@ -33,10 +33,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from zsad.adapt import crop_generator
 from zsad.clip.feature_store import batches_alike
 from zsad.config.systems import AnoVl
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.adapt import crop_generator
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
 
 HARD_WEIGHT = 0.5

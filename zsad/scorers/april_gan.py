@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
-from zsad.checkpoints import trained_weights
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.systems import AprilGan
-from zsad.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
+from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
+from zsad.scorers.weights_file import trained_weights
 
 
 def width_of(store: FeatureStore, settings: AprilGan) -> int:
@@ -63,7 +63,7 @@ def local_loss(logits: Float[Tensor, "B S S"], masks: Tensor) -> Float[Tensor, "
 
 @dataclass(frozen=True, eq=False)
 class AprilGanLearner:
-    """Its training, on features; see `zsad.learned.Learner`. `texts` are the sources' text features."""
+    """Its training, on features; see `zsad.scorers.learned.Learner`. `texts` are the sources' text features."""
 
     settings: AprilGan
     texts: Float[Tensor, "n 2 D"]

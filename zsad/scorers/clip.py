@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zsad.config.systems import Clip, ClipAc
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
 
 

@@ -1,7 +1,7 @@
 """MuSc (Li et al., ICLR 2024), and MuSc-2, the same with drawn references alone (002, table 1): no text, no training.
 
 Patches of several blocks of the tower; local neighbourhood aggregation with multiple degrees (LNAMD, `aggregate`); the
-mutual scoring mechanism (MSM, `zsad.mutual`); re-scoring with constrained image-level neighbourhood (RsCIN, `rescore`).
+mutual scoring mechanism (MSM, `zsad.scorers.mutual`); re-scoring with constrained image-level neighbourhood (RsCIN, `rescore`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.config.systems import MuSc, MuSc2
-from zsad.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 from zsad.scorers.interface import Material, Scored
+from zsad.scorers.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 
 
 def score(material: Material, settings: MuSc | MuSc2) -> Iterator[Scored]:
@@ -27,7 +27,7 @@ def score(material: Material, settings: MuSc | MuSc2) -> Iterator[Scored]:
     re-scored. An image of several crops is one image: its memory is all patches of all its crops.
 
     For MuSc all images come at the end, since each is scored by all: the maps of all are held, and what
-    `zsad.mutual.mutual_scores` holds. For MuSc-2 they come one by one.
+    `zsad.scorers.mutual.mutual_scores` holds. For MuSc-2 they come one by one.
 
     Raises
     ------

@@ -23,7 +23,7 @@ from torch.nn import functional
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.systems import WinClip
-from zsad.scorers.dual import text_scores, visual_scores
+from zsad.scorers.dual.scorer import text_scores, visual_scores
 from zsad.scorers.interface import Material, Scored
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from zsad.segmentation_prompts import (
+from zsad.scorers.segmentation.prompts import (
     ADDITIONAL_ANOMALOUS_STATES,
     ADDITIONAL_NORMAL_STATES,
     LOCALISING_PROMPTS,

@@ -18,8 +18,8 @@ from torch.nn import functional
 from medad.base.errors import ConfigError
 from medad.base.noise import perlin_masks
 from zsad.config.run import AdaptSettings
-from zsad.scorers.dual import text_scores
-from zsad.textures import Textures
+from zsad.scorers.dual.scorer import text_scores
+from zsad.scorers.textures import Textures
 
 MAX_MASK_DRAWS = 100
 """About one mask in twenty is empty with DRAEM's values; a hundred in a row means that the settings forbid masks."""

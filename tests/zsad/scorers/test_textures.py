@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from medad.base.errors import InputError
-from zsad import textures
-from zsad.textures import CHANGES, GeneratedTextures, TextureFolder, Textures, open_textures
+from zsad.scorers import textures
+from zsad.scorers.textures import CHANGES, GeneratedTextures, TextureFolder, Textures, open_textures
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from medad.base.storage import atomic_path
 from zsad.config.run import ScoreSettings
-from zsad.dual_scores import INDEX_FILE, SCORES_FILE, Scores
-from zsad.scorers.dual import fuse_image
+from zsad.scorers.dual.scorer import fuse_image
+from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, Scores
 
 LAMBDAS = tuple(name for name in ScoreSettings.model_fields if name.startswith("lambda_"))
 """The settings that only weigh the parts: all else decides the parts themselves."""

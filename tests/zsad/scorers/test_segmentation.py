@@ -27,14 +27,14 @@ from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, plan_crops, resize_map
 from zsad.evaluation import open_scores
 from zsad.features import encode_images
-from zsad.foreground import Component, find_components
-from zsad.scorers.dual import text_scores
-from zsad.scorers.segmentation import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
-from zsad.segmentation_models import ClipSeg, Salient, Sam
-from zsad.segmentation_prompts import LOCALISING_PROMPTS, tile_ensemble
-from zsad.system_scores import SystemScores
+from zsad.scorers.dual.scorer import text_scores
+from zsad.scorers.scores_file import SystemScores
+from zsad.scorers.segmentation.foreground import Component, find_components
+from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
+from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
+from zsad.scorers.segmentation.scorer import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
+from zsad.scorers.segmentation.tiles import Tile, cut, tiles_of
 from zsad.system_scoring import score_system
-from zsad.tiles import Tile, cut, tiles_of
 
 CPU = torch.device("cpu")
 Picture = UInt8[ndarray, "H W 3"]

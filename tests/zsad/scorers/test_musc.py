@@ -20,10 +20,10 @@ from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureSt
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import MuSc, MuSc2
 from zsad.features import encode_images
-from zsad.scorers.dual import draw_references
+from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import Material, Scored
 from zsad.scorers.musc import aggregate, rescore, score
-from zsad.system_scores import SystemScores
+from zsad.scorers.scores_file import SystemScores
 from zsad.system_scoring import score_system
 
 GRID, WIDTH, DIM = 3, 5, 4

@@ -28,14 +28,12 @@ from tests.zsad.learned_sets import (
     up,
 )
 from tests.zsad.tiny_clip import tiny_clip, tiny_config
-from zsad.checkpoints import Belonging, Checkpoint
 from zsad.clip import paths, text_tower
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.clip.paths import Paths, two_path
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip
-from zsad.learned import Weights
 from zsad.learning import Source, gather
 from zsad.scorers.anomalyclip import (
     AnomalyClipLearner,
@@ -45,6 +43,8 @@ from zsad.scorers.anomalyclip import (
     text_features,
     words_of,
 )
+from zsad.scorers.learned import Weights
+from zsad.scorers.weights_file import Belonging, Checkpoint
 
 SMALL = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, tau=0.2, sigma_px=1.5)
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
 from tests.zsad.feature_sets import DIM, GRID, digest_of, material, random_tensors, write_features
-from zsad.adapt import crop_generator
 from zsad.clip.feature_store import FeatureStore, view_file
 from zsad.config.systems import AnoVl
 from zsad.scorers import anovl
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.adapt import crop_generator
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
 
 CROPS = (1, 2, 1, 2, 1, 1)

@@ -23,8 +23,8 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.storage import atomic_path, reading
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip, AprilGan
-from zsad.learned import Weights
 from zsad.scorers.interface import Material
+from zsad.scorers.learned import Weights
 
 CHECKPOINT = "checkpoint.safetensors"
 METADATA = "adflows"

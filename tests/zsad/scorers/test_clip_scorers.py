@@ -24,7 +24,7 @@ from zsad.data.images import crop_image, read_image
 from zsad.features import encode_category_text, encode_images
 from zsad.scorers import clip, winclip
 from zsad.scorers.interface import Material, Scored
-from zsad.system_scores import SystemScores
+from zsad.scorers.scores_file import SystemScores
 from zsad.system_scoring import score_system
 
 CROPS = (1, 3, 1, 2)

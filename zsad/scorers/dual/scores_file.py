@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from zsad.config.run import ScoreSettings, Variant
-from zsad.scorers.dual import PARTS, Evidence, fuse_map
+from zsad.scorers.dual.scorer import PARTS, Evidence, fuse_map
 
 SCHEMA: Literal["adflows zsad scores 1"] = "adflows zsad scores 1"
 SCORES_FILE, INDEX_FILE = "scores.safetensors", "scores.json"

@@ -12,9 +12,9 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ScoreSettings, Variant
-from zsad.dual_scores import Scores
 from zsad.features import encode_category_text, encode_images
-from zsad.fusion import LAMBDAS, fuse_category, unweighted
+from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, unweighted
+from zsad.scorers.dual.scores_file import Scores
 from zsad.scoring import score_category
 
 VARIANTS: tuple[Variant, ...] = ("text", "text_tta", "visual", "joint", "joint_tta")

@@ -17,8 +17,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from zsad.config.run import ReferenceSettings, ScoreSettings, Variant
-from zsad.scorers import dual
-from zsad.scorers.dual import Aggregate, Evidence, draw_references, fuse_image, fuse_map, text_scores, visual_scores
+from zsad.scorers.dual import scorer as dual
+from zsad.scorers.dual.scorer import (
+    Aggregate,
+    Evidence,
+    draw_references,
+    fuse_image,
+    fuse_map,
+    text_scores,
+    visual_scores,
+)
 
 Vector = Sequence[float]
 LAMBDAS = ScoreSettings(

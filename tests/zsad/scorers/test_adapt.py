@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError
-from zsad.adapt import adapt, corrupt, crop_generator, patch_shares
 from zsad.config.run import AdaptSettings
-from zsad.textures import GeneratedTextures
+from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator, patch_shares
+from zsad.scorers.textures import GeneratedTextures
 
 CPU = torch.device("cpu")
 DIGESTS = [f"{i:064x}" for i in range(12)]

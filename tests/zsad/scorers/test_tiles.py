@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsad.foreground import Component
-from zsad.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+from zsad.scorers.segmentation.foreground import Component
+from zsad.scorers.segmentation.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
 
 
 def _tiles(component: Component, image_hw: tuple[int, int], min_side_px: int = 352) -> tuple[Tile, ...]:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from medad.base.errors import ConfigError, InputError, UserError
 from tests.zsad.tiny_segmenters import SAM_PX, write_clipseg, write_salient, write_sam
-from zsad.segmentation_models import ClipSeg, Salient, Sam
+from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 
 CPU = torch.device("cpu")
 PROMPTS = ("a tear", "some damage", "an error", "a missing component")

@@ -9,8 +9,8 @@ What 003 leaves open, and what is done here:
 |---|---|
 | tau of the softmax | WinCLIP's 0.07; a setting |
 | size at which the foreground is found | SAM's own input, 1024 px of the longer side, at most; a setting |
-| a tile larger than the image | the image goes on as its mirror image (`zsad.tiles.cut`) |
-| no foreground | the whole image is one component (`zsad.foreground.find_components`) |
+| a tile larger than the image | the image goes on as its mirror image (`zsad.scorers.segmentation.tiles.cut`) |
+| no foreground | the whole image is one component (`zsad.scorers.segmentation.foreground.find_components`) |
 | pixels of no tile | 0, the lowest score |
 | where the harmonic mean is taken | at CLIPSeg's own resolution, of probabilities; then resized to the tile |
 | top 25 % of few components | rounded down, one at least |
@@ -35,12 +35,12 @@ from zsad.clip.prompts import category_words
 from zsad.config.run import PromptSettings
 from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, read_image, resize_map
-from zsad.foreground import Component, find_components, scaled
-from zsad.scorers.dual import text_scores
+from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
-from zsad.segmentation_models import ClipSeg, Salient, Sam
-from zsad.segmentation_prompts import LOCALISING_PROMPTS, tile_ensemble
-from zsad.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+from zsad.scorers.segmentation.foreground import Component, find_components, scaled
+from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
+from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
+from zsad.scorers.segmentation.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from zsad.foreground import Component
+from zsad.scorers.segmentation.foreground import Component
 
 
 @dataclass(frozen=True)

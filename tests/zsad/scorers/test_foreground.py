@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import Bool
 from numpy import ndarray
 
-from zsad.foreground import Component, covered_segments, find_components, scaled
+from zsad.scorers.segmentation.foreground import Component, covered_segments, find_components, scaled
 
 Mask = Bool[ndarray, "H W"]
 
