@@ -11,8 +11,8 @@ from benchmarks.zsad_scorer import Bench
 from benchmarks.zsad_timing import Row, at_most, by_turns, clocked
 from zsad.clip.windows import encode_windows
 from zsad.config.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
-from zsad.features import encode_images
-from zsad.system_scoring import score_system
+from zsad.steps.encode import encode_images
+from zsad.steps.score import score_system
 
 BLOCKS = (3, 6, 9, 12)
 SYSTEMS = (Clip(), ClipAc(), WinClip(), AnoVl(), MuSc(blocks=BLOCKS), MuSc2(), DualImage())

@@ -25,12 +25,12 @@ from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text,
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.config.views import PATCHES
 from zsad.data.images import beside, crop_image, merge_maps, plan_crops, read_image
-from zsad.features import encode_images
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.dual.scores_file import Scores
 from zsad.scorers.textures import open_textures
-from zsad.scoring import score_category
+from zsad.steps.encode import encode_images
+from zsad.steps.score_dual import score_category
 
 SEEDS = range(6)
 IMAGE_PX = 1024

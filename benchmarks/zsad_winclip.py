@@ -23,9 +23,9 @@ from zsad.clip.windows import window_patches, windows_at_a_time
 from zsad.config.systems import WinClip
 from zsad.config.views import parse_views
 from zsad.data.images import merge_maps
-from zsad.features import encode_images
 from zsad.scorers.scores_file import SystemScores
-from zsad.system_scoring import score_system
+from zsad.steps.encode import encode_images
+from zsad.steps.score import score_system
 
 BATCHES = (1, 4, 16)
 SHOTS = 2

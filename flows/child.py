@@ -45,7 +45,7 @@ PRELOADED = (
     "flows.zsad_jobs",
     "medad.steps.cases",
     "medad.networks.train",
-    "zsad.scoring",
+    "zsad.steps.score_dual",
 )
 """What the server of processes loads, once for all of them."""
 OF_MAIN = ("prefect", "ray")

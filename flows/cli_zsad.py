@@ -237,7 +237,7 @@ def evaluate(
     prepare_numpy()
     from medad.base.settings import parse_settings
     from zsad.config.run import EvaluationSettings
-    from zsad.map_folders import evaluate_folders
+    from zsad.steps.evaluate_maps import evaluate_folders
 
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
     found = evaluate_folders(maps, masks, settings)

@@ -323,7 +323,7 @@ class CompareStages(ImageStages):
         return tuple(found)
 
     def _cost(self, one: Scoring) -> tuple[float, float, int, int | None] | None:
-        from zsad.cost import read_cost
+        from zsad.steps.cost import read_cost
 
         made = self.ref_of(one.scores)
         if made is None or not made.made:

@@ -62,7 +62,7 @@ class ScoreSystem(DeviceJob):
     step = Step(
         "zsad-system",
         1,
-        ("zsad.system_scoring:score_system",),
+        ("zsad.steps.score:score_system",),
         (*ENCODING, "scipy"),
         volatile=frozenset({"cost.json"}),
     )
@@ -85,7 +85,7 @@ class ScoreSystem(DeviceJob):
         return self.trained.folder() / "checkpoint.safetensors"
 
     def inputs(self) -> dict[str, Any]:
-        from zsad.system_scoring import SCORERS
+        from zsad.steps.score import SCORERS
 
         inputs: dict[str, Any] = {
             "system": system_inputs(self.system),
@@ -110,8 +110,8 @@ class ScoreSystem(DeviceJob):
         return nullcontext(count_images())
 
     def run_on(self, out: Path, place: Place) -> None:
-        from zsad.cost import measured
-        from zsad.system_scoring import score_system
+        from zsad.steps.cost import measured
+        from zsad.steps.score import score_system
 
         with measured(out, place.device):
             score_system(
@@ -162,7 +162,7 @@ class TrainSystem(DeviceJob):
     step = Step(
         "zsad-train",
         1,
-        ("zsad.learning:train_system",),
+        ("zsad.steps.train:train_system",),
         (*ENCODING, "scipy"),
         volatile=frozenset({"training.json"}),
     )
@@ -187,7 +187,7 @@ class TrainSystem(DeviceJob):
         return follow(self.system.system.replace("_", "-"))
 
     def run_on(self, out: Path, place: Place) -> None:
-        from zsad.learning import Source, train_system
+        from zsad.steps.train import Source, train_system
 
         sources = [Source(one.name, one.features.folder(), folder_of(one.text), one.images) for one in self.sets]
         with checkpoint_file(self.step, place.key) as checkpoint:

@@ -82,7 +82,7 @@ class Text(DeviceJob):
     prompts: PromptSettings
     machine: MachineSettings = ANY_MACHINE
     kind = "encoding"
-    step = Step("zsad-text", 1, ("zsad.features:encode_category_text",), ENCODING)
+    step = Step("zsad-text", 1, ("zsad.steps.encode:encode_category_text",), ENCODING)
 
     def inputs(self) -> dict[str, Any]:
         from zsad.clip.prompts import ensemble
@@ -99,7 +99,7 @@ class Text(DeviceJob):
         return 1  # of ensembles: their prompts go in batches of one size
 
     def run_on(self, out: Path, place: Place) -> None:
-        from zsad.features import encode_category_text
+        from zsad.steps.encode import encode_category_text
 
         encode_category_text(self.category, self.encoder, self.prompts, place.device, out)
 
@@ -114,7 +114,7 @@ class Encode(DeviceJob):
     views: tuple[str, ...] = (PATCHES,)
     """What is computed and kept beside class tokens (`zsad.config.views`); without a say, what the dual-image scorer reads."""
     kind = "encoding"
-    step = Step("zsad-encode", 1, ("zsad.features:encode_images",), ENCODING)
+    step = Step("zsad-encode", 1, ("zsad.steps.encode:encode_images",), ENCODING)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", distinct(self.images))
@@ -134,7 +134,7 @@ class Encode(DeviceJob):
         return nullcontext(count_images())
 
     def run_on(self, out: Path, place: Place) -> None:
-        from zsad.features import encode_images
+        from zsad.steps.encode import encode_images
 
         paths, digests = [image.path for image in self.images], [image.sha256 for image in self.images]
         encoder = self.encoder.model_copy(update={"batch_size": place.batch_size})
@@ -183,7 +183,7 @@ class Score(DeviceJob):
     step = Step(
         "zsad-score",
         1,
-        ("zsad.scoring:score_category",),
+        ("zsad.steps.score_dual:score_category",),
         (*ENCODING, "scikit-image", "scipy"),
         volatile=frozenset({"cost.json"}),
     )
@@ -228,8 +228,8 @@ class Score(DeviceJob):
         return nullcontext(count_images())
 
     def run_on(self, out: Path, place: Place) -> None:
-        from zsad.cost import measured
-        from zsad.scoring import score_category
+        from zsad.steps.cost import measured
+        from zsad.steps.score_dual import score_category
 
         def at_most(size: int) -> dict[str, int]:
             return {"batch_size": min(size, place.batch_size)}
@@ -284,7 +284,7 @@ class EvaluateCategory(Job):
     scores: Ref
     variants: tuple[str, ...]
     settings: EvaluationSettings
-    step = Step("zsad-evaluate", 1, ("zsad.evaluation:evaluate_category",), ("numpy", "pillow", "scipy", "torch"))
+    step = Step("zsad-evaluate", 1, ("zsad.steps.evaluate:evaluate_category",), ("numpy", "pillow", "scipy", "torch"))
 
     def __post_init__(self) -> None:
         rows = sorted(self.images, key=lambda image: (image.sha256, label_of(image)))
@@ -300,7 +300,7 @@ class EvaluateCategory(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from zsad.evaluation import evaluate_category
+        from zsad.steps.evaluate import evaluate_category
 
         evaluate_category(self.images, self.features.folder(), self.scores.folder(), self.variants, self.settings, out)
 

@@ -12,11 +12,11 @@ from medad.base.errors import InputError
 from medad.base.text import natural_order
 from zsad.config.compare import Ablation, ablation_systems
 from zsad.config.systems import DualImage, SystemSettings
-from zsad.evaluation import METRICS_FILE, CategoryEvaluation
 from zsad.paired import SharedImages
 from zsad.report_data import Failed, seed_figures
 from zsad.report_document import Encoder, SeedFigures
 from zsad.scorers.scores_file import ONLY
+from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
 
 
 @dataclass(frozen=True)

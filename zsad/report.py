@@ -20,7 +20,6 @@ from zsad import charts, pictures
 from zsad.charts import NamedCurve, ScoreSets
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, read_mask
-from zsad.evaluation import CurvePair
 from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
 from zsad.report_document import (
     VARIANTS,
@@ -34,6 +33,7 @@ from zsad.report_document import (
 from zsad.report_figures import macro_means, pick_images
 from zsad.report_page import page_environment
 from zsad.report_tables import curve_rows, result_rows, score_rows, write_csv
+from zsad.steps.evaluate import CurvePair
 
 __all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]
 

@@ -19,7 +19,6 @@ from zsad.clip.feature_store import INDEX, FeatureIndex
 from zsad.clip.models import is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
 from zsad.data.images import Crops, merge_maps
-from zsad.evaluation import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 from zsad.report_document import (
     CategoryReport,
     Encoder,
@@ -31,6 +30,7 @@ from zsad.report_document import (
 )
 from zsad.report_figures import variant_figures
 from zsad.scorers.dual.scores_file import Scores
+from zsad.steps.evaluate import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 
 Model = TypeVar("Model", bound=BaseModel)
 

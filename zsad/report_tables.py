@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medad.base.storage import atomic_path
-from zsad.evaluation import Curve, CurvePair
 from zsad.report_document import METRICS, ReportDocument, SeedFigures
+from zsad.steps.evaluate import Curve, CurvePair
 
 MEAN = "mean over categories"
 """In the column `category` of results.csv, with `mean` or `sd` for the seed."""

@@ -10,9 +10,9 @@ from typing import Any
 from zsad.compare_data import Cost, Evaluated, SystemResult, variant_of
 from zsad.config.compare import CompareSettings, parse
 from zsad.config.systems import SystemSettings
-from zsad.evaluation import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 from zsad.metrics import ImageMetrics, PixelMetrics
 from zsad.report_document import Encoder
+from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 
 CLIP = Encoder(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
 SECRET = "/srv/factory/secret"

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.features import encode_category_text, encode_images
-from zsad.learning import Source
 from zsad.scorers.interface import Material
+from zsad.steps.encode import encode_category_text, encode_images
+from zsad.steps.train import Source
 
 Grid = Sequence[Sequence[float]]
 VIEWS = ("patches", "block-1", "block-3", "vv-2", "vv-3")
@@ -27,7 +27,7 @@ SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
 
 @dataclass(frozen=True)
 class Known:
-    """An image of which everything is known; see `zsad.evaluation.Judged`."""
+    """An image of which everything is known; see `zsad.steps.evaluate.Judged`."""
 
     sha256: str
     anomalous: bool | None

@@ -29,8 +29,8 @@ from zsad.compare_report import (
     write_compare_report,
 )
 from zsad.config.compare import Ablation, CompareSettings, ablation_systems
-from zsad.evaluation import METRICS_FILE
 from zsad.report_document import METRICS, Stat
+from zsad.steps.evaluate import METRICS_FILE
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 MANY = [f"tile_{number}" for number in range(1, 8)]

@@ -30,7 +30,6 @@ from tests.zsad.scored_sets import (
     zsad_settings,
 )
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
-from zsad.evaluation import CategoryEvaluation
 from zsad.published import CATEGORIES, TEST_IMAGES
 from zsad.report import SCALE_QUANTILES, write_report
 from zsad.report_data import CategoryResult, Failed
@@ -39,6 +38,7 @@ from zsad.report_document import (
     Stat,
 )
 from zsad.report_figures import pick_images, statistic
+from zsad.steps.evaluate import CategoryEvaluation
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
@@ -449,7 +449,7 @@ def test_a_mask_that_cannot_be_used_is_named_and_not_drawn(report: Report, tmp_p
     broken = next(image for image in result.images if image.id == "scratch/0")
     assert broken.mask is not None
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(broken.mask)
-    from zsad.evaluation import evaluate_category
+    from zsad.steps.evaluate import evaluate_category
 
     for seed in settings.seeds:
         evaluate_category(

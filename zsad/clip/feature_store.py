@@ -92,7 +92,7 @@ class FeatureStore:
     Parameters
     ----------
     folder
-        Where `zsad.features.encode_images` wrote them.
+        Where `zsad.steps.encode.encode_images` wrote them.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def batches_alike(store: FeatureStore, batch_size: int) -> list[list[int]]:
 
 
 def read_text(folder: Path) -> Float32[Tensor, "2 D"]:
-    """The text features that `zsad.features.encode_category_text` wrote: normal, anomalous. Raises InputError."""
+    """The text features that `zsad.steps.encode.encode_category_text` wrote: normal, anomalous. Raises InputError."""
     path = folder / TEXT
     try:
         with reading(path):

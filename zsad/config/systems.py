@@ -256,7 +256,7 @@ class DualImage(SystemSettings):
 
     @property
     def score(self) -> ScoreSettings:
-        """The same for `zsad.scoring`."""
+        """The same for `zsad.steps.score_dual`."""
         names = ("tau", "lambda_1", "lambda_2", "lambda_3", "lambda_4", "lambda_5", "references")
         return ScoreSettings(variants=(self.variant,), **{name: getattr(self, name) for name in names})
 

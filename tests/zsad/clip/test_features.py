@@ -21,7 +21,7 @@ from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import crop_image, plan_crops, read_image
-from zsad.features import encode_category_text, encode_images
+from zsad.steps.encode import encode_category_text, encode_images
 
 SIZES_HW = ((32, 32), (50, 50), (32, 48), (90, 30), (40, 400), (1, 1), (20, 5000))
 GOOD = 5

@@ -25,7 +25,7 @@ from zsad.clip.windows import encode_windows
 from zsad.config.run import EncoderSettings
 from zsad.config.views import View, parse_views
 from zsad.data.images import crop_image, read_image
-from zsad.features import encode_images
+from zsad.steps.encode import encode_images
 
 ALL_VIEWS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)

@@ -34,7 +34,6 @@ from zsad.clip.feature_store import FeatureStore
 from zsad.clip.paths import Paths, two_path
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip
-from zsad.learning import Source, gather
 from zsad.scorers.anomalyclip import (
     AnomalyClipLearner,
     check_tower,
@@ -45,6 +44,7 @@ from zsad.scorers.anomalyclip import (
 )
 from zsad.scorers.learned import Weights
 from zsad.scorers.weights_file import Belonging, Checkpoint
+from zsad.steps.train import Source, gather
 
 SMALL = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, tau=0.2, sigma_px=1.5)
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ from tests.zsad.learned_sets import cosine, dice, encoder_settings, focal, make_
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AprilGan
-from zsad.learning import Source, gather
 from zsad.scorers.april_gan import AprilGanLearner, score
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import Belonging, Checkpoint
+from zsad.steps.train import Source, gather
 
 SETTINGS = AprilGan(blocks=(1, 3), scale=20.0)
 BOTH = AprilGan(blocks=(1, 3), scale=20.0, map_share=0.5)

@@ -21,11 +21,11 @@ from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.data.images import crop_image, read_image
-from zsad.features import encode_category_text, encode_images
 from zsad.scorers import clip, winclip
 from zsad.scorers.interface import Material, Scored
 from zsad.scorers.scores_file import SystemScores
-from zsad.system_scoring import score_system
+from zsad.steps.encode import encode_category_text, encode_images
+from zsad.steps.score import score_system
 
 CROPS = (1, 3, 1, 2)
 WIDTH = 9

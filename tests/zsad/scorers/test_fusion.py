@@ -12,10 +12,10 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ScoreSettings, Variant
-from zsad.features import encode_category_text, encode_images
 from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, unweighted
 from zsad.scorers.dual.scores_file import Scores
-from zsad.scoring import score_category
+from zsad.steps.encode import encode_category_text, encode_images
+from zsad.steps.score_dual import score_category
 
 VARIANTS: tuple[Variant, ...] = ("text", "text_tta", "visual", "joint", "joint_tta")
 PAPER = ScoreSettings(variants=VARIANTS, tau=0.1)

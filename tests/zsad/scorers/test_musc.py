@@ -19,12 +19,12 @@ from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import MuSc, MuSc2
-from zsad.features import encode_images
 from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import Material, Scored
 from zsad.scorers.musc import aggregate, rescore, score
 from zsad.scorers.scores_file import SystemScores
-from zsad.system_scoring import score_system
+from zsad.steps.encode import encode_images
+from zsad.steps.score import score_system
 
 GRID, WIDTH, DIM = 3, 5, 4
 CROPS = (1, 2, 1, 1, 3, 1, 2, 1, 1, 1, 1, 1)

@@ -25,8 +25,6 @@ from zsad.clip.models import path_digest
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, plan_crops, resize_map
-from zsad.evaluation import open_scores
-from zsad.features import encode_images
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.scores_file import SystemScores
 from zsad.scorers.segmentation.foreground import Component, find_components
@@ -34,7 +32,9 @@ from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
 from zsad.scorers.segmentation.scorer import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
 from zsad.scorers.segmentation.tiles import Tile, cut, tiles_of
-from zsad.system_scoring import score_system
+from zsad.steps.encode import encode_images
+from zsad.steps.evaluate import open_scores
+from zsad.steps.score import score_system
 
 CPU = torch.device("cpu")
 Picture = UInt8[ndarray, "H W 3"]

@@ -1,4 +1,4 @@
-"""Scores of the dual-image scorer on disk, as `zsad.scoring` writes them, read image by image.
+"""Scores of the dual-image scorer on disk, as `zsad.steps.score_dual` writes them, read image by image.
 
 `scores.safetensors` has one row a crop with the unfused maps; `scores.json` names images by their digest alone.
 """
@@ -53,7 +53,7 @@ class ScoresIndex(BaseModel):
 
 
 class Scores:
-    """The scores that `zsad.scoring.score_category` wrote, read image by image.
+    """The scores that `zsad.steps.score_dual.score_category` wrote, read image by image.
 
     Parameters
     ----------

@@ -25,14 +25,14 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureIndex, ImageRows
 from zsad.config.run import EvaluationSettings, ScoreSettings, Variant
 from zsad.data.images import plan_crops
-from zsad.evaluation import (
+from zsad.scorers.dual.scores_file import ScoredImage, ScoresIndex
+from zsad.steps.evaluate import (
     CategoryCurves,
     CategoryEvaluation,
     deployable_threshold,
     evaluate_category,
     judge,
 )
-from zsad.scorers.dual.scores_file import ScoredImage, ScoresIndex
 
 Array = NDArray[Any]
 S = 16

@@ -1,6 +1,6 @@
 """Training of the learned systems (APRIL-GAN, AnomalyCLIP) on features of auxiliary images, the encoder frozen.
 
-The image tower never runs here: what it shows of each image lies on disk, made once by `zsad.features.encode_images`
+The image tower never runs here: what it shows of each image lies on disk, made once by `zsad.steps.encode.encode_images`
 with the system's views. Batch t of an epoch is a function of (seed, epoch, t), so that a training killed at any time
 and resumed from its last epoch ends, on a CPU, in the weights of one that was never killed.
 """
@@ -31,11 +31,11 @@ from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.data.images import mask_to_canvas, read_mask
-from zsad.evaluation import Judged
 from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
 from zsad.scorers.april_gan import AprilGanLearner, width_of
 from zsad.scorers.learned import Batch, Learner, Weights, patches_of
 from zsad.scorers.weights_file import CHECKPOINT, Belonging, Checkpoint, paths_of
+from zsad.steps.evaluate import Judged
 
 CURVE = "training.json"
 PROGRESS_SECONDS = 0.5

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
 from zsad.config.run import EvaluationSettings
-from zsad.map_folders import Evaluated, evaluate_folders
+from zsad.steps.evaluate_maps import Evaluated, evaluate_folders
 
 Array = NDArray[Any]
 SHAPE = (24, 30)

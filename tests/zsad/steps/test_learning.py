@@ -20,18 +20,18 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
 from tests.zsad.learned_sets import Known, encoder_settings, make_source, material
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad import learning
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import EncoderSettings, EvaluationSettings
 from zsad.config.systems import AnomalyClip, AprilGan, Training
-from zsad.evaluation import CategoryEvaluation, evaluate_category
-from zsad.learning import CURVE, Data, Source, fit, gather, learner_of, train_system
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
-from zsad.system_scoring import score_system
+from zsad.steps import train as learning
+from zsad.steps.evaluate import CategoryEvaluation, evaluate_category
+from zsad.steps.score import score_system
+from zsad.steps.train import CURVE, Data, Source, fit, gather, learner_of, train_system
 
 CPU = torch.device("cpu")
 SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, betas=(0.5, 0.999), seed=1)

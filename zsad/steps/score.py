@@ -48,7 +48,7 @@ def score_system(
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Score a category's images by one system; writes what `zsad.evaluation.evaluate_category` reads into `out`.
+    """Score a category's images by one system; writes what `zsad.steps.evaluate.evaluate_category` reads into `out`.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def score_system(
         No room left.
     """
     if isinstance(system, DualImage):
-        raise TypeError("the dual-image scorer has its own step, zsad.scoring.score_category")
+        raise TypeError("the dual-image scorer has its own step, zsad.steps.score_dual.score_category")
     store = FeatureStore(features)
     drawn = np.empty((len(store), 0), dtype=np.int64)
     if system.drawn:

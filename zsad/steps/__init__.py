@@ -1,0 +1,1 @@
+"""File to file; the door for flows."""
