@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.beside_anomalib import Anomalib, without_anomalib
 from benchmarks.zsad_timing import Plan, Row, at_least, by_turns, clocked
-from zsad.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
+from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 
 
 @dataclass(frozen=True)

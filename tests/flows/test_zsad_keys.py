@@ -308,8 +308,8 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
         assert not modules[step] & {
             "zsad.report",
             "zsad.pictures",
-            "zsad.metrics",
-            "zsad.curves",
+            "zsad.evaluation.metrics",
+            "zsad.evaluation.curves",
             "zsad.steps.evaluate",
         }
     for step in ("zsad-text", "zsad-encode"):

@@ -10,7 +10,7 @@ from typing import Any
 from zsad.compare_data import Cost, Evaluated, SystemResult, variant_of
 from zsad.config.compare import CompareSettings, parse
 from zsad.config.systems import SystemSettings
-from zsad.metrics import ImageMetrics, PixelMetrics
+from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
 from zsad.report_document import Encoder
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
-from zsad import curves
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import EvaluationSettings
-from zsad.curves import Counts, Points
 from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
-from zsad.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
+from zsad.evaluation import curves
+from zsad.evaluation.curves import Counts, Points
+from zsad.evaluation.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
 from zsad.scorers.dual.scores_file import Scores
 from zsad.scorers.scores_file import INDEX_FILE as SYSTEM_INDEX
 from zsad.scorers.scores_file import SystemScores

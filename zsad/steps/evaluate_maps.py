@@ -15,7 +15,7 @@ from zsad.config.run import EvaluationSettings
 from zsad.data.datasets import NORMAL_FOLDERS, ImageProblem
 from zsad.data.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
 from zsad.data.listing import files_below
-from zsad.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
+from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 
 MAP_SUFFIXES = (".npy", ".tif", ".tiff")
 

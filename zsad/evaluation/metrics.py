@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from zsad import curves
-from zsad.curves import Counts
+from zsad.evaluation import curves
+from zsad.evaluation.curves import Counts
 
 CHUNK_PIXELS = 1 << 23
 """Pixels sorted at a time by a thread: 32 MiB. Smaller chunks take longer: each is searched for all thresholds."""

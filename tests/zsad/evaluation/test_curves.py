@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from skimage import measure
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from zsad import curves
-from zsad.metrics import (
+from zsad.evaluation import curves
+from zsad.evaluation.metrics import (
     CHUNK_PIXELS,
     COUNTING_THREADS,
     Maps,
