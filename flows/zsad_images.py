@@ -62,7 +62,7 @@ class ImageStages:
     def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
         if not data.root.startswith("samples:"):
             return
-        from zsad.samples import MATERIALS, PLANTED_NOTE, ensure_samples
+        from zsad.embedded.samples import MATERIALS, PLANTED_NOTE, ensure_samples
 
         if data.root == f"samples:{MATERIALS}":  # made from what is installed, in seconds
             ensure_samples(folder, terminal.line)

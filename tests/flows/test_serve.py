@@ -25,7 +25,7 @@ from flows.settings import checkout
 from flows.ui_policy import POLICY
 from medad.cohort.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for
-from zsad.samples import PLANTED_NOTE
+from zsad.embedded.samples import PLANTED_NOTE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

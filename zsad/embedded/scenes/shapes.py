@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zsad.procedural_fields import Distance, Field, Spot
+from zsad.embedded.scenes.fields import Distance, Field, Spot
 
 
 def box(spot: Spot, half_x: float, half_y: float, corner: float = 0.0, at: tuple[float, float] = (0.0, 0.0)) -> Field:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from zsad.procedural_fields import band_noise, blob, fractal_noise, line_through, place, stroke
+from zsad.embedded.scenes.fields import band_noise, blob, fractal_noise, line_through, place, stroke
 
 Picture = Float32[np.ndarray, "S S 3"]
 Region = Bool[np.ndarray, "S S"]

@@ -10,11 +10,11 @@ from PIL import Image
 from skimage import data
 from skimage.transform import resize
 
-from zsad import samples
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories
 from zsad.data.images import read_image, read_mask
-from zsad.samples import SIDE_PX, WINDOW_PX, ensure_samples
+from zsad.embedded import samples
+from zsad.embedded.samples import SIDE_PX, WINDOW_PX, ensure_samples
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_outside_its_mask_a_window_is_the_photograph(folder: Path) -> None:
 
 
 def samples_least_change() -> float:
-    from zsad.procedural import LEAST_CHANGE
+    from zsad.embedded.scenes.scenes import LEAST_CHANGE
 
     return LEAST_CHANGE
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from zsad.procedural_fields import Field, band_noise, cells, fractal_noise, plane
+from zsad.embedded.scenes.fields import Field, band_noise, cells, fractal_noise, plane
 
 Texture = Callable[[Generator, Generator, int], Field]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from zsad.procedural_fields import Field, Spot
-from zsad.procedural_shapes import box, disc, polar, polygon, rim, ring_of_discs, sawtooth
+from zsad.embedded.scenes.fields import Field, Spot
+from zsad.embedded.scenes.shapes import box, disc, polar, polygon, rim, ring_of_discs, sawtooth
 
 
 def _drawn(spot: Spot, distance: np.ndarray, tone: np.ndarray) -> tuple[Field, Field]:

@@ -21,7 +21,7 @@ from skimage.morphology import closing, disk
 from skimage.transform import resize
 
 from zsad.data.images import write_png
-from zsad.procedural import defects, spoil
+from zsad.embedded.scenes.scenes import defects, spoil
 
 MATERIALS = "materials"
 """The folder's name, in MVTec AD's layout."""

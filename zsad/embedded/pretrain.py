@@ -1,7 +1,7 @@
 """Train the embedded model: a small open_clip ViT with a text tower, on images made by rule alone.
 
-    python -m zsad.pretrain --out FOLDER [--seed 0] [--start WEIGHTS]
-    python -m zsad.pretrain --held-out FOLDER    # images of the kinds it never learns from, in MVTec AD's layout
+    python -m zsad.embedded.pretrain --out FOLDER [--seed 0] [--start WEIGHTS]
+    python -m zsad.embedded.pretrain --held-out FOLDER    # images of the kinds it never learns from, in MVTec AD's layout
 
 Both towers learn from the product's own prompts: the class token by CLIP's contrastive loss over captions and by the
 state it is in, the V-V patch tokens by which patches a defect touches. There are two legs. The first, on fewer kinds,
@@ -37,8 +37,8 @@ from medad.base.storage import atomic_path
 from zsad.clip.paths import Paths, two_path
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from zsad.data.images import write_png
-from zsad.procedural import Half, Look, Made, defects, kinds, make, make_twins
-from zsad.procedural_objects import OBJECTS
+from zsad.embedded.scenes.objects import OBJECTS
+from zsad.embedded.scenes.scenes import Half, Look, Made, defects, kinds, make, make_twins
 
 SIZE_PX, PATCH_PX = 192, 16
 LAYERS = 6
@@ -418,7 +418,7 @@ def _shown(rng: Generator, look: Look, defect: str) -> Made:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m zsad.pretrain", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m zsad.embedded.pretrain", description=__doc__.partition("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="train, and write the model to this folder")
     what.add_argument("--held-out", type=Path, help="write images of the held-out half to this folder instead")

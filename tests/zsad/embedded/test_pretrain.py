@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from zsad import pretrain
 from zsad.clip.encoder import Encoder
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
 from zsad.config.run import EncoderSettings
-from zsad.pretrain import SIZE_PX, Batch, Leg, Plan, Pool, build, make_batch, make_pool, save, train
+from zsad.embedded import pretrain
+from zsad.embedded.pretrain import SIZE_PX, Batch, Leg, Plan, Pool, build, make_batch, make_pool, save, train
 
 FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
 TWINS = Leg(twins=True, scenes=6, steps=4, sharpen_from=0, learning_rate=5e-4, warmup_steps=2)
@@ -159,7 +159,7 @@ def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytes
     from zsad.config.run import ImagesSettings
     from zsad.data.datasets import find_categories
     from zsad.data.images import read_mask
-    from zsad.procedural import kinds
+    from zsad.embedded.scenes.scenes import kinds
 
     monkeypatch.setattr(pretrain, "SIZE_PX", 64)
     pretrain.write_held_out(tmp_path, each=4)

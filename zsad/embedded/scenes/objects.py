@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from zsad.procedural_fields import Field, Spot
-from zsad.procedural_shapes import box, disc, polar, rim
+from zsad.embedded.scenes.fields import Field, Spot
+from zsad.embedded.scenes.shapes import box, disc, polar, rim
 
 Drawing = Callable[[Generator, Spot], tuple[Field, Field]]
 

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.random import Generator
 
-from zsad.procedural_defects import DEFECTS, EDGE_DEFECTS, HELD_OUT_DEFECTS
-from zsad.procedural_fields import fractal_noise, turned
-from zsad.procedural_objects import HELD_OUT_OBJECTS, OBJECTS
-from zsad.procedural_parts import PARTS
-from zsad.procedural_textures import HELD_OUT_TEXTURES, TEXTURES
+from zsad.embedded.scenes.defects import DEFECTS, EDGE_DEFECTS, HELD_OUT_DEFECTS
+from zsad.embedded.scenes.fields import fractal_noise, turned
+from zsad.embedded.scenes.objects import HELD_OUT_OBJECTS, OBJECTS
+from zsad.embedded.scenes.parts import PARTS
+from zsad.embedded.scenes.textures import HELD_OUT_TEXTURES, TEXTURES
 
 Half = Literal["first", "train", "held_out"]
 """`first` is the part of `train` that training begins with."""

@@ -17,9 +17,9 @@ from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
+from zsad.embedded.pretrain import SIZE_PX, write_held_out
+from zsad.embedded.scenes.scenes import kinds
 from zsad.evaluation.metrics import image_metrics, pixel_metrics
-from zsad.pretrain import SIZE_PX, write_held_out
-from zsad.procedural import kinds
 from zsad.scorers.dual.scorer import text_scores, visual_scores
 
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
@@ -38,7 +38,7 @@ class Judged:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The draw of `python -m zsad.pretrain --held-out`, by its own defaults, which the card's table is of too.
+    """The draw of `python -m zsad.embedded.pretrain --held-out`, by its own defaults, which the card's table is of too.
 
     So no seed was picked for this test, and it measures what the card says.
     """
@@ -103,7 +103,7 @@ def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
 
 def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None:
     """Random weights compare images too, so the bounds above must not be theirs."""
-    from zsad.pretrain import build, save
+    from zsad.embedded.pretrain import build, save
 
     save(build(0), tmp_path)
     judged = judge(load(f"local-dir:{tmp_path}"), held_out, step=2)

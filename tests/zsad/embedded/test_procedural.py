@@ -7,8 +7,19 @@ import pytest
 from numpy.random import Generator
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from zsad.pretrain import draw, draw_twins
-from zsad.procedural import LEAST_AREA, LEAST_CHANGE, Half, Look, coloured, defects, kinds, make, make_twins, spoil
+from zsad.embedded.pretrain import draw, draw_twins
+from zsad.embedded.scenes.scenes import (
+    LEAST_AREA,
+    LEAST_CHANGE,
+    Half,
+    Look,
+    coloured,
+    defects,
+    kinds,
+    make,
+    make_twins,
+    spoil,
+)
 
 SIZE_PX = 96
 HALVES: tuple[Half, ...] = ("first", "train", "held_out")

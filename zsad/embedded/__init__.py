@@ -1,0 +1,1 @@
+"""The small models in the box and how they were made."""

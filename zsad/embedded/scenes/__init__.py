@@ -1,0 +1,1 @@
+"""Images made by rule: textures, objects and defects with exact masks."""
