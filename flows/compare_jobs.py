@@ -255,9 +255,14 @@ class CompareReport(Job):
     step = Step(
         "zsad-compare",
         1,
-        ("zsad.compare_report:write_compare_report",),
+        ("zsad.reports.compare.report:write_compare_report",),
         ("jinja2", "matplotlib", "numpy", "pillow", "scipy"),
-        files=(*PAGE, "zsad/report_style.html", "zsad/report_end.html", "zsad/compare_template.html"),
+        files=(
+            *PAGE,
+            "zsad/reports/report_style.html",
+            "zsad/reports/report_end.html",
+            "zsad/reports/compare/compare_template.html",
+        ),
     )
 
     def inputs(self) -> dict[str, Any]:
@@ -271,7 +276,7 @@ class CompareReport(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from zsad.compare_report import AblationResult, AblationRow, SystemResult, write_compare_report
+        from zsad.reports.compare.report import AblationResult, AblationRow, SystemResult, write_compare_report
 
         write_compare_report(
             out,
@@ -294,7 +299,7 @@ class CompareReport(Job):
 
 def _encoder(settings: EncoderSettings) -> Any:
     from zsad.clip.models import describe, is_embedded
-    from zsad.compare_report import Encoder
+    from zsad.reports.compare.report import Encoder
 
     weights = weights_of(settings)["weights"]
     return Encoder(
@@ -309,7 +314,7 @@ def _folder(result: Result) -> Path:
 
 
 def _evaluated(result: Result) -> Any:
-    from zsad.compare_report import Cost, Evaluated
+    from zsad.reports.compare.report import Cost, Evaluated
 
     return Evaluated(result.evaluated.folder(), None if result.cost is None else Cost(*result.cost))
 
@@ -322,7 +327,7 @@ def _by_category(results: tuple[Result, ...], shown: Callable[[Result], Any]) ->
 
 
 def _failed(system: str, failure: FailedStep) -> Any:
-    from zsad.compare_report import FailedSystem
+    from zsad.reports.compare.report import FailedSystem
 
     shared = failed_shown(failure)
     return FailedSystem(**vars(shared), system=system) if system else shared

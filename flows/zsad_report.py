@@ -38,7 +38,7 @@ class ScoredCategory:
 
     def result(self) -> Any:
         """As the report takes it."""
-        from zsad.report_data import CategoryResult, ReportImage
+        from zsad.reports.run.data import CategoryResult, ReportImage
 
         return CategoryResult(
             name=self.name,
@@ -51,7 +51,12 @@ class ScoredCategory:
 
 
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_TEMPLATES = (*PAGE, "zsad/report_style.html", "zsad/report_end.html", "zsad/report_template.html")
+_TEMPLATES = (
+    *PAGE,
+    "zsad/reports/report_style.html",
+    "zsad/reports/report_end.html",
+    "zsad/reports/run/report_template.html",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class ZsadReport(Job):
     failures: tuple[FailedStep, ...]
     versions: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
-    step = Step("zsad-report", 1, ("zsad.report:write_report",), _DRAWING, files=_TEMPLATES)
+    step = Step("zsad-report", 1, ("zsad.reports.run.report:write_report",), _DRAWING, files=_TEMPLATES)
 
     def inputs(self) -> dict[str, Any]:
         return {
@@ -75,7 +80,7 @@ class ZsadReport(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from zsad.report import write_report
+        from zsad.reports.run.report import write_report
 
         write_report(
             out,
@@ -100,7 +105,7 @@ class ScoreOutputs(Job):
     step = Step(
         "zsad-maps",
         1,
-        ("zsad.outputs:write_score_outputs",),
+        ("zsad.reports.run.outputs:write_score_outputs",),
         (*_DRAWING, "torch"),
         files=_TEMPLATES,
     )
@@ -117,7 +122,7 @@ class ScoreOutputs(Job):
 
     def run(self, out: Path, *, key: str) -> None:
         from flows.progress import count_images
-        from zsad.outputs import write_score_outputs
+        from zsad.reports.run.outputs import write_score_outputs
 
         write_score_outputs(
             out,
@@ -133,7 +138,7 @@ class ScoreOutputs(Job):
 
 def failed_shown(failure: FailedStep) -> Any:
     """A failure as a report takes it."""
-    from zsad.report_data import Failed
+    from zsad.reports.run.data import Failed
 
     own = failure.case_id.removeprefix(f"{failure.category}/") if failure.category else ""
     return Failed(failure.category or failure.case_id, own, failure.stage, failure.rule, failure.file)

@@ -306,12 +306,12 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     # an edit of the report or of a metric must not encode or adapt again
     for step in ("zsad-text", "zsad-encode", "zsad-score"):
         assert not modules[step] & {
-            "zsad.report",
-            "zsad.pictures",
+            "zsad.reports.run.report",
+            "zsad.reports.pictures",
             "zsad.evaluation.metrics",
             "zsad.evaluation.curves",
             "zsad.steps.evaluate",
         }
     for step in ("zsad-text", "zsad-encode"):
         assert not modules[step] & {"zsad.scorers.dual.adapt", "zsad.scorers.dual.scorer"}
-    assert "zsad.report" not in modules["zsad-evaluate"]
+    assert "zsad.reports.run.report" not in modules["zsad-evaluate"]

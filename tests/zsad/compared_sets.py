@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsad.compare_data import Cost, Evaluated, SystemResult, variant_of
 from zsad.config.compare import CompareSettings, parse
 from zsad.config.systems import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
-from zsad.report_document import Encoder
+from zsad.reports.compare.data import Cost, Evaluated, SystemResult, variant_of
+from zsad.reports.run.document import Encoder
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 
 CLIP = Encoder(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, ImageRows
 from zsad.config.run import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
 from zsad.data.images import plan_crops
-from zsad.report_data import CategoryResult, ReportImage
+from zsad.reports.run.data import CategoryResult, ReportImage
 from zsad.scorers.dual.scorer import Evidence, Part, fuse_image
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.steps.evaluate import evaluate_category

@@ -17,8 +17,9 @@ from medad.base.errors import InputError
 from medad.base.text import WITHHELD
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
-from zsad.compare_charts import Panel, line_chart
-from zsad.compare_report import (
+from zsad.config.compare import Ablation, CompareSettings, ablation_systems
+from zsad.reports.compare.charts import Panel, line_chart
+from zsad.reports.compare.report import (
     AblationResult,
     AblationRow,
     Cost,
@@ -28,8 +29,7 @@ from zsad.compare_report import (
     SystemResult,
     write_compare_report,
 )
-from zsad.config.compare import Ablation, CompareSettings, ablation_systems
-from zsad.report_document import METRICS, Stat
+from zsad.reports.run.document import METRICS, Stat
 from zsad.steps.evaluate import METRICS_FILE
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""

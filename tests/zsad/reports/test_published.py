@@ -6,7 +6,7 @@ import pytest
 
 from zsad.config.compare import Ablation, ablation_systems
 from zsad.config.run import Variant
-from zsad.published import (
+from zsad.reports.published import (
     ANOMALY_CLIP,
     CATEGORIES,
     DATA_SETS_001,

@@ -18,7 +18,7 @@ from zsad.config.run import (
     Variant,
     ZsadSettings,
 )
-from zsad.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
+from zsad.reports.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
 
 METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
 """Of `METHOD_MODEL`: these values, given, are what None and `all` stand for."""

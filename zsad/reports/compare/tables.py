@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zsad.compare_data import LoadedSystem
-from zsad.compare_document import CompareDocument, MacroFigures, SystemReport
-from zsad.published import PublishedRow, Quoted
-from zsad.report_document import METRICS, PRO_200
-from zsad.report_page import percent, published_figure
+from zsad.reports.compare.data import LoadedSystem
+from zsad.reports.compare.document import CompareDocument, MacroFigures, SystemReport
+from zsad.reports.page import percent, published_figure
+from zsad.reports.published import PublishedRow, Quoted
+from zsad.reports.run.document import METRICS, PRO_200
 
 _SPECIAL = str.maketrans(
     {

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from zsad.config.compare import Ablation
-from zsad.published import (
+from zsad.reports.published import (
     CategoryFigures,
     PublishedRow,
 )
-from zsad.report_document import (
+from zsad.reports.run.document import (
     Encoder,
     Failure,
     Notice,

@@ -30,14 +30,14 @@ from tests.zsad.scored_sets import (
     zsad_settings,
 )
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
-from zsad.published import CATEGORIES, TEST_IMAGES
-from zsad.report import SCALE_QUANTILES, write_report
-from zsad.report_data import CategoryResult, Failed
-from zsad.report_document import (
+from zsad.reports.published import CATEGORIES, TEST_IMAGES
+from zsad.reports.run.data import CategoryResult, Failed
+from zsad.reports.run.document import (
     METRICS,
     Stat,
 )
-from zsad.report_figures import pick_images, statistic
+from zsad.reports.run.figures import pick_images, statistic
+from zsad.reports.run.report import SCALE_QUANTILES, write_report
 from zsad.steps.evaluate import CategoryEvaluation
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
@@ -311,7 +311,7 @@ def test_a_run_that_does_not_compare_says_so(
 def test_a_preview_of_random_weights_is_tagged_and_one_that_does_not_compare_is_not(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zsad import pictures
+    from zsad.reports import pictures
 
     shown: list[tuple[list[str], list[str]]] = []
     stack = pictures.stack_rows

@@ -12,9 +12,9 @@ from medad.base.errors import InputError
 from medad.base.text import natural_order
 from zsad.config.compare import Ablation, ablation_systems
 from zsad.config.systems import DualImage, SystemSettings
-from zsad.paired import SharedImages
-from zsad.report_data import Failed, seed_figures
-from zsad.report_document import Encoder, SeedFigures
+from zsad.reports.compare.paired_tests import SharedImages
+from zsad.reports.run.data import Failed, seed_figures
+from zsad.reports.run.document import Encoder, SeedFigures
 from zsad.scorers.scores_file import ONLY
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
 

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from zsad.paired import MIN_CATEGORIES, MIN_IMAGES, SharedImages, delong, holm, placements, wilcoxon
+from zsad.reports.compare.paired_tests import (
+    MIN_CATEGORIES,
+    MIN_IMAGES,
+    SharedImages,
+    delong,
+    holm,
+    placements,
+    wilcoxon,
+)
 
 
 def shared(a: Any, b: Any, anomalous: list[bool]) -> SharedImages:

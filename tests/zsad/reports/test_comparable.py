@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from zsad.comparable import why_not_comparable
 from zsad.config.run import ZsadSettings, load
-from zsad.published import CATEGORIES, TEST_IMAGES, Benchmark
+from zsad.reports.comparable import why_not_comparable
+from zsad.reports.published import CATEGORIES, TEST_IMAGES, Benchmark
 
-PAPER = Path(__file__).parents[2] / "configs" / "zsad" / "dual_clip.yaml"
+PAPER = Path(__file__).parents[3] / "configs" / "zsad" / "dual_clip.yaml"
 DTD = {"adapt.textures": "/data/dtd"}
 
 

@@ -19,7 +19,7 @@ from zsad.clip.feature_store import INDEX, FeatureIndex
 from zsad.clip.models import is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
 from zsad.data.images import Crops, merge_maps
-from zsad.report_document import (
+from zsad.reports.run.document import (
     CategoryReport,
     Encoder,
     Failure,
@@ -28,7 +28,7 @@ from zsad.report_document import (
     SeedFigures,
     ShownImage,
 )
-from zsad.report_figures import variant_figures
+from zsad.reports.run.figures import variant_figures
 from zsad.scorers.dual.scores_file import Scores
 from zsad.steps.evaluate import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 
 from medad.base.storage import write_bytes
-from zsad.compare_charts import Dots, Panel, line_chart, overview_png
-from zsad.compare_data import (
+from zsad.config.compare import CompareSettings
+from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
+from zsad.reports.compare.data import (
     AblationResult,
     AblationRow,
     Cost,
@@ -23,7 +24,7 @@ from zsad.compare_data import (
     SystemResult,
     load_system,
 )
-from zsad.compare_document import (
+from zsad.reports.compare.document import (
     AblationReport,
     CompareDocument,
     MacroFigures,
@@ -31,14 +32,13 @@ from zsad.compare_document import (
     PairedTable,
     SystemReport,
 )
-from zsad.compare_summary import make_document
-from zsad.compare_tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
-from zsad.config.compare import CompareSettings
-from zsad.published import CategoryFigures
-from zsad.report_data import Failed
-from zsad.report_document import PRO_200, Encoder
-from zsad.report_page import page_environment, published_figure
-from zsad.report_tables import write_csv
+from zsad.reports.compare.summary import make_document
+from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
+from zsad.reports.page import page_environment, published_figure
+from zsad.reports.published import CategoryFigures
+from zsad.reports.run.data import Failed
+from zsad.reports.run.document import PRO_200, Encoder
+from zsad.reports.run.tables import write_csv
 
 __all__ = [
     "AblationResult",

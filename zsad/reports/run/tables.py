@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medad.base.storage import atomic_path
-from zsad.report_document import METRICS, ReportDocument, SeedFigures
+from zsad.reports.run.document import METRICS, ReportDocument, SeedFigures
 from zsad.steps.evaluate import Curve, CurvePair
 
 MEAN = "mean over categories"

@@ -6,8 +6,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from medad.reporting import page as pages
-from zsad.published import PublishedRow, Quoted
-from zsad.report_document import PRO_200, Stat
+from zsad.reports.published import PublishedRow, Quoted
+from zsad.reports.run.document import PRO_200, Stat
 
 
 def page_environment() -> jinja2.Environment:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from medad.base.text import natural_order
 from zsad.config.run import Variant
-from zsad.report_document import (
+from zsad.reports.run.document import (
     METRICS,
     CategoryReport,
     Macro,

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
 from medad.base.text import WITHHELD, clean
-from zsad.comparable import why_not_comparable
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
-from zsad.published import TITLES, PublishedRow, published_rows
+from zsad.reports.comparable import why_not_comparable
+from zsad.reports.published import TITLES, PublishedRow, published_rows
 from zsad.steps.evaluate import CategoryCurves
 
 _PATHS = frozenset({"root", "masks", "textures", "checkpoint", "clipseg", "sam", "salient"})

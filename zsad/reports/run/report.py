@@ -16,12 +16,13 @@ from PIL import Image
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
 from medad.reporting.page import jpeg_uri
-from zsad import charts, pictures
-from zsad.charts import NamedCurve, ScoreSets
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, read_mask
-from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
-from zsad.report_document import (
+from zsad.reports import charts, pictures
+from zsad.reports.charts import NamedCurve, ScoreSets
+from zsad.reports.page import page_environment
+from zsad.reports.run.data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
+from zsad.reports.run.document import (
     VARIANTS,
     CategoryReport,
     ColourScale,
@@ -30,9 +31,8 @@ from zsad.report_document import (
     Stat,
     make_document,
 )
-from zsad.report_figures import macro_means, pick_images
-from zsad.report_page import page_environment
-from zsad.report_tables import curve_rows, result_rows, score_rows, write_csv
+from zsad.reports.run.figures import macro_means, pick_images
+from zsad.reports.run.tables import curve_rows, result_rows, score_rows, write_csv
 from zsad.steps.evaluate import CurvePair
 
 __all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]

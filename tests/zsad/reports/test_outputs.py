@@ -20,8 +20,8 @@ from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, wri
 from zsad.clip.models import EMBEDDED_FOLDER, describe
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.data.images import resize_map
-from zsad.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
-from zsad.report_data import CategoryResult, Failed, load_category
+from zsad.reports.run.data import CategoryResult, Failed, load_category
+from zsad.reports.run.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
 from zsad.steps.evaluate_maps import evaluate_folders
 
 TIFF_DESCRIPTION = 270

@@ -19,11 +19,11 @@ from medad.base.text import readable
 from zsad.clip.models import describe
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, resize_map
-from zsad.pictures import overlay
-from zsad.report import colour_scale, heat_scale, write_pages
-from zsad.report_data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
-from zsad.report_document import ColourScale, Encoder, notices_of
-from zsad.report_tables import write_csv
+from zsad.reports.pictures import overlay
+from zsad.reports.run.data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
+from zsad.reports.run.document import ColourScale, Encoder, notices_of
+from zsad.reports.run.report import colour_scale, heat_scale, write_pages
+from zsad.reports.run.tables import write_csv
 
 MapFormat = Literal["png", "tiff", "npy"]
 
@@ -57,7 +57,7 @@ def write_score_outputs(
     out
         An existing folder.
     settings, failures, versions, notes
-        As for `zsad.report.write_report`. Failed images are in scores.csv too, without a score.
+        As for `zsad.reports.run.report.write_report`. Failed images are in scores.csv too, without a score.
     category
         None when no image could be scored.
     formats

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zsad import pictures
-from zsad.charts import NamedCurve, ScoreSets, category_chart
-from zsad.pictures import HeatScale, ImageView, overlay, panel_row, row_width_px
+from zsad.reports import pictures
+from zsad.reports.charts import NamedCurve, ScoreSets, category_chart
+from zsad.reports.pictures import HeatScale, ImageView, overlay, panel_row, row_width_px
 
 Array = np.ndarray[Any, Any]
 

@@ -8,9 +8,11 @@ from typing import Literal
 
 from medad.base.text import clean, natural_order, readable
 from zsad.clip.models import describe
-from zsad.comparable import why_other_images
-from zsad.compare_data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images
-from zsad.compare_document import (
+from zsad.config.compare import Ablation, CompareSettings
+from zsad.config.systems import DualImage, SystemSettings, WinClip
+from zsad.reports.comparable import why_other_images
+from zsad.reports.compare.data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images
+from zsad.reports.compare.document import (
     AblationReport,
     AblationRowReport,
     CategoryShown,
@@ -24,10 +26,8 @@ from zsad.compare_document import (
     SystemCost,
     SystemReport,
 )
-from zsad.config.compare import Ablation, CompareSettings
-from zsad.config.systems import DualImage, SystemSettings, WinClip
-from zsad.paired import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
-from zsad.published import (
+from zsad.reports.compare.paired_tests import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
+from zsad.reports.published import (
     ABLATION_REMARKS,
     ANOMALY_CLIP,
     DUAL_IMAGE,
@@ -38,8 +38,8 @@ from zsad.published import (
     compared_rows,
     published_ablation,
 )
-from zsad.report_data import Failed, failures_shown
-from zsad.report_document import (
+from zsad.reports.run.data import Failed, failures_shown
+from zsad.reports.run.document import (
     EMBEDDED_NOTICE,
     METRICS,
     PRO_200,
@@ -51,7 +51,7 @@ from zsad.report_document import (
     definitions_shown,
     settings_without_paths,
 )
-from zsad.report_figures import macro_mean, statistic
+from zsad.reports.run.figures import macro_mean, statistic
 
 SCHEMA_VERSION = 1
 TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")

@@ -1,0 +1,1 @@
+"""The report of a run of one method, and what scoring people's own images leaves."""
