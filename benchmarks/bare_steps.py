@@ -12,7 +12,7 @@ from flows.cache import Ref
 from flows.child import Place
 from flows.demo import liver_demo, zsad_demo
 from flows.jobs import DeviceJob, Job
-from flows.settings import cache_root
+from flows.machine.environment import cache_root
 from flows.tasks import Submitted, Tally
 from medad.base.settings import MachineSettings
 

@@ -125,7 +125,7 @@ def _bare_process(folder: Path) -> float:
 
 def bare() -> None:
     """Both demos' steps, one after another, each by its domain call."""
-    from flows.settings import prepare_prefect
+    from flows.machine.environment import prepare_prefect
 
     prepare_prefect()
     from benchmarks.bare_steps import run_liver, run_zsad

@@ -17,7 +17,7 @@ from pathlib import Path
 def run() -> None:
     # the script's folder, which Python puts first, would make this file the package zsad
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from flows.settings import prepare_numpy
+    from flows.machine.environment import prepare_numpy
 
     prepare_numpy()  # as every command does
     from benchmarks.zsad_table import main

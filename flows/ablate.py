@@ -27,14 +27,14 @@ from flows.engines import RUNNER
 from flows.jobs import FailedStep
 from flows.liver import ReadyCase, Stages
 from flows.liver_folder import Models, UsedCase
+from flows.machine.stopping import stopping
+from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateAblation, PrivateLiver, confined
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
 from flows.row_tally import Once, RowTally
-from flows.stopping import stopping
 from flows.tasks import Failure, Submitted, describe
-from flows.terminal import terminal
 from medad.base.errors import UserError
 from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant
 from medad.config.liver import LiverSettings

@@ -33,7 +33,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.digests import DigestMemory, file_sha256
-from flows.settings import cache_root
+from flows.machine.environment import cache_root
 from flows.sources import code_digest
 from medad.base.errors import DiskFullError, UserError
 from medad.base.storage import sync_path

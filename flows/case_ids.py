@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows.settings import worker_count
+from flows.machine.environment import worker_count
 from medad.base.errors import ConfigError, UserError
 from medad.base.storage import atomic_path
 

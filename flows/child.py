@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cache import Made
 from flows.gpu import Device, Slot, device_slot
+from flows.machine.stopping import StoppedError, stopping
 from flows.privacy import learn_job
-from flows.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError, LimitError
 from medad.base.settings import Gpus
 

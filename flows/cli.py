@@ -23,7 +23,7 @@ from flows.command import (
     say,
     start,
 )
-from flows.terminal import terminal
+from flows.machine.terminal import terminal
 
 app = typer.Typer(
     name="adflows",

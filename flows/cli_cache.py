@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.command import EXIT_USER, Json, say
-from flows.terminal import format_seconds, terminal
+from flows.machine.terminal import format_seconds, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.command import Json, say
-from flows.terminal import terminal
+from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from flows.command import (
     say,
     start,
 )
-from flows.terminal import terminal
+from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError, UserError
 
 if TYPE_CHECKING:

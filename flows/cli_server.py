@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.command import Json, say
-from flows.settings import checkout, heartbeat_s, host_name, prepare_prefect
+from flows.machine.environment import checkout, heartbeat_s, host_name, prepare_prefect
 from medad.base.errors import ConfigError
 
 POOL = "adflows"

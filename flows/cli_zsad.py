@@ -24,8 +24,8 @@ from flows.command import (
     say,
     start,
 )
-from flows.settings import prepare_numpy
-from flows.terminal import terminal
+from flows.machine.environment import prepare_numpy
+from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.settings import named_config, prepare_prefect
-from flows.terminal import terminal
+from flows.machine.environment import named_config, prepare_prefect
+from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

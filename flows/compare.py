@@ -28,12 +28,12 @@ from flows.compare_jobs import (
 )
 from flows.engines import RUNNER
 from flows.jobs import FailedStep, file_digest
+from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally
 from flows.privacy import PrivateCompare, confined, path_filter
 from flows.publish import Copied, copied, installed_versions
 from flows.tasks import Submitted, describe
-from flows.terminal import terminal
 from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.errors import InputError, UserError

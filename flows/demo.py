@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.machine.environment import config_folder
 from flows.privacy import PrivateLiver, PrivateZsad
-from flows.settings import config_folder
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

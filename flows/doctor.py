@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.case_ids import private_folder, registered_count
-from flows.settings import cache_root, core_count, memory_bytes, prepare_prefect
+from flows.machine.environment import cache_root, core_count, memory_bytes, prepare_prefect
 from medad.base.errors import ConfigError
 
 Status = Literal["ok", "warn", "fail"]

@@ -17,7 +17,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.gpu import devices_of
 from flows.jobs import DeviceJob
-from flows.settings import worker_count
+from flows.machine.environment import worker_count
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 

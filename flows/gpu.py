@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.stopping import StoppedError, stopping
+from flows.machine.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError
 from medad.base.settings import Gpus
 

@@ -41,13 +41,13 @@ from flows.inbox_folder import IN_MANIFEST, FailedCase, Row, now
 from flows.liver import ReadyCase, Stages
 from flows.liver_folder import NETS, Models
 from flows.liver_report import Report, Reported
+from flows.machine.environment import worker_count
+from flows.machine.terminal import terminal
 from flows.outcome import Outcome
 from flows.plan import planned
 from flows.privacy import confined, path_filter
 from flows.publish import Copied, RunFolder, installed_versions, publish
-from flows.settings import worker_count
 from flows.tasks import Failure, describe
-from flows.terminal import terminal
 from medad.base.errors import ConfigError, UserError
 
 CASE_FILES = ("mask.nii.gz", "probability.nii.gz", "lesions.json")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 
-from flows.stopping import StoppedError, stopping
+from flows.machine.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError
 
 LIMIT = "ADFLOWS_SERVER_LIMIT"

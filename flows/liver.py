@@ -38,12 +38,12 @@ from flows.liver_jobs import (
 )
 from flows.liver_report import Report, Reported
 from flows.liver_sides import BOTH, PLACE, Sides, Use
+from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
 from flows.publish import RunFolder, installed_versions, publish
 from flows.tasks import Failure, Submitted, Tally, describe
-from flows.terminal import terminal
 from medad.base.errors import UserError
 from medad.base.settings import ANY_MACHINE
 from medad.cohort.folds import Member, find_leaks

@@ -25,8 +25,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
+from flows.machine.environment import cache_root
 from flows.redaction import SHORTEST, Redactor
-from flows.settings import cache_root
 from medad.base.errors import InputError, UserError
 from medad.config.liver import DatasetSettings, LiverSettings
 from zsad.config.run import ImagesSettings

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.cache import ArtefactStore, Ref, content_key
+from flows.machine.environment import cache_root
 from flows.privacy import install
-from flows.settings import cache_root
 from flows.tasks import Submitted, Tally, describe
 from flows.upkeep import Change, nearest
 from medad.base.errors import InputError

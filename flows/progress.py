@@ -11,8 +11,8 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
-from flows.stopping import StoppedError, stopping
-from flows.terminal import terminal
+from flows.machine.stopping import StoppedError, stopping
+from flows.machine.terminal import terminal
 
 if TYPE_CHECKING:
     from medad.base.progress import Progress

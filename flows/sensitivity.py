@@ -25,13 +25,13 @@ from flows.liver import Stages
 from flows.liver_folder import Models
 from flows.liver_jobs import Prepare, Segment, source_digest
 from flows.liver_sides import Sides, salted_member, trained_members, training_rows
+from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import planned
 from flows.privacy import PrivateLiver, PrivatePath, PrivateSensitivity, confined
 from flows.publish import MANIFEST, RunFolder, copied, installed_versions, publish
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.tasks import Submitted, describe
-from flows.terminal import terminal
 from medad.base.errors import ConfigError, UserError
 from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks

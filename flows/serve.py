@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.command import say
-from flows.settings import heartbeat_s
+from flows.machine.environment import heartbeat_s
 from flows.supervise import POLL_S, Child, keep
 from flows.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError

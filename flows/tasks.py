@@ -26,12 +26,12 @@ from flows.engines import EngineRunner
 from flows.gpu import devices_of
 from flows.jobs import DeviceJob, Job
 from flows.limits import server_slot
+from flows.machine.environment import cache_root
+from flows.machine.stopping import stopping
+from flows.machine.terminal import format_seconds, terminal
 from flows.privacy import confined, install, learn_job, path_filter
 from flows.retries import RETRY_DELAYS_S, is_transient
 from flows.serializer import VerifiedSerializer
-from flows.settings import cache_root
-from flows.stopping import stopping
-from flows.terminal import format_seconds, terminal
 from medad.base.errors import InputError, UserError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 

@@ -27,7 +27,7 @@ os.environ["ADFLOWS_SLOTS"] = str(Path(_HOME.name) / "slots")
 # nor its register of patients
 os.environ["ADFLOWS_PRIVATE"] = str(Path(_HOME.name) / "private")
 
-from flows.settings import prepare_prefect  # noqa: E402
+from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
@@ -126,7 +126,7 @@ class Ran:
 def run_cli(*arguments: object) -> Ran:
     """Run the command line in this process, on the test's server and cache."""
     from flows.cli import main
-    from flows.terminal import terminal
+    from flows.machine.terminal import terminal
 
     out, err = io.StringIO(), io.StringIO()
     code = 0

@@ -113,7 +113,7 @@ def _subclasses(kind: Any) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    from flows.settings import prepare_prefect
+    from flows.machine.environment import prepare_prefect
 
     prepare_prefect()
     arm(sys.argv[1], sys.argv[2])

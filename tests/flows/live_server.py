@@ -25,8 +25,8 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
+from flows.machine.environment import checkout
 from flows.serve import SERVER_SETTINGS
-from flows.settings import checkout
 
 HOST = "testbox"
 POOL = "testpool"

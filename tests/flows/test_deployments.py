@@ -27,6 +27,14 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.cli_server import PORT
 from flows.deployments import STEPS, StepSettings, case_step
+from flows.machine.environment import (
+    LIBRARY_DEFAULTS,
+    PREFECT_DEFAULTS,
+    SHORTEST_HEARTBEAT_S,
+    heartbeat_s,
+    host_name,
+    named_config,
+)
 from flows.outcome import Outcome, final_state
 from flows.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
 from flows.server import (
@@ -41,14 +49,6 @@ from flows.server import (
     tell_automation,
     template_values,
     zombie_automation,
-)
-from flows.settings import (
-    LIBRARY_DEFAULTS,
-    PREFECT_DEFAULTS,
-    SHORTEST_HEARTBEAT_S,
-    heartbeat_s,
-    host_name,
-    named_config,
 )
 from flows.tasks import Failure
 from flows.ui_policy import POLICY, forbid_other_hosts

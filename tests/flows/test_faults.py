@@ -100,7 +100,7 @@ def test_two_runs_at_once_compute_each_task_once(
 @pytest.fixture
 def real_server(tmp_path: Path) -> Iterator[str]:
     """`prefect server start` with a database of its own."""
-    from flows.settings import PREFECT_DEFAULTS
+    from flows.machine.environment import PREFECT_DEFAULTS
 
     port = free_port()
     home = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows import gpu
-from flows.stopping import StoppedError, stopping
+from flows.machine.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError
 from medad.base.settings import Gpus
 from tests.flows.live_server import wait_for

@@ -532,7 +532,7 @@ if __name__ == "__main__" and mode == "worker":
     from pathlib import Path
     from flows.cli_liver import load_settings
     from flows.liver import prepare
-    from flows.settings import prepare_prefect
+    from flows.machine.environment import prepare_prefect
     settings = load_settings(Path(arguments[0]), {})
     print(prepare(settings=settings, refresh=True, return_state=True).name)
 elif __name__ == "__main__":

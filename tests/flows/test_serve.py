@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from flows.settings import checkout
+from flows.machine.environment import checkout
 from flows.ui_policy import POLICY
 from medad.cohort.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for

@@ -123,7 +123,7 @@ def test_a_broken_case_ends_alone_and_is_not_cached(
 
 
 def test_the_path_is_for_the_terminal_alone(fake_job: type[Any], capfd: pytest.CaptureFixture[str]) -> None:
-    from flows.terminal import terminal
+    from flows.machine.terminal import terminal
 
     terminal.enabled = True
     try:

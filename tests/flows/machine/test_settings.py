@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import settings
-from flows.settings import NUMPY_WITHOUT_AVX512, prepare_numpy, sorts_slowly
+from flows.machine import environment as settings
+from flows.machine.environment import NUMPY_WITHOUT_AVX512, prepare_numpy, sorts_slowly
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}

@@ -75,7 +75,7 @@ def heartbeat_s() -> int:
 
 def checkout() -> Path:
     """The repository's folder, which deployments run from. Raises ConfigError where the package came without it."""
-    folder = Path(__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / "prefect.yaml").is_file():
         raise ConfigError(f"{folder}: holds no prefect.yaml; a server needs the repository's checkout")
     return folder
@@ -106,7 +106,7 @@ def named_config(name: str, flow: str) -> Path:
 
 def config_folder() -> Path | None:
     """The repository's `configs` folder, or None where the package was installed without its checkout."""
-    folder = Path(__file__).resolve().parents[1] / "configs"
+    folder = Path(__file__).resolve().parents[2] / "configs"
     return folder if (folder / "liver").is_dir() else None
 
 
