@@ -8,11 +8,11 @@ from typing import Any
 
 import flows.liver
 import flows.zsad
-from flows.cache import Ref
 from flows.child import Place
 from flows.demo import liver_demo, zsad_demo
-from flows.jobs import DeviceJob, Job
 from flows.machine.environment import cache_root
+from flows.store.artifacts import Ref
+from flows.store.step import DeviceJob, Job
 from flows.tasks import Submitted, Tally
 from medad.base.settings import MachineSettings
 

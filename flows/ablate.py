@@ -22,9 +22,7 @@ from prefect.client.schemas.objects import State
 
 from flows import liver_folder, ui
 from flows.ablate_jobs import AblationReport, Embed, Examples, Judged, SnapshotRow, VariantRow, Yardstick
-from flows.cache import Ref
 from flows.engines import RUNNER
-from flows.jobs import FailedStep
 from flows.liver import ReadyCase, Stages
 from flows.liver_folder import Models, UsedCase
 from flows.machine.stopping import stopping
@@ -34,6 +32,8 @@ from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateAblation, PrivateLiver, confined
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
 from flows.row_tally import Once, RowTally
+from flows.store.artifacts import Ref
+from flows.store.step import FailedStep
 from flows.tasks import Failure, Submitted, describe
 from medad.base.errors import UserError
 from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant

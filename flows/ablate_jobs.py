@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cache import Ref, Step
-from flows.jobs import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
 from flows.liver_jobs import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy import PrivateAblation
+from flows.store.artifacts import Ref, Step
+from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSettings
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.cache import ArtefactStore, canonical_json
-from flows.digests import SETTLED_S
+from flows.store.artifacts import ArtefactStore, canonical_json
+from flows.store.digests import SETTLED_S
 from medad.base.errors import InputError
 from medad.config.liver import InboxSettings
 

@@ -24,17 +24,17 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cache import Made
 from flows.gpu import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
 from flows.privacy import learn_job
+from flows.store.artifacts import Made
 from medad.base.errors import ConfigError, LimitError
 from medad.base.settings import Gpus
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from flows.jobs import DeviceJob
+    from flows.store.step import DeviceJob
 
 POLL_S = 0.2
 KILLED_FOR_MEMORY = -signal.SIGKILL

@@ -16,8 +16,8 @@ from flows.machine.terminal import format_seconds, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.cache import ArtefactStore
-    from flows.upkeep import Kept
+    from flows.store.artifacts import ArtefactStore
+    from flows.store.upkeep import Kept
 
 app = typer.Typer(help="The cache: what is kept, what is stale or damaged, what may go.", no_args_is_help=True)
 
@@ -56,13 +56,13 @@ def show_size(size: int) -> str:
 
 
 def _store() -> ArtefactStore:
-    from flows.cache import ArtefactStore
+    from flows.store.artifacts import ArtefactStore
 
     return ArtefactStore()
 
 
 def _row(each: Kept) -> dict[str, Any]:
-    from flows.upkeep import age
+    from flows.store.upkeep import age
 
     sidecar = each.sidecar
     return {
@@ -83,7 +83,7 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """What is kept: how many artefacts of each step, their size, and when they last served."""
-    from flows.upkeep import age, kept
+    from flows.store.upkeep import age, kept
 
     store = _store()
     found = kept(store, step)
@@ -107,7 +107,7 @@ def list_command(
 @app.command()
 def explain(key: KeyArgument, as_json: Json = False) -> None:
     """What an artefact was made from, and what today's program would do otherwise."""
-    from flows.upkeep import find, kept, outdated
+    from flows.store.upkeep import find, kept, outdated
 
     store = _store()
     each = find(store, key)
@@ -150,8 +150,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every file anew and compare. Exit code 2 when something is damaged."""
-    from flows.upkeep import damaged
-    from flows.upkeep import remove as remove_artefact
+    from flows.store.upkeep import damaged
+    from flows.store.upkeep import remove as remove_artefact
 
     terminal.enabled = True
     store = _store()
@@ -183,8 +183,8 @@ def prune(
     """Remove what has not served for long. What a run under way makes or has used stays."""
     if older_than is None and max_size is None:
         raise ConfigError("prune: say what may go: --older-than AGE, --max-size SIZE, or both")
-    from flows.upkeep import choose, kept, old_checkpoints
-    from flows.upkeep import remove as remove_artefact
+    from flows.store.upkeep import choose, kept, old_checkpoints
+    from flows.store.upkeep import remove as remove_artefact
 
     age_s = None if older_than is None else parse_age(older_than)
     store, now = _store(), time.time()

@@ -16,7 +16,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import ui
-from flows.cache import ArtefactStore, Ref
 from flows.compare_jobs import (
     AblationRows,
     CompareReport,
@@ -27,12 +26,13 @@ from flows.compare_jobs import (
     TrainSystem,
 )
 from flows.engines import RUNNER
-from flows.jobs import FailedStep, file_digest
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally
 from flows.privacy import PrivateCompare, confined, path_filter
 from flows.publish import Copied, copied, installed_versions
+from flows.store.artifacts import ArtefactStore, Ref
+from flows.store.step import FailedStep, file_digest
 from flows.tasks import Submitted, describe
 from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text

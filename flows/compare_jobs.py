@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cache import Ref, Step
-from flows.jobs import PAGE, DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values
 from flows.liver_jobs import checkpoint_file
-from flows.sources import code_digest
+from flows.store.artifacts import Ref, Step
+from flows.store.code import code_digest
+from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values
 from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
 from flows.zsad_report import failed_shown
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings

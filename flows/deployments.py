@@ -22,13 +22,13 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.cache import SIDECAR, Ref
 from flows.engines import RUNNER
 from flows.liver_jobs import HandStep, HandStepName
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.outcome import Outcome, final_state
 from flows.privacy import PrivateLiver, PrivateZsad, confined, path_filter
 from flows.publish import writable
+from flows.store.artifacts import SIDECAR, Ref
 from flows.tasks import Tally, describe
 from medad.base.errors import ConfigError, UserError
 from medad.config.liver import PreprocessSettings

@@ -16,8 +16,8 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.gpu import devices_of
-from flows.jobs import DeviceJob
 from flows.machine.environment import worker_count
+from flows.store.step import DeviceJob
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 

@@ -34,7 +34,6 @@ from flows.arrivals import (
     unchanged,
     vanished,
 )
-from flows.cache import ArtefactStore
 from flows.engines import RUNNER
 from flows.inbox_config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox_folder import IN_MANIFEST, FailedCase, Row, now
@@ -47,6 +46,7 @@ from flows.outcome import Outcome
 from flows.plan import planned
 from flows.privacy import confined, path_filter
 from flows.publish import Copied, RunFolder, installed_versions, publish
+from flows.store.artifacts import ArtefactStore
 from flows.tasks import Failure, describe
 from medad.base.errors import ConfigError, UserError
 

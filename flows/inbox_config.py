@@ -13,14 +13,14 @@ from pydantic.json_schema import SkipJsonSchema
 
 from flows import liver_folder
 from flows.arrivals import Content, look, recalled
-from flows.cache import content_key, key_parts
 from flows.command import find_config
 from flows.inbox_folder import OutFolder, Row
-from flows.jobs import json_values
 from flows.liver_folder import NETS
 from flows.liver_jobs import Prepare, Segment, source_digest
 from flows.liver_report import Report
 from flows.privacy import PrivateLiver
+from flows.store.artifacts import content_key, key_parts
+from flows.store.step import json_values
 from medad.base.errors import ConfigError
 from medad.config.liver import InboxSettings, load_inbox
 

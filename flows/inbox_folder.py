@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.cache import ArtefactStore
 from flows.publish import MANIFEST
+from flows.store.artifacts import ArtefactStore
 from medad.base.errors import ConfigError
 from medad.base.storage import write_bytes
 

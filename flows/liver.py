@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
 from flows import case_ids, liver_folder, liver_sides, ui
-from flows.cache import Ref
 from flows.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import (
@@ -43,6 +42,7 @@ from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
 from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
 from flows.publish import RunFolder, installed_versions, publish
+from flows.store.artifacts import Ref
 from flows.tasks import Failure, Submitted, Tally, describe
 from medad.base.errors import UserError
 from medad.base.settings import ANY_MACHINE

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.cache import ArtefactStore, Ref
 from flows.liver_report import Reported
 from flows.liver_sides import liver_digest
 from flows.privacy import PrivateLiver
 from flows.publish import MANIFEST, Copied, copied, read_manifest
+from flows.store.artifacts import ArtefactStore, Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import PLANTED_FILES
 from medad.config.liver import parse

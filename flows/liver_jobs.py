@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from flows.cache import ArtefactStore, Ref, Step, library_versions
-from flows.jobs import DeviceJob, Job, json_values
+from flows.store.artifacts import ArtefactStore, Ref, Step, library_versions
+from flows.store.step import DeviceJob, Job, json_values
 from medad.base.errors import InputError
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.liver import (

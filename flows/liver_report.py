@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.cache import Ref, Step
-from flows.jobs import PAGE, FailedStep, Job, digest_of, folder_of, json_values
+from flows.store.artifacts import Ref, Step
+from flows.store.step import PAGE, FailedStep, Job, digest_of, folder_of, json_values
 from medad.base.settings import MACHINE_FIELDS
 from medad.config.liver import LiverSettings
 

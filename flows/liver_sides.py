@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows import case_ids
-from flows.cache import Ref
 from flows.liver_jobs import source_digest
 from flows.machine.environment import worker_count
 from flows.publish import read_manifest
+from flows.store.artifacts import Ref
 from flows.tasks import Failure
 from medad.base.errors import ConfigError, UserError
 from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of

@@ -9,7 +9,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.jobs import FailedStep
+from flows.store.step import FailedStep
 from flows.tasks import Failure, Tally
 
 

@@ -12,17 +12,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.cache import ArtefactStore, Ref, content_key
 from flows.machine.environment import cache_root
 from flows.privacy import install
+from flows.store.artifacts import ArtefactStore, Ref, content_key
+from flows.store.upkeep import Change, nearest
 from flows.tasks import Submitted, Tally, describe
-from flows.upkeep import Change, nearest
 from medad.base.errors import InputError
 from medad.base.settings import MachineSettings
 
 if TYPE_CHECKING:
-    from flows.jobs import Job
     from flows.outcome import Outcome
+    from flows.store.step import Job
 
 PLANNED = "planned"
 """First part of the path of a reference to what is not made; no step has this name."""

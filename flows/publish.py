@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.cache import ArtefactStore, Ref, disk_full_is_told
-from flows.digests import file_sha256
 from flows.privacy import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
+from flows.store.artifacts import ArtefactStore, Ref, disk_full_is_told
+from flows.store.digests import file_sha256
 from flows.tasks import Tally
 from medad.base.errors import ConfigError
 from medad.base.storage import sync_path

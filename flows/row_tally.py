@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 
-from flows.cache import Ref
-from flows.jobs import Job
+from flows.store.artifacts import Ref
+from flows.store.step import Job
 from flows.tasks import Failure, Submitted, Tally
 
 

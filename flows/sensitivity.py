@@ -18,9 +18,7 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
 from flows import liver_folder, ui
-from flows.cache import Ref
 from flows.engines import RUNNER
-from flows.jobs import Job
 from flows.liver import Stages
 from flows.liver_folder import Models
 from flows.liver_jobs import Prepare, Segment, source_digest
@@ -31,6 +29,8 @@ from flows.plan import planned
 from flows.privacy import PrivateLiver, PrivatePath, PrivateSensitivity, confined
 from flows.publish import MANIFEST, RunFolder, copied, installed_versions, publish
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
+from flows.store.artifacts import Ref
+from flows.store.step import Job
 from flows.tasks import Submitted, describe
 from medad.base.errors import ConfigError, UserError
 from medad.base.settings import MACHINE_FIELDS

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cache import Ref, Step
-from flows.jobs import PAGE, DeviceJob, FailedStep, Job, json_values
 from flows.liver_jobs import Prepare, Segment
+from flows.store.artifacts import Ref, Step
+from flows.store.step import PAGE, DeviceJob, FailedStep, Job, json_values
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
 

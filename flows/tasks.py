@@ -20,18 +20,18 @@ from prefect.futures import PrefectFuture
 from prefect.states import Failed
 from prefect.transactions import get_transaction
 
-from flows.cache import ArtefactStore, Made, Ref, content_key
 from flows.child import load_ahead
 from flows.engines import EngineRunner
 from flows.gpu import devices_of
-from flows.jobs import DeviceJob, Job
 from flows.limits import server_slot
 from flows.machine.environment import cache_root
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy import confined, install, learn_job, path_filter
 from flows.retries import RETRY_DELAYS_S, is_transient
-from flows.serializer import VerifiedSerializer
+from flows.store.artifacts import ArtefactStore, Made, Ref, content_key
+from flows.store.serializer import VerifiedSerializer
+from flows.store.step import DeviceJob, Job
 from medad.base.errors import InputError, UserError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import ui
-from flows.cache import Ref
-from flows.jobs import file_digest
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome
 from flows.plan import planned
 from flows.privacy import PrivateCompare, PrivateZsad, learn_data, path_filter
 from flows.publish import Copied, RunFolder, publish
+from flows.store.artifacts import Ref
+from flows.store.step import file_digest
 from flows.tasks import Failure, Tally, describe
 from flows.zsad_jobs import Encode, Image, weights_of
 from medad.base.errors import UserError

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.cache import Ref, Step, canonical_json
-from flows.jobs import DeviceJob, Job, file_digest, json_values
+from flows.store.artifacts import Ref, Step, canonical_json
+from flows.store.step import DeviceJob, Job, file_digest, json_values
 from medad.base.settings import ANY_MACHINE, MachineSettings
 from zsad.config.run import (
     WITH_ADAPTATION,

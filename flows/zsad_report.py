@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.cache import Ref, Step
-from flows.jobs import PAGE, FailedStep, Job, json_values
+from flows.store.artifacts import Ref, Step
+from flows.store.step import PAGE, FailedStep, Job, json_values
 from flows.zsad_jobs import Image, label_of
 from medad.base.settings import MACHINE_FIELDS
 from zsad.config.run import ZsadSettings

@@ -31,8 +31,8 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
-from flows.cache import Step  # noqa: E402
-from flows.jobs import Job  # noqa: E402
+from flows.store.artifacts import Step  # noqa: E402
+from flows.store.step import Job  # noqa: E402
 from medad.base.errors import InputError  # noqa: E402
 
 

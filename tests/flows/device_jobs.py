@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.cache import Step
 from flows.child import Place
-from flows.jobs import DeviceJob
+from flows.store.artifacts import Step
+from flows.store.step import DeviceJob
 from medad.base.errors import InputError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 

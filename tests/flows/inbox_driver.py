@@ -32,8 +32,8 @@ def main() -> None:
 
     prepare_prefect()
     from flows import publish
-    from flows.cache import ArtefactStore
     from flows.inbox_folder import FailedCase, OutFolder
+    from flows.store.artifacts import ArtefactStore
 
     def die_at(reached: str) -> None:
         if reached == place:

@@ -24,8 +24,8 @@ def die(*_: object) -> NoReturn:
 
 def arm(place: str, step: str) -> None:
     from flows import child, publish
-    from flows.cache import ArtefactStore
-    from flows.jobs import DeviceJob
+    from flows.store.artifacts import ArtefactStore
+    from flows.store.step import DeviceJob
 
     def is_it(folder: Path) -> bool:
         return folder.name.startswith(f"{step}-") or folder.parent.name == step

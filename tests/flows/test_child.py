@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from flows import gpu
-from flows.cache import ArtefactStore
 from flows.child import ChildTraceback, compute
 from flows.machine.stopping import StoppedError, stopping
+from flows.store.artifacts import ArtefactStore
 from medad.base.errors import InputError, LimitError
 from medad.base.settings import MachineSettings, TimeLimits
 from tests.flows.device_jobs import Probe, is_alive

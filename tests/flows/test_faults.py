@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.digests import file_sha256
+from flows.store.digests import file_sha256
 from tests.flows.live_server import HANGS_S, free_port, wait_for
 
 pytestmark = pytest.mark.slow

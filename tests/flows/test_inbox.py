@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows import arrivals, digests
+from flows import arrivals
 from flows.arrivals import ARRIVING, NO_MASK
-from flows.cache import Ref
 from flows.inbox import liver_inbox
 from flows.inbox_config import Inbox, InboxRequest
 from flows.inbox_folder import OutFolder
-from flows.jobs import Job
 from flows.plan import Plan, new_tally, plan_flow
+from flows.store import digests
+from flows.store.artifacts import Ref
+from flows.store.step import Job
 from flows.tasks import Submitted, Tally, perform
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
@@ -395,7 +396,7 @@ def test_a_failed_case_is_tried_again_when_what_it_failed_with_changes(
         save_file(tensors, weights, metadata)
         box.configure(model=str(other))
     else:
-        monkeypatch.setattr("flows.cache.code_digest", lambda *functions: "another program")
+        monkeypatch.setattr("flows.store.artifacts.code_digest", lambda *functions: "another program")
     assert box.segmented(code=2) == []
     [after] = box.failures().values()
     assert before["tried_with"] != after["tried_with"]

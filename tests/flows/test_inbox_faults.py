@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from flows.arrivals import Content
-from flows.digests import file_sha256
+from flows.store.digests import file_sha256
 from tests.flows.inbox_box import Box, read
 from tests.flows.inbox_driver import PLACES
 from tests.flows.live_server import HANGS_S, wait_for

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from flows.cache import Ref, content_key
-from flows.jobs import FailedStep, Job
 from flows.liver_jobs import (
     AdoptModel,
     Evaluate,
@@ -26,6 +24,8 @@ from flows.liver_jobs import (
     TrainSegmentation,
 )
 from flows.liver_report import Report, Reported
+from flows.store.artifacts import Ref, content_key
+from flows.store.step import FailedStep, Job
 from flows.tasks import cache_key
 from medad.base.errors import InputError
 from medad.cohort.datasets import Case

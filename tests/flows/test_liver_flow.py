@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from flows.case_ids import identify
-from flows.digests import file_sha256
 from flows.publish import read_statement
+from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]
 PER_TRAIN_CASE, PER_TEST_CASE, MODEL_AND_REPORT = 1, 3, 3

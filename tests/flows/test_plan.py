@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows.cache import Ref
 from flows.plan import Row, planning, refs_in
+from flows.store.artifacts import Ref
+from flows.store.upkeep import Change
 from flows.tasks import Tally
-from flows.upkeep import Change
 from medad.base.settings import ANY_MACHINE
 
 Cli = Callable[..., Any]

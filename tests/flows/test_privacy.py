@@ -25,9 +25,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.cache import Step
-from flows.jobs import Job
 from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
+from flows.store.artifacts import Step
+from flows.store.step import Job
 from medad.config.liver import DatasetSettings
 from tests.flows import leaks, plants
 from tests.flows.live_server import free_port

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from flows import liver_folder, publish
-from flows.cache import ArtefactStore, Ref, Step
 from flows.liver_folder import Models, settings_of_run
 from flows.privacy import PrivateLiver
 from flows.publish import RunFolder, read_headline
+from flows.store.artifacts import ArtefactStore, Ref, Step
 from flows.tasks import Tally
 from medad.base.errors import ConfigError, DiskFullError
 from medad.config.liver import DatasetSettings

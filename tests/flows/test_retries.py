@@ -12,10 +12,10 @@ import pytest
 from prefect import flow
 
 import flows.tasks
-from flows.cache import Ref, Step
 from flows.engines import RUNNER
-from flows.jobs import Job
 from flows.retries import RETRY_DELAYS_S, is_transient
+from flows.store.artifacts import Ref, Step
+from flows.store.step import Job
 from flows.tasks import Tally
 from medad.base.errors import InputError
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from flows.cache import Ref, content_key
 from flows.liver_jobs import Prepare, Segment
 from flows.privacy import PLACEHOLDER, PrivateSensitivity
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
-from flows.sources import closure
+from flows.store.artifacts import Ref, content_key
+from flows.store.code import closure
 from medad.cohort.datasets import Case
 from medad.cohort.phantom import write_btcv_phantoms
 from medad.config.liver import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings

@@ -9,10 +9,10 @@ import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.cache import ArtefactStore, DamagedArtefactError, Ref
 from flows.engines import RUNNER
-from flows.jobs import Job
-from flows.serializer import VerifiedSerializer
+from flows.store.artifacts import ArtefactStore, DamagedArtefactError, Ref
+from flows.store.serializer import VerifiedSerializer
+from flows.store.step import Job
 from flows.tasks import Tally, UnderWay, describe
 from medad.base.errors import DiskFullError, InputError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.digests import file_sha256
+from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]
 CATEGORIES, SEEDS, IMAGES = 2, 2, 4

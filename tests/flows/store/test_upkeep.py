@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from flows import upkeep
-from flows.cache import SIDECAR, ArtefactStore, Ref, Step, key_parts
 from flows.cli_cache import parse_age, parse_size, show_size
-from flows.jobs import Job
+from flows.store import upkeep
+from flows.store.artifacts import SIDECAR, ArtefactStore, Ref, Step, key_parts
+from flows.store.step import Job
 from medad.base.errors import ConfigError
 
 DAY_S = 86400.0
 RUN_UNDER_WAY = """
 import time
-from flows.cache import ArtefactStore
+from flows.store.artifacts import ArtefactStore
 ArtefactStore().mark_run()
 print("marked", flush=True)
 time.sleep(60)

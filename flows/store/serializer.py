@@ -8,7 +8,7 @@ from typing import Any
 from prefect.serializers import Serializer
 from pydantic import Field
 
-from flows.cache import ArtefactStore, DamagedArtefactError, Ref
+from flows.store.artifacts import ArtefactStore, DamagedArtefactError, Ref
 
 
 class VerifiedSerializer(Serializer):  # Prefect cannot register a parametrised base

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import liver_jobs, sources
-from flows.cache import Step
-from flows.jobs import Job
+from flows import liver_jobs
 from flows.liver_jobs import Evaluate, ExportSlices, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
 from flows.liver_report import Report
+from flows.store import code as sources
+from flows.store.artifacts import Step
+from flows.store.step import Job
 
 Write = Callable[[dict[str, str]], str]
 

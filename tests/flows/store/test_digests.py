@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import digests
-from flows.digests import DigestMemory, file_sha256
+from flows.store import digests
+from flows.store.digests import DigestMemory, file_sha256
 
 
 @pytest.fixture

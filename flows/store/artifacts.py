@@ -32,9 +32,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.digests import DigestMemory, file_sha256
 from flows.machine.environment import cache_root
-from flows.sources import code_digest
+from flows.store.code import code_digest
+from flows.store.digests import DigestMemory, file_sha256
 from medad.base.errors import DiskFullError, UserError
 from medad.base.storage import sync_path
 
@@ -142,7 +142,7 @@ def library_versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def key_parts(step: Step, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a key is made of, by name; `inputs` holds digests and settings as JSON values."""
-    package_parent = Path(__file__).resolve().parents[1]
+    package_parent = Path(__file__).resolve().parents[2]
     return {
         "step": step.name,
         "version": step.version,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cache import SIDECAR, ArtefactStore, DamagedArtefactError, Ref, Step, content_key, key_parts
+from flows.store.artifacts import SIDECAR, ArtefactStore, DamagedArtefactError, Ref, Step, content_key, key_parts
 from medad.base.errors import DiskFullError
 from tests.flows.live_server import wait_for
 
@@ -203,7 +203,7 @@ def test_threads_that_want_one_key_make_it_once(cache: Path) -> None:
 WORKER = """
 import sys, time
 from pathlib import Path
-from flows.cache import ArtefactStore, Step
+from flows.store.artifacts import ArtefactStore, Step
 log, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def body(out):
     with log.open("a") as stream:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
-from flows.cache import ArtefactStore, Made, Ref, Step, key_parts
+from flows.store.artifacts import ArtefactStore, Made, Ref, Step, key_parts
 from medad.base.errors import InputError
 from medad.base.settings import MachineSettings
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.cache import SIDECAR, ArtefactStore, Sidecar, Step, content_key, files_digest, key_parts
-from flows.digests import file_sha256
+from flows.store.artifacts import SIDECAR, ArtefactStore, Sidecar, Step, content_key, files_digest, key_parts
+from flows.store.digests import file_sha256
 from medad.base.errors import ConfigError
 
 KEY_LENGTH = 64

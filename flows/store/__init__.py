@@ -1,0 +1,1 @@
+"""Steps and their cached artifacts: keys, digests, verification, pruning. Knows no method."""
