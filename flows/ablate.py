@@ -29,7 +29,7 @@ from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
-from flows.privacy import PrivateAblation, PrivateLiver, confined
+from flows.privacy.settings import PrivateAblation, PrivateLiver, confined
 from flows.publish import Copied, RunFolder, copied, installed_versions, publish
 from flows.row_tally import Once, RowTally
 from flows.store.artifacts import Ref

@@ -58,7 +58,7 @@ def ablate(
         train_data__root=None if train is None else str(train),
         test_data__root=None if test is None else str(test),
     )
-    from flows.privacy import PrivateAblation
+    from flows.privacy.settings import PrivateAblation
     from medad.config.ablation import load
 
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))

@@ -14,7 +14,7 @@ from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.case_ids import RegisteredCase
+    from flows.privacy.case_ids import RegisteredCase
 
 app = typer.Typer(
     help="Opaque ids of scans: what Prefect's forms take and its records show. Only you can read what they stand for.",
@@ -54,7 +54,7 @@ def add(
     masks: list[Path | None] = list(liver or [])
     if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
-    from flows.case_ids import register
+    from flows.privacy.case_ids import register
 
     found = []
     for scan, mask in zip(scans, masks or [None] * len(scans), strict=True):
@@ -72,7 +72,7 @@ def list_command(
     paths: Annotated[bool, typer.Option("--paths", help="Show the paths as well.")] = False, as_json: Json = False
 ) -> None:
     """List the ids, and whether their files are still there."""
-    from flows.case_ids import registered
+    from flows.privacy.case_ids import registered
 
     rows = [(case, _there(case)) for case in registered()]
     if as_json:
@@ -87,7 +87,7 @@ def list_command(
 @app.command()
 def which(case_id: CaseId, as_json: Json = False) -> None:
     """Say which scan an id stands for."""
-    from flows.case_ids import which as which_case
+    from flows.privacy.case_ids import which as which_case
 
     case = which_case(case_id)
     if as_json:
@@ -101,7 +101,7 @@ def which(case_id: CaseId, as_json: Json = False) -> None:
 @app.command(name="rm")
 def remove(case_id: CaseId) -> None:
     """Remove an id from the register. No scan is touched."""
-    from flows.case_ids import forget
+    from flows.privacy.case_ids import forget
 
     forget(case_id)
     say(f"{case_id} is removed")

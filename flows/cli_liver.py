@@ -29,7 +29,7 @@ from flows.command import (
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.privacy import PrivateLiver
+    from flows.privacy.settings import PrivateLiver
 
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
 app.command(name="inbox")(cli_inbox.inbox)
@@ -53,7 +53,7 @@ Model = Annotated[Path, typer.Option("--model", help="Folder of a run with train
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateLiver:
     """Read a configuration. Raises ConfigError."""
-    from flows.privacy import PrivateLiver
+    from flows.privacy.settings import PrivateLiver
     from medad.config.liver import load
 
     return PrivateLiver.of(load(find_config(config, "liver"), overrides))

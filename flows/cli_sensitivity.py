@@ -35,7 +35,7 @@ def sensitivity(
 ) -> None:
     """Plant lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
     start(verbose=verbose)
-    from flows.privacy import PrivateSensitivity
+    from flows.privacy.settings import PrivateSensitivity
     from medad.base.settings import put_over
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 

@@ -29,7 +29,7 @@ from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.privacy import PrivateZsad
+    from flows.privacy.settings import PrivateZsad
     from zsad.config.run import PromptSettings
 
 app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
@@ -52,7 +52,7 @@ Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of referen
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateZsad:
     """Read a configuration. Raises ConfigError."""
-    from flows.privacy import PrivateZsad
+    from flows.privacy.settings import PrivateZsad
     from zsad.config.run import load
 
     return PrivateZsad.of(load(find_config(config, "zsad"), overrides))
@@ -143,7 +143,7 @@ def compare(
         seeds=None if seeds is None else list(range(seeds)),
         data__root=None if data is None else str(data.absolute()),
     )
-    from flows.privacy import PrivateCompare
+    from flows.privacy.settings import PrivateCompare
     from zsad.config.compare import load
 
     settings = PrivateCompare.of(load(find_config(config, "zsad"), values).chosen(methods))
@@ -171,7 +171,7 @@ def train(
 ) -> None:
     """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
     start(verbose=verbose)
-    from flows.privacy import PrivateCompare
+    from flows.privacy.settings import PrivateCompare
     from zsad.config.compare import load
     from zsad.config.systems import LearnedSettings
 

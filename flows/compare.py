@@ -29,7 +29,7 @@ from flows.engines import RUNNER
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally
-from flows.privacy import PrivateCompare, confined, path_filter
+from flows.privacy.settings import PrivateCompare, confined, path_filter
 from flows.publish import Copied, copied, installed_versions
 from flows.store.artifacts import ArtefactStore, Ref
 from flows.store.step import FailedStep, file_digest

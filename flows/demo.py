@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.machine.environment import config_folder
-from flows.privacy import PrivateLiver, PrivateZsad
+from flows.privacy.settings import PrivateLiver, PrivateZsad
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

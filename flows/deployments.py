@@ -26,7 +26,7 @@ from flows.engines import RUNNER
 from flows.liver_jobs import HandStep, HandStepName
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.outcome import Outcome, final_state
-from flows.privacy import PrivateLiver, PrivateZsad, confined, path_filter
+from flows.privacy.settings import PrivateLiver, PrivateZsad, confined, path_filter
 from flows.publish import writable
 from flows.store.artifacts import SIDECAR, Ref
 from flows.tasks import Tally, describe
@@ -214,7 +214,7 @@ def case_step(
 
 
 def _case_step(case_id: str, wanted: HandStepName, settings: PreprocessSettings, *, refresh: bool) -> State[Outcome]:
-    from flows.case_ids import resolve
+    from flows.privacy.case_ids import resolve
 
     case = resolve(case_id)
     if case.liver is None and wanted != "window":

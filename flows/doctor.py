@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.case_ids import private_folder, registered_count
 from flows.machine.environment import cache_root, core_count, memory_bytes, prepare_prefect
+from flows.privacy.case_ids import private_folder, registered_count
 from medad.base.errors import ConfigError
 
 Status = Literal["ok", "warn", "fail"]

@@ -19,7 +19,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import case_ids, liver_folder, ui
+from flows import liver_folder, ui
 from flows.arrivals import (
     ARRIVING,
     Arrival,
@@ -44,7 +44,8 @@ from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome
 from flows.plan import planned
-from flows.privacy import confined, path_filter
+from flows.privacy import case_ids
+from flows.privacy.settings import confined, path_filter
 from flows.publish import Copied, RunFolder, installed_versions, publish
 from flows.store.artifacts import ArtefactStore
 from flows.tasks import Failure, describe

@@ -18,7 +18,7 @@ from flows.inbox_folder import OutFolder, Row
 from flows.liver_folder import NETS
 from flows.liver_jobs import Prepare, Segment, source_digest
 from flows.liver_report import Report
-from flows.privacy import PrivateLiver
+from flows.privacy.settings import PrivateLiver
 from flows.store.artifacts import content_key, key_parts
 from flows.store.step import json_values
 from medad.base.errors import ConfigError

@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import case_ids, liver_folder, liver_sides, ui
+from flows import liver_folder, liver_sides, ui
 from flows.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import (
@@ -40,7 +40,8 @@ from flows.liver_sides import BOTH, PLACE, Sides, Use
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import Plan, new_tally, planned
-from flows.privacy import PrivateLiver, PrivatePath, confined, learn_data, path_filter
+from flows.privacy import case_ids
+from flows.privacy.settings import PrivateLiver, PrivatePath, confined, learn_data, path_filter
 from flows.publish import RunFolder, installed_versions, publish
 from flows.store.artifacts import Ref
 from flows.tasks import Failure, Submitted, Tally, describe

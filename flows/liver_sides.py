@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows import case_ids
 from flows.liver_jobs import source_digest
 from flows.machine.environment import worker_count
+from flows.privacy import case_ids
 from flows.publish import read_manifest
 from flows.store.artifacts import Ref
 from flows.tasks import Failure

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.machine.environment import cache_root
-from flows.privacy import install
+from flows.privacy.settings import install
 from flows.store.artifacts import ArtefactStore, Ref, content_key
 from flows.store.upkeep import Change, nearest
 from flows.tasks import Submitted, Tally, describe

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.privacy import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
+from flows.privacy.settings import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
 from flows.store.artifacts import ArtefactStore, Ref, disk_full_is_told
 from flows.store.digests import file_sha256
 from flows.tasks import Tally

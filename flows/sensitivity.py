@@ -26,7 +26,7 @@ from flows.liver_sides import Sides, salted_member, trained_members, training_ro
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import planned
-from flows.privacy import PrivateLiver, PrivatePath, PrivateSensitivity, confined
+from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity, confined
 from flows.publish import MANIFEST, RunFolder, copied, installed_versions, publish
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.store.artifacts import Ref

@@ -12,7 +12,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.privacy import PLACEHOLDER
+from flows.privacy.settings import PLACEHOLDER
 from flows.publish import HEADLINE, read_headline, read_statement
 from flows.tasks import Tally
 

@@ -13,7 +13,7 @@ from flows import ui
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome
 from flows.plan import planned
-from flows.privacy import PrivateCompare, PrivateZsad, learn_data, path_filter
+from flows.privacy.settings import PrivateCompare, PrivateZsad, learn_data, path_filter
 from flows.publish import Copied, RunFolder, publish
 from flows.store.artifacts import Ref
 from flows.store.step import file_digest

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from flows.cli_ablate import parse_seeds, row_line
-from flows.privacy import PLACEHOLDER, PrivateAblation
+from flows.privacy.settings import PLACEHOLDER, PrivateAblation
 from medad.base.errors import ConfigError
 
 Cli = Callable[..., Any]

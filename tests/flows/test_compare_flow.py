@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.privacy import PLACEHOLDER, PrivateCompare
+from flows.privacy.settings import PLACEHOLDER, PrivateCompare
 
 Cli = Callable[..., Any]
 TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 0.001, "betas": [0.5, 0.999]}

@@ -182,9 +182,9 @@ def register(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeCase]:
             raise ConfigError(f"{case_id}: no case of this id")
         return cases[case_id]
 
-    module = ModuleType("flows.case_ids")
+    module = ModuleType("flows.privacy.case_ids")
     module.resolve = resolve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flows.case_ids", module)
+    monkeypatch.setitem(sys.modules, "flows.privacy.case_ids", module)
     return cases
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import case_ids, doctor
+from flows import doctor
+from flows.privacy import case_ids
 
 
 def test_a_cache_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

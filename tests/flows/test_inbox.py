@@ -31,7 +31,7 @@ from flows.tasks import Submitted, Tally, perform
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
 from tests.flows.inbox_box import Box, read
-from tests.flows.test_privacy import SECRETS, database, dump, holds, search
+from tests.flows.privacy.test_privacy import SECRETS, database, dump, holds, search
 
 Cli = Callable[..., Any]
 CASE_FILES = {

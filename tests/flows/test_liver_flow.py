@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.case_ids import identify
+from flows.privacy.case_ids import identify
 from flows.publish import read_statement
 from flows.store.digests import file_sha256
 

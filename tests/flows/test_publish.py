@@ -12,7 +12,7 @@ import pytest
 
 from flows import liver_folder, publish
 from flows.liver_folder import Models, settings_of_run
-from flows.privacy import PrivateLiver
+from flows.privacy.settings import PrivateLiver
 from flows.publish import RunFolder, read_headline
 from flows.store.artifacts import ArtefactStore, Ref, Step
 from flows.tasks import Tally

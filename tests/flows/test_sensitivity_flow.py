@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.liver_jobs import Prepare, Segment
-from flows.privacy import PLACEHOLDER, PrivateSensitivity
+from flows.privacy.settings import PLACEHOLDER, PrivateSensitivity
 from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.store.artifacts import Ref, content_key
 from flows.store.code import closure

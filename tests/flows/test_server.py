@@ -175,7 +175,7 @@ def test_a_step_of_a_registered_scan_is_made_on_demand(site: Live) -> None:
     private = site.root / "MUSTERMANN_Erika.nii.gz"
     private.write_bytes(scan.read_bytes())
     case_id = site.python(
-        "from pathlib import Path; from flows.case_ids import register\n"
+        "from pathlib import Path; from flows.privacy.case_ids import register\n"
         f"print(register(Path({str(private)!r}), Path({str(label)!r}), (1, 2)).id)"
     ).strip()
     ended = site.ended(site.ask("liver-step/step", case_id=case_id, step="slice", settings={"slice_px": 64}))

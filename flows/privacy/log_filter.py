@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from flows.machine.environment import cache_root
-from flows.redaction import SHORTEST, Redactor
+from flows.privacy.redactor import SHORTEST, Redactor
 from medad.base.errors import InputError, UserError
 from medad.config.liver import DatasetSettings, LiverSettings
 from zsad.config.run import ImagesSettings
@@ -182,7 +182,7 @@ def _resolved(folder: Path) -> Path:
 
 @functools.lru_cache(maxsize=8)
 def _public_folders_of(cache: Path, home: str) -> tuple[Path, ...]:
-    program = Path(__file__).absolute().parents[1]
+    program = Path(__file__).absolute().parents[2]
     prefect = Path(os.environ.get("PREFECT_HOME") or Path(home) / ".prefect").expanduser()
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders = [program / name for name in ("flows", "medad", "zsad", "tests", "benchmarks", ".venv")]

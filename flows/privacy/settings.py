@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, PlainSerializer, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core.core_schema import SerializationInfo
 
-from flows.log_filter import (
+from flows.privacy.log_filter import (
     ORDINARY,
     PLACEHOLDER,
     PathFilter,

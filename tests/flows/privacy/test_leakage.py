@@ -157,7 +157,7 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import get_current_settings
 
-    from flows.case_ids import identify, private_folder
+    from flows.privacy.case_ids import identify, private_folder
 
     del prefect_server
     ids = [identify([series / f"side{number}" / "one" / "CT"])[0] for number in (1, 2)]

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from flows import case_ids
-from flows.case_ids import RegisteredCase, forget, identify, register, register_found, registered, resolve
+from flows.privacy import case_ids
+from flows.privacy.case_ids import RegisteredCase, forget, identify, register, register_found, registered, resolve
 from medad.base.errors import ConfigError, InputError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -188,14 +188,14 @@ def test_processes_register_beside_each_other_and_lose_nothing(tmp_path: Path) -
     program = """
 import sys
 from pathlib import Path
-from flows.case_ids import register
+from flows.privacy.case_ids import register
 folder, start = Path(sys.argv[1]), int(sys.argv[2])
 for n in range(start, start + 10):
     scan = folder / f"{n}.nii.gz"
     scan.write_bytes(str(n).encode())
     register(scan)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     under_way = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(start)], cwd=root) for start in (0, 10, 20)
     ]
@@ -207,7 +207,7 @@ def test_a_killed_writer_leaves_the_register_whole_and_unlocked(tmp_path: Path, 
     program = """
 import sys
 from pathlib import Path
-from flows.case_ids import register
+from flows.privacy.case_ids import register
 scan = Path(sys.argv[1]) / "scan.nii.gz"
 n = 0
 while True:
@@ -216,7 +216,7 @@ while True:
     register(scan)
     print(n, flush=True)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     for _ in range(3):
         before = len(registered())
         process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=root)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.log_filter import NAME, PLACEHOLDER, UID, PathFilter, install
-from flows.redaction import Redactor
+from flows.privacy.log_filter import NAME, PLACEHOLDER, UID, PathFilter, install
+from flows.privacy.redactor import Redactor
 
 WAYS: dict[str, Callable[[str], str]] = {
     "plain": str,
@@ -110,7 +110,7 @@ def test_without_a_root_all_names_are_hidden_but_the_machines() -> None:
     known = PathFilter()
     known.learn(Path("/mnt/pacs/Sanderling_Horst/CT/scan.nii.gz"), "ct-1")
     assert known.scrub("Sanderling_Horst") == "<ct-1>"
-    here = Path(__file__).parents[2] / "data" / "flows" / "Sanderling2" / "scan.nii.gz"
+    here = Path(__file__).parents[3] / "data" / "flows" / "Sanderling2" / "scan.nii.gz"
     known.learn(here, "ct-2")
     assert known.scrub(f'File "{__file__}", line 3') == f'File "{__file__}", line 3'
 

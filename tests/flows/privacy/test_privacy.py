@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.privacy import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
+from flows.privacy.settings import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
 from flows.store.artifacts import Step
 from flows.store.step import Job
 from medad.config.liver import DatasetSettings
@@ -431,7 +431,7 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
     from prefect.client.schemas.objects import State
 
     from flows.engines import RUNNER
-    from flows.privacy import confined
+    from flows.privacy.settings import confined
     from flows.tasks import Tally
 
     del prefect_server
@@ -476,7 +476,7 @@ def test_a_worker_elsewhere_learns_from_the_job_alone(planted: Any, tmp_path: Pa
 import logging, warnings
 from pathlib import Path
 from flows.liver_jobs import Prepare
-from flows.privacy import learn_job
+from flows.privacy.settings import learn_job
 from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.cohort.datasets import Case
 root = Path({str(found.dicom)!r})
@@ -500,7 +500,7 @@ except OSError:
         [sys.executable, "-c", program],
         capture_output=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=os.environ | {"ADFLOWS_CACHE": str(tmp_path), "PYTHONIOENCODING": "utf-8"},
     )
     text = done.stderr.decode()
@@ -603,7 +603,7 @@ def test_nothing_planted_is_in_a_real_servers_database_or_any_log(
     program = tmp_path / "misbehaving.py"
     texts = f"{plants.NIFTI_SECRETS[0]} {plants.NAME}, {plants.NIFTI_SECRETS[3]}"
     program.write_text(f"TAGS, TEXTS = {tags!r}, {texts!r}\n{MISBEHAVING}", encoding="utf-8")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
 
     def run(mode: str, *arguments: object, code: int) -> subprocess.CompletedProcess[bytes]:
         ran = subprocess.run(

@@ -1,0 +1,1 @@
+"""Keeps patient data out of logs, states and parameters."""
