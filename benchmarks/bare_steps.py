@@ -8,8 +8,8 @@ from typing import Any
 
 import flows.liver
 import flows.zsad
-from flows.child import Place
 from flows.demo import liver_demo, zsad_demo
+from flows.devices.child import Place
 from flows.machine.environment import cache_root
 from flows.store.artifacts import Ref
 from flows.store.step import DeviceJob, Job

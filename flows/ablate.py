@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 
 from flows import liver_folder, ui
 from flows.ablate_jobs import AblationReport, Embed, Examples, Judged, SnapshotRow, VariantRow, Yardstick
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.liver import ReadyCase, Stages
 from flows.liver_folder import Models, UsedCase
 from flows.machine.stopping import stopping

@@ -15,7 +15,7 @@ from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSettings
 
 if TYPE_CHECKING:
-    from flows.child import Place
+    from flows.devices.child import Place
     from medad.cohort.datasets import Case
     from medad.reports.ablation.data import EvaluatedCase
 

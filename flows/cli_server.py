@@ -81,7 +81,7 @@ def check_server() -> None:
 
 def device_count() -> int:
     """Device steps this machine can do at a time."""
-    from flows.gpu import devices_of
+    from flows.devices.slots import devices_of
 
     return len(devices_of("auto"))
 

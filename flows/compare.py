@@ -25,7 +25,7 @@ from flows.compare_jobs import (
     TrainingSet,
     TrainSystem,
 )
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally

@@ -20,7 +20,7 @@ from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings
 
 if TYPE_CHECKING:
-    from flows.child import Place
+    from flows.devices.child import Place
 
 MODEL_FILES = ("clipseg", "sam", "salient")
 """Of the segmentation models: local files and folders, in a key by what they hold."""
@@ -105,7 +105,7 @@ class ScoreSystem(DeviceJob):
         return self.encoder.batch_size
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import count_images
+        from flows.devices.progress import count_images
 
         return nullcontext(count_images())
 
@@ -182,7 +182,7 @@ class TrainSystem(DeviceJob):
         return self.system.training.batch_size
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import follow
+        from flows.devices.progress import follow
 
         return follow(self.system.system.replace("_", "-"))
 

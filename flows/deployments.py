@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.liver_jobs import HandStep, HandStepName
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.outcome import Outcome, final_state

@@ -34,7 +34,7 @@ from flows.arrivals import (
     unchanged,
     vanished,
 )
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.inbox_config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox_folder import IN_MANIFEST, FailedCase, Row, now
 from flows.liver import ReadyCase, Stages

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
 from flows import liver_folder, liver_sides, ui
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import (
     AdoptModel,

@@ -32,7 +32,7 @@ from medad.config.liver import (
 )
 
 if TYPE_CHECKING:
-    from flows.child import Place
+    from flows.devices.child import Place
     from medad.cohort.datasets import Case
 
 _READING = ("nibabel", "numpy", "SimpleITK")
@@ -204,7 +204,7 @@ class _Trains(DeviceJob):
         return _training_inputs(self.prepared, self.settings)
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import follow
+        from flows.devices.progress import follow
 
         return follow(self.training)
 

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
 from flows import liver_folder, ui
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.liver import Stages
 from flows.liver_folder import Models
 from flows.liver_jobs import Prepare, Segment, source_digest

@@ -13,7 +13,7 @@ from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
 
 if TYPE_CHECKING:
-    from flows.child import Place
+    from flows.devices.child import Place
     from medad.cohort.datasets import Case
 
 

@@ -20,10 +20,10 @@ from prefect.futures import PrefectFuture
 from prefect.states import Failed
 from prefect.transactions import get_transaction
 
-from flows.child import load_ahead
-from flows.engines import EngineRunner
-from flows.gpu import devices_of
-from flows.limits import server_slot
+from flows.devices.child import load_ahead
+from flows.devices.engines import EngineRunner
+from flows.devices.server_limit import server_slot
+from flows.devices.slots import devices_of
 from flows.machine.environment import cache_root
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal

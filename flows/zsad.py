@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
 from flows import ui
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
 from flows.outcome import Outcome, failed_steps, final_state
 from flows.plan import new_tally

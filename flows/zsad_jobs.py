@@ -30,7 +30,7 @@ from zsad.config.run import (
 from zsad.config.views import PATCHES
 
 if TYPE_CHECKING:
-    from flows.child import Place
+    from flows.devices.child import Place
 
 ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
 _LAMBDAS: dict[Variant, frozenset[str]] = {
@@ -129,7 +129,7 @@ class Encode(DeviceJob):
         return self.encoder.batch_size
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import count_images
+        from flows.devices.progress import count_images
 
         return nullcontext(count_images())
 
@@ -223,7 +223,7 @@ class Score(DeviceJob):
         return max(self.encoder.batch_size, self.score.batch_size) if self._adapts else self.score.batch_size
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.progress import count_images
+        from flows.devices.progress import count_images
 
         return nullcontext(count_images())
 

@@ -121,7 +121,7 @@ class ScoreOutputs(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from flows.progress import count_images
+        from flows.devices.progress import count_images
         from zsad.reports.run.outputs import write_score_outputs
 
         write_score_outputs(

@@ -15,7 +15,7 @@ MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 EVERYTHING = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
 ENGINES = {"dask", "distributed", "prefect_dask", "prefect_ray"}
-"""In `flows.engines` alone, when they are asked for: they carry tasks."""
+"""In `flows.devices.engines` alone, when they are asked for: they carry tasks."""
 FLOWS_MAY = {"prefect", "pydantic", "pydantic_core", "typer", "rich", "yaml", "medad", "zsad", "flows"}
 """Orchestration: with these, and the standard library, nothing can be computed."""
 LEAVES = {

@@ -21,7 +21,7 @@ from medad.base.errors import InputError
 from medad.base.settings import MachineSettings
 
 if TYPE_CHECKING:
-    from flows.child import Place
+    from flows.devices.child import Place
 
 PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html")
 """What every report's page is made with, for the `files` of its step."""
@@ -88,7 +88,7 @@ class DeviceJob(Job):
 
     @abc.abstractmethod
     def run_on(self, out: Path, place: Place) -> None:
-        """Make the artefact in `out`, in the step's own process; see `flows.child`."""
+        """Make the artefact in `out`, in the step's own process; see `flows.devices.child`."""
 
     def watch(self) -> AbstractContextManager[Callable[..., None]]:
         """In the flow's process: what to do with the progress that `run_on` reports."""
@@ -98,7 +98,7 @@ class DeviceJob(Job):
         self.make(out, key=key)
 
     def make(self, out: Path, *, key: str) -> Made:
-        from flows.child import compute
+        from flows.devices.child import compute
 
         return compute(self, out, key)
 

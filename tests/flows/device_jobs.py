@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.child import Place
+from flows.devices.child import Place
 from flows.store.artifacts import Step
 from flows.store.step import DeviceJob
 from medad.base.errors import InputError

@@ -23,7 +23,8 @@ def die(*_: object) -> NoReturn:
 
 
 def arm(place: str, step: str) -> None:
-    from flows import child, publish
+    from flows import publish
+    from flows.devices import child
     from flows.store.artifacts import ArtefactStore
     from flows.store.step import DeviceJob
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows import gpu
+from flows.devices import slots as gpu
 from tests.flows.live_server import HANGS_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

@@ -12,7 +12,7 @@ import pytest
 from prefect import flow
 
 import flows.tasks
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.retries import RETRY_DELAYS_S, is_transient
 from flows.store.artifacts import Ref, Step
 from flows.store.step import Job

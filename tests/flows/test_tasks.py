@@ -9,7 +9,7 @@ import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.engines import RUNNER
+from flows.devices.engines import RUNNER
 from flows.store.artifacts import ArtefactStore, DamagedArtefactError, Ref
 from flows.store.serializer import VerifiedSerializer
 from flows.store.step import Job

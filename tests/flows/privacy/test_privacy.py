@@ -430,7 +430,7 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
     from prefect import flow
     from prefect.client.schemas.objects import State
 
-    from flows.engines import RUNNER
+    from flows.devices.engines import RUNNER
     from flows.privacy.settings import confined
     from flows.tasks import Tally
 

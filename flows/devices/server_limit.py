@@ -1,6 +1,6 @@
 """A server's own count of the devices in use: the global concurrency limit of this machine, where one is set up.
 
-Slots (`flows.gpu`) keep devices apart by themselves; the limit, which `adflows deploy` makes, lets the server and its
+Slots (`flows.devices.slots`) keep devices apart by themselves; the limit, which `adflows deploy` makes, lets the server and its
 UI see them, and its administrator lower them. `$ADFLOWS_SERVER_LIMIT` names it in the environment of the workers.
 """
 

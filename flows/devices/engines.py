@@ -2,7 +2,7 @@
 
 A task runner belongs to a flow before its parameters are known, so the flows have one that becomes the chosen engine's
 when the first of them is. A step that needs a device asks the engine for the resource GPU; that no two are on one
-device, also of different runs, is up to the slots of `flows.gpu` on each machine.
+device, also of different runs, is up to the slots of `flows.devices.slots` on each machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.gpu import devices_of
+from flows.devices.slots import devices_of
 from flows.machine.environment import worker_count
 from flows.store.step import DeviceJob
 from medad.base.errors import ConfigError

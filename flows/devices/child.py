@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.gpu import Device, Slot, device_slot
+from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
 from flows.privacy.settings import learn_job
 from flows.store.artifacts import Made
@@ -40,7 +40,7 @@ POLL_S = 0.2
 KILLED_FOR_MEMORY = -signal.SIGKILL
 """The exit code of a process that somebody else killed: on a machine out of memory, the kernel."""
 PRELOADED = (
-    "flows.child",
+    "flows.devices.child",
     "flows.liver_jobs",
     "flows.zsad_jobs",
     "medad.steps.cases",

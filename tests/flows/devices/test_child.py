@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from flows import gpu
-from flows.child import ChildTraceback, compute
+from flows.devices import slots as gpu
+from flows.devices.child import ChildTraceback, compute
 from flows.machine.stopping import StoppedError, stopping
 from flows.store.artifacts import ArtefactStore
 from medad.base.errors import InputError, LimitError
@@ -190,7 +190,7 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path)
 FLOW = """
 import sys
 from pathlib import Path
-from flows.child import compute
+from flows.devices.child import compute
 from tests.flows.device_jobs import Probe, is_alive
 if __name__ == "__main__":
     compute(Probe("x", sys.argv[1]), Path(sys.argv[2]), "key")
@@ -204,7 +204,7 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
     """A stopped step still holds its device after its flow's death: the lock is the step's as well."""
     script = tmp_path / "flow.py"
     script.write_text(FLOW, encoding="utf-8")
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
     flow = subprocess.Popen(
         [sys.executable, str(script), act, str(out)],
         env=os.environ | {"PYTHONPATH": path},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import gpu
+from flows.devices import slots as gpu
 from flows.machine.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError
 from medad.base.settings import Gpus
@@ -21,7 +21,7 @@ from tests.flows.live_server import wait_for
 HOLDER = """
 import sys, time
 from pathlib import Path
-from flows.gpu import device_slot
+from flows.devices.slots import device_slot
 with device_slot("cpu") as slot:
     Path(sys.argv[1]).write_text(slot.device.name)
     time.sleep(float(sys.argv[2]))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.engines import EngineRunner
+from flows.devices.engines import EngineRunner
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
 from tests.flows.device_jobs import is_alive
@@ -25,7 +25,7 @@ from tests.flows.live_server import HANGS_S, family, listening, wait_for
 
 TASKS = 200
 KILLS = 12
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STARTED: list[subprocess.Popen[str]] = []
 
 

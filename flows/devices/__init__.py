@@ -1,0 +1,1 @@
+"""One step per device: slots, child process, engines, progress."""
