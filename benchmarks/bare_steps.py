@@ -11,9 +11,9 @@ import flows.zsad
 from flows.demo import liver_demo, zsad_demo
 from flows.devices.child import Place
 from flows.machine.environment import cache_root
+from flows.runs.runner import Submitted, Tally
 from flows.store.artifacts import Ref
 from flows.store.step import DeviceJob, Job
-from flows.tasks import Submitted, Tally
 from medad.base.settings import MachineSettings
 
 

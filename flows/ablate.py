@@ -20,21 +20,22 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows import liver_folder, ui
+from flows import liver_folder
 from flows.ablate_jobs import AblationReport, Embed, Examples, Judged, SnapshotRow, VariantRow, Yardstick
 from flows.devices.engines import RUNNER
 from flows.liver import ReadyCase, Stages
 from flows.liver_folder import Models, UsedCase
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
-from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import Plan, new_tally, planned
 from flows.privacy.settings import PrivateAblation, PrivateLiver, confined
-from flows.publish import Copied, RunFolder, copied, installed_versions, publish
-from flows.row_tally import Once, RowTally
+from flows.runs import artifacts as ui
+from flows.runs.outcome import Outcome, failed_steps, final_state
+from flows.runs.plan import Plan, new_tally, planned
+from flows.runs.row_runner import Once, RowTally
+from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions, publish
+from flows.runs.runner import Failure, Submitted, describe
 from flows.store.artifacts import Ref
 from flows.store.step import FailedStep
-from flows.tasks import Failure, Submitted, describe
 from medad.base.errors import UserError
 from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant
 from medad.config.liver import LiverSettings

@@ -47,7 +47,7 @@ def demo(
     start(verbose=verbose)
     from flows.demo import liver_demo, zsad_demo
     from flows.liver import liver
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
     from flows.zsad import zsad
 
     liver_settings, notes = liver_demo(terminal.line)

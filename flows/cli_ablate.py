@@ -64,7 +64,7 @@ def ablate(
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))
     settings = PrivateAblation.of(settings if rows is None else settings.chosen(rows))
     from flows.ablate import ablate as ablate_flow
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
 
     folder = writable(out / "liver-ablate" / settings.name)
     outcome = run_flow(ablate_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)

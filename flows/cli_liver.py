@@ -84,7 +84,7 @@ def run(
     )
     settings = load_settings(config, values)
     from flows.liver import liver
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
 
     folder = writable(out / "liver" / settings.name)
     conclude(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
@@ -137,7 +137,7 @@ def export_slices(
     values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
     settings = load_settings(config, values)
     from flows.liver import export_slices as export_flow
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
     from medad.steps.export_slices import CATEGORY
 
     target = out.absolute() / CATEGORY
@@ -171,7 +171,7 @@ def train_command(
     values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_text(train))
     settings = load_settings(config, values)
     from flows.liver import train as train_flow
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
 
     folder = writable(out / "liver" / settings.name)
     conclude(run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
@@ -202,7 +202,7 @@ def evaluate(
     if (out / "liver" / settings.name).absolute() == model.absolute():
         raise ConfigError(f"{model}: would be written over; give the evaluation another --name")
     from flows.liver import evaluate as evaluate_flow
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
 
     folder = writable(out / "liver" / settings.name)
     conclude(
@@ -234,7 +234,7 @@ def segment(
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver_folder import settings_of_run, settings_over
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
     from medad.config.liver import DatasetSettings
 
     if model.resolve() == out.resolve():

@@ -47,7 +47,7 @@ def sensitivity(
         raise ConfigError("the study needs healthy scans: --healthy FOLDER, or a --config that names them")
     else:
         study = parse_sensitivity(put_over({"healthy": {"layout": "btcv"}}, values, source="--set"), source="--set")
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
     from flows.sensitivity import SensitivityRequest, settings_for
     from flows.sensitivity import sensitivity as sensitivity_flow
 

@@ -77,7 +77,7 @@ def run(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
     settings = load_settings(config, values)
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
     from flows.zsad import zsad
 
     folder = writable(out / "zsad" / settings.name)
@@ -107,7 +107,7 @@ def score(
         raise ConfigError(CHOICES)
     start(verbose=verbose)
     settings = load_settings(config, parse_overrides(overrides, data__category=category))
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
     from flows.zsad import ScoreRequest
     from flows.zsad import score as score_flow
 
@@ -148,7 +148,7 @@ def compare(
 
     settings = PrivateCompare.of(load(find_config(config, "zsad"), values).chosen(methods))
     from flows.compare import compare as compare_flow
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
 
     folder = writable(out / "zsad-compare" / settings.name)
     conclude(run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
@@ -185,7 +185,7 @@ def train(
     )
     from flows.compare import TRAINED_FILES
     from flows.compare import train as train_flow
-    from flows.publish import writable
+    from flows.runs.run_folder import writable
 
     folder = writable(out / "zsad-train" / settings.name)
     private = PrivateCompare.of(settings)

@@ -18,7 +18,7 @@ from medad.base.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from flows.outcome import Outcome
+    from flows.runs.outcome import Outcome
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run and its folder.")]
@@ -49,11 +49,11 @@ def start(*, verbose: bool) -> None:
 def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: Any) -> Outcome:
     """Run a Prefect flow here and now, or say what it would do; raises what made the flow itself fail."""
     if dry_run:
-        from flows.plan import plan_flow
+        from flows.runs.plan import plan_flow
 
         return plan_flow(flow, **parameters)
     from flows.doctor import check_prefect
-    from flows.outcome import Outcome
+    from flows.runs.outcome import Outcome
 
     server = check_prefect()
     if server.status == "fail":
@@ -75,7 +75,7 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:
     """What --json prints. No path of an input: that is said on stderr, and this may be kept or mailed."""
-    from flows.publish import read_notices
+    from flows.runs.run_folder import read_notices
 
     return {
         "run_folder": None if outcome.run_folder is None else str(outcome.run_folder.absolute()),
@@ -108,7 +108,7 @@ def end(*outcomes: Outcome) -> None:
 
 def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
     """Figures, where the report is, and the count of tasks."""
-    from flows.publish import HEADLINE, read_statement
+    from flows.runs.run_folder import HEADLINE, read_statement
 
     plan = outcome.details.get("plan")
     for line in [title] * bool(title) + (list(lines) if plan is None else outcome.details["lines"]):

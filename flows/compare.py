@@ -15,7 +15,6 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows import ui
 from flows.compare_jobs import (
     AblationRows,
     CompareReport,
@@ -27,13 +26,14 @@ from flows.compare_jobs import (
 )
 from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
-from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import new_tally
 from flows.privacy.settings import PrivateCompare, confined, path_filter
-from flows.publish import Copied, copied, installed_versions
+from flows.runs import artifacts as ui
+from flows.runs.outcome import Outcome, failed_steps, final_state
+from flows.runs.plan import new_tally
+from flows.runs.run_folder import Copied, copied, installed_versions
+from flows.runs.runner import Submitted, describe
 from flows.store.artifacts import ArtefactStore, Ref
 from flows.store.step import FailedStep, file_digest
-from flows.tasks import Submitted, describe
 from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.errors import InputError, UserError

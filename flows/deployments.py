@@ -25,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flows.devices.engines import RUNNER
 from flows.liver_jobs import HandStep, HandStepName
 from flows.machine.environment import config_names, named_config, runs_root
-from flows.outcome import Outcome, final_state
 from flows.privacy.settings import PrivateLiver, PrivateZsad, confined, path_filter
-from flows.publish import writable
+from flows.runs.outcome import Outcome, final_state
+from flows.runs.run_folder import writable
+from flows.runs.runner import Tally, describe
 from flows.store.artifacts import SIDECAR, Ref
-from flows.tasks import Tally, describe
 from medad.base.errors import ConfigError, UserError
 from medad.config.liver import PreprocessSettings
 

@@ -19,7 +19,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import liver_folder, ui
+from flows import liver_folder
 from flows.arrivals import (
     ARRIVING,
     Arrival,
@@ -42,13 +42,14 @@ from flows.liver_folder import NETS, Models
 from flows.liver_report import Report, Reported
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
-from flows.outcome import Outcome
-from flows.plan import planned
 from flows.privacy import case_ids
 from flows.privacy.settings import confined, path_filter
-from flows.publish import Copied, RunFolder, installed_versions, publish
+from flows.runs import artifacts as ui
+from flows.runs.outcome import Outcome
+from flows.runs.plan import planned
+from flows.runs.run_folder import Copied, RunFolder, installed_versions, publish
+from flows.runs.runner import Failure, describe
 from flows.store.artifacts import ArtefactStore
-from flows.tasks import Failure, describe
 from medad.base.errors import ConfigError, UserError
 
 CASE_FILES = ("mask.nii.gz", "probability.nii.gz", "lesions.json")

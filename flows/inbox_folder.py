@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.publish import MANIFEST
+from flows.runs.run_folder import MANIFEST
 from flows.store.artifacts import ArtefactStore
 from medad.base.errors import ConfigError
 from medad.base.storage import write_bytes

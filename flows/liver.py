@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import liver_folder, liver_sides, ui
+from flows import liver_folder, liver_sides
 from flows.devices.engines import RUNNER
 from flows.liver_folder import Models, UsedCase
 from flows.liver_jobs import (
@@ -38,13 +38,14 @@ from flows.liver_jobs import (
 from flows.liver_report import Report, Reported
 from flows.liver_sides import BOTH, PLACE, Sides, Use
 from flows.machine.terminal import terminal
-from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import Plan, new_tally, planned
 from flows.privacy import case_ids
 from flows.privacy.settings import PrivateLiver, PrivatePath, confined, learn_data, path_filter
-from flows.publish import RunFolder, installed_versions, publish
+from flows.runs import artifacts as ui
+from flows.runs.outcome import Outcome, failed_steps, final_state
+from flows.runs.plan import Plan, new_tally, planned
+from flows.runs.run_folder import RunFolder, installed_versions, publish
+from flows.runs.runner import Failure, Submitted, Tally, describe
 from flows.store.artifacts import Ref
-from flows.tasks import Failure, Submitted, Tally, describe
 from medad.base.errors import UserError
 from medad.base.settings import ANY_MACHINE
 from medad.cohort.folds import Member, find_leaks

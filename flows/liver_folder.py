@@ -15,7 +15,7 @@ from typing import Any, Literal
 from flows.liver_report import Reported
 from flows.liver_sides import liver_digest
 from flows.privacy.settings import PrivateLiver
-from flows.publish import MANIFEST, Copied, copied, read_manifest
+from flows.runs.run_folder import MANIFEST, Copied, copied, read_manifest
 from flows.store.artifacts import ArtefactStore, Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import PLANTED_FILES

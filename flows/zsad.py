@@ -17,15 +17,15 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import ui
 from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
-from flows.outcome import Outcome, failed_steps, final_state
-from flows.plan import new_tally
 from flows.privacy.settings import PrivatePath, PrivateZsad, confined, path_filter
-from flows.publish import Copied, copied, installed_versions
+from flows.runs import artifacts as ui
+from flows.runs.outcome import Outcome, failed_steps, final_state
+from flows.runs.plan import new_tally
+from flows.runs.run_folder import Copied, copied, installed_versions
+from flows.runs.runner import Failure, Submitted, describe
 from flows.store.artifacts import Ref
-from flows.tasks import Failure, Submitted, describe
 from flows.zsad_images import ImageSet, ImageStages, weights_shown
 from flows.zsad_jobs import (
     Encode,

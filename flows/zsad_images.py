@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import ui
 from flows.machine.terminal import terminal
-from flows.outcome import Outcome
-from flows.plan import planned
 from flows.privacy.settings import PrivateCompare, PrivateZsad, learn_data, path_filter
-from flows.publish import Copied, RunFolder, publish
+from flows.runs import artifacts as ui
+from flows.runs.outcome import Outcome
+from flows.runs.plan import planned
+from flows.runs.run_folder import Copied, RunFolder, publish
+from flows.runs.runner import Failure, Tally, describe
 from flows.store.artifacts import Ref
 from flows.store.step import file_digest
-from flows.tasks import Failure, Tally, describe
 from flows.zsad_jobs import Encode, Image, weights_of
 from medad.base.errors import UserError
 from zsad.config.run import EncoderSettings, ImagesSettings

@@ -31,8 +31,8 @@ def main() -> None:
     from flows.machine.environment import prepare_prefect
 
     prepare_prefect()
-    from flows import publish
     from flows.inbox_folder import FailedCase, OutFolder
+    from flows.runs import run_folder as publish
     from flows.store.artifacts import ArtefactStore
 
     def die_at(reached: str) -> None:

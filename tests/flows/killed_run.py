@@ -23,8 +23,8 @@ def die(*_: object) -> NoReturn:
 
 
 def arm(place: str, step: str) -> None:
-    from flows import publish
     from flows.devices import child
+    from flows.runs import run_folder as publish
     from flows.store.artifacts import ArtefactStore
     from flows.store.step import DeviceJob
 

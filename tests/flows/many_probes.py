@@ -12,7 +12,7 @@ from flows.machine.environment import prepare_prefect
 
 def many(engine: str, count: int, seed: int, folder: str) -> str:
     # here, and not above: every step's process imports this program
-    from flows.tasks import Tally
+    from flows.runs.runner import Tally
     from medad.base.settings import MachineSettings
     from tests.flows.device_jobs import Probe
 

@@ -35,7 +35,8 @@ from flows.machine.environment import (
     host_name,
     named_config,
 )
-from flows.outcome import Outcome, final_state
+from flows.runs.outcome import Outcome, final_state
+from flows.runs.runner import Failure
 from flows.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
 from flows.server import (
     LONGEST_SILENCE,
@@ -50,7 +51,6 @@ from flows.server import (
     template_values,
     zombie_automation,
 )
-from flows.tasks import Failure
 from flows.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import ConfigError
 from medad.config.liver import PreprocessSettings

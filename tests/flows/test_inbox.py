@@ -23,11 +23,11 @@ from flows.arrivals import ARRIVING, NO_MASK
 from flows.inbox import liver_inbox
 from flows.inbox_config import Inbox, InboxRequest
 from flows.inbox_folder import OutFolder
-from flows.plan import Plan, new_tally, plan_flow
+from flows.runs.plan import Plan, new_tally, plan_flow
+from flows.runs.runner import Submitted, Tally, perform
 from flows.store import digests
 from flows.store.artifacts import Ref
 from flows.store.step import Job
-from flows.tasks import Submitted, Tally, perform
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
 from tests.flows.inbox_box import Box, read
@@ -103,7 +103,7 @@ def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
 
     monkeypatch.setattr(liver, "new_tally", tally)
     monkeypatch.setattr(cli_inbox, "run_flow", run_flow)
-    monkeypatch.setattr("flows.ui.show_table", lambda *_: None)
+    monkeypatch.setattr("flows.runs.artifacts.show_table", lambda *_: None)
     return served
 
 
@@ -414,7 +414,7 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     box.drop("b", 1)
     with monkeypatch.context() as patch:
         patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
-        patch.setattr("flows.tasks.get_run_logger", lambda: logging.getLogger("tests"))
+        patch.setattr("flows.runs.runner.get_run_logger", lambda: logging.getLogger("tests"))
         with pytest.raises(ZeroDivisionError):
             box.run()
     assert "internal error (ZeroDivisionError)" in {record["rule"] for record in box.failures().values()}
@@ -457,7 +457,7 @@ def test_a_full_disk_is_no_scans_fault(box: Box, monkeypatch: pytest.MonkeyPatch
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for place in ("medad.reports.run.report.write_report", "flows.publish._write_manifest"):
+    for place in ("medad.reports.run.report.write_report", "flows.runs.run_folder._write_manifest"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             state = liver_inbox.fn(InboxRequest(config=str(box.config)))
@@ -647,7 +647,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "place", ["medad.reports.run.report.write_report", "flows.publish._write_manifest", "flows.inbox_folder._csv"]
+    "place",
+    ["medad.reports.run.report.write_report", "flows.runs.run_folder._write_manifest", "flows.inbox_folder._csv"],
 )
 def test_a_killed_pass_is_made_good_and_computes_nothing_again(
     box: Box, cache: Path, place: str, monkeypatch: pytest.MonkeyPatch

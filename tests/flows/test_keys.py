@@ -24,9 +24,9 @@ from flows.liver_jobs import (
     TrainSegmentation,
 )
 from flows.liver_report import Report, Reported
+from flows.runs.runner import cache_key
 from flows.store.artifacts import Ref, content_key
 from flows.store.step import FailedStep, Job
-from flows.tasks import cache_key
 from medad.base.errors import InputError
 from medad.cohort.datasets import Case
 from medad.config.liver import LiverSettings, PlantSettings, parse

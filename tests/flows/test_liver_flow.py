@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.privacy.case_ids import identify
-from flows.publish import read_statement
+from flows.runs.run_folder import read_statement
 from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from flows.runs.runner import cache_key
 from flows.store import code as sources
 from flows.store.artifacts import Ref, content_key
 from flows.store.step import FailedStep, Job
-from flows.tasks import cache_key
 from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
 from medad.base.settings import MACHINE_FIELDS

@@ -432,7 +432,7 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
 
     from flows.devices.engines import RUNNER
     from flows.privacy.settings import confined
-    from flows.tasks import Tally
+    from flows.runs.runner import Tally
 
     del prefect_server
     _, found = planted

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.machine.environment import cache_root
 from flows.privacy.settings import install
+from flows.runs.runner import Submitted, Tally, describe
 from flows.store.artifacts import ArtefactStore, Ref, content_key
 from flows.store.upkeep import Change, nearest
-from flows.tasks import Submitted, Tally, describe
 from medad.base.errors import InputError
 from medad.base.settings import MachineSettings
 
 if TYPE_CHECKING:
-    from flows.outcome import Outcome
+    from flows.runs.outcome import Outcome
     from flows.store.step import Job
 
 PLANNED = "planned"
@@ -134,7 +134,7 @@ def planning() -> Iterator[None]:
 
 def plan_flow(flow: Callable[..., Any], **parameters: Any) -> Outcome:
     """What a flow would do, without Prefect and without writing a run folder; `details["plan"]` holds the rows."""
-    from flows.outcome import Outcome
+    from flows.runs.outcome import Outcome
 
     with planning():
         outcome = flow.fn(**parameters).result(raise_on_failure=False)  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ def plan_flow(flow: Callable[..., Any], **parameters: Any) -> Outcome:
 
 def planned(tally: Tally, **more: Any) -> Outcome | None:
     """How a flow ends in a dry run; None where this is none."""
-    from flows.outcome import Outcome
+    from flows.runs.outcome import Outcome
 
     if not isinstance(tally, Plan):
         return None

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from prefect import flow
 
-import flows.tasks
+import flows.runs.runner
 from flows.devices.engines import RUNNER
-from flows.retries import RETRY_DELAYS_S, is_transient
+from flows.runs.retries import RETRY_DELAYS_S, is_transient
+from flows.runs.runner import Tally
 from flows.store.artifacts import Ref, Step
 from flows.store.step import Job
-from flows.tasks import Tally
 from medad.base.errors import InputError
 
 TRIES: list[str] = []
@@ -46,7 +46,7 @@ class Reading(Job):
 
 @pytest.fixture
 def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.tasks, "RETRY_DELAYS_S", (0.0,) * len(RETRY_DELAYS_S))
+    monkeypatch.setattr(flows.runs.runner, "RETRY_DELAYS_S", (0.0,) * len(RETRY_DELAYS_S))
 
 
 def run_job(job: Job) -> tuple[Ref | None, Tally]:

@@ -13,8 +13,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.privacy.settings import PLACEHOLDER
-from flows.publish import HEADLINE, read_headline, read_statement
-from flows.tasks import Tally
+from flows.runs.run_folder import HEADLINE, read_headline, read_statement
+from flows.runs.runner import Tally
 
 LARGEST_PICTURE_BYTES = 2_000_000
 """An artifact is one row of Prefect's database."""

@@ -10,10 +10,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.devices.engines import RUNNER
+from flows.runs.runner import Tally, UnderWay, describe
 from flows.store.artifacts import ArtefactStore, DamagedArtefactError, Ref
 from flows.store.serializer import VerifiedSerializer
 from flows.store.step import Job
-from flows.tasks import Tally, UnderWay, describe
 from medad.base.errors import DiskFullError, InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "cache")

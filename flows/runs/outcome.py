@@ -9,8 +9,8 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.runs.runner import Failure, Tally
 from flows.store.step import FailedStep
-from flows.tasks import Failure, Tally
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows.plan import Row, planning, refs_in
+from flows.runs.plan import Row, planning, refs_in
+from flows.runs.runner import Tally
 from flows.store.artifacts import Ref
 from flows.store.upkeep import Change
-from flows.tasks import Tally
 from medad.base.settings import ANY_MACHINE
 
 Cli = Callable[..., Any]
@@ -156,7 +156,7 @@ def test_every_command_that_runs_has_a_dry_run(world: Any, finished: None, cli: 
 
 
 def test_a_dry_run_marks_no_run_and_ends_with_its_block(cache: Path) -> None:
-    from flows.plan import Plan, new_tally
+    from flows.runs.plan import Plan, new_tally
 
     with planning():
         assert isinstance(new_tally(ANY_MACHINE, refresh=False), Plan)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 
+from flows.runs.runner import Failure, Submitted, Tally
 from flows.store.artifacts import Ref
 from flows.store.step import Job
-from flows.tasks import Failure, Submitted, Tally
 
 
 class RowTally(Tally):

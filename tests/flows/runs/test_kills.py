@@ -19,7 +19,7 @@ from tests.flows.live_server import HANGS_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LIVER_STEPS = ("prepare", "restoration", "segmentation", "segment", "evaluate", "report")
 ZSAD_STEPS = ("zsad-text", "zsad-encode", "zsad-score", "zsad-evaluate", "zsad-report")
 LIVER = [

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from flows import liver_folder, publish
+from flows import liver_folder
 from flows.liver_folder import Models, settings_of_run
 from flows.privacy.settings import PrivateLiver
-from flows.publish import RunFolder, read_headline
+from flows.runs import run_folder as publish
+from flows.runs.run_folder import RunFolder, read_headline
+from flows.runs.runner import Tally
 from flows.store.artifacts import ArtefactStore, Ref, Step
-from flows.tasks import Tally
 from medad.base.errors import ConfigError, DiskFullError
 from medad.config.liver import DatasetSettings
 
@@ -131,7 +132,7 @@ def test_a_folder_that_is_no_run_is_refused(tally: Tally, tmp_path: Path) -> Non
 
 
 def test_the_commit_is_that_of_the_checkout() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     commit = publish.git_commit()
     if not (root / ".git").exists():
         assert commit is None

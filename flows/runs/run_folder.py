@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.privacy.settings import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
+from flows.runs.runner import Tally
 from flows.store.artifacts import ArtefactStore, Ref, disk_full_is_told
 from flows.store.digests import file_sha256
-from flows.tasks import Tally
 from medad.base.errors import ConfigError
 from medad.base.storage import sync_path
 
@@ -96,7 +96,7 @@ def installed_versions() -> dict[str, str]:
 
 def git_commit() -> dict[str, Any] | None:
     """Commit of the checkout that the package runs from, and whether files differ from it; None without a checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 

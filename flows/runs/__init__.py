@@ -1,0 +1,1 @@
+"""A run: submit steps, count, dry run, outcome, run folder, Prefect artifacts."""
