@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import flows.liver
+import flows.liver.flow
 import flows.zsad
 from flows.demo import liver_demo, zsad_demo
 from flows.devices.child import Place
@@ -61,9 +61,9 @@ def _bare(machine: MachineSettings, *, refresh: bool) -> Tally:
 
 def run_liver() -> None:
     """What the flow `liver` does with the demo's settings, report included."""
-    flows.liver.new_tally = _bare  # type: ignore[attr-defined]
+    flows.liver.flow.new_tally = _bare  # type: ignore[attr-defined]
     settings, notes = liver_demo(lambda line: None)
-    stages = flows.liver.Stages(settings, refresh=False)
+    stages = flows.liver.flow.Stages(settings, refresh=False)
     training, cases = stages.prepare_training(), stages.prepare_test()
     models = stages.train(training)
     assert models is not None

@@ -46,7 +46,7 @@ def demo(
     """Both flows on samples: planted lesions in a real CT, planted defects in photographs. Minutes on two cores."""
     start(verbose=verbose)
     from flows.demo import liver_demo, zsad_demo
-    from flows.liver import liver
+    from flows.liver.flow import liver
     from flows.runs.run_folder import writable
     from flows.zsad import zsad
 

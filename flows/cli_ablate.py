@@ -63,7 +63,7 @@ def ablate(
 
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))
     settings = PrivateAblation.of(settings if rows is None else settings.chosen(rows))
-    from flows.ablate import ablate as ablate_flow
+    from flows.liver.ablate import ablate as ablate_flow
     from flows.runs.run_folder import writable
 
     folder = writable(out / "liver-ablate" / settings.name)

@@ -83,7 +83,7 @@ def run(
         overrides, name=name, seed=seed, train_data__root=_text(train), test_data__root=_text(test)
     )
     settings = load_settings(config, values)
-    from flows.liver import liver
+    from flows.liver.flow import liver
     from flows.runs.run_folder import writable
 
     folder = writable(out / "liver" / settings.name)
@@ -105,7 +105,7 @@ def prepare(
     start(verbose=verbose)
     values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
     settings = load_settings(config, values)
-    from flows.liver import prepare as prepare_flow
+    from flows.liver.flow import prepare as prepare_flow
 
     outcome = run_flow(prepare_flow, settings=settings, refresh=refresh, dry_run=dry_run)
     lines = []
@@ -136,7 +136,7 @@ def export_slices(
     start(verbose=verbose)
     values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
     settings = load_settings(config, values)
-    from flows.liver import export_slices as export_flow
+    from flows.liver.flow import export_slices as export_flow
     from flows.runs.run_folder import writable
     from medad.steps.export_slices import CATEGORY
 
@@ -170,7 +170,7 @@ def train_command(
     start(verbose=verbose)
     values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_text(train))
     settings = load_settings(config, values)
-    from flows.liver import train as train_flow
+    from flows.liver.flow import train as train_flow
     from flows.runs.run_folder import writable
 
     folder = writable(out / "liver" / settings.name)
@@ -192,7 +192,7 @@ def evaluate(
 ) -> None:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
     start(verbose=verbose)
-    from flows.liver_folder import settings_of_run
+    from flows.liver.run_folder import settings_of_run
 
     of_model = settings_of_run(model)
     values = parse_overrides(overrides, name=name, test_data__root=_text(test))
@@ -201,7 +201,7 @@ def evaluate(
         raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
     if (out / "liver" / settings.name).absolute() == model.absolute():
         raise ConfigError(f"{model}: would be written over; give the evaluation another --name")
-    from flows.liver import evaluate as evaluate_flow
+    from flows.liver.flow import evaluate as evaluate_flow
     from flows.runs.run_folder import writable
 
     folder = writable(out / "liver" / settings.name)
@@ -233,7 +233,7 @@ def segment(
         raise ConfigError(HOW_TO_GET_A_MASK)
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
-    from flows.liver_folder import settings_of_run, settings_over
+    from flows.liver.run_folder import settings_of_run, settings_over
     from flows.runs.run_folder import writable
     from medad.config.liver import DatasetSettings
 
@@ -254,8 +254,8 @@ def segment(
         opaque_ids=True,
     )
     settings = settings.model_copy(update={"test_data": data, "name": f"segmented-by-{settings.name}"[:64]})
-    from flows.liver import SegmentRequest
-    from flows.liver import segment as segment_flow
+    from flows.liver.flow import SegmentRequest
+    from flows.liver.flow import segment as segment_flow
 
     request = SegmentRequest(
         scans=tuple(path.absolute() for path in scans),
@@ -305,7 +305,7 @@ def step(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--set {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    from flows.liver import StepRequest, hand_step
+    from flows.liver.flow import StepRequest, hand_step
 
     request = StepRequest(
         name=name.value,

@@ -47,9 +47,9 @@ def sensitivity(
         raise ConfigError("the study needs healthy scans: --healthy FOLDER, or a --config that names them")
     else:
         study = parse_sensitivity(put_over({"healthy": {"layout": "btcv"}}, values, source="--set"), source="--set")
+    from flows.liver.sensitivity import SensitivityRequest, settings_for
+    from flows.liver.sensitivity import sensitivity as sensitivity_flow
     from flows.runs.run_folder import writable
-    from flows.sensitivity import SensitivityRequest, settings_for
-    from flows.sensitivity import sensitivity as sensitivity_flow
 
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")

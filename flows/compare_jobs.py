@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.liver_jobs import checkpoint_file
+from flows.liver.steps import checkpoint_file
 from flows.store.artifacts import Ref, Step
 from flows.store.code import code_digest
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values

@@ -23,7 +23,7 @@ from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.devices.engines import RUNNER
-from flows.liver_jobs import HandStep, HandStepName
+from flows.liver.steps import HandStep, HandStepName
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.settings import PrivateLiver, PrivateZsad, confined, path_filter
 from flows.runs.outcome import Outcome, final_state
@@ -168,7 +168,7 @@ def liver_nightly(
     config: LiverConfig = "thesis", name: Name = None, seed: Seed = None, refresh: Refresh = False
 ) -> State[Outcome]:
     """Liver tumours: prepare, train, segment, evaluate, report. What has not changed is taken from the cache."""
-    from flows.liver import liver
+    from flows.liver.flow import liver
     from medad.config.liver import load
 
     def run() -> State[Outcome]:

@@ -19,7 +19,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import liver_folder
 from flows.arrivals import (
     ARRIVING,
     Arrival,
@@ -37,9 +36,10 @@ from flows.arrivals import (
 from flows.devices.engines import RUNNER
 from flows.inbox_config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox_folder import IN_MANIFEST, FailedCase, Row, now
-from flows.liver import ReadyCase, Stages
-from flows.liver_folder import NETS, Models
-from flows.liver_report import Report, Reported
+from flows.liver import run_folder as liver_folder
+from flows.liver.flow import ReadyCase, Stages
+from flows.liver.report_steps import Report, Reported
+from flows.liver.run_folder import NETS, Models
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids

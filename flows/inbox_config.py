@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows import liver_folder
 from flows.arrivals import Content, look, recalled
 from flows.command import find_config
 from flows.inbox_folder import OutFolder, Row
-from flows.liver_folder import NETS
-from flows.liver_jobs import Prepare, Segment, source_digest
-from flows.liver_report import Report
+from flows.liver import run_folder as liver_folder
+from flows.liver.report_steps import Report
+from flows.liver.run_folder import NETS
+from flows.liver.steps import Prepare, Segment, source_digest
 from flows.privacy.settings import PrivateLiver
 from flows.store.artifacts import content_key, key_parts
 from flows.store.step import json_values

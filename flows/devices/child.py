@@ -41,7 +41,7 @@ KILLED_FOR_MEMORY = -signal.SIGKILL
 """The exit code of a process that somebody else killed: on a machine out of memory, the kernel."""
 PRELOADED = (
     "flows.devices.child",
-    "flows.liver_jobs",
+    "flows.liver.steps",
     "flows.zsad_jobs",
     "medad.steps.cases",
     "medad.networks.train",

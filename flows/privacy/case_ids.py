@@ -117,7 +117,7 @@ def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...
     ConfigError
         The register is not private, or damaged.
     """
-    from flows.liver_jobs import source_digest
+    from flows.liver.steps import source_digest
 
     scan, liver = scan.absolute(), None if liver is None else liver.absolute()
     content = _keyed(_secret(), _said(source_digest(scan)))
@@ -222,7 +222,7 @@ def forget(case_id: str) -> None:
 
 
 def _digest(path: Path) -> str | None:
-    from flows.liver_jobs import source_digest
+    from flows.liver.steps import source_digest
 
     try:
         return source_digest(path)

@@ -19,7 +19,7 @@ from medad.base.errors import ConfigError
 
 KEY_LENGTH = 64
 CHECKPOINTS, RESULTS = "checkpoints", "results"
-STEP_MODULES = ("flows.liver_jobs", "flows.liver_report", "flows.zsad_jobs", "flows.zsad_report")
+STEP_MODULES = ("flows.liver.steps", "flows.liver.report_steps", "flows.zsad_jobs", "flows.zsad_report")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def all_steps() -> dict[str, Step]:
     """Every step of both flows as the code has it today, by name."""
     from typing import get_args
 
-    from flows.liver_jobs import HandStep, HandStepName, hand_step_of
+    from flows.liver.steps import HandStep, HandStepName, hand_step_of
 
     found = {hand_step_of(name).name: hand_step_of(name) for name in get_args(HandStepName)}
     for module in map(importlib.import_module, STEP_MODULES):

@@ -87,7 +87,8 @@ class Ended(Submitted):
 @pytest.fixture
 def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
     """An inbox whose passes are plain calls of the flow's function."""
-    from flows import cli_inbox, liver
+    from flows import cli_inbox
+    from flows.liver import flow as liver
 
     def run_flow(flow: Any, *, dry_run: bool = False, **parameters: Any) -> Any:
         if dry_run:

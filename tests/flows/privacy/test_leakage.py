@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.liver import UNKNOWN_TRAINING
+from flows.liver.flow import UNKNOWN_TRAINING
 from medad.cohort.folds import patient_mark
 from tests.flows.leaks import database_bytes, holds, search
 

@@ -475,7 +475,7 @@ def test_a_worker_elsewhere_learns_from_the_job_alone(planted: Any, tmp_path: Pa
     program = f"""
 import logging, warnings
 from pathlib import Path
-from flows.liver_jobs import Prepare
+from flows.liver.steps import Prepare
 from flows.privacy.settings import learn_job
 from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.cohort.datasets import Case
@@ -531,13 +531,13 @@ if __name__ == "__main__" and mode == "worker":
     # as a worker runs it: no terminal, only logs
     from pathlib import Path
     from flows.cli_liver import load_settings
-    from flows.liver import prepare
+    from flows.liver.flow import prepare
     from flows.machine.environment import prepare_prefect
     settings = load_settings(Path(arguments[0]), {})
     print(prepare(settings=settings, refresh=True, return_state=True).name)
 elif __name__ == "__main__":
     if mode == "crash":
-        from flows.liver import Stages
+        from flows.liver.flow import Stages
         def finish(self, *rest, **more):
             raise RuntimeError(f"flow crashed over {TAGS} in {self.settings.test_data.root}")
         Stages.finish = finish

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import liver_folder
-from flows.liver_folder import Models, settings_of_run
+from flows.liver import run_folder as liver_folder
+from flows.liver.run_folder import Models, settings_of_run
 from flows.privacy.settings import PrivateLiver
 from flows.runs import run_folder as publish
 from flows.runs.run_folder import RunFolder, read_headline

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import liver_jobs
-from flows.liver_jobs import Evaluate, ExportSlices, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
-from flows.liver_report import Report
+from flows.liver import steps as liver_jobs
+from flows.liver.report_steps import Report
+from flows.liver.steps import Evaluate, ExportSlices, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
 from flows.store import code as sources
 from flows.store.artifacts import Step
 from flows.store.step import Job

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.liver_jobs import (
+from flows.liver.report_steps import Report, Reported
+from flows.liver.steps import (
     AdoptModel,
     Evaluate,
     HandStep,
@@ -23,7 +24,6 @@ from flows.liver_jobs import (
     TrainRestoration,
     TrainSegmentation,
 )
-from flows.liver_report import Report, Reported
 from flows.runs.runner import cache_key
 from flows.store.artifacts import Ref, content_key
 from flows.store.step import FailedStep, Job

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.liver_jobs import source_digest
+from flows.liver.steps import source_digest
 from flows.machine.environment import worker_count
 from flows.privacy import case_ids
 from flows.runs.run_folder import read_manifest

@@ -20,11 +20,11 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows import liver_folder
-from flows.ablate_jobs import AblationReport, Embed, Examples, Judged, SnapshotRow, VariantRow, Yardstick
 from flows.devices.engines import RUNNER
-from flows.liver import ReadyCase, Stages
-from flows.liver_folder import Models, UsedCase
+from flows.liver import run_folder as liver_folder
+from flows.liver.ablate_steps import AblationReport, Embed, Examples, Judged, SnapshotRow, VariantRow, Yardstick
+from flows.liver.flow import ReadyCase, Stages
+from flows.liver.run_folder import Models, UsedCase
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.privacy.settings import PrivateAblation, PrivateLiver, confined

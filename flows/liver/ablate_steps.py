@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.liver_jobs import label_inputs, synthesis_inputs, used_synthesis
+from flows.liver.steps import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy.settings import PrivateAblation
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from flows.liver_jobs import Prepare, Segment
+from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
+from flows.liver.steps import Prepare, Segment
 from flows.privacy.settings import PLACEHOLDER, PrivateSensitivity
-from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.store.artifacts import Ref, content_key
 from flows.store.code import closure
 from medad.cohort.datasets import Case

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.liver_jobs import Prepare, Segment
+from flows.liver.steps import Prepare, Segment
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, json_values
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings

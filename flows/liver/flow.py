@@ -18,10 +18,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import liver_folder, liver_sides
 from flows.devices.engines import RUNNER
-from flows.liver_folder import Models, UsedCase
-from flows.liver_jobs import (
+from flows.liver import run_folder as liver_folder
+from flows.liver import split as liver_sides
+from flows.liver.report_steps import Report, Reported
+from flows.liver.run_folder import Models, UsedCase
+from flows.liver.split import BOTH, PLACE, Sides, Use
+from flows.liver.steps import (
     AdoptModel,
     Evaluate,
     ExportSlices,
@@ -35,8 +38,6 @@ from flows.liver_jobs import (
     TrainRestoration,
     TrainSegmentation,
 )
-from flows.liver_report import Report, Reported
-from flows.liver_sides import BOTH, PLACE, Sides, Use
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.settings import PrivateLiver, PrivatePath, confined, learn_data, path_filter

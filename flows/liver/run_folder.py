@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.liver_report import Reported
-from flows.liver_sides import liver_digest
+from flows.liver.report_steps import Reported
+from flows.liver.split import liver_digest
 from flows.privacy.settings import PrivateLiver
 from flows.runs.run_folder import MANIFEST, Copied, copied, read_manifest
 from flows.store.artifacts import ArtefactStore, Ref

@@ -17,12 +17,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows import liver_folder
 from flows.devices.engines import RUNNER
-from flows.liver import Stages
-from flows.liver_folder import Models
-from flows.liver_jobs import Prepare, Segment, source_digest
-from flows.liver_sides import Sides, salted_member, trained_members, training_rows
+from flows.liver import run_folder as liver_folder
+from flows.liver.flow import Stages
+from flows.liver.run_folder import Models
+from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
+from flows.liver.split import Sides, salted_member, trained_members, training_rows
+from flows.liver.steps import Prepare, Segment, source_digest
 from flows.machine.terminal import terminal
 from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity, confined
 from flows.runs import artifacts as ui
@@ -30,7 +31,6 @@ from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import planned
 from flows.runs.run_folder import MANIFEST, RunFolder, copied, installed_versions, publish
 from flows.runs.runner import Submitted, describe
-from flows.sensitivity_jobs import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.store.artifacts import Ref
 from flows.store.step import Job
 from medad.base.errors import ConfigError, UserError

@@ -1,0 +1,1 @@
+"""Liver flows: prepare, train, segment, evaluate, report; ablation; inserted lesions."""
