@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flows.liver.flow
-import flows.zsad
+import flows.zsad.flow
 from flows.demo import liver_demo, zsad_demo
 from flows.devices.child import Place
 from flows.machine.environment import cache_root
@@ -73,7 +73,7 @@ def run_liver() -> None:
 
 def run_zsad() -> None:
     """What the flow `zsad` does with the demo's settings, report included."""
-    flows.zsad.new_tally = _bare  # type: ignore[attr-defined]
-    stages = flows.zsad.Stages(zsad_demo(lambda line: None), refresh=False)
+    flows.zsad.flow.new_tally = _bare  # type: ignore[attr-defined]
+    stages = flows.zsad.flow.Stages(zsad_demo(lambda line: None), refresh=False)
     assert stages.report(stages.score(stages.encode(stages.find())))
     assert not stages.tally.failures

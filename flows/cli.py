@@ -48,7 +48,7 @@ def demo(
     from flows.demo import liver_demo, zsad_demo
     from flows.liver.flow import liver
     from flows.runs.run_folder import writable
-    from flows.zsad import zsad
+    from flows.zsad.flow import zsad
 
     liver_settings, notes = liver_demo(terminal.line)
     zsad_settings = zsad_demo(terminal.line)

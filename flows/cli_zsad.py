@@ -78,7 +78,7 @@ def run(
     )
     settings = load_settings(config, values)
     from flows.runs.run_folder import writable
-    from flows.zsad import zsad
+    from flows.zsad.flow import zsad
 
     folder = writable(out / "zsad" / settings.name)
     conclude(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
@@ -108,8 +108,8 @@ def score(
     start(verbose=verbose)
     settings = load_settings(config, parse_overrides(overrides, data__category=category))
     from flows.runs.run_folder import writable
-    from flows.zsad import ScoreRequest
-    from flows.zsad import score as score_flow
+    from flows.zsad.flow import ScoreRequest
+    from flows.zsad.flow import score as score_flow
 
     request = ScoreRequest(
         images=tuple(path.absolute() for path in images), category=category, out=writable(out), npy=npy
@@ -147,8 +147,8 @@ def compare(
     from zsad.config.compare import load
 
     settings = PrivateCompare.of(load(find_config(config, "zsad"), values).chosen(methods))
-    from flows.compare import compare as compare_flow
     from flows.runs.run_folder import writable
+    from flows.zsad.compare import compare as compare_flow
 
     folder = writable(out / "zsad-compare" / settings.name)
     conclude(run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
@@ -183,9 +183,9 @@ def train(
     settings = settings.model_copy(
         update={"name": name or f"{system.system}-{settings.name}"[:64], "ablations": (), "auxiliary": None}
     )
-    from flows.compare import TRAINED_FILES
-    from flows.compare import train as train_flow
     from flows.runs.run_folder import writable
+    from flows.zsad.compare import TRAINED_FILES
+    from flows.zsad.compare import train as train_flow
 
     folder = writable(out / "zsad-train" / settings.name)
     private = PrivateCompare.of(settings)

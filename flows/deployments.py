@@ -184,7 +184,7 @@ def zsad_weekly(
     config: ZsadConfig = "dual_clip", name: Name = None, seeds: Seeds = None, refresh: Refresh = False
 ) -> State[Outcome]:
     """Anomalies in industrial images: features, scores seed by seed, metrics, report. Nothing is trained."""
-    from flows.zsad import zsad
+    from flows.zsad.flow import zsad
     from zsad.config.run import load
 
     def run() -> State[Outcome]:

@@ -42,7 +42,7 @@ KILLED_FOR_MEMORY = -signal.SIGKILL
 PRELOADED = (
     "flows.devices.child",
     "flows.liver.steps",
-    "flows.zsad_jobs",
+    "flows.zsad.steps",
     "medad.steps.cases",
     "medad.networks.train",
     "zsad.steps.score_dual",

@@ -19,7 +19,7 @@ from medad.base.errors import ConfigError
 
 KEY_LENGTH = 64
 CHECKPOINTS, RESULTS = "checkpoints", "results"
-STEP_MODULES = ("flows.liver.steps", "flows.liver.report_steps", "flows.zsad_jobs", "flows.zsad_report")
+STEP_MODULES = ("flows.liver.steps", "flows.liver.report_steps", "flows.zsad.steps", "flows.zsad.report_steps")
 
 
 @dataclass(frozen=True)

@@ -488,7 +488,7 @@ def test_the_guide_names_every_setting_of_ours(cli: Cli) -> None:
 
 
 def test_modules_of_deployments_are_imported_by_name_not_by_path() -> None:
-    """By path, Prefect would put flows/ first on the path of imports, where flows/zsad.py hides the package zsad."""
+    """By path, Prefect would put flows/ first on the path of imports, where flows/zsad/flow.py hides the package zsad."""
     for entry in BY_NAME.values():
         module, _, _ = entry["entrypoint"].rpartition(".")
         assert importlib.util.find_spec(module) is not None

@@ -12,8 +12,8 @@ from flows.liver.steps import checkpoint_file
 from flows.store.artifacts import Ref, Step
 from flows.store.code import code_digest
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, file_digest, folder_of, json_values
-from flows.zsad_jobs import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
-from flows.zsad_report import failed_shown
+from flows.zsad.report_steps import failed_shown
+from flows.zsad.steps import ENCODING, Image, distinct, encoder_inputs, label_of, weights_of
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.run import EncoderSettings

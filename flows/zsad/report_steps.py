@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, FailedStep, Job, json_values
-from flows.zsad_jobs import Image, label_of
+from flows.zsad.steps import Image, label_of
 from medad.base.settings import MACHINE_FIELDS
 from zsad.config.run import ZsadSettings
 

@@ -15,15 +15,6 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.compare_jobs import (
-    AblationRows,
-    CompareReport,
-    Result,
-    ScoreSystem,
-    SystemRow,
-    TrainingSet,
-    TrainSystem,
-)
 from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
 from flows.privacy.settings import PrivateCompare, confined, path_filter
@@ -34,8 +25,17 @@ from flows.runs.run_folder import Copied, copied, installed_versions
 from flows.runs.runner import Submitted, describe
 from flows.store.artifacts import ArtefactStore, Ref
 from flows.store.step import FailedStep, file_digest
-from flows.zsad_images import ImageSet, ImageStages, weights_shown
-from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
+from flows.zsad.compare_steps import (
+    AblationRows,
+    CompareReport,
+    Result,
+    ScoreSystem,
+    SystemRow,
+    TrainingSet,
+    TrainSystem,
+)
+from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
+from flows.zsad.steps import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.errors import InputError, UserError
 from zsad.config.compare import ablation_systems
 from zsad.config.run import PromptStyle

@@ -26,8 +26,9 @@ from flows.runs.plan import new_tally
 from flows.runs.run_folder import Copied, copied, installed_versions
 from flows.runs.runner import Failure, Submitted, describe
 from flows.store.artifacts import Ref
-from flows.zsad_images import ImageSet, ImageStages, weights_shown
-from flows.zsad_jobs import (
+from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
+from flows.zsad.report_steps import ScoredCategory, ScoreOutputs, ZsadReport
+from flows.zsad.steps import (
     Encode,
     EvaluateCategory,
     Fuse,
@@ -35,7 +36,6 @@ from flows.zsad_jobs import (
     Text,
     needs_references,
 )
-from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
 from medad.base.errors import UserError
 from zsad.config.run import ImagesSettings, Variant
 

@@ -15,8 +15,8 @@ from flows.runs.runner import cache_key
 from flows.store import code as sources
 from flows.store.artifacts import Ref, content_key
 from flows.store.step import FailedStep, Job
-from flows.zsad_jobs import Encode, EvaluateCategory, Fuse, Image, Score, Text
-from flows.zsad_report import ScoredCategory, ScoreOutputs, ZsadReport
+from flows.zsad.report_steps import ScoredCategory, ScoreOutputs, ZsadReport
+from flows.zsad.steps import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.settings import MACHINE_FIELDS
 from zsad.config.run import ZsadSettings, parse
 

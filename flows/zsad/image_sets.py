@@ -18,7 +18,7 @@ from flows.runs.run_folder import Copied, RunFolder, publish
 from flows.runs.runner import Failure, Tally, describe
 from flows.store.artifacts import Ref
 from flows.store.step import file_digest
-from flows.zsad_jobs import Encode, Image, weights_of
+from flows.zsad.steps import Encode, Image, weights_of
 from medad.base.errors import UserError
 from zsad.config.run import EncoderSettings, ImagesSettings
 

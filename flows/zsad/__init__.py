@@ -1,0 +1,1 @@
+"""Image flows: find, encode, score, evaluate, report; comparison; training."""
