@@ -29,7 +29,7 @@ from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from flows.inbox_config import Inbox, InboxRequest
+    from flows.inbox.config import Inbox, InboxRequest
 
 
 def inbox(
@@ -58,8 +58,8 @@ def inbox(
         raise ConfigError(f"{cases[0]}: cases are named with --retry only")
     if sum((list_cases, dry_run, watch is not None)) > 1:
         raise ConfigError("--list, --dry-run and --watch exclude each other")
-    from flows.inbox import liver_inbox
-    from flows.inbox_config import ALL_FAILED, Inbox, InboxRequest
+    from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
+    from flows.inbox.flow import liver_inbox
 
     asked = tuple(cases or [ALL_FAILED]) if retry else ()
     request = InboxRequest(config=str(config), retry=asked, overrides=parse_overrides(overrides))
@@ -75,8 +75,8 @@ def inbox(
 
 def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: bool) -> None:
     """Passes, until interrupted; the flow runs only where there is something to do."""
-    from flows.inbox import liver_inbox
-    from flows.inbox_config import has_news
+    from flows.inbox.config import has_news
+    from flows.inbox.flow import liver_inbox
 
     failed, bug = False, None
     with contextlib.suppress(KeyboardInterrupt):
@@ -102,7 +102,7 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
 
 def _list(opened: Inbox, *, as_json: bool) -> None:
     """Each scan in the inbox, and what became of it: on the user's own terminal, hence with its path."""
-    from flows.inbox_config import listing
+    from flows.inbox.config import listing
 
     found = listing(opened)
     if as_json:

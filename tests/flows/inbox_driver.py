@@ -31,7 +31,7 @@ def main() -> None:
     from flows.machine.environment import prepare_prefect
 
     prepare_prefect()
-    from flows.inbox_folder import FailedCase, OutFolder
+    from flows.inbox.results import FailedCase, OutFolder
     from flows.runs import run_folder as publish
     from flows.store.artifacts import ArtefactStore
 

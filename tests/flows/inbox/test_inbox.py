@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows import arrivals
-from flows.arrivals import ARRIVING, NO_MASK
-from flows.inbox import liver_inbox
-from flows.inbox_config import Inbox, InboxRequest
-from flows.inbox_folder import OutFolder
+from flows.inbox import arrivals
+from flows.inbox.arrivals import ARRIVING, NO_MASK
+from flows.inbox.config import Inbox, InboxRequest
+from flows.inbox.flow import liver_inbox
+from flows.inbox.results import OutFolder
 from flows.runs.plan import Plan, new_tally, plan_flow
 from flows.runs.runner import Submitted, Tally, perform
 from flows.store import digests
@@ -649,7 +649,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     "place",
-    ["medad.reports.run.report.write_report", "flows.runs.run_folder._write_manifest", "flows.inbox_folder._csv"],
+    ["medad.reports.run.report.write_report", "flows.runs.run_folder._write_manifest", "flows.inbox.results._csv"],
 )
 def test_a_killed_pass_is_made_good_and_computes_nothing_again(
     box: Box, cache: Path, place: str, monkeypatch: pytest.MonkeyPatch

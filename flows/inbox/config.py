@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.arrivals import Content, look, recalled
 from flows.command import find_config
-from flows.inbox_folder import OutFolder, Row
+from flows.inbox.arrivals import Content, look, recalled
+from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
 from flows.liver.report_steps import Report
 from flows.liver.run_folder import NETS

@@ -1,6 +1,6 @@
 """The inbox flow: one pass over a folder into which scans are dropped. Each new scan is segmented once, or fails once.
 
-A pass remembers nothing itself: what is done is told by the records in the folder of results (`flows.inbox_folder`),
+A pass remembers nothing itself: what is done is told by the records in the folder of results (`flows.inbox.results`),
 what was computed by the cache. So a pass may be killed anywhere, and two may run at once.
 """
 
@@ -19,7 +19,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.arrivals import (
+from flows.devices.engines import RUNNER
+from flows.inbox.arrivals import (
     ARRIVING,
     Arrival,
     ChangedError,
@@ -33,9 +34,8 @@ from flows.arrivals import (
     unchanged,
     vanished,
 )
-from flows.devices.engines import RUNNER
-from flows.inbox_config import ALL_FAILED, Inbox, InboxRequest
-from flows.inbox_folder import IN_MANIFEST, FailedCase, Row, now
+from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
+from flows.inbox.results import IN_MANIFEST, FailedCase, Row, now
 from flows.liver import run_folder as liver_folder
 from flows.liver.flow import ReadyCase, Stages
 from flows.liver.report_steps import Report, Reported

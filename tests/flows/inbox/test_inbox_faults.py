@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from flows.arrivals import Content
+from flows.inbox.arrivals import Content
 from flows.store.digests import file_sha256
 from tests.flows.inbox_box import Box, read
 from tests.flows.inbox_driver import PLACES
@@ -28,7 +28,7 @@ from tests.flows.live_server import HANGS_S, wait_for
 pytestmark = pytest.mark.slow
 
 SCANS, BROKEN = 50, 4
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

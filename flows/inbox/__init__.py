@@ -1,0 +1,1 @@
+"""Segments each new scan of a folder once."""
