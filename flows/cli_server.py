@@ -54,8 +54,8 @@ def deploy(
     """Apply prefect.yaml to the server of PREFECT_API_URL: deployments, this machine's queue, limits, automations."""
     prepare_prefect()
     check_server()
-    from flows.server import Site
-    from flows.server import deploy as apply
+    from flows.server.deploy import Site
+    from flows.server.deploy import deploy as apply
 
     site = Site(checkout(), pool, host or host_name(), devices or device_count(), heartbeat_s())
     applied = asyncio.run(apply(site, names=names or (), notify=notify, reset=reset, dry_run=dry_run))
@@ -95,7 +95,7 @@ def serve(
 ) -> None:
     """Server and worker on this machine until Ctrl-C: applies prefect.yaml, and restarts what dies."""
     prepare_prefect()
-    from flows.serve import Deploying, Listening, Working, serve_until_told
+    from flows.server.serve import Deploying, Listening, Working, serve_until_told
 
     serve_until_told(Listening(port), Working(pool, host or host_name(), limit), Deploying(checkout(), notify))
 
@@ -109,7 +109,7 @@ def server(
 ) -> None:
     """A Prefect server alone until Ctrl-C, with the settings that `serve` has; restarts it when it dies."""
     prepare_prefect()
-    from flows.serve import Listening, listen_until_told
+    from flows.server.serve import Listening, listen_until_told
 
     listen_until_told(Listening(port, bind))
 
@@ -118,7 +118,7 @@ def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TI
     """A worker for the server of PREFECT_API_URL until Ctrl-C, on this machine's queue; restarts what dies."""
     prepare_prefect()
     check_server()
-    from flows.serve import Working, work_until_told
+    from flows.server.serve import Working, work_until_told
 
     checkout()
     work_until_told(Working(pool, host or host_name(), limit))

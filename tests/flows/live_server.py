@@ -26,7 +26,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
 from flows.machine.environment import checkout
-from flows.serve import SERVER_SETTINGS
+from flows.server.serve import SERVER_SETTINGS
 
 HOST = "testbox"
 POOL = "testpool"
@@ -287,7 +287,7 @@ class Live:
         ]
         (folder / "prefect.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
         self.python(
-            "import asyncio; from pathlib import Path; from flows.server import Site, deploy\n"
+            "import asyncio; from pathlib import Path; from flows.server.deploy import Site, deploy\n"
             f"asyncio.run(deploy(Site(Path({str(folder)!r}), {POOL!r}, {HOST!r}, 1, 30)))"
         )
 

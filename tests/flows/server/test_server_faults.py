@@ -15,7 +15,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending
 
-from flows.server import TELL, limit_name
+from flows.server.deploy import TELL, limit_name
 from tests.flows.live_server import HOST, Live, live, postgres, postgres_bin, processes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -111,7 +111,7 @@ def test_a_run_that_ended_is_not_called_crashed_afterwards(site: Live, worker: A
 def test_a_run_that_a_worker_took_and_never_began_is_called_crashed(site: Live) -> None:
     site.python(
         "from prefect.client.orchestration import get_client\n"
-        "from flows.server import LOST, lost_automation\n"
+        "from flows.server.deploy import LOST, lost_automation\n"
         "with get_client(sync_client=True) as client:\n"
         "    [found] = client.read_automations_by_name(LOST)\n"
         "    client.update_automation(found.id, lost_automation(20))\n"

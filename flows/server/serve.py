@@ -20,8 +20,8 @@ from pathlib import Path
 
 from flows.command import say
 from flows.machine.environment import heartbeat_s
-from flows.supervise import POLL_S, Child, keep
-from flows.ui_policy import forbid_other_hosts
+from flows.server.supervise import POLL_S, Child, keep
+from flows.server.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError
 
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - in a container, where nothing else would be reached
@@ -230,7 +230,7 @@ def _wait_for(server: Child, listening: Listening) -> None:
 
 def _apply(deploying: Deploying, working: Working) -> None:
     from flows.cli_server import device_count
-    from flows.server import Site, deploy
+    from flows.server.deploy import Site, deploy
 
     site = Site(deploying.checkout, working.pool, working.host, device_count(), heartbeat_s())
     for applied in asyncio.run(deploy(site, notify=deploying.notify)):

@@ -17,7 +17,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from flows.cli_server import device_count
-from flows.server import LOST, TELL, ZOMBIES, limit_name
+from flows.server.deploy import LOST, TELL, ZOMBIES, limit_name
 from tests.flows.live_server import HOST, POOL, Live, live, postgres, postgres_bin, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from flows.machine.environment import checkout
-from flows.ui_policy import POLICY
+from flows.server.ui_policy import POLICY
 from medad.cohort.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for
 from zsad.embedded.samples import PLANTED_NOTE
@@ -117,7 +117,7 @@ ALONE = """
 import json, sys
 from pathlib import Path
 from tests.flows.live_server import Live
-from tests.flows.test_serve import PAGES, loaded, ready, render, serve, stop
+from tests.flows.server.test_serve import PAGES, loaded, ready, render, serve, stop
 
 root = Path(sys.argv[1])
 site = Live(root, port=4299, mark=sys.argv[2])

@@ -26,7 +26,6 @@ from prefect.states import Cancelled, Crashed
 from prefect.utilities.callables import parameter_schema
 
 from flows.cli_server import PORT
-from flows.deployments import STEPS, StepSettings, case_step
 from flows.machine.environment import (
     LIBRARY_DEFAULTS,
     PREFECT_DEFAULTS,
@@ -37,8 +36,7 @@ from flows.machine.environment import (
 )
 from flows.runs.outcome import Outcome, final_state
 from flows.runs.runner import Failure
-from flows.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
-from flows.server import (
+from flows.server.deploy import (
     LONGEST_SILENCE,
     OUR_FLOWS,
     Site,
@@ -51,12 +49,14 @@ from flows.server import (
     template_values,
     zombie_automation,
 )
-from flows.ui_policy import POLICY, forbid_other_hosts
+from flows.server.deployments import STEPS, StepSettings, case_step
+from flows.server.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
+from flows.server.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import ConfigError
 from medad.config.liver import PreprocessSettings
 
 Cli = Callable[..., Any]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VALUES = read_deployments(ROOT)
 BY_NAME = {entry["name"]: entry for entry in VALUES["deployments"]}
 NAMES = ("liver-nightly", "zsad-weekly", "step", "segment-inbox")

@@ -1,0 +1,1 @@
+"""What a Prefect server runs and how it is set up."""
