@@ -8,7 +8,7 @@ from typing import Any
 
 import flows.liver.flow
 import flows.zsad.flow
-from flows.demo import liver_demo, zsad_demo
+from flows.cli.demo import liver_demo, zsad_demo
 from flows.devices.child import Place
 from flows.machine.environment import cache_root
 from flows.runs.runner import Submitted, Tally

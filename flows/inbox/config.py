@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.command import find_config
+from flows.cli.options import find_config
 from flows.inbox.arrivals import Content, look, recalled
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.command import say
+from flows.cli.options import say
 from flows.machine.environment import heartbeat_s
 from flows.server.supervise import POLL_S, Child, keep
 from flows.server.ui_policy import forbid_other_hosts
@@ -229,7 +229,7 @@ def _wait_for(server: Child, listening: Listening) -> None:
 
 
 def _apply(deploying: Deploying, working: Working) -> None:
-    from flows.cli_server import device_count
+    from flows.cli.server import device_count
     from flows.server.deploy import Site, deploy
 
     site = Site(deploying.checkout, working.pool, working.host, device_count(), heartbeat_s())

@@ -125,7 +125,7 @@ class Ran:
 
 def run_cli(*arguments: object) -> Ran:
     """Run the command line in this process, on the test's server and cache."""
-    from flows.cli import main
+    from flows.cli.app import main
     from flows.machine.terminal import terminal
 
     out, err = io.StringIO(), io.StringIO()

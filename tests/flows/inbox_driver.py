@@ -62,7 +62,7 @@ def main() -> None:
 
     replaced: Any = (noted_move, noted_fail, noted_swap, noted_write)
     ArtefactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write = replaced  # type: ignore[method-assign]
-    from flows.cli import main as adflows
+    from flows.cli.app import main as adflows
 
     adflows()
 

@@ -119,6 +119,6 @@ if __name__ == "__main__":
     prepare_prefect()
     arm(sys.argv[1], sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
-    from flows.cli import main
+    from flows.cli.app import main
 
     main()

@@ -87,7 +87,7 @@ class Ended(Submitted):
 @pytest.fixture
 def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
     """An inbox whose passes are plain calls of the flow's function."""
-    from flows import cli_inbox
+    from flows.cli import inbox as cli_inbox
     from flows.liver import flow as liver
 
     def run_flow(flow: Any, *, dry_run: bool = False, **parameters: Any) -> Any:
@@ -793,8 +793,8 @@ def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypat
 
 
 def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import cli_inbox
-    from flows.command import run_flow
+    from flows.cli import inbox as cli_inbox
+    from flows.cli.options import run_flow
 
     box = served
 

@@ -25,7 +25,7 @@ from prefect.server.events.schemas.automations import EventTrigger
 from prefect.states import Cancelled, Crashed
 from prefect.utilities.callables import parameter_schema
 
-from flows.cli_server import PORT
+from flows.cli.server import PORT
 from flows.machine.environment import (
     LIBRARY_DEFAULTS,
     PREFECT_DEFAULTS,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli_cache import parse_age, parse_size, show_size
+from flows.cli.cache import parse_age, parse_size, show_size
 from flows.store import upkeep
 from flows.store.artifacts import SIDECAR, ArtefactStore, Ref, Step, key_parts
 from flows.store.step import Job

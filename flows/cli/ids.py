@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.command import Json, say
+from flows.cli.options import Json, say
 from flows.machine.terminal import terminal
 from medad.base.errors import ConfigError
 

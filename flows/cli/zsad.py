@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.command import (
+from flows.cli.options import (
     EXIT_USER,
     DryRun,
     Json,

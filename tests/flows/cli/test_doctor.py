@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import doctor
+from flows.cli import doctor
 from flows.privacy import case_ids
 
 
@@ -63,7 +63,7 @@ def test_versions_that_break_the_server_are_failures(
 def test_the_pins_are_those_of_the_distribution() -> None:
     import tomllib
 
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     wanted = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     constraints = (root / "constraints.txt").read_text(encoding="utf-8").lower().splitlines()
     for name, (lowest, too_new, _) in doctor.PINS.items():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command import DryRun, Json, Name, Refresh, Set, Verbose, conclude, parse_overrides, run_flow, start
+from flows.cli.options import DryRun, Json, Name, Refresh, Set, Verbose, conclude, parse_overrides, run_flow, start
 from medad.base.errors import ConfigError
 
 

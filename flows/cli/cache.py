@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.command import EXIT_USER, Json, say
+from flows.cli.options import EXIT_USER, Json, say
 from flows.machine.terminal import format_seconds, terminal
 from medad.base.errors import ConfigError
 

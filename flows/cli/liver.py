@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_ablate, cli_inbox, cli_sensitivity
-from flows.command import (
+from flows.cli import ablate as cli_ablate
+from flows.cli import inbox as cli_inbox
+from flows.cli import sensitivity as cli_sensitivity
+from flows.cli.options import (
     DryRun,
     Json,
     Name,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.command import (
+from flows.cli.options import (
     DryRun,
     Json,
     Name,

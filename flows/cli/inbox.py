@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.command import (
+from flows.cli.options import (
     EXIT_USER,
     DryRun,
     Json,

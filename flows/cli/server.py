@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.command import Json, say
+from flows.cli.options import Json, say
 from flows.machine.environment import checkout, heartbeat_s, host_name, prepare_prefect
 from medad.base.errors import ConfigError
 
@@ -70,7 +70,7 @@ def deploy(
 
 def check_server() -> None:
     """Raises ConfigError where no server is named, or where it does not answer."""
-    from flows.doctor import check_prefect
+    from flows.cli.doctor import check_prefect
 
     check = check_prefect()
     if check.status == "fail":

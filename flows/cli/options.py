@@ -52,7 +52,7 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
         from flows.runs.plan import plan_flow
 
         return plan_flow(flow, **parameters)
-    from flows.doctor import check_prefect
+    from flows.cli.doctor import check_prefect
     from flows.runs.outcome import Outcome
 
     server = check_prefect()

@@ -117,9 +117,9 @@ def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "sys.argv = ['adflows', 'doctor']\n"
-        "import flows.doctor\n"
+        "import flows.cli.doctor\n"
         "def broken(runs):\n    raise ZeroDivisionError('a bug')\n"
-        "flows.doctor.examine = broken\n"
+        "flows.cli.doctor.examine = broken\n"
         "from flows.__main__ import main\n"
         "main()\n"
     )
@@ -134,7 +134,7 @@ def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
 def test_every_configuration_loads() -> None:
     from medad.config.liver import load
 
-    folder = Path(__file__).parents[2] / "configs" / "liver"
+    folder = Path(__file__).parents[3] / "configs" / "liver"
     files = sorted(path for path in folder.glob("*.yaml") if not path.stem.startswith("ablation"))
     assert {path.stem for path in files} >= {"thesis", "demo", "small"}
     for path in files:
@@ -144,15 +144,15 @@ def test_every_configuration_loads() -> None:
 def test_the_thesis_configuration_is_the_defaults() -> None:
     from medad.config.liver import LiverSettings, load
 
-    folder = Path(__file__).parents[2] / "configs" / "liver"
+    folder = Path(__file__).parents[3] / "configs" / "liver"
     thesis = load(folder / "thesis.yaml")
     data = {"train_data": thesis.train_data, "test_data": thesis.test_data}
     assert thesis == LiverSettings(name="thesis", **data)
 
 
 def test_options_go_over_the_file() -> None:
-    from flows.cli_liver import load_settings
-    from flows.command import parse_overrides
+    from flows.cli.liver import load_settings
+    from flows.cli.options import parse_overrides
 
     pairs = ["train.restoration.epochs=3", "preprocess.window_hu=[-100, 200]", "gpus=cpu"]
     values = parse_overrides(pairs, name="mine", seed=None, train_data__root="/data")
