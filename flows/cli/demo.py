@@ -8,27 +8,18 @@ from typing import TYPE_CHECKING
 
 from flows.machine.environment import config_folder
 from flows.privacy.settings import PrivateLiver, PrivateZsad
-from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from medad.cohort.samples import Samples
 
 
 def _configuration(flow: str) -> Path:
-    folder = config_folder()
-    if folder is None:
-        raise ConfigError("the demo's configuration is not at hand: run it from a checkout of the repository")
-    return folder / flow / "demo.yaml"
+    return config_folder() / flow / "demo.yaml"
 
 
 def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...]]:
-    """Settings of the liver demo and what must be said of its data: real CT where an index is in reach, else phantoms.
-
-    Raises
-    ------
-    ConfigError
-        The package was installed without the repository's configs folder.
-    """
+    """Settings of the liver demo and what must be said of its data: real CT where an index is in reach, else
+    phantoms."""
     from medad.cohort.samples import PHANTOM_NOTE, find_samples, samples_dir
     from medad.config.liver import load
 
@@ -39,7 +30,7 @@ def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...
 
 
 def zsad_demo(say: Callable[[str], None]) -> PrivateZsad:
-    """Settings of the zsad demo, once its photographs are there. Raises ConfigError as `liver_demo`."""
+    """Settings of the zsad demo, once its photographs are there."""
     from medad.cohort.samples import samples_dir
     from zsad.config.run import load
 

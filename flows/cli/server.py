@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Json, say
-from flows.machine.environment import checkout, heartbeat_s, host_name, prepare_prefect
+from flows.machine.environment import heartbeat_s, host_name, prepare_prefect, product_folder, working_folder
 from medad.base.errors import ConfigError
 
 POOL = "adflows"
@@ -54,10 +54,11 @@ def deploy(
     """Apply prefect.yaml to the server of PREFECT_API_URL: deployments, this machine's queue, limits, automations."""
     prepare_prefect()
     check_server()
+    from flows.devices.slots import device_count
     from flows.server.deploy import Site
     from flows.server.deploy import deploy as apply
 
-    site = Site(checkout(), pool, host or host_name(), devices or device_count(), heartbeat_s())
+    site = Site(product_folder(), working_folder(), pool, host or host_name(), devices or device_count(), heartbeat_s())
     applied = asyncio.run(apply(site, names=names or (), notify=notify, reset=reset, dry_run=dry_run))
     if as_json:
         say(json.dumps([asdict(each) for each in applied], indent=1))
@@ -79,13 +80,6 @@ def check_server() -> None:
         raise ConfigError("PREFECT_API_URL is not set: name a server, or start one with `adflows serve`")
 
 
-def device_count() -> int:
-    """Device steps this machine can do at a time."""
-    from flows.devices.slots import devices_of
-
-    return len(devices_of("auto"))
-
-
 def serve(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1, for the UI and the API.")] = PORT,
     pool: Pool = POOL,
@@ -97,7 +91,7 @@ def serve(
     prepare_prefect()
     from flows.server.serve import Deploying, Listening, Working, serve_until_told
 
-    serve_until_told(Listening(port), Working(pool, host or host_name(), limit), Deploying(checkout(), notify))
+    serve_until_told(Listening(port), Working(pool, host or host_name(), limit), Deploying(notify))
 
 
 def server(
@@ -120,5 +114,4 @@ def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TI
     check_server()
     from flows.server.serve import Working, work_until_told
 
-    checkout()
     work_until_told(Working(pool, host or host_name(), limit))

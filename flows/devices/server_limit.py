@@ -1,7 +1,8 @@
 """A server's own count of the devices in use: the global concurrency limit of this machine, where one is set up.
 
-Slots (`flows.devices.slots`) keep devices apart by themselves; the limit, which `adflows deploy` makes, lets the server and its
-UI see them, and its administrator lower them. `$ADFLOWS_SERVER_LIMIT` names it in the environment of the workers.
+Slots (`flows.devices.slots`) keep devices apart by themselves; the limit, which `adflows deploy` makes, lets the
+server and its UI see them, and its administrator lower them. `$ADFLOWS_SERVER_LIMIT` names it in the environment of
+the workers.
 """
 
 from __future__ import annotations

@@ -106,6 +106,11 @@ def devices_of(gpus: Gpus) -> tuple[Device, ...]:
     return tuple(map(_gpu, gpus))
 
 
+def device_count() -> int:
+    """Device steps this machine can do at a time."""
+    return len(devices_of("auto"))
+
+
 def _open(name: str) -> int:
     """A descriptor of the lock file; for reading alone, which is enough to lock it and what another user may."""
     folder = slot_folder()

@@ -73,19 +73,26 @@ def heartbeat_s() -> int:
     return int(text)
 
 
-def checkout() -> Path:
-    """The repository's folder, which deployments run from. Raises ConfigError where the package came without it."""
+def _checkout() -> Path | None:
+    """The repository that the packages run from; None where they were installed from a wheel."""
     folder = Path(__file__).resolve().parents[2]
-    if not (folder / "prefect.yaml").is_file():
-        raise ConfigError(f"{folder}: holds no prefect.yaml; a server needs the repository's checkout")
-    return folder
+    return folder if (folder / "pyproject.toml").is_file() and (folder / "prefect.yaml").is_file() else None
+
+
+def product_folder() -> Path:
+    """Folder of `configs`, `deploy` and `prefect.yaml`: the repository, or the copy that travels in the wheel."""
+    return _checkout() or Path(__file__).resolve().parents[1] / "shipped"
+
+
+def working_folder() -> Path:
+    """Where deployed flows run: the repository; the current folder where the packages came from a wheel."""
+    return _checkout() or Path.cwd()
 
 
 def config_folders() -> tuple[Path, ...]:
-    """Folders of configurations: the administrator's own, $ADFLOWS_CONFIGS, before the repository's."""
+    """Folders of configurations: the administrator's own, $ADFLOWS_CONFIGS, before the product's."""
     own = os.environ.get("ADFLOWS_CONFIGS")
-    repository = config_folder()
-    return (*([Path(own).expanduser().absolute()] if own else []), *([repository] if repository else []))
+    return (*([Path(own).expanduser().absolute()] if own else []), config_folder())
 
 
 def config_names(flow: str) -> list[str]:
@@ -95,19 +102,15 @@ def config_names(flow: str) -> list[str]:
 
 def named_config(name: str, flow: str) -> Path:
     """The configuration of this name in the first of the folders that holds it. Raises ConfigError."""
-    folders = config_folders()
-    if not folders:
-        raise ConfigError(f"{name}: no such file, and this installation came without the repository's configs folder")
-    for folder in folders:
+    for folder in config_folders():
         if (found := folder / flow / f"{name}.yaml").is_file():
             return found
     raise ConfigError(f"{name}: no such file, and none of the configurations {', '.join(config_names(flow))}")
 
 
-def config_folder() -> Path | None:
-    """The repository's `configs` folder, or None where the package was installed without its checkout."""
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    return folder if (folder / "liver").is_dir() else None
+def config_folder() -> Path:
+    """The product's own `configs`."""
+    return product_folder() / "configs"
 
 
 def sorts_slowly(cpuinfo: str) -> bool:

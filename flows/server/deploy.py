@@ -62,8 +62,10 @@ Status = Literal["created", "updated", "unchanged"]
 class Site:
     """This machine, as the server is to know it."""
 
-    checkout: Path
-    """Holds prefect.yaml and the packages."""
+    product: Path
+    """Folder that holds prefect.yaml."""
+    folder: Path
+    """Working directory of the deployed flows."""
     pool: str
     host: str
     devices: int
@@ -93,13 +95,13 @@ def local_timezone() -> str:
     return next((name for name in candidates if name and name in zoneinfo.available_timezones()), "UTC")
 
 
-def read_deployments(checkout: Path) -> dict[str, Any]:
+def read_deployments(product: Path) -> dict[str, Any]:
     """prefect.yaml. Raises ConfigError."""
-    path = checkout / "prefect.yaml"
+    path = product / "prefect.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); run from the repository's checkout") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("deployments"), list):
@@ -128,7 +130,7 @@ async def deploy(
     ConfigError
         The server refuses, or something that must be there already is not.
     """
-    values = read_deployments(site.checkout)
+    values = read_deployments(site.product)
     entries = chosen(values, names)
     with _refusals_are_told():
         async with get_client() as client:
@@ -242,7 +244,7 @@ def _prefect_deploy(site: Site, values: dict[str, Any]) -> None:
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
-            cwd=site.checkout,
+            cwd=site.folder,
             env=os.environ | template_values(site) | {"COLUMNS": "1000", "NO_COLOR": "1"},
             capture_output=True,
             text=True,

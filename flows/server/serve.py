@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.cli.options import say
-from flows.machine.environment import heartbeat_s
+from flows.machine.environment import heartbeat_s, product_folder, working_folder
 from flows.server.supervise import POLL_S, Child, keep
 from flows.server.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError
@@ -81,7 +81,6 @@ class Listening:
 class Deploying:
     """What is applied to a server that was just started."""
 
-    checkout: Path
     notify: str | None
     """TYPE/NAME of a notification block."""
 
@@ -229,9 +228,9 @@ def _wait_for(server: Child, listening: Listening) -> None:
 
 
 def _apply(deploying: Deploying, working: Working) -> None:
-    from flows.cli.server import device_count
+    from flows.devices.slots import device_count
     from flows.server.deploy import Site, deploy
 
-    site = Site(deploying.checkout, working.pool, working.host, device_count(), heartbeat_s())
+    site = Site(product_folder(), working_folder(), working.pool, working.host, device_count(), heartbeat_s())
     for applied in asyncio.run(deploy(site, notify=deploying.notify)):
         say(applied.line)

@@ -112,7 +112,8 @@ class Encode(DeviceJob):
     encoder: EncoderSettings
     machine: MachineSettings = ANY_MACHINE
     views: tuple[str, ...] = (PATCHES,)
-    """What is computed and kept beside class tokens (`zsad.config.views`); without a say, what the dual-image scorer reads."""
+    """What is computed and kept beside class tokens (`zsad.config.views`); without a say, what the dual-image
+    scorer reads."""
     kind = "encoding"
     step = Step("zsad-encode", 1, ("zsad.steps.encode:encode_images",), ENCODING)
 

@@ -10,11 +10,11 @@ import jinja2
 from PIL import Image
 
 
-def page_environment(package: str) -> jinja2.Environment:
-    """Templates among a package's files and, for what all pages share, this one's: escaped, and an error where one
-    names what it was not given."""
+def page_environment(*packages: str) -> jinja2.Environment:
+    """Templates among the files of these packages and, for what all pages share, of this one: escaped, and an error
+    where one names what it was not given."""
     return jinja2.Environment(
-        loader=jinja2.ChoiceLoader([_templates_of(package), _templates_of("medad")]),
+        loader=jinja2.ChoiceLoader([_templates_of(package) for package in (*packages, "medad.reporting")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -33,7 +33,8 @@ def export_case(case: Case | None, data: DatasetSettings, prepared: Path, out: P
     Parameters
     ----------
     case
-        A test case with its tumour label. None: a training case, whose liver `medad.steps.cases.prepare_case` found healthy.
+        A test case with its tumour label. None: a training case, whose liver `medad.steps.cases.prepare_case` found
+        healthy.
     data
         How the label's grid is read.
     prepared

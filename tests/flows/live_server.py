@@ -25,7 +25,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from flows.machine.environment import checkout
+from flows.machine.environment import product_folder
 from flows.server.serve import SERVER_SETTINGS
 
 HOST = "testbox"
@@ -191,7 +191,7 @@ class Live:
             "ADFLOWS_RUNS": str(self.root / "runs"),
             "ADFLOWS_CONFIGS": str(self.root / "configs"),
             "ADFLOWS_PRIVATE": str(self.root / "private"),
-            "PYTHONPATH": str(checkout()),
+            "PYTHONPATH": str(product_folder()),
             "HELD": str(self.held),
             MARK: self.mark,
         }
@@ -274,7 +274,7 @@ class Live:
         folder = self.root / "checkout"
         folder.mkdir(exist_ok=True)
         (folder / f"{MODULE}.py").write_text(HELD, encoding="utf-8")
-        values = yaml.safe_load((checkout() / "prefect.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load((product_folder() / "prefect.yaml").read_text(encoding="utf-8"))
         ours = {entry["name"]: entry | {"parameters": {}, "schedules": []} for entry in values["deployments"]}
         # off: a process each minute is half of what a busy machine has to give
         cron = [{"slug": "now", "cron": "* * * * *", "timezone": "{{ $ADFLOWS_TIMEZONE }}", "active": False}]
@@ -288,7 +288,7 @@ class Live:
         (folder / "prefect.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
         self.python(
             "import asyncio; from pathlib import Path; from flows.server.deploy import Site, deploy\n"
-            f"asyncio.run(deploy(Site(Path({str(folder)!r}), {POOL!r}, {HOST!r}, 1, 30)))"
+            f"asyncio.run(deploy(Site(Path({str(folder)!r}), Path({str(folder)!r}), {POOL!r}, {HOST!r}, 1, 30)))"
         )
 
     @contextlib.contextmanager

@@ -159,7 +159,8 @@ class FeatureStore:
         return self.view(number, PATCHES)
 
     def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
-        """A view of each crop of image `number`; see `zsad.config.views`. Raises InputError, also where it was not made."""
+        """A view of each crop of image `number`; see `zsad.config.views`. Raises InputError, also where it was not
+        made."""
         if name not in self.index.views:
             raise InputError(self.folder / view_file(name), "the features were made without this view")
         shape = self.index.views[name]

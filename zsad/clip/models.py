@@ -9,7 +9,7 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from zsad.config.run import EncoderSettings
 
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded" / "weights"
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = (
     "open_clip_model.safetensors",

@@ -1,7 +1,8 @@
 """Where public sets keep their images, labels and masks: AnomalyCLIP's evaluation (001, tables 1 and 2) as data.
 
 A new set is one more entry of `LAYOUTS`. Each set has the layout its publisher ships and, where they differ, the one
-that the preparation scripts of 001's public code expect; the first that fits a folder is taken. `zsad.data.declared` reads.
+that the preparation scripts of 001's public code expect; the first that fits a folder is taken.
+`zsad.data.declared` reads.
 Categories are called as in those scripts, since their names go into prompts.
 """
 

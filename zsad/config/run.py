@@ -38,7 +38,8 @@ class ImagesSettings(Settings):
     `mvtec`: CATEGORY/test/DEFECT/x.png with CATEGORY/ground_truth/DEFECT/x_mask.png, `good` = normal.
     `visa`: CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly, split by split_csv if there.
     `folder`: one category; sub-folders as labels (`good` = normal) with masks of the same stems, or just images.
-    The other names are public sets as their publishers ship them, see `zsad.config.layouts`; `auto` does not look for them.
+    The other names are public sets as their publishers ship them, see `zsad.config.layouts`; `auto` does not look
+    for them.
     """
 
     root: str

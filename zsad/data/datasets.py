@@ -95,7 +95,8 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     Training images are never listed. VisA's split file is used where there is one (its rows with split `test`);
     without it all images count as test images. Its rows go by the category's folder, or, where it knows one object
     alone, to the only folder that could be meant. An anomalous image needs a mask, unless the category has no folder of
-    masks at all: then there are labels for images alone. Sets of `zsad.config.layouts` have masks or not as declared there.
+    masks at all: then there are labels for images alone. Sets of `zsad.config.layouts` have masks or not as
+    declared there.
     Hidden files are skipped.
 
     Parameters
@@ -145,8 +146,9 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
 def normal_training_images(data: ImagesSettings, category: str, samples_dir: Path | None = None) -> tuple[Path, ...]:
     """A category's normal training images, as references for few-shot systems.
 
-    MVTec AD and the like: `train/good` (in any of `NORMAL_FOLDERS`' names); VisA: rows `train`, `normal` of its split
-    file; sets of `zsad.config.layouts`: normal images of the part that is declared as `train`. No test image is among them.
+    MVTec AD and the like: `train/good` (in any of `NORMAL_FOLDERS`' names); VisA: rows `train`, `normal` of its
+    split file; sets of `zsad.config.layouts`: normal images of the part that is declared as `train`. No test image is
+    among them.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""Reads any set that `zsad.config.layouts` declares: names of files, lists of labels, and masks whose blackness is a label."""
+"""Reads any set that `zsad.config.layouts` declares: names of files, lists of labels, and masks whose blackness is
+a label."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Train the embedded model: a small open_clip ViT with a text tower, on images made by rule alone.
 
     python -m zsad.embedded.pretrain --out FOLDER [--seed 0] [--start WEIGHTS]
-    python -m zsad.embedded.pretrain --held-out FOLDER    # images of the kinds it never learns from, in MVTec AD's layout
+    python -m zsad.embedded.pretrain --held-out FOLDER    # images of the kinds it never learns from
 
 Both towers learn from the product's own prompts: the class token by CLIP's contrastive loss over captions and by the
 state it is in, the V-V patch tokens by which patches a defect touches. There are two legs. The first, on fewer kinds,

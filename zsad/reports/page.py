@@ -10,9 +10,9 @@ from zsad.reports.published import PublishedRow, Quoted
 from zsad.reports.run.document import PRO_200, Stat
 
 
-def page_environment() -> jinja2.Environment:
-    """Templates of this package, escaped, with the filters percent, quoted and heading."""
-    environment = pages.page_environment("zsad")
+def page_environment(room: str) -> jinja2.Environment:
+    """Templates of `reports` and of one of its rooms, escaped, with the filters percent, quoted and heading."""
+    environment = pages.page_environment("zsad.reports", room)
     environment.tests["in_group"] = lambda title, group: title.startswith(group)
     environment.filters.update(percent=percent, quoted=quoted, heading=_heading)
     return environment

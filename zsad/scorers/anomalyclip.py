@@ -105,7 +105,8 @@ def local_loss(shares: Float[Tensor, "B 2 S S"], masks: Bool[Tensor, "B S S"]) -
 
 @dataclass(frozen=True, eq=False)
 class AnomalyClipLearner:
-    """Its training, on features; see `zsad.scorers.learned.Learner`. `ids` are each source's prompts, of `prompt_ids`."""
+    """Its training, on features; see `zsad.scorers.learned.Learner`. `ids` are each source's prompts, of
+    `prompt_ids`."""
 
     settings: AnomalyClip
     encoder: Encoder

@@ -1,7 +1,8 @@
 """MuSc (Li et al., ICLR 2024), and MuSc-2, the same with drawn references alone (002, table 1): no text, no training.
 
 Patches of several blocks of the tower; local neighbourhood aggregation with multiple degrees (LNAMD, `aggregate`); the
-mutual scoring mechanism (MSM, `zsad.scorers.mutual`); re-scoring with constrained image-level neighbourhood (RsCIN, `rescore`).
+mutual scoring mechanism (MSM, `zsad.scorers.mutual`); re-scoring with constrained image-level neighbourhood (RsCIN,
+`rescore`).
 """
 
 from __future__ import annotations

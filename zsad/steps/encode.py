@@ -1,4 +1,5 @@
-"""Encoding the images and the prompts of one category into features on disk, as `zsad.clip.feature_store` describes them."""
+"""Encoding the images and the prompts of one category into features on disk, as `zsad.clip.feature_store` describes
+them."""
 
 from __future__ import annotations
 
@@ -101,9 +102,10 @@ def encode_images(
         Made if it is not there.
     on_progress
         Called after each image with the number done and the number of all.
+
     views
-        Names of `zsad.config.views` wanted beside class tokens; no others are computed. Without a say the V-V patches alone,
-        which the dual-image scorer reads.
+        Names of `zsad.config.views` wanted beside class tokens; no others are computed. Without a say the V-V
+        patches alone, which the dual-image scorer reads.
 
     Raises
     ------

@@ -20,7 +20,8 @@ FIGURES = {
     "lesion_sensitivity": "lesion sensitivity",
     "false_positives_per_case": "false positives per case",
 }
-"""Key of `medad.evaluation.metrics.Summary` -> title of its column. All but the last are fractions, higher is better."""
+"""Key of `medad.evaluation.metrics.Summary` -> title of its column. All but the last are fractions, higher is
+better."""
 FRACTIONS = tuple(key for key in FIGURES if key != "false_positives_per_case")
 OF_CASE = {
     "micro_dice_2d": "micro_dice_2d",

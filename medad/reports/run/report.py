@@ -133,7 +133,7 @@ def write_report(
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:
     """The document as one self-contained page; `row_uris` holds a picture for each shown slice of each case."""
-    environment = page_environment("medad")
+    environment = page_environment("medad.reports", "medad.reports.run")
     environment.filters.update(
         figure=_figure, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
     )

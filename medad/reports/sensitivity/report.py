@@ -86,7 +86,7 @@ def write_sensitivity_report(
 
 def render_html(document: SensitivityDocument) -> str:
     """The document as one self-contained page."""
-    environment = page_environment("medad")
+    environment = page_environment("medad.reports", "medad.reports.sensitivity")
     environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
     planted = document.summary is not None and document.summary.planted
     return environment.get_template("sensitivity_template.html").render(

@@ -291,7 +291,7 @@ def test_a_host_has_a_name_that_a_queue_can_have(monkeypatch: pytest.MonkeyPatch
 def test_templates_of_prefect_yaml_are_all_filled(tmp_path: Path) -> None:
     text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
     wanted = set(re.findall(r"\{\{ \$(\w+) \}\}", text))
-    values = template_values(Site(tmp_path, "pool", "host", 2, 60))
+    values = template_values(Site(tmp_path, tmp_path, "pool", "host", 2, 60))
     assert wanted == set(values)
     environment = BY_NAME["step"]["work_pool"]["job_variables"]["env"]
     assert environment["ADFLOWS_SERVER_LIMIT"].replace("{{ $ADFLOWS_HOST }}", "host") == limit_name("host")
@@ -488,7 +488,8 @@ def test_the_guide_names_every_setting_of_ours(cli: Cli) -> None:
 
 
 def test_modules_of_deployments_are_imported_by_name_not_by_path() -> None:
-    """By path, Prefect would put flows/ first on the path of imports, where flows/zsad/flow.py hides the package zsad."""
+    """By path, Prefect would put flows/ first on the path of imports, where flows/zsad/flow.py hides the package
+    zsad."""
     for entry in BY_NAME.values():
         module, _, _ = entry["entrypoint"].rpartition(".")
         assert importlib.util.find_spec(module) is not None

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from flows.machine.environment import checkout
+from flows.machine.environment import product_folder
 from flows.server.ui_policy import POLICY
 from medad.cohort.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for
@@ -209,7 +209,11 @@ def without_network(tmp_path: Path, do: str, seconds: float) -> dict[str, Any]:
     mark = uuid.uuid4().hex
     command = f"ip link set lo up && exec {sys.executable} {script} {tmp_path} {mark}"
     # nor is there a folder that pip would take for an index
-    environment = os.environ | {"PYTHONPATH": str(checkout()), "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    environment = os.environ | {
+        "PYTHONPATH": str(product_folder()),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_FIND_LINKS": "",
+    }
     try:
         done = subprocess.run(
             [*alone, command], env=environment, capture_output=True, text=True, check=False, timeout=seconds,

@@ -16,7 +16,7 @@ import yaml
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
-from flows.cli.server import device_count
+from flows.devices.slots import device_count
 from flows.server.deploy import LOST, TELL, ZOMBIES, limit_name
 from tests.flows.live_server import HOST, POOL, Live, live, postgres, postgres_bin, wait_for
 

@@ -266,7 +266,7 @@ samples.ARCHIVE_SHA256 = {samples.ARCHIVE_SHA256!r}
 json.dumps = lambda *args, **kwargs: os._exit(9)  # as by kill -9: everything is laid out but the manifest
 samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(archive)!r}), say=print)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert done.returncode == 9, done.stderr
     assert not target.exists()

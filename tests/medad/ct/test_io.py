@@ -481,7 +481,7 @@ except DiskFullError as error:
     print("FULL", [path.name for path in folder.iterdir()], (folder / "old.nii.gz").read_bytes() == b"old")
 """
     command = f'mount -t tmpfs -o size=1m none "{tmp_path}" || exit 77; exec "{sys.executable}" -c "$SCRIPT"'
-    environment = os.environ | {"SCRIPT": script, "PYTHONPATH": str(Path(io.__file__).parents[1])}
+    environment = os.environ | {"SCRIPT": script, "PYTHONPATH": str(Path(io.__file__).parents[2])}
     unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", command]
     done = subprocess.run(unshare, env=environment, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode == 77 or "unshare" in done.stderr:
@@ -530,7 +530,7 @@ np.clip(volume.hu, 0, 1, out=volume.hu)
 io.write_probability(pathlib.Path(sys.argv[1]) / "out.nii.gz", volume.hu, volume.geometry)
 print(read / volume.hu.size, (peak() - before) / volume.hu.size)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(io.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(io.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         env=environment,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from zsad.clip.encoder import Encoder
+from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
 from zsad.config.run import EncoderSettings
 from zsad.embedded import pretrain
@@ -176,7 +177,7 @@ def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytes
 
 def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path: Path) -> None:
     save(build(0), tmp_path)
-    committed = Path(pretrain.__file__).parent / "embedded" / "open_clip_config.json"
+    committed = EMBEDDED_FOLDER / "open_clip_config.json"
     ours: Any = json.loads((tmp_path / "open_clip_config.json").read_text(encoding="utf-8"))
     assert json.loads(committed.read_text(encoding="utf-8")) == ours
 

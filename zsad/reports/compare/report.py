@@ -110,7 +110,7 @@ def write_compare_report(
 
 def render_html(document: CompareDocument) -> str:
     """The document as one self-contained page."""
-    environment = page_environment()
+    environment = page_environment("zsad.reports.compare")
     environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=_points)
     return environment.get_template("compare_template.html").render(
         doc=document,

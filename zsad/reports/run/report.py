@@ -136,7 +136,7 @@ def write_pages(
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]) -> str:
     """The document as one self-contained page; `row_uris` holds a picture for each shown image of each category."""
-    environment = page_environment()
+    environment = page_environment("zsad.reports.run")
     environment.filters.update(plain=_plain, count=_count)
     return environment.get_template("report_template.html").render(
         doc=document,
