@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import EXIT_USER, Json, say
-from flows.machine.terminal import format_seconds, terminal
+from flows.cli.options import EXIT_USER, Json
+from flows.machine.terminal import format_seconds, say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

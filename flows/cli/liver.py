@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import ablate as cli_ablate
 from flows.cli import inbox as cli_inbox
-from flows.cli import sensitivity as cli_sensitivity
+from flows.cli import studies
 from flows.cli.options import (
     DryRun,
     Json,
@@ -23,11 +22,11 @@ from flows.cli.options import (
     Set,
     Verbose,
     conclude,
-    find_config,
     parse_overrides,
     run_flow,
     start,
 )
+from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
 app.command(name="inbox")(cli_inbox.inbox)
-app.command(name="ablate")(cli_ablate.ablate)
-app.command(name="sensitivity")(cli_sensitivity.sensitivity)
+app.command(name="ablate")(studies.ablate)
+app.command(name="sensitivity")(studies.sensitivity)
 
 HOW_TO_GET_A_MASK = (
     "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "

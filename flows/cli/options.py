@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.machine.environment import named_config, prepare_prefect
-from flows.machine.terminal import terminal
+from flows.machine.environment import prepare_prefect
+from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,11 +33,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
 
 EXIT_USER = 2
-
-
-def say(text: str) -> None:
-    """Print a line of the result on standard output."""
-    typer.echo(text)
 
 
 def start(*, verbose: bool) -> None:
@@ -129,19 +124,6 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
         say(f"{cases} failed" + ("; the report says which and why" if reported else ""))
-
-
-def find_config(config: Path, flow: str) -> Path:
-    """A configuration by path, or by the name of one in $ADFLOWS_CONFIGS/FLOW or the repository's configs/FLOW.
-
-    Raises
-    ------
-    ConfigError
-        There is no such name.
-    """
-    if config.exists() or config.suffix or len(config.parts) > 1:
-        return config
-    return named_config(config.name, flow)
 
 
 def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.cli.options import find_config
 from flows.inbox.arrivals import Content, look, recalled
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
 from flows.liver.report_steps import Report
 from flows.liver.run_folder import NETS
 from flows.liver.steps import Prepare, Segment, source_digest
+from flows.machine.environment import find_config
 from flows.privacy.settings import PrivateLiver
 from flows.store.artifacts import content_key, key_parts
 from flows.store.step import json_values
