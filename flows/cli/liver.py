@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import secrets
 import shutil
@@ -28,6 +27,7 @@ from flows.cli.options import (
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
+from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
 
 if TYPE_CHECKING:
     from flows.privacy.settings import PrivateLiver
@@ -269,18 +269,9 @@ def segment(
     )
 
 
-class StepName(enum.StrEnum):
-    """A preprocessing step."""
-
-    window = "window"
-    roi = "roi"
-    slice = "slice"
-    equalise = "equalise"
-
-
 @app.command()
 def step(
-    name: StepName,
+    name: Annotated[HandStepName, typer.Argument(metavar="STEP", help=IN_ORDER)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="What the step before wrote; for window a CT.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder to write it into.")],
     liver: Annotated[Path | None, typer.Option("--liver", help="Liver mask, for roi and slice.")] = None,
@@ -293,9 +284,9 @@ def step(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """One preprocessing step by hand: window (CT -> grey), roi, slice (grey -> slices), equalise, in this order."""
+    """One preprocessing step by hand; each takes what the one before it wrote."""
     start(verbose=verbose)
-    if name in {StepName.roi, StepName.slice} and liver is None:
+    if HAND_STEPS[name].needs_liver and liver is None:
         raise ConfigError(HOW_TO_GET_A_MASK)
     from pydantic import ValidationError
 
@@ -309,7 +300,7 @@ def step(
     from flows.liver.flow import StepRequest, hand_step
 
     request = StepRequest(
-        name=name.value,
+        name=name,
         source=source.absolute(),
         liver=None if liver is None else liver.absolute(),
         liver_labels=tuple(liver_label or [1]),

@@ -29,7 +29,6 @@ from flows.liver.steps import (
     Evaluate,
     ExportSlices,
     HandStep,
-    HandStepName,
     JointNetwork,
     Plant,
     Prepare,
@@ -50,6 +49,7 @@ from flows.store.artifacts import Ref
 from medad.base.errors import UserError
 from medad.base.settings import ANY_MACHINE
 from medad.cohort.folds import Member, find_leaks
+from medad.config.by_hand import HandStepName
 from medad.config.liver import DatasetSettings, PreprocessSettings
 
 if TYPE_CHECKING:

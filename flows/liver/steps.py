@@ -18,6 +18,7 @@ from flows.store.artifacts import ArtefactStore, Ref, Step, library_versions
 from flows.store.step import DeviceJob, Job, json_values
 from medad.base.errors import InputError
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
+from medad.config.by_hand import HandStepName
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -431,9 +432,6 @@ class JointNetwork(Job):
 
     def run(self, out: Path, *, key: str) -> None:
         self._adopted().run(out, key=key)
-
-
-HandStepName = Literal["window", "roi", "equalise", "slice"]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -23,7 +23,7 @@ from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.devices.engines import RUNNER
-from flows.liver.steps import HandStep, HandStepName
+from flows.liver.steps import HandStep
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.settings import PrivateLiver, PrivateZsad, confined, path_filter
 from flows.runs.outcome import Outcome, final_state
@@ -31,11 +31,8 @@ from flows.runs.run_folder import writable
 from flows.runs.runner import Tally, describe
 from flows.store.artifacts import SIDECAR, Ref
 from medad.base.errors import ConfigError, UserError
+from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
 from medad.config.liver import PreprocessSettings
-
-STEPS: tuple[HandStepName, ...] = ("window", "roi", "slice", "equalise")
-"""In the order in which one takes what the one before wrote."""
-assert set(STEPS) == set(get_args(HandStepName))
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
@@ -105,14 +102,8 @@ CaseId = Annotated[
     ),
 ]
 StepName = Annotated[
-    Literal["window", "roi", "slice", "equalise"],
-    Field(
-        json_schema_extra=_form(
-            "Step",
-            "window: HU to grey; roi: the liver alone; slice: axial slices; equalise: each slice's histogram. "
-            "The steps before it are made where they are not cached.",
-        )
-    ),
+    HandStepName,
+    Field(json_schema_extra=_form("Step", f"{IN_ORDER}. The steps before it are made where they are not cached.")),
 ]
 RefreshStep = Annotated[
     bool, Field(json_schema_extra=_form("Compute the step again", "Steps before it stay as they are cached."))
@@ -217,16 +208,18 @@ def _case_step(case_id: str, wanted: HandStepName, settings: PreprocessSettings,
     from flows.privacy.case_ids import resolve
 
     case = resolve(case_id)
-    if case.liver is None and wanted != "window":
+    names = tuple(HAND_STEPS)
+    names = names[: names.index(wanted) + 1]
+    if case.liver is None and any(HAND_STEPS[name].needs_liver for name in names):
         raise ConfigError(f"case {case_id} is registered without a liver mask, which {wanted} needs")
     for path in (case.scan, case.liver):
         if path is not None:
             path_filter.learn(path, case_id)
     tally = Tally()
     source, ref = case.scan, None
-    for name in STEPS[: STEPS.index(wanted) + 1]:
+    for name in names:
         tally.refresh = refresh and name == wanted
-        liver = case.liver if name in {"roi", "slice"} else None
+        liver = case.liver if HAND_STEPS[name].needs_liver else None
         ref = tally.run(case_id, HandStep(name, source, liver, tuple(case.liver_labels), settings))
         if ref is None:
             break

@@ -169,11 +169,10 @@ def old_checkpoints(store: ArtefactStore, older_than_s: float, now: float) -> li
 
 def all_steps() -> dict[str, Step]:
     """Every step of both flows as the code has it today, by name."""
-    from typing import get_args
+    from flows.liver.steps import HandStep, hand_step_of
+    from medad.config.by_hand import HAND_STEPS
 
-    from flows.liver.steps import HandStep, HandStepName, hand_step_of
-
-    found = {hand_step_of(name).name: hand_step_of(name) for name in get_args(HandStepName)}
+    found = {hand_step_of(name).name: hand_step_of(name) for name in HAND_STEPS}
     for module in map(importlib.import_module, STEP_MODULES):
         for value in vars(module).values():
             if isinstance(value, type) and value is not HandStep and isinstance(vars(value).get("step"), Step):
