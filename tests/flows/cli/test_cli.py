@@ -263,30 +263,67 @@ def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path:
     assert not (tmp_path / "out.nii.gz").exists()
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("PREFECT_API_URL", "http://127.0.0.1:9/api"), ("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "1")],
-    ids=["a dead server", "a temporary server that is late"],
-)
-def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, variable: str, value: str) -> None:
-    """In a process of its own: which server to use is read at Prefect's import."""
-    config = tmp_path / "c.yaml"
+@pytest.fixture
+def empty_config(tmp_path: Path) -> Path:
+    """A liver configuration without a case."""
     data = {"root": str(tmp_path), "layout": "btcv"}
+    config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"name": "c", "train_data": data, "test_data": data}), encoding="utf-8")
-    import os
-
-    homes = {"ADFLOWS_CACHE": str(tmp_path / "cache"), "PREFECT_HOME": str(tmp_path / "prefect")}
-    environment = os.environ | homes | {variable: value}
-    done = subprocess.run(
-        [sys.executable, "-m", "flows", "liver", "prepare", str(config)],
-        capture_output=True, text=True, check=False, env=environment, encoding="utf-8"
-    )  # fmt: skip
-    assert done.returncode == 2
-    [line] = done.stderr.strip().splitlines()
-    assert variable in line
+    return config
 
 
-def test_doctor_as_json_names_every_check(cli: Cli, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cache")
+def test_a_dead_server_is_one_line(cli: Cli, empty_config: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        ran = cli("liver", "prepare", empty_config)
+    assert ran.code == 2
+    [line] = ran.err.strip().splitlines()
+    assert "PREFECT_API_URL" in line
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_temporary_server_that_is_late_is_one_line(
+    cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect starts a process that never answers."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        temporary_settings,
+    )
+
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(_: SubprocessASGIServer) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", start)
+    monkeypatch.setattr(SubprocessASGIServer, "_instances", {})
+    late = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1, PREFECT_HOME: tmp_path / "prefect"}
+    try:
+        with temporary_settings(late, restore_defaults={PREFECT_API_URL}):
+            ran = cli("liver", "prepare", empty_config)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert started
+    assert ran.code == 2
+    [line] = ran.err.strip().splitlines()
+    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in line
+
+
+def test_doctor_as_json_names_every_check(
+    cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the test of the wheel imports the libraries really
+    monkeypatch.setattr("flows.cli.doctor._TORCH_PROBE", "print('2.9.0'); print('')")
+    monkeypatch.setattr("flows.cli.doctor._OPEN_CLIP_PROBE", "print('3.3.0', '0.24.0')")
     ran = cli("doctor", "--json", "-o", tmp_path / "runs")
     checks = {check["name"]: check for check in json.loads(ran.out)}
     assert {"Python", "torch", "prefect", "fastapi", "sqlalchemy", "Prefect", "cache", "memory"} <= set(checks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.server.events.schemas.automations import EventTrigger
+from prefect.settings import Settings
 from prefect.states import Cancelled, Crashed
 from prefect.utilities.callables import parameter_schema
 
@@ -351,23 +353,26 @@ def test_the_settings_of_serve_are_prefects_own_and_safe(monkeypatch: pytest.Mon
     assert server_environment(listening)["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "false"
 
 
-def test_prefect_takes_every_setting_of_serve_and_of_the_env_file() -> None:
+def test_prefect_takes_every_setting_of_serve_and_of_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt setting would be silently without effect."""
-    probe = (
-        "from prefect.settings import get_current_settings as now\n"
-        "s = now()\n"
-        "print(s.server.ui.api_url, s.server.analytics_enabled, s.server.ui.show_promotional_content,\n"
-        "  s.server.concurrency.lease_storage.rpartition('.')[2], s.server.events.retention_period.days,\n"
-        "  sorted(s.server.services.db_vacuum.enabled), s.server.services.db_vacuum.retention_period.days,\n"
-        "  s.server.api.csrf_protection_enabled, s.server.ephemeral.enabled, s.flows.heartbeat_frequency,\n"
-        "  s.server.api.cors_allowed_origins, s.telemetry.enable_resource_metrics)"
-    )
-    environment = {"PATH": "/usr/bin:/bin"} | {key: value for key, value in env_file().items() if "HOME" not in key}
-    done = subprocess.run(
-        [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
-    )
-    wanted = "/api False False filesystem 7 ['events', 'flow_runs'] 90 True False 60 http://127.0.0.1:4200 False"
-    assert done.stdout.strip() == wanted
+    for name in [name for name in os.environ if name.startswith("PREFECT")]:
+        monkeypatch.delenv(name)
+    for name, value in env_file().items():
+        if "HOME" not in name:
+            monkeypatch.setenv(name, value)
+    server, flows, telemetry = (getattr(Settings(), part) for part in ("server", "flows", "telemetry"))
+    assert server.ui.api_url == "/api"
+    assert server.analytics_enabled is False
+    assert server.ui.show_promotional_content is False
+    assert server.concurrency.lease_storage.rpartition(".")[2] == "filesystem"
+    assert server.events.retention_period.days == 7
+    assert sorted(server.services.db_vacuum.enabled) == ["events", "flow_runs"]
+    assert server.services.db_vacuum.retention_period.days == 90
+    assert server.api.csrf_protection_enabled is True
+    assert server.ephemeral.enabled is False
+    assert flows.heartbeat_frequency == 60
+    assert server.api.cors_allowed_origins == "http://127.0.0.1:4200"
+    assert telemetry.enable_resource_metrics is False
 
 
 def env_file() -> dict[str, str]:
