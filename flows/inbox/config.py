@@ -17,9 +17,9 @@ from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
 from flows.liver.report_steps import Report
 from flows.liver.run_folder import NETS
-from flows.liver.steps import Prepare, Segment, source_digest
 from flows.privacy.settings import PrivateLiver
 from flows.store.artifacts import content_key, key_parts
+from flows.store.digests import path_digest
 from flows.store.step import json_values
 from medad.base.errors import ConfigError
 from medad.config.liver import InboxSettings, load_inbox
@@ -75,7 +75,7 @@ class Inbox:
         """sha256 over all that a failure may hang on beside the scan: model, settings, program."""
         values = {
             "program": [key_parts(step, {}) for step in (Prepare.step, Segment.step, Report.step)],
-            "model": [source_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
+            "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
             "settings": json_values(self.liver, "name", "train_data", "train", "synthesis"),
         }
         return content_key(values)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.settings import data_root
@@ -42,6 +43,30 @@ class Case:
     """The id tells nothing of the names, and nothing that is shown of the case may."""
     patient: str | None = field(default=None, repr=False)
     """Whose scan it is, by the settings' `patients`; a name, so never shown."""
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """The files of a case and how they are read: what a result depends on, without the case's name."""
+
+    scan: Path
+    label: Path | None
+    liver_labels: tuple[int, ...]
+    tumour_label: int | None
+    affine_from: Literal["agree", "sform", "qform"] = "agree"
+    affine_mismatch: Literal["error", "warn"] = "error"
+
+    @classmethod
+    def of(cls, case: Case, data: DatasetSettings) -> LabelledScan:
+        """Return a case's files, read as its data set is."""
+        labels = tuple(sorted(case.liver_labels))
+        return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch)
+
+    @classmethod
+    def planted(cls, folder: Path) -> LabelledScan:
+        """Return the files that planting wrote into `folder`."""
+        scan, label = (folder / name for name in PLANTED_FILES)
+        return cls(scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
 
 
 def planted_case(case: Case, folder: Path) -> Case:

@@ -21,6 +21,7 @@ from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
+from medad.steps.results import CaseResult
 
 SCHEMA_VERSION = 1
 
@@ -43,19 +44,6 @@ CURVE_POINTS = 500
 Number = int | float | None
 Rank = Literal["best", "median", "worst", "highest", "lowest"]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """Where one finished case lies: the folders that `medad.steps.cases` filled."""
-
-    case_id: str
-    prepared: Path
-    segmented: Path
-    evaluated: Path | None
-    """None: no truth was given."""
-    planted: Path | None
-    """None: no lesion was planted."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +159,11 @@ class ReportDocument(_Part):
     versions: dict[str, str]
 
 
-def read_case(result: CaseResult, evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]) -> CaseReport:
+def read_case(
+    result: CaseResult[Path], evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]
+) -> CaseReport:
     """What the report says about a case. Raises InputError for a file that is missing or damaged."""
+    assert result.segmented is not None, "a finished case is segmented"
     facts = read_record(CaseFacts, result.prepared / "case.json")
     metrics = evaluation.metrics if evaluation else None
     planted: list[dict[str, Any]] = []

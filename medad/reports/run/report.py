@@ -29,7 +29,6 @@ from medad.reports.run.document import (
     SCHEMA_VERSION,
     STATEMENT,
     CaseReport,
-    CaseResult,
     Curve,
     FailedCase,
     Number,
@@ -44,8 +43,9 @@ from medad.reports.run.document import (
     settings_without_paths,
 )
 from medad.slices.preprocess import load_prepared
+from medad.steps.results import CaseResult
 
-__all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
+__all__ = ["FailedCase", "render_html", "write_report"]
 
 LESION_ROWS = 20
 """Lesions of a case shown in the HTML; the JSON holds all."""
@@ -63,7 +63,7 @@ def write_report(
     out: Path,
     *,
     settings: LiverSettings,
-    results: Sequence[CaseResult],
+    results: Sequence[CaseResult[Path]],
     failures: Sequence[FailedCase],
     restoration: Path | None,
     segmentation: Path | None,
@@ -177,8 +177,9 @@ def pick_slices(
     return [(places[place], order[place]) for place in sorted(places)]
 
 
-def _rows(result: CaseResult, panel_px: int) -> list[_Row]:
+def _rows(result: CaseResult[Path], panel_px: int) -> list[_Row]:
     """The shown slices of a case; only those are read from disk whole."""
+    assert result.segmented is not None, "a finished case is segmented"
     path = result.segmented / "slices.safetensors"
     truth = None
     if result.evaluated is not None:

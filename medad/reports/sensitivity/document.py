@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.reports.run.document import PLANTED_REAL, STATEMENT, FailedCase, Failure
+from medad.steps.results import VolumeResult
 
 SCHEMA_VERSION = 1
 UNKNOWN_TRAINING = (
@@ -27,15 +27,6 @@ PLANTED_STATEMENT = (
     "The lesions looked for were drawn into scans of healthy livers by this program, with known shape and contrast. "
     "The figures tell how well planted lesions are found; they are no estimate for tumours."
 )
-
-
-@dataclass(frozen=True)
-class VolumeResult:
-    """Where the record of one planted volume lies."""
-
-    case_id: str
-    folder: Path
-    """Of `medad.steps.inserted.measure_planted`."""
 
 
 class _Part(BaseModel):
@@ -102,7 +93,7 @@ class SensitivityDocument(_Part):
     versions: dict[str, str]
 
 
-def read_volumes(results: Sequence[VolumeResult]) -> list[tuple[str, VolumeRecord]]:
+def read_volumes(results: Sequence[VolumeResult[Path]]) -> list[tuple[str, VolumeRecord]]:
     """Records with their cases, by case, place, contrast and repeat. Raises InputError for a damaged one."""
     from medad.steps.inserted import RECORD
 
