@@ -11,6 +11,7 @@ from flows.liver.steps import label_inputs, synthesis_inputs, used_synthesis
 from flows.privacy.settings import PrivateAblation
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
+from medad.base.errors import CaseFailure
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSettings
 
@@ -240,7 +241,6 @@ class AblationReport(Job):
         from medad.reports.ablation.data import (
             AblationResults,
             EmbeddingResult,
-            FailedRow,
             SnapshotResult,
             VariantResult,
         )
@@ -255,7 +255,7 @@ class AblationReport(Job):
             yardstick=[case.shown() for case in self.yardstick],
             embedding=None if embedding is None else EmbeddingResult(*embedding[:2], embedding[2].folder()),
             planted=self.planted,
-            failures=[FailedRow(f.case_id, f.stage, f.rule, f.file, row) for row, f in self.failures],
+            failures=[CaseFailure(f.case_id, f.stage, f.rule, f.file, group=row) for row, f in self.failures],
         )
         write_ablation_report(
             out, settings=self.settings, results=results, versions=dict(self.versions), notes=self.notes

@@ -138,11 +138,11 @@ class Stages:
             self.tally.fail(describe(f"{use} data", "find", error))
             return []
         for problem in problems:
-            path_filter.learn(problem.path, problem.case_id)
+            path_filter.learn(Path(problem.path), problem.case_id)
             if problem.opaque:
                 self.opaque = True
                 terminal.line(f"{problem.case_id} is {problem.path}")
-            self.tally.fail(Failure(problem.case_id, "find", problem.rule, str(problem.path)))
+            self.tally.fail(Failure(problem.case_id, problem.stage, problem.rule, problem.path))
         return cases
 
     def tell_apart(self, cases: Sequence[Case]) -> None:

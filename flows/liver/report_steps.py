@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, FailedStep, Job, digest_of, folder_of, json_values
+from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.config.liver import LiverSettings
 
@@ -57,7 +58,7 @@ class Report(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.reports.run.report import CaseResult, FailedCase, write_report
+        from medad.reports.run.report import CaseResult, write_report
 
         write_report(
             out,
@@ -72,7 +73,7 @@ class Report(Job):
                 )
                 for each in self.results
             ],
-            failures=[FailedCase(each.case_id, each.stage, each.rule, each.file) for each in self.failures],
+            failures=[CaseFailure(each.case_id, each.stage, each.rule, each.file) for each in self.failures],
             restoration=folder_of(self.restoration),
             segmentation=folder_of(self.segmentation),
             versions=dict(self.versions),

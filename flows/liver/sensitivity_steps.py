@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows.liver.steps import Prepare, Segment
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, json_values
+from medad.base.errors import CaseFailure
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
 
@@ -115,14 +116,14 @@ class SensitivityReport(Job):
         }
 
     def run(self, out: Path, *, key: str) -> None:
-        from medad.reports.sensitivity.report import FailedCase, VolumeResult, write_sensitivity_report
+        from medad.reports.sensitivity.report import VolumeResult, write_sensitivity_report
 
         write_sensitivity_report(
             out,
             settings=self.settings,
             results=[VolumeResult(each.case_id, each.measured.folder()) for each in self.results],
             trained_on=None if self.trained_on is None else frozenset(self.trained_on),
-            failures=[FailedCase(each.case_id, each.stage, each.rule, each.file) for each in self.failures],
+            failures=[CaseFailure(each.case_id, each.stage, each.rule, each.file) for each in self.failures],
             versions=dict(self.versions),
             notes=self.notes,
             named=self.named,

@@ -23,7 +23,7 @@ from medad.base.settings import MachineSettings
 if TYPE_CHECKING:
     from flows.devices.child import Place
 
-PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html")
+PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html", "medad/reporting/failures.html")
 """What every report's page is made with, for the `files` of its step."""
 
 

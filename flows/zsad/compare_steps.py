@@ -291,7 +291,7 @@ class CompareReport(Job):
                 )
                 for one in self.ablations
             ],
-            failures=[_failed(system, failure) for system, failure in self.failures],
+            failures=[failed_shown(failure, system) for system, failure in self.failures],
             versions=dict(self.versions),
             notes=self.notes,
         )
@@ -324,10 +324,3 @@ def _by_category(results: tuple[Result, ...], shown: Callable[[Result], Any]) ->
     for result in results:
         found.setdefault(result.category, {})[result.seed] = shown(result)
     return found
-
-
-def _failed(system: str, failure: FailedStep) -> Any:
-    from zsad.reports.compare.report import FailedSystem
-
-    shared = failed_shown(failure)
-    return FailedSystem(**vars(shared), system=system) if system else shared

@@ -19,11 +19,11 @@ from flows.runs.runner import Failure, Tally, describe
 from flows.store.artifacts import Ref
 from flows.store.step import file_digest
 from flows.zsad.steps import Encode, Image, weights_of
-from medad.base.errors import UserError
+from medad.base.errors import CaseFailure, UserError
 from zsad.config.run import EncoderSettings, ImagesSettings
 
 if TYPE_CHECKING:
-    from zsad.data.datasets import Category, ImageProblem
+    from zsad.data.datasets import Category
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,11 @@ class ImageStages:
             ensure_samples(folder, terminal.line)
             self.notes.append(PLANTED_NOTE)
 
-    def _note(self, problems: Iterable[ImageProblem]) -> None:
+    def _note(self, problems: Iterable[CaseFailure]) -> None:
         for problem in problems:
-            case_id = f"{problem.category}/{problem.id}" if problem.id else problem.category
-            path_filter.learn(problem.path, case_id)
+            path_filter.learn(Path(problem.path), problem.case_id)
             self.tally.fail(
-                Failure(
-                    case_id, "find", problem.rule, str(problem.path), category=problem.category if problem.id else ""
-                )
+                Failure(problem.case_id, problem.stage, problem.rule, problem.path, category=problem.category)
             )
 
     def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:

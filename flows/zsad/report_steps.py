@@ -9,6 +9,7 @@ from typing import Any, Literal
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, FailedStep, Job, json_values
 from flows.zsad.steps import Image, label_of
+from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from zsad.config.run import ZsadSettings
 
@@ -136,9 +137,6 @@ class ScoreOutputs(Job):
         )
 
 
-def failed_shown(failure: FailedStep) -> Any:
+def failed_shown(failure: FailedStep, group: str = "") -> CaseFailure:
     """A failure as a report takes it."""
-    from zsad.reports.run.data import Failed
-
-    own = failure.case_id.removeprefix(f"{failure.category}/") if failure.category else ""
-    return Failed(failure.category or failure.case_id, own, failure.stage, failure.rule, failure.file)
+    return CaseFailure(failure.case_id, failure.stage, failure.rule, failure.file, failure.category, group)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
-from zsad.clip.feature_store import FeatureStore
+from zsad.clip.feature_store import FeatureStore, ImageProblem
 from zsad.config.run import EvaluationSettings
 from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
 from zsad.evaluation import curves
@@ -89,13 +89,6 @@ class ImageScore(_Record):
     scores: dict[str, float]
 
 
-class MaskProblem(_Record):
-    """An image left out of the pixel figures; its label still counts."""
-
-    sha256: str
-    rule: str
-
-
 class CategoryEvaluation(_Record):
     """`metrics.json`: one category, one seed."""
 
@@ -108,7 +101,8 @@ class CategoryEvaluation(_Record):
     max_fpr: float
     images: tuple[ImageScore, ...]
     variants: dict[str, VariantEvaluation]
-    problems: tuple[MaskProblem, ...]
+    problems: tuple[ImageProblem, ...]
+    """Images that are left out of the pixel figures; their labels still count."""
 
     @classmethod
     def load(cls, folder: Path) -> CategoryEvaluation:
@@ -312,10 +306,10 @@ def _with_masks(
     numbers: Mapping[str, int],
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     settings: EvaluationSettings,
-) -> tuple[list[_Image], list[MaskProblem]]:
+) -> tuple[list[_Image], list[ImageProblem]]:
     """Each mask is read once and kept as packed bits, 1/8 byte a pixel, for all variants and passes."""
     images: list[_Image] = []
-    problems: list[MaskProblem] = []
+    problems: list[ImageProblem] = []
     for item in items:
         own, image_hw = crops[item.sha256]
         shape = own.canvas_hw if settings.size_px is None else scaled_hw(*own.canvas_hw, settings.size_px)
@@ -329,7 +323,7 @@ def _with_masks(
                     raise InputError(item.mask, "the image counts as anomalous, but its mask is black")
                 packed = np.packbits(mask_to_canvas(mask, shape))
             except InputError as error:
-                problems.append(MaskProblem(sha256=item.sha256, rule=error.rule))
+                problems.append(ImageProblem(sha256=item.sha256, rule=error.rule))
         images.append(_Image(numbers[item.sha256], own, packed, shape))
     return images, problems
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medad.base.errors import CaseFailure
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures, Stat
-from medad.reports.run.document import FailedCase
 
 SNAPSHOT = "snapshot-"
 
@@ -56,13 +56,6 @@ class EmbeddingResult:
 
 
 @dataclass(frozen=True)
-class FailedRow(FailedCase):
-    """A failure of one row; an empty row concerns all."""
-
-    row: str = ""
-
-
-@dataclass(frozen=True)
 class AblationResults:
     """All that the report is made from."""
 
@@ -72,7 +65,8 @@ class AblationResults:
     embedding: EmbeddingResult | None = None
     planted: Sequence[str] = ()
     """Ids of test cases whose lesions were planted."""
-    failures: Sequence[FailedRow] = ()
+    failures: Sequence[CaseFailure] = ()
+    """Failures, of which `group` is the row."""
 
 
 def read_seed(seed: int, cases: Sequence[EvaluatedCase]) -> SeedFigures:

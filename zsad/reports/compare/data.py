@@ -13,7 +13,7 @@ from medad.base.text import natural_order
 from zsad.config.compare import Ablation, ablation_systems
 from zsad.config.systems import DualImage, SystemSettings
 from zsad.reports.compare.paired_tests import SharedImages
-from zsad.reports.run.data import Failed, seed_figures
+from zsad.reports.run.data import seed_figures
 from zsad.reports.run.document import Encoder, SeedFigures
 from zsad.scorers.scores_file import ONLY
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
@@ -64,14 +64,6 @@ class AblationRow:
 class AblationResult:
     ablation: Ablation
     rows: Sequence[AblationRow]
-
-
-@dataclass(frozen=True)
-class FailedSystem(Failed):
-    """A failure of one system; `Failed` itself is for those that all systems share, as a damaged image."""
-
-    system: str = ""
-    """As tables call it."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.reporting.failures import ShownFailure
 from zsad.config.compare import Ablation
 from zsad.reports.published import (
     CategoryFigures,
@@ -13,7 +14,6 @@ from zsad.reports.published import (
 )
 from zsad.reports.run.document import (
     Encoder,
-    Failure,
     Notice,
     PublishedTable,
     SeedFigures,
@@ -141,11 +141,6 @@ class AblationReport(_Part):
     remark: str
 
 
-class ComparedFailure(Failure):
-    system: str
-    """Empty: it concerns all."""
-
-
 class CompareDocument(_Part):
     """Everything in the report; `report.json` is this, field by field."""
 
@@ -163,7 +158,7 @@ class CompareDocument(_Part):
     encoders: tuple[EncoderCost, ...]
     paired: tuple[PairedTable, ...]
     ablations: tuple[AblationReport, ...]
-    failures: tuple[ComparedFailure, ...]
+    failures: tuple[ShownFailure, ...]
     metrics: dict[str, str]
     """Key -> title of the figures shown."""
     definitions: dict[str, str]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,7 +22,6 @@ from zsad.data.images import Crops, merge_maps
 from zsad.reports.run.document import (
     CategoryReport,
     Encoder,
-    Failure,
     ImageScores,
     MaskProblem,
     SeedFigures,
@@ -67,20 +66,6 @@ class CategoryResult:
     """Seed -> folder of `score_category`. At least one."""
     evaluated: Mapping[int, Path]
     """Seed -> folder of `evaluate_category`; the same seeds."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An image, or a whole category, that ended early."""
-
-    category: str
-    id: str
-    """Empty where the whole category failed."""
-    stage: str
-    rule: str
-    """What was expected and what came, without the path."""
-    file: str = ""
-    """Base name of the offending file, or empty."""
 
 
 @dataclass(frozen=True)
@@ -224,25 +209,6 @@ def seed_figures(one: VariantEvaluation) -> SeedFigures:
         false_alarms=threshold and threshold.false_alarms,
         deployable_f1=threshold and threshold.f1,
     )
-
-
-def failures_shown(failures: Sequence[Failed], *, opaque_ids: bool) -> list[Failure]:
-    """Failures in order, by category and image, as a report may show them."""
-
-    def order(one: Failed) -> tuple[Any, ...]:
-        return natural_order(one.category), natural_order(one.id), one.stage, one.rule
-
-    return [
-        Failure(
-            category=readable(one.category),
-            id=readable(one.id),
-            stage=one.stage,
-            rule=clean(one.rule),
-            # where ids are opaque, file names may hold what the ids hide
-            file="" if opaque_ids else readable(Path(one.file).name),
-        )
-        for one in sorted(failures, key=order)
-    ]
 
 
 class _Read(BaseModel):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
 from medad.base.text import WITHHELD, clean
+from medad.reporting.failures import ShownFailure
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
 from zsad.reports.comparable import why_not_comparable
@@ -171,14 +172,6 @@ class Macro(_Part):
     deployable_f1: Stat | None
 
 
-class Failure(_Part):
-    category: str
-    id: str
-    stage: str
-    rule: str
-    file: str
-
-
 class ColourScale(_Part):
     """What the heat maps' colours mean, in all panels."""
 
@@ -216,7 +209,7 @@ class ReportDocument(_Part):
     published: PublishedTable | None
     colour_scale: ColourScale | None
     categories: tuple[CategoryReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[ShownFailure, ...]
     metrics: dict[str, str]
     """Key -> title of the figures shown."""
     definitions: dict[str, str]
@@ -230,7 +223,7 @@ def make_document(
     encoders: Sequence[Encoder],
     macro: Sequence[Macro],
     colour_scale: ColourScale | None,
-    failures: Sequence[Failure],
+    failures: Sequence[ShownFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:

@@ -14,13 +14,15 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from medad.base.errors import CaseFailure
 from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import readable
+from medad.reporting.failures import shown_failures
 from zsad.clip.models import describe
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, resize_map
 from zsad.reports.pictures import overlay
-from zsad.reports.run.data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
+from zsad.reports.run.data import CategoryResult, LoadedCategory, ReportImage, load_category
 from zsad.reports.run.document import ColourScale, Encoder, notices_of
 from zsad.reports.run.report import colour_scale, heat_scale, write_pages
 from zsad.reports.run.tables import write_csv
@@ -39,7 +41,7 @@ def write_score_outputs(
     *,
     settings: ZsadSettings,
     category: CategoryResult | None,
-    failures: Sequence[Failed],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
     formats: Sequence[MapFormat] = ("png", "tiff"),
@@ -159,15 +161,15 @@ def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[di
         }
 
 
-def _failure_rows(failures: Sequence[Failed], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
-    for failure in sorted(failures, key=lambda one: (one.id, one.stage)):
+def _failure_rows(failures: Sequence[CaseFailure], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
+    for failure in shown_failures(failures, hidden=settings.data.opaque_ids, images=True):
         yield {
-            "id": readable(failure.id),
-            "file": "" if settings.data.opaque_ids else readable(Path(failure.file).name),
+            "id": failure["id"],
+            "file": failure["file"],
             "score": None,
             "threshold": None,
             "flagged": None,
             "width_px": None,
             "height_px": None,
-            "problem": failure.rule,
+            "problem": failure["rule"],
         }

@@ -13,15 +13,17 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from medad.base.errors import CaseFailure
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
+from medad.reporting.failures import shown_failures
 from medad.reporting.page import jpeg_uri
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, read_mask
 from zsad.reports import charts, pictures
 from zsad.reports.charts import NamedCurve, ScoreSets
 from zsad.reports.page import page_environment
-from zsad.reports.run.data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
+from zsad.reports.run.data import CategoryResult, LoadedCategory, ReportImage, load_category
 from zsad.reports.run.document import (
     VARIANTS,
     CategoryReport,
@@ -35,7 +37,7 @@ from zsad.reports.run.figures import macro_means, pick_images
 from zsad.reports.run.tables import curve_rows, result_rows, score_rows, write_csv
 from zsad.steps.evaluate import CurvePair
 
-__all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]
+__all__ = ["CategoryResult", "ReportImage", "write_report"]
 
 LISTED = 20
 """Highest-scored images listed in the HTML where there are no labels; the CSV holds all."""
@@ -57,7 +59,7 @@ def write_report(
     *,
     settings: ZsadSettings,
     categories: Sequence[CategoryResult],
-    failures: Sequence[Failed],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
@@ -96,7 +98,7 @@ def write_pages(
     *,
     settings: ZsadSettings,
     categories: Sequence[CategoryResult],
-    failures: Sequence[Failed],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:
@@ -122,7 +124,7 @@ def write_pages(
         encoders,
         macro_means(reports, variants),
         scale,
-        failures_shown(failures, opaque_ids=settings.data.opaque_ids),
+        shown_failures(failures, hidden=settings.data.opaque_ids, images=True),
         versions,
         notes,
     )
