@@ -89,11 +89,11 @@ class Stages:
             self.runner.fail(describe(f"{use} data", "find", error))
             return []
         for problem in problems:
-            path_filter.learn(problem.path, problem.case_id)
+            path_filter.learn(Path(problem.path), problem.case_id)
             if problem.opaque:
                 self.opaque = True
                 terminal.line(f"{problem.case_id} is {problem.path}")
-            self.runner.fail(CaseFailure(problem.case_id, "find", problem.rule, str(problem.path)))
+            self.runner.fail(problem)
         return cases
 
     def tell_apart(self, cases: Sequence[Case]) -> None:

@@ -27,7 +27,7 @@ from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
 
 STEPS: dict[str, Step] = {}
 """Every step that is declared, by name."""
-PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html")
+PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html", "medad/reporting/failures.html")
 """Files that every report's page is made with, for the `files` of its step."""
 Kind = Literal["training", "encoding", "inference"]
 """Names of the time limits of device steps."""

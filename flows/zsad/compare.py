@@ -26,6 +26,7 @@ from flows.store.step import Call
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import InputError, UserError
+from zsad.clip.models import made_by
 from zsad.config.compare import ablation_systems
 from zsad.config.run import PromptStyle
 from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
@@ -220,7 +221,7 @@ class CompareStages(ImageStages):
     def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
         encoder = self.settings.encoders[system.encoder]
         weights = weights_shown(encoder) or {}
-        return SystemResult(system, encoder, weights.get("weights", ""), found)
+        return SystemResult(system, made_by(encoder, weights.get("weights", "")), found)
 
     def _begin(
         self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], Submitted]

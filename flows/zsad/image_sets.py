@@ -23,7 +23,7 @@ from zsad.config.run import EncoderSettings, ImagesSettings
 from zsad.data.labelled import LabelledImage
 
 if TYPE_CHECKING:
-    from zsad.data.datasets import Category, ImageProblem
+    from zsad.data.datasets import Category
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,10 @@ class ImageStages:
             ensure_samples(folder, terminal.line)
             self.notes.append(PLANTED_NOTE)
 
-    def _note(self, problems: Iterable[ImageProblem]) -> None:
+    def _note(self, problems: Iterable[CaseFailure]) -> None:
         for problem in problems:
-            case_id = f"{problem.category}/{problem.id}" if problem.id else problem.category
-            path_filter.learn(problem.path, case_id)
-            self.runner.fail(
-                CaseFailure(
-                    case_id, "find", problem.rule, str(problem.path), category=problem.category if problem.id else ""
-                )
-            )
+            path_filter.learn(Path(problem.path), problem.case_id)
+            self.runner.fail(problem)
 
     def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
         """Read every file once for its digest; one that cannot be read is noted and left out."""

@@ -51,7 +51,7 @@ class CaseFailure:
     """A case, an image or a whole category that ended early at one step, and why."""
 
     case_id: str
-    """Id that logs and reports show. Empty where a whole category or all cases failed."""
+    """Id that logs and reports show: of an image `CATEGORY/IMAGE`, of a whole category its name."""
     stage: str
     """Name of the step that failed."""
     rule: str
@@ -59,7 +59,7 @@ class CaseFailure:
     path: str = field(default="", repr=False)
     """Offending file, or empty. It may hold a patient's name, so only the user's own terminal shows it."""
     category: str = ""
-    """An image's category. Empty for a CT case."""
+    """An image's category. Empty for a CT case and for a whole category."""
     group: str = ""
     """Row of the ablation or system of the comparison that failed. Empty where the failure concerns all."""
     bug: Exception | None = field(default=None, repr=False, compare=False)
@@ -68,6 +68,8 @@ class CaseFailure:
     """Whether the share did not answer, so that the same step may succeed at once."""
     of_machine: bool = field(default=False, repr=False)
     """Whether the machine is to blame and no file (a full disk, a missing GPU), so that it may succeed later."""
+    opaque: bool = field(default=False, repr=False)
+    """Whether the id hides the names of the case's files, so that reports must not show them."""
 
     @property
     def line(self) -> str:

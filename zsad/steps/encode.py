@@ -28,7 +28,7 @@ from zsad.clip.feature_store import (
     INDEX,
     TEXT,
     FeatureIndex,
-    FeatureProblem,
+    ImageProblem,
     ImageRows,
     view_file,
 )
@@ -121,7 +121,7 @@ def encode_images(
     shapes = {view.name: model.view_shape(view) for view in wanted}
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
-    problems: list[FeatureProblem] = []
+    problems: list[ImageProblem] = []
     with ExitStack() as stack:
 
         def rows(name: str, shape: tuple[int, ...]) -> _Rows:
@@ -133,7 +133,7 @@ def encode_images(
         batches = _Batches(model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, shown)
         for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
             if isinstance(got, InputError):
-                problems.append(FeatureProblem(sha256=digest, rule=got.rule))
+                problems.append(ImageProblem(sha256=digest, rule=got.rule))
             else:
                 images.append(got.described(digest, batches.rows))
                 batches.add(got.pixels)

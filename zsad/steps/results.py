@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation
-from zsad.config.run import EncoderSettings
 from zsad.config.systems import SystemSettings
 from zsad.data.labelled import LabelledImage
 
@@ -75,9 +75,7 @@ class SystemResult(Generic[F]):
     """One system with all that was scored by it."""
 
     system: SystemSettings
-    encoder: EncoderSettings
-    weights: str
-    """Digest, tag or seed of the encoder's weights, as `zsad.clip.models` tells the embedded model by."""
+    encoder: MadeBy
     categories: Mapping[str, Mapping[int, Evaluated[F]]]
     """Category -> seed -> result. A category that failed is left out. A system that does not depend on the seed has
     one seed; were there more, the lowest is taken."""

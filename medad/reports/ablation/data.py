@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures, Stat
-from medad.reports.run.document import FailedCase
 from medad.steps.results import CaseResult
 
 SNAPSHOT = "snapshot-"
-
-
-@dataclass(frozen=True)
-class FailedRow(FailedCase):
-    """A failure of one row; an empty row concerns all."""
-
-    row: str = ""
 
 
 def read_seed(seed: int, cases: Sequence[CaseResult[Path]]) -> SeedFigures:

@@ -14,6 +14,7 @@ from medad.base.text import WITHHELD, clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metrics import definitions
+from medad.reporting.failures import shown_failures
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
 from medad.reports.ablation.data import over_seeds, read_seeds
 from medad.reports.ablation.document import (
@@ -26,7 +27,6 @@ from medad.reports.ablation.document import (
     CurveReport,
     EmbeddedSlices,
     EmbeddingReport,
-    FailureReport,
     PairedTable,
     PairedTest,
     RowReport,
@@ -88,7 +88,9 @@ def make_document(
         sweeps=sweeps,
         curve=_curve(settings, results),
         embedding=_embedding(results),
-        failures=_failures(results, base.test_data.opaque_ids or base.train_data.opaque_ids),
+        failures=shown_failures(
+            results.failures, hidden=base.test_data.opaque_ids or base.train_data.opaque_ids, group="row"
+        ),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},
@@ -264,16 +266,6 @@ def _embedding(results: AblationResults[Path]) -> EmbeddingReport | None:
             for kind, part in zip(KINDS, parts, strict=True)
         ),
     )
-
-
-def _failures(results: AblationResults[Path], opaque: bool) -> tuple[FailureReport, ...]:
-    found = {
-        FailureReport(
-            row=one.group, case_id=one.case_id, stage=one.stage, rule=clean(one.rule), file="" if opaque else one.file
-        )
-        for one in results.failures
-    }
-    return tuple(sorted(found, key=lambda one: (one.group, natural_order(one.case_id), one.stage, one.rule)))
 
 
 def _definitions(settings: AblationSettings) -> dict[str, str]:

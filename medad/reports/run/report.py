@@ -14,12 +14,13 @@ import yaml
 from jaxtyping import Bool
 from PIL import Image
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
+from medad.reporting.failures import shown_failures
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.run.document import (
@@ -30,13 +31,11 @@ from medad.reports.run.document import (
     STATEMENT,
     CaseReport,
     Curve,
-    FailedCase,
     Number,
     Planted,
     Rank,
     ReportDocument,
     ShownSlice,
-    failed_cases,
     read_case,
     read_curve,
     read_tensor,
@@ -45,7 +44,7 @@ from medad.reports.run.document import (
 from medad.slices.preprocess import load_prepared
 from medad.steps.results import CaseResult
 
-__all__ = ["FailedCase", "render_html", "write_report"]
+__all__ = ["render_html", "write_report"]
 
 LESION_ROWS = 20
 """Lesions of a case shown in the HTML; the JSON holds all."""
@@ -64,7 +63,7 @@ def write_report(
     *,
     settings: LiverSettings,
     results: Sequence[CaseResult[Path]],
-    failures: Sequence[FailedCase],
+    failures: Sequence[CaseFailure],
     restoration: Path | None,
     segmentation: Path | None,
     versions: Mapping[str, str],
@@ -119,7 +118,7 @@ def write_report(
         summary=summarise(evaluations) if evaluations else None,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
-        failures=failed_cases(failures, settings),
+        failures=shown_failures(failures, hidden=settings.test_data.opaque_ids or settings.train_data.opaque_ids),
         # networks trained together have one curve, in either's folder
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings_without_paths(settings),

@@ -9,12 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
-from medad.reports.run.document import PLANTED_REAL, STATEMENT, FailedCase, Failure
+from medad.reporting.failures import ShownFailure, shown_failures
+from medad.reports.run.document import PLANTED_REAL, STATEMENT
 from medad.steps.results import VolumeResult
 
 SCHEMA_VERSION = 1
@@ -87,7 +89,7 @@ class SensitivityDocument(_Part):
     cells: tuple[Row, ...]
     """Size, contrast and place."""
     scans: tuple[ScanReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[ShownFailure, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -109,7 +111,7 @@ def make_document(
     volumes: Sequence[tuple[str, VolumeRecord]],
     *,
     trained_on: frozenset[str] | None,
-    failures: Sequence[FailedCase],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
     named: bool,
@@ -125,7 +127,6 @@ def make_document(
     """
     records = [record for _, record in volumes]
     axes = (settings.bins, [one.label for one in settings.contrasts_hu], settings.places)
-    ordered = sorted(failures, key=lambda one: (natural_order(one.case_id), one.stage, one.rule))
     cells = table(records, *axes, ("size", "contrast", "place"))
     missing = sum(row.figures.planned - row.figures.planted for row in cells)
     asked = sum(row.figures.planned for row in cells)
@@ -141,15 +142,7 @@ def make_document(
         by_place=tuple(table(records, *axes, ("place",))),
         cells=tuple(cells),
         scans=tuple(_scans(volumes, seen)),
-        failures=tuple(
-            Failure(
-                case_id=one.case_id,
-                stage=one.stage,
-                rule=clean(one.rule),
-                file=Path(one.file).name if named else "",
-            )
-            for one in ordered
-        ),
+        failures=shown_failures(failures, hidden=not named),
         definitions=definitions(settings),
         settings=_settings_without_paths(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},
