@@ -31,7 +31,8 @@ ROOMS = {
     "flows.server": "flows.liver flows.zsad flows.inbox flows.runs flows.devices flows.privacy flows.store"
     " flows.machine medad.base medad.config zsad.config",
     "flows.cli": "flows.inbox flows.server flows.liver flows.zsad flows.runs flows.devices flows.privacy flows.store"
-    " flows.machine medad.base medad.config medad.cohort medad.ct medad.steps zsad.config zsad.steps",
+    " flows.machine medad.base medad.config medad.cohort medad.ct medad.steps zsad.config zsad.steps zsad.clip"
+    " zsad.embedded",
     "medad": "",
     "medad.base": "",
     "medad.reporting": "medad.base",

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported here or in the `cli_...` modules: `--help` must not wait for torch."""
+"""The command line. This module and the modules of commands import nothing heavy: `--help` must not wait for torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from flows.cli.options import (
     end,
     print_outcome,
     run_flow,
-    say,
     start,
 )
-from flows.machine.terminal import terminal
+from flows.machine.terminal import say, terminal
 
 app = typer.Typer(
     name="adflows",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import EXIT_USER, Json, say
-from flows.machine.terminal import format_seconds, terminal
+from flows.cli.options import EXIT_USER, Json
+from flows.machine.terminal import format_seconds, say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,8 +107,10 @@ def list_command(
 @app.command()
 def explain(key: KeyArgument, as_json: Json = False) -> None:
     """What an artefact was made from, and what today's program would do otherwise."""
+    from flows.store.step import load_steps
     from flows.store.upkeep import find, kept, outdated
 
+    load_steps("flows.liver", "flows.zsad")
     store = _store()
     each = find(store, key)
     stale = outdated(each)

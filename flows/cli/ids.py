@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, say
-from flows.machine.terminal import terminal
+from flows.cli.options import Json
+from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

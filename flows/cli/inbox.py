@@ -22,10 +22,9 @@ from flows.cli.options import (
     parse_overrides,
     print_outcome,
     run_flow,
-    say,
     start,
 )
-from flows.machine.terminal import terminal
+from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError, UserError
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import secrets
 import shutil
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import ablate as cli_ablate
 from flows.cli import inbox as cli_inbox
-from flows.cli import sensitivity as cli_sensitivity
+from flows.cli import studies
 from flows.cli.options import (
     DryRun,
     Json,
@@ -23,20 +21,21 @@ from flows.cli.options import (
     Set,
     Verbose,
     conclude,
-    find_config,
     parse_overrides,
     run_flow,
     start,
 )
+from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
+from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
 
 if TYPE_CHECKING:
     from flows.privacy.settings import PrivateLiver
 
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
 app.command(name="inbox")(cli_inbox.inbox)
-app.command(name="ablate")(cli_ablate.ablate)
-app.command(name="sensitivity")(cli_sensitivity.sensitivity)
+app.command(name="ablate")(studies.ablate)
+app.command(name="sensitivity")(studies.sensitivity)
 
 HOW_TO_GET_A_MASK = (
     "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "
@@ -270,18 +269,9 @@ def segment(
     )
 
 
-class StepName(enum.StrEnum):
-    """A preprocessing step."""
-
-    window = "window"
-    roi = "roi"
-    slice = "slice"
-    equalise = "equalise"
-
-
 @app.command()
 def step(
-    name: StepName,
+    name: Annotated[HandStepName, typer.Argument(metavar="STEP", help=IN_ORDER)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="What the step before wrote; for window a CT.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder to write it into.")],
     liver: Annotated[Path | None, typer.Option("--liver", help="Liver mask, for roi and slice.")] = None,
@@ -294,9 +284,9 @@ def step(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """One preprocessing step by hand: window (CT -> grey), roi, slice (grey -> slices), equalise, in this order."""
+    """One preprocessing step by hand; each takes what the one before it wrote."""
     start(verbose=verbose)
-    if name in {StepName.roi, StepName.slice} and liver is None:
+    if HAND_STEPS[name].needs_liver and liver is None:
         raise ConfigError(HOW_TO_GET_A_MASK)
     from pydantic import ValidationError
 
@@ -310,7 +300,7 @@ def step(
     from flows.liver.flow import StepRequest, hand_step
 
     request = StepRequest(
-        name=name.value,
+        name=name,
         source=source.absolute(),
         liver=None if liver is None else liver.absolute(),
         liver_labels=tuple(liver_label or [1]),

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.machine.environment import named_config, prepare_prefect
-from flows.machine.terminal import terminal
+from flows.machine.environment import prepare_prefect
+from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from flows.runs.flow import OurFlow
     from flows.runs.outcome import Outcome
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
@@ -35,31 +36,23 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's l
 EXIT_USER = 2
 
 
-def say(text: str) -> None:
-    """Print a line of the result on standard output."""
-    typer.echo(text)
-
-
 def start(*, verbose: bool) -> None:
     """Turn the terminal on and set the environment that Prefect reads at its import."""
     terminal.enabled = True
     prepare_prefect(verbose=verbose)
 
 
-def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: Any) -> Outcome:
-    """Run a Prefect flow here and now, or say what it would do; raises what made the flow itself fail."""
+def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
+    """Run a flow under Prefect, or say what it would do; raises what made the flow itself fail."""
     if dry_run:
-        from flows.runs.plan import plan_flow
-
-        return plan_flow(flow, **parameters)
+        return flow.plan(**parameters)
     from flows.cli.doctor import check_prefect
-    from flows.runs.outcome import Outcome
 
     server = check_prefect()
     if server.status == "fail":
         raise ConfigError(f"Prefect: {server.found}; {server.advice}")
     try:
-        outcome = flow(**parameters, return_state=True).result(raise_on_failure=False)
+        return flow.run(**parameters)
     except RuntimeError as error:
         if "ephemeral Prefect API server" not in str(error):
             raise
@@ -67,10 +60,6 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
             "Prefect: its temporary server did not answer in time; run again when the machine is less busy, raise"
             " PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or keep a server running with `adflows serve`"
         ) from error
-    if isinstance(outcome, BaseException):
-        raise outcome
-    assert isinstance(outcome, Outcome)
-    return outcome
 
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:
@@ -129,19 +118,6 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
         say(f"{cases} failed" + ("; the report says which and why" if reported else ""))
-
-
-def find_config(config: Path, flow: str) -> Path:
-    """A configuration by path, or by the name of one in $ADFLOWS_CONFIGS/FLOW or the repository's configs/FLOW.
-
-    Raises
-    ------
-    ConfigError
-        There is no such name.
-    """
-    if config.exists() or config.suffix or len(config.parts) > 1:
-        return config
-    return named_config(config.name, flow)
 
 
 def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Json, say
+from flows.cli.options import Json
 from flows.machine.environment import heartbeat_s, host_name, prepare_prefect, product_folder, working_folder
+from flows.machine.terminal import say
 from medad.base.errors import ConfigError
 
 POOL = "adflows"

@@ -18,14 +18,12 @@ from flows.cli.options import (
     Set,
     Verbose,
     conclude,
-    find_config,
     parse_overrides,
     run_flow,
-    say,
     start,
 )
-from flows.machine.environment import prepare_numpy
-from flows.machine.terminal import terminal
+from flows.machine.environment import find_config, prepare_numpy
+from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from flows.devices.progress import watching
 from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
-from flows.privacy.settings import learn_call
+from flows.privacy.log_filter import learn_call
 from flows.store.artifacts import Made
 from flows.store.step import Call, Place
 from medad.base.errors import ConfigError, LimitError

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.store.artifacts import ArtefactStore, canonical_json
+from flows.store.artifacts import ArtefactStore
 from flows.store.digests import SETTLED_S
+from flows.store.references import canonical_json
 from medad.base.errors import InputError
 from medad.config.liver import InboxSettings
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from flows.liver import split, steps
 from flows.liver.stages import Stages
-from flows.liver.steps import HandStepName
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.settings import PrivateLiver, PrivatePath, path_filter
@@ -22,6 +21,7 @@ from flows.runs.flow import new_runner, our_flow
 from flows.runs.outcome import Outcome
 from medad.base.errors import CaseFailure
 from medad.base.settings import ANY_MACHINE
+from medad.config.by_hand import HandStepName
 from medad.config.liver import PreprocessSettings
 
 _DATA = ("train_data", "test_data")

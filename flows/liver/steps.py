@@ -15,6 +15,8 @@ from flows.store.step import PAGE, Call, Keyed, Step, keyed, shown
 from medad.base.errors import CaseFailure, InputError
 from medad.base.settings import MACHINE_FIELDS, MachineSettings
 from medad.config.ablation import AblationSettings
+from medad.config.by_hand import HAND_STEPS as BY_HAND
+from medad.config.by_hand import HandStepName
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -105,10 +107,9 @@ SENSITIVITY_REPORT = Step(
     ("jinja2", "matplotlib", "scipy"),
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
-HandStepName = Literal["window", "roi", "slice", "equalise"]
-HAND_STEPS: dict[HandStepName, Step] = {
+HAND_STEPS = {
     name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", (*_READING, "safetensors", *_IMAGES[1:]))
-    for name in ("window", "roi", "slice", "equalise")
+    for name in BY_HAND
 }
 """Steps by hand, in the order in which one takes what the one before wrote."""
 

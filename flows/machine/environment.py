@@ -105,6 +105,13 @@ def config_names(flow: str) -> list[str]:
     return sorted({path.stem for folder in config_folders() for path in (folder / flow).glob("*.yaml")})
 
 
+def find_config(config: Path, flow: str) -> Path:
+    """Return a path as it is, and for a bare name the configuration of this name. Raises ConfigError."""
+    if config.exists() or config.suffix or len(config.parts) > 1:
+        return config
+    return named_config(config.name, flow)
+
+
 def named_config(name: str, flow: str) -> Path:
     """The configuration of this name in the first of the folders that holds it. Raises ConfigError."""
     for folder in config_folders():

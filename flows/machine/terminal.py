@@ -1,6 +1,7 @@
-"""What a run says on the user's own terminal (stderr), and only there: paths may show, they may hold names of patients.
+"""Prints results on standard output and progress on the user's own terminal (stderr).
 
-Silent unless the command line turns it on, so that a worker's output stays free of paths.
+Progress may show paths, which may hold names of patients. `terminal` is therefore silent until the command line turns
+it on, so that a worker's output stays free of paths.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 PLAIN_LINE_S = 30.0
 """Between lines on progress where stderr is no terminal."""
+
+
+def say(text: str) -> None:
+    """Print a line of the result on standard output."""
+    import typer
+
+    typer.echo(text)
 
 
 class Terminal:

@@ -332,15 +332,22 @@ def confined(function: Callable[P, R]) -> Callable[P, R]:
     return body
 
 
+def rule_of(error: UserError) -> tuple[str, str]:
+    """Return the path that an error names, or an empty text, and its rule in one line."""
+    if isinstance(error, InputError):
+        return str(error.path), error.rule
+    text = " ".join(str(error).split())
+    head, _, rest = text.partition(": ")
+    return (head, rest) if head.startswith("/") and rest else ("", text)
+
+
 def _ended_by(error: BaseException) -> Any:
     from prefect import get_run_logger
     from prefect.exceptions import MissingContextError
     from prefect.states import Crashed, Failed
 
-    if isinstance(error, InputError):
-        return Failed(message=path_filter.scrub(error.rule), data=error)
     if isinstance(error, UserError):
-        return Failed(message=path_filter.scrub(" ".join(str(error).split())), data=error)
+        return Failed(message=path_filter.scrub(rule_of(error)[1]), data=error)
     with suppress(MissingContextError):  # a dry run
         get_run_logger().error("internal error", exc_info=(type(error), error, error.__traceback__))
     state = Failed if isinstance(error, Exception) else Crashed

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.machine.environment import cache_root
-from flows.privacy.settings import install
+from flows.privacy.log_filter import install
 from flows.runs.runner import Done, Runner, Submitted, describe
 from flows.store.artifacts import ArtefactStore
 from flows.store.references import Ref

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.devices.engines import RUNNER
-from flows.privacy.settings import confined
+from flows.privacy.log_filter import confined
 from flows.runs.flow import running_on
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner

@@ -23,7 +23,7 @@ from flows.devices.child import compute, load_ahead
 from flows.devices.engines import EngineRunner
 from flows.devices.server_limit import server_slot
 from flows.machine.stopping import stopping
-from flows.privacy.settings import confined
+from flows.privacy.log_filter import confined
 from flows.runs.retries import RETRY_DELAYS_S
 from flows.runs.runner import Found, Runner, Submitted, attempt, describe, make_here
 from flows.store.artifacts import Made

@@ -19,7 +19,7 @@ from flows.devices.progress import watching
 from flows.devices.slots import device_slot, devices_of
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
-from flows.privacy.settings import install, learn_call, path_filter
+from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
 from flows.runs.retries import is_transient
 from flows.store.artifacts import ArtefactStore, Made
 from flows.store.references import Ref
@@ -34,13 +34,10 @@ CLUSTER_AT_A_TIME = 64
 def describe(label: str, stage: str, error: Exception) -> CaseFailure:
     """Return what to keep of an error: the rule, and apart from it the path, which only the terminal shows."""
     transient = is_transient(error)
-    if isinstance(error, InputError):
-        return CaseFailure(label, stage, path_filter.scrub(error.rule), str(error.path), transient=transient)
     if isinstance(error, UserError):
-        text = " ".join(str(error).split())
-        head, _, rest = text.partition(": ")
-        path, rule = (head, rest) if head.startswith("/") and rest else ("", text)
-        return CaseFailure(label, stage, path_filter.scrub(rule), path, transient=transient, of_machine=True)
+        path, rule = rule_of(error)
+        of_machine = not isinstance(error, InputError)
+        return CaseFailure(label, stage, path_filter.scrub(rule), path, transient=transient, of_machine=of_machine)
     return CaseFailure(label, stage, f"internal error ({type(error).__name__})", bug=error, transient=transient)
 
 

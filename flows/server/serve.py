@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.cli.options import say
 from flows.machine.environment import heartbeat_s, product_folder, working_folder
+from flows.machine.terminal import say
 from flows.server.supervise import POLL_S, Child, keep
 from flows.server.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError

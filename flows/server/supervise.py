@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from flows.cli.options import say
+from flows.machine.terminal import say
 
 STOP_RUNS_S = 60.0
 """A step that trains looks at whether it is to stop between two batches."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.cli.ablate import parse_seeds, row_line
+from flows.cli.studies import parse_seeds, row_line
 from flows.privacy.settings import PLACEHOLDER, PrivateAblation
 from medad.base.errors import ConfigError
 

@@ -49,7 +49,7 @@ from flows.server.deploy import (
     template_values,
     zombie_automation,
 )
-from flows.server.deployments import STEPS, StepSettings, case_step
+from flows.server.deployments import StepSettings, case_step
 from flows.server.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
 from flows.server.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import ConfigError
@@ -59,6 +59,8 @@ Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
 VALUES = read_deployments(ROOT)
 BY_NAME = {entry["name"]: entry for entry in VALUES["deployments"]}
+STEPS = ("window", "roi", "slice", "equalise")
+"""In the order in which each takes what the one before it wrote."""
 NAMES = ("liver-nightly", "zsad-weekly", "step", "segment-inbox")
 
 

@@ -15,6 +15,7 @@ from flows.liver.steps import Evaluate, ExportSlices, Plant, Prepare, Segment, T
 from flows.store import code as sources
 from flows.store.artifacts import Step
 from flows.store.step import Job
+from medad.config.by_hand import HAND_STEPS
 
 Write = Callable[[dict[str, str]], str]
 
@@ -124,7 +125,7 @@ def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
 STEPS = [
     job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, ExportSlices, Report)
 ]
-STEPS += [liver_jobs.hand_step_of(name) for name in ("window", "roi", "equalise", "slice")]
+STEPS += [liver_jobs.hand_step_of(name) for name in HAND_STEPS]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
