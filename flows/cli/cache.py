@@ -107,8 +107,10 @@ def list_command(
 @app.command()
 def explain(key: KeyArgument, as_json: Json = False) -> None:
     """What an artefact was made from, and what today's program would do otherwise."""
+    from flows.store.step import load_steps
     from flows.store.upkeep import find, kept, outdated
 
+    load_steps("flows.liver", "flows.zsad")
     store = _store()
     each = find(store, key)
     stale = outdated(each)

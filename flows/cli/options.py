@@ -16,8 +16,9 @@ from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from flows.runs.flow import OurFlow
     from flows.runs.outcome import Outcome
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
@@ -41,20 +42,17 @@ def start(*, verbose: bool) -> None:
     prepare_prefect(verbose=verbose)
 
 
-def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: Any) -> Outcome:
-    """Run a Prefect flow here and now, or say what it would do; raises what made the flow itself fail."""
+def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
+    """Run a flow under Prefect, or say what it would do; raises what made the flow itself fail."""
     if dry_run:
-        from flows.runs.plan import plan_flow
-
-        return plan_flow(flow, **parameters)
+        return flow.plan(**parameters)
     from flows.cli.doctor import check_prefect
-    from flows.runs.outcome import Outcome
 
     server = check_prefect()
     if server.status == "fail":
         raise ConfigError(f"Prefect: {server.found}; {server.advice}")
     try:
-        outcome = flow(**parameters, return_state=True).result(raise_on_failure=False)
+        return flow.run(**parameters)
     except RuntimeError as error:
         if "ephemeral Prefect API server" not in str(error):
             raise
@@ -62,10 +60,6 @@ def run_flow(flow: Callable[..., Any], *, dry_run: bool = False, **parameters: A
             "Prefect: its temporary server did not answer in time; run again when the machine is less busy, raise"
             " PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or keep a server running with `adflows serve`"
         ) from error
-    if isinstance(outcome, BaseException):
-        raise outcome
-    assert isinstance(outcome, Outcome)
-    return outcome
 
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:

@@ -240,12 +240,12 @@ def evaluate(
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
     found = evaluate_folders(maps, masks, settings)
     for problem in found.problems:
-        terminal.line(f"{problem.path}: {problem.rule}")
+        terminal.line(problem.line)
     if as_json:
         answer = {
             "image": found.image.model_dump(mode="json"),
             "pixel": found.pixel.model_dump(mode="json"),
-            "problems": [{"id": problem.id, "rule": problem.rule} for problem in found.problems],
+            "problems": [{"id": problem.case_id, "rule": problem.rule} for problem in found.problems],
         }
         say(json.dumps(answer, indent=1))
     else:

@@ -24,17 +24,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.devices.progress import watching
 from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
-from flows.privacy.settings import learn_job
+from flows.privacy.log_filter import learn_call
 from flows.store.artifacts import Made
+from flows.store.step import Call, Place
 from medad.base.errors import ConfigError, LimitError
 from medad.base.settings import Gpus
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from flows.store.step import DeviceJob
 
 POLL_S = 0.2
 KILLED_FOR_MEMORY = -signal.SIGKILL
@@ -84,23 +85,6 @@ class _OutOfMemoryError(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a device step runs, and with how much at a time."""
-
-    device: str
-    """torch's name of it, in the step's process: `cpu` or `cuda:0`."""
-    batch_size: int
-    key: str
-    """Names what may outlive a kill (a checkpoint)."""
-    connection: Connection
-
-    def report(self, *progress: Any) -> None:
-        """Tell the flow's process how far the step is."""
-        with contextlib.suppress(BrokenPipeError):  # it is gone, and this process is about to follow
-            self.connection.send(("progress", progress))
-
-
-@dataclass(frozen=True)
 class _Inherited:
     """A descriptor that a new process gets a copy of."""
 
@@ -116,7 +100,7 @@ def _take_over(duplicate: Any) -> _Inherited:
 
 @dataclass(frozen=True)
 class _Order:
-    job: DeviceJob
+    call: Call
     out: Path
     key: str
     device: Device
@@ -124,7 +108,7 @@ class _Order:
     environment: dict[str, str]
 
 
-def compute(job: DeviceJob, out: Path, key: str) -> Made:
+def compute(call: Call, out: Path, key: str) -> Made:
     """Run a device step into the empty folder `out`, on whatever device its settings allow.
 
     Raises
@@ -134,15 +118,15 @@ def compute(job: DeviceJob, out: Path, key: str) -> Made:
     StoppedError
         The flow is being ended from outside.
     """
-    gpus: Gpus = job.machine.gpus
-    batch_size = job.batch_size
+    gpus: Gpus = call.machine.gpus
+    batch_size = call.batch_size
     notes: list[str] = []
     while True:
         with device_slot(gpus) as slot:
             device = slot.device
             began = time.monotonic()
             try:
-                _run_in_child(job, out, key, slot, batch_size)
+                _run_in_child(call, out, key, slot, batch_size)
                 return Made(began, device.name, tuple(notes))
             except _OutOfMemoryError as error:
                 notes.append(f"{device.name} {error} {_batches(batch_size)}")
@@ -151,7 +135,7 @@ def compute(job: DeviceJob, out: Path, key: str) -> Made:
             batch_size //= 2
             notes.append(f"tried {_batches(batch_size)}")
         elif device.is_gpu:
-            gpus, batch_size = "cpu", job.batch_size
+            gpus, batch_size = "cpu", call.batch_size
             notes.append(f"tried the CPU with {_batches(batch_size)}")
         else:
             raise LimitError(f"this machine has not memory enough, even for {_batches(1)}")
@@ -166,20 +150,20 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _run_in_child(job: DeviceJob, out: Path, key: str, slot: Slot, batch_size: int) -> None:
+def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) -> None:
     """One attempt; returns when it is done, raises what it raised."""
     if multiprocessing.current_process().daemon:
         raise ConfigError(NO_CHILDREN)
     receiver, sender = _context.Pipe(duplex=False)
-    order = _Order(job, out, key, slot.device, batch_size, dict(os.environ))
+    order = _Order(call, out, key, slot.device, batch_size, dict(os.environ))
     process = _context.Process(
-        target=_serve, args=(order, sender, _Inherited(slot.descriptor)), name=job.step.name, daemon=True
+        target=_serve, args=(order, sender, _Inherited(slot.descriptor)), name=call.step.name, daemon=True
     )
-    limit_h: float = getattr(job.machine.limits, f"{job.kind}_hours")
+    limit_h: float = getattr(call.machine.limits, f"{call.step.kind}_hours")
     try:
         process.start()
         sender.close()
-        with job.watch() as on_progress:
+        with watching(call) as on_progress:
             outcome: tuple[Any, ...] | None = None
             for message in _messages(process, receiver, time.monotonic() + limit_h * 3600):
                 if message[0] == "progress":
@@ -188,8 +172,8 @@ def _run_in_child(job: DeviceJob, out: Path, key: str, slot: Slot, batch_size: i
                     outcome = message
     except TimeoutError as error:
         raise LimitError(
-            f"stopped at its limit of {limit_h:g} h (limits.{job.kind}_hours)"
-            + "; run again, it goes on from its last checkpoint" * (job.kind == "training")
+            f"stopped at its limit of {limit_h:g} h (limits.{call.step.kind}_hours)"
+            + "; run again, it goes on from its last checkpoint" * (call.step.kind == "training")
         ) from error
     finally:
         _end(process)
@@ -250,10 +234,14 @@ def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = order.device.visible
     os.environ["ADFLOWS_DEVICE"] = order.device.name  # for whoever looks at the process
     _end_with_parent()
-    learn_job(order.job.step.name, order.job)  # what a library prints or logs here may reach a worker's log
-    place = Place(order.device.torch_name, order.batch_size, order.key, connection)
+    learn_call(order.call.step.name, order.call)  # what a library prints or logs here may reach a worker's log
+
+    def report(*progress: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the flow is gone, and this process is about to follow
+            connection.send(("progress", progress))
+
     try:
-        order.job.run_on(order.out, place)
+        order.call.run(order.out, Place(order.device.torch_name, order.batch_size, report), key=order.key)
         answer: tuple[Any, ...] = ("done",)
     except Exception as error:
         from medad.base.devices import is_out_of_memory

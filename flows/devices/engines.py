@@ -17,7 +17,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.devices.slots import devices_of
 from flows.machine.environment import worker_count
-from flows.store.step import DeviceJob
+from flows.store.step import Call
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
@@ -73,7 +73,8 @@ class EngineRunner(Runner):
         if self._chosen is None:
             self.use(ANY_MACHINE)
         assert self._chosen is not None
-        with _with_device(self._engine, isinstance(parameters.get("job"), DeviceJob)):
+        call = parameters.get("call")
+        with _with_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
             return self._chosen.submit(task, parameters, wait_for, dependencies)
 
     def cancel_all(self) -> None:

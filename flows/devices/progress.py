@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
 
 from flows.machine.stopping import StoppedError, stopping
 from flows.machine.terminal import terminal
 
 if TYPE_CHECKING:
+    from prefect.context import TaskRunContext
+
+    from flows.store.step import Call
     from medad.base.progress import Progress
 
 UI_INTERVAL_S = 5.0
 """An update of an artifact costs 16 ms."""
 
 
+def _task() -> TaskRunContext | None:
+    """Return Prefect's task that this thread runs; None outside one, for which Prefect is not loaded."""
+    if "prefect" not in sys.modules:
+        return None
+    from prefect.context import TaskRunContext
+
+    return TaskRunContext.get()
+
+
 @contextlib.contextmanager
-def follow(phase: str) -> Iterator[Callable[[Progress], None]]:
-    """Give training a callback. The UI's trouble (a server that went away) never stops a training."""
-    in_task = TaskRunContext.get() is not None
+def watching(call: Call) -> Iterator[Callable[..., None]]:
+    """Give the callback for a call's progress: a training's steps, another step's images."""
+    show = _training(call.phase) if call.step.kind == "training" else _images(call.step.name)
+
+    def report(*progress: Any) -> None:
+        if stopping.is_set():
+            raise StoppedError
+        show(*progress)
+
+    yield report
+
+
+def _images(step: str) -> Callable[[int, int], None]:
+    task = _task()
+    name = step if task is None else task.task_run.name
+    return lambda done, total: terminal.count(name, done, total)
+
+
+def _training(phase: str) -> Callable[[Progress], None]:
+    """Show a training. The UI's trouble (a server that went away) never stops it."""
+    in_task = _task() is not None
     artifact: UUID | None = None
     last = -UI_INTERVAL_S
 
-    def on_progress(progress: Progress) -> None:
+    def show(progress: Progress) -> None:
         nonlocal artifact, last
-        if stopping.is_set():
-            raise StoppedError
         terminal.training(progress)
         now = time.monotonic()
         ended = progress.step == progress.steps
@@ -40,6 +66,8 @@ def follow(phase: str) -> Iterator[Callable[[Progress], None]]:
         last = now
         percent = 100.0 * progress.step / progress.steps
         with contextlib.suppress(Exception):  # whatever a server or the way to it can raise
+            from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
             if artifact is None:
                 made = create_progress_artifact(percent, f"training-{phase}", f"Training, phase {phase}")
                 assert isinstance(made, UUID)  # a coroutine only inside an event loop
@@ -47,17 +75,4 @@ def follow(phase: str) -> Iterator[Callable[[Progress], None]]:
             else:
                 update_progress_artifact(artifact_id=artifact, progress=percent)
 
-    yield on_progress
-
-
-def count_images() -> Callable[[int, int], None]:
-    """A callback for a step that goes image by image: (done, of how many)."""
-    context = TaskRunContext.get()
-    name = "" if context is None else context.task_run.name
-
-    def on_progress(done: int, total: int) -> None:
-        if stopping.is_set():
-            raise StoppedError
-        terminal.count(name, done, total)
-
-    return on_progress
+    return show

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.store.artifacts import ArtefactStore, canonical_json
+from flows.store.artifacts import ArtefactStore
 from flows.store.digests import SETTLED_S
+from flows.store.references import canonical_json
 from medad.base.errors import InputError
 from medad.config.liver import InboxSettings
 
@@ -96,9 +97,10 @@ def look(settings: InboxSettings) -> Look:
         raise InputError(root, f"the inbox cannot be read ({error.strerror})") from error
     arrivals, waiting = [], []
     for problem in problems:
-        if not _hidden(problem.path, root):
+        path = Path(problem.path)
+        if not _hidden(path, root):
             rule = NO_MASK if problem.rule.startswith("no label") else problem.rule
-            waiting.append(Waiting(problem.path, ARRIVING if _temporary(problem.path, root) else rule))
+            waiting.append(Waiting(path, ARRIVING if _temporary(path, root) else rule))
     for case in cases:
         assert case.label is not None  # the settings have a pattern for it
         if _hidden(case.scan, root) or _hidden(case.label, root):

@@ -14,13 +14,12 @@ from pydantic.json_schema import SkipJsonSchema
 from flows.inbox.arrivals import Content, look, recalled
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
-from flows.liver.report_steps import Report
 from flows.liver.run_folder import NETS
-from flows.liver.steps import Prepare, Segment, source_digest
+from flows.liver.steps import PREPARE, REPORT, SEGMENT
 from flows.machine.environment import find_config
 from flows.privacy.settings import PrivateLiver
-from flows.store.artifacts import content_key, key_parts
-from flows.store.step import json_values
+from flows.store.digests import path_digest
+from flows.store.step import content_key, keyed
 from medad.base.errors import ConfigError
 from medad.config.liver import InboxSettings, load_inbox
 
@@ -74,9 +73,9 @@ class Inbox:
     def tried_with(self) -> str:
         """sha256 over all that a failure may hang on beside the scan: model, settings, program."""
         values = {
-            "program": [key_parts(step, {}) for step in (Prepare.step, Segment.step, Report.step)],
-            "model": [source_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
-            "settings": json_values(self.liver, "name", "train_data", "train", "synthesis"),
+            "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
+            "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
+            "settings": keyed(self.liver, "name", "train_data", "test_data.root", "train", "synthesis").content,
         }
         return content_key(values)
 

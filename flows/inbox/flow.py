@@ -15,11 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefect import flow
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
-
-from flows.devices.engines import RUNNER
 from flows.inbox.arrivals import (
     ARRIVING,
     Arrival,
@@ -37,20 +32,22 @@ from flows.inbox.arrivals import (
 from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox.results import IN_MANIFEST, FailedCase, Row, now
 from flows.liver import run_folder as liver_folder
-from flows.liver.flow import ReadyCase, Stages
-from flows.liver.report_steps import Report, Reported
+from flows.liver import steps
 from flows.liver.run_folder import NETS, Models
+from flows.liver.stages import ReadyCase, Stages
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
-from flows.privacy.settings import confined, path_filter
-from flows.runs import artifacts as ui
+from flows.privacy.settings import path_filter
+from flows.runs import showing
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
-from flows.runs.plan import planned
 from flows.runs.run_folder import Copied, RunFolder, installed_versions, publish
-from flows.runs.runner import Failure, describe
+from flows.runs.runner import describe
 from flows.store.artifacts import ArtefactStore
-from medad.base.errors import ConfigError, UserError
+from flows.store.references import Ref
+from medad.base.errors import CaseFailure, ConfigError, UserError
+from medad.steps.results import CaseResult
 
 CASE_FILES = ("mask.nii.gz", "probability.nii.gz", "lesions.json")
 REPORT_FILES = ("report.html", "report.json", "preview.png")
@@ -81,16 +78,16 @@ class Pass:
     retry: tuple[str, ...]
     waiting: list[Waiting] = field(default_factory=list)
     done: list[Row] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[CaseFailure] = field(default_factory=list)
     busy: int = 0
     """Scans that another pass is at work on."""
     models: Models | None = None
-    trouble: Failure | None = None
+    trouble: CaseFailure | None = None
     """The machine's, or the model's: no use in going on."""
 
     @property
     def dry(self) -> bool:
-        return planned(self.stages.tally) is not None
+        return not self.stages.runner.makes
 
     def run(self) -> None:
         """Raises UserError for what is wrong with the inbox, the model or the folder of results as a whole."""
@@ -144,7 +141,7 @@ class Pass:
             seen.add(content.digest)
         for case_id in self.retry:
             if case_id not in ids and case_id != ALL_FAILED:
-                self.stages.tally.fail(Failure(case_id, "find", GONE))
+                self.stages.runner.fail(CaseFailure(case_id, "find", GONE))
 
     def _learn(self, arrival: Arrival, case_id: str) -> None:
         """Its paths, and the folders that may be named after a patient, become the id in every log line."""
@@ -161,7 +158,7 @@ class Pass:
 
         models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
         if models is None:
-            self.trouble = self.stages.tally.failures[-1]
+            self.trouble = self.stages.runner.failures[-1]
             return
         with contextlib.ExitStack() as held:
             mine = [taken for taken in batch if self._claim(held, taken, rows)]
@@ -190,7 +187,7 @@ class Pass:
         try:
             self.inbox.folder.check_free(content, taken.id)
         except ConfigError as error:
-            self.stages.tally.fail(describe(taken.id, "publish", error))
+            self.stages.runner.fail(describe(taken.id, "publish", error))
             return False
         there = self.inbox.folder.find(content, taken.id)
         return there is None or there == rows.get(content)
@@ -199,30 +196,24 @@ class Pass:
         """Whether the preparation read what was looked at, and not a file that somebody was writing to."""
         if not ready.prepared.made:  # of a dry run
             return True
-        inputs = ArtefactStore().sidecar(ready.prepared).parts["inputs"]
+        inputs = ArtefactStore().sidecar(ready.prepared).parts["inputs"]["case"]
         same = (inputs["scan"], inputs["label"]) == (taken.content.scan, taken.content.liver)
         if same and (unchanged(taken.arrival) or vanished(taken.arrival)):
             return True
         self.waiting.append(Waiting(taken.arrival.scan, ARRIVING))
         return False
 
-    def _publish(self, taken: Taken, result: Reported, models: Models) -> None:
+    def _publish(self, taken: Taken, result: CaseResult[Ref], models: Models) -> None:
         """The case's report and folder, in one move."""
-        tally = self.stages.tally
-        job = Report(
-            settings=self.inbox.liver,
-            results=(result,),
-            failures=(),
-            restoration=models.restoration,
-            segmentation=models.segmentation,
-            versions=tuple(sorted(installed_versions().items())),
-            notes=(),
+        runner = self.stages.runner
+        call = steps.report(
+            self.inbox.liver, [result], (), models.restoration, models.segmentation, installed_versions(), ()
         )
-        report = tally.run(taken.id, job)
-        if report is None or self.dry:
+        report = runner.run(taken.id, call)
+        if report is None or self.dry or result.segmented is None:
             return
-        view = copy.copy(tally)  # of this case alone
-        view.records = [record for record in tally.records if record.case_id in {taken.id, *NETS}]
+        view = copy.copy(runner)  # of this case alone
+        view.records = [record for record in runner.records if record.case_id in {taken.id, *NETS}]
         view.failures = []
         used = [each for each in self.stages.used if each.case_id == taken.id]
         copies = [Copied(result.segmented, name, name) for name in CASE_FILES]
@@ -232,7 +223,7 @@ class Pass:
             path=self.inbox.folder.case(taken.id),
             settings=self.inbox.liver,
             copies=tuple(copies),
-            manifest=liver_folder.manifest(used[-1:], models) | {IN_MANIFEST: entry},
+            manifest=lambda: liver_folder.manifest(used[-1:], models) | {IN_MANIFEST: entry},
             seconds=sum(record.seconds for record in view.records if record.case_id == taken.id),
         )
         try:
@@ -240,25 +231,25 @@ class Pass:
             self.inbox.folder.forget_failure(taken.id)
             row = self._update()[taken.content.digest]
         except UserError as error:
-            tally.fail(describe(taken.id, "publish", error))
+            runner.fail(describe(taken.id, "publish", error))
         except OSError as error:
             where = self.inbox.folder.path
             problem = ConfigError(f"{where}: the result cannot be written ({error.strerror})")
-            tally.fail(describe(taken.id, "publish", problem))
+            runner.fail(describe(taken.id, "publish", problem))
         else:
             self.done.append(row)
 
     def _note_failure(self, taken: Taken, rows: Mapping[str, Row]) -> None:
         """Record why a case failed, unless it is the machine's fault or the file's that went away."""
-        tally, content = self.stages.tally, taken.content
-        failure = next((each for each in tally.failures if each.case_id == taken.id), None)
+        runner, content = self.stages.runner, taken.content
+        failure = next((each for each in runner.failures if each.case_id == taken.id), None)
         if failure is None or self.dry:
             return
         if failure.of_machine:
             self.trouble = failure
             return
         if failure.bug is None and not still_holds(taken.arrival, content):
-            tally.failures = [each for each in tally.failures if each.case_id != taken.id]
+            runner.failures = [each for each in runner.failures if each.case_id != taken.id]
             self.waiting.append(Waiting(taken.arrival.scan, "changed or went away while it was read"))
             return
         self.failed.append(failure)
@@ -280,7 +271,7 @@ class Pass:
 
     def summary(self) -> str:
         """`3 segmented, 1 failed: see failed/; 2 waiting`."""
-        failures = len({each.case_id for each in self.stages.tally.failures if each is not self.trouble})
+        failures = len({each.case_id for each in self.stages.runner.failures if each is not self.trouble})
         parts = [f"{len(self.done)} segmented"] * bool(self.done)
         parts += [f"{failures} failed" + (": see failed/" if self.failed else "")] * bool(failures)
         said = ", ".join(parts) or "nothing new"
@@ -298,22 +289,19 @@ class Pass:
             "waiting": [{"rule": rule, "count": count} for rule, count in sorted(waiting.items())],
             "busy": self.busy,
         }
-        if (plan := planned(self.stages.tally)) is not None:
+        if self.dry:
+            plan = Outcome.of(self.stages.runner)
             return replace(plan, details=plan.details | details)
         lines = [f"{row.case}: {_found(row)}: {folder / row.report}" for row in self.done]
         lines += [f"waiting: {each.rule}: {each.path}" for each in self.waiting]
         lines += [self.summary(), f"overview: {folder / 'inbox.csv'}"]
-        return Outcome.of(self.stages.tally, details=details | {"lines": lines})
-
-    def state(self) -> State[Outcome]:
-        """How the flow ends."""
-        outcome, message = self.outcome(), self.summary()
-        if self.trouble is not None:
-            return Failed(message=f"{message}; stopped: {self.trouble.rule}", data=outcome)
-        if outcome.bug is not None:
-            return Failed(message=message, data=outcome)
-        name = "CompletedWithFailures" if outcome.failures else "Completed"
-        return Completed(name=name, message=message, data=outcome)
+        stopped = "" if self.trouble is None else f"; stopped: {self.trouble.rule}"
+        return Outcome.of(
+            self.stages.runner,
+            details=details | {"lines": lines},
+            useful=self.trouble is None,
+            summary=self.summary() + stopped,
+        )
 
     def show(self) -> None:
         """The pass's cases in Prefect's UI; nothing where there were none."""
@@ -323,14 +311,15 @@ class Pass:
         ]
         rows += [
             {"case": f.case_id, "status": f"failed: {f.stage}", "lesions": "", "lesion mL": "", "rule": f.rule}
-            for f in self.stages.tally.failures
+            for f in self.stages.runner.failures
         ]
         if rows:
-            ui.show_table("liver-inbox", "cases of this pass", rows)
+            self.stages.runner.show(lambda: showing.show_table("liver-inbox", "cases of this pass", rows))
 
 
-def _lesions(result: Reported) -> dict[str, Any]:
+def _lesions(result: CaseResult[Ref]) -> dict[str, Any]:
     """What the overview says of a segmentation."""
+    assert result.segmented is not None, "a finished case is segmented"
     table = json.loads((result.segmented.folder() / "lesions.json").read_text(encoding="utf-8"))
     return {name: table[name] for name in ("lesion_count", "lesion_ml", "liver_ml")}
 
@@ -341,20 +330,11 @@ def _found(row: Row) -> str:
     return f"{row.lesions} lesion{'s' * (row.lesions > 1)}, {row.lesion_ml:.1f} mL"
 
 
-@flow(
-    name="liver-inbox", flow_run_name="inbox {request.label}", task_runner=RUNNER, persist_result=False, log_prints=True
-)
-@confined
-def liver_inbox(request: InboxRequest, refresh: bool = False) -> State[Outcome]:
+@our_flow("liver-inbox", "inbox {request.label}")
+def liver_inbox(request: InboxRequest, refresh: bool = False) -> Outcome:
     """Segment what is new in an inbox. With `refresh`, nothing that is segmented in this pass comes from the cache."""
-    try:
-        inbox = Inbox.open(request)
-        one = Pass(inbox, Stages(inbox.liver, refresh=refresh), request.retry)
-        one.run()
-    except UserError as error:
-        problem = describe(request.label, "inbox", error)
-        # the line without its path: the inbox may lie in a folder that nobody else should know of
-        return Failed(message=f"{request.label}: {problem.rule}", data=error)
-    if not one.dry:
-        one.show()
-    return one.state()
+    inbox = Inbox.open(request)
+    one = Pass(inbox, Stages(inbox.liver, refresh=refresh), request.retry)
+    one.run()
+    one.show()
+    return one.outcome()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,33 +16,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-from prefect.client.schemas.objects import State
-
-from flows.devices.engines import RUNNER
 from flows.liver import run_folder as liver_folder
-from flows.liver.ablate_steps import AblationReport, Embed, Examples, Judged, SnapshotRow, VariantRow, Yardstick
-from flows.liver.flow import ReadyCase, Stages
+from flows.liver import steps
 from flows.liver.run_folder import Models, UsedCase
+from flows.liver.stages import ReadyCase, Stages
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateAblation, PrivateLiver, confined
-from flows.runs import artifacts as ui
-from flows.runs.outcome import Outcome, failed_steps, final_state
-from flows.runs.plan import Plan, new_tally, planned
-from flows.runs.row_runner import Once, RowTally
-from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions, publish
-from flows.runs.runner import Failure, Submitted, describe
-from flows.store.artifacts import Ref
-from flows.store.step import FailedStep
-from medad.base.errors import UserError
+from flows.privacy.settings import PrivateAblation, PrivateLiver
+from flows.runs import showing
+from flows.runs.flow import new_runner, our_flow
+from flows.runs.outcome import Outcome, finish
+from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions
+from flows.runs.runner import Once, Scoped, Submitted, describe
+from flows.store.references import Ref
+from medad.base.errors import CaseFailure, UserError
 from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant
 from medad.config.liver import LiverSettings
+from medad.steps.results import AblationResults, CaseResult, EmbeddingResult, SnapshotResult, VariantResult
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png"),
     *("summary.csv", "seeds.csv", "cases.csv", "paired.csv", "curve.csv", "table.tex"),
 )
+Judged = CaseResult[Ref]
+"""One evaluated test case."""
 NOT_OF_DATA = frozenset(
     {"name", "seed", "synthesis", "restoration", "segmentation", "train", "inference", "postprocess", "evaluation"}
 )
@@ -77,24 +73,21 @@ class Trained:
 
 
 class AblationStages:
-    """The stages over one tally: each takes what the one before gave and leaves out what failed."""
+    """The stages over one runner: each takes what the one before gave and leaves out what failed."""
 
     def __init__(self, settings: PrivateAblation, *, refresh: bool) -> None:
         self.settings = settings
-        self.tally = new_tally(settings.machine, refresh=refresh)
+        self.runner = new_runner(settings.machine, refresh=refresh)
         self.variants = settings.variants()
         self.base = settings.base_settings()
         self.used: list[UsedCase] = []
         self.planted: set[str] = set()
         self.opaque = False
-        self._lock = threading.Lock()
         self._data: dict[str, Data | None] = {}
-        self._labels: dict[str, tuple[str, str]] = {}
-        """Label of a task -> the variant it belongs to, and what of it."""
 
-    def tally_of(self, one: Trained, part: str = "") -> RowTally:
-        """The tally as one variant and seed see it, or a part of them."""
-        return RowTally(self.tally, one.variant.id, f"seed {one.seed}{part}", self._lock, self._labels)
+    def runner_of(self, one: Trained, part: str = "") -> Scoped:
+        """Return the runner as one variant and seed see it, or a part of them."""
+        return self.runner.scoped(one.variant.id, f"seed {one.seed}{part}")
 
     def prepare(self) -> None:
         """Find and prepare what the variants ask for, each thing once."""
@@ -112,19 +105,19 @@ class AblationStages:
         return self._data[_data_key(settings)]
 
     def _prepare(self, settings: LiverSettings) -> Data | None:
-        stages = Stages(PrivateLiver.of(settings), refresh=self.tally.refresh, tally=self.tally)
+        stages = Stages(PrivateLiver.of(settings), refresh=self.runner.refresh, runner=self.runner)
         try:
             training: list[Submitted] = [Once(task) for task in stages.prepare_training()]
             test = stages.prepare_test()
         except UserError as error:
-            self.tally.fail(describe("data", "prepare", error))
+            self.runner.fail(describe("data", "prepare", error))
             return None
         found = [(task.label, ref) for task in training if (ref := task.ref()) is not None]
         self.opaque = self.opaque or stages.opaque
         self.used += stages.used
         self.planted |= {ready.case.id for ready in test if ready.planted is not None}
         if test and not any(_has_truth(ready) for ready in test):
-            self.tally.fail(Failure("test data", "find", NO_TRUTH))
+            self.runner.fail(CaseFailure("test data", "find", NO_TRUTH))
         if stages.leaked or not stages.apart(found, test):  # noted once here, not by every row
             return None
         return Data(stages, training, test)
@@ -133,7 +126,7 @@ class AblationStages:
         """Every variant with every seed, trained, segmented and evaluated."""
         todo = [Trained(variant, seed) for seed in self.settings.seeds for variant in self.variants]
         # one more than devices: while a row's cases are evaluated, the next one trains
-        at_a_time = 1 if isinstance(self.tally, Plan) else min(len(todo), self.tally.device_jobs_at_a_time + 1)
+        at_a_time = min(len(todo), self.runner.at_a_time + 1) if self.runner.makes else 1
         _beside_each_other(self._guarded, todo, at_a_time)
         return todo
 
@@ -143,14 +136,14 @@ class AblationStages:
         except Exception as error:
             if stopping.is_set():
                 raise
-            self.tally_of(one).fail(describe("all of it", "ablate", error))
+            self.runner_of(one).fail(describe("all of it", "ablate", error))
 
     def _train(self, one: Trained) -> None:
         data = self.data(one.variant.settings)
         if data is None:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
-        stages = data.stages.over(PrivateLiver.of(settings), self.tally_of(one))
+        stages = data.stages.over(PrivateLiver.of(settings), self.runner_of(one))
         one.models = stages.train(list(data.training))
         self.used += stages.used
         if one.models is None:
@@ -159,29 +152,25 @@ class AblationStages:
             one.cases = _judged(stages, data, one.models)
             return
         for epochs, name in _snapshots(one.models.segmentation):
-            at = stages.over(stages.settings, self.tally_of(one, f", {epochs} epochs"))
+            at = stages.over(stages.settings, self.runner_of(one, f", {epochs} epochs"))
             one.snapshots[epochs] = _judged(at, data, replace(one.models, snapshot=name))
 
     def judge_yardstick(self) -> tuple[Judged, ...]:
         """Each test case of the base by its smoothed HU."""
+        from medad.cohort.datasets import LabelledScan
+
         data = self.data(self.base) if self.has_yardstick else None
         if data is None:
             return ()
         base, sigma_mm = self.base, self.settings.yardstick_sigma_mm
         small = base.postprocess.min_lesion_mm3
-        tasks = [
-            (
-                ready,
-                self.tally.submit(
-                    ready.case.id,
-                    Yardstick(ready.case, base.test_data, ready.prepared, sigma_mm, small, base.evaluation),
-                ),
-            )
-            for ready in data.test
-            if _has_truth(ready)
-        ]
+        tasks = []
+        for ready in filter(_has_truth, data.test):
+            case = LabelledScan.of(ready.case, base.test_data)
+            call = steps.yardstick(case, ready.prepared, sigma_mm, small, base.evaluation)
+            tasks.append((ready, self.runner.submit(ready.case.id, call)))
         found = [(ready, task.ref()) for ready, task in tasks]
-        return tuple(Judged(ready.case.id, ready.prepared, None, ref) for ready, ref in found if ref is not None)
+        return tuple(Judged(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None)
 
     def examples(self, trained: Iterable[Trained]) -> dict[str, Ref]:
         """By row: synthesised slices as its first seed's restoration sees them."""
@@ -194,7 +183,7 @@ class AblationStages:
             data = self.data(one.variant.settings)
             assert data is not None, "it was trained on"
             settings = one.variant.settings
-            job = Examples(
+            call = steps.examples(
                 data.trained_on,
                 one.models.restoration,
                 settings.synthesis,
@@ -203,11 +192,11 @@ class AblationStages:
                 settings.inference.batch_size,
                 self.settings.machine,
             )
-            tasks.append((one.variant.name, self.tally_of(one).submit("examples", job)))
+            tasks.append((one.variant.name, self.runner_of(one).submit("examples", call)))
         found = [(name, task.ref()) for name, task in tasks]
         return {name: ref for name, ref in found if ref is not None}
 
-    def embed(self, trained: Iterable[Trained]) -> tuple[str, int, Ref] | None:
+    def embed(self, trained: Iterable[Trained]) -> EmbeddingResult[Ref] | None:
         """Real, healthy and synthesised slices by the main row's restoration."""
         main, seed = self.settings.main_row, self.settings.seeds[0]
         chosen = next((t for t in trained if (t.variant.group, t.variant.name, t.seed) == (ROWS, main, seed)), None)
@@ -216,28 +205,27 @@ class AblationStages:
         data = self.data(chosen.variant.settings)
         assert data is not None, "it was trained on"
         settings = chosen.variant.settings
-        job = Embed(
+        call = steps.embedding(
             data.trained_on,
-            tuple((case.prepared, case.evaluated) for case in chosen.cases),
+            [(case.prepared, case.evaluated) for case in chosen.cases if case.evaluated is not None],
             chosen.models.restoration,
             settings.synthesis,
             seed,
             settings.inference.batch_size,
             self.settings.machine,
         )
-        ref = self.tally_of(chosen).run("embedding", job)
-        return None if ref is None else (chosen.variant.name, seed, ref)
+        ref = self.runner_of(chosen).run("embedding", call)
+        return None if ref is None else EmbeddingResult(chosen.variant.name, seed, ref)
 
     def report(self, trained: Sequence[Trained], yardstick: tuple[Judged, ...]) -> Ref | None:
         """Everything in one report."""
         examples = self.examples(trained)
-        job = AblationReport(
-            settings=self.settings,
+        results = AblationResults(
             variants=tuple(
-                VariantRow(
+                VariantResult(
                     variant.group,
                     variant.name,
-                    tuple((t.seed, t.cases) for t in trained if t.variant is variant and t.cases),
+                    {t.seed: t.cases for t in trained if t.variant is variant and t.cases},
                     examples.get(variant.name) if variant.group == ROWS else None,
                 )
                 for variant in self.variants
@@ -247,34 +235,24 @@ class AblationStages:
             yardstick=yardstick,
             embedding=self.embed(trained),
             planted=tuple(sorted(self.planted)),
-            failures=self._failures(),
-            versions=tuple(sorted(installed_versions().items())),
-            notes=tuple(dict.fromkeys(self.tally.notes)),
+            failures=self.runner.failures_shown(opaque=self.opaque),
         )
-        return self.tally.run("report", job)
+        notes = tuple(dict.fromkeys(self.runner.notes))
+        return self.runner.run("report", steps.ablation_report(self.settings, results, installed_versions(), notes))
 
-    def _failures(self) -> tuple[tuple[str, FailedStep], ...]:
-        found = []
-        for failure in failed_steps(self.tally, opaque=self.opaque):
-            row, what = self._labels.get(failure.case_id, ("", failure.case_id))
-            found.append((row, replace(failure, case_id=what)))
-        return tuple(found)
-
-    def finish(self, out: Path, report: Ref | None, started: float) -> Outcome:
+    def finish(self, out: Path, report: Ref | None, trained: Sequence[Trained], started: float) -> Outcome:
         """Publish into the run folder and show in Prefect's UI."""
-        if (plan := planned(self.tally)) is not None:
-            return plan
         used = {(one.use, one.case_id, one.ref.digest): one for one in self.used}
         run = RunFolder(
             path=out,
             settings=self.settings,
             copies=self._copies(report),
-            manifest={"inputs": liver_folder.manifest(used.values(), None)["inputs"]},
+            manifest=lambda: {"inputs": liver_folder.manifest(used.values(), None)["inputs"]},
             seconds=time.monotonic() - started,
         )
-        publish(run, self.tally)
-        ui.show_run(ui.ABLATION, out, self.tally, private=False)
-        return Outcome.of(self.tally, run_folder=out, details={"rows": _row_figures(out)})
+        useful = any(one.cases or one.snapshots for one in trained)
+        outcome = finish(self.runner, run, showing.ABLATION, useful=useful, details=lambda: {"rows": _row_figures(out)})
+        return replace(outcome, headline={})
 
     def _copies(self, report: Ref | None) -> tuple[Copied, ...]:
         names = [f"table_{sweep.name}.tex" for sweep in self.settings.chosen_sweeps]
@@ -291,9 +269,7 @@ def _has_truth(ready: ReadyCase) -> bool:
 
 def _judged(stages: Stages, data: Data, models: Models) -> tuple[Judged, ...]:
     results = stages.segment_and_evaluate(data.test, models, stages.settings.test_data)
-    return tuple(
-        Judged(one.case_id, one.prepared, one.segmented, one.evaluated) for one in results if one.evaluated is not None
-    )
+    return tuple(one for one in results if one.evaluated is not None)
 
 
 def _snapshots(segmentation: Ref) -> list[tuple[int, str]]:
@@ -304,10 +280,10 @@ def _snapshots(segmentation: Ref) -> list[tuple[int, str]]:
     return sorted((int(match[1]), name) for match, name in found if match is not None)
 
 
-def _snapshot_rows(trained: Sequence[Trained]) -> tuple[SnapshotRow, ...]:
+def _snapshot_rows(trained: Sequence[Trained]) -> tuple[SnapshotResult[Ref], ...]:
     lengths = sorted({epochs for one in trained for epochs in one.snapshots})
     return tuple(
-        SnapshotRow(epochs, tuple((t.seed, t.snapshots[epochs]) for t in trained if t.snapshots.get(epochs)))
+        SnapshotResult(epochs, {t.seed: t.snapshots[epochs] for t in trained if t.snapshots.get(epochs)})
         for epochs in lengths
         if any(t.snapshots.get(epochs) for t in trained)
     )
@@ -348,15 +324,8 @@ def _row_figures(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-@flow(
-    name="liver-ablate",
-    flow_run_name="ablate {settings.name}",
-    task_runner=RUNNER,
-    persist_result=False,
-    log_prints=True,
-)
-@confined
-def ablate(settings: PrivateAblation, out: Path, refresh: bool = False) -> State[Outcome]:
+@our_flow("liver-ablate", "ablate {settings.name}")
+def ablate(settings: PrivateAblation, out: Path, refresh: bool = False) -> Outcome:
     """Train and evaluate every row, sweep and curve of the configuration; the report lies in the run folder `out`."""
     started = time.monotonic()
     stages = AblationStages(settings, refresh=refresh)
@@ -365,5 +334,4 @@ def ablate(settings: PrivateAblation, out: Path, refresh: bool = False) -> State
         yardstick = stages.judge_yardstick()
         trained = stages.train()
     report = stages.report(trained, yardstick)
-    outcome = stages.finish(out, report, started)
-    return final_state(outcome, useful=any(one.cases or one.snapshots for one in trained))
+    return stages.finish(out, report, trained, started)

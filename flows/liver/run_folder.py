@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.liver.report_steps import Reported
 from flows.liver.split import liver_digest
 from flows.privacy.settings import PrivateLiver
 from flows.runs.run_folder import MANIFEST, Copied, copied, read_manifest
-from flows.store.artifacts import ArtefactStore, Ref
+from flows.store.artifacts import ArtefactStore
+from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import PLANTED_FILES
 from medad.config.liver import parse
+from medad.steps.results import CaseResult
 
 NETS = ("restoration", "segmentation")
 
@@ -48,10 +49,11 @@ class UsedCase:
     """A digest under the machine's secret, where the patient is known by a text."""
 
 
-def copies(report: Ref | None, results: Iterable[Reported], models: Models | None) -> tuple[Copied, ...]:
+def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Models | None) -> tuple[Copied, ...]:
     """All files of a liver run."""
     found = copied(report, "report.html", "report.json", "preview.png")
     for each in results:
+        assert each.segmented is not None, "a finished case is segmented"
         found.append(Copied(each.segmented, "mask.nii.gz", f"masks/{each.case_id}.nii.gz"))
         found.append(Copied(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
         if each.planted is not None:
@@ -71,7 +73,7 @@ def manifest(
     store = ArtefactStore()
     inputs = [dict(row) for row in trained]
     for each in used:
-        made_from = store.sidecar(each.ref).parts["inputs"]
+        made_from = store.sidecar(each.ref).parts["inputs"]["case"]
         digests = {name: made_from[name] for name in ("scan", "label")} | {"liver": liver_digest(each.ref)}
         inputs.append({"use": each.use, "case": each.case_id, "sha256": digests, "patient": each.patient})
     refs: dict[str, Ref | None] = dict.fromkeys(NETS) | (models.each() if models is not None else {})

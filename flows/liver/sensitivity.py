@@ -13,32 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefect import flow
-from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows.devices.engines import RUNNER
 from flows.liver import run_folder as liver_folder
-from flows.liver.flow import Stages
+from flows.liver import steps
 from flows.liver.run_folder import Models
-from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
 from flows.liver.split import Sides, salted_member, trained_members, training_rows
-from flows.liver.steps import Prepare, Segment, source_digest
+from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity, confined
-from flows.runs import artifacts as ui
-from flows.runs.outcome import Outcome, failed_steps, final_state
-from flows.runs.plan import planned
-from flows.runs.run_folder import MANIFEST, RunFolder, copied, installed_versions, publish
+from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity
+from flows.runs import showing
+from flows.runs.flow import our_flow
+from flows.runs.outcome import Outcome, finish
+from flows.runs.run_folder import MANIFEST, RunFolder, copied, installed_versions
 from flows.runs.runner import Submitted, describe
-from flows.store.artifacts import Ref
-from flows.store.step import Job
+from flows.store.digests import path_digest
+from flows.store.references import Ref
+from flows.store.step import Call
 from medad.base.errors import ConfigError, UserError
 from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks
+from medad.steps.results import Segmenter, VolumeResult
 
 if TYPE_CHECKING:
-    from medad.cohort.datasets import Case
+    from medad.cohort.datasets import Case, LabelledScan
 
 REPORT_FILES = ("report.html", "report.json", "lesions.csv", "sensitivity.csv", "sensitivity.tex", "preview.png")
 
@@ -58,8 +56,7 @@ class Healthy:
     """A healthy scan, segmented as it is."""
 
     case: Case
-    prepare: Prepare
-    segment: Segment
+    scan: LabelledScan
     segmented: Ref
 
 
@@ -70,26 +67,31 @@ class SensitivityStages(Stages):
         super().__init__(settings, refresh=refresh)
         self.study = study
 
-    def in_turn(self, jobs: Iterable[tuple[str, Job]]) -> list[Ref | None]:
-        """Run device jobs, as many at a time as there are devices; in their order, None for one that failed."""
+    def in_turn(self, calls: Iterable[tuple[str, Call]]) -> list[Ref | None]:
+        """Run device calls, as many at a time as there are devices; in their order, None for one that failed."""
         waiting: deque[Submitted] = deque()
         found: list[Ref | None] = []
-        for label, job in jobs:
-            if len(waiting) >= self.tally.device_jobs_at_a_time:
+        for label, call in calls:
+            if len(waiting) >= self.runner.at_a_time:
                 found.append(waiting.popleft().ref())
-            waiting.append(self.tally.submit(label, job))
+            waiting.append(self.runner.submit(label, call))
         return found + [task.ref() for task in waiting]
 
     def segment_healthy(self, cases: Sequence[Case], models: Models) -> list[Healthy]:
         """Prepare and segment the scans as they are."""
+        from medad.cohort.datasets import LabelledScan
+
         settings = self.settings
-        jobs = [Prepare(case, self.study.healthy, settings.preprocess, training=False) for case in cases]
-        tasks = [self.tally.submit(job.case.id, job) for job in jobs]
+        scans = [LabelledScan.of(case, self.study.healthy) for case in cases]
+        tasks = [
+            self.runner.submit(case.id, steps.prepare(scan, settings.preprocess, training=False))
+            for case, scan in zip(cases, scans, strict=True)
+        ]
         ready = []
-        for job, task in zip(jobs, tasks, strict=True):
+        for case, scan, task in zip(cases, scans, tasks, strict=True):
             if (prepared := task.ref()) is not None:
-                self.used.append(self._used("test", job.case.id, prepared))
-                segment = Segment(
+                self.used.append(self._used("test", case.id, prepared))
+                call = steps.segment(
                     prepared,
                     models.restoration,
                     models.segmentation,
@@ -97,59 +99,58 @@ class SensitivityStages(Stages):
                     settings.postprocess,
                     settings.machine,
                 )
-                ready.append((job, segment))
-        segmented = self.in_turn([(job.case.id, segment) for job, segment in ready])
+                ready.append((case, scan, call))
+        segmented = self.in_turn([(case.id, call) for case, _, call in ready])
         return [
-            Healthy(job.case, job, segment, ref)
-            for (job, segment), ref in zip(ready, segmented, strict=True)
-            if ref is not None
+            Healthy(case, scan, ref) for (case, scan, _), ref in zip(ready, segmented, strict=True) if ref is not None
         ]
 
-    def measure(self, scans: Sequence[Healthy]) -> list[MeasuredVolume]:
+    def measure(self, scans: Sequence[Healthy], models: Models) -> list[VolumeResult[Ref]]:
         """Plant, segment and measure every volume of the study in every scan."""
-        study, machine = self.study, self.settings.machine
-        jobs = [
-            (scan, volume, MeasurePlanted(scan.prepare, scan.segment, scan.segmented, volume, study.measure, machine))
-            for scan in scans
-            for volume in study.volumes()
-        ]
+        study, settings = self.study, self.settings
+        segmenter = Segmenter(
+            settings.preprocess, models.restoration, models.segmentation, settings.inference, settings.postprocess
+        )
+        volumes = [(scan, volume) for scan in scans for volume in study.volumes()]
         with terminal.bars():
-            refs = self.in_turn([(f"{scan.case.id}, {volume.label}", job) for scan, volume, job in jobs])
+            refs = self.in_turn(
+                (
+                    f"{scan.case.id}, {volume.label}",
+                    steps.measure(scan.scan, volume, study.measure, scan.segmented, segmenter, settings.machine),
+                )
+                for scan, volume in volumes
+            )
         return [
-            MeasuredVolume(scan.case.id, ref) for (scan, _, _), ref in zip(jobs, refs, strict=True) if ref is not None
+            VolumeResult(scan.case.id, ref) for (scan, _), ref in zip(volumes, refs, strict=True) if ref is not None
         ]
 
     def end(
         self,
         out: Path,
-        results: Sequence[MeasuredVolume],
+        results: Sequence[VolumeResult[Ref]],
         models: Models | None,
         trained_on: frozenset[str] | None,
         started: float,
     ) -> Outcome:
         """Report, publish into the run folder, show in Prefect's UI without the folder's path."""
-        job = SensitivityReport(
-            settings=self.study,
-            results=tuple(results),
-            trained_on=None if trained_on is None else tuple(sorted(trained_on)),
-            failures=failed_steps(self.tally, opaque=self.opaque),
-            versions=tuple(sorted(installed_versions().items())),
-            notes=tuple(self.tally.notes),
+        call = steps.sensitivity_report(
+            self.study,
+            results,
+            trained_on,
+            self.runner.failures_shown(opaque=self.opaque),
+            installed_versions(),
+            self.runner.notes,
             named=not self.opaque,
         )
-        report = self.tally.run("report", job)
-        if (plan := planned(self.tally)) is not None:
-            return plan
+        report = self.runner.run("report", call)
         run = RunFolder(
             path=out,
             settings=self.study,
             copies=tuple(copied(report, *REPORT_FILES)),
-            manifest=liver_folder.manifest(self.used, models),
+            manifest=lambda: liver_folder.manifest(self.used, models),
             seconds=time.monotonic() - started,
         )
-        headline = publish(run, self.tally)
-        ui.show_run(ui.SENSITIVITY, out, self.tally, private=True)
-        return Outcome.of(self.tally, run_folder=out, headline=headline)
+        return finish(self.runner, run, showing.SENSITIVITY, private=True, useful=bool(results))
 
 
 def settings_for(study: PrivateSensitivity, model: Path) -> PrivateLiver:
@@ -190,17 +191,10 @@ def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:
         )
 
 
-@flow(
-    name="liver-sensitivity",
-    flow_run_name="sensitivity {study.name}",
-    task_runner=RUNNER,
-    persist_result=False,
-    log_prints=True,
-)
-@confined
+@our_flow("liver-sensitivity", "sensitivity {study.name}")
 def sensitivity(
     request: SensitivityRequest, study: PrivateSensitivity, settings: PrivateLiver, refresh: bool = False
-) -> State[Outcome]:
+) -> Outcome:
     """Measure a model's sensitivity to planted lesions. `settings` are those of `settings_for`."""
     started = time.monotonic()
     stages = SensitivityStages(settings, study, refresh=refresh)
@@ -208,13 +202,13 @@ def sensitivity(
     readable = []
     for case in cases:
         try:
-            source_digest(case.scan)
+            path_digest(case.scan)
             readable.append(case)
         except UserError as error:
-            stages.tally.fail(describe(case.id, "find", error))
+            stages.runner.fail(describe(case.id, "find", error))
     seen = trained_on(request.model, readable)
     if not request.allow_training_cases:
         refuse_training_cases(request.model, seen)
     models = stages.adopt(request.model)
-    results = [] if models is None else stages.measure(stages.segment_healthy(readable, models))
-    return final_state(stages.end(request.out, results, models, seen, started), useful=bool(results))
+    results = [] if models is None else stages.measure(stages.segment_healthy(readable, models), models)
+    return stages.end(request.out, results, models, seen, started)

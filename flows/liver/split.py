@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.liver.steps import source_digest
 from flows.machine.environment import worker_count
 from flows.privacy import case_ids
 from flows.runs.run_folder import read_manifest
-from flows.runs.runner import Failure
-from flows.store.artifacts import Ref
-from medad.base.errors import ConfigError, UserError
+from flows.store.digests import path_digest
+from flows.store.references import Ref
+from medad.base.errors import CaseFailure, ConfigError, UserError
 from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 
@@ -126,7 +125,7 @@ def salted_member(member: Member, salted: str | None) -> Member:
 
 def _known(case: Case) -> Known:
     try:
-        marks = {Mark("scan", source_digest(case.scan))}
+        marks = {Mark("scan", path_digest(case.scan))}
     except UserError:
         return Known(case, frozenset())
     if (patient := _patient(case)) is not None:
@@ -158,11 +157,11 @@ def liver_digest(ref: Ref) -> str | None:
     return None if found is None else str(found)
 
 
-def leakage(leaks: Sequence[Leak]) -> Failure:
+def leakage(leaks: Sequence[Leak]) -> CaseFailure:
     """One line for all patients that are on both sides."""
     more = len(leaks) - 1
     others = f" (and {more} more patient{'s' * (more > 1)})" if more else ""
-    return Failure(PLACE, "leakage", f"{leaks[0].rule}{others}; no patient may be on both sides")
+    return CaseFailure(PLACE, "leakage", f"{leaks[0].rule}{others}; no patient may be on both sides")
 
 
 def training_rows(run: Path) -> list[dict[str, Any]]:

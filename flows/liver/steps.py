@@ -1,23 +1,21 @@
-"""The steps of the liver flow; what each depends on and the domain call it makes.
+"""The steps of the liver flows, and how each is called.
 
 Training gets settings in which all that it must not depend on stands at a neutral value, so that it cannot.
 """
 
 from __future__ import annotations
 
-import abc
-import functools
-import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from flows.store.artifacts import ArtefactStore, Ref, Step, library_versions
-from flows.store.step import DeviceJob, Job, json_values
-from medad.base.errors import InputError
-from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
+from flows.store.digests import digest_memory
+from flows.store.references import Ref, library_versions
+from flows.store.step import PAGE, Call, Keyed, Step, keyed, shown
+from medad.base.errors import CaseFailure, InputError
+from medad.base.settings import MACHINE_FIELDS, MachineSettings
+from medad.config.ablation import AblationSettings
+from medad.config.by_hand import HAND_STEPS as BY_HAND
 from medad.config.by_hand import HandStepName
 from medad.config.liver import (
     DatasetSettings,
@@ -31,97 +29,129 @@ from medad.config.liver import (
     SynthesisSettings,
     TextureSettings,
 )
+from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
+from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeResult
 
 if TYPE_CHECKING:
-    from flows.devices.child import Place
-    from medad.cohort.datasets import Case
+    from medad.cohort.datasets import LabelledScan
 
 _READING = ("nibabel", "numpy", "SimpleITK")
 _NETS = ("monai", "numpy", "safetensors", "torch")
-_TEXTURES = ("pillow",)
-"""What reading a folder of textures takes; of no matter to a training without one."""
+_DRAWN_NETS = (*_NETS, "pillow")
 _IMAGES = ("numpy", "scikit-image", "scipy", "torch")
+_DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+_STYLE = (*PAGE, "medad/reports/report_style.html")
+_CURVE = frozenset({"curve.json"})
 
-
-def source_digest(path: Path) -> str:
-    """Digest of a scan, a label or any file; of a folder's files for a DICOM series. Raises InputError."""
-    from medad.ct.io import source_digest as compute
-    from medad.ct.io import source_files
-
-    try:
-        return ArtefactStore().digests.get(path, compute, source_files(path))
-    except FileNotFoundError as error:
-        raise InputError(path, "no such file") from error
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})") from error
-
-
-def label_inputs(case: Case, data: DatasetSettings) -> dict[str, Any]:
-    """What reading a case depends on, in content and not in name."""
-    return {
-        "scan": source_digest(case.scan),
-        "label": None if case.label is None else source_digest(case.label),
-        "liver_labels": sorted(case.liver_labels),
-        "tumour_label": case.tumour_label,
-        "affine_from": data.affine_from,
-        "affine_mismatch": data.affine_mismatch,
-    }
-
-
-@dataclass(frozen=True)
-class Plant(Job):
-    """Lesions of known shape and contrast, in HU, into a healthy scan."""
-
-    case: Case
-    data: DatasetSettings
-    settings: PlantSettings
-    step = Step("plant", 1, ("medad.steps.cases:plant_case",), (*_READING, "scipy"))
-
-    def inputs(self) -> dict[str, Any]:
-        return label_inputs(self.case, self.data) | {"plant": json_values(self.settings)}
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.steps.cases import plant_case
-
-        plant_case(self.case, self.settings, self.data, out)
-
-    def planted(self, ref: Ref) -> Case:
-        """The case whose scan and label are the planted ones."""
-        from medad.cohort.datasets import planted_case
-
-        return planted_case(self.case, ref.folder())
-
-
-@dataclass(frozen=True)
-class Prepare(Job):
-    """Scan and liver label -> equalised slices."""
-
-    case: Case
-    data: DatasetSettings
-    settings: PreprocessSettings
-    training: bool
-    before_devices = True
-    step = Step(
-        "prepare", 2, ("medad.steps.cases:prepare_case",), (*_READING, "safetensors", "scikit-image", "scipy", "torch")
-    )
-
-    def inputs(self) -> dict[str, Any]:
-        return label_inputs(self.case, self.data) | {
-            "preprocess": json_values(self.settings),
-            "training": self.training,
-        }
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.steps.cases import prepare_case
-
-        prepare_case(self.case, self.data, self.settings, out, training=self.training)
-
+PLANT = Step("plant", 1, "medad.steps.cases:plant_case", (*_READING, "scipy"))
+PREPARE = Step(
+    "prepare",
+    2,
+    "medad.steps.cases:prepare_case",
+    (*_READING, "safetensors", "scikit-image", "scipy", "torch"),
+    before_devices=True,
+)
+RESTORATION = Step("restoration", 1, "medad.networks.train:train_restoration", _NETS, kind="training", volatile=_CURVE)
+SEGMENTATION = Step(
+    "segmentation", 1, "medad.networks.train:train_segmentation", _NETS, kind="training", volatile=_CURVE
+)
+JOINT = Step(
+    "joint",
+    1,
+    "medad.networks.train:train_joint",
+    _NETS,
+    kind="training",
+    volatile=frozenset({"restoration/curve.json", "segmentation/curve.json"}),
+)
+SEGMENT = Step(
+    "segment",
+    2,
+    "medad.steps.cases:segment_case",
+    (*_NETS, "nibabel", "scikit-image", "scipy"),
+    kind="inference",
+    not_in_key=frozenset({"settings.batch_size"}),
+    volatile=frozenset({"case.json"}),
+)
+EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
+EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
+MODEL = Step("model", 1, "medad.steps.adopt:adopt_network", (), not_in_key=frozenset({"curve"}), volatile=_CURVE)
+REPORT = Step(
+    "report",
+    1,
+    "medad.reports.run.report:write_report",
+    _DRAWING,
+    files=(*_STYLE, "medad/reports/run/report_template.html"),
+)
+EXAMPLES = Step("examples", 1, "medad.steps.examples:write_examples", _DRAWN_NETS, kind="inference")
+EMBEDDING = Step("embedding", 1, "medad.steps.embedding:write_features", _DRAWN_NETS, kind="inference")
+YARDSTICK = Step("yardstick", 1, "medad.steps.baseline:yardstick_case", (*_READING, "safetensors", "scipy"))
+ABLATION_REPORT = Step(
+    "ablation",
+    1,
+    "medad.reports.ablation.report:write_ablation_report",
+    _DRAWING,
+    files=(*_STYLE, "medad/reports/ablation/ablation_template.html"),
+)
+MEASURE = Step(
+    "sensitivity",
+    1,
+    "medad.steps.inserted:measure_planted",
+    (*_NETS, "nibabel", "scikit-image", "scipy", "SimpleITK"),
+    kind="inference",
+    not_in_key=frozenset({"segment.inference.batch_size"}),
+)
+SENSITIVITY_REPORT = Step(
+    "sensitivity-report",
+    1,
+    "medad.reports.sensitivity.report:write_sensitivity_report",
+    ("jinja2", "matplotlib", "scipy"),
+    files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
+)
+HAND_STEPS = {
+    name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", (*_READING, "safetensors", *_IMAGES[1:]))
+    for name in BY_HAND
+}
+"""Steps by hand, in the order in which one takes what the one before wrote."""
 
 Training = Literal["restoration", "segmentation", "joint"]
 
 
+def by_digest(refs: Iterable[Ref]) -> tuple[Ref, ...]:
+    """Return artifacts in the order of their digests: a renamed case changes no weight."""
+    return tuple(sorted(refs, key=lambda ref: ref.digest))
+
+
+def plant(case: LabelledScan, settings: PlantSettings) -> Call:
+    """Paint lesions of known shape and contrast, in HU, into a healthy scan."""
+    return PLANT(case=case, settings=settings)
+
+
+def prepare(case: LabelledScan, settings: PreprocessSettings, *, training: bool) -> Call:
+    """Scan and liver label -> slices."""
+    return PREPARE(case=case, settings=settings, training=training)
+
+
+def train(training: Training, prepared: Iterable[Ref], settings: LiverSettings, restoration: Ref | None = None) -> Call:
+    """Prepared cases -> a trained network, or both. Phase two needs phase one's `restoration`."""
+    neutral = _training_settings(settings, training)
+    left_out = {"name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess", "train.checkpoint_minutes"}
+    values, textures = _synthesis_content(settings.synthesis)
+    content = keyed(neutral, *left_out, "synthesis", **textures, synthesis=values)
+    step = {"restoration": RESTORATION, "segmentation": SEGMENTATION, "joint": JOINT}[training]
+    phase = settings.train.segmentation if training == "segmentation" else settings.train.restoration
+    frozen = {} if restoration is None else {"restoration": restoration}
+    return step(
+        prepared=by_digest(prepared),
+        **frozen,
+        settings=content,
+        machine=settings.machine,
+        batch_size=phase.batch_size,
+        phase=training,
+    )
+
+
 def _training_settings(settings: LiverSettings, training: Training) -> LiverSettings:
-    """The settings of one training; everything that it must not depend on at a neutral value."""
+    """Return the settings of one training; everything that it must not depend on at a neutral value."""
     neutral = DatasetSettings(root="-", layout="btcv")
     plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
     given = settings.train
@@ -149,7 +179,7 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
 
 
 def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
-    """What the chosen kind of pseudo anomaly does not look at, at its default."""
+    """Return the synthesis with what its kind does not look at, at its default."""
     if settings.kind == "perlin_texture":
         return SynthesisSettings(kind=settings.kind, texture=settings.texture)
     if settings.kind == "lesions":
@@ -157,314 +187,188 @@ def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
     return settings.model_copy(update={"texture": TextureSettings(), "lesions": LesionSettings()})
 
 
-def _training_inputs(prepared: tuple[Ref, ...], settings: LiverSettings) -> dict[str, Any]:
-    values = json_values(settings, "name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess")
-    del values["train"]["checkpoint_minutes"]
-    values["synthesis"], textures = synthesis_inputs(settings.synthesis)
-    return {"prepared": [ref.digest for ref in prepared], "settings": values} | textures
+def _synthesis_content(settings: SynthesisSettings) -> tuple[Any, dict[str, Any]]:
+    """Return what the synthesis that is used counts by, without folders; and its textures, where a folder is given."""
+    used = used_synthesis(settings)
+    folder = used.texture.folder
+    textures = {} if folder is None else {"textures": _textures_content(Path(folder).expanduser())}
+    return keyed(used, "texture.folder").content, textures
 
 
-def synthesis_inputs(settings: SynthesisSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Values of the synthesis that is used, without folders; and its textures by content, where a folder is given."""
-    values = json_values(used_synthesis(settings))
-    folder = values["texture"].pop("folder")
-    return values, {} if folder is None else {"textures": _textures_inputs(Path(folder).expanduser())}
-
-
-def _textures_inputs(folder: Path) -> dict[str, Any]:
-    """A folder of textures by content. Raises InputError."""
+def _textures_content(folder: Path) -> dict[str, Any]:
     from medad.anomalies.textures import texture_files, textures_digest
 
     files = texture_files(folder)
     try:
-        digest = ArtefactStore().digests.get(folder, textures_digest, files)
+        digest = digest_memory().get(folder, textures_digest, files)
     except OSError as error:
         raise InputError(folder, f"cannot be read ({error.strerror})") from error
-    return {"digest": digest, "libraries": library_versions(_TEXTURES)}
+    return {"digest": digest, "libraries": library_versions(("pillow",))}
 
 
-class _Trains(DeviceJob):
-    """What the trainings have in common. The prepared cases are put in the order of their digests: a renamed case
-    changes no weight."""
-
-    prepared: tuple[Ref, ...]
-    settings: LiverSettings
-    training: ClassVar[Training]
-    kind = "training"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prepared", tuple(sorted(self.prepared, key=lambda ref: ref.digest)))
-        object.__setattr__(self, "settings", _training_settings(self.settings, self.training))
-
-    @property
-    def batch_size(self) -> int:
-        train = self.settings.train
-        return (train.segmentation if self.training == "segmentation" else train.restoration).batch_size
-
-    def inputs(self) -> dict[str, Any]:
-        return _training_inputs(self.prepared, self.settings)
-
-    def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.devices.progress import follow
-
-        return follow(self.training)
-
-    @abc.abstractmethod
-    def train(self) -> Callable[..., None]:
-        """The domain call, but for the cases, the settings and what `run_on` knows."""
-
-    def run_on(self, out: Path, place: Place) -> None:
-        with checkpoint_file(self.step, place.key) as checkpoint:
-            self.train()(
-                [ref.folder() for ref in self.prepared],
-                settings=self.settings,
-                out=out,
-                device=place.device,
-                largest_batch=place.batch_size,
-                checkpoint=checkpoint,
-                on_progress=place.report,
-            )
+def _used(settings: SynthesisSettings) -> Keyed:
+    values, textures = _synthesis_content(settings)
+    return Keyed(used_synthesis(settings), {"values": values} | textures)
 
 
-@dataclass(frozen=True)
-class TrainRestoration(_Trains):
-    """Phase one."""
-
-    prepared: tuple[Ref, ...]
-    settings: LiverSettings
-    machine: MachineSettings = ANY_MACHINE
-    training = "restoration"
-    step = Step(
-        "restoration", 1, ("medad.networks.train:train_restoration",), _NETS, volatile=frozenset({"curve.json"})
-    )
-
-    def train(self) -> Callable[..., None]:
-        from medad.networks.train import train_restoration
-
-        return train_restoration
-
-
-@dataclass(frozen=True)
-class TrainSegmentation(_Trains):
-    """Phase two, with phase one's network frozen."""
-
-    prepared: tuple[Ref, ...]
-    restoration: Ref
-    settings: LiverSettings
-    machine: MachineSettings = ANY_MACHINE
-    training = "segmentation"
-    step = Step(
-        "segmentation", 1, ("medad.networks.train:train_segmentation",), _NETS, volatile=frozenset({"curve.json"})
-    )
-
-    def inputs(self) -> dict[str, Any]:
-        return super().inputs() | {"restoration": self.restoration.digest}
-
-    def train(self) -> Callable[..., None]:
-        from medad.networks.train import train_segmentation
-
-        return functools.partial(train_segmentation, restoration=self.restoration.folder())
-
-
-@dataclass(frozen=True)
-class TrainJoint(_Trains):
-    """Both networks at once; `JointNetwork` makes an artefact of each."""
-
-    prepared: tuple[Ref, ...]
-    settings: LiverSettings
-    machine: MachineSettings = ANY_MACHINE
-    training = "joint"
-    step = Step(
-        "joint",
-        1,
-        ("medad.networks.train:train_joint",),
-        _NETS,
-        volatile=frozenset({"restoration/curve.json", "segmentation/curve.json"}),
-    )
-
-    def train(self) -> Callable[..., None]:
-        from medad.networks.train import train_joint
-
-        return train_joint
-
-
-class checkpoint_file:  # noqa: N801 - used as a context manager
-    """A file below the cache that survives kills, so that the same training goes on; gone once it has ended."""
-
-    def __init__(self, step: Step, key: str) -> None:
-        self.path = ArtefactStore().root / "checkpoints" / f"{step.name}-{key}.pt"
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.path
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Segment(DeviceJob):
+def segment(
+    prepared: Ref,
+    restoration: Ref,
+    segmentation: Ref,
+    settings: InferenceSettings,
+    post: PostprocessSettings,
+    machine: MachineSettings,
+    snapshot: str = "",
+) -> Call:
     """Slices -> probability and mask on the scan's own grid, and the lesion table."""
-
-    prepared: Ref
-    restoration: Ref
-    segmentation: Ref
-    inference: InferenceSettings
-    postprocess: PostprocessSettings
-    machine: MachineSettings = ANY_MACHINE
-    snapshot: str = ""
-    """A file of phase two's folder to segment with. Empty: the network that phase two ended with."""
-    kind = "inference"
-    step = Step(
-        "segment",
-        2,
-        ("medad.steps.cases:segment_case",),
-        (*_NETS, "nibabel", "scikit-image", "scipy"),
-        volatile=frozenset({"case.json"}),
+    return SEGMENT(
+        prepared=prepared,
+        restoration=restoration,
+        segmentation=segmentation,
+        settings=settings,
+        post=post,
+        snapshot=snapshot,
+        machine=machine,
+        batch_size=settings.batch_size,
     )
 
-    def inputs(self) -> dict[str, Any]:
-        return {
-            "prepared": self.prepared.digest,
-            "restoration": self.restoration.digest,
-            "segmentation": self.segmentation.digest,
-            "inference": json_values(self.inference, "batch_size"),
-            "postprocess": json_values(self.postprocess),
-        } | ({"snapshot": self.snapshot} if self.snapshot else {})
 
-    @property
-    def batch_size(self) -> int:
-        return self.inference.batch_size
-
-    def run_on(self, out: Path, place: Place) -> None:
-        self.segment_folder(self.prepared.folder(), out, place)
-
-    def segment_folder(self, prepared: Path, out: Path, place: Place) -> None:
-        """Segment any prepared case as this one is."""
-        from medad.steps.cases import segment_case
-
-        segment_case(
-            prepared,
-            self.restoration.folder(),
-            self.segmentation.folder() / self.snapshot,
-            self.inference.model_copy(update={"batch_size": place.batch_size}),
-            self.postprocess,
-            place.device,
-            out,
-        )
-
-
-@dataclass(frozen=True)
-class Evaluate(Job):
+def evaluate(case: LabelledScan, prepared: Ref, segmented: Ref, settings: EvaluationSettings) -> Call:
     """Mask and probability against the case's label."""
-
-    case: Case
-    data: DatasetSettings
-    prepared: Ref
-    segmented: Ref
-    settings: EvaluationSettings
-    step = Step("evaluate", 1, ("medad.steps.cases:evaluate_case",), (*_READING, "safetensors", "scipy"))
-
-    def inputs(self) -> dict[str, Any]:
-        return label_inputs(self.case, self.data) | {
-            "prepared": self.prepared.digest,
-            "segmented": self.segmented.digest,
-            "evaluation": json_values(self.settings),
-        }
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.steps.cases import evaluate_case
-
-        # the figures carry an id, the artefact must not: one scan under two names is evaluated once
-        case = replace(self.case, id="case")
-        evaluate_case(case, self.data, self.prepared.folder(), self.segmented.folder(), self.settings, out)
+    return EVALUATE(case=case, prepared=prepared, segmented=segmented, settings=settings)
 
 
-@dataclass(frozen=True)
-class ExportSlices(Job):
+def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
     """Prepared slices as pictures, with masks of the tumours; without a case they are a healthy one's."""
-
-    prepared: Ref
-    case: Case | None
-    data: DatasetSettings
-    step = Step("slice-images", 1, ("medad.steps.export_slices:export_case",), (*_READING, "pillow", "safetensors"))
-
-    def inputs(self) -> dict[str, Any]:
-        label = {} if self.case is None else label_inputs(self.case, self.data)
-        return label | {"prepared": self.prepared.digest, "training": self.case is None}
-
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.steps.export_slices import export_case
-
-        export_case(self.case, self.data, self.prepared.folder(), out)
+    return EXPORT(case=case, prepared=prepared)
 
 
-@dataclass(frozen=True)
-class AdoptModel(Job):
-    """A trained network out of a run folder into the cache, so that the run folder may go."""
-
-    folder: Path
-    step = Step("model", 1, (), (), volatile=frozenset({"curve.json"}))
-
-    def inputs(self) -> dict[str, Any]:
-        return {"weights": source_digest(self.folder / "model.safetensors")}
-
-    def run(self, out: Path, *, key: str) -> None:
-        for name in ("model.safetensors", "curve.json"):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, out / name)
+def adopt(folder: Path) -> Call:
+    """A trained network out of a folder into the cache, so that the folder may go."""
+    return MODEL(weights=folder / "model.safetensors", curve=folder / "curve.json")
 
 
-@dataclass(frozen=True)
-class JointNetwork(Job):
-    """One of the two networks that a joint training wrote, as an artefact of its own."""
-
-    joint: Ref
-    net: Literal["restoration", "segmentation"]
-    step = AdoptModel.step
-
-    def _adopted(self) -> AdoptModel:
-        return AdoptModel(self.joint.folder() / self.net)
-
-    def inputs(self) -> dict[str, Any]:
-        return self._adopted().inputs()
-
-    def run(self, out: Path, *, key: str) -> None:
-        self._adopted().run(out, key=key)
-
-
-@functools.cache
-def hand_step_of(name: HandStepName) -> Step:
-    """The step of one of the four by hand."""
-    libraries = (*_READING, "safetensors", *_IMAGES[1:])
-    return Step(f"step-{name}", 1, (f"medad.steps.by_hand:step_{name}",), libraries)
-
-
-@dataclass(frozen=True)
-class HandStep(Job):
+def hand_step(
+    name: HandStepName, source: Path, liver: Path | None, liver_labels: Sequence[int], settings: PreprocessSettings
+) -> Call:
     """One preprocessing step by itself, on a file."""
+    return HAND_STEPS[name](source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings)
 
-    name: HandStepName
-    source: Path
-    liver: Path | None
-    liver_labels: tuple[int, ...]
-    settings: PreprocessSettings
 
-    @property
-    def step(self) -> Step:  # type: ignore[override]
-        return hand_step_of(self.name)
+def report(
+    settings: LiverSettings,
+    results: Sequence[CaseResult[Ref]],
+    failures: Sequence[CaseFailure],
+    restoration: Ref | None,
+    segmentation: Ref | None,
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> Call:
+    """report.html and report.json. What it shows is what it depends on, case ids included."""
+    return REPORT(
+        settings=shown(settings),
+        results=tuple(results),
+        failures=tuple(failures),
+        restoration=restoration,
+        segmentation=segmentation,
+        versions=dict(versions),
+        notes=tuple(notes),
+    )
 
-    def inputs(self) -> dict[str, Any]:
-        return {
-            "source": source_digest(self.source),
-            "liver": None if self.liver is None else source_digest(self.liver),
-            "liver_labels": sorted(self.liver_labels),
-            "preprocess": json_values(self.settings),
-        }
 
-    def run(self, out: Path, *, key: str) -> None:
-        from medad.steps import by_hand as steps
+def examples(
+    prepared: Iterable[Ref],
+    restoration: Ref,
+    synthesis: SynthesisSettings,
+    seed: int,
+    count: int,
+    batch_size: int,
+    machine: MachineSettings,
+) -> Call:
+    """Synthesised training slices and what a restoration makes of them."""
+    return EXAMPLES(
+        prepared=by_digest(prepared),
+        restoration=restoration,
+        synthesis=_used(synthesis),
+        seed=seed,
+        count=count,
+        batch_size=batch_size,
+        machine=machine,
+    )
 
-        call = getattr(steps, f"step_{self.name}")
-        call(self.source, self.liver, self.liver_labels, self.settings, out)
+
+def embedding(
+    training: Iterable[Ref],
+    tested: Iterable[tuple[Ref, Ref]],
+    restoration: Ref,
+    synthesis: SynthesisSettings,
+    seed: int,
+    batch_size: int,
+    machine: MachineSettings,
+) -> Call:
+    """Test slices (prepared and evaluated) and synthesised ones by a restoration's deepest features."""
+    return EMBEDDING(
+        training=by_digest(training),
+        tested=tuple(sorted(tested, key=lambda pair: pair[0].digest)),
+        restoration=restoration,
+        synthesis=_used(synthesis),
+        seed=seed,
+        batch_size=batch_size,
+        machine=machine,
+    )
+
+
+def yardstick(
+    case: LabelledScan, prepared: Ref, sigma_mm: float, min_lesion_mm3: float, settings: EvaluationSettings
+) -> Call:
+    """A test case judged by its smoothed HU alone."""
+    return YARDSTICK(case=case, prepared=prepared, sigma_mm=sigma_mm, min_lesion_mm3=min_lesion_mm3, settings=settings)
+
+
+def ablation_report(
+    settings: AblationSettings, results: AblationResults[Ref], versions: Mapping[str, str], notes: Sequence[str]
+) -> Call:
+    """Tables, tests, curves and pictures of an ablation."""
+    return ABLATION_REPORT(settings=shown(settings), results=results, versions=dict(versions), notes=tuple(notes))
+
+
+def measure(
+    case: LabelledScan,
+    planting: PlantingSettings,
+    settings: MeasureSettings,
+    healthy: Ref,
+    segmenter: Segmenter[Ref],
+    machine: MachineSettings,
+) -> Call:
+    """Lesions into a healthy scan, prepared and segmented as that scan was, measured. Only figures stay."""
+    return MEASURE(
+        case=case,
+        planting=planting,
+        measure=settings,
+        healthy=healthy,
+        segment=segmenter,
+        machine=machine,
+        batch_size=segmenter.inference.batch_size,
+    )
+
+
+def sensitivity_report(
+    settings: SensitivitySettings,
+    results: Sequence[VolumeResult[Ref]],
+    trained_on: frozenset[str] | None,
+    failures: Sequence[CaseFailure],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+    *,
+    named: bool,
+) -> Call:
+    """The tables and the picture of a study. `trained_on` names cases that the model had seen; None: nobody knows."""
+    return SENSITIVITY_REPORT(
+        settings=shown(settings),
+        results=tuple(results),
+        trained_on=trained_on,
+        failures=tuple(failures),
+        versions=dict(versions),
+        notes=tuple(notes),
+        named=named,
+    )

@@ -73,15 +73,20 @@ def heartbeat_s() -> int:
     return int(text)
 
 
+def package_parent() -> Path:
+    """Folder that holds the packages flows, medad and zsad."""
+    return Path(__file__).resolve().parents[2]
+
+
 def _checkout() -> Path | None:
     """The repository that the packages run from; None where they were installed from a wheel."""
-    folder = Path(__file__).resolve().parents[2]
+    folder = package_parent()
     return folder if (folder / "pyproject.toml").is_file() and (folder / "prefect.yaml").is_file() else None
 
 
 def product_folder() -> Path:
     """Folder of `configs`, `deploy` and `prefect.yaml`: the repository, or the copy that travels in the wheel."""
-    return _checkout() or Path(__file__).resolve().parents[1] / "shipped"
+    return _checkout() or package_parent() / "flows" / "shipped"
 
 
 def working_folder() -> Path:

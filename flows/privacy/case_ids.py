@@ -117,12 +117,12 @@ def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...
     ConfigError
         The register is not private, or damaged.
     """
-    from flows.liver.steps import source_digest
+    from flows.store.digests import path_digest
 
     scan, liver = scan.absolute(), None if liver is None else liver.absolute()
-    content = _keyed(_secret(), _said(source_digest(scan)))
+    content = _keyed(_secret(), _said(path_digest(scan)))
     if liver is not None:
-        source_digest(liver)  # there, and readable
+        path_digest(liver)  # there, and readable
     case_id = _id_of(content)
     with _changing() as cases:
         known = _same(case_id, content, cases)
@@ -222,10 +222,10 @@ def forget(case_id: str) -> None:
 
 
 def _digest(path: Path) -> str | None:
-    from flows.liver.steps import source_digest
+    from flows.store.digests import path_digest
 
     try:
-        return source_digest(path)
+        return path_digest(path)
     except UserError:
         return None
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from flows.machine.environment import cache_root
 from flows.privacy.redactor import SHORTEST, Redactor
+from flows.store.step import Call, Keyed
 from medad.base.errors import InputError, UserError
 from medad.config.liver import DatasetSettings, LiverSettings
 from zsad.config.run import ImagesSettings
@@ -244,10 +245,10 @@ def install() -> None:
         warnings.formatwarning = scrubbed_warning
 
 
-def learn_job(label: str, job: object) -> None:
-    """Install the filter here and teach it all that a job could make a library say: for whichever process runs it."""
+def learn_call(label: str, call: Call) -> None:
+    """Install the filter here and teach it all that a call could make a library say: for whichever process runs it."""
     install()
-    for value, name in _walk(job, ""):
+    for value, name in _walk(call.arguments, ""):
         if isinstance(value, Path):
             path_filter.learn(value, label, again=False)
             if name in _SOURCES:
@@ -283,14 +284,18 @@ def _names_within(folder: Path) -> set[str]:
 
 
 def _walk(value: object, name: str) -> Iterator[tuple[Any, str]]:
-    """The paths, data sets and liver settings in a job's fields, each with the name of its field."""
+    """Yield the paths, data sets and liver settings in a call's arguments, each with the name of its field."""
     if isinstance(value, Path | DatasetSettings | ImagesSettings | LiverSettings):
         yield value, name
-    elif is_dataclass(value) and not isinstance(value, type):
+    elif isinstance(value, Keyed):
+        yield from _walk(value.value, name)
+    elif isinstance(value, Mapping) or (is_dataclass(value) and not isinstance(value, type)):
+        below = (
+            value.items() if isinstance(value, Mapping) else ((f.name, getattr(value, f.name)) for f in fields(value))
+        )
         # data sets first: then it is known which folders of a path lie below their root
-        values = sorted(((getattr(value, f.name), f.name) for f in fields(value)), key=lambda v: isinstance(v[0], Path))
-        for each, field in values:
-            yield from _walk(each, field)
+        for field, each in sorted(below, key=lambda item: isinstance(item[1], Path)):
+            yield from _walk(each, str(field))
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _walk(each, name)
@@ -327,19 +332,22 @@ def confined(function: Callable[P, R]) -> Callable[P, R]:
     return body
 
 
+def rule_of(error: UserError) -> tuple[str, str]:
+    """Return the path that an error names, or an empty text, and its rule in one line."""
+    if isinstance(error, InputError):
+        return str(error.path), error.rule
+    text = " ".join(str(error).split())
+    head, _, rest = text.partition(": ")
+    return (head, rest) if head.startswith("/") and rest else ("", text)
+
+
 def _ended_by(error: BaseException) -> Any:
     from prefect import get_run_logger
     from prefect.exceptions import MissingContextError
     from prefect.states import Crashed, Failed
-    from prefect.transactions import get_transaction
 
-    transaction = get_transaction()
-    if transaction is not None:
-        transaction.write_on_commit = False  # or Prefect would keep the failed state as a result
-    if isinstance(error, InputError):
-        return Failed(message=path_filter.scrub(error.rule), data=error)
     if isinstance(error, UserError):
-        return Failed(message=path_filter.scrub(" ".join(str(error).split())), data=error)
+        return Failed(message=path_filter.scrub(rule_of(error)[1]), data=error)
     with suppress(MissingContextError):  # a dry run
         get_run_logger().error("internal error", exc_info=(type(error), error, error.__traceback__))
     state = Failed if isinstance(error, Exception) else Crashed

@@ -21,8 +21,8 @@ from flows.privacy.log_filter import (
     PathFilter,
     confined,
     install,
+    learn_call,
     learn_data,
-    learn_job,
     path_filter,
 )
 from medad.config.ablation import AblationSettings
@@ -43,8 +43,8 @@ __all__ = [
     "Withholding",
     "confined",
     "install",
+    "learn_call",
     "learn_data",
-    "learn_job",
     "path_filter",
 ]
 

@@ -1,52 +1,72 @@
-"""How a flow ends, for Prefect and for whoever called it."""
+"""How a flow ends, for whoever called it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
-
-from flows.runs.runner import Failure, Tally
-from flows.store.step import FailedStep
+from flows.runs.plan import PlanRunner
+from flows.runs.run_folder import RunFolder, publish
+from flows.runs.runner import Runner
+from flows.runs.showing import Showing, show_run
+from medad.base.errors import CaseFailure
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a flow did, for whoever called it."""
+    """What a flow did."""
 
     computed: int
     cached: int
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[CaseFailure, ...] = ()
     run_folder: Path | None = field(default=None, repr=False)
     headline: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     """What else a command prints as JSON."""
+    useful: bool = True
+    """Whether something came out that somebody can use, in spite of the failures."""
+    summary: str = ""
+    """What was done, in one line without a path. Empty: the counts."""
 
     @classmethod
-    def of(cls, tally: Tally, **more: Any) -> Outcome:
-        """What was done so far."""
-        return cls(tally.computed, tally.cached, tuple(tally.failures), **more)
+    def of(cls, runner: Runner, **more: Any) -> Outcome:
+        """Return what was done so far; of a dry run its plan, whatever `more` says of results."""
+        if isinstance(runner, PlanRunner):
+            rows = [
+                {"step": row.step, "case": row.label, "status": row.status, "reason": row.reason} for row in runner.rows
+            ]
+            plan = {"plan": rows, "lines": [row.line for row in runner.rows]}
+            return cls(runner.computed, runner.cached, tuple(runner.failures), details=plan)
+        return cls(runner.computed, runner.cached, tuple(runner.failures), **more)
 
     @property
     def bug(self) -> Exception | None:
         return next((failure.bug for failure in self.failures if failure.bug is not None), None)
 
-
-def final_state(outcome: Outcome, *, useful: bool) -> State[Outcome]:
-    """Completed, with another name where a case failed; Failed for a bug, or when nothing useful came out."""
-    message = f"{outcome.computed} computed, {outcome.cached} cached, {len(outcome.failures)} failed"
-    if outcome.bug is not None or (outcome.failures and not useful):
-        return Failed(message=message, data=outcome)
-    name = "CompletedWithFailures" if outcome.failures else "Completed"
-    return Completed(name=name, message=message, data=outcome)
+    @property
+    def message(self) -> str:
+        """One line for Prefect's state."""
+        counts = f"{self.computed} computed, {self.cached} cached, {len(self.failures)} failed"
+        return self.summary or counts
 
 
-def failed_steps(tally: Tally, *, opaque: bool) -> tuple[FailedStep, ...]:
-    """What a report says of the failures; names of files only where cases are not to be named by content."""
-    return tuple(
-        FailedStep(f.case_id, f.stage, f.rule, "" if opaque or not f.path else Path(f.path).name, f.category)
-        for f in tally.failures
-    )
+def finish(
+    runner: Runner,
+    run: RunFolder,
+    showing: Showing,
+    *,
+    private: bool = False,
+    useful: bool,
+    details: Callable[[], dict[str, Any]] = dict,
+) -> Outcome:
+    """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path; plan a dry run.
+
+    `details` are asked for once the run folder is there.
+    """
+    if not runner.makes:
+        return Outcome.of(runner)
+    headline = publish(run, runner)
+    runner.show(lambda: show_run(showing, run.path, runner, private=private))
+    return Outcome.of(runner, run_folder=run.path, headline=headline, useful=useful, details=details())

@@ -1,41 +1,33 @@
-"""Dry runs: the flows' own stages over a tally that makes nothing and says what would be made, and why.
+"""Dry runs: the flows' own stages over a runner that makes nothing and says what would be made, and why.
 
-What follows from an artefact that is yet to be made has no key yet: should the artefact come out as it was, its
-successors may well be found. So they are called neither cached nor stale but told what they wait for.
+What follows from an artifact that is yet to be made has no key yet: should the artifact come out as it was, its
+successors may well be found. So they are called neither cached nor stale, and are told what they wait for.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from flows.machine.environment import cache_root
-from flows.privacy.settings import install
-from flows.runs.runner import Submitted, Tally, describe
-from flows.store.artifacts import ArtefactStore, Ref, content_key
+from flows.privacy.log_filter import install
+from flows.runs.runner import Done, Runner, Submitted, describe
+from flows.store.artifacts import ArtefactStore
+from flows.store.references import Ref
+from flows.store.step import Call, content_key
 from flows.store.upkeep import Change, nearest
 from medad.base.errors import InputError
-from medad.base.settings import MachineSettings
-
-if TYPE_CHECKING:
-    from flows.runs.outcome import Outcome
-    from flows.store.step import Job
 
 PLANNED = "planned"
 """First part of the path of a reference to what is not made; no step has this name."""
 SHOWN_CHANGES = 4
-
-_planning: ContextVar[bool] = ContextVar("planning", default=False)
 
 Status = Literal["cached", "make", "follows"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task of a dry run."""
+    """One call of a dry run."""
 
     step: str
     label: str
@@ -48,52 +40,45 @@ class Row:
         return f"{self.step} {self.label}: {said[self.status]}"
 
 
-@dataclass(frozen=True)
-class Looked(Submitted):
-    """A job that was looked up; `found` is a stand-in where it is yet to be made, None where its input is bad."""
+class PlanRunner(Runner):
+    """Looks calls up and makes none."""
 
-    label: str
-    found: Ref | None
+    makes = False
 
-    def ref(self) -> Ref | None:
-        return self.found
-
-
-class Plan(Tally):
-    """Looks jobs up and makes none."""
-
-    def __init__(self, machine: MachineSettings, *, refresh: bool = False) -> None:
-        super().__init__(machine, refresh=refresh)
+    def begin(self) -> None:
+        install()
         self.rows: list[Row] = []
 
-    def _begin(self) -> None:
-        install()
+    @property
+    def at_a_time(self) -> int:
+        return 1
 
-    def submit(self, label: str, job: Job) -> Submitted:
-        """Look a job up; what it says is noted once."""
+    def submit(self, label: str, call: Call) -> Submitted:
+        """Look a call up; a stand-in takes the place of what is yet to be made."""
+        step = call.step.name
         try:
-            row, found = self._look(label, job)
+            row, found = self._look(label, call)
         except InputError as error:
             waits = cache_root() / PLANNED
             if waits not in error.path.parents:
-                self.fail(describe(label, job.step.name, error))
-                return Looked(label, None)
-            row, found = Row(job.step.name, label, "follows", error.path.relative_to(waits).parts[0]), None
+                self.fail(describe(label, step, error))
+                return Done(label, None)
+            row, found = Row(step, label, "follows", error.path.relative_to(waits).parts[0]), None
         self.rows.append(row)
-        return Looked(label, found or Ref(step=job.step.name, key="", digest="", path=f"{PLANNED}/{job.step.name}"))
+        return Done(label, found or Ref(step=step, key="", digest="", path=f"{PLANNED}/{step}"))
 
-    def _look(self, label: str, job: Job) -> tuple[Row, Ref | None]:
-        name = job.step.name
-        waits_for = sorted({ref.step for ref in refs_in(job) if not ref.made})
+    def _look(self, label: str, call: Call) -> tuple[Row, Ref | None]:
+        name = call.step.name
+        waits_for = sorted({ref.step for ref in call.refs() if not ref.made})
         if waits_for:
             return Row(name, label, "follows", ", ".join(waits_for)), None
-        store, parts = ArtefactStore(), job.parts()
+        store, parts = ArtefactStore(), call.parts()
         if self.refresh:
             return Row(name, label, "make", "--refresh"), None
-        found = store.find(job.step, content_key(parts))
+        found = store.find(call.step, content_key(parts))
         if found is not None:
             return Row(name, label, "cached"), found
-        return Row(name, label, "make", _why(nearest(store, job.step, parts))), None
+        return Row(name, label, "make", _why(nearest(store, call.step, parts))), None
 
 
 def _why(changes: list[Change] | None) -> str:
@@ -103,53 +88,3 @@ def _why(changes: list[Change] | None) -> str:
         return "the cached artefact is damaged"
     more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
     return ", ".join(change.line for change in changes[:SHOWN_CHANGES]) + more
-
-
-def refs_in(value: Any) -> Iterator[Ref]:
-    """All references in a job's fields, however deep."""
-    if isinstance(value, Ref):
-        yield value
-    elif is_dataclass(value) and not isinstance(value, type):
-        for each in fields(value):
-            yield from refs_in(getattr(value, each.name))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from refs_in(each)
-
-
-def new_tally(machine: MachineSettings, *, refresh: bool) -> Tally:
-    """The tally of a flow: one that runs its jobs, or in a dry run one that looks them up."""
-    return Plan(machine, refresh=refresh) if _planning.get() else Tally(machine, refresh=refresh)
-
-
-@contextlib.contextmanager
-def planning() -> Iterator[None]:
-    """Within, flows called as plain functions make nothing."""
-    token = _planning.set(True)
-    try:
-        yield
-    finally:
-        _planning.reset(token)
-
-
-def plan_flow(flow: Callable[..., Any], **parameters: Any) -> Outcome:
-    """What a flow would do, without Prefect and without writing a run folder; `details["plan"]` holds the rows."""
-    from flows.runs.outcome import Outcome
-
-    with planning():
-        outcome = flow.fn(**parameters).result(raise_on_failure=False)  # type: ignore[attr-defined]
-    if isinstance(outcome, BaseException):
-        raise outcome
-    assert isinstance(outcome, Outcome)
-    return outcome
-
-
-def planned(tally: Tally, **more: Any) -> Outcome | None:
-    """How a flow ends in a dry run; None where this is none."""
-    from flows.runs.outcome import Outcome
-
-    if not isinstance(tally, Plan):
-        return None
-    rows = [{"step": row.step, "case": row.label, "status": row.status, "reason": row.reason} for row in tally.rows]
-    lines = [row.line for row in tally.rows]
-    return Outcome.of(tally, details={"plan": rows, "lines": lines} | more)

@@ -15,15 +15,16 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.privacy.settings import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
-from flows.runs.runner import Tally
-from flows.store.artifacts import ArtefactStore, Ref, disk_full_is_told
+from flows.runs.runner import Runner
+from flows.store.artifacts import ArtefactStore, disk_full_is_told
 from flows.store.digests import file_sha256
+from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.base.storage import sync_path
 
@@ -78,8 +79,8 @@ class RunFolder:
     path: Path
     settings: PrivateLiver | PrivateSensitivity | PrivateZsad | PrivateCompare | PrivateAblation
     copies: tuple[Copied, ...]
-    manifest: Mapping[str, Any]
-    """What the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
+    manifest: Callable[[], Mapping[str, Any]]
+    """Gives what the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
     seconds: float
 
 
@@ -117,7 +118,7 @@ def copied(ref: Ref | None, *names: str) -> list[Copied]:
     return [] if ref is None else [Copied(ref, name, name) for name in names]
 
 
-def publish(run: RunFolder, tally: Tally) -> dict[str, float | None]:
+def publish(run: RunFolder, runner: Runner) -> dict[str, float | None]:
     """Write the run folder and return the headline figures (empty without truth).
 
     The folder is built beside its place and moved there whole. Files in an earlier folder of this name that the
@@ -131,7 +132,7 @@ def publish(run: RunFolder, tally: Tally) -> dict[str, float | None]:
         work.mkdir()
         try:
             _copy(run.copies, work)
-            _write_manifest(work, run, tally)
+            _write_manifest(work, run, runner)
             _swap(work, run.path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -171,7 +172,7 @@ def _copy(copies: Iterable[Copied], work: Path) -> None:
                 sync_path(target)
 
 
-def _write_manifest(work: Path, run: RunFolder, tally: Tally) -> None:
+def _write_manifest(work: Path, run: RunFolder, runner: Runner) -> None:
     files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {
         "schema": SCHEMA,
@@ -181,11 +182,11 @@ def _write_manifest(work: Path, run: RunFolder, tally: Tally) -> None:
         "settings": run.settings.model_dump(mode="json"),
         "versions": installed_versions(),
         "git": git_commit(),
-        **run.manifest,
-        "tasks": [asdict(record) for record in tally.records],
-        "computed": tally.computed,
-        "cached": tally.cached,
-        "failures": [{"case": f.case_id, "stage": f.stage, "rule": f.rule} for f in tally.failures],
+        **run.manifest(),
+        "tasks": [asdict(record) for record in runner.records],
+        "computed": runner.computed,
+        "cached": runner.cached,
+        "failures": [{"case": f.case_id, "stage": f.stage, "rule": f.rule} for f in runner.failures],
         "files": {
             path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in files

@@ -1,206 +1,180 @@
-"""Jobs as Prefect tasks: cached by content, run one after another or beside each other on any task runner.
+"""Runners of calls: they make artifacts or find them, and keep count. This one needs no Prefect.
 
-A broken case ends its task in state Failed with one line; nothing of it is cached, and the flow goes on with the
-others. So does a bug, whose traceback is logged at once and raised when all else is done.
+A broken case ends its call with one line; nothing of it is kept, and the flow goes on with the others. So does a bug,
+which is raised when all else is done.
 """
 
 from __future__ import annotations
 
 import abc
+import threading
 import weakref
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from prefect import Task, get_run_logger
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.futures import PrefectFuture
-from prefect.states import Failed
-from prefect.transactions import get_transaction
-
-from flows.devices.child import load_ahead
-from flows.devices.engines import EngineRunner
-from flows.devices.server_limit import server_slot
-from flows.devices.slots import devices_of
-from flows.machine.environment import cache_root
+from flows.devices.child import compute
+from flows.devices.progress import watching
+from flows.devices.slots import device_slot, devices_of
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
-from flows.privacy.settings import confined, install, learn_job, path_filter
-from flows.runs.retries import RETRY_DELAYS_S, is_transient
-from flows.store.artifacts import ArtefactStore, Made, Ref, content_key
-from flows.store.serializer import VerifiedSerializer
-from flows.store.step import DeviceJob, Job
-from medad.base.errors import InputError, UserError
+from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
+from flows.runs.retries import is_transient
+from flows.store.artifacts import ArtefactStore, Made
+from flows.store.references import Ref
+from flows.store.step import Call, Place, content_key
+from medad.base.errors import CaseFailure, InputError, UserError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
 CLUSTER_AT_A_TIME = 64
-"""Device jobs handed to a cluster of unknown size."""
+"""Device calls handed to a cluster of unknown size."""
+
+
+def describe(label: str, stage: str, error: Exception) -> CaseFailure:
+    """Return what to keep of an error: the rule, and apart from it the path, which only the terminal shows."""
+    transient = is_transient(error)
+    if isinstance(error, UserError):
+        path, rule = rule_of(error)
+        of_machine = not isinstance(error, InputError)
+        return CaseFailure(label, stage, path_filter.scrub(rule), path, transient=transient, of_machine=of_machine)
+    return CaseFailure(label, stage, f"internal error ({type(error).__name__})", bug=error, transient=transient)
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A step that a broken rule ended."""
+class Found:
+    """An artifact that a call made or found."""
 
-    case_id: str
-    stage: str
-    rule: str
-    path: str = field(default="", repr=False)
-    """The offending file: for the user's terminal only, since a path may hold a patient's name."""
-    bug: Exception | None = field(default=None, repr=False)
-    """Set where no rule was broken but the program: it is raised once all else is done."""
-    category: str = ""
-    """Of an image: what its id begins with."""
-    again: bool = field(default=False, repr=False)
-    """A share did not answer: the same may go well at once."""
-    of_machine: bool = field(default=False, repr=False)
-    """No file is to blame but where it ran (a full disk, a GPU that is not there): the same may go well later."""
-
-    @property
-    def line(self) -> str:
-        return f"{self.path or self.case_id}: {self.rule}"
+    ref: Ref
+    cached: bool
+    """Whether it was there before."""
 
 
-def describe(label: str, stage: str, error: Exception) -> Failure:
-    """What to keep of an error: the rule without the path, which goes to the terminal alone."""
-    again = is_transient(error)
-    if isinstance(error, InputError):
-        return Failure(label, stage, path_filter.scrub(error.rule), str(error.path), again=again)
-    if isinstance(error, UserError):
-        text = " ".join(str(error).split())
-        head, _, rest = text.partition(": ")
-        path, rule = (head, rest) if head.startswith("/") and rest else ("", text)
-        return Failure(label, stage, path_filter.scrub(rule), path, again=again, of_machine=True)
-    return Failure(label, stage, f"internal error ({type(error).__name__})", bug=error, again=again)
+Make = Callable[[Call, Path, str], Made | None]
+"""Makes a call's artifact in an empty folder, for a key."""
 
 
-@confined
-def perform(label: str, job: Job, refresh: bool) -> Ref | State[Any]:
-    """The body of every task: make the artefact or find it. `label` is what the user and the UI see of the case."""
-    learn_job(label, job)
-    store = ArtefactStore()
-
-    def make(out: Path) -> Made | None:
-        if job.before_devices:
-            load_ahead()
-        with server_slot() if isinstance(job, DeviceJob) else nullcontext():
-            return job.make(out, key=key)
-
+def attempt(label: str, call: Call, *, refresh: bool, make: Make) -> Found | CaseFailure:
+    """Make a call's artifact or find it; return why it failed. `label` is what the user and the UI see of the case."""
+    learn_call(label, call)
     try:
-        inputs = job.inputs()
-        key = content_key(job.parts())
-        return store.build(job.step, inputs, make, refresh=refresh)
+        parts = call.parts()
+        key = content_key(parts)
+        ref, cached = ArtefactStore().build(call.step, parts, lambda out: make(call, out, key), refresh=refresh)
+        return Found(ref, cached)
     except Exception as error:
-        transaction = get_transaction()
-        if transaction is not None:
-            transaction.write_on_commit = False  # or Prefect would keep the failed state as a result
-        failure = describe(label, job.step.name, error)
-        if failure.bug is not None:
-            get_run_logger().error("internal error", exc_info=True)
-        elif not failure.again and not isinstance(job, DeviceJob):  # of the others Prefect says so itself
-            get_run_logger().error("%s: %s", failure.case_id, failure.rule)
-        return Failed(message=f"{failure.case_id}: {failure.rule}", data=failure)
+        return describe(label, call.step.name, error)
 
 
-def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Prefect's record of a job: named by the same key as its artefact.
-
-    None, which is "run it, keep nothing", only where an input cannot be read: the body then says which. Anything else
-    that raises here would make Prefect run uncached for ever with only a log line, so nothing else may.
-    """
-    job: Job = parameters["job"]
-    try:
-        return f"{job.step.name}-{content_key(job.parts())}"
-    except (UserError, OSError):
+def make_here(call: Call, out: Path, key: str) -> Made | None:
+    """Run a call in this process; a device step on a GPU in a process of its own, which sees no other."""
+    if call.step.kind is None:
+        with watching(call) as report:
+            call.run(out, Place("cpu", call.batch_size, report), key=key)
         return None
-
-
-def task_of(job: Job, *, refresh: bool) -> Task[[str, Job, bool], Ref | State[Any]]:
-    """The Prefect task for a job's step."""
-    return Task(
-        perform,
-        name=job.step.name,
-        task_run_name=job.step.name + " {label}",
-        cache_key_fn=cache_key,
-        persist_result=True,
-        result_storage=cache_root() / "results",
-        result_serializer=VerifiedSerializer(),
-        # the store already verified the artefact; a second copy in memory would outlive a change on disk
-        cache_result_in_memory=False,
-        refresh_cache=refresh,
-        # what a library prints goes to the log, through its filter, and not into a worker's output
-        log_prints=True,
-        # reading and writing alone: a night of training that failed would fail again
-        retries=0 if isinstance(job, DeviceJob) else len(RETRY_DELAYS_S),
-        retry_delay_seconds=list(RETRY_DELAYS_S),
-        retry_condition_fn=_worth_another_try,
-    )
-
-
-def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, Failure) and state.data.again
+    if any(device.is_gpu for device in devices_of(call.machine.gpus)):
+        return compute(call, out, key)
+    with device_slot(call.machine.gpus) as slot, watching(call) as report:
+        made = Made.now(slot.device.name)
+        call.run(out, Place(slot.device.torch_name, call.batch_size, report), key=key)
+        return made
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """One finished task, for the manifest."""
+    """One finished call, for the manifest."""
 
     step: str
     case_id: str
     key: str
     cached: bool
     seconds: float
-    """What making the artefact took, whenever that was."""
+    """Time that making the artifact took, whenever that was."""
     device: str
-    """Where it was computed: cpu or gpu-N; empty of a step that needs no device."""
+    """Device that computed it: cpu or gpu-N; empty for a step that needs none."""
 
 
-class Tally:
-    """Runs jobs and keeps count: what was computed, what was cached, what failed."""
+class Submitted(abc.ABC):
+    """A call that was handed to a runner."""
+
+    label: str
+
+    @abc.abstractmethod
+    def ref(self) -> Ref | None:
+        """Wait for its artifact. None when the call failed; the runner then holds why."""
+
+
+@dataclass(frozen=True)
+class Done(Submitted):
+    """A call that has ended."""
+
+    label: str
+    found: Ref | None
+
+    def ref(self) -> Ref | None:
+        return self.found
+
+
+class Runner(abc.ABC):
+    """Runs calls and keeps count: what was computed, what was cached, what failed."""
+
+    makes: ClassVar[bool] = True
+    """Whether artifacts are made; False for a dry run, which leaves nothing behind."""
 
     def __init__(self, machine: MachineSettings = ANY_MACHINE, *, refresh: bool = False) -> None:
         self.machine = machine
         self.refresh = refresh
         self.records: list[TaskRecord] = []
-        self.failures: list[Failure] = []
+        self.failures: list[CaseFailure] = []
         self.notes: list[str] = []
         """What went otherwise than asked for, for the report."""
-        self._begin()
+        self.groups: dict[str, tuple[str, str]] = {}
+        """Label -> the group that it belongs to (a row, a system), and the name of the case in it."""
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Prepare this process and the store for a run."""
         install()
         stopping.clear()
         store = ArtefactStore()
         store.sweep()
         weakref.finalize(self, store.mark_run())
-        context = FlowRunContext.get()
-        if context is not None and isinstance(context.task_runner, EngineRunner):
-            context.task_runner.use(self.machine)
 
     @property
-    def device_jobs_at_a_time(self) -> int:
-        """How many of them to hand out at once: more would hold workers that have other things to do."""
+    def at_a_time(self) -> int:
+        """How many device calls to hand out at once: more would hold workers that have other things to do."""
         if self.machine.engine_address is not None:
             return self.machine.engine_workers or CLUSTER_AT_A_TIME
         return len(devices_of(self.machine.gpus))
 
-    def submit(self, label: str, job: Job) -> Submitted:
-        """Start a job on the flow's task runner."""
-        return UnderWay(self, label, job, task_of(job, refresh=self.refresh).submit(label, job, self.refresh))
+    @abc.abstractmethod
+    def submit(self, label: str, call: Call) -> Submitted:
+        """Start a call."""
 
-    def run(self, label: str, job: Job) -> Ref | None:
-        """Run a job and wait; None when it failed."""
-        return self.submit(label, job).ref()
+    def run(self, label: str, call: Call) -> Ref | None:
+        """Run a call and wait; None when it failed."""
+        return self.submit(label, call).ref()
 
-    def fail(self, failure: Failure) -> None:
+    def scoped(self, group: str, part: str) -> Scoped:
+        """Return a view for one part of a group, as `tp` and `seed 0`: its labels name them, counts are shared."""
+        return Scoped(self, group, part)
+
+    def tag(self, label: str, group: str, case_id: str) -> str:
+        """Remember which group a label belongs to; return the label."""
+        self.groups[label] = (group, case_id)
+        return label
+
+    def show(self, show: Callable[[], None]) -> None:  # noqa: B027 - most runners have no UI
+        """Show what a run leaves in Prefect's UI, where there is one."""
+
+    def fail(self, failure: CaseFailure) -> None:
         """Note a case that cannot go on, and tell the user once."""
         if failure.line not in {known.line for known in self.failures}:  # one bad file may end many steps
             terminal.line(failure.line)
         self.failures.append(failure)
 
     def done(self, label: str, ref: Ref, *, cached: bool) -> None:
-        """Note a finished task."""
+        """Note a finished call."""
         sidecar = ArtefactStore().sidecar(ref)
         terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
         if sidecar.notes:
@@ -208,6 +182,23 @@ class Tally:
             terminal.line(note)
             self.notes.append(note)
         self.records.append(TaskRecord(ref.step, label, ref.key, cached, sidecar.seconds, sidecar.device))
+
+    def take(self, label: str, outcome: Found | CaseFailure) -> Ref | None:
+        """Note how a call ended; None when it failed."""
+        if isinstance(outcome, Found):
+            self.done(label, outcome.ref, cached=outcome.cached)
+            return outcome.ref
+        self.fail(outcome)
+        return None
+
+    def failures_shown(self, *, opaque: bool) -> tuple[CaseFailure, ...]:
+        """Return what a report says of the failures; names of files only where names of cases may be shown."""
+        found = []
+        for failure in self.failures:
+            group, case_id = self.groups.get(failure.case_id, (failure.group, failure.case_id))
+            file = "" if opaque else failure.file
+            found.append(CaseFailure(case_id, failure.stage, failure.rule, file, failure.category, group))
+        return tuple(found)
 
     @property
     def computed(self) -> int:
@@ -217,58 +208,49 @@ class Tally:
     def cached(self) -> int:
         return sum(record.cached for record in self.records)
 
-    @property
-    def bugs(self) -> list[Exception]:
-        return [failure.bug for failure in self.failures if failure.bug is not None]
+
+class LocalRunner(Runner):
+    """Runs each call at once, in this process: no Prefect, no server, no cluster."""
+
+    def submit(self, label: str, call: Call) -> Submitted:
+        return Done(label, self.take(label, attempt(label, call, refresh=self.refresh, make=make_here)))
 
 
-class Submitted(abc.ABC):
-    """A job that was handed to a tally."""
+class Scoped(Runner):
+    """One group's view of a runner that several share, each going on in a thread of its own."""
 
-    label: str
+    def __init__(self, whole: Runner, group: str, part: str) -> None:
+        # the base's initialiser would begin another run
+        self.whole, self.group, self.part = whole, group, part
+        self.machine, self.refresh, self.makes = whole.machine, whole.refresh, whole.makes  # type: ignore[misc]
+        self.records, self.failures, self.notes, self.groups = (
+            whole.records, whole.failures, whole.notes, whole.groups,
+        )  # fmt: skip
 
-    @abc.abstractmethod
+    def label(self, case_id: str) -> str:
+        """Return what a call or a failure of this group is called in the whole run."""
+        return self.tag(f"{self.group}, {self.part}: {case_id}", self.group, f"{self.part}: {case_id}")
+
+    def submit(self, label: str, call: Call) -> Submitted:
+        return self.whole.submit(self.label(label), call)
+
+    def fail(self, failure: CaseFailure) -> None:
+        self.whole.fail(replace(failure, case_id=self.label(failure.case_id)))
+
+
+@dataclass
+class Once(Submitted):
+    """A call that several wait for: its end is noted once."""
+
+    task: Submitted
+
+    def __post_init__(self) -> None:
+        self.label = self.task.label
+        self._lock = threading.Lock()
+        self._known: tuple[Ref | None] | None = None
+
     def ref(self) -> Ref | None:
-        """Wait for its artefact. None when the job failed; the tally then holds why."""
-
-
-@dataclass(frozen=True)
-class UnderWay(Submitted):
-    """A job on Prefect's task runner."""
-
-    tally: Tally
-    label: str
-    job: Job
-    future: PrefectFuture[Any]
-
-    def ref(self) -> Ref | None:
-        try:
-            self.future.wait()
-        except BaseException:  # Ctrl-C, a worker's cancellation: leaving the flow waits for its threads
-            stopping.set()
-            raise
-        state = self._state()
-        # a task that was cancelled or crashed raises here, and ends the flow
-        outcome = state.result(raise_on_failure=not state.is_failed())
-        if isinstance(outcome, Ref):
-            self.tally.done(self.label, outcome, cached=state.name == "Cached" or outcome.reused)
-            return outcome
-        if isinstance(outcome, Failure):
-            self.tally.fail(outcome)
-        elif isinstance(outcome, Exception):  # outside the body: Prefect's own doing
-            self.tally.fail(describe(self.label, self.job.step.name, outcome))
-        else:
-            raise TypeError(f"task {self.job.step.name} ended in {state.name} without a result")
-        return None
-
-    def _state(self) -> State[Any]:
-        """How the task ended; a cluster's worker that died with it leaves no state, but an error of the cluster's."""
-        state = self.future.state
-        if state.is_final():
-            return state
-        try:
-            self.future.result(raise_on_failure=False)
-        except Exception as error:
-            rule = f"the worker that carried it died ({type(error).__name__})"
-            return Failed(message=rule, data=Failure(self.label, self.job.step.name, rule))
-        return self.future.state
+        with self._lock:
+            if self._known is None:
+                self._known = (self.task.ref(),)
+            return self._known[0]

@@ -10,27 +10,29 @@ Prefect: a night of training that failed would fail again. What was done is cach
 
 from __future__ import annotations
 
-import re
+import functools
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State
-from prefect.states import Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.devices.engines import RUNNER
-from flows.liver.steps import HandStep
+from flows.inbox.flow import liver_inbox
+from flows.liver import steps
 from flows.machine.environment import config_names, named_config, runs_root
-from flows.privacy.settings import PrivateLiver, PrivateZsad, confined, path_filter
-from flows.runs.outcome import Outcome, final_state
+from flows.privacy.settings import PrivateLiver, PrivateZsad, path_filter
+from flows.runs.flow import new_runner
+from flows.runs.outcome import Outcome
+from flows.runs.prefect_flow import prefect_flow
 from flows.runs.run_folder import writable
-from flows.runs.runner import Tally, describe
-from flows.store.artifacts import SIDECAR, Ref
-from medad.base.errors import ConfigError, UserError
+from flows.store.artifacts import SIDECAR
+from flows.store.references import Ref
+from medad.base.errors import ConfigError
+from medad.base.settings import ANY_MACHINE
 from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
 from medad.config.liver import PreprocessSettings
 
@@ -144,6 +146,24 @@ class StepSettings(BaseModel):
             raise ConfigError(f"settings: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
+def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Flow[..., Any]]:
+    """Make a flow of Prefect of a body; its state says in one line which case failed first, and why."""
+
+    def deploy(body: Callable[..., Outcome]) -> Flow[..., Any]:
+        @functools.wraps(body)
+        def told(*args: Any, **kwargs: Any) -> Outcome:
+            outcome = body(*args, **kwargs)
+            if not outcome.failures:
+                return outcome
+            first = outcome.failures[0]
+            text = f"{outcome.message}. First: {first.case_id}, {first.stage}: {first.rule}"
+            return replace(outcome, summary=" ".join(text.split()))
+
+        return prefect_flow(told, name, run_name)
+
+    return deploy
+
+
 _DEFAULT_VALUES = StepSettings()
 Values = Annotated[
     StepSettings,
@@ -151,85 +171,66 @@ Values = Annotated[
 ]
 
 
-@flow(
-    name="liver", flow_run_name="liver {config}", task_runner=RUNNER, persist_result=False, retries=0, log_prints=True
-)
-@confined
+@_deployed("liver", "liver {config}")
 def liver_nightly(
     config: LiverConfig = "thesis", name: Name = None, seed: Seed = None, refresh: Refresh = False
-) -> State[Outcome]:
+) -> Outcome:
     """Liver tumours: prepare, train, segment, evaluate, report. What has not changed is taken from the cache."""
     from flows.liver.flow import liver
     from medad.config.liver import load
 
-    def run() -> State[Outcome]:
-        settings = PrivateLiver.of(load(named_config(config, "liver"), _given(name=name, seed=seed)))
-        return liver.fn(settings, writable(runs_root() / "liver" / settings.name), refresh)
-
-    return _told(run)
+    settings = PrivateLiver.of(load(named_config(config, "liver"), _given(name=name, seed=seed)))
+    return liver.body(settings, writable(runs_root() / "liver" / settings.name), refresh)
 
 
-@flow(name="zsad", flow_run_name="zsad {config}", task_runner=RUNNER, persist_result=False, retries=0, log_prints=True)
-@confined
+@_deployed("zsad", "zsad {config}")
 def zsad_weekly(
     config: ZsadConfig = "dual_clip", name: Name = None, seeds: Seeds = None, refresh: Refresh = False
-) -> State[Outcome]:
+) -> Outcome:
     """Anomalies in industrial images: features, scores seed by seed, metrics, report. Nothing is trained."""
     from flows.zsad.flow import zsad
     from zsad.config.run import load
 
-    def run() -> State[Outcome]:
-        settings = PrivateZsad.of(load(named_config(config, "zsad"), _given(name=name, seeds=seeds)))
-        return zsad.fn(settings, writable(runs_root() / "zsad" / settings.name), refresh)
-
-    return _told(run)
+    settings = PrivateZsad.of(load(named_config(config, "zsad"), _given(name=name, seeds=seeds)))
+    return zsad.body(settings, writable(runs_root() / "zsad" / settings.name), refresh)
 
 
-@flow(
-    name="liver-step",
-    flow_run_name="{step} of {case_id}",
-    task_runner=RUNNER,
-    persist_result=False,
-    retries=0,
-    log_prints=True,
-)
-@confined
+@_deployed("liver-step", "{step} of {case_id}")
 def case_step(
     case_id: CaseId,
     step: StepName = "window",
     settings: Values = _DEFAULT_VALUES,
     refresh: RefreshStep = False,
-) -> State[Outcome]:
+) -> Outcome:
     """One preprocessing step of a registered scan; the steps before it are made where they are not cached."""
-    return _told(lambda: _case_step(case_id, step, settings.settings(), refresh=refresh))
-
-
-def _case_step(case_id: str, wanted: HandStepName, settings: PreprocessSettings, *, refresh: bool) -> State[Outcome]:
     from flows.privacy.case_ids import resolve
 
-    case = resolve(case_id)
+    case, values = resolve(case_id), settings.settings()
     names = tuple(HAND_STEPS)
-    names = names[: names.index(wanted) + 1]
+    names = names[: names.index(step) + 1]
     if case.liver is None and any(HAND_STEPS[name].needs_liver for name in names):
-        raise ConfigError(f"case {case_id} is registered without a liver mask, which {wanted} needs")
+        raise ConfigError(f"case {case_id} is registered without a liver mask, which {step} needs")
     for path in (case.scan, case.liver):
         if path is not None:
             path_filter.learn(path, case_id)
-    tally = Tally()
+    runner = new_runner(ANY_MACHINE, refresh=False)
     source, ref = case.scan, None
     for name in names:
-        tally.refresh = refresh and name == wanted
+        runner.refresh = refresh and name == step
         liver = case.liver if HAND_STEPS[name].needs_liver else None
-        ref = tally.run(case_id, HandStep(name, source, liver, tuple(case.liver_labels), settings))
+        ref = runner.run(case_id, steps.hand_step(name, source, liver, case.liver_labels, values))
         if ref is None:
             break
         source = _result(ref)
     details = {}
     if ref is not None:
-        written = _hand_over(source, runs_root() / "steps" / case_id / wanted)
+        written = _hand_over(source, runs_root() / "steps" / case_id / step)
         details["written"] = str(written)
-        create_markdown_artifact(f"{wanted} of {case_id}: `{written}`", key="liver-step")
-    return final_state(Outcome.of(tally, details=details), useful=ref is not None)
+        create_markdown_artifact(f"{step} of {case_id}: `{written}`", key="liver-step")
+    return Outcome.of(runner, details=details, useful=ref is not None)
+
+
+segment_inbox = liver_inbox.prefect
 
 
 def _result(ref: Ref) -> Path:
@@ -250,21 +251,3 @@ def _hand_over(result: Path, folder: Path) -> Path:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _told(run: Callable[[], State[Outcome]]) -> State[Outcome]:
-    """Run; the state then says in one line why it failed. A bug keeps its traceback."""
-    try:
-        state = run()
-    except UserError as error:
-        return Failed(message=_one_line(describe("run", "start", error).rule))
-    outcome = state.data
-    if isinstance(outcome, Outcome) and outcome.failures:
-        first = outcome.failures[0]
-        reason = _one_line(f"{state.message}. First: {first.case_id}, {first.stage}: {first.rule}")
-        return state.model_copy(update={"message": reason})
-    return state
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text)

@@ -4,7 +4,6 @@
     <cache>/tmp/<step>-<key>.X/  being made; moved into place whole
     <cache>/runs/                one flock a run under way
     <cache>/locks/               one flock a key while it is being made: the kernel frees it when its holder dies
-    <cache>/results/             Prefect's records, each a reference to an artefact
     <cache>/digests.sqlite       remembered file digests
 
 A key is a sha256 over the digests of the inputs, the settings the step depends on, the code it can reach and the
@@ -18,8 +17,6 @@ import datetime
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
-import json
 import math
 import os
 import shutil
@@ -33,54 +30,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.machine.environment import cache_root
-from flows.store.code import code_digest
 from flows.store.digests import DigestMemory, file_sha256
+from flows.store.references import Ref, canonical_json, library_versions
+from flows.store.step import Step, content_key
 from medad.base.errors import DiskFullError, UserError
 from medad.base.storage import sync_path
 
 SIDECAR = "artefact.json"
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-@dataclass(frozen=True)
-class Step:
-    """A kind of computation whose results are kept."""
-
-    name: str
-    version: int
-    """Raised when the meaning of an artefact changes in a way its code's syntax tree does not show."""
-    functions: tuple[str, ...]
-    """`package.module:function` of the domain calls; their code, and what it reaches, is part of the key."""
-    libraries: tuple[str, ...]
-    """Distributions whose version is part of the key."""
-    volatile: frozenset[str] = frozenset()
-    """Files that tell of the making (timings) and not of the result: later steps do not depend on them."""
-    files: tuple[str, ...] = ()
-    """Other files of the packages that the code reads (templates), relative to the packages' parent."""
-
-
-class Ref(BaseModel):
-    """A reference to an artefact: all that Prefect stores of a result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: str
-    key: str
-    digest: str
-    """sha256 over names and digests of the files, without the volatile ones: what later steps depend on."""
-    path: str
-    """Folder, relative to the cache."""
-    reused: bool = False
-    """Found when the step was about to run: another task or process had made it."""
-
-    @property
-    def made(self) -> bool:
-        """False of a reference that stands in for what a dry run does not make."""
-        return bool(self.key)
-
-    def folder(self) -> Path:
-        """The artefact's folder in this process's cache."""
-        return cache_root() / self.path
 
 
 class FileEntry(BaseModel):
@@ -125,37 +82,14 @@ class Made:
     notes: tuple[str, ...] = ()
     """What went otherwise than asked for, such as smaller batches for want of memory."""
 
+    @classmethod
+    def now(cls, device: str) -> Made:
+        """Return the record of a call that begins on a device."""
+        return cls(time.monotonic(), device)
+
 
 class DamagedArtefactError(Exception):
-    """An artefact is gone, incomplete or changed; Prefect takes this for a cache miss."""
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-
-
-def library_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions without local parts: a CPU and a CUDA build of one release share artefacts."""
-    return {name: importlib.metadata.version(name).partition("+")[0] for name in names}
-
-
-def key_parts(step: Step, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything a key is made of, by name; `inputs` holds digests and settings as JSON values."""
-    package_parent = Path(__file__).resolve().parents[2]
-    return {
-        "step": step.name,
-        "version": step.version,
-        "code": code_digest(*step.functions),
-        "files": [file_sha256(package_parent / name) for name in step.files],
-        "libraries": library_versions(step.libraries),
-        "inputs": dict(inputs),
-    }
-
-
-def content_key(parts: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON of `key_parts`, hex."""
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+    """An artifact is gone, incomplete or changed."""
 
 
 def files_digest(files: Mapping[str, FileEntry]) -> str:
@@ -279,23 +213,23 @@ class ArtefactStore:
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
-        self, step: Step, inputs: Mapping[str, Any], body: Callable[[Path], Made | None], *, refresh: bool = False
-    ) -> Ref:
-        """Return the artefact of `step` for `inputs`, running `body` on an empty folder if it must be made.
+        self, step: Step, parts: Mapping[str, Any], body: Callable[[Path], Made | None], *, refresh: bool = False
+    ) -> tuple[Ref, bool]:
+        """Return the artifact of `step` for the key of `parts`, running `body` on an empty folder if it must be made.
 
-        One process makes it while others that want it wait. A body that fails leaves nothing behind.
+        One process makes it while others that want it wait. A body that fails leaves nothing behind. The second value
+        tells whether the artifact was there.
 
         Raises
         ------
         DiskFullError
             No room; what was half-written has been removed.
         """
-        parts = key_parts(step, inputs)
         key = content_key(parts)
         name = f"{step.name}-{key}"
         with disk_full_is_told(self.root), self.lock(name):
             if not refresh and (found := self.find(step, key)) is not None:
-                return found.model_copy(update={"reused": True})
+                return found, True
             for leftover in (self.root / "tmp").glob(f"{name}.*"):  # of a killed predecessor: the lock is ours
                 shutil.rmtree(leftover, ignore_errors=True)
             # a new name: a killed run's process may be writing into the old one for another moment
@@ -308,7 +242,7 @@ class ArtefactStore:
                 self._move_into_place(work, self.folder(step.name, key))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        return Ref(step=step.name, key=key, digest=sidecar.digest, path=f"{step.name}/{key}")
+        return Ref(step=step.name, key=key, digest=sidecar.digest, path=f"{step.name}/{key}"), False
 
     @staticmethod
     def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, made: Made) -> Sidecar:

@@ -10,8 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from flows.machine.environment import cache_root
+from medad.base.errors import InputError
+
 SETTLED_S = 2.0
 """A file changed less than this ago is not remembered: a second change could leave size and time stamps equal."""
+SCANS = (".nii", ".gz", ".mhd", ".mha", ".nrrd", ".nhdr")
+"""Endings of scans and masks, whose voxels may lie in a file beside their header."""
 
 
 def file_sha256(path: Path) -> str:
@@ -98,3 +103,31 @@ class DigestMemory:
     def recall(self, compute: Callable[[Path], str], files: Sequence[Path]) -> str | None:
         """What `get` remembers of these very bytes; None where it would have to read them."""
         return self._recall(_record(compute, _identity(sorted(files))[0]))
+
+
+def digest_memory() -> DigestMemory:
+    """Return the memory of this process's cache."""
+    return DigestMemory(cache_root() / "digests.sqlite")
+
+
+def path_digest(path: Path) -> str:
+    """Return the sha256 of what a path holds, remembered: a file, a scan of several files, a folder of DICOM.
+
+    Raises
+    ------
+    InputError
+        It is not there, or cannot be read.
+    """
+    compute: Callable[[Path], str] = file_sha256
+    try:
+        files = [path]
+        if path.is_dir() or path.suffix.lower() in SCANS:
+            from medad.ct.io import source_digest as compute  # heavy, and not needed for plain files
+            from medad.ct.io import source_files
+
+            files = source_files(path)
+        return digest_memory().get(path, compute, files)
+    except FileNotFoundError as error:
+        raise InputError(path, "no such file") from error
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,13 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.store.artifacts import SIDECAR, ArtefactStore, Sidecar, Step, content_key, files_digest, key_parts
+from flows.store.artifacts import SIDECAR, ArtefactStore, Sidecar, files_digest
 from flows.store.digests import file_sha256
+from flows.store.step import STEPS, Step, content_key
 from medad.base.errors import ConfigError
 
 KEY_LENGTH = 64
-CHECKPOINTS, RESULTS = "checkpoints", "results"
-STEP_MODULES = ("flows.liver.steps", "flows.liver.report_steps", "flows.zsad.steps", "flows.zsad.report_steps")
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def choose(
 
 
 def remove(store: ArtefactStore, each: Kept) -> bool:
-    """Remove an artefact and Prefect's record of it; False where a run is at work on it or it is gone."""
+    """Remove an artifact; False where a run is at work on it or it is gone."""
     name = f"{each.step}-{each.key}"
     with store.lock(name, wait=False) as held:
         if not held or not each.folder.is_dir():
@@ -155,7 +154,6 @@ def remove(store: ArtefactStore, each: Kept) -> bool:
         doomed.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(doomed, ignore_errors=True)
         each.folder.replace(doomed)  # whole or not at all, also for one who looks meanwhile
-        (store.root / RESULTS / name).unlink(missing_ok=True)
         shutil.rmtree(doomed, ignore_errors=True)
     return True
 
@@ -165,20 +163,6 @@ def old_checkpoints(store: ArtefactStore, older_than_s: float, now: float) -> li
     folder = store.root / CHECKPOINTS
     found = sorted(folder.glob("*.pt")) if folder.is_dir() else []
     return [path for path in found if now - path.stat().st_mtime > older_than_s]
-
-
-def all_steps() -> dict[str, Step]:
-    """Every step of both flows as the code has it today, by name."""
-    from flows.liver.steps import HandStep, hand_step_of
-    from medad.config.by_hand import HAND_STEPS
-
-    found = {hand_step_of(name).name: hand_step_of(name) for name in HAND_STEPS}
-    for module in map(importlib.import_module, STEP_MODULES):
-        for value in vars(module).values():
-            if isinstance(value, type) and value is not HandStep and isinstance(vars(value).get("step"), Step):
-                step: Step = value.step  # type: ignore[attr-defined]
-                found[step.name] = step
-    return found
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -206,12 +190,15 @@ def _is_digest(text: str) -> bool:
 
 
 def outdated(each: Kept) -> list[Change]:
-    """What today's program would do otherwise than the one that made an artefact; empty where it still serves."""
-    step = all_steps().get(each.step)
+    """Return what today's program would do otherwise than the one that made an artifact; empty where it still serves.
+
+    Steps must have been loaded (`flows.store.step.load_steps`).
+    """
+    step = STEPS.get(each.step)
     if each.sidecar is None or step is None:
         return [Change("step", each.step, "")]
     parts = each.sidecar.parts
-    return changes(parts, key_parts(step, parts["inputs"]))
+    return changes(parts, step.key_parts(parts["inputs"]))
 
 
 def nearest(store: ArtefactStore, step: Step, parts: Mapping[str, Any]) -> list[Change] | None:

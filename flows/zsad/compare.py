@@ -12,34 +12,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import flow
-from prefect.client.schemas.objects import State
-
-from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateCompare, confined, path_filter
-from flows.runs import artifacts as ui
-from flows.runs.outcome import Outcome, failed_steps, final_state
-from flows.runs.plan import new_tally
+from flows.privacy.settings import PrivateCompare, path_filter
+from flows.runs import showing
+from flows.runs.flow import new_runner, our_flow
+from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, copied, installed_versions
 from flows.runs.runner import Submitted, describe
-from flows.store.artifacts import ArtefactStore, Ref
-from flows.store.step import FailedStep, file_digest
-from flows.zsad.compare_steps import (
-    AblationRows,
-    CompareReport,
-    Result,
-    ScoreSystem,
-    SystemRow,
-    TrainingSet,
-    TrainSystem,
-)
+from flows.store.artifacts import ArtefactStore
+from flows.store.digests import path_digest
+from flows.store.references import Ref
+from flows.store.step import Call
+from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
-from flows.zsad.steps import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.errors import InputError, UserError
+from zsad.clip.models import made_by
 from zsad.config.compare import ablation_systems
 from zsad.config.run import PromptStyle
 from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
+from zsad.data.labelled import LabelledImage
+from zsad.steps.results import AblationResult, AblationRow, Cost, Evaluated, Source, SystemResult
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png", "systems.csv", "summary.csv", "paired.csv", "ablations.csv"),
@@ -49,6 +41,10 @@ TRAINED_FILES = ("checkpoint.safetensors", "training.json")
 NO_OTHERS = (
     "a learned system is trained on other categories, and there are none: give it a checkpoint or auxiliary images"
 )
+
+
+ByCategory = dict[str, dict[int, Evaluated[Ref]]]
+"""Category -> seed -> what came of it."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +69,11 @@ class Scoring:
 
 
 class CompareStages(ImageStages):
-    """The stages over one tally: each takes what the one before gave and leaves out what failed."""
+    """The stages over one runner: each takes what the one before gave and leaves out what failed."""
 
     def __init__(self, settings: PrivateCompare, *, refresh: bool) -> None:
-        super().__init__(new_tally(settings.machine, refresh=refresh))
+        super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
-        self.of_system: dict[str, tuple[str, str]] = {}
-        """Label of a task -> the system and the category it belongs to."""
         self.features: dict[tuple[str, str], Prepared] = {}
         """By encoder and category."""
         self.texts: dict[tuple[str, str, PromptStyle], Submitted] = {}
@@ -111,8 +105,8 @@ class CompareStages(ImageStages):
             for category in categories:
                 for style in dict.fromkeys(system.prompts for system in own if system.prompts is not None):
                     self._text(name, category, style)
-                job = Encode(category.images, encoder, self.settings.machine, views)
-                waiting.append((name, category, self.tally.submit(f"{category.name}, {name}", job)))
+                call = steps.encode(category.images, encoder, self.settings.machine, views)
+                waiting.append((name, category, self.runner.submit(f"{category.name}, {name}", call)))
         for name, category, task in waiting:
             features = task.ref()
             if features is not None and (usable := self.usable(category, features)).images:
@@ -127,8 +121,7 @@ class CompareStages(ImageStages):
             try:
                 check_views(self.settings.encoders[system.encoder], system.views)
             except UserError as error:
-                self.of_system[system.shown] = (system.shown, "")
-                self.tally.fail(describe(system.shown, "find", error))
+                self.runner.fail(describe(self.runner.tag(system.shown, system.shown, ""), "find", error))
             else:
                 fitting.append(system)
         self.settings = self.settings.model_copy(update={"systems": tuple(fitting)})
@@ -137,8 +130,8 @@ class CompareStages(ImageStages):
         key = (encoder, category.name, style)
         if key not in self.texts:
             prompts = self.settings.prompts.model_copy(update={"style": style})
-            job = Text(category.name, self.settings.encoders[encoder], prompts, self.settings.machine)
-            self.texts[key] = self.tally.submit(f"{category.name}, {encoder}, {style}", job)
+            call = steps.text(category.name, self.settings.encoders[encoder], prompts, self.settings.machine)
+            self.texts[key] = self.runner.submit(f"{category.name}, {encoder}, {style}", call)
         return self.texts[key]
 
     def _text_ref(self, system: System, category: ImageSet) -> Ref | None:
@@ -167,14 +160,12 @@ class CompareStages(ImageStages):
                     rule = (
                         "is trained on other categories, and there are none; give it a checkpoint or auxiliary images"
                     )
-                    self.tally.fail(
-                        describe(label, TrainSystem.step.name, InputError("data", f"{system.title} {rule}"))
-                    )
+                    self.runner.fail(describe(label, steps.TRAIN.name, InputError("data", f"{system.title} {rule}")))
                     continue
                 sets = tuple(one for other in others if (one := self._training_set(system, other)) is not None)
                 if sets:
-                    job = TrainSystem(system, sets, self.settings.encoders[system.encoder], self.settings.machine)
-                    trained[system.shown, category.name] = self.tally.submit(label, job)
+                    call = steps.train(system, sets, self.settings.encoders[system.encoder], self.settings.machine)
+                    trained[system.shown, category.name] = self.runner.submit(label, call)
         return trained
 
     def train_one(self, categories: Sequence[ImageSet]) -> Ref | None:
@@ -184,16 +175,17 @@ class CompareStages(ImageStages):
         sets = tuple(one for category in categories if (one := self._training_set(system, category)) is not None)
         if not sets:
             return None
-        job = TrainSystem(system, sets, self.settings.encoders[system.encoder], self.settings.machine)
-        return self.tally.run(system.shown, job)
+        call = steps.train(system, sets, self.settings.encoders[system.encoder], self.settings.machine)
+        return self.runner.run(system.shown, call)
 
-    def _training_set(self, system: System, category: ImageSet) -> TrainingSet | None:
+    def _training_set(self, system: System, category: ImageSet) -> Source[Ref] | None:
         encoder = self.settings.encoders[system.encoder]
         prepared = self.features.get((system.encoder, category.name))
         if prepared is None or not set(category.images) >= set(prepared.images.images):
             views = tuple(sorted(system.views))
-            features = self.tally.run(
-                f"{category.name}, {system.encoder}", Encode(category.images, encoder, self.settings.machine, views)
+            features = self.runner.run(
+                f"{category.name}, {system.encoder}",
+                steps.encode(category.images, encoder, self.settings.machine, views),
             )
             if features is None:
                 return None
@@ -201,17 +193,16 @@ class CompareStages(ImageStages):
         text = self._text_ref(system, category)
         if text is None and system.prompts is not None:
             return None
-        return TrainingSet(self._words(category), prepared.images.images, prepared.features, text)
+        return Source(self._words(category), prepared.features, text, prepared.images.images)
 
     def _words(self, category: ImageSet) -> str:
         return self.settings.prompts.names.get(category.name, category.name)
 
     def _label(self, system: System, category: str, seed: int | None = None) -> str:
         label = f"{category}, {system.shown}" + (f", seed {seed}" if seed is not None and system.seeded else "")
-        self.of_system[label] = (system.shown, category)
-        return label
+        return self.runner.tag(label, system.shown, category)
 
-    def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemRow], list[AblationRows]]:
+    def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         """All systems on all categories and seeds, judged; then the ablations."""
         trained = self.train(categories)
         rows = [(system, self._begin(system, categories, trained)) for system in self.settings.systems]
@@ -220,13 +211,17 @@ class CompareStages(ImageStages):
                     for label, system in ablation_systems(name, self.settings.ablation_encoder)])
             for name in self.settings.ablations
         ]  # fmt: skip
-        judged = [
-            SystemRow(system, self.settings.encoders[system.encoder], self._judge(begun)) for system, begun in rows
-        ]
+        judged = [self._result(system, self._judge(begun)) for system, begun in rows]
         shown = [
-            AblationRows(name, tuple((label, self._judge(begun)) for label, begun in one)) for name, one in ablations
+            AblationResult(name, [AblationRow(label, _folders(self._judge(begun))) for label, begun in one])
+            for name, one in ablations
         ]
         return judged, shown
+
+    def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
+        encoder = self.settings.encoders[system.encoder]
+        weights = weights_shown(encoder) or {}
+        return SystemResult(system, made_by(encoder, weights.get("weights", "")), found)
 
     def _begin(
         self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], Submitted]
@@ -243,7 +238,7 @@ class CompareStages(ImageStages):
                 label = self._label(system, category.name, seed)
                 job = self._job(system, prepared, text, seed, label, trained)
                 if job is not None:
-                    task = self.tally.submit(label, job)
+                    task = self.runner.submit(label, job)
                     found.append(Scoring(system, prepared.images, seed, label, prepared.features, task))
         return found
 
@@ -255,12 +250,12 @@ class CompareStages(ImageStages):
         seed: int,
         label: str,
         trained: dict[tuple[str, str], Submitted],
-    ) -> Score | ScoreSystem | None:
+    ) -> Call | None:
         settings, category = self.settings, prepared.images
         encoder = settings.encoders[system.encoder]
         if isinstance(system, DualImage):
             assert text is not None
-            return Score(
+            return steps.score(
                 category.images, prepared.features, text, encoder, system.score, system.adapt, seed, settings.machine
             )
         weights = None
@@ -275,7 +270,7 @@ class CompareStages(ImageStages):
             and (shots := self._shots(system, category, seed, label)) is None
         ):
             return None
-        return ScoreSystem(
+        return steps.score_system(
             system, self._words(category), category.images, prepared.features, text, shots, weights, encoder, seed,
             settings.machine,
         )  # fmt: skip
@@ -290,39 +285,40 @@ class CompareStages(ImageStages):
             images = []
             for path in paths:
                 path_filter.learn(path, category.name)
-                images.append(Image(file_digest(path), "", path, anomalous=False))
+                images.append(LabelledImage("", path_digest(path), path, anomalous=False))
         except UserError as error:
-            self.tally.fail(describe(label, "find", error))
+            self.runner.fail(describe(label, "find", error))
             return None
         if len({image.sha256 for image in images}) < system.shots:
             rule = f"{category.name}: {len(images)} normal training images, fewer than {system.shots} shots"
-            self.tally.fail(describe(label, "find", InputError("data", rule)))
+            self.runner.fail(describe(label, "find", InputError("data", rule)))
             return None
         ordered = sorted(images, key=lambda image: hashlib.sha256(f"shots {seed} {image.sha256}".encode()).digest())
         distinct = tuple({image.sha256: image for image in ordered}.values())[: system.shots]
-        job = Encode(distinct, self.settings.encoders[system.encoder], self.settings.machine, system.views)
-        return self.tally.run(label, job)
+        call = steps.encode(distinct, self.settings.encoders[system.encoder], self.settings.machine, system.views)
+        return self.runner.run(label, call)
 
-    def _judge(self, begun: Iterable[Scoring]) -> tuple[Result, ...]:
+    def _judge(self, begun: Iterable[Scoring]) -> ByCategory:
         tasks = []
         for one in begun:
             scores = self.ref_of(one.scores)
             if scores is not None and isinstance(one.system, DualImage):
-                fuse = Fuse(scores, one.system.score)
-                scores = self.tally.run(one.label, fuse) if fuse.needed else scores
+                fuse = steps.fuse(scores, one.system.score)
+                scores = scores if fuse is None else self.runner.run(one.label, fuse)
             if scores is None:
                 continue
             variant = one.system.variant if isinstance(one.system, DualImage) else "system"
-            job = EvaluateCategory(one.category.images, one.features, scores, (variant,), self.settings.evaluation)
-            tasks.append((one, self.tally.submit(one.label, job)))
-        found = []
+            images, settings = one.category.images, self.settings.evaluation
+            call = steps.evaluate(images, one.features, scores, (variant,), settings)
+            tasks.append((one, self.runner.submit(one.label, call)))
+        found: ByCategory = {}
         for one, task in tasks:
             evaluated = task.ref()
             if evaluated is not None:
-                found.append(Result(one.category.name, one.seed, evaluated, self._cost(one)))
-        return tuple(found)
+                found.setdefault(one.category.name, {})[one.seed] = Evaluated(evaluated, self._cost(one))
+        return found
 
-    def _cost(self, one: Scoring) -> tuple[float, float, int, int | None] | None:
+    def _cost(self, one: Scoring) -> Cost | None:
         from zsad.steps.cost import read_cost
 
         made = self.ref_of(one.scores)
@@ -332,59 +328,43 @@ class CompareStages(ImageStages):
         if cost is None:
             return None
         encoding_s = ArtefactStore().sidecar(one.features).seconds
-        return cost.seconds, encoding_s, len({image.sha256 for image in one.category.images}), cost.peak_memory_bytes
+        images = len({image.sha256 for image in one.category.images})
+        return Cost(cost.seconds, encoding_s, images, cost.peak_memory_bytes)
 
-    def report(self, systems: Sequence[SystemRow], ablations: Sequence[AblationRows]) -> Ref | None:
+    def report(self, systems: Sequence[SystemResult[Ref]], ablations: Sequence[AblationResult[Ref]]) -> Ref | None:
         """The tables, tests and ablations."""
-        failures = []
-        for failure in failed_steps(self.tally, opaque=self.settings.data.opaque_ids):
-            system, category = self.of_system.get(failure.case_id, ("", ""))
-            own = FailedStep(category, failure.stage, failure.rule, failure.file) if system else failure
-            failures.append((system, own))
-        job = CompareReport(
-            settings=self.settings,
-            systems=tuple(systems),
-            ablations=tuple(ablations),
-            failures=tuple(failures),
-            versions=tuple(sorted(installed_versions().items())),
-            notes=tuple(dict.fromkeys((*self.notes, *self.tally.notes))),
-        )
-        return self.tally.run("report", job)
+        failures = self.runner.failures_shown(opaque=self.settings.data.opaque_ids)
+        notes = tuple(dict.fromkeys((*self.notes, *self.runner.notes)))
+        call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), notes)
+        return self.runner.run("report", call)
 
-    def end(self, out: Path, copies: Sequence[Copied], started: float) -> Outcome:
+    def end(self, out: Path, copies: Sequence[Copied], started: float, *, useful: bool) -> Outcome:
         """`finish` with what this flow's manifest says."""
         manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
-        return self.finish(out, self.settings, copies, manifest, started, ui.COMPARE, private=False)
+        return self.finish(out, self.settings, copies, manifest, started, showing.COMPARE, useful=useful)
 
 
-@flow(
-    name="zsad-compare",
-    flow_run_name="compare {settings.name}",
-    task_runner=RUNNER,
-    persist_result=False,
-    log_prints=True,
-)
-@confined
-def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> State[Outcome]:
+def _folders(found: ByCategory) -> dict[str, dict[int, Ref]]:
+    return {category: {seed: one.folder for seed, one in seeds.items()} for category, seeds in found.items()}
+
+
+@our_flow("zsad-compare", "compare {settings.name}")
+def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> Outcome:
     """Every system of the configuration on its images, side by side, in the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         systems, ablations = stages.score(stages.prepare())
     report = stages.report(systems, ablations)
-    outcome = stages.end(out, copied(report, *REPORT_FILES), started)
-    return final_state(outcome, useful=any(row.results for row in systems))
+    useful = any(row.categories for row in systems)
+    return stages.end(out, copied(report, *REPORT_FILES), started, useful=useful)
 
 
-@flow(
-    name="zsad-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True
-)
-@confined
-def train(settings: PrivateCompare, out: Path, refresh: bool = False) -> State[Outcome]:
+@our_flow("zsad-train", "train {settings.name}")
+def train(settings: PrivateCompare, out: Path, refresh: bool = False) -> Outcome:
     """Train the one learned system of the settings on all their images; its checkpoint lies in the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         checkpoint = stages.train_one(stages.prepare())
-    outcome = stages.end(out, copied(checkpoint, *TRAINED_FILES), started)
-    return final_state(outcome, useful=checkpoint is not None)
+    return stages.end(out, copied(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)

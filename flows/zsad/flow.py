@@ -11,36 +11,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from prefect import flow
-from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 
-from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivatePath, PrivateZsad, confined, path_filter
-from flows.runs import artifacts as ui
-from flows.runs.outcome import Outcome, failed_steps, final_state
-from flows.runs.plan import new_tally
+from flows.privacy.settings import PrivatePath, PrivateZsad, path_filter
+from flows.runs import showing
+from flows.runs.flow import new_runner, our_flow
+from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, copied, installed_versions
-from flows.runs.runner import Failure, Submitted, describe
-from flows.store.artifacts import Ref
+from flows.runs.runner import Submitted, describe
+from flows.store.references import Ref
+from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
-from flows.zsad.report_steps import ScoredCategory, ScoreOutputs, ZsadReport
-from flows.zsad.steps import (
-    Encode,
-    EvaluateCategory,
-    Fuse,
-    Score,
-    Text,
-    needs_references,
-)
-from medad.base.errors import UserError
+from medad.base.errors import CaseFailure, UserError
 from zsad.config.run import ImagesSettings, Variant
-
-if TYPE_CHECKING:
-    pass
+from zsad.steps.results import CategoryResult
 
 ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
 """What is left of a system where there is no other image to compare with."""
@@ -70,10 +56,10 @@ class Encoded:
 
 
 class Stages(ImageStages):
-    """The stages over one tally: each takes what the one before gave and leaves out what failed."""
+    """The stages over one runner: each takes what the one before gave and leaves out what failed."""
 
     def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
-        super().__init__(new_tally(settings.machine, refresh=refresh))
+        super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
 
     def find(self) -> list[ImageSet]:
@@ -88,10 +74,10 @@ class Stages(ImageStages):
         machine = settings.machine
         tasks: list[tuple[ImageSet, Submitted, Submitted]] = []
         for category in categories:
-            text = Text(category.name, settings.encoder, settings.prompts, machine)
-            images = Encode(category.images, settings.encoder, machine)
+            text = steps.text(category.name, settings.encoder, settings.prompts, machine)
+            images = steps.encode(category.images, settings.encoder, machine)
             label = category.label
-            tasks.append((category, self.tally.submit(label, text), self.tally.submit(label, images)))
+            tasks.append((category, self.runner.submit(label, text), self.runner.submit(label, images)))
         found = []
         for category, text_task, images_task in tasks:
             text_ref, features = text_task.ref(), images_task.ref()
@@ -102,20 +88,21 @@ class Stages(ImageStages):
                 found.append(Encoded(usable, text_ref, features))
         return found
 
-    def score(self, encoded: Sequence[Encoded]) -> list[ScoredCategory]:
+    def score(self, encoded: Sequence[Encoded]) -> list[CategoryResult[Ref]]:
         """Scores and their evaluation, category by category and seed by seed; seeds that failed are left out."""
         settings = self.settings
         scores: list[tuple[Encoded, dict[int, Submitted]]] = []
         for each in encoded:
             images, label = each.category.images, each.category.label
-            jobs = {
-                seed: Score(
+            calls = {
+                seed: steps.score(
                     images, each.features, each.text, settings.encoder, settings.score, settings.adapt, seed,
                     settings.machine,
                 )
                 for seed in settings.seeds
             }  # fmt: skip
-            scores.append((each, {seed: self.tally.submit(_of_seed(label, seed), job) for seed, job in jobs.items()}))
+            tasks = {seed: self.runner.submit(_of_seed(label, seed), call) for seed, call in calls.items()}
+            scores.append((each, tasks))
         evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, Submitted]]] = []
         for each, tasks in scores:
             refs = self._fuse(each.category, {seed: ref for seed, task in tasks.items() if (ref := task.ref())})
@@ -125,31 +112,30 @@ class Stages(ImageStages):
             evaluated = {seed: ref for seed, task in tasks.items() if (ref := task.ref())}
             if evaluated:
                 self._note_masks(each.category, next(iter(evaluated.values())))
-                scored = tuple((seed, refs[seed]) for seed in evaluated)
+                scored = {seed: refs[seed] for seed in evaluated}
                 category = each.category
                 found.append(
-                    ScoredCategory(
-                        category.name, category.images, each.text, each.features, scored, tuple(evaluated.items())
-                    )
+                    CategoryResult(category.name, category.images, each.text, each.features, scored, evaluated)
                 )
         return found
 
     def _fuse(self, category: ImageSet, scores: dict[int, Ref]) -> dict[int, Ref]:
         """Other lambdas than the paper's, where the settings have some that matter."""
-        jobs = {seed: Fuse(ref, self.settings.score) for seed, ref in scores.items()}
         tasks = {
-            seed: self.tally.submit(_of_seed(category.label, seed), job) for seed, job in jobs.items() if job.needed
+            seed: self.runner.submit(_of_seed(category.label, seed), call)
+            for seed, ref in scores.items()
+            if (call := steps.fuse(ref, self.settings.score)) is not None
         }
         fused = {seed: task.ref() for seed, task in tasks.items()}
         return {seed: ref for seed in scores if (ref := fused[seed] if seed in fused else scores[seed])}
 
     def _evaluate(self, each: Encoded, scores: dict[int, Ref]) -> dict[int, Submitted]:
         settings, category = self.settings, each.category
-        jobs = {
-            seed: EvaluateCategory(category.images, each.features, ref, settings.score.variants, settings.evaluation)
+        calls = {
+            seed: steps.evaluate(category.images, each.features, ref, settings.score.variants, settings.evaluation)
             for seed, ref in scores.items()
         }
-        return {seed: self.tally.submit(_of_seed(category.label, seed), job) for seed, job in jobs.items()}
+        return {seed: self.runner.submit(_of_seed(category.label, seed), call) for seed, call in calls.items()}
 
     def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
         """Masks that could not be used, the same for every seed: such images have no pixel figures."""
@@ -160,59 +146,59 @@ class Stages(ImageStages):
         for image in category.images:
             if image.sha256 in rules and image.mask is not None:
                 case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
-                self.tally.fail(
-                    Failure(case_id, EvaluateCategory.step.name, rule, str(image.mask), category=category.name)
+                self.runner.fail(
+                    CaseFailure(case_id, steps.EVALUATE.name, rule, str(image.mask), category=category.name)
                 )
 
     def use_text_alone(self) -> None:
         """Leave out of each variant what compares with another image, and say so."""
         variants = self.settings.score.variants
-        if needs_references(variants):
+        if steps.needs_references(variants):
             left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in variants))
             self.settings = self.settings.model_copy(
                 update={"score": self.settings.score.model_copy(update={"variants": left})}
             )
             self.notes.append(ALONE_NOTE.format(variant=left[-1]))
 
-    def report(self, categories: Sequence[ScoredCategory]) -> Ref | None:
+    def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
         """The report of a labelled or unlabelled data set."""
-        job = ZsadReport(
-            settings=self.settings,
-            categories=tuple(categories),
-            failures=failed_steps(self.tally, opaque=self.settings.data.opaque_ids),
-            versions=tuple(sorted(installed_versions().items())),
-            notes=(*self.notes, *self.tally.notes),
-        )
-        return self.tally.run("report", job)
+        failures = self.runner.failures_shown(opaque=self.settings.data.opaque_ids)
+        notes = (*self.notes, *self.runner.notes)
+        call = steps.report(self.settings, categories, failures, installed_versions(), notes)
+        return self.runner.run("report", call)
 
     def end(
-        self, out: Path, copies: Sequence[Copied], started: float, showing: ui.Showing, *, private: bool
+        self,
+        out: Path,
+        copies: Sequence[Copied],
+        started: float,
+        shows: showing.Showing,
+        *,
+        private: bool = False,
+        useful: bool,
     ) -> Outcome:
         """`finish` with what this flow's manifest says."""
         manifest = {"encoder": weights_shown(self.settings.encoder)}
-        return self.finish(out, self.settings, copies, manifest, started, showing, private=private)
+        return self.finish(out, self.settings, copies, manifest, started, shows, private=private, useful=useful)
 
 
 def _of_seed(label: str, seed: int) -> str:
     return f"{label}, seed {seed}"
 
 
-@flow(name="zsad", flow_run_name="zsad {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True)
-@confined
-def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outcome]:
+@our_flow("zsad", "zsad {settings.name}")
+def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> Outcome:
     """From images to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
     with terminal.bars():
         categories = stages.score(stages.encode(stages.find()))
     report = stages.report(categories)
-    outcome = stages.end(out, copied(report, *REPORT_FILES), started, ui.ZSAD, private=False)
-    return final_state(outcome, useful=bool(categories))
+    return stages.end(out, copied(report, *REPORT_FILES), started, showing.ZSAD, useful=bool(categories))
 
 
-@flow(name="zsad-score", flow_run_name="score", task_runner=RUNNER, persist_result=False, log_prints=True)
-@confined
-def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> State[Outcome]:
+@our_flow("zsad-score", "score")
+def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> Outcome:
     """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
     from zsad.data.datasets import images_of
 
@@ -235,7 +221,7 @@ def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -
     try:
         found = images_of(request.images)
     except UserError as error:
-        stages.tally.fail(describe("images", "find", error))
+        stages.runner.fail(describe("images", "find", error))
     else:
         category = replace(found, name=request.category or found.name)
         with terminal.bars():
@@ -244,14 +230,14 @@ def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -
         stages.use_text_alone()
     with terminal.bars():
         categories = stages.score(encoded)
-    job = ScoreOutputs(
-        settings=stages.settings,
-        category=categories[0] if categories else None,
-        failures=failed_steps(stages.tally, opaque=False),
-        versions=tuple(sorted(installed_versions().items())),
-        notes=(*stages.notes, *stages.tally.notes),
-        formats=("png", "npy" if request.npy else "tiff"),
+    call = steps.score_outputs(
+        stages.settings,
+        categories[0] if categories else None,
+        stages.runner.failures_shown(opaque=False),
+        installed_versions(),
+        (*stages.notes, *stages.runner.notes),
+        ("png", "npy" if request.npy else "tiff"),
     )
-    ref = stages.tally.run("images", job)
-    outcome = stages.end(request.out, copied(ref, *REPORT_FILES, "maps"), started, ui.ZSAD_SCORE, private=True)
-    return final_state(outcome, useful=bool(categories))
+    ref = stages.runner.run("images", call)
+    copies = copied(ref, *REPORT_FILES, "maps")
+    return stages.end(request.out, copies, started, showing.ZSAD_SCORE, private=True, useful=bool(categories))

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from flows.machine.terminal import terminal
 from flows.privacy.settings import PrivateCompare, PrivateZsad, learn_data, path_filter
-from flows.runs import artifacts as ui
-from flows.runs.outcome import Outcome
-from flows.runs.plan import planned
-from flows.runs.run_folder import Copied, RunFolder, publish
-from flows.runs.runner import Failure, Tally, describe
-from flows.store.artifacts import Ref
-from flows.store.step import file_digest
-from flows.zsad.steps import Encode, Image, weights_of
-from medad.base.errors import UserError
+from flows.runs.outcome import Outcome, finish
+from flows.runs.run_folder import Copied, RunFolder
+from flows.runs.runner import Runner, describe
+from flows.runs.showing import Showing
+from flows.store.digests import path_digest
+from flows.store.references import Ref
+from flows.zsad import steps
+from medad.base.errors import CaseFailure, UserError
 from zsad.config.run import EncoderSettings, ImagesSettings
+from zsad.data.labelled import LabelledImage
 
 if TYPE_CHECKING:
-    from zsad.data.datasets import Category, ImageProblem
+    from zsad.data.datasets import Category
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class ImageSet:
     name: str
     label: str
     """How tasks and the terminal call it."""
-    images: tuple[Image, ...]
+    images: tuple[LabelledImage, ...]
 
 
 class ImageStages:
-    """What all flows over images do with them, over one tally."""
+    """What all flows over images do with them, over one runner."""
 
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
         self.notes: list[str] = []
         self.used: list[ImageSet] = []
 
@@ -54,7 +54,7 @@ class ImageStages:
             self._prepare_samples(data, samples_dir())
             categories, problems = find_categories(data, samples_dir())
         except UserError as error:
-            self.tally.fail(describe("data", "find", error))
+            self.runner.fail(describe("data", "find", error))
             return []
         self._note(problems)
         return self.take(categories)
@@ -68,15 +68,10 @@ class ImageStages:
             ensure_samples(folder, terminal.line)
             self.notes.append(PLANTED_NOTE)
 
-    def _note(self, problems: Iterable[ImageProblem]) -> None:
+    def _note(self, problems: Iterable[CaseFailure]) -> None:
         for problem in problems:
-            case_id = f"{problem.category}/{problem.id}" if problem.id else problem.category
-            path_filter.learn(problem.path, case_id)
-            self.tally.fail(
-                Failure(
-                    case_id, "find", problem.rule, str(problem.path), category=problem.category if problem.id else ""
-                )
-            )
+            path_filter.learn(Path(problem.path), problem.case_id)
+            self.runner.fail(problem)
 
     def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
         """Read every file once for its digest; one that cannot be read is noted and left out."""
@@ -88,7 +83,7 @@ class ImageStages:
         self.used += found
         return found
 
-    def _images(self, category: Category) -> Iterator[Image]:
+    def _images(self, category: Category) -> Iterator[LabelledImage]:
         for item in category.items:
             case_id = f"{category.name}/{item.id}"
             for path in (item.path, item.mask):
@@ -96,12 +91,12 @@ class ImageStages:
                     path_filter.learn(path, case_id)
             try:
                 if item.mask is not None:
-                    file_digest(item.mask)
-                sha256 = file_digest(item.path)
+                    path_digest(item.mask)
+                sha256 = path_digest(item.path)
             except UserError as error:
-                self.tally.fail(replace(describe(case_id, "find", error), category=category.name))
+                self.runner.fail(replace(describe(case_id, "find", error), category=category.name))
                 continue
-            yield Image(sha256, item.id, item.path, item.anomalous, item.defect, item.mask)
+            yield LabelledImage(item.id, sha256, item.path, item.anomalous, item.defect, item.mask)
 
     def usable(self, category: ImageSet, features: Ref) -> ImageSet:
         """The images that have features; the others are noted, each under all its names."""
@@ -113,15 +108,15 @@ class ImageStages:
             if image.sha256 in rules:
                 case_id = f"{category.name}/{image.id}"
                 rule = path_filter.scrub(rules[image.sha256])
-                self.tally.fail(Failure(case_id, Encode.step.name, rule, str(image.path), category=category.name))
+                self.runner.fail(CaseFailure(case_id, steps.ENCODE.name, rule, str(image.path), category=category.name))
         return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
 
     def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
         """Whether an encoder's weights are there; if not, it is said once, and not by every category."""
         try:
-            weights_of(encoder)
+            steps.weights_of(encoder)
         except UserError as error:
-            self.tally.fail(describe(label, "find", error))
+            self.runner.fail(describe(label, "find", error))
             return False
         return True
 
@@ -132,34 +127,31 @@ class ImageStages:
         copies: Sequence[Copied],
         manifest: dict[str, Any],
         started: float,
-        showing: ui.Showing,
+        showing: Showing,
         *,
-        private: bool,
+        private: bool = False,
+        useful: bool,
     ) -> Outcome:
         """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path."""
-        if (plan := planned(self.tally)) is not None:
-            return plan
         run = RunFolder(
             path=out,
             settings=settings,
             copies=tuple(copies),
-            manifest={"inputs": [row for category in self.used for row in _input_rows(category)]} | manifest,
+            manifest=lambda: {"inputs": [row for category in self.used for row in _input_rows(category)]} | manifest,
             seconds=time.monotonic() - started,
         )
-        headline = publish(run, self.tally)
-        ui.show_run(showing, out, self.tally, private=private)
-        return Outcome.of(self.tally, run_folder=out, headline=headline)
+        return finish(self.runner, run, showing, private=private, useful=useful)
 
 
 def weights_shown(encoder: EncoderSettings) -> dict[str, str] | None:
     """What a manifest says of an encoder's weights; None where they are not there."""
     try:
-        return {key: value for key, value in weights_of(encoder).items() if key != "model"}
+        return {key: value for key, value in steps.weights_of(encoder).items() if key != "model"}
     except UserError:
         return None
 
 
 def _input_rows(category: ImageSet) -> Iterator[dict[str, Any]]:
     for image in category.images:
-        digests = {"image": image.sha256, "mask": None if image.mask is None else file_digest(image.mask)}
+        digests = {"image": image.sha256, "mask": None if image.mask is None else path_digest(image.mask)}
         yield {"category": category.name, "image": image.id, "sha256": digests}

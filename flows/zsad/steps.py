@@ -1,21 +1,23 @@
-"""The steps of the flow zsad; what each depends on and the domain call it makes.
+"""The steps of the flows over images, and how each is called.
 
 An image is known by the sha256 of its file: neither its name, nor its category, nor the order of images is in the key
-of anything but the report. The device and batch sizes are in no key.
+of anything but the reports. The device and batch sizes are in no key.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from flows.store.artifacts import Ref, Step, canonical_json
-from flows.store.step import DeviceJob, Job, file_digest, json_values
-from medad.base.settings import ANY_MACHINE, MachineSettings
+from flows.store.code import code_digest
+from flows.store.digests import path_digest
+from flows.store.references import Ref, canonical_json
+from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
+from medad.base.errors import CaseFailure
+from medad.base.settings import MachineSettings
+from zsad.config.compare import CompareSettings
 from zsad.config.run import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
@@ -26,13 +28,18 @@ from zsad.config.run import (
     ReferenceSettings,
     ScoreSettings,
     Variant,
+    ZsadSettings,
 )
+from zsad.config.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings
 from zsad.config.views import PATCHES
+from zsad.data.labelled import LabelledImage
+from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
 
-if TYPE_CHECKING:
-    from flows.devices.child import Place
-
-ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
+_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
+_DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
+_STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
+_RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
+_COST = frozenset({"cost.json"})
 _LAMBDAS: dict[Variant, frozenset[str]] = {
     "text": frozenset(),
     "text_tta": frozenset({"lambda_2", "lambda_3", "lambda_5"}),
@@ -40,114 +47,127 @@ _LAMBDAS: dict[Variant, frozenset[str]] = {
     "joint": frozenset({"lambda_1", "lambda_text", "lambda_3", "lambda_4", "lambda_5"}),
     "joint_tta": frozenset({"lambda_1", "lambda_2", "lambda_3", "lambda_4", "lambda_5"}),
 }
-"""The weights that a system uses, in its map or its score."""
+"""The weights that a variant uses, in its map or its score."""
+_MODEL_FILES = ("clipseg", "sam", "salient")
+"""Local files and folders of the segmentation models, in a key by what they hold."""
 
-
-@dataclass(frozen=True)
-class Image:
-    """One image of a category, known by content."""
-
-    sha256: str
-    id: str
-    path: Path = field(repr=False)
-    anomalous: bool | None = None
-    defect: str = ""
-    mask: Path | None = field(default=None, repr=False)
+TEXT = Step("zsad-text", 1, "zsad.steps.encode:encode_category_text", _ENCODING, kind="encoding")
+ENCODE = Step(
+    "zsad-encode",
+    1,
+    "zsad.steps.encode:encode_images",
+    _ENCODING,
+    kind="encoding",
+    not_in_key=frozenset({"paths"}),
+)
+SCORE = Step(
+    "zsad-score",
+    1,
+    "zsad.steps.score_dual:score_category",
+    (*_ENCODING, "scikit-image", "scipy"),
+    kind="inference",
+    not_in_key=frozenset({"paths", "score.batch_size"}),
+    volatile=_COST,
+)
+FUSE = Step(
+    "zsad-fuse",
+    1,
+    "zsad.scorers.dual.fuse:fuse_category",
+    ("numpy", "safetensors"),
+    not_in_key=frozenset({"settings.batch_size"}),
+)
+EVALUATE = Step("zsad-evaluate", 1, "zsad.steps.evaluate:evaluate_category", ("numpy", "pillow", "scipy", "torch"))
+SYSTEM = Step(
+    "zsad-system",
+    1,
+    "zsad.steps.score:score_system",
+    (*_ENCODING, "scipy"),
+    kind="inference",
+    not_in_key=frozenset({"paths"}),
+    volatile=_COST,
+)
+TRAIN = Step(
+    "zsad-train",
+    1,
+    "zsad.steps.train:train_system",
+    (*_ENCODING, "scipy"),
+    kind="training",
+    volatile=frozenset({"training.json"}),
+)
+REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE)
+MAPS = Step("zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE)
+COMPARE_REPORT = Step(
+    "zsad-compare",
+    1,
+    "zsad.reports.compare.report:write_compare_report",
+    _DRAWING,
+    files=(*_STYLE, "zsad/reports/compare/compare_template.html"),
+)
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
-    """What identifies an encoder's weights, as digests of its files or as its tag or seed. Raises InputError."""
+    """Return what identifies an encoder's weights: digests of its files, or its tag or seed. Raises InputError."""
     from zsad.clip.models import CONFIG_NAME, folder_of, weights_digest, weights_in
 
     folder = folder_of(settings)
     if folder is not None:
-        return {"config": file_digest(folder / CONFIG_NAME), "weights": file_digest(weights_in(folder))}
+        return {"config": path_digest(folder / CONFIG_NAME), "weights": path_digest(weights_in(folder))}
     if settings.weights is not None:
-        return {"model": settings.model, "weights": file_digest(Path(settings.weights).expanduser())}
+        return {"model": settings.model, "weights": path_digest(Path(settings.weights).expanduser())}
     return {"model": settings.model, "weights": weights_digest(settings)}
 
 
-def encoder_inputs(settings: EncoderSettings) -> dict[str, Any]:
-    """What images' features depend on; the preset has been filled in by then."""
-    values = json_values(settings, "preset", "model", "weights", "tag", "seed", "batch_size")
-    return weights_of(settings) | values
+def _encoder(settings: EncoderSettings) -> Keyed:
+    """Let an encoder count by its weights and what images' features depend on; the preset was filled in before."""
+    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **weights_of(settings))
 
 
-@dataclass(frozen=True)
-class Text(DeviceJob):
-    """A category's prompts -> two text features."""
-
-    category: str
-    encoder: EncoderSettings
-    prompts: PromptSettings
-    machine: MachineSettings = ANY_MACHINE
-    kind = "encoding"
-    step = Step("zsad-text", 1, ("zsad.steps.encode:encode_category_text",), ENCODING)
-
-    def inputs(self) -> dict[str, Any]:
-        from zsad.clip.prompts import ensemble
-
-        prompts = ensemble(self.category, self.prompts)
-        texts = canonical_json([prompts.normal, prompts.anomalous])
-        inputs: dict[str, Any] = weights_of(self.encoder)
-        if self.encoder.seed is not None:  # a tower of another size draws other numbers
-            inputs["size_px"] = self.encoder.size_px
-        return inputs | {"category": self.category, "prompts": hashlib.sha256(texts.encode()).hexdigest()}
-
-    @property
-    def batch_size(self) -> int:
-        return 1  # of ensembles: their prompts go in batches of one size
-
-    def run_on(self, out: Path, place: Place) -> None:
-        from zsad.steps.encode import encode_category_text
-
-        encode_category_text(self.category, self.encoder, self.prompts, place.device, out)
-
-
-@dataclass(frozen=True)
-class Encode(DeviceJob):
-    """Images -> class tokens and views. Each content once, in the order of digests: names and order change nothing."""
-
-    images: tuple[Image, ...]
-    encoder: EncoderSettings
-    machine: MachineSettings = ANY_MACHINE
-    views: tuple[str, ...] = (PATCHES,)
-    """What is computed and kept beside class tokens (`zsad.config.views`); without a say, what the dual-image
-    scorer reads."""
-    kind = "encoding"
-    step = Step("zsad-encode", 1, ("zsad.steps.encode:encode_images",), ENCODING)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "images", distinct(self.images))
-        object.__setattr__(self, "views", tuple(sorted(set(self.views))))
-
-    def inputs(self) -> dict[str, Any]:
-        images = [image.sha256 for image in self.images]
-        return {"images": images, "encoder": encoder_inputs(self.encoder), "views": list(self.views)}
-
-    @property
-    def batch_size(self) -> int:
-        return self.encoder.batch_size
-
-    def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.devices.progress import count_images
-
-        return nullcontext(count_images())
-
-    def run_on(self, out: Path, place: Place) -> None:
-        from zsad.steps.encode import encode_images
-
-        paths, digests = [image.path for image in self.images], [image.sha256 for image in self.images]
-        encoder = self.encoder.model_copy(update={"batch_size": place.batch_size})
-        encode_images(paths, digests, encoder, place.device, out, on_progress=place.report, views=self.views)
-
-
-def distinct(images: Iterable[Image]) -> tuple[Image, ...]:
-    """One image for each content, by rising digest."""
-    first: dict[str, Image] = {}
+def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
+    """Return one image for each content, by rising digest: names and order change nothing."""
+    first: dict[str, LabelledImage] = {}
     for image in images:
         first.setdefault(image.sha256, image)
     return tuple(first[sha256] for sha256 in sorted(first))
+
+
+def _labelled(image: LabelledImage) -> list[str]:
+    mask = "" if image.mask is None else path_digest(image.mask)
+    return [image.sha256, {None: "", True: "anomalous", False: "normal"}[image.anomalous], image.defect, mask]
+
+
+def text(category: str, encoder: EncoderSettings, prompts: PromptSettings, machine: MachineSettings) -> Call:
+    """A category's prompts -> two text features."""
+    from zsad.clip.prompts import ensemble
+
+    made = ensemble(category, prompts)
+    texts = canonical_json([made.normal, made.anomalous])
+    weights: dict[str, Any] = weights_of(encoder)
+    if encoder.seed is not None:  # a tower of another size draws other numbers
+        weights["size_px"] = encoder.size_px
+    return TEXT(
+        category=category,
+        encoder=Keyed(encoder, weights),
+        prompts=Keyed(prompts, hashlib.sha256(texts.encode()).hexdigest()),
+        machine=machine,
+    )
+
+
+def encode(
+    images: Iterable[LabelledImage],
+    encoder: EncoderSettings,
+    machine: MachineSettings,
+    views: Iterable[str] = (PATCHES,),
+) -> Call:
+    """Images -> class tokens and `views` (`zsad.config.views`), each content once."""
+    once = distinct(images)
+    return ENCODE(
+        paths=[image.path for image in once],
+        digests=[image.sha256 for image in once],
+        settings=_encoder(encoder),
+        views=tuple(sorted(set(views))),
+        machine=machine,
+        batch_size=encoder.batch_size,
+    )
 
 
 def needs_references(variants: Iterable[Variant]) -> bool:
@@ -155,7 +175,7 @@ def needs_references(variants: Iterable[Variant]) -> bool:
 
 
 def _that_matter(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
-    """The settings with these lambdas; others and unused ones as in the paper, the variants in one order."""
+    """Return the settings with these lambdas; others and unused ones as in the paper, the variants in one order."""
     fields = ScoreSettings.model_fields
     update = {name: fields[name].default for name in fields if name.startswith("lambda_") and name not in lambdas}
     if not needs_references(settings.variants):
@@ -164,148 +184,209 @@ def _that_matter(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettin
     return settings.model_copy(update=update)
 
 
-@dataclass(frozen=True)
-class Score(DeviceJob):
-    """Features -> the parts of the scores of one seed, fused by the paper's lambdas; `Fuse` puts others on them.
+def score(
+    images: Iterable[LabelledImage],
+    features: Ref,
+    text: Ref,
+    encoder: EncoderSettings,
+    settings: ScoreSettings,
+    adapt: AdaptSettings,
+    seed: int,
+    machine: MachineSettings,
+) -> Call:
+    """Features -> the parts of the scores of one seed, fused by the paper's lambdas; `fuse` puts others on them.
 
-    The seed matters only where references are drawn or anomalies drawn in.
+    `images` are those with features: adaptation reads them again. The seed matters only where references are drawn or
+    anomalies drawn in.
     """
-
-    images: tuple[Image, ...]
-    """Those with features: read again where adaptation corrupts them."""
-    features: Ref
-    text: Ref
-    encoder: EncoderSettings
-    score: ScoreSettings
-    adapt: AdaptSettings
-    seed: int
-    machine: MachineSettings = ANY_MACHINE
-    kind = "inference"
-    step = Step(
-        "zsad-score",
-        1,
-        ("zsad.steps.score_dual:score_category",),
-        (*ENCODING, "scikit-image", "scipy"),
-        volatile=frozenset({"cost.json"}),
+    settings = _that_matter(settings, ())
+    adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
+    batch = max(encoder.batch_size, settings.batch_size) if adapts else settings.batch_size
+    return SCORE(
+        features=features,
+        text=text,
+        paths=[image.path for image in distinct(images)] if adapts else None,
+        encoder=_encoder(encoder) if adapts else Keyed(encoder, None),
+        score=settings,
+        adapt=_adaptation(adapt) if adapts else Keyed(adapt, None),
+        seed=seed if adapts or needs_references(settings.variants) else 0,
+        machine=machine,
+        batch_size=batch,
     )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "images", distinct(self.images))
-        object.__setattr__(self, "score", _that_matter(self.score, ()))
-        if not (needs_references(self.score.variants) or self._adapts):
-            object.__setattr__(self, "seed", 0)
 
-    @property
-    def _adapts(self) -> bool:
-        return not WITH_ADAPTATION.isdisjoint(self.score.variants)
+def _adaptation(settings: AdaptSettings) -> Keyed:
+    """Let adaptation count by its values, and its textures by their contents in the order of names."""
+    if settings.textures is None:
+        return keyed(settings, "textures", textures=None)
+    from zsad.scorers.textures import texture_files
 
-    def inputs(self) -> dict[str, Any]:
-        inputs: dict[str, Any] = {
-            "features": self.features.digest,
-            "text": self.text.digest,
-            "score": json_values(self.score, "batch_size"),
-            "seed": self.seed,
-        }
-        if self._adapts:
-            inputs["encoder"] = encoder_inputs(self.encoder)
-            inputs["adapt"] = json_values(self.adapt, "textures") | {"textures": self._textures()}
-        return inputs
-
-    def _textures(self) -> list[str] | None:
-        """Contents in the order of names, by which they are drawn."""
-        if self.adapt.textures is None:
-            return None
-        from zsad.scorers.textures import texture_files
-
-        return [file_digest(path) for path in texture_files(Path(self.adapt.textures).expanduser())]
-
-    @property
-    def batch_size(self) -> int:
-        return max(self.encoder.batch_size, self.score.batch_size) if self._adapts else self.score.batch_size
-
-    def watch(self) -> AbstractContextManager[Callable[..., None]]:
-        from flows.devices.progress import count_images
-
-        return nullcontext(count_images())
-
-    def run_on(self, out: Path, place: Place) -> None:
-        from zsad.steps.cost import measured
-        from zsad.steps.score_dual import score_category
-
-        def at_most(size: int) -> dict[str, int]:
-            return {"batch_size": min(size, place.batch_size)}
-
-        with measured(out, place.device):
-            score_category(
-                self.features.folder(),
-                self.text.folder(),
-                [image.path for image in self.images] if self._adapts else None,
-                self.encoder.model_copy(update=at_most(self.encoder.batch_size)),
-                self.score.model_copy(update=at_most(self.score.batch_size)),
-                self.adapt,
-                self.seed,
-                place.device,
-                out,
-                on_progress=place.report,
-            )
+    files = texture_files(Path(settings.textures).expanduser())
+    return keyed(settings, "textures", textures=[path_digest(path) for path in files])
 
 
-@dataclass(frozen=True)
-class Fuse(Job):
-    """The same parts under other lambdas: nothing is encoded, compared or adapted again."""
-
-    scores: Ref
-    settings: ScoreSettings
-    step = Step("zsad-fuse", 1, ("zsad.scorers.dual.fuse:fuse_category",), ("numpy", "safetensors"))
-
-    def __post_init__(self) -> None:
-        used = frozenset().union(*(_LAMBDAS[variant] for variant in self.settings.variants))
-        object.__setattr__(self, "settings", _that_matter(self.settings, used))
-
-    @property
-    def needed(self) -> bool:
-        """False where the lambdas that matter are the paper's."""
-        return self.settings != _that_matter(self.settings, ())
-
-    def inputs(self) -> dict[str, Any]:
-        return {"scores": self.scores.digest, "score": json_values(self.settings, "batch_size")}
-
-    def run(self, out: Path, *, key: str) -> None:
-        from zsad.scorers.dual.fuse import fuse_category
-
-        fuse_category(self.scores.folder(), self.settings, out)
+def fuse(scores: Ref, settings: ScoreSettings) -> Call | None:
+    """The same parts under other lambdas; None where the lambdas that matter are the paper's."""
+    used = frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants))
+    settings = _that_matter(settings, used)
+    return None if settings == _that_matter(settings, ()) else FUSE(scores=scores, settings=settings)
 
 
-@dataclass(frozen=True)
-class EvaluateCategory(Job):
+def evaluate(
+    images: Iterable[LabelledImage],
+    features: Ref,
+    scores: Ref,
+    variants: Sequence[str],
+    settings: EvaluationSettings,
+) -> Call:
     """Scores of one seed against the labels; without labels, the deployable threshold alone."""
-
-    images: tuple[Image, ...]
-    features: Ref
-    scores: Ref
-    variants: tuple[str, ...]
-    settings: EvaluationSettings
-    step = Step("zsad-evaluate", 1, ("zsad.steps.evaluate:evaluate_category",), ("numpy", "pillow", "scipy", "torch"))
-
-    def __post_init__(self) -> None:
-        rows = sorted(self.images, key=lambda image: (image.sha256, label_of(image)))
-        object.__setattr__(self, "images", tuple(rows))
-
-    def inputs(self) -> dict[str, Any]:
-        return {
-            "images": [[image.sha256, *label_of(image)] for image in self.images],
-            "features": self.features.digest,
-            "scores": self.scores.digest,
-            "variants": list(self.variants),
-            "evaluation": json_values(self.settings),
-        }
-
-    def run(self, out: Path, *, key: str) -> None:
-        from zsad.steps.evaluate import evaluate_category
-
-        evaluate_category(self.images, self.features.folder(), self.scores.folder(), self.variants, self.settings, out)
+    rows = sorted(((_labelled(image), image) for image in images), key=lambda row: row[0])
+    return EVALUATE(
+        items=Keyed([image for _, image in rows], [labels for labels, _ in rows]),
+        features=features,
+        scores=scores,
+        variants=tuple(variants),
+        settings=settings,
+    )
 
 
-def label_of(image: Image) -> tuple[str, str, str]:
-    mask = "" if image.mask is None else file_digest(image.mask)
-    return {None: "", True: "anomalous", False: "normal"}[image.anomalous], image.defect, mask
+def _system(system: SystemSettings, **more: Any) -> Keyed:
+    """Let a system count by what its scores depend on: not by its name in tables, nor by where its files lie."""
+    left_out = ["label", "encoder", *(("checkpoint", "training") * isinstance(system, LearnedSettings))]
+    if isinstance(system, SegmentationModels):
+        from zsad.clip.models import path_digest as model_digest
+
+        left_out += _MODEL_FILES
+        given = {name: getattr(system, name) for name in _MODEL_FILES}
+        more |= {name: None if path is None else model_digest(Path(path).expanduser()) for name, path in given.items()}
+    return keyed(system, *left_out, **more)
+
+
+def score_system(
+    system: System,
+    category: str,
+    images: Iterable[LabelledImage],
+    features: Ref,
+    text: Ref | None,
+    shots: Ref | None,
+    trained: Ref | None,
+    encoder: EncoderSettings,
+    seed: int,
+    machine: MachineSettings,
+) -> Call:
+    """Features -> one system's scores of one category and seed; the seed matters to systems that draw.
+
+    Parameters
+    ----------
+    category
+        In words, for prompts that a system makes itself.
+    images
+        Those with features.
+    shots
+        Features of normal images.
+    trained
+        What `train` made; the settings' own checkpoint goes before it.
+    """
+    from zsad.steps.score import SCORERS
+
+    given = system.checkpoint if isinstance(system, LearnedSettings) else None
+    if given is not None:
+        checkpoint: Any = Path(given).expanduser()
+    else:
+        checkpoint = None if trained is None else Keyed(trained.folder() / "checkpoint.safetensors", trained)
+    loads = system.loads_encoder
+    return SYSTEM(
+        system=_system(system, scorer=code_digest(f"{SCORERS[system.system]}:score")),
+        category=category if loads else Keyed(category, None),
+        features=features,
+        text=text,
+        shots=shots,
+        checkpoint=checkpoint,
+        paths=[image.path for image in distinct(images)],
+        encoder=_encoder(encoder) if loads else Keyed(encoder, None),
+        seed=seed if system.seeded else 0,
+        machine=machine,
+        batch_size=encoder.batch_size,
+    )
+
+
+def train(
+    system: AprilGan | AnomalyClip, sources: Iterable[Source[Ref]], encoder: EncoderSettings, machine: MachineSettings
+) -> Call:
+    """Labelled images' features -> a learned system's checkpoint. The order of categories changes nothing."""
+    ordered = sorted(sources, key=lambda one: one.name)
+    content = [
+        {"name": one.name, "features": one.features, "text": one.text, "items": sorted(map(_labelled, one.items))}
+        for one in ordered
+    ]
+    return TRAIN(
+        system=_system(system, training=content_of(system.training)),
+        sources=Keyed(ordered, content),
+        encoder=_encoder(encoder),
+        machine=machine,
+        batch_size=system.training.batch_size,
+        phase=system.system.replace("_", "-"),
+    )
+
+
+def _category(result: CategoryResult[Ref]) -> Keyed:
+    """Let a category count by what a report shows of it: ids, contents, labels, results."""
+    images = [[image.id, *_labelled(image)] for image in result.images]
+    rest = {name: getattr(result, name) for name in ("name", "text", "features", "scores", "evaluated")}
+    return Keyed(result, rest | {"images": images})
+
+
+def report(
+    settings: ZsadSettings,
+    categories: Iterable[CategoryResult[Ref]],
+    failures: Sequence[CaseFailure],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> Call:
+    """The report and its tables. What it shows is what it depends on, ids included."""
+    return REPORT(
+        settings=shown(settings),
+        categories=tuple(map(_category, categories)),
+        failures=tuple(failures),
+        versions=dict(versions),
+        notes=tuple(notes),
+    )
+
+
+def score_outputs(
+    settings: ZsadSettings,
+    category: CategoryResult[Ref] | None,
+    failures: Sequence[CaseFailure],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+    formats: Sequence[Literal["png", "tiff", "npy"]],
+) -> Call:
+    """scores.csv, heat maps and a report of unlabelled images."""
+    return MAPS(
+        settings=shown(settings),
+        category=None if category is None else _category(category),
+        failures=tuple(failures),
+        versions=dict(versions),
+        notes=tuple(notes),
+        formats=tuple(formats),
+    )
+
+
+def compare_report(
+    settings: CompareSettings,
+    systems: Iterable[SystemResult[Ref]],
+    ablations: Iterable[AblationResult[Ref]],
+    failures: Sequence[CaseFailure],
+    versions: Mapping[str, str],
+    notes: Sequence[str],
+) -> Call:
+    """Tables of all systems, the tests between them, the ablations."""
+    rows = tuple(systems)
+    return COMPARE_REPORT(
+        settings=shown(settings),
+        systems=Keyed(rows, [{"system": row.system.shown, "categories": row.categories} for row in rows]),
+        ablations=tuple(ablations),
+        failures=tuple(failures),
+        versions=dict(versions),
+        notes=tuple(notes),
+    )

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from medad.base.errors import ConfigError, InputError
+from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.settings import data_root
 from medad.base.text import natural_order
 from medad.config.liver import DatasetSettings
@@ -44,22 +45,36 @@ class Case:
     """Whose scan it is, by the settings' `patients`; a name, so never shown."""
 
 
+@dataclass(frozen=True)
+class LabelledScan:
+    """The files of a case and how they are read: what a result depends on, without the case's name."""
+
+    scan: Path
+    label: Path | None
+    liver_labels: tuple[int, ...]
+    tumour_label: int | None
+    affine_from: Literal["agree", "sform", "qform"] = "agree"
+    affine_mismatch: Literal["error", "warn"] = "error"
+
+    @classmethod
+    def of(cls, case: Case, data: DatasetSettings) -> LabelledScan:
+        """Return a case's files, read as its data set is."""
+        labels = tuple(sorted(case.liver_labels))
+        return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch)
+
+    @classmethod
+    def planted(cls, folder: Path) -> LabelledScan:
+        """Return the files that planting wrote into `folder`."""
+        scan, label = (folder / name for name in PLANTED_FILES)
+        return cls(scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
+
+
 def planted_case(case: Case, folder: Path) -> Case:
     """The case, under the same id, whose files planting wrote into `folder`."""
     scan, label = (folder / name for name in PLANTED_FILES)
     return replace(
         case, scan=scan, label=label, liver_labels=(PLANTED_LIVER, PLANTED_TUMOUR), tumour_label=PLANTED_TUMOUR
     )
-
-
-@dataclass(frozen=True)
-class CaseProblem:
-    """A case that cannot be used, and why."""
-
-    case_id: str
-    path: Path
-    rule: str
-    opaque: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def find_cases(
     opaque_ids: OpaqueIds | None = None,
     *,
     may_be_empty: bool = False,
-) -> tuple[list[Case], list[CaseProblem]]:
+) -> tuple[list[Case], list[CaseFailure]]:
     """List a data set's cases in natural order of their names (2 before 10). Files are not opened here.
 
     A DICOM series gets an opaque id whatever the settings say: its folder is named by the machine that wrote it, after
@@ -132,14 +147,18 @@ def find_cases(
     ]
     problems = [
         # what follows the first mark lists file names, which opaque ids are there to hide
-        CaseProblem(item.id, item.scan, re.split("[:;]", item.rule)[0] if item.opaque else item.rule, item.opaque)
+        _failed(item.id, item.scan, re.split("[:;]", item.rule)[0] if item.opaque else item.rule, item.opaque)
         for item in wanted
         if item.rule is not None
     ]
     return cases, problems + _missing(root, found, data)
 
 
-def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[CaseProblem]:
+def _failed(case_id: str, path: Path, rule: str, opaque: bool) -> CaseFailure:
+    return CaseFailure(case_id, "find", rule, str(path), opaque=opaque)
+
+
+def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[CaseFailure]:
     """Cases that the settings ask for and that are not there; by their place in the settings where names are hidden."""
     there = {item.id for item in found} | {item.name for item in found}
     hidden = data.opaque_ids or any(item.opaque for item in found)
@@ -149,7 +168,7 @@ def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[Cas
         if name not in there:
             shown = f"asked-{place}" if hidden and not _OPAQUE.fullmatch(name) else name
             rule = "the settings ask for this case, the folder does not hold it"
-            problems.append(CaseProblem(shown, root, rule, hidden))
+            problems.append(_failed(shown, root, rule, hidden))
     return problems
 
 

@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from scipy import ndimage
 
-from medad.base.errors import InputError
-from medad.cohort.datasets import Case
-from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessSettings
-from medad.ct.io import read_labels_on, read_scan
+from medad.cohort.datasets import LabelledScan
+from medad.config.liver import EvaluationSettings, PostprocessSettings
+from medad.ct.io import read_scan
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
 from medad.slices.preprocess import load_prepared, mask_to_slices
+from medad.steps.cases import NAMELESS, PREPARED, read_truth
 
 MAD_TO_SD = 1.4826
 """Scales the median absolute deviation to a normal distribution's standard deviation."""
@@ -58,8 +58,7 @@ def deviation_score(smooth: Float64[ndarray, " voxels"], median_hu: float) -> Fl
 
 
 def yardstick_case(
-    case: Case,
-    data: DatasetSettings,
+    case: LabelledScan,
     prepared: Path,
     sigma_mm: float,
     min_lesion_mm3: float,
@@ -82,15 +81,11 @@ def yardstick_case(
     InputError
         The case has no tumour label, or a file cannot be read.
     """
-    if case.label is None or case.tumour_label is None:
-        raise InputError(case.scan, "no tumour label to evaluate against")
-    ready = load_prepared(prepared / "prepared.safetensors", with_liver=True)
+    ready = load_prepared(prepared / PREPARED, with_liver=True)
     liver = ready.liver
     assert liver is not None
-    hu = read_scan(case.scan, affine_from=data.affine_from).hu
-    labels, _ = read_labels_on(
-        ready.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
-    )
+    truth = read_truth(case, ready.geometry, "no tumour label to evaluate against")
+    hu = read_scan(case.scan, affine_from=case.affine_from).hu
     box = bounding_box(liver)
     assert box is not None, "a prepared case holds liver"
     x, y, z = (sigma_mm / spacing for spacing in ready.geometry.canonical_spacing_mm)
@@ -100,12 +95,11 @@ def yardstick_case(
     voxel_mm3 = ready.geometry.voxel_mm3
     post = PostprocessSettings(threshold=0.5, min_lesion_mm3=min_lesion_mm3)
     mask = postprocess(probability, liver, voxel_mm3, post)
-    truth = labels.values == case.tumour_label
     slices = ready.slices
     # all that is asked of a slice's map is its largest value inside the liver
     largest = probability.max(axis=(0, 1))[slices.z][:, None, None] * slices.organ
     evaluate(
-        case.id,
+        NAMELESS,
         truth=truth,
         prediction=mask,
         probability=probability,

@@ -19,9 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from medad.anomalies.insert import plant
 from medad.base.errors import InputError
-from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case, planted_case
+from medad.cohort.datasets import PLANTED_FILES, PLANTED_LIVER, PLANTED_TUMOUR, LabelledScan
 from medad.config.liver import (
-    DatasetSettings,
     EvaluationSettings,
     InferenceSettings,
     PlantSettings,
@@ -30,6 +29,7 @@ from medad.config.liver import (
 )
 from medad.ct.fingerprint import FINGERPRINT, liver_fingerprint
 from medad.ct.io import (
+    Geometry,
     Volume,
     check_hu,
     read_labels,
@@ -57,51 +57,56 @@ from medad.slices.preprocess import (
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
+NAMELESS = "case"
+"""Id in a case's figures: one scan under two names is evaluated once, so an artifact names no case."""
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_case(case: Case, data: DatasetSettings) -> tuple[Volume, ndarray, Bool[ndarray, "X Y Z"], float, list[str]]:
+def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y Z"], float, list[str]]:
     """Scan, label values beside it, liver, the liver's median HU, warnings."""
     if case.label is None:
         raise InputError(case.scan, "no liver label beside this scan")
-    volume = read_scan(case.scan, affine_from=data.affine_from)
+    volume = read_scan(case.scan, affine_from=case.affine_from)
     labels, warning = read_labels_on(
-        volume.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+        volume.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
     )
     liver = require_liver(labels, case.liver_labels, case.label)
     return volume, labels.values, liver, check_hu(volume, liver, case.scan), [warning] if warning else []
 
 
-def plant_case(case: Case, settings: PlantSettings, data: DatasetSettings, out: Path) -> Case:
+def read_truth(case: LabelledScan, geometry: Geometry, rule: str) -> Bool[ndarray, "X Y Z"]:
+    """Return where a case's label holds tumour, on the grid of `geometry`. Raises InputError (`rule`) without one."""
+    if case.label is None or case.tumour_label is None:
+        raise InputError(case.scan, rule)
+    labels, _ = read_labels_on(geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch)
+    truth: Bool[ndarray, "X Y Z"] = labels.values == case.tumour_label
+    return truth
+
+
+def plant_case(case: LabelledScan, settings: PlantSettings, out: Path) -> None:
     """Plant lesions of known shape and contrast into a healthy scan's liver, in HU.
 
     Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 planted lesion), lesions.json (each lesion's centre, diameter,
     contrast and volume) and case.json (the fingerprint of the liver as it was). Where they lie depends on
     `settings.seed` and the scan's content.
-
-    Returns
-    -------
-    The case whose files these are, under the same id.
     """
-    volume, _, liver, _, _ = _read_case(case, data)
+    volume, _, liver, _, _ = _read_case(case)
     _write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
     rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
     spacing_mm = volume.geometry.canonical_spacing_mm
     hu, tumour, lesions = plant(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
     values = liver.astype(np.uint8) * np.uint8(PLANTED_LIVER)
     values[tumour] = PLANTED_TUMOUR
-    planted = planted_case(case, out)
-    assert planted.label is not None
-    write_hu(planted.scan, np.rint(hu), volume.geometry)
-    write_labels(planted.label, values, volume.geometry)
+    scan, label = (out / name for name in PLANTED_FILES)
+    write_hu(scan, np.rint(hu), volume.geometry)
+    write_labels(label, values, volume.geometry)
     _write_json(out / LESIONS, {"planted": True, "lesions": [asdict(lesion) for lesion in lesions]})
-    return planted
 
 
-def prepare_case(case: Case, data: DatasetSettings, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
+def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
     """Preprocess a case: prepared.safetensors (slices, grid, liver) and case.json (what was found).
 
     Parameters
@@ -115,7 +120,7 @@ def prepare_case(case: Case, data: DatasetSettings, settings: PreprocessSettings
     InputError
         A file breaks a rule, or no slice holds enough liver.
     """
-    volume, values, liver, median_hu, warnings = _read_case(case, data)
+    volume, values, liver, median_hu, warnings = _read_case(case)
     if training and case.tumour_label is not None and (values == case.tumour_label).any():
         assert case.label is not None
         raise InputError(case.label, f"training needs healthy livers; this label holds tumour ({case.tumour_label})")
@@ -146,6 +151,9 @@ def segment_case(
     post: PostprocessSettings,
     device: str,
     out: Path,
+    *,
+    largest_batch: int | None = None,
+    snapshot: str = "",
 ) -> None:
     """Segment one prepared case.
 
@@ -160,13 +168,18 @@ def segment_case(
         Batch size; threshold and smallest lesion.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
+    largest_batch
+        Slices at a time, at most, where memory allows fewer than `settings.batch_size`.
+    snapshot
+        A file of the segmentation's folder to segment with. Empty: the network that phase two ended with.
     """
     started = time.monotonic()
     case = load_prepared(prepared / PREPARED, with_liver=True)
     assert case.liver is not None
-    networks = load_networks(restoration, segmentation, device)
+    networks = load_networks(restoration, segmentation / snapshot, device)
     ready = time.monotonic()
-    prediction = predict(case.slices.pixels, networks, settings.batch_size, flips=settings.flips)
+    batch_size = min(settings.batch_size, largest_batch or settings.batch_size)
+    prediction = predict(case.slices.pixels, networks, batch_size, flips=settings.flips)
     predicted = time.monotonic()
     combined = combine(prediction, case.slices, case.spacing_mm, settings)
     probability = map_to_volume(combined, case.slices)
@@ -205,9 +218,7 @@ def segment_case(
     _write_json(out / CASE, {"slices": len(slices.z), "device": str(networks.device), **seconds})
 
 
-def evaluate_case(
-    case: Case, data: DatasetSettings, prepared: Path, segmented: Path, settings: EvaluationSettings, out: Path
-) -> None:
+def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings: EvaluationSettings, out: Path) -> None:
     """Compare a segmented case with its tumour label: metrics.json, scores.safetensors and truth.safetensors.
 
     Raises
@@ -215,21 +226,16 @@ def evaluate_case(
     InputError
         The case has no tumour label, or a file cannot be read.
     """
-    if case.label is None or case.tumour_label is None:
-        raise InputError(case.scan, "no tumour label to evaluate against")
     ready = load_prepared(prepared / PREPARED, with_liver=True)
     assert ready.liver is not None
-    labels, _ = read_labels_on(
-        ready.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
-    )
-    truth = labels.values == case.tumour_label
+    truth = read_truth(case, ready.geometry, "no tumour label to evaluate against")
     predicted = _load_slices(segmented / SLICES)
     slice_truth = mask_to_slices(truth, ready.slices)
     result = evaluate(
-        case.id,
+        NAMELESS,
         truth=truth,
-        prediction=read_labels(segmented / MASK, affine_from=data.affine_from).values.astype(bool),
-        probability=read_scan(segmented / PROBABILITY, affine_from=data.affine_from).hu,
+        prediction=read_labels(segmented / MASK, affine_from=case.affine_from).values.astype(bool),
+        probability=read_scan(segmented / PROBABILITY, affine_from=case.affine_from).hu,
         liver=ready.liver,
         voxel_mm3=ready.geometry.voxel_mm3,
         slice_truth=slice_truth,

@@ -39,7 +39,7 @@ def describe(
     pixels: UInt8[ndarray, "N S S"],
     organ: Bool[ndarray, "N S S"],
     device: torch.device,
-    batch_size: int,
+    largest_batch: int,
 ) -> Float32[ndarray, "N D"]:
     """Deepest features of a restoration network, averaged over the liver, slice by slice.
 
@@ -54,8 +54,8 @@ def describe(
         that a liver's size alone does not move a slice.
     """
     described = []
-    for start in range(0, len(pixels), batch_size):
-        part = slice(start, start + batch_size)
+    for start in range(0, len(pixels), largest_batch):
+        part = slice(start, start + largest_batch)
         query = torch.from_numpy(pixels[part])[:, None].to(device).float() / 255
         features = _deepest(net, query).float()
         share = torch.from_numpy(organ[part])[:, None].to(device).float()
@@ -91,7 +91,7 @@ def write_features(
     out: Path,
     *,
     device: str = "auto",
-    batch_size: int = 8,
+    largest_batch: int = 8,
 ) -> None:
     """Describe test slices with tumour, test slices without, and synthesised training slices.
 
@@ -131,7 +131,7 @@ def write_features(
     for kind, (all_pixels, all_organs) in found.items():
         pixels, organ = np.concatenate(all_pixels), np.concatenate(all_organs)
         kept = np.sort(rng.permutation(len(pixels))[:MOST_SLICES])
-        arrays[kind] = describe(net, pixels[kept], organ[kept], place, batch_size)
+        arrays[kind] = describe(net, pixels[kept], organ[kept], place, largest_batch)
     width = max(array.shape[1] for array in arrays.values())
     empty = np.zeros((0, width), np.float32)
     save_file({kind: np.ascontiguousarray(one) if len(one) else empty for kind, one in arrays.items()}, out / FEATURES)

@@ -30,7 +30,7 @@ def write_examples(
     out: Path,
     *,
     device: str = "auto",
-    batch_size: int = 8,
+    largest_batch: int = 8,
 ) -> None:
     """Spoil training slices as training does, restore them, and keep some with an anomaly in them.
 
@@ -52,7 +52,7 @@ def write_examples(
         `organ` (u8 [K, S, S], 0 or 1).
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
-    batch_size
+    largest_batch
         Slices at a time.
     """
     place = pick_device(device)
@@ -69,7 +69,7 @@ def write_examples(
     drawn = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
     net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     spoilt = batch.image[drawn]
-    restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in torch.split(spoilt, batch_size)]
+    restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in torch.split(spoilt, largest_batch)]
     grey = torch.cat(restored).clamp(0, 1) * 255 if restored and len(spoilt) else torch.zeros_like(spoilt)
     arrays = {
         "clean": clean[drawn],

@@ -16,18 +16,15 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from medad.base.errors import InputError
-from medad.cohort.datasets import Case
-from medad.config.liver import DatasetSettings
-from medad.ct.io import read_labels_on
+from medad.cohort.datasets import LabelledScan
 from medad.slices.preprocess import Slices, load_prepared, mask_to_slices
-from medad.steps.cases import PREPARED
+from medad.steps.cases import PREPARED, read_truth
 
 CATEGORY = "liver"
 """What the pictures show, as the folder around `train` and `test` is called."""
 
 
-def export_case(case: Case | None, data: DatasetSettings, prepared: Path, out: Path) -> None:
+def export_case(case: LabelledScan | None, prepared: Path, out: Path) -> None:
     """Write one prepared case's slices as pictures into the existing, empty folder `out`.
 
     Parameters
@@ -35,8 +32,6 @@ def export_case(case: Case | None, data: DatasetSettings, prepared: Path, out: P
     case
         A test case with its tumour label. None: a training case, whose liver `medad.steps.cases.prepare_case` found
         healthy.
-    data
-        How the label's grid is read.
     prepared
         Folder that `medad.steps.cases.prepare_case` wrote.
 
@@ -45,17 +40,12 @@ def export_case(case: Case | None, data: DatasetSettings, prepared: Path, out: P
     InputError
         The case has no tumour label, so that nobody knows which slices are normal; a file cannot be read.
     """
-    if case is not None and (case.label is None or case.tumour_label is None):
-        raise InputError(case.scan, "no tumour label to tell slices with tumour from normal ones")
     ready = load_prepared(prepared / PREPARED)
     if case is None:
         write_healthy(ready.slices, out)
         return
-    assert case.label is not None
-    labels, _ = read_labels_on(
-        ready.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
-    )
-    write_judged(ready.slices, mask_to_slices(labels.values == case.tumour_label, ready.slices), out)
+    truth = read_truth(case, ready.geometry, "no tumour label to tell slices with tumour from normal ones")
+    write_judged(ready.slices, mask_to_slices(truth, ready.slices), out)
 
 
 def write_healthy(slices: Slices, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -13,55 +12,61 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from medad.anomalies.insert import Planted, draw_diameters, plant_sizes
 from medad.base.errors import InputError
 from medad.base.storage import write_bytes
-from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, Case
-from medad.config.liver import DatasetSettings
+from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, LabelledScan
 from medad.config.sensitivity import MeasureSettings, PlantingSettings
 from medad.ct.io import Volume, read_labels_on, read_scan, require_liver, source_digest
 from medad.evaluation.sensitivity import VolumeRecord, measure_lesions
+from medad.steps.cases import PROBABILITY, prepare_case, segment_case
+from medad.steps.results import Segmenter
 
 RECORD = "lesions.json"
-_PLACE_CODE = {"inside": 0, "rim": 1}
 
-Segmenter = Callable[[Case, Path], Path]
-"""A case, and an empty folder to work in -> file of the probability on the case's grid."""
+
+_PLACE_CODE = {"inside": 0, "rim": 1}
 
 
 def measure_planted(
-    case: Case,
-    data: DatasetSettings,
+    case: LabelledScan,
     planting: PlantingSettings,
     measure: MeasureSettings,
-    healthy_probability: Path,
-    segment: Segmenter,
+    healthy: Path,
+    segment: Segmenter[Path],
     out: Path,
+    *,
+    device: str = "auto",
+    largest_batch: int | None = None,
 ) -> None:
     """Plant lesions into a healthy scan, segment it, and write lesions.json (a `VolumeRecord`) into `out`.
 
-    The planted scan passes through `segment` as a file, uncompressed, of whole HU as scanners write them; it is removed
-    before this returns. Sizes, places and shapes depend on `planting.seed`, repeat, group, place and the scan's
+    The planted scan is prepared and segmented as a file, uncompressed, of whole HU as scanners write them. It is
+    removed before this returns. Sizes, places and shapes depend on `planting.seed`, repeat, group, place and the scan's
     content, and on neither contrast nor kind: contrasts are compared on the same lesions.
 
     Parameters
     ----------
     case
         A healthy scan and its label.
-    healthy_probability
-        What the same networks made of the scan without lesions.
+    healthy
+        Folder of what the same networks made of the scan without lesions.
+    segment
+        How the scan without lesions was prepared and segmented.
 
     Raises
     ------
     InputError
         A file cannot be used, its label holds tumour, or the volume that may be marked is as large as the liver.
     """
-    scan, liver = _healthy(case, data, measure)
+    scan, liver = _healthy(case, measure)
     spacing_mm = scan.geometry.canonical_spacing_mm
     planted = _planted(case, scan.hu, liver, spacing_mm, planting)
-    before = read_scan(healthy_probability).hu
+    before = read_scan(healthy / PROBABILITY).hu
     after = before
     if planted.lesions:
         values = liver.astype(np.uint8) * np.uint8(PLANTED_LIVER)
         values[planted.number > 0] = PLANTED_TUMOUR
-        after = _segmented(case.id, planted.hu, values, scan.geometry.canonical_affine, segment, out)
+        after = _segmented(
+            planted.hu, values, scan.geometry.canonical_affine, segment, out, device=device, largest_batch=largest_batch
+        )
     point, marked_ml, lesions = measure_lesions(
         after, before, liver, planted.number, planted.lesions, spacing_mm, measure
     )
@@ -78,12 +83,12 @@ def measure_planted(
     write_bytes(out / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
 
 
-def _healthy(case: Case, data: DatasetSettings, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
+def _healthy(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
     if case.label is None:
         raise InputError(case.scan, "no liver label beside this scan")
-    scan = read_scan(case.scan, affine_from=data.affine_from)
+    scan = read_scan(case.scan, affine_from=case.affine_from)
     labels, _ = read_labels_on(
-        scan.geometry, case.label, affine_from=data.affine_from, affine_mismatch=data.affine_mismatch
+        scan.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
     )
     if case.tumour_label is not None and (labels.values == case.tumour_label).any():
         rule = f"lesions are planted into healthy livers; this label holds tumour ({case.tumour_label})"
@@ -97,7 +102,7 @@ def _healthy(case: Case, data: DatasetSettings, measure: MeasureSettings) -> tup
 
 
 def _planted(
-    case: Case,
+    case: LabelledScan,
     hu: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
@@ -116,12 +121,14 @@ def _planted(
 
 
 def _segmented(
-    case_id: str,
     hu: Float32[np.ndarray, "X Y Z"],
     labels: UInt8[np.ndarray, "X Y Z"],
     affine: Float64[np.ndarray, "4 4"],
-    segment: Segmenter,
+    segment: Segmenter[Path],
     out: Path,
+    *,
+    device: str,
+    largest_batch: int | None,
 ) -> Float32[np.ndarray, "X Y Z"]:
     with tempfile.TemporaryDirectory(dir=out, prefix="work-") as work:
         scan, label, folder = (Path(work) / name for name in ("scan.nii", "label.nii", "segmented"))
@@ -129,5 +136,18 @@ def _segmented(
         nibabel.Nifti1Image(np.rint(hu), affine).to_filename(scan)
         nibabel.Nifti1Image(labels, affine).to_filename(label)
         folder.mkdir()
-        case = Case(case_id, scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
-        return read_scan(segment(case, folder)).hu
+        case = LabelledScan(scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
+        prepare_case(case, segment.preprocess, folder, training=False)
+        segmented = folder / "segmented"
+        segmented.mkdir()
+        segment_case(
+            folder,
+            segment.restoration,
+            segment.segmentation,
+            segment.inference,
+            segment.postprocess,
+            device,
+            segmented,
+            largest_batch=largest_batch,
+        )
+        return read_scan(segmented / PROBABILITY).hu

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zsad.clip.models import MadeBy
 from zsad.config.compare import CompareSettings, parse
 from zsad.config.systems import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
 from zsad.reports.compare.data import Cost, Evaluated, SystemResult, variant_of
-from zsad.reports.run.document import Encoder
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 
-CLIP = Encoder(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
+CLIP = MadeBy(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
 SECRET = "/srv/factory/secret"
 
 
@@ -99,7 +99,7 @@ def write_system(
     system: SystemSettings,
     figures: Mapping[str, Mapping[int, Mapping[str, Any]]],
     *,
-    encoder: Encoder = CLIP,
+    encoder: MadeBy = CLIP,
     cost: Cost | None = None,
 ) -> SystemResult:
     """A system's evaluations; `figures` is category -> seed -> what `write_evaluation` takes."""

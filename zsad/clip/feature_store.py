@@ -50,8 +50,8 @@ class ImageRows(Stored):
     """Crops, and rows in every file."""
 
 
-class FeatureProblem(Stored):
-    """An image that could not be encoded."""
+class ImageProblem(Stored):
+    """An image, by its content, that a step left out."""
 
     sha256: str
     rule: str
@@ -73,7 +73,7 @@ class FeatureIndex(Stored):
     identity: dict[str, Any]
     """Architecture, weights and normalisation."""
     images: tuple[ImageRows, ...]
-    problems: tuple[FeatureProblem, ...]
+    problems: tuple[ImageProblem, ...]
     views: dict[str, tuple[int, int]]
     """By name, the shape of a row."""
 

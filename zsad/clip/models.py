@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from zsad.config.run import EncoderSettings
@@ -81,6 +83,25 @@ def is_embedded(settings: EncoderSettings, weights: str | None) -> bool:
     if settings.model == "embedded":
         return True
     return weights is not None and weights == f"sha256:{file_digest(weights_in(EMBEDDED_FOLDER))}"
+
+
+class MadeBy(BaseModel):
+    """What reports say of the encoder that made a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str
+    random_weights: bool
+    embedded: bool
+
+
+def made_by(settings: EncoderSettings, weights: str) -> MadeBy:
+    """Return what reports say of an encoder whose weights file has the sha256 `weights`."""
+    return MadeBy(
+        description=describe(settings),
+        random_weights=settings.seed is not None,
+        embedded=is_embedded(settings, f"sha256:{weights}"),
+    )
 
 
 def describe(settings: EncoderSettings) -> str:

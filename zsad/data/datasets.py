@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from medad.base.errors import ConfigError, InputError
+from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.settings import data_root
 from medad.base.storage import reading
 from medad.base.text import natural_order
@@ -68,16 +68,6 @@ class Category:
 
 
 @dataclass(frozen=True)
-class ImageProblem:
-    """An image that is left out, and why. `id` is empty where the problem is the whole category's."""
-
-    category: str
-    id: str
-    path: Path
-    rule: str
-
-
-@dataclass(frozen=True)
 class _Opened:
     """A root whose layout is known."""
 
@@ -89,7 +79,7 @@ class _Opened:
     """The categories' folders by name."""
 
 
-def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tuple[list[Category], list[ImageProblem]]:
+def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tuple[list[Category], list[CaseFailure]]:
     """List a set's test images, category by category.
 
     Training images are never listed. VisA's split file is used where there is one (its rows with split `test`);
@@ -126,17 +116,17 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     if missing:
         raise _unknown(missing[0], opened)
     categories: list[Category] = []
-    problems: list[ImageProblem] = []
+    problems: list[CaseFailure] = []
     for name, folder in opened.folders.items():
         if data.categories is None or name in data.categories:
             found = list(_search(folder, opened.reader, data))
-            whole = [ImageProblem(name, "", one.path, one.rule) for one in found if not one.key and one.rule]
+            whole = [CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule]
             items, rejected = _with_ids(name, [one for one in found if one.key], opaque=data.opaque_ids)
             problems += whole + rejected
             if items:
                 categories.append(Category(name, tuple(items)))
             elif not whole and not rejected:
-                problems.append(ImageProblem(name, "", folder, "no test image in this category"))
+                problems.append(CaseFailure(name, "find", "no test image in this category", str(folder)))
     if not categories:
         why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
         raise _unusable(opened.root, opened.layout, why)
@@ -425,12 +415,12 @@ def _plain(root: Path, masks_name: str | None) -> Iterator[Found]:
                 yield Found(relative.as_posix(), root / relative, "", None)
 
 
-def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[Item], list[ImageProblem]]:
+def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[Item], list[CaseFailure]]:
     """Keys lose their ending where they stay unique; where keys are equal (files of several folders) they get -2 ..."""
     stems = Counter(str(Path(key).with_suffix("")) for key in {each.key for each in found})
     taken: set[str] = set()
     items: list[Item] = []
-    problems: list[ImageProblem] = []
+    problems: list[CaseFailure] = []
     for each in sorted(found, key=lambda f: (natural_order(f.key), f.path)):
         stem = str(Path(each.key).with_suffix(""))
         wanted = stem if stems[stem] == 1 else each.key
@@ -448,5 +438,5 @@ def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[
         else:
             # what follows the mark may hold file names, which opaque ids are there to hide
             rule = each.rule.split(":")[0] if opaque else each.rule
-            problems.append(ImageProblem(category, name, each.path, rule))
+            problems.append(CaseFailure(f"{category}/{name}", "find", rule, str(each.path), category))
     return items, problems

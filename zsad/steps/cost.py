@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medad.base.devices import pick_device
 
+P = ParamSpec("P")
 COST_FILE = "cost.json"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -46,6 +50,19 @@ def measured(out: Path, device: str) -> Iterator[None]:
     cost = StepCost(seconds=seconds, peak_memory_bytes=_peak(place, before))
     out.mkdir(parents=True, exist_ok=True)
     (out / COST_FILE).write_text(json.dumps(cost.model_dump()) + "\n", encoding="utf-8")
+
+
+def measuring(step: Callable[P, None]) -> Callable[P, None]:
+    """Let a step that takes `out` and `device` write `cost.json` beside its result."""
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def measured_step(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        with measured(given["out"], given["device"]):
+            step(*args, **kwargs)
+
+    return measured_step
 
 
 def read_cost(folder: Path) -> StepCost | None:

@@ -28,7 +28,7 @@ from zsad.clip.feature_store import (
     INDEX,
     TEXT,
     FeatureIndex,
-    FeatureProblem,
+    ImageProblem,
     ImageRows,
     view_file,
 )
@@ -82,6 +82,7 @@ def encode_images(
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
     views: Sequence[str] = (PATCHES,),
+    largest_batch: int | None = None,
 ) -> None:
     """Encode images into `out`, a folder, in the order given.
 
@@ -102,10 +103,11 @@ def encode_images(
         Made if it is not there.
     on_progress
         Called after each image with the number done and the number of all.
-
     views
         Names of `zsad.config.views` wanted beside class tokens; no others are computed. Without a say the V-V
         patches alone, which the dual-image scorer reads.
+    largest_batch
+        Crops at a time, at most, where memory allows fewer than `settings.batch_size`.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def encode_images(
     shapes = {view.name: model.view_shape(view) for view in wanted}
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
-    problems: list[FeatureProblem] = []
+    problems: list[ImageProblem] = []
     with ExitStack() as stack:
 
         def rows(name: str, shape: tuple[int, ...]) -> _Rows:
@@ -128,10 +130,10 @@ def encode_images(
 
         tokens = rows(CLASS_TOKENS, (model.dim,))
         shown = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
-        batches = _Batches(model, settings.batch_size, wanted, tokens, shown)
+        batches = _Batches(model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, shown)
         for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
             if isinstance(got, InputError):
-                problems.append(FeatureProblem(sha256=digest, rule=got.rule))
+                problems.append(ImageProblem(sha256=digest, rule=got.rule))
             else:
                 images.append(got.described(digest, batches.rows))
                 batches.add(got.pixels)

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
-from zsad.clip.feature_store import FeatureStore
+from zsad.clip.feature_store import FeatureStore, ImageProblem
 from zsad.config.run import EvaluationSettings
 from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
+from zsad.data.labelled import LabelledImage
 from zsad.evaluation import curves
 from zsad.evaluation.curves import Counts, Points
 from zsad.evaluation.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
@@ -33,19 +34,6 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @runtime_checkable
-class Judged(Protocol):
-    """An image with what is known of it; `anomalous` is None without a label."""
-
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def anomalous(self) -> bool | None: ...
-    @property
-    def defect(self) -> str: ...
-    @property
-    def mask(self) -> Path | None: ...
-
-
 @runtime_checkable
 class PatchScores(Protocol):
     """Fused scores of a category's images, by number."""
@@ -89,13 +77,6 @@ class ImageScore(_Record):
     scores: dict[str, float]
 
 
-class MaskProblem(_Record):
-    """An image left out of the pixel figures; its label still counts."""
-
-    sha256: str
-    rule: str
-
-
 class CategoryEvaluation(_Record):
     """`metrics.json`: one category, one seed."""
 
@@ -108,7 +89,8 @@ class CategoryEvaluation(_Record):
     max_fpr: float
     images: tuple[ImageScore, ...]
     variants: dict[str, VariantEvaluation]
-    problems: tuple[MaskProblem, ...]
+    problems: tuple[ImageProblem, ...]
+    """Images that are left out of the pixel figures; their labels still count."""
 
     @classmethod
     def load(cls, folder: Path) -> CategoryEvaluation:
@@ -157,7 +139,7 @@ class _Image:
 
 
 def evaluate_category(
-    items: Sequence[Judged],
+    items: Sequence[LabelledImage],
     features: Path,
     scores: Path,
     variants: Sequence[str],
@@ -173,7 +155,7 @@ def evaluate_category(
     features, scores
         Folders of `encode_images` and `score_category` or `score_system`.
     variants
-        Names that the scores know; a system's own is `system`. Judged all; the last one's curves are kept.
+        Names that the scores know; a system's own is `system`. LabelledImage all; the last one's curves are kept.
 
     Raises
     ------
@@ -203,7 +185,7 @@ def open_scores(folder: Path) -> Scores | SystemScores:
 
 
 def judge(
-    items: Sequence[Judged],
+    items: Sequence[LabelledImage],
     *,
     seed: int,
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
@@ -299,7 +281,7 @@ def deployable_threshold(
     )
 
 
-def _has_masks(items: Sequence[Judged]) -> bool:
+def _has_masks(items: Sequence[LabelledImage]) -> bool:
     """Whether pixels can be judged: there are labels, and masks unless all is normal."""
     anomalous = [item for item in items if item.anomalous]
     return any(item.anomalous is not None for item in items) and (
@@ -308,14 +290,14 @@ def _has_masks(items: Sequence[Judged]) -> bool:
 
 
 def _with_masks(
-    items: Sequence[Judged],
+    items: Sequence[LabelledImage],
     numbers: Mapping[str, int],
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     settings: EvaluationSettings,
-) -> tuple[list[_Image], list[MaskProblem]]:
+) -> tuple[list[_Image], list[ImageProblem]]:
     """Each mask is read once and kept as packed bits, 1/8 byte a pixel, for all variants and passes."""
     images: list[_Image] = []
-    problems: list[MaskProblem] = []
+    problems: list[ImageProblem] = []
     for item in items:
         own, image_hw = crops[item.sha256]
         shape = own.canvas_hw if settings.size_px is None else scaled_hw(*own.canvas_hw, settings.size_px)
@@ -329,7 +311,7 @@ def _with_masks(
                     raise InputError(item.mask, "the image counts as anomalous, but its mask is black")
                 packed = np.packbits(mask_to_canvas(mask, shape))
             except InputError as error:
-                problems.append(MaskProblem(sha256=item.sha256, rule=error.rule))
+                problems.append(ImageProblem(sha256=item.sha256, rule=error.rule))
         images.append(_Image(numbers[item.sha256], own, packed, shape))
     return images, problems
 

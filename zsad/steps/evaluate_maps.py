@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from zsad.config.run import EvaluationSettings
-from zsad.data.datasets import NORMAL_FOLDERS, ImageProblem
+from zsad.data.datasets import NORMAL_FOLDERS
 from zsad.data.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
 from zsad.data.listing import files_below
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
@@ -26,7 +26,7 @@ class Evaluated:
 
     image: ImageMetrics
     pixel: PixelMetrics
-    problems: list[ImageProblem]
+    problems: list[CaseFailure]
     """Maps and masks that were left out; their ids are paths without ending."""
 
 
@@ -59,14 +59,14 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> E
     map_files = _by_stem(maps, MAP_SUFFIXES)
     mask_files = {stem.removesuffix("_mask"): path for stem, path in _by_stem(masks, MASK_SUFFIXES).items()}
     pairs: list[_Pair] = []
-    problems: list[ImageProblem] = []
+    problems: list[CaseFailure] = []
     for stem, path in map_files.items():
         try:
             pairs.append(_pair(path, Path(stem), mask_files.get(stem), settings))
         except InputError as error:
-            problems.append(ImageProblem("", stem, error.path, error.rule))
+            problems.append(CaseFailure(stem, "find", error.rule, str(error.path)))
     problems += [
-        ImageProblem("", stem, mask_files[stem], "no map of this name")
+        CaseFailure(stem, "find", "no map of this name", str(mask_files[stem]))
         for stem in sorted(set(mask_files) - set(map_files))
     ]
     if not pairs:

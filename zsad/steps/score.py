@@ -17,6 +17,7 @@ from zsad.config.systems import DualImage, System
 from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import Material, Scored
 from zsad.scorers.scores_file import write_system_scores
+from zsad.steps.cost import measuring
 
 SCORERS = {
     "clip": "zsad.scorers.clip",
@@ -32,6 +33,7 @@ SCORERS = {
 """Where a system's `score(material, settings)` lies."""
 
 
+@measuring
 def score_system(
     system: System,
     category: str,
@@ -45,7 +47,7 @@ def score_system(
     device: str,
     out: Path,
     *,
-    batch_size: int = 16,
+    largest_batch: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Score a category's images by one system; writes what `zsad.steps.evaluate.evaluate_category` reads into `out`.
@@ -65,8 +67,8 @@ def score_system(
         The model that made the features.
     seed
         Of the references drawn, and of whatever the system draws.
-    batch_size
-        Images at a time, at most.
+    largest_batch
+        Images at a time, at most. None: the encoder's batch size.
 
     Raises
     ------
@@ -83,6 +85,7 @@ def score_system(
         drawn = draw_references(store.digests, seed, system.drawn)
         if drawn.shape[1] == 0:
             raise InputError(paths[0], f"{system.title} needs another image to compare with, and there is none")
+    batch_size = min(encoder.batch_size, largest_batch or encoder.batch_size)
     material = Material(
         store=store,
         text=None if text is None else read_text(text),
@@ -90,11 +93,11 @@ def score_system(
         shots=None if shots is None else FeatureStore(shots),
         paths=tuple(paths),
         category=category,
-        encoder=encoder,
+        encoder=encoder.model_copy(update={"batch_size": batch_size}),
         checkpoint=checkpoint,
         seed=seed,
         device=pick_device(device),
-        batch_size=batch_size,
+        batch_size=largest_batch or encoder.batch_size,
     )
     scorer: Any = importlib.import_module(SCORERS[system.system])
     scored = _counted(scorer.score(material, system), len(store), on_progress)

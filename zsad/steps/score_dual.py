@@ -30,8 +30,10 @@ from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.scorers.textures import Textures, open_textures
+from zsad.steps.cost import measuring
 
 
+@measuring
 def score_category(
     features: Path,
     text: Path,
@@ -43,6 +45,7 @@ def score_category(
     device: str,
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
+    largest_batch: int | None = None,
 ) -> None:
     """Score a category's images for all variants of `score`; writes `scores.safetensors` and `scores.json` into `out`.
 
@@ -68,6 +71,8 @@ def score_category(
         Made if it is not there.
     on_progress
         Called with the images done, and their number, after each batch.
+    largest_batch
+        Crops at a time, at most, where memory allows fewer than the settings' batch sizes.
 
     Raises
     ------
@@ -79,6 +84,7 @@ def score_category(
         No room left.
     """
     place = pick_device(device)
+    at_most = largest_batch or max(encoder.batch_size, score.batch_size)
     store = FeatureStore(features)
     parts = tuple(dict.fromkeys(part for variant in score.variants for part in PARTS[variant]))
     references = np.empty((len(store), 0), dtype=np.int64)
@@ -97,13 +103,13 @@ def score_category(
         model = Encoder.load(encoder, place)
         if json.loads(json.dumps(dict(model.identity))) != store.index.identity:
             raise InputError(features, f"the features are those of another model ({store.index.model})")
-        adapter = _Adapter(model, encoder.batch_size, adapt, open_textures(adapt.textures), seed)
+        adapter = _Adapter(model, min(encoder.batch_size, at_most), adapt, open_textures(adapt.textures), seed)
     scorer = _Scorer(store, references, sides.to(place), score, frozenset(parts), adapter)
 
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
     done = 0
-    batches = batches_alike(store, score.batch_size)
+    batches = batches_alike(store, min(score.batch_size, at_most))
     for numbers, pixels in zip(batches, _pixels(store, paths if adapter else None, batches), strict=True):
         for part, values in scorer.score(numbers, pixels).items():
             for number, own in zip(numbers, values.cpu().numpy(), strict=True):

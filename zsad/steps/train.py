@@ -32,37 +32,16 @@ from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.data.images import mask_to_canvas, read_mask
+from zsad.data.labelled import LabelledImage
 from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
 from zsad.scorers.april_gan import AprilGanLearner, width_of
 from zsad.scorers.learned import Batch, Learner, Weights, patches_of
 from zsad.scorers.weights_file import CHECKPOINT, Belonging, Checkpoint, paths_of
-from zsad.steps.evaluate import Judged
+from zsad.steps.results import Source
 
 CURVE = "training.json"
 PROGRESS_SECONDS = 0.5
 INITIAL, ORDER = 0, 1  # what a generator is for
-
-
-@dataclass(frozen=True)
-class Source:
-    """One category of the auxiliary images.
-
-    Attributes
-    ----------
-    name
-        The category's, for prompts that a system makes itself.
-    features
-        Folder of `encode_images`, with the system's views.
-    text
-        Folder of `encode_category_text` in the system's style; None for a system that makes its own prompts.
-    items
-        Labels and masks, by digest. Images without features are passed over.
-    """
-
-    name: str
-    features: Path
-    text: Path | None
-    items: Sequence[Judged]
 
 
 @dataclass(frozen=True)
@@ -112,7 +91,7 @@ class Data:
         )
 
 
-def gather(sources: Sequence[Source]) -> Data:
+def gather(sources: Sequence[Source[Path]]) -> Data:
     """Read labels and masks of all sources, each crop with its own part of the mask.
 
     Images without a label teach nothing and are passed over. An anomalous image without a mask that can be used, whose
@@ -147,7 +126,7 @@ def gather(sources: Sequence[Source]) -> Data:
     return data
 
 
-def _crop_masks(item: Judged, store: FeatureStore, number: int) -> list[Bool[np.ndarray, "S S"]]:
+def _crop_masks(item: LabelledImage, store: FeatureStore, number: int) -> list[Bool[np.ndarray, "S S"]]:
     crops, image, side = store.crops(number), store.images[number], store.size_px
     if not item.anomalous:
         return [np.zeros((side, side), dtype=bool)] * len(crops.offsets)
@@ -162,7 +141,7 @@ def _crop_masks(item: Judged, store: FeatureStore, number: int) -> list[Bool[np.
 
 def train_system(
     system: AprilGan | AnomalyClip,
-    sources: Sequence[Source],
+    sources: Sequence[Source[Path]],
     encoder: EncoderSettings,
     device: str,
     out: Path,
@@ -246,7 +225,7 @@ def train_system(
 
 def learner_of(
     system: AprilGan | AnomalyClip,
-    sources: Sequence[Source],
+    sources: Sequence[Source[Path]],
     data: Data,
     encoder: EncoderSettings,
     device: torch.device,
@@ -337,7 +316,7 @@ def _generator(seed: int, *purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _fingerprint(belonging: Belonging, sources: Sequence[Source], data: Data) -> str:
+def _fingerprint(belonging: Belonging, sources: Sequence[Source[Path]], data: Data) -> str:
     """Digest of all that decides the weights: a state of anything else must not be resumed."""
     digest = hashlib.sha256(belonging.dumped().encode())
     digest.update(torch.__version__.encode())

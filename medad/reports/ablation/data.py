@@ -4,81 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures, Stat
-from medad.reports.run.document import FailedCase
+from medad.steps.results import CaseResult
 
 SNAPSHOT = "snapshot-"
 
 
-@dataclass(frozen=True)
-class EvaluatedCase:
-    """One test case of one training: the folders that `medad.steps.cases` filled."""
-
-    case_id: str
-    prepared: Path
-    segmented: Path | None
-    """None of the yardstick, which has no networks."""
-    evaluated: Path
-
-
-@dataclass(frozen=True)
-class VariantResult:
-    """One variant with all that was trained of it."""
-
-    group: str
-    name: str
-    seeds: Mapping[int, Sequence[EvaluatedCase]]
-    """Seed -> its evaluated cases, at least one. A seed that failed is left out."""
-    examples: Path | None = None
-    """Folder of `medad.steps.examples.write_examples`, of the first seed."""
-
-
-@dataclass(frozen=True)
-class SnapshotResult:
-    """One length of phase two."""
-
-    epochs: int
-    seeds: Mapping[int, Sequence[EvaluatedCase]]
-
-
-@dataclass(frozen=True)
-class EmbeddingResult:
-    """Features of `medad.steps.embedding.write_features`, and whose they are."""
-
-    row: str
-    seed: int
-    folder: Path
-
-
-@dataclass(frozen=True)
-class FailedRow(FailedCase):
-    """A failure of one row; an empty row concerns all."""
-
-    row: str = ""
-
-
-@dataclass(frozen=True)
-class AblationResults:
-    """All that the report is made from."""
-
-    variants: Sequence[VariantResult]
-    snapshots: Sequence[SnapshotResult] = ()
-    yardstick: Sequence[EvaluatedCase] = ()
-    embedding: EmbeddingResult | None = None
-    planted: Sequence[str] = ()
-    """Ids of test cases whose lesions were planted."""
-    failures: Sequence[FailedRow] = ()
-
-
-def read_seed(seed: int, cases: Sequence[EvaluatedCase]) -> SeedFigures:
+def read_seed(seed: int, cases: Sequence[CaseResult[Path]]) -> SeedFigures:
     """One training's figures over its test cases. Raises InputError for a file that is missing or damaged."""
     ordered = sorted(cases, key=lambda case: natural_order(case.case_id))
-    evaluations = [CaseEvaluation.load(case.evaluated) for case in ordered]
+    evaluations = [CaseEvaluation.load(case.evaluated) for case in ordered if case.evaluated is not None]
     summary = summarise(evaluations)
     return SeedFigures(
         seed=seed,
@@ -99,7 +38,7 @@ def read_seed(seed: int, cases: Sequence[EvaluatedCase]) -> SeedFigures:
     )
 
 
-def read_seeds(seeds: Mapping[int, Sequence[EvaluatedCase]]) -> tuple[SeedFigures, ...]:
+def read_seeds(seeds: Mapping[int, Sequence[CaseResult[Path]]]) -> tuple[SeedFigures, ...]:
     """`read_seed` for each, seeds rising."""
     return tuple(read_seed(seed, seeds[seed]) for seed in sorted(seeds))
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.config.ablation import PublishedFigures, PublishedRow
+from medad.reporting.failures import ShownFailure
 from medad.reports.run.document import Planted
 
 SCHEMA_VERSION = 1
@@ -153,15 +154,6 @@ class YardstickReport(_Part):
     row: RowReport
 
 
-class FailureReport(_Part):
-    row: str
-    """Empty: it concerns all rows."""
-    case_id: str
-    stage: str
-    rule: str
-    file: str
-
-
 class AblationDocument(_Part):
     """Everything in the report; `report.json` is this, field by field."""
 
@@ -181,7 +173,7 @@ class AblationDocument(_Part):
     sweeps: tuple[SweepReport, ...]
     curve: CurveReport | None
     embedding: EmbeddingReport | None
-    failures: tuple[FailureReport, ...]
+    failures: tuple[ShownFailure, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -13,10 +14,10 @@ from safetensors.numpy import load_file
 
 from medad.base.text import natural_order
 from medad.reports import pictures
-from medad.reports.ablation.data import EvaluatedCase, VariantResult
 from medad.reports.run.document import read_tensor
 from medad.slices.preprocess import load_prepared
 from medad.steps.examples import EXAMPLES
+from medad.steps.results import CaseResult, VariantResult
 
 PANEL_PX = 168
 
@@ -45,7 +46,7 @@ class _Place:
     tumour_px: int
 
 
-def test_panels(results: Sequence[VariantResult], count: int) -> list[ShownSlice]:
+def test_panels(results: Sequence[VariantResult[Path]], count: int) -> list[ShownSlice]:
     """Test slices with tumour, from the largest tumour to the smallest, as the first seed of each row sees them.
 
     Each picture: slice, restoration, difference, probability, outlines (`pictures.panel_row`).
@@ -72,7 +73,7 @@ def test_panels(results: Sequence[VariantResult], count: int) -> list[ShownSlice
     return shown
 
 
-def example_panels(results: Sequence[VariantResult], count: int) -> list[PanelRow]:
+def example_panels(results: Sequence[VariantResult[Path]], count: int) -> list[PanelRow]:
     """For each row its synthesised slices, one under another: clean, synthesised, mask, restored, difference."""
     found = []
     for result in results:
@@ -86,10 +87,10 @@ def example_panels(results: Sequence[VariantResult], count: int) -> list[PanelRo
     return found
 
 
-def _places(cases: Sequence[EvaluatedCase]) -> list[_Place]:
+def _places(cases: Sequence[CaseResult[Path]]) -> list[_Place]:
     places = []
     for case in cases:
-        if case.segmented is None:
+        if case.segmented is None or case.evaluated is None:
             continue
         area = read_tensor(case.evaluated / "truth.safetensors", "tumour").sum(axis=(1, 2), dtype=np.int64)
         z = read_tensor(case.segmented / "slices.safetensors", "z")
@@ -102,8 +103,8 @@ def _spread(places: Sequence[_Place], count: int) -> list[_Place]:
     return [places[i] for i in chosen] if places else []
 
 
-def _panel(case: EvaluatedCase, z: int) -> Image.Image | None:
-    if case.segmented is None:
+def _panel(case: CaseResult[Path], z: int) -> Image.Image | None:
+    if case.segmented is None or case.evaluated is None:
         return None
     path = case.segmented / "slices.safetensors"
     places = np.flatnonzero(read_tensor(path, "z") == z)

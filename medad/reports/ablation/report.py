@@ -16,7 +16,6 @@ from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.ablation.charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
-from medad.reports.ablation.data import AblationResults
 from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
 from medad.reports.ablation.panels import example_panels, test_panels
 from medad.reports.ablation.summary import make_document
@@ -30,6 +29,7 @@ from medad.reports.ablation.tables import (
     summary_rows,
     write_csv,
 )
+from medad.steps.results import AblationResults
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
 SIGNIFICANT = 0.05
@@ -58,7 +58,7 @@ def write_ablation_report(
     out: Path,
     *,
     settings: AblationSettings,
-    results: AblationResults,
+    results: AblationResults[Path],
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
@@ -133,7 +133,7 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
     )
 
 
-def _pictures(settings: AblationSettings, results: AblationResults) -> Pictures:
+def _pictures(settings: AblationSettings, results: AblationResults[Path]) -> Pictures:
     by_name = {one.name: one for one in results.variants if one.group == ROWS}
     rows = [by_name[row.name] for row in settings.chosen_rows if row.name in by_name]
     return Pictures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from medad.base.text import WITHHELD, clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metrics import definitions
+from medad.reporting.failures import shown_failures
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
-from medad.reports.ablation.data import AblationResults, VariantResult, over_seeds, read_seeds
+from medad.reports.ablation.data import over_seeds, read_seeds
 from medad.reports.ablation.document import (
     FIGURES,
     KIND,
@@ -25,7 +27,6 @@ from medad.reports.ablation.document import (
     CurveReport,
     EmbeddedSlices,
     EmbeddingReport,
-    FailureReport,
     PairedTable,
     PairedTest,
     RowReport,
@@ -42,13 +43,14 @@ from medad.reports.run.document import (
 )
 from medad.steps import baseline as yardstick
 from medad.steps.embedding import KINDS, principal_components, read_features
+from medad.steps.results import AblationResults, VariantResult
 
 BEST_BY = "micro_dice_2d"
 
 
 def make_document(
     settings: AblationSettings,
-    results: AblationResults,
+    results: AblationResults[Path],
     *,
     versions: Mapping[str, str],
     notes: Sequence[str],
@@ -86,7 +88,9 @@ def make_document(
         sweeps=sweeps,
         curve=_curve(settings, results),
         embedding=_embedding(results),
-        failures=_failures(results, base.test_data.opaque_ids or base.train_data.opaque_ids),
+        failures=shown_failures(
+            results.failures, hidden=base.test_data.opaque_ids or base.train_data.opaque_ids, group="row"
+        ),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},
@@ -131,7 +135,7 @@ def _withheld(key: str, value: Any) -> Any:
     return WITHHELD if value is not None and key.rpartition(".")[2] in FILE_WORDS else value
 
 
-def _row_report(variant: Variant, settings: AblationSettings, result: VariantResult | None) -> RowReport:
+def _row_report(variant: Variant, settings: AblationSettings, result: VariantResult[Path] | None) -> RowReport:
     seeds = () if result is None else read_seeds(result.seeds)
     present = {one.seed for one in seeds}
     return RowReport(
@@ -205,7 +209,7 @@ def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tu
     )
 
 
-def _planted(settings: AblationSettings, results: AblationResults, notes: Sequence[str]) -> Planted:
+def _planted(settings: AblationSettings, results: AblationResults[Path], notes: Sequence[str]) -> Planted:
     planted = bool(results.planted) or settings.base_settings().test_data.plant is not None
     tag = PLANTED_GENERATED if PHANTOM_NOTE in notes else PLANTED_REAL
     return Planted(
@@ -216,7 +220,7 @@ def _planted(settings: AblationSettings, results: AblationResults, notes: Sequen
     )
 
 
-def _yardstick(settings: AblationSettings, results: AblationResults) -> YardstickReport | None:
+def _yardstick(settings: AblationSettings, results: AblationResults[Path]) -> YardstickReport | None:
     if not results.yardstick:
         return None
     seeds = read_seeds({0: results.yardstick})
@@ -233,7 +237,7 @@ def _yardstick(settings: AblationSettings, results: AblationResults) -> Yardstic
     return YardstickReport(sigma_mm=settings.yardstick_sigma_mm, row=row)
 
 
-def _curve(settings: AblationSettings, results: AblationResults) -> CurveReport | None:
+def _curve(settings: AblationSettings, results: AblationResults[Path]) -> CurveReport | None:
     if settings.curve is None or not results.snapshots:
         return None
     points = []
@@ -246,7 +250,7 @@ def _curve(settings: AblationSettings, results: AblationResults) -> CurveReport 
     return CurveReport(row=settings.curve.row or "", points=tuple(points), missing_seeds=missing)
 
 
-def _embedding(results: AblationResults) -> EmbeddingReport | None:
+def _embedding(results: AblationResults[Path]) -> EmbeddingReport | None:
     if results.embedding is None:
         return None
     features = read_features(results.embedding.folder)
@@ -262,16 +266,6 @@ def _embedding(results: AblationResults) -> EmbeddingReport | None:
             for kind, part in zip(KINDS, parts, strict=True)
         ),
     )
-
-
-def _failures(results: AblationResults, opaque: bool) -> tuple[FailureReport, ...]:
-    found = {
-        FailureReport(
-            row=one.row, case_id=one.case_id, stage=one.stage, rule=clean(one.rule), file="" if opaque else one.file
-        )
-        for one in results.failures
-    }
-    return tuple(sorted(found, key=lambda one: (one.row, natural_order(one.case_id), one.stage, one.rule)))
 
 
 def _definitions(settings: AblationSettings) -> dict[str, str]:

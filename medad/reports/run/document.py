@@ -6,7 +6,6 @@ No path and no patient data goes in: cases appear under their ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from medad.base.errors import InputError
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_json, read_record
-from medad.base.text import WITHHELD, clean, natural_order
+from medad.base.text import WITHHELD, clean
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
+from medad.reporting.failures import ShownFailure
+from medad.steps.results import CaseResult
 
 SCHEMA_VERSION = 1
 
@@ -43,31 +44,6 @@ CURVE_POINTS = 500
 Number = int | float | None
 Rank = Literal["best", "median", "worst", "highest", "lowest"]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """Where one finished case lies: the folders that `medad.steps.cases` filled."""
-
-    case_id: str
-    prepared: Path
-    segmented: Path
-    evaluated: Path | None
-    """None: no truth was given."""
-    planted: Path | None
-    """None: no lesion was planted."""
-
-
-@dataclass(frozen=True)
-class FailedCase:
-    """A case that ended early."""
-
-    case_id: str
-    stage: str
-    rule: str
-    """What was expected and what came, without the path."""
-    file: str
-    """Base name of the offending file, or empty."""
 
 
 class _Part(BaseModel):
@@ -133,13 +109,6 @@ class CaseReport(_Part):
     shown_slices: tuple[ShownSlice, ...]
 
 
-class Failure(_Part):
-    case_id: str
-    stage: str
-    rule: str
-    file: str
-
-
 class Curve(_Part):
     """curve.json of a trained phase, averaged to at most `CURVE_POINTS` points."""
 
@@ -165,14 +134,17 @@ class ReportDocument(_Part):
     """None when no case has truth."""
     definitions: dict[str, str]
     cases: tuple[CaseReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[ShownFailure, ...]
     curves: tuple[Curve, ...]
     settings: dict[str, Any]
     versions: dict[str, str]
 
 
-def read_case(result: CaseResult, evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]) -> CaseReport:
+def read_case(
+    result: CaseResult[Path], evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]
+) -> CaseReport:
     """What the report says about a case. Raises InputError for a file that is missing or damaged."""
+    assert result.segmented is not None, "a finished case is segmented"
     facts = read_record(CaseFacts, result.prepared / "case.json")
     metrics = evaluation.metrics if evaluation else None
     planted: list[dict[str, Any]] = []
@@ -192,17 +164,6 @@ def read_case(result: CaseResult, evaluation: CaseEvaluation | None, shown_slice
         micro_dice_2d=metrics.micro_dice_2d if metrics else None,
         slice_auroc=metrics.slice_auroc if metrics else None,
         shown_slices=tuple(shown_slices),
-    )
-
-
-def failed_cases(failures: Sequence[FailedCase], settings: LiverSettings) -> tuple[Failure, ...]:
-    """Failed cases in order of their ids."""
-    # where ids are opaque, file names may hold what the ids hide
-    named = not (settings.test_data.opaque_ids or settings.train_data.opaque_ids)
-    ordered = sorted(failures, key=lambda one: (natural_order(one.case_id), one.stage, one.rule))
-    return tuple(
-        Failure(case_id=one.case_id, stage=one.stage, rule=clean(one.rule), file=Path(one.file).name if named else "")
-        for one in ordered
     )
 
 

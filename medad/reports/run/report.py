@@ -14,12 +14,13 @@ import yaml
 from jaxtyping import Bool
 from PIL import Image
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
+from medad.reporting.failures import shown_failures
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.run.document import (
@@ -29,23 +30,21 @@ from medad.reports.run.document import (
     SCHEMA_VERSION,
     STATEMENT,
     CaseReport,
-    CaseResult,
     Curve,
-    FailedCase,
     Number,
     Planted,
     Rank,
     ReportDocument,
     ShownSlice,
-    failed_cases,
     read_case,
     read_curve,
     read_tensor,
     settings_without_paths,
 )
 from medad.slices.preprocess import load_prepared
+from medad.steps.results import CaseResult
 
-__all__ = ["CaseResult", "FailedCase", "render_html", "write_report"]
+__all__ = ["render_html", "write_report"]
 
 LESION_ROWS = 20
 """Lesions of a case shown in the HTML; the JSON holds all."""
@@ -63,8 +62,8 @@ def write_report(
     out: Path,
     *,
     settings: LiverSettings,
-    results: Sequence[CaseResult],
-    failures: Sequence[FailedCase],
+    results: Sequence[CaseResult[Path]],
+    failures: Sequence[CaseFailure],
     restoration: Path | None,
     segmentation: Path | None,
     versions: Mapping[str, str],
@@ -119,7 +118,7 @@ def write_report(
         summary=summarise(evaluations) if evaluations else None,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
-        failures=failed_cases(failures, settings),
+        failures=shown_failures(failures, hidden=settings.test_data.opaque_ids or settings.train_data.opaque_ids),
         # networks trained together have one curve, in either's folder
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings_without_paths(settings),
@@ -177,8 +176,9 @@ def pick_slices(
     return [(places[place], order[place]) for place in sorted(places)]
 
 
-def _rows(result: CaseResult, panel_px: int) -> list[_Row]:
+def _rows(result: CaseResult[Path], panel_px: int) -> list[_Row]:
     """The shown slices of a case; only those are read from disk whole."""
+    assert result.segmented is not None, "a finished case is segmented"
     path = result.segmented / "slices.safetensors"
     truth = None
     if result.evaluated is not None:

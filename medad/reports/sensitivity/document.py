@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
 from medad.base.text import WITHHELD, clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
-from medad.reports.run.document import PLANTED_REAL, STATEMENT, FailedCase, Failure
+from medad.reporting.failures import ShownFailure, shown_failures
+from medad.reports.run.document import PLANTED_REAL, STATEMENT
+from medad.steps.results import VolumeResult
 
 SCHEMA_VERSION = 1
 UNKNOWN_TRAINING = (
@@ -27,15 +29,6 @@ PLANTED_STATEMENT = (
     "The lesions looked for were drawn into scans of healthy livers by this program, with known shape and contrast. "
     "The figures tell how well planted lesions are found; they are no estimate for tumours."
 )
-
-
-@dataclass(frozen=True)
-class VolumeResult:
-    """Where the record of one planted volume lies."""
-
-    case_id: str
-    folder: Path
-    """Of `medad.steps.inserted.measure_planted`."""
 
 
 class _Part(BaseModel):
@@ -96,13 +89,13 @@ class SensitivityDocument(_Part):
     cells: tuple[Row, ...]
     """Size, contrast and place."""
     scans: tuple[ScanReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[ShownFailure, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]
 
 
-def read_volumes(results: Sequence[VolumeResult]) -> list[tuple[str, VolumeRecord]]:
+def read_volumes(results: Sequence[VolumeResult[Path]]) -> list[tuple[str, VolumeRecord]]:
     """Records with their cases, by case, place, contrast and repeat. Raises InputError for a damaged one."""
     from medad.steps.inserted import RECORD
 
@@ -118,7 +111,7 @@ def make_document(
     volumes: Sequence[tuple[str, VolumeRecord]],
     *,
     trained_on: frozenset[str] | None,
-    failures: Sequence[FailedCase],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
     named: bool,
@@ -134,7 +127,6 @@ def make_document(
     """
     records = [record for _, record in volumes]
     axes = (settings.bins, [one.label for one in settings.contrasts_hu], settings.places)
-    ordered = sorted(failures, key=lambda one: (natural_order(one.case_id), one.stage, one.rule))
     cells = table(records, *axes, ("size", "contrast", "place"))
     missing = sum(row.figures.planned - row.figures.planted for row in cells)
     asked = sum(row.figures.planned for row in cells)
@@ -150,15 +142,7 @@ def make_document(
         by_place=tuple(table(records, *axes, ("place",))),
         cells=tuple(cells),
         scans=tuple(_scans(volumes, seen)),
-        failures=tuple(
-            Failure(
-                case_id=one.case_id,
-                stage=one.stage,
-                rule=clean(one.rule),
-                file=Path(one.file).name if named else "",
-            )
-            for one in ordered
-        ),
+        failures=shown_failures(failures, hidden=not named),
         definitions=definitions(settings),
         settings=_settings_without_paths(settings),
         versions={name: clean(versions[name]) for name in sorted(versions)},

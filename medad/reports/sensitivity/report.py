@@ -13,15 +13,14 @@ from typing import Any
 
 import yaml
 
+from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
 from medad.reporting.page import page_environment
-from medad.reports.run.document import FailedCase
 from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
-from medad.reports.sensitivity.document import SensitivityDocument, VolumeResult, make_document, read_volumes
-
-__all__ = ["FailedCase", "VolumeResult", "write_sensitivity_report"]
+from medad.reports.sensitivity.document import SensitivityDocument, make_document, read_volumes
+from medad.steps.results import VolumeResult
 
 REPORT_FILES = (
     "report.html", "report.json", "lesions.csv", "sensitivity.csv", "sensitivity.tex", "preview.png",
@@ -33,9 +32,9 @@ def write_sensitivity_report(
     out: Path,
     *,
     settings: SensitivitySettings,
-    results: Sequence[VolumeResult],
+    results: Sequence[VolumeResult[Path]],
     trained_on: frozenset[str] | None = frozenset(),
-    failures: Sequence[FailedCase] = (),
+    failures: Sequence[CaseFailure] = (),
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
     named: bool = True,

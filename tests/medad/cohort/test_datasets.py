@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medad.base.errors import ConfigError, InputError
-from medad.cohort.datasets import Case, CaseProblem, find_cases, planted_case
+from medad.base.errors import CaseFailure, ConfigError, InputError
+from medad.cohort.datasets import Case, find_cases, planted_case
 from medad.config.liver import DatasetSettings
 
 
@@ -22,7 +22,7 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def search(root: Path, layout: str, **more: Any) -> tuple[list[Case], list[CaseProblem]]:
+def search(root: Path, layout: str, **more: Any) -> tuple[list[Case], list[CaseFailure]]:
     return find_cases(DatasetSettings(root=str(root), layout=layout, **more))
 
 
@@ -46,7 +46,9 @@ def test_lits_in_natural_order_gzipped_or_not(tmp_path: Path) -> None:
     ]
     assert all((case.liver_labels, case.tumour_label) == ((1, 2), 2) for case in cases)
     assert problems == [
-        CaseProblem("lits-1", tmp_path / "volume-1.nii", "no label for this scan; expected segmentation-1.nii.gz")
+        CaseFailure(
+            "lits-1", "find", "no label for this scan; expected segmentation-1.nii.gz", str(tmp_path / "volume-1.nii")
+        )
     ]
 
 
@@ -200,7 +202,7 @@ def test_chosen_cases_and_one_that_is_not_there(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{kind}-{n}.nii" for n in (1, 2, 3) for kind in ("volume", "segmentation")))
     cases, problems = search(tmp_path, "lits", cases=("lits-3", "lits-1", "lits-7"))
     assert [case.id for case in cases] == ["lits-1", "lits-3"]
-    assert [(problem.case_id, problem.path) for problem in problems] == [("lits-7", tmp_path)]
+    assert [(problem.case_id, problem.path) for problem in problems] == [("lits-7", str(tmp_path))]
 
 
 def test_settings_override_the_layouts_labels(tmp_path: Path) -> None:

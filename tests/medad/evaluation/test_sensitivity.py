@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medad.anomalies.insert import PlantedLesion
-from medad.base.errors import ConfigError, InputError
+from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.storage import read_record
 from medad.cohort.datasets import Case
 from medad.cohort.phantom import write_lits_phantoms
@@ -40,7 +40,6 @@ from medad.evaluation.sensitivity import (
     table,
     wilson,
 )
-from medad.reports.run.document import FailedCase
 from medad.reports.sensitivity.report import REPORT_FILES, VolumeResult, write_sensitivity_report
 from medad.steps.inserted import RECORD, measure_planted
 
@@ -350,7 +349,7 @@ def report_of(tmp_path: Path, **options: Any) -> Path:
 
 
 def test_the_report_says_what_was_found_and_no_path(tmp_path: Path) -> None:
-    out = report_of(tmp_path, failures=[FailedCase("case-9", "prepare", "is /share/doe_jane/x bad", "x.nii")])
+    out = report_of(tmp_path, failures=[CaseFailure("case-9", "prepare", "is /share/doe_jane/x bad", "x.nii")])
     assert sorted(path.name for path in out.iterdir()) == sorted(REPORT_FILES)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert (report["summary"]["found"], report["summary"]["planted"], report["summary"]["planned"]) == (3, 7, 8)
@@ -366,7 +365,7 @@ def test_the_report_says_what_was_found_and_no_path(tmp_path: Path) -> None:
     whole = [row for row in cells if row["size_from_mm"] and row["contrast"] and row["place"]]
     assert sum(int(row["planted"]) for row in whole) == 7
     assert (out / "preview.png").read_bytes()[:4] == b"\x89PNG"
-    again = report_of(tmp_path, failures=[FailedCase("case-9", "prepare", "is /share/doe_jane/x bad", "x.nii")])
+    again = report_of(tmp_path, failures=[CaseFailure("case-9", "prepare", "is /share/doe_jane/x bad", "x.nii")])
     for name in REPORT_FILES:
         assert (out / name).read_bytes() == (again / name).read_bytes()
 
@@ -383,7 +382,7 @@ def test_scans_of_training_are_told_at_the_head(tmp_path: Path) -> None:
 
 def test_a_study_without_results_has_a_report_too(tmp_path: Path) -> None:
     settings_ = SensitivitySettings.model_validate(STUDY)
-    failures = [FailedCase("case-1", "find", "no such file", "")]
+    failures = [CaseFailure("case-1", "find", "no such file", "")]
     write_sensitivity_report(tmp_path, settings=settings_, results=[], failures=failures, versions={}, named=False)
     assert "No lesion was measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "preview.png").exists()

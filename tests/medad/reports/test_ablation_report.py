@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from medad.base.errors import CaseFailure
 from medad.base.text import WITHHELD
 from medad.config.ablation import AblationSettings
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
-from medad.reports.ablation.data import AblationResults, EvaluatedCase, FailedRow, SnapshotResult, VariantResult
+from medad.reports.ablation.data import AblationResults, EvaluatedCase, SnapshotResult, VariantResult
 from medad.reports.ablation.document import AblationDocument
 from medad.reports.ablation.report import write_ablation_report
 from medad.reports.ablation.summary import paired_tables
@@ -119,8 +120,8 @@ def results(tmp_path: Path) -> AblationResults:
         ],
         yardstick=[EvaluatedCase("lits-0", prepared, None, evaluated(tmp_path / "yard", 9))],
         failures=[
-            FailedRow("seed 0: model", "restoration", "the loss became NaN", "", "c"),
-            FailedRow("lits-9", "prepare", f"{SECRET}/x.nii.gz: bad", "x.nii.gz"),
+            CaseFailure("seed 0: model", "restoration", "the loss became NaN", group="c"),
+            CaseFailure("lits-9", "prepare", f"{SECRET}/x.nii.gz: bad", "x.nii.gz"),
         ],
     )
 

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from safetensors.numpy import save_file
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from medad.base.text import WITHHELD
 from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
 from medad.ct.geometry import Geometry
@@ -29,7 +29,7 @@ from medad.reports import pictures
 from medad.reports.run.document import (
     CURVE_POINTS,
 )
-from medad.reports.run.report import CaseResult, FailedCase, pick_slices, write_report
+from medad.reports.run.report import CaseResult, pick_slices, write_report
 from medad.slices.preprocess import SliceGrid, Slices, save_prepared
 from tests.page import Page
 
@@ -158,7 +158,7 @@ Report = Callable[..., Written]
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    def write(results: Sequence[CaseResult] = (), failures: Sequence[FailedCase] = (), **changes: Any) -> Written:
+    def write(results: Sequence[CaseResult] = (), failures: Sequence[CaseFailure] = (), **changes: Any) -> Written:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         out.mkdir()
         arguments: dict[str, Any] = {
@@ -187,7 +187,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
     results = [write_case(tmp_path, f"lits-{n}", seed=n) for n in (10, 2)]
     done = report(
         results,
-        [FailedCase("lits-5", "prepare", "the gzip stream ends early", "volume-5.nii.gz")],
+        [CaseFailure("lits-5", "prepare", "the gzip stream ends early", "volume-5.nii.gz")],
         restoration=write_curve(tmp_path / "r", "restoration", [0.5, 0.25]),
         segmentation=write_curve(tmp_path / "s", "segmentation", [0.1]),
         notes=["Three scans."],
@@ -235,7 +235,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
 def test_page_shows_what_the_json_holds(report: Report, tmp_path: Path) -> None:
     done = report(
         [write_case(tmp_path, "lits-2"), write_case(tmp_path, "lits-3", truth=False, warnings=["affines differ"])],
-        [FailedCase("lits-5", "prepare", "the gzip stream ends early", "volume-5.nii.gz")],
+        [CaseFailure("lits-5", "prepare", "the gzip stream ends early", "volume-5.nii.gz")],
         restoration=write_curve(tmp_path / "r", "restoration", [0.5, 0.25]),
         versions={"torch": "2.99.1"},
         notes=["Three scans."],
@@ -298,13 +298,13 @@ def test_planted_lesions_are_said_at_the_top_in_the_heading_and_in_the_json(repo
 
 def test_planting_is_said_even_when_every_case_failed(report: Report) -> None:
     data = DatasetSettings(root="samples:dicom", layout="lits", plant=PlantSettings())
-    done = report([], [FailedCase("a", "plant", "no liver", "")], settings=liver_settings(test_data=data))
+    done = report([], [CaseFailure("a", "plant", "no liver", "")], settings=liver_settings(test_data=data))
     assert "Planted lesions, real CT." in done.page.words
     assert done.json["planted"]["any"] is True
 
 
 def test_nothing_succeeded(report: Report) -> None:
-    done = report([], [FailedCase("lits-1", "prepare", "no liver in this label", "segmentation-1.nii")])
+    done = report([], [CaseFailure("lits-1", "prepare", "no liver in this label", "segmentation-1.nii")])
     assert "No case was segmented." in done.page.words
     assert "no liver in this label" in done.page.words
     assert (done.json["summary"], done.json["cases"]) == (None, [])
@@ -359,7 +359,7 @@ def test_page_needs_nothing_from_outside(report: Report, tmp_path: Path) -> None
 def test_text_from_outside_stays_text(report: Report, tmp_path: Path) -> None:
     done = report(
         [write_case(tmp_path, "a", warnings=[HOSTILE])],
-        [FailedCase(HOSTILE, HOSTILE, HOSTILE, "x.nii")],
+        [CaseFailure(HOSTILE, HOSTILE, HOSTILE, "x.nii")],
         notes=[HOSTILE],
         versions={HOSTILE: HOSTILE},
         restoration=write_curve(tmp_path / "r", HOSTILE, [1.0, 0.5]),
@@ -375,8 +375,8 @@ def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> Non
     done = report(
         [write_case(tmp_path, "a", planted=[planted], warnings=["label /srv/SMITH/a.nii.gz moved by 0.3 mm/px"])],
         [
-            FailedCase("b", "prepare", "cannot read C:\\SMITH\\scan.nii (bad)", str(tmp_path / "SMITH" / "b.nii")),
-            FailedCase("c", "prepare", "see '\\\\server\\SMITH\\c.nii', ratio 1/2", ""),
+            CaseFailure("b", "prepare", "cannot read C:\\SMITH\\scan.nii (bad)", str(tmp_path / "SMITH" / "b.nii")),
+            CaseFailure("c", "prepare", "see '\\\\server\\SMITH\\c.nii', ratio 1/2", ""),
         ],
         notes=["from ~/SMITH/x"],
         settings=liver_settings(
@@ -396,7 +396,7 @@ def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> Non
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:
     data = DatasetSettings(root="x", layout="lits", opaque_ids=True)
     done = report(
-        [], [FailedCase("3fa9", "prepare", "truncated", "Smith.nii")], settings=liver_settings(test_data=data)
+        [], [CaseFailure("3fa9", "prepare", "truncated", "Smith.nii")], settings=liver_settings(test_data=data)
     )
     assert "Smith" not in done.html
     assert done.json["failures"][0]["file"] == ""
@@ -405,7 +405,7 @@ def test_opaque_ids_hide_file_names_too(report: Report) -> None:
 def test_equal_inputs_give_equal_bytes_in_any_order_and_place(report: Report, tmp_path: Path) -> None:
     def run(root: Path, reverse: bool) -> list[bytes]:
         results = [write_case(root, f"lits-{n}", seed=n) for n in (1, 2, 11)]
-        failures = [FailedCase(f"lits-{n}", "prepare", "bad", "") for n in (7, 8)]
+        failures = [CaseFailure(f"lits-{n}", "prepare", "bad", "") for n in (7, 8)]
         curve = write_curve(root / "r", "restoration", [0.5, 0.25])
         step = -1 if reverse else 1
         done = report(results[::step], failures[::step], restoration=curve)

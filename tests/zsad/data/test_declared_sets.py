@@ -37,7 +37,7 @@ def picture(path: Path, *, spot: int = 0) -> None:
 def find(root: Path, layout: str, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
     """Categories by name, and rules of problems by CATEGORY/ID."""
     categories, problems = find_categories(ImagesSettings(root=str(root), layout=layout, **settings))
-    return {c.name: c for c in categories}, {f"{p.category}/{p.id}": p.rule for p in problems}
+    return {c.name: c for c in categories}, {p.case_id: p.rule for p in problems}
 
 
 def listed(root: Path, category: Category) -> list[Listed]:
@@ -183,7 +183,7 @@ def test_dagm_has_a_mask_for_each_defect_and_a_list_of_those_it_should_have(tmp_
     assert problems == {
         "Class1/0011": "anomalous, but without a mask: no 0011_label.* in Label/",
         "Class1/0101": "listed in Labels.txt, but not there",
-        "Class2/": "no folder Label/, which tells defects from normal images",
+        "Class2": "no folder Label/, which tells defects from normal images",
     }
     # what is anomalous, with or without its mask, is no normal training image
     assert train(tmp_path, "dagm", "Class1") == ["Class1/Train/0009.PNG", "Class1/Train/0100.PNG"]

@@ -26,7 +26,7 @@ def touch(root: Path, *names: str) -> None:
 def find(root: Path, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
     """Categories by name, and rules of problems by CATEGORY/ID."""
     categories, problems = find_categories(ImagesSettings(root=str(root), **settings))
-    return {c.name: c for c in categories}, {f"{p.category}/{p.id}": p.rule for p in problems}
+    return {c.name: c for c in categories}, {p.case_id: p.rule for p in problems}
 
 
 def ids(category: Category) -> list[str]:
@@ -118,7 +118,7 @@ def test_a_category_that_holds_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty/test/good").mkdir(parents=True)
     categories, problems = find(tmp_path)
     assert list(categories) == ["bottle"]
-    assert problems == {"empty/": "no test image in this category"}
+    assert problems == {"empty": "no test image in this category"}
 
 
 def visa(root: Path) -> None:
@@ -177,12 +177,12 @@ def test_a_category_that_the_split_file_does_not_know_is_named_and_the_others_fo
     said = "split_csv/1cls.csv knows no wax, only candle, pcb1"
     categories, problems = find(tmp_path)
     assert list(categories) == ["candle"]
-    assert problems == {"wax/": said}
+    assert problems == {"wax": said}
     with pytest.raises(InputError, match=f"the first of 1 problems: {said}"):
         find(tmp_path / "wax")
     # one object in the file, but two folders: its own must not lend its rows
     split(tmp_path, NORMAL.format("test", 3))
-    assert find(tmp_path)[1] == {"wax/": "split_csv/1cls.csv knows no wax, only candle"}
+    assert find(tmp_path)[1] == {"wax": "split_csv/1cls.csv knows no wax, only candle"}
     (tmp_path / "candle").rename(tmp_path / "tallow")
     with pytest.raises(InputError, match="knows no tallow, only candle"):
         find(tmp_path)
@@ -288,10 +288,10 @@ def test_opaque_ids_hide_names_and_stay_the_same(tmp_path: Path) -> None:
     first, again = (find_categories(ImagesSettings(root=str(tmp_path), opaque_ids=True)) for _ in range(2))
     assert first == again
     (category,), problems = first
-    shown = str([(i.id, i.defect) for i in category.items]) + str([(p.id, p.rule) for p in problems])
+    shown = str([(i.id, i.defect) for i in category.items]) + str([(p.case_id, p.rule) for p in problems])
     assert len(problems) == 2
     assert not any(word in shown for word in ("secret", "hidden", "burnt"))
-    assert len({i.id for i in category.items} | {p.id for p in problems}) == 4
+    assert len({i.id for i in category.items} | {p.case_id.removeprefix(f"{p.category}/") for p in problems}) == 4
     assert {(i.defect, i.anomalous) for i in category.items} == {("good", False), ("anomalous", True)}
 
 

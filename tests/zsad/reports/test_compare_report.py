@@ -13,19 +13,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from medad.base.text import WITHHELD
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
+from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation, CompareSettings, ablation_systems
 from zsad.reports.compare.charts import Panel, line_chart
 from zsad.reports.compare.report import (
     AblationResult,
     AblationRow,
     Cost,
-    Encoder,
-    Failed,
-    FailedSystem,
     SystemResult,
     write_compare_report,
 )
@@ -127,8 +125,8 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
     best = systems[1]
     systems[1] = dataclasses.replace(best, categories={"a_1": best.categories["a_1"]})
     failures = [
-        Failed("b_2", "good/7", "encode", "not an image", "7.png"),
-        FailedSystem("b_2", "", "score", f"no room in {SECRET}/x", "maps.npy", system="AnoCLIP"),
+        CaseFailure("b_2/good/7", "encode", "not an image", "7.png", "b_2"),
+        CaseFailure("b_2", "score", f"no room in {SECRET}/x", "maps.npy", group="AnoCLIP"),
     ]
     done = report(settings, systems, failures=failures)
     assert done.mean(1)["mean"] == pytest.approx(0.9)
@@ -461,7 +459,7 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
     )
     segmentation = compare_settings({"system": "segmentation", "sam": f"{SECRET}/sam", "salient": f"{SECRET}/s.pt"})
     settings = settings.model_copy(update={"systems": (*settings.systems, *segmentation.systems)})
-    failed = [Failed("a_1", "0a1b", "encode", f"no image at {SECRET}/patient.png", f"{SECRET}/patient.png")]
+    failed = [CaseFailure("a_1/0a1b", "encode", f"no image at {SECRET}/patient.png", f"{SECRET}/patient.png", "a_1")]
     done = report(settings, systems, failures=failed, notes=[f"{HOSTILE} {SECRET}/notes"])
     for path in done.folder.iterdir():
         content = path.read_bytes()
@@ -476,14 +474,14 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
 @pytest.mark.parametrize(
     ("encoder", "settings", "words"),
     [
-        (Encoder(description="x", random_weights=True, embedded=False), {"tag": "laion400m_e32"}, "Random weights."),
-        (Encoder(description="x", random_weights=False, embedded=True), {"tag": "laion400m_e32"}, "Embedded model."),
+        (MadeBy(description="x", random_weights=True, embedded=False), {"tag": "laion400m_e32"}, "Random weights."),
+        (MadeBy(description="x", random_weights=False, embedded=True), {"tag": "laion400m_e32"}, "Embedded model."),
         (CLIP, {"model": "embedded"}, "Embedded model."),
         (CLIP, {"seed": 1}, "Random weights."),
     ],
 )
 def test_whose_weights_are_no_clips_is_said_everywhere(
-    report: Report, tmp_path: Path, encoder: Encoder, settings: dict[str, Any], words: str
+    report: Report, tmp_path: Path, encoder: MadeBy, settings: dict[str, Any], words: str
 ) -> None:
     chosen = compare_settings(*TRIO[:1], encoders={"main": settings}, published="mvtec")
     done = report(chosen, [write_system(tmp_path, chosen.systems[0], {"a": seeds_of(0.9)}, encoder=encoder)])
@@ -503,7 +501,7 @@ def test_notice_names_the_systems_it_concerns(report: Report, tmp_path: Path) ->
 
 
 def test_nothing_evaluated_is_said(report: Report) -> None:
-    done = report(compare_settings(), failures=[Failed("a", "", "encode", "no image")])
+    done = report(compare_settings(), failures=[CaseFailure("a", "encode", "no image")])
     assert "No system was evaluated." in done.page.words
     assert not (done.folder / "preview.png").exists()
     assert latex_rows(done.tex("image")) == [["System ", " AUROC ", " F1max ", " AP"]]

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from skimage.io import imread
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, write_category, zsad_settings
 from zsad.clip.models import EMBEDDED_FOLDER, describe
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.data.images import resize_map
-from zsad.reports.run.data import CategoryResult, Failed, load_category
+from zsad.reports.run.data import CategoryResult, load_category
 from zsad.reports.run.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
 from zsad.steps.evaluate_maps import evaluate_folders
 
@@ -36,7 +36,7 @@ def write(
     out: Path,
     category: CategoryResult | None,
     settings: ZsadSettings,
-    failures: Sequence[Failed] = (),
+    failures: Sequence[CaseFailure] = (),
     formats: Sequence[MapFormat] = ("png", "tiff"),
 ) -> list[dict[str, str]]:
     out.mkdir()
@@ -150,8 +150,10 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(tmp_path: Path) -> 
     settings = score_settings()
     result = write_category(tmp_path, "parts", without_labels(usual(3, 0)), settings)
     failures = [
-        Failed("parts", "x/broken", "encode", "the image is broken (truncated)", "broken.png"),
-        Failed("parts", "tiny", "encode", "is 1 x 1 pixels; the shorter side must have 8 at least", "tiny.png"),
+        CaseFailure("parts/x/broken", "encode", "the image is broken (truncated)", "broken.png", "parts"),
+        CaseFailure(
+            "parts/tiny", "encode", "is 1 x 1 pixels; the shorter side must have 8 at least", "tiny.png", "parts"
+        ),
     ]
     rows = write(tmp_path / "out", result, settings, failures)
     assert [row["id"] for row in rows] == ["good/0", "good/1", "good/2", "tiny", "x/broken"]
@@ -171,7 +173,7 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(tmp_path: Path) -> 
 
 
 def test_nothing_could_be_scored(tmp_path: Path) -> None:
-    failed = [Failed("parts", "a", "encode", "the image is broken", "a.png")]
+    failed = [CaseFailure("parts/a", "encode", "the image is broken", "a.png", "parts")]
     rows = write(tmp_path / "out", None, score_settings(), failed)
     assert [(row["id"], row["problem"]) for row in rows] == [("a", "the image is broken")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "scores.csv"]
@@ -182,7 +184,7 @@ def test_opaque_ids_keep_file_names_out(tmp_path: Path) -> None:
     settings = score_settings(data=ImagesSettings(root="x", opaque_ids=True))
     result = write_category(tmp_path, "parts", [Drawn("Order-4711", None, 0.5), Drawn("b", None, 0.1)], settings)
     opaque = tuple(dataclasses.replace(one, id=f"image-{n}") for n, one in enumerate(result.images))
-    failed = [Failed("parts", "image-9", "encode", "broken", "Order-4712.png")]
+    failed = [CaseFailure("parts/image-9", "encode", "broken", "Order-4712.png", "parts")]
     rows = write(tmp_path / "out", dataclasses.replace(result, images=opaque), settings, failed)
     assert {row["file"] for row in rows} == {""}
     everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -265,7 +267,9 @@ def test_maps_without_a_place_for_words_have_them_beside_them(tmp_path: Path, em
 
 def test_where_nothing_could_be_scored_the_table_still_names_the_encoder(tmp_path: Path) -> None:
     settings = score_settings(encoder=EncoderSettings(model="embedded"))
-    rows = write(tmp_path / "out", None, settings, [Failed("parts", "a", "encode", "the image is broken", "a.png")])
+    rows = write(
+        tmp_path / "out", None, settings, [CaseFailure("parts/a", "encode", "the image is broken", "a.png", "parts")]
+    )
     assert [row["encoder"] for row in rows] == [describe(settings.encoder)]
 
 

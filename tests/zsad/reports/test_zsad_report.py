@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medad.base.errors import InputError
+from medad.base.errors import CaseFailure, InputError
 from medad.base.text import WITHHELD
 from tests.page import Page
 from tests.zsad.scored_sets import (
@@ -31,7 +31,7 @@ from tests.zsad.scored_sets import (
 )
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.reports.published import CATEGORIES, TEST_IMAGES
-from zsad.reports.run.data import CategoryResult, Failed
+from zsad.reports.run.data import CategoryResult
 from zsad.reports.run.document import (
     METRICS,
     Stat,
@@ -64,7 +64,7 @@ Report = Callable[..., Written]
 def report(tmp_path: Path) -> Report:
     def write(
         categories: Sequence[CategoryResult] = (),
-        failures: Sequence[Failed] = (),
+        failures: Sequence[CaseFailure] = (),
         settings: ZsadSettings | None = None,
         **changes: Any,
     ) -> Written:
@@ -356,7 +356,7 @@ def test_random_weights_and_the_embedded_model_are_told_at_the_top(report: Repor
         assert done.page.words.index(text) < done.page.words.index("Deployable threshold")
         assert done.page.words.index(text) < done.page.words.index("was used for training")
         # even where nothing came of it
-        assert text in report([], [Failed("screw", "", "text", "no room")], settings=settings).page.words
+        assert text in report([], [CaseFailure("screw", "text", "no room")], settings=settings).page.words
 
 
 def test_f1max_is_never_shown_without_the_word_oracle(report: Report, tmp_path: Path) -> None:
@@ -432,7 +432,10 @@ def test_one_image(report: Report, tmp_path: Path) -> None:
 
 
 def test_nothing_succeeded(report: Report) -> None:
-    failed = [Failed("screw", "bad/3", "encode", "the image is broken", "3.png"), Failed("nut", "", "text", "no", "")]
+    failed = [
+        CaseFailure("screw/bad/3", "encode", "the image is broken", "3.png", "screw"),
+        CaseFailure("nut", "text", "no"),
+    ]
     done = report([], failed)
     assert "No image was scored." in done.page.words
     assert "screw bad/3 encode 3.png the image is broken" in done.page.words
@@ -571,7 +574,7 @@ def test_page_needs_nothing_from_outside(report: Report, tmp_path: Path) -> None
     settings = zsad_settings(published="mvtec")
     done = report(
         [write_category(tmp_path, name, usual(), settings) for name in "ab"],
-        [Failed("a", "x", "encode", "bad")],
+        [CaseFailure("a/x", "encode", "bad", category="a")],
         settings=settings,
     )
     for link in done.page.links:
@@ -592,7 +595,7 @@ def test_text_from_outside_stays_text(report: Report, tmp_path: Path) -> None:
     )
     done = report(
         [result],
-        [Failed(HOSTILE, HOSTILE, HOSTILE, HOSTILE, "x.png")],
+        [CaseFailure(f"{HOSTILE}/{HOSTILE}", HOSTILE, HOSTILE, "x.png", HOSTILE)],
         settings=settings,
         notes=[HOSTILE],
         versions={HOSTILE: HOSTILE},
@@ -610,7 +613,7 @@ def test_no_path_goes_in(report: Report, tmp_path: Path) -> None:
     )
     done = report(
         [write_category(tmp_path, "a", usual(), settings)],
-        [Failed("a", "x", "encode", "cannot read /srv/SECRET/x.png (bad)", "/srv/SECRET/x.png")],
+        [CaseFailure("a/x", "encode", "cannot read /srv/SECRET/x.png (bad)", "/srv/SECRET/x.png", "a")],
         settings=settings,
         notes=["from ~/SECRET/x"],
     )
@@ -625,7 +628,7 @@ def test_no_path_goes_in(report: Report, tmp_path: Path) -> None:
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:
     settings = zsad_settings(data=ImagesSettings(root="x", opaque_ids=True))
-    done = report([], [Failed("a", "image-3fa9", "encode", "truncated", "Order-4711.png")], settings=settings)
+    done = report([], [CaseFailure("a/image-3fa9", "encode", "truncated", "Order-4711.png", "a")], settings=settings)
     assert "Order" not in done.html
     assert done.json["failures"][0]["file"] == ""
 
@@ -634,7 +637,9 @@ def test_names_that_are_no_text_are_written_all_the_same(report: Report, tmp_pat
     # a file name of bytes that are no UTF-8, as the file system hands it over
     result = write_category(tmp_path, "a", [Drawn("one", None, 0.5), Drawn("two", None, 0.6)], zsad_settings())
     odd = dataclasses.replace(result.images[0], id="caf\udce9")
-    done = report([dataclasses.replace(result, images=(odd, result.images[1]))], [Failed("a", "\udcff", "x", "y")])
+    done = report(
+        [dataclasses.replace(result, images=(odd, result.images[1]))], [CaseFailure("a/\udcff", "x", "y", category="a")]
+    )
     assert done.json["categories"][0]["images"][0]["id"] == "caf\\udce9"
     assert "caf\\udce9" in done.page.words
 
@@ -644,7 +649,7 @@ def test_equal_inputs_give_equal_bytes_in_any_order_and_place(report: Report, tm
         settings = zsad_settings()
         results = [write_category(root, f"tile-{n}", usual(), settings) for n in (1, 2, 11)]
         results = [dataclasses.replace(one, images=one.images[::step]) for one in results]
-        failures = [Failed("tile-1", f"x/{n}", "encode", "bad") for n in (7, 8)]
+        failures = [CaseFailure(f"tile-1/x/{n}", "encode", "bad", category="tile-1") for n in (7, 8)]
         done = report(results[::step], failures[::step], settings=settings)
         names = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv")
         return [(done.folder / name).read_bytes() for name in names]

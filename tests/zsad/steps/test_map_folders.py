@@ -44,7 +44,7 @@ def run(folder: Path, **settings: Any) -> Evaluated:
 
 
 def rules(found: Evaluated) -> dict[str, str]:
-    return {problem.id: problem.rule for problem in found.problems}
+    return {problem.case_id: problem.rule for problem in found.problems}
 
 
 @pytest.mark.parametrize(

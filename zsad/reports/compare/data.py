@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,75 +10,21 @@ import numpy as np
 
 from medad.base.errors import InputError
 from medad.base.text import natural_order
-from zsad.config.compare import Ablation, ablation_systems
+from zsad.config.compare import ablation_systems
 from zsad.config.systems import DualImage, SystemSettings
 from zsad.reports.compare.paired_tests import SharedImages
-from zsad.reports.run.data import Failed, seed_figures
-from zsad.reports.run.document import Encoder, SeedFigures
+from zsad.reports.run.data import seed_figures
+from zsad.reports.run.document import SeedFigures
 from zsad.scorers.scores_file import ONLY
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one system's scores of one category with one seed took."""
-
-    scoring_s: float
-    encoding_s: float
-    """Of the one pass of its encoder over the category, which all systems and seeds of that encoder share."""
-    images: int
-    peak_memory_bytes: int | None = None
-    """While scoring. None: not measured."""
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One category, one seed."""
-
-    folder: Path
-    """Of `evaluate_category`."""
-    cost: Cost | None = None
-    """None: not measured, as for a result that was at hand already."""
-
-
-@dataclass(frozen=True)
-class SystemResult:
-    """One system with all that was scored by it."""
-
-    system: SystemSettings
-    encoder: Encoder
-    categories: Mapping[str, Mapping[int, Evaluated]]
-    """Category -> seed -> result. A category that failed is left out. A system that does not depend on the seed has
-    one seed; were there more, the lowest is taken."""
-
-
-@dataclass(frozen=True)
-class AblationRow:
-    label: str
-    """As `ablation_systems` calls it."""
-    categories: Mapping[str, Mapping[int, Path]]
-    """Category -> seed -> folder of `evaluate_category`. What failed is left out."""
-
-
-@dataclass(frozen=True)
-class AblationResult:
-    ablation: Ablation
-    rows: Sequence[AblationRow]
-
-
-@dataclass(frozen=True)
-class FailedSystem(Failed):
-    """A failure of one system; `Failed` itself is for those that all systems share, as a damaged image."""
-
-    system: str = ""
-    """As tables call it."""
+from zsad.steps.results import AblationResult, AblationRow, SystemResult
 
 
 @dataclass(frozen=True)
 class LoadedSystem:
     """A system's evaluations, read."""
 
-    result: SystemResult
+    result: SystemResult[Path]
     evaluated: Mapping[str, Mapping[int, CategoryEvaluation]]
     """Category -> seed, rising; categories in natural order, none without a seed."""
 
@@ -116,7 +62,7 @@ def variant_of(system: SystemSettings) -> str:
     return system.variant if isinstance(system, DualImage) else ONLY
 
 
-def load_system(result: SystemResult) -> LoadedSystem:
+def load_system(result: SystemResult[Path]) -> LoadedSystem:
     """Read a system's evaluations. Raises InputError for a file that is missing, damaged, or of another system."""
     variant = variant_of(result.system)
     read = {}
@@ -130,8 +76,8 @@ def load_system(result: SystemResult) -> LoadedSystem:
 
 
 def load_ablation(
-    result: AblationResult, encoder: str
-) -> list[tuple[AblationRow, DualImage, dict[str, dict[int, SeedFigures]]]]:
+    result: AblationResult[Path], encoder: str
+) -> list[tuple[AblationRow[Path], DualImage, dict[str, dict[int, SeedFigures]]]]:
     """Each row with its settings and its figures by category and seed. Raises InputError, and KeyError for a label."""
     systems = dict(ablation_systems(result.ablation, encoder))
     loaded = []

@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from medad.reporting.failures import ShownFailure
+from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation
 from zsad.reports.published import (
     CategoryFigures,
     PublishedRow,
 )
 from zsad.reports.run.document import (
-    Encoder,
-    Failure,
     Notice,
     PublishedTable,
     SeedFigures,
@@ -76,7 +76,7 @@ class SystemReport(_Part):
     published_setting: str
     encoder: str
     """A name of the configuration's `encoders`."""
-    made_by: Encoder
+    made_by: MadeBy
     seeded: bool
     """Whether its scores depend on the seed. If not, it has one value and no deviation."""
     trained: bool
@@ -141,11 +141,6 @@ class AblationReport(_Part):
     remark: str
 
 
-class ComparedFailure(Failure):
-    system: str
-    """Empty: it concerns all."""
-
-
 class CompareDocument(_Part):
     """Everything in the report; `report.json` is this, field by field."""
 
@@ -163,7 +158,7 @@ class CompareDocument(_Part):
     encoders: tuple[EncoderCost, ...]
     paired: tuple[PairedTable, ...]
     ablations: tuple[AblationReport, ...]
-    failures: tuple[ComparedFailure, ...]
+    failures: tuple[ShownFailure, ...]
     metrics: dict[str, str]
     """Key -> title of the figures shown."""
     definitions: dict[str, str]

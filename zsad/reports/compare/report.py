@@ -12,16 +12,11 @@ from pathlib import Path
 
 import yaml
 
+from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
 from zsad.config.compare import CompareSettings
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
 from zsad.reports.compare.data import (
-    AblationResult,
-    AblationRow,
-    Cost,
-    Evaluated,
-    FailedSystem,
-    SystemResult,
     load_system,
 )
 from zsad.reports.compare.document import (
@@ -36,19 +31,11 @@ from zsad.reports.compare.summary import make_document
 from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows, summary_rows, system_rows
 from zsad.reports.page import page_environment, published_figure
 from zsad.reports.published import CategoryFigures
-from zsad.reports.run.data import Failed
-from zsad.reports.run.document import PRO_200, Encoder
+from zsad.reports.run.document import PRO_200
 from zsad.reports.run.tables import write_csv
+from zsad.steps.results import AblationResult, SystemResult
 
 __all__ = [
-    "AblationResult",
-    "AblationRow",
-    "Cost",
-    "Encoder",
-    "Evaluated",
-    "Failed",
-    "FailedSystem",
-    "SystemResult",
     "write_compare_report",
 ]
 
@@ -59,9 +46,9 @@ def write_compare_report(
     out: Path,
     *,
     settings: CompareSettings,
-    systems: Sequence[SystemResult],
-    ablations: Sequence[AblationResult] = (),
-    failures: Sequence[Failed] = (),
+    systems: Sequence[SystemResult[Path]],
+    ablations: Sequence[AblationResult[Path]] = (),
+    failures: Sequence[CaseFailure] = (),
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
@@ -81,7 +68,7 @@ def write_compare_report(
     ablations
         Any part of those that the settings name.
     failures
-        In any order: `FailedSystem` for those of one system.
+        In any order; `group` is the system, by its name in tables.
     versions
         Name -> version of what computed the results.
     notes

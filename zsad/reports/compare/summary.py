@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
-from medad.base.text import clean, natural_order, readable
+from medad.base.errors import CaseFailure
+from medad.base.text import clean, natural_order
+from medad.reporting.failures import shown_failures
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.systems import DualImage, SystemSettings, WinClip
 from zsad.reports.comparable import why_other_images
-from zsad.reports.compare.data import AblationResult, Evaluated, LoadedSystem, load_ablation, shared_images
+from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
     AblationReport,
     AblationRowReport,
     CategoryShown,
-    ComparedFailure,
     CompareDocument,
     EncoderCost,
     MacroFigures,
@@ -38,7 +40,6 @@ from zsad.reports.published import (
     compared_rows,
     published_ablation,
 )
-from zsad.reports.run.data import Failed, failures_shown
 from zsad.reports.run.document import (
     EMBEDDED_NOTICE,
     METRICS,
@@ -52,6 +53,7 @@ from zsad.reports.run.document import (
     settings_without_paths,
 )
 from zsad.reports.run.figures import macro_mean, statistic
+from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
 TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")
@@ -80,8 +82,8 @@ ABLATIONS: dict[Ablation, tuple[str, str]] = {
 def make_document(
     settings: CompareSettings,
     systems: Sequence[LoadedSystem],
-    ablations: Sequence[AblationResult],
-    failures: Sequence[Failed],
+    ablations: Sequence[AblationResult[Path]],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> CompareDocument:
@@ -141,7 +143,7 @@ def make_document(
         encoders=_encoders(systems),
         paired=_paired(systems, [category.name for category in categories]),
         ablations=tuple(_ablation(one, settings) for one in ablations),
-        failures=tuple(_failures(failures, opaque_ids=settings.data.opaque_ids)),
+        failures=shown_failures(failures, hidden=settings.data.opaque_ids, group="system", images=True),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=_definitions(settings),
         settings=settings_without_paths(settings),
@@ -245,7 +247,7 @@ def _by_category(
     return reports
 
 
-def _results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated]]:
+def _results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated[Path]]]:
     for category, seeds in one.evaluated.items():
         for seed in seeds:
             yield category, one.result.categories[category][seed]
@@ -346,7 +348,7 @@ def _table(
     )
 
 
-def _ablation(result: AblationResult, settings: CompareSettings) -> AblationReport:
+def _ablation(result: AblationResult[Path], settings: CompareSettings) -> AblationReport:
     loaded = load_ablation(result, settings.ablation_encoder)
     printed = published_ablation(result.ablation) if settings.published else ()
     title, varied = ABLATIONS[result.ablation]
@@ -370,16 +372,6 @@ def _ablation(result: AblationResult, settings: CompareSettings) -> AblationRepo
         published=tuple(one for one in printed if one.system not in labels),
         remark=ABLATION_REMARKS.get(result.ablation, "") if settings.published else "",
     )
-
-
-def _failures(failures: Sequence[Failed], *, opaque_ids: bool) -> Iterable[ComparedFailure]:
-    def system_of(failure: Failed) -> str:
-        return str(getattr(failure, "system", ""))
-
-    for system in sorted({system_of(one) for one in failures}, key=natural_order):
-        own = [one for one in failures if system_of(one) == system]
-        for failure in failures_shown(own, opaque_ids=opaque_ids):
-            yield ComparedFailure(system=readable(system), **failure.model_dump())
 
 
 def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:

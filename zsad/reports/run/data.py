@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,13 +16,12 @@ from medad.base.errors import InputError
 from medad.base.storage import read_record
 from medad.base.text import clean, natural_order, readable
 from zsad.clip.feature_store import INDEX, FeatureIndex
-from zsad.clip.models import is_embedded
+from zsad.clip.models import MadeBy, is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
 from zsad.data.images import Crops, merge_maps
+from zsad.data.labelled import LabelledImage
 from zsad.reports.run.document import (
     CategoryReport,
-    Encoder,
-    Failure,
     ImageScores,
     MaskProblem,
     SeedFigures,
@@ -31,64 +30,17 @@ from zsad.reports.run.document import (
 from zsad.reports.run.figures import variant_figures
 from zsad.scorers.dual.scores_file import Scores
 from zsad.steps.evaluate import METRICS_FILE, CategoryCurves, CategoryEvaluation, VariantEvaluation
+from zsad.steps.results import CategoryResult
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class ReportImage:
-    """One image of a category."""
-
-    id: str
-    """Shown; unique in its category."""
-    sha256: str
-    """Of the file's bytes; how features and scores name the image."""
-    path: Path
-    """Read for its picture alone; never shown."""
-    anomalous: bool | None = None
-    """None: no label."""
-    defect: str = ""
-    """Kind of defect, or empty."""
-    mask: Path | None = None
-
-
-@dataclass(frozen=True)
-class CategoryResult:
-    """Where one scored category lies."""
-
-    name: str
-    images: tuple[ReportImage, ...]
-    """Any order. Those without scores are passed over; they belong into the failures."""
-    text: Path
-    """Folder of `encode_category_text`."""
-    features: Path
-    """Folder of `encode_images`."""
-    scores: Mapping[int, Path]
-    """Seed -> folder of `score_category`. At least one."""
-    evaluated: Mapping[int, Path]
-    """Seed -> folder of `evaluate_category`; the same seeds."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An image, or a whole category, that ended early."""
-
-    category: str
-    id: str
-    """Empty where the whole category failed."""
-    stage: str
-    rule: str
-    """What was expected and what came, without the path."""
-    file: str = ""
-    """Base name of the offending file, or empty."""
 
 
 @dataclass(frozen=True)
 class LoadedCategory:
     """What lies in the folders of a category, checked. Patch maps are read when asked for."""
 
-    result: CategoryResult
-    images: tuple[ReportImage, ...]
+    result: CategoryResult[Path]
+    images: tuple[LabelledImage, ...]
     """Those with scores, in natural order of their ids."""
     evaluated: Mapping[int, CategoryEvaluation]
     """By seed, rising."""
@@ -114,37 +66,37 @@ class LoadedCategory:
     def _scored(self) -> dict[str, int]:
         return {image.sha256: number for number, image in enumerate(self.scores.index.images)}
 
-    def size_hw(self, image: ReportImage) -> tuple[int, int]:
+    def size_hw(self, image: LabelledImage) -> tuple[int, int]:
         """Height and width of the image file, px."""
         row = self.index.images[self._rows[image.sha256]]
         return row.height, row.width
 
-    def patch_map(self, image: ReportImage, variant: Variant) -> Float32[np.ndarray, "C g g"]:
+    def patch_map(self, image: LabelledImage, variant: Variant) -> Float32[np.ndarray, "C g g"]:
         """Scores of the image's patches with the shown seed."""
         return self.scores.patch_map(self._scored[image.sha256], variant)
 
     def score_map(
-        self, image: ReportImage, variant: Variant, settings: EvaluationSettings
+        self, image: LabelledImage, variant: Variant, settings: EvaluationSettings
     ) -> Float32[np.ndarray, "h w"]:
         """The map that is compared with masks, at evaluation size, with the shown seed."""
         row = self.index.images[self._rows[image.sha256]]
         crops = Crops(row.canvas, row.offsets, self.index.size_px)
         return merge_maps(self.patch_map(image, variant), crops, settings.size_px, settings.smoothing_sigma_px)
 
-    def reference(self, image: ReportImage) -> ReportImage | None:
+    def reference(self, image: LabelledImage) -> LabelledImage | None:
         """The first other image that this one was compared with."""
         named = self.scores.index.images[self._scored[image.sha256]].references
         return next((other for digest in named[:1] for other in self.images if other.sha256 == digest), None)
 
-    def encoder(self, settings: EncoderSettings) -> Encoder:
+    def encoder(self, settings: EncoderSettings) -> MadeBy:
         """What made the features; a copy of the embedded model is told by its weights."""
         embedded = is_embedded(settings, self.index.identity.get("weights"))
         description = self.index.model
         if embedded and settings.model != "embedded":
             description += " (the embedded model)"
-        return Encoder(description=description, random_weights=self.index.random_weights, embedded=embedded)
+        return MadeBy(description=description, random_weights=self.index.random_weights, embedded=embedded)
 
-    def report(self, variants: Sequence[Variant], encoder: Encoder, shown: Sequence[ShownImage]) -> CategoryReport:
+    def report(self, variants: Sequence[Variant], encoder: MadeBy, shown: Sequence[ShownImage]) -> CategoryReport:
         """What the report says about the category, with the images that it shows."""
         ids = {image.sha256: image.id for image in self.images}
         first = self.evaluated[self.shown_seed]
@@ -178,7 +130,7 @@ class LoadedCategory:
         )
 
 
-def load_category(result: CategoryResult, variants: Sequence[Variant]) -> LoadedCategory:
+def load_category(result: CategoryResult[Path], variants: Sequence[Variant]) -> LoadedCategory:
     """Read all but the maps. Raises InputError for a file that is missing, damaged, or lacks a variant."""
     evaluated = {seed: CategoryEvaluation.load(result.evaluated[seed]) for seed in sorted(result.evaluated)}
     for seed, one in evaluated.items():
@@ -224,25 +176,6 @@ def seed_figures(one: VariantEvaluation) -> SeedFigures:
         false_alarms=threshold and threshold.false_alarms,
         deployable_f1=threshold and threshold.f1,
     )
-
-
-def failures_shown(failures: Sequence[Failed], *, opaque_ids: bool) -> list[Failure]:
-    """Failures in order, by category and image, as a report may show them."""
-
-    def order(one: Failed) -> tuple[Any, ...]:
-        return natural_order(one.category), natural_order(one.id), one.stage, one.rule
-
-    return [
-        Failure(
-            category=readable(one.category),
-            id=readable(one.id),
-            stage=one.stage,
-            rule=clean(one.rule),
-            # where ids are opaque, file names may hold what the ids hide
-            file="" if opaque_ids else readable(Path(one.file).name),
-        )
-        for one in sorted(failures, key=order)
-    ]
 
 
 class _Read(BaseModel):

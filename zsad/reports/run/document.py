@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
 from medad.base.text import WITHHELD, clean
+from medad.reporting.failures import ShownFailure
+from zsad.clip.models import MadeBy
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
 from zsad.reports.comparable import why_not_comparable
@@ -171,14 +173,6 @@ class Macro(_Part):
     deployable_f1: Stat | None
 
 
-class Failure(_Part):
-    category: str
-    id: str
-    stage: str
-    rule: str
-    file: str
-
-
 class ColourScale(_Part):
     """What the heat maps' colours mean, in all panels."""
 
@@ -186,12 +180,6 @@ class ColourScale(_Part):
     seed: int
     low: float
     high: float
-
-
-class Encoder(_Part):
-    description: str
-    random_weights: bool
-    embedded: bool
 
 
 class PublishedTable(_Part):
@@ -209,14 +197,14 @@ class ReportDocument(_Part):
     name: str
     notices: tuple[Notice, ...]
     notes: tuple[str, ...]
-    encoders: tuple[Encoder, ...]
+    encoders: tuple[MadeBy, ...]
     seeds: tuple[int, ...]
     macro: tuple[Macro, ...]
     """Empty when nothing is labelled."""
     published: PublishedTable | None
     colour_scale: ColourScale | None
     categories: tuple[CategoryReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[ShownFailure, ...]
     metrics: dict[str, str]
     """Key -> title of the figures shown."""
     definitions: dict[str, str]
@@ -227,10 +215,10 @@ class ReportDocument(_Part):
 def make_document(
     settings: ZsadSettings,
     categories: Sequence[CategoryReport],
-    encoders: Sequence[Encoder],
+    encoders: Sequence[MadeBy],
     macro: Sequence[Macro],
     colour_scale: ColourScale | None,
-    failures: Sequence[Failure],
+    failures: Sequence[ShownFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:
@@ -267,7 +255,7 @@ def make_document(
     )
 
 
-def notices_of(settings: ZsadSettings, encoders: Sequence[Encoder]) -> list[Notice]:
+def notices_of(settings: ZsadSettings, encoders: Sequence[MadeBy]) -> list[Notice]:
     """What every output must say of whose scores it shows, even where nothing came of them; empty for CLIP's."""
     notices = []
     if settings.encoder.seed is not None or any(one.random_weights for one in encoders):

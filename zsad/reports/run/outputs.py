@@ -14,16 +14,20 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from medad.base.errors import CaseFailure
 from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import readable
-from zsad.clip.models import describe
+from medad.reporting.failures import shown_failures
+from zsad.clip.models import MadeBy, describe
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, resize_map
+from zsad.data.labelled import LabelledImage
 from zsad.reports.pictures import overlay
-from zsad.reports.run.data import CategoryResult, Failed, LoadedCategory, ReportImage, load_category
-from zsad.reports.run.document import ColourScale, Encoder, notices_of
+from zsad.reports.run.data import LoadedCategory, load_category
+from zsad.reports.run.document import ColourScale, notices_of
 from zsad.reports.run.report import colour_scale, heat_scale, write_pages
 from zsad.reports.run.tables import write_csv
+from zsad.steps.results import CategoryResult
 
 MapFormat = Literal["png", "tiff", "npy"]
 
@@ -38,8 +42,8 @@ def write_score_outputs(
     out: Path,
     *,
     settings: ZsadSettings,
-    category: CategoryResult | None,
-    failures: Sequence[Failed],
+    category: CategoryResult[Path] | None,
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
     formats: Sequence[MapFormat] = ("png", "tiff"),
@@ -104,7 +108,7 @@ def write_score_outputs(
 def _write_maps(
     folder: Path,
     category: LoadedCategory,
-    image: ReportImage,
+    image: LabelledImage,
     settings: ZsadSettings,
     scale: ColourScale,
     formats: Sequence[MapFormat],
@@ -134,7 +138,7 @@ def _write_maps(
                 Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF", tiffinfo=tags)
 
 
-def _about(variant: Variant, encoder: Encoder, settings: ZsadSettings) -> str:
+def _about(variant: Variant, encoder: MadeBy, settings: ZsadSettings) -> str:
     """What a map is and who made it, in one line."""
     notices = [notice.text for notice in notices_of(settings, [encoder])]
     what = f"Anomaly map, higher is more anomalous. System: {variant}. Encoder: {encoder.description}."
@@ -159,15 +163,15 @@ def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[di
         }
 
 
-def _failure_rows(failures: Sequence[Failed], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
-    for failure in sorted(failures, key=lambda one: (one.id, one.stage)):
+def _failure_rows(failures: Sequence[CaseFailure], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
+    for failure in shown_failures(failures, hidden=settings.data.opaque_ids, images=True):
         yield {
-            "id": readable(failure.id),
-            "file": "" if settings.data.opaque_ids else readable(Path(failure.file).name),
+            "id": failure["id"],
+            "file": failure["file"],
             "score": None,
             "threshold": None,
             "flagged": None,
             "width_px": None,
             "height_px": None,
-            "problem": failure.rule,
+            "problem": failure["rule"],
         }

@@ -13,15 +13,17 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from medad.base.errors import CaseFailure
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
+from medad.reporting.failures import shown_failures
 from medad.reporting.page import jpeg_uri
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, read_mask
 from zsad.reports import charts, pictures
 from zsad.reports.charts import NamedCurve, ScoreSets
 from zsad.reports.page import page_environment
-from zsad.reports.run.data import CategoryResult, Failed, LoadedCategory, ReportImage, failures_shown, load_category
+from zsad.reports.run.data import LoadedCategory, load_category
 from zsad.reports.run.document import (
     VARIANTS,
     CategoryReport,
@@ -34,8 +36,9 @@ from zsad.reports.run.document import (
 from zsad.reports.run.figures import macro_means, pick_images
 from zsad.reports.run.tables import curve_rows, result_rows, score_rows, write_csv
 from zsad.steps.evaluate import CurvePair
+from zsad.steps.results import CategoryResult
 
-__all__ = ["CategoryResult", "Failed", "ReportImage", "write_report"]
+__all__ = ["write_report"]
 
 LISTED = 20
 """Highest-scored images listed in the HTML where there are no labels; the CSV holds all."""
@@ -56,8 +59,8 @@ def write_report(
     out: Path,
     *,
     settings: ZsadSettings,
-    categories: Sequence[CategoryResult],
-    failures: Sequence[Failed],
+    categories: Sequence[CategoryResult[Path]],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
@@ -95,8 +98,8 @@ def write_pages(
     out: Path,
     *,
     settings: ZsadSettings,
-    categories: Sequence[CategoryResult],
-    failures: Sequence[Failed],
+    categories: Sequence[CategoryResult[Path]],
+    failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:
@@ -122,7 +125,7 @@ def write_pages(
         encoders,
         macro_means(reports, variants),
         scale,
-        failures_shown(failures, opaque_ids=settings.data.opaque_ids),
+        shown_failures(failures, hidden=settings.data.opaque_ids, images=True),
         versions,
         notes,
     )

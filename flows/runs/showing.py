@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
-
 from flows.privacy.settings import PLACEHOLDER
 from flows.runs.run_folder import HEADLINE, read_headline, read_statement
-from flows.runs.runner import Tally
+from flows.runs.runner import Runner
 
 LARGEST_PICTURE_BYTES = 2_000_000
 """An artifact is one row of Prefect's database."""
@@ -119,53 +116,50 @@ ABLATION = Showing("liver-ablation", "rows", "row", "Dice and AUROC of all rows"
 ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows, names=False)
 
 
-def show_run(showing: Showing, folder: Path, tally: Tally, *, private: bool) -> None:
-    """Create the artifacts. A server that refuses one does not fail a run whose results are on disk."""
+def show_run(showing: Showing, folder: Path, runner: Runner, *, private: bool) -> None:
+    """Create the artifacts of a run; the folder's path is among them unless it is `private`."""
+    from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
-    table = _table(showing, showing.rows(report), tally)
-    markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), tally)
-    picture = folder / "preview.png"
-    try:
-        name = showing.flow
-        create_table_artifact(table=table, key=f"{name}-{showing.table}", description=f"{showing.table} of this run")
-        create_markdown_artifact(markdown=markdown, key=f"{name}-report")
-        if picture.is_file() and picture.stat().st_size <= LARGEST_PICTURE_BYTES:
-            url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-            create_image_artifact(image_url=url, key=f"{name}-preview", description=showing.picture)
-    except Exception as error:  # whatever a server or the way to it can raise
-        get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
+    table = _table(showing, showing.rows(report), runner)
+    markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), runner)
+    picture, name = folder / "preview.png", showing.flow
+    create_table_artifact(table=table, key=f"{name}-{showing.table}", description=f"{showing.table} of this run")
+    create_markdown_artifact(markdown=markdown, key=f"{name}-report")
+    if picture.is_file() and picture.stat().st_size <= LARGEST_PICTURE_BYTES:
+        url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(image_url=url, key=f"{name}-preview", description=showing.picture)
 
 
 def show_table(key: str, description: str, rows: list[dict[str, Any]]) -> None:
-    """A table by itself, on the same terms."""
-    try:
-        create_table_artifact(table=rows, key=key, description=description)
-    except Exception as error:  # whatever a server or the way to it can raise
-        get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
+    """Create a table by itself."""
+    from prefect.artifacts import create_table_artifact
+
+    create_table_artifact(table=rows, key=key, description=description)
 
 
-def _table(showing: Showing, rows: list[dict[str, Any]], tally: Tally) -> list[dict[str, Any]]:
+def _table(showing: Showing, rows: list[dict[str, Any]], runner: Runner) -> list[dict[str, Any]]:
     """What was done, then what failed, in the same columns, of which the first names the row."""
     first = showing.first
     columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")
     failed = [
         {first: f.case_id if showing.names else f"failed {n}", "status": f"failed: {f.stage}", "rule": f.rule}
-        for n, f in enumerate(tally.failures, start=1)
+        for n, f in enumerate(runner.failures, start=1)
     ]
     return rows + [columns | row for row in failed]
 
 
-def _markdown(folder: Path, where: str, tally: Tally) -> str:
+def _markdown(folder: Path, where: str, runner: Runner) -> str:
     lines = [f"Report: `{where}` (open it from the disk; browsers do not follow links to files)", ""]
     statement = read_statement(folder)
     lines += [statement, ""] if statement else []
     if headline := read_headline(folder):
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {HEADLINE[key]} | {figure(value)} |" for key, value in headline.items()]
-    lines += ["", f"{tally.computed} tasks computed, {tally.cached} cached, {len(tally.failures)} failed."]
+    lines += ["", f"{runner.computed} tasks computed, {runner.cached} cached, {len(runner.failures)} failed."]
     return "\n".join(lines)
 
 

@@ -1,0 +1,324 @@
+"""The stages of the liver flows over one runner: each takes what the one before gave and leaves out what failed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.liver import run_folder as liver_folder
+from flows.liver import split, steps
+from flows.liver.run_folder import NETS, Models, UsedCase
+from flows.liver.split import BOTH, PLACE, Sides, Use
+from flows.machine.terminal import terminal
+from flows.privacy import case_ids
+from flows.privacy.settings import PrivateLiver, learn_data, path_filter
+from flows.runs import showing
+from flows.runs.flow import new_runner
+from flows.runs.outcome import Outcome, finish
+from flows.runs.run_folder import RunFolder, installed_versions
+from flows.runs.runner import Runner, Submitted, describe
+from flows.store.references import Ref
+from medad.base.errors import CaseFailure, UserError
+from medad.cohort.folds import Member, find_leaks
+from medad.config.liver import DatasetSettings
+from medad.steps.results import CaseResult
+
+if TYPE_CHECKING:
+    from medad.cohort.datasets import Case
+
+
+@dataclass(frozen=True)
+class ReadyCase:
+    """A test case after preprocessing."""
+
+    case: Case
+    prepared: Ref
+    planted: Ref | None
+
+
+class Stages:
+    """The stages: each takes what the one before gave and leaves out what failed."""
+
+    def __init__(
+        self, settings: PrivateLiver, *, refresh: bool, uses: tuple[Use, ...] = BOTH, runner: Runner | None = None
+    ) -> None:
+        """`runner`: one that is shared with other stages, which then decides about `refresh`."""
+        self.settings = settings
+        self.uses = uses
+        """The data sets that are looked at; folds need both."""
+        self.runner = runner or new_runner(settings.machine, refresh=refresh)
+        self.used: list[UsedCase] = []
+        self.leaked = False
+        """A patient was on both sides, and nothing of those cases is trained or evaluated."""
+        self.trained: list[dict[str, Any]] = []
+        """Of an adopted model: what its run's manifest says of the cases that trained it."""
+        self._sides: tuple[Any, Sides] | None = None
+        self._tested: list[ReadyCase] = []
+        self._trained_on: dict[Models, list[Member]] = {}
+        self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
+        """Whether names of files are to be left out of what is shown."""
+
+    def over(self, settings: PrivateLiver, runner: Runner) -> Stages:
+        """Stages over the same found and prepared cases, which note in another runner.
+
+        `settings` may differ from these in what finding and preparing cases does not depend on.
+        """
+        other = copy.copy(self)
+        other.settings, other.runner, other.used = settings, runner, []
+        return other
+
+    def find(self, data: DatasetSettings, use: str) -> list[Case]:
+        """The cases of a data set; what is wrong with it is noted."""
+        from medad.cohort.datasets import find_cases
+        from medad.cohort.samples import samples_dir
+
+        learn_data(data, f"{use} data")
+        try:
+            cases, problems = find_cases(data, samples_dir(), case_ids.identify)
+            for case in cases:
+                for path in (case.scan, case.label):
+                    if path is not None:
+                        path_filter.learn(path, case.id)
+            self.tell_apart([case for case in cases if case.opaque])
+        except UserError as error:
+            self.runner.fail(describe(f"{use} data", "find", error))
+            return []
+        for problem in problems:
+            path_filter.learn(Path(problem.path), problem.case_id)
+            if problem.opaque:
+                self.opaque = True
+                terminal.line(f"{problem.case_id} is {problem.path}")
+            self.runner.fail(problem)
+        return cases
+
+    def tell_apart(self, cases: Sequence[Case]) -> None:
+        """Keep in the register, and say on the user's terminal, which scan an opaque id stands for."""
+        self.opaque = self.opaque or bool(cases)
+        for case in cases:
+            terminal.line(f"{case.id} is {case.scan}")
+        if self.runner.makes:  # a dry run leaves nothing behind
+            case_ids.register_found(
+                case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
+            )
+
+    def sides(self) -> Sides:
+        """The cases that train and those that are tested; none at all where a patient is on both sides."""
+        settings = self.settings
+        of = (settings.train_data, settings.test_data, settings.folds)
+        if self._sides is None or self._sides[0] != of:
+            self._sides = of, self._find_sides()
+        return self._sides[1]
+
+    def _find_sides(self) -> Sides:
+        settings, folds = self.settings, self.settings.folds
+        wanted = self.uses if folds is None else BOTH
+        found: dict[Use, list[Case]] = {use: [] for use in BOTH}
+        for use in wanted:
+            found[use] = self.find(settings.train_data if use == "train" else settings.test_data, use)
+        if folds is not None and not all(found.values()):
+            return Sides()  # a fold of what is left would be another fold
+        try:
+            sides = Sides.of(found["train"], found["test"])
+            if folds is not None:
+                sides = sides.fold(folds)
+            if self.runner.makes:
+                sides = sides.with_salted()
+        except UserError as error:
+            self.runner.fail(describe(PLACE, "find", error))
+            return Sides()
+        self.runner.notes += sides.notes
+        if "test" not in self.uses or self._apart(sides, sides.members("train"), sides.members("test")):
+            return sides
+        return Sides()
+
+    def _apart(self, sides: Sides, train: Sequence[Member], test: Sequence[Member]) -> bool:
+        """Whether no patient is both in `train`, or among those that trained an adopted model, and in `test`."""
+        leaks = find_leaks(train, test)
+        if self.trained:
+            salted = [split.salted_member(member, sides.salted.get(("test", member.case_id))) for member in test]
+            leaks += find_leaks(split.trained_members(self.trained), salted)
+        if leaks:
+            self.leaked = True
+            failure = split.leakage(leaks)
+            if failure not in self.runner.failures:
+                self.runner.fail(failure)
+        return not leaks
+
+    def apart(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
+        """Whether no patient is on both sides, by the voxels of the prepared livers as well; if not, it is noted."""
+        sides = self.sides()
+        return self._apart_from([sides.prepared("train", case_id, ref) for case_id, ref in train], test)
+
+    def _apart_from(self, train: Sequence[Member], test: Sequence[ReadyCase]) -> bool:
+        sides = self.sides()
+        tested = [sides.prepared("test", each.case.id, each.planted or each.prepared) for each in test]
+        return self._apart(sides, train, tested)
+
+    def prepare_training(self) -> list[Submitted]:
+        """Start the preparation of every training case."""
+        data = self.settings.train_data
+        return [self._prepare(known.case, data, training=True) for known in self.sides().train]
+
+    def prepare_test(self) -> list[ReadyCase]:
+        """Plant lesions where the settings ask for it, prepare, and wait."""
+        self._tested = self.prepare_cases([known.case for known in self.sides().test], self.settings.test_data)
+        return self._tested
+
+    def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
+        """As `prepare_test`, for given cases."""
+        from medad.cohort.datasets import LabelledScan, planted_case
+
+        planted: dict[str, Ref] = {}
+        if data.plant is not None:
+            settings = data.plant
+            submitted = [
+                self.runner.submit(case.id, steps.plant(LabelledScan.of(case, data), settings)) for case in cases
+            ]
+            healthy, cases = cases, []
+            for case, task in zip(healthy, submitted, strict=True):
+                if (ref := task.ref()) is not None:
+                    planted[case.id] = ref
+                    cases.append(planted_case(case, ref.folder()))
+        tasks = [self._prepare(case, data, training=False) for case in cases]
+        ready = [(case, task.ref()) for case, task in zip(cases, tasks, strict=True)]
+        found = [ReadyCase(case, ref, planted.get(case.id)) for case, ref in ready if ref is not None]
+        self.used += [self._used("test", each.case.id, each.planted or each.prepared) for each in found]
+        return found
+
+    def _used(self, use: Use, case_id: str, ref: Ref) -> UsedCase:
+        salted = {} if self._sides is None else self._sides[1].salted
+        return UsedCase(use, case_id, ref, salted.get((use, case_id)))
+
+    def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> Submitted:
+        from medad.cohort.datasets import LabelledScan
+
+        call = steps.prepare(LabelledScan.of(case, data), self.settings.preprocess, training=training)
+        return self.runner.submit(case.id, call)
+
+    def train(self, prepared: list[Submitted]) -> Models | None:
+        """Both networks, by the schedule asked for; None when there is nothing to train on or a training failed."""
+        found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
+        self.used += [self._used("train", case_id, ref) for case_id, ref in found]
+        refs = tuple(ref for _, ref in found)
+        if not self.apart(found, self._tested):
+            return None
+        if not refs:
+            if not self.leaked:  # else that is why
+                self.runner.fail(CaseFailure("model", "restoration", "no training case could be prepared"))
+            return None
+        joint = self.settings.train.schedule == "joint"
+        models = self._train_joint(refs) if joint else self._train_two_phases(refs)
+        if models is not None:
+            self._trained_on[models] = [self.sides().prepared("train", case_id, ref) for case_id, ref in found]
+        return models
+
+    def _train_two_phases(self, prepared: tuple[Ref, ...]) -> Models | None:
+        with terminal.bars():
+            restoration = self.runner.run("model", steps.train("restoration", prepared, self.settings))
+            if restoration is None:
+                return None
+            segmentation = self.runner.run("model", steps.train("segmentation", prepared, self.settings, restoration))
+        return None if segmentation is None else Models(restoration, segmentation)
+
+    def _train_joint(self, prepared: tuple[Ref, ...]) -> Models | None:
+        with terminal.bars():
+            joint = self.runner.run("model", steps.train("joint", prepared, self.settings))
+        if joint is None:
+            return None
+        return self._adopt(joint.folder(), ("model", "model"))
+
+    def adopt(self, run: Path) -> Models | None:
+        """The networks of an earlier run's folder."""
+        return self._adopt(run / "model", NETS)
+
+    def _adopt(self, folder: Path, labels: tuple[str, str]) -> Models | None:
+        found = [self.runner.run(label, steps.adopt(folder / net)) for label, net in zip(labels, NETS, strict=True)]
+        return None if found[0] is None or found[1] is None else Models(found[0], found[1])
+
+    def segment_and_evaluate(
+        self, cases: list[ReadyCase], models: Models, data: DatasetSettings
+    ) -> list[CaseResult[Ref]]:
+        """Segment as many cases at a time as there are devices; evaluation of one goes on beside the next."""
+        from medad.cohort.datasets import LabelledScan
+
+        settings = self.settings
+        trained = self._trained_on.get(models, [])
+        if "test" in self.uses and (trained or self.trained) and not self._apart_from(trained, cases):
+            return []
+        waiting: deque[tuple[ReadyCase, Submitted]] = deque()
+        under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
+
+        def go_on() -> None:
+            ready, task = waiting.popleft()
+            segmented = task.ref()
+            if segmented is None:
+                return
+            evaluation = None
+            if ready.case.tumour_label is not None and ready.case.label is not None:
+                case = LabelledScan.of(ready.case, data)
+                evaluate = steps.evaluate(case, ready.prepared, segmented, settings.evaluation)
+                evaluation = self.runner.submit(ready.case.id, evaluate)
+            under_way.append((ready, segmented, evaluation))
+
+        for ready in cases:
+            if len(waiting) >= self.runner.at_a_time:
+                go_on()
+            segment = steps.segment(
+                ready.prepared,
+                models.restoration,
+                models.segmentation,
+                settings.inference,
+                settings.postprocess,
+                settings.machine,
+                models.snapshot,
+            )
+            waiting.append((ready, self.runner.submit(ready.case.id, segment)))
+        while waiting:
+            go_on()
+        return [
+            CaseResult(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.planted)
+            for ready, segmented, task in under_way
+        ]
+
+    def report(self, results: list[CaseResult[Ref]], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
+        """report.html and report.json."""
+        call = steps.report(
+            self.settings,
+            results,
+            self.runner.failures_shown(opaque=self.opaque),
+            None if models is None else models.restoration,
+            None if models is None else models.segmentation,
+            installed_versions(),
+            (*notes, *self.runner.notes),
+        )
+        return self.runner.run("report", call)
+
+    def finish(
+        self,
+        out: Path,
+        results: list[CaseResult[Ref]],
+        models: Models | None,
+        notes: tuple[str, ...],
+        started: float,
+        *,
+        private: bool = False,
+    ) -> Outcome:
+        """Report, publish into the run folder, show in Prefect's UI, there without a `private` folder's path."""
+        if models is None and liver_folder.has_model(out):
+            # an earlier run's networks and masks are worth more than this one's empty report
+            out = out.with_name(f"{out.name}.failed")
+        report = self.report(results, models, notes)
+        run = RunFolder(
+            path=out,
+            settings=self.settings,
+            copies=liver_folder.copies(report, results, models),
+            manifest=lambda: liver_folder.manifest(self.used, models, self.trained),
+            seconds=time.monotonic() - started,
+        )
+        useful = bool(results) if self.uses != ("train",) else models is not None
+        return finish(self.runner, run, showing.LIVER, private=private, useful=useful)

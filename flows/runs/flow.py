@@ -1,0 +1,80 @@
+"""Flows: bodies that run under Prefect, in this process alone, or as a dry run.
+
+A body takes its settings, makes its runner by `new_runner`, and returns an `Outcome`. It knows nothing of Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+
+from flows.runs.outcome import Outcome
+from flows.runs.plan import PlanRunner
+from flows.runs.runner import LocalRunner, Runner
+from medad.base.settings import MachineSettings
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.objects import State
+
+P = ParamSpec("P")
+
+_kind: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
+
+
+def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
+    """Return the runner of the flow under way: of the kind that it was started with."""
+    return _kind.get()(machine, refresh=refresh)
+
+
+@contextlib.contextmanager
+def running_on(kind: type[Runner]) -> Iterator[None]:
+    """Within, flows' bodies have runners of this kind."""
+    token = _kind.set(kind)
+    try:
+        yield
+    finally:
+        _kind.reset(token)
+
+
+class OurFlow(Generic[P]):
+    """A flow's body and the ways to run it. Each returns the outcome, or raises what made the flow as a whole fail."""
+
+    def __init__(self, body: Callable[P, Outcome], name: str, run_name: str) -> None:
+        self.body, self.name, self.run_name = body, name, run_name
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
+        """Run in this process, without Prefect."""
+        with running_on(LocalRunner):
+            return self.body(*args, **kwargs)
+
+    def plan(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
+        """Say what would be done; make nothing. `details["plan"]` holds the rows."""
+        with running_on(PlanRunner):
+            return self.body(*args, **kwargs)
+
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
+        """Run as a flow of Prefect."""
+        bound = inspect.signature(self.body).bind(*args, **kwargs).arguments
+        flow: Callable[..., State[Any]] = self.prefect
+        outcome = flow(**bound, return_state=True).result(raise_on_failure=False)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    @functools.cached_property
+    def prefect(self) -> Flow[..., Any]:
+        """The flow as Prefect knows it."""
+        from flows.runs.prefect_flow import prefect_flow
+
+        return prefect_flow(self.body, self.name, self.run_name)
+
+
+def our_flow(name: str, run_name: str) -> Callable[[Callable[P, Outcome]], OurFlow[P]]:
+    """Make a flow of a body. `run_name` may name the body's parameters, as `liver {settings.name}`."""
+    return lambda body: OurFlow(body, name, run_name)

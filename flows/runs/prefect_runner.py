@@ -1,0 +1,138 @@
+"""The runner under Prefect: each call is a task, on whatever engine the settings name.
+
+Prefect keeps states and no results: a call whose artifact was there shows as Cached, and the artifact lies in our
+store alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+
+from flows.devices.child import compute, load_ahead
+from flows.devices.engines import EngineRunner
+from flows.devices.server_limit import server_slot
+from flows.machine.stopping import stopping
+from flows.privacy.log_filter import confined
+from flows.runs.retries import RETRY_DELAYS_S
+from flows.runs.runner import Found, Runner, Submitted, attempt, describe, make_here
+from flows.store.artifacts import Made
+from flows.store.references import Ref
+from flows.store.step import Call
+from medad.base.errors import CaseFailure
+
+CACHED = "Cached"
+"""Name of the state of a task whose artifact was there."""
+
+
+def make(call: Call, out: Path, key: str) -> Made | None:
+    """Run a call: a device step in a process of its own, within the server's limit."""
+    if call.step.before_devices:
+        load_ahead()
+    if call.step.kind is None:
+        return make_here(call, out, key)
+    with server_slot():
+        return compute(call, out, key)
+
+
+@confined
+def perform(label: str, call: Call, refresh: bool) -> State[Any]:
+    """Run a call as the body of a task."""
+    outcome = attempt(label, call, refresh=refresh, make=make)
+    if isinstance(outcome, Found):
+        return Completed(name=CACHED if outcome.cached else "Completed", message=label, data=outcome)
+    if outcome.bug is not None:
+        get_run_logger().error("internal error", exc_info=outcome.bug)
+    elif not outcome.transient and call.step.kind is None:  # of the others Prefect says so itself
+        get_run_logger().error("%s: %s", outcome.case_id, outcome.rule)
+    return Failed(message=f"{outcome.case_id}: {outcome.rule}", data=outcome)
+
+
+def task_of(call: Call) -> Task[[str, Call, bool], State[Any]]:
+    """Return the Prefect task for a call's step."""
+    return Task(
+        perform,
+        name=call.step.name,
+        task_run_name=call.step.name + " {label}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        # what a library prints goes to the log, through its filter, and not into a worker's output
+        log_prints=True,
+        # reading and writing alone: a night of training that failed would fail again
+        retries=0 if call.step.kind is not None else len(RETRY_DELAYS_S),
+        retry_delay_seconds=list(RETRY_DELAYS_S),
+        retry_condition_fn=_worth_another_try,
+    )
+
+
+def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    outcome = state.result(raise_on_failure=False)
+    return isinstance(outcome, CaseFailure) and outcome.transient
+
+
+class PrefectRunner(Runner):
+    """Runs calls as tasks of the flow that is under way."""
+
+    def begin(self) -> None:
+        super().begin()
+        self._numbering = threading.Lock()
+        context = FlowRunContext.get()
+        if context is not None and isinstance(context.task_runner, EngineRunner):
+            context.task_runner.use(self.machine)
+
+    def submit(self, label: str, call: Call) -> Submitted:
+        with self._numbering:  # Prefect numbers a flow's tasks without a lock of its own
+            return UnderWay(self, label, call, task_of(call).submit(label, call, self.refresh))
+
+    def show(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # whatever a server or the way to it can raise
+            get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
+
+
+@dataclass(frozen=True)
+class UnderWay(Submitted):
+    """A call on Prefect's task runner."""
+
+    runner: Runner
+    label: str
+    call: Call
+    future: PrefectFuture[Any]
+
+    def ref(self) -> Ref | None:
+        try:
+            self.future.wait()
+        except BaseException:  # Ctrl-C, a worker's cancellation: leaving the flow waits for its threads
+            stopping.set()
+            raise
+        state = self._state()
+        # a task that was cancelled or crashed raises here, and ends the flow
+        outcome = state.result(raise_on_failure=not state.is_failed())
+        if isinstance(outcome, Found | CaseFailure):
+            return self.runner.take(self.label, outcome)
+        if isinstance(outcome, Exception):  # outside the body: Prefect's own doing
+            return self.runner.take(self.label, describe(self.label, self.call.step.name, outcome))
+        raise TypeError(f"task {self.call.step.name} ended in {state.name} without a result")
+
+    def _state(self) -> State[Any]:
+        """Return how the task ended; a cluster's worker that died with it leaves no state, but the cluster's error."""
+        state = self.future.state
+        if state.is_final():
+            return state
+        try:
+            self.future.result(raise_on_failure=False)
+        except Exception as error:
+            rule = f"the worker that carried it died ({type(error).__name__})"
+            return Failed(message=rule, data=CaseFailure(self.label, self.call.step.name, rule))
+        return self.future.state

@@ -1,0 +1,15 @@
+"""A trained network out of a run folder, as an artifact of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+WEIGHTS, CURVE = "model.safetensors", "curve.json"
+
+
+def adopt_network(weights: Path, curve: Path | None, out: Path) -> None:
+    """Copy a network's weights, and its training curve where there is one, into the existing folder `out`."""
+    shutil.copyfile(weights, out / WEIGHTS)
+    if curve is not None and curve.is_file():
+        shutil.copyfile(curve, out / CURVE)
