@@ -15,7 +15,8 @@ from medad.config.liver import DatasetSettings, EvaluationSettings, PostprocessS
 from medad.ct.io import read_labels_on, read_scan
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
-from medad.slices.preprocess import load_prepared, mask_to_slices
+from medad.slices.grid import mask_to_slices
+from medad.slices.prepared_file import load_prepared
 
 MAD_TO_SD = 1.4826
 """Scales the median absolute deviation to a normal distribution's standard deviation."""

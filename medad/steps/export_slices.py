@@ -20,7 +20,8 @@ from medad.base.errors import InputError
 from medad.cohort.datasets import Case
 from medad.config.liver import DatasetSettings
 from medad.ct.io import read_labels_on
-from medad.slices.preprocess import Slices, load_prepared, mask_to_slices
+from medad.slices.grid import Slices, mask_to_slices
+from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import PREPARED
 
 CATEGORY = "liver"
