@@ -9,6 +9,7 @@ from typing import Literal
 from medad.base.errors import CaseFailure
 from medad.base.text import clean, natural_order
 from medad.reporting.failures import shown_failures
+from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.systems import DualImage, SystemSettings, WinClip
@@ -27,7 +28,6 @@ from zsad.reports.compare.document import (
     SystemCost,
     SystemReport,
 )
-from zsad.reports.compare.paired_tests import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
 from zsad.reports.published import (
     ABLATION_REMARKS,
     ANOMALY_CLIP,
@@ -322,7 +322,7 @@ def _table(
     test: Literal["DeLong", "Wilcoxon"],
     metric: str,
     pairs: Sequence[tuple[LoadedSystem, LoadedSystem]],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[PairedOutcome],
 ) -> PairedTable:
     corrected = holm([one.p for one in outcomes])
     return PairedTable(
@@ -337,7 +337,7 @@ def _table(
                 high=one.high,
                 p=one.p,
                 p_holm=p_holm,
-                categories=one.categories,
+                categories=one.n,
                 images=one.images,
                 reason=one.reason,
             )
