@@ -13,11 +13,13 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
+from medad.reporting.figures import Stat, percent
 from medad.reporting.page import jpeg_uri, page_environment
+from medad.reporting.tables import write_csv
 from medad.reports import pictures
 from medad.reports.ablation.charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
 from medad.reports.ablation.data import AblationResults
-from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
+from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, SweepReport
 from medad.reports.ablation.panels import example_panels, test_panels
 from medad.reports.ablation.summary import make_document
 from medad.reports.ablation.tables import (
@@ -28,7 +30,6 @@ from medad.reports.ablation.tables import (
     paired_rows,
     seed_rows,
     summary_rows,
-    write_csv,
 )
 
 CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
@@ -196,13 +197,6 @@ def _curve_chart(document: AblationDocument) -> str | None:
     x = [float(point.epochs) for point in document.curve.points]
     panels = [Line(title, [point.stats[key] for point in document.curve.points]) for key, title in _titles().items()]
     return pictures.svg_uri(lines_svg(x, panels, "epochs of phase two"))
-
-
-def percent(stat: Stat | None) -> str:
-    """A mean of fractions in percent, with its standard deviation where there is one."""
-    if stat is None:
-        return "–"
-    return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
 
 
 def _figure(stat: Stat | None) -> str:

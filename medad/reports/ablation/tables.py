@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medad.base.storage import write_bytes
 from medad.config.ablation import PublishedFigures
-from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport, Stat
+from medad.reporting.figures import Stat
+from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport
 
 _SPECIAL = str.maketrans(
     {
@@ -21,18 +18,6 @@ _SPECIAL = str.maketrans(
     }
 )
 LATEX_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
-
-
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows of the same keys as UTF-8 CSV with a heading; None is left empty. No row: an empty file."""
-    buffer = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
-    write_bytes(path, buffer.getvalue().encode())
 
 
 def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:

@@ -14,6 +14,7 @@ import yaml
 
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
+from medad.reporting.tables import write_csv
 from zsad.config.compare import CompareSettings
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
 from zsad.reports.compare.data import (
@@ -37,7 +38,6 @@ from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows,
 from zsad.reports.page import page_environment, published_figure
 from zsad.reports.published import CategoryFigures
 from zsad.reports.run.document import PRO_200, Encoder
-from zsad.reports.run.tables import write_csv
 
 __all__ = [
     "AblationResult",
@@ -175,7 +175,7 @@ def _remarks(one: SystemReport, document: CompareDocument) -> list[str]:
 
 
 def _fewest_seeds(mean: MacroFigures) -> int:
-    return min((stat.seeds for stat in mean.metrics.values() if stat is not None), default=0)
+    return min((stat.n for stat in mean.metrics.values() if stat is not None), default=0)
 
 
 def _of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:

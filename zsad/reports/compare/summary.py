@@ -9,6 +9,7 @@ from typing import Literal
 from medad.base.errors import CaseFailure
 from medad.base.text import clean, natural_order
 from medad.reporting.failures import shown_failures
+from medad.reporting.figures import Stat, statistic
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
@@ -47,11 +48,10 @@ from zsad.reports.run.document import (
     Notice,
     PublishedTable,
     SeedFigures,
-    Stat,
     definitions_shown,
     settings_without_paths,
 )
-from zsad.reports.run.figures import macro_mean, statistic
+from zsad.reports.run.figures import macro_mean
 
 SCHEMA_VERSION = 1
 TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from medad.reporting.figures import percent
 from zsad.reports.compare.data import LoadedSystem
 from zsad.reports.compare.document import CompareDocument, MacroFigures, SystemReport
-from zsad.reports.page import percent, published_figure
+from zsad.reports.page import published_figure
 from zsad.reports.published import PublishedRow, Quoted
 from zsad.reports.run.document import METRICS, PRO_200
 
@@ -133,7 +134,7 @@ def _mean_columns(mean: MacroFigures) -> dict[str, Any]:
         columns |= {
             f"{key}_mean": stat and stat.mean,
             f"{key}_sd": stat and stat.sd,
-            f"{key}_seeds": stat and stat.seeds,
+            f"{key}_seeds": stat and stat.n,
             f"{key}_categories": mean.categories[key],
             f"{key}_rank": mean.ranks[key],
         }
