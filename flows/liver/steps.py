@@ -172,7 +172,7 @@ def synthesis_inputs(settings: SynthesisSettings) -> tuple[dict[str, Any], dict[
 
 def _textures_inputs(folder: Path) -> dict[str, Any]:
     """A folder of textures by content. Raises InputError."""
-    from medad.anomalies.textures import texture_files, textures_digest
+    from medad.base.textures import texture_files, textures_digest
 
     files = texture_files(folder)
     try:

@@ -215,7 +215,7 @@ class Score(DeviceJob):
         """Contents in the order of names, by which they are drawn."""
         if self.adapt.textures is None:
             return None
-        from zsad.scorers.textures import texture_files
+        from medad.base.textures import texture_files
 
         return [file_digest(path) for path in texture_files(Path(self.adapt.textures).expanduser())]
 

@@ -10,13 +10,13 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from medad.base.errors import DiskFullError, InputError
+from medad.base.errors import DiskFullError, InputError, UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,13 +50,25 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_full_as_user_error(final: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into DiskFullError; the caller removes what is half-written."""
+    """Turn "no space left" and "quota exceeded", from whichever library, into DiskFullError.
+
+    The caller removes what is half-written.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except UserError:
+        raise
+    except Exception as error:
+        if _says_disk_full(error):
             raise DiskFullError(f"{final}: no room left on the disk; nothing was kept of it") from error
         raise
+
+
+def _says_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors raises its own error: "I/O error: No space left on device (os error 28)"
+    return any(os.strerror(number) in str(error) for number in _FULL)
 
 
 def write_bytes(final: Path, content: bytes) -> None:
@@ -169,6 +181,11 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, hexadecimal. Raises InputError."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """Return the sha256, hexadecimal, of lines of text: names several files by their digests."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
