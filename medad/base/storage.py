@@ -198,10 +198,22 @@ def read_json(path: Path) -> Any:
         raise InputError(path, f"not valid JSON: {error}") from error
 
 
-def read_record(model: type[Model], path: Path) -> Model:
-    """A JSON file as a record of ours. Raises InputError, which names the first field that does not fit."""
+def read_record(model: type[Model], path: Path, kind: str = "") -> Model:
+    """Read a JSON file as a record of ours.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is not `kind` (such as "an index of scores"); the first field that does not fit is
+        named.
+    """
+    head = f"not {kind}: " if kind else ""
+    with reading(path):
+        content = path.read_bytes()
     try:
-        return model.model_validate(read_json(path))
+        return model.model_validate(json.loads(content))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise InputError(path, f"{head}{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(path, f"{head}not valid JSON: {error}") from error

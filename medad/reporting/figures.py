@@ -36,3 +36,9 @@ def percent(stat: Stat | None) -> str:
     if stat is None:
         return "–"
     return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
+
+
+def points(difference: float | None) -> str:
+    """Write a difference of fractions in points of percent, with its sign."""
+    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
+    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")

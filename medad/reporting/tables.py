@@ -1,4 +1,4 @@
-"""Tables for programs: CSV with one line for each row."""
+"""Tables for programs and papers: CSV with one line for each row, and text in LaTeX."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from medad.base.storage import write_bytes
+
+_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -21,3 +30,8 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             writer.writeheader()
         writer.writerow(row)
     write_bytes(path, buffer.getvalue().encode())
+
+
+def latex_escaped(text: str) -> str:
+    """Return text as LaTeX prints it."""
+    return text.translate(_SPECIAL)

@@ -13,7 +13,7 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
-from medad.reporting.figures import Stat, percent
+from medad.reporting.figures import Stat, percent, points
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reporting.tables import write_csv
 from medad.reports import pictures
@@ -112,7 +112,7 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
         percent=percent,
         figure=_figure,
         quoted=_quoted,
-        points=_points,
+        points=points,
         p=_p,
         heading=_heading,
         changes=_changes,
@@ -209,11 +209,6 @@ def _quoted(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
-
-
-def _points(difference: float | None) -> str:
-    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
-    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _p(value: float | None) -> str:

@@ -16,7 +16,7 @@ from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
 from medad.reporting.page import page_environment
-from medad.reporting.tables import write_csv
+from medad.reporting.tables import latex_escaped, write_csv
 from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
 from medad.reports.sensitivity.document import SensitivityDocument, VolumeResult, make_document, read_volumes
 
@@ -105,10 +105,10 @@ def latex_table(document: SensitivityDocument) -> str:
             head = f"{size_label(size).replace('–', '--')}, {_PLACES[place]}" if size and place else ""
             lines.append(" & ".join([head, *map(_latex_cell, own)]) + r" \\")
     measured = document.settings["false_positive_ml"]
-    warned = "".join(f" {_escaped(warning)}" for warning in document.warnings)
+    warned = "".join(f" {latex_escaped(warning)}" for warning in document.warnings)
     caption = (
-        f"{_escaped(document.name)}: sensitivity to planted lesions in percent (found of planted) at {measured:g} mL "
-        f"of false positives a liver, by largest diameter and contrast.{warned}"
+        f"{latex_escaped(document.name)}: sensitivity to planted lesions in percent (found of planted) at "
+        f"{measured:g} mL of false positives a liver, by largest diameter and contrast.{warned}"
     )
     return "\n".join(
         [
@@ -133,10 +133,6 @@ def _latex_cell(figures: Figures) -> str:
     if figures.sensitivity is None:
         return "--"
     return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.planted})"
-
-
-def _escaped(text: str) -> str:
-    return "".join("\\" + one if one in "&%$#_{}" else one for one in text)
 
 
 def _all_rows(document: SensitivityDocument) -> list[Row]:

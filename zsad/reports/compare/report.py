@@ -14,6 +14,7 @@ import yaml
 
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
+from medad.reporting.figures import points
 from medad.reporting.tables import write_csv
 from zsad.config.compare import CompareSettings
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
@@ -108,7 +109,7 @@ def write_compare_report(
 def render_html(document: CompareDocument) -> str:
     """The document as one self-contained page."""
     environment = page_environment("zsad.reports.compare")
-    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=_points)
+    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=points)
     return environment.get_template("compare_template.html").render(
         doc=document,
         remarks={one.name: _remarks(one, document) for one in document.systems},
@@ -254,8 +255,3 @@ def _bytes(count: int | float | None) -> str:
 
 def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
-
-
-def _points(difference: float | None) -> str:
-    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
-    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
