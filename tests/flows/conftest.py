@@ -31,7 +31,7 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
-from flows.store.artifacts import Step  # noqa: E402
+from flows.store.step import Step  # noqa: E402
 from flows.store.step import Job  # noqa: E402
 from medad.base.errors import InputError  # noqa: E402
 
