@@ -24,6 +24,8 @@ for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "ADFLOWS_CACHE"):
     os.environ.pop(_name, None)
 # not the slots of whatever else this machine is doing
 os.environ["ADFLOWS_SLOTS"] = str(Path(_HOME.name) / "slots")
+# flows run in this process alone where Prefect is not what is tested
+os.environ["ADFLOWS_LOCAL"] = "1"
 # nor its register of patients
 os.environ["ADFLOWS_PRIVATE"] = str(Path(_HOME.name) / "private")
 
@@ -42,6 +44,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ADFLOWS_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def under_prefect(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let commands run their flows under Prefect, on the session's server; returns its API's address."""
+    monkeypatch.delenv("ADFLOWS_LOCAL")
+    return prefect_server
 
 
 @pytest.fixture(scope="session")

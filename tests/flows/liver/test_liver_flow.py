@@ -32,7 +32,10 @@ def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
     del prefect_server
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
-        yield cli("liver", "run", world.config, "--out", world.runs, "--json")
+        patch.delenv("ADFLOWS_LOCAL")  # this one under Prefect, whose cache the others then find
+        ran = cli("liver", "run", world.config, "--out", world.runs, "--json")
+        patch.setenv("ADFLOWS_LOCAL", "1")
+        yield ran
 
 
 @pytest.fixture
