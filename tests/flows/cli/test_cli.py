@@ -212,7 +212,7 @@ def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
     import numpy as np
 
@@ -252,7 +252,7 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     np.testing.assert_array_equal(ours.z, theirs.z)
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no gzip")

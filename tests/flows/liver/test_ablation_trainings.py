@@ -16,9 +16,7 @@ Cli = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]
-) -> Iterator[Any]:
+def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]) -> Iterator[Any]:
     world = new_world(tmp_path_factory.mktemp("world"), train=1, test=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
+
 from flows.liver.steps import Prepare, Segment
 from flows.privacy.settings import PLACEHOLDER, PrivateSensitivity
 from flows.store.artifacts import Ref, content_key

@@ -25,15 +25,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
-    """One run that computed everything."""
-    del prefect_server
+def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
+    """One run under Prefect that computed everything; the others find what it left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
-        patch.delenv("ADFLOWS_LOCAL")  # this one under Prefect, whose cache the others then find
-        ran = cli("zsad", "run", world.config, "--out", world.runs, "--json")
-        patch.setenv("ADFLOWS_LOCAL", "1")
-        yield ran
+        yield prefect_cli("zsad", "run", world.config, "--out", world.runs, "--json")
 
 
 @pytest.fixture
