@@ -29,11 +29,12 @@ from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import planned
-from flows.runs.run_folder import MANIFEST, RunFolder, copied, installed_versions, publish
+from flows.runs.run_folder import RunFolder, copied, installed_versions, publish
 from flows.runs.runner import Submitted, describe
 from flows.store.artifacts import Ref
 from flows.store.step import Job
 from medad.base.errors import ConfigError, UserError
+from medad.base.manifest import MANIFEST
 from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks
 

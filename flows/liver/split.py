@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.liver.steps import source_digest
 from flows.machine.environment import worker_count
 from flows.privacy import case_ids
-from flows.runs.run_folder import read_manifest
 from flows.runs.runner import Failure
 from flows.store.artifacts import Ref
 from medad.base.errors import ConfigError, UserError
+from medad.base.manifest import read_manifest
 from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 
