@@ -34,17 +34,13 @@ from flows.zsad.steps import (
     Fuse,
     Score,
     Text,
-    needs_references,
 )
 from medad.base.errors import UserError
-from zsad.config.run import ImagesSettings, Variant
+from zsad.config.run import ALONE_NOTE, ImagesSettings
 
 if TYPE_CHECKING:
     pass
 
-ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
-"""What is left of a system where there is no other image to compare with."""
-ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
 REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
 
 
@@ -166,13 +162,10 @@ class Stages(ImageStages):
 
     def use_text_alone(self) -> None:
         """Leave out of each variant what compares with another image, and say so."""
-        variants = self.settings.score.variants
-        if needs_references(variants):
-            left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in variants))
-            self.settings = self.settings.model_copy(
-                update={"score": self.settings.score.model_copy(update={"variants": left})}
-            )
-            self.notes.append(ALONE_NOTE.format(variant=left[-1]))
+        alone = self.settings.score.alone()
+        if alone != self.settings.score:
+            self.settings = self.settings.model_copy(update={"score": alone})
+            self.notes.append(ALONE_NOTE.format(variant=alone.variants[-1]))
 
     def report(self, categories: Sequence[ScoredCategory]) -> Ref | None:
         """The report of a labelled or unlabelled data set."""
