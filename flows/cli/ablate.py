@@ -58,11 +58,11 @@ def ablate(
         train_data__root=None if train is None else str(train),
         test_data__root=None if test is None else str(test),
     )
-    from flows.privacy.settings import PrivateAblation
     from medad.config.ablation import load
 
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))
-    settings = PrivateAblation.of(settings if rows is None else settings.chosen(rows))
+    if rows is not None:
+        settings = settings.chosen(rows)
     from flows.liver.ablate import ablate as ablate_flow
     from flows.runs.run_folder import writable
 

@@ -35,7 +35,6 @@ def sensitivity(
 ) -> None:
     """Plant lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
     start(verbose=verbose)
-    from flows.privacy.settings import PrivateSensitivity
     from medad.base.settings import put_over
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 
@@ -53,10 +52,9 @@ def sensitivity(
 
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")
-    private = PrivateSensitivity.of(study)
-    settings = settings_for(private, model)
+    settings = settings_for(study, model)
     request = SensitivityRequest(model=model.absolute(), out=writable(out), allow_training_cases=allow_training_cases)
     conclude(
-        run_flow(sensitivity_flow, request=request, study=private, settings=settings, refresh=refresh, dry_run=dry_run),
+        run_flow(sensitivity_flow, request=request, study=study, settings=settings, refresh=refresh, dry_run=dry_run),
         as_json=as_json,
     )

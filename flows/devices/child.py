@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
-from flows.privacy.settings import learn_job
+from flows.privacy.log_filter import learn_job
 from flows.store.artifacts import Made
 from medad.base.errors import ConfigError, LimitError
 from medad.base.settings import Gpus

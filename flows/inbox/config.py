@@ -18,11 +18,10 @@ from flows.liver import run_folder as liver_folder
 from flows.liver.report_steps import Report
 from flows.liver.run_folder import NETS
 from flows.liver.steps import Prepare, Segment, source_digest
-from flows.privacy.settings import PrivateLiver
 from flows.store.artifacts import content_key, key_parts
 from flows.store.step import json_values
 from medad.base.errors import ConfigError
-from medad.config.liver import InboxSettings, load_inbox
+from medad.config.liver import InboxSettings, LiverSettings, load_inbox
 
 ALL_FAILED = "failed"
 """In `retry`: every case that failed."""
@@ -51,7 +50,7 @@ class Inbox:
     """A configuration whose folders and model were found."""
 
     settings: InboxSettings
-    liver: PrivateLiver
+    liver: LiverSettings
     """The model run's settings, with the inbox in the place of its test data."""
     folder: OutFolder
 

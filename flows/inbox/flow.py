@@ -43,7 +43,7 @@ from flows.liver.run_folder import NETS, Models
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
-from flows.privacy.settings import confined, path_filter
+from flows.privacy.log_filter import confined, path_filter
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome
 from flows.runs.plan import planned

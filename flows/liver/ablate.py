@@ -27,17 +27,17 @@ from flows.liver.flow import ReadyCase, Stages
 from flows.liver.run_folder import Models, UsedCase
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateAblation, PrivateLiver, confined
+from flows.privacy.log_filter import confined
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import Plan, new_tally, planned
 from flows.runs.row_runner import Once, RowTally
 from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions, publish
 from flows.runs.runner import Failure, Submitted, describe
-from flows.store.artifacts import Ref
-from flows.store.step import FailedStep
+from flows.store.artifacts import Ref, canonical_json
+from flows.store.step import FailedStep, json_values
 from medad.base.errors import UserError
-from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant
+from medad.config.ablation import CURVE, ROWS, YARDSTICK, AblationSettings, Variant
 from medad.config.liver import LiverSettings
 
 REPORT_FILES = (
@@ -79,7 +79,7 @@ class Trained:
 class AblationStages:
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateAblation, *, refresh: bool) -> None:
+    def __init__(self, settings: AblationSettings, *, refresh: bool) -> None:
         self.settings = settings
         self.tally = new_tally(settings.machine, refresh=refresh)
         self.variants = settings.variants()
@@ -112,7 +112,7 @@ class AblationStages:
         return self._data[_data_key(settings)]
 
     def _prepare(self, settings: LiverSettings) -> Data | None:
-        stages = Stages(PrivateLiver.of(settings), refresh=self.tally.refresh, tally=self.tally)
+        stages = Stages(settings, refresh=self.tally.refresh, tally=self.tally)
         try:
             training: list[Submitted] = [Once(task) for task in stages.prepare_training()]
             test = stages.prepare_test()
@@ -150,7 +150,7 @@ class AblationStages:
         if data is None:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
-        stages = data.stages.over(PrivateLiver.of(settings), self.tally_of(one))
+        stages = data.stages.over(settings, self.tally_of(one))
         one.models = stages.train(list(data.training))
         self.used += stages.used
         if one.models is None:
@@ -282,7 +282,7 @@ class AblationStages:
 
 
 def _data_key(settings: LiverSettings) -> str:
-    return settings.model_dump_json(exclude=set(NOT_OF_DATA))
+    return canonical_json(json_values(settings, *NOT_OF_DATA))
 
 
 def _has_truth(ready: ReadyCase) -> bool:
@@ -356,7 +356,7 @@ def _row_figures(folder: Path) -> list[dict[str, Any]]:
     log_prints=True,
 )
 @confined
-def ablate(settings: PrivateAblation, out: Path, refresh: bool = False) -> State[Outcome]:
+def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> State[Outcome]:
     """Train and evaluate every row, sweep and curve of the configuration; the report lies in the run folder `out`."""
     started = time.monotonic()
     stages = AblationStages(settings, refresh=refresh)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.liver.steps import label_inputs, synthesis_inputs, used_synthesis
-from flows.privacy.settings import PrivateAblation
 from flows.store.artifacts import Ref, Step
 from flows.store.step import PAGE, DeviceJob, FailedStep, Job, digest_of, folder_of, json_values
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
+from medad.config.ablation import AblationSettings
 from medad.config.liver import DatasetSettings, EvaluationSettings, SynthesisSettings
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class SnapshotRow:
 class AblationReport(Job):
     """Tables, tests, curves and pictures. What it shows is what it depends on."""
 
-    settings: PrivateAblation
+    settings: AblationSettings
     variants: tuple[VariantRow, ...]
     snapshots: tuple[SnapshotRow, ...]
     yardstick: tuple[Judged, ...]
@@ -225,7 +225,7 @@ class AblationReport(Job):
     def inputs(self) -> dict[str, Any]:
         features = None if self.embedding is None else [*self.embedding[:2], self.embedding[2].digest]
         return {
-            "settings": json_values(self.settings, *MACHINE_FIELDS),
+            "settings": self.settings.public(*MACHINE_FIELDS),
             "variants": [variant.inputs() for variant in self.variants],
             "snapshots": [snapshot.inputs() for snapshot in self.snapshots],
             "yardstick": [case.inputs() for case in self.yardstick],

@@ -40,7 +40,7 @@ from flows.liver.steps import (
 )
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
-from flows.privacy.settings import PrivateLiver, PrivatePath, confined, learn_data, path_filter
+from flows.privacy.log_filter import confined, learn_data, path_filter
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import Plan, new_tally, planned
@@ -48,9 +48,10 @@ from flows.runs.run_folder import RunFolder, installed_versions, publish
 from flows.runs.runner import Failure, Submitted, Tally, describe
 from flows.store.artifacts import Ref
 from medad.base.errors import UserError
+from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE
 from medad.cohort.folds import Member, find_leaks
-from medad.config.liver import DatasetSettings, PreprocessSettings
+from medad.config.liver import DatasetSettings, LiverSettings, PreprocessSettings
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import Case
@@ -94,7 +95,7 @@ class Stages:
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
     def __init__(
-        self, settings: PrivateLiver, *, refresh: bool, uses: tuple[Use, ...] = BOTH, tally: Tally | None = None
+        self, settings: LiverSettings, *, refresh: bool, uses: tuple[Use, ...] = BOTH, tally: Tally | None = None
     ) -> None:
         """`tally`: one that is shared with other stages, which then decides about `refresh`."""
         self.settings = settings
@@ -112,7 +113,7 @@ class Stages:
         self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
         """Whether names of files are to be left out of what is shown."""
 
-    def over(self, settings: PrivateLiver, tally: Tally) -> Stages:
+    def over(self, settings: LiverSettings, tally: Tally) -> Stages:
         """Stages over the same found and prepared cases, which note in another tally.
 
         `settings` may differ from these in what finding and preparing cases does not depend on.
@@ -367,7 +368,7 @@ class Stages:
 
 @flow(name="liver", flow_run_name="liver {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True)
 @confined
-def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> State[Outcome]:
+def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> State[Outcome]:
     """From scans to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -386,7 +387,7 @@ def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple
     log_prints=True,
 )
 @confined
-def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
+def prepare(settings: LiverSettings, refresh: bool = False) -> State[Outcome]:
     """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
     stages = Stages(settings, refresh=refresh)
     submitted = stages.prepare_training()
@@ -410,7 +411,7 @@ def prepare(settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
     log_prints=True,
 )
 @confined
-def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: bool = False) -> State[Outcome]:
+def export_slices(settings: LiverSettings, with_training: bool = False, refresh: bool = False) -> State[Outcome]:
     """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have opaque ids."""
     hidden = {name: getattr(settings, name).model_copy(update={"opaque_ids": True}) for name in _DATA}
     stages = Stages(settings.model_copy(update=hidden), refresh=refresh, uses=BOTH if with_training else ("test",))
@@ -435,7 +436,7 @@ def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: 
     name="liver-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True
 )
 @confined
-def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Outcome]:
+def train(settings: LiverSettings, out: Path, refresh: bool = False) -> State[Outcome]:
     """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh, uses=("train",))
@@ -451,7 +452,7 @@ def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> State[Out
     log_prints=True,
 )
 @confined
-def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
+def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = False) -> State[Outcome]:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run.
 
     None of them may be of a patient that trained these, as far as the run's manifest says.
@@ -469,7 +470,7 @@ def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = Fal
 
 @flow(name="liver-segment", flow_run_name="segment", task_runner=RUNNER, persist_result=False, log_prints=True)
 @confined
-def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = False) -> State[Outcome]:
+def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = False) -> State[Outcome]:
     """Segment scans, which `test_data` describes, with the networks of an earlier run.
 
     Cases have opaque ids: file names may name patients.

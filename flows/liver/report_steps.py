@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.store.artifacts import Ref, Step
-from flows.store.step import PAGE, FailedStep, Job, digest_of, folder_of, json_values
+from flows.store.step import PAGE, FailedStep, Job, digest_of, folder_of
 from medad.base.settings import MACHINE_FIELDS
 from medad.config.liver import LiverSettings
 
@@ -44,7 +44,7 @@ class Report(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings, *MACHINE_FIELDS),
+            "settings": self.settings.public(*MACHINE_FIELDS),
             "results": [
                 [each.case_id, *map(digest_of, (each.prepared, each.segmented, each.evaluated, each.planted))]
                 for each in self.results

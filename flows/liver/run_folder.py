@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from flows.liver.report_steps import Reported
 from flows.liver.split import liver_digest
-from flows.privacy.settings import PrivateLiver
 from flows.runs.run_folder import MANIFEST, Copied, copied, read_manifest
 from flows.store.artifacts import ArtefactStore, Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import PLANTED_FILES
-from medad.config.liver import parse
+from medad.config.liver import LiverSettings, parse
 
 NETS = ("restoration", "segmentation")
 
@@ -86,10 +85,10 @@ def has_model(folder: Path) -> bool:
     return (folder / "model" / "segmentation" / "model.safetensors").is_file()
 
 
-def settings_of_run(folder: Path) -> PrivateLiver:
+def settings_of_run(folder: Path) -> LiverSettings:
     """The settings of a run folder. Raises ConfigError where it is none, or holds no model."""
     try:
-        settings = PrivateLiver.model_validate(read_manifest(folder)["settings"])
+        settings = LiverSettings.model_validate(read_manifest(folder)["settings"])
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: not the folder of a liver run ({MANIFEST} holds other settings)") from error
     for net in NETS:
@@ -98,7 +97,7 @@ def settings_of_run(folder: Path) -> PrivateLiver:
     return settings
 
 
-def settings_over(of_model: PrivateLiver, values: Mapping[str, Any], *, model: Path, source: str) -> PrivateLiver:
+def settings_over(of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str) -> LiverSettings:
     """A model run's settings with some values changed, by dotted key; `source` names them in errors.
 
     Raises
@@ -115,7 +114,7 @@ def settings_over(of_model: PrivateLiver, values: Mapping[str, Any], *, model: P
             if not isinstance(place, dict):
                 raise ConfigError(f"{source} {key}: no such setting")
         place[leaf] = value
-    settings = PrivateLiver.of(parse(changed, source=source))
+    settings = parse(changed, source=source)
     if settings.preprocess != of_model.preprocess:
         raise ConfigError(f"{source}: `preprocess` differs from what the model in {model} was trained with")
     return settings

@@ -25,7 +25,7 @@ from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, Sensit
 from flows.liver.split import Sides, salted_member, trained_members, training_rows
 from flows.liver.steps import Prepare, Segment, source_digest
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity, confined
+from flows.privacy.log_filter import confined
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import planned
@@ -34,8 +34,11 @@ from flows.runs.runner import Submitted, describe
 from flows.store.artifacts import Ref
 from flows.store.step import Job
 from medad.base.errors import ConfigError, UserError
+from medad.base.private import PrivatePath
 from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks
+from medad.config.liver import LiverSettings
+from medad.config.sensitivity import SensitivitySettings
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import Case
@@ -66,7 +69,7 @@ class Healthy:
 class SensitivityStages(Stages):
     """The liver flow's stages, and those of a study."""
 
-    def __init__(self, settings: PrivateLiver, study: PrivateSensitivity, *, refresh: bool) -> None:
+    def __init__(self, settings: LiverSettings, study: SensitivitySettings, *, refresh: bool) -> None:
         super().__init__(settings, refresh=refresh)
         self.study = study
 
@@ -152,7 +155,7 @@ class SensitivityStages(Stages):
         return Outcome.of(self.tally, run_folder=out, headline=headline)
 
 
-def settings_for(study: PrivateSensitivity, model: Path) -> PrivateLiver:
+def settings_for(study: SensitivitySettings, model: Path) -> LiverSettings:
     """The model run's settings as the study uses them: its scans, its machine, and the values that it puts over them.
 
     Raises
@@ -199,7 +202,7 @@ def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:
 )
 @confined
 def sensitivity(
-    request: SensitivityRequest, study: PrivateSensitivity, settings: PrivateLiver, refresh: bool = False
+    request: SensitivityRequest, study: SensitivitySettings, settings: LiverSettings, refresh: bool = False
 ) -> State[Outcome]:
     """Measure a model's sensitivity to planted lesions. `settings` are those of `settings_for`."""
     started = time.monotonic()

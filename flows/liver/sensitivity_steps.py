@@ -105,7 +105,7 @@ class SensitivityReport(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings, *MACHINE_FIELDS),
+            "settings": self.settings.public(*MACHINE_FIELDS),
             "results": [[each.case_id, each.measured.digest] for each in self.results],
             "trained_on": None if self.trained_on is None else list(self.trained_on),
             "failures": [[each.case_id, each.stage, each.rule, each.file] for each in self.failures],

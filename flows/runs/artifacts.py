@@ -12,9 +12,9 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.privacy.settings import PLACEHOLDER
 from flows.runs.run_folder import HEADLINE, read_headline, read_statement
 from flows.runs.runner import Tally
+from medad.base.text import PLACEHOLDER
 
 LARGEST_PICTURE_BYTES = 2_000_000
 """An artifact is one row of Prefect's database."""

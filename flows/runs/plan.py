@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.machine.environment import cache_root
-from flows.privacy.settings import install
+from flows.privacy.log_filter import install
 from flows.runs.runner import Submitted, Tally, describe
 from flows.store.artifacts import ArtefactStore, Ref, content_key
 from flows.store.upkeep import Change, nearest

@@ -27,7 +27,7 @@ from flows.devices.slots import devices_of
 from flows.machine.environment import cache_root
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
-from flows.privacy.settings import confined, install, learn_job, path_filter
+from flows.privacy.log_filter import confined, install, learn_job, path_filter
 from flows.runs.retries import RETRY_DELAYS_S, is_transient
 from flows.store.artifacts import ArtefactStore, Made, Ref, content_key
 from flows.store.serializer import VerifiedSerializer

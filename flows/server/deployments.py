@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flows.devices.engines import RUNNER
 from flows.liver.steps import HandStep, HandStepName
 from flows.machine.environment import config_names, named_config, runs_root
-from flows.privacy.settings import PrivateLiver, PrivateZsad, confined, path_filter
+from flows.privacy.log_filter import confined, path_filter
 from flows.runs.outcome import Outcome, final_state
 from flows.runs.run_folder import writable
 from flows.runs.runner import Tally, describe
@@ -172,7 +172,7 @@ def liver_nightly(
     from medad.config.liver import load
 
     def run() -> State[Outcome]:
-        settings = PrivateLiver.of(load(named_config(config, "liver"), _given(name=name, seed=seed)))
+        settings = load(named_config(config, "liver"), _given(name=name, seed=seed))
         return liver.fn(settings, writable(runs_root() / "liver" / settings.name), refresh)
 
     return _told(run)
@@ -188,7 +188,7 @@ def zsad_weekly(
     from zsad.config.run import load
 
     def run() -> State[Outcome]:
-        settings = PrivateZsad.of(load(named_config(config, "zsad"), _given(name=name, seeds=seeds)))
+        settings = load(named_config(config, "zsad"), _given(name=name, seeds=seeds))
         return zsad.fn(settings, writable(runs_root() / "zsad" / settings.name), refresh)
 
     return _told(run)

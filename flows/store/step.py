@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from flows.store.artifacts import ArtefactStore, Made, Ref, Step, key_parts
 from medad.base.errors import InputError
@@ -38,8 +39,12 @@ def file_digest(path: Path) -> str:
 
 
 def json_values(settings: BaseModel, *leave_out: str) -> dict[str, Any]:
-    """Settings as JSON values, for a key."""
-    return settings.model_dump(mode="json", exclude=set(leave_out))
+    """Return settings as JSON values with nothing withheld, for a key.
+
+    Keys are stored beside artefacts: leave out what is private, and put digests of the content in its place.
+    """
+    values: dict[str, Any] = to_jsonable_python(settings.model_dump(exclude=set(leave_out)))
+    return values
 
 
 def digest_of(ref: Ref | None) -> str | None:

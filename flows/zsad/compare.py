@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State
 
 from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateCompare, confined, path_filter
+from flows.privacy.log_filter import confined, path_filter
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import new_tally
@@ -37,7 +37,7 @@ from flows.zsad.compare_steps import (
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from flows.zsad.steps import Encode, EvaluateCategory, Fuse, Image, Score, Text
 from medad.base.errors import InputError, UserError
-from zsad.config.compare import ablation_systems
+from zsad.config.compare import CompareSettings, ablation_systems
 from zsad.config.run import PromptStyle
 from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
 
@@ -75,7 +75,7 @@ class Scoring:
 class CompareStages(ImageStages):
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateCompare, *, refresh: bool) -> None:
+    def __init__(self, settings: CompareSettings, *, refresh: bool) -> None:
         super().__init__(new_tally(settings.machine, refresh=refresh))
         self.settings = settings
         self.of_system: dict[str, tuple[str, str]] = {}
@@ -365,7 +365,7 @@ class CompareStages(ImageStages):
     log_prints=True,
 )
 @confined
-def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> State[Outcome]:
+def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> State[Outcome]:
     """Every system of the configuration on its images, side by side, in the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
@@ -380,7 +380,7 @@ def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> State
     name="zsad-train", flow_run_name="train {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True
 )
 @confined
-def train(settings: PrivateCompare, out: Path, refresh: bool = False) -> State[Outcome]:
+def train(settings: CompareSettings, out: Path, refresh: bool = False) -> State[Outcome]:
     """Train the one learned system of the settings on all their images; its checkpoint lies in the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)

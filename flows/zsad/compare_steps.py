@@ -267,7 +267,7 @@ class CompareReport(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings, *MACHINE_FIELDS),
+            "settings": self.settings.public(*MACHINE_FIELDS),
             "systems": [row.inputs() for row in self.systems],
             "ablations": [rows.inputs() for rows in self.ablations],
             "failures": [[of, f.category, f.case_id, f.stage, f.rule, f.file] for of, f in self.failures],

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from flows.devices.engines import RUNNER
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivatePath, PrivateZsad, confined, path_filter
+from flows.privacy.log_filter import confined, path_filter
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome, failed_steps, final_state
 from flows.runs.plan import new_tally
@@ -37,7 +37,8 @@ from flows.zsad.steps import (
     needs_references,
 )
 from medad.base.errors import UserError
-from zsad.config.run import ImagesSettings, Variant
+from medad.base.private import PrivatePath
+from zsad.config.run import ImagesSettings, Variant, ZsadSettings
 
 if TYPE_CHECKING:
     pass
@@ -72,7 +73,7 @@ class Encoded:
 class Stages(ImageStages):
     """The stages over one tally: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
+    def __init__(self, settings: ZsadSettings, *, refresh: bool) -> None:
         super().__init__(new_tally(settings.machine, refresh=refresh))
         self.settings = settings
 
@@ -199,7 +200,7 @@ def _of_seed(label: str, seed: int) -> str:
 
 @flow(name="zsad", flow_run_name="zsad {settings.name}", task_runner=RUNNER, persist_result=False, log_prints=True)
 @confined
-def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outcome]:
+def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> State[Outcome]:
     """From images to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -212,7 +213,7 @@ def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> State[Outco
 
 @flow(name="zsad-score", flow_run_name="score", task_runner=RUNNER, persist_result=False, log_prints=True)
 @confined
-def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> State[Outcome]:
+def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> State[Outcome]:
     """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
     from zsad.data.datasets import images_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateCompare, PrivateZsad, learn_data, path_filter
+from flows.privacy.log_filter import learn_data, path_filter
 from flows.runs import artifacts as ui
 from flows.runs.outcome import Outcome
 from flows.runs.plan import planned
@@ -20,7 +20,8 @@ from flows.store.artifacts import Ref
 from flows.store.step import file_digest
 from flows.zsad.steps import Encode, Image, weights_of
 from medad.base.errors import UserError
-from zsad.config.run import EncoderSettings, ImagesSettings
+from zsad.config.compare import CompareSettings
+from zsad.config.run import EncoderSettings, ImagesSettings, ZsadSettings
 
 if TYPE_CHECKING:
     from zsad.data.datasets import Category, ImageProblem
@@ -128,7 +129,7 @@ class ImageStages:
     def finish(
         self,
         out: Path,
-        settings: PrivateZsad | PrivateCompare,
+        settings: ZsadSettings | CompareSettings,
         copies: Sequence[Copied],
         manifest: dict[str, Any],
         started: float,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.store.artifacts import Ref, Step
-from flows.store.step import PAGE, FailedStep, Job, json_values
+from flows.store.step import PAGE, FailedStep, Job
 from flows.zsad.steps import Image, label_of
 from medad.base.settings import MACHINE_FIELDS
 from zsad.config.run import ZsadSettings
@@ -72,7 +72,7 @@ class ZsadReport(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings, *MACHINE_FIELDS),
+            "settings": self.settings.public(*MACHINE_FIELDS),
             "categories": [category.inputs() for category in self.categories],
             "failures": [[f.category, f.case_id, f.stage, f.rule, f.file] for f in self.failures],
             "versions": list(map(list, self.versions)),
@@ -112,7 +112,7 @@ class ScoreOutputs(Job):
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "settings": json_values(self.settings, *MACHINE_FIELDS),
+            "settings": self.settings.public(*MACHINE_FIELDS),
             "category": None if self.category is None else self.category.inputs(),
             "failures": [[f.category, f.case_id, f.stage, f.rule, f.file] for f in self.failures],
             "versions": list(map(list, self.versions)),

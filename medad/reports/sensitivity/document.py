@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
-from medad.base.text import WITHHELD, clean, natural_order
+from medad.base.text import clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.reports.run.document import PLANTED_REAL, STATEMENT, FailedCase, Failure
@@ -160,7 +160,7 @@ def make_document(
             for one in ordered
         ),
         definitions=definitions(settings),
-        settings=_settings_without_paths(settings),
+        settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 
@@ -184,13 +184,6 @@ def _scans(volumes: Sequence[tuple[str, VolumeRecord]], seen: Set[str]) -> Itera
             planted_false_positive_ml=statistics.fmean(record.planted_false_positive_ml for record in own),
             figures=figures_of([*lesions, *[None] * missing]),
         )
-
-
-def _settings_without_paths(settings: SensitivitySettings) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
-    if not values["healthy"]["root"].startswith("samples:"):
-        values["healthy"]["root"] = WITHHELD
-    return values
 
 
 def definitions(settings: SensitivitySettings) -> dict[str, str]:

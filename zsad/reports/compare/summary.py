@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
+from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import clean, natural_order, readable
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
@@ -49,7 +50,6 @@ from zsad.reports.run.document import (
     SeedFigures,
     Stat,
     definitions_shown,
-    settings_without_paths,
 )
 from zsad.reports.run.figures import macro_mean, statistic
 
@@ -144,7 +144,7 @@ def make_document(
         failures=tuple(_failures(failures, opaque_ids=settings.data.opaque_ids)),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=_definitions(settings),
-        settings=settings_without_paths(settings),
+        settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 
