@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medad.base.errors import CaseFailure
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.config.ablation import AblationSettings
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
 from medad.reports.ablation.data import AblationResults, EvaluatedCase, SnapshotResult, VariantResult
@@ -245,8 +245,8 @@ def test_nothing_of_a_folder_is_anywhere(written: Path) -> None:
     for path in written.iterdir():
         assert b"doe_jane" not in path.read_bytes(), path
     shown = document(written).settings
-    assert shown["base"]["train_data"]["root"] == WITHHELD
-    assert shown["rows"][0]["set"]["test_data.root"] == WITHHELD
+    assert shown["base"]["train_data"]["root"] == PLACEHOLDER
+    assert shown["rows"][0]["set"]["test_data.root"] == PLACEHOLDER
 
 
 def test_csv_and_latex_say_the_same(written: Path) -> None:

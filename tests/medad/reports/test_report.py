@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
 from medad.ct.geometry import Geometry
 from medad.evaluation.metrics import CaseEvaluation, dice, evaluate, summarise
@@ -388,10 +388,10 @@ def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> Non
     both = done.html + json.dumps(done.json)
     assert both.count("SMITH") == 0
     assert str(tmp_path) not in both
-    assert done.json["cases"][0]["facts"]["warnings"] == [f"label {WITHHELD} moved by 0.3 mm/px"]
+    assert done.json["cases"][0]["facts"]["warnings"] == [f"label {PLACEHOLDER} moved by 0.3 mm/px"]
     assert done.json["cases"][0]["planted_lesions"] == [{"diameter_mm": 12.0, "axes_mm": [1.0, 2.0]}]
     assert [one["file"] for one in done.json["failures"]] == ["b.nii", ""]
-    assert done.json["failures"][1]["rule"] == f"see '{WITHHELD}', ratio 1/2"
+    assert done.json["failures"][1]["rule"] == f"see '{PLACEHOLDER}', ratio 1/2"
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.reporting.figures import Stat
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
@@ -138,7 +138,7 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
     assert r"$90.0^{\dag}" in done.tex("image")
     assert [(one["system"], one["category"], one["rule"]) for one in done.json["failures"]] == [
         ("", "b_2", "not an image"),
-        ("AnoCLIP", "b_2", f"no room in {WITHHELD}"),
+        ("AnoCLIP", "b_2", f"no room in {PLACEHOLDER}"),
     ]
     assert "7.png" in done.page.words
     assert "2 failed" in done.page.words
@@ -466,9 +466,9 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
         content = path.read_bytes()
         for word in (b"factory", b"patient", str(tmp_path).encode()):
             assert word not in content, path.name
-    assert done.json["settings"]["encoders"]["main"]["weights"] == "vit.pt"
-    assert done.json["settings"]["data"]["root"] == WITHHELD
-    assert done.json["settings"]["systems"][-1]["sam"] == WITHHELD
+    assert done.json["settings"]["encoders"]["main"]["weights"] == f"{PLACEHOLDER}/vit.pt"
+    assert done.json["settings"]["data"]["root"] == PLACEHOLDER
+    assert done.json["settings"]["systems"][-1]["sam"] == f"{PLACEHOLDER}/sam"
     assert "<script" not in done.html
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.reporting.figures import Stat, statistic
 from tests.page import Page
 from tests.zsad.scored_sets import (
@@ -619,9 +619,9 @@ def test_no_path_goes_in(report: Report, tmp_path: Path) -> None:
     both = done.html + json.dumps(done.json) + tables
     assert both.count("SECRET") == 0
     assert str(tmp_path) not in both
-    assert done.json["failures"][0]["rule"] == f"cannot read {WITHHELD} (bad)"
+    assert done.json["failures"][0]["rule"] == f"cannot read {PLACEHOLDER} (bad)"
     assert done.json["failures"][0]["file"] == "x.png"
-    assert done.json["settings"]["encoder"]["weights"] == "vit.safetensors"
+    assert done.json["settings"]["encoder"]["weights"] == f"{PLACEHOLDER}/vit.safetensors"
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:
