@@ -32,11 +32,11 @@ from tests.zsad.scored_sets import (
 )
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.reports.published import CATEGORIES, TEST_IMAGES
-from zsad.reports.run.data import CategoryResult
 from zsad.reports.run.document import METRICS
 from zsad.reports.run.figures import pick_images
 from zsad.reports.run.report import SCALE_QUANTILES, write_report
 from zsad.steps.evaluate import CategoryEvaluation
+from zsad.steps.results import CategoryResult
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
@@ -61,7 +61,7 @@ Report = Callable[..., Written]
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     def write(
-        categories: Sequence[CategoryResult] = (),
+        categories: Sequence[CategoryResult[Path]] = (),
         failures: Sequence[CaseFailure] = (),
         settings: ZsadSettings | None = None,
         **changes: Any,
