@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -54,7 +55,7 @@ def served(world: Any, tmp_path: Path, prefect_cli: Cli, monkeypatch: pytest.Mon
 @pytest.fixture
 def box(served: Box, cli: Cli) -> Box:
     """An inbox whose passes run without Prefect: what a pass decides is not up to it."""
-    return replace(served, cli=cli)
+    return dataclasses.replace(served, cli=cli)
 
 
 def state_of(box: Box, **more: Any) -> Any:
@@ -190,10 +191,8 @@ def test_values_put_over_a_configuration_are_not_stored(served: Box) -> None:
     run_id = state_of(served, overrides={"inbox": str(served.inbox)}).state_details.flow_run_id
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(run_id).parameters["request"] == {"config": str(served.config), "retry": []}
-    assert set(parameter_schema(liver_inbox.prefect.fn).definitions["InboxRequest"]["properties"]) == {
-        "config",
-        "retry",
-    }
+    schema = parameter_schema(liver_inbox.prefect.fn)
+    assert set(schema.definitions["InboxRequest"]["properties"]) == {"config", "retry"}
 
 
 def test_nothing_of_a_patient_leaves_the_inbox(

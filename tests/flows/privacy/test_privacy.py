@@ -384,7 +384,7 @@ def misbehave(scan: Path, ends: str, out: Path) -> None:
         raise Panic(f"called unwrap on {quoted}")
 
 
-MISBEHAVING = Step("misbehaving", 1, f"{__name__}:misbehave", ("pydantic",), not_in_key=frozenset({"scan"}))
+MISBEHAVING_STEP = Step("misbehaving", 1, f"{__name__}:misbehave", ("pydantic",), not_in_key=frozenset({"scan"}))
 
 
 class Panic(BaseException):
@@ -426,7 +426,7 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
         if ends == "early crash":
             raise RuntimeError(f"cannot list '{found.good}' nor {found.loose}/x: {plants.STUDY_UID}, {NAME_TAG}")
         runner = new_runner(ANY_MACHINE, refresh=False)
-        ref = runner.run("ct-4711", MISBEHAVING(scan=found.good, ends=ends))
+        ref = runner.run("ct-4711", MISBEHAVING_STEP(scan=found.good, ends=ends))
         assert (ref is None) == (ends == "bug")
         if ends == "crash":
             raise RuntimeError(f"flow cannot go on with {found.good}, {found.good.parent.name}, {NAME_TAG}")
