@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -31,9 +32,7 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
-from flows.store.artifacts import Step  # noqa: E402
-from flows.store.step import Job  # noqa: E402
-from medad.base.errors import InputError  # noqa: E402
+from tests.flows.fake_step import RUNS  # noqa: E402
 
 
 @pytest.fixture
@@ -42,6 +41,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ADFLOWS_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def no_prefect() -> Iterator[None]:
+    """Let a module's commands run their flows in this process, without Prefect."""
+    from flows.cli import doctor
+    from flows.runs.flow import OurFlow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OurFlow, "run", OurFlow.local)
+        patch.setattr(doctor, "check_prefect", lambda: doctor.Check("prefect", "ok", "not asked"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -56,38 +67,16 @@ def prefect_server() -> Iterator[str]:
         yield url
 
 
-RUNS: list[str] = []
-"""Texts that fake jobs have really worked on."""
-
-
-@dataclass(frozen=True)
-class FakeJob(Job):
-    """Writes its text, unless told to break."""
-
-    text: str
-    breaks: str = ""
-    step = Step("fake", 1, (), ("pydantic",), volatile=frozenset({"timing.txt"}))
-
-    def inputs(self) -> dict[str, Any]:
-        if self.breaks == "unreadable":
-            raise InputError("/share/scan.nii.gz", "no such file")
-        return {"text": self.text}
-
-    def run(self, out: Path, *, key: str) -> None:
-        RUNS.append(self.text)
-        (out / "half").write_text("written before it broke", encoding="utf-8")
-        if self.breaks == "rule":
-            raise InputError("/share/MUSTERMANN/scan.nii.gz", "the scan is bad")
-        if self.breaks == "bug":
-            raise ZeroDivisionError("a bug")
-        (out / "half").rename(out / "result.txt")
-        (out / "result.txt").write_text(self.text, encoding="utf-8")
-        (out / "timing.txt").write_text(str(len(RUNS)), encoding="utf-8")
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Ran]:
+    """The command line, run in this process, its flows without Prefect: where Prefect is not what is tested."""
+    return functools.partial(run_cli, local=True)
 
 
 @pytest.fixture(scope="session")
-def cli() -> Callable[..., Ran]:
-    """The command line, run in this process."""
+def prefect_cli(prefect_server: str) -> Callable[..., Ran]:
+    """The command line, run in this process, its flows on the session's server."""
+    del prefect_server
     return run_cli
 
 
@@ -98,13 +87,8 @@ def new_world() -> Callable[..., World]:
 
 
 @pytest.fixture
-def fake_job() -> type[FakeJob]:
-    return FakeJob
-
-
-@pytest.fixture
 def runs() -> list[str]:
-    """What fake jobs really worked on in this test."""
+    """Texts that fake steps really worked on in this test."""
     RUNS.clear()
     return RUNS
 
@@ -123,8 +107,8 @@ class Ran:
         return json.loads(self.out)
 
 
-def run_cli(*arguments: object) -> Ran:
-    """Run the command line in this process, on the test's server and cache."""
+def run_cli(*arguments: object, local: bool = False) -> Ran:
+    """Run the command line in this process, on the test's cache; with `local` without Prefect."""
     from flows.cli.app import main
     from flows.machine.terminal import terminal
 
@@ -132,6 +116,8 @@ def run_cli(*arguments: object) -> Ran:
     code = 0
     argv = sys.argv
     sys.argv = ["adflows", *map(str, arguments)]
+    if local:
+        os.environ["ADFLOWS_LOCAL"] = "1"
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -140,6 +126,7 @@ def run_cli(*arguments: object) -> Ran:
                 code = end.code if isinstance(end.code, int) else 1
     finally:
         sys.argv = argv
+        os.environ.pop("ADFLOWS_LOCAL", None)
         terminal.enabled = False
     return Ran(code, out.getvalue(), err.getvalue())
 

@@ -212,13 +212,13 @@ def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
     import numpy as np
 
-    from medad.cohort.datasets import find_cases
+    from medad.cohort.datasets import LabelledScan, find_cases
     from medad.config.liver import PreprocessSettings, load
-    from medad.slices.preprocess import load_prepared
+    from medad.slices.prepared_file import load_prepared
     from medad.steps.cases import prepare_case
 
     world = new_world(tmp_path, train=1, test=0)
@@ -245,14 +245,14 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     [case], _ = find_cases(settings.train_data)
     whole = tmp_path / "whole"
     whole.mkdir()
-    prepare_case(case, settings.train_data, PreprocessSettings(slice_px=64), whole, training=True)
+    prepare_case(LabelledScan.of(case, settings.train_data), PreprocessSettings(slice_px=64), whole, training=True)
     ours, theirs = (load_prepared(p).slices for p in (out / "equalised.safetensors", whole / "prepared.safetensors"))
     np.testing.assert_array_equal(ours.pixels, theirs.pixels)
     np.testing.assert_array_equal(ours.organ, theirs.organ)
     np.testing.assert_array_equal(ours.z, theirs.z)
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no gzip")

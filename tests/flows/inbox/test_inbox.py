@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -10,26 +11,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect.logging import disable_run_logger
 
 from flows.inbox import arrivals
 from flows.inbox.arrivals import ARRIVING, NO_MASK
 from flows.inbox.config import Inbox, InboxRequest
 from flows.inbox.flow import liver_inbox
 from flows.inbox.results import OutFolder
-from flows.runs.plan import Plan, new_tally, plan_flow
-from flows.runs.runner import Submitted, Tally, perform
+from flows.runs.prefect_flow import final_state
 from flows.store import digests
-from flows.store.artifacts import Ref
-from flows.store.step import Job
 from medad.base.errors import ConfigError
-from medad.base.settings import MachineSettings
 from tests.flows.inbox_box import Box, read
 from tests.flows.privacy.test_privacy import SECRETS, database, dump, holds, search
 
@@ -40,11 +35,8 @@ CASE_FILES = {
 
 
 @pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any], cli: Cli, prefect_server: str
-) -> Iterator[Any]:
+def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any], cli: Cli) -> Iterator[Any]:
     """A trained model, phantoms, and one cache for all tests that ask for no other."""
-    del prefect_server
     made = new_world(tmp_path_factory.mktemp("world"), train=1, test=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(made.cache))
@@ -54,63 +46,21 @@ def world(
 
 
 @pytest.fixture
-def served(world: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
+def served(world: Any, tmp_path: Path, prefect_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
     """An inbox whose passes are Prefect's flow runs."""
     monkeypatch.setenv("ADFLOWS_CACHE", str(world.cache))
-    return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", cli)
-
-
-class Inline(Tally):
-    """Runs jobs here and now. Prefect's second a flow adds up, and what a pass decides is not up to Prefect."""
-
-    def submit(self, label: str, job: Job) -> Submitted:
-        with disable_run_logger():
-            return Ended(self, label, perform(label, job, self.refresh))
-
-
-@dataclass(frozen=True)
-class Ended(Submitted):
-    tally: Tally
-    label: str
-    outcome: Any
-
-    def ref(self) -> Ref | None:
-        if isinstance(self.outcome, Ref):
-            self.tally.done(self.label, self.outcome, cached=self.outcome.reused)
-            return self.outcome
-        if isinstance(self.outcome.data, BaseException):
-            raise self.outcome.data
-        self.tally.fail(self.outcome.data)
-        return None
+    return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", prefect_cli)
 
 
 @pytest.fixture
-def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """An inbox whose passes are plain calls of the flow's function."""
-    from flows.cli import inbox as cli_inbox
-    from flows.liver import flow as liver
-
-    def run_flow(flow: Any, *, dry_run: bool = False, **parameters: Any) -> Any:
-        if dry_run:
-            return plan_flow(flow, **parameters)
-        outcome = flow.fn(**parameters).result(raise_on_failure=False)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    def tally(machine: MachineSettings, *, refresh: bool) -> Tally:
-        usual = new_tally(machine, refresh=refresh)
-        return usual if isinstance(usual, Plan) else Inline(machine, refresh=refresh)
-
-    monkeypatch.setattr(liver, "new_tally", tally)
-    monkeypatch.setattr(cli_inbox, "run_flow", run_flow)
-    monkeypatch.setattr("flows.runs.artifacts.show_table", lambda *_: None)
-    return served
+def box(served: Box, cli: Cli) -> Box:
+    """An inbox whose passes run without Prefect: what a pass decides is not up to it."""
+    return dataclasses.replace(served, cli=cli)
 
 
 def state_of(box: Box, **more: Any) -> Any:
     """How the flow ends for Prefect."""
-    return liver_inbox(InboxRequest(config=str(box.config), **more), return_state=True)
+    return liver_inbox.prefect(InboxRequest(config=str(box.config), **more), return_state=True)
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -215,7 +165,8 @@ def test_prefects_ui_shows_a_table_of_opaque_ids_and_names_a_person_reads(served
     served.drop("MUSTERMANN", 0)
     served.drop_broken("PID4711", 1)
     # as a deployment hands it over: plain JSON
-    run_id = liver_inbox({"config": str(served.config)}, return_state=True).state_details.flow_run_id
+    state: Any = liver_inbox.prefect({"config": str(served.config)}, return_state=True)
+    run_id = state.state_details.flow_run_id
     assert run_id is not None
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
@@ -240,7 +191,8 @@ def test_values_put_over_a_configuration_are_not_stored(served: Box) -> None:
     run_id = state_of(served, overrides={"inbox": str(served.inbox)}).state_details.flow_run_id
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(run_id).parameters["request"] == {"config": str(served.config), "retry": []}
-    assert set(parameter_schema(liver_inbox.fn).definitions["InboxRequest"]["properties"]) == {"config", "retry"}
+    schema = parameter_schema(liver_inbox.prefect.fn)
+    assert set(schema.definitions["InboxRequest"]["properties"]) == {"config", "retry"}
 
 
 def test_nothing_of_a_patient_leaves_the_inbox(
@@ -461,7 +413,7 @@ def test_a_full_disk_is_no_scans_fault(box: Box, monkeypatch: pytest.MonkeyPatch
     for place in ("medad.reports.run.report.write_report", "flows.runs.run_folder._write_manifest"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
-            state = liver_inbox.fn(InboxRequest(config=str(box.config)))
+            state = final_state(liver_inbox.local(InboxRequest(config=str(box.config))))
         assert state.is_failed()
         assert "no room left" in str(state.message)
         assert (box.results(), box.failures()) == ([], {})
@@ -870,7 +822,7 @@ def test_a_broken_set_up_is_a_failed_run_with_one_line(served: Box, broken: str,
         served.configure(model=str(other))
     else:
         served.configure(inbox=str(tmp_path / "nowhere"))
-    state = liver_inbox(request, return_state=True)
+    state: Any = liver_inbox.prefect(request, return_state=True)
     assert state.is_failed()
     assert state.message
     assert "\n" not in state.message

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from flows.cli.studies import parse_seeds, row_line
-from flows.privacy.settings import PLACEHOLDER, PrivateAblation
 from medad.base.errors import ConfigError
+from medad.base.text import PLACEHOLDER
+from medad.config.ablation import AblationSettings
 
 Cli = Callable[..., Any]
 ROWS: list[dict[str, Any]] = [
@@ -40,9 +41,8 @@ def write(world: Any, name: str, **values: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
+def finished(world: Any, cli: Cli) -> Iterator[Any]:
     """One run that computed everything."""
-    del prefect_server
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield cli("liver", "ablate", world.root / "ablation.yaml", "--out", world.runs, "--json")
@@ -185,7 +185,7 @@ def test_a_row_is_a_line() -> None:
 def test_no_folder_reaches_prefect() -> None:
     secret = "/home/doe_jane/scans"
     data = {"root": secret, "layout": "folder", "images": "jane/*.nii", "labels": "*.nii", "liver_labels": [1]}
-    settings = PrivateAblation.model_validate(
+    settings = AblationSettings.model_validate(
         {
             "name": "x",
             "base": {"name": "x", "train_data": data, "test_data": data},

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.privacy.settings import PLACEHOLDER, PrivateCompare
+from medad.base.text import PLACEHOLDER
+from zsad.config.compare import CompareSettings
 
 Cli = Callable[..., Any]
 TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 0.001, "betas": [0.5, 0.999]}
@@ -58,9 +59,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
+def finished(world: Any, cli: Cli) -> Iterator[Any]:
     """One run that computed everything."""
-    del prefect_server
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield cli("zsad", "compare", world.config, "--out", world.runs, "--json")
@@ -192,7 +192,7 @@ def test_ablations_stand_beside_the_systems(again: Callable[..., Any]) -> None:
 
 def test_no_folder_reaches_prefect() -> None:
     secret = "/home/doe_jane/images"
-    settings = PrivateCompare.model_validate(
+    settings = CompareSettings.model_validate(
         {
             "name": "x",
             "data": {"root": secret, "masks": secret},

@@ -139,8 +139,8 @@ def test_reading_holds_one_image_at_a_time(tmp_path: Path, settings: EncoderSett
 @pytest.mark.parametrize(
     ("name", "keep", "message"),
     [
-        ("index.json", 0.5, "no index of image features"),
-        ("index.json", 0.0, "no index of image features"),
+        ("index.json", 0.5, "not an index of image features"),
+        ("index.json", 0.0, "not an index of image features"),
         ("view-patches.npy", 0.9, "cut short"),
         ("view-patches.npy", 0.0, r"no \.npy file"),
         ("class_tokens.npy", None, "no such file"),
@@ -161,7 +161,7 @@ def test_damaged_features_are_told(encoded: Path, name: str, keep: float | None,
 def test_another_schema_is_told(encoded: Path, tmp_path: Path) -> None:
     index = json.loads((encoded / "index.json").read_text(encoding="utf-8"))
     (tmp_path / "index.json").write_text(json.dumps(index | {"schema": "adflows zsad features 9"}), encoding="utf-8")
-    with pytest.raises(InputError, match="no index"):
+    with pytest.raises(InputError, match="not an index"):
         FeatureStore(tmp_path)
 
 

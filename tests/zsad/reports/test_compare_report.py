@@ -14,21 +14,17 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
+from medad.reporting.figures import Stat
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation, CompareSettings, ablation_systems
 from zsad.reports.compare.charts import Panel, line_chart
-from zsad.reports.compare.report import (
-    AblationResult,
-    AblationRow,
-    Cost,
-    SystemResult,
-    write_compare_report,
-)
-from zsad.reports.run.document import METRICS, Stat
+from zsad.reports.compare.report import write_compare_report
+from zsad.reports.run.document import METRICS
 from zsad.steps.evaluate import METRICS_FILE
+from zsad.steps.results import AblationResult, AblationRow, Cost, SystemResult
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 MANY = [f"tile_{number}" for number in range(1, 8)]
@@ -61,7 +57,7 @@ Report = Callable[..., Written]
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    def write(settings: CompareSettings, systems: Sequence[SystemResult] = (), **changes: Any) -> Written:
+    def write(settings: CompareSettings, systems: Sequence[SystemResult[Path]] = (), **changes: Any) -> Written:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         out.mkdir()
         arguments: dict[str, Any] = {"versions": {"adflows": "0.2.0"}}
@@ -72,7 +68,9 @@ def report(tmp_path: Path) -> Report:
     return write
 
 
-def trio(root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: Any) -> tuple[Any, list[SystemResult]]:
+def trio(
+    root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: Any
+) -> tuple[Any, list[SystemResult[Path]]]:
     """CLIP 0.6 and 0.8; AnoCLIP 0.9 and 0.9 or 1.0 by the seed; dual-image 0.7 and 0.8, then 0.9 and 0.8."""
     settings = compare_settings(*TRIO, **changes)
     clip, anovl, dual = settings.systems
@@ -90,10 +88,10 @@ def trio(root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: A
 def test_means_are_over_categories_and_then_seeds(report: Report, tmp_path: Path) -> None:
     done = report(*trio(tmp_path))
     clip, anovl, dual = (done.mean(number) for number in range(3))
-    assert clip == {"mean": pytest.approx(0.7), "sd": None, "seeds": 1}
+    assert clip == {"mean": pytest.approx(0.7), "sd": None, "n": 1}
     # seed by seed 0.9 and 0.95; sd of two values is their distance through the root of 2
-    assert anovl == {"mean": pytest.approx(0.925), "sd": pytest.approx(0.05 / 2**0.5), "seeds": 2}
-    assert dual == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1 / 2**0.5), "seeds": 2}
+    assert anovl == {"mean": pytest.approx(0.925), "sd": pytest.approx(0.05 / 2**0.5), "n": 2}
+    assert dual == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1 / 2**0.5), "n": 2}
     assert [done.rank(number) for number in range(3)] == [3, 1, 2]
     assert "<strong>92.5 ± 3.5</strong>" in done.html
     assert "<u>80.0 ± 7.1</u>" in done.html
@@ -116,7 +114,7 @@ def test_what_prints_alike_ranks_alike(report: Report, tmp_path: Path) -> None:
 def test_a_seed_more_of_a_system_that_has_none_changes_nothing(report: Report, tmp_path: Path) -> None:
     settings = compare_settings({"system": "clip"})
     done = report(settings, [write_system(tmp_path, settings.systems[0], {"a": seeds_of(0.6, 0.9)})])
-    assert done.mean(0) == {"mean": 0.6, "sd": None, "seeds": 1}
+    assert done.mean(0) == {"mean": 0.6, "sd": None, "n": 1}
     assert [row["seed"] for row in done.table("systems.csv")] == ["0"]
 
 
@@ -137,7 +135,7 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
     assert r"$90.0^{\dag}" in done.tex("image")
     assert [(one["system"], one["category"], one["rule"]) for one in done.json["failures"]] == [
         ("", "b_2", "not an image"),
-        ("AnoCLIP", "b_2", f"no room in {WITHHELD}"),
+        ("AnoCLIP", "b_2", f"no room in {PLACEHOLDER}"),
     ]
     assert "7.png" in done.page.words
     assert "2 failed" in done.page.words
@@ -362,7 +360,7 @@ def test_unmeasured_cost_leaves_no_section(report: Report, tmp_path: Path) -> No
 # ---------------------------------------------------------------- ablations
 
 
-def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> AblationResult:
+def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> AblationResult[Path]:
     """A row's figures are its image AUROC by seed, and 0.1 less for pixels' PRO."""
     rows = []
     for (label, system), aurocs in zip(ablation_systems(name, "main"), values, strict=False):
@@ -412,7 +410,7 @@ def test_ablations_have_their_rows_beside_the_papers(report: Report, tmp_path: P
 
 
 def test_line_charts_do_not_depend_on_the_run() -> None:
-    panel = Panel("image AUROC", [0.0, 1.0], [Stat(mean=0.5, sd=0.1, seeds=2), None], [None, None])
+    panel = Panel("image AUROC", [0.0, 1.0], [Stat(mean=0.5, sd=0.1, n=2), None], [None, None])
     assert line_chart([panel], "steps") == line_chart([panel], "steps")
 
 
@@ -465,9 +463,9 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
         content = path.read_bytes()
         for word in (b"factory", b"patient", str(tmp_path).encode()):
             assert word not in content, path.name
-    assert done.json["settings"]["encoders"]["main"]["weights"] == "vit.pt"
-    assert done.json["settings"]["data"]["root"] == WITHHELD
-    assert done.json["settings"]["systems"][-1]["sam"] == WITHHELD
+    assert done.json["settings"]["encoders"]["main"]["weights"] == f"{PLACEHOLDER}/vit.pt"
+    assert done.json["settings"]["data"]["root"] == PLACEHOLDER
+    assert done.json["settings"]["systems"][-1]["sam"] == f"{PLACEHOLDER}/sam"
     assert "<script" not in done.html
 
 
@@ -524,5 +522,5 @@ def test_damaged_or_foreign_evaluations_are_errors_of_one_line(report: Report, t
         report(settings, systems)
 
 
-def _first(system: SystemResult) -> Any:
+def _first(system: SystemResult[Path]) -> Any:
     return system.categories["a_1"][0]
