@@ -38,7 +38,7 @@ class Judged:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A third of what `python -m zsad.embedded.pretrain --held-out` draws, by its seed: none was picked for this test."""
+    """A third of what `python -m zsad.embedded.pretrain --held-out` draws; its seed was not picked for this test."""
     folder = tmp_path_factory.mktemp("held-out")
     write_held_out(folder, each=8)
     return folder
