@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.cli.demo import liver_demo, zsad_demo
 from flows.liver.stages import Stages as LiverStages
-from flows.runs.flow import running_on
+from flows.runs.runner import running_on
 from flows.runs.runner import LocalRunner
 from flows.zsad.flow import Stages as ZsadStages
 

@@ -25,8 +25,8 @@ import pytest
 import yaml
 
 from flows.privacy.log_filter import PathFilter, path_filter
-from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome
+from flows.runs.runner import new_runner
 from flows.store.step import Step
 from medad.base.settings import ANY_MACHINE
 from medad.base.text import PLACEHOLDER
