@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.flows.locally import without_prefect
+
 Cli = Callable[..., Any]
 HEAVY = (
     "torch",
@@ -212,11 +214,14 @@ def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
-def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cache")
+def test_steps_by_hand_chain_to_what_prepare_gives(
+    cli: Cli, new_world: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_prefect(monkeypatch)
     import numpy as np
 
-    from medad.cohort.datasets import find_cases
+    from medad.cohort.datasets import LabelledScan, find_cases
     from medad.config.liver import PreprocessSettings, load
     from medad.slices.preprocess import load_prepared
     from medad.steps.cases import prepare_case
@@ -245,7 +250,8 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     [case], _ = find_cases(settings.train_data)
     whole = tmp_path / "whole"
     whole.mkdir()
-    prepare_case(case, settings.train_data, PreprocessSettings(slice_px=64), whole, training=True)
+    files = LabelledScan.of(case, settings.train_data)
+    prepare_case(files, PreprocessSettings(slice_px=64), whole, training=True)
     ours, theirs = (load_prepared(p).slices for p in (out / "equalised.safetensors", whole / "prepared.safetensors"))
     np.testing.assert_array_equal(ours.pixels, theirs.pixels)
     np.testing.assert_array_equal(ours.organ, theirs.organ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 import os
@@ -10,27 +11,22 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect.logging import disable_run_logger
 
 from flows.inbox import arrivals
 from flows.inbox.arrivals import ARRIVING, NO_MASK
 from flows.inbox.config import Inbox, InboxRequest
 from flows.inbox.flow import liver_inbox
 from flows.inbox.results import OutFolder
-from flows.runs.plan import Plan, new_tally, plan_flow
-from flows.runs.runner import Submitted, Tally, perform
+from flows.runs.prefect_flow import final_state
 from flows.store import digests
-from flows.store.artifacts import Ref
-from flows.store.step import Job
 from medad.base.errors import ConfigError
-from medad.base.settings import MachineSettings
 from tests.flows.inbox_box import Box, read
+from tests.flows.locally import without_prefect
 from tests.flows.privacy.test_privacy import SECRETS, database, dump, holds, search
 
 Cli = Callable[..., Any]
@@ -60,57 +56,21 @@ def served(world: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
     return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", cli)
 
 
-class Inline(Tally):
-    """Runs jobs here and now. Prefect's second a flow adds up, and what a pass decides is not up to Prefect."""
-
-    def submit(self, label: str, job: Job) -> Submitted:
-        with disable_run_logger():
-            return Ended(self, label, perform(label, job, self.refresh))
-
-
-@dataclass(frozen=True)
-class Ended(Submitted):
-    tally: Tally
-    label: str
-    outcome: Any
-
-    def ref(self) -> Ref | None:
-        if isinstance(self.outcome, Ref):
-            self.tally.done(self.label, self.outcome, cached=self.outcome.reused)
-            return self.outcome
-        if isinstance(self.outcome.data, BaseException):
-            raise self.outcome.data
-        self.tally.fail(self.outcome.data)
-        return None
-
-
 @pytest.fixture
 def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """An inbox whose passes are plain calls of the flow's function."""
-    from flows.cli import inbox as cli_inbox
-    from flows.liver import flow as liver
-
-    def run_flow(flow: Any, *, dry_run: bool = False, **parameters: Any) -> Any:
-        if dry_run:
-            return plan_flow(flow, **parameters)
-        outcome = flow.fn(**parameters).result(raise_on_failure=False)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    def tally(machine: MachineSettings, *, refresh: bool) -> Tally:
-        usual = new_tally(machine, refresh=refresh)
-        return usual if isinstance(usual, Plan) else Inline(machine, refresh=refresh)
-
-    monkeypatch.setattr(liver, "new_tally", tally)
-    monkeypatch.setattr(cli_inbox, "run_flow", run_flow)
-    monkeypatch.setattr("flows.runs.artifacts.show_table", lambda *_: None)
+    """An inbox whose passes do without Prefect: what a pass decides is not up to it."""
+    without_prefect(monkeypatch)
     return served
 
 
-def state_of(box: Box, **more: Any) -> Any:
+def end_of(request: object) -> Any:
     """How the flow ends for Prefect."""
-    return liver_inbox(InboxRequest(config=str(box.config), **more), return_state=True)
+    flow: Callable[..., Any] = liver_inbox.prefect
+    return flow(request, return_state=True)
+
+
+def state_of(box: Box, **more: Any) -> Any:
+    return end_of(InboxRequest(config=str(box.config), **more))
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -215,7 +175,7 @@ def test_prefects_ui_shows_a_table_of_opaque_ids_and_names_a_person_reads(served
     served.drop("MUSTERMANN", 0)
     served.drop_broken("PID4711", 1)
     # as a deployment hands it over: plain JSON
-    run_id = liver_inbox({"config": str(served.config)}, return_state=True).state_details.flow_run_id
+    run_id = end_of({"config": str(served.config)}).state_details.flow_run_id
     assert run_id is not None
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
@@ -240,7 +200,7 @@ def test_values_put_over_a_configuration_are_not_stored(served: Box) -> None:
     run_id = state_of(served, overrides={"inbox": str(served.inbox)}).state_details.flow_run_id
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(run_id).parameters["request"] == {"config": str(served.config), "retry": []}
-    assert set(parameter_schema(liver_inbox.fn).definitions["InboxRequest"]["properties"]) == {"config", "retry"}
+    assert set(parameter_schema(liver_inbox.prefect).definitions["InboxRequest"]["properties"]) == {"config", "retry"}
 
 
 def test_nothing_of_a_patient_leaves_the_inbox(
@@ -397,7 +357,7 @@ def test_a_failed_case_is_tried_again_when_what_it_failed_with_changes(
         save_file(tensors, weights, metadata)
         box.configure(model=str(other))
     else:
-        monkeypatch.setattr("flows.store.artifacts.code_digest", lambda *functions: "another program")
+        monkeypatch.setattr("flows.store.step.code_digest", lambda *functions: "another program")
     assert box.segmented(code=2) == []
     [after] = box.failures().values()
     assert before["tried_with"] != after["tried_with"]
@@ -415,7 +375,6 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     box.drop("b", 1)
     with monkeypatch.context() as patch:
         patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
-        patch.setattr("flows.runs.runner.get_run_logger", lambda: logging.getLogger("tests"))
         with pytest.raises(ZeroDivisionError):
             box.run()
     assert "internal error (ZeroDivisionError)" in {record["rule"] for record in box.failures().values()}
@@ -461,7 +420,7 @@ def test_a_full_disk_is_no_scans_fault(box: Box, monkeypatch: pytest.MonkeyPatch
     for place in ("medad.reports.run.report.write_report", "flows.runs.run_folder._write_manifest"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
-            state = liver_inbox.fn(InboxRequest(config=str(box.config)))
+            state = final_state(liver_inbox.local(InboxRequest(config=str(box.config))))
         assert state.is_failed()
         assert "no room left" in str(state.message)
         assert (box.results(), box.failures()) == ([], {})
@@ -626,6 +585,7 @@ def test_a_scan_that_changes_while_it_is_read_is_not_published(box: Box, monkeyp
 
     scan, prepare = box.drop("a", 0), cases.prepare_case
 
+    @functools.wraps(prepare)
     def change(*arguments: Any, **more: Any) -> None:
         prepare(*arguments, **more)
         os.utime(scan)
@@ -870,7 +830,7 @@ def test_a_broken_set_up_is_a_failed_run_with_one_line(served: Box, broken: str,
         served.configure(model=str(other))
     else:
         served.configure(inbox=str(tmp_path / "nowhere"))
-    state = liver_inbox(request, return_state=True)
+    state = end_of(request)
     assert state.is_failed()
     assert state.message
     assert "\n" not in state.message

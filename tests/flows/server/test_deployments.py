@@ -36,8 +36,8 @@ from flows.machine.environment import (
     host_name,
     named_config,
 )
-from flows.runs.outcome import Outcome, final_state
-from flows.runs.runner import Failure
+from flows.runs.outcome import Outcome
+from flows.runs.prefect_flow import final_state
 from flows.server.deploy import (
     LONGEST_SILENCE,
     OUR_FLOWS,
@@ -54,8 +54,9 @@ from flows.server.deploy import (
 from flows.server.deployments import StepSettings, case_step
 from flows.server.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
 from flows.server.ui_policy import POLICY, forbid_other_hosts
-from medad.base.errors import ConfigError
+from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
+from tests.flows.locally import without_prefect
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -206,6 +207,7 @@ def test_a_step_runs_those_before_it_and_no_other(
     cli: Cli,
 ) -> None:
     monkeypatch.setenv("ADFLOWS_RUNS", str(tmp_path / "runs"))
+    without_prefect(monkeypatch)  # for the steps by hand
     world = new_world(tmp_path / "world", train=0, test=1)
     scan, label = (world.lits / f"{name}-0.nii.gz" for name in ("volume", "segmentation"))
     register["case-1"] = FakeCase("case-1", scan, label, (1, 2))
@@ -246,11 +248,11 @@ def heard(trigger: EventTrigger, state: str) -> bool:
 
 def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
     """A state of another name after the last heartbeat would be silence, and a finished run be called crashed."""
-    failure = Failure("case", "find", "a rule")
+    failure = CaseFailure("case", "find", "a rule")
     states = [
-        final_state(Outcome(1, 0), useful=True).name,
-        final_state(Outcome(1, 0, (failure,)), useful=True).name,
-        final_state(Outcome(0, 0, (failure,)), useful=False).name,
+        final_state(Outcome(1, 0)).name,
+        final_state(Outcome(1, 0, (failure,))).name,
+        final_state(Outcome(0, 0, (failure,), useful=False)).name,
         *(Cancelled().name, Crashed().name, "TimedOut"),
     ]
     zombies, lost = as_the_server_sees_it(zombie_automation(60)), as_the_server_sees_it(lost_automation(600))
