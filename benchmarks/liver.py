@@ -47,7 +47,8 @@ from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_h
 from medad.networks import nets
 from medad.networks.infer import load_networks
 from medad.networks.losses import focal_loss, l1_loss
-from medad.slices.preprocess import load_prepared, prepare
+from medad.slices.prepared_file import load_prepared
+from medad.slices.preprocess import prepare
 from medad.steps.cases import prepare_case, segment_case
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"

@@ -196,7 +196,7 @@ def _synthesis_content(settings: SynthesisSettings) -> tuple[Any, dict[str, Any]
 
 
 def _textures_content(folder: Path) -> dict[str, Any]:
-    from medad.anomalies.textures import texture_files, textures_digest
+    from medad.base.textures import texture_files, textures_digest
 
     files = texture_files(folder)
     try:

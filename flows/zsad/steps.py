@@ -219,7 +219,7 @@ def _adaptation(settings: AdaptSettings) -> Keyed:
     """Let adaptation count by its values, and its textures by their contents in the order of names."""
     if settings.textures is None:
         return keyed(settings, "textures", textures=None)
-    from zsad.scorers.textures import texture_files
+    from medad.base.textures import texture_files
 
     files = texture_files(Path(settings.textures).expanduser())
     return keyed(settings, "textures", textures=[path_digest(path) for path in files])

@@ -17,15 +17,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from medad.base.errors import InputError
-from medad.base.noise import draw_lattice, perlin_noise
-from medad.base.storage import file_digest, reading
+from medad.base.storage import reading
+from medad.base.textures import TAU, clouds, texture_files
 from medad.config.liver import TextureSettings
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-OCTAVES = ((1, 3), (3, 4), (5, 6))
-"""Lattice cells a side of a generated texture's clouds, as exponents of 2, coarse to fine; each axis by itself."""
-GAINS = (1.0, 0.6, 0.3)
-TAU = 2 * torch.pi
 
 
 class Textures(ABC):
@@ -51,28 +45,6 @@ def open_textures(settings: TextureSettings, size_px: int) -> Textures:
     if settings.folder is None:
         return GeneratedTextures(size_px)
     return FolderTextures(Path(settings.folder).expanduser(), size_px)
-
-
-def texture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder and its sub-folders, hidden ones left out, in the order of their relative paths.
-
-    Raises
-    ------
-    InputError
-        There is no such folder, or no picture in it.
-    """
-    with reading(folder):
-        folder.stat()
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    if not shown:
-        raise InputError(folder, f"no textures here; expected {', '.join(sorted(SUFFIXES))} files")
-    return [folder / name for name in shown]
-
-
-def textures_digest(folder: Path) -> str:
-    """sha256 over the pictures' contents in their order: what is drawn depends on both. Raises InputError."""
-    return hashlib.sha256("\n".join(map(file_digest, texture_files(folder))).encode()).hexdigest()
 
 
 class FolderTextures(Textures):
@@ -129,9 +101,7 @@ class GeneratedTextures(Textures):
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
         side = self._size_px
-        cloud = torch.zeros(len(generators), side, side, device=device)
-        for exponents, gain in zip(OCTAVES, GAINS, strict=True):
-            cloud += gain * perlin_noise(draw_lattice(generators, scale_exponents=exponents), (side, side), device)
+        cloud = clouds(generators, side, device)
         numbers = torch.stack([torch.rand(6, generator=generator) for generator in generators])
         share, angle, cycles, phase, level, contrast = (column[:, None, None].to(device) for column in numbers.T)
         place = (torch.arange(side, device=device) + 0.5) / side

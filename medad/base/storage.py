@@ -10,13 +10,13 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from medad.base.errors import DiskFullError, InputError
+from medad.base.errors import DiskFullError, InputError, UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,13 +50,25 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_full_as_user_error(final: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into DiskFullError; the caller removes what is half-written."""
+    """Turn "no space left" and "quota exceeded", from whichever library, into DiskFullError.
+
+    The caller removes what is half-written.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except UserError:
+        raise
+    except Exception as error:
+        if _says_disk_full(error):
             raise DiskFullError(f"{final}: no room left on the disk; nothing was kept of it") from error
         raise
+
+
+def _says_disk_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors raises its own error: "I/O error: No space left on device (os error 28)"
+    return any(os.strerror(number) in str(error) for number in _FULL)
 
 
 def write_bytes(final: Path, content: bytes) -> None:
@@ -171,6 +183,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def lines_digest(lines: Iterable[str]) -> str:
+    """Return the sha256, hexadecimal, of lines of text: names several files by their digests."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises InputError."""
     with reading(path):
@@ -181,10 +198,22 @@ def read_json(path: Path) -> Any:
         raise InputError(path, f"not valid JSON: {error}") from error
 
 
-def read_record(model: type[Model], path: Path) -> Model:
-    """A JSON file as a record of ours. Raises InputError, which names the first field that does not fit."""
+def read_record(model: type[Model], path: Path, kind: str = "") -> Model:
+    """Read a JSON file as a record of ours.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is not `kind` (such as "an index of scores"); the first field that does not fit is
+        named.
+    """
+    head = f"not {kind}: " if kind else ""
+    with reading(path):
+        content = path.read_bytes()
     try:
-        return model.model_validate(read_json(path))
+        return model.model_validate(json.loads(content))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise InputError(path, f"{head}{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(path, f"{head}not valid JSON: {error}") from error

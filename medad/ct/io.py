@@ -6,7 +6,6 @@ files keep their own order. What a reader returns knows the source's grid, and w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float32, Integer, UInt8
 from numpy.typing import NDArray
 
 from medad.base.errors import InputError
-from medad.base.storage import atomic_path, file_digest
+from medad.base.storage import atomic_path, file_digest, lines_digest
 from medad.ct.dicom import read_dicom, series_files
 from medad.ct.geometry import Geometry, check_same_grid
 from medad.ct.itk import METAIMAGE, NRRD, data_files, read_itk
@@ -237,7 +236,7 @@ def source_digest(path: Path) -> str:
     One file: of its bytes. Several (DICOM, .mhd with .raw): of their digests, sorted. Raises InputError.
     """
     digests = sorted(file_digest(file) for file in source_files(path))
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return digests[0] if len(digests) == 1 else lines_digest(digests)
 
 
 def _read_labels(path: Path, affine_from: AffineFrom, *, need_affine: bool) -> Labels:

@@ -18,7 +18,7 @@ from medad.anomalies.textures import Textures
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings
 from medad.networks import nets
-from medad.slices.preprocess import load_prepared
+from medad.slices.prepared_file import load_prepared
 
 PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}
 INITIAL, ORDER, BATCH = 0, 1, 2  # what a generator is for

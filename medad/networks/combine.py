@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from medad.config.liver import CombineSettings, InferenceSettings
 from medad.networks.infer import Prediction
-from medad.slices.preprocess import Slices
+from medad.slices.grid import Slices
 
 _MAD_TO_SD = 1.4826
 

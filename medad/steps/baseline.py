@@ -14,7 +14,8 @@ from medad.config.liver import EvaluationSettings, PostprocessSettings
 from medad.ct.io import read_scan
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
-from medad.slices.preprocess import load_prepared, mask_to_slices
+from medad.slices.grid import mask_to_slices
+from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import NAMELESS, PREPARED, read_truth
 
 MAD_TO_SD = 1.4826

@@ -14,16 +14,9 @@ from numpy import ndarray
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import Geometry, read_labels, read_labels_on, read_scan, require_liver, write_grey
-from medad.slices.preprocess import (
-    Slices,
-    equalise,
-    liver_roi,
-    load_prepared,
-    save_prepared,
-    slice_grid,
-    slice_volume,
-    window,
-)
+from medad.slices.grid import Slices, slice_grid, slice_volume
+from medad.slices.prepared_file import load_prepared, save_prepared
+from medad.slices.preprocess import equalise, liver_roi, window
 
 GREY, SLICES = "grey.nii.gz", "slices.safetensors"
 

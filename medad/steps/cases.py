@@ -46,14 +46,9 @@ from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import lesion_table, postprocess, threshold_of
 from medad.networks.combine import combine
 from medad.networks.infer import load_networks, predict
-from medad.slices.preprocess import (
-    grey_per_hu,
-    load_prepared,
-    map_to_volume,
-    mask_to_slices,
-    prepare,
-    save_prepared,
-)
+from medad.slices.grid import map_to_volume, mask_to_slices
+from medad.slices.prepared_file import load_prepared, save_prepared
+from medad.slices.preprocess import grey_per_hu, prepare
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"

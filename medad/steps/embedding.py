@@ -25,7 +25,7 @@ from medad.base.errors import InputError
 from medad.config.liver import SynthesisSettings
 from medad.networks import nets
 from medad.networks.batches import load_slices
-from medad.slices.preprocess import load_prepared
+from medad.slices.prepared_file import load_prepared
 
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")

@@ -17,7 +17,8 @@ from numpy import ndarray
 from PIL import Image
 
 from medad.cohort.datasets import LabelledScan
-from medad.slices.preprocess import Slices, load_prepared, mask_to_slices
+from medad.slices.grid import Slices, mask_to_slices
+from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import PREPARED, read_truth
 
 CATEGORY = "liver"

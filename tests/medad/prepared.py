@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from medad.ct.geometry import Geometry
-from medad.slices.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.grid import SliceGrid, Slices
+from medad.slices.prepared_file import save_prepared
 
 SIDE = 32
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from numpy.lib import format as npy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from medad.base.errors import InputError
-from medad.base.storage import reading
+from medad.base.storage import read_record, reading
 from zsad.config.views import PATCHES
 from zsad.data.images import Crops
 
@@ -102,12 +102,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         path = folder / INDEX
-        with reading(path):
-            text = path.read_bytes()
-        try:
-            self.index = FeatureIndex.model_validate_json(text)
-        except ValidationError as error:
-            raise InputError(path, "is no index of image features") from error
+        self.index = read_record(FeatureIndex, path, "an index of image features")
         self.folder = folder
         self.images = self.index.images
         self.problems = self.index.problems

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from medad.base.errors import InputError
-from medad.base.storage import file_digest
+from medad.base.storage import file_digest, lines_digest
 from zsad.config.run import EncoderSettings
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded" / "weights"
@@ -54,8 +53,7 @@ def weights_digest(settings: EncoderSettings) -> str:
     folder = folder_of(settings)
     if folder is not None:
         files = (folder / CONFIG_NAME, weights_in(folder))
-        together = "\n".join(file_digest(file) for file in files)
-        return f"sha256:{hashlib.sha256(together.encode()).hexdigest()}"
+        return f"sha256:{lines_digest(map(file_digest, files))}"
     if settings.weights is not None:
         return f"sha256:{file_digest(Path(settings.weights).expanduser())}"
     return f"seed:{settings.seed}" if settings.tag is None else f"tag:{settings.tag}"
@@ -74,8 +72,8 @@ def path_digest(path: Path) -> str:
     if not path.is_dir():
         return f"sha256:{file_digest(path)}"
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    together = "\n".join(f"{file.relative_to(path).as_posix()} {file_digest(file)}" for file in files)
-    return f"sha256:{hashlib.sha256(together.encode()).hexdigest()}"
+    named = (f"{file.relative_to(path).as_posix()} {file_digest(file)}" for file in files)
+    return f"sha256:{lines_digest(named)}"
 
 
 def is_embedded(settings: EncoderSettings, weights: str | None) -> bool:

@@ -5,31 +5,34 @@ Only names are read; no image is opened, but for the masks of sets whose labels 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.settings import data_root
-from medad.base.storage import reading
 from medad.base.text import natural_order
 from zsad.config.layouts import LAYOUTS, DeclaredName, Layout, expected
 from zsad.config.run import ImagesSettings
 from zsad.data.declared import declared_images, place
-from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
-from zsad.data.listing import Found, files_in, folders_in, images_below
+from zsad.data.images import IMAGE_SUFFIXES
+from zsad.data.label_folders import (
+    VISA_DEFAULT_SPLIT,
+    category_folders,
+    is_category,
+    is_normal,
+    labelled_images,
+    plain_images,
+    split_file,
+    visa_images,
+    visa_split,
+)
+from zsad.data.listing import Found, folders_in, images_below
 
 SAMPLES_PREFIX = "samples:"
-NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
-"""Folders, in any case of letters, whose images show no anomaly. Every other label is one."""
-_MASK_FOLDERS = ("ground_truth", "masks")
-_VISA_SPLITS = "split_csv"
-_VISA_DEFAULT_SPLIT = ImagesSettings.model_fields["visa_split"].default
-_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _DIGEST_CHARACTERS = 12
 _Reader = Literal["mvtec", "visa", "folder"] | Layout
 _Named = Literal["mvtec", "visa", "folder", DeclaredName]
@@ -136,9 +139,9 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
 def normal_training_images(data: ImagesSettings, category: str, samples_dir: Path | None = None) -> tuple[Path, ...]:
     """A category's normal training images, as references for few-shot systems.
 
-    MVTec AD and the like: `train/good` (in any of `NORMAL_FOLDERS`' names); VisA: rows `train`, `normal` of its
-    split file; sets of `zsad.config.layouts`: normal images of the part that is declared as `train`. No test image is
-    among them.
+    MVTec AD and the like: `train/good`, or another name of `label_folders.NORMAL_FOLDERS`. VisA: rows `train`,
+    `normal` of its split file. Sets of `zsad.config.layouts`: normal images of the part declared as `train`. No test
+    image is among them.
 
     Parameters
     ----------
@@ -168,10 +171,10 @@ def normal_training_images(data: ImagesSettings, category: str, samples_dir: Pat
         images = [one.path for one in found if one.anomalous is False and one.rule is None]
     elif opened.reader == "mvtec":
         train = folder / "train"
-        labels = [label for label in (folders_in(train) if train.is_dir() else ()) if _is_normal(label)]
+        labels = [label for label in (folders_in(train) if train.is_dir() else ()) if is_normal(label)]
         images = [label / below for label in labels for below in images_below(label)]
-    elif opened.reader == "visa" and (split := _split_file(folder, data)) is not None:
-        rows = _visa_split(split, folder, part="train")
+    elif opened.reader == "visa" and (split := split_file(folder, data)) is not None:
+        rows = visa_split(split, folder, part="train")
         images = [one.path for one in rows if one.anomalous is False and one.rule is None]
     else:
         images = []
@@ -188,7 +191,7 @@ def _open(data: ImagesSettings, samples_dir: Path | None) -> _Opened:
     layout = _detect(root) if data.layout == "auto" else data.layout
     if data.masks is not None and layout != "folder":
         raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
-    if data.visa_split != _VISA_DEFAULT_SPLIT and layout != "visa":
+    if data.visa_split != VISA_DEFAULT_SPLIT and layout != "visa":
         raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
     reader, folders, single = _resolve(root, layout)
     if data.category is not None and not single:
@@ -206,8 +209,8 @@ def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool
         case "folder":
             return layout, own, True
         case "mvtec" | "visa":
-            single = _is_category(root, layout)
-            return layout, own if single else _category_folders(root, layout), single
+            single = is_category(root, layout)
+            return layout, own if single else category_folders(root, layout), single
         case _:
             declared_layouts = LAYOUTS[layout]
     for declared in declared_layouts:
@@ -264,17 +267,9 @@ def images_of(paths: Sequence[Path]) -> Category:
 def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
     kinds: tuple[Literal["visa", "mvtec"], ...] = ("visa", "mvtec")
     for layout in kinds:
-        if _is_category(root, layout) or _category_folders(root, layout):
+        if is_category(root, layout) or category_folders(root, layout):
             return layout
     return "folder"
-
-
-def _is_category(folder: Path, layout: str) -> bool:
-    return (folder / {"mvtec": "test", "visa": "Data/Images"}[layout]).is_dir()
-
-
-def _category_folders(root: Path, layout: str) -> dict[str, Path]:
-    return {folder.name: folder for folder in folders_in(root) if _is_category(folder, layout)}
 
 
 def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Found]:
@@ -283,136 +278,12 @@ def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Fou
         yield from declared_images(reader, folder / reader.test)
     elif reader == "mvtec":
         truth = folder / "ground_truth"
-        yield from _labelled(folder / "test", truth if truth.is_dir() else None)
+        yield from labelled_images(folder / "test", truth if truth.is_dir() else None)
     elif reader == "visa":
-        split = _split_file(folder, data)
-        yield from _visa(folder) if split is None else _visa_split(split, folder, part="test")
+        split = split_file(folder, data)
+        yield from visa_images(folder) if split is None else visa_split(split, folder, part="test")
     else:
-        yield from _plain(folder, data.masks)
-
-
-def _split_file(folder: Path, data: ImagesSettings) -> Path | None:
-    """VisA's split file for a category's folder. None: there is none. Raises InputError for one asked for in vain."""
-    name = Path(_VISA_SPLITS) / f"{data.visa_split}.csv"
-    split = next((top / name for top in (folder.parent, folder) if (top / name).is_file()), None)
-    if split is None and data.visa_split != _VISA_DEFAULT_SPLIT:
-        raise InputError(folder.parent / name, "no such split file")
-    return split
-
-
-def _is_normal(label: Path) -> bool:
-    return label.name.lower() in NORMAL_FOLDERS
-
-
-def _labelled(test: Path, masks: Path | None) -> Iterator[Found]:
-    """Images in folders named by label, masks in folders of the same names (or all in one)."""
-    labels = [folder for folder in folders_in(test) if folder != masks and folder.name not in _MASK_FOLDERS]
-    for file in files_in(test, IMAGE_SUFFIXES):
-        yield Found(file.name, file, "", None, rule="lies beside the label folders, so it has no label")
-    anomalous: list[Found] = []
-    for label in labels:
-        is_normal = _is_normal(label)
-        images = [
-            Found(f"{label.name}/{below.as_posix()}", label / below, label.name, anomalous=not is_normal)
-            for below in images_below(label)
-        ]
-        if is_normal or masks is None:
-            yield from images
-        else:
-            anomalous += images
-    if masks is not None:
-        yield from _with_masks(anomalous, test, masks)
-
-
-def _with_masks(images: list[Found], test: Path, masks: Path) -> Iterator[Found]:
-    """Find STEM_mask.* or STEM.* for each image, in the folder of its label or, where there is none, beside all."""
-    listings: dict[Path, dict[str, Path]] = {}
-    stems = Counter(image.path.stem for image in images)
-    for image in images:
-        stem, shared = image.path.stem, not (masks / image.defect).is_dir()
-        folder = masks if shared else (masks / image.path.relative_to(test)).parent
-        if folder not in listings:
-            files = files_in(folder, MASK_SUFFIXES) if folder.is_dir() else []
-            listings[folder] = {file.stem: file for file in files}
-        mask = listings[folder].get(f"{stem}_mask", listings[folder].get(stem))
-        if mask is None:
-            yield replace(image, rule=f"anomalous, but without a mask: no {stem}[_mask].png in {folder.name}/")
-        elif shared and stems[stem] > 1:
-            yield replace(image, rule=f"ambiguous mask: {mask.name} could be another image's of the same name")
-        else:
-            yield replace(image, mask=mask)
-
-
-def _visa(folder: Path) -> Iterator[Found]:
-    """VisA's own folders without a split file: every image is a test image."""
-    images, masks = folder / "Data" / "Images", folder / "Data" / "Masks"
-    yield from _labelled(images, masks if masks.is_dir() else None)
-
-
-def _visa_split(split: Path, folder: Path, *, part: Literal["train", "test"]) -> Iterator[Found]:
-    """The rows of VisA's split file for one part of one category; their paths start where split_csv lies."""
-    rows = _split_rows(split)
-    top, named = split.parent.parent, list(dict.fromkeys(row["object"] for row in rows))
-    category = folder.resolve().name
-    if category not in named:
-        renamed = len(named) == 1 and not (top / named[0]).is_dir()
-        if not renamed or len(_category_folders(top, "visa")) > 1:
-            rule = f"{_VISA_SPLITS}/{split.name} knows no {category}, only {', '.join(named)}"
-            yield Found("", folder, "", None, rule=rule)
-            return
-        category = named[0]
-    for number, row in enumerate(rows, start=2):
-        if row["object"] != category or row["split"] != part:
-            continue
-        if row["label"] not in {"normal", "anomaly"} or not row["image"]:
-            raise InputError(split, f"line {number}: expected label normal or anomaly, and an image")
-        path, anomalous = _listed(row["image"], category, top, folder), row["label"] == "anomaly"
-        defect = path.parent.name
-        image = Found(f"{defect}/{path.name}", path, defect, anomalous)
-        mask = _listed(row["mask"], category, top, folder) if anomalous and row["mask"] else None
-        if not path.is_file():
-            yield replace(image, rule=f"listed in {split.name}, but not there")
-        elif anomalous and (mask is None or not mask.is_file()):
-            yield replace(image, rule=f"anomalous, but without a mask: {split.name} names none that is there")
-        else:
-            yield replace(image, mask=mask)
-
-
-def _split_rows(split: Path) -> list[dict[str, str]]:
-    with reading(split):
-        data = split.read_bytes()
-    try:
-        rows = list(csv.DictReader(data.decode("utf-8-sig").splitlines(), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(split, f"not a split file of VisA: {error}") from error
-    if not rows or not set(_VISA_COLUMNS) <= set(rows[0]):
-        raise InputError(split, f"not a split file of VisA: expected the columns {', '.join(_VISA_COLUMNS)}")
-    return rows
-
-
-def _listed(name: str, category: str, top: Path, folder: Path) -> Path:
-    """A file of a split file's row, which calls the category's folder by the category's name."""
-    first, _, rest = name.partition("/")
-    return folder / rest if first == category else top / name
-
-
-def _plain(root: Path, masks_name: str | None) -> Iterator[Found]:
-    """Label folders, if there is a normal one or, without images beside them, masks; else images without labels."""
-    names = _MASK_FOLDERS if masks_name is None else (masks_name,)
-    masks = next((root / name for name in names if (root / name).is_dir()), None)
-    if masks_name is not None and masks is None:
-        raise InputError(root / masks_name, "no such folder of masks")
-    reserved = {masks, *(root / name for name in _MASK_FOLDERS)}
-    labels = [folder for folder in folders_in(root) if folder not in reserved and images_below(folder)]
-    with_masks = bool(labels) and masks is not None and not files_in(root, IMAGE_SUFFIXES)
-    if with_masks or any(_is_normal(folder) for folder in labels):
-        yield from _labelled(root, masks)
-    elif masks_name is not None:
-        raise InputError(root, "masks need label folders beside them, such as good/ and broken/")
-    else:
-        for relative in images_below(root):
-            if reserved.isdisjoint((root / relative).parents):
-                yield Found(relative.as_posix(), root / relative, "", None)
+        yield from plain_images(folder, data.masks)
 
 
 def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[Item], list[CaseFailure]]:

@@ -6,8 +6,9 @@ import jinja2
 from markupsafe import Markup, escape
 
 from medad.reporting import page as pages
+from medad.reporting.figures import percent
 from zsad.reports.published import PublishedRow, Quoted
-from zsad.reports.run.document import PRO_200, Stat
+from zsad.reports.run.document import PRO_200
 
 
 def page_environment(room: str) -> jinja2.Environment:
@@ -16,13 +17,6 @@ def page_environment(room: str) -> jinja2.Environment:
     environment.tests["in_group"] = lambda title, group: title.startswith(group)
     environment.filters.update(percent=percent, quoted=quoted, heading=_heading)
     return environment
-
-
-def percent(stat: Stat | None) -> str:
-    """A mean of fractions in percent, with its standard deviation where there is one."""
-    if stat is None:
-        return "–"
-    return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
 
 
 def published_figure(row: PublishedRow, key: str, *, pro_200_shown: bool) -> Quoted | None:

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy import ndarray
 from numpy.lib import format as npy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from medad.base.errors import InputError
-from medad.base.storage import atomic_path, reading
+from medad.base.storage import atomic_path, read_record, reading
 from zsad.clip.feature_store import FeatureStore, data_offset
 from zsad.scorers.interface import Scored
 
@@ -105,12 +105,7 @@ class SystemScores:
 
     def __init__(self, folder: Path) -> None:
         path = folder / INDEX_FILE
-        with reading(path):
-            text = path.read_bytes()
-        try:
-            self.index = SystemIndex.model_validate_json(text)
-        except ValidationError as error:
-            raise InputError(path, "is no index of a system's scores") from error
+        self.index = read_record(SystemIndex, path, "an index of a system's scores")
         self._path = folder / MAPS_FILE
         side, rows = self.index.side, sum(image.rows for image in self.index.images)
         self._start = data_offset(self._path, (rows, side, side))

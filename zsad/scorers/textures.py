@@ -15,14 +15,11 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from medad.base.errors import InputError
-from medad.base.noise import draw_lattice, perlin_noise
-from medad.base.storage import reading
-from zsad.data.images import IMAGE_SUFFIXES, read_image
+from medad.base.textures import TAU, clouds, texture_files
+from zsad.data.images import read_image
 
 AUGMENTATIONS = 3
 """How many different changes a picture from a folder goes through (DRAEM)."""
-TAU = 2 * torch.pi
 
 
 class Textures(ABC):
@@ -44,23 +41,6 @@ def open_textures(folder: str | Path | None) -> Textures:
         There is no such folder, or no picture in it.
     """
     return GeneratedTextures() if folder is None else TextureFolder(Path(folder).expanduser())
-
-
-def texture_files(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder and its sub-folders, hidden ones left out, in the order of their relative paths.
-
-    Raises
-    ------
-    InputError
-        There is no such folder, or no picture in it.
-    """
-    with reading(folder):
-        folder.stat()
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    if not shown:
-        raise InputError(folder, f"no textures here; expected {', '.join(IMAGE_SUFFIXES)} files")
-    return tuple(folder / name for name in shown)
 
 
 class TextureFolder(Textures):
@@ -150,17 +130,10 @@ class GeneratedTextures(Textures):
     They are made for contrast and variety, not for likeness to any material, and are computed on the device.
     """
 
-    OCTAVES = ((1, 3), (3, 4), (5, 6))
-    """Lattice cells a side, as exponents of 2, from coarse to fine; each axis by itself, so grains may be elongated."""
-    GAINS = (1.0, 0.6, 0.3)
-
     def draw(
         self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
     ) -> Float[Tensor, "B 3 S S"]:
-        cloud = torch.zeros(len(generators), size_px, size_px, device=device)
-        for exponents, gain in zip(self.OCTAVES, self.GAINS, strict=True):
-            lattice = draw_lattice(generators, scale_exponents=exponents)
-            cloud += gain * perlin_noise(lattice, (size_px, size_px), device)
+        cloud = clouds(generators, size_px, device)
         numbers = torch.stack([torch.rand(18, generator=generator) for generator in generators])
         kind, angle, first, second, phase, bend, contrast, grain, colourful = (
             column[:, None, None].to(device) for column in numbers[:, :9].T

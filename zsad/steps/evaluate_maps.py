@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from medad.base.errors import CaseFailure, InputError
 from zsad.config.run import EvaluationSettings
-from zsad.data.datasets import NORMAL_FOLDERS
 from zsad.data.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
+from zsad.data.label_folders import NORMAL_FOLDERS
 from zsad.data.listing import files_below
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medad.reports.ablation.document import EmbeddingReport, Stat
+from medad.reporting.figures import Stat
+from medad.reports.ablation.document import EmbeddingReport
 
 OURS, PUBLISHED = "#0072b2", "#d55e00"
 KIND_STYLE = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
-from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures, Stat
+from medad.reporting.figures import Stat, statistic
+from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures
 from medad.steps.results import CaseResult
 
 SNAPSHOT = "snapshot-"
@@ -45,9 +45,4 @@ def read_seeds(seeds: Mapping[int, Sequence[CaseResult[Path]]]) -> tuple[SeedFig
 
 def over_seeds(seeds: Sequence[SeedFigures]) -> dict[str, Stat | None]:
     """Mean and sd (ddof = 1; none below two) of each figure over the seeds that define it."""
-    found: dict[str, Stat | None] = {}
-    for key in FIGURES:
-        values = [float(value) for one in seeds if (value := one.figures[key]) is not None]
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        found[key] = Stat(mean=statistics.fmean(values), sd=sd, n=len(values)) if values else None
-    return found
+    return {key: statistic(value for one in seeds if (value := one.figures[key]) is not None) for key in FIGURES}

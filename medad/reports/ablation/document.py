@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.config.ablation import PublishedFigures, PublishedRow
 from medad.reporting.failures import ShownFailure
+from medad.reporting.figures import Stat
 from medad.reports.run.document import Planted
 
 SCHEMA_VERSION = 1
@@ -36,15 +37,6 @@ Number = float | int | None
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Stat(_Part):
-    """Over seeds."""
-
-    mean: float
-    sd: float | None
-    """Sample standard deviation (ddof = 1). None below two seeds."""
-    n: int
 
 
 class CaseFigures(_Part):

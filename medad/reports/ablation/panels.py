@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from medad.base.text import natural_order
 from medad.reports import pictures
 from medad.reports.run.document import read_tensor
-from medad.slices.preprocess import load_prepared
+from medad.slices.prepared_file import load_prepared
 from medad.steps.examples import EXAMPLES
 from medad.steps.results import CaseResult, VariantResult
 

@@ -13,10 +13,12 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
+from medad.reporting.figures import Stat, percent, points
 from medad.reporting.page import jpeg_uri, page_environment
+from medad.reporting.tables import write_csv
 from medad.reports import pictures
 from medad.reports.ablation.charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
-from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, Stat, SweepReport
+from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, SweepReport
 from medad.reports.ablation.panels import example_panels, test_panels
 from medad.reports.ablation.summary import make_document
 from medad.reports.ablation.tables import (
@@ -27,7 +29,6 @@ from medad.reports.ablation.tables import (
     paired_rows,
     seed_rows,
     summary_rows,
-    write_csv,
 )
 from medad.steps.results import AblationResults
 
@@ -111,7 +112,7 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
         percent=percent,
         figure=_figure,
         quoted=_quoted,
-        points=_points,
+        points=points,
         p=_p,
         heading=_heading,
         changes=_changes,
@@ -198,13 +199,6 @@ def _curve_chart(document: AblationDocument) -> str | None:
     return pictures.svg_uri(lines_svg(x, panels, "epochs of phase two"))
 
 
-def percent(stat: Stat | None) -> str:
-    """A mean of fractions in percent, with its standard deviation where there is one."""
-    if stat is None:
-        return "–"
-    return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
-
-
 def _figure(stat: Stat | None) -> str:
     if stat is None:
         return "–"
@@ -215,11 +209,6 @@ def _quoted(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
-
-
-def _points(difference: float | None) -> str:
-    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
-    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _p(value: float | None) -> str:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medad.base.storage import write_bytes
 from medad.config.ablation import PublishedFigures
-from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport, Stat
+from medad.reporting.figures import Stat
+from medad.reporting.tables import latex_escaped
+from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport
 
-_SPECIAL = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{character: "\\" + character for character in "&%$#_{}"},
-    }
-)
 LATEX_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
-
-
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows of the same keys as UTF-8 CSV with a heading; None is left empty. No row: an empty file."""
-    buffer = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
-    write_bytes(path, buffer.getvalue().encode())
 
 
 def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
@@ -87,7 +65,7 @@ def latex_table(document: AblationDocument) -> str:
     published = [(row.label, row.published) for row in document.rows if row.published is not None]
     published += [(row.label, row) for row in document.published_rows]
     ours = list(document.rows) + ([document.yardstick.row] if document.yardstick else [])
-    caption = f"{_escaped(document.name)}: test figures in percent, {_over(document)}."
+    caption = f"{latex_escaped(document.name)}: test figures in percent, {_over(document)}."
     return _latex("Row", [_latex_row(row) for row in ours], [_latex_published(*one) for one in published], caption)
 
 
@@ -95,8 +73,8 @@ def latex_sweep(document: AblationDocument, name: str) -> str:
     """One sweep as a LaTeX table, published values below a rule."""
     sweep = next(one for one in document.sweeps if one.name == name)
     printed = [_latex_published(row.label, row.published) for row in sweep.rows if row.published is not None]
-    caption = f"{_escaped(sweep.label)}: test figures in percent, {_over(document)}."
-    return _latex(_escaped(sweep.label), [_latex_row(row) for row in sweep.rows], printed, caption)
+    caption = f"{latex_escaped(sweep.label)}: test figures in percent, {_over(document)}."
+    return _latex(latex_escaped(sweep.label), [_latex_row(row) for row in sweep.rows], printed, caption)
 
 
 def _over(document: AblationDocument) -> str:
@@ -128,7 +106,7 @@ def _latex(first: str, ours: Sequence[str], published: Sequence[str], caption: s
 
 
 def _latex_row(row: RowReport) -> str:
-    return f"{_escaped(row.label)} & {' & '.join(_latex_stat(row.stats[key]) for key in LATEX_FIGURES)} \\\\"
+    return f"{latex_escaped(row.label)} & {' & '.join(_latex_stat(row.stats[key]) for key in LATEX_FIGURES)} \\\\"
 
 
 def _latex_stat(stat: Stat | None) -> str:
@@ -144,7 +122,7 @@ def _latex_published(label: str, row: PublishedFigures) -> str:
         return f"${mean:.2f}" + ("$" if sd is None else rf" \pm {sd:.2f}$")
 
     cells = (cell(row.dice_percent, row.dice_sd), "--", "--", cell(row.auroc_percent, row.auroc_sd))
-    return rf"\textit{{{_escaped(label)}}} (published: {_escaped(row.source)}) & {' & '.join(cells)} \\"
+    return rf"\textit{{{latex_escaped(label)}}} (published: {latex_escaped(row.source)}) & {' & '.join(cells)} \\"
 
 
 def _stat_columns(stats: dict[str, Stat | None] | dict[str, None]) -> dict[str, Any]:
@@ -161,7 +139,3 @@ def _printed(row: RowReport) -> dict[str, Any]:
 
 def _printed_columns(row: PublishedFigures | None) -> dict[str, Any]:
     return {f"published_{key}": None if row is None else getattr(row, key) for key in PublishedFigures.model_fields}
-
-
-def _escaped(text: str) -> str:
-    return text.translate(_SPECIAL)

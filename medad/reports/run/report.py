@@ -41,7 +41,7 @@ from medad.reports.run.document import (
     read_tensor,
     settings_without_paths,
 )
-from medad.slices.preprocess import load_prepared
+from medad.slices.prepared_file import load_prepared
 from medad.steps.results import CaseResult
 
 __all__ = ["render_html", "write_report"]

@@ -5,8 +5,6 @@ Equal inputs give equal bytes. No path and no patient data goes in: cases appear
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
 from medad.reporting.page import page_environment
+from medad.reporting.tables import latex_escaped, write_csv
 from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
 from medad.reports.sensitivity.document import SensitivityDocument, make_document, read_volumes
 from medad.steps.results import VolumeResult
@@ -76,8 +75,8 @@ def write_sensitivity_report(
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     write_bytes(out / "report.html", render_html(document).encode())
-    write_bytes(out / "lesions.csv", _csv(_lesion_rows(volumes)))
-    write_bytes(out / "sensitivity.csv", _csv(_csv_row(row) for row in _all_rows(document)))
+    write_csv(out / "lesions.csv", _lesion_rows(volumes))
+    write_csv(out / "sensitivity.csv", (_csv_row(row) for row in _all_rows(document)))
     write_bytes(out / "sensitivity.tex", latex_table(document).encode())
     if document.summary is not None and document.summary.planted:
         write_bytes(out / "preview.png", heat_map_png(document.cells))
@@ -105,10 +104,10 @@ def latex_table(document: SensitivityDocument) -> str:
             head = f"{size_label(size).replace('–', '--')}, {_PLACES[place]}" if size and place else ""
             lines.append(" & ".join([head, *map(_latex_cell, own)]) + r" \\")
     measured = document.settings["false_positive_ml"]
-    warned = "".join(f" {_escaped(warning)}" for warning in document.warnings)
+    warned = "".join(f" {latex_escaped(warning)}" for warning in document.warnings)
     caption = (
-        f"{_escaped(document.name)}: sensitivity to planted lesions in percent (found of planted) at {measured:g} mL "
-        f"of false positives a liver, by largest diameter and contrast.{warned}"
+        f"{latex_escaped(document.name)}: sensitivity to planted lesions in percent (found of planted) at "
+        f"{measured:g} mL of false positives a liver, by largest diameter and contrast.{warned}"
     )
     return "\n".join(
         [
@@ -133,10 +132,6 @@ def _latex_cell(figures: Figures) -> str:
     if figures.sensitivity is None:
         return "--"
     return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.planted})"
-
-
-def _escaped(text: str) -> str:
-    return "".join("\\" + one if one in "&%$#_{}" else one for one in text)
 
 
 def _all_rows(document: SensitivityDocument) -> list[Row]:
@@ -166,16 +161,6 @@ def _lesion_rows(volumes: Sequence[tuple[str, VolumeRecord]]) -> Iterable[dict[s
                 "threshold": volume.threshold,
                 **{key: int(value) if isinstance(value, bool) else value for key, value in lesion.model_dump().items()},
             }
-
-
-def _csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    found = list(rows)
-    buffer = io.StringIO(newline="")
-    if found:
-        writer = csv.DictWriter(buffer, list(found[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    return buffer.getvalue().encode()
 
 
 def _share(value: float | None) -> str:

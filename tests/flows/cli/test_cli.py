@@ -223,7 +223,7 @@ def test_steps_by_hand_chain_to_what_prepare_gives(
 
     from medad.cohort.datasets import LabelledScan, find_cases
     from medad.config.liver import PreprocessSettings, load
-    from medad.slices.preprocess import load_prepared
+    from medad.slices.prepared_file import load_prepared
     from medad.steps.cases import prepare_case
 
     world = new_world(tmp_path, train=1, test=0)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medad.anomalies.textures import open_textures, texture_files, textures_digest
+from medad.anomalies.textures import open_textures
 from medad.base.errors import InputError
+from medad.base.textures import texture_files, textures_digest
 from medad.config.liver import TextureSettings
 
 CPU = torch.device("cpu")

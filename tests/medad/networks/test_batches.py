@@ -15,7 +15,8 @@ from medad.config.liver import LiverSettings, PhaseSettings
 from medad.ct.geometry import Geometry
 from medad.networks.batches import HealthySlices, draw_batch, load_slices
 from medad.networks.train import learning_rate, train_restoration, train_segmentation
-from medad.slices.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.grid import SliceGrid, Slices
+from medad.slices.prepared_file import save_prepared
 
 SIDE = 32
 PHASE = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "rate": "one_cycle"}

@@ -11,7 +11,7 @@ from scipy import ndimage
 from medad.config.liver import CombineSettings, InferenceSettings
 from medad.networks.combine import combine, smooth, unusual
 from medad.networks.infer import Prediction
-from medad.slices.preprocess import SliceGrid, Slices
+from medad.slices.grid import SliceGrid, Slices
 
 SPACING_MM = (2.0, 2.0, 3.0)
 

@@ -20,7 +20,8 @@ from medad.networks import nets
 from medad.networks.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.train import train_joint, train_restoration, train_segmentation
-from medad.slices.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.grid import SliceGrid, Slices
+from medad.slices.prepared_file import save_prepared
 
 SIDE, SLICES, BATCH_SIZE, RATE = 32, 6, 4, 1e-3
 CPU = torch.device("cpu")

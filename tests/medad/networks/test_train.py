@@ -24,7 +24,8 @@ from medad.networks.batches import generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.losses import focal_loss, l1_loss
 from medad.networks.train import train_restoration, train_segmentation
-from medad.slices.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.grid import SliceGrid, Slices
+from medad.slices.prepared_file import save_prepared
 
 SIDE = 32
 

@@ -30,7 +30,8 @@ from medad.reports.run.document import (
     CURVE_POINTS,
 )
 from medad.reports.run.report import CaseResult, pick_slices, write_report
-from medad.slices.preprocess import SliceGrid, Slices, save_prepared
+from medad.slices.grid import SliceGrid, Slices
+from medad.slices.prepared_file import save_prepared
 from tests.page import Page
 
 Array = np.ndarray[Any, Any]

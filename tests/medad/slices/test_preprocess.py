@@ -16,22 +16,9 @@ from scipy import ndimage
 from medad.base.errors import InputError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import Geometry, read_labels, write_mask
-from medad.slices.preprocess import (
-    SliceGrid,
-    Slices,
-    equalise,
-    grey_per_hu,
-    liver_roi,
-    load_prepared,
-    map_to_volume,
-    mask_to_slices,
-    mask_to_volume,
-    prepare,
-    save_prepared,
-    slice_volume,
-    smooth_inside,
-    window,
-)
+from medad.slices.grid import SliceGrid, Slices, map_to_volume, mask_to_slices, mask_to_volume, slice_volume
+from medad.slices.prepared_file import load_prepared, save_prepared
+from medad.slices.preprocess import equalise, grey_per_hu, liver_roi, prepare, smooth_inside, window
 
 
 def _grid_only(shape: tuple[int, int, int], size_px: int) -> Slices:

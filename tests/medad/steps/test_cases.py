@@ -26,7 +26,8 @@ from medad.config.liver import (
 from medad.ct.io import read_labels, read_scan
 from medad.evaluation.metrics import CaseEvaluation, dice
 from medad.networks import nets
-from medad.slices.preprocess import load_prepared, mask_to_slices
+from medad.slices.grid import mask_to_slices
+from medad.slices.prepared_file import load_prepared
 from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window
 from medad.steps.cases import evaluate_case, plant_case, prepare_case, segment_case
 

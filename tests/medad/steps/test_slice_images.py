@@ -13,7 +13,8 @@ from medad.base.errors import InputError
 from medad.cohort.datasets import Case, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.slices.preprocess import SliceGrid, Slices, load_prepared
+from medad.slices.grid import SliceGrid, Slices
+from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import prepare_case
 from medad.steps.export_slices import export_case, write_healthy, write_judged
 from zsad.config.run import ImagesSettings

@@ -139,8 +139,8 @@ def test_reading_holds_one_image_at_a_time(tmp_path: Path, settings: EncoderSett
 @pytest.mark.parametrize(
     ("name", "keep", "message"),
     [
-        ("index.json", 0.5, "no index of image features"),
-        ("index.json", 0.0, "no index of image features"),
+        ("index.json", 0.5, "not an index of image features"),
+        ("index.json", 0.0, "not an index of image features"),
         ("view-patches.npy", 0.9, "cut short"),
         ("view-patches.npy", 0.0, r"no \.npy file"),
         ("class_tokens.npy", None, "no such file"),

@@ -17,7 +17,7 @@ from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import crop_image, merge_maps, plan_crops, read_image, read_mask, resize_map
-from zsad.embedded.pretrain import SIZE_PX, write_held_out
+from zsad.embedded.pool import SIZE_PX, write_held_out
 from zsad.embedded.scenes.scenes import kinds
 from zsad.evaluation.metrics import image_metrics, pixel_metrics
 from zsad.scorers.dual.scorer import text_scores, visual_scores

@@ -14,8 +14,10 @@ from zsad.clip.encoder import Encoder
 from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
 from zsad.config.run import EncoderSettings
+from zsad.embedded import pool as pools
 from zsad.embedded import pretrain
-from zsad.embedded.pretrain import SIZE_PX, Batch, Leg, Plan, Pool, build, make_batch, make_pool, save, train
+from zsad.embedded.pool import SIZE_PX, Leg, Pool, draw, draw_twins, make_pool, write_held_out
+from zsad.embedded.pretrain import Batch, Plan, build, make_batch, save, train
 
 FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
 TWINS = Leg(twins=True, scenes=6, steps=4, sharpen_from=0, learning_rate=5e-4, warmup_steps=2)
@@ -162,8 +164,8 @@ def test_held_out_images_come_in_mvtec_layout(tmp_path: Path, monkeypatch: pytes
     from zsad.data.images import read_mask
     from zsad.embedded.scenes.scenes import kinds
 
-    monkeypatch.setattr(pretrain, "SIZE_PX", 64)
-    pretrain.write_held_out(tmp_path, each=4)
+    monkeypatch.setattr(pools, "SIZE_PX", 64)
+    write_held_out(tmp_path, each=4)
     categories, problems = find_categories(ImagesSettings(root=str(tmp_path), layout="mvtec"))
     assert not problems
     assert {category.name for category in categories} == {kind for kind, _ in kinds("held_out")}
@@ -183,7 +185,7 @@ def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path
 
 
 def test_the_pools_are_the_supplies_in_order(pool: Pool, twins: Pool) -> None:
-    made = [pretrain.draw(0, 2), *pretrain.draw_twins(0, 2)]
+    made = [draw(0, 2), *draw_twins(0, 2)]
     for one, of, row in zip(made, (pool, twins, twins), (2, 4, 5), strict=True):
         assert np.array_equal(of.pixels[row].numpy(), (one.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
         assert np.array_equal(of.masks[row].numpy(), one.mask)

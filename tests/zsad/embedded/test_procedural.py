@@ -7,7 +7,7 @@ import pytest
 from numpy.random import Generator
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from zsad.embedded.pretrain import draw, draw_twins
+from zsad.embedded.pool import draw, draw_twins
 from zsad.embedded.scenes.scenes import (
     LEAST_AREA,
     LEAST_CHANGE,

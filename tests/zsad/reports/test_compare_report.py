@@ -15,6 +15,7 @@ from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import WITHHELD
+from medad.reporting.figures import Stat
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import MadeBy
@@ -27,7 +28,7 @@ from zsad.reports.compare.report import (
     SystemResult,
     write_compare_report,
 )
-from zsad.reports.run.document import METRICS, Stat
+from zsad.reports.run.document import METRICS
 from zsad.steps.evaluate import METRICS_FILE
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
@@ -90,7 +91,7 @@ def trio(root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: A
 def test_means_are_over_categories_and_then_seeds(report: Report, tmp_path: Path) -> None:
     done = report(*trio(tmp_path))
     clip, anovl, dual = (done.mean(number) for number in range(3))
-    assert clip == {"mean": pytest.approx(0.7), "sd": None, "seeds": 1}
+    assert clip == {"mean": pytest.approx(0.7), "sd": None, "n": 1}
     # seed by seed 0.9 and 0.95; sd of two values is their distance through the root of 2
     assert anovl == {"mean": pytest.approx(0.925), "sd": pytest.approx(0.05 / 2**0.5), "seeds": 2}
     assert dual == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1 / 2**0.5), "seeds": 2}
@@ -116,7 +117,7 @@ def test_what_prints_alike_ranks_alike(report: Report, tmp_path: Path) -> None:
 def test_a_seed_more_of_a_system_that_has_none_changes_nothing(report: Report, tmp_path: Path) -> None:
     settings = compare_settings({"system": "clip"})
     done = report(settings, [write_system(tmp_path, settings.systems[0], {"a": seeds_of(0.6, 0.9)})])
-    assert done.mean(0) == {"mean": 0.6, "sd": None, "seeds": 1}
+    assert done.mean(0) == {"mean": 0.6, "sd": None, "n": 1}
     assert [row["seed"] for row in done.table("systems.csv")] == ["0"]
 
 
@@ -412,7 +413,7 @@ def test_ablations_have_their_rows_beside_the_papers(report: Report, tmp_path: P
 
 
 def test_line_charts_do_not_depend_on_the_run() -> None:
-    panel = Panel("image AUROC", [0.0, 1.0], [Stat(mean=0.5, sd=0.1, seeds=2), None], [None, None])
+    panel = Panel("image AUROC", [0.0, 1.0], [Stat(mean=0.5, sd=0.1, n=2), None], [None, None])
     assert line_chart([panel], "steps") == line_chart([panel], "steps")
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import WITHHELD
+from medad.reporting.figures import Stat, statistic
 from tests.page import Page
 from tests.zsad.scored_sets import (
     BACKGROUND,
@@ -32,11 +33,8 @@ from tests.zsad.scored_sets import (
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.reports.published import CATEGORIES, TEST_IMAGES
 from zsad.reports.run.data import CategoryResult
-from zsad.reports.run.document import (
-    METRICS,
-    Stat,
-)
-from zsad.reports.run.figures import pick_images, statistic
+from zsad.reports.run.document import METRICS
+from zsad.reports.run.figures import pick_images
 from zsad.reports.run.report import SCALE_QUANTILES, write_report
 from zsad.steps.evaluate import CategoryEvaluation
 
@@ -96,7 +94,7 @@ def test_known_figures_reach_page_json_and_csv(report: Report, tmp_path: Path) -
     text = of_variant(done.json, 0, "text")
     stat = text["metrics"]["image_auroc"]
     assert stat["mean"] == pytest.approx(AUROC_OF_USUAL, abs=1e-12)
-    assert (stat["sd"], stat["seeds"]) == (0.0, 2)
+    assert (stat["sd"], stat["n"]) == (0.0, 2)
     assert f"{100 * AUROC_OF_USUAL:.1f} ± 0.0" in done.page.words
     row = next(row for row in done.table("results.csv") if row["variant"] == "text" and row["seed"] == "1")
     assert float(row["image_auroc"]) == pytest.approx(AUROC_OF_USUAL, abs=1e-12)
@@ -233,7 +231,7 @@ def test_a_seed_that_one_category_lacks_is_in_no_mean_over_categories(report: Re
     whole, part = (write_category(tmp_path, name, usual(), settings) for name in "ab")
     part = dataclasses.replace(part, evaluated={1: part.evaluated[1]}, scores={1: part.scores[1]})
     done = report([whole, part])
-    assert done.json["macro"][0]["metrics"]["image_auroc"]["seeds"] == 1
+    assert done.json["macro"][0]["metrics"]["image_auroc"]["n"] == 1
     assert [one["shown_seed"] for one in done.json["categories"]] == [0, 1]
     assert "Shown with seed 1." in done.page.words
 
@@ -253,7 +251,7 @@ def test_statistic_is_mean_and_sample_deviation(values: list[float]) -> None:
 
 
 def test_equal_values_have_no_deviation_at_all() -> None:
-    assert statistic([0.1] * 6) == Stat(mean=0.1, sd=0.0, seeds=6)
+    assert statistic([0.1] * 6) == Stat(mean=0.1, sd=0.0, n=6)
 
 
 # ---------------------------------------------------------------- the papers' figures, oracle thresholds, notices

@@ -261,7 +261,7 @@ def test_damaged_scores_are_one_line(encoded: Encoded, tmp_path: Path) -> None:
         Scores(tmp_path / "nowhere")
     cut = copy("cut")
     (cut / "scores.json").write_text('{"schema": "adflows zsad scores 1"', encoding="utf-8")
-    with pytest.raises(InputError, match="is no index of scores"):
+    with pytest.raises(InputError, match="not an index of scores"):
         Scores(cut)
     short = copy("short")
     content = (short / "scores.safetensors").read_bytes()

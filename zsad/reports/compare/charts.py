@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medad.reporting.figures import Stat
 from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_uri
 from zsad.reports.published import Quoted
-from zsad.reports.run.document import Stat
 
 LEAST_SPAN = 1.0
 """Percent: a flat line looks flat."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.reporting.failures import ShownFailure
+from medad.reporting.figures import Stat
 from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation
 from zsad.reports.published import (
@@ -17,7 +18,6 @@ from zsad.reports.run.document import (
     Notice,
     PublishedTable,
     SeedFigures,
-    Stat,
 )
 
 

@@ -14,6 +14,8 @@ import yaml
 
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
+from medad.reporting.figures import points
+from medad.reporting.tables import write_csv
 from zsad.config.compare import CompareSettings
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
 from zsad.reports.compare.data import (
@@ -32,7 +34,6 @@ from zsad.reports.compare.tables import ablation_rows, latex_table, paired_rows,
 from zsad.reports.page import page_environment, published_figure
 from zsad.reports.published import CategoryFigures
 from zsad.reports.run.document import PRO_200
-from zsad.reports.run.tables import write_csv
 from zsad.steps.results import AblationResult, SystemResult
 
 __all__ = [
@@ -98,7 +99,7 @@ def write_compare_report(
 def render_html(document: CompareDocument) -> str:
     """The document as one self-contained page."""
     environment = page_environment("zsad.reports.compare")
-    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=_points)
+    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=points)
     return environment.get_template("compare_template.html").render(
         doc=document,
         remarks={one.name: _remarks(one, document) for one in document.systems},
@@ -165,7 +166,7 @@ def _remarks(one: SystemReport, document: CompareDocument) -> list[str]:
 
 
 def _fewest_seeds(mean: MacroFigures) -> int:
-    return min((stat.seeds for stat in mean.metrics.values() if stat is not None), default=0)
+    return min((stat.n for stat in mean.metrics.values() if stat is not None), default=0)
 
 
 def _of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:
@@ -244,8 +245,3 @@ def _bytes(count: int | float | None) -> str:
 
 def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
-
-
-def _points(difference: float | None) -> str:
-    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
-    return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")

@@ -10,6 +10,8 @@ from typing import Literal
 from medad.base.errors import CaseFailure
 from medad.base.text import clean, natural_order
 from medad.reporting.failures import shown_failures
+from medad.reporting.figures import statistic
+from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.systems import DualImage, SystemSettings, WinClip
@@ -21,14 +23,12 @@ from zsad.reports.compare.document import (
     CategoryShown,
     CompareDocument,
     EncoderCost,
-    MacroFigures,
     PairedResult,
     PairedTable,
-    SystemCategory,
     SystemCost,
     SystemReport,
 )
-from zsad.reports.compare.paired_tests import MIN_CATEGORIES, MIN_IMAGES, Outcome, delong, holm, wilcoxon
+from zsad.reports.compare.means import figures_by_category, macro_figures
 from zsad.reports.published import (
     ABLATION_REMARKS,
     ANOMALY_CLIP,
@@ -47,12 +47,9 @@ from zsad.reports.run.document import (
     RANDOM_NOTICE,
     Notice,
     PublishedTable,
-    SeedFigures,
-    Stat,
     definitions_shown,
     settings_without_paths,
 )
-from zsad.reports.run.figures import macro_mean, statistic
 from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
@@ -91,8 +88,8 @@ def make_document(
     categories = _categories(systems)
     rows = compared_rows(settings.published) if settings.published else ()
     figures = [{category.name: one.figures(category.name) for category in categories} for one in systems]
-    means = _means(figures)
-    by_category = _by_category([category.name for category in categories], figures)
+    means = macro_figures(figures)
+    by_category = figures_by_category([category.name for category in categories], figures)
     reports = tuple(
         SystemReport(
             name=one.name,
@@ -160,13 +157,6 @@ def stands_for(system: SystemSettings, row: PublishedRow) -> bool:
     return row.variant is None and row.system in PUBLISHED_AS[_key(system)]
 
 
-def ranks(stats: Sequence[Stat | None]) -> list[int | None]:
-    """Rank of each mean, 1 the highest; equal in percent to one decimal, as tables print it, is equal rank."""
-    printed = [None if stat is None else round(100 * stat.mean, 1) for stat in stats]
-    known = [value for value in printed if value is not None]
-    return [None if value is None else 1 + sum(other > value for other in known) for value in printed]
-
-
 def _key(system: SystemSettings) -> str:
     return str(system.model_dump(include={"system"})["system"])
 
@@ -188,63 +178,6 @@ def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
             )
         )
     return tuple(shown)
-
-
-def _means(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> list[MacroFigures]:
-    """Macro means of several rows, each given as category -> seed -> figures, with their ranks."""
-    found: list[dict[str, tuple[Stat | None, int]]] = []
-    for table in tables:
-        own = {}
-        for key in METRICS:
-            rows = [
-                {seed: value for seed, one in seeds.items() if (value := one.metrics.get(key)) is not None}
-                for seeds in table.values()
-            ]
-            own[key] = macro_mean(rows)
-        found.append(own)
-    complete = {}
-    for key in METRICS:
-        # all are given the same images and masks: a category without the figure for one has it for none, or failed
-        known = {
-            name
-            for table in tables
-            for name, seeds in table.items()
-            if any(one.metrics.get(key) is not None for one in seeds.values())
-        }
-        complete[key] = [own[key][1] == len(known) for own in found]
-    placed = {
-        key: ranks([own[key][0] if whole else None for own, whole in zip(found, complete[key], strict=True)])
-        for key in METRICS
-    }
-    return [
-        MacroFigures(
-            metrics={key: stat for key, (stat, _) in own.items()},
-            ranks={key: placed[key][number] for key in METRICS},
-            categories={key: count for key, (_, count) in own.items()},
-            complete={key: complete[key][number] for key in METRICS},
-        )
-        for number, own in enumerate(found)
-    ]
-
-
-def _by_category(
-    names: Iterable[str], figures: Sequence[Mapping[str, Mapping[int, SeedFigures]]]
-) -> list[dict[str, SystemCategory]]:
-    """For each system, its figures of the categories that it has, with ranks within each category."""
-    reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
-    for name in names:
-        metrics = [
-            {key: statistic(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
-        ]
-        placed = {key: ranks([own[key] for own in metrics]) for key in METRICS}
-        for number, own in enumerate(figures):
-            if own[name]:
-                reports[number][name] = SystemCategory(
-                    metrics=metrics[number],
-                    ranks={key: placed[key][number] for key in METRICS},
-                    seeds=dict(own[name]),
-                )
-    return reports
 
 
 def _results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated[Path]]]:
@@ -324,7 +257,7 @@ def _table(
     test: Literal["DeLong", "Wilcoxon"],
     metric: str,
     pairs: Sequence[tuple[LoadedSystem, LoadedSystem]],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[PairedOutcome],
 ) -> PairedTable:
     corrected = holm([one.p for one in outcomes])
     return PairedTable(
@@ -339,7 +272,7 @@ def _table(
                 high=one.high,
                 p=one.p,
                 p_holm=p_holm,
-                categories=one.categories,
+                categories=one.n,
                 images=one.images,
                 reason=one.reason,
             )
@@ -352,7 +285,7 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
     loaded = load_ablation(result, settings.ablation_encoder)
     printed = published_ablation(result.ablation) if settings.published else ()
     title, varied = ABLATIONS[result.ablation]
-    means = _means([figures for _, _, figures in loaded])
+    means = macro_figures([figures for _, _, figures in loaded])
     rows = tuple(
         AblationRowReport(
             label=row.label,

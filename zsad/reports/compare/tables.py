@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from medad.reporting.figures import percent
+from medad.reporting.tables import latex_escaped
 from zsad.reports.compare.data import LoadedSystem
 from zsad.reports.compare.document import CompareDocument, MacroFigures, SystemReport
-from zsad.reports.page import percent, published_figure
+from zsad.reports.page import published_figure
 from zsad.reports.published import PublishedRow, Quoted
 from zsad.reports.run.document import METRICS, PRO_200
 
-_SPECIAL = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{character: "\\" + character for character in "&%$#_{}"},
-    }
-)
 FEWER, ONE_VALUE = r"\dag", r"\ddag"
 
 
@@ -99,9 +93,9 @@ def latex_table(document: CompareDocument, of: str) -> str:
     rows += document.published.rows if document.published else ()
     printed = [line for row in rows if (line := _latex_published(row, keys, pro_200_shown=pro_200))]
     benchmark = f" Below the rule: published figures for {document.published.benchmark}." if document.published else ""
-    notes = "".join(f" {_escaped(notice.text)}" for notice in document.notices)
+    notes = "".join(f" {latex_escaped(notice.text)}" for notice in document.notices)
     caption = (
-        f"{_escaped(document.name)}: {of} figures in percent, mean $\\pm$ standard deviation over "
+        f"{latex_escaped(document.name)}: {of} figures in percent, mean $\\pm$ standard deviation over "
         f"{len(document.seeds)} seeds of the mean over {len(document.categories)} categories. F1max is taken at an "
         f"oracle threshold. ${ONE_VALUE}$: does not depend on the seed. ${FEWER}$: mean over fewer categories, not "
         f"ranked.{benchmark}{notes}"
@@ -133,7 +127,7 @@ def _mean_columns(mean: MacroFigures) -> dict[str, Any]:
         columns |= {
             f"{key}_mean": stat and stat.mean,
             f"{key}_sd": stat and stat.sd,
-            f"{key}_seeds": stat and stat.seeds,
+            f"{key}_seeds": stat and stat.n,
             f"{key}_categories": mean.categories[key],
             f"{key}_rank": mean.ranks[key],
         }
@@ -152,7 +146,7 @@ def _latex_row(one: SystemReport, keys: Sequence[str]) -> str:
         mark = "" if one.mean.complete[key] else f"^{{{FEWER}}}"
         deviation = "".join(rf" \pm {value}" for value in sd)
         cells.append(f"${figure}{mark}{deviation}$")
-    name = _escaped(one.name) + ("" if one.seeded else f"$^{{{ONE_VALUE}}}$")
+    name = latex_escaped(one.name) + ("" if one.seeded else f"$^{{{ONE_VALUE}}}$")
     return f"{name} & {' & '.join(cells)} \\\\"
 
 
@@ -167,9 +161,5 @@ def _latex_published(row: PublishedRow, keys: Sequence[str], *, pro_200_shown: b
             return "--"
         return f"${figure.mean:.1f}" + ("$" if figure.sd is None else rf" \pm {figure.sd:.1f}$")
 
-    name = f"\\textit{{{_escaped(row.system)}}} ({_escaped(row.paper)}, {_escaped(row.table)})"
+    name = f"\\textit{{{latex_escaped(row.system)}}} ({latex_escaped(row.paper)}, {latex_escaped(row.table)})"
     return f"{name} & {' & '.join(map(cell, figures))} \\\\"
-
-
-def _escaped(text: str) -> str:
-    return text.translate(_SPECIAL)

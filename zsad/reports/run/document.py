@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
 from medad.base.text import WITHHELD, clean
 from medad.reporting.failures import ShownFailure
+from medad.reporting.figures import Stat
 from zsad.clip.models import MadeBy
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
@@ -71,15 +72,6 @@ METRICS: dict[str, str] = {
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Stat(_Part):
-    """A mean over seeds."""
-
-    mean: float
-    sd: float | None
-    """Sample standard deviation (n - 1). None: one seed."""
-    seeds: int
 
 
 class Notice(_Part):

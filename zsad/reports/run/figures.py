@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from medad.base.text import natural_order
+from medad.reporting.figures import Stat, statistic
 from zsad.config.run import Variant
 from zsad.reports.run.document import (
     METRICS,
@@ -13,21 +14,8 @@ from zsad.reports.run.document import (
     Macro,
     Rank,
     SeedFigures,
-    Stat,
     VariantFigures,
 )
-
-
-def statistic(values: Iterable[float | None]) -> Stat | None:
-    """Mean and sample standard deviation; None if any value is missing, or there is none."""
-    known = list(values)
-    numbers = [value for value in known if value is not None]
-    if not numbers or len(numbers) != len(known):
-        return None
-    # exact, so that equal values have themselves for a mean and a deviation of 0
-    return Stat(
-        mean=statistics.mean(numbers), sd=statistics.stdev(numbers) if len(numbers) > 1 else None, seeds=len(numbers)
-    )
 
 
 def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> VariantFigures:

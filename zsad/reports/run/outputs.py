@@ -18,6 +18,7 @@ from medad.base.errors import CaseFailure
 from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import readable
 from medad.reporting.failures import shown_failures
+from medad.reporting.tables import write_csv
 from zsad.clip.models import MadeBy, describe
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, resize_map
@@ -26,7 +27,6 @@ from zsad.reports.pictures import overlay
 from zsad.reports.run.data import LoadedCategory, load_category
 from zsad.reports.run.document import ColourScale, notices_of
 from zsad.reports.run.report import colour_scale, heat_scale, write_pages
-from zsad.reports.run.tables import write_csv
 from zsad.steps.results import CategoryResult
 
 MapFormat = Literal["png", "tiff", "npy"]

@@ -17,7 +17,9 @@ from medad.base.errors import CaseFailure
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
 from medad.reporting.failures import shown_failures
+from medad.reporting.figures import Stat
 from medad.reporting.page import jpeg_uri
+from medad.reporting.tables import write_csv
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, read_mask
 from zsad.reports import charts, pictures
@@ -30,11 +32,10 @@ from zsad.reports.run.document import (
     ColourScale,
     ReportDocument,
     ShownImage,
-    Stat,
     make_document,
 )
 from zsad.reports.run.figures import macro_means, pick_images
-from zsad.reports.run.tables import curve_rows, result_rows, score_rows, write_csv
+from zsad.reports.run.tables import curve_rows, result_rows, score_rows
 from zsad.steps.evaluate import CurvePair
 from zsad.steps.results import CategoryResult
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from medad.base.storage import atomic_path
 from zsad.reports.run.document import METRICS, ReportDocument, SeedFigures
 from zsad.steps.evaluate import Curve, CurvePair
 
@@ -97,16 +93,3 @@ def curve_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
                         **dict(zip(columns, point, strict=True)),
                         "encoder": category.encoder,
                     }
-
-
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows of the same keys as UTF-8 CSV with a heading; None is left empty. No row: an empty file."""
-    buffer = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
-    with atomic_path(path) as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")

@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Float64
 from numpy import ndarray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 
 from medad.base.errors import InputError
-from medad.base.storage import reading
+from medad.base.storage import read_record, reading
 from zsad.config.run import ScoreSettings, Variant
 from zsad.scorers.dual.scorer import PARTS, Evidence, fuse_map
 
@@ -69,12 +69,7 @@ class Scores:
     def __init__(self, folder: Path) -> None:
         self._path = folder / SCORES_FILE
         path = folder / INDEX_FILE
-        with reading(path):
-            text = path.read_bytes()
-        try:
-            self.index = ScoresIndex.model_validate_json(text)
-        except ValidationError as error:
-            raise InputError(path, "is no index of scores") from error
+        self.index = read_record(ScoresIndex, path, "an index of scores")
         with reading(self._path):
             self._path.stat()
 

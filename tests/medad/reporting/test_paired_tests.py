@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
-from zsad.reports.compare.paired_tests import (
+from medad.reporting.paired_tests import (
     MIN_CATEGORIES,
     MIN_IMAGES,
     SharedImages,
     delong,
     holm,
+    paired_t,
     placements,
     wilcoxon,
 )
@@ -39,6 +40,46 @@ def drawn(
     common = rng.normal(size=labels.size)
     a, b = (common + rng.normal(size=(seeds, labels.size)) + labels * shift for shift in (shift_a, shift_b))
     return shared(a, b, labels.tolist())
+
+
+# ---------------------------------------------------------------- Student
+
+
+def test_it_is_students_formula() -> None:
+    a, b = {0: 0.5, 1: 0.7, 2: 0.6, 3: 0.4}, {0: 0.4, 1: 0.5, 2: 0.65, 3: 0.1}
+    differences = [a[key] - b[key] for key in a]
+    mean = sum(differences) / 4
+    sd = sqrt(sum((d - mean) ** 2 for d in differences) / 3)
+    t = mean / (sd / 2)
+    p = special.betainc(1.5, 0.5, 3 / (3 + t * t))  # two-sided tail of Student's t with 3 degrees of freedom
+    found = paired_t(a, b)
+    assert found.n == 4
+    assert found.difference == pytest.approx(mean)
+    assert found.sd == pytest.approx(sd)
+    assert found.t == pytest.approx(t)
+    assert found.p == pytest.approx(float(p))
+    other = paired_t(b, a)
+    assert other.t == pytest.approx(-t)
+    assert other.p == pytest.approx(float(p))
+
+
+def test_only_what_both_have_is_paired() -> None:
+    whole = paired_t({0: 0.1, 1: 0.4, 2: 0.2}, {0: 0.0, 1: 0.1, 2: 0.3})
+    assert paired_t({0: 0.1, 1: 0.4, 2: 0.2, 9: 1.0, 5: 0.7}, {2: 0.3, 1: 0.1, 0: 0.0, 5: None, 8: 0.5}) == whole
+
+
+def test_undefined_cases_have_a_reason() -> None:
+    none = paired_t({0: 0.1}, {1: 0.1})
+    assert (none.difference, none.p, none.n) == (None, None, 0)
+    one = paired_t({0: 0.5}, {0: 0.2})
+    assert one.difference == pytest.approx(0.3)
+    assert (one.sd, one.p, one.n) == (None, None, 1)
+    alike = paired_t({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5})
+    assert (alike.p, alike.t) == (None, None)
+    assert "no spread" in alike.reason
+    assert all(found.reason for found in (none, one, alike))
+    same = paired_t({0: 0.5, 1: 0.1}, {0: 0.5, 1: 0.1})
+    assert (same.p, same.difference, same.reason) == (1.0, 0.0, "")
 
 
 # ---------------------------------------------------------------- DeLong
@@ -82,7 +123,7 @@ def test_delong_is_the_papers_formula(seed: int) -> None:
     outcome = delong([shared(a, b, labels)])
     assert outcome.difference == pytest.approx(difference, abs=1e-9)
     assert outcome.p == pytest.approx(p, abs=1e-9)
-    assert (outcome.categories, outcome.images) == (1, 24)
+    assert (outcome.n, outcome.images) == (1, 24)
 
 
 def test_placements_average_to_the_auroc() -> None:
@@ -160,7 +201,7 @@ def test_too_few_images_are_said_to_be() -> None:
     # together they are enough
     assert delong([drawn(rng, 6, 6, 2.0, 0.0), drawn(rng, 6, 6, 2.0, 0.0)]).p is not None
     alone = delong([shared([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [False, False, True])])
-    assert (alone.p, alone.difference, alone.categories) == (None, None, 0)
+    assert (alone.p, alone.difference, alone.n) == (None, None, 0)
     assert alone.reason
 
 
@@ -224,7 +265,7 @@ def test_wilcoxon_of_equal_systems_and_of_swapped_ones() -> None:
 def test_wilcoxon_says_when_there_are_too_few_categories() -> None:
     a, b = named([0.9, 0.8, 0.7, 0.6, 0.5]), named([0.1, 0.2, 0.3, 0.4, 0.45, 0.0])
     outcome = wilcoxon(a, b)
-    assert (outcome.p, outcome.categories) == (None, MIN_CATEGORIES - 1)
+    assert (outcome.p, outcome.n) == (None, MIN_CATEGORIES - 1)
     assert "5 of the 6 categories" in outcome.reason
     assert outcome.difference == pytest.approx((0.8 + 0.6 + 0.4 + 0.2 + 0.05) / 5)
     assert wilcoxon(a, {"other": 1.0}).difference is None
@@ -245,6 +286,10 @@ def test_holm_by_hand() -> None:
     assert holm([0.03, 0.01, None, 0.5, 0.02]) == pytest.approx([0.06, 0.04, None, 0.5, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([None, None]) == [None, None]
+    # rising: 0.01 x 3, 0.02 x 2, 0.04 x 1 (never below one before it); None takes no part
+    assert holm([0.04, None, 0.01, 0.02]) == [pytest.approx(0.04), None, pytest.approx(0.03), pytest.approx(0.04)]
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

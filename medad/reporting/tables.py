@@ -1,0 +1,37 @@
+"""Tables for programs and papers: CSV with one line for each row, and text in LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medad.base.storage import write_bytes
+
+_SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+    }
+)
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of the same keys as UTF-8 CSV with a heading. None is left empty; without rows the file is empty."""
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    write_bytes(path, buffer.getvalue().encode())
+
+
+def latex_escaped(text: str) -> str:
+    """Return text as LaTeX prints it."""
+    return text.translate(_SPECIAL)

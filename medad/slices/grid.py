@@ -1,0 +1,239 @@
+"""How axial slices lie in their volume: the way there, and the exact way back.
+
+Volumes are in canonical LPS order, so the axial slice `volume[:, :, z].T` has rows running to posterior and columns
+to the patient's left: one in-plane orientation, the radiologist's, for every data set.
+
+A slice is the volume's plane, centred in a square and resized. The nearest-neighbour maps between the two grids take
+voxel floor((i + 1/2) * from / to), in integers; hence a mask that lives on the slice grid survives the round trip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from numpy import ndarray
+from torch.nn import functional
+
+from medad.config.liver import PreprocessSettings
+
+CHUNK_SLICES = 64
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """How slices lie in their volume.
+
+    Attributes
+    ----------
+    plane_xy
+        In-plane size of the canonical volume, voxels.
+    depth
+        Number of axial planes in the volume.
+    size_px
+        Side of a slice, pixels.
+    frame
+        The part of each plane that is cut out: corner along x and y, and size. None: all of it.
+    frame_side
+        Side of the square, in voxels, that the part is centred in. 0: the longer of its sides.
+    """
+
+    plane_xy: tuple[int, int]
+    depth: int
+    size_px: int
+    frame: tuple[int, int, int, int] | None = None
+    frame_side: int = 0
+
+    @property
+    def shape_xy(self) -> tuple[int, int]:
+        """Size of the part that is cut out."""
+        return self.plane_xy if self.frame is None else self.frame[2:]
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        """The part that is cut out."""
+        x, y, nx, ny = self.frame or (0, 0, *self.plane_xy)
+        return slice(x, x + nx), slice(y, y + ny)
+
+    @property
+    def side(self) -> int:
+        """Side of the square, in voxels, that the part is centred in."""
+        return self.frame_side or max(self.shape_xy)
+
+    @property
+    def offset_xy(self) -> tuple[int, int]:
+        """Where the part begins in that square."""
+        return (self.side - self.shape_xy[0]) // 2, (self.side - self.shape_xy[1]) // 2
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Axial slices that contain liver.
+
+    Attributes
+    ----------
+    pixels
+        Grey values 0..255; 0 outside the liver.
+    organ
+        Liver.
+    z
+        Plane of each slice in the canonical volume, ascending.
+    grid
+        The way back.
+    """
+
+    pixels: UInt8[ndarray, "N S S"]
+    organ: Bool[ndarray, "N S S"]
+    z: Int64[ndarray, " N"]
+    grid: SliceGrid
+
+
+def slice_grid(
+    liver: Bool[ndarray, "X Y Z"], spacing_mm: tuple[float, float, float], settings: PreprocessSettings
+) -> SliceGrid:
+    """Slices that show whole planes; with `settings.frame_mm` a square about the liver, of that side or of the liver's
+    extent if that is more."""
+    plane = SliceGrid((liver.shape[0], liver.shape[1]), liver.shape[2], settings.slice_px)
+    if settings.frame_mm is None or not liver.any():
+        return plane
+    corner, box = bounding_box(liver)
+    side = max(round(settings.frame_mm / min(spacing_mm[:2])), *box.shape[:2])
+    starts, sizes = [], []
+    for axis in range(2):
+        start = corner[axis] + (box.shape[axis] - side) // 2
+        stop = min(start + side, liver.shape[axis])
+        starts.append(max(start, 0))
+        sizes.append(stop - max(start, 0))
+    return replace(plane, frame=(starts[0], starts[1], sizes[0], sizes[1]), frame_side=side)
+
+
+def slice_volume(
+    grey: UInt8[ndarray, "X Y Z"],
+    liver: Bool[ndarray, "X Y Z"],
+    grid: SliceGrid,
+    min_liver_px: int = 1,
+    background: int = 0,
+) -> Slices:
+    """Cut the axial slices that contain liver; linear for grey values, nearest for the mask.
+
+    Parameters
+    ----------
+    grey
+        Grey values, outside the liver already `background`.
+    liver
+        Liver mask on the same grid.
+    grid
+        From `slice_grid`.
+    min_liver_px
+        Slices with fewer liver pixels after resizing are left out.
+    """
+    candidates = np.flatnonzero(liver.any((0, 1)))
+    kept_pixels, kept_organ, kept_z = [], [], []
+    for start in range(0, len(candidates), CHUNK_SLICES):
+        z = candidates[start : start + CHUNK_SLICES]
+        organ = _nearest_planes(liver, z, grid)
+        enough = organ.sum((1, 2)) >= min_liver_px
+        if not enough.any():
+            continue
+        z, organ = z[enough], organ[enough]
+        planes = torch.from_numpy(_padded_planes(grey, z, grid, background)).float()
+        pixels = _resize_linear(planes, grid.size_px).round_().to(torch.uint8).numpy()
+        kept_pixels.append(np.where(organ, pixels, np.uint8(background)))
+        kept_organ.append(organ)
+        kept_z.append(z.astype(np.int64))
+    if not kept_z:
+        empty = np.zeros((0, grid.size_px, grid.size_px), np.uint8)
+        return Slices(empty, empty.astype(bool), np.zeros(0, np.int64), grid)
+    return Slices(np.concatenate(kept_pixels), np.concatenate(kept_organ), np.concatenate(kept_z), grid)
+
+
+def mask_to_slices(mask: Bool[ndarray, "X Y Z"], slices: Slices) -> Bool[ndarray, "N S S"]:
+    """A volume's mask on the slice grid, nearest neighbour."""
+    return _nearest_planes(mask, slices.z, slices.grid)
+
+
+def mask_to_volume(mask: Bool[ndarray, "N S S"], slices: Slices) -> Bool[ndarray, "X Y Z"]:
+    """A mask on the slice grid back on the volume's grid, nearest neighbour; planes without slice are empty."""
+    grid = slices.grid
+    (x0, y0), index = grid.offset_xy, _nearest(grid.size_px, grid.side)
+    columns = index[x0 : x0 + grid.shape_xy[0]]
+    rows = index[y0 : y0 + grid.shape_xy[1]]
+    volume = empty_volume(grid, np.bool_)
+    for plane, z in zip(mask, slices.z, strict=True):
+        volume[*grid.part, z] = plane[rows[:, None], columns[None, :]].T
+    return volume
+
+
+def map_to_volume(values: Float32[ndarray, "N S S"], slices: Slices) -> Float32[ndarray, "X Y Z"]:
+    """A map on the slice grid back on the volume's grid, linear in plane; planes without slice are 0."""
+    grid = slices.grid
+    x0, y0 = grid.offset_xy
+    volume = empty_volume(grid, np.float32)
+    for start in range(0, len(slices.z), CHUNK_SLICES):
+        part = slice(start, start + CHUNK_SLICES)
+        planes = _resize_linear(torch.from_numpy(values[part]), grid.side).numpy()
+        for plane, z in zip(planes, slices.z[part], strict=True):
+            volume[*grid.part, z] = plane[y0 : y0 + grid.shape_xy[1], x0 : x0 + grid.shape_xy[0]].T
+    return volume
+
+
+def bounding_box(mask: Bool[ndarray, "X Y Z"]) -> tuple[tuple[int, int, int], Bool[ndarray, "A B C"]]:
+    """Return the lowest corner of the smallest box that holds the mask, and the mask within it."""
+    spans = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if len(spans[0]) == 0:
+        return (0, 0, 0), mask[:0, :0, :0]
+    low = (int(spans[0][0]), int(spans[1][0]), int(spans[2][0]))
+    box = mask[low[0] : spans[0][-1] + 1, low[1] : spans[1][-1] + 1, low[2] : spans[2][-1] + 1]
+    return low, box
+
+
+def empty_volume(grid: SliceGrid, dtype: type[np.generic]) -> ndarray:
+    """Return zeros [X, Y, Z] with the planes contiguous, as NIfTI stores them."""
+    return np.zeros((grid.depth, grid.plane_xy[1], grid.plane_xy[0]), dtype).transpose(2, 1, 0)
+
+
+def _nearest(count: int, to: int) -> Int64[ndarray, " I"]:
+    """For each of `to` cells the cell of `count` that its centre falls into."""
+    index: ndarray = (2 * np.arange(to, dtype=np.int64) + 1) * count // (2 * to)
+    return index
+
+
+def _axis_index(count: int, offset: int, grid: SliceGrid) -> tuple[Int64[ndarray, " S"], Bool[ndarray, " S"]]:
+    """For each slice pixel along one axis its voxel, and whether any voxel of the plane lies in that pixel.
+
+    A pixel that straddles the plane's edge may have its centre in the padding; it takes the voxel at the edge.
+    """
+    pixels = _nearest(grid.size_px, grid.side)[offset : offset + count]
+    index = _nearest(grid.side, grid.size_px) - offset
+    place = np.arange(grid.size_px)
+    return index.clip(0, count - 1), (place >= pixels[0]) & (place <= pixels[-1])
+
+
+def _nearest_planes(mask: Bool[ndarray, "X Y Z"], z: Int64[ndarray, " N"], grid: SliceGrid) -> Bool[ndarray, "N S S"]:
+    (columns, column_holds), (rows, row_holds) = (
+        _axis_index(count, offset, grid) for count, offset in zip(grid.shape_xy, grid.offset_xy, strict=True)
+    )
+    holds = row_holds[:, None] & column_holds[None, :]
+    planes = np.empty((len(z), grid.size_px, grid.size_px), bool)
+    for target, plane in zip(planes, z, strict=True):
+        target[...] = mask[*grid.part, plane].T[rows[:, None], columns[None, :]] & holds
+    return planes
+
+
+def _padded_planes(
+    grey: UInt8[ndarray, "X Y Z"], z: Int64[ndarray, " N"], grid: SliceGrid, background: int
+) -> UInt8[ndarray, "N A A"]:
+    """Planes as [n, row, column], centred in their square."""
+    x0, y0 = grid.offset_xy
+    planes = np.full((len(z), grid.side, grid.side), background, np.uint8)
+    for target, plane in zip(planes, z, strict=True):
+        target[y0 : y0 + grid.shape_xy[1], x0 : x0 + grid.shape_xy[0]] = grey[*grid.part, plane].T
+    return planes
+
+
+def _resize_linear(planes: Float32[torch.Tensor, "N A A"], size: int) -> Float32[torch.Tensor, "N B B"]:
+    if planes.shape[-1] == size:
+        return planes
+    return functional.interpolate(planes[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]

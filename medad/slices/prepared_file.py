@@ -1,0 +1,119 @@
+"""The file of a prepared case: its slices, the scan's grid and the liver, as safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from medad.base.errors import InputError
+from medad.ct.io import Geometry
+from medad.slices.grid import SliceGrid, Slices, bounding_box, empty_volume
+
+FORMAT, METADATA = "adflows-prepared-2", "adflows"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case after preprocessing.
+
+    Attributes
+    ----------
+    slices
+        What the networks see.
+    geometry
+        The scan's grid.
+    liver
+        On that grid; None if it was not asked for.
+    grey_per_hu
+        Grey values a HU; None where they are not linear in HU.
+    """
+
+    slices: Slices
+    geometry: Geometry
+    liver: Bool[ndarray, "X Y Z"] | None
+    grey_per_hu: float | None
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """What a pixel measures along columns and rows, and how far planes are apart."""
+        x, y, z = self.geometry.canonical_spacing_mm
+        grid = self.slices.grid
+        return x * grid.side / grid.size_px, y * grid.side / grid.size_px, z
+
+
+def save_prepared(
+    path: Path,
+    slices: Slices,
+    geometry: Geometry,
+    liver: Bool[ndarray, "X Y Z"],
+    grey_per_hu: float | None = None,
+) -> None:
+    """Write slices, geometry and the liver mask (its bounding box, one bit a voxel) as safetensors."""
+    corner, box = bounding_box(liver)
+    metadata = {
+        "format": FORMAT,
+        "grid": asdict(slices.grid),
+        "geometry": geometry.to_json(),
+        "grey_per_hu": grey_per_hu,
+        "liver_box": [*corner, *box.shape],
+    }
+    arrays = {
+        "pixels": np.ascontiguousarray(slices.pixels),
+        "organ": slices.organ.astype(np.uint8),
+        "z": slices.z,
+        "liver_bits": np.packbits(box, axis=None),
+    }
+    # one entry: safetensors writes several in any order, and equal slices must give equal bytes
+    save_file(arrays, path, {METADATA: json.dumps(metadata)})
+
+
+def load_prepared(path: Path, *, with_liver: bool = False) -> Prepared:
+    """Read what `save_prepared` wrote.
+
+    Raises
+    ------
+    InputError
+        Missing, damaged, or some other file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            if metadata.get("format") != FORMAT:
+                raise InputError(path, f"expected prepared slices ({FORMAT})")
+            slices = Slices(
+                file.get_tensor("pixels"),
+                file.get_tensor("organ").astype(bool),
+                file.get_tensor("z"),
+                _grid_from(metadata["grid"]),
+            )
+            liver = _unpack(file.get_tensor("liver_bits"), metadata["liver_box"], slices.grid) if with_liver else None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(path, f"prepared slices cannot be read ({error})") from error
+    return Prepared(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"])
+
+
+def _grid_from(values: dict[str, Any]) -> SliceGrid:
+    frame = values["frame"]
+    return SliceGrid(
+        (values["plane_xy"][0], values["plane_xy"][1]),
+        values["depth"],
+        values["size_px"],
+        None if frame is None else (frame[0], frame[1], frame[2], frame[3]),
+        values["frame_side"],
+    )
+
+
+def _unpack(bits: UInt8[ndarray, " K"], place: list[int], grid: SliceGrid) -> Bool[ndarray, "X Y Z"]:
+    x, y, z, nx, ny, nz = place
+    liver = empty_volume(grid, np.bool_)
+    box = np.unpackbits(bits, count=nx * ny * nz).astype(bool).reshape(nx, ny, nz)
+    liver[x : x + nx, y : y + ny, z : z + nz] = box
+    return liver

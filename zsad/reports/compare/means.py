@@ -1,0 +1,74 @@
+"""Means of a comparison's rows over seeds and categories, with their ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from medad.reporting.figures import Stat, statistic
+from zsad.reports.compare.document import MacroFigures, SystemCategory
+from zsad.reports.run.document import METRICS, SeedFigures
+from zsad.reports.run.figures import macro_mean
+
+
+def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> list[MacroFigures]:
+    """Macro means of several rows, each given as category -> seed -> figures, with their ranks."""
+    found: list[dict[str, tuple[Stat | None, int]]] = []
+    for table in tables:
+        own = {}
+        for key in METRICS:
+            rows = [
+                {seed: value for seed, one in seeds.items() if (value := one.metrics.get(key)) is not None}
+                for seeds in table.values()
+            ]
+            own[key] = macro_mean(rows)
+        found.append(own)
+    complete = {}
+    for key in METRICS:
+        # all are given the same images and masks: a category without the figure for one has it for none, or failed
+        known = {
+            name
+            for table in tables
+            for name, seeds in table.items()
+            if any(one.metrics.get(key) is not None for one in seeds.values())
+        }
+        complete[key] = [own[key][1] == len(known) for own in found]
+    placed = {
+        key: ranks([own[key][0] if whole else None for own, whole in zip(found, complete[key], strict=True)])
+        for key in METRICS
+    }
+    return [
+        MacroFigures(
+            metrics={key: stat for key, (stat, _) in own.items()},
+            ranks={key: placed[key][number] for key in METRICS},
+            categories={key: count for key, (_, count) in own.items()},
+            complete={key: complete[key][number] for key in METRICS},
+        )
+        for number, own in enumerate(found)
+    ]
+
+
+def figures_by_category(
+    names: Iterable[str], figures: Sequence[Mapping[str, Mapping[int, SeedFigures]]]
+) -> list[dict[str, SystemCategory]]:
+    """For each system, its figures of the categories that it has, with ranks within each category."""
+    reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
+    for name in names:
+        metrics = [
+            {key: statistic(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
+        ]
+        placed = {key: ranks([own[key] for own in metrics]) for key in METRICS}
+        for number, own in enumerate(figures):
+            if own[name]:
+                reports[number][name] = SystemCategory(
+                    metrics=metrics[number],
+                    ranks={key: placed[key][number] for key in METRICS},
+                    seeds=dict(own[name]),
+                )
+    return reports
+
+
+def ranks(stats: Sequence[Stat | None]) -> list[int | None]:
+    """Rank of each mean, 1 the highest; equal in percent to one decimal, as tables print it, is equal rank."""
+    printed = [None if stat is None else round(100 * stat.mean, 1) for stat in stats]
+    known = [value for value in printed if value is not None]
+    return [None if value is None else 1 + sum(other > value for other in known) for value in printed]
