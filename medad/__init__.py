@@ -1,1 +1,20 @@
-"""Medical anomaly detection: liver tumours in CT, learned without any tumour label."""
+"""Medical anomaly detection: liver tumours in CT, learned without any tumour label.
+
+`medad.segment` is the front door: a scan, its liver mask and a trained model go in, a `Segmentation` comes out.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medad.segmentation import Segmentation, segment
+
+__all__ = ["Segmentation", "segment"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the front door when it is first used, so that `import medad` loads neither numpy nor torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import medad.segmentation as door
+
+    return getattr(door, name)

@@ -306,7 +306,7 @@ def step(
         liver_labels=tuple(liver_label or [1]),
         settings=settings,
     )
-    outcome = run_flow(hand_step, request=request, refresh=refresh, dry_run=dry_run)
+    outcome = hand_step.plan(request, refresh) if dry_run else hand_step.local(request, refresh)
     lines = []
     if folder := outcome.details.pop("folder", None):
         written = _hand_over(Path(folder), out)

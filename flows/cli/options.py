@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` must not wait for torch or Prefect.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
 
 EXIT_USER = 2
+LOCAL = "ADFLOWS_LOCAL"
 
 
 def start(*, verbose: bool) -> None:
@@ -43,9 +45,14 @@ def start(*, verbose: bool) -> None:
 
 
 def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
-    """Run a flow under Prefect, or say what it would do; raises what made the flow itself fail."""
+    """Run a flow under Prefect, or say what it would do; raises what made the flow itself fail.
+
+    With $ADFLOWS_LOCAL=1 it runs in this process alone: no server, no record in Prefect's UI.
+    """
     if dry_run:
         return flow.plan(**parameters)
+    if os.environ.get(LOCAL) == "1":
+        return flow.local(**parameters)
     from flows.cli.doctor import check_prefect
 
     server = check_prefect()

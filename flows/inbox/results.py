@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.runs.run_folder import MANIFEST
 from flows.store.artifacts import ArtefactStore
 from medad.base.errors import ConfigError
+from medad.base.manifest import MANIFEST
 from medad.base.storage import write_bytes
 
 SCHEMA = "adflows inbox 1"

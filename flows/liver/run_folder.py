@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 from flows.liver.split import liver_digest
 from flows.privacy.settings import PrivateLiver
-from flows.runs.run_folder import MANIFEST, Copied, copied, read_manifest
+from flows.runs.run_folder import Copied, copied
 from flows.store.artifacts import ArtefactStore
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import PLANTED_FILES
 from medad.config.liver import parse
+from medad.config.trained import TrainedModel
 from medad.steps.results import CaseResult
 
 NETS = ("restoration", "segmentation")
@@ -90,14 +91,7 @@ def has_model(folder: Path) -> bool:
 
 def settings_of_run(folder: Path) -> PrivateLiver:
     """The settings of a run folder. Raises ConfigError where it is none, or holds no model."""
-    try:
-        settings = PrivateLiver.model_validate(read_manifest(folder)["settings"])
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{folder}: not the folder of a liver run ({MANIFEST} holds other settings)") from error
-    for net in NETS:
-        if not (folder / "model" / net / "model.safetensors").is_file():
-            raise ConfigError(f"{folder}: this run holds no trained {net} network")
-    return settings
+    return PrivateLiver.of(TrainedModel.of_run(folder).settings)
 
 
 def settings_over(of_model: PrivateLiver, values: Mapping[str, Any], *, model: Path, source: str) -> PrivateLiver:

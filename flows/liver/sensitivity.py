@@ -25,12 +25,13 @@ from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity
 from flows.runs import showing
 from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome, finish
-from flows.runs.run_folder import MANIFEST, RunFolder, copied, installed_versions
+from flows.runs.run_folder import RunFolder, copied, installed_versions
 from flows.runs.runner import Submitted, describe
 from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import ConfigError, UserError
+from medad.base.manifest import MANIFEST
 from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks
 from medad.steps.results import Segmenter, VolumeResult

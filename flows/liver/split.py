@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.machine.environment import worker_count
 from flows.privacy import case_ids
-from flows.runs.run_folder import read_manifest
 from flows.store.digests import path_digest
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
+from medad.base.manifest import read_manifest
 from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 

@@ -26,9 +26,9 @@ from flows.store.artifacts import ArtefactStore, disk_full_is_told
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
+from medad.base.manifest import MANIFEST
 from medad.base.storage import sync_path
 
-MANIFEST = "manifest.json"
 SCHEMA = "adflows run 1"
 SHOWN_LIBRARIES = (
     "adflows",
@@ -254,14 +254,3 @@ def read_notices(folder: Path) -> list[str]:
 def read_statement(folder: Path) -> str:
     """The notices as one text."""
     return " ".join(read_notices(folder))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A run folder's manifest. Raises ConfigError where it is none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: not the folder of a run (no readable {MANIFEST})") from error
-    if not isinstance(manifest, dict):
-        raise ConfigError(f"{folder}: not the folder of a run (no readable {MANIFEST})")
-    return manifest

@@ -6,7 +6,6 @@ fails on a category is listed and left out there; the others go on, and the repo
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -279,6 +278,7 @@ class CompareStages(ImageStages):
         """Features of normal training images, drawn by their contents and the seed."""
         from medad.cohort.samples import samples_dir
         from zsad.data.datasets import normal_training_images
+        from zsad.data.shots import draw_shots
 
         try:
             paths = normal_training_images(self.settings.data, category.name, samples_dir())
@@ -289,13 +289,13 @@ class CompareStages(ImageStages):
         except UserError as error:
             self.runner.fail(describe(label, "find", error))
             return None
-        if len({image.sha256 for image in images}) < system.shots:
+        by_digest = {image.sha256: image for image in images}
+        if len(by_digest) < system.shots:
             rule = f"{category.name}: {len(images)} normal training images, fewer than {system.shots} shots"
             self.runner.fail(describe(label, "find", InputError("data", rule)))
             return None
-        ordered = sorted(images, key=lambda image: hashlib.sha256(f"shots {seed} {image.sha256}".encode()).digest())
-        distinct = tuple({image.sha256: image for image in ordered}.values())[: system.shots]
-        call = steps.encode(distinct, self.settings.encoders[system.encoder], self.settings.machine, system.views)
+        drawn = tuple(by_digest[digest] for digest in draw_shots(by_digest, seed, system.shots))
+        call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.views)
         return self.runner.run(label, call)
 
     def _judge(self, begun: Iterable[Scoring]) -> ByCategory:

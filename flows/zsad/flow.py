@@ -25,12 +25,9 @@ from flows.store.references import Ref
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import CaseFailure, UserError
-from zsad.config.run import ImagesSettings, Variant
+from zsad.config.run import ALONE_NOTE, ImagesSettings
 from zsad.steps.results import CategoryResult
 
-ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
-"""What is left of a system where there is no other image to compare with."""
-ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
 REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
 
 
@@ -152,13 +149,10 @@ class Stages(ImageStages):
 
     def use_text_alone(self) -> None:
         """Leave out of each variant what compares with another image, and say so."""
-        variants = self.settings.score.variants
-        if steps.needs_references(variants):
-            left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in variants))
-            self.settings = self.settings.model_copy(
-                update={"score": self.settings.score.model_copy(update={"variants": left})}
-            )
-            self.notes.append(ALONE_NOTE.format(variant=left[-1]))
+        alone = self.settings.score.alone()
+        if alone != self.settings.score:
+            self.settings = self.settings.model_copy(update={"score": alone})
+            self.notes.append(ALONE_NOTE.format(variant=alone.variants[-1]))
 
     def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
         """The report of a labelled or unlabelled data set."""

@@ -225,10 +225,14 @@ def _adaptation(settings: AdaptSettings) -> Keyed:
     return keyed(settings, "textures", textures=[path_digest(path) for path in files])
 
 
+def lambdas_that_matter(settings: ScoreSettings) -> ScoreSettings:
+    """Return the settings with the lambdas that their variants use."""
+    return _that_matter(settings, frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants)))
+
+
 def fuse(scores: Ref, settings: ScoreSettings) -> Call | None:
     """The same parts under other lambdas; None where the lambdas that matter are the paper's."""
-    used = frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants))
-    settings = _that_matter(settings, used)
+    settings = lambdas_that_matter(settings)
     return None if settings == _that_matter(settings, ()) else FUSE(scores=scores, settings=settings)
 
 

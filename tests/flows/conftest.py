@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -31,8 +32,10 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
-from flows.store.artifacts import Step  # noqa: E402
-from flows.store.step import Job  # noqa: E402
+from flows.store.step import (
+    Job,
+    Step,
+)
 from medad.base.errors import InputError  # noqa: E402
 
 
@@ -87,7 +90,14 @@ class FakeJob(Job):
 
 @pytest.fixture(scope="session")
 def cli() -> Callable[..., Ran]:
-    """The command line, run in this process."""
+    """The command line, run in this process, its flows without Prefect: where Prefect is not what is tested."""
+    return functools.partial(run_cli, local=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_cli(prefect_server: str) -> Callable[..., Ran]:
+    """The command line, run in this process, its flows on the session's server."""
+    del prefect_server
     return run_cli
 
 
@@ -123,8 +133,8 @@ class Ran:
         return json.loads(self.out)
 
 
-def run_cli(*arguments: object) -> Ran:
-    """Run the command line in this process, on the test's server and cache."""
+def run_cli(*arguments: object, local: bool = False) -> Ran:
+    """Run the command line in this process, on the test's cache; with `local` without Prefect."""
     from flows.cli.app import main
     from flows.machine.terminal import terminal
 
@@ -132,6 +142,8 @@ def run_cli(*arguments: object) -> Ran:
     code = 0
     argv = sys.argv
     sys.argv = ["adflows", *map(str, arguments)]
+    if local:
+        os.environ["ADFLOWS_LOCAL"] = "1"
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -140,6 +152,7 @@ def run_cli(*arguments: object) -> Ran:
                 code = end.code if isinstance(end.code, int) else 1
     finally:
         sys.argv = argv
+        os.environ.pop("ADFLOWS_LOCAL", None)
         terminal.enabled = False
     return Ran(code, out.getvalue(), err.getvalue())
 

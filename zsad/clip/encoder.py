@@ -234,6 +234,11 @@ def check_views(settings: EncoderSettings, names: Sequence[str]) -> None:
         view.check(int(vision["layers"]), grid, describe(settings))
 
 
+def depth_of(settings: EncoderSettings) -> int:
+    """Return the number of blocks of an encoder's image tower; nothing is built or loaded. Raises ConfigError."""
+    return int(_architecture(settings)[1]["vision_cfg"]["layers"])
+
+
 def _architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
     """open_clip's name of a model, its configuration at the size wanted, and mean and standard deviation of images."""
     statistics: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}

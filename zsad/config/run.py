@@ -23,6 +23,9 @@ both with adaptation (the method)."""
 
 WITH_REFERENCES: frozenset[Variant] = frozenset({"visual", "joint", "joint_tta"})
 WITH_ADAPTATION: frozenset[Variant] = frozenset({"text_tta", "joint_tta"})
+ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
+"""Variants that take the place of `WITH_REFERENCES` where there is no other image to compare with."""
+ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
 
 PRESETS: dict[str, dict[str, Any]] = {
     # AnoVL and 002: every block, no feed-forward, the class token as CLIP makes it
@@ -162,6 +165,11 @@ class ScoreSettings(Settings):
         if self.references.count == 0 and (bad := [v for v in self.variants if v in WITH_REFERENCES]):
             raise ValueError(f"references.count 0 leaves nothing for {bad[0]}; score text or text_tta")
         return self
+
+    def alone(self) -> ScoreSettings:
+        """Return the settings for an image without another one: each variant keeps only what the text says."""
+        left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in self.variants))
+        return self.model_copy(update={"variants": left})
 
 
 class AdaptSettings(Settings):

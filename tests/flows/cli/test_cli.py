@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.flows.locally import without_prefect
-
 Cli = Callable[..., Any]
 HEAVY = (
     "torch",
@@ -215,10 +213,7 @@ def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_steps_by_hand_chain_to_what_prepare_gives(
-    cli: Cli, new_world: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_prefect(monkeypatch)
+def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable[..., Any], tmp_path: Path) -> None:
     import numpy as np
 
     from medad.cohort.datasets import LabelledScan, find_cases
@@ -258,7 +253,7 @@ def test_steps_by_hand_chain_to_what_prepare_gives(
     np.testing.assert_array_equal(ours.z, theirs.z)
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no gzip")
@@ -279,11 +274,11 @@ def empty_config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_dead_server_is_one_line(cli: Cli, empty_config: Path) -> None:
+def test_a_dead_server_is_one_line(prefect_cli: Cli, empty_config: Path) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        ran = cli("liver", "prepare", empty_config)
+        ran = prefect_cli("liver", "prepare", empty_config)
     assert ran.code == 2
     [line] = ran.err.strip().splitlines()
     assert "PREFECT_API_URL" in line
@@ -291,7 +286,7 @@ def test_a_dead_server_is_one_line(cli: Cli, empty_config: Path) -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_a_temporary_server_that_is_late_is_one_line(
-    cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect starts a process that never answers."""
     from prefect.server.api.server import SubprocessASGIServer
@@ -313,7 +308,7 @@ def test_a_temporary_server_that_is_late_is_one_line(
     late = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1, PREFECT_HOME: tmp_path / "prefect"}
     try:
         with temporary_settings(late, restore_defaults={PREFECT_API_URL}):
-            ran = cli("liver", "prepare", empty_config)
+            ran = prefect_cli("liver", "prepare", empty_config)
     finally:
         for process in started:
             process.kill()

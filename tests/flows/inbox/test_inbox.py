@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,6 @@ from flows.runs.prefect_flow import final_state
 from flows.store import digests
 from medad.base.errors import ConfigError
 from tests.flows.inbox_box import Box, read
-from tests.flows.locally import without_prefect
 from tests.flows.privacy.test_privacy import SECRETS, database, dump, holds, search
 
 Cli = Callable[..., Any]
@@ -36,33 +36,27 @@ CASE_FILES = {
 
 
 @pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any], cli: Cli, prefect_server: str
-) -> Iterator[Any]:
+def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any], cli: Cli) -> Iterator[Any]:
     """A trained model, phantoms, and one cache for all tests that ask for no other."""
-    del prefect_server
     made = new_world(tmp_path_factory.mktemp("world"), train=1, test=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(made.cache))
-        with pytest.MonkeyPatch.context() as training:
-            without_prefect(training)
-            ran = cli("liver", "train", made.config, "--out", made.runs, "--json")
+        ran = cli("liver", "train", made.config, "--out", made.runs, "--json")
         assert ran.code == 0, ran.err
         yield made
 
 
 @pytest.fixture
-def served(world: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """An inbox whose passes are Prefect's flow runs."""
+def box(world: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """An inbox whose passes do without Prefect: what a pass decides is not up to it."""
     monkeypatch.setenv("ADFLOWS_CACHE", str(world.cache))
     return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", cli)
 
 
 @pytest.fixture
-def box(served: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """An inbox whose passes do without Prefect: what a pass decides is not up to it."""
-    without_prefect(monkeypatch)
-    return served
+def served(box: Box, prefect_cli: Cli) -> Box:
+    """The inbox whose passes are Prefect's flow runs."""
+    return replace(box, cli=prefect_cli)
 
 
 def end_of(request: object) -> Any:
@@ -754,11 +748,9 @@ def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypat
     assert len(box.segmented()) == 1
 
 
-def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_runs_the_flow_only_where_there_is_news(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.cli import inbox as cli_inbox
     from flows.cli.options import run_flow
-
-    box = served
 
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
     box.configure(settle_s=0.05)

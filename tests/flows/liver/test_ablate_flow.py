@@ -40,9 +40,8 @@ def write(world: Any, name: str, **values: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
+def finished(world: Any, cli: Cli) -> Iterator[Any]:
     """One run that computed everything."""
-    del prefect_server
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield cli("liver", "ablate", world.root / "ablation.yaml", "--out", world.runs, "--json")

@@ -16,10 +16,7 @@ Cli = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any], prefect_server: str
-) -> Iterator[Any]:
-    del prefect_server
+def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]) -> Iterator[Any]:
     world = new_world(tmp_path_factory.mktemp("world"), train=1, test=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))

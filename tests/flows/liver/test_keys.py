@@ -11,25 +11,13 @@ from typing import Any
 
 import pytest
 
-from flows.liver.report_steps import Report, Reported
-from flows.liver.steps import (
-    AdoptModel,
-    Evaluate,
-    HandStep,
-    JointNetwork,
-    Plant,
-    Prepare,
-    Segment,
-    TrainJoint,
-    TrainRestoration,
-    TrainSegmentation,
-)
-from flows.runs.runner import cache_key
-from flows.store.artifacts import Ref, content_key
-from flows.store.step import FailedStep, Job
-from medad.base.errors import InputError
-from medad.cohort.datasets import Case
+from flows.liver import steps as liver_steps
+from flows.store.references import Ref
+from flows.store.step import Call, content_key
+from medad.base.errors import CaseFailure, InputError
+from medad.cohort.datasets import Case, LabelledScan
 from medad.config.liver import LiverSettings, PlantSettings, parse
+from medad.steps.results import CaseResult
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -50,26 +38,43 @@ def case(tmp_path: Path) -> Case:
     return Case("lits-1", scan, label, (1, 2), 2)
 
 
-def jobs_of(settings: LiverSettings, case: Case) -> dict[str, Job]:
-    """All steps of the flow, with equal artefacts from the step before."""
+def report_of(settings: LiverSettings, *results: CaseResult[Ref], failures: tuple[CaseFailure, ...] = ()) -> Call:
+    return liver_steps.report(settings, results, failures, ref("restoration"), ref("segmentation"), {"python": "3"}, ())
+
+
+def result_of(case: Case) -> CaseResult[Ref]:
+    return CaseResult(case.id, ref("prepare"), ref("segment"), ref("evaluate"))
+
+
+def calls_of(settings: LiverSettings, case: Case) -> dict[str, Call]:
+    """All steps of the flow, with equal artifacts from the step before."""
     data = settings.test_data
+    scan = LabelledScan.of(case, data)
     prepared, restoration, segmentation = ref("prepare"), ref("restoration"), ref("segmentation")
-    result = Reported(case.id, prepared, ref("segment"), ref("evaluate"), None)
     return {
-        "plant": Plant(case, data, data.plant or PlantSettings()),
-        "prepare": Prepare(case, data, settings.preprocess, training=False),
-        "restoration": TrainRestoration((prepared,), settings, settings.machine),
-        "segmentation": TrainSegmentation((prepared,), restoration, settings, settings.machine),
-        "segment": Segment(
+        "plant": liver_steps.plant(scan, data.plant or PlantSettings()),
+        "prepare": liver_steps.prepare(scan, settings.preprocess, training=False),
+        "restoration": liver_steps.train("restoration", [prepared], settings),
+        "segmentation": liver_steps.train("segmentation", [prepared], settings, restoration),
+        "segment": liver_steps.segment(
             prepared, restoration, segmentation, settings.inference, settings.postprocess, settings.machine
         ),
-        "evaluate": Evaluate(case, data, prepared, ref("segment"), settings.evaluation),
-        "report": Report(settings, (result,), (), restoration, segmentation, (("python", "3"),), ()),
+        "evaluate": liver_steps.evaluate(scan, prepared, ref("segment"), settings.evaluation),
+        "report": report_of(settings, result_of(case)),
     }
 
 
+def key(call: Call) -> str:
+    return content_key(call.parts())
+
+
+def changed_in(call: Call, **arguments: Any) -> Call:
+    """The call with other arguments."""
+    return replace(call, arguments={**call.arguments, **arguments})
+
+
 def keys_of(settings: LiverSettings, case: Case) -> dict[str, str]:
-    return {name: content_key(job.parts()) for name, job in jobs_of(settings, case).items()}
+    return {name: key(call) for name, call in calls_of(settings, case).items()}
 
 
 def changed(key: str, value: object) -> LiverSettings:
@@ -158,7 +163,7 @@ def test_joint_training_depends_on_what_either_phase_does_but_phase_twos_own(
     key: str, value: object, steps: set[str]
 ) -> None:
     base, other = (
-        content_key(TrainJoint((ref("prepare"),), settings).parts())
+        content_key(liver_steps.train("joint", [ref("prepare")], settings).parts())
         for settings in (parse(BASE, source="test"), changed(key, value))
     )
     of_phase_two = key.startswith(("train.segmentation.", "train.snapshot_epochs"))
@@ -192,12 +197,12 @@ def _textured(**texture: object) -> dict[str, str]:
     values = BASE | {"synthesis": {"kind": "perlin_texture", "texture": texture}}
     settings = parse(values, source="test")
     prepared = (ref("prepare"),)
-    jobs = (
-        TrainRestoration(prepared, settings),
-        TrainSegmentation(prepared, ref("restoration"), settings),
-        TrainJoint(prepared, settings),
+    calls = (
+        liver_steps.train("restoration", prepared, settings),
+        liver_steps.train("segmentation", prepared, settings, ref("restoration")),
+        liver_steps.train("joint", prepared, settings),
     )
-    return {job.step.name: content_key(job.parts()) for job in jobs}
+    return {call.step.name: key(call) for call in calls}
 
 
 @pytest.mark.usefixtures("cache")
@@ -220,9 +225,9 @@ def test_a_folder_of_textures_counts_by_its_pictures_and_not_by_where_it_is(tmp_
         assert len({keys[name] for keys in (_textured(), one, other, more)}) == 4
     (folders[1] / "same0.png").write_bytes(b"x")
     assert _textured(folder=str(folders[1])) != one
-    job = TrainJoint((), parse(BASE | {"synthesis": {"kind": "perlin_texture", "texture": {"folder": str(folders[0])}}},
-                               source="test"))  # fmt: skip
-    assert str(tmp_path) not in str(job.parts())
+    textured = {"kind": "perlin_texture", "texture": {"folder": str(folders[0])}}
+    call = liver_steps.train("joint", (), parse(BASE | {"synthesis": textured}, source="test"))
+    assert str(tmp_path) not in str(call.parts())
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         _textured(folder=str(tmp_path / "nowhere"))
 
@@ -235,9 +240,9 @@ def test_a_network_of_a_joint_training_is_known_by_its_weights(tmp_path: Path, c
         for folder in (cache / joint.path / net, tmp_path / net):
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_bytes(net.encode())
-    one, other = JointNetwork(joint, "restoration"), JointNetwork(joint, "segmentation")
-    assert content_key(one.parts()) != content_key(other.parts())
-    assert content_key(one.parts()) == content_key(AdoptModel(tmp_path / "restoration").parts())
+    one, other = (liver_steps.adopt(joint.folder() / net) for net in ("restoration", "segmentation"))
+    assert key(one) != key(other)
+    assert key(one) == key(liver_steps.adopt(tmp_path / "restoration"))
 
 
 @pytest.mark.usefixtures("cache")
@@ -296,11 +301,11 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
     settings = parse(BASE, source="test")
     one, two, three = (ref("prepare", letter) for letter in "abc")
 
-    def key(*prepared: Ref) -> str:
-        return content_key(TrainRestoration(prepared, settings).parts())
+    def trained(*prepared: Ref) -> str:
+        return key(liver_steps.train("restoration", prepared, settings))
 
-    assert key(one, two) == key(two, one)
-    assert len({key(one), key(one, two), key(one, three), key(one, one)}) == 4
+    assert trained(one, two) == trained(two, one)
+    assert len({trained(one), trained(one, two), trained(one, three), trained(one, one)}) == 4
 
 
 @pytest.mark.usefixtures("cache")
@@ -309,67 +314,62 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
     [("segment", ("prepared", "restoration", "segmentation")), ("evaluate", ("prepared", "segmented"))],
 )
 def test_every_artefact_that_goes_in_matters(case: Case, job: str, fields: tuple[str, ...]) -> None:
-    original: Any = jobs_of(parse(BASE, source="test"), case)[job]
-    keys = {content_key(original.parts())}
-    keys |= {content_key(replace(original, **{name: ref("x", "f")}).parts()) for name in fields}
+    original = calls_of(parse(BASE, source="test"), case)[job]
+    keys = {key(original)} | {key(changed_in(original, **{name: ref("x", "f")})) for name in fields}
     assert len(keys) == len(fields) + 1
 
 
-def every_job(case: Case, folder: Path) -> list[Job]:
+def every_call(case: Case, folder: Path) -> list[Call]:
     """One of each kind."""
     settings = parse(BASE, source="test")
-    more: list[Job] = [
-        AdoptModel(folder),
-        *(HandStep(name, case.scan, case.label, (1,), settings.preprocess) for name in ("window", "roi")),
-        *(HandStep(name, case.scan, None, (1,), settings.preprocess) for name in ("slice", "equalise")),
+    more: list[Call] = [
+        liver_steps.adopt(folder),
+        *(liver_steps.hand_step(name, case.scan, case.label, (1,), settings.preprocess) for name in ("window", "roi")),
+        *(liver_steps.hand_step(name, case.scan, None, (1,), settings.preprocess) for name in ("slice", "equalise")),
     ]
-    return [*jobs_of(settings, case).values(), *more]
+    return [*calls_of(settings, case).values(), *more]
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_key_function_gives_a_file_name_for_every_job(case: Case, tmp_path: Path) -> None:
-    """Where it raises, Prefect runs uncached with only a log line."""
+def test_every_call_has_a_key_of_its_own(case: Case, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    context: Any = None
-    names = [cache_key(context, {"job": job}) for job in every_job(case, tmp_path)]
-    assert all(name is not None and re.fullmatch(r"[a-z-]+-[0-9a-f]{64}", name) for name in names)
+    names = [f"{call.step.name}-{key(call)}" for call in every_call(case, tmp_path)]
+    assert all(re.fullmatch(r"[a-z-]+-[0-9a-f]{64}", name) for name in names)
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_key_function_does_not_raise_for_files_that_are_gone(case: Case, tmp_path: Path) -> None:
-    jobs = every_job(case, tmp_path)
+def test_a_file_that_is_gone_is_one_line(case: Case, tmp_path: Path) -> None:
+    calls = [call for call in every_call(case, tmp_path) if "case" in call.arguments]
     case.scan.unlink()
-    context: Any = None
-    assert {cache_key(context, {"job": job}) is None for job in jobs if "case" in vars(job)} == {True}
-    for job in jobs:
-        cache_key(context, {"job": job})
+    for call in calls:
+        with pytest.raises(InputError, match="no such file"):
+            call.parts()
 
 
 @pytest.mark.usefixtures("cache")
 def test_no_part_of_a_key_holds_a_path_or_a_name(case: Case, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    for job in every_job(case, tmp_path):
-        text = str(job.parts())
+    for call in every_call(case, tmp_path):
+        text = str(call.parts())
         assert str(tmp_path) not in text
-        if not isinstance(job, Report):
-            assert case.id not in text
+        assert call.step is liver_steps.REPORT or case.id not in text
 
 
 @pytest.mark.usefixtures("cache")
 def test_the_report_depends_on_all_that_it_shows(case: Case) -> None:
-    job = jobs_of(parse(BASE, source="test"), case)["report"]
-    assert isinstance(job, Report)
-    failed = FailedStep("lits-2", "prepare", "is 4-D")
+    settings, result = parse(BASE, source="test"), result_of(case)
+    call = report_of(settings, result)
+    failed = CaseFailure("lits-2", "prepare", "is 4-D")
     variants = [
-        job,
-        replace(job, results=()),
-        replace(job, failures=(failed,)),
-        replace(job, failures=(replace(failed, rule="is 5-D"),)),
-        replace(job, restoration=None),
-        replace(job, versions=(("python", "4"),)),
-        replace(job, notes=("a note",)),
-        replace(job, results=(replace(job.results[0], case_id="other"),)),
-        replace(job, results=(replace(job.results[0], evaluated=None),)),
+        call,
+        report_of(settings),
+        report_of(settings, result, failures=(failed,)),
+        report_of(settings, result, failures=(replace(failed, rule="is 5-D"),)),
+        changed_in(call, restoration=None),
+        changed_in(call, versions={"python": "4"}),
+        changed_in(call, notes=("a note",)),
+        report_of(settings, replace(result, case_id="other")),
+        report_of(settings, replace(result, evaluated=None)),
     ]
-    assert len({content_key(each.parts()) for each in variants}) == len(variants)
+    assert len(set(map(key, variants))) == len(variants)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import medad
 from flows.privacy.case_ids import identify
 from flows.runs.run_folder import read_statement
 from flows.store.digests import file_sha256
@@ -27,12 +28,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
-    """One run that computed everything."""
-    del prefect_server
+def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
+    """One run under Prefect that computed everything; the others find what it left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
-        yield cli("liver", "run", world.config, "--out", world.runs, "--json")
+        yield prefect_cli("liver", "run", world.config, "--out", world.runs, "--json")
 
 
 @pytest.fixture
@@ -343,6 +343,8 @@ def test_scans_are_segmented_with_an_earlier_runs_model(world: Any, finished: An
         flows: Any = nibabel.load(Path(model) / "masks" / f"lits-{n}.nii.gz")
         np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(flows.dataobj))
         assert f"{case_id} is {scans[n]}" in ran.err
+        in_python = medad.segment(scans[n], masks[n], model, liver_labels=(1, 2), device="cpu")
+        np.testing.assert_array_equal(in_python.mask, np.asarray(ours.dataobj))
     again = cli(
         "liver", "segment", scans[0], "--liver", masks[0], "--liver-label", 1, "--liver-label", 2,
         "--model", tmp_path / "out", "--out", tmp_path / "again", "--json",

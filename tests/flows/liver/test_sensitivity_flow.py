@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
+
 from flows.liver.steps import Prepare, Segment
 from flows.privacy.settings import PLACEHOLDER, PrivateSensitivity
 from flows.store.artifacts import Ref, content_key
@@ -34,8 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 
 @pytest.fixture(scope="module")
-def model(world: Any, cli: Cli, prefect_server: str) -> Iterator[Path]:
-    del prefect_server
+def model(world: Any, cli: Cli) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         trained = cli("liver", "train", world.config, "--out", world.runs, "--json")

@@ -29,9 +29,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 
 @pytest.fixture(scope="module")
-def model(world: Any, cli: Cli, prefect_server: str) -> Path:
+def model(world: Any, cli: Cli) -> Path:
     """The folder of a run that trained on the world's healthy phantoms; its cache is not the tests'."""
-    del prefect_server
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         ran = cli("liver", "run", world.config, "--out", world.runs, "--json")
@@ -69,7 +68,6 @@ def stored_otherwise(world: Any, root: Path) -> Path:
     return root
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_a_scan_on_both_sides_ends_the_run_before_anything_is_made(
     world: Any, cli: Cli, cache: Path, tmp_path: Path
 ) -> None:
@@ -97,7 +95,6 @@ def test_a_scan_on_both_sides_ends_the_run_before_anything_is_made(
     assert steps(cache) == set()
 
 
-@pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("planted", [False, True])
 def test_a_scan_stored_otherwise_is_found_once_prepared(
     world: Any, cli: Cli, cache: Path, tmp_path: Path, planted: bool
@@ -113,7 +110,6 @@ def test_a_scan_stored_otherwise_is_found_once_prepared(
     assert prepared.answer["failures"][0]["stage"] == "leakage"
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_the_settings_say_who_is_one_patient(world: Any, cli: Cli, cache: Path, tmp_path: Path) -> None:
     patients = [item for use in ("train", "test") for item in ("--set", rf"{use}_data.patients=-0*(\d+)$")]
     ran = cli("liver", "run", world.config, *patients, "--out", tmp_path / "runs", "--json")
@@ -152,14 +148,13 @@ def as_series(use: str, root: Path) -> tuple[str, ...]:
 
 
 def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
-    world: Any, cli: Cli, cache: Path, tmp_path: Path, series: Path, prefect_server: str
+    world: Any, cli: Cli, cache: Path, tmp_path: Path, series: Path
 ) -> None:
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import get_current_settings
 
     from flows.privacy.case_ids import identify, private_folder
 
-    del prefect_server
     ids = [identify([series / f"side{number}" / "one" / "CT"])[0] for number in (1, 2)]
     sides = (*as_series("train", series / "side1"), *as_series("test", series / "side2"))
     ran = cli("liver", "run", world.config, *sides, "--out", tmp_path / "runs", "--json")
@@ -263,7 +258,7 @@ def cases_of(ran: Any, use: str) -> set[str]:
     return {each["case"] for each in ran.answer[use]}
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_folds_of_one_data_set_test_every_patient_once(world: Any, cli: Cli, four: Path, tmp_path: Path) -> None:
     everyone = {f"btcv-000{number}" for number in (1, 2, 3, 4)}
     tested = []
@@ -285,7 +280,7 @@ def test_folds_of_one_data_set_test_every_patient_once(world: Any, cli: Cli, fou
     assert {f"btcv-000{9 - int(case.removeprefix('btcv-'))}" for case in cases_of(ran, "test")} == tested[0]
 
 
-@pytest.mark.usefixtures("prefect_server", "cache")
+@pytest.mark.usefixtures("cache")
 def test_a_fold_is_a_run_like_any_other(world: Any, cli: Cli, four: Path, tmp_path: Path) -> None:
     ran = cli("liver", "run", world.config, *on_one_set(four, 1), "--out", tmp_path / "runs", "--json")
     assert ran.code == 0, ran.err
@@ -312,7 +307,6 @@ def test_a_fold_is_a_run_like_any_other(world: Any, cli: Cli, four: Path, tmp_pa
     assert other.answer["failures"][0]["stage"] == "leakage"
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_patients_with_several_scans_stay_together_in_two_data_sets(
     world: Any, cli: Cli, cache: Path, tmp_path: Path
 ) -> None:
@@ -327,7 +321,6 @@ def test_patients_with_several_scans_stay_together_in_two_data_sets(
     assert steps(cache) == {"prepare"}
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_more_folds_than_patients_are_refused(world: Any, cli: Cli, cache: Path, tmp_path: Path) -> None:
     folds = ("--set", "folds.count=5", "--set", "folds.index=4")
     ran = cli("liver", "run", world.config, *folds, "--out", tmp_path / "runs", "--json")

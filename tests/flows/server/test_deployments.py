@@ -56,7 +56,6 @@ from flows.server.serve import LOCAL, SERVER_SETTINGS, Listening, Working, serve
 from flows.server.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
-from tests.flows.locally import without_prefect
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -207,7 +206,6 @@ def test_a_step_runs_those_before_it_and_no_other(
     cli: Cli,
 ) -> None:
     monkeypatch.setenv("ADFLOWS_RUNS", str(tmp_path / "runs"))
-    without_prefect(monkeypatch)  # for the steps by hand
     world = new_world(tmp_path / "world", train=0, test=1)
     scan, label = (world.lits / f"{name}-0.nii.gz" for name in ("volume", "segmentation"))
     register["case-1"] = FakeCase("case-1", scan, label, (1, 2))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from flows.liver.report_steps import Report
 
 from flows.liver import steps as liver_jobs
-from flows.liver.report_steps import Report
 from flows.liver.steps import Evaluate, ExportSlices, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
 from flows.store import code as sources
 from flows.store.artifacts import Step

@@ -58,9 +58,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
+def finished(world: Any, cli: Cli) -> Iterator[Any]:
     """One run that computed everything."""
-    del prefect_server
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield cli("zsad", "compare", world.config, "--out", world.runs, "--json")

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+import zsad
 from flows.store.digests import file_sha256
+from zsad.config.run import PromptSettings
+from zsad.config.systems import DualImage
 
 Cli = Callable[..., Any]
 CATEGORIES, SEEDS, IMAGES = 2, 2, 4
@@ -25,12 +28,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, cli: Cli, prefect_server: str) -> Iterator[Any]:
-    """One run that computed everything."""
-    del prefect_server
+def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
+    """One run under Prefect that computed everything; the others find what it left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
-        yield cli("zsad", "run", world.config, "--out", world.runs, "--json")
+        yield prefect_cli("zsad", "run", world.config, "--out", world.runs, "--json")
 
 
 @pytest.fixture
@@ -219,6 +221,16 @@ def test_unlabelled_images_are_scored_and_bad_ones_named(world: Any, finished: A
     assert (out / "report.html").is_file()
     again = cli("zsad", "score", folder, "--config", world.config, "-o", tmp_path / "out", "--npy", "--json")
     assert again.answer["computed"] == 0
+    in_python = zsad.score(
+        [folder / name for name in table if table[name]["score"]],
+        DualImage(adaptation=True),
+        encoder=f"local-dir:{world.root / 'model'}",
+        prompts=PromptSettings(domains=("industrial",)),
+        device="cpu",
+    )
+    for image in in_python:
+        assert image.score == pytest.approx(float(table[image.path.name]["score"]), abs=1e-5)
+        np.testing.assert_allclose(image.map, np.load(out / "maps" / f"{image.path.stem}.npy"), atol=1e-5)
 
 
 def test_the_embedded_models_scores_say_so_in_every_output(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:

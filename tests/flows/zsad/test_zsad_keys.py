@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from flows.runs.runner import cache_key
 from flows.store import code as sources
-from flows.store.artifacts import Ref, content_key
-from flows.store.step import FailedStep, Job
-from flows.zsad.report_steps import ScoredCategory, ScoreOutputs, ZsadReport
-from flows.zsad.steps import Encode, EvaluateCategory, Fuse, Image, Score, Text
-from medad.base.settings import MACHINE_FIELDS
+from flows.store.references import Ref
+from flows.store.step import Call, content_key
+from flows.zsad import steps as zsad_steps
+from medad.base.errors import CaseFailure
+from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS
 from zsad.config.run import ZsadSettings, parse
+from zsad.data.labelled import LabelledImage
+from zsad.steps.results import CategoryResult
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -35,39 +36,64 @@ def ref(step: str, content: str = "a") -> Ref:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> tuple[Image, ...]:
+def images(tmp_path: Path) -> tuple[LabelledImage, ...]:
     found = []
     for number, anomalous in enumerate((False, True, True)):
         path, mask = tmp_path / f"{number}.png", tmp_path / f"{number}_mask.png"
         path.write_bytes(b"image %d" % number)
         mask.write_bytes(b"mask %d" % number)
         kind = "stain" if anomalous else "good"
-        found.append(Image(f"{number}" * 64, f"{kind}/{number}", path, anomalous, kind, mask if anomalous else None))
+        found.append(
+            LabelledImage(f"{kind}/{number}", f"{number}" * 64, path, anomalous, kind, mask if anomalous else None)
+        )
     return tuple(found)
 
 
-def jobs_of(settings: ZsadSettings, images: tuple[Image, ...], seed: int = 0) -> dict[str, Job]:
-    """All steps of the flow, with equal artefacts from the step before."""
+def category_of(images: tuple[LabelledImage, ...], seed: int = 0) -> CategoryResult[Ref]:
+    text, features = ref("zsad-text"), ref("zsad-encode")
+    return CategoryResult("nut", images, text, features, {seed: ref("zsad-score")}, {seed: ref("zsad-evaluate")})
+
+
+def report_of(settings: ZsadSettings, *found: CategoryResult[Ref], failures: tuple[CaseFailure, ...] = ()) -> Call:
+    return zsad_steps.report(settings, found, failures, {"python": "3"}, ())
+
+
+def fuse_of(scores: Ref, settings: ZsadSettings) -> Call:
+    """The step, also where the lambdas are the paper's and it is not needed."""
+    needed = zsad_steps.fuse(scores, settings.score)
+    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.lambdas_that_matter(settings.score))
+
+
+def calls_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: int = 0) -> dict[str, Call]:
+    """All steps of the flow, with equal artifacts from the step before."""
     features, text, scores = ref("zsad-encode"), ref("zsad-text"), ref("zsad-score")
     encoder, score, machine = settings.encoder, settings.score, settings.machine
-    category = ScoredCategory("nut", images, text, features, ((seed, scores),), ((seed, ref("zsad-evaluate")),))
-    versions = (("python", "3"),)
+    category = category_of(images, seed)
     return {
-        "text": Text("nut", encoder, settings.prompts, machine),
-        "encode": Encode(images, encoder, machine),
-        "score": Score(images, features, text, encoder, score, settings.adapt, seed, machine),
-        "fuse": Fuse(scores, score),
-        "evaluate": EvaluateCategory(images, features, scores, score.variants, settings.evaluation),
-        "report": ZsadReport(settings, (category,), (), versions),
-        "maps": ScoreOutputs(settings, category, (), versions, (), ("png",)),
+        "text": zsad_steps.text("nut", encoder, settings.prompts, machine),
+        "encode": zsad_steps.encode(images, encoder, machine),
+        "score": zsad_steps.score(images, features, text, encoder, score, settings.adapt, seed, machine),
+        "fuse": fuse_of(scores, settings),
+        "evaluate": zsad_steps.evaluate(images, features, scores, score.variants, settings.evaluation),
+        "report": report_of(settings, category),
+        "maps": zsad_steps.score_outputs(settings, category, (), {"python": "3"}, (), ("png",)),
     }
+
+
+def key(call: Call) -> str:
+    return content_key(call.parts())
+
+
+def changed_in(call: Call, **arguments: Any) -> Call:
+    """The call with other arguments."""
+    return replace(call, arguments={**call.arguments, **arguments})
 
 
 REPORTS = {"report", "maps"}
 
 
-def keys_of(settings: ZsadSettings, images: tuple[Image, ...], seed: int = 0) -> dict[str, str]:
-    return {name: content_key(job.parts()) for name, job in jobs_of(settings, images, seed).items()}
+def keys_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: int = 0) -> dict[str, str]:
+    return {name: key(call) for name, call in calls_of(settings, images, seed).items()}
 
 
 def settings_with(**changes: object) -> ZsadSettings:
@@ -128,14 +154,14 @@ TABLE: list[tuple[str, object, set[str]]] = [
 
 @pytest.mark.parametrize(("key", "value", "steps"), TABLE, ids=[row[0] for row in TABLE])
 def test_a_setting_changes_the_steps_that_use_it_and_no_other(
-    images: tuple[Image, ...], key: str, value: object, steps: set[str]
+    images: tuple[LabelledImage, ...], key: str, value: object, steps: set[str]
 ) -> None:
     base, other = keys_of(settings_with(), images), keys_of(settings_with(**{key: value}), images)
     assert {name for name in base if base[name] != other[name]} - REPORTS == steps
     assert (base["report"] != other["report"]) == (key.partition("__")[0] not in MACHINE_FIELDS)
 
 
-def test_settings_of_what_is_not_scored_do_not_matter(images: tuple[Image, ...]) -> None:
+def test_settings_of_what_is_not_scored_do_not_matter(images: tuple[LabelledImage, ...]) -> None:
     def keys(seed: int = 0, variants: str = "text", **changes: object) -> set[str]:
         settings = settings_with(score__variants=[variants], **changes)
         own = keys_of(settings, images, seed)
@@ -164,20 +190,23 @@ def test_settings_of_what_is_not_scored_do_not_matter(images: tuple[Image, ...])
 def test_scores_are_fused_again_only_where_a_lambda_decides(
     variants: list[str], lambdas: dict[str, object], needed: bool
 ) -> None:
-    assert Fuse(ref("zsad-score"), settings_with(score__variants=variants, **lambdas).score).needed == needed
+    call = zsad_steps.fuse(ref("zsad-score"), settings_with(score__variants=variants, **lambdas).score)
+    assert (call is not None) == needed
 
 
-def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[Image, ...]) -> None:
+def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[LabelledImage, ...]) -> None:
     encoder = settings_with().encoder
     asked: list[tuple[str, ...]] = [("patches",), (), ("plain",), ("patches", "plain"), ("window-2", "window-3")]
-    keys = [content_key(Encode(images, encoder, views=views).parts()) for views in asked]
+    keys = [key(zsad_steps.encode(images, encoder, ANY_MACHINE, views)) for views in asked]
     assert len(set(keys)) == len(asked)
-    assert keys[0] == content_key(Encode(images, encoder).parts()), "what the dual-image scorer reads, in either flow"
-    backwards = Encode(images, encoder, views=("window-3", "window-2", "window-3"))
-    assert content_key(backwards.parts()) == keys[-1]
+    assert keys[0] == key(zsad_steps.encode(images, encoder, ANY_MACHINE)), (
+        "what the dual-image scorer reads, in either flow"
+    )
+    backwards = zsad_steps.encode(images, encoder, ANY_MACHINE, ("window-3", "window-2", "window-3"))
+    assert key(backwards) == keys[-1]
 
 
-def test_names_places_and_order_of_images_do_not_matter(images: tuple[Image, ...], tmp_path: Path) -> None:
+def test_names_places_and_order_of_images_do_not_matter(images: tuple[LabelledImage, ...], tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     others = tuple(
@@ -193,7 +222,7 @@ def test_names_places_and_order_of_images_do_not_matter(images: tuple[Image, ...
     assert {name for name in base if base[name] != other[name]} == REPORTS
 
 
-def test_one_content_under_two_names_is_encoded_once_and_judged_twice(images: tuple[Image, ...]) -> None:
+def test_one_content_under_two_names_is_encoded_once_and_judged_twice(images: tuple[LabelledImage, ...]) -> None:
     twice = (*images, replace(images[0], id="good/copy"))
     base, other = keys_of(settings_with(), images), keys_of(settings_with(), twice)
     assert {name for name in base if base[name] != other[name]} - REPORTS == {"evaluate"}
@@ -208,7 +237,9 @@ def test_one_content_under_two_names_is_encoded_once_and_judged_twice(images: tu
         ({"mask": None}, {"evaluate"}),
     ],
 )
-def test_what_an_image_is_does_matter(images: tuple[Image, ...], change: dict[str, Any], steps: set[str]) -> None:
+def test_what_an_image_is_does_matter(
+    images: tuple[LabelledImage, ...], change: dict[str, Any], steps: set[str]
+) -> None:
     others = (*images[:2], replace(images[2], **change))
     base, other = keys_of(settings_with(), images), keys_of(settings_with(), others)
     assert {name for name in base if base[name] != other[name]} - REPORTS == steps
@@ -218,14 +249,15 @@ def test_what_an_image_is_does_matter(images: tuple[Image, ...], change: dict[st
     ("job", "fields"),
     [("score", ("features", "text")), ("fuse", ("scores",)), ("evaluate", ("features", "scores"))],
 )
-def test_every_artefact_that_goes_in_matters(images: tuple[Image, ...], job: str, fields: tuple[str, ...]) -> None:
-    original: Any = jobs_of(settings_with(), images)[job]
-    keys = {content_key(original.parts())}
-    keys |= {content_key(replace(original, **{name: ref("x", "f")}).parts()) for name in fields}
+def test_every_artefact_that_goes_in_matters(
+    images: tuple[LabelledImage, ...], job: str, fields: tuple[str, ...]
+) -> None:
+    original = calls_of(settings_with(), images)[job]
+    keys = {key(original)} | {key(changed_in(original, **{name: ref("x", "f")})) for name in fields}
     assert len(keys) == len(fields) + 1
 
 
-def test_local_weights_and_textures_are_known_by_content(images: tuple[Image, ...], tmp_path: Path) -> None:
+def test_local_weights_and_textures_are_known_by_content(images: tuple[LabelledImage, ...], tmp_path: Path) -> None:
     def keys(weights: Path, textures: Path) -> dict[str, str]:
         encoder = {"model": "ViT-B-32", "weights": str(weights)}
         return keys_of(settings_with(encoder=encoder, adapt__textures=str(textures)), images)
@@ -243,7 +275,7 @@ def test_local_weights_and_textures_are_known_by_content(images: tuple[Image, ..
     assert {name for name in base if base[name] != textures[name]} - REPORTS == {"score"}
 
 
-def test_a_models_folder_is_known_by_its_files(images: tuple[Image, ...], tmp_path: Path) -> None:
+def test_a_models_folder_is_known_by_its_files(images: tuple[LabelledImage, ...], tmp_path: Path) -> None:
     def keys() -> dict[str, str]:
         return keys_of(settings_with(encoder={"model": f"local-dir:{tmp_path}"}), images)
 
@@ -257,46 +289,51 @@ def test_a_models_folder_is_known_by_its_files(images: tuple[Image, ...], tmp_pa
     assert len(set(seen)) == 3
 
 
-def test_the_key_function_gives_a_file_name_for_every_job(images: tuple[Image, ...]) -> None:
-    """Where it raises, Prefect runs uncached with only a log line."""
-    context: Any = None
-    names = [cache_key(context, {"job": job}) for job in jobs_of(settings_with(), images).values()]
-    assert all(name is not None and re.fullmatch(r"[a-z-]+-[0-9a-f]{64}", name) for name in names)
+def test_every_call_has_a_key_of_its_own(images: tuple[LabelledImage, ...]) -> None:
+    names = [f"{call.step.name}-{key(call)}" for call in calls_of(settings_with(), images).values()]
+    assert all(re.fullmatch(r"[a-z-]+-[0-9a-f]{64}", name) for name in names)
     assert len(set(names)) == len(names)
 
 
-def test_no_part_of_a_key_holds_a_path_or_a_name(images: tuple[Image, ...], tmp_path: Path) -> None:
-    for name, job in jobs_of(settings_with(), images).items():
-        text = str(job.parts())
+def test_no_part_of_a_key_holds_a_path_or_a_name(images: tuple[LabelledImage, ...], tmp_path: Path) -> None:
+    for name, call in calls_of(settings_with(), images).items():
+        text = str(call.parts())
         assert str(tmp_path) not in text
         assert name in REPORTS or images[0].id not in text
 
 
-def test_the_reports_depend_on_all_that_they_show(images: tuple[Image, ...]) -> None:
-    job = jobs_of(settings_with(), images)["report"]
-    assert isinstance(job, ZsadReport)
-    [category] = job.categories
-    failed = FailedStep("nut/good/9", "zsad-encode", "is broken", category="nut")
+def test_the_reports_depend_on_all_that_they_show(images: tuple[LabelledImage, ...]) -> None:
+    settings, category = settings_with(), category_of(images)
+    call = report_of(settings, category)
+    failed = CaseFailure("nut/good/9", "zsad-encode", "is broken", category="nut")
     renamed = replace(category, images=(*images[1:], replace(images[0], id="good/other")))
     variants = [
-        job,
-        replace(job, categories=()),
-        replace(job, categories=(renamed,)),
-        replace(job, categories=(replace(category, name="bolt"),)),
-        replace(job, categories=(replace(category, scores=((7, category.scores[0][1]),)),)),
-        replace(job, failures=(failed,)),
-        replace(job, failures=(replace(failed, rule="is gone"),)),
-        replace(job, versions=(("python", "4"),)),
-        replace(job, notes=("a note",)),
+        call,
+        report_of(settings),
+        report_of(settings, renamed),
+        report_of(settings, replace(category, name="bolt")),
+        report_of(settings, replace(category, scores={7: ref("zsad-score")})),
+        report_of(settings, category, failures=(failed,)),
+        report_of(settings, category, failures=(replace(failed, rule="is gone"),)),
+        changed_in(call, versions={"python": "4"}),
+        changed_in(call, notes=("a note",)),
     ]
-    assert len({content_key(each.parts()) for each in variants}) == len(variants)
+    assert len(set(map(key, variants))) == len(variants)
 
 
-STEPS = [job.step for job in (Text, Encode, Score, Fuse, EvaluateCategory, ZsadReport, ScoreOutputs)]
+STEPS = [
+    zsad_steps.TEXT,
+    zsad_steps.ENCODE,
+    zsad_steps.SCORE,
+    zsad_steps.FUSE,
+    zsad_steps.EVALUATE,
+    zsad_steps.REPORT,
+    zsad_steps.MAPS,
+]
 
 
 def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
-    reached = {step.name: {name for function in step.functions for name in sources.closure(function)} for step in STEPS}
+    reached = {step.name: set(sources.closure(step.function)) for step in STEPS}
     modules = {step: {name.partition(":")[0] for name in names} for step, names in reached.items()}
     assert {"zsad.clip.paths", "zsad.data.images", "zsad.clip.weights"} <= modules["zsad-encode"]
     assert {"zsad.scorers.dual.adapt", "zsad.scorers.dual.scorer", "medad.base.noise", "zsad.clip.paths"} <= modules[

@@ -261,7 +261,7 @@ def test_a_killed_fetch_leaves_no_half_samples(
     target = tmp_path / "cache" / "samples"
     script = f"""
 import json, os, pathlib
-from medad import samples
+from medad.cohort import samples
 samples.ARCHIVE_SHA256 = {samples.ARCHIVE_SHA256!r}
 json.dumps = lambda *args, **kwargs: os._exit(9)  # as by kill -9: everything is laid out but the manifest
 samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(archive)!r}), say=print)

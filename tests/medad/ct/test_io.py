@@ -469,7 +469,7 @@ def test_full_file_system(tmp_path: Path) -> None:
         pytest.skip("needs unshare")
     script = f"""
 import numpy as np, pathlib, sys
-from medad import io
+from medad.ct import io
 from medad.base.errors import DiskFullError
 folder = pathlib.Path({str(tmp_path)!r})
 geometry = io.Geometry((128, 128, 64), np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -521,7 +521,7 @@ def test_memory_of_reading_and_writing_is_one_volume(tmp_path: Path) -> None:
         file.write(deflate.flush())
     script = """
 import pathlib, resource, sys, numpy as np, SimpleITK
-from medad import io
+from medad.ct import io
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 volume = io.read_scan(pathlib.Path(sys.argv[1]) / "scan.nii.gz")

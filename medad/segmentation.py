@@ -1,0 +1,158 @@
+"""`medad.segment`: tumours of one CT from Python, without Prefect, cache or server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from numpy.typing import NDArray
+
+from medad.base.errors import ConfigError
+from medad.base.manifest import MANIFEST
+from medad.base.storage import read_json
+from medad.cohort.datasets import LabelledScan
+from medad.config.liver import InferenceSettings, PostprocessSettings
+from medad.config.trained import TrainedModel
+from medad.ct.io import AffineFrom, Geometry, read_labels, read_scan, write_mask, write_probability
+from medad.evaluation.postprocess import Lesion
+from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case, segment_case
+
+FilePath = str | os.PathLike[str]
+
+NO_LIVER = (
+    "segment needs a liver mask on the scan's own grid: liver=MASK; "
+    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver writes FOLDER/liver.nii.gz"
+)
+NO_MODEL = (
+    "segment needs a trained model: model=RUN_FOLDER; none comes with the package, and "
+    "`adflows liver train small --train FOLDER` trains one on healthy scans into runs/liver/small"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The tumours found in one scan.
+
+    Arrays have the voxel order of the scan's file: for a NIfTI, shape, order and affine are those that nibabel gives
+    for it. For MetaImage and NRRD the first axis is the file's fastest one; for DICOM it runs along a slice's rows.
+    """
+
+    mask: Bool[np.ndarray, "I J K"]
+    """True where tumour was found."""
+    probability: Float32[np.ndarray, "I J K"]
+    """Probability of tumour, 0 to 1; 0 outside the liver."""
+    lesions: tuple[Lesion, ...]
+    """Connected parts of the mask, the largest first."""
+    threshold: float
+    """Probability from which on a voxel is in the mask."""
+    warnings: tuple[str, ...]
+    """Oddities of the files that did not prevent the work, one line each."""
+    geometry: Geometry
+    """Grid of the scan's file."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Return the 4 x 4 matrix from voxel index to patient mm, RAS+."""
+        return self.geometry.affine
+
+    def save(self, folder: FilePath) -> None:
+        """Write mask.nii.gz and probability.nii.gz on the scan's grid. Raises DiskFullError."""
+        out = Path(folder).expanduser()
+        out.mkdir(parents=True, exist_ok=True)
+        write_mask(out / MASK, self.geometry.to_canonical(self.mask), self.geometry)
+        write_probability(out / PROBABILITY, self.geometry.to_canonical(self.probability), self.geometry)
+
+
+def segment(
+    scan: FilePath,
+    liver: FilePath | None = None,
+    model: FilePath | None = None,
+    *,
+    liver_labels: Sequence[int] = (1,),
+    inference: InferenceSettings | None = None,
+    postprocess: PostprocessSettings | None = None,
+    device: str = "auto",
+    affine_from: AffineFrom = "agree",
+    affine_mismatch: Literal["error", "warn"] = "error",
+) -> Segmentation:
+    """Segment the tumours of one scan, as `adflows liver segment` does.
+
+    Parameters
+    ----------
+    scan
+        A CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
+    liver
+        Liver mask on the scan's grid. It cannot be left out yet.
+    model
+        Folder that `adflows liver train` or `run` wrote, or its folder `model`. It cannot be left out yet.
+    liver_labels
+        Values of the mask that are liver.
+    inference, postprocess
+        Batch size, threshold, smallest lesion and the like. None: those of the model's run.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    affine_from
+        NIfTI affine that counts; `agree` refuses a file whose sform and qform differ.
+    affine_mismatch
+        What to do if scan and mask have one shape but different affines: `warn` matches their voxels by index.
+
+    Raises
+    ------
+    ConfigError
+        Mask or model was not given, the folder holds no model, or the device does not exist.
+    InputError
+        A file cannot be used; the message names the file and the rule.
+    DiskFullError
+        The temporary folder has no room left.
+    """
+    if liver is None:
+        raise ConfigError(NO_LIVER)
+    if model is None:
+        raise ConfigError(NO_MODEL)
+    trained = TrainedModel.of_run(_run_folder(Path(model).expanduser()))
+    case = LabelledScan(
+        Path(scan).expanduser(), Path(liver).expanduser(), tuple(liver_labels), None, affine_from, affine_mismatch
+    )
+    with TemporaryDirectory(prefix="medad-") as folder:
+        prepared, out = Path(folder) / "prepared", Path(folder) / "segmented"
+        prepared.mkdir()
+        out.mkdir()
+        prepare_case(case, trained.settings.preprocess, prepared, training=False)
+        segment_case(
+            prepared,
+            trained.restoration,
+            trained.segmentation,
+            inference or trained.settings.inference,
+            postprocess or trained.settings.postprocess,
+            device,
+            out,
+        )
+        return _read(prepared, out, affine_from)
+
+
+def _run_folder(model: Path) -> Path:
+    """Return the run folder where its folder `model` was given."""
+    inside = model.absolute()
+    return inside.parent if inside.name == "model" and not (inside / MANIFEST).exists() else model
+
+
+def _read(prepared: Path, segmented: Path, affine_from: AffineFrom) -> Segmentation:
+    """Read what the two steps wrote."""
+    mask = read_labels(segmented / MASK, affine_from=affine_from)
+    probability = read_scan(segmented / PROBABILITY, affine_from=affine_from).hu
+    table = read_json(segmented / LESIONS)
+    rows = [row | {"centroid_ras_mm": tuple(row["centroid_ras_mm"])} for row in table["lesions"]]
+    return Segmentation(
+        mask=mask.geometry.to_source(mask.values).astype(bool),
+        probability=mask.geometry.to_source(probability),
+        lesions=tuple(Lesion(**row) for row in rows),
+        threshold=table["threshold"],
+        warnings=tuple(read_json(prepared / CASE)["warnings"]),
+        geometry=mask.geometry,
+    )

@@ -1,0 +1,42 @@
+"""Run folders of the liver flow with tiny networks, as `adflows liver train` leaves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from medad.base.manifest import MANIFEST
+from medad.config.liver import (
+    DatasetSettings,
+    InferenceSettings,
+    LiverSettings,
+    NetSettings,
+    PostprocessSettings,
+    PreprocessSettings,
+)
+from medad.networks import nets
+
+NET = NetSettings(widths=(8, 8, 8), groups=4)
+SETTINGS = LiverSettings(
+    name="tiny",
+    train_data=DatasetSettings(root="-", layout="btcv"),
+    test_data=DatasetSettings(root="-", layout="btcv"),
+    preprocess=PreprocessSettings(slice_px=64),
+    restoration=NET,
+    segmentation=NET,
+    inference=InferenceSettings(batch_size=4),
+    postprocess=PostprocessSettings(threshold=0.5, min_lesion_mm3=200),
+)
+
+
+def write_run(folder: Path) -> Path:
+    """Networks with seeded random weights: what they find does not matter, where it goes does."""
+    for role in nets.PHASES:
+        (folder / "model" / role).mkdir(parents=True)
+        net = nets.build(role, NET, torch.Generator().manual_seed(1))
+        nets.save(folder / "model" / role / "model.safetensors", net, role, NET)
+    manifest = {"name": SETTINGS.name, "settings": SETTINGS.model_dump(mode="json")}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return folder

@@ -1,0 +1,227 @@
+"""`zsad.score`: anomaly scores and maps of images from Python, without Prefect, cache or server."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Float32
+
+from medad.base.errors import ConfigError, InputError
+from medad.base.settings import parse_settings
+from medad.base.storage import file_digest
+from zsad.clip.encoder import check_views, depth_of
+from zsad.clip.feature_store import FeatureStore
+from zsad.config.run import ALONE_NOTE, EncoderSettings, PromptSettings
+from zsad.config.systems import DualImage, LearnedSettings, MutualSettings, System, WinClip
+from zsad.data.datasets import images_of
+from zsad.data.images import merge_maps, resize_map
+from zsad.data.shots import draw_shots
+from zsad.scorers.scores_file import ONLY
+from zsad.steps.encode import encode_category_text, encode_images
+from zsad.steps.evaluate import open_scores
+from zsad.steps.score import score_system
+from zsad.steps.score_dual import score_category
+
+FilePath = str | os.PathLike[str]
+
+METHODS: dict[str, type[System]] = {kind.model_fields["system"].default: kind for kind in get_args(get_args(System)[0])}
+"""Settings by the name that `score` takes as a method."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScore:
+    """One scored image. Scores of different methods, encoders or categories do not compare."""
+
+    path: Path
+    score: float
+    """Score of the whole image; higher is more anomalous."""
+    map: Float32[np.ndarray, "H W"]
+    """Score of each pixel at the image's own size, EXIF orientation applied; higher is more anomalous."""
+
+
+def score(
+    images: FilePath | Sequence[FilePath],
+    method: str | System = "dual",
+    normal: FilePath | Sequence[FilePath] | None = None,
+    *,
+    category: str | None = None,
+    encoder: EncoderSettings | str | None = None,
+    prompts: PromptSettings | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> list[ImageScore]:
+    """Score images of one kind of thing, as `adflows zsad compare` does.
+
+    Parameters
+    ----------
+    images
+        An image, a folder (searched to the bottom), or a list of both.
+    method
+        One of `METHODS`, or its settings from `zsad.config.systems`. By name, `musc` and `musc_2` read the blocks at
+        the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
+    normal
+        Normal images for WinCLIP's memory. Settings with `shots` draw so many of them; otherwise all are used.
+    category
+        Words for what the images show. None: the name of the first image's folder.
+    encoder
+        Settings, or a model that brings its own weights: `embedded` or `local-dir:FOLDER`. None: `embedded`, a small
+        model that is no CLIP; for work, give CLIP's weights.
+    prompts
+        Domain words and names of categories; the style is the method's own.
+    seed
+        Seed of everything that a method draws.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns
+    -------
+    One result for each image, in the order given; images of a folder come in natural order of their names. Image
+    scores lie between 0 and 2 for `musc` and `musc_2`, between 0 and 4 for `dual` with the default lambdas, and between
+    0 and 1 for all others. A single image cannot be compared with another: `dual` then uses the text alone and warns.
+
+    Raises
+    ------
+    ConfigError
+        The method is unknown, lacks a checkpoint, cannot use normal images or does not fit the encoder.
+    InputError
+        An image cannot be used, or the method needs more images than there are.
+    DiskFullError
+        The temporary folder has no room left.
+    """
+    model = encoder if isinstance(encoder, EncoderSettings) else _own_model(encoder or "embedded")
+    found = [images_of([path]) for path in _paths(images)] or [images_of([])]
+    shown = [(item.path, file_digest(item.path)) for one in found for item in one.items]
+    given = {} if normal is None else {file_digest(item.path): item.path for item in images_of(_paths(normal)).items}
+    system = _system(method, model, len(given))
+    check_views(model, system.views)
+    drawn = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
+    shots = {digest: given[digest] for digest in drawn}
+    work = _Work(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
+    with TemporaryDirectory(prefix="zsad-") as folder:
+        return work.run(shown, shots, Path(folder))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One call: the steps in a row, file to file."""
+
+    system: System
+    category: str
+    encoder: EncoderSettings
+    prompts: PromptSettings
+    seed: int
+    device: str
+
+    def run(self, shown: Sequence[tuple[Path, str]], shots: dict[str, Path], folder: Path) -> list[ImageScore]:
+        """Encode, score and read back."""
+        distinct: dict[str, Path] = {}
+        for path, digest in shown:
+            distinct.setdefault(digest, path)
+        features, text, out = self._encode(distinct, folder / "features"), None, folder / "scores"
+        if self.system.prompts is not None:
+            text = folder / "text"
+            styled = self.prompts.model_copy(update={"style": self.system.prompts})
+            encode_category_text(self.category, self.encoder, styled, self.device, text)
+        memory = self._encode(shots, folder / "shots") if shots else None
+        paths = [distinct[digest] for digest in sorted(distinct)]
+        variant = self._score(features, text, memory, paths, out)
+        return _read(shown, features, out, variant)
+
+    def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
+        """Encode each content once, by rising digest. Raises InputError for the first image that cannot be used."""
+        digests = sorted(by_digest)
+        paths = [by_digest[digest] for digest in digests]
+        encode_images(paths, digests, self.encoder, self.device, out, views=self.system.views)
+        rules = {problem.sha256: problem.rule for problem in FeatureStore(out).problems}
+        for digest, path in by_digest.items():
+            if digest in rules:
+                raise InputError(path, rules[digest])
+        return out
+
+    def _score(self, features: Path, text: Path | None, memory: Path | None, paths: Sequence[Path], out: Path) -> str:
+        """Score all images into `out`; returns the variant to read."""
+        system = self.system
+        if isinstance(system, DualImage):
+            assert text is not None
+            settings = system.score
+            if len(paths) == 1 and settings.alone() != settings:
+                settings = settings.alone()
+                warnings.warn(ALONE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
+            score_category(features, text, paths, self.encoder, settings, system.adapt, self.seed, self.device, out)
+            return settings.variants[0]
+        checkpoint = system.checkpoint if isinstance(system, LearnedSettings) else None
+        score_system(
+            system,
+            self.prompts.names.get(self.category, self.category),
+            features,
+            text,
+            memory,
+            None if checkpoint is None else Path(checkpoint).expanduser(),
+            paths,
+            self.encoder,
+            self.seed,
+            self.device,
+            out,
+            largest_batch=self.encoder.batch_size,
+        )
+        return ONLY
+
+
+def _own_model(name: str) -> EncoderSettings:
+    return parse_settings(EncoderSettings, {"model": name}, source="encoder")
+
+
+def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    return [Path(path).expanduser() for path in several]
+
+
+def _system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
+    """Return a method's settings, once they fit the encoder and the number of normal images. Raises ConfigError."""
+    system = _by_name(method, encoder) if isinstance(method, str) else method
+    if isinstance(system, LearnedSettings) and system.checkpoint is None:
+        raise ConfigError(
+            f"{system.title} is trained first: give its settings a checkpoint; "
+            f"`adflows zsad train {system.system} --on FOLDER` writes one"
+        )
+    if not isinstance(system, WinClip):
+        if normal:
+            raise ConfigError(f"{system.title} cannot use normal images; WinCLIP can")
+        return system
+    if system.shots > normal:
+        raise ConfigError(f"{system.title}: {normal} different normal images, fewer than {system.shots} shots")
+    if normal and not system.shots:
+        return parse_settings(WinClip, system.model_dump() | {"shots": normal}, source=f"{normal} normal images")
+    return system
+
+
+def _by_name(name: str, encoder: EncoderSettings) -> System:
+    if name not in METHODS:
+        raise ConfigError(f"{name}: no such method; there are {', '.join(METHODS)}")
+    kind = METHODS[name]
+    if not issubclass(kind, MutualSettings):
+        return kind()
+    quarters = dict.fromkeys(math.ceil(depth_of(encoder) * share) for share in (0.25, 0.5, 0.75, 1))
+    return kind(blocks=tuple(quarters))
+
+
+def _read(shown: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
+    """Read scores, and maps at each image's own size."""
+    store, scored = FeatureStore(features), open_scores(scores)
+    numbers = {digest: number for number, digest in enumerate(scored.order)}
+    values = scored.image_score(variant)
+    found = []
+    for path, digest in shown:
+        number = numbers[digest]
+        image = store.images[number]
+        merged = merge_maps(scored.patch_map(number, variant), store.crops(number))
+        found.append(ImageScore(path, float(values[number]), resize_map(merged, (image.height, image.width))))
+    return found
