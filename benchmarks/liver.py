@@ -32,10 +32,9 @@ from torch import nn
 from medad.anomalies.synthesis import synthesise
 from medad.base import noise
 from medad.base.devices import keep_freed_memory
-from medad.cohort.datasets import Case
+from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import (
-    DatasetSettings,
     InferenceSettings,
     LiverSettings,
     PostprocessSettings,
@@ -88,12 +87,12 @@ def fresh_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def the_case(folder: Path | None, scratch: Path) -> Case:
+def the_case(folder: Path | None, scratch: Path) -> LabelledScan:
     """volume-17, or a generated scan of its size."""
     if folder is not None:
-        return Case("lits-17", folder / "volume-17.nii.gz", folder / "segmentation-17.nii.gz", (1, 2), 2)
+        return LabelledScan(folder / "volume-17.nii.gz", folder / "segmentation-17.nii.gz", (1, 2), 2)
     scan = write_lits_phantoms(scratch, 1, 17, shape=(512, 512, 118), spacing_mm=(0.74, 0.74, 1.6))[0]
-    return Case("generated", scan, scratch / "segmentation-0.nii.gz", (1, 2), 2)
+    return LabelledScan(scan, scratch / "segmentation-0.nii.gz", (1, 2), 2)
 
 
 def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
@@ -126,15 +125,14 @@ def bare_network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, 
     return timed(lambda: forward(len(query)), 0, device)
 
 
-def segmenting(case: Case, name: str, device: torch.device, scratch: Path) -> Row:
+def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Path) -> Row:
     settings = load(CONFIGS / f"{name}.yaml")
     model = random_model(settings, scratch / f"model-{name}")
-    data = DatasetSettings(root=".", layout="lits")
 
     def whole() -> dict[str, float]:
         with fresh_folder() as prepared, fresh_folder() as out:
             start = time.perf_counter()
-            prepare_case(case, data, settings.preprocess, prepared, training=False)
+            prepare_case(case, settings.preprocess, prepared, training=False)
             middle = time.perf_counter()
             segment_case(
                 prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), str(device), out
@@ -143,7 +141,7 @@ def segmenting(case: Case, name: str, device: torch.device, scratch: Path) -> Ro
             return {"prepare": middle - start, "segment": end - middle, "total": end - start}
 
     with fresh_folder() as prepared:
-        prepare_case(case, data, settings.preprocess, prepared, training=False)
+        prepare_case(case, settings.preprocess, prepared, training=False)
         pixels = load_prepared(prepared / "prepared.safetensors").slices.pixels
     bare = bare_network_seconds(pixels, model, InferenceSettings().batch_size, device)
     seconds = whole()
@@ -236,7 +234,7 @@ def training_step_seconds(
 # (c) preprocessing
 
 
-def preprocessing(case: Case, slice_px: int) -> Row:
+def preprocessing(case: LabelledScan, slice_px: int) -> Row:
     """From the two files to equalised slices, beside MONAI's transforms for the same."""
     from monai.transforms import (
         Compose,
@@ -289,7 +287,7 @@ def preprocessing(case: Case, slice_px: int) -> Row:
 # (d) memory
 
 
-def big_scan(folder: Path, planes: int) -> Case:
+def big_scan(folder: Path, planes: int) -> LabelledScan:
     """512 x 512 x `planes` of CT-like noise with a liver over 400 planes."""
     rng = np.random.default_rng(0)
     grid = np.mgrid[-1:1:512j, -1:1:512j]
@@ -305,13 +303,14 @@ def big_scan(folder: Path, planes: int) -> Case:
     geometry = Geometry((512, 512, planes), np.diag([-0.8, -0.8, 0.8, 1.0]))
     write_hu(folder / "scan.nii.gz", np.rint(hu).transpose(2, 1, 0), geometry)
     write_mask(folder / "label.nii.gz", liver.transpose(2, 1, 0), geometry)
-    return Case("big", folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
+    return LabelledScan(folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
 
 
-def _segment_and_weigh(case: Case, model: tuple[Path, Path], slice_px: int, reply: multiprocessing.Queue[int]) -> None:
-    data = DatasetSettings(root=".", layout="lits")
+def _segment_and_weigh(
+    case: LabelledScan, model: tuple[Path, Path], slice_px: int, reply: multiprocessing.Queue[int]
+) -> None:
     with fresh_folder() as prepared, fresh_folder() as out:
-        prepare_case(case, data, PreprocessSettings(slice_px=slice_px), prepared, training=False)
+        prepare_case(case, PreprocessSettings(slice_px=slice_px), prepared, training=False)
         segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), "cpu", out)
     # not ru_maxrss, which a child inherits from the process that started it
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -326,7 +325,7 @@ def memory(name: str, planes: int) -> Row:
         maker = context.Process(target=big_scan, args=(folder, planes))
         maker.start()
         maker.join()
-        case = Case("big", folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
+        case = LabelledScan(folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
         reply = context.Queue()
         model = random_model(settings, folder)
         worker = context.Process(target=_segment_and_weigh, args=(case, model, settings.preprocess.slice_px, reply))
@@ -357,8 +356,7 @@ def main() -> None:
             settings = load(CONFIGS / f"{name}.yaml")
             if "b" in arguments.parts:
                 with fresh_folder() as prepared:
-                    data = DatasetSettings(root=".", layout="lits")
-                    prepare_case(case, data, settings.preprocess, prepared, training=False)
+                    prepare_case(case, settings.preprocess, prepared, training=False)
                     slices = load_prepared(prepared / "prepared.safetensors").slices
                 rows += synthesis(name, slices.pixels, slices.organ)
             if "a" in arguments.parts:
@@ -368,7 +366,7 @@ def main() -> None:
     rows.sort(key=lambda row: row.part)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
-    print(f"{machine}; scan: {case.id}\n")
+    print(f"{machine}; scan: {'generated' if arguments.data is None else 'lits-17'}\n")
     print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")
     for row in rows:
         verdict = "kept" if row.kept else "MISSED"

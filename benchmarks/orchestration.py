@@ -3,8 +3,8 @@
     python benchmarks/orchestration.py [--only a,b,c] [--json FILE]
 
 a  the liver flow over 130 cached volumes, as a command, from its start to its end
-b  the demo as a command, nothing cached, beside the same steps called one after another in one plain process: what is
-   between them is Prefect, its embedded server, keys, digests, locks, processes for the device steps, the run folder
+b  the demo as a command, nothing cached, beside the same steps called one after another in one process without Prefect:
+   what is between them is Prefect, its embedded server, processes for the device steps, the run folder
 c  the digest of a scan of 46 MB, compressed
 
 Everything is made here and removed again, but for the demo's samples, which are fetched or made first and not timed.
@@ -117,14 +117,18 @@ def warm_scan(folder: Path) -> Path:
 
 
 def _bare_process(folder: Path) -> float:
-    environment = os.environ | {"ADFLOWS_CACHE": str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {
+        "ADFLOWS_CACHE": str(folder),
+        "ADFLOWS_SLOTS": str(folder / "slots"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     started = time.perf_counter()
     subprocess.run([sys.executable, __file__, "--bare"], env=environment, cwd=ROOT, check=True)
     return time.perf_counter() - started
 
 
 def bare() -> None:
-    """Both demos' steps, one after another, each by its domain call."""
+    """Run both demos' steps, one after another, without Prefect."""
     from flows.machine.environment import prepare_prefect
 
     prepare_prefect()

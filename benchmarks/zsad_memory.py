@@ -7,7 +7,6 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,6 +21,7 @@ from benchmarks.zsad_images import draw_image, name_of
 from benchmarks.zsad_timing import Plan, Row, fresh_folder
 from zsad.clip.models import CONFIG_NAME, WEIGHTS_NAMES
 from zsad.config.run import AdaptSettings, EncoderSettings, EvaluationSettings, PromptSettings, ScoreSettings
+from zsad.data.labelled import LabelledImage
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import evaluate_category
 from zsad.steps.score_dual import score_category
@@ -37,16 +37,6 @@ MODEL: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
 """So small that 2,000 images take a minute, with as many patches as ViT-B-16-plus-240: 230 kB of features an image."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """An image with its truth, as `evaluate_category` takes it."""
-
-    sha256: str
-    anomalous: bool
-    mask: Path | None
-    defect: str = "disc"
 
 
 def make_set(folder: Path, count: int) -> None:
@@ -84,7 +74,14 @@ def whole_path(folder: Path, count: int, threads: int) -> dict[str, int]:
     digests = [name_of(number) for number in range(count)]
     score = ScoreSettings(variants=("joint", "joint_tta"))
     known = [
-        Known(digest, bool(number % 2), path.with_name(f"{number}_mask.png") if number % 2 else None)
+        LabelledImage(
+            str(number),
+            digest,
+            path,
+            bool(number % 2),
+            "disc",
+            path.with_name(f"{number}_mask.png") if number % 2 else None,
+        )
         for number, (digest, path) in enumerate(zip(digests, paths, strict=True))
     ]
     peaks: dict[str, int] = {}

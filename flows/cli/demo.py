@@ -7,34 +7,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.machine.environment import config_folder
-from flows.privacy.settings import PrivateLiver, PrivateZsad
 
 if TYPE_CHECKING:
     from medad.cohort.samples import Samples
+    from medad.config.liver import LiverSettings
+    from zsad.config.run import ZsadSettings
 
 
 def _configuration(flow: str) -> Path:
     return config_folder() / flow / "demo.yaml"
 
 
-def liver_demo(say: Callable[[str], None]) -> tuple[PrivateLiver, tuple[str, ...]]:
+def liver_demo(say: Callable[[str], None]) -> tuple[LiverSettings, tuple[str, ...]]:
     """Settings of the liver demo and what must be said of its data: real CT where an index is in reach, else
     phantoms."""
     from medad.cohort.samples import PHANTOM_NOTE, find_samples, samples_dir
     from medad.config.liver import load
 
-    settings = PrivateLiver.of(load(_configuration("liver")))
+    settings = load(_configuration("liver"))
     # phantoms made earlier will do: asking an index that is out of reach takes minutes
     samples = find_samples(samples_dir()) or get_samples(samples_dir(), say)
     return settings, (PHANTOM_NOTE,) if samples.generated else ()
 
 
-def zsad_demo(say: Callable[[str], None]) -> PrivateZsad:
+def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
     """Settings of the zsad demo, once its photographs are there."""
     from medad.cohort.samples import samples_dir
     from zsad.config.run import load
 
-    settings = PrivateZsad.of(load(_configuration("zsad")))
+    settings = load(_configuration("zsad"))
     get_materials(samples_dir(), say)
     return settings
 

@@ -30,7 +30,7 @@ from medad.base.errors import ConfigError
 from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
 
 if TYPE_CHECKING:
-    from flows.privacy.settings import PrivateLiver
+    from medad.config.liver import LiverSettings
 
 app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
 app.command(name="inbox")(cli_inbox.inbox)
@@ -52,12 +52,11 @@ LiverLabel = Annotated[list[int] | None, typer.Option("--liver-label", help="Val
 Model = Annotated[Path, typer.Option("--model", help="Folder of a run with trained networks.")]
 
 
-def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateLiver:
+def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
     """Read a configuration. Raises ConfigError."""
-    from flows.privacy.settings import PrivateLiver
     from medad.config.liver import load
 
-    return PrivateLiver.of(load(find_config(config, "liver"), overrides))
+    return load(find_config(config, "liver"), overrides)
 
 
 def _text(path: Path | None) -> str | None:

@@ -58,11 +58,11 @@ def ablate(
         train_data__root=None if train is None else str(train),
         test_data__root=None if test is None else str(test),
     )
-    from flows.privacy.settings import PrivateAblation
     from medad.config.ablation import load
 
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))
-    settings = PrivateAblation.of(settings if rows is None else settings.chosen(rows))
+    if rows is not None:
+        settings = settings.chosen(rows)
     from flows.liver.ablate import ablate as ablate_flow
     from flows.runs.run_folder import writable
 
@@ -118,7 +118,6 @@ def sensitivity(
 ) -> None:
     """Plant lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
     start(verbose=verbose)
-    from flows.privacy.settings import PrivateSensitivity
     from medad.base.settings import put_over
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 
@@ -136,7 +135,7 @@ def sensitivity(
 
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")
-    private = PrivateSensitivity.of(study)
+    private = study
     settings = settings_for(private, model)
     request = SensitivityRequest(model=model.absolute(), out=writable(out), allow_training_cases=allow_training_cases)
     conclude(

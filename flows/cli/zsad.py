@@ -27,8 +27,7 @@ from flows.machine.terminal import say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.privacy.settings import PrivateZsad
-    from zsad.config.run import PromptSettings
+    from zsad.config.run import PromptSettings, ZsadSettings
 
 app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
 
@@ -48,12 +47,11 @@ Data = Annotated[Path | None, typer.Option("--data", help="Folder of images: MVT
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of references and pseudo anomalies; repeatable.")]
 
 
-def load_settings(config: Path, overrides: dict[str, Any]) -> PrivateZsad:
+def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
     """Read a configuration. Raises ConfigError."""
-    from flows.privacy.settings import PrivateZsad
     from zsad.config.run import load
 
-    return PrivateZsad.of(load(find_config(config, "zsad"), overrides))
+    return load(find_config(config, "zsad"), overrides)
 
 
 @app.command()
@@ -141,10 +139,9 @@ def compare(
         seeds=None if seeds is None else list(range(seeds)),
         data__root=None if data is None else str(data.absolute()),
     )
-    from flows.privacy.settings import PrivateCompare
     from zsad.config.compare import load
 
-    settings = PrivateCompare.of(load(find_config(config, "zsad"), values).chosen(methods))
+    settings = load(find_config(config, "zsad"), values).chosen(methods)
     from flows.runs.run_folder import writable
     from flows.zsad.compare import compare as compare_flow
 
@@ -169,7 +166,6 @@ def train(
 ) -> None:
     """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
     start(verbose=verbose)
-    from flows.privacy.settings import PrivateCompare
     from zsad.config.compare import load
     from zsad.config.systems import LearnedSettings
 
@@ -186,8 +182,7 @@ def train(
     from flows.zsad.compare import train as train_flow
 
     folder = writable(out / "zsad-train" / settings.name)
-    private = PrivateCompare.of(settings)
-    outcome = run_flow(train_flow, settings=private, out=folder, refresh=refresh, dry_run=dry_run)
+    outcome = run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)
     checkpoint = folder.absolute() / TRAINED_FILES[0]
     conclude(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
 

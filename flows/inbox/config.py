@@ -17,11 +17,10 @@ from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import NETS
 from flows.liver.steps import PREPARE, REPORT, SEGMENT
 from flows.machine.environment import find_config
-from flows.privacy.settings import PrivateLiver
 from flows.store.digests import path_digest
 from flows.store.step import content_key, keyed
 from medad.base.errors import ConfigError
-from medad.config.liver import InboxSettings, load_inbox
+from medad.config.liver import InboxSettings, LiverSettings, load_inbox
 
 ALL_FAILED = "failed"
 """In `retry`: every case that failed."""
@@ -50,7 +49,7 @@ class Inbox:
     """A configuration whose folders and model were found."""
 
     settings: InboxSettings
-    liver: PrivateLiver
+    liver: LiverSettings
     """The model run's settings, with the inbox in the place of its test data."""
     folder: OutFolder
 

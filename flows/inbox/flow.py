@@ -38,7 +38,7 @@ from flows.liver.stages import ReadyCase, Stages
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
-from flows.privacy.settings import path_filter
+from flows.privacy.log_filter import path_filter
 from flows.runs import showing
 from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome

@@ -22,15 +22,15 @@ from flows.liver.run_folder import Models, UsedCase
 from flows.liver.stages import ReadyCase, Stages
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateAblation, PrivateLiver
 from flows.runs import showing
 from flows.runs.flow import new_runner, our_flow
 from flows.runs.outcome import Outcome, finish
 from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions
 from flows.runs.runner import Once, Scoped, Submitted, describe
-from flows.store.references import Ref
+from flows.store.references import Ref, canonical_json
+from flows.store.step import keyed
 from medad.base.errors import CaseFailure, UserError
-from medad.config.ablation import CURVE, ROWS, YARDSTICK, Variant
+from medad.config.ablation import CURVE, ROWS, YARDSTICK, AblationSettings, Variant
 from medad.config.liver import LiverSettings
 from medad.steps.results import AblationResults, CaseResult, EmbeddingResult, SnapshotResult, VariantResult
 
@@ -75,7 +75,7 @@ class Trained:
 class AblationStages:
     """The stages over one runner: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateAblation, *, refresh: bool) -> None:
+    def __init__(self, settings: AblationSettings, *, refresh: bool) -> None:
         self.settings = settings
         self.runner = new_runner(settings.machine, refresh=refresh)
         self.variants = settings.variants()
@@ -105,7 +105,7 @@ class AblationStages:
         return self._data[_data_key(settings)]
 
     def _prepare(self, settings: LiverSettings) -> Data | None:
-        stages = Stages(PrivateLiver.of(settings), refresh=self.runner.refresh, runner=self.runner)
+        stages = Stages(settings, refresh=self.runner.refresh, runner=self.runner)
         try:
             training: list[Submitted] = [Once(task) for task in stages.prepare_training()]
             test = stages.prepare_test()
@@ -143,7 +143,7 @@ class AblationStages:
         if data is None:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
-        stages = data.stages.over(PrivateLiver.of(settings), self.runner_of(one))
+        stages = data.stages.over(settings, self.runner_of(one))
         one.models = stages.train(list(data.training))
         self.used += stages.used
         if one.models is None:
@@ -260,7 +260,7 @@ class AblationStages:
 
 
 def _data_key(settings: LiverSettings) -> str:
-    return settings.model_dump_json(exclude=set(NOT_OF_DATA))
+    return canonical_json(keyed(settings, *NOT_OF_DATA).content)
 
 
 def _has_truth(ready: ReadyCase) -> bool:
@@ -325,7 +325,7 @@ def _row_figures(folder: Path) -> list[dict[str, Any]]:
 
 
 @our_flow("liver-ablate", "ablate {settings.name}")
-def ablate(settings: PrivateAblation, out: Path, refresh: bool = False) -> Outcome:
+def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> Outcome:
     """Train and evaluate every row, sweep and curve of the configuration; the report lies in the run folder `out`."""
     started = time.monotonic()
     stages = AblationStages(settings, refresh=refresh)

@@ -16,13 +16,14 @@ from flows.liver import split, steps
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
-from flows.privacy.settings import PrivateLiver, PrivatePath, path_filter
+from flows.privacy.log_filter import path_filter
 from flows.runs.flow import new_runner, our_flow
 from flows.runs.outcome import Outcome
 from medad.base.errors import CaseFailure
+from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE
 from medad.config.by_hand import HandStepName
-from medad.config.liver import PreprocessSettings
+from medad.config.liver import LiverSettings, PreprocessSettings
 
 _DATA = ("train_data", "test_data")
 UNKNOWN_TRAINING = "The model's folder does not say which cases trained it; those tested here may be among them."
@@ -51,7 +52,7 @@ class StepRequest(BaseModel):
 
 
 @our_flow("liver", "liver {settings.name}")
-def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> Outcome:
+def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> Outcome:
     """From scans to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -63,7 +64,7 @@ def liver(settings: PrivateLiver, out: Path, refresh: bool = False, notes: tuple
 
 
 @our_flow("liver-prepare", "prepare {settings.name}")
-def prepare(settings: PrivateLiver, refresh: bool = False) -> Outcome:
+def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
     """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
     stages = Stages(settings, refresh=refresh)
     submitted = stages.prepare_training()
@@ -78,7 +79,7 @@ def prepare(settings: PrivateLiver, refresh: bool = False) -> Outcome:
 
 
 @our_flow("liver-export-slices", "export slices of {settings.name}")
-def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: bool = False) -> Outcome:
+def export_slices(settings: LiverSettings, with_training: bool = False, refresh: bool = False) -> Outcome:
     """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have opaque ids."""
     from medad.cohort.datasets import LabelledScan
 
@@ -102,7 +103,7 @@ def export_slices(settings: PrivateLiver, with_training: bool = False, refresh: 
 
 
 @our_flow("liver-train", "train {settings.name}")
-def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> Outcome:
+def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
     """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh, uses=("train",))
@@ -111,7 +112,7 @@ def train(settings: PrivateLiver, out: Path, refresh: bool = False) -> Outcome:
 
 
 @our_flow("liver-evaluate", "evaluate {settings.name}")
-def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = False) -> Outcome:
+def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = False) -> Outcome:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run.
 
     None of them may be of a patient that trained these, as far as the run's manifest says.
@@ -128,7 +129,7 @@ def evaluate(settings: PrivateLiver, model: Path, out: Path, refresh: bool = Fal
 
 
 @our_flow("liver-segment", "segment")
-def segment(request: SegmentRequest, settings: PrivateLiver, refresh: bool = False) -> Outcome:
+def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = False) -> Outcome:
     """Segment scans, which `test_data` describes, with the networks of an earlier run.
 
     Cases have opaque ids: file names may name patients.

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.liver.split import liver_digest
-from flows.privacy.settings import PrivateLiver
 from flows.runs.run_folder import Copied, copied
 from flows.store.artifacts import ArtefactStore
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import PLANTED_FILES
-from medad.config.liver import parse
+from medad.config.liver import LiverSettings, parse
 from medad.config.trained import TrainedModel
 from medad.steps.results import CaseResult
 
@@ -89,12 +88,12 @@ def has_model(folder: Path) -> bool:
     return (folder / "model" / "segmentation" / "model.safetensors").is_file()
 
 
-def settings_of_run(folder: Path) -> PrivateLiver:
+def settings_of_run(folder: Path) -> LiverSettings:
     """The settings of a run folder. Raises ConfigError where it is none, or holds no model."""
-    return PrivateLiver.of(TrainedModel.of_run(folder).settings)
+    return TrainedModel.of_run(folder).settings
 
 
-def settings_over(of_model: PrivateLiver, values: Mapping[str, Any], *, model: Path, source: str) -> PrivateLiver:
+def settings_over(of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str) -> LiverSettings:
     """A model run's settings with some values changed, by dotted key; `source` names them in errors.
 
     Raises
@@ -111,7 +110,7 @@ def settings_over(of_model: PrivateLiver, values: Mapping[str, Any], *, model: P
             if not isinstance(place, dict):
                 raise ConfigError(f"{source} {key}: no such setting")
         place[leaf] = value
-    settings = PrivateLiver.of(parse(changed, source=source))
+    settings = parse(changed, source=source)
     if settings.preprocess != of_model.preprocess:
         raise ConfigError(f"{source}: `preprocess` differs from what the model in {model} was trained with")
     return settings

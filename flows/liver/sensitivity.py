@@ -21,7 +21,6 @@ from flows.liver.run_folder import Models
 from flows.liver.split import Sides, salted_member, trained_members, training_rows
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateLiver, PrivatePath, PrivateSensitivity
 from flows.runs import showing
 from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome, finish
@@ -32,8 +31,11 @@ from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import ConfigError, UserError
 from medad.base.manifest import MANIFEST
+from medad.base.private import PrivatePath
 from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks
+from medad.config.liver import LiverSettings
+from medad.config.sensitivity import SensitivitySettings
 from medad.steps.results import Segmenter, VolumeResult
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Healthy:
 class SensitivityStages(Stages):
     """The liver flow's stages, and those of a study."""
 
-    def __init__(self, settings: PrivateLiver, study: PrivateSensitivity, *, refresh: bool) -> None:
+    def __init__(self, settings: LiverSettings, study: SensitivitySettings, *, refresh: bool) -> None:
         super().__init__(settings, refresh=refresh)
         self.study = study
 
@@ -154,7 +156,7 @@ class SensitivityStages(Stages):
         return finish(self.runner, run, showing.SENSITIVITY, private=True, useful=bool(results))
 
 
-def settings_for(study: PrivateSensitivity, model: Path) -> PrivateLiver:
+def settings_for(study: SensitivitySettings, model: Path) -> LiverSettings:
     """The model run's settings as the study uses them: its scans, its machine, and the values that it puts over them.
 
     Raises
@@ -194,7 +196,7 @@ def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:
 
 @our_flow("liver-sensitivity", "sensitivity {study.name}")
 def sensitivity(
-    request: SensitivityRequest, study: PrivateSensitivity, settings: PrivateLiver, refresh: bool = False
+    request: SensitivityRequest, study: SensitivitySettings, settings: LiverSettings, refresh: bool = False
 ) -> Outcome:
     """Measure a model's sensitivity to planted lesions. `settings` are those of `settings_for`."""
     started = time.monotonic()

@@ -16,7 +16,7 @@ from flows.liver.run_folder import NETS, Models, UsedCase
 from flows.liver.split import BOTH, PLACE, Sides, Use
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
-from flows.privacy.settings import PrivateLiver, learn_data, path_filter
+from flows.privacy.log_filter import learn_data, path_filter
 from flows.runs import showing
 from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome, finish
@@ -25,7 +25,7 @@ from flows.runs.runner import Runner, Submitted, describe
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, UserError
 from medad.cohort.folds import Member, find_leaks
-from medad.config.liver import DatasetSettings
+from medad.config.liver import DatasetSettings, LiverSettings
 from medad.steps.results import CaseResult
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Stages:
     """The stages: each takes what the one before gave and leaves out what failed."""
 
     def __init__(
-        self, settings: PrivateLiver, *, refresh: bool, uses: tuple[Use, ...] = BOTH, runner: Runner | None = None
+        self, settings: LiverSettings, *, refresh: bool, uses: tuple[Use, ...] = BOTH, runner: Runner | None = None
     ) -> None:
         """`runner`: one that is shared with other stages, which then decides about `refresh`."""
         self.settings = settings
@@ -63,7 +63,7 @@ class Stages:
         self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
         """Whether names of files are to be left out of what is shown."""
 
-    def over(self, settings: PrivateLiver, runner: Runner) -> Stages:
+    def over(self, settings: LiverSettings, runner: Runner) -> Stages:
         """Stages over the same found and prepared cases, which note in another runner.
 
         `settings` may differ from these in what finding and preparing cases does not depend on.

@@ -29,22 +29,12 @@ from flows.machine.environment import cache_root
 from flows.privacy.redactor import SHORTEST, Redactor
 from flows.store.step import Call, Keyed
 from medad.base.errors import InputError, UserError
+from medad.base.private import ORDINARY
+from medad.base.text import PLACEHOLDER
 from medad.config.liver import DatasetSettings, LiverSettings
 from zsad.config.run import ImagesSettings
 
-PLACEHOLDER = "(private path)"
 UID, NAME = "<uid>", "<name>"
-
-# fmt: off
-ORDINARY = frozenset((
-    "abdomen", "anonymized", "anonymous", "axial", "btcv", "case", "cases", "data", "dataset", "datasets", "dicom",
-    "false", "female", "home", "image", "images", "imagestr", "input", "inputs", "label", "labels", "labelstr",
-    "lits", "liver", "male", "mask", "masks", "media", "name", "nifti", "none", "output", "patient", "patients",
-    "research", "runs", "samples", "scan", "scans", "segmentation", "series", "share", "shared", "slice", "slices",
-    "study", "test", "train", "true", "tumor", "tumour", "unknown", "volume", "volumes",
-))
-# fmt: on
-"""Names that many layouts and headers share and that say nothing of a patient; hiding them would garble sentences."""
 
 _UID = re.compile(r"(?<![\w.])[0-2](?:\.(?:0|[1-9]\d{0,38})){5,}(?![\w.]*\w)")
 _CARET_NAME = re.compile(r"[^\W\d_][\w'-]*\^[^\W\d_][\w'-]*(?:\^[\w' -]*\w)*")

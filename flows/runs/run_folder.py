@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.privacy.settings import PrivateAblation, PrivateCompare, PrivateLiver, PrivateSensitivity, PrivateZsad
 from flows.runs.runner import Runner
 from flows.store.artifacts import ArtefactStore, disk_full_is_told
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.base.manifest import MANIFEST
+from medad.base.settings import Settings
 from medad.base.storage import sync_path
 
 SCHEMA = "adflows run 1"
@@ -77,7 +77,7 @@ class RunFolder:
     """What a run folder is made from."""
 
     path: Path
-    settings: PrivateLiver | PrivateSensitivity | PrivateZsad | PrivateCompare | PrivateAblation
+    settings: Settings
     copies: tuple[Copied, ...]
     manifest: Callable[[], Mapping[str, Any]]
     """Gives what the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
@@ -174,12 +174,13 @@ def _copy(copies: Iterable[Copied], work: Path) -> None:
 
 def _write_manifest(work: Path, run: RunFolder, runner: Runner) -> None:
     files = sorted(path for path in work.rglob("*") if path.is_file())
+    settings = run.settings.public()
     manifest = {
         "schema": SCHEMA,
-        "name": run.settings.name,
+        "name": settings["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),
-        "settings": run.settings.model_dump(mode="json"),
+        "settings": settings,
         "versions": installed_versions(),
         "git": git_commit(),
         **run.manifest(),

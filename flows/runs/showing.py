@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.privacy.settings import PLACEHOLDER
 from flows.runs.run_folder import HEADLINE, read_headline, read_statement
 from flows.runs.runner import Runner
+from medad.base.text import PLACEHOLDER
 
 LARGEST_PICTURE_BYTES = 2_000_000
 """An artifact is one row of Prefect's database."""

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flows.inbox.flow import liver_inbox
 from flows.liver import steps
 from flows.machine.environment import config_names, named_config, runs_root
-from flows.privacy.settings import PrivateLiver, PrivateZsad, path_filter
+from flows.privacy.log_filter import path_filter
 from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import prefect_flow
@@ -179,7 +179,7 @@ def liver_nightly(
     from flows.liver.flow import liver
     from medad.config.liver import load
 
-    settings = PrivateLiver.of(load(named_config(config, "liver"), _given(name=name, seed=seed)))
+    settings = load(named_config(config, "liver"), _given(name=name, seed=seed))
     return liver.body(settings, writable(runs_root() / "liver" / settings.name), refresh)
 
 
@@ -191,7 +191,7 @@ def zsad_weekly(
     from flows.zsad.flow import zsad
     from zsad.config.run import load
 
-    settings = PrivateZsad.of(load(named_config(config, "zsad"), _given(name=name, seeds=seeds)))
+    settings = load(named_config(config, "zsad"), _given(name=name, seeds=seeds))
     return zsad.body(settings, writable(runs_root() / "zsad" / settings.name), refresh)
 
 

@@ -23,7 +23,7 @@ from flows.machine.environment import cache_root, package_parent
 from flows.store.code import code_digest
 from flows.store.digests import file_sha256, path_digest
 from flows.store.references import Ref, canonical_json, library_versions
-from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings
+from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings, Settings
 
 STEPS: dict[str, Step] = {}
 """Every step that is declared, by name."""
@@ -191,9 +191,9 @@ def keyed(value: Any, *without: str, **more: Any) -> Keyed:
     return Keyed(value, content_of(value, frozenset(without)) | more)
 
 
-def shown(settings: BaseModel) -> Keyed:
+def shown(settings: Settings) -> Keyed:
     """Let settings count by what a report shows of them."""
-    return Keyed(settings, settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS)))
+    return Keyed(settings, settings.public(*MACHINE_FIELDS))
 
 
 def _fields_of(value: Any) -> Mapping[Any, Any] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateCompare, path_filter
+from flows.privacy.log_filter import path_filter
 from flows.runs import showing
 from flows.runs.flow import new_runner, our_flow
 from flows.runs.outcome import Outcome
@@ -26,7 +26,7 @@ from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import InputError, UserError
 from zsad.clip.models import made_by
-from zsad.config.compare import ablation_systems
+from zsad.config.compare import CompareSettings, ablation_systems
 from zsad.config.run import PromptStyle
 from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
 from zsad.data.labelled import LabelledImage
@@ -70,7 +70,7 @@ class Scoring:
 class CompareStages(ImageStages):
     """The stages over one runner: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateCompare, *, refresh: bool) -> None:
+    def __init__(self, settings: CompareSettings, *, refresh: bool) -> None:
         super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
         self.features: dict[tuple[str, str], Prepared] = {}
@@ -349,7 +349,7 @@ def _folders(found: ByCategory) -> dict[str, dict[int, Ref]]:
 
 
 @our_flow("zsad-compare", "compare {settings.name}")
-def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> Outcome:
+def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
     """Every system of the configuration on its images, side by side, in the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
@@ -361,7 +361,7 @@ def compare(settings: PrivateCompare, out: Path, refresh: bool = False) -> Outco
 
 
 @our_flow("zsad-train", "train {settings.name}")
-def train(settings: PrivateCompare, out: Path, refresh: bool = False) -> Outcome:
+def train(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
     """Train the one learned system of the settings on all their images; its checkpoint lies in the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)

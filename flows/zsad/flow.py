@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivatePath, PrivateZsad, path_filter
+from flows.privacy.log_filter import path_filter
 from flows.runs import showing
 from flows.runs.flow import new_runner, our_flow
 from flows.runs.outcome import Outcome
@@ -25,7 +25,8 @@ from flows.store.references import Ref
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import CaseFailure, UserError
-from zsad.config.run import ALONE_NOTE, ImagesSettings
+from medad.base.private import PrivatePath
+from zsad.config.run import ALONE_NOTE, ImagesSettings, ZsadSettings
 from zsad.steps.results import CategoryResult
 
 REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
@@ -55,7 +56,7 @@ class Encoded:
 class Stages(ImageStages):
     """The stages over one runner: each takes what the one before gave and leaves out what failed."""
 
-    def __init__(self, settings: PrivateZsad, *, refresh: bool) -> None:
+    def __init__(self, settings: ZsadSettings, *, refresh: bool) -> None:
         super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
 
@@ -181,7 +182,7 @@ def _of_seed(label: str, seed: int) -> str:
 
 
 @our_flow("zsad", "zsad {settings.name}")
-def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> Outcome:
+def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     """From images to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
@@ -192,7 +193,7 @@ def zsad(settings: PrivateZsad, out: Path, refresh: bool = False) -> Outcome:
 
 
 @our_flow("zsad-score", "score")
-def score(request: ScoreRequest, settings: PrivateZsad, refresh: bool = False) -> Outcome:
+def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> Outcome:
     """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
     from zsad.data.datasets import images_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.machine.terminal import terminal
-from flows.privacy.settings import PrivateCompare, PrivateZsad, learn_data, path_filter
+from flows.privacy.log_filter import learn_data, path_filter
 from flows.runs.outcome import Outcome, finish
 from flows.runs.run_folder import Copied, RunFolder
 from flows.runs.runner import Runner, describe
@@ -19,7 +19,8 @@ from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.zsad import steps
 from medad.base.errors import CaseFailure, UserError
-from zsad.config.run import EncoderSettings, ImagesSettings
+from zsad.config.compare import CompareSettings
+from zsad.config.run import EncoderSettings, ImagesSettings, ZsadSettings
 from zsad.data.labelled import LabelledImage
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class ImageStages:
     def finish(
         self,
         out: Path,
-        settings: PrivateZsad | PrivateCompare,
+        settings: ZsadSettings | CompareSettings,
         copies: Sequence[Copied],
         manifest: dict[str, Any],
         started: float,

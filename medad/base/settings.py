@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medad.base.errors import ConfigError, InputError
+from medad.base.private import SAMPLES_PREFIX
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -22,6 +23,10 @@ class Settings(BaseModel):
     """Immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def public(self, *leave_out: str) -> dict[str, Any]:
+        """Return the values as JSON, all that is private withheld, without the fields named in `leave_out`."""
+        return self.model_dump(mode="json", exclude=set(leave_out))
 
 
 class TimeLimits(Settings):
@@ -61,7 +66,6 @@ MACHINE_FIELDS = frozenset(MachineSettings.model_fields)
 ANY_MACHINE = MachineSettings()
 
 S = TypeVar("S", bound=BaseModel)
-SAMPLES_PREFIX = "samples:"
 
 
 def data_root(root: str, samples_dir: Path | None) -> Path:

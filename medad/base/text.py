@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-WITHHELD = "[path withheld]"
+PLACEHOLDER = "(private path)"
+"""Shown in place of a path. A regular expression with one group, as it may stand in place of one."""
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
 
 
@@ -20,4 +21,4 @@ def readable(name: str) -> str:
 
 def clean(text: str) -> str:
     """One line without absolute paths; callers leave paths out already, this is the net below them."""
-    return _PATH.sub(WITHHELD, " ".join(readable(text).split()))
+    return _PATH.sub(PLACEHOLDER, " ".join(readable(text).split()))

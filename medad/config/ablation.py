@@ -14,8 +14,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medad.base.errors import ConfigError
+from medad.base.private import is_private, type_at
 from medad.base.settings import MACHINE_FIELDS, MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config.liver import LiverSettings
+from medad.config.liver import LiverChanges, LiverSettings
 from medad.config.liver import load as load_liver
 
 ShortId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -23,8 +24,6 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0)]
 ROWS, CURVE, YARDSTICK = "rows", "curve", "yardstick"
 """Groups of variants beside the sweeps, which go by their own names."""
-FILE_WORDS = frozenset({"root", "images", "labels", "cases", "folder", "patients"})
-"""Last words of keys whose values are folders, or names in them."""
 EPOCHS_KEY, SNAPSHOT_KEY = "train.segmentation.epochs", "train.snapshot_epochs"
 
 
@@ -51,7 +50,7 @@ class RowSettings(Settings):
 
     name: ShortId
     label: Annotated[str, Field(min_length=1)]
-    set: Annotated[dict[str, Any], Field(default_factory=dict)]
+    set: Annotated[LiverChanges, Field(default_factory=dict)]
     """Values by dotted key, put over the base."""
     published: PublishedFigures | None = None
 
@@ -79,7 +78,7 @@ class SweepSettings(Settings):
             raise ValueError(f"published holds {len(self.published)} entries for {len(self.values)} values")
         if len({str(value) for value in self.values}) != len(self.values):
             raise ValueError("values name one twice")
-        if self.key.rpartition(".")[2] in FILE_WORDS:  # values name what is shown everywhere
+        if is_private(type_at(LiverSettings, self.key)):  # values name what is shown everywhere
             raise ValueError(f"{self.key} cannot be swept over; give each of its values a row")
         return self
 
@@ -116,7 +115,7 @@ class AblationSettings(MachineSettings):
     name: RunName
     base: LiverSettings
     """Its name, seed and machine stand back behind those given here."""
-    set: Annotated[dict[str, Any], Field(default_factory=dict)]
+    set: Annotated[LiverChanges, Field(default_factory=dict)]
     """Values by dotted key, put over the base for all rows."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     rows: tuple[RowSettings, ...] = ()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from medad.base.private import DataRoot, PrivateCases, PrivateExpression, PrivatePattern, changes_of
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
 
 MOST_SCALE_EXPONENT = 8
@@ -53,18 +54,18 @@ class DatasetSettings(Settings):
     case; a folder matched by `images` is read as a DICOM series.
     """
 
-    root: str
+    root: DataRoot
     """A folder; `samples:NAME` is a folder of the sample data (`adflows samples`)."""
     layout: Literal["btcv", "lits", "folder"]
-    images: str | None = None
-    labels: str | None = None
+    images: PrivatePattern | None = None
+    labels: PrivatePattern | None = None
     liver_labels: tuple[int, ...] | None = None
     """Label values that make up the liver ROI. None: the layout's own (btcv 6; lits 1 and 2)."""
     tumour_label: int | None = None
     """Label value of tumour, used by evaluation alone. None: the layout's own (lits 2)."""
-    cases: tuple[str, ...] | None = None
+    cases: PrivateCases | None = None
     """Case ids to use, or what the files' names make of them. None: all."""
-    patients: str | None = None
+    patients: PrivateExpression | None = None
     """Regular expression whose one group is the patient, where several scans are of one: it is searched for in a case's
     name (`btcv-0001`, `lits-17`, in layout folder what `*` stands for). The same text is the same patient in both data
     sets. A DICOM series' own PatientID goes before. None: each scan is a patient of its own."""
@@ -189,7 +190,7 @@ class VariationSettings(Settings):
 class TextureSettings(Settings):
     """DRAEM's pseudo anomalies: a texture laid, half transparent, over a Perlin mask (Zavrtanik et al., 2021)."""
 
-    folder: str | None = None
+    folder: DataRoot | None = None
     """A folder of pictures (such as DTD), read as grey. None: textures are generated."""
     opacity: tuple[float, float] = (0.2, 1.0)
     """Range of the texture's opacity, drawn evenly: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""
@@ -399,6 +400,10 @@ class LiverSettings(MachineSettings):
         return self
 
 
+LiverChanges = Annotated[dict[str, Any], changes_of(LiverSettings)]
+"""Values by dotted key, put over settings of the liver flow."""
+
+
 def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
     """Nested values by dotted key, however deep."""
     for key, value in values.items():
@@ -416,21 +421,21 @@ class InboxSettings(Settings):
     """
 
     name: RunName
-    inbox: str
+    inbox: DataRoot
     """Folder that is looked into and never written to."""
-    out: str
+    out: DataRoot
     """Folder of results: one folder a case, `failed/`, and the overview."""
-    model: str
+    model: DataRoot
     """Folder of a run with trained networks."""
-    scans: str
-    livers: str
+    scans: PrivatePattern
+    livers: PrivatePattern
     liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     """Values of liver in the masks."""
     settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """A scan is read once none of its files has changed for so long: until then it may still be arriving."""
     affine_mismatch: Literal["error", "warn"] = "error"
     affine_from: Literal["agree", "sform", "qform"] = "agree"
-    settings: Annotated[dict[str, Any], Field(default_factory=dict)]
+    settings: LiverChanges = Field(default_factory=dict)
     """Values put over those of the model's run, by dotted key: where it computes, `postprocess.threshold`."""
 
     @model_validator(mode="after")

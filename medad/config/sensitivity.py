@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config.liver import DatasetSettings, PlantSettings, by_key
+from medad.config.liver import DatasetSettings, LiverChanges, PlantSettings, by_key
 
 LesionPlace = Literal["inside", "rim"]
 Kind = Literal["uniform", "mixed"]
@@ -73,7 +73,7 @@ class SensitivitySettings(MachineSettings):
     """A lesion counts as found when at least this fraction of its voxels is marked."""
     surroundings_mm: Annotated[float, Field(gt=0)] = 10.0
     """A lesion's Dice counts marked voxels so far around it."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: LiverChanges = Field(default_factory=dict)
     """Values put over those of the model's run, by dotted key: `inference.batch_size`."""
 
     @model_validator(mode="after")

@@ -11,8 +11,9 @@ from zsad.clip.models import MadeBy
 from zsad.config.compare import CompareSettings, parse
 from zsad.config.systems import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
-from zsad.reports.compare.data import Cost, Evaluated, SystemResult, variant_of
+from zsad.reports.compare.data import variant_of
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
+from zsad.steps.results import Cost, Evaluated, SystemResult
 
 CLIP = MadeBy(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
 SECRET = "/srv/factory/secret"
@@ -101,7 +102,7 @@ def write_system(
     *,
     encoder: MadeBy = CLIP,
     cost: Cost | None = None,
-) -> SystemResult:
+) -> SystemResult[Path]:
     """A system's evaluations; `figures` is category -> seed -> what `write_evaluation` takes."""
     return SystemResult(
         system,

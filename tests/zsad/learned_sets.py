@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +14,15 @@ from PIL import Image
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings, PromptSettings
+from zsad.data.labelled import LabelledImage
 from zsad.scorers.interface import Material
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.train import Source
+from zsad.steps.results import Source
 
 Grid = Sequence[Sequence[float]]
 VIEWS = ("patches", "block-1", "block-3", "vv-2", "vv-3")
 SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
 """The long ones have two crops."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """An image of which everything is known; see `zsad.steps.evaluate.Judged`."""
-
-    sha256: str
-    anomalous: bool | None
-    defect: str
-    mask: Path | None
 
 
 def encoder_settings(folder: Path, **given: object) -> EncoderSettings:
@@ -44,7 +34,7 @@ def encoder_settings(folder: Path, **given: object) -> EncoderSettings:
     return EncoderSettings.model_validate({"model": f"local-dir:{folder}"} | values)
 
 
-def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) -> Source:
+def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) -> Source[Path]:
     """Noise of a category's own grey; every second image has a bright square, which its mask shows."""
     rng = np.random.default_rng([seed, len(name)])
     folder = root / name
@@ -62,13 +52,14 @@ def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) 
         Image.fromarray(mask).save(folder / f"{number}_mask.png")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         paths.append(path)
-        items.append(Known(digest, bool(number % 2), "square" if number % 2 else "", folder / f"{number}_mask.png"))
+        defect, mask_path = "square" if number % 2 else "", folder / f"{number}_mask.png"
+        items.append(LabelledImage(str(number), digest, path, bool(number % 2), defect, mask_path))
     encode_images(paths, [item.sha256 for item in items], encoder, "cpu", folder / "features", views=VIEWS)
     encode_category_text(name, encoder, PromptSettings(style="clip"), "cpu", folder / "text")
     return Source(name, folder / "features", folder / "text", items)
 
 
-def material(source: Source, encoder: EncoderSettings, checkpoint: Path | None) -> Material:
+def material(source: Source[Path], encoder: EncoderSettings, checkpoint: Path | None) -> Material:
     """The source's own images as those to score."""
     assert source.text is not None
     store = FeatureStore(source.features)

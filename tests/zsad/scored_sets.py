@@ -16,10 +16,11 @@ from safetensors.numpy import save_file
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, ImageRows
 from zsad.config.run import EncoderSettings, ImagesSettings, ScoreSettings, Variant, ZsadSettings
 from zsad.data.images import plan_crops
-from zsad.reports.run.data import CategoryResult, ReportImage
+from zsad.data.labelled import LabelledImage
 from zsad.scorers.dual.scorer import Evidence, Part, fuse_image
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.steps.evaluate import evaluate_category
+from zsad.steps.results import CategoryResult
 
 SIZE_PX, GRID = 32, 4
 MAX_CROPS = 64
@@ -74,7 +75,7 @@ def write_category(
     model: str = "open_clip ViT-B-16-plus-240",
     weights: str = "tag:laion400m_e32",
     shift: Callable[[int], float] = lambda seed: 0.0,
-) -> CategoryResult:
+) -> CategoryResult[Path]:
     """Files, features' index, scores and evaluation of a category. `shift` of a seed is added to class scores."""
     folder = root / name
     listed = [_write_image(folder / "images", drawn, number) for number, drawn in enumerate(images)]
@@ -152,7 +153,7 @@ def without_labels(images: Sequence[Drawn]) -> list[Drawn]:
     return [replace(image, anomalous=None, has_mask=False) for image in images]
 
 
-def _write_image(folder: Path, drawn: Drawn, number: int) -> ReportImage:
+def _write_image(folder: Path, drawn: Drawn, number: int) -> LabelledImage:
     """Grey, darker from image to image; a defect is bright red."""
     pixels = np.full((*drawn.size_hw, 3), 200 - number % 150, dtype=np.uint8)
     pixels[0, 0] = number % 256, number // 256, sum(drawn.id.encode()) % 256
@@ -170,7 +171,7 @@ def _write_image(folder: Path, drawn: Drawn, number: int) -> ReportImage:
     Image.fromarray(pixels).save(path)
     defect = "" if drawn.anomalous is None else drawn.id.split("/")[0]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return ReportImage(drawn.id, digest, path, drawn.anomalous, defect, mask_path)
+    return LabelledImage(drawn.id, digest, path, drawn.anomalous, defect, mask_path)
 
 
 def _write_scores(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from medad.base.private import DataRoot, ModelFile, ModelName
 from medad.base.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
 from zsad.config.layouts import DeclaredName
 
@@ -45,14 +46,14 @@ class ImagesSettings(Settings):
     for them.
     """
 
-    root: str
+    root: DataRoot
     """A folder; `samples:NAME` is a folder of the sample data."""
     layout: Literal["auto", "mvtec", "visa", "folder", DeclaredName] = "auto"
     categories: tuple[str, ...] | None = None
     """Categories to use. None: all."""
     category: str | None = None
     """What a set of one category shows, in words for the prompts. None: the folder's name, or the declared one."""
-    masks: str | None = None
+    masks: DataRoot | None = None
     """Layout `folder`: a folder of masks, relative to root. None: `ground_truth` or `masks` where there is one."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
     """Layout `visa`: whose test images, of split_csv/NAME.csv. Zero-shot methods are measured on 1cls."""
@@ -64,9 +65,9 @@ class EncoderSettings(Settings):
     """An open_clip ViT and its second path of V-V attention (eq. 4)."""
 
     preset: Literal["anovl", "anomalyclip"] = "anovl"
-    model: str = "ViT-B-16-plus-240"
+    model: ModelName = "ViT-B-16-plus-240"
     """A model of open_clip; `embedded`, our own small one; or `local-dir:FOLDER` with open_clip_config.json."""
-    weights: str | None = None
+    weights: ModelFile | None = None
     """A local file (open_clip, OpenAI or safetensors)."""
     tag: str | None = None
     """A pretrained tag of open_clip, used when `weights` is None; downloads unless it is in the local hub cache."""
@@ -180,7 +181,7 @@ class AdaptSettings(Settings):
     beta: NotNegative = 0.5
     weight_decay: NotNegative = 0.01
     """AdamW's; decays towards zero, as torch does it."""
-    textures: str | None = None
+    textures: DataRoot | None = None
     """A folder of texture images (such as DTD). None: textures are generated."""
     opacity: tuple[Fraction, Fraction] = (0.2, 1.0)
     """Range of the overlaid texture's opacity: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from medad.base.private import ModelFile
 from medad.base.settings import Fraction, Settings
 from zsad.config.run import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
 from zsad.config.views import PATCHES
@@ -274,7 +275,7 @@ class Training(Settings):
 class LearnedSettings(SystemSettings):
     """A system that is trained on auxiliary data, encoder frozen, and used on others."""
 
-    checkpoint: str | None = None
+    checkpoint: ModelFile | None = None
     """A file of `adflows zsad train`. None: trained by the run itself, for each category on the others."""
     fitted: ClassVar[tuple[str, ...]]
     """Settings that trained weights belong to: a checkpoint of other values is refused."""
@@ -361,9 +362,9 @@ class SegmentationModels(SystemSettings):
     source: ClassVar[str] = "003"
     published: ClassVar[str] = "CLIP, CLIPSeg, SAM and a dichotomous segmentation model; VisA"
     system: Literal["segmentation"] = "segmentation"
-    clipseg: str | None = None
+    clipseg: ModelFile | None = None
     """Folder of a CLIPSeg model (transformers' files)."""
-    sam: str | None = None
+    sam: ModelFile | None = None
     """Folder of a SAM model (transformers' files)."""
     sam_points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
     """Of the grid of points that SAM is asked at; this and the next three are SAM's own."""
@@ -373,7 +374,7 @@ class SegmentationModels(SystemSettings):
     """Masks that change more with their threshold are dropped. 0: none."""
     sam_max_box_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Of two masks whose boxes overlap more, one is dropped."""
-    salient: str | None = None
+    salient: ModelFile | None = None
     """TorchScript file of a salient-object (dichotomous) model: image 0..1 -> one channel."""
     salient_px: Annotated[int, Field(ge=32, le=4096)] = 1024
     """Side of the square that it sees."""

@@ -101,7 +101,7 @@ def score_system(
     )
     scorer: Any = importlib.import_module(SCORERS[system.system])
     scored = _counted(scorer.score(material, system), len(store), on_progress)
-    write_system_scores(out, store, scored, system=system.model_dump(mode="json"), seed=seed)
+    write_system_scores(out, store, scored, system=system.public(), seed=seed)
 
 
 def _counted(scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None) -> Iterator[Scored]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from medad.base.settings import MACHINE_FIELDS
-from medad.base.text import WITHHELD, clean, natural_order
+from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
-from medad.config.ablation import FILE_WORDS, ROWS, AblationSettings, PublishedFigures, Variant
+from medad.config.ablation import ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metrics import definitions
 from medad.reporting.failures import shown_failures
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
@@ -39,7 +39,6 @@ from medad.reports.run.document import (
     PLANTED_STATEMENT,
     STATEMENT,
     Planted,
-    settings_without_paths,
 )
 from medad.steps import baseline as yardstick
 from medad.steps.embedding import KINDS, principal_components, read_features
@@ -123,16 +122,8 @@ def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[Pai
 
 
 def shown_settings(settings: AblationSettings) -> dict[str, Any]:
-    """The settings that decide results as JSON values, folders and names of files withheld."""
-    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
-    values["base"] = settings_without_paths(settings.base)
-    for changes in (values["set"], *(row["set"] for row in values["rows"])):
-        changes.update({key: _withheld(key, value) for key, value in changes.items()})
-    return values
-
-
-def _withheld(key: str, value: Any) -> Any:
-    return WITHHELD if value is not None and key.rpartition(".")[2] in FILE_WORDS else value
+    """Return the settings that decide results as JSON values, all that is private withheld."""
+    return settings.public(*MACHINE_FIELDS) | {"base": settings.base.public(*MACHINE_FIELDS)}
 
 
 def _row_report(variant: Variant, settings: AblationSettings, result: VariantResult[Path] | None) -> RowReport:
@@ -155,8 +146,7 @@ def _changes(variant: Variant, settings: AblationSettings) -> dict[str, Any]:
     for sweep in settings.sweeps:
         if variant.group == sweep.name:
             return {sweep.key: variant.name}
-    found = next((one.set for one in settings.rows if one.name == row), {})
-    return {key: _withheld(key, value) for key, value in found.items()}
+    return next((one.public()["set"] for one in settings.rows if one.name == row), {})
 
 
 def _published(variant: Variant, settings: AblationSettings) -> PublishedFigures | None:

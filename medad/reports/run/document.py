@@ -14,10 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from medad.base.errors import InputError
-from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_json, read_record
-from medad.base.text import WITHHELD, clean
-from medad.config.liver import LiverSettings
+from medad.base.text import clean
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
 from medad.reporting.failures import ShownFailure
@@ -179,17 +177,6 @@ def read_curve(folder: Path) -> Curve:
         for values in (curve.steps, curve.loss)
     )
     return curve.model_copy(update={"steps": steps, "loss": loss})
-
-
-def settings_without_paths(settings: LiverSettings) -> dict[str, Any]:
-    """The settings that decide results as JSON values, with the data folders withheld."""
-    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
-    for data in (values["train_data"], values["test_data"]):
-        if not data["root"].startswith("samples:"):
-            data["root"] = WITHHELD
-    if values["synthesis"]["texture"]["folder"] is not None:
-        values["synthesis"]["texture"]["folder"] = WITHHELD
-    return values
 
 
 def _is_numeric(value: object) -> bool:

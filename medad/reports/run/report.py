@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
+from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
@@ -39,7 +40,6 @@ from medad.reports.run.document import (
     read_case,
     read_curve,
     read_tensor,
-    settings_without_paths,
 )
 from medad.slices.prepared_file import load_prepared
 from medad.steps.results import CaseResult
@@ -121,7 +121,7 @@ def write_report(
         failures=shown_failures(failures, hidden=settings.test_data.opaque_ids or settings.train_data.opaque_ids),
         # networks trained together have one curve, in either's folder
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
-        settings=settings_without_paths(settings),
+        settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())

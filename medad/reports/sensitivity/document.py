@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
-from medad.base.text import WITHHELD, clean, natural_order
+from medad.base.text import clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.reporting.failures import ShownFailure, shown_failures
@@ -144,7 +144,7 @@ def make_document(
         scans=tuple(_scans(volumes, seen)),
         failures=shown_failures(failures, hidden=not named),
         definitions=definitions(settings),
-        settings=_settings_without_paths(settings),
+        settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 
@@ -168,13 +168,6 @@ def _scans(volumes: Sequence[tuple[str, VolumeRecord]], seen: Set[str]) -> Itera
             planted_false_positive_ml=statistics.fmean(record.planted_false_positive_ml for record in own),
             figures=figures_of([*lesions, *[None] * missing]),
         )
-
-
-def _settings_without_paths(settings: SensitivitySettings) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
-    if not values["healthy"]["root"].startswith("samples:"):
-        values["healthy"]["root"] = WITHHELD
-    return values
 
 
 def definitions(settings: SensitivitySettings) -> dict[str, str]:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from flows.cli.studies import parse_seeds, row_line
-from flows.privacy.settings import PLACEHOLDER, PrivateAblation
 from medad.base.errors import ConfigError
+from medad.base.text import PLACEHOLDER
+from medad.config.ablation import AblationSettings
 
 Cli = Callable[..., Any]
 ROWS: list[dict[str, Any]] = [
@@ -184,7 +185,7 @@ def test_a_row_is_a_line() -> None:
 def test_no_folder_reaches_prefect() -> None:
     secret = "/home/doe_jane/scans"
     data = {"root": secret, "layout": "folder", "images": "jane/*.nii", "labels": "*.nii", "liver_labels": [1]}
-    settings = PrivateAblation.model_validate(
+    settings = AblationSettings.model_validate(
         {
             "name": "x",
             "base": {"name": "x", "train_data": data, "test_data": data},

@@ -13,9 +13,9 @@ import pytest
 from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
 
 from flows.liver.steps import Prepare, Segment
-from flows.privacy.settings import PLACEHOLDER, PrivateSensitivity
 from flows.store.artifacts import Ref, content_key
 from flows.store.code import closure
+from medad.base.text import PLACEHOLDER
 from medad.cohort.datasets import Case
 from medad.cohort.phantom import write_btcv_phantoms
 from medad.config.liver import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings
@@ -196,6 +196,6 @@ def test_steps_name_functions_that_exist(job: Any) -> None:
 def test_no_folder_reaches_prefect() -> None:
     secret = "/share/doe_jane"
     healthy = {"root": secret, "layout": "folder", "images": "doe_jane/*.nii", "labels": "l/*", "liver_labels": [1]}
-    study = PrivateSensitivity.model_validate({"healthy": healthy | {"cases": ["doe_jane"]}})
+    study = SensitivitySettings.model_validate({"healthy": healthy | {"cases": ["doe_jane"]}})
     assert "doe_jane" not in study.model_dump_json()
     assert study.healthy.root == secret

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.privacy.log_filter import NAME, PLACEHOLDER, UID, PathFilter, install
+from flows.privacy.log_filter import NAME, UID, PathFilter, install
 from flows.privacy.redactor import Redactor
+from medad.base.text import PLACEHOLDER
 
 WAYS: dict[str, Callable[[str], str]] = {
     "plain": str,

@@ -25,12 +25,14 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.privacy.settings import PLACEHOLDER, PathFilter, PrivateLiver, PrivateZsad, path_filter
+from flows.privacy.log_filter import PathFilter, path_filter
 from flows.store.artifacts import Step
 from flows.store.step import Job
-from medad.config.liver import DatasetSettings
+from medad.base.text import PLACEHOLDER
+from medad.config.liver import DatasetSettings, LiverSettings
 from tests.flows import leaks, plants
 from tests.flows.live_server import free_port
+from zsad.config.run import ZsadSettings
 
 SECRETS = ("MUSTERMANN", "Erikadorothea", "PID4711", "19640229", "Glasgow Str")
 
@@ -423,7 +425,7 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
     from prefect.client.schemas.objects import State
 
     from flows.devices.engines import RUNNER
-    from flows.privacy.settings import confined
+    from flows.privacy.log_filter import confined
     from flows.runs.runner import Tally
 
     del prefect_server
@@ -468,7 +470,7 @@ def test_a_worker_elsewhere_learns_from_the_job_alone(planted: Any, tmp_path: Pa
 import logging, warnings
 from pathlib import Path
 from flows.liver.steps import Prepare
-from flows.privacy.settings import learn_job
+from flows.privacy.log_filter import learn_job
 from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.cohort.datasets import Case
 root = Path({str(found.dicom)!r})
@@ -678,7 +680,7 @@ def test_names_that_layouts_share_do_not_garble_or_misname() -> None:
 
 
 def test_settings_as_json_withhold_the_data_folders() -> None:
-    settings = PrivateLiver(
+    settings = LiverSettings(
         name="x",
         train_data=DatasetSettings(root="/share/MUSTERMANN", layout="btcv"),
         test_data=DatasetSettings(root="samples:dicom", layout="lits"),
@@ -701,16 +703,16 @@ def test_settings_as_json_withhold_the_data_folders() -> None:
 )
 def test_settings_as_json_withhold_names_in_the_expression_of_patients(patients: str, shown: str) -> None:
     data = DatasetSettings(root="-", layout="lits", patients=patients)
-    settings = PrivateLiver(name="x", train_data=data, test_data=data)
+    settings = LiverSettings(name="x", train_data=data, test_data=data)
     text = settings.model_dump_json()
     assert json.loads(text)["test_data"]["patients"] == shown
-    assert PrivateLiver.model_validate_json(text), "a run folder's settings are read again"
+    assert LiverSettings.model_validate_json(text), "a run folder's settings are read again"
 
 
 def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model() -> None:
     def shown(**values: Any) -> dict[str, Any]:
-        settings = PrivateZsad.model_validate({"name": "x", "data": {"root": "/share/MUSTERMANN"}} | values)
-        assert PrivateZsad.model_validate(settings.model_dump()) == settings
+        settings = ZsadSettings.model_validate({"name": "x", "data": {"root": "/share/MUSTERMANN"}} | values)
+        assert ZsadSettings.model_validate(settings.model_dump()) == settings
         found: dict[str, Any] = json.loads(settings.model_dump_json())
         assert "MUSTERMANN" not in json.dumps(found)
         return found

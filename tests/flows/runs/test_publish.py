@@ -12,15 +12,14 @@ import pytest
 
 from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import Models, settings_of_run
-from flows.privacy.settings import PrivateLiver
 from flows.runs import run_folder as publish
 from flows.runs.run_folder import RunFolder, read_headline
 from flows.runs.runner import Tally
 from flows.store.artifacts import ArtefactStore, Ref, Step
 from medad.base.errors import ConfigError, DiskFullError
-from medad.config.liver import DatasetSettings
+from medad.config.liver import DatasetSettings, LiverSettings
 
-SETTINGS = PrivateLiver(
+SETTINGS = LiverSettings(
     name="x",
     train_data=DatasetSettings(root="/share/MUSTERMANN", layout="btcv"),
     test_data=DatasetSettings(root="samples:dicom", layout="lits"),

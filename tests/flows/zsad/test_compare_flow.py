@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.privacy.settings import PLACEHOLDER, PrivateCompare
+from medad.base.text import PLACEHOLDER
+from zsad.config.compare import CompareSettings
 
 Cli = Callable[..., Any]
 TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 0.001, "betas": [0.5, 0.999]}
@@ -191,7 +192,7 @@ def test_ablations_stand_beside_the_systems(again: Callable[..., Any]) -> None:
 
 def test_no_folder_reaches_prefect() -> None:
     secret = "/home/doe_jane/images"
-    settings = PrivateCompare.model_validate(
+    settings = CompareSettings.model_validate(
         {
             "name": "x",
             "data": {"root": secret, "masks": secret},

@@ -117,7 +117,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("engine_workers", 3, set()),
     ("limits__encoding_hours", 1.0, set()),
     ("published", "visa", set()),
-    ("data__root", "/elsewhere", set()),
+    ("data__root", "samples:elsewhere", set()),
     ("data__layout", "visa", set()),
     ("data__categories", ["nut"], set()),
     ("data__opaque_ids", True, set()),
@@ -159,6 +159,10 @@ def test_a_setting_changes_the_steps_that_use_it_and_no_other(
     base, other = keys_of(settings_with(), images), keys_of(settings_with(**{key: value}), images)
     assert {name for name in base if base[name] != other[name]} - REPORTS == steps
     assert (base["report"] != other["report"]) == (key.partition("__")[0] not in MACHINE_FIELDS)
+
+
+def test_a_moved_folder_changes_no_key(images: tuple[LabelledImage, ...]) -> None:
+    assert keys_of(settings_with(data__root="/elsewhere"), images) == keys_of(settings_with(), images)
 
 
 def test_settings_of_what_is_not_scored_do_not_matter(images: tuple[LabelledImage, ...]) -> None:

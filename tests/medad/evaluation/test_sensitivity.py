@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from scipy import ndimage
 from medad.anomalies.insert import PlantedLesion
 from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.storage import read_record
-from medad.cohort.datasets import Case
+from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
-from medad.config.liver import DatasetSettings
+from medad.config.liver import InferenceSettings, PostprocessSettings, PreprocessSettings
 from medad.config.sensitivity import (
     ContrastSettings,
     MeasureSettings,
@@ -40,11 +41,15 @@ from medad.evaluation.sensitivity import (
     table,
     wilson,
 )
-from medad.reports.sensitivity.report import REPORT_FILES, VolumeResult, write_sensitivity_report
+from medad.reports.sensitivity.report import REPORT_FILES, write_sensitivity_report
+from medad.steps.cases import PROBABILITY
 from medad.steps.inserted import RECORD, measure_planted
+from medad.steps.results import Segmenter, VolumeResult
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)
-DATA = DatasetSettings(root="-", layout="folder", images="*.nii", labels="l/*.nii", liver_labels=(1,))
+SEGMENTER = Segmenter(
+    PreprocessSettings(slice_px=64), Path("r"), Path("s"), InferenceSettings(batch_size=3), PostprocessSettings()
+)
 SHAPE = (60, 56, 30)
 MM = (1.0, 1.2, 2.0)
 
@@ -137,23 +142,24 @@ class Scan:
         self.liver = np.zeros(SHAPE, dtype=np.bool_)
         self.liver[6:-6, 5:-5, 2:-2] = True
         self.hu = np.rint(np.where(self.liver, 100, -60) + 10 * rng.standard_normal(SHAPE)).astype(np.float32)
-        self.case = Case("case-1", folder / "scan.nii", folder / "label.nii", (1,), None)
+        self.case = LabelledScan(folder / "scan.nii", folder / "label.nii", (1,), None)
         nibabel.Nifti1Image(self.hu, self.affine).to_filename(self.case.scan)
         nibabel.Nifti1Image(self.liver.astype(np.uint8), self.affine).to_filename(self.case.label)
         self.seen: list[NDArray[np.float32]] = []
 
-    def write(self, path: Path, probability: NDArray[Any]) -> Path:
-        nibabel.Nifti1Image(probability.astype(np.float32), self.affine).to_filename(path)
-        return path
+    def write(self, folder: Path, probability: NDArray[Any]) -> Path:
+        folder.mkdir(exist_ok=True)
+        nibabel.Nifti1Image(probability.astype(np.float32), self.affine).to_filename(folder / PROBABILITY)
+        return folder
 
-    def profile(self, case: Case, work: Path) -> Path:
+    def profile(self, case: LabelledScan, work: Path) -> None:
         """What was planted is the probability: 100 HU are 1."""
         planted = np.asarray(nibabel.load(case.scan).dataobj)
         labels = np.asarray(nibabel.load(case.label).dataobj)
         assert not list(work.iterdir())
         np.testing.assert_array_equal(labels > 0, self.liver)
         self.seen.append(planted - self.hu)
-        return self.write(work / "p.nii", np.abs(planted - self.hu) / 100)
+        self.write(work, np.abs(planted - self.hu) / 100)
 
 
 @pytest.fixture
@@ -169,11 +175,36 @@ def planting(**values: Any) -> PlantingSettings:
     return PlantingSettings.model_validate(base | values)
 
 
+@contextmanager
+def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[None]:
+    """Within, `segment` stands in for preparation and networks: it gets the planted scan and an empty folder."""
+    planted: list[LabelledScan] = []
+
+    def prepare(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
+        assert (settings, training) == (SEGMENTER.preprocess, False)
+        planted.append(case)
+
+    def run(
+        prepared: Path, restoration: Path, segmentation: Path, settings: InferenceSettings, post: PostprocessSettings,
+        device: str, out: Path, *, largest_batch: int | None,
+    ) -> None:  # fmt: skip
+        assert (restoration, segmentation) == (SEGMENTER.restoration, SEGMENTER.segmentation)
+        assert (settings, post) == (SEGMENTER.inference, SEGMENTER.postprocess)
+        assert (device, largest_batch) == ("cpu", 2)
+        segment(planted.pop(), out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medad.steps.inserted.prepare_case", prepare)
+        patch.setattr("medad.steps.inserted.segment_case", run)
+        yield
+
+
 def measured(
-    scan: Scan, out: Path, healthy: Path, segment: Callable[[Case, Path], Path], **values: Any
+    scan: Scan, out: Path, healthy: Path, segment: Callable[[LabelledScan, Path], object], **values: Any
 ) -> VolumeRecord:
     out.mkdir()
-    measure_planted(scan.case, DATA, planting(**values), MEASURE, healthy, segment, out)
+    with segmented_by(segment):
+        measure_planted(scan.case, planting(**values), MEASURE, healthy, SEGMENTER, out, device="cpu", largest_batch=2)
     assert [path.name for path in out.iterdir()] == [RECORD], "the planted scan is gone"
     return read_record(VolumeRecord, out / RECORD)
 
@@ -183,7 +214,7 @@ def measured(
 def test_a_segmenter_that_sees_what_was_planted_finds_all(
     scan: Scan, tmp_path: Path, place: str, contrast: dict[str, Any]
 ) -> None:
-    nothing = scan.write(tmp_path / "healthy.nii", np.zeros(SHAPE))
+    nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
     record = measured(scan, tmp_path / "out", nothing, scan.profile, place=place, contrast=contrast)
     assert len(record.lesions) == 2
     assert all(lesion.found and not lesion.by_chance for lesion in record.lesions)
@@ -196,8 +227,8 @@ def test_a_segmenter_that_sees_what_was_planted_finds_all(
 
 
 def test_a_segmenter_that_says_one_thing_everywhere_finds_none(scan: Scan, tmp_path: Path) -> None:
-    constant = scan.write(tmp_path / "healthy.nii", np.full(SHAPE, 0.7))
-    record = measured(scan, tmp_path / "out", constant, lambda _, work: scan.write(work / "p.nii", np.full(SHAPE, 0.7)))
+    constant = scan.write(tmp_path / "healthy", np.full(SHAPE, 0.7))
+    record = measured(scan, tmp_path / "out", constant, lambda _, work: scan.write(work, np.full(SHAPE, 0.7)))
     assert not any(lesion.found or lesion.by_chance for lesion in record.lesions)
     assert [lesion.voxel_auroc for lesion in record.lesions] == [0.5, 0.5]
 
@@ -205,17 +236,15 @@ def test_a_segmenter_that_says_one_thing_everywhere_finds_none(scan: Scan, tmp_p
 def test_a_segmenter_blind_to_lesions_finds_as_many_as_by_chance(scan: Scan, tmp_path: Path) -> None:
     """Its map of noise is the same with lesions and without."""
     noise = ndimage.gaussian_filter(np.random.default_rng(1).random(SHAPE), 2)
-    healthy = scan.write(tmp_path / "healthy.nii", noise)
+    healthy = scan.write(tmp_path / "healthy", noise)
     for seed in range(4):
-        record = measured(
-            scan, tmp_path / f"out{seed}", healthy, lambda _, work: scan.write(work / "p.nii", noise), seed=seed
-        )
+        record = measured(scan, tmp_path / f"out{seed}", healthy, lambda _, work: scan.write(work, noise), seed=seed)
         assert all(lesion.found == lesion.by_chance for lesion in record.lesions)
         assert 0.5 - np.prod(MM) / 1000 < record.healthy_false_positive_ml <= 0.5
 
 
 def test_contrasts_are_compared_on_the_same_lesions_and_repeats_on_others(scan: Scan, tmp_path: Path) -> None:
-    nothing = scan.write(tmp_path / "healthy.nii", np.zeros(SHAPE))
+    nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
     rows: list[dict[str, Any]] = [
         {"contrast": [-60, -40]},
         {"contrast": [20, 40]},
@@ -234,12 +263,12 @@ def test_contrasts_are_compared_on_the_same_lesions_and_repeats_on_others(scan: 
 
 
 def test_what_finds_no_room_is_left_out_and_counted(scan: Scan, tmp_path: Path) -> None:
-    nothing = scan.write(tmp_path / "healthy.nii", np.zeros(SHAPE))
+    nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
     record = measured(scan, tmp_path / "out", nothing, scan.profile, bins_mm=[(5, 8), (70, 90)])
     rows = table([record], [(5.0, 8.0), (70.0, 90.0)], [record.contrast.label], ["inside"], ("size",))
     assert [(row.figures.planned, row.figures.planted) for row in rows] == [(1, 1), (1, 0)]
 
-    def never(_: Case, work: Path) -> Path:
+    def never(_: LabelledScan, work: Path) -> None:
         raise AssertionError(work)
 
     alone = measured(scan, tmp_path / "alone", nothing, never, bins_mm=[(70, 90)])
@@ -249,12 +278,12 @@ def test_what_finds_no_room_is_left_out_and_counted(scan: Scan, tmp_path: Path) 
 def test_scans_that_are_not_healthy_or_too_small_are_refused(tmp_path: Path, scan: Scan) -> None:
     (tmp_path / "lits").mkdir()
     (path,) = write_lits_phantoms(tmp_path / "lits", 1)
-    ill = Case("lits-0", path, path.with_name("segmentation-0.nii.gz"), (1, 2), 2)
+    ill = LabelledScan(path, path.with_name("segmentation-0.nii.gz"), (1, 2), 2)
     with pytest.raises(InputError, match=r"this label holds tumour \(2\)"):
-        measure_planted(ill, DATA, planting(), MEASURE, path, scan.profile, tmp_path)
+        measure_planted(ill, planting(), MEASURE, path, SEGMENTER, tmp_path)
     large = MEASURE.model_copy(update={"false_positive_ml": 1000.0})
     with pytest.raises(InputError, match="no less than this liver's"):
-        measure_planted(scan.case, DATA, planting(), large, path, scan.profile, tmp_path)
+        measure_planted(scan.case, planting(), large, path, SEGMENTER, tmp_path)
 
 
 def volume(place: str, hu: tuple[float, float], found: list[bool], **values: Any) -> VolumeRecord:

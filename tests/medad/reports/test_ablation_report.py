@@ -14,14 +14,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from medad.base.errors import CaseFailure
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.config.ablation import AblationSettings
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, LogitHistogram
-from medad.reports.ablation.data import AblationResults, EvaluatedCase, SnapshotResult, VariantResult
 from medad.reports.ablation.document import AblationDocument
 from medad.reports.ablation.report import write_ablation_report
 from medad.reports.ablation.summary import paired_tables
 from medad.steps.examples import EXAMPLES
+from medad.steps.results import AblationResults, CaseResult, SnapshotResult, VariantResult
 from tests.medad.prepared import SIDE, write_prepared
 from tests.page import Page
 
@@ -87,7 +87,7 @@ def evaluated(folder: Path, tp: int) -> Path:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> AblationResults:
+def results(tmp_path: Path) -> AblationResults[Path]:
     prepared = write_prepared(tmp_path / "prepared", slices=4, tumour=3)
     segmented = tmp_path / "segmented"
     segmented.mkdir()
@@ -99,13 +99,13 @@ def results(tmp_path: Path) -> AblationResults:
     examples.mkdir()
     save_file(dict.fromkeys(("clean", "spoilt", "restored", "mask", "organ"), blank[:1]), examples / EXAMPLES)
 
-    def seeds(row: str, values: Mapping[int, Sequence[int]]) -> dict[int, list[EvaluatedCase]]:
-        found: dict[int, list[EvaluatedCase]] = {}
+    def seeds(row: str, values: Mapping[int, Sequence[int]]) -> dict[int, list[CaseResult[Path]]]:
+        found: dict[int, list[CaseResult[Path]]] = {}
         for seed, points in values.items():
             for number, tp in enumerate(points):
                 folder = evaluated(tmp_path / row / str(seed) / str(number), tp)
                 (folder / "truth.safetensors").write_bytes((prepared / "truth.safetensors").read_bytes())
-                found.setdefault(seed, []).append(EvaluatedCase(f"lits-{number}", prepared, segmented, folder))
+                found.setdefault(seed, []).append(CaseResult(f"lits-{number}", prepared, segmented, folder))
         return found
 
     return AblationResults(
@@ -118,7 +118,7 @@ def results(tmp_path: Path) -> AblationResults:
             SnapshotResult(2, seeds("s2", {0: (2, 2), 1: (4, 4)})),
             SnapshotResult(1, seeds("s1", {0: (6, 6), 1: (6, 6)})),
         ],
-        yardstick=[EvaluatedCase("lits-0", prepared, None, evaluated(tmp_path / "yard", 9))],
+        yardstick=[CaseResult("lits-0", prepared, None, evaluated(tmp_path / "yard", 9))],
         failures=[
             CaseFailure("seed 0: model", "restoration", "the loss became NaN", group="c"),
             CaseFailure("lits-9", "prepare", f"{SECRET}/x.nii.gz: bad", "x.nii.gz"),
@@ -127,7 +127,7 @@ def results(tmp_path: Path) -> AblationResults:
 
 
 @pytest.fixture
-def written(tmp_path: Path, results: AblationResults) -> Path:
+def written(tmp_path: Path, results: AblationResults[Path]) -> Path:
     out = tmp_path / "out"
     out.mkdir()
     settings = AblationSettings.model_validate(SETTINGS)
@@ -245,8 +245,8 @@ def test_nothing_of_a_folder_is_anywhere(written: Path) -> None:
     for path in written.iterdir():
         assert b"doe_jane" not in path.read_bytes(), path
     shown = document(written).settings
-    assert shown["base"]["train_data"]["root"] == WITHHELD
-    assert shown["rows"][0]["set"]["test_data.root"] == WITHHELD
+    assert shown["base"]["train_data"]["root"] == PLACEHOLDER
+    assert shown["rows"][0]["set"]["test_data.root"] == PLACEHOLDER
 
 
 def test_csv_and_latex_say_the_same(written: Path) -> None:
@@ -268,7 +268,7 @@ def test_csv_and_latex_say_the_same(written: Path) -> None:
     assert "$52.56$" in (written / "table_th.tex").read_text(encoding="utf-8")
 
 
-def test_equal_results_give_equal_bytes(written: Path, tmp_path: Path, results: AblationResults) -> None:
+def test_equal_results_give_equal_bytes(written: Path, tmp_path: Path, results: AblationResults[Path]) -> None:
     again = tmp_path / "again"
     again.mkdir()
     settings = AblationSettings.model_validate(SETTINGS)

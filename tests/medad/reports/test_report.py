@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
 from medad.ct.geometry import Geometry
 from medad.evaluation.metrics import CaseEvaluation, dice, evaluate, summarise
@@ -29,9 +29,10 @@ from medad.reports import pictures
 from medad.reports.run.document import (
     CURVE_POINTS,
 )
-from medad.reports.run.report import CaseResult, pick_slices, write_report
+from medad.reports.run.report import pick_slices, write_report
 from medad.slices.grid import SliceGrid, Slices
 from medad.slices.prepared_file import save_prepared
+from medad.steps.results import CaseResult
 from tests.page import Page
 
 Array = np.ndarray[Any, Any]
@@ -59,7 +60,7 @@ def write_case(
     lesions: bool = True,
     planted: Sequence[dict[str, Any]] | None = None,
     warnings: Sequence[str] = (),
-) -> CaseResult:
+) -> CaseResult[Path]:
     """The folders of one case, as the steps before the report leave them; the scan's grid is the slice grid."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIZE, :SIZE]
@@ -159,7 +160,9 @@ Report = Callable[..., Written]
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    def write(results: Sequence[CaseResult] = (), failures: Sequence[CaseFailure] = (), **changes: Any) -> Written:
+    def write(
+        results: Sequence[CaseResult[Path]] = (), failures: Sequence[CaseFailure] = (), **changes: Any
+    ) -> Written:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         out.mkdir()
         arguments: dict[str, Any] = {
@@ -214,6 +217,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
     evaluations = [CaseEvaluation.load(result.evaluated) for result in results if result.evaluated]
     assert document["summary"] == json.loads(summarise(evaluations).model_dump_json())
     for case, result in zip(document["cases"], reversed(results), strict=True):
+        assert result.segmented is not None
         assert case["lesions"] == json.loads((result.segmented / "lesions.json").read_text(encoding="utf-8"))
         assert result.evaluated is not None
         assert case["metrics"] == json.loads((result.evaluated / "metrics.json").read_text(encoding="utf-8"))
@@ -388,10 +392,10 @@ def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> Non
     both = done.html + json.dumps(done.json)
     assert both.count("SMITH") == 0
     assert str(tmp_path) not in both
-    assert done.json["cases"][0]["facts"]["warnings"] == [f"label {WITHHELD} moved by 0.3 mm/px"]
+    assert done.json["cases"][0]["facts"]["warnings"] == [f"label {PLACEHOLDER} moved by 0.3 mm/px"]
     assert done.json["cases"][0]["planted_lesions"] == [{"diameter_mm": 12.0, "axes_mm": [1.0, 2.0]}]
     assert [one["file"] for one in done.json["failures"]] == ["b.nii", ""]
-    assert done.json["failures"][1]["rule"] == f"see '{WITHHELD}', ratio 1/2"
+    assert done.json["failures"][1]["rule"] == f"see '{PLACEHOLDER}', ratio 1/2"
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from medad.base.errors import InputError
-from medad.cohort.datasets import Case, find_cases
+from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.config.liver import (
     DatasetSettings,
@@ -33,22 +33,22 @@ from medad.steps.cases import evaluate_case, plant_case, prepare_case, segment_c
 
 PREPROCESS = PreprocessSettings(slice_px=64)
 NET = NetSettings(widths=(8, 8, 8), groups=4)
-BTCV = DatasetSettings(root="-", layout="btcv")
-LITS = DatasetSettings(root="-", layout="lits")
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> LabelledScan:
     root = tmp_path_factory.mktemp("btcv")
     write_btcv_phantoms(root, 1)
-    return find_cases(DatasetSettings(root=str(root), layout="btcv"))[0][0]
+    data = DatasetSettings(root=str(root), layout="btcv")
+    return LabelledScan.of(find_cases(data)[0][0], data)
 
 
 @pytest.fixture(scope="module")
-def ill(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def ill(tmp_path_factory: pytest.TempPathFactory) -> LabelledScan:
     root = tmp_path_factory.mktemp("lits")
     write_lits_phantoms(root, 1)
-    return find_cases(DatasetSettings(root=str(root), layout="lits"))[0][0]
+    data = DatasetSettings(root=str(root), layout="lits")
+    return LabelledScan.of(find_cases(data)[0][0], data)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def test_prepare_tells_what_is_there(healthy: Case, tmp_path: Path) -> None:
-    prepare_case(healthy, BTCV, PREPROCESS, tmp_path, training=True)
+def test_prepare_tells_what_is_there(healthy: LabelledScan, tmp_path: Path) -> None:
+    prepare_case(healthy, PREPROCESS, tmp_path, training=True)
     facts = json.loads((tmp_path / "case.json").read_text(encoding="utf-8"))
     prepared = load_prepared(tmp_path / "prepared.safetensors", with_liver=True)
     image = nibabel.load(healthy.label)
@@ -79,26 +79,26 @@ def test_prepare_tells_what_is_there(healthy: Case, tmp_path: Path) -> None:
     assert np.count_nonzero(prepared.liver) == voxels
 
 
-def test_training_refuses_tumour_and_testing_does_not(ill: Case, tmp_path: Path) -> None:
+def test_training_refuses_tumour_and_testing_does_not(ill: LabelledScan, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training needs healthy livers; this label holds tumour \(2\)"):
-        prepare_case(ill, LITS, PREPROCESS, _folder(tmp_path / "a"), training=True)
-    prepare_case(ill, LITS, PREPROCESS, _folder(tmp_path / "b"), training=False)
+        prepare_case(ill, PREPROCESS, _folder(tmp_path / "a"), training=True)
+    prepare_case(ill, PREPROCESS, _folder(tmp_path / "b"), training=False)
 
 
-def test_prepared_slices_do_not_depend_on_the_tumour_label(ill: Case, tmp_path: Path) -> None:
+def test_prepared_slices_do_not_depend_on_the_tumour_label(ill: LabelledScan, tmp_path: Path) -> None:
     """With every tumour voxel relabelled as liver the prepared case is the same: its truth is nowhere in it."""
     image = nibabel.load(ill.label)
     merged = np.minimum(np.asarray(image.dataobj), 1).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(merged, image.affine, image.header), tmp_path / "merged.nii.gz")
-    prepare_case(ill, LITS, PREPROCESS, _folder(tmp_path / "a"), training=False)
-    blind = Case("blind", ill.scan, tmp_path / "merged.nii.gz", (1, 2), 2)
-    prepare_case(blind, LITS, PREPROCESS, _folder(tmp_path / "b"), training=True)
+    prepare_case(ill, PREPROCESS, _folder(tmp_path / "a"), training=False)
+    blind = LabelledScan(ill.scan, tmp_path / "merged.nii.gz", (1, 2), 2)
+    prepare_case(blind, PREPROCESS, _folder(tmp_path / "b"), training=True)
     name = "prepared.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_four_steps_by_hand_equal_prepare(healthy: Case, tmp_path: Path) -> None:
-    prepare_case(healthy, BTCV, PREPROCESS, tmp_path, training=True)
+def test_four_steps_by_hand_equal_prepare(healthy: LabelledScan, tmp_path: Path) -> None:
+    prepare_case(healthy, PREPROCESS, tmp_path, training=True)
     source = healthy.scan
     for name, step in (("window", step_window), ("roi", step_roi), ("slice", step_slice), ("equalise", step_equalise)):
         out = _folder(tmp_path / name)
@@ -109,7 +109,7 @@ def test_four_steps_by_hand_equal_prepare(healthy: Case, tmp_path: Path) -> None
     np.testing.assert_array_equal(by_hand.slices.organ, whole.slices.organ)
 
 
-def test_steps_name_what_is_missing(healthy: Case, tmp_path: Path) -> None:
+def test_steps_name_what_is_missing(healthy: LabelledScan, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs a liver mask"):
         step_roi(healthy.label or tmp_path, None, (6,), PREPROCESS, tmp_path)
     with pytest.raises(InputError, match="expected a grey image"):
@@ -117,10 +117,10 @@ def test_steps_name_what_is_missing(healthy: Case, tmp_path: Path) -> None:
 
 
 def test_segmentation_lies_on_the_scans_grid(
-    ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, out = _folder(tmp_path / "prepared"), _folder(tmp_path / "out")
-    prepare_case(ill, LITS, PREPROCESS, prepared, training=False)
+    prepare_case(ill, PREPROCESS, prepared, training=False)
     post = PostprocessSettings(threshold=0.5, min_lesion_mm3=200)
     segment_case(prepared, *model, InferenceSettings(), post, "cpu", out)
     scan, label = nibabel.load(ill.scan), np.asarray(nibabel.load(ill.label).dataobj)
@@ -143,13 +143,13 @@ def test_segmentation_lies_on_the_scans_grid(
 
 
 def test_evaluation_of_a_perfect_and_of_an_empty_answer(
-    ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Networks replaced by an oracle that knows the truth on the slice grid, and by one that sees nothing."""
     from medad.networks.infer import Networks, Prediction
 
     prepared = _folder(tmp_path / "prepared")
-    prepare_case(ill, LITS, PREPROCESS, prepared, training=False)
+    prepare_case(ill, PREPROCESS, prepared, training=False)
     truth = read_labels(ill.label or tmp_path).values == 2
     ready = load_prepared(prepared / "prepared.safetensors").slices
     for name, level in (("perfect", 0.9), ("blind", 0.0)):
@@ -163,7 +163,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
         monkeypatch.setattr("medad.steps.cases.predict", oracle)
         out, judged = _folder(tmp_path / name), _folder(tmp_path / f"{name}-evaluated")
         segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
-        evaluate_case(ill, LITS, prepared, out, EvaluationSettings(), judged)
+        evaluate_case(ill, prepared, out, EvaluationSettings(), judged)
         metrics = CaseEvaluation.load(judged).metrics
         written = read_labels(out / "mask.nii.gz").values.astype(bool)
         assert metrics.dice_3d == pytest.approx(dice(written, truth))
@@ -180,9 +180,10 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
             assert json.loads((out / "lesions.json").read_text(encoding="utf-8"))["status"] == "no lesion"
 
 
-def test_planted_lesions_are_where_the_label_says(healthy: Case, tmp_path: Path) -> None:
+def test_planted_lesions_are_where_the_label_says(healthy: LabelledScan, tmp_path: Path) -> None:
     settings = PlantSettings(count=2, diameter_mm=(12, 20), contrast_hu=(-60, -50), edge_mm=0)
-    planted = plant_case(healthy, settings, BTCV, tmp_path)
+    plant_case(healthy, settings, tmp_path)
+    planted = LabelledScan.planted(tmp_path)
     before, after = read_scan(healthy.scan), read_scan(planted.scan)
     labels = read_labels(planted.label or tmp_path).values
     change = after.hu - before.hu
@@ -195,16 +196,18 @@ def test_planted_lesions_are_where_the_label_says(healthy: Case, tmp_path: Path)
     assert nibabel.load(planted.scan).affine.tobytes() == nibabel.load(healthy.scan).affine.tobytes()
 
 
-def test_case_without_truth_cannot_be_evaluated(healthy: Case, tmp_path: Path) -> None:
+def test_case_without_truth_cannot_be_evaluated(healthy: LabelledScan, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no tumour label"):
-        evaluate_case(healthy, BTCV, tmp_path, tmp_path, EvaluationSettings(), tmp_path)
+        evaluate_case(healthy, tmp_path, tmp_path, EvaluationSettings(), tmp_path)
 
 
 @pytest.mark.data
 def test_real_scan_has_the_facts_known_of_it(real_data: Path, tmp_path: Path) -> None:
     """LiTS volume-17: 118 planes, 113 with liver, 36 with tumour, two tumours of 164 mL together."""
-    (case,), _ = find_cases(DatasetSettings(root=str(real_data / "liver" / "lits"), layout="lits"))
-    prepare_case(case, LITS, PreprocessSettings(), tmp_path, training=False)
+    data = DatasetSettings(root=str(real_data / "liver" / "lits"), layout="lits")
+    (found,), _ = find_cases(data)
+    case = LabelledScan.of(found, data)
+    prepare_case(case, PreprocessSettings(), tmp_path, training=False)
     facts = json.loads((tmp_path / "case.json").read_text(encoding="utf-8"))
     assert (facts["planes"], facts["slices"]) == (118, 113)
     assert facts["liver_median_hu"] == pytest.approx(102, abs=8)
@@ -218,24 +221,24 @@ def test_real_scan_has_the_facts_known_of_it(real_data: Path, tmp_path: Path) ->
 
 @pytest.mark.data
 def test_real_training_cases_are_healthy(real_data: Path, tmp_path: Path) -> None:
-    cases, problems = find_cases(DatasetSettings(root=str(real_data / "liver" / "btcv"), layout="btcv"))
+    data = DatasetSettings(root=str(real_data / "liver" / "btcv"), layout="btcv")
+    cases, problems = find_cases(data)
     assert [case.id for case in cases] == ["btcv-0001", "btcv-0013", "btcv-0101", "btcv-0102"]
     assert not problems
     slices = []
     for case in cases:
-        prepare_case(case, BTCV, PREPROCESS, _folder(tmp_path / case.id), training=True)
+        prepare_case(LabelledScan.of(case, data), PREPROCESS, _folder(tmp_path / case.id), training=True)
         slices.append(json.loads((tmp_path / case.id / "case.json").read_text(encoding="utf-8"))["slices"])
     assert slices[2:] == [42, 20]
     assert all(0 < count <= 11 for count in slices[:2])
 
 
 def test_evaluation_follows_the_affine_the_settings_chose(
-    ill: Case, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sform and qform that mirror each other, `qform` chosen: a perfect answer is still found perfect."""
     from medad.networks.infer import Networks, Prediction
 
-    data = DatasetSettings(root="-", layout="lits", affine_from="qform")
     paths = {}
     for name, source in (("scan", ill.scan), ("label", ill.label)):
         image = nibabel.load(source)
@@ -245,9 +248,9 @@ def test_evaluation_follows_the_affine_the_settings_chose(
         image.set_qform(nibabel.load(source).affine, code=1)
         paths[name] = tmp_path / f"{name}.nii.gz"
         nibabel.save(image, paths[name])
-    case = Case("two-forms", paths["scan"], paths["label"], (1, 2), 2)
+    case = LabelledScan(paths["scan"], paths["label"], (1, 2), 2, affine_from="qform")
     prepared, out, judged = (_folder(tmp_path / name) for name in ("prepared", "out", "judged"))
-    prepare_case(case, data, PREPROCESS, prepared, training=False)
+    prepare_case(case, PREPROCESS, prepared, training=False)
     ready = load_prepared(prepared / "prepared.safetensors").slices
     truth = read_labels(paths["label"], affine_from="qform").values == 2
     known = mask_to_slices(truth, ready).astype(np.float32)
@@ -257,7 +260,7 @@ def test_evaluation_follows_the_affine_the_settings_chose(
 
     monkeypatch.setattr("medad.steps.cases.predict", oracle)
     segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
-    evaluate_case(case, data, prepared, out, EvaluationSettings(), judged)
+    evaluate_case(case, prepared, out, EvaluationSettings(), judged)
     metrics = CaseEvaluation.load(judged).metrics
     assert metrics.dice_3d > 0.75
     assert metrics.found_lesions == metrics.true_lesions

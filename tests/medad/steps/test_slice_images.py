@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import InputError
-from medad.cohort.datasets import Case, find_cases
+from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.slices.grid import SliceGrid, Slices
@@ -20,8 +20,6 @@ from medad.steps.export_slices import export_case, write_healthy, write_judged
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories, normal_training_images
 from zsad.data.images import read_image, read_mask
-
-LITS = DatasetSettings(root="-", layout="lits")
 
 
 @pytest.fixture
@@ -59,11 +57,13 @@ def test_what_is_written_is_read_back(slices: Slices, tmp_path: Path) -> None:
 def test_a_case_is_told_by_its_tumour_label(tmp_path: Path) -> None:
     # as many pixels as voxels, so that a mask is the label's plane
     write_lits_phantoms(tmp_path / "lits", 1, shape=(48, 48, 10), spacing_mm=(6.0, 6.0, 12.0))
-    [case], _ = find_cases(DatasetSettings(root=str(tmp_path / "lits"), layout="lits"))
+    data = DatasetSettings(root=str(tmp_path / "lits"), layout="lits")
+    [found], _ = find_cases(data)
+    case = LabelledScan.of(found, data)
     prepared, out = tmp_path / "prepared", tmp_path / "liver"
     prepared.mkdir()
-    prepare_case(case, LITS, PreprocessSettings(slice_px=48), prepared, training=False)
-    export_case(case, LITS, prepared, out)
+    prepare_case(case, PreprocessSettings(slice_px=48), prepared, training=False)
+    export_case(case, prepared, out)
 
     label = nibabel.as_closest_canonical(nibabel.load(case.label))
     values = np.asarray(label.dataobj)[::-1, ::-1]  # from RAS to LPS
@@ -85,8 +85,8 @@ def test_a_case_is_told_by_its_tumour_label(tmp_path: Path) -> None:
 
 def test_without_a_tumour_label_nobody_knows_which_slices_are_normal(tmp_path: Path) -> None:
     for case in (
-        Case("a", tmp_path / "scan", tmp_path / "label", (1,), None),
-        Case("a", tmp_path / "scan", None, (1,), 2),
+        LabelledScan(tmp_path / "scan", tmp_path / "label", (1,), None),
+        LabelledScan(tmp_path / "scan", None, (1,), 2),
     ):
         with pytest.raises(InputError, match="no tumour label"):
-            export_case(case, LITS, tmp_path, tmp_path)
+            export_case(case, tmp_path, tmp_path)

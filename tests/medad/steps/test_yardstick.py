@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medad.cohort.datasets import find_cases
+from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.evaluation.metrics import CaseEvaluation, auroc
@@ -53,18 +53,19 @@ def test_scores_keep_the_order_of_distances() -> None:
 def test_a_case_is_judged_on_the_same_voxels_as_the_networks(tmp_path: Path) -> None:
     write_lits_phantoms(tmp_path / "lits", 1, seed=2, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     data = DatasetSettings(root=str(tmp_path / "lits"), layout="lits")
-    (case,), _ = find_cases(data)
+    (found,), _ = find_cases(data)
+    case = LabelledScan.of(found, data)
     prepared, out = tmp_path / "prepared", tmp_path / "out"
     prepared.mkdir()
     out.mkdir()
-    prepare_case(case, data, PreprocessSettings(slice_px=64), prepared, training=False)
-    yardstick_case(case, data, prepared, 3.0, 0.0, EvaluationSettings(), out)
+    prepare_case(case, PreprocessSettings(slice_px=64), prepared, training=False)
+    yardstick_case(case, prepared, 3.0, 0.0, EvaluationSettings(), out)
     metrics = CaseEvaluation.load(out).metrics
     assert metrics.true_lesions >= 1
     assert metrics.voxel_auroc is not None
     assert metrics.voxel_auroc > 0.8, "the phantom's lesions differ from its liver by their HU alone"
     larger = tmp_path / "larger"
     larger.mkdir()
-    yardstick_case(case, data, prepared, 3.0, 1e9, EvaluationSettings(), larger)
+    yardstick_case(case, prepared, 3.0, 1e9, EvaluationSettings(), larger)
     assert CaseEvaluation.load(larger).metrics.predicted_lesions == 0, "all are smaller than that"
     assert CaseEvaluation.load(larger).metrics.voxel_auroc == pytest.approx(metrics.voxel_auroc)

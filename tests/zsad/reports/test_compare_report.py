@@ -14,22 +14,17 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.reporting.figures import Stat
 from tests.page import Page
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation, CompareSettings, ablation_systems
 from zsad.reports.compare.charts import Panel, line_chart
-from zsad.reports.compare.report import (
-    AblationResult,
-    AblationRow,
-    Cost,
-    SystemResult,
-    write_compare_report,
-)
+from zsad.reports.compare.report import write_compare_report
 from zsad.reports.run.document import METRICS
 from zsad.steps.evaluate import METRICS_FILE
+from zsad.steps.results import AblationResult, AblationRow, Cost, SystemResult
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 MANY = [f"tile_{number}" for number in range(1, 8)]
@@ -62,7 +57,7 @@ Report = Callable[..., Written]
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    def write(settings: CompareSettings, systems: Sequence[SystemResult] = (), **changes: Any) -> Written:
+    def write(settings: CompareSettings, systems: Sequence[SystemResult[Path]] = (), **changes: Any) -> Written:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         out.mkdir()
         arguments: dict[str, Any] = {"versions": {"adflows": "0.2.0"}}
@@ -73,7 +68,9 @@ def report(tmp_path: Path) -> Report:
     return write
 
 
-def trio(root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: Any) -> tuple[Any, list[SystemResult]]:
+def trio(
+    root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: Any
+) -> tuple[Any, list[SystemResult[Path]]]:
     """CLIP 0.6 and 0.8; AnoCLIP 0.9 and 0.9 or 1.0 by the seed; dual-image 0.7 and 0.8, then 0.9 and 0.8."""
     settings = compare_settings(*TRIO, **changes)
     clip, anovl, dual = settings.systems
@@ -138,7 +135,7 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
     assert r"$90.0^{\dag}" in done.tex("image")
     assert [(one["system"], one["category"], one["rule"]) for one in done.json["failures"]] == [
         ("", "b_2", "not an image"),
-        ("AnoCLIP", "b_2", f"no room in {WITHHELD}"),
+        ("AnoCLIP", "b_2", f"no room in {PLACEHOLDER}"),
     ]
     assert "7.png" in done.page.words
     assert "2 failed" in done.page.words
@@ -363,7 +360,7 @@ def test_unmeasured_cost_leaves_no_section(report: Report, tmp_path: Path) -> No
 # ---------------------------------------------------------------- ablations
 
 
-def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> AblationResult:
+def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> AblationResult[Path]:
     """A row's figures are its image AUROC by seed, and 0.1 less for pixels' PRO."""
     rows = []
     for (label, system), aurocs in zip(ablation_systems(name, "main"), values, strict=False):
@@ -466,9 +463,9 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
         content = path.read_bytes()
         for word in (b"factory", b"patient", str(tmp_path).encode()):
             assert word not in content, path.name
-    assert done.json["settings"]["encoders"]["main"]["weights"] == "vit.pt"
-    assert done.json["settings"]["data"]["root"] == WITHHELD
-    assert done.json["settings"]["systems"][-1]["sam"] == WITHHELD
+    assert done.json["settings"]["encoders"]["main"]["weights"] == f"{PLACEHOLDER}/vit.pt"
+    assert done.json["settings"]["data"]["root"] == PLACEHOLDER
+    assert done.json["settings"]["systems"][-1]["sam"] == f"{PLACEHOLDER}/sam"
     assert "<script" not in done.html
 
 
@@ -525,5 +522,5 @@ def test_damaged_or_foreign_evaluations_are_errors_of_one_line(report: Report, t
         report(settings, systems)
 
 
-def _first(system: SystemResult) -> Any:
+def _first(system: SystemResult[Path]) -> Any:
     return system.categories["a_1"][0]

@@ -20,9 +20,10 @@ from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, wri
 from zsad.clip.models import EMBEDDED_FOLDER, describe
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.data.images import resize_map
-from zsad.reports.run.data import CategoryResult, load_category
+from zsad.reports.run.data import load_category
 from zsad.reports.run.outputs import PNG_SIDE_PX, MapFormat, write_score_outputs
 from zsad.steps.evaluate_maps import evaluate_folders
+from zsad.steps.results import CategoryResult
 
 TIFF_DESCRIPTION = 270
 Array = np.ndarray[Any, Any]
@@ -34,7 +35,7 @@ def score_settings(**changes: Any) -> ZsadSettings:
 
 def write(
     out: Path,
-    category: CategoryResult | None,
+    category: CategoryResult[Path] | None,
     settings: ZsadSettings,
     failures: Sequence[CaseFailure] = (),
     formats: Sequence[MapFormat] = ("png", "tiff"),

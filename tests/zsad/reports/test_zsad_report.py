@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
-from medad.base.text import WITHHELD
+from medad.base.text import PLACEHOLDER
 from medad.reporting.figures import Stat, statistic
 from tests.page import Page
 from tests.zsad.scored_sets import (
@@ -32,11 +32,11 @@ from tests.zsad.scored_sets import (
 )
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.reports.published import CATEGORIES, TEST_IMAGES
-from zsad.reports.run.data import CategoryResult
 from zsad.reports.run.document import METRICS
 from zsad.reports.run.figures import pick_images
 from zsad.reports.run.report import SCALE_QUANTILES, write_report
 from zsad.steps.evaluate import CategoryEvaluation
+from zsad.steps.results import CategoryResult
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
@@ -61,7 +61,7 @@ Report = Callable[..., Written]
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     def write(
-        categories: Sequence[CategoryResult] = (),
+        categories: Sequence[CategoryResult[Path]] = (),
         failures: Sequence[CaseFailure] = (),
         settings: ZsadSettings | None = None,
         **changes: Any,
@@ -619,9 +619,9 @@ def test_no_path_goes_in(report: Report, tmp_path: Path) -> None:
     both = done.html + json.dumps(done.json) + tables
     assert both.count("SECRET") == 0
     assert str(tmp_path) not in both
-    assert done.json["failures"][0]["rule"] == f"cannot read {WITHHELD} (bad)"
+    assert done.json["failures"][0]["rule"] == f"cannot read {PLACEHOLDER} (bad)"
     assert done.json["failures"][0]["file"] == "x.png"
-    assert done.json["settings"]["encoder"]["weights"] == "vit.safetensors"
+    assert done.json["settings"]["encoder"]["weights"] == f"{PLACEHOLDER}/vit.safetensors"
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:

@@ -44,7 +44,8 @@ from zsad.scorers.anomalyclip import (
 )
 from zsad.scorers.learned import Weights
 from zsad.scorers.weights_file import Belonging, Checkpoint
-from zsad.steps.train import Source, gather
+from zsad.steps.results import Source
+from zsad.steps.train import gather
 
 SMALL = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, tau=0.2, sigma_px=1.5)
 CPU = torch.device("cpu")
@@ -172,7 +173,7 @@ def encoder(settings: EncoderSettings) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def source(settings: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(settings: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source[Path]:
     return make_source(tmp_path_factory.mktemp("set"), "metal_nut", settings)
 
 
@@ -238,7 +239,7 @@ def _maps(tokens: torch.Tensor, text: list[list[float]], tau: float) -> list[lis
 
 @pytest.mark.parametrize("blocks", [(), (2, 3)])
 def test_scores_are_the_formulas(
-    source: Source, settings: EncoderSettings, encoder: Encoder, tmp_path: Path, blocks: tuple[int, ...]
+    source: Source[Path], settings: EncoderSettings, encoder: Encoder, tmp_path: Path, blocks: tuple[int, ...]
 ) -> None:
     system = SMALL.model_copy(update={"blocks": blocks})
     weights = _weights(encoder, system)
@@ -263,7 +264,7 @@ def test_scores_are_the_formulas(
 
 
 def test_the_last_block_alone_is_what_is_segmented_by_default(
-    source: Source, settings: EncoderSettings, encoder: Encoder, tmp_path: Path
+    source: Source[Path], settings: EncoderSettings, encoder: Encoder, tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
     Checkpoint(Belonging(system=SMALL, encoder=None, paths=None), _weights(encoder, SMALL)).write(path)
@@ -275,7 +276,9 @@ def test_the_last_block_alone_is_what_is_segmented_by_default(
 
 @pytest.mark.parametrize("losses", [("global",), ("local",), ("global", "local")])
 @pytest.mark.parametrize("blocks", [(), (2, 3)])
-def test_the_loss_is_eq_2(source: Source, encoder: Encoder, losses: tuple[str, ...], blocks: tuple[int, ...]) -> None:
+def test_the_loss_is_eq_2(
+    source: Source[Path], encoder: Encoder, losses: tuple[str, ...], blocks: tuple[int, ...]
+) -> None:
     system = AnomalyClip.model_validate({**SMALL.model_dump(), "losses": losses, "blocks": blocks, "lambda_local": 0.7})
     learner, weights = _learner(encoder, system), _weights(encoder, system)
     data, store = gather([source]), FeatureStore(source.features)
@@ -304,7 +307,7 @@ def test_the_loss_is_eq_2(source: Source, encoder: Encoder, losses: tuple[str, .
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_each_crop_meets_the_words_of_its_own_category(source: Source, encoder: Encoder) -> None:
+def test_each_crop_meets_the_words_of_its_own_category(source: Source[Path], encoder: Encoder) -> None:
     system = SMALL.model_copy(update={"prompt": "object_aware", "losses": ("global",)})
     names = ("bolt", "metal nut", "carpet")
     learner, weights = _learner(encoder, system, names), _weights(encoder, system)
@@ -335,7 +338,7 @@ def test_views_of_the_second_path_are_the_path_ended_there(attention: paths.Atte
         torch.testing.assert_close(found.vv_patches[2], found.patches)
 
 
-def test_a_view_on_disk_is_normalised(source: Source) -> None:
+def test_a_view_on_disk_is_normalised(source: Source[Path]) -> None:
     store = FeatureStore(source.features)
     values = store.view(0, "vv-2")
     torch.testing.assert_close(values, normalize(values, dim=-1))

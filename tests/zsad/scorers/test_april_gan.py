@@ -18,7 +18,8 @@ from zsad.config.systems import AprilGan
 from zsad.scorers.april_gan import AprilGanLearner, score
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import Belonging, Checkpoint
-from zsad.steps.train import Source, gather
+from zsad.steps.results import Source
+from zsad.steps.train import gather
 
 SETTINGS = AprilGan(blocks=(1, 3), scale=20.0)
 BOTH = AprilGan(blocks=(1, 3), scale=20.0, map_share=0.5)
@@ -31,7 +32,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
 
 
 @pytest.fixture(scope="module")
-def source(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source[Path]:
     return make_source(tmp_path_factory.mktemp("set"), "bolt", encoder)
 
 
@@ -40,7 +41,7 @@ def _weights(learner: AprilGanLearner) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def learner(source: Source) -> AprilGanLearner:
+def learner(source: Source[Path]) -> AprilGanLearner:
     assert source.text is not None
     return AprilGanLearner(SETTINGS, read_text(source.text)[None], 32)
 
@@ -74,7 +75,7 @@ def _upsampled_shares(
 
 
 def test_scores_are_the_formulas(
-    source: Source, encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path
+    source: Source[Path], encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path
 ) -> None:
     given = material(source, encoder, checkpoint)
     assert given.text is not None
@@ -101,7 +102,7 @@ def test_scores_are_the_formulas(
 
 
 def test_with_the_texts_exchanged_the_map_is_its_complement(
-    source: Source, encoder: EncoderSettings, checkpoint: Path
+    source: Source[Path], encoder: EncoderSettings, checkpoint: Path
 ) -> None:
     given = material(source, encoder, checkpoint)
     assert given.text is not None
@@ -111,7 +112,7 @@ def test_with_the_texts_exchanged_the_map_is_its_complement(
         assert one.score + other.score == pytest.approx(1, abs=1e-5)
 
 
-def test_the_loss_is_focal_and_dice_of_each_block(source: Source, learner: AprilGanLearner) -> None:
+def test_the_loss_is_focal_and_dice_of_each_block(source: Source[Path], learner: AprilGanLearner) -> None:
     data, store, weights = gather([source]), FeatureStore(source.features), _weights(learner)
     chosen = [0, len(data.crops) - 1, 1]
     batch = data.batch(chosen, learner.reads, torch.device("cpu"))
@@ -129,7 +130,7 @@ def test_the_loss_is_focal_and_dice_of_each_block(source: Source, learner: April
     assert learner.loss(weights, batch).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_each_crop_meets_the_text_of_its_own_source(source: Source, learner: AprilGanLearner) -> None:
+def test_each_crop_meets_the_text_of_its_own_source(source: Source[Path], learner: AprilGanLearner) -> None:
     text = learner.texts[0]
     two = AprilGanLearner(SETTINGS, torch.stack([text, text.flip(0)]), 32)
     weights = _weights(learner)
@@ -144,7 +145,7 @@ def test_each_crop_meets_the_text_of_its_own_source(source: Source, learner: Apr
     assert of([0, 1]) != pytest.approx(of([1, 0]), rel=1e-3)
 
 
-def test_an_extreme_scale_gives_a_finite_loss(source: Source, learner: AprilGanLearner) -> None:
+def test_an_extreme_scale_gives_a_finite_loss(source: Source[Path], learner: AprilGanLearner) -> None:
     steep = AprilGanLearner(AprilGan(blocks=(1, 3), scale=1e4), learner.texts, 32)
     weights = {name: value.requires_grad_() for name, value in _weights(learner).items()}
     loss = steep.loss(weights, gather([source]).batch([0, 1, 2], steep.reads, torch.device("cpu")))
@@ -155,11 +156,13 @@ def test_an_extreme_scale_gives_a_finite_loss(source: Source, learner: AprilGanL
         assert torch.isfinite(value.grad).all()
 
 
-def test_without_a_checkpoint_it_says_so(source: Source, encoder: EncoderSettings) -> None:
+def test_without_a_checkpoint_it_says_so(source: Source[Path], encoder: EncoderSettings) -> None:
     with pytest.raises(ConfigError, match="no checkpoint"):
         next(score(material(source, encoder, None), SETTINGS))
 
 
-def test_features_without_its_blocks_are_refused(source: Source, encoder: EncoderSettings, checkpoint: Path) -> None:
+def test_features_without_its_blocks_are_refused(
+    source: Source[Path], encoder: EncoderSettings, checkpoint: Path
+) -> None:
     with pytest.raises(InputError, match="made without view block-2"):
         next(score(material(source, encoder, checkpoint), AprilGan(blocks=(2, 3))))

@@ -340,7 +340,7 @@ def test_from_image_files_to_scores_on_disk(tmp_path: Path, settings: MuSc | MuS
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     features, out = tmp_path / "features", tmp_path / "scores"
     encode_images(paths, digests, encoder, "cpu", features, views=settings.views)
-    score_system(settings, "object", features, None, None, None, paths, encoder, 3, "cpu", out, batch_size=3)
+    score_system(settings, "object", features, None, None, None, paths, encoder, 3, "cpu", out, largest_batch=3)
     scores = SystemScores(out)
     rows = [image.rows for image in FeatureStore(features).images]
     assert rows == [1, 2, 1, 1]

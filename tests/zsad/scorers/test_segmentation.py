@@ -116,7 +116,7 @@ def _score(folder: Path, out: Path, order: Sequence[int] = (0, 1), batch_size: i
         seed=0,
         device="cpu",
         out=out,
-        batch_size=batch_size,
+        largest_batch=batch_size,
     )
     scores = open_scores(out)
     assert isinstance(scores, SystemScores)

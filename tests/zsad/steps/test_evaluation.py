@@ -25,6 +25,7 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureIndex, ImageRows
 from zsad.config.run import EvaluationSettings, ScoreSettings, Variant
 from zsad.data.images import plan_crops
+from zsad.data.labelled import LabelledImage
 from zsad.scorers.dual.scores_file import ScoredImage, ScoresIndex
 from zsad.steps.evaluate import (
     CategoryCurves,
@@ -38,12 +39,9 @@ Array = NDArray[Any]
 S = 16
 
 
-@dataclass(frozen=True)
-class Known:
-    sha256: str
-    anomalous: bool | None
-    defect: str = ""
-    mask: Path | None = None
+def known(sha256: str, anomalous: bool | None, defect: str = "", mask: Path | None = None) -> LabelledImage:
+    """An image of which the file does not matter."""
+    return LabelledImage(sha256[:8], sha256, Path("-"), anomalous, defect, mask)
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,15 @@ def mask_file(folder: Path, number: int, mask: Array) -> Path:
 class Case:
     """Eight images, four with a defect; maps are noise, warmer at the defects."""
 
-    items: list[Known]
+    items: list[LabelledImage]
     maps: list[Array]
     masks: list[Array]
 
-    def judge(self, items: Sequence[Known] | None = None, **options: Any) -> CategoryEvaluation:
+    def judge(self, items: Sequence[LabelledImage] | None = None, **options: Any) -> CategoryEvaluation:
         return self.both(items, **options)[0]
 
     def both(
-        self, items: Sequence[Known] | None = None, variants: Sequence[Variant] = ("text",), **options: Any
+        self, items: Sequence[LabelledImage] | None = None, variants: Sequence[Variant] = ("text",), **options: Any
     ) -> tuple[CategoryEvaluation, CategoryCurves]:
         return judge(
             self.items if items is None else items,
@@ -102,7 +100,7 @@ def case(tmp_path: Path) -> Case:
         maps.append((rng.random((1, S, S)) + 0.4 * mask).astype(np.float32))
         masks.append(mask)
         path = mask_file(tmp_path, n, mask) if n % 2 else None
-        items.append(Known(f"{n:064x}", bool(n % 2), "scratch" if n % 2 else "good", path))
+        items.append(known(f"{n:064x}", bool(n % 2), "scratch" if n % 2 else "good", path))
     return Case(items, maps, masks)
 
 
@@ -143,7 +141,7 @@ def test_variants_are_judged_each_and_the_last_one_drawn(case: Case) -> None:
 
 
 def test_images_without_labels_get_a_threshold_and_no_figures(case: Case) -> None:
-    items = [Known(item.sha256, None) for item in case.items]
+    items = [known(item.sha256, None) for item in case.items]
     found, drawn = case.both(items, threshold_quantile=0.75)
     text = found.variants["text"]
     assert (text.image, text.pixel, drawn.image, drawn.pixel) == (None, None, None, None)
@@ -181,7 +179,7 @@ def test_a_mask_that_cannot_be_used_is_named_and_its_label_still_counts(case: Ca
 
 
 def test_images_without_scores_are_passed_over(case: Case) -> None:
-    extra = Known("f" * 64, True, "scratch")
+    extra = known("f" * 64, True, "scratch")
     assert case.judge([*case.items, extra]) == case.judge()
     with pytest.raises(InputError, match="none of them has scores"):
         case.judge([extra])
@@ -194,7 +192,7 @@ def test_a_mask_is_resized_before_anything_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "m.png"
     Image.fromarray(truth.repeat(4, 0).repeat(4, 1).astype(np.uint8)).save(path)
     found, _ = judge(
-        [Known("a", True, "x", path)],
+        [known("a", True, "x", path)],
         seed=0,
         crops={"a": (plan_crops(4 * S, 4 * S, S, 9), (4 * S, 4 * S))},
         order=["a"],
@@ -214,7 +212,7 @@ def test_the_evaluation_size_and_long_images(tmp_path: Path) -> None:
     tiles = np.zeros((len(crops.offsets), S, S), dtype=np.float32)
     tiles[-1, 4:12, 8:14] = 1.0  # canvas 16 x 24, last crop from 8: columns 16..22 of 24, as 40..55 of 60
     found, _ = judge(
-        [Known("a", True, "x", mask_file(tmp_path, 0, wide))],
+        [known("a", True, "x", mask_file(tmp_path, 0, wide))],
         seed=0,
         crops={"a": (crops, (40, 60))},
         order=["a"],

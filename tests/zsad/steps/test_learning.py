@@ -18,20 +18,22 @@ from safetensors.torch import load_file, save_file
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
-from tests.zsad.learned_sets import Known, encoder_settings, make_source, material
+from tests.zsad.learned_sets import encoder_settings, make_source, material
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import EncoderSettings, EvaluationSettings
 from zsad.config.systems import AnomalyClip, AprilGan, Training
+from zsad.data.labelled import LabelledImage
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
 from zsad.steps import train as learning
 from zsad.steps.evaluate import CategoryEvaluation, evaluate_category
+from zsad.steps.results import Source
 from zsad.steps.score import score_system
-from zsad.steps.train import CURVE, Data, Source, fit, gather, learner_of, train_system
+from zsad.steps.train import CURVE, Data, fit, gather, learner_of, train_system
 
 CPU = torch.device("cpu")
 SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, betas=(0.5, 0.999), seed=1)
@@ -56,12 +58,14 @@ def encoder(model: Path) -> EncoderSettings:
 
 
 @pytest.fixture(scope="module")
-def sources(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, ...]:
+def sources(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source[Path], ...]:
     root = tmp_path_factory.mktemp("sets")
     return make_source(root, "metal_nut", encoder), make_source(root, "bolt", encoder)
 
 
-def _train(system: System, sources: tuple[Source, ...], encoder: EncoderSettings, out: Path, **more: Any) -> Weights:
+def _train(
+    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, out: Path, **more: Any
+) -> Weights:
     train_system(system, sources, encoder, "cpu", out, **more)
     return load_file(out / CHECKPOINT)
 
@@ -82,7 +86,9 @@ def _digest(module: torch.nn.Module) -> str:
 
 
 @EACH
-def test_the_loss_falls(system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path) -> None:
+def test_the_loss_falls(
+    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+) -> None:
     long = _with(system, epochs=25)
     _train(long, sources, encoder, tmp_path)
     curve = json.loads((tmp_path / CURVE).read_text(encoding="utf-8"))
@@ -94,7 +100,7 @@ def test_the_loss_falls(system: System, sources: tuple[Source, ...], encoder: En
 
 @EACH
 def test_squares_are_found_in_images_never_seen(
-    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     """Trained, scored and judged as the flow does it; with random weights words mean nothing, so of one category."""
     own = sources[1]
@@ -111,7 +117,7 @@ def test_squares_are_found_in_images_never_seen(
 
 
 @EACH
-def test_the_encoder_does_not_move(system: System, sources: tuple[Source, ...], encoder: EncoderSettings) -> None:
+def test_the_encoder_does_not_move(system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings) -> None:
     data = gather(sources)
     learner = learner_of(system, sources, data, encoder, CPU)
     frozen = learner.encoder if isinstance(learner, AnomalyClipLearner) else Encoder.load(encoder, CPU)
@@ -128,7 +134,7 @@ def test_the_encoder_does_not_move(system: System, sources: tuple[Source, ...], 
 
 @EACH
 def test_weights_are_a_function_of_seed_and_content(
-    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     first = _train(system, sources, encoder, tmp_path / "1")
@@ -144,7 +150,7 @@ def test_weights_are_a_function_of_seed_and_content(
 def test_a_killed_training_goes_on_to_the_same_weights(
     system: System,
     step: int,
-    sources: tuple[Source, ...],
+    sources: tuple[Source[Path], ...],
     encoder: EncoderSettings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -172,7 +178,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
 
 def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
-    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     kept = tmp_path / "state.pt"
 
@@ -194,7 +200,7 @@ def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
 
 @EACH
 def test_parts_of_a_batch_add_up(
-    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     # one step: what Adam makes of rounding grows with their number
     one = _with(system, epochs=1, batch_size=100, learning_rate=1e-3)
@@ -207,7 +213,7 @@ def test_parts_of_a_batch_add_up(
 
 
 def test_a_training_that_diverges_says_so(
-    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"APRIL-GAN: the loss became NaN or infinite in epoch 2; lower"):
         _train(_with(APRIL, learning_rate=1e38, epochs=3, batch_size=100), sources, encoder, tmp_path)
@@ -226,7 +232,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("change", ABLATIONS.values(), ids=ABLATIONS.keys())
 def test_ablations_of_001_train_and_score(
-    change: dict[str, Any], sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    change: dict[str, Any], sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     system = AnomalyClip.model_validate({**ANOMALY.model_dump(), **change})
     weights = _train(_with(system, epochs=6), sources, encoder, tmp_path)
@@ -249,7 +255,7 @@ def test_kinds_of_dpam_train_each_on_its_own_features(attention: str, model: Pat
         next(anomalyclip.score(material(source, other, tmp_path / "out" / CHECKPOINT), ANOMALY))
 
 
-def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source, ...]) -> None:
+def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...]) -> None:
     data = gather(sources[:1])
     store = FeatureStore(sources[0].features)
     masks = {item.sha256: item for item in sources[0].items}
@@ -271,17 +277,17 @@ def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source, ...]) -> 
 
 
 def test_what_cannot_be_used_is_left_out_and_noted(
-    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     source = sources[0]
-    items = [Known(i.sha256, i.anomalous, i.defect, i.mask) for i in source.items]
+    items = list(source.items)
     black, small = tmp_path / "black.png", tmp_path / "small.png"
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(black)
     Image.fromarray(np.full((5, 5), 255, np.uint8)).save(small)
     items[0] = dataclasses.replace(items[0], anomalous=None)
     items[1] = dataclasses.replace(items[1], mask=black)
     items[3] = dataclasses.replace(items[3], mask=None)
-    with_stranger = [*items, Known("0" * 64, True, "square", small)]
+    with_stranger = [*items, LabelledImage("stranger", "0" * 64, small, True, "square", small)]
     _train(APRIL, (dataclasses.replace(source, items=with_stranger),), encoder, tmp_path / "out")
     curve = json.loads((tmp_path / "out" / CURVE).read_text(encoding="utf-8"))
     assert curve["images"] == 3
@@ -295,7 +301,7 @@ def test_what_cannot_be_used_is_left_out_and_noted(
 
 
 def test_sets_that_teach_nothing_are_refused(
-    sources: tuple[Source, ...], encoder: EncoderSettings, model: Path, tmp_path: Path
+    sources: tuple[Source[Path], ...], encoder: EncoderSettings, model: Path, tmp_path: Path
 ) -> None:
     source = sources[0]
     for wanted, missing in ((True, "normal image"), (False, "anomalous image with a mask")):
@@ -318,7 +324,7 @@ def test_sets_that_teach_nothing_are_refused(
 
 @EACH
 def test_a_checkpoint_is_read_as_it_was_written_and_holds_no_path(
-    system: System, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     named = system.model_copy(update={"label": "Mrs Smith", "checkpoint": "/home/smith/x", "encoder": "smith"})
     _train(named, sources, encoder, tmp_path)
@@ -339,7 +345,7 @@ def _rewrite(path: Path, change: Callable[[Weights], Weights]) -> None:
     Checkpoint(found.belonging, change(found.weights)).write(path)
 
 
-def _refused(path: Path, source: Source, encoder: EncoderSettings, system: System) -> str:
+def _refused(path: Path, source: Source[Path], encoder: EncoderSettings, system: System) -> str:
     score = april_gan.score if isinstance(system, AprilGan) else anomalyclip.score
     with pytest.raises(InputError) as caught:
         next(score(material(source, encoder, path), system))  # type: ignore[arg-type]
@@ -349,7 +355,7 @@ def _refused(path: Path, source: Source, encoder: EncoderSettings, system: Syste
 
 
 def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
-    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     source = sources[0]
     april, anomaly = tmp_path / "april", tmp_path / "anomaly"
@@ -389,7 +395,7 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
 
 
 def test_files_that_are_no_checkpoints_are_refused_in_one_line(
-    sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     source, path = sources[0], tmp_path / "file.safetensors"
     assert _refused(path, source, encoder, APRIL) == "no such file or folder"
@@ -428,7 +434,7 @@ def _official(**change: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("outer", [True, False])
 def test_the_public_layout_is_imported(
-    outer: bool, sources: tuple[Source, ...], encoder: EncoderSettings, tmp_path: Path
+    outer: bool, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     state, path = _official(), tmp_path / "epoch_15.pth"
     torch.save({"prompt_learner": state} if outer else state, path)
@@ -523,7 +529,7 @@ class _Recorder:
         return 0 * weights["x"].sum()
 
 
-def test_each_epoch_shows_every_crop_once_in_an_order_of_its_own(sources: tuple[Source, ...]) -> None:
+def test_each_epoch_shows_every_crop_once_in_an_order_of_its_own(sources: tuple[Source[Path], ...]) -> None:
     data, recorder = gather(sources), _Recorder()
     assert fit(recorder, data, SHORT, CPU).losses == [0.0] * 12
     assert [len(batch) for batch in recorder.shown] == [5, 5, 5, 1] * 3

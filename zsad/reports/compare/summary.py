@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from medad.base.errors import CaseFailure
+from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import clean, natural_order
 from medad.reporting.failures import shown_failures
 from medad.reporting.figures import statistic
@@ -48,7 +49,6 @@ from zsad.reports.run.document import (
     Notice,
     PublishedTable,
     definitions_shown,
-    settings_without_paths,
 )
 from zsad.steps.results import AblationResult, Evaluated
 
@@ -143,7 +143,7 @@ def make_document(
         failures=shown_failures(failures, hidden=settings.data.opaque_ids, group="system", images=True),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=_definitions(settings),
-        settings=settings_without_paths(settings),
+        settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 

@@ -6,13 +6,12 @@ No path goes in: images appear under their ids.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from medad.base.settings import MACHINE_FIELDS, SAMPLES_PREFIX, MachineSettings
-from medad.base.text import WITHHELD, clean
+from medad.base.settings import MACHINE_FIELDS
+from medad.base.text import clean
 from medad.reporting.failures import ShownFailure
 from medad.reporting.figures import Stat
 from zsad.clip.models import MadeBy
@@ -22,8 +21,6 @@ from zsad.reports.comparable import why_not_comparable
 from zsad.reports.published import TITLES, PublishedRow, published_rows
 from zsad.steps.evaluate import CategoryCurves
 
-_PATHS = frozenset({"root", "masks", "textures", "checkpoint", "clipseg", "sam", "salient"})
-"""Settings that name a file or folder."""
 SCHEMA_VERSION = 1
 
 RANDOM_NOTICE = (
@@ -242,7 +239,7 @@ def make_document(
         failures=tuple(failures),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=definitions_shown(settings.evaluation),
-        settings=settings_without_paths(settings),
+        settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 
@@ -283,23 +280,3 @@ def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
             "masks are resized by the nearest pixel."
         ),
     }
-
-
-def settings_without_paths(settings: MachineSettings) -> dict[str, Any]:
-    """The settings that decide results as JSON values, with folders and files withheld; of weights the name is left."""
-
-    def shown(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {inner: shown(inner, one) for inner, one in value.items()}
-        if isinstance(value, list):
-            return [shown("", one) for one in value]
-        if not isinstance(value, str):
-            return value
-        if key in _PATHS and not (key == "root" and value.startswith(SAMPLES_PREFIX)):
-            return WITHHELD
-        if key == "weights":
-            return Path(value).name
-        return f"local-dir:{WITHHELD}" if key == "model" and value.startswith("local-dir:") else value
-
-    values: dict[str, Any] = shown("", settings.model_dump(mode="json", exclude=set(MACHINE_FIELDS)))
-    return values
