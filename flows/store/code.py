@@ -78,10 +78,12 @@ def _file(name: str) -> Path | None:
     """Source file of a module of ours, found without importing it."""
     top, *below = name.split(".")
     spec = find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    path = Path(spec.origin).parent.joinpath(*below)
-    candidates = (path / "__init__.py", path.with_suffix(".py")) if below else (Path(spec.origin),)
+    if not below:
+        return None if spec.origin is None else Path(spec.origin)
+    paths = [Path(folder, *below) for folder in spec.submodule_search_locations or ()]
+    candidates = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py"))]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
@@ -155,7 +157,8 @@ def _reach(module: str, statements: tuple[ast.stmt, ...], parsed: Module) -> set
 def closure(function: str) -> dict[str, str]:
     """Everything of ours that `package.module:function` can reach: name -> sha256 of its syntax tree.
 
-    Raises LookupError when the function does not exist: a wrong name must never become a constant key.
+    The function's own module counts wherever it lies. Raises LookupError when the function does not exist: a wrong
+    name must never become a constant key.
     """
     start_module, _, start_name = function.partition(":")
     parsed = _parse(start_module)
@@ -165,7 +168,7 @@ def closure(function: str) -> dict[str, str]:
     seen: dict[tuple[str, str], str] = {}
     while pending:
         module, name = pending.pop()
-        if (module, name) in seen or not _ours(module):
+        if (module, name) in seen or not (_ours(module) or module == start_module):
             continue
         parsed = _parse(module)
         if parsed is None:

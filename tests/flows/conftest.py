@@ -32,11 +32,7 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
-from flows.store.step import (
-    Job,
-    Step,
-)
-from medad.base.errors import InputError  # noqa: E402
+from tests.flows.fake_step import RUNS  # noqa: E402
 
 
 @pytest.fixture
@@ -45,6 +41,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ADFLOWS_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def no_prefect() -> Iterator[None]:
+    """Let a module's commands run their flows in this process, without Prefect."""
+    from flows.cli import doctor
+    from flows.runs.flow import OurFlow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OurFlow, "run", OurFlow.local)
+        patch.setattr(doctor, "check_prefect", lambda: doctor.Check("prefect", "ok", "not asked"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -57,35 +65,6 @@ def prefect_server() -> Iterator[str]:
         url = PREFECT_API_URL.value()
         assert url is not None
         yield url
-
-
-RUNS: list[str] = []
-"""Texts that fake jobs have really worked on."""
-
-
-@dataclass(frozen=True)
-class FakeJob(Job):
-    """Writes its text, unless told to break."""
-
-    text: str
-    breaks: str = ""
-    step = Step("fake", 1, (), ("pydantic",), volatile=frozenset({"timing.txt"}))
-
-    def inputs(self) -> dict[str, Any]:
-        if self.breaks == "unreadable":
-            raise InputError("/share/scan.nii.gz", "no such file")
-        return {"text": self.text}
-
-    def run(self, out: Path, *, key: str) -> None:
-        RUNS.append(self.text)
-        (out / "half").write_text("written before it broke", encoding="utf-8")
-        if self.breaks == "rule":
-            raise InputError("/share/MUSTERMANN/scan.nii.gz", "the scan is bad")
-        if self.breaks == "bug":
-            raise ZeroDivisionError("a bug")
-        (out / "half").rename(out / "result.txt")
-        (out / "result.txt").write_text(self.text, encoding="utf-8")
-        (out / "timing.txt").write_text(str(len(RUNS)), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -108,13 +87,8 @@ def new_world() -> Callable[..., World]:
 
 
 @pytest.fixture
-def fake_job() -> type[FakeJob]:
-    return FakeJob
-
-
-@pytest.fixture
 def runs() -> list[str]:
-    """What fake jobs really worked on in this test."""
+    """Texts that fake steps really worked on in this test."""
     RUNS.clear()
     return RUNS
 

@@ -7,13 +7,10 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from flows.devices.child import Place
-from flows.store.artifacts import Step
-from flows.store.step import DeviceJob
+from flows.store.step import Call, Step
 from medad.base.errors import InputError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
@@ -26,92 +23,112 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Probe(DeviceJob):
-    """Writes down where it ran, and does with it what `act` says."""
+PROBE = Step(
+    "probe",
+    1,
+    "tests.flows.device_jobs:probe",
+    ("pydantic",),
+    kind="inference",
+    not_in_key=frozenset({"folder", "seconds"}),
+)
 
-    text: str
-    act: str = ""
-    machine: MachineSettings = ANY_MACHINE
-    batch_size: int = 8
-    folder: Path | None = None
-    """Where steps that are to be alone on their device tell of one another."""
-    seconds: float = 0.0
-    kind = "inference"
-    step = Step("probe", 1, (), ("pydantic",))
 
-    def inputs(self) -> dict[str, Any]:
-        return {"text": self.text, "act": self.act}
+def probing(
+    text: str,
+    act: str = "",
+    machine: MachineSettings = ANY_MACHINE,
+    batch_size: int = 8,
+    folder: Path | None = None,
+    seconds: float = 0.0,
+) -> Call:
+    """Return a call that writes down where it ran, and does with it what `act` says.
 
-    def alone(self) -> None:
-        """Stay a while on the device; write down when, and whether anybody else was there."""
-        assert self.folder is not None
-        device = os.environ["ADFLOWS_DEVICE"]
-        mark, log = self.folder / f"{device}.pid", self.folder / "log"
+    Steps that are to be alone on their device tell of one another in `folder`.
+    """
+    return PROBE(text=text, act=act, folder=folder, seconds=seconds, machine=machine, batch_size=batch_size)
 
-        def note(what: str) -> None:
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(f"{time.monotonic()} {what} {device} {self.text}\n")
 
-        try:
-            other = int(mark.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            other = 0
-        if other and is_alive(other):
-            note("VIOLATION")
-        fresh = self.folder / f"{device}.{os.getpid()}"
-        fresh.write_text(str(os.getpid()), encoding="ascii")
-        fresh.replace(mark)
-        note("begin")
-        time.sleep(self.seconds)
-        note("end")
-        mark.unlink()
+def alone(text: str, folder: Path, seconds: float) -> None:
+    """Stay a while on the device; write down when, and whether anybody else was there."""
+    device = os.environ["ADFLOWS_DEVICE"]
+    mark, log = folder / f"{device}.pid", folder / "log"
 
-    def run_on(self, out: Path, place: Place) -> None:
-        facts = {
-            "device": place.device,
-            "visible": os.environ["CUDA_VISIBLE_DEVICES"],
-            "batch_size": place.batch_size,
-            "pid": os.getpid(),
-            "group": os.getpgid(0),
-            "marker": os.environ.get("MARKER", ""),
-        }
-        (out / "what").write_text(json.dumps(facts), encoding="utf-8")
-        act, _, argument = self.act.partition(" ")
-        place.report(1, 2)
-        if act == "hang" or act == "grandchild":
-            if act == "grandchild":
-                child = os.fork()
-                if not child:
-                    time.sleep(3600)
-                Path(argument).write_text(str(child), encoding="utf-8")
-            threading.Event().wait(3600)
-        elif act == "spin":
-            while True:
-                sum(range(1000))
-        elif act == "rule":
-            raise InputError("/share/scan.nii.gz", "the scan is bad")
-        elif act == "bug":
-            raise ZeroDivisionError("a bug")
-        elif act == "unpicklable":
-            raise type("LocalError", (Exception,), {})("no other process knows this class")
-        elif act == "die":
-            os.kill(os.getpid(), signal.Signals(int(argument)))
-        elif act == "exit":
-            os._exit(int(argument))
-        elif act == "memory":  # as from a GPU that holds batches of so many
-            import torch
+    def note(what: str) -> None:
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(f"{time.monotonic()} {what} {device} {text}\n")
 
-            if place.batch_size > int(argument):
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        elif act == "killed-for-memory":
-            if place.batch_size > int(argument):
-                os.kill(os.getpid(), signal.SIGKILL)
-        elif act == "no-gpu-memory":
-            import torch
+    try:
+        other = int(mark.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        other = 0
+    if other and is_alive(other):
+        note("VIOLATION")
+    fresh = folder / f"{device}.{os.getpid()}"
+    fresh.write_text(str(os.getpid()), encoding="ascii")
+    fresh.replace(mark)
+    note("begin")
+    time.sleep(seconds)
+    note("end")
+    mark.unlink()
 
-            if os.environ.get("ADFLOWS_DEVICE", "").startswith("gpu"):
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        elif act == "alone":
-            self.alone()
-        place.report(2, 2)
+
+def probe(
+    text: str,
+    act: str,
+    folder: Path | None,
+    seconds: float,
+    out: Path,
+    *,
+    device: str,
+    largest_batch: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Write down where this runs, then do what `act` says."""
+    facts = {
+        "device": device,
+        "visible": os.environ["CUDA_VISIBLE_DEVICES"],
+        "batch_size": largest_batch,
+        "pid": os.getpid(),
+        "group": os.getpgid(0),
+        "marker": os.environ.get("MARKER", ""),
+    }
+    (out / "what").write_text(json.dumps(facts), encoding="utf-8")
+    act, _, argument = act.partition(" ")
+    on_progress(1, 2)
+    if act == "hang" or act == "grandchild":
+        if act == "grandchild":
+            child = os.fork()
+            if not child:
+                time.sleep(3600)
+            Path(argument).write_text(str(child), encoding="utf-8")
+        threading.Event().wait(3600)
+    elif act == "spin":
+        while True:
+            sum(range(1000))
+    elif act == "rule":
+        raise InputError("/share/scan.nii.gz", "the scan is bad")
+    elif act == "bug":
+        raise ZeroDivisionError("a bug")
+    elif act == "unpicklable":
+        raise type("LocalError", (Exception,), {})("no other process knows this class")
+    elif act == "die":
+        os.kill(os.getpid(), signal.Signals(int(argument)))
+    elif act == "exit":
+        os._exit(int(argument))
+    elif act == "memory":  # as from a GPU that holds batches of so many
+        import torch
+
+        if largest_batch > int(argument):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    elif act == "killed-for-memory":
+        if largest_batch > int(argument):
+            os.kill(os.getpid(), signal.SIGKILL)
+    elif act == "no-gpu-memory":
+        import torch
+
+        if os.environ.get("ADFLOWS_DEVICE", "").startswith("gpu"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    elif act == "alone":
+        assert folder is not None
+        alone(text, folder, seconds)
+    on_progress(2, 2)

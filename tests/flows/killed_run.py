@@ -26,7 +26,7 @@ def arm(place: str, step: str) -> None:
     from flows.devices import child
     from flows.runs import run_folder as publish
     from flows.store.artifacts import ArtefactStore
-    from flows.store.step import DeviceJob
+    from flows.store.step import STEPS, load_steps
 
     def is_it(folder: Path) -> bool:
         return folder.name.startswith(f"{step}-") or folder.parent.name == step
@@ -42,6 +42,8 @@ def arm(place: str, step: str) -> None:
         return wrapped
 
     if place == "making":
+        load_steps("flows.liver", "flows.zsad")
+        is_device = STEPS[step].kind is not None
         messages = child._messages
 
         def first_message(process: Any, *arguments: Any) -> Iterator[Any]:
@@ -53,14 +55,12 @@ def arm(place: str, step: str) -> None:
         child._messages = first_message
         build = ArtefactStore.build
 
-        def half(self: ArtefactStore, kind: Any, inputs: Any, body: Any, **options: Any) -> Any:
+        def half(self: ArtefactStore, kind: Any, parts: Any, body: Any, **options: Any) -> Any:
             def broken(out: Path) -> Any:
                 (out / "half").write_bytes(b"half")
                 die()
 
-            steps = (getattr(job, "step", None) for job in _subclasses(DeviceJob))  # what jobs share has none
-            is_device = any(getattr(found, "name", None) == step for found in steps)
-            return build(self, kind, inputs, broken if kind.name == step and not is_device else body, **options)
+            return build(self, kind, parts, broken if kind.name == step and not is_device else body, **options)
 
         ArtefactStore.build = half
     elif place == "sealing":
@@ -105,12 +105,6 @@ def _armed(swap: Callable[..., None], replace: Callable[..., Any]) -> Callable[.
         swap(*arguments)
 
     return armed
-
-
-def _subclasses(kind: Any) -> Iterator[Any]:
-    for below in kind.__subclasses__():
-        yield below
-        yield from _subclasses(below)
 
 
 if __name__ == "__main__":

@@ -12,24 +12,24 @@ from flows.machine.environment import prepare_prefect
 
 def many(engine: str, count: int, seed: int, folder: str) -> str:
     # here, and not above: every step's process imports this program
-    from flows.runs.runner import Tally
+    from flows.runs.prefect_runner import PrefectRunner
     from medad.base.settings import MachineSettings
-    from tests.flows.device_jobs import Probe
+    from tests.flows.device_jobs import probing
 
     machine = MachineSettings.model_validate({"engine": engine, "engine_workers": 2})
-    tally = Tally(machine)
+    runner = PrefectRunner(machine)
     draw = random.Random(seed)
-    jobs = [
-        Probe(f"{number}", "alone", machine, 1 << 20, Path(folder), draw.uniform(0, 0.15)) for number in range(count)
+    calls = [
+        probing(f"{number}", "alone", machine, 1 << 20, Path(folder), draw.uniform(0, 0.15)) for number in range(count)
     ]
-    draw.shuffle(jobs)
-    refs = [task.ref() for task in [tally.submit(job.text, job) for job in jobs]]
+    draw.shuffle(calls)
+    refs = [task.ref() for task in [runner.submit(call.arguments["text"], call) for call in calls]]
     return json.dumps(
         {
             "done": sum(ref is not None for ref in refs),
-            "computed": tally.computed,
-            "cached": tally.cached,
-            "failures": [failure.rule for failure in tally.failures],
+            "computed": runner.computed,
+            "cached": runner.cached,
+            "failures": [failure.rule for failure in runner.failures],
         }
     )
 

@@ -15,9 +15,9 @@ import SimpleITK as sitk
 
 import medad
 from medad.base.errors import ConfigError, InputError
-from medad.cohort.datasets import Case
+from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
-from medad.config.liver import DatasetSettings, PostprocessSettings
+from medad.config.liver import PostprocessSettings
 from medad.steps.cases import prepare_case, segment_case
 from tests.medad.trained_runs import SETTINGS, write_run
 
@@ -50,8 +50,7 @@ def steps(pair: tuple[Path, Path], run: Path, tmp_path_factory: pytest.TempPathF
     prepared, out = root / "prepared", root / "out"
     prepared.mkdir()
     out.mkdir()
-    data = DatasetSettings(root="-", layout="folder", images="*", labels="*", liver_labels=LIVER)
-    prepare_case(Case("x", *pair, LIVER, None, opaque=True), data, SETTINGS.preprocess, prepared, training=False)
+    prepare_case(LabelledScan(*pair, LIVER, None), SETTINGS.preprocess, prepared, training=False)
     networks = (run / "model" / "restoration", run / "model" / "segmentation")
     segment_case(prepared, *networks, SETTINGS.inference, SETTINGS.postprocess, "cpu", out)
     return out

@@ -95,7 +95,8 @@ def by_steps(
         )
     else:
         score_system(
-            system, "wood", root / "features", text, memory, None, files, encoder, 0, "cpu", root / "out", batch_size=3
+            system, "wood", root / "features", text, memory, None, files, encoder, 0, "cpu", root / "out",
+            largest_batch=3,
         )  # fmt: skip
     store, scores = FeatureStore(root / "features"), open_scores(root / "out")
     maps = [merge_maps(scores.patch_map(n, variant), store.crops(n)) for n in range(len(store))]

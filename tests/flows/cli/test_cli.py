@@ -245,8 +245,7 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     [case], _ = find_cases(settings.train_data)
     whole = tmp_path / "whole"
     whole.mkdir()
-    files = LabelledScan.of(case, settings.train_data)
-    prepare_case(files, PreprocessSettings(slice_px=64), whole, training=True)
+    prepare_case(LabelledScan.of(case, settings.train_data), PreprocessSettings(slice_px=64), whole, training=True)
     ours, theirs = (load_prepared(p).slices for p in (out / "equalised.safetensors", whole / "prepared.safetensors"))
     np.testing.assert_array_equal(ours.pixels, theirs.pixels)
     np.testing.assert_array_equal(ours.organ, theirs.organ)
@@ -274,11 +273,11 @@ def empty_config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_dead_server_is_one_line(prefect_cli: Cli, empty_config: Path) -> None:
+def test_a_dead_server_is_one_line(cli: Cli, empty_config: Path) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        ran = prefect_cli("liver", "prepare", empty_config)
+        ran = cli("liver", "prepare", empty_config)
     assert ran.code == 2
     [line] = ran.err.strip().splitlines()
     assert "PREFECT_API_URL" in line
@@ -286,7 +285,7 @@ def test_a_dead_server_is_one_line(prefect_cli: Cli, empty_config: Path) -> None
 
 @pytest.mark.usefixtures("cache")
 def test_a_temporary_server_that_is_late_is_one_line(
-    prefect_cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect starts a process that never answers."""
     from prefect.server.api.server import SubprocessASGIServer
@@ -308,7 +307,7 @@ def test_a_temporary_server_that_is_late_is_one_line(
     late = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1, PREFECT_HOME: tmp_path / "prefect"}
     try:
         with temporary_settings(late, restore_defaults={PREFECT_API_URL}):
-            ran = prefect_cli("liver", "prepare", empty_config)
+            ran = cli("liver", "prepare", empty_config)
     finally:
         for process in started:
             process.kill()

@@ -38,7 +38,7 @@ def begin(engine: str, seed: int, folder: Path, server: str, **environment: str)
         "PYTHONPATH": str(ROOT),
     } | environment
     (folder / "marks").mkdir(exist_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("many_probes.py")), engine, str(TASKS), str(seed)]
+    command = [sys.executable, str(ROOT / "tests" / "flows" / "many_probes.py"), engine, str(TASKS), str(seed)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "cwd": ROOT}
     started = subprocess.Popen([*command, str(folder / "marks")], env=os.environ | environment, **pipes)
     STARTED.append(started)

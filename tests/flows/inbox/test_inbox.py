@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import functools
+import dataclasses
 import json
 import logging
 import os
@@ -11,7 +11,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,26 +46,21 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 
 @pytest.fixture
-def box(world: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """An inbox whose passes do without Prefect: what a pass decides is not up to it."""
+def served(world: Any, tmp_path: Path, prefect_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """An inbox whose passes are Prefect's flow runs."""
     monkeypatch.setenv("ADFLOWS_CACHE", str(world.cache))
-    return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", cli)
+    return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", prefect_cli)
 
 
 @pytest.fixture
-def served(box: Box, prefect_cli: Cli) -> Box:
-    """The inbox whose passes are Prefect's flow runs."""
-    return replace(box, cli=prefect_cli)
-
-
-def end_of(request: object) -> Any:
-    """How the flow ends for Prefect."""
-    flow: Callable[..., Any] = liver_inbox.prefect
-    return flow(request, return_state=True)
+def box(served: Box, cli: Cli) -> Box:
+    """An inbox whose passes run without Prefect: what a pass decides is not up to it."""
+    return dataclasses.replace(served, cli=cli)
 
 
 def state_of(box: Box, **more: Any) -> Any:
-    return end_of(InboxRequest(config=str(box.config), **more))
+    """How the flow ends for Prefect."""
+    return liver_inbox.prefect(InboxRequest(config=str(box.config), **more), return_state=True)
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -171,7 +165,8 @@ def test_prefects_ui_shows_a_table_of_opaque_ids_and_names_a_person_reads(served
     served.drop("MUSTERMANN", 0)
     served.drop_broken("PID4711", 1)
     # as a deployment hands it over: plain JSON
-    run_id = end_of({"config": str(served.config)}).state_details.flow_run_id
+    state: Any = liver_inbox.prefect({"config": str(served.config)}, return_state=True)
+    run_id = state.state_details.flow_run_id
     assert run_id is not None
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
@@ -196,7 +191,8 @@ def test_values_put_over_a_configuration_are_not_stored(served: Box) -> None:
     run_id = state_of(served, overrides={"inbox": str(served.inbox)}).state_details.flow_run_id
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(run_id).parameters["request"] == {"config": str(served.config), "retry": []}
-    assert set(parameter_schema(liver_inbox.prefect).definitions["InboxRequest"]["properties"]) == {"config", "retry"}
+    schema = parameter_schema(liver_inbox.prefect.fn)
+    assert set(schema.definitions["InboxRequest"]["properties"]) == {"config", "retry"}
 
 
 def test_nothing_of_a_patient_leaves_the_inbox(
@@ -353,7 +349,7 @@ def test_a_failed_case_is_tried_again_when_what_it_failed_with_changes(
         save_file(tensors, weights, metadata)
         box.configure(model=str(other))
     else:
-        monkeypatch.setattr("flows.store.step.code_digest", lambda *functions: "another program")
+        monkeypatch.setattr("flows.store.artifacts.code_digest", lambda *functions: "another program")
     assert box.segmented(code=2) == []
     [after] = box.failures().values()
     assert before["tried_with"] != after["tried_with"]
@@ -371,6 +367,7 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     box.drop("b", 1)
     with monkeypatch.context() as patch:
         patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
+        patch.setattr("flows.runs.runner.get_run_logger", lambda: logging.getLogger("tests"))
         with pytest.raises(ZeroDivisionError):
             box.run()
     assert "internal error (ZeroDivisionError)" in {record["rule"] for record in box.failures().values()}
@@ -581,7 +578,6 @@ def test_a_scan_that_changes_while_it_is_read_is_not_published(box: Box, monkeyp
 
     scan, prepare = box.drop("a", 0), cases.prepare_case
 
-    @functools.wraps(prepare)
     def change(*arguments: Any, **more: Any) -> None:
         prepare(*arguments, **more)
         os.utime(scan)
@@ -748,9 +744,11 @@ def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypat
     assert len(box.segmented()) == 1
 
 
-def test_a_watch_runs_the_flow_only_where_there_is_news(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.cli import inbox as cli_inbox
     from flows.cli.options import run_flow
+
+    box = served
 
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
     box.configure(settle_s=0.05)
@@ -824,7 +822,7 @@ def test_a_broken_set_up_is_a_failed_run_with_one_line(served: Box, broken: str,
         served.configure(model=str(other))
     else:
         served.configure(inbox=str(tmp_path / "nowhere"))
-    state = end_of(request)
+    state: Any = liver_inbox.prefect(request, return_state=True)
     assert state.is_failed()
     assert state.message
     assert "\n" not in state.message

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flows.liver.sensitivity_steps import MeasuredVolume, MeasurePlanted, SensitivityReport
 
-from flows.liver.steps import Prepare, Segment
-from flows.store.artifacts import Ref, content_key
+from flows.liver import steps
 from flows.store.code import closure
+from flows.store.references import Ref
+from flows.store.step import Call, Step, content_key
+from medad.base.settings import ANY_MACHINE, MachineSettings
 from medad.base.text import PLACEHOLDER
-from medad.cohort.datasets import Case
+from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_btcv_phantoms
 from medad.config.liver import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings
-from medad.config.sensitivity import SensitivitySettings
+from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
+from medad.steps.results import Segmenter, VolumeResult
 
 Cli = Callable[..., Any]
 CELLS = ("--set", "diameters_mm=[20, 40, 60]", "--set", "contrasts_hu=[[-80, -50], {hu: [-60, -30], kind: mixed}]")
@@ -156,41 +158,48 @@ def test_what_a_volume_depends_on(tmp_path: Path) -> None:
     scan, label = tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz"
     scan.write_bytes(b"scan")
     label.write_bytes(b"label")
-    data = DatasetSettings(root="/share/doe_jane", layout="btcv")
-    case = Case("case-1", scan, label, (6,), None)
-    study = SensitivitySettings(healthy=data)
-    prepare = Prepare(case, data, PreprocessSettings(), training=False)
-    segment = Segment(
-        ref("prepare"), ref("restoration"), ref("segmentation"), InferenceSettings(), PostprocessSettings()
+    study = SensitivitySettings(healthy=DatasetSettings(root="/share/doe_jane", layout="btcv"))
+    case = LabelledScan(scan, label, (6,), None)
+    segmenter = Segmenter(
+        PreprocessSettings(), ref("restoration"), ref("segmentation"), InferenceSettings(), PostprocessSettings()
     )
     first, second = study.volumes()[:2]
-    job = MeasurePlanted(prepare, segment, ref("segment"), first, study.measure)
-    same = [
-        replace(job, machine=study.machine),
-        replace(job, prepare=replace(prepare, case=replace(case, id="other"))),
-        replace(job, segment=replace(segment, inference=InferenceSettings(batch_size=3))),
-    ]
+
+    def call(
+        planting: PlantingSettings = first,
+        measure: MeasureSettings = study.measure,
+        healthy: Ref | None = None,
+        machine: MachineSettings = ANY_MACHINE,
+        **segmented: Any,
+    ) -> Call:
+        by = replace(segmenter, **segmented)
+        return steps.measure(case, planting, measure, healthy or ref("segment"), by, machine)
+
+    same = [call(machine=study.machine), call(inference=InferenceSettings(batch_size=3))]
     other = [
-        replace(job, planting=second),
-        replace(job, measure=study.measure.model_copy(update={"overlap": 0.2})),
-        replace(job, healthy=ref("segment", "b")),
-        replace(job, segment=replace(segment, restoration=ref("restoration", "b"))),
-        replace(job, prepare=replace(prepare, settings=PreprocessSettings(slice_px=64))),
+        call(planting=second),
+        call(measure=study.measure.model_copy(update={"overlap": 0.2})),
+        call(healthy=ref("segment", "b")),
+        call(restoration=ref("restoration", "b")),
+        call(preprocess=PreprocessSettings(slice_px=64)),
     ]
-    key = content_key(job.parts())
+    key = content_key(call().parts())
     assert {content_key(one.parts()) for one in same} == {key}
     assert len({key, *(content_key(one.parts()) for one in other)}) == 1 + len(other)
-    assert "doe_jane" not in str(job.parts())
-    assert str(tmp_path) not in str(job.parts())
-    report = SensitivityReport(study, (MeasuredVolume("case-1", ref("sensitivity")),), (), (), (), (), named=True)
-    changed = [replace(report, trained_on=None), replace(report, trained_on=("case-1",)), replace(report, named=False)]
-    assert len({content_key(one.parts()) for one in (report, *changed)}) == 4
+    assert "doe_jane" not in str(call().parts())
+    assert str(tmp_path) not in str(call().parts())
+    results = [VolumeResult("case-1", ref("sensitivity"))]
+    reports = [
+        steps.sensitivity_report(study, results, trained_on, (), {}, (), named=named)
+        for trained_on in (frozenset[str](), None, frozenset({"case-1"}))
+        for named in (True, False)
+    ]
+    assert len({content_key(one.parts()) for one in reports}) == 6
 
 
-@pytest.mark.parametrize("job", [MeasurePlanted, SensitivityReport])
-def test_steps_name_functions_that_exist(job: Any) -> None:
-    for function in job.step.functions:
-        assert len(closure(function)) > 1
+@pytest.mark.parametrize("step", [steps.MEASURE, steps.SENSITIVITY_REPORT], ids=lambda step: step.name)
+def test_steps_name_functions_that_exist(step: Step) -> None:
+    assert len(closure(step.function)) > 1
 
 
 def test_no_folder_reaches_prefect() -> None:

@@ -18,7 +18,6 @@ import urllib.request
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ import pytest
 import yaml
 
 from flows.privacy.log_filter import PathFilter, path_filter
-from flows.store.artifacts import Step
-from flows.store.step import Job
+from flows.runs.flow import new_runner
+from flows.runs.outcome import Outcome
+from flows.store.step import Step
+from medad.base.settings import ANY_MACHINE
 from medad.base.text import PLACEHOLDER
 from medad.config.liver import DatasetSettings, LiverSettings
 from tests.flows import leaks, plants
@@ -366,30 +367,24 @@ def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
 # --- libraries, crashes, warnings
 
 
-@dataclass(frozen=True)
-class Misbehaving(Job):
+def misbehave(scan: Path, ends: str, out: Path) -> None:
     """A library that quotes what it should not, in every way that it can."""
+    del out
+    tags = plants.DICOM_TEXTS
+    quoted = f"{scan}: {tags['PatientName']}, {tags['PatientID']}, {tags['StudyInstanceUID']}"
+    logging.getLogger("planted.library").warning("cannot decode %s", quoted)
+    logging.getLogger("planted.library").warning("does not fit %d", quoted)
+    logging.getLogger("planted.library").warning(json.dumps({"file": str(scan), "who": tags["PatientName"]}))
+    logging.getLogger("planted.library").warning("GET /?file=%s", urllib.parse.quote(str(scan)))
+    print(f"reading {quoted}")  # noqa: T201
+    warnings.warn(f"odd header in {quoted}", UserWarning, stacklevel=1)
+    if ends == "bug":
+        raise RuntimeError(f"ITK ERROR: {quoted}; {scan.parent.name} {tags['StudyDescription']}")
+    if ends == "panic":
+        raise Panic(f"called unwrap on {quoted}")
 
-    scan: Path
-    ends: str
-    step = Step("misbehaving", 1, (), ("pydantic",))
 
-    def inputs(self) -> dict[str, Any]:
-        return {"ends": self.ends}
-
-    def run(self, out: Path, *, key: str) -> None:
-        tags = plants.DICOM_TEXTS
-        quoted = f"{self.scan}: {tags['PatientName']}, {tags['PatientID']}, {tags['StudyInstanceUID']}"
-        logging.getLogger("planted.library").warning("cannot decode %s", quoted)
-        logging.getLogger("planted.library").warning("does not fit %d", quoted)
-        logging.getLogger("planted.library").warning(json.dumps({"file": str(self.scan), "who": tags["PatientName"]}))
-        logging.getLogger("planted.library").warning("GET /?file=%s", urllib.parse.quote(str(self.scan)))
-        print(f"reading {quoted}")  # noqa: T201
-        warnings.warn(f"odd header in {quoted}", UserWarning, stacklevel=1)
-        if self.ends == "bug":
-            raise RuntimeError(f"ITK ERROR: {quoted}; {self.scan.parent.name} {tags['StudyDescription']}")
-        if self.ends == "panic":
-            raise Panic(f"called unwrap on {quoted}")
+MISBEHAVING_STEP = Step("misbehaving", 1, f"{__name__}:misbehave", ("pydantic",), not_in_key=frozenset({"scan"}))
 
 
 class Panic(BaseException):
@@ -421,30 +416,23 @@ def extra_logger(prefect_server: str, caplog: pytest.LogCaptureFixture) -> Itera
 @pytest.mark.parametrize("ends", ["bug", "panic", "crash", "early crash", "well"])
 def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: str, ends: str) -> None:
     """In a task, in a flow that crashes outside of its tasks, and before the flow has learned a single path."""
-    from prefect import flow
-    from prefect.client.schemas.objects import State
-
-    from flows.devices.engines import RUNNER
-    from flows.privacy.log_filter import confined
-    from flows.runs.runner import Tally
+    from flows.runs.prefect_flow import prefect_flow
 
     del prefect_server
     _, found = planted
     marker = f"planted {ends}"
 
-    @flow(name=marker, task_runner=RUNNER, persist_result=False, log_prints=True)
-    @confined
-    def misbehave() -> State[Any] | None:
+    def body() -> Outcome:
         if ends == "early crash":
             raise RuntimeError(f"cannot list '{found.good}' nor {found.loose}/x: {plants.STUDY_UID}, {NAME_TAG}")
-        tally = Tally()
-        ref = tally.run("ct-4711", Misbehaving(found.good, ends))
+        runner = new_runner(ANY_MACHINE, refresh=False)
+        ref = runner.run("ct-4711", MISBEHAVING_STEP(scan=found.good, ends=ends))
         assert (ref is None) == (ends == "bug")
         if ends == "crash":
             raise RuntimeError(f"flow cannot go on with {found.good}, {found.good.parent.name}, {NAME_TAG}")
-        return None
+        return Outcome(0, 0)  # of a failed task the test looks at the logs alone
 
-    state: Any = misbehave(return_state=True)
+    state: Any = prefect_flow(body, marker, marker)(return_state=True)
     names = {"bug": "Completed", "well": "Completed", "panic": "Crashed"}
     assert state.name == names.get(ends, "Failed"), state
     if ends not in ("well", "bug"):

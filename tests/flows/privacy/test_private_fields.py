@@ -17,20 +17,21 @@ from flows.inbox.flow import liver_inbox
 from flows.liver.ablate import ablate
 from flows.liver.flow import SegmentRequest, StepRequest, hand_step, liver, segment
 from flows.liver.sensitivity import SensitivityRequest, sensitivity
-from flows.runs.run_folder import MANIFEST, RunFolder, publish
-from flows.runs.runner import Tally
+from flows.runs.run_folder import RunFolder, publish
+from flows.runs.runner import LocalRunner
 from flows.server.deployments import case_step, liver_nightly, zsad_weekly
 from flows.zsad.compare import compare
 from flows.zsad.flow import ScoreRequest, score, zsad
+from medad.base.manifest import MANIFEST
 from medad.base.private import Private, field_types, is_private, parts_of
 from medad.base.settings import Settings
 from medad.config.ablation import AblationSettings, RowSettings, SweepSettings
 from medad.config.liver import InboxSettings, LiverSettings, PreprocessSettings
 from medad.config.sensitivity import SensitivitySettings
-from medad.reports.ablation.data import AblationResults
 from medad.reports.ablation.report import write_ablation_report
 from medad.reports.run.report import write_report as write_liver_report
 from medad.reports.sensitivity.report import write_sensitivity_report
+from medad.steps.results import AblationResults
 from zsad.config.compare import CompareSettings
 from zsad.config.run import ZsadSettings
 from zsad.reports.compare.report import write_compare_report
@@ -111,8 +112,8 @@ REQUESTS: tuple[BaseModel, ...] = (
     ScoreRequest(images=(PATH,), category=None, out=PATH),
 )
 FLOWS: tuple[Flow[..., Any], ...] = (
-    *(ablate, case_step, compare, hand_step, liver, liver_inbox, liver_nightly, score, segment, sensitivity),
-    *(zsad, zsad_weekly),
+    *(one.prefect for one in (ablate, compare, hand_step, liver, liver_inbox, score, segment, sensitivity, zsad)),
+    *(case_step, liver_nightly, zsad_weekly),
 )
 CONFIG_MODULES = [
     ".".join(path.with_suffix("").parts[-3:])
@@ -218,14 +219,14 @@ def test_settings_as_json_hold_no_name_and_are_valid(settings: Settings) -> None
 
 @pytest.mark.parametrize("value", [*SETTINGS.values(), *REQUESTS], ids=lambda value: type(value).__name__)
 def test_parameters_as_prefect_stores_them_hold_no_name(value: BaseModel) -> None:
-    stored = liver.serialize_parameters({"value": value})
+    stored = liver.prefect.serialize_parameters({"value": value})
     assert stored["value"]
     assert SECRET not in json.dumps(stored)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_manifests_hold_no_name(settings: Settings, cache: Path, tmp_path: Path) -> None:
-    publish(RunFolder(tmp_path / "run", settings, (), {}, 1.0), Tally())
+    publish(RunFolder(tmp_path / "run", settings, (), dict, 1.0), LocalRunner())
     assert SECRET not in (tmp_path / "run" / MANIFEST).read_text(encoding="utf-8")
 
 

@@ -59,7 +59,7 @@ class Runs:
         return found
 
     def killed(self, place: str, step: str) -> None:
-        done = self.go(str(Path(__file__).with_name("killed_run.py")), place, step)
+        done = self.go(str(ROOT / "tests" / "flows" / "killed_run.py"), place, step)
         assert done.returncode == -signal.SIGKILL, done.stderr
 
     @property

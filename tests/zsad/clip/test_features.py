@@ -161,7 +161,7 @@ def test_damaged_features_are_told(encoded: Path, name: str, keep: float | None,
 def test_another_schema_is_told(encoded: Path, tmp_path: Path) -> None:
     index = json.loads((encoded / "index.json").read_text(encoding="utf-8"))
     (tmp_path / "index.json").write_text(json.dumps(index | {"schema": "adflows zsad features 9"}), encoding="utf-8")
-    with pytest.raises(InputError, match="no index"):
+    with pytest.raises(InputError, match="not an index"):
         FeatureStore(tmp_path)
 
 
