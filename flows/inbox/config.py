@@ -20,7 +20,8 @@ from flows.machine.environment import find_config
 from flows.store.digests import path_digest
 from flows.store.step import content_key, keyed
 from medad.base.errors import ConfigError
-from medad.config.liver import InboxSettings, LiverSettings, load_inbox
+from medad.config.inbox import InboxSettings, load_inbox
+from medad.config.liver import LiverSettings
 
 ALL_FAILED = "failed"
 """In `retry`: every case that failed."""

@@ -15,19 +15,17 @@ from flows.store.step import PAGE, Call, Keyed, Step, keyed, shown
 from medad.base.errors import CaseFailure, InputError
 from medad.base.settings import MACHINE_FIELDS, MachineSettings
 from medad.config.ablation import AblationSettings
+from medad.config.anomalies import LesionSettings, SynthesisSettings, TextureSettings
 from medad.config.by_hand import HAND_STEPS as BY_HAND
 from medad.config.by_hand import HandStepName
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,
-    LesionSettings,
     LiverSettings,
     PlantSettings,
     PostprocessSettings,
     PreprocessSettings,
-    SynthesisSettings,
-    TextureSettings,
 )
 from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
 from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeResult

@@ -17,7 +17,9 @@ from pathlib import Path
 
 PACKAGES = ("medad", "zsad")
 """Packages whose code is walked; the rest are libraries, known by their version."""
-VALUES_IN_KEY = frozenset({"medad.config.liver", "medad.base.errors", "medad.base.settings", "zsad.config.run"})
+VALUES_IN_KEY = frozenset(
+    {"medad.config.anomalies", "medad.config.liver", "medad.base.errors", "medad.base.settings", "zsad.config.run"}
+)
 """Not walked: settings enter the key by value, and an error's text changes no artefact."""
 
 

@@ -27,8 +27,9 @@ from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import InputError, UserError
 from zsad.clip.models import made_by
 from zsad.config.compare import CompareSettings, ablation_systems
+from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings
 from zsad.config.run import PromptStyle
-from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
+from zsad.config.systems import DualImage, System, WinClip
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, AblationRow, Cost, Evaluated, Source, SystemResult
 

@@ -14,9 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from medad.base.private import DataRoot, PrivateCases, PrivateExpression, PrivatePattern, changes_of
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-
-MOST_SCALE_EXPONENT = 8
-"""2^8 lattice cells a side: one a pixel at the thesis's 256 px."""
+from medad.config.anomalies import SynthesisSettings, VariationSettings
 
 
 class PlantSettings(Settings):
@@ -135,108 +133,6 @@ class PreprocessSettings(Settings):
             raise ValueError("window_hu must be (low, high) with low < high")
         if self.background == "median" and (self.equalise or self.standardise != "median"):
             raise ValueError("background median needs standardise: median and equalise: false")
-        return self
-
-
-class LesionSettings(Settings):
-    """Pseudo lesions in HU (`medad.anomalies.lesions`); slices must be linear in HU (`preprocess.equalise: false`)."""
-
-    most: Annotated[int, Field(ge=1, le=8)] = 3
-    """Lesions in a slice, 1 to so many."""
-    empty_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of slices that stay healthy."""
-    diameter_mm: tuple[float, float] = (4.0, 100.0)
-    """Longest axis of the cut, log-uniform."""
-    shortest_axis: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Least ratio of the two axes."""
-    contrast_hu: tuple[float, float] = (12.0, 120.0)
-    """Size of the contrast, log-uniform."""
-    bright_share: Annotated[float, Field(ge=0, le=1)] = 0.35
-    mixed_share: Annotated[float, Field(ge=0, le=1)] = 0.35
-    edge_mm: tuple[float, float] = (0.5, 4.0)
-    """Standard deviation of the Gaussian that softens the outline."""
-    unevenness: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Standard deviation, at most, of the outline's relative distance from the ellipse."""
-    outline_px: tuple[float, float] = (2.0, 8.0)
-    """Over how many pixels outline and texture change, in small and in large lesions."""
-    texture_hu: tuple[float, float] = (0.0, 15.0)
-
-
-class VariationSettings(Settings):
-    """Normal variation painted into healthy slices (`medad.anomalies.augment`); slices must be linear in HU."""
-
-    offset_hu: Annotated[float, Field(ge=0)] = 8.0
-    gain_log: Annotated[float, Field(ge=0)] = 0.2
-    """Contrast within the liver is multiplied by exp of up to this, either way."""
-    field_hu: Annotated[float, Field(ge=0)] = 8.0
-    """Standard deviation, at most, of a slow inhomogeneity."""
-    field_px: Annotated[float, Field(gt=0)] = 16.0
-    shade_hu: tuple[float, float] = (-40.0, 25.0)
-    """How much one side of a slice differs from the other: hardened beams, arms in the field, uneven fat."""
-    shade_mm: tuple[float, float] = (6.0, 60.0)
-    """Over how many mm that sets in, log-uniform."""
-    vessels: Annotated[int, Field(ge=0, le=16)] = 6
-    """At most so many painted vessels."""
-    vessel_mm: tuple[float, float] = (3.0, 14.0)
-    vessel_length: tuple[float, float] = (2.0, 16.0)
-    """Half a vessel's length, in radii."""
-    vessel_hu: tuple[float, float] = (-40.0, 90.0)
-    rim_px: Annotated[float, Field(ge=0)] = 2.0
-    rim_hu: tuple[float, float] = (-60.0, 30.0)
-    noise_hu: tuple[float, float] = (0.0, 20.0)
-    grain_px: Annotated[float, Field(gt=0)] = 1.0
-
-
-class TextureSettings(Settings):
-    """DRAEM's pseudo anomalies: a texture laid, half transparent, over a Perlin mask (Zavrtanik et al., 2021)."""
-
-    folder: DataRoot | None = None
-    """A folder of pictures (such as DTD), read as grey. None: textures are generated."""
-    opacity: tuple[float, float] = (0.2, 1.0)
-    """Range of the texture's opacity, drawn evenly: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""
-    scale_exponents: tuple[int, int] = (0, 5)
-    """A mask's noise has 2^U{low..high} lattice cells along each axis, each axis by itself."""
-    rotation_deg: tuple[float, float] = (-90.0, 90.0)
-    threshold: float = 0.5
-    """Noise, about -1..1, above this is anomalous. Lower gives larger anomalies."""
-    clean_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of slices that stay as they are, with an empty mask; DRAEM's public code: one half."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> TextureSettings:
-        if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
-            raise ValueError("opacity must be (low, high) with 0 <= low <= high <= 1")
-        if not 0 <= self.scale_exponents[0] <= self.scale_exponents[1] <= MOST_SCALE_EXPONENT:
-            raise ValueError(f"scale_exponents must be (low, high) with 0 <= low <= high <= {MOST_SCALE_EXPONENT}")
-        if self.rotation_deg[0] > self.rotation_deg[1]:
-            raise ValueError("rotation_deg must be (low, high) with low <= high")
-        return self
-
-
-class SynthesisSettings(Settings):
-    """Algorithm 1 and the meant eq. 3.1; DRAEM's Perlin masks and textures; or lesions in HU."""
-
-    kind: Literal["blobs", "perlin_texture", "lesions"] = "blobs"
-    """`blobs`: one grey shift in blobs of blurred noise, by the settings below (the thesis). `perlin_texture`: a
-    texture in Perlin masks, by the group `texture` alone (DRAEM, the thesis's baseline). `lesions`: by the group
-    `lesions` alone."""
-    texture: TextureSettings = TextureSettings()
-    lesions: LesionSettings = LesionSettings()
-    blur_sigma_px: Annotated[float, Field(gt=0)] = 15.0
-    threshold_grey: Annotated[float, Field(gt=0, lt=255)] = 200.0
-    ellipse_px: Annotated[int, Field(ge=1, le=63)] = 9
-    """Side of the elliptical structuring element; odd."""
-    shift_grey: tuple[float, float] = (60.0, 100.0)
-    """Range of |C|, the constant added inside the mask; the sign is drawn with it."""
-    shift_distribution: Literal["uniform", "normal"] = "uniform"
-    """`normal`: zero mean, sd = half the upper limit, truncated to the range."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> SynthesisSettings:
-        if not 0 <= self.shift_grey[0] < self.shift_grey[1] <= 255:
-            raise ValueError("shift_grey must be (low, high) with 0 <= low < high <= 255")
-        if self.ellipse_px % 2 == 0:
-            raise ValueError("ellipse_px must be odd")
         return self
 
 
@@ -413,87 +309,9 @@ def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, A
             yield f"{parent}{key}", value
 
 
-class InboxSettings(Settings):
-    """A folder into which scans are dropped, and where each goes once it is segmented.
-
-    `scans` and `livers` are patterns below `inbox` as in `DatasetSettings`' layout folder: one `*` each, which stands
-    for the case.
-    """
-
-    name: RunName
-    inbox: DataRoot
-    """Folder that is looked into and never written to."""
-    out: DataRoot
-    """Folder of results: one folder a case, `failed/`, and the overview."""
-    model: DataRoot
-    """Folder of a run with trained networks."""
-    scans: PrivatePattern
-    livers: PrivatePattern
-    liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
-    """Values of liver in the masks."""
-    settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    """A scan is read once none of its files has changed for so long: until then it may still be arriving."""
-    affine_mismatch: Literal["error", "warn"] = "error"
-    affine_from: Literal["agree", "sform", "qform"] = "agree"
-    settings: LiverChanges = Field(default_factory=dict)
-    """Values put over those of the model's run, by dotted key: where it computes, `postprocess.threshold`."""
-
-    @model_validator(mode="after")
-    def _patterns_and_folders(self) -> InboxSettings:
-        for name in ("scans", "livers"):
-            pattern = getattr(self, name)
-            if pattern.count("*") != 1:
-                raise ValueError(f"`{name}` must be a pattern with exactly one *, which stands for the case")
-            if pattern.startswith("/") or ".." in Path(pattern).parts:
-                raise ValueError(f"`{name}` must be a pattern below the inbox")
-        if self.scans == self.livers:
-            raise ValueError("`scans` and `livers` are the same pattern")
-        inbox, out, model = (folder.resolve() for folder in (self.inbox_folder, self.out_folder, self.model_folder))
-        if inbox == out or inbox in out.parents or out in inbox.parents:
-            raise ValueError("`inbox` and `out` must be two folders, neither inside the other")
-        if model == out:
-            raise ValueError("`out` is the model's folder; results need one of their own")
-        return self
-
-    @property
-    def inbox_folder(self) -> Path:
-        return Path(self.inbox).expanduser().absolute()
-
-    @property
-    def out_folder(self) -> Path:
-        return Path(self.out).expanduser().absolute()
-
-    @property
-    def model_folder(self) -> Path:
-        return Path(self.model).expanduser().absolute()
-
-    @property
-    def settings_by_key(self) -> dict[str, Any]:
-        """`settings` by dotted key, however deep they were nested."""
-        return dict(by_key(self.settings))
-
-    def data(self, root: str) -> DatasetSettings:
-        """The inbox as a data set, at `root`; file names name no case."""
-        return DatasetSettings(
-            root=root,
-            layout="folder",
-            images=self.scans,
-            labels=self.livers,
-            liver_labels=self.liver_labels,
-            affine_mismatch=self.affine_mismatch,
-            affine_from=self.affine_from,
-            opaque_ids=True,
-        )
-
-
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> LiverSettings:
     """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
     return load_settings(LiverSettings, path, overrides)
-
-
-def load_inbox(path: Path, overrides: Mapping[str, Any] | None = None) -> InboxSettings:
-    """As `load`, for an inbox. Raises ConfigError."""
-    return load_settings(InboxSettings, path, overrides)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> LiverSettings:

@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings, RunName, load_settings, parse_settings
+from zsad.config.learned import LearnedSettings
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, PromptSettings, ReferenceSettings
-from zsad.config.systems import DualImage, LearnedSettings, System
+from zsad.config.systems import DualImage, System
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Ablation = Literal["references", "map_weights", "image_weights", "steps"]

@@ -185,10 +185,6 @@ class AdaptSettings(Settings):
     """A folder of texture images (such as DTD). None: textures are generated."""
     opacity: tuple[Fraction, Fraction] = (0.2, 1.0)
     """Range of the overlaid texture's opacity: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""
-    perlin_scale_exponents: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 5)
-    """DRAEM: lattice cells a side = 2^U{0..5}, each axis by itself."""
-    perlin_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    perlin_rotation_deg: tuple[float, float] = (-90.0, 90.0)
     min_mask_patches: Annotated[int, Field(ge=1)] = 1
     """A Perlin mask that touches fewer patches is drawn again."""
 
