@@ -90,8 +90,8 @@ def test_means_are_over_categories_and_then_seeds(report: Report, tmp_path: Path
     clip, anovl, dual = (done.mean(number) for number in range(3))
     assert clip == {"mean": pytest.approx(0.7), "sd": None, "n": 1}
     # seed by seed 0.9 and 0.95; sd of two values is their distance through the root of 2
-    assert anovl == {"mean": pytest.approx(0.925), "sd": pytest.approx(0.05 / 2**0.5), "seeds": 2}
-    assert dual == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1 / 2**0.5), "seeds": 2}
+    assert anovl == {"mean": pytest.approx(0.925), "sd": pytest.approx(0.05 / 2**0.5), "n": 2}
+    assert dual == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1 / 2**0.5), "n": 2}
     assert [done.rank(number) for number in range(3)] == [3, 1, 2]
     assert "<strong>92.5 ± 3.5</strong>" in done.html
     assert "<u>80.0 ± 7.1</u>" in done.html
