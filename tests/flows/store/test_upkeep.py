@@ -22,7 +22,7 @@ from flows.store.artifacts import SIDECAR, ArtefactStore
 from flows.store.references import Ref
 from flows.store.step import STEPS, Call, load_steps
 from medad.base.errors import ConfigError
-from tests.flows.fake_step import FAKE, fake
+from tests.flows.fake_steps import FAKE, fake
 
 DAY_S = 86400.0
 RUN_UNDER_WAY = """
