@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.runs.flow import new_runner, running_on
 from flows.runs.plan import PlanRunner, Row
-from flows.runs.runner import LocalRunner
+from flows.runs.runner import LocalRunner, new_runner, running_on
 from flows.store.upkeep import Change
 from medad.base.settings import ANY_MACHINE
 
