@@ -8,10 +8,15 @@ from pathlib import Path
 # the tests' networks are too small to share: two threads that wait for each other on a busy machine take minutes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["medad", "zsad"], "beartype.beartype")
+from tests import typechecked
+
+install_import_hook(["medad", "zsad"], f"{typechecked.__name__}.once")
+hypothesis.settings.register_profile("adflows", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("adflows")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,10 +23,10 @@ from flows.liver.stages import ReadyCase, Stages
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.runs import showing
-from flows.runs.flow import new_runner, our_flow
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome, finish
 from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions
-from flows.runs.runner import Once, Scoped, Submitted, describe
+from flows.runs.runner import Once, Scoped, Submitted, describe, new_runner
 from flows.store.references import Ref, canonical_json
 from flows.store.step import keyed
 from medad.base.errors import CaseFailure, UserError

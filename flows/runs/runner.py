@@ -7,9 +7,11 @@ which is raised when all else is done.
 from __future__ import annotations
 
 import abc
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -214,6 +216,24 @@ class LocalRunner(Runner):
 
     def submit(self, label: str, call: Call) -> Submitted:
         return Done(label, self.take(label, attempt(label, call, refresh=self.refresh, make=make_here)))
+
+
+_kind: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
+
+
+def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
+    """Return the runner of the flow under way: of the kind that it was started with."""
+    return _kind.get()(machine, refresh=refresh)
+
+
+@contextlib.contextmanager
+def running_on(kind: type[Runner]) -> Iterator[None]:
+    """Within, flows' bodies have runners of this kind."""
+    token = _kind.set(kind)
+    try:
+        yield
+    finally:
+        _kind.reset(token)
 
 
 class Scoped(Runner):

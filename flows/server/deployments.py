@@ -25,10 +25,10 @@ from flows.inbox.flow import liver_inbox
 from flows.liver import steps
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.log_filter import path_filter
-from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import prefect_flow
 from flows.runs.run_folder import writable
+from flows.runs.runner import new_runner
 from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
 from medad.base.errors import ConfigError

@@ -159,7 +159,8 @@ def _reach(module: str, statements: tuple[ast.stmt, ...], parsed: Module) -> set
 def closure(function: str) -> dict[str, str]:
     """Everything of ours that `package.module:function` can reach: name -> sha256 of its syntax tree.
 
-    The function's own module counts wherever it lies. Raises LookupError when the function does not exist: a wrong name must never become a constant key.
+    The function's own module counts wherever it lies. Raises LookupError when the function does not exist: a wrong
+    name must never become a constant key.
     """
     start_module, _, start_name = function.partition(":")
     parsed = _parse(start_module)

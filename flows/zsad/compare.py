@@ -14,10 +14,10 @@ from pathlib import Path
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.runs import showing
-from flows.runs.flow import new_runner, our_flow
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, copied, installed_versions
-from flows.runs.runner import Submitted, describe
+from flows.runs.runner import Submitted, describe, new_runner
 from flows.store.artifacts import ArtefactStore
 from flows.store.digests import path_digest
 from flows.store.references import Ref

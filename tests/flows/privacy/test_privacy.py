@@ -25,8 +25,8 @@ import pytest
 import yaml
 
 from flows.privacy.log_filter import PathFilter, path_filter
-from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome
+from flows.runs.runner import new_runner
 from flows.store.step import Step
 from medad.base.settings import ANY_MACHINE
 from medad.base.text import PLACEHOLDER
@@ -384,7 +384,9 @@ def misbehave(scan: Path, ends: str, out: Path) -> None:
         raise Panic(f"called unwrap on {quoted}")
 
 
-MISBEHAVING_STEP = Step("misbehaving", 1, f"{__name__}:misbehave", ("pydantic",), not_in_key=frozenset({"scan"}))
+MISBEHAVING_STEP = Step(
+    "misbehaving", 1, "tests.flows.privacy.test_privacy:misbehave", ("pydantic",), not_in_key=frozenset({"scan"})
+)
 
 
 class Panic(BaseException):

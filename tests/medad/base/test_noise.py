@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -34,7 +34,6 @@ def test_nine_pixel_ellipse_by_hand() -> None:
     assert noise.ellipse(9).tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     side=st.sampled_from([1, 3, 5, 7, 9, 13]),
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),

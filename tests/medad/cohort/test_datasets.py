@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medad.base.errors import CaseFailure, ConfigError, InputError
@@ -118,7 +118,6 @@ NAMES_MAY_HOLD = "abAB01-_. +~" + ("äé" if sys.getfilesystemencoding() == "utf
 ODD_NAMES = st.text(st.sampled_from(NAMES_MAY_HOLD), min_size=1, max_size=8).filter(lambda name: name[0] != ".")
 
 
-@settings(max_examples=60, deadline=None)
 @given(names=st.sets(ODD_NAMES, min_size=1, max_size=8), opaque=st.booleans())
 def test_ids_are_unique_and_safe_whatever_the_files_are_called(
     tmp_path_factory: pytest.TempPathFactory, names: set[str], opaque: bool

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -56,7 +56,6 @@ def test_volume_and_diameter_are_the_ellipsoids(seed: int) -> None:
         np.testing.assert_allclose(voxels.mean(axis=0), np.array(lesion.centre_voxel) * FINE, atol=0.1)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(1, 6),

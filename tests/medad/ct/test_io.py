@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from nibabel.affines import apply_affine
@@ -253,7 +253,6 @@ def test_scale_header_counts_and_slope_zero_means_none(tmp_path: Path) -> None:
         np.testing.assert_array_equal(io.read_scan(tmp_path / "scan.nii").hu, expected.astype(np.float32))
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("round")

@@ -88,7 +88,6 @@ def empty_case(shape: tuple[int, int, int] = (4, 4, 4)) -> dict[str, Array]:
 # ---------------------------------------------------------------- AUROC
 
 
-@settings(deadline=None)
 @given(scored())
 def test_auroc_is_the_definition(case: tuple[Array, Array]) -> None:
     expected = auroc_by_definition(*case)
@@ -96,7 +95,6 @@ def test_auroc_is_the_definition(case: tuple[Array, Array]) -> None:
     assert got == (None if expected is None else pytest.approx(expected, abs=1e-15))
 
 
-@settings(deadline=None)
 @given(scored())
 def test_auroc_ignores_monotone_maps_and_order(case: tuple[Array, Array]) -> None:
     scores, truth = case
@@ -107,7 +105,6 @@ def test_auroc_ignores_monotone_maps_and_order(case: tuple[Array, Array]) -> Non
     assert auroc(scores[::-1], truth[::-1]) == auroc(scores, truth)
 
 
-@settings(deadline=None)
 @given(scored())
 def test_auroc_of_the_opposite_question_is_the_complement(case: tuple[Array, Array]) -> None:
     scores, truth = case
@@ -145,7 +142,6 @@ def test_auroc_refuses_nan() -> None:
 # ---------------------------------------------------------------- pooled histograms
 
 
-@settings(deadline=None)
 @given(scored(st.floats(0.0, 1.0)))
 def test_histogram_auroc_is_within_its_own_resolution(case: tuple[Array, Array]) -> None:
     histogram = LogitHistogram.of(*case)
@@ -167,7 +163,6 @@ def test_histogram_resolves_smooth_scores() -> None:
     assert histogram.auroc() == pytest.approx(auroc(scores, truth), abs=1e-4)
 
 
-@settings(deadline=None)
 @given(scored(), scored())
 def test_histograms_merge_like_their_voxels(first: tuple[Array, Array], second: tuple[Array, Array]) -> None:
     merged = LogitHistogram.of(*first) + LogitHistogram.of(*second)
@@ -186,7 +181,6 @@ def test_histogram_counts_do_not_overflow() -> None:
 # ---------------------------------------------------------------- Dice
 
 
-@settings(deadline=None)
 @given(volumes())
 def test_dice_is_the_definition_symmetric_and_defined_when_empty(case: dict[str, Array]) -> None:
     a, b = case["truth"], case["prediction"]
@@ -289,7 +283,6 @@ def test_a_case_without_slices_or_liver_is_defined() -> None:
     assert (metrics.slice_scores, metrics.slice_auroc, metrics.voxel_auroc) == ((), None, None)
 
 
-@settings(deadline=None)
 @given(volumes(), st.sampled_from([0, 1, 2]))
 def test_a_mirrored_volume_gives_the_same_metrics(case: dict[str, Array], axis: int) -> None:
     plain = run(case)
@@ -300,7 +293,6 @@ def test_a_mirrored_volume_gives_the_same_metrics(case: dict[str, Array], axis: 
     np.testing.assert_array_equal(plain.histogram.tumour, mirrored.histogram.tumour)
 
 
-@settings(deadline=None)
 @given(volumes())
 def test_a_perfect_prediction_is_perfect(case: dict[str, Array]) -> None:
     case["prediction"] = case["truth"]
@@ -316,7 +308,6 @@ def test_a_perfect_prediction_is_perfect(case: dict[str, Array]) -> None:
 # ---------------------------------------------------------------- over cases
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(volumes(), max_size=6), st.randoms(use_true_random=False))
 def test_summary_is_the_definition_and_ignores_the_order(cases: list[dict[str, Array]], shuffle: random.Random) -> None:
     done = [run(case, f"case-{i}") for i, case in enumerate(cases)]
@@ -365,7 +356,7 @@ def test_summary_counts_lesions_over_cases() -> None:
 # ---------------------------------------------------------------- files
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(volumes())
 def test_files_hold_everything(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Array]) -> None:
     folder = tmp_path_factory.mktemp("evaluated")

@@ -72,7 +72,6 @@ def longest_pair(voxels: set[Voxel], affine: Array) -> float:
     return max((float(np.linalg.norm(a - b)) for a, b in itertools.combinations(points, 2)), default=0.0)
 
 
-@settings(deadline=None)
 @given(cases(), st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([0.0, 1.0, 2.5, 6.0]))
 def test_postprocess_is_threshold_liver_and_size(case: tuple[Array, Array], threshold: float, limit: float) -> None:
     probability, liver = case
@@ -140,7 +139,6 @@ def test_memory_follows_the_liver_not_the_volume() -> None:
     assert peak < 1.1 * volume + 30 * organ
 
 
-@settings(deadline=None)
 @given(hnp.arrays(bool, small_shapes))
 def test_bounding_box_holds_all_and_is_tight(mask: Array) -> None:
     box = bounding_box(mask)
@@ -154,7 +152,6 @@ def test_bounding_box_holds_all_and_is_tight(mask: Array) -> None:
         assert inside[-1].any()
 
 
-@settings(deadline=None)
 @given(cases(), affines())
 def test_lesion_table_against_literal_reference(case: tuple[Array, Array], affine: Array) -> None:
     probability, mask = case
@@ -205,7 +202,7 @@ def test_tilted_planes_and_diagonal_lines(axes: tuple[int, int, int]) -> None:
     assert lesion.diameter_mm == pytest.approx(299 * math.sqrt(2), rel=1e-12)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(affines(), st.integers(0, 2**32))
 def test_hull_finds_the_farthest_pair_of_a_large_ragged_lesion(affine: Array, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -54,7 +54,7 @@ SHAPE = (60, 56, 30)
 MM = (1.0, 1.2, 2.0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.999, 1.0]), min_size=1, max_size=40),
     allowed=st.integers(0, 45),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -475,7 +475,6 @@ def test_a_rewritten_report_replaces_the_old_one(report: Report, tmp_path: Path)
 # ---------------------------------------------------------------- slices and curves
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(0, 7))
 def test_picked_slices_are_the_extremes_and_the_middle(data: st.DataObject, n: int) -> None:
     truth = data.draw(hnp.arrays(bool, (n, 2, 2)))
@@ -620,7 +619,6 @@ def test_outlines_lie_on_the_masks_edge_solid_and_dashed() -> None:
     assert not drawn_in(panels(view(truth=None))["outlines"], pictures.TRUTH_RGB).any()
 
 
-@settings(deadline=None, max_examples=30)
 @given(hnp.arrays(bool, (12, 12)), st.integers(1, 12))
 def test_crop_holds_the_organ_whatever_its_place(organ: Array, min_side: int) -> None:
     crop = pictures.crop_around(organ, min_side=min_side)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 from scipy import ndimage
@@ -77,7 +77,6 @@ def _equalise_literally(image: ndarray, organ: ndarray) -> ndarray:
     return out
 
 
-@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), levels=st.sampled_from([1, 2, 5, 256]))
 def test_equalise_equals_the_literal_loop(seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
@@ -147,7 +146,6 @@ def test_prepare_equals_the_four_steps() -> None:
     assert whole.grid == cut.grid
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3)),
     size_px=st.integers(1, 70),

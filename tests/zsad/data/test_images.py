@@ -246,7 +246,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(16, 300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 def test_crops_cover_the_canvas_and_are_no_more_than_needed(height: int, width: int, size_px: int) -> None:
     crops = plan_crops(height, width, size_px, max_crops=10**9)
     assert min(crops.canvas_hw) == size_px
@@ -297,7 +297,6 @@ def test_the_canvas_of_a_long_image_is_open_clips_before_its_centre_is_cut() -> 
 
 
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(1, 4), st.sampled_from([None, 16, 50]))
-@settings(max_examples=40, deadline=None)
 def test_maps_stay_in_the_range_of_the_patches(height: int, width: int, grid: int, size_out: int | None) -> None:
     crops = plan_crops(height, width, 32, max_crops=99)
     patches = np.random.default_rng(height).random((len(crops.offsets), grid, grid), dtype=np.float32)
@@ -339,7 +338,6 @@ def test_a_map_at_its_images_size_keeps_its_place() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
 def test_a_mask_grown_by_a_whole_factor_comes_back(height: int, width: int, factor: int) -> None:
     mask = np.random.default_rng(width).random((height, width)) < 0.5
     grown = mask_to_canvas(mask, (height * factor, width * factor))

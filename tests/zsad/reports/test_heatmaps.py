@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -97,7 +97,6 @@ def test_one_pixel_of_a_large_mask_is_still_outlined_in_its_place(row: int, colu
     assert abs(columns.mean() + 0.5 - column / 20) < 3
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))
 def test_panels_keep_proportions_and_fit_whatever_the_shape(height: int, width: int, h: int, w: int) -> None:
     image = np.full((height, width, 3), 10, np.uint8)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
@@ -159,7 +158,6 @@ def _digests(count: int, name: str = "image") -> list[str]:
     return [hashlib.sha256(f"{name} {i}".encode()).hexdigest() for i in range(count)]
 
 
-@examples(max_examples=60, deadline=None)
 @given(
     contents=st.lists(st.integers(0, 12), min_size=1, max_size=14),
     seed=st.integers(0, 9),

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -228,7 +227,6 @@ def test_the_evaluation_size_and_long_images(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=60), st.floats(0.05, 0.95))
-@examples(max_examples=100, deadline=None)
 def test_the_quantile_flags_its_share_of_distinct_scores(values: list[float], quantile: float) -> None:
     scores = np.unique(np.array(values))
     found = deployable_threshold(scores, None, EvaluationSettings(threshold_quantile=quantile))
