@@ -144,7 +144,7 @@ def test_a_function_gets_folders_for_references_and_values_for_keyed_ones(cache:
         text="a",
     ).run(tmp_path, HERE, key="k")
     folder = cache / "a" / "k"
-    assert SEEN == {
+    assert {
         "out": tmp_path,
         "ref": folder,
         "several": (folder, 3),
@@ -152,7 +152,7 @@ def test_a_function_gets_folders_for_references_and_values_for_keyed_ones(cache:
         "named": {"x": folder},
         "settings": settings,
         "text": "a",
-    }, "of the device nothing: it takes none"
+    } == SEEN, "of the device nothing: it takes none"
     assert SEEN["settings"] is settings
 
 
@@ -164,7 +164,7 @@ def test_a_training_gets_its_place_and_a_checkpoint_that_outlives_only_a_failure
         TRAIN(settings="broken").run(tmp_path, place, key="key")
     assert checkpoint.read_text(encoding="utf-8") == "half way"
     TRAIN(settings="whole").run(tmp_path, place, key="key")
-    assert SEEN == {"device": "cuda:0", "largest_batch": 5, "checkpoint": checkpoint}
+    assert {"device": "cuda:0", "largest_batch": 5, "checkpoint": checkpoint} == SEEN
     assert reported == [(1, 2)]
     assert not checkpoint.exists()
     TRAIN(settings="whole", checkpoint=tmp_path / "given").run(tmp_path, place, key="key")
