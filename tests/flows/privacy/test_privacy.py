@@ -384,7 +384,9 @@ def misbehave(scan: Path, ends: str, out: Path) -> None:
         raise Panic(f"called unwrap on {quoted}")
 
 
-MISBEHAVING_STEP = Step("misbehaving", 1, "tests.flows.privacy.test_privacy:misbehave", ("pydantic",), not_in_key=frozenset({"scan"}))
+MISBEHAVING_STEP = Step(
+    "misbehaving", 1, "tests.flows.privacy.test_privacy:misbehave", ("pydantic",), not_in_key=frozenset({"scan"})
+)
 
 
 class Panic(BaseException):

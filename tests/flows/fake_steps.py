@@ -1,15 +1,19 @@
-"""A step that needs no device and writes a text, unless told to break. Importable, as a step's function must be."""
+"""Steps that need no device and break as they are told to. Importable, as their functions must be."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from flows.store.step import Call, Step
 from medad.base.errors import InputError
 
-FAKE = Step("fake", 1, "tests.flows.fake_step:write_text", ("pydantic",), volatile=frozenset({"timing.txt"}))
+FAKE = Step("fake", 1, "tests.flows.fake_steps:write_text", ("pydantic",), volatile=frozenset({"timing.txt"}))
+READ = Step("read", 1, "tests.flows.fake_steps:read", ("pydantic",))
 RUNS: list[str] = []
 """Texts that the step has really worked on."""
+TRIES: list[int] = []
+"""Error numbers of all tries to read."""
 
 
 def fake(text: str, breaks: str = "") -> Call:
@@ -31,3 +35,20 @@ def write_text(text: str, out: Path, breaks: str = "", scan: Path | None = None)
     (out / "half").rename(out / "result.txt")
     (out / "result.txt").write_text(text, encoding="utf-8")
     (out / "timing.txt").write_text(str(len(RUNS)), encoding="utf-8")
+
+
+def reading(failures: int, number: int) -> Call:
+    """Return a call that fails so many times with this error number, then writes."""
+    return READ(failures=failures, number=number)
+
+
+def read(failures: int, number: int, out: Path) -> None:
+    """Fail as a share does that is away, or write."""
+    TRIES.append(number)
+    if len(TRIES) <= failures:
+        path = "/share/MUSTERMANN/scan.nii.gz"
+        try:
+            raise OSError(number, os.strerror(number), path)
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({error.strerror})") from error
+    (out / "read").write_text("read", encoding="utf-8")
