@@ -75,7 +75,7 @@ class Inbox:
         values = {
             "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
             "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
-            "settings": keyed(self.liver, "name", "train_data", "test_data.root", "train", "synthesis").content,
+            "settings": keyed(self.liver, "name", "train_data", "test_data", "train", "synthesis").content,
         }
         return content_key(values)
 

@@ -16,8 +16,7 @@ from medad.base.errors import CaseFailure, InputError
 from medad.base.settings import MACHINE_FIELDS, MachineSettings
 from medad.config.ablation import AblationSettings
 from medad.config.anomalies import LesionSettings, SynthesisSettings, TextureSettings
-from medad.config.by_hand import HAND_STEPS as BY_HAND
-from medad.config.by_hand import HandStepName
+from medad.config.by_hand import BY_HAND, HandStepName
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 _READING = ("nibabel", "numpy", "SimpleITK")
 _NETS = ("monai", "numpy", "safetensors", "torch")
 _DRAWN_NETS = (*_NETS, "pillow")
-_IMAGES = ("numpy", "scikit-image", "scipy", "torch")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "medad/reports/report_style.html")
 _CURVE = frozenset({"curve.json"})
@@ -72,7 +70,7 @@ SEGMENT = Step(
 )
 EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
 EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
-MODEL = Step("model", 1, "medad.steps.adopt:adopt_network", (), not_in_key=frozenset({"curve"}), volatile=_CURVE)
+MODEL = Step("model", 1, "medad.steps.adopt:adopt_network", (), volatile=_CURVE)
 REPORT = Step(
     "report",
     1,
@@ -106,7 +104,12 @@ SENSITIVITY_REPORT = Step(
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
 HAND_STEPS = {
-    name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", (*_READING, "safetensors", *_IMAGES[1:]))
+    name: Step(
+        f"step-{name}",
+        1,
+        f"medad.steps.by_hand:step_{name}",
+        (*_READING, "safetensors", "scikit-image", "scipy", "torch"),
+    )
     for name in BY_HAND
 }
 """Steps by hand, in the order in which one takes what the one before wrote."""
@@ -243,7 +246,7 @@ def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
 
 def adopt(folder: Path) -> Call:
     """A trained network out of a folder into the cache, so that the folder may go."""
-    return MODEL(weights=folder / "model.safetensors", curve=folder / "curve.json")
+    return MODEL(folder=Keyed(folder, folder / "model.safetensors"))
 
 
 def hand_step(

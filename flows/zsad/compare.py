@@ -38,9 +38,6 @@ REPORT_FILES = (
     *("table_image.tex", "table_pixel.tex"),
 )
 TRAINED_FILES = ("checkpoint.safetensors", "training.json")
-NO_OTHERS = (
-    "a learned system is trained on other categories, and there are none: give it a checkpoint or auxiliary images"
-)
 
 
 ByCategory = dict[str, dict[int, Evaluated[Ref]]]

@@ -349,7 +349,7 @@ def test_a_failed_case_is_tried_again_when_what_it_failed_with_changes(
         save_file(tensors, weights, metadata)
         box.configure(model=str(other))
     else:
-        monkeypatch.setattr("flows.store.artifacts.code_digest", lambda *functions: "another program")
+        monkeypatch.setattr("flows.store.step.code_digest", lambda *functions: "another program")
     assert box.segmented(code=2) == []
     [after] = box.failures().values()
     assert before["tried_with"] != after["tried_with"]
@@ -367,7 +367,6 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     box.drop("b", 1)
     with monkeypatch.context() as patch:
         patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
-        patch.setattr("flows.runs.runner.get_run_logger", lambda: logging.getLogger("tests"))
         with pytest.raises(ZeroDivisionError):
             box.run()
     assert "internal error (ZeroDivisionError)" in {record["rule"] for record in box.failures().values()}

@@ -155,7 +155,7 @@ def stands_for(system: SystemSettings, row: PublishedRow) -> bool:
         return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     if isinstance(system, WinClip) and system.shots:
         return False
-    return row.variant is None and row.system in PUBLISHED_AS[_key(system)]
+    return row.variant is None and row.system in PUBLISHED_AS.get(_key(system), ())
 
 
 def _key(system: SystemSettings) -> str:
