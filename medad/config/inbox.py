@@ -21,22 +21,27 @@ class InboxSettings(Settings):
     """
 
     name: RunName
+    """Name of the inbox."""
     inbox: DataRoot
-    """Folder that is looked into and never written to."""
+    """Folder in which scans arrive. It is never written to."""
     out: DataRoot
-    """Folder of results: one folder a case, `failed/`, and the overview."""
+    """Folder of results: one folder per case, `failed/`, and the overview."""
     model: DataRoot
     """Folder of a run with trained networks."""
     scans: PrivatePattern
+    """Pattern of the scans below `inbox`, with one `*` for the case. A folder is read as a DICOM series."""
     livers: PrivatePattern
+    """Pattern of the liver masks below `inbox`, with one `*` for the case."""
     liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     """Values of liver in the masks."""
     settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    """A scan is read once none of its files has changed for so long: until then it may still be arriving."""
+    """Seconds without a change of its files after which a scan is read. Until then it may still be arriving."""
     affine_mismatch: Literal["error", "warn"] = "error"
+    """Reaction to a mask of the scan's shape with another affine."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
+    """NIfTI affine that counts. `agree` refuses a file whose sform and qform differ."""
     settings: LiverChanges = Field(default_factory=dict)
-    """Values put over those of the model's run, by dotted key: where it computes, `postprocess.threshold`."""
+    """Changes of the model run's settings by dotted key, as `postprocess.threshold` or `gpus`."""
 
     @model_validator(mode="after")
     def _patterns_and_folders(self) -> InboxSettings:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flows.store.step import Call, Step
 from medad.base.errors import InputError
 
 FAKE = Step("fake", 1, "tests.flows.fake_steps:write_text", ("pydantic",), volatile=frozenset({"timing.txt"}))
 READ = Step("read", 1, "tests.flows.fake_steps:read", ("pydantic",))
+TAKE = Step("take", 1, "tests.flows.fake_steps:take", ("pydantic",))
+TRAIN = Step("train", 1, "tests.flows.fake_steps:train", ("pydantic",), kind="training")
 RUNS: list[str] = []
 """Texts that the step has really worked on."""
 TRIES: list[int] = []
 """Error numbers of all tries to read."""
+SEEN: dict[str, Any] = {}
+"""Arguments that `take` or `train` had."""
 
 
 def fake(text: str, breaks: str = "") -> Call:
@@ -52,3 +58,24 @@ def read(failures: int, number: int, out: Path) -> None:
         except OSError as error:
             raise InputError(path, f"cannot be read ({error.strerror})") from error
     (out / "read").write_text("read", encoding="utf-8")
+
+
+def take(out: Path, **given: Any) -> None:
+    """Remember all arguments; the device is not asked for."""
+    SEEN.update(given, out=out)
+
+
+def train(
+    settings: str,
+    out: Path,
+    checkpoint: Path,
+    device: str,
+    largest_batch: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Leave a checkpoint, and remember the arguments unless the settings are `broken`."""
+    checkpoint.write_text("half way", encoding="utf-8")
+    if settings == "broken":
+        raise ZeroDivisionError
+    on_progress(1, 2)
+    SEEN.update(device=device, largest_batch=largest_batch, checkpoint=checkpoint)

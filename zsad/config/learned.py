@@ -17,18 +17,22 @@ class Training(Settings):
     """How a learned system is trained: Adam, over images with masks, in an order that the seed draws."""
 
     epochs: Annotated[int, Field(ge=1)]
+    """Epochs of training."""
     batch_size: Annotated[int, Field(ge=1)]
+    """Images per batch."""
     learning_rate: Positive
+    """Learning rate of Adam."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights and of the images' order."""
 
 
 class LearnedSettings(SystemSettings):
     """A system that is trained on auxiliary data, encoder frozen, and used on others."""
 
     checkpoint: ModelFile | None = None
-    """A file of `adflows zsad train`. None: trained by the run itself, for each category on the others."""
+    """File of `adflows zsad train`. None: the run trains the system, on `auxiliary` or on the other categories."""
     fitted: ClassVar[tuple[str, ...]]
-    """Settings that trained weights belong to: a checkpoint of other values is refused."""
+    """Settings that trained weights belong to. A checkpoint of other values is refused."""
 
     @property
     def trained(self) -> bool:
@@ -42,13 +46,18 @@ class AprilGan(LearnedSettings):
     source: ClassVar[str] = "Chen et al., APRIL-GAN (VAND challenge 2023)"
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24; trained on the other data set"
     system: Literal["april_gan"] = "april_gan"
+    """Name of the system."""
     blocks: Blocks = VIT_L_BLOCKS
+    """Blocks with a linear layer each, from 1."""
     scale: Positive = 100.0
-    """Of cosines before the softmax, image and patches alike."""
+    """Factor on cosines before the softmax, for image and patches alike."""
     map_share: Fraction = 0.0
-    """Of the map's maximum in the image's score, beside the class token. Published: none without shots, half with."""
+    """Weight of the map's maximum in the image's score, beside the class token. Published: 0 without shots, 0.5
+    with."""
     fitted: ClassVar[tuple[str, ...]] = ("blocks",)
+    """Settings that trained weights belong to."""
     training: Training = Training(epochs=3, batch_size=16, learning_rate=1e-3)
+    """Training of the system."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -66,25 +75,31 @@ class AnomalyClip(LearnedSettings):
     source: ClassVar[str] = "001"
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, encoder preset anomalyclip; trained on the other data set"
     system: Literal["anomalyclip"] = "anomalyclip"
+    """Name of the system."""
     prompt: Literal["object_agnostic", "object_aware"] = "object_agnostic"
+    """Prompts with or without the object's name."""
     context_tokens: Annotated[int, Field(ge=1)] = 12
-    """E: learned words a side (figure of the prompt length)."""
+    """Number E of learned words per side."""
     full_stop: bool = False
-    """Whether the prompts end in one. The paper prints none; the public checkpoints were trained with one."""
+    """Full stop at the end of the prompts. The paper prints none; the public checkpoints were trained with one."""
     deep_tokens: Annotated[int, Field(ge=0)] = 4
-    """Q of eq. 3: learned tokens a layer, at most E. 0: no refinement of the textual space."""
+    """Number Q of learned tokens per layer (eq. 3), at most E. 0: no refinement of the textual space."""
     depth: Annotated[int, Field(ge=1)] = 9
-    """M': layers of the text tower up to which deep tokens are put in; the first has the prompt itself."""
+    """Number M' of the text tower's layers with deep tokens. The first has the prompt itself."""
     tau: Positive = 0.07
+    """Temperature of the softmax over normal and anomalous."""
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Blocks whose V-V path patches are segmented too. Empty: the last alone, as published."""
+    """Blocks whose V-V patches are segmented too. Empty: the last alone, as published."""
     lambda_local: NotNegative = 4.0
-    """lambda of eq. 2."""
+    """Weight lambda of the local loss (eq. 2)."""
     losses: Annotated[tuple[Literal["global", "local"], ...], Field(min_length=1)] = ("global", "local")
+    """Losses of the training."""
     sigma_px: NotNegative = 4.0
-    """Of the Gaussian G_sigma over the map."""
+    """Standard deviation of the Gaussian over the map."""
     fitted: ClassVar[tuple[str, ...]] = ("prompt", "context_tokens", "full_stop", "deep_tokens", "depth")
+    """Settings that trained weights belong to."""
     training: Training = Training(epochs=15, batch_size=8, learning_rate=1e-3)
+    """Training of the system."""
 
     @property
     def loads_encoder(self) -> bool:
@@ -112,36 +127,39 @@ class SegmentationModels(SystemSettings):
     source: ClassVar[str] = "003"
     published: ClassVar[str] = "CLIP, CLIPSeg, SAM and a dichotomous segmentation model; VisA"
     system: Literal["segmentation"] = "segmentation"
+    """Name of the system."""
     clipseg: ModelFile | None = None
     """Folder of a CLIPSeg model (transformers' files)."""
     sam: ModelFile | None = None
     """Folder of a SAM model (transformers' files)."""
     sam_points_per_side: Annotated[int, Field(ge=1, le=256)] = 32
-    """Of the grid of points that SAM is asked at; this and the next three are SAM's own."""
+    """Side of the grid of points at which SAM is asked. The default is SAM's own."""
     sam_min_iou: NotNegative = 0.88
-    """Masks of a lower predicted IoU are dropped. 0: none."""
+    """Smallest predicted IoU of a mask. The default is SAM's own; 0: all masks stay."""
     sam_min_stability: NotNegative = 0.95
-    """Masks that change more with their threshold are dropped. 0: none."""
+    """Smallest stability of a mask against its threshold. The default is SAM's own; 0: all masks stay."""
     sam_max_box_iou: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Of two masks whose boxes overlap more, one is dropped."""
+    """Largest IoU of two masks' boxes; beyond it one mask is dropped. The default is SAM's own."""
     salient: ModelFile | None = None
-    """TorchScript file of a salient-object (dichotomous) model: image 0..1 -> one channel."""
+    """TorchScript file of a salient-object (dichotomous) model: image 0..1 to one channel."""
     salient_px: Annotated[int, Field(ge=32, le=4096)] = 1024
-    """Side of the square that it sees."""
+    """Side of the square that the salient-object model sees."""
     salient_output: Literal["probability", "logits"] = "probability"
-    """What its channel holds."""
+    """Content of that model's channel."""
     foreground_px: Annotated[int, Field(ge=32, le=8192)] = 1024
-    """A larger image has its longer side reduced to this to find the foreground: SAM's input."""
+    """Longest side of the image in which the foreground is found. The default is SAM's input."""
     covered: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of a SAM segment inside the dichotomous mask for it to be foreground."""
+    """Share of a SAM segment inside the salient object from which the segment is foreground."""
     tile_px: Annotated[int, Field(ge=16, le=4096)] = 352
-    """Smallest side of a tile: CLIPSeg's input."""
+    """Smallest side of a tile. The default is CLIPSeg's input."""
     long_aspect: Annotated[float, Field(gt=1)] = 1.5
+    """Aspect ratio from which a component is long."""
     many_parts: Annotated[int, Field(ge=1)] = 20
-    """A component longer than `long_aspect` and of more SAM segments than this is tiled along its length."""
+    """Number of SAM segments beyond which a long component is tiled along its length."""
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Of the foreground components, whose mean is the image's score."""
+    """Share of the foreground components with the highest scores, whose mean is the image's score."""
     tau: Positive = 0.07
+    """Temperature of the softmax over normal and anomalous."""
 
     @property
     def loads_encoder(self) -> bool:

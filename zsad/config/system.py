@@ -25,14 +25,15 @@ class SystemSettings(Settings):
     """What all systems have in common."""
 
     title: ClassVar[str]
-    """As papers call it."""
+    """Name in papers."""
     source: ClassVar[str]
+    """Paper of the system."""
     published: ClassVar[str]
-    """The setting of the published figures, in words."""
+    """Setting of the published figures, in words."""
     encoder: str = "main"
-    """A name of the configuration's `encoders`."""
+    """Name of an encoder in `encoders`."""
     label: Label | None = None
-    """How tables call it. None: the system's title. Needed where a system stands twice."""
+    """Name in tables; defaults to the title. Needed for a system that stands twice."""
 
     @property
     def shown(self) -> str:

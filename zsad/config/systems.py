@@ -20,6 +20,7 @@ class _PlainClip(SystemSettings):
     """The class token for the image, the original path's patches for the map."""
 
     tau: Positive = 0.01
+    """Temperature of the softmax over normal and anomalous."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -33,6 +34,7 @@ class Clip(_PlainClip):
     source: ClassVar[str] = "Radford et al., CLIP; as a baseline in 001 and 002"
     published: ClassVar[str] = "ViT-B-16-plus-240 (002) or ViT-L-14-336 (001), one plain prompt a side"
     system: Literal["clip"] = "clip"
+    """Name of the system."""
 
     @property
     def prompts(self) -> PromptStyle:
@@ -46,6 +48,7 @@ class ClipAc(_PlainClip):
     source: ClassVar[str] = "Jeong et al., WinCLIP; as a baseline in 001"
     published: ClassVar[str] = "ViT-L-14-336 (001), WinCLIP's prompt ensemble"
     system: Literal["clip_ac"] = "clip_ac"
+    """Name of the system."""
 
     @property
     def prompts(self) -> PromptStyle:
@@ -59,11 +62,13 @@ class WinClip(SystemSettings):
     source: ClassVar[str] = "Jeong et al., WinCLIP (CVPR 2023)"
     published: ClassVar[str] = "ViT-B-16-plus-240, laion400m_e32, 240 px, tau 0.07, windows of 2 and 3 patches"
     system: Literal["winclip"] = "winclip"
+    """Name of the system."""
     tau: Positive = 0.07
+    """Temperature of the softmax over normal and anomalous."""
     windows: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 3)
-    """Sides, in patches."""
+    """Sides of the windows, in patches."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
-    """Normal images of the category's training folder, drawn by the seed. 0: zero-shot."""
+    """Number of normal images, chosen by the seed from the category's training folder. 0: zero-shot."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -86,10 +91,13 @@ class AnoVl(SystemSettings):
     source: ClassVar[str] = "Deng et al., AnoVL (2023)"
     published: ClassVar[str] = "ViT-B-16-plus-240, laion400m_e32, 240 px; AdamW 1e-3, 5 steps, token noise 0.055"
     system: Literal["anovl"] = "anovl"
+    """Name of the system."""
     tau: Positive = 1.0
+    """Temperature of the softmax over normal and anomalous."""
     steps: Annotated[int, Field(ge=0, le=1000)] = 5
-    """Of adaptation. 0: none."""
+    """Steps of adaptation. 0: none."""
     learning_rate: Positive = 1e-3
+    """Learning rate of AdamW."""
     noise: NotNegative = 0.055
     """Standard deviation of the Gaussian noise on tokens."""
 
@@ -110,10 +118,11 @@ class MutualSettings(SystemSettings):
     """Patches of several blocks, LNAMD and mutual scoring; no text."""
 
     blocks: Blocks = VIT_L_BLOCKS
+    """Blocks whose patches are compared, from 1."""
     degrees: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 5)
-    """r of LNAMD: neighbourhoods of r x r patches, odd."""
+    """Sides r of LNAMD's neighbourhoods of r x r patches; odd."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Of the smallest distances to other images that are averaged; one at least."""
+    """Share of the smallest distances to other images that is averaged; at least one distance."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -133,8 +142,10 @@ class MuSc(MutualSettings):
     source: ClassVar[str] = "Li et al., MuSc (ICLR 2024)"
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24, r 1, 3, 5, the whole test set"
     system: Literal["musc"] = "musc"
+    """Name of the system."""
     neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
-    """k of RsCIN, the image itself counted: MVTec AD 1, 2, 3; VisA 1, 8, 9. Empty: no re-scoring."""
+    """Numbers k of neighbours in RsCIN, the image itself counted. MVTec AD: 1, 2, 3. VisA: 1, 8, 9. Empty: no
+    re-scoring."""
 
 
 class MuSc2(MutualSettings):
@@ -144,8 +155,11 @@ class MuSc2(MutualSettings):
     source: ClassVar[str] = "002, table 1: MuSc with two images"
     published: ClassVar[str] = "ViT-B-16-plus-240, blocks 3, 6, 9, 12, one random reference"
     system: Literal["musc_2"] = "musc_2"
+    """Name of the system."""
     blocks: Blocks = (3, 6, 9, 12)
+    """Blocks whose patches are compared, from 1."""
     references: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of reference images per query."""
 
     @property
     def drawn(self) -> int:
@@ -159,16 +173,25 @@ class DualImage(SystemSettings):
     source: ClassVar[str] = "002"
     published: ClassVar[str] = "ViT-B-16-plus-240, laion400m_e32, 240 px; one random reference; 6 seeds"
     system: Literal["dual"] = "dual"
+    """Name of the system."""
     adaptation: bool = False
-    """Whether to adapt (eq. 7-13)."""
+    """Test-time adaptation (eq. 7-13)."""
     tau: Positive = 1.0
+    """Temperature of eq. 1-3."""
     lambda_1: NotNegative = 1.0
+    """Weight of A_V in the map (eq. 12)."""
     lambda_2: NotNegative = 1.5
+    """Weight of A_T in the map (eq. 12)."""
     lambda_3: NotNegative = 1.0
+    """Weight of the class token's score (eq. 13)."""
     lambda_4: NotNegative = 1.0
+    """Weight of max A_V in the image's score (eq. 13)."""
     lambda_5: NotNegative = 1.0
+    """Weight of max A_T in the image's score (eq. 13)."""
     references: ReferenceSettings = ReferenceSettings()
+    """Reference images."""
     adapt: AdaptSettings = AdaptSettings()
+    """Settings of the adaptation."""
 
     @property
     def shown(self) -> str:
