@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -577,6 +578,7 @@ def test_a_scan_that_changes_while_it_is_read_is_not_published(box: Box, monkeyp
 
     scan, prepare = box.drop("a", 0), cases.prepare_case
 
+    @functools.wraps(prepare)
     def change(*arguments: Any, **more: Any) -> None:
         prepare(*arguments, **more)
         os.utime(scan)
