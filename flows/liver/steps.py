@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from medad.cohort.datasets import LabelledScan
 
 _READING = ("nibabel", "numpy", "SimpleITK")
+_PREPARING = (*_READING, "safetensors", "scikit-image", "scipy", "torch")
 _NETS = ("monai", "numpy", "safetensors", "torch")
 _DRAWN_NETS = (*_NETS, "pillow")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
@@ -44,7 +45,7 @@ PREPARE = Step(
     "prepare",
     2,
     "medad.steps.cases:prepare_case",
-    (*_READING, "safetensors", "scikit-image", "scipy", "torch"),
+    _PREPARING,
     before_devices=True,
 )
 RESTORATION = Step("restoration", 1, "medad.networks.train:train_restoration", _NETS, kind="training", volatile=_CURVE)
@@ -103,15 +104,7 @@ SENSITIVITY_REPORT = Step(
     ("jinja2", "matplotlib", "scipy"),
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
-HAND_STEPS = {
-    name: Step(
-        f"step-{name}",
-        1,
-        f"medad.steps.by_hand:step_{name}",
-        (*_READING, "safetensors", "scikit-image", "scipy", "torch"),
-    )
-    for name in BY_HAND
-}
+HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in BY_HAND}
 """Steps by hand, in the order in which one takes what the one before wrote."""
 
 Training = Literal["restoration", "segmentation", "joint"]

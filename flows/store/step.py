@@ -1,7 +1,7 @@
 """Steps: functions of the domain whose results are kept, and calls of them, which know their own key.
 
 A call's key follows from its arguments: an artifact counts by its digest, a file by its content, settings by their
-values. Where and how fast a step runs (device, how much goes to it at a time, minutes between checkpoints) is never part
+values. Where and how fast a step runs (device, how much goes to it at a time, minutes between checkpoints) is no part
 of a key. Every step registers itself where it is declared.
 """
 
