@@ -12,29 +12,20 @@ from pydantic import ValidationError
 
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings, PhaseSettings
-from medad.ct.geometry import Geometry
 from medad.networks.batches import HealthySlices, draw_batch, load_slices
 from medad.networks.train import learning_rate, train_restoration, train_segmentation
-from medad.slices.grid import SliceGrid, Slices
-from medad.slices.prepared_file import save_prepared
+from tests.medad.prepared import SIDE, save_slices, tiny_settings
 
-SIDE = 32
 PHASE = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "rate": "one_cycle"}
 
 
 def _settings(**changes: Any) -> LiverSettings:
     values: dict[str, Any] = {
-        "name": "test",
-        "gpus": "cpu",
-        "train_data": {"root": "x", "layout": "btcv"},
-        "test_data": {"root": "x", "layout": "lits"},
         "preprocess": {"equalise": False, "standardise": "median", "window_hu": (-150, 150), "background": "median"},
         "synthesis": {"kind": "lesions", "lesions": {"empty_share": 0.0}},
-        "restoration": {"widths": (8, 8, 8), "groups": 4},
-        "segmentation": {"widths": (8, 8, 8), "groups": 4},
         "train": {"restoration": PHASE, "segmentation": PHASE, "mirror": True, "variation": {}},
     }
-    return LiverSettings.model_validate(values | changes)
+    return tiny_settings(**(values | changes))
 
 
 def _slices(count: int, grey_per_hu: float | None = 0.85) -> HealthySlices:
@@ -52,9 +43,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def test_the_thesiss_batch_is_the_slices_as_they_are() -> None:
-    settings = _settings(
-        preprocess={}, synthesis={}, train={"restoration": PHASE, "segmentation": PHASE}
-    )  # fmt: skip
+    settings = _settings(preprocess={}, synthesis={}, train={"restoration": PHASE, "segmentation": PHASE})
     data = _slices(6, None)
     chosen = torch.tensor([3, 1])
     batch, clean = draw_batch(data, chosen, settings, _generator(), None)
@@ -103,20 +92,17 @@ def test_lesions_need_slices_that_are_linear_in_hu() -> None:
         _settings(train={"restoration": PHASE, "segmentation": PHASE, "snapshot_epochs": 1})
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> list[Path]:
-    data = _slices(6)
-    folders = []
-    for number, spacing_mm in enumerate((1.0, 3.0)):
-        organ = data.organ[:, 0].numpy()
-        slices = Slices(data.pixels[:, 0].numpy(), organ, np.arange(6), SliceGrid((SIDE, SIDE), 6, SIDE))
-        folder = tmp_path / f"case{number}"
-        folder.mkdir()
-        liver = np.ascontiguousarray(organ.transpose(2, 1, 0))
-        geometry = Geometry(liver.shape, np.diag([-spacing_mm, -spacing_mm, 5, 1]))
-        save_prepared(folder / "prepared.safetensors", slices, geometry, liver, 0.85)
-        folders.append(folder)
-    return folders
+def _save(folder: Path, count: int, spacing_mm: float, grey_per_hu: float | None) -> Path:
+    data = _slices(count)
+    affine = np.diag([-spacing_mm, -spacing_mm, 5, 1])
+    pixels, organ = data.pixels[:, 0].numpy(), data.organ[:, 0].numpy()
+    return save_slices(folder, pixels, organ, affine=affine, grey_per_hu=grey_per_hu)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("prepared")
+    return [_save(root / f"{spacing_mm} mm", 6, spacing_mm, 0.85) for spacing_mm in (1.0, 3.0)]
 
 
 def test_every_slice_keeps_its_own_pixel_size(prepared: list[Path]) -> None:
@@ -126,15 +112,8 @@ def test_every_slice_keeps_its_own_pixel_size(prepared: list[Path]) -> None:
 
 
 def test_slices_of_two_windows_do_not_mix(prepared: list[Path], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    data = _slices(2, None)
-    organ = data.organ[:, 0].numpy()
-    slices = Slices(data.pixels[:, 0].numpy(), organ, np.arange(2), SliceGrid((SIDE, SIDE), 2, SIDE))
-    liver = np.ascontiguousarray(organ.transpose(2, 1, 0))
-    save_prepared(other / "prepared.safetensors", slices, Geometry(liver.shape, np.eye(4)), liver, None)
     with pytest.raises(InputError, match="different windows"):
-        load_slices([*prepared, other], torch.device("cpu"))
+        load_slices([*prepared, _save(tmp_path, 2, 1.0, None)], torch.device("cpu"))
 
 
 def test_both_phases_train_on_lesions_and_equal_seeds_agree(prepared: list[Path], tmp_path: Path) -> None:
@@ -163,8 +142,6 @@ def test_the_one_cycle_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 def test_training_leaves_the_process_its_smallest_numbers(prepared: list[Path], tmp_path: Path) -> None:
     """Training flushes denormals; what runs after it in the process must not."""
-    out = tmp_path / "out"
-    out.mkdir()
-    train_restoration(prepared, _settings(), out, device="cpu")
+    train_restoration(prepared, _settings(), tmp_path, device="cpu")
     assert float(torch.tensor([1e-40]) * 1.0) > 0
     assert np.nextafter(np.float32(0), np.float32(1)) * np.float32(1) > 0

@@ -126,7 +126,8 @@ def test_all_that_an_autoencoder_knows_goes_through_its_narrowest_level(shape: N
 
 
 def test_an_autoencoder_restores_each_slice_by_itself_and_keeps_no_statistics() -> None:
-    net, x = nets.build("restoration", NARROW, torch.Generator().manual_seed(0)), torch.rand(3, 1, 32, 32)
+    net = nets.build("restoration", NARROW, torch.Generator().manual_seed(0)).double()
+    x = torch.rand(3, 1, 32, 32, dtype=torch.float64)
     assert not list(net.buffers())
     assert not any(parametrize.is_parametrized(module) for module in net.modules())
     with torch.no_grad():

@@ -13,45 +13,37 @@ import torch
 from torch.nn import functional
 
 from medad.anomalies.synthesis import synthesise
-from medad.base.progress import Progress
 from medad.config.liver import LiverSettings
-from medad.ct.io import Geometry
 from medad.networks import nets
 from medad.networks.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.train import train_joint, train_restoration, train_segmentation
-from medad.slices.grid import SliceGrid, Slices
-from medad.slices.prepared_file import save_prepared
+from tests.killed import Killed, kill_at
+from tests.medad.prepared import DISC, SIDE, save_slices, tiny_settings
 
-SIDE, SLICES, BATCH_SIZE, RATE = 32, 6, 4, 1e-3
+SLICES, BATCH_SIZE, RATE = 6, 4, 1e-3
 CPU = torch.device("cpu")
 PIXELS = np.random.default_rng(0).integers(100, 140, (SLICES, SIDE, SIDE)).astype(np.uint8)
-ORGAN = np.broadcast_to(np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2)) < SIDE * 0.42, PIXELS.shape).copy()
+ORGAN = np.broadcast_to(DISC, PIXELS.shape).copy()
 
 
 def _settings(**changes: Any) -> LiverSettings:
     phase = {"epochs": 3, "batch_size": BATCH_SIZE, "learning_rate": RATE}
     train = {"restoration": phase, "segmentation": phase, "checkpoint_minutes": 1e-6} | changes.pop("train", {})
-    values: dict[str, Any] = {
-        "name": "test",
-        "train_data": {"root": "x", "layout": "btcv"},
-        "test_data": {"root": "x", "layout": "lits"},
-        "synthesis": {"blur_sigma_px": 4.0, "ellipse_px": 3},
-        "restoration": {"widths": (8, 8, 8), "groups": 4},
-        "segmentation": {"widths": (8, 8, 8), "groups": 4},
-        "train": train,
-    }
-    return LiverSettings.model_validate(values | changes)
+    return tiny_settings(train=train, **changes)
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> list[Path]:
-    folder = tmp_path / "case"
-    folder.mkdir()
-    slices = Slices(PIXELS * ORGAN, ORGAN, np.arange(SLICES), SliceGrid((SIDE, SIDE), SLICES, SIDE))
-    liver = ORGAN.transpose(2, 1, 0)
-    save_prepared(folder / "prepared.safetensors", slices, Geometry(liver.shape, np.eye(4)), liver)
-    return [folder]
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [save_slices(tmp_path_factory.mktemp("case"), PIXELS * ORGAN, ORGAN)]
+
+
+@pytest.fixture(scope="module")
+def one(prepared: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phase one."""
+    out = tmp_path_factory.mktemp("one")
+    train_restoration(prepared, _settings(), out, device="cpu")
+    return out
 
 
 def _folder(path: Path) -> Path:
@@ -107,26 +99,17 @@ def test_joint_training_is_the_plain_loop(prepared: list[Path], tmp_path: Path, 
         assert curve["loss"] == pytest.approx(losses, rel=1e-5)
 
 
-def test_joint_training_starts_where_phase_one_does_and_goes_another_way(prepared: list[Path], tmp_path: Path) -> None:
-    alone, joint = _folder(tmp_path / "alone"), _folder(tmp_path / "joint")
-    train_restoration(prepared, _settings(), alone, device="cpu")
-    train_joint(prepared, _settings(train={"schedule": "joint"}), joint, device="cpu")
-    assert _networks(alone)[nets.MODEL] != _networks(joint)[f"restoration/{nets.MODEL}"]
-
-
-class _Killed(Exception):
-    pass
+def test_joint_training_starts_where_phase_one_does_and_goes_another_way(
+    prepared: list[Path], one: Path, tmp_path: Path
+) -> None:
+    train_joint(prepared, _settings(train={"schedule": "joint"}), tmp_path, device="cpu")
+    assert _networks(one)[nets.MODEL] != _networks(tmp_path)[f"restoration/{nets.MODEL}"]
 
 
 def _cut(train: Callable[..., None], out: Path, checkpoint: Path, at_step: int, *arguments: Any) -> None:
     """Train until the checkpoint of step `at_step` is on disk, and no further."""
-
-    def kill(progress: Progress) -> None:
-        if progress.step == at_step + 1:
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        train(*arguments, out, device="cpu", checkpoint=checkpoint, on_progress=kill)
+    with pytest.raises(Killed):
+        train(*arguments, out, device="cpu", checkpoint=checkpoint, on_progress=kill_at(at_step + 1))
     assert checkpoint.is_file()
 
 
@@ -163,9 +146,9 @@ def _segmentation(prepared: list[Path], one: Path, out: Path, **train: Any) -> d
     return _networks(out)
 
 
-def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(prepared: list[Path], tmp_path: Path) -> None:
-    one = _folder(tmp_path / "one")
-    train_restoration(prepared, _settings(), one, device="cpu")
+def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(
+    prepared: list[Path], one: Path, tmp_path: Path
+) -> None:
     taken = _segmentation(prepared, one, tmp_path / "taken", snapshot_epochs=2)
     assert set(taken) == {nets.MODEL, *(f"snapshot-000{epoch}.safetensors" for epoch in (2, 4, 5))}
     for epochs in (2, 4, 5):
@@ -183,11 +166,10 @@ def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(prepared: lis
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_snapshots_survive_a_kill(
-    prepared: list[Path], tmp_path: Path, lost: bool, monkeypatch: pytest.MonkeyPatch
+    prepared: list[Path], one: Path, tmp_path: Path, lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
-    one, cut, resumed = (_folder(tmp_path / name) for name in ("one", "cut", "resumed"))
-    train_restoration(prepared, _settings(), one, device="cpu")
+    cut, resumed = _folder(tmp_path / "cut"), _folder(tmp_path / "resumed")
     whole = _segmentation(prepared, one, tmp_path / "whole", snapshot_epochs=1)
     phase = {"epochs": 5, "batch_size": BATCH_SIZE, "learning_rate": RATE}
     settings = _settings(train={"snapshot_epochs": 1, "segmentation": phase})

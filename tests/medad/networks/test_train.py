@@ -19,49 +19,40 @@ from safetensors.torch import load_file
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
 from medad.config.liver import FocalSettings, LiverSettings
-from medad.ct.io import Geometry
 from medad.networks.batches import generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.losses import focal_loss, l1_loss
 from medad.networks.train import train_restoration, train_segmentation
-from medad.slices.grid import SliceGrid, Slices
-from medad.slices.prepared_file import save_prepared
+from tests.killed import Killed, kill_at
+from tests.medad.prepared import DISC, SIDE, save_slices, tiny_settings
 
-SIDE = 32
-
-
-def _settings(**changes: Any) -> LiverSettings:
-    phase = {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3}
-    values: dict[str, Any] = {
-        "name": "test",
-        "gpus": "cpu",
-        "train_data": {"root": "x", "layout": "btcv"},
-        "test_data": {"root": "x", "layout": "lits"},
-        "synthesis": {"blur_sigma_px": 4.0, "ellipse_px": 3},
-        "restoration": {"widths": (8, 8, 8), "groups": 4},
-        "segmentation": {"widths": (8, 8, 8), "groups": 4},
-        "train": {"restoration": phase, "segmentation": phase, "checkpoint_minutes": 1e-6},
-    }
-    return LiverSettings.model_validate(values | changes)
+EPOCHS = 4
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> list[Path]:
+def _settings(epochs: int = EPOCHS, rate: float = 1e-3, **changes: Any) -> LiverSettings:
+    phase = {"epochs": epochs, "batch_size": 4, "learning_rate": rate}
+    train = {"restoration": phase, "segmentation": phase, "checkpoint_minutes": 1e-6}
+    return tiny_settings(**{"train": train, **changes})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two cases, 6 and 4 slices of a disc of equalised noise."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
-    disc = np.hypot(x, y) < SIDE * 0.42
+    root, rng = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0)
     folders = []
     for number, count in enumerate((6, 4)):
-        organ = np.broadcast_to(disc, (count, SIDE, SIDE)).copy()
+        organ = np.broadcast_to(DISC, (count, SIDE, SIDE)).copy()
         pixels = (rng.integers(100, 140, organ.shape) * organ).astype(np.uint8)
-        slices = Slices(pixels, organ, np.arange(count), SliceGrid((SIDE, SIDE), count, SIDE))
-        folder = tmp_path / f"case{number}"
-        folder.mkdir()
-        liver = organ.transpose(2, 1, 0)
-        save_prepared(folder / "prepared.safetensors", slices, Geometry(liver.shape, np.eye(4)), liver)
-        folders.append(folder)
+        folders.append(save_slices(root / f"case{number}", pixels, organ))
     return folders
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phase one of a training that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    train_restoration(prepared, _settings(), out)
+    return out
 
 
 def _folder(path: Path) -> Path:
@@ -72,6 +63,16 @@ def _folder(path: Path) -> Path:
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
     return weights
+
+
+def _same(folder: Path, other: Path) -> bool:
+    expected = _weights(other)
+    return all(torch.equal(value, expected[name]) for name, value in _weights(folder).items())
+
+
+def _curve(folder: Path) -> dict[str, Any]:
+    curve: dict[str, Any] = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+    return curve
 
 
 def test_losses_by_hand() -> None:
@@ -114,8 +115,7 @@ def test_smaller_parts_of_a_batch_give_the_same_weights(prepared: list[Path], tm
 
 
 def test_both_phases_learn(prepared: list[Path], tmp_path: Path) -> None:
-    phase = {"epochs": 60, "batch_size": 4, "learning_rate": 3e-3}
-    settings = _settings(train={"restoration": phase, "segmentation": phase})
+    settings = _settings(epochs=32, rate=3e-3)
     one, two = _folder(tmp_path / "one"), _folder(tmp_path / "two")
     seen: list[Progress] = []
     train_restoration(prepared, settings, one, on_progress=seen.append)
@@ -123,77 +123,59 @@ def test_both_phases_learn(prepared: list[Path], tmp_path: Path) -> None:
     train_segmentation(prepared, one, settings, two)
     assert all(torch.equal(value, before[name]) for name, value in _weights(one).items())
     for folder in (one, two):
-        curve = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
-        assert len(curve["loss"]) == 60 * 3
+        curve = _curve(folder)
+        assert len(curve["loss"]) == 32 * 3
         assert curve["slices"] == 10
         assert np.mean(curve["loss"][-20:]) < 0.5 * np.mean(curve["loss"][:20])
-    assert (seen[-1].step, seen[-1].epoch, seen[-1].seconds_left) == (180, 60, 0.0)
+    assert (seen[-1].step, seen[-1].epoch, seen[-1].seconds_left) == (96, 32, 0.0)
 
     # what it learnt: a bright square in healthy noise is more anomalous than the rest
     rng = np.random.default_rng(5)
-    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
-    organ = np.hypot(x, y) < SIDE * 0.42
-    pixels = (rng.integers(100, 140, (1, SIDE, SIDE)) * organ).astype(np.uint8)
+    pixels = (rng.integers(100, 140, (1, SIDE, SIDE)) * DISC).astype(np.uint8)
     pixels[0, 12:19, 12:19] += 80
     result = predict(pixels, load_networks(one, two, "cpu"), 8)
     square = np.zeros((1, SIDE, SIDE), bool)
     square[0, 12:19, 12:19] = True
-    inside, outside = result.probability[square].mean(), result.probability[~square & organ[None]].mean()
+    inside, outside = result.probability[square].mean(), result.probability[~square & DISC[None]].mean()
     assert inside > outside + 0.2
 
 
-def test_equal_seeds_equal_weights_and_other_seeds_do_not(prepared: list[Path], tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train_restoration(prepared, _settings(seed=seed), _folder(tmp_path / name))
-    a, b, c = (_weights(tmp_path / name) for name in "abc")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert any(not torch.equal(a[name], c[name]) for name in a)
-
-
-class _Killed(Exception):
-    pass
+def test_equal_seeds_equal_weights_and_other_seeds_do_not(prepared: list[Path], whole: Path, tmp_path: Path) -> None:
+    again, other = _folder(tmp_path / "again"), _folder(tmp_path / "other")
+    train_restoration(prepared, _settings(), again)
+    train_restoration(prepared, _settings(seed=1), other)
+    assert _same(again, whole)
+    assert not _same(other, whole)
 
 
 @pytest.mark.parametrize("at_step", [1, 5, 11])
 def test_resume_equals_the_uninterrupted_run(
-    prepared: list[Path], tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
+    prepared: list[Path], whole: Path, tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
-    settings, checkpoint = _settings(), tmp_path / "fit.ckpt"
-    whole, cut = _folder(tmp_path / "whole"), _folder(tmp_path / "cut")
-    train_restoration(prepared, settings, whole)
-
-    def kill(progress: Progress) -> None:
-        if progress.step == at_step + 1:  # the checkpoint of step `at_step` is on disk
-            raise _Killed
-
-    with pytest.raises(_Killed):
-        train_restoration(prepared, settings, cut, checkpoint=checkpoint, on_progress=kill)
+    cut, checkpoint = _folder(tmp_path / "cut"), tmp_path / "fit.ckpt"
+    with pytest.raises(Killed):
+        train_restoration(prepared, _settings(), cut, checkpoint=checkpoint, on_progress=kill_at(at_step + 1))
     assert checkpoint.is_file()
-    train_restoration(prepared, settings, cut, checkpoint=checkpoint)
-    resumed, expected = _weights(cut), _weights(whole)
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    curve, full = (json.loads((folder / "curve.json").read_text(encoding="utf-8")) for folder in (cut, whole))
-    assert curve["resumed_at_step"] == at_step
-    assert curve["loss"] == full["loss"]
+    train_restoration(prepared, _settings(), cut, checkpoint=checkpoint)
+    assert _same(cut, whole)
+    assert _curve(cut)["resumed_at_step"] == at_step
+    assert _curve(cut)["loss"] == _curve(whole)["loss"]
     assert not checkpoint.exists()
 
 
 def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
     """The same in a process that gets SIGKILL somewhere in the middle."""
-    phase = {"epochs": 80, "batch_size": 4, "learning_rate": 1e-3}
-    settings = _settings(train={"restoration": phase, "segmentation": phase, "checkpoint_minutes": 0.005})
-    out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
-    script = tmp_path / "run.py"
-    script.write_text(
+    settings = _settings(epochs=20)
+    out, whole, checkpoint = _folder(tmp_path / "out"), _folder(tmp_path / "whole"), tmp_path / "fit.ckpt"
+    script = (
         "import sys; from pathlib import Path; from medad.config.liver import LiverSettings\n"
         "from medad.networks.train import train_restoration\n"
         "settings = LiverSettings.model_validate_json(sys.argv[1])\n"
         "out, checkpoint, *prepared = map(Path, sys.argv[2:])\n"
-        "train_restoration(prepared, settings, out, checkpoint=checkpoint)\n",
-        encoding="utf-8",
+        "train_restoration(prepared, settings, out, checkpoint=checkpoint)\n"
     )
-    command = [sys.executable, str(script), settings.model_dump_json(), str(out), str(checkpoint), *map(str, prepared)]
+    command = [sys.executable, "-c", script, settings.model_dump_json(), str(out), str(checkpoint), *map(str, prepared)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.Popen(command, env=environment)
     while not checkpoint.exists() and process.poll() is None:
@@ -203,35 +185,26 @@ def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "model.safetensors").exists()
-    subprocess.run(command, env=environment, check=True)
-    whole = _folder(tmp_path / "whole")
+    train_restoration(prepared, settings, out, checkpoint=checkpoint)
     train_restoration(prepared, settings, whole)
-    assert json.loads((out / "curve.json").read_text(encoding="utf-8"))["resumed_at_step"] > 0
-    resumed, expected = _weights(out), _weights(whole)
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert _curve(out)["resumed_at_step"] > 0
+    assert _same(out, whole)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other settings"])
 def test_unfit_checkpoint_is_not_resumed(
-    prepared: list[Path], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+    prepared: list[Path], whole: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
-    checkpoint = tmp_path / "fit.ckpt"
-
-    def kill(progress: Progress) -> None:
-        if progress.step == 6:
-            raise _Killed
-
+    out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
     earlier = _settings(seed=3) if damage == "other settings" else _settings()
-    with pytest.raises(_Killed):
-        train_restoration(prepared, earlier, _folder(tmp_path / "cut"), checkpoint=checkpoint, on_progress=kill)
+    with pytest.raises(Killed):
+        train_restoration(prepared, earlier, _folder(tmp_path / "cut"), checkpoint=checkpoint, on_progress=kill_at(6))
     if damage == "truncated":
         checkpoint.write_bytes(checkpoint.read_bytes()[:200])
-    out, whole = _folder(tmp_path / "out"), _folder(tmp_path / "whole")
     train_restoration(prepared, _settings(), out, checkpoint=checkpoint)
-    train_restoration(prepared, _settings(), whole)
-    assert json.loads((out / "curve.json").read_text(encoding="utf-8"))["resumed_at_step"] == 0
-    assert all(torch.equal(value, _weights(out)[name]) for name, value in _weights(whole).items())
+    assert _curve(out)["resumed_at_step"] == 0
+    assert _same(out, whole)
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
@@ -239,12 +212,10 @@ def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
         train_restoration([], _settings(), tmp_path)
 
 
-def test_prediction_does_not_depend_on_the_batch(prepared: list[Path], tmp_path: Path) -> None:
-    one, two = _folder(tmp_path / "one"), _folder(tmp_path / "two")
-    train_restoration(prepared, _settings(), one)
-    train_segmentation(prepared, one, _settings(), two)
+def test_prediction_does_not_depend_on_the_batch(prepared: list[Path], whole: Path, tmp_path: Path) -> None:
+    train_segmentation(prepared, whole, _settings(), tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (7, SIDE, SIDE)).astype(np.uint8)
-    networks = load_networks(one, two, "cpu")
+    networks = load_networks(whole, tmp_path, "cpu")
     results = [predict(pixels, networks, batch) for batch in (1, 3, 8)]
     for other in results[1:]:
         np.testing.assert_allclose(other.probability, results[0].probability, atol=1e-5)

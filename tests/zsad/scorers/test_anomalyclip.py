@@ -18,9 +18,7 @@ from medad.base.errors import ConfigError
 from tests.zsad.learned_sets import (
     cosine,
     dice,
-    encoder_settings,
     focal,
-    make_source,
     material,
     shares,
     smoothed,
@@ -163,18 +161,13 @@ def test_deep_tokens_are_eq_3(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
-    return encoder_settings(tmp_path_factory.mktemp("model") / "tiny")
+def encoder(learned_encoder: EncoderSettings) -> Encoder:
+    return Encoder.load(learned_encoder, CPU)
 
 
 @pytest.fixture(scope="module")
-def encoder(settings: EncoderSettings) -> Encoder:
-    return Encoder.load(settings, CPU)
-
-
-@pytest.fixture(scope="module")
-def source(settings: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source[Path]:
-    return make_source(tmp_path_factory.mktemp("set"), "metal_nut", settings)
+def source(sources: tuple[Source[Path], ...]) -> Source[Path]:
+    return sources[0]
 
 
 def _learner(encoder: Encoder, system: AnomalyClip, words: Sequence[str] = ("object",)) -> AnomalyClipLearner:
@@ -239,13 +232,13 @@ def _maps(tokens: torch.Tensor, text: list[list[float]], tau: float) -> list[lis
 
 @pytest.mark.parametrize("blocks", [(), (2, 3)])
 def test_scores_are_the_formulas(
-    source: Source[Path], settings: EncoderSettings, encoder: Encoder, tmp_path: Path, blocks: tuple[int, ...]
+    source: Source[Path], learned_encoder: EncoderSettings, encoder: Encoder, tmp_path: Path, blocks: tuple[int, ...]
 ) -> None:
     system = SMALL.model_copy(update={"blocks": blocks})
     weights = _weights(encoder, system)
     path = tmp_path / "checkpoint.safetensors"
     Checkpoint(Belonging(system=system, encoder=None, paths=None), weights).write(path)
-    given = material(source, settings, path)
+    given = material(source, learned_encoder, path)
     text = _text(encoder, system, weights)
     scored = {one.number: one for one in score(given, system)}
     assert sorted(scored) == list(range(len(given.store)))
@@ -264,11 +257,11 @@ def test_scores_are_the_formulas(
 
 
 def test_the_last_block_alone_is_what_is_segmented_by_default(
-    source: Source[Path], settings: EncoderSettings, encoder: Encoder, tmp_path: Path
+    source: Source[Path], learned_encoder: EncoderSettings, encoder: Encoder, tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
     Checkpoint(Belonging(system=SMALL, encoder=None, paths=None), _weights(encoder, SMALL)).write(path)
-    given = material(source, settings, path)
+    given = material(source, learned_encoder, path)
     last = SMALL.model_copy(update={"blocks": (3,)})
     for one, other in zip(score(given, SMALL), score(given, last), strict=True):
         torch.testing.assert_close(one.map, other.map, atol=1e-6, rtol=0)

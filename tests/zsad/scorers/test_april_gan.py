@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medad.base.errors import ConfigError, InputError
-from tests.zsad.learned_sets import cosine, dice, encoder_settings, focal, make_source, material, shares, square, up
+from tests.zsad.learned_sets import cosine, dice, focal, material, shares, square, up
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.learned import AprilGan
 from zsad.config.run import EncoderSettings
@@ -27,13 +27,8 @@ SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
-    return encoder_settings(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def source(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> Source[Path]:
-    return make_source(tmp_path_factory.mktemp("set"), "bolt", encoder)
+def source(sources: tuple[Source[Path], ...]) -> Source[Path]:
+    return sources[1]
 
 
 def _weights(learner: AprilGanLearner) -> Weights:
@@ -75,9 +70,9 @@ def _upsampled_shares(
 
 
 def test_scores_are_the_formulas(
-    source: Source[Path], encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path
+    source: Source[Path], learned_encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path
 ) -> None:
-    given = material(source, encoder, checkpoint)
+    given = material(source, learned_encoder, checkpoint)
     assert given.text is not None
     weights, normal, anomalous = _weights(learner), *given.text.double().tolist()
     scored = {one.number: one for one in score(given, SETTINGS)}
@@ -102,9 +97,9 @@ def test_scores_are_the_formulas(
 
 
 def test_with_the_texts_exchanged_the_map_is_its_complement(
-    source: Source[Path], encoder: EncoderSettings, checkpoint: Path
+    source: Source[Path], learned_encoder: EncoderSettings, checkpoint: Path
 ) -> None:
-    given = material(source, encoder, checkpoint)
+    given = material(source, learned_encoder, checkpoint)
     assert given.text is not None
     turned = replace(given, text=given.text.flip(0))
     for one, other in zip(score(given, SETTINGS), score(turned, SETTINGS), strict=True):
@@ -156,13 +151,13 @@ def test_an_extreme_scale_gives_a_finite_loss(source: Source[Path], learner: Apr
         assert torch.isfinite(value.grad).all()
 
 
-def test_without_a_checkpoint_it_says_so(source: Source[Path], encoder: EncoderSettings) -> None:
+def test_without_a_checkpoint_it_says_so(source: Source[Path], learned_encoder: EncoderSettings) -> None:
     with pytest.raises(ConfigError, match="no checkpoint"):
-        next(score(material(source, encoder, None), SETTINGS))
+        next(score(material(source, learned_encoder, None), SETTINGS))
 
 
 def test_features_without_its_blocks_are_refused(
-    source: Source[Path], encoder: EncoderSettings, checkpoint: Path
+    source: Source[Path], learned_encoder: EncoderSettings, checkpoint: Path
 ) -> None:
     with pytest.raises(InputError, match="made without view block-2"):
-        next(score(material(source, encoder, checkpoint), AprilGan(blocks=(2, 3))))
+        next(score(material(source, learned_encoder, checkpoint), AprilGan(blocks=(2, 3))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
+from tests.killed import Killed, kill_at
 from tests.zsad.learned_sets import encoder_settings, make_source, material
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.encoder import Encoder
@@ -27,6 +29,7 @@ from zsad.config.run import EncoderSettings, EvaluationSettings
 from zsad.data.labelled import LabelledImage
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
+from zsad.scorers.interface import Material
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
 from zsad.steps import train as learning
@@ -43,31 +46,44 @@ System = AprilGan | AnomalyClip
 EACH = pytest.mark.parametrize("system", [APRIL, ANOMALY], ids=["april_gan", "anomalyclip"])
 
 
-class Killed(BaseException):
-    """Ends a training in the middle."""
+Train = Callable[..., Weights]
+Given = Callable[[Path], Material]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("model") / "tiny"
+def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Train:
+    """Train a system, on both categories and their own encoder if not told otherwise."""
+
+    def run(
+        system: System,
+        out: Path,
+        sources: tuple[Source[Path], ...] = sources,
+        encoder: EncoderSettings = learned_encoder,
+        **more: Any,
+    ) -> Weights:
+        train_system(system, sources, encoder, "cpu", out, **more)
+        return load_file(out / CHECKPOINT)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def encoder(model: Path) -> EncoderSettings:
-    return encoder_settings(model)
+def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of each system's training that nothing stopped."""
+    folders = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
+    for system in (APRIL, ANOMALY):
+        train(system, folders[system.system])
+    return folders
 
 
 @pytest.fixture(scope="module")
-def sources(encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source[Path], ...]:
-    root = tmp_path_factory.mktemp("sets")
-    return make_source(root, "metal_nut", encoder), make_source(root, "bolt", encoder)
+def given(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Given:
+    """The first category's own images as those to score by a checkpoint."""
+    return lambda checkpoint: material(sources[0], learned_encoder, checkpoint)
 
 
-def _train(
-    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, out: Path, **more: Any
-) -> Weights:
-    train_system(system, sources, encoder, "cpu", out, **more)
-    return load_file(out / CHECKPOINT)
+def _curve(folder: Path) -> Any:
+    return json.loads((folder / CURVE).read_text(encoding="utf-8"))
 
 
 def _same(one: Weights, other: Weights) -> bool:
@@ -86,29 +102,30 @@ def _digest(module: torch.nn.Module) -> str:
 
 
 @EACH
-def test_the_loss_falls(
-    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
-) -> None:
-    long = _with(system, epochs=25)
-    _train(long, sources, encoder, tmp_path)
-    curve = json.loads((tmp_path / CURVE).read_text(encoding="utf-8"))
+def test_the_loss_falls(system: System, train: Train, tmp_path: Path) -> None:
+    long = _with(system, epochs=15)
+    train(long, tmp_path)
+    curve = _curve(tmp_path)
     per_epoch = curve["steps_per_epoch"]
-    assert len(curve["loss"]) == 25 * per_epoch
+    assert len(curve["loss"]) == 15 * per_epoch
     first, last = (np.mean(curve["loss"][part]) for part in (slice(per_epoch), slice(-per_epoch, None)))
     assert last < 0.9 * first
 
 
 @EACH
 def test_squares_are_found_in_images_never_seen(
-    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+    system: System,
+    train: Train,
+    sources: tuple[Source[Path], ...],
+    learned_encoder: EncoderSettings,
+    tmp_path: Path,
 ) -> None:
     """Trained, scored and judged as the flow does it; with random weights words mean nothing, so of one category."""
     own = sources[1]
-    _train(_with(system, epochs=40), (own,), encoder, tmp_path)
-    unseen = make_source(tmp_path, own.name, encoder, seed=5)
-    score_system(
-        system, own.name, unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [], encoder, 0, "cpu", tmp_path
-    )
+    train(_with(system, epochs=40), tmp_path, (own,))
+    unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
+    read = (unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [])
+    score_system(system, own.name, *read, learned_encoder, 0, "cpu", tmp_path)
     evaluate_category(unseen.items, unseen.features, tmp_path, ["system"], EvaluationSettings(), tmp_path)
     pixel = CategoryEvaluation.load(tmp_path).variants["system"].pixel
     assert pixel is not None
@@ -117,10 +134,12 @@ def test_squares_are_found_in_images_never_seen(
 
 
 @EACH
-def test_the_encoder_does_not_move(system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings) -> None:
+def test_the_encoder_does_not_move(
+    system: System, sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings
+) -> None:
     data = gather(sources)
-    learner = learner_of(system, sources, data, encoder, CPU)
-    frozen = learner.encoder if isinstance(learner, AnomalyClipLearner) else Encoder.load(encoder, CPU)
+    learner = learner_of(system, sources, data, learned_encoder, CPU)
+    frozen = learner.encoder if isinstance(learner, AnomalyClipLearner) else Encoder.load(learned_encoder, CPU)
     before = _digest(frozen.model)
     features = [hashlib.sha256(path.read_bytes()).digest() for path in sorted(sources[0].features.iterdir())]
     start = learner.initial(torch.Generator().manual_seed(0))
@@ -134,14 +153,13 @@ def test_the_encoder_does_not_move(system: System, sources: tuple[Source[Path], 
 
 @EACH
 def test_weights_are_a_function_of_seed_and_content(
-    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+    system: System, train: Train, trained: dict[str, Path], sources: tuple[Source[Path], ...], tmp_path: Path
 ) -> None:
-    torch.manual_seed(1)
-    first = _train(system, sources, encoder, tmp_path / "1")
+    first = load_file(trained[system.system] / CHECKPOINT)
     torch.manual_seed(2)
     turned = tuple(dataclasses.replace(source, items=source.items[::-1]) for source in sources[::-1])
-    assert _same(_train(system, turned, encoder, tmp_path / "2"), first)
-    other = _train(_with(system, seed=2), sources, encoder, tmp_path / "3")
+    assert _same(train(system, tmp_path / "turned", turned), first)
+    other = train(_with(system, seed=2), tmp_path / "other")
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
@@ -150,73 +168,61 @@ def test_weights_are_a_function_of_seed_and_content(
 def test_a_killed_training_goes_on_to_the_same_weights(
     system: System,
     step: int,
-    sources: tuple[Source[Path], ...],
-    encoder: EncoderSettings,
+    train: Train,
+    trained: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """16 crops, four steps an epoch: killed within an epoch, and at its end just before its state is kept."""
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
-    whole = _train(system, sources, encoder, tmp_path / "whole")
-    kept = tmp_path / "kept" / "state.pt"
+    kept, killed, whole = tmp_path / "kept" / "state.pt", tmp_path / "killed", trained[system.system]
 
     def kill(progress: Progress) -> None:
         assert (progress.epoch, progress.epochs, progress.steps) == ((progress.step - 1) // 4 + 1, 3, 12)
-        if progress.step == step:
-            raise Killed
+        kill_at(step)(progress)
 
     with pytest.raises(Killed):
-        _train(system, sources, encoder, tmp_path / "killed", checkpoint=kept, on_progress=kill)
-    assert not (tmp_path / "killed" / CHECKPOINT).exists()
-    resumed = _train(system, sources, encoder, tmp_path / "killed", checkpoint=kept)
-    assert _same(resumed, whole)
+        train(system, killed, checkpoint=kept, on_progress=kill)
+    assert not (killed / CHECKPOINT).exists()
+    assert _same(train(system, killed, checkpoint=kept), load_file(whole / CHECKPOINT))
     assert not kept.exists()
-    curves = [json.loads((tmp_path / name / CURVE).read_text(encoding="utf-8")) for name in ("whole", "killed")]
-    assert curves[0]["loss"] == curves[1]["loss"]
-    assert curves[0]["resumed_at_epoch"] == 0
-    assert curves[1]["resumed_at_epoch"] == (step - 1) // 4
+    assert _curve(killed)["loss"] == _curve(whole)["loss"]
+    assert _curve(whole)["resumed_at_epoch"] == 0
+    assert _curve(killed)["resumed_at_epoch"] == (step - 1) // 4
 
 
 def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
-    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+    train: Train, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
     kept = tmp_path / "state.pt"
-
-    def kill(progress: Progress) -> None:
-        if progress.epoch == 2:
-            raise Killed
-
     with pytest.raises(Killed):
-        _train(APRIL, sources, encoder, tmp_path / "a", checkpoint=kept, on_progress=kill)
+        train(APRIL, tmp_path / "killed", checkpoint=kept, on_progress=kill_at(5))
     content = kept.read_bytes()
     slower = _with(APRIL, learning_rate=1e-3)
-    expected = _train(slower, sources, encoder, tmp_path / "b")
-    assert _same(_train(slower, sources, encoder, tmp_path / "c", checkpoint=kept), expected)
+    expected = train(slower, tmp_path / "slower")
+    assert _same(train(slower, tmp_path / "resumed", checkpoint=kept), expected)
     kept.write_bytes(content[:200])
-    whole = _train(APRIL, sources, encoder, tmp_path / "d", checkpoint=kept)
-    assert json.loads((tmp_path / "d" / CURVE).read_text(encoding="utf-8"))["resumed_at_epoch"] == 0
-    assert _same(whole, _train(APRIL, sources, encoder, tmp_path / "e"))
+    again = train(APRIL, tmp_path / "again", checkpoint=kept)
+    assert _curve(tmp_path / "again")["resumed_at_epoch"] == 0
+    assert _same(again, load_file(trained["april_gan"] / CHECKPOINT))
 
 
 @EACH
-def test_parts_of_a_batch_add_up(
-    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
-) -> None:
+def test_parts_of_a_batch_add_up(system: System, train: Train, tmp_path: Path) -> None:
     # one step: what Adam makes of rounding grows with their number
     one = _with(system, epochs=1, batch_size=100, learning_rate=1e-3)
-    whole = _train(one, sources, encoder, tmp_path / "whole")
-    parts = _train(one, sources, encoder, tmp_path / "parts", largest_batch=4)
-    losses = [json.loads((tmp_path / n / CURVE).read_text(encoding="utf-8"))["loss"] for n in ("whole", "parts")]
+    whole = train(one, tmp_path / "whole")
+    parts = train(one, tmp_path / "parts", largest_batch=4)
+    losses = [_curve(tmp_path / name)["loss"] for name in ("whole", "parts")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
 
 
-def test_a_training_that_diverges_says_so(
-    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
-) -> None:
+def test_a_training_that_diverges_says_so(train: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"APRIL-GAN: the loss became NaN or infinite in epoch 2; lower"):
-        _train(_with(APRIL, learning_rate=1e38, epochs=3, batch_size=100), sources, encoder, tmp_path)
+        train(_with(APRIL, learning_rate=1e38, epochs=3, batch_size=100), tmp_path)
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -231,26 +237,26 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", ABLATIONS.values(), ids=ABLATIONS.keys())
-def test_ablations_of_001_train_and_score(
-    change: dict[str, Any], sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
-) -> None:
+def test_ablations_of_001_train_and_score(change: dict[str, Any], train: Train, given: Given, tmp_path: Path) -> None:
     system = AnomalyClip.model_validate({**ANOMALY.model_dump(), **change})
-    weights = _train(_with(system, epochs=6), sources, encoder, tmp_path)
-    losses = json.loads((tmp_path / CURVE).read_text(encoding="utf-8"))["loss"]
+    weights = train(_with(system, epochs=6), tmp_path)
+    losses = _curve(tmp_path)["loss"]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert ("deep" in weights) == bool(system.deep_tokens)
     assert weights["normal"].shape == (system.context_tokens, 16)
-    scored = list(anomalyclip.score(material(sources[0], encoder, tmp_path / CHECKPOINT), system))
+    scored = list(anomalyclip.score(given(tmp_path / CHECKPOINT), system))
     assert all(0 <= one.score <= 1 for one in scored)
 
 
 @pytest.mark.parametrize("attention", ["vv", "qq", "kk"])
-def test_kinds_of_dpam_train_each_on_its_own_features(attention: str, model: Path, tmp_path: Path) -> None:
-    encoder = encoder_settings(model, vv_attention=attention)
+def test_kinds_of_dpam_train_each_on_its_own_features(
+    attention: str, train: Train, learned_model: Path, tmp_path: Path
+) -> None:
+    encoder = encoder_settings(learned_model, vv_attention=attention)
     source = make_source(tmp_path, "bolt", encoder)
-    _train(ANOMALY, (source,), encoder, tmp_path / "out")
+    train(ANOMALY, tmp_path / "out", (source,), encoder)
     list(anomalyclip.score(material(source, encoder, tmp_path / "out" / CHECKPOINT), ANOMALY))
-    other = encoder_settings(model, vv_attention="kk" if attention == "qq" else "qq")
+    other = encoder_settings(learned_model, vv_attention="kk" if attention == "qq" else "qq")
     with pytest.raises(InputError, match=f"trained on an encoder with vv_attention {attention}, the settings say"):
         next(anomalyclip.score(material(source, other, tmp_path / "out" / CHECKPOINT), ANOMALY))
 
@@ -277,7 +283,7 @@ def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...
 
 
 def test_what_cannot_be_used_is_left_out_and_noted(
-    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+    train: Train, sources: tuple[Source[Path], ...], tmp_path: Path
 ) -> None:
     source = sources[0]
     items = list(source.items)
@@ -288,8 +294,8 @@ def test_what_cannot_be_used_is_left_out_and_noted(
     items[1] = dataclasses.replace(items[1], mask=black)
     items[3] = dataclasses.replace(items[3], mask=None)
     with_stranger = [*items, LabelledImage("stranger", "0" * 64, small, True, "square", small)]
-    _train(APRIL, (dataclasses.replace(source, items=with_stranger),), encoder, tmp_path / "out")
-    curve = json.loads((tmp_path / "out" / CURVE).read_text(encoding="utf-8"))
+    train(APRIL, tmp_path / "out", (dataclasses.replace(source, items=with_stranger),))
+    curve = _curve(tmp_path / "out")
     assert curve["images"] == 3
     assert {each["sha256"]: each["rule"].split()[-1] for each in curve["left_out"]} == {
         items[1].sha256: "black",
@@ -300,34 +306,32 @@ def test_what_cannot_be_used_is_left_out_and_noted(
     assert "the mask is 5 x 5 pixels" in left_out[items[1].sha256]
 
 
-def test_sets_that_teach_nothing_are_refused(
-    sources: tuple[Source[Path], ...], encoder: EncoderSettings, model: Path, tmp_path: Path
-) -> None:
+def test_sets_that_teach_nothing_are_refused(train: Train, sources: tuple[Source[Path], ...], tmp_path: Path) -> None:
     source = sources[0]
     for wanted, missing in ((True, "normal image"), (False, "anomalous image with a mask")):
         some = [item for item in source.items if item.anomalous is wanted]
         with pytest.raises(InputError, match=f"holds no {missing} to learn from"):
             gather([dataclasses.replace(source, items=some)])
     with pytest.raises(ConfigError, match="reads text features"):
-        _train(APRIL, (dataclasses.replace(source, text=None),), encoder, tmp_path)
+        train(APRIL, tmp_path, (dataclasses.replace(source, text=None),))
     with pytest.raises(InputError, match="without view block-2"):
-        _train(APRIL.model_copy(update={"blocks": (2,)}), sources, encoder, tmp_path)
+        train(APRIL.model_copy(update={"blocks": (2,)}), tmp_path)
     config = tiny_config()
     folder = write_folder(tmp_path / "other", tiny_clip(config, seed=9), config)
     other = encoder_settings(folder)
     with pytest.raises(InputError, match="of another encoder than"):
-        _train(ANOMALY, sources, other, tmp_path)
+        train(ANOMALY, tmp_path, encoder=other)
     mixed = (source, make_source(tmp_path, "bolt", other))
     with pytest.raises(InputError, match="of another encoder than the other categories"):
-        _train(ANOMALY, mixed, encoder, tmp_path)
+        train(ANOMALY, tmp_path, mixed)
 
 
 @EACH
 def test_a_checkpoint_is_read_as_it_was_written_and_holds_no_path(
-    system: System, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+    system: System, train: Train, sources: tuple[Source[Path], ...], tmp_path: Path
 ) -> None:
     named = system.model_copy(update={"label": "Mrs Smith", "checkpoint": "/home/smith/x", "encoder": "smith"})
-    _train(named, sources, encoder, tmp_path)
+    train(named, tmp_path)
     content = (tmp_path / CHECKPOINT).read_bytes()
     assert b"smith" not in content.lower()
     assert str(tmp_path).encode() not in content
@@ -345,28 +349,28 @@ def _rewrite(path: Path, change: Callable[[Weights], Weights]) -> None:
     Checkpoint(found.belonging, change(found.weights)).write(path)
 
 
-def _refused(path: Path, source: Source[Path], encoder: EncoderSettings, system: System) -> str:
+def _refused(given: Material, system: System) -> str:
     score = april_gan.score if isinstance(system, AprilGan) else anomalyclip.score
     with pytest.raises(InputError) as caught:
-        next(score(material(source, encoder, path), system))  # type: ignore[arg-type]
-    assert caught.value.path == path
+        next(score(given, system))  # type: ignore[arg-type]
+    assert caught.value.path == given.checkpoint
     assert "\n" not in str(caught.value)
     return caught.value.rule
 
 
 def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
-    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
+    trained: dict[str, Path], given: Given, tmp_path: Path
 ) -> None:
-    source = sources[0]
-    april, anomaly = tmp_path / "april", tmp_path / "anomaly"
-    _train(APRIL, sources, encoder, april)
-    _train(ANOMALY, sources, encoder, anomaly)
-    learned, prompts = april / CHECKPOINT, anomaly / CHECKPOINT
+    learned, prompts = (
+        Path(shutil.copy(trained[name] / CHECKPOINT, tmp_path / f"{name}.safetensors"))
+        for name in ("april_gan", "anomalyclip")
+    )
+    whole = learned.read_bytes()
 
-    assert _refused(prompts, source, encoder, APRIL) == "is trained for AnomalyCLIP, not for APRIL-GAN"
-    assert _refused(learned, source, encoder, ANOMALY) == "is trained for APRIL-GAN, not for AnomalyCLIP"
+    assert _refused(given(prompts), APRIL) == "is trained for AnomalyCLIP, not for APRIL-GAN"
+    assert _refused(given(learned), ANOMALY) == "is trained for APRIL-GAN, not for AnomalyCLIP"
     fewer = APRIL.model_copy(update={"blocks": (3,)})
-    assert _refused(learned, source, encoder, fewer) == "was trained with blocks 1 3, the settings say 3"
+    assert _refused(given(learned), fewer) == "was trained with blocks 1 3, the settings say 3"
     for change, rule in (
         ({"prompt": "object_aware"}, "prompt object_agnostic, the settings say object_aware"),
         ({"context_tokens": 4}, "context_tokens 3, the settings say 4"),
@@ -375,36 +379,34 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
         ({"depth": 1}, "depth 2, the settings say 1"),
     ):
         system = ANOMALY.model_copy(update=change)
-        assert _refused(prompts, source, encoder, system) == f"was trained with {rule}"
+        assert _refused(given(prompts), system) == f"was trained with {rule}"
     free = ANOMALY.model_copy(update={"tau": 0.1, "blocks": (2,), "sigma_px": 0.0, "label": "other"})
-    assert next(anomalyclip.score(material(source, encoder, prompts), free)).map.shape[1:] == (32, 32)
+    assert next(anomalyclip.score(given(prompts), free)).map.shape[1:] == (32, 32)
 
     config = tiny_config()
     other = encoder_settings(write_folder(tmp_path / "other", tiny_clip(config, seed=9), config))
     strange = make_source(tmp_path, "strange", other)
-    for path, trained in ((learned, APRIL), (prompts, ANOMALY)):
-        assert "was trained on another encoder than" in _refused(path, strange, other, trained)
+    for path, system in ((learned, APRIL), (prompts, ANOMALY)):
+        assert "was trained on another encoder than" in _refused(material(strange, other, path), system)
 
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"][:5]})
-    assert _refused(learned, source, encoder, APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"
+    assert _refused(given(learned), APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"
     _rewrite(prompts, lambda w: {name: value for name, value in w.items() if name != "deep"})
-    assert _refused(prompts, source, encoder, ANOMALY) == "tensor deep has shape none, expected (1, 2, 16)"
-    _train(APRIL, sources, encoder, april)
+    assert _refused(given(prompts), ANOMALY) == "tensor deep has shape none, expected (1, 2, 16)"
+    learned.write_bytes(whole)
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"] * float("nan")})
-    assert _refused(learned, source, encoder, APRIL) == "its weights are not all finite"
+    assert _refused(given(learned), APRIL) == "its weights are not all finite"
 
 
-def test_files_that_are_no_checkpoints_are_refused_in_one_line(
-    sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
-) -> None:
-    source, path = sources[0], tmp_path / "file.safetensors"
-    assert _refused(path, source, encoder, APRIL) == "no such file or folder"
+def test_files_that_are_no_checkpoints_are_refused_in_one_line(given: Given, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    assert _refused(given(path), APRIL) == "no such file or folder"
     path.write_bytes(b"not a checkpoint")
-    assert _refused(path, source, encoder, APRIL) == "is no safetensors file, or is cut short"
+    assert _refused(given(path), APRIL) == "is no safetensors file, or is cut short"
     save_file({"x": torch.zeros(1)}, path)
-    assert "metadata do not say" in _refused(path, source, encoder, APRIL)
+    assert "metadata do not say" in _refused(given(path), APRIL)
     save_file({"x": torch.zeros(1)}, path, metadata={"adflows": '{"schema": "adflows zsad learned 99"}'})
-    assert "no trained system that this version reads: schema" in _refused(path, source, encoder, APRIL)
+    assert "no trained system that this version reads: schema" in _refused(given(path), APRIL)
 
 
 def _official(**change: Any) -> dict[str, Any]:
@@ -433,9 +435,7 @@ def _official(**change: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("outer", [True, False])
-def test_the_public_layout_is_imported(
-    outer: bool, sources: tuple[Source[Path], ...], encoder: EncoderSettings, tmp_path: Path
-) -> None:
+def test_the_public_layout_is_imported(outer: bool, given: Given, tmp_path: Path) -> None:
     state, path = _official(), tmp_path / "epoch_15.pth"
     torch.save({"prompt_learner": state} if outer else state, path)
     found = import_official(path)
@@ -447,12 +447,9 @@ def test_the_public_layout_is_imported(
     assert (system.context_tokens, system.deep_tokens, system.depth, system.full_stop) == (3, 2, 2, True)
     # it scores as it is, and so it does once written as ours
     found.write(tmp_path / CHECKPOINT)
-    maps = [
-        [one.map for one in anomalyclip.score(material(sources[0], encoder, file), system)]
-        for file in (path, tmp_path / CHECKPOINT)
-    ]
+    maps = [[one.map for one in anomalyclip.score(given(file), system)] for file in (path, tmp_path / CHECKPOINT)]
     assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
-    assert trained_weights(material(sources[0], encoder, path), system, anomalyclip.shapes(system, 16)).keys() == {
+    assert trained_weights(given(path), system, anomalyclip.shapes(system, 16)).keys() == {
         "normal",
         "anomalous",
         "deep",
