@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flows.cli.demo import liver_demo, zsad_demo
 from flows.liver.stages import Stages as LiverStages
-from flows.runs.flow import running_on
-from flows.runs.runner import LocalRunner
+from flows.runs.runner import LocalRunner, running_on
 from flows.zsad.flow import Stages as ZsadStages
 
 

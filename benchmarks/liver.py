@@ -34,14 +34,8 @@ from medad.base import noise
 from medad.base.devices import keep_freed_memory
 from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
-from medad.config.liver import (
-    InferenceSettings,
-    LiverSettings,
-    PostprocessSettings,
-    PreprocessSettings,
-    SynthesisSettings,
-    load,
-)
+from medad.config.anomalies import SynthesisSettings
+from medad.config.liver import InferenceSettings, LiverSettings, PostprocessSettings, PreprocessSettings, load
 from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_hu, write_mask
 from medad.networks import nets
 from medad.networks.infer import load_networks

@@ -29,9 +29,10 @@ ROOMS = {
     "flows.liver": "flows.runs flows.devices flows.privacy flows.store flows.machine"
     " medad.base medad.config medad.cohort medad.ct medad.steps medad.reports",
     "flows.zsad": "flows.runs flows.devices flows.privacy flows.store flows.machine"
-    " medad.base medad.cohort zsad.config zsad.data zsad.steps zsad.reports",
+    # a key names weights and prompts by content: zsad.clip tells both without loading a model
+    " medad.base medad.cohort zsad.config zsad.data zsad.clip zsad.embedded zsad.steps zsad.reports",
     "flows.inbox": "flows.liver flows.runs flows.devices flows.privacy flows.store flows.machine"
-    " medad.base medad.config medad.cohort medad.ct",
+    " medad.base medad.config medad.cohort medad.ct medad.steps",
     "flows.server": "flows.liver flows.zsad flows.inbox flows.runs flows.devices flows.privacy flows.store"
     " flows.machine medad.base medad.config zsad.config",
     "flows.cli": "flows.inbox flows.server flows.liver flows.zsad flows.runs flows.devices flows.privacy flows.store"

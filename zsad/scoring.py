@@ -19,8 +19,9 @@ from medad.base.settings import parse_settings
 from medad.base.storage import file_digest
 from zsad.clip.encoder import check_views, depth_of
 from zsad.clip.feature_store import FeatureStore
+from zsad.config.learned import LearnedSettings
 from zsad.config.run import ALONE_NOTE, EncoderSettings, PromptSettings
-from zsad.config.systems import DualImage, LearnedSettings, MutualSettings, System, WinClip
+from zsad.config.systems import DualImage, MutualSettings, System, WinClip
 from zsad.data.datasets import images_of
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots

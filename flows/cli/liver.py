@@ -27,7 +27,7 @@ from flows.cli.options import (
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
-from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
+from medad.config.by_hand import BY_HAND, IN_ORDER, HandStepName
 
 if TYPE_CHECKING:
     from medad.config.liver import LiverSettings
@@ -285,7 +285,7 @@ def step(
 ) -> None:
     """One preprocessing step by hand; each takes what the one before it wrote."""
     start(verbose=verbose)
-    if HAND_STEPS[name].needs_liver and liver is None:
+    if BY_HAND[name].needs_liver and liver is None:
         raise ConfigError(HOW_TO_GET_A_MASK)
     from pydantic import ValidationError
 

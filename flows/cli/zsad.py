@@ -167,7 +167,7 @@ def train(
     """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
     start(verbose=verbose)
     from zsad.config.compare import load
-    from zsad.config.systems import LearnedSettings
+    from zsad.config.learned import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
     settings = load(find_config(config, "zsad"), values).chosen(method)

@@ -20,7 +20,7 @@ from flows.store.artifacts import ArtefactStore
 from flows.store.digests import SETTLED_S
 from flows.store.references import canonical_json
 from medad.base.errors import InputError
-from medad.config.liver import InboxSettings
+from medad.config.inbox import InboxSettings
 
 TEMPORARY = (".partial", ".part", ".tmp", ".filepart", ".crdownload", "~")
 """Endings of files and folders that are still being copied, by convention. Hidden ones are passed over as well."""

@@ -20,7 +20,8 @@ from flows.machine.environment import find_config
 from flows.store.digests import path_digest
 from flows.store.step import content_key, keyed
 from medad.base.errors import ConfigError
-from medad.config.liver import InboxSettings, LiverSettings, load_inbox
+from medad.config.inbox import InboxSettings, load_inbox
+from medad.config.liver import LiverSettings
 
 ALL_FAILED = "failed"
 """In `retry`: every case that failed."""
@@ -74,7 +75,7 @@ class Inbox:
         values = {
             "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
             "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
-            "settings": keyed(self.liver, "name", "train_data", "test_data.root", "train", "synthesis").content,
+            "settings": keyed(self.liver, "name", "train_data", "test_data", "train", "synthesis").content,
         }
         return content_key(values)
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
 from flows.liver.run_folder import Models, UsedCase
@@ -23,12 +25,11 @@ from flows.liver.stages import ReadyCase, Stages
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.runs import showing
-from flows.runs.flow import new_runner, our_flow
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome, finish
 from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions
-from flows.runs.runner import Once, Scoped, Submitted, describe
+from flows.runs.runner import Once, Scoped, Submitted, describe, new_runner
 from flows.store.references import Ref, canonical_json
-from flows.store.step import keyed
 from medad.base.errors import CaseFailure, UserError
 from medad.config.ablation import CURVE, ROWS, YARDSTICK, AblationSettings, Variant
 from medad.config.liver import LiverSettings
@@ -260,7 +261,8 @@ class AblationStages:
 
 
 def _data_key(settings: LiverSettings) -> str:
-    return canonical_json(keyed(settings, *NOT_OF_DATA).content)
+    # with true folders: this text never leaves the process
+    return canonical_json(to_jsonable_python(settings.model_dump(exclude=set(NOT_OF_DATA))))
 
 
 def _has_truth(ready: ReadyCase) -> bool:

@@ -17,8 +17,9 @@ from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import path_filter
-from flows.runs.flow import new_runner, our_flow
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
+from flows.runs.runner import new_runner
 from medad.base.errors import CaseFailure
 from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE

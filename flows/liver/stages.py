@@ -18,10 +18,9 @@ from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import learn_data, path_filter
 from flows.runs import showing
-from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome, finish
 from flows.runs.run_folder import RunFolder, installed_versions
-from flows.runs.runner import Runner, Submitted, describe
+from flows.runs.runner import Runner, Submitted, describe, new_runner
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, UserError
 from medad.cohort.folds import Member, find_leaks

@@ -15,19 +15,16 @@ from flows.store.step import PAGE, Call, Keyed, Step, keyed, shown
 from medad.base.errors import CaseFailure, InputError
 from medad.base.settings import MACHINE_FIELDS, MachineSettings
 from medad.config.ablation import AblationSettings
-from medad.config.by_hand import HAND_STEPS as BY_HAND
-from medad.config.by_hand import HandStepName
+from medad.config.anomalies import LesionSettings, SynthesisSettings, TextureSettings
+from medad.config.by_hand import BY_HAND, HandStepName
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,
-    LesionSettings,
     LiverSettings,
     PlantSettings,
     PostprocessSettings,
     PreprocessSettings,
-    SynthesisSettings,
-    TextureSettings,
 )
 from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
 from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeResult
@@ -36,9 +33,9 @@ if TYPE_CHECKING:
     from medad.cohort.datasets import LabelledScan
 
 _READING = ("nibabel", "numpy", "SimpleITK")
+_PREPARING = (*_READING, "safetensors", "scikit-image", "scipy", "torch")
 _NETS = ("monai", "numpy", "safetensors", "torch")
 _DRAWN_NETS = (*_NETS, "pillow")
-_IMAGES = ("numpy", "scikit-image", "scipy", "torch")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "medad/reports/report_style.html")
 _CURVE = frozenset({"curve.json"})
@@ -48,7 +45,7 @@ PREPARE = Step(
     "prepare",
     2,
     "medad.steps.cases:prepare_case",
-    (*_READING, "safetensors", "scikit-image", "scipy", "torch"),
+    _PREPARING,
     before_devices=True,
 )
 RESTORATION = Step("restoration", 1, "medad.networks.train:train_restoration", _NETS, kind="training", volatile=_CURVE)
@@ -74,7 +71,7 @@ SEGMENT = Step(
 )
 EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
 EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
-MODEL = Step("model", 1, "medad.steps.adopt:adopt_network", (), not_in_key=frozenset({"curve"}), volatile=_CURVE)
+MODEL = Step("model", 1, "medad.steps.adopt:adopt_network", (), volatile=_CURVE)
 REPORT = Step(
     "report",
     1,
@@ -107,10 +104,7 @@ SENSITIVITY_REPORT = Step(
     ("jinja2", "matplotlib", "scipy"),
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
-HAND_STEPS = {
-    name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", (*_READING, "safetensors", *_IMAGES[1:]))
-    for name in BY_HAND
-}
+HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in BY_HAND}
 """Steps by hand, in the order in which one takes what the one before wrote."""
 
 Training = Literal["restoration", "segmentation", "joint"]
@@ -245,7 +239,7 @@ def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
 
 def adopt(folder: Path) -> Call:
     """A trained network out of a folder into the cache, so that the folder may go."""
-    return MODEL(weights=folder / "model.safetensors", curve=folder / "curve.json")
+    return MODEL(folder=Keyed(folder, folder / "model.safetensors"))
 
 
 def hand_step(

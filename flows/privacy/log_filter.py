@@ -239,7 +239,9 @@ def learn_call(label: str, call: Call) -> None:
     """Install the filter here and teach it all that a call could make a library say: for whichever process runs it."""
     install()
     for value, name in _walk(call.arguments, ""):
-        if isinstance(value, Path):
+        if isinstance(value, Path) and name == "root":
+            path_filter.learn_root(value, label)
+        elif isinstance(value, Path):
             path_filter.learn(value, label, again=False)
             if name in _SOURCES:
                 path_filter.learn_header(value, label)
@@ -283,8 +285,8 @@ def _walk(value: object, name: str) -> Iterator[tuple[Any, str]]:
         below = (
             value.items() if isinstance(value, Mapping) else ((f.name, getattr(value, f.name)) for f in fields(value))
         )
-        # data sets first: then it is known which folders of a path lie below their root
-        for field, each in sorted(below, key=lambda item: isinstance(item[1], Path)):
+        # data sets and roots first: then it is known which folders of a path lie below them
+        for field, each in sorted(below, key=lambda item: isinstance(item[1], Path) + (item[0] != "root")):
             yield from _walk(each, str(field))
     elif isinstance(value, list | tuple):
         for each in value:

@@ -5,40 +5,20 @@ A body takes its settings, makes its runner by `new_runner`, and returns an `Out
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 from flows.runs.outcome import Outcome
 from flows.runs.plan import PlanRunner
-from flows.runs.runner import LocalRunner, Runner
-from medad.base.settings import MachineSettings
+from flows.runs.runner import LocalRunner, running_on
 
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.objects import State
 
 P = ParamSpec("P")
-
-_kind: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
-
-
-def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
-    """Return the runner of the flow under way: of the kind that it was started with."""
-    return _kind.get()(machine, refresh=refresh)
-
-
-@contextlib.contextmanager
-def running_on(kind: type[Runner]) -> Iterator[None]:
-    """Within, flows' bodies have runners of this kind."""
-    token = _kind.set(kind)
-    try:
-        yield
-    finally:
-        _kind.reset(token)
 
 
 class OurFlow(Generic[P]):

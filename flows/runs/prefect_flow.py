@@ -13,9 +13,9 @@ from prefect.states import Completed, Failed
 
 from flows.devices.engines import RUNNER
 from flows.privacy.log_filter import confined
-from flows.runs.flow import running_on
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
+from flows.runs.runner import running_on
 
 
 def final_state(outcome: Outcome) -> State[Outcome]:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.runs.runner import Runner
-from flows.store.artifacts import ArtefactStore, disk_full_is_told
+from flows.store.artifacts import ArtefactStore
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.base.manifest import MANIFEST
 from medad.base.settings import Settings
-from medad.base.storage import sync_path
+from medad.base.storage import disk_full_as_user_error, sync_path
 
 SCHEMA = "adflows run 1"
 SHOWN_LIBRARIES = (
@@ -126,7 +126,7 @@ def publish(run: RunFolder, runner: Runner) -> dict[str, float | None]:
     """
     store = ArtefactStore()
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_is_told(run.path.parent), store.lock(f"run-{file_name_digest(run.path)}"):
+    with disk_full_as_user_error(run.path.parent), store.lock(f"run-{file_name_digest(run.path)}"):
         work = run.path.with_name(f".{run.path.name}.new")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()

@@ -7,9 +7,13 @@ which is raised when all else is done.
 from __future__ import annotations
 
 import abc
+import contextlib
+import logging
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,13 +24,14 @@ from flows.devices.slots import device_slot, devices_of
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
-from flows.runs.retries import is_transient
+from flows.runs.retries import RETRY_DELAYS_S, is_transient
 from flows.store.artifacts import ArtefactStore, Made
 from flows.store.references import Ref
 from flows.store.step import Call, Place, content_key
 from medad.base.errors import CaseFailure, InputError, UserError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
+_log = logging.getLogger(__name__)
 CLUSTER_AT_A_TIME = 64
 """Device calls handed to a cluster of unknown size."""
 
@@ -210,10 +215,38 @@ class Runner(abc.ABC):
 
 
 class LocalRunner(Runner):
-    """Runs each call at once, in this process: no Prefect, no server, no cluster."""
+    """Runs each call at once, in this process: no Prefect, no server, no cluster.
+
+    Device steps on a CPU have no process of their own here, hence neither time limits nor smaller batches.
+    """
 
     def submit(self, label: str, call: Call) -> Submitted:
-        return Done(label, self.take(label, attempt(label, call, refresh=self.refresh, make=make_here)))
+        for delay_s in (*RETRY_DELAYS_S, None):
+            outcome = attempt(label, call, refresh=self.refresh, make=make_here)
+            if isinstance(outcome, Found) or not outcome.transient or call.step.kind is not None or delay_s is None:
+                break
+            time.sleep(delay_s)
+        if isinstance(outcome, CaseFailure) and outcome.bug is not None:
+            _log.error("internal error", exc_info=outcome.bug)
+        return Done(label, self.take(label, outcome))
+
+
+_kind: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
+
+
+def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
+    """Return the runner of the flow under way: of the kind that it was started with."""
+    return _kind.get()(machine, refresh=refresh)
+
+
+@contextlib.contextmanager
+def running_on(kind: type[Runner]) -> Iterator[None]:
+    """Within, flows' bodies have runners of this kind."""
+    token = _kind.set(kind)
+    try:
+        yield
+    finally:
+        _kind.reset(token)
 
 
 class Scoped(Runner):
@@ -226,6 +259,13 @@ class Scoped(Runner):
         self.records, self.failures, self.notes, self.groups = (
             whole.records, whole.failures, whole.notes, whole.groups,
         )  # fmt: skip
+
+    @property
+    def at_a_time(self) -> int:
+        return self.whole.at_a_time
+
+    def show(self, show: Callable[[], None]) -> None:
+        self.whole.show(show)
 
     def label(self, case_id: str) -> str:
         """Return what a call or a failure of this group is called in the whole run."""

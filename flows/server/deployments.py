@@ -25,15 +25,15 @@ from flows.inbox.flow import liver_inbox
 from flows.liver import steps
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.log_filter import path_filter
-from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import prefect_flow
 from flows.runs.run_folder import writable
+from flows.runs.runner import new_runner
 from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE
-from medad.config.by_hand import HAND_STEPS, IN_ORDER, HandStepName
+from medad.config.by_hand import BY_HAND, IN_ORDER, HandStepName
 from medad.config.liver import PreprocessSettings
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -206,9 +206,9 @@ def case_step(
     from flows.privacy.case_ids import resolve
 
     case, values = resolve(case_id), settings.settings()
-    names = tuple(HAND_STEPS)
+    names = tuple(BY_HAND)
     names = names[: names.index(step) + 1]
-    if case.liver is None and any(HAND_STEPS[name].needs_liver for name in names):
+    if case.liver is None and any(BY_HAND[name].needs_liver for name in names):
         raise ConfigError(f"case {case_id} is registered without a liver mask, which {step} needs")
     for path in (case.scan, case.liver):
         if path is not None:
@@ -217,7 +217,7 @@ def case_step(
     source, ref = case.scan, None
     for name in names:
         runner.refresh = refresh and name == step
-        liver = case.liver if HAND_STEPS[name].needs_liver else None
+        liver = case.liver if BY_HAND[name].needs_liver else None
         ref = runner.run(case_id, steps.hand_step(name, source, liver, case.liver_labels, values))
         if ref is None:
             break

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import hashlib
 import math
@@ -33,11 +32,9 @@ from flows.machine.environment import cache_root
 from flows.store.digests import DigestMemory, file_sha256
 from flows.store.references import Ref, canonical_json, library_versions
 from flows.store.step import Step, content_key
-from medad.base.errors import DiskFullError, UserError
-from medad.base.storage import sync_path
+from medad.base.storage import disk_full_as_user_error, sync_path
 
 SIDECAR = "artefact.json"
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class FileEntry(BaseModel):
@@ -227,7 +224,7 @@ class ArtefactStore:
         """
         key = content_key(parts)
         name = f"{step.name}-{key}"
-        with disk_full_is_told(self.root), self.lock(name):
+        with disk_full_as_user_error(self.root), self.lock(name):
             if not refresh and (found := self.find(step, key)) is not None:
                 return found, True
             for leftover in (self.root / "tmp").glob(f"{name}.*"):  # of a killed predecessor: the lock is ours
@@ -290,23 +287,3 @@ class ArtefactStore:
                     shutil.rmtree(leftover, ignore_errors=True)
                     removed += 1
         return removed
-
-
-def _says_disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in DISK_FULL
-    # safetensors' writer is no OSError: "I/O error: No space left on device (os error 28)"
-    return any(os.strerror(number) in str(error) for number in DISK_FULL)
-
-
-@contextlib.contextmanager
-def disk_full_is_told(root: Path) -> Iterator[None]:
-    """Turn "no space left" on the disk of `root`, from whichever library, into DiskFullError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if _says_disk_full(error):
-            raise DiskFullError(f"{root}: no room left on this disk; what was half-written has been removed") from error
-        raise

@@ -17,8 +17,17 @@ from pathlib import Path
 
 PACKAGES = ("medad", "zsad")
 """Packages whose code is walked; the rest are libraries, known by their version."""
-VALUES_IN_KEY = frozenset({"medad.config.liver", "medad.base.errors", "medad.base.settings", "zsad.config.run"})
-"""Not walked: settings enter the key by value, and an error's text changes no artefact."""
+VALUES_IN_KEY = frozenset(
+    {
+        "medad.config.anomalies",
+        "medad.config.liver",
+        "medad.base.errors",
+        "medad.base.private",
+        "medad.base.settings",
+        "zsad.config.run",
+    }
+)
+"""Modules not walked: settings enter the key by value; an error's text and a placeholder change no artifact."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,8 @@ def _reach(module: str, statements: tuple[ast.stmt, ...], parsed: Module) -> set
 def closure(function: str) -> dict[str, str]:
     """Everything of ours that `package.module:function` can reach: name -> sha256 of its syntax tree.
 
-    The function's own module counts wherever it lies. Raises LookupError when the function does not exist: a wrong name must never become a constant key.
+    The function's own module counts wherever it lies. Raises LookupError when the function does not exist: a wrong
+    name must never become a constant key.
     """
     start_module, _, start_name = function.partition(":")
     parsed = _parse(start_module)

@@ -1,8 +1,8 @@
 """Steps: functions of the domain whose results are kept, and calls of them, which know their own key.
 
 A call's key follows from its arguments: an artifact counts by its digest, a file by its content, settings by their
-values. Where and how fast a step runs (device, batch size, minutes between checkpoints) is never part of a key. Every
-step registers itself where it is declared.
+values. Where and how fast a step runs (device, how much goes to it at a time, minutes between checkpoints) is no part
+of a key. Every step registers itself where it is declared.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flows.machine.environment import cache_root, package_parent
 from flows.store.code import code_digest
 from flows.store.digests import file_sha256, path_digest
 from flows.store.references import Ref, canonical_json, library_versions
+from medad.base.private import private_fields
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings, Settings
 
 STEPS: dict[str, Step] = {}
@@ -138,8 +139,8 @@ class Call:
             "on_progress": place.report,
         }
         takes = inspect.signature(function).parameters
-        given = {name: _handed_over(value) for name, value in self.arguments.items()}
-        given |= {name: value for name, value in offered.items() if name in takes}
+        given = {name: value for name, value in offered.items() if name in takes}
+        given |= {name: _handed_over(value) for name, value in self.arguments.items()}
         if "checkpoint" not in takes or "checkpoint" in given:
             function(**given)
             return
@@ -166,6 +167,8 @@ def content_of(value: Any, without: frozenset[str] = frozenset(), place: str = "
     ------
     InputError
         A file cannot be read.
+    ValueError
+        A private setting would stand in the key, which is stored in clear: leave it out, and let its content count.
     """
     if isinstance(value, Keyed):
         return content_of(value.content, without, place)
@@ -173,12 +176,15 @@ def content_of(value: Any, without: frozenset[str] = frozenset(), place: str = "
         return value.digest if isinstance(value, Ref) else path_digest(value)
     below = _fields_of(value)
     if below is not None:
-        names = {str(name): f"{place}.{name}" if place else str(name) for name in below}
-        return {
-            str(name): content_of(each, without, names[str(name)])
-            for name, each in below.items()
-            if names[str(name)] not in without
-        }
+        found = {}
+        for name, each in below.items():
+            dotted = f"{place}.{name}" if place else str(name)
+            if dotted in without:
+                continue
+            if isinstance(value, BaseModel) and each is not None and name in private_fields(type(value)):
+                raise ValueError(f"{dotted}: a private setting, and in no key but by its content")
+            found[str(name)] = content_of(each, without, dotted)
+        return found
     if isinstance(value, list | tuple):
         return [content_of(each, without, place) for each in value]
     if isinstance(value, set | frozenset):
@@ -201,7 +207,7 @@ def _fields_of(value: Any) -> Mapping[Any, Any] | None:
     if isinstance(value, BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: getattr(value, each.name) for each in fields(value)}
+        return {each.name: getattr(value, each.name) for each in fields(value) if each.metadata.get("in_key", True)}
     return value if isinstance(value, Mapping) else None
 
 
@@ -210,7 +216,7 @@ def _refs_in(value: Any) -> Iterator[Ref]:
         yield value
     elif isinstance(value, Keyed):
         yield from _refs_in((value.value, value.content))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         for each in value:
             yield from _refs_in(each)
     elif not isinstance(value, BaseModel) and (below := _fields_of(value)) is not None:
@@ -224,7 +230,7 @@ def _handed_over(value: Any) -> Any:
         return _handed_over(value.value)
     if isinstance(value, Ref):
         return value.folder()
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return type(value)(map(_handed_over, value))
     if isinstance(value, Mapping):
         return {name: _handed_over(each) for name, each in value.items()}

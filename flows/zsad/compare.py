@@ -14,10 +14,10 @@ from pathlib import Path
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.runs import showing
-from flows.runs.flow import new_runner, our_flow
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, copied, installed_versions
-from flows.runs.runner import Submitted, describe
+from flows.runs.runner import Submitted, describe, new_runner
 from flows.store.artifacts import ArtefactStore
 from flows.store.digests import path_digest
 from flows.store.references import Ref
@@ -27,8 +27,9 @@ from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import InputError, UserError
 from zsad.clip.models import made_by
 from zsad.config.compare import CompareSettings, ablation_systems
+from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings
 from zsad.config.run import PromptStyle
-from zsad.config.systems import AnomalyClip, AprilGan, DualImage, LearnedSettings, System, WinClip
+from zsad.config.systems import DualImage, System, WinClip
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, AblationRow, Cost, Evaluated, Source, SystemResult
 
@@ -37,9 +38,6 @@ REPORT_FILES = (
     *("table_image.tex", "table_pixel.tex"),
 )
 TRAINED_FILES = ("checkpoint.safetensors", "training.json")
-NO_OTHERS = (
-    "a learned system is trained on other categories, and there are none: give it a checkpoint or auxiliary images"
-)
 
 
 ByCategory = dict[str, dict[int, Evaluated[Ref]]]

@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.runs import showing
-from flows.runs.flow import new_runner, our_flow
+from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, copied, installed_versions
-from flows.runs.runner import Submitted, describe
+from flows.runs.runner import Submitted, describe, new_runner
 from flows.store.references import Ref
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown

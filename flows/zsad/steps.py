@@ -18,6 +18,7 @@ from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
 from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
 from zsad.config.compare import CompareSettings
+from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels
 from zsad.config.run import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
@@ -30,7 +31,8 @@ from zsad.config.run import (
     Variant,
     ZsadSettings,
 )
-from zsad.config.systems import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels, System, SystemSettings
+from zsad.config.system import SystemSettings
+from zsad.config.systems import System
 from zsad.config.views import PATCHES
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult

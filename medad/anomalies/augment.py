@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medad.anomalies.lesions import Scale, draw_centres, smooth_field, soft_inside, uniform
 from medad.base.noise import gaussian_blur
-from medad.config.liver import VariationSettings
+from medad.config.anomalies import VariationSettings
 
 _CURVE_POINTS = 12
 

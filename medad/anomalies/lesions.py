@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medad.base.noise import gaussian_blur
-from medad.config.liver import LesionSettings
+from medad.config.anomalies import LesionSettings
 
 _DEEPER = 0.5
 """By how much, at most, a lesion's contrast grows from its edge to its middle, as a fraction."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from medad.anomalies.lesions import Scale, paint_lesions
 from medad.anomalies.textures import Textures, open_textures
 from medad.base.noise import blob_masks, perlin_masks
-from medad.config.liver import SynthesisSettings, TextureSettings
+from medad.config.anomalies import SynthesisSettings, TextureSettings
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,6 @@ def _textured(
         own,
         (image.shape[-2], image.shape[-1]),
         scale_exponents=settings.scale_exponents,
-        rotation_deg=settings.rotation_deg,
         threshold=settings.threshold,
         device=image.device,
     )[:, None]

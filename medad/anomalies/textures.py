@@ -19,7 +19,7 @@ from torch import Tensor
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from medad.base.textures import TAU, clouds, texture_files
-from medad.config.liver import TextureSettings
+from medad.config.anomalies import TextureSettings
 
 
 class Textures(ABC):

@@ -20,6 +20,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 TRUNCATE_SIGMAS = 4.0
+DRAEM_SCALE_EXPONENTS = (0, 5)
+"""Range of the exponents of 2 that give a mask's lattice cells along each axis (public code of DRAEM, 2021)."""
+DRAEM_ROTATION_DEG = (-90.0, 90.0)
+"""Range of the angle by which a mask is turned (public code of DRAEM, 2021)."""
+DRAEM_THRESHOLD = 0.5
+"""Noise above which a mask is set (public code of DRAEM, 2021)."""
 
 
 @lru_cache(maxsize=8)
@@ -214,9 +220,9 @@ def perlin_masks(
     generators: Sequence[torch.Generator],
     size_hw: tuple[int, int],
     *,
-    scale_exponents: tuple[int, int] = (0, 5),
-    rotation_deg: tuple[float, float] = (-90.0, 90.0),
-    threshold: float = 0.5,
+    scale_exponents: tuple[int, int] = DRAEM_SCALE_EXPONENTS,
+    rotation_deg: tuple[float, float] = DRAEM_ROTATION_DEG,
+    threshold: float = DRAEM_THRESHOLD,
     device: torch.device,
 ) -> Bool[Tensor, "B H W"]:
     """DRAEM's masks: Perlin noise of random scale, turned, above `threshold`. Some are empty.

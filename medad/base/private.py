@@ -6,6 +6,7 @@ themselves, and `model_dump()` in its python mode, keep the true values.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,6 +105,16 @@ def field_types(settings: type[BaseModel]) -> dict[str, Any]:
         name: Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         for name, field in settings.model_fields.items()
     }
+
+
+@functools.cache
+def private_fields(settings: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields whose own value is private; those of groups within are not looked at."""
+    return frozenset(
+        name
+        for name, kind in field_types(settings).items()
+        if any(isinstance(part, Private) for part in parts_of(kind))
+    )
 
 
 def is_private(kind: Any) -> bool:

@@ -30,24 +30,30 @@ class Settings(BaseModel):
 
 
 class TimeLimits(Settings):
-    """How long one task may hold a device. It is ended then; a training goes on from its checkpoint when run again."""
+    """Hours for which one task may hold a device. A training that was ended goes on from its checkpoint."""
 
     training_hours: Hours = 96.0
+    """Hours for one training."""
     encoding_hours: Hours = 24.0
+    """Hours for encoding the images or prompts of one category."""
     inference_hours: Hours = 6.0
+    """Hours for segmenting or scoring one case or category."""
 
 
 class MachineSettings(Settings):
     """Where and with what a run computes. Nothing of it decides a result, so nothing of it is in a key or a report."""
 
     gpus: Gpus = "auto"
+    """GPUs that may be used. `auto`: any of this machine, or the CPU where it has none. `cpu`: no GPU. A list: the
+    GPUs of these numbers."""
     engine: Literal["threads", "dask", "ray"] = "threads"
-    """What carries the tasks: threads of the flow's process, or the workers of a Dask or Ray cluster."""
+    """Workers that run the tasks: threads of the flow's process, or those of a Dask or Ray cluster."""
     engine_address: str | None = None
-    """Of a running cluster (`tcp://HOST:8786`, `ray://HOST:10001`); none: one on this machine for this run alone."""
+    """Address of a running cluster (`tcp://HOST:8786`, `ray://HOST:10001`). None: start one here for this run."""
     engine_workers: Annotated[int, Field(ge=1)] | None = None
-    """Tasks at a time. None: one a core, as far as memory goes."""
+    """Tasks at a time. None: one per core, as far as memory allows."""
     limits: TimeLimits = TimeLimits()
+    """Limits on the time for which one task may hold a device."""
 
     @property
     def machine(self) -> MachineSettings:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from medad.base.errors import CaseFailure, ConfigError, InputError
+from medad.base.private import SAMPLES_PREFIX
 from medad.base.settings import data_root
 from medad.base.text import natural_order
 from medad.config.liver import DatasetSettings
 
-SAMPLES_PREFIX = "samples:"
 _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
 _LAYOUT_LIVER = {"btcv": (6,), "lits": (1, 2), "folder": ()}
 _LAYOUT_TUMOUR = {"btcv": None, "lits": 2, "folder": None}
@@ -55,12 +55,15 @@ class LabelledScan:
     tumour_label: int | None
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     affine_mismatch: Literal["error", "warn"] = "error"
+    root: Path | None = field(default=None, repr=False, compare=False, metadata={"in_key": False})
+    """Folder of the data set, whose name and what lies below it no log may show. It changes no result."""
 
     @classmethod
     def of(cls, case: Case, data: DatasetSettings) -> LabelledScan:
         """Return a case's files, read as its data set is."""
         labels = tuple(sorted(case.liver_labels))
-        return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch)
+        root = None if data.root.startswith(SAMPLES_PREFIX) or data.root in ("", "-", ".") else Path(data.root)
+        return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch, root)
 
     @classmethod
     def planted(cls, folder: Path) -> LabelledScan:

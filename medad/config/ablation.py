@@ -31,28 +31,35 @@ class PublishedFigures(Settings):
     """What a paper prints, in percent. Shown beside ours and labelled with its source; never part of a test."""
 
     dice_percent: Percent | None = None
+    """Dice."""
     dice_sd: Percent | None = None
+    """Standard deviation of the Dice."""
     auroc_percent: Percent | None = None
-    """Of slices, as the thesis's tables 3.3 and A.1."""
+    """AUROC of slices, as in the thesis's tables 3.3 and A.1."""
     auroc_sd: Percent | None = None
+    """Standard deviation of the AUROC."""
     source: Annotated[str, Field(min_length=1)]
-    """As `thesis, table 3.2`."""
+    """Source of the figures, as `thesis, table 3.2`."""
 
 
 class PublishedRow(PublishedFigures):
     """Another system's figures, which no row here stands for."""
 
     label: Annotated[str, Field(min_length=1)]
+    """Name of the system in tables."""
 
 
 class RowSettings(Settings):
     """One row of the table: the base with some values changed."""
 
     name: ShortId
+    """Name of the row."""
     label: Annotated[str, Field(min_length=1)]
+    """Name of the row in tables."""
     set: Annotated[LiverChanges, Field(default_factory=dict)]
-    """Values by dotted key, put over the base."""
+    """Changes of the base by dotted key."""
     published: PublishedFigures | None = None
+    """Published figures beside ours."""
 
     @field_validator("set", mode="after")
     @classmethod
@@ -64,13 +71,17 @@ class SweepSettings(Settings):
     """One key varied over several values."""
 
     name: ShortId
+    """Name of the sweep."""
     label: Annotated[str, Field(min_length=1)]
+    """Name of the sweep in tables."""
     key: Annotated[str, Field(min_length=1)]
+    """Dotted key that is varied."""
     values: Annotated[tuple[Any, ...], Field(min_length=1)]
+    """Values of the key."""
     row: ShortId | None = None
-    """The row that is varied. None: the base."""
+    """Row that is varied. None: the base."""
     published: tuple[PublishedFigures | None, ...] = ()
-    """One for each value, in their order, or none at all."""
+    """Published figures of each value, in their order, or none at all."""
 
     @model_validator(mode="after")
     def _published_fits(self) -> SweepSettings:
@@ -87,9 +98,11 @@ class CurveSettings(Settings):
     """Figure 3.6: one long phase two, of which every snapshot is segmented with and evaluated."""
 
     row: ShortId | None = None
-    """The row whose phase two is drawn out. None: the base."""
+    """Row whose phase two is prolonged. None: the base."""
     epochs: Annotated[int, Field(ge=1)] = 200
+    """Epochs of phase two."""
     every: Annotated[int, Field(ge=1)] = 5
+    """Epochs between the networks that are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -113,26 +126,35 @@ class AblationSettings(MachineSettings):
     """Everything one ablation depends on."""
 
     name: RunName
+    """Name of the run and its folder."""
     base: LiverSettings
-    """Its name, seed and machine stand back behind those given here."""
+    """Liver configuration that all rows change: its name, its file, or its settings. Its name, seed and machine count
+    only where none is given here."""
     set: Annotated[LiverChanges, Field(default_factory=dict)]
-    """Values by dotted key, put over the base for all rows."""
+    """Changes of the base by dotted key, for all rows."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds; each row is trained with each of them."""
     rows: tuple[RowSettings, ...] = ()
+    """Rows of the table."""
     reference: ShortId | None = None
-    """The row that all others are tested against. None: the best by its mean micro Dice."""
+    """Row that all others are tested against. None: the one with the best mean micro Dice."""
     sweeps: tuple[SweepSettings, ...] = ()
+    """Sweeps, each over the values of one key."""
     curve: CurveSettings | None = None
+    """Figures by length of phase two (figure 3.6). None: no such curve."""
     panels: Annotated[int, Field(ge=0, le=20)] = 3
-    """Test slices, and as many synthesised ones, that are shown as each row sees them."""
+    """Number of test slices, and of synthesised ones, that are shown as each row sees them."""
     embedding: bool = True
-    """Project real tumour slices, healthy ones and synthesised ones by features of the restoration (figure 3.1 C)."""
+    """Projection of real tumour slices, healthy ones and synthesised ones by features of the restoration (figure 3.1
+    C)."""
     yardstick: bool = True
-    """A row of its own: smoothed distance from the liver's median HU, without any training."""
+    """Baseline row without any training: smoothed distance from the liver's median HU."""
     yardstick_sigma_mm: Annotated[float, Field(gt=0)] = 3.0
+    """Standard deviation of the Gaussian that smooths the baseline."""
     published_rows: tuple[PublishedRow, ...] = ()
+    """Other systems' published figures."""
     only: tuple[str, ...] | None = None
-    """Rows, sweeps, `curve` and `yardstick` to compute. None: all."""
+    """Parts to compute: names of rows or sweeps, `curve`, `yardstick`. None: all."""
 
     @field_validator("set", mode="after")
     @classmethod

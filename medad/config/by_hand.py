@@ -16,14 +16,14 @@ class ByHand:
     needs_liver: bool
 
 
-HAND_STEPS: dict[HandStepName, ByHand] = {
+BY_HAND: dict[HandStepName, ByHand] = {
     "window": ByHand("HU to grey", needs_liver=False),
     "roi": ByHand("the liver alone", needs_liver=True),
     "slice": ByHand("axial slices", needs_liver=True),
     "equalise": ByHand("each slice's histogram", needs_liver=False),
 }
 """The order in which each step takes what the one before wrote."""
-assert tuple(HAND_STEPS) == get_args(HandStepName)
+assert tuple(BY_HAND) == get_args(HandStepName)
 
-IN_ORDER = "; ".join(f"{name}: {step.does}" for name, step in HAND_STEPS.items())
+IN_ORDER = "; ".join(f"{name}: {step.does}" for name, step in BY_HAND.items())
 """One line for people."""

@@ -14,29 +14,32 @@ from pydantic import Field, field_validator, model_validator
 
 from medad.base.private import DataRoot, PrivateCases, PrivateExpression, PrivatePattern, changes_of
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-
-MOST_SCALE_EXPONENT = 8
-"""2^8 lattice cells a side: one a pixel at the thesis's 256 px."""
+from medad.config.anomalies import SynthesisSettings, VariationSettings
 
 
 class PlantSettings(Settings):
-    """Lesions of known shape and contrast, planted in HU into a healthy liver before preprocessing."""
+    """Lesions of known shape and contrast, inserted in HU into a healthy liver before preprocessing."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of sizes, shapes and places."""
     count: Annotated[int, Field(ge=1, le=50)] = 4
+    """Number of lesions."""
     diameter_mm: tuple[float, float] = (12.0, 40.0)
+    """Range of the longest axis."""
     contrast_hu: tuple[float, float] = (-60.0, -40.0)
-    """Range of the added contrast; negative is darker than liver, as in the portal venous phase."""
+    """Range of the added contrast. A negative one is darker than liver, as in the portal venous phase."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
-    """Standard deviation of the Gaussian that softens the lesion's edge."""
+    """Standard deviation of the Gaussian that softens a lesion's edge."""
     kind: Literal["uniform", "mixed"] = "uniform"
-    """`mixed`: the contrast in an irregular core, its opposite in the rim around it, as in treated tumours and HCC."""
+    """Kind of lesion. `mixed`: the contrast in an irregular core and its opposite in the rim, as in treated tumours
+    and HCC."""
     place: Literal["inside", "rim"] = "inside"
-    """`inside`: clear of the liver's surface. `rim`: touching or crossing it; only what is inside the liver counts."""
+    """Place of a lesion. `inside`: clear of the liver's surface. `rim`: touching or crossing it; only the part
+    inside the liver counts."""
     fit: Literal["error", "fewer"] = "error"
-    """When the liver has no room for all lesions."""
+    """Reaction where the liver has no room for all lesions: an error, or fewer lesions."""
     diameter_distribution: Literal["uniform", "log_uniform"] = "uniform"
-    """How sizes are drawn from their range."""
+    """Distribution of sizes within their range."""
 
     @model_validator(mode="after")
     def _sizes(self) -> PlantSettings:
@@ -46,7 +49,7 @@ class PlantSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """Where the cases are and how they are laid out.
+    """The cases: their folder and the layout of their files.
 
     `layout="btcv"`: img/img0001.nii.gz + label/label0001.nii.gz, liver = 6.
     `layout="lits"`: volume-N.nii[.gz] + segmentation-N.nii[.gz], liver = 1, tumour = 2.
@@ -55,28 +58,31 @@ class DatasetSettings(Settings):
     """
 
     root: DataRoot
-    """A folder; `samples:NAME` is a folder of the sample data (`adflows samples`)."""
+    """Folder of the data set; `samples:NAME` is a folder of the sample data (`adflows samples`)."""
     layout: Literal["btcv", "lits", "folder"]
+    """Layout of the files, see above."""
     images: PrivatePattern | None = None
+    """Pattern of the scans, layout `folder` alone."""
     labels: PrivatePattern | None = None
+    """Pattern of the label files, layout `folder` alone. None: there are no labels."""
     liver_labels: tuple[int, ...] | None = None
-    """Label values that make up the liver ROI. None: the layout's own (btcv 6; lits 1 and 2)."""
+    """Label values that make up the liver. None: the layout's own (btcv 6; lits 1 and 2)."""
     tumour_label: int | None = None
     """Label value of tumour, used by evaluation alone. None: the layout's own (lits 2)."""
     cases: PrivateCases | None = None
-    """Case ids to use, or what the files' names make of them. None: all."""
+    """Cases to use, by id or by the name that the file gives. None: all."""
     patients: PrivateExpression | None = None
-    """Regular expression whose one group is the patient, where several scans are of one: it is searched for in a case's
-    name (`btcv-0001`, `lits-17`, in layout folder what `*` stands for). The same text is the same patient in both data
-    sets. A DICOM series' own PatientID goes before. None: each scan is a patient of its own."""
+    """Regular expression, its one group the patient, for several scans of one patient. It is searched for in a
+    case's name (`btcv-0001`, `lits-17`; in layout `folder` the text that `*` stands for). One text is one patient,
+    in both data sets. A DICOM series' own PatientID has precedence. None: each scan is a patient."""
     affine_mismatch: Literal["error", "warn"] = "error"
-    """What to do when scan and label have one shape but different affines (LiTS 28-47 have identity affines)."""
+    """Reaction to a label of the scan's shape with another affine (LiTS 28 to 47 have identity affines)."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
-    """Which NIfTI affine counts. `agree` refuses a file whose sform and qform differ."""
+    """NIfTI affine that counts. `agree` refuses a file whose sform and qform differ."""
     opaque_ids: bool = False
-    """Name cases by an opaque id instead of by file name, where file names may hold patient data. DICOM series always
-    are."""
+    """Pseudonyms as case ids, for file names that may hold patient data. DICOM series always have them."""
     plant: PlantSettings | None = None
+    """Lesions to insert into the scans, test data alone. None: no lesion is inserted."""
 
     @model_validator(mode="after")
     def _folder_has_patterns(self) -> DatasetSettings:
@@ -113,21 +119,24 @@ class PreprocessSettings(Settings):
     """HU -> grey -> liver ROI -> axial slices -> histogram equalisation (section 3.4.1)."""
 
     window_hu: tuple[float, float] = (-200.0, 250.0)
+    """HU that become grey 0 and grey 255."""
     slice_px: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 256
+    """Side of a slice."""
     equalise: bool = True
+    """Histogram equalisation of each slice."""
     lift_dark: bool = True
-    """Move equalised values 1..149 to 30..150, so that dark liver never merges with the background."""
+    """Shift of equalised values 1..149 to 30..150, so that dark liver never merges with the background."""
     min_liver_px: Annotated[int, Field(ge=1)] = 1
-    """Slices with fewer liver pixels than this, on the slice grid, are left out."""
+    """Smallest number of liver pixels in a slice, on the slice grid. Slices with fewer are left out."""
     standardise: Literal["none", "median"] = "none"
-    """`median`: HU are taken from the median of the volume's liver, and so is `window_hu`."""
+    """Origin of the HU. `median`: HU and `window_hu` count from the median of the volume's liver."""
     resolution_mm: Annotated[float, Field(ge=0, le=20)] = 0.0
-    """Smooth the liver, axis by axis, until the point spread's standard deviation is at least this: voxels of every
-    size, and their noise, become alike. What lies outside the liver has no part in it. 0: as scanned."""
+    """Standard deviation of the point spread to which the liver is smoothed, axis by axis. Voxels of every size, and
+    their noise, become alike. The surroundings of the liver are not used. 0: as scanned."""
     background: Literal["zero", "median"] = "zero"
-    """Grey value outside the liver. `median`: that of the liver's median, so that the rim is no edge."""
+    """Grey value outside the liver. `median`: that of the liver's median, so that the rim is not an edge."""
     frame_mm: Annotated[float, Field(ge=50, le=600)] | None = None
-    """Side of the square about the liver that slices show, at least the liver's extent. None: whole planes."""
+    """Side of the square around the liver that slices show, at least the liver's extent. None: whole planes."""
 
     @model_validator(mode="after")
     def _ranges(self) -> PreprocessSettings:
@@ -138,116 +147,15 @@ class PreprocessSettings(Settings):
         return self
 
 
-class LesionSettings(Settings):
-    """Pseudo lesions in HU (`medad.anomalies.lesions`); slices must be linear in HU (`preprocess.equalise: false`)."""
-
-    most: Annotated[int, Field(ge=1, le=8)] = 3
-    """Lesions in a slice, 1 to so many."""
-    empty_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of slices that stay healthy."""
-    diameter_mm: tuple[float, float] = (4.0, 100.0)
-    """Longest axis of the cut, log-uniform."""
-    shortest_axis: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Least ratio of the two axes."""
-    contrast_hu: tuple[float, float] = (12.0, 120.0)
-    """Size of the contrast, log-uniform."""
-    bright_share: Annotated[float, Field(ge=0, le=1)] = 0.35
-    mixed_share: Annotated[float, Field(ge=0, le=1)] = 0.35
-    edge_mm: tuple[float, float] = (0.5, 4.0)
-    """Standard deviation of the Gaussian that softens the outline."""
-    unevenness: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Standard deviation, at most, of the outline's relative distance from the ellipse."""
-    outline_px: tuple[float, float] = (2.0, 8.0)
-    """Over how many pixels outline and texture change, in small and in large lesions."""
-    texture_hu: tuple[float, float] = (0.0, 15.0)
-
-
-class VariationSettings(Settings):
-    """Normal variation painted into healthy slices (`medad.anomalies.augment`); slices must be linear in HU."""
-
-    offset_hu: Annotated[float, Field(ge=0)] = 8.0
-    gain_log: Annotated[float, Field(ge=0)] = 0.2
-    """Contrast within the liver is multiplied by exp of up to this, either way."""
-    field_hu: Annotated[float, Field(ge=0)] = 8.0
-    """Standard deviation, at most, of a slow inhomogeneity."""
-    field_px: Annotated[float, Field(gt=0)] = 16.0
-    shade_hu: tuple[float, float] = (-40.0, 25.0)
-    """How much one side of a slice differs from the other: hardened beams, arms in the field, uneven fat."""
-    shade_mm: tuple[float, float] = (6.0, 60.0)
-    """Over how many mm that sets in, log-uniform."""
-    vessels: Annotated[int, Field(ge=0, le=16)] = 6
-    """At most so many painted vessels."""
-    vessel_mm: tuple[float, float] = (3.0, 14.0)
-    vessel_length: tuple[float, float] = (2.0, 16.0)
-    """Half a vessel's length, in radii."""
-    vessel_hu: tuple[float, float] = (-40.0, 90.0)
-    rim_px: Annotated[float, Field(ge=0)] = 2.0
-    rim_hu: tuple[float, float] = (-60.0, 30.0)
-    noise_hu: tuple[float, float] = (0.0, 20.0)
-    grain_px: Annotated[float, Field(gt=0)] = 1.0
-
-
-class TextureSettings(Settings):
-    """DRAEM's pseudo anomalies: a texture laid, half transparent, over a Perlin mask (Zavrtanik et al., 2021)."""
-
-    folder: DataRoot | None = None
-    """A folder of pictures (such as DTD), read as grey. None: textures are generated."""
-    opacity: tuple[float, float] = (0.2, 1.0)
-    """Range of the texture's opacity, drawn evenly: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""
-    scale_exponents: tuple[int, int] = (0, 5)
-    """A mask's noise has 2^U{low..high} lattice cells along each axis, each axis by itself."""
-    rotation_deg: tuple[float, float] = (-90.0, 90.0)
-    threshold: float = 0.5
-    """Noise, about -1..1, above this is anomalous. Lower gives larger anomalies."""
-    clean_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of slices that stay as they are, with an empty mask; DRAEM's public code: one half."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> TextureSettings:
-        if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
-            raise ValueError("opacity must be (low, high) with 0 <= low <= high <= 1")
-        if not 0 <= self.scale_exponents[0] <= self.scale_exponents[1] <= MOST_SCALE_EXPONENT:
-            raise ValueError(f"scale_exponents must be (low, high) with 0 <= low <= high <= {MOST_SCALE_EXPONENT}")
-        if self.rotation_deg[0] > self.rotation_deg[1]:
-            raise ValueError("rotation_deg must be (low, high) with low <= high")
-        return self
-
-
-class SynthesisSettings(Settings):
-    """Algorithm 1 and the meant eq. 3.1; DRAEM's Perlin masks and textures; or lesions in HU."""
-
-    kind: Literal["blobs", "perlin_texture", "lesions"] = "blobs"
-    """`blobs`: one grey shift in blobs of blurred noise, by the settings below (the thesis). `perlin_texture`: a
-    texture in Perlin masks, by the group `texture` alone (DRAEM, the thesis's baseline). `lesions`: by the group
-    `lesions` alone."""
-    texture: TextureSettings = TextureSettings()
-    lesions: LesionSettings = LesionSettings()
-    blur_sigma_px: Annotated[float, Field(gt=0)] = 15.0
-    threshold_grey: Annotated[float, Field(gt=0, lt=255)] = 200.0
-    ellipse_px: Annotated[int, Field(ge=1, le=63)] = 9
-    """Side of the elliptical structuring element; odd."""
-    shift_grey: tuple[float, float] = (60.0, 100.0)
-    """Range of |C|, the constant added inside the mask; the sign is drawn with it."""
-    shift_distribution: Literal["uniform", "normal"] = "uniform"
-    """`normal`: zero mean, sd = half the upper limit, truncated to the range."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> SynthesisSettings:
-        if not 0 <= self.shift_grey[0] < self.shift_grey[1] <= 255:
-            raise ValueError("shift_grey must be (low, high) with 0 <= low < high <= 255")
-        if self.ellipse_px % 2 == 0:
-            raise ValueError("ellipse_px must be odd")
-        return self
-
-
 class NetSettings(Settings):
-    """A MONAI U-Net: one width a level, two 3x3 convolutions a block; or DRAEM's auto-encoder."""
+    """A MONAI U-Net with two 3x3 convolutions per block; or DRAEM's auto-encoder."""
 
     architecture: Literal["unet", "autoencoder"] = "unet"
-    """`autoencoder`, for the restoration network alone: DRAEM's, which has no skip connections."""
+    """Architecture. `autoencoder`: DRAEM's, without skip connections, for the restoration network alone."""
     widths: Annotated[tuple[int, ...], Field(min_length=3, max_length=7)] = (64, 128, 256, 512)
+    """Channels of each level."""
     groups: Annotated[int, Field(ge=1)] = 8
-    """Groups of the group norm; divides every width."""
+    """Groups of the group norm. The number divides every width."""
 
     @model_validator(mode="after")
     def _divides(self) -> NetSettings:
@@ -257,39 +165,53 @@ class NetSettings(Settings):
 
 
 class PhaseSettings(Settings):
-    """One training phase: Adam."""
+    """One training phase with Adam."""
 
     epochs: Annotated[int, Field(ge=1)]
+    """Epochs of training."""
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Slices per batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of Adam."""
     rate: Literal["constant", "one_cycle"] = "constant"
-    """`one_cycle`: from a 25th of `learning_rate` up to it over the first three tenths, then down to nothing, along
-    cosines: a short training ends settled (Smith and Topin, 2019)."""
+    """Course of the learning rate. `one_cycle`: from a 25th of it up over three tenths of the steps, then down to
+    zero, along cosines. A short training ends settled (Smith and Topin, 2019)."""
 
 
 class FocalSettings(Settings):
+    """The focal loss."""
+
     alpha: Annotated[float, Field(gt=0)] = 1.0
+    """Factor alpha of the focal loss."""
     gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Exponent gamma of the focal loss."""
 
 
 class TrainSettings(Settings):
+    """The trainings of both networks."""
+
     restoration: PhaseSettings = PhaseSettings(epochs=200)
+    """Training of the restoration network."""
     segmentation: PhaseSettings = PhaseSettings(epochs=1)
+    """Training of the segmentation network."""
     focal: FocalSettings = FocalSettings()
+    """Focal loss of the segmentation network."""
     schedule: Literal["two_phase", "joint"] = "two_phase"
-    """`two_phase`: the restoration network, then, with it frozen, the segmentation network (the thesis). `joint`: both
-    at once, by the sum of their losses (DRAEM); epochs, batch size and learning rate are those of `restoration`."""
+    """Order of the trainings. `two_phase`: the restoration network, then the segmentation network with the first one
+    frozen (the thesis). `joint`: both at once, by the sum of their losses (DRAEM), with the values of `restoration`."""
     restoration_loss: Literal["l1", "l2_ssim"] = "l1"
-    """`l1`: eq. 3.2. `l2_ssim`: DRAEM's, squared error + 1 - SSIM with a window of 11 px."""
+    """Loss of the restoration network. `l1`: eq. 3.2. `l2_ssim`: DRAEM's, squared error + 1 - SSIM with a window of
+    11 px."""
     snapshot_epochs: Annotated[int, Field(ge=0)] = 0
-    """Phase two also writes its network every so many epochs and after the last; 0: only the trained one."""
+    """Epochs between stored networks of phase two. 0: only the trained one is stored."""
     variation: VariationSettings | None = None
-    """Normal variation painted into healthy slices. None: slices as they are (the thesis)."""
+    """Augmentation of healthy slices. None: slices as they are (the thesis)."""
     mirror: bool = False
-    """Slices are turned over at random, left-right and front-back."""
+    """Random flips of slices, left-right and front-back."""
     mixed_precision: bool = True
-    """bfloat16 autocast on GPU; never on CPU."""
+    """bfloat16 autocast on a GPU; never on a CPU."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Minutes between checkpoints."""
 
     @model_validator(mode="after")
     def _snapshots_are_phase_twos(self) -> TrainSettings:
@@ -301,11 +223,15 @@ class TrainSettings(Settings):
 
 
 class PostprocessSettings(Settings):
+    """From probabilities to lesions."""
+
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
-    """`auto`: the triangle method's threshold of the probabilities inside this scan's liver, kept within `auto_range`;
-    no label is needed."""
+    """Probability from which a voxel is tumour. `auto`: the triangle method's threshold inside this scan's liver,
+    kept within `auto_range`; it needs no label."""
     auto_range: tuple[float, float] = (0.35, 0.5)
+    """Range of the threshold `auto`."""
     min_lesion_mm3: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest volume of a lesion. Smaller ones are removed."""
 
     @model_validator(mode="after")
     def _range_rises(self) -> PostprocessSettings:
@@ -315,23 +241,25 @@ class PostprocessSettings(Settings):
 
 
 class EvaluationSettings(Settings):
+    """Comparison of lesions with the labels."""
+
     lesion_overlap: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """A true lesion counts as found when at least this fraction of its voxels is in the predicted mask."""
+    """Fraction of a true lesion's voxels in the predicted mask from which the lesion counts as found."""
 
 
 class CombineSettings(Settings):
     """Weights of the maps that make up the probability; they must add up to one."""
 
     segmentation: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The segmentation network's."""
+    """Weight of the segmentation network's map."""
     residual: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far the restoration is from the query."""
+    """Weight of the distance between restoration and query."""
     deviation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far the query is from the grey value of most of this liver: no network."""
+    """Weight of the query's distance from the usual grey value of this liver, which needs no network."""
     scale_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
-    """Residual and deviation are means over Gaussian neighbourhoods of this standard deviation."""
+    """Standard deviation of the Gaussian neighbourhoods over which residual and deviation are averaged."""
     centre_z: Annotated[float, Field(gt=0)] = 3.0
-    """They become probability 1/2 where they are so many robust standard deviations above the liver's median."""
+    """Robust standard deviations above the liver's median at which both become probability 1/2."""
 
     @model_validator(mode="after")
     def _weights(self) -> CombineSettings:
@@ -341,23 +269,28 @@ class CombineSettings(Settings):
 
 
 class InferenceSettings(Settings):
+    """From slices to probabilities."""
+
     batch_size: Annotated[int, Field(ge=1)] = 8
+    """Slices per batch."""
     flips: bool = False
-    """Mean over the slice and its mirror images, left-right, front-back and both."""
+    """Mean over the slice and its flips: left-right, front-back and both."""
     combine: CombineSettings = CombineSettings()
+    """Weights of the maps that make up the probability."""
     smooth_mm: Annotated[float, Field(ge=0, le=20)] = 0.0
-    """Standard deviation of a Gaussian over the probabilities of neighbouring liver pixels, planes included: a tumour
-    is a body, not a run of slices. 0: none."""
+    """Standard deviation of a Gaussian over the probabilities of neighbouring liver pixels, planes included. 0:
+    none."""
 
 
 class FoldSettings(Settings):
     """Cross-validation by patient: one fold is tested, the others train."""
 
     count: Annotated[int, Field(ge=2)]
+    """Number of folds."""
     index: Annotated[int, Field(ge=0)]
-    """Which fold is tested, from 0."""
+    """Fold that is tested, from 0."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Deals the patients; another one than the training's, so that seeds of training compare on one fold."""
+    """Seed that assigns patients to folds. It differs from the training's seed, so that seeds compare on one fold."""
 
     @model_validator(mode="after")
     def _index_is_one_of_them(self) -> FoldSettings:
@@ -370,19 +303,31 @@ class LiverSettings(MachineSettings):
     """Everything one run of the liver flow depends on."""
 
     name: RunName
+    """Name of the run and its folder."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the training."""
     train_data: DatasetSettings
+    """Data set of healthy livers that trains."""
     test_data: DatasetSettings
+    """Data set that is segmented and evaluated."""
     folds: FoldSettings | None = None
-    """None: all of `train_data` trains, all of `test_data` is tested."""
+    """Cross-validation by patient. None: all of `train_data` trains, all of `test_data` is tested."""
     preprocess: PreprocessSettings = PreprocessSettings()
+    """Steps from scan to slices."""
     synthesis: SynthesisSettings = SynthesisSettings()
+    """Pseudo anomalies of the training."""
     restoration: NetSettings = NetSettings()
+    """Restoration network."""
     segmentation: NetSettings = NetSettings()
+    """Segmentation network."""
     train: TrainSettings = TrainSettings()
+    """Training of both networks."""
     inference: InferenceSettings = InferenceSettings()
+    """Probabilities from the networks."""
     postprocess: PostprocessSettings = PostprocessSettings()
+    """Mask from the probabilities."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """Comparison with the labels."""
 
     @model_validator(mode="after")
     def _train_data_is_healthy(self) -> LiverSettings:
@@ -413,87 +358,9 @@ def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, A
             yield f"{parent}{key}", value
 
 
-class InboxSettings(Settings):
-    """A folder into which scans are dropped, and where each goes once it is segmented.
-
-    `scans` and `livers` are patterns below `inbox` as in `DatasetSettings`' layout folder: one `*` each, which stands
-    for the case.
-    """
-
-    name: RunName
-    inbox: DataRoot
-    """Folder that is looked into and never written to."""
-    out: DataRoot
-    """Folder of results: one folder a case, `failed/`, and the overview."""
-    model: DataRoot
-    """Folder of a run with trained networks."""
-    scans: PrivatePattern
-    livers: PrivatePattern
-    liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
-    """Values of liver in the masks."""
-    settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    """A scan is read once none of its files has changed for so long: until then it may still be arriving."""
-    affine_mismatch: Literal["error", "warn"] = "error"
-    affine_from: Literal["agree", "sform", "qform"] = "agree"
-    settings: LiverChanges = Field(default_factory=dict)
-    """Values put over those of the model's run, by dotted key: where it computes, `postprocess.threshold`."""
-
-    @model_validator(mode="after")
-    def _patterns_and_folders(self) -> InboxSettings:
-        for name in ("scans", "livers"):
-            pattern = getattr(self, name)
-            if pattern.count("*") != 1:
-                raise ValueError(f"`{name}` must be a pattern with exactly one *, which stands for the case")
-            if pattern.startswith("/") or ".." in Path(pattern).parts:
-                raise ValueError(f"`{name}` must be a pattern below the inbox")
-        if self.scans == self.livers:
-            raise ValueError("`scans` and `livers` are the same pattern")
-        inbox, out, model = (folder.resolve() for folder in (self.inbox_folder, self.out_folder, self.model_folder))
-        if inbox == out or inbox in out.parents or out in inbox.parents:
-            raise ValueError("`inbox` and `out` must be two folders, neither inside the other")
-        if model == out:
-            raise ValueError("`out` is the model's folder; results need one of their own")
-        return self
-
-    @property
-    def inbox_folder(self) -> Path:
-        return Path(self.inbox).expanduser().absolute()
-
-    @property
-    def out_folder(self) -> Path:
-        return Path(self.out).expanduser().absolute()
-
-    @property
-    def model_folder(self) -> Path:
-        return Path(self.model).expanduser().absolute()
-
-    @property
-    def settings_by_key(self) -> dict[str, Any]:
-        """`settings` by dotted key, however deep they were nested."""
-        return dict(by_key(self.settings))
-
-    def data(self, root: str) -> DatasetSettings:
-        """The inbox as a data set, at `root`; file names name no case."""
-        return DatasetSettings(
-            root=root,
-            layout="folder",
-            images=self.scans,
-            labels=self.livers,
-            liver_labels=self.liver_labels,
-            affine_mismatch=self.affine_mismatch,
-            affine_from=self.affine_from,
-            opaque_ids=True,
-        )
-
-
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> LiverSettings:
     """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
     return load_settings(LiverSettings, path, overrides)
-
-
-def load_inbox(path: Path, overrides: Mapping[str, Any] | None = None) -> InboxSettings:
-    """As `load`, for an inbox. Raises ConfigError."""
-    return load_settings(InboxSettings, path, overrides)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> LiverSettings:

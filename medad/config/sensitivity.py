@@ -16,11 +16,12 @@ Kind = Literal["uniform", "mixed"]
 
 
 class ContrastSettings(Settings):
-    """One kind of lesion; a bare pair of numbers is the range of a uniform one."""
+    """One contrast of lesions. A pair of numbers alone is the range of a uniform one."""
 
     hu: tuple[float, float]
-    """Range of the contrast against the liver around; of a mixed lesion, in its core."""
+    """Range of the contrast against the surrounding liver; for a mixed lesion, of its core."""
     kind: Kind = "uniform"
+    """Kind of lesion."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,16 +43,18 @@ class ContrastSettings(Settings):
 
 
 class SensitivitySettings(MachineSettings):
-    """Everything one study of planted lesions depends on, beside the model."""
+    """Everything one study of inserted lesions depends on, beside the model."""
 
     name: RunName = "sensitivity"
+    """Name of the study."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of sizes, shapes and places."""
     healthy: DatasetSettings
-    """Healthy scans that the model was not trained on."""
+    """Healthy scans that did not train the model."""
     diameters_mm: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)] = (
         5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0,
     )  # fmt: skip
-    """Edges of the size bins, of the longest axis. Within a bin sizes are log-uniform."""
+    """Edges of the size bins, for the longest axis. Sizes are log-uniform within a bin."""
     contrasts_hu: Annotated[tuple[ContrastSettings, ...], Field(min_length=1)] = (
         ContrastSettings(hu=(-80.0, -50.0)),
         ContrastSettings(hu=(-50.0, -30.0)),
@@ -61,20 +64,24 @@ class SensitivitySettings(MachineSettings):
         ContrastSettings(hu=(50.0, 80.0)),
         ContrastSettings(hu=(-60.0, -30.0), kind="mixed"),
     )
+    """Contrasts. A pair of numbers is the range of a uniform one."""
     places: Annotated[tuple[LesionPlace, ...], Field(min_length=1)] = ("inside", "rim")
+    """Places of the lesions."""
     repeats: Annotated[int, Field(ge=1, le=100)] = 1
-    """Lesions a scan, size, contrast and place."""
+    """Number of lesions per scan, size, contrast and place."""
     lesions_per_volume: Annotated[int, Field(ge=1, le=20)] = 3
-    """Most lesions planted at a time, each of another size: more save time, and share what is planted around them."""
+    """Largest number of lesions inserted at a time, each of another size. More save time, but share their
+    surroundings."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviation of the Gaussian that softens a lesion's edge."""
     false_positive_ml: Annotated[float, Field(gt=0)] = 5.0
-    """The volume that may be marked in the unplanted scan's liver; it fixes the threshold, scan by scan."""
+    """Volume that may be marked in the liver without lesions. It fixes the threshold of each scan."""
     overlap: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """A lesion counts as found when at least this fraction of its voxels is marked."""
+    """Fraction of a lesion's voxels that must be marked for the lesion to count as found."""
     surroundings_mm: Annotated[float, Field(gt=0)] = 10.0
-    """A lesion's Dice counts marked voxels so far around it."""
+    """Distance from a lesion within which marked voxels count in its Dice."""
     settings: LiverChanges = Field(default_factory=dict)
-    """Values put over those of the model's run, by dotted key: `inference.batch_size`."""
+    """Changes of the model run's settings by dotted key, as `inference.batch_size`."""
 
     @model_validator(mode="after")
     def _bins(self) -> SensitivitySettings:
@@ -131,8 +138,11 @@ class MeasureSettings(Settings):
     """What counts as found; see `SensitivitySettings`."""
 
     false_positive_ml: float
+    """Volume that may be marked in the liver without lesions."""
     overlap: float
+    """Fraction of a found lesion's voxels that are marked."""
     surroundings_mm: float
+    """Distance from a lesion within which marked voxels count."""
 
 
 class PlantingSettings(Settings):

@@ -8,8 +8,8 @@ from pathlib import Path
 WEIGHTS, CURVE = "model.safetensors", "curve.json"
 
 
-def adopt_network(weights: Path, curve: Path | None, out: Path) -> None:
+def adopt_network(folder: Path, out: Path) -> None:
     """Copy a network's weights, and its training curve where there is one, into the existing folder `out`."""
-    shutil.copyfile(weights, out / WEIGHTS)
-    if curve is not None and curve.is_file():
-        shutil.copyfile(curve, out / CURVE)
+    shutil.copyfile(folder / WEIGHTS, out / WEIGHTS)
+    if (folder / CURVE).is_file():
+        shutil.copyfile(folder / CURVE, out / CURVE)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
-from medad.config.liver import SynthesisSettings
+from medad.config.anomalies import SynthesisSettings
 from medad.networks import nets
 from medad.networks.batches import load_slices
 from medad.slices.prepared_file import load_prepared

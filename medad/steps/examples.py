@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
-from medad.config.liver import SynthesisSettings
+from medad.config.anomalies import SynthesisSettings
 from medad.networks import nets
 from medad.networks.batches import load_slices
 

@@ -32,7 +32,7 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 
 prepare_prefect()
 
-from tests.flows.fake_step import RUNS  # noqa: E402
+from tests.flows.fake_steps import RUNS  # noqa: E402
 
 
 @pytest.fixture

@@ -16,18 +16,9 @@ from medad.base.storage import file_digest
 from tests.zsad.learned_sets import VIEWS, make_source
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.feature_store import FeatureStore
+from zsad.config.learned import AprilGan, Training
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.config.systems import (
-    AnoVl,
-    AprilGan,
-    Clip,
-    DualImage,
-    MuSc,
-    MuSc2,
-    System,
-    Training,
-    WinClip,
-)
+from zsad.config.systems import AnoVl, Clip, DualImage, MuSc, MuSc2, System, WinClip
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
 from zsad.scoring import METHODS
@@ -203,7 +194,7 @@ def test_a_single_image_is_scored_by_the_text_alone(
 
 
 def test_a_learned_method_takes_its_checkpoint(tmp_path: Path, encoder: EncoderSettings, images: Path) -> None:
-    training = Training(epochs=1, batch_size=4, learning_rate=1e-3, betas=(0.5, 0.999))
+    training = Training(epochs=1, batch_size=4, learning_rate=1e-3)
     system = AprilGan(blocks=(1, 3), training=training)
     assert set(system.views) <= set(VIEWS)
     source = make_source(tmp_path, "cloth", encoder)

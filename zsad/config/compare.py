@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings, RunName, load_settings, parse_settings
+from zsad.config.learned import LearnedSettings
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, PromptSettings, ReferenceSettings
-from zsad.config.systems import DualImage, LearnedSettings, System
+from zsad.config.systems import DualImage, System
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Ablation = Literal["references", "map_weights", "image_weights", "steps"]
@@ -29,21 +30,29 @@ class CompareSettings(MachineSettings):
     """Everything one comparison depends on."""
 
     name: RunName
+    """Name of the run and its folder."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
+    """Seeds of reference images and pseudo anomalies. Figures are mean and standard deviation over them."""
     data: ImagesSettings
+    """Images."""
     encoders: Annotated[dict[EncoderName, EncoderSettings], Field(min_length=1)]
-    """By a name that systems refer to. Systems with one encoder share its features."""
+    """Encoders by name. Systems with one encoder share its features."""
     systems: Annotated[tuple[System, ...], Field(min_length=1)]
+    """Systems to compare."""
     ablations: tuple[Ablation, ...] = ()
+    """Ablations of the dual-image scorer by 002: `references` (figure 5a), `map_weights` and `image_weights`
+    (supplement, tables 1 and 2), `steps` (figure 6)."""
     ablation_encoder: EncoderName = "main"
+    """Name of the encoder for the ablations."""
     prompts: PromptSettings = PromptSettings()
-    """Names and domains of categories; the style is each system's own."""
+    """Names and domains of categories. The style is each system's own."""
     auxiliary: ImagesSettings | None = None
-    """Labelled images that learned systems without a checkpoint are trained on. None: on the other categories of
-    `data`, for each category anew, so that none is tested on what it was trained on."""
+    """Labelled images that train learned systems without a checkpoint. None: for each category, the other categories
+    of `data`, so that no system is tested on its training images."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """Comparison with the masks."""
     published: Literal["mvtec", "visa"] | None = None
-    """Whose published rows stand beside ours, labelled as the papers'."""
+    """Benchmark whose published rows stand beside ours, labelled as the papers'."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> CompareSettings:

@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ImagesSettings(Settings):
-    """Where the images are and how they are laid out.
+    """The images: their folder and the layout of their files.
 
     `mvtec`: CATEGORY/test/DEFECT/x.png with CATEGORY/ground_truth/DEFECT/x_mask.png, `good` = normal.
     `visa`: CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly, split by split_csv if there.
@@ -47,49 +47,53 @@ class ImagesSettings(Settings):
     """
 
     root: DataRoot
-    """A folder; `samples:NAME` is a folder of the sample data."""
+    """Folder of the images; `samples:NAME` is a folder of the sample data."""
     layout: Literal["auto", "mvtec", "visa", "folder", DeclaredName] = "auto"
+    """Layout of the files, see above."""
     categories: tuple[str, ...] | None = None
     """Categories to use. None: all."""
     category: str | None = None
-    """What a set of one category shows, in words for the prompts. None: the folder's name, or the declared one."""
+    """Object that a set of one category shows, in words for the prompts. None: the folder's name, or the declared
+    one."""
     masks: DataRoot | None = None
-    """Layout `folder`: a folder of masks, relative to root. None: `ground_truth` or `masks` where there is one."""
+    """Folder of masks, relative to root, layout `folder` alone. None: `ground_truth` or `masks` where there is one."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
-    """Layout `visa`: whose test images, of split_csv/NAME.csv. Zero-shot methods are measured on 1cls."""
+    """Split of VisA, by split_csv/NAME.csv. Zero-shot methods are measured on 1cls."""
     opaque_ids: bool = False
-    """Name images by a digest instead of by file name."""
+    """Digests as image ids instead of file names."""
 
 
 class EncoderSettings(Settings):
     """An open_clip ViT and its second path of V-V attention (eq. 4)."""
 
     preset: Literal["anovl", "anomalyclip"] = "anovl"
+    """Values that the file leaves out. `anovl`: AnoVL's and 002's. `anomalyclip`: AnomalyCLIP's, at 518 px."""
     model: ModelName = "ViT-B-16-plus-240"
-    """A model of open_clip; `embedded`, our own small one; or `local-dir:FOLDER` with open_clip_config.json."""
+    """Model of open_clip; `embedded`, our own small one; or `local-dir:FOLDER` with open_clip_config.json."""
     weights: ModelFile | None = None
-    """A local file (open_clip, OpenAI or safetensors)."""
+    """File of weights (open_clip, OpenAI or safetensors)."""
     tag: str | None = None
-    """A pretrained tag of open_clip, used when `weights` is None; downloads unless it is in the local hub cache."""
+    """Pretrained tag of open_clip, used without `weights`. It downloads what the local hub cache lacks."""
     seed: Annotated[int, Field(ge=0)] | None = None
-    """Random weights of this seed: for tests and benchmarks alone. Every output says so."""
+    """Seed of random weights, for tests and benchmarks alone. Every output says so."""
     vv_blocks: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
     """Blocks with V-V attention: all, the last n, or by number from 0 (rising)."""
     vv_feed_forward: bool = False
-    """Whether the V-V path also runs the blocks' feed-forward."""
+    """Feed-forward of the blocks on the V-V path."""
     vv_temperature: Positive = 1.0
-    """Divides the logits of V-V attention, beside its 1/sqrt(head width)."""
+    """Divisor of the logits of V-V attention, beside the square root of the head's width."""
     vv_attention: Literal["vv", "qq", "kk"] = "vv"
-    """What is both queries and keys in those blocks (001, DPAM): values, queries or keys."""
+    """Queries and keys in those blocks (001, DPAM): values, queries or keys."""
     class_ln_post: bool = True
-    """Whether the class token passes ln_post before the projection."""
+    """Normalisation of the class token by ln_post before the projection."""
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = None
-    """Side of the square the encoder sees. None: the model's own."""
+    """Side of the square that the encoder sees. None: the model's own."""
     max_crops: Annotated[int, Field(ge=2)] = 64
-    """An image so long that it needs more square crops than this is refused."""
+    """Largest number of square crops of an image. Longer images are refused."""
     min_side_px: Annotated[int, Field(ge=1)] = 8
-    """An image with a shorter side than this is refused."""
+    """Smallest side of an image. Smaller images are refused."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Crops encoded at a time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -119,21 +123,22 @@ class PromptSettings(Settings):
     """The ensemble of the supplement: 22 templates x 7 states x domains on either side; or another system's."""
 
     style: PromptStyle = "supplement"
-    """Whose lists. Domains belong to the supplement's alone."""
+    """Lists of prompts. `supplement`: 002's. `winclip`: WinCLIP's ensemble. `clip`: one plain prompt per side."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Domain words. None: the supplement's, by category."""
+    """Domain words, style `supplement` alone. None: the supplement's, by category."""
     surface_categories: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")
-    """Categories whose domain words are industrial, textural, surface; all others industrial, manufacturing."""
+    """Categories with the domain words industrial, textural, surface. Others have industrial, manufacturing."""
     names: dict[str, str] = Field(default_factory=dict)
-    """Category -> how the prompts call it, as {"magnetic_tile": "magnetic tile"}. Others: underscores become spaces."""
+    """Words for categories, as `{magnetic_tile: magnetic tile}`. Other names lose their underscores."""
 
 
 class ReferenceSettings(Settings):
     """The other images that a query is compared with (eq. 5, figure 5a)."""
 
     count: Annotated[int, Field(ge=0, le=64)] = 1
+    """Number of reference images per query."""
     aggregate: Literal["min", "mean", "median"] = "min"
-    """Over references, of each patch's distance."""
+    """Aggregate of each patch's distances over references."""
 
 
 class ScoreSettings(Settings):
@@ -142,20 +147,22 @@ class ScoreSettings(Settings):
     tau: Positive = 1.0
     """Temperature of eq. 1-3: AnoVL 1, WinCLIP 0.07, CLIP 0.01."""
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("joint_tta",)
-    """Systems to score; the last one's maps are shown."""
+    """Variants to score: evidence of the prompts alone, with adaptation, of the reference image, or of both. The
+    last one's maps are shown."""
     lambda_1: NotNegative = 1.0
-    """A_V in the map (eq. 12)."""
+    """Weight of A_V in the map (eq. 12)."""
     lambda_2: NotNegative = 1.5
-    """A_T in the map (eq. 12)."""
+    """Weight of A_T in the map (eq. 12)."""
     lambda_3: NotNegative = 1.0
-    """The class token's score (eq. 13)."""
+    """Weight of the class token's score (eq. 13)."""
     lambda_4: NotNegative = 1.0
-    """max A_V in the image's score (eq. 13)."""
+    """Weight of max A_V in the image's score (eq. 13)."""
     lambda_5: NotNegative = 1.0
-    """max A_T in the image's score (eq. 13)."""
+    """Weight of max A_T in the image's score (eq. 13)."""
     lambda_text: NotNegative = 1.0
-    """A_L in the map where there is no adaptation (eq. 6: 1)."""
+    """Weight of A_L in the map without adaptation (eq. 6: 1)."""
     references: ReferenceSettings = ReferenceSettings()
+    """Reference images."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Images scored, and adapted, at a time."""
 
@@ -177,53 +184,59 @@ class AdaptSettings(Settings):
     """Test-time adaptation, eq. 7-11, from scratch for each image."""
 
     learning_rate: Positive = 1e-3
+    """Learning rate of AdamW."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Steps of adaptation."""
     beta: NotNegative = 0.5
+    """Weight of the similarity loss (eq. 11)."""
     weight_decay: NotNegative = 0.01
-    """AdamW's; decays towards zero, as torch does it."""
+    """Weight decay of AdamW, towards zero."""
     textures: DataRoot | None = None
-    """A folder of texture images (such as DTD). None: textures are generated."""
+    """Folder of texture images (such as DTD). None: textures are generated."""
     opacity: tuple[Fraction, Fraction] = (0.2, 1.0)
-    """Range of the overlaid texture's opacity: DRAEM's 1 - beta, beta ~ U(0, 0.8)."""
-    perlin_scale_exponents: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 5)
-    """DRAEM: lattice cells a side = 2^U{0..5}, each axis by itself."""
-    perlin_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    perlin_rotation_deg: tuple[float, float] = (-90.0, 90.0)
+    """Range of the texture's opacity: DRAEM's 1 - beta, with beta ~ U(0, 0.8)."""
     min_mask_patches: Annotated[int, Field(ge=1)] = 1
-    """A Perlin mask that touches fewer patches is drawn again."""
+    """Smallest number of patches that a mask touches. A smaller mask is replaced."""
 
 
 class EvaluationSettings(Settings):
-    """At which size maps are compared with masks, and how."""
+    """Comparison of maps with masks."""
 
     size_px: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Shorter side of map and mask. None: the encoder's."""
     smoothing_sigma_px: NotNegative = 0.0
-    """Gaussian over the upsampled map."""
+    """Standard deviation of a Gaussian over the upsampled map."""
     max_fpr: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Where PRO's integral ends."""
+    """False positive rate at which PRO's integral ends."""
     pro_200: bool = True
-    """Also the literature's AUPRO over 200 linear thresholds."""
+    """AUPRO over 200 linear thresholds, as in the literature, beside the exact one."""
     threshold_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """The deployable threshold: this quantile of all unlabelled image scores of a category."""
+    """Quantile of a category's unlabelled image scores that is the deployable threshold."""
     threshold: float | None = None
-    """A given threshold on the image's score instead of the quantile."""
+    """Threshold on the image's score, in place of the quantile."""
 
 
 class ZsadSettings(MachineSettings):
     """Everything one run of the flow depends on."""
 
     name: RunName
+    """Name of the run and its folder."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
-    """Of the references drawn and of the pseudo anomalies; the figures are mean +- sd over them."""
+    """Seeds of reference images and pseudo anomalies. Figures are mean and standard deviation over them."""
     data: ImagesSettings
+    """Images."""
     encoder: EncoderSettings
+    """Encoder."""
     prompts: PromptSettings = PromptSettings()
+    """Prompts."""
     score: ScoreSettings = ScoreSettings()
+    """Scores."""
     adapt: AdaptSettings = AdaptSettings()
+    """Test-time adaptation."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """Comparison with the masks."""
     published: Literal["mvtec", "visa"] | None = None
-    """Which published row the report puts beside ours, labelled as the paper's."""
+    """Benchmark whose published row stands beside ours, labelled as the paper's."""
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> ZsadSettings:

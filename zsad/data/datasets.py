@@ -32,7 +32,6 @@ from zsad.data.label_folders import (
 )
 from zsad.data.listing import Found, folders_in, images_below
 
-SAMPLES_PREFIX = "samples:"
 _DIGEST_CHARACTERS = 12
 _Reader = Literal["mvtec", "visa", "folder"] | Layout
 _Named = Literal["mvtec", "visa", "folder", DeclaredName]

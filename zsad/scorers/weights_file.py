@@ -21,8 +21,8 @@ from torch import Tensor
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import atomic_path, reading
+from zsad.config.learned import AnomalyClip, AprilGan
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import AnomalyClip, AprilGan
 from zsad.scorers.interface import Material
 from zsad.scorers.learned import Weights
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation
-from zsad.config.systems import SystemSettings
+from zsad.config.system import SystemSettings
 from zsad.data.labelled import LabelledImage
 
 F = TypeVar("F")

@@ -29,8 +29,8 @@ from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
+from zsad.config.learned import AnomalyClip, AprilGan, Training
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.data.images import mask_to_canvas, read_mask
 from zsad.data.labelled import LabelledImage
 from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
@@ -41,6 +41,8 @@ from zsad.steps.results import Source
 
 CURVE = "training.json"
 PROGRESS_SECONDS = 0.5
+BETAS = (0.5, 0.999)
+"""Adam's decay rates, in the public code of APRIL-GAN and of AnomalyCLIP alike."""
 INITIAL, ORDER = 0, 1  # what a generator is for
 
 
@@ -270,7 +272,7 @@ def fit(
         for name, value in learner.initial(_generator(training.seed, INITIAL)).items()
     }
     names = sorted(weights)
-    optimiser = torch.optim.Adam([weights[name] for name in names], lr=training.learning_rate, betas=training.betas)
+    optimiser = torch.optim.Adam([weights[name] for name in names], lr=training.learning_rate, betas=BETAS)
     losses: list[float] = []
     if (state := _kept(checkpoint, fingerprint)) is not None:
         with torch.no_grad():

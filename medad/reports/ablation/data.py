@@ -11,8 +11,6 @@ from medad.reporting.figures import Stat, statistic
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures
 from medad.steps.results import CaseResult
 
-SNAPSHOT = "snapshot-"
-
 
 def read_seed(seed: int, cases: Sequence[CaseResult[Path]]) -> SeedFigures:
     """One training's figures over its test cases. Raises InputError for a file that is missing or damaged."""

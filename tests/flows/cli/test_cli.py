@@ -273,11 +273,11 @@ def empty_config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_dead_server_is_one_line(cli: Cli, empty_config: Path) -> None:
+def test_a_dead_server_is_one_line(prefect_cli: Cli, empty_config: Path) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        ran = cli("liver", "prepare", empty_config)
+        ran = prefect_cli("liver", "prepare", empty_config)
     assert ran.code == 2
     [line] = ran.err.strip().splitlines()
     assert "PREFECT_API_URL" in line
@@ -285,7 +285,7 @@ def test_a_dead_server_is_one_line(cli: Cli, empty_config: Path) -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_a_temporary_server_that_is_late_is_one_line(
-    cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect starts a process that never answers."""
     from prefect.server.api.server import SubprocessASGIServer
@@ -307,7 +307,7 @@ def test_a_temporary_server_that_is_late_is_one_line(
     late = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1, PREFECT_HOME: tmp_path / "prefect"}
     try:
         with temporary_settings(late, restore_defaults={PREFECT_API_URL}):
-            ran = cli("liver", "prepare", empty_config)
+            ran = prefect_cli("liver", "prepare", empty_config)
     finally:
         for process in started:
             process.kill()

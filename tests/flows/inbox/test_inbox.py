@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -349,7 +350,7 @@ def test_a_failed_case_is_tried_again_when_what_it_failed_with_changes(
         save_file(tensors, weights, metadata)
         box.configure(model=str(other))
     else:
-        monkeypatch.setattr("flows.store.artifacts.code_digest", lambda *functions: "another program")
+        monkeypatch.setattr("flows.store.step.code_digest", lambda *functions: "another program")
     assert box.segmented(code=2) == []
     [after] = box.failures().values()
     assert before["tried_with"] != after["tried_with"]
@@ -367,7 +368,6 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     box.drop("b", 1)
     with monkeypatch.context() as patch:
         patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
-        patch.setattr("flows.runs.runner.get_run_logger", lambda: logging.getLogger("tests"))
         with pytest.raises(ZeroDivisionError):
             box.run()
     assert "internal error (ZeroDivisionError)" in {record["rule"] for record in box.failures().values()}
@@ -578,6 +578,7 @@ def test_a_scan_that_changes_while_it_is_read_is_not_published(box: Box, monkeyp
 
     scan, prepare = box.drop("a", 0), cases.prepare_case
 
+    @functools.wraps(prepare)
     def change(*arguments: Any, **more: Any) -> None:
         prepare(*arguments, **more)
         os.utime(scan)

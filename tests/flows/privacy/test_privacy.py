@@ -25,8 +25,8 @@ import pytest
 import yaml
 
 from flows.privacy.log_filter import PathFilter, path_filter
-from flows.runs.flow import new_runner
 from flows.runs.outcome import Outcome
+from flows.runs.runner import new_runner
 from flows.store.step import Step
 from medad.base.settings import ANY_MACHINE
 from medad.base.text import PLACEHOLDER
@@ -384,7 +384,9 @@ def misbehave(scan: Path, ends: str, out: Path) -> None:
         raise Panic(f"called unwrap on {quoted}")
 
 
-MISBEHAVING_STEP = Step("misbehaving", 1, f"{__name__}:misbehave", ("pydantic",), not_in_key=frozenset({"scan"}))
+MISBEHAVING_STEP = Step(
+    "misbehaving", 1, "tests.flows.privacy.test_privacy:misbehave", ("pydantic",), not_in_key=frozenset({"scan"})
+)
 
 
 class Panic(BaseException):
@@ -451,20 +453,21 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
 NAME_TAG = plants.DICOM_TEXTS["PatientName"]
 
 
-def test_a_worker_elsewhere_learns_from_the_job_alone(planted: Any, tmp_path: Path) -> None:
+def test_a_worker_elsewhere_learns_from_the_call_alone(planted: Any, tmp_path: Path) -> None:
     """A process of its own, as Dask's and Ray's are: nothing was learned there, and nothing installed."""
     _, found = planted
     program = f"""
 import logging, warnings
 from pathlib import Path
-from flows.liver.steps import Prepare
-from flows.privacy.log_filter import learn_job
+from flows.liver.steps import prepare
+from flows.privacy.log_filter import learn_call
 from medad.config.liver import DatasetSettings, PreprocessSettings
-from medad.cohort.datasets import Case
+from medad.cohort.datasets import Case, LabelledScan
 root = Path({str(found.dicom)!r})
 scan, label = root / {plants.FOLDER!r} / "CT", root / {plants.FOLDER!r} / "leber.nii.gz"
 data = DatasetSettings(root=str(root), layout="folder", images="*/CT", labels="*/x", liver_labels=(1,))
-learn_job("ct-77", Prepare(Case("ct-77", scan, label, (1,), None, True), data, PreprocessSettings(), False))
+case = LabelledScan.of(Case("ct-77", scan, label, (1,), None, True), data)
+learn_call("ct-77", prepare(case, PreprocessSettings(), training=False))
 logging.basicConfig(level=0)
 log = logging.getLogger("distributed.worker")
 log.error("lost %s", scan / "Dateinamski 0001.dcm")

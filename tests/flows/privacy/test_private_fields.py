@@ -26,7 +26,8 @@ from medad.base.manifest import MANIFEST
 from medad.base.private import Private, field_types, is_private, parts_of
 from medad.base.settings import Settings
 from medad.config.ablation import AblationSettings, RowSettings, SweepSettings
-from medad.config.liver import InboxSettings, LiverSettings, PreprocessSettings
+from medad.config.inbox import InboxSettings
+from medad.config.liver import LiverSettings, PreprocessSettings
 from medad.config.sensitivity import SensitivitySettings
 from medad.reports.ablation.report import write_ablation_report
 from medad.reports.run.report import write_report as write_liver_report

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.runs.plan import Row, planning, refs_in
-from flows.runs.runner import Tally
-from flows.store.artifacts import Ref
+from flows.runs.plan import PlanRunner, Row
+from flows.runs.runner import LocalRunner, new_runner, running_on
 from flows.store.upkeep import Change
 from medad.base.settings import ANY_MACHINE
 
@@ -31,9 +30,9 @@ def images(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., A
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, images: Any, cli: Cli, prefect_server: str) -> Iterator[None]:
+def finished(world: Any, images: Any, cli: Cli, no_prefect: None) -> Iterator[None]:
     """Both flows' work is in one cache."""
-    del prefect_server
+    del no_prefect
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         for field, where in (("liver", world), ("zsad", images)):
@@ -91,10 +90,10 @@ def test_what_a_run_made_is_cached_and_refresh_makes_it_again(
 @pytest.mark.parametrize(
     ("field", "setting", "made", "part"),
     [
-        ("liver", "postprocess.min_lesion_mm3=7", {"segment"}, "inputs.postprocess.min_lesion_mm3: 0.0 -> 7.0"),
+        ("liver", "postprocess.min_lesion_mm3=7", {"segment"}, "inputs.post.min_lesion_mm3: 0.0 -> 7.0"),
         ("liver", "seed=3", {"restoration"}, "inputs.settings.seed: 0 -> 3"),
         ("zsad", "score.tau=0.5", {"zsad-score"}, "inputs.score.tau: 1.0 -> 0.5"),
-        ("zsad", "evaluation.max_fpr=0.2", {"zsad-evaluate"}, "inputs.evaluation.max_fpr: 0.3 -> 0.2"),
+        ("zsad", "evaluation.max_fpr=0.2", {"zsad-evaluate"}, "inputs.settings.max_fpr: 0.3 -> 0.2"),
     ],
 )
 def test_the_reason_names_the_setting_and_a_run_then_makes_just_that(
@@ -156,17 +155,10 @@ def test_every_command_that_runs_has_a_dry_run(world: Any, finished: None, cli: 
 
 
 def test_a_dry_run_marks_no_run_and_ends_with_its_block(cache: Path) -> None:
-    from flows.runs.plan import Plan, new_tally
-
-    with planning():
-        assert isinstance(new_tally(ANY_MACHINE, refresh=False), Plan)
-    assert type(new_tally(ANY_MACHINE, refresh=False)) is Tally
-
-
-def test_references_are_found_however_deep() -> None:
-    one, other = (Ref(step="a", key=key, digest="", path="") for key in ("x", ""))
-    assert list(refs_in([(one, 3), {"not": "looked at"}, (other,)])) == [one, other]
-    assert [ref.made for ref in (one, other)] == [True, False]
+    with running_on(PlanRunner):
+        assert isinstance(new_runner(ANY_MACHINE, refresh=False), PlanRunner)
+    assert not (cache / "runs").exists()
+    assert type(new_runner(ANY_MACHINE, refresh=False)) is LocalRunner
 
 
 def test_lines_say_what_and_why() -> None:

@@ -14,8 +14,10 @@ from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import Models, settings_of_run
 from flows.runs import run_folder as publish
 from flows.runs.run_folder import RunFolder, read_headline
-from flows.runs.runner import Tally
-from flows.store.artifacts import ArtefactStore, Ref, Step
+from flows.runs.runner import LocalRunner, Runner
+from flows.store.artifacts import ArtefactStore
+from flows.store.references import Ref
+from flows.store.step import load_steps
 from medad.base.errors import ConfigError, DiskFullError
 from medad.config.liver import DatasetSettings, LiverSettings
 
@@ -31,7 +33,7 @@ def make(name: str, files: dict[str, str]) -> Ref:
         for file, text in files.items():
             (out / file).write_text(text, encoding="utf-8")
 
-    return ArtefactStore().build(Step(name, 1, (), ()), {"files": files}, body)
+    return ArtefactStore().build(load_steps("flows.liver")[name], {"files": files}, body)[0]
 
 
 def a_run(path: Path, report: str = "report") -> RunFolder:
@@ -42,48 +44,48 @@ def a_run(path: Path, report: str = "report") -> RunFolder:
         path=path,
         settings=SETTINGS,
         copies=liver_folder.copies(make("report", {"report.html": report, "report.json": summary}), (), models),
-        manifest=liver_folder.manifest((), models),
+        manifest=lambda: liver_folder.manifest((), models),
         seconds=1.0,
     )
 
 
 @pytest.fixture
-def tally(cache: Path) -> Tally:
-    return Tally()
+def runner(cache: Path) -> Runner:
+    return LocalRunner()
 
 
-def test_headline_figures_are_the_reports(tally: Tally, tmp_path: Path) -> None:
-    headline = publish.publish(a_run(tmp_path / "runs" / "x"), tally)
+def test_headline_figures_are_the_reports(runner: Runner, tmp_path: Path) -> None:
+    headline = publish.publish(a_run(tmp_path / "runs" / "x"), runner)
     assert headline == {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1}
     assert read_headline(tmp_path) == {}
 
 
-def test_a_second_run_replaces_what_the_first_wrote_and_nothing_else(tally: Tally, tmp_path: Path) -> None:
+def test_a_second_run_replaces_what_the_first_wrote_and_nothing_else(runner: Runner, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "x"
-    publish.publish(a_run(folder, "first"), tally)
+    publish.publish(a_run(folder, "first"), runner)
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
-    publish.publish(a_run(folder, "second"), tally)
+    publish.publish(a_run(folder, "second"), runner)
     assert (folder / "report.html").read_text(encoding="utf-8") == "second"
     assert (folder / "notes" / "mine.txt").read_text(encoding="utf-8") == "keep"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["x"]
 
 
-def test_a_file_the_second_run_does_not_make_is_gone(tally: Tally, tmp_path: Path) -> None:
+def test_a_file_the_second_run_does_not_make_is_gone(runner: Runner, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     first = a_run(folder)
-    publish.publish(first, tally)
+    publish.publish(first, runner)
     assert (folder / "model" / "restoration" / "model.safetensors").is_file()
     kept = tuple(each for each in first.copies if not each.target.startswith("model/restoration/"))
-    publish.publish(replace(first, copies=kept), tally)
+    publish.publish(replace(first, copies=kept), runner)
     assert not (folder / "model" / "restoration").exists()
 
 
 def test_a_disk_that_fills_leaves_the_earlier_run_whole(
-    tally: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "x"
-    publish.publish(a_run(folder, "first"), tally)
+    publish.publish(a_run(folder, "first"), runner)
     run = a_run(folder, "second")
 
     def full(*_: object) -> None:
@@ -91,40 +93,40 @@ def test_a_disk_that_fills_leaves_the_earlier_run_whole(
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(DiskFullError):
-        publish.publish(run, tally)
+        publish.publish(run, runner)
     assert (folder / "report.html").read_text(encoding="utf-8") == "first"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["x"]
 
 
-def test_a_publisher_killed_between_its_two_moves_lost_nothing(tally: Tally, tmp_path: Path) -> None:
+def test_a_publisher_killed_between_its_two_moves_lost_nothing(runner: Runner, tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    publish.publish(a_run(folder, "first"), tally)
+    publish.publish(a_run(folder, "first"), runner)
     (folder / "mine.txt").write_text("keep", encoding="utf-8")
     folder.rename(tmp_path / ".x.old")
-    publish.publish(a_run(folder, "second"), tally)
+    publish.publish(a_run(folder, "second"), runner)
     assert (folder / "report.html").read_text(encoding="utf-8") == "second"
     assert (folder / "mine.txt").read_text(encoding="utf-8") == "keep"
 
 
-def test_an_edit_in_the_run_folder_does_not_reach_the_cache(tally: Tally, tmp_path: Path) -> None:
+def test_an_edit_in_the_run_folder_does_not_reach_the_cache(runner: Runner, tmp_path: Path) -> None:
     run = a_run(tmp_path / "x")
-    publish.publish(run, tally)
+    publish.publish(run, runner)
     (tmp_path / "x" / "report.html").write_text("edited", encoding="utf-8")
     ArtefactStore().verify(run.copies[0].ref)
 
 
-def test_settings_come_back_without_the_data_folders(tally: Tally, tmp_path: Path) -> None:
-    publish.publish(a_run(tmp_path / "x"), tally)
+def test_settings_come_back_without_the_data_folders(runner: Runner, tmp_path: Path) -> None:
+    publish.publish(a_run(tmp_path / "x"), runner)
     assert "MUSTERMANN" not in (tmp_path / "x" / "manifest.json").read_text(encoding="utf-8")
     settings = settings_of_run(tmp_path / "x")
     assert settings.preprocess == SETTINGS.preprocess
     assert settings.test_data.root == "samples:dicom"
 
 
-def test_a_folder_that_is_no_run_is_refused(tally: Tally, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(runner: Runner, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"manifest\.json"):
         settings_of_run(tmp_path)
-    publish.publish(a_run(tmp_path / "x"), tally)
+    publish.publish(a_run(tmp_path / "x"), runner)
     (tmp_path / "x" / "model" / "segmentation" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="segmentation"):
         settings_of_run(tmp_path / "x")

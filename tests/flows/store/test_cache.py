@@ -11,15 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.store.artifacts import SIDECAR, ArtefactStore, DamagedArtefactError, Ref, Step, content_key, key_parts
+from flows.store.artifacts import SIDECAR, ArtefactStore, DamagedArtefactError, Made
+from flows.store.references import Ref
+from flows.store.step import Step, content_key
 from medad.base.errors import DiskFullError
 from tests.flows.live_server import wait_for
 
-STEP = Step("paint", 1, (), ("pydantic",), volatile=frozenset({"timing"}))
+STEP = Step("paint", 1, "medad.base.storage:sync_path", ("pydantic",), volatile=frozenset({"timing"}))
+PARTS = STEP.key_parts({})
 
 
 class Body:
@@ -44,11 +49,11 @@ def everything(root: Path) -> set[str]:
 
 def test_an_artefact_is_made_once_and_explains_itself(cache: Path) -> None:
     store, body = ArtefactStore(), Body()
-    first = store.build(STEP, {"colour": "green"}, body)
-    again = store.build(STEP, {"colour": "green"}, body)
+    parts = STEP.key_parts({"colour": "green"})
+    first, cached = store.build(STEP, parts, body)
+    assert not cached
+    assert store.build(STEP, parts, body) == (first, True)
     assert body.calls == 1
-    assert not first.reused
-    assert again == first.model_copy(update={"reused": True})
     assert (first.folder() / "deep" / "picture").read_text(encoding="utf-8") == "green" * 1000
     sidecar = json.loads((first.folder() / SIDECAR).read_text(encoding="utf-8"))
     assert sidecar["parts"]["inputs"] == {"colour": "green"}
@@ -61,11 +66,12 @@ def test_an_artefact_is_made_once_and_explains_itself(cache: Path) -> None:
 
 def test_what_timings_say_is_not_what_later_steps_depend_on(cache: Path) -> None:
     store, body = ArtefactStore(), Body()
-    first = store.build(STEP, {}, body)
-    second = store.build(STEP, {}, body, refresh=True)
+    first, _ = store.build(STEP, PARTS, body)
+    second, cached = store.build(STEP, PARTS, body, refresh=True)
+    assert not cached
     assert body.calls == 2
     assert first.digest == second.digest
-    assert store.build(STEP, {}, Body("red"), refresh=True).digest != first.digest
+    assert store.build(STEP, PARTS, Body("red"), refresh=True)[0].digest != first.digest
 
 
 def flip_bit(folder: Path) -> None:
@@ -127,12 +133,13 @@ DAMAGES = [
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_artefact_is_made_again(cache: Path, damage: Callable[[Path], None]) -> None:
     store, body = ArtefactStore(), Body()
-    ref = store.build(STEP, {}, body)
+    ref, _ = store.build(STEP, PARTS, body)
     damage(ref.folder())
     with pytest.raises(DamagedArtefactError):
         store.verify(ref)
     assert store.find(STEP, ref.key) is None
-    again = store.build(STEP, {}, body)
+    again, cached = store.build(STEP, PARTS, body)
+    assert not cached
     assert body.calls == 2
     assert again.digest == ref.digest
     assert (ref.folder() / "deep" / "picture").read_text(encoding="utf-8") == "green" * 1000
@@ -141,12 +148,12 @@ def test_a_damaged_artefact_is_made_again(cache: Path, damage: Callable[[Path], 
 
 
 def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
-    def body(out: Path) -> None:
+    def body(out: Path) -> Made | None:
         (out / "half").write_text("half", encoding="utf-8")
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        ArtefactStore().build(STEP, {}, body)
+        ArtefactStore().build(STEP, PARTS, body)
     assert not everything(cache)
 
 
@@ -159,25 +166,25 @@ def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
     ],
 )
 def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, error: Exception) -> None:
-    def body(out: Path) -> None:
+    def body(out: Path) -> Made | None:
         (out / "half").write_text("half", encoding="utf-8")
         raise error
 
     with pytest.raises(DiskFullError) as caught:
-        ArtefactStore().build(STEP, {}, body)
+        ArtefactStore().build(STEP, PARTS, body)
     assert "\n" not in str(caught.value)
     assert not everything(cache)
 
 
 def test_a_refresh_that_fails_keeps_what_was_there(cache: Path) -> None:
     store = ArtefactStore()
-    ref = store.build(STEP, {}, Body())
+    ref, _ = store.build(STEP, PARTS, Body())
 
-    def body(out: Path) -> None:
+    def body(out: Path) -> Made | None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        store.build(STEP, {}, body, refresh=True)
+        store.build(STEP, PARTS, body, refresh=True)
     store.verify(ref)
 
 
@@ -189,21 +196,24 @@ def test_threads_that_want_one_key_make_it_once(cache: Path) -> None:
         time.sleep(0.2)
         (out / "done").write_text("done", encoding="utf-8")
 
-    refs: list[Ref] = []
-    threads = [threading.Thread(target=lambda: refs.append(ArtefactStore().build(STEP, {}, body))) for _ in range(8)]
+    found: list[tuple[Ref, bool]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(ArtefactStore().build(STEP, PARTS, body))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(calls) == 1
-    assert sorted(ref.reused for ref in refs) == [False] + [True] * 7
+    assert sorted(cached for _, cached in found) == [False] + [True] * 7
     assert not list((cache / "locks").iterdir())
 
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from flows.store.artifacts import ArtefactStore, Step
+from flows.store.artifacts import ArtefactStore
+from flows.store.step import Step
 log, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def body(out):
     with log.open("a") as stream:
@@ -211,7 +221,8 @@ def body(out):
     (out / "half").write_text("half")
     time.sleep(seconds)
     (out / "result").write_text("whole")
-ref = ArtefactStore().build(Step("paint", 1, (), ("pydantic",)), {}, body)
+step = Step("paint", 1, "medad.base.storage:sync_path", ("pydantic",))
+ref, _ = ArtefactStore().build(step, step.key_parts({}), body)
 print(ref.folder())
 """
 
@@ -259,27 +270,27 @@ def test_what_killed_processes_left_is_swept_and_what_is_under_way_is_not(cache:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "change",
     [
-        Step("paint", 2, (), ("pydantic",)),
-        Step("draw", 1, (), ("pydantic",)),
-        Step("paint", 1, (), ("pydantic", "typer")),
-        Step("paint", 1, ("medad.base.storage:file_digest",), ("pydantic",)),
-        Step("paint", 1, (), ("pydantic",), files=("medad/base/errors.py",)),
+        {"version": 2},
+        {"name": "draw"},
+        {"libraries": ("pydantic", "typer")},
+        {"function": "medad.base.storage:file_digest"},
+        {"files": ("medad/base/errors.py",)},
     ],
 )
-def test_a_key_depends_on_the_step(other: Step) -> None:
-    plain = Step("paint", 1, (), ("pydantic",))
-    assert content_key(key_parts(plain, {})) != content_key(key_parts(other, {}))
+def test_a_key_depends_on_the_step(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.store.step.STEPS", {})
+    assert content_key(PARTS) != content_key(replace(STEP, **change).key_parts({}))
 
 
 def test_a_key_does_not_depend_on_the_order_of_its_parts() -> None:
     one, two = {"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}
-    assert content_key(key_parts(STEP, one)) == content_key(key_parts(STEP, two))
+    assert content_key(STEP.key_parts(one)) == content_key(STEP.key_parts(two))
 
 
 def test_a_value_that_is_no_json_is_refused() -> None:
     with pytest.raises((TypeError, ValueError)):
-        content_key(key_parts(STEP, {"x": float("nan")}))
+        content_key(STEP.key_parts({"x": float("nan")}))
     with pytest.raises(TypeError):
-        content_key(key_parts(STEP, {"x": {1, 2}}))
+        content_key(STEP.key_parts({"x": {1, 2}}))

@@ -8,14 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flows.liver.report_steps import Report
 
-from flows.liver import steps as liver_jobs
-from flows.liver.steps import Evaluate, ExportSlices, Plant, Prepare, Segment, TrainRestoration, TrainSegmentation
+from flows.liver.steps import EVALUATE, PREPARE, RESTORATION, SEGMENT, SEGMENTATION
 from flows.store import code as sources
-from flows.store.artifacts import Step
-from flows.store.step import Job
-from medad.config.by_hand import HAND_STEPS
+from flows.store.step import Step, load_steps
 
 Write = Callable[[dict[str, str]], str]
 
@@ -122,45 +118,43 @@ def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
         sources.closure("medad.nothing:start")
 
 
-STEPS = [
-    job.step for job in (Plant, Prepare, TrainRestoration, TrainSegmentation, Segment, Evaluate, ExportSlices, Report)
-]
-STEPS += [liver_jobs.hand_step_of(name) for name in HAND_STEPS]
+@pytest.mark.parametrize("step", load_steps("flows.liver", "flows.zsad").values(), ids=lambda step: step.name)
+def test_every_step_names_a_function_that_exists(step: Step) -> None:
+    assert len(sources.closure(step.function)) > 1
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_every_step_names_functions_that_exist(step: Step) -> None:
-    assert step.functions
-    for function in step.functions:
-        assert len(sources.closure(function)) > 1
+def test_a_functions_own_module_counts_wherever_it_lies() -> None:
+    fake = sources.closure("tests.flows.fake_steps:write_text")
+    assert {"tests.flows.fake_steps:write_text", "tests.flows.fake_step:RUNS"} <= set(fake)
+    assert "tests.flows.fake_steps:fake" not in fake
 
 
-def reached(job: type[Job]) -> set[str]:
-    return {name for function in job.step.functions for name in sources.closure(function)}
+def reached(step: Step) -> set[str]:
+    return set(sources.closure(step.function))
 
 
 def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     assert {"medad.slices.preprocess:window", "medad.slices.preprocess:equalise", "medad.ct.io:read_scan"} <= reached(
-        Prepare
+        PREPARE
     )
     assert {
         "medad.anomalies.synthesis:synthesise",
         "medad.base.noise:blob_masks",
         "medad.networks.nets:build",
-    } <= reached(TrainRestoration)
-    assert {"medad.networks.infer:predict", "medad.evaluation.postprocess:postprocess"} <= reached(Segment)
-    assert "medad.evaluation.metrics:evaluate" in reached(Evaluate)
+    } <= reached(RESTORATION)
+    assert {"medad.networks.infer:predict", "medad.evaluation.postprocess:postprocess"} <= reached(SEGMENT)
+    assert "medad.evaluation.metrics:evaluate" in reached(EVALUATE)
 
-    def modules(job: type[Job]) -> set[str]:
-        return {name.partition(":")[0] for name in reached(job)}
+    def modules(step: Step) -> set[str]:
+        return {name.partition(":")[0] for name in reached(step)}
 
     # an edit of the report or of a metric must not train again
-    for job in (Prepare, TrainRestoration, TrainSegmentation, Segment):
-        assert not modules(job) & {
+    for step in (PREPARE, RESTORATION, SEGMENTATION, SEGMENT):
+        assert not modules(step) & {
             "medad.reports.run.report",
             "medad.reports.run.document",
             "medad.reports.pictures",
             "medad.evaluation.metrics",
         }
-    assert "medad.networks.train" not in modules(Prepare)
-    assert "medad.evaluation.postprocess" not in modules(TrainSegmentation)
+    assert "medad.networks.train" not in modules(PREPARE)
+    assert "medad.evaluation.postprocess" not in modules(SEGMENTATION)

@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.cli.cache import parse_age, parse_size, show_size
+from flows.runs.runner import Found, attempt, make_here
 from flows.store import upkeep
-from flows.store.artifacts import SIDECAR, ArtefactStore, Ref, Step, key_parts
-from flows.store.step import Job
+from flows.store.artifacts import SIDECAR, ArtefactStore
+from flows.store.references import Ref
+from flows.store.step import STEPS, Call, load_steps
 from medad.base.errors import ConfigError
+from tests.flows.fake_steps import FAKE, fake
 
 DAY_S = 86400.0
 RUN_UNDER_WAY = """
@@ -30,20 +34,21 @@ time.sleep(60)
 """
 
 
-def make(job: Job, *, unused_days: float = 0.0) -> Ref:
-    """Run a job without Prefect; its artefact seems to have been used so long ago."""
-    ref = ArtefactStore().build(job.step, job.inputs(), lambda out: job.run(out, key=""))
+def make(call: Call, *, unused_days: float = 0.0) -> Ref:
+    """Run a call without Prefect; its artefact seems to have been used so long ago."""
+    found = attempt("a", call, refresh=False, make=make_here)
+    assert isinstance(found, Found)
     then = time.time() - unused_days * DAY_S
-    os.utime(ref.folder(), (then, then))
-    return ref
+    os.utime(found.ref.folder(), (then, then))
+    return found.ref
 
 
 def keys() -> set[str]:
     return {each.key for each in upkeep.kept(ArtefactStore())}
 
 
-def test_what_is_kept_is_listed_from_the_longest_unused(cache: Path, fake_job: type[Any]) -> None:
-    refs = {days: make(fake_job("x" * days), unused_days=days) for days in (1, 5, 3)}
+def test_what_is_kept_is_listed_from_the_longest_unused(cache: Path) -> None:
+    refs = {days: make(fake("x" * days), unused_days=days) for days in (1, 5, 3)}
     found = upkeep.kept(ArtefactStore())
     assert [each.key for each in found] == [refs[days].key for days in (5, 3, 1)]
     for each in found:
@@ -52,12 +57,12 @@ def test_what_is_kept_is_listed_from_the_longest_unused(cache: Path, fake_job: t
     assert upkeep.kept(ArtefactStore(), "other") == []
 
 
-def test_use_is_noted_by_a_run_that_finds_and_by_one_that_prefect_serves(cache: Path, fake_job: type[Any]) -> None:
-    store, job = ArtefactStore(), fake_job("a")
-    ref = make(job, unused_days=9)
-    assert store.find(job.step, ref.key) is not None
+def test_use_is_noted_by_who_finds_and_by_who_verifies(cache: Path) -> None:
+    store, call = ArtefactStore(), fake("a")
+    ref = make(call, unused_days=9)
+    assert store.find(call.step, ref.key) is not None
     assert time.time() - ref.folder().stat().st_mtime < 60
-    make(job, unused_days=9)
+    make(call, unused_days=9)
     store.verify(ref)
     assert time.time() - ref.folder().stat().st_mtime < 60
 
@@ -75,9 +80,9 @@ def test_use_is_noted_by_a_run_that_finds_and_by_one_that_prefect_serves(cache: 
     ],
 )
 def test_damage_is_found_though_size_and_time_stamps_are_the_same(
-    cache: Path, fake_job: type[Any], breaks: Callable[[Path], object], rule: str
+    cache: Path, breaks: Callable[[Path], object], rule: str
 ) -> None:
-    whole, ref = make(fake_job("whole")), make(fake_job("a"))
+    whole, ref = make(fake("whole")), make(fake("a"))
     stamps = {path: path.stat().st_mtime_ns for path in ref.folder().iterdir()}
     breaks(ref.folder())
     for path, stamp in stamps.items():
@@ -96,8 +101,8 @@ def _change(folder: Path, name: str, value: object) -> None:
     (folder / SIDECAR).write_text(json.dumps(record | {name: value}), encoding="utf-8")
 
 
-def test_choosing_by_age_then_by_size(cache: Path, fake_job: type[Any]) -> None:
-    refs = [make(fake_job(text), unused_days=days) for text, days in (("a", 40), ("b", 20), ("c", 10), ("d", 0))]
+def test_choosing_by_age_then_by_size(cache: Path) -> None:
+    refs = [make(fake(text), unused_days=days) for text, days in (("a", 40), ("b", 20), ("c", 10), ("d", 0))]
     everything, now = upkeep.kept(ArtefactStore()), time.time()
     size = everything[0].size
     assert all(abs(each.size - size) <= 2 for each in everything)
@@ -115,15 +120,15 @@ def test_choosing_by_age_then_by_size(cache: Path, fake_job: type[Any]) -> None:
     assert chosen(max_bytes=0, in_use_since=now - 15 * DAY_S) == [0, 1]
 
 
-def test_a_clock_that_went_back_makes_nothing_old(cache: Path, fake_job: type[Any]) -> None:
-    make(fake_job("a"), unused_days=-3)
+def test_a_clock_that_went_back_makes_nothing_old(cache: Path) -> None:
+    make(fake("a"), unused_days=-3)
     everything = upkeep.kept(ArtefactStore())
     assert upkeep.choose(everything, older_than_s=0.0, max_bytes=None, now=time.time(), in_use_since=time.time()) == []
     assert upkeep.age(everything[0]) == "0 min"
 
 
-def test_what_a_run_is_making_is_not_removed(cache: Path, fake_job: type[Any]) -> None:
-    ref, store = make(fake_job("a")), ArtefactStore()
+def test_what_a_run_is_making_is_not_removed(cache: Path) -> None:
+    ref, store = make(fake("a")), ArtefactStore()
     [each] = upkeep.kept(store)
     with store.lock(f"fake-{ref.key}"):
         assert not upkeep.remove(store, each)
@@ -149,10 +154,9 @@ def test_a_run_is_under_way_until_it_ends_or_its_process_dies(cache: Path) -> No
     assert not list((cache / "runs").iterdir())
 
 
-def test_changes_are_named_by_part(fake_job: type[Any]) -> None:
-    job = fake_job("a")
-    parts = key_parts(job.step, {"scan": "a" * 64, "settings": {"low": -100, "px": [1, 2]}, "gone": 1})
-    other = key_parts(job.step, {"scan": "b" * 64, "settings": {"low": -150, "px": [1, 2]}, "added": 2})
+def test_changes_are_named_by_part() -> None:
+    parts = FAKE.key_parts({"scan": "a" * 64, "settings": {"low": -100, "px": [1, 2]}, "gone": 1})
+    other = FAKE.key_parts({"scan": "b" * 64, "settings": {"low": -150, "px": [1, 2]}, "added": 2})
     lines = [change.line for change in upkeep.changes(parts, other)]
     assert lines == [
         "inputs.added: new",
@@ -163,16 +167,16 @@ def test_changes_are_named_by_part(fake_job: type[Any]) -> None:
     assert upkeep.changes(parts, parts) == []
 
 
-def test_the_nearest_key_is_of_the_same_input_under_another_setting(cache: Path, fake_job: type[Any]) -> None:
-    store, step = ArtefactStore(), fake_job("a").step
+def test_the_nearest_key_is_of_the_same_input_under_another_setting(cache: Path) -> None:
+    store, step = ArtefactStore(), FAKE
 
     def write(out: Path) -> None:
         (out / "result.txt").write_text("x", encoding="utf-8")
 
     def keep(**inputs: Any) -> None:
-        store.build(step, inputs, write)
+        store.build(step, step.key_parts(inputs), write)
 
-    wanted = key_parts(step, {"scan": "a" * 64, "low": 1, "high": 2})
+    wanted = step.key_parts({"scan": "a" * 64, "low": 1, "high": 2})
     assert upkeep.nearest(store, step, wanted) is None
     keep(scan="b" * 64, low=1, high=2)
     keep(scan="a" * 64, low=5, high=6)
@@ -183,7 +187,7 @@ def test_the_nearest_key_is_of_the_same_input_under_another_setting(cache: Path,
 
 
 def test_every_step_of_both_flows_is_known() -> None:
-    steps = upkeep.all_steps()
+    steps = load_steps("flows.liver", "flows.zsad")
     assert {"prepare", "restoration", "segment", "report", "step-window", "zsad-encode", "zsad-maps"} <= set(steps)
     assert all(name == step.name for name, step in steps.items())
 
@@ -210,12 +214,8 @@ def test_sizes_are_shown() -> None:
     assert [show_size(size) for size in (12, 3200, 4 * 10**6, 7 * 10**9)] == ["12 B", "3.2 kB", "4.0 MB", "7.0 GB"]
 
 
-def test_the_commands(
-    cache: Path, fake_job: type[Any], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: dict[str, Step] = {"fake": fake_job("").step}
-    monkeypatch.setattr(upkeep, "all_steps", lambda: steps)
-    old, new = make(fake_job("old"), unused_days=40), make(fake_job("new"))
+def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = make(fake("old"), unused_days=40), make(fake("new"))
     ran = cli("cache", "ls")
     assert ran.code == 0
     assert f"2 artefacts, {show_size(sum(each.size for each in upkeep.kept(ArtefactStore())))}, in {cache}" in ran.out
@@ -223,7 +223,8 @@ def test_the_commands(
     assert old.key[:12] in cli("cache", "ls", "fake").out
 
     assert "up to date" in cli("cache", "explain", old.key[:12]).out
-    steps["fake"] = Step("fake", 2, (), ("pydantic",))
+    monkeypatch.delitem(STEPS, "fake")
+    replace(FAKE, version=2)
     assert "stale: version: 1 -> 2" in cli("cache", "explain", old.key[:12]).out
     ran = cli("cache", "explain", "zz")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
@@ -254,14 +255,11 @@ def test_the_commands(
     assert cli("cache", "prune").code == 2
 
 
-def test_what_was_pruned_is_made_anew(cache: Path, fake_job: type[Any], runs: list[str]) -> None:
-    ref = make(fake_job("a"))
-    results = cache / upkeep.RESULTS
-    results.mkdir()
-    (results / f"fake-{ref.key}").touch()
+def test_what_was_pruned_is_made_anew(cache: Path, runs: list[str]) -> None:
+    ref = make(fake("a"))
     [each] = upkeep.kept(ArtefactStore())
     assert upkeep.remove(ArtefactStore(), each)
-    assert not list(results.iterdir())
-    assert make(fake_job("a")) == ref
+    assert not list((cache / "fake").iterdir())
+    assert make(fake("a")) == ref
     assert runs == ["a", "a"]
     shutil.rmtree(cache)

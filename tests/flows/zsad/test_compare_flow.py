@@ -17,7 +17,7 @@ from medad.base.text import PLACEHOLDER
 from zsad.config.compare import CompareSettings
 
 Cli = Callable[..., Any]
-TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 0.001, "betas": [0.5, 0.999]}
+TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 0.001}
 SYSTEMS: list[dict[str, Any]] = [
     {"system": "clip"},
     {"system": "clip_ac"},

@@ -12,7 +12,7 @@ from PIL import Image
 from medad.anomalies.textures import open_textures
 from medad.base.errors import InputError
 from medad.base.textures import texture_files, textures_digest
-from medad.config.liver import TextureSettings
+from medad.config.anomalies import TextureSettings
 
 CPU = torch.device("cpu")
 SIDE = 32

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medad.anomalies.lesions import Scale, draw_centres, paint_lesions, smooth_field, soft_inside, uniform
-from medad.config.liver import LesionSettings
+from medad.config.anomalies import LesionSettings
 
 SIDE = 48
 

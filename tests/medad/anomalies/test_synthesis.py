@@ -12,7 +12,7 @@ from scipy import stats
 
 from medad.anomalies.synthesis import blend, draw_shift, overlay, synthesise
 from medad.anomalies.textures import Textures
-from medad.config.liver import SynthesisSettings, TextureSettings
+from medad.config.anomalies import SynthesisSettings, TextureSettings
 
 SETTINGS = SynthesisSettings(blur_sigma_px=5.0, ellipse_px=3, threshold_grey=170.0)
 

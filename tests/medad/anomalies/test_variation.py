@@ -6,7 +6,7 @@ import torch
 
 from medad.anomalies.augment import degrade, rim_hu, shade_hu, vary, vessels_hu
 from medad.anomalies.lesions import Scale
-from medad.config.liver import VariationSettings
+from medad.config.anomalies import VariationSettings
 
 SIDE = 48
 NONE = VariationSettings(

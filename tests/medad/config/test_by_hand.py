@@ -6,13 +6,13 @@ import inspect
 import subprocess
 import sys
 
-from medad.config.by_hand import HAND_STEPS
+from medad.config.by_hand import BY_HAND
 from medad.steps import by_hand
 
 
 def test_the_table_has_every_step_and_no_other() -> None:
     functions = [name for name, _ in inspect.getmembers(by_hand, inspect.isfunction) if name.startswith("step_")]
-    assert sorted(functions) == sorted(f"step_{name}" for name in HAND_STEPS)
+    assert sorted(functions) == sorted(f"step_{name}" for name in BY_HAND)
 
 
 def test_the_command_line_reads_the_table_without_a_heavy_import() -> None:

@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from medad.base.errors import ConfigError
-from medad.config.liver import DatasetSettings, LiverSettings, NetSettings, load, load_inbox
+from medad.config.inbox import load_inbox
+from medad.config.liver import DatasetSettings, LiverSettings, NetSettings, load
 
 _FOLDER = Path(__file__).parents[3] / "configs" / "liver"
 CONFIGS = sorted(path for path in _FOLDER.glob("*.yaml") if not path.stem.startswith("ablation"))

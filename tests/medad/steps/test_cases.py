@@ -30,6 +30,7 @@ from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window
 from medad.steps.cases import evaluate_case, plant_case, prepare_case, segment_case
+from tests.medad.prepared import write_prepared
 
 PREPROCESS = PreprocessSettings(slice_px=64)
 NET = NetSettings(widths=(8, 8, 8), groups=4)
@@ -197,8 +198,9 @@ def test_planted_lesions_are_where_the_label_says(healthy: LabelledScan, tmp_pat
 
 
 def test_case_without_truth_cannot_be_evaluated(healthy: LabelledScan, tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "prepared", slices=1)
     with pytest.raises(InputError, match="no tumour label"):
-        evaluate_case(healthy, tmp_path, tmp_path, EvaluationSettings(), tmp_path)
+        evaluate_case(healthy, prepared, tmp_path, EvaluationSettings(), tmp_path)
 
 
 @pytest.mark.data

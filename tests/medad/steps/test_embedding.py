@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from medad.config.liver import NetSettings, SynthesisSettings
+from medad.config.anomalies import SynthesisSettings
+from medad.config.liver import NetSettings
 from medad.networks import nets
 from medad.steps.embedding import KINDS, describe, principal_components, read_features, write_features
 from medad.steps.examples import EXAMPLES, write_examples

@@ -17,6 +17,7 @@ from medad.slices.grid import SliceGrid, Slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import prepare_case
 from medad.steps.export_slices import export_case, write_healthy, write_judged
+from tests.medad.prepared import write_prepared
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories, normal_training_images
 from zsad.data.images import read_image, read_mask
@@ -84,9 +85,10 @@ def test_a_case_is_told_by_its_tumour_label(tmp_path: Path) -> None:
 
 
 def test_without_a_tumour_label_nobody_knows_which_slices_are_normal(tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "prepared", slices=1)
     for case in (
         LabelledScan(tmp_path / "scan", tmp_path / "label", (1,), None),
         LabelledScan(tmp_path / "scan", None, (1,), 2),
     ):
         with pytest.raises(InputError, match="no tumour label"):
-            export_case(case, tmp_path, tmp_path)
+            export_case(case, prepared, tmp_path)

@@ -30,8 +30,8 @@ from zsad.clip import paths, text_tower
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.clip.paths import Paths, two_path
+from zsad.config.learned import AnomalyClip
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import AnomalyClip
 from zsad.scorers.anomalyclip import (
     AnomalyClipLearner,
     check_tower,

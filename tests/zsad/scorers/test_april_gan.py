@@ -13,8 +13,8 @@ import torch
 from medad.base.errors import ConfigError, InputError
 from tests.zsad.learned_sets import cosine, dice, focal, material, shares, square, up
 from zsad.clip.feature_store import FeatureStore, read_text
+from zsad.config.learned import AprilGan
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import AprilGan
 from zsad.scorers.april_gan import AprilGanLearner, score
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import Belonging, Checkpoint

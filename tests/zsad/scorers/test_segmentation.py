@@ -22,8 +22,8 @@ from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import path_digest
+from zsad.config.learned import SegmentationModels
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, plan_crops, resize_map
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.scores_file import SystemScores

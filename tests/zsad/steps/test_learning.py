@@ -24,8 +24,8 @@ from tests.zsad.learned_sets import encoder_settings, make_source, material
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
+from zsad.config.learned import AnomalyClip, AprilGan, Training
 from zsad.config.run import EncoderSettings, EvaluationSettings
-from zsad.config.systems import AnomalyClip, AprilGan, Training
 from zsad.data.labelled import LabelledImage
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
@@ -39,7 +39,7 @@ from zsad.steps.score import score_system
 from zsad.steps.train import CURVE, Data, fit, gather, learner_of, train_system
 
 CPU = torch.device("cpu")
-SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, betas=(0.5, 0.999), seed=1)
+SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, seed=1)
 APRIL = AprilGan(blocks=(1, 3), scale=20.0, training=SHORT)
 ANOMALY = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, training=SHORT)
 System = AprilGan | AnomalyClip

@@ -183,7 +183,8 @@ def test_two_runs_write_the_same_bytes(encoded: Encoded, scored: Scores, tmp_pat
     assert len(first) == len(second) == len(SIZES)
     for name in ("scores.json", "scores.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["scores.json", "scores.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["cost.json", "scores.json", "scores.safetensors"]
 
 
 def test_seeds_change_references_and_anomalies_but_not_the_text(

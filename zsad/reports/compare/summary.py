@@ -15,7 +15,8 @@ from medad.reporting.figures import statistic
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
-from zsad.config.systems import DualImage, SystemSettings, WinClip
+from zsad.config.system import SystemSettings
+from zsad.config.systems import DualImage, WinClip
 from zsad.reports.comparable import why_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
@@ -154,7 +155,7 @@ def stands_for(system: SystemSettings, row: PublishedRow) -> bool:
         return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     if isinstance(system, WinClip) and system.shots:
         return False
-    return row.variant is None and row.system in PUBLISHED_AS[_key(system)]
+    return row.variant is None and row.system in PUBLISHED_AS.get(_key(system), ())
 
 
 def _key(system: SystemSettings) -> str:

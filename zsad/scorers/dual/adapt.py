@@ -100,9 +100,6 @@ def _masks(
         drawn = perlin_masks(
             [generators[row] for row in open_rows],
             (size_px, size_px),
-            scale_exponents=settings.perlin_scale_exponents,
-            rotation_deg=settings.perlin_rotation_deg,
-            threshold=settings.perlin_threshold,
             device=device,
         ).to(masks.dtype)
         masks[open_rows] = drawn
@@ -112,7 +109,7 @@ def _masks(
             return masks
     raise ConfigError(
         f"adapt: none of {MAX_MASK_DRAWS} Perlin masks touched min_mask_patches = {settings.min_mask_patches} of "
-        f"{grid**2} patches; lower it or perlin_threshold"
+        f"{grid**2} patches; lower it"
     )
 
 

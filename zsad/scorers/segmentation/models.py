@@ -24,6 +24,8 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.storage import reading
 from zsad.data.images import resize_map
 
+SALIENT_THRESHOLD = 0.5
+"""Probability at which a pixel is salient; 003 names none, and a sigmoid is as likely as not there."""
 _MASK_PIXELS_AT_A_TIME = 1 << 26
 """Of SAM's masks before they are filtered: 256 MiB."""
 _MASKS_A_POINT = 3
@@ -137,7 +139,7 @@ class Salient:
         *,
         size_px: int = 1024,
         output: Literal["probability", "logits"] = "probability",
-        threshold: float = 0.5,
+        threshold: float = SALIENT_THRESHOLD,
     ) -> None:
         self._network, self._path, self._device = network, path, device
         self._size_px, self._output, self._threshold = size_px, output, threshold

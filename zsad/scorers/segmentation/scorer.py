@@ -32,8 +32,8 @@ from torch import Tensor
 from medad.base.errors import ConfigError
 from zsad.clip.encoder import Encoder
 from zsad.clip.prompts import category_words
+from zsad.config.learned import SegmentationModels
 from zsad.config.run import PromptSettings
-from zsad.config.systems import SegmentationModels
 from zsad.data.images import Crops, read_image, resize_map
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import Material, Scored
@@ -72,7 +72,6 @@ class Models:
                 device,
                 size_px=settings.salient_px,
                 output=settings.salient_output,
-                threshold=settings.salient_threshold,
             ),
         )
 

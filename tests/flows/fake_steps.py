@@ -1,0 +1,81 @@
+"""Steps that need no device and break as they are told to. Importable, as their functions must be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.store.step import Call, Step
+from medad.base.errors import InputError
+
+FAKE = Step("fake", 1, "tests.flows.fake_steps:write_text", ("pydantic",), volatile=frozenset({"timing.txt"}))
+READ = Step("read", 1, "tests.flows.fake_steps:read", ("pydantic",))
+TAKE = Step("take", 1, "tests.flows.fake_steps:take", ("pydantic",))
+TRAIN = Step("train", 1, "tests.flows.fake_steps:train", ("pydantic",), kind="training")
+RUNS: list[str] = []
+"""Texts that the step has really worked on."""
+TRIES: list[int] = []
+"""Error numbers of all tries to read."""
+SEEN: dict[str, Any] = {}
+"""Arguments that `take` or `train` had."""
+
+
+def fake(text: str, breaks: str = "") -> Call:
+    """Return a call that breaks by a `rule`, a `bug`, an `unreadable` input, or not at all."""
+    if breaks == "unreadable":
+        return FAKE(text=text, breaks=breaks, scan=Path("/share/scan.nii.gz"))
+    return FAKE(text=text, breaks=breaks)
+
+
+def write_text(text: str, out: Path, breaks: str = "", scan: Path | None = None) -> None:
+    """Write the text."""
+    assert scan is None, "no key without its digest"
+    RUNS.append(text)
+    (out / "half").write_text("written before it broke", encoding="utf-8")
+    if breaks == "rule":
+        raise InputError("/share/MUSTERMANN/scan.nii.gz", "the scan is bad")
+    if breaks == "bug":
+        raise ZeroDivisionError("a bug")
+    (out / "half").rename(out / "result.txt")
+    (out / "result.txt").write_text(text, encoding="utf-8")
+    (out / "timing.txt").write_text(str(len(RUNS)), encoding="utf-8")
+
+
+def reading(failures: int, number: int) -> Call:
+    """Return a call that fails so many times with this error number, then writes."""
+    return READ(failures=failures, number=number)
+
+
+def read(failures: int, number: int, out: Path) -> None:
+    """Fail as a share does that is away, or write."""
+    TRIES.append(number)
+    if len(TRIES) <= failures:
+        path = "/share/MUSTERMANN/scan.nii.gz"
+        try:
+            raise OSError(number, os.strerror(number), path)
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({error.strerror})") from error
+    (out / "read").write_text("read", encoding="utf-8")
+
+
+def take(out: Path, **given: Any) -> None:
+    """Remember all arguments; the device is not asked for."""
+    SEEN.update(given, out=out)
+
+
+def train(
+    settings: str,
+    out: Path,
+    checkpoint: Path,
+    device: str,
+    largest_batch: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Leave a checkpoint, and remember the arguments unless the settings are `broken`."""
+    checkpoint.write_text("half way", encoding="utf-8")
+    if settings == "broken":
+        raise ZeroDivisionError
+    on_progress(1, 2)
+    SEEN.update(device=device, largest_batch=largest_batch, checkpoint=checkpoint)
