@@ -70,7 +70,7 @@ def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -
 @pytest.fixture(scope="module")
 def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of each system's training that nothing stopped."""
-    folders = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
+    folders: dict[str, Path] = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
     for system in (APRIL, ANOMALY):
         train(system, folders[system.system])
     return folders
@@ -124,8 +124,8 @@ def test_squares_are_found_in_images_never_seen(
     own = sources[1]
     train(_with(system, epochs=40), tmp_path, (own,))
     unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
-    read = (unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [])
-    score_system(system, own.name, *read, learned_encoder, 0, "cpu", tmp_path)
+    learned = tmp_path / CHECKPOINT
+    score_system(system, own.name, unseen.features, unseen.text, None, learned, [], learned_encoder, 0, "cpu", tmp_path)
     evaluate_category(unseen.items, unseen.features, tmp_path, ["system"], EvaluationSettings(), tmp_path)
     pixel = CategoryEvaluation.load(tmp_path).variants["system"].pixel
     assert pixel is not None
@@ -386,8 +386,8 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     config = tiny_config()
     other = encoder_settings(write_folder(tmp_path / "other", tiny_clip(config, seed=9), config))
     strange = make_source(tmp_path, "strange", other)
-    for path, system in ((learned, APRIL), (prompts, ANOMALY)):
-        assert "was trained on another encoder than" in _refused(material(strange, other, path), system)
+    for path, wanted in ((learned, APRIL), (prompts, ANOMALY)):
+        assert "was trained on another encoder than" in _refused(material(strange, other, path), wanted)
 
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"][:5]})
     assert _refused(given(learned), APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"
