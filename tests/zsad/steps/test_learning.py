@@ -70,7 +70,7 @@ def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -
 @pytest.fixture(scope="module")
 def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of each system's training that nothing stopped."""
-    folders = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
+    folders: dict[str, Path] = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
     for system in (APRIL, ANOMALY):
         train(system, folders[system.system])
     return folders
@@ -124,7 +124,7 @@ def test_squares_are_found_in_images_never_seen(
     own = sources[1]
     train(_with(system, epochs=40), tmp_path, (own,))
     unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
-    read = (unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [])
+    read: tuple[Any, ...] = (unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [])
     score_system(system, own.name, *read, learned_encoder, 0, "cpu", tmp_path)
     evaluate_category(unseen.items, unseen.features, tmp_path, ["system"], EvaluationSettings(), tmp_path)
     pixel = CategoryEvaluation.load(tmp_path).variants["system"].pixel
@@ -378,8 +378,8 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
         ({"deep_tokens": 1}, "deep_tokens 2, the settings say 1"),
         ({"depth": 1}, "depth 2, the settings say 1"),
     ):
-        system = ANOMALY.model_copy(update=change)
-        assert _refused(given(prompts), system) == f"was trained with {rule}"
+        changed = ANOMALY.model_copy(update=change)
+        assert _refused(given(prompts), changed) == f"was trained with {rule}"
     free = ANOMALY.model_copy(update={"tau": 0.1, "blocks": (2,), "sigma_px": 0.0, "label": "other"})
     assert next(anomalyclip.score(given(prompts), free)).map.shape[1:] == (32, 32)
 
