@@ -124,8 +124,10 @@ def test_squares_are_found_in_images_never_seen(
     own = sources[1]
     train(_with(system, epochs=40), tmp_path, (own,))
     unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
-    read: tuple[Any, ...] = (unseen.features, unseen.text, None, tmp_path / CHECKPOINT, [])
-    score_system(system, own.name, *read, learned_encoder, 0, "cpu", tmp_path)
+    weights, no_paths = tmp_path / CHECKPOINT, list[Path]()
+    score_system(
+        system, own.name, unseen.features, unseen.text, None, weights, no_paths, learned_encoder, 0, "cpu", tmp_path
+    )
     evaluate_category(unseen.items, unseen.features, tmp_path, ["system"], EvaluationSettings(), tmp_path)
     pixel = CategoryEvaluation.load(tmp_path).variants["system"].pixel
     assert pixel is not None
