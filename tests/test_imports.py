@@ -172,7 +172,8 @@ def test_init_holds_a_docstring_alone(path: Path) -> None:
 def test_a_package_loads_nothing_until_its_door_is_used() -> None:
     """The command line imports `medad.base`, so a heavy `medad/__init__` would slow down every command."""
     script = "import sys; before = set(sys.modules); import medad, zsad; print(*sorted(set(sys.modules) - before))"
-    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8")
     loaded = {name.split(".", maxsplit=1)[0] for name in ran.stdout.split()}
     assert loaded - sys.stdlib_module_names == {"medad", "zsad"}
 

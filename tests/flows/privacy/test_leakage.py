@@ -148,7 +148,7 @@ def as_series(use: str, root: Path) -> tuple[str, ...]:
 
 
 def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
-    world: Any, cli: Cli, cache: Path, tmp_path: Path, series: Path
+    world: Any, prefect_cli: Cli, cache: Path, tmp_path: Path, series: Path
 ) -> None:
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import get_current_settings
@@ -157,16 +157,16 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
 
     ids = [identify([series / f"side{number}" / "one" / "CT"])[0] for number in (1, 2)]
     sides = (*as_series("train", series / "side1"), *as_series("test", series / "side2"))
-    ran = cli("liver", "run", world.config, *sides, "--out", tmp_path / "runs", "--json")
+    ran = prefect_cli("liver", "run", world.config, *sides, "--out", tmp_path / "runs", "--json")
     refused(ran, f"{ids[0]} in training and {ids[1]} in testing are scans of one patient; {NEVER}")
     assert steps(cache) == set()
     # trained on one, and evaluated on the other by the manifest alone
-    trained = cli("liver", "train", world.config, *sides[:2], "--out", tmp_path / "runs", "--json")
+    trained = prefect_cli("liver", "train", world.config, *sides[:2], "--out", tmp_path / "runs", "--json")
     assert trained.code == 0, trained.err
     folder = trained.answer["run_folder"]
     salted = rows(folder, "train")[ids[0]]["patient"]
     assert len(salted) == 64
-    judged = cli(
+    judged = prefect_cli(
         "liver", "evaluate", world.config, *sides[2:], "--model", folder, "--name", "other", "--out", tmp_path / "runs",
         "--json",
     )  # fmt: skip

@@ -348,7 +348,7 @@ def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
     run("ids", "ls", code=0)
     run("ids", "ls", "--json", code=0)
 
-    stored = wait_for(f"prepare {good}", f"{bad}: ", "window input", f"window {good}", "Finished in state")
+    stored = wait_for(f"prepare {good}", f"{bad}: ", "Finished in state")
     assert holds(stored, plants.SECRETS) == set()
     for place in (tmp_path / "cache", tmp_path / "runs", tmp_path / "segmented"):
         assert search(place, plants.SECRETS) == {}
@@ -496,10 +496,11 @@ except OSError:
 
 
 MISBEHAVING = """
-import logging, sys, warnings
+import functools, logging, sys, warnings
 import medad.steps.cases
 mode, *arguments = sys.argv[1:]
 inner = medad.steps.cases.prepare_case
+@functools.wraps(inner)
 def prepare_case(case, *rest, **more):
     # what a library can quote is of the file that it reads
     quoted = f"{case.scan} of {TAGS if case.scan.is_dir() else TEXTS}"
@@ -519,10 +520,10 @@ if __name__ == "__main__" and mode == "worker":
     from flows.liver.flow import prepare
     from flows.machine.environment import prepare_prefect
     settings = load_settings(Path(arguments[0]), {})
-    print(prepare(settings=settings, refresh=True, return_state=True).name)
+    print(prepare.prefect(settings=settings, refresh=True, return_state=True).name)
 elif __name__ == "__main__":
     if mode == "crash":
-        from flows.liver.flow import Stages
+        from flows.liver.stages import Stages
         def finish(self, *rest, **more):
             raise RuntimeError(f"flow crashed over {TAGS} in {self.settings.test_data.root}")
         Stages.finish = finish

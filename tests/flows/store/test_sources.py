@@ -125,7 +125,7 @@ def test_every_step_names_a_function_that_exists(step: Step) -> None:
 
 def test_a_functions_own_module_counts_wherever_it_lies() -> None:
     fake = sources.closure("tests.flows.fake_steps:write_text")
-    assert {"tests.flows.fake_steps:write_text", "tests.flows.fake_step:RUNS"} <= set(fake)
+    assert {"tests.flows.fake_steps:write_text", "tests.flows.fake_steps:RUNS"} <= set(fake)
     assert "tests.flows.fake_steps:fake" not in fake
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import subprocess
 import sys
@@ -211,7 +212,13 @@ def test_every_step_is_known_to_explain_verify_and_prune() -> None:
     } <= set(names)  # fmt: skip
 
 
-DECLARED = [step for step in STEPS.values() if not step.function.startswith("tests.")]
+DECLARED = [
+    step
+    for module in DECLARING
+    for value in vars(importlib.import_module(module)).values()
+    for step in (value.values() if isinstance(value, dict) else (value,))
+    if isinstance(step, Step)
+]
 
 
 @pytest.mark.parametrize("step", DECLARED, ids=lambda step: step.name)

@@ -124,8 +124,10 @@ def test_squares_are_found_in_images_never_seen(
     own = sources[1]
     train(_with(system, epochs=40), tmp_path, (own,))
     unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
-    learned = tmp_path / CHECKPOINT
-    score_system(system, own.name, unseen.features, unseen.text, None, learned, [], learned_encoder, 0, "cpu", tmp_path)
+    weights, no_paths = tmp_path / CHECKPOINT, list[Path]()
+    score_system(
+        system, own.name, unseen.features, unseen.text, None, weights, no_paths, learned_encoder, 0, "cpu", tmp_path
+    )
     evaluate_category(unseen.items, unseen.features, tmp_path, ["system"], EvaluationSettings(), tmp_path)
     pixel = CategoryEvaluation.load(tmp_path).variants["system"].pixel
     assert pixel is not None
@@ -378,8 +380,8 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
         ({"deep_tokens": 1}, "deep_tokens 2, the settings say 1"),
         ({"depth": 1}, "depth 2, the settings say 1"),
     ):
-        system = ANOMALY.model_copy(update=change)
-        assert _refused(given(prompts), system) == f"was trained with {rule}"
+        changed = ANOMALY.model_copy(update=change)
+        assert _refused(given(prompts), changed) == f"was trained with {rule}"
     free = ANOMALY.model_copy(update={"tau": 0.1, "blocks": (2,), "sigma_px": 0.0, "label": "other"})
     assert next(anomalyclip.score(given(prompts), free)).map.shape[1:] == (32, 32)
 
