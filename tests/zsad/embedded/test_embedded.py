@@ -51,13 +51,13 @@ def load(model: str) -> Encoder:
     return Encoder.load(EncoderSettings(model=model, size_px=SHOWN_PX), torch.device("cpu"))
 
 
-def judge(encoder: Encoder, folder: Path) -> Judged:
-    """Text and one reference image, as variant `joint`: each image's reference is the next one."""
+def judge(encoder: Encoder, folder: Path, step: int = 1) -> Judged:
+    """Text and one reference image, as variant `joint`: each image's reference is the next one. Of every nth image."""
     image_aurocs, pixel_aurocs = [], []
     crops = plan_crops(SIZE_PX, SIZE_PX, encoder.size_px, 2)
     for kind, _ in kinds("held_out"):
         text = encoder.encode_ensemble(ensemble(kind, PromptSettings()))
-        paths = sorted((folder / kind / "test").rglob("*.png"))
+        paths = sorted((folder / kind / "test").rglob("*.png"))[::step]
         tokens = encoder.encode(torch.cat([crop_image(read_image(path), crops) for path in paths]))
         of_text = text_scores(tokens.patches, text, TAU)
         of_class = text_scores(tokens.class_token, text, TAU)
@@ -106,7 +106,7 @@ def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None
     from zsad.embedded.pretrain import build, save
 
     save(build(0), tmp_path)
-    judged = judge(load(f"local-dir:{tmp_path}"), held_out)
+    judged = judge(load(f"local-dir:{tmp_path}"), held_out, step=2)
     assert judged.image_auroc < 0.8
     assert judged.pixel_auroc < 0.8
 

@@ -557,7 +557,7 @@ def test_the_page_of_2000_images_has_no_more_pictures_than_that_of_20(report_of:
     settings = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text",)))
     few = report_of(settings, a=without_labels(usual(15, 5)))
     rng = np.random.default_rng(0)
-    drawn = [Drawn(f"x{i}", None, float(rng.random()), has_mask=False) for i in range(2000)]
+    drawn = [Drawn(f"x{i}", None, float(rng.random()), size_hw=(32, 32)) for i in range(2000)]
     many = report_of(settings, a=drawn)
     assert len(many.page.images) == len(few.page.images) == 1 + 6
     assert len(many.html) < 1.25 * len(few.html)
