@@ -1,8 +1,12 @@
-"""A report as a browser would take it, for the tests of both fields' reports."""
+"""A report on disk, and as a browser would take it, for the tests of both fields' reports."""
 
 from __future__ import annotations
 
+import csv
 import html.parser
+import json
+from pathlib import Path
+from typing import Any
 
 HEADINGS = ("h1", "h2", "h3", "h4")
 LABELS = ("th", "dt")
@@ -55,3 +59,30 @@ class Page(html.parser.HTMLParser):
             self.headings[-1] += data
         if set(LABELS) & set(self._open):
             self.labels[-1] += f" {data}"
+
+    def assert_self_contained(self) -> None:
+        """The page loads nothing and runs nothing, each link within it leads somewhere, and pictures are described."""
+        for link in self.links:
+            assert link.startswith(("data:", "#"))
+            if link.startswith("#"):
+                assert link[1:] in self.ids
+        assert not {"script", "link", "iframe", "object", "embed", "form"} & set(self.tags)
+        assert self.styles.count("url(") == self.styles.count("url(data:")
+        assert "@import" not in self.styles
+        assert all(image.get("alt") for image in self.images)
+        assert len(self.ids) == len(set(self.ids))
+
+
+class Written:
+    """The report in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.html = (folder / "report.html").read_text(encoding="utf-8")
+        self.page = Page(self.html)
+        self.json: Any = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        """Rows of a CSV file."""
+        with (self.folder / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib.resources
 import io
 
@@ -10,6 +11,7 @@ import jinja2
 from PIL import Image
 
 
+@functools.cache
 def page_environment(*packages: str) -> jinja2.Environment:
     """Templates among the files of these packages and, for what all pages share, of this one: escaped, and an error
     where one names what it was not given."""

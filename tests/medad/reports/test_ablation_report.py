@@ -86,16 +86,17 @@ def evaluated(folder: Path, tp: int) -> Path:
     return folder
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> AblationResults[Path]:
-    prepared = write_prepared(tmp_path / "prepared", slices=4, tumour=3)
-    segmented = tmp_path / "segmented"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> AblationResults[Path]:
+    root = tmp_path_factory.mktemp("results")
+    prepared = write_prepared(root / "prepared", slices=4, tumour=3)
+    segmented = root / "segmented"
     segmented.mkdir()
     blank = np.zeros((4, SIDE, SIDE), np.uint8)
     arrays: dict[str, np.ndarray] = dict.fromkeys(("pixels", "restored", "mask"), blank)
     arrays |= {"organ": blank + 1, "z": np.arange(4), "probability": blank.astype(np.float32)}
     save_file(arrays, segmented / "slices.safetensors")
-    examples = tmp_path / "examples"
+    examples = root / "examples"
     examples.mkdir()
     save_file(dict.fromkeys(("clean", "spoilt", "restored", "mask", "organ"), blank[:1]), examples / EXAMPLES)
 
@@ -103,7 +104,7 @@ def results(tmp_path: Path) -> AblationResults[Path]:
         found: dict[int, list[CaseResult[Path]]] = {}
         for seed, points in values.items():
             for number, tp in enumerate(points):
-                folder = evaluated(tmp_path / row / str(seed) / str(number), tp)
+                folder = evaluated(root / row / str(seed) / str(number), tp)
                 (folder / "truth.safetensors").write_bytes((prepared / "truth.safetensors").read_bytes())
                 found.setdefault(seed, []).append(CaseResult(f"lits-{number}", prepared, segmented, folder))
         return found
@@ -118,7 +119,7 @@ def results(tmp_path: Path) -> AblationResults[Path]:
             SnapshotResult(2, seeds("s2", {0: (2, 2), 1: (4, 4)})),
             SnapshotResult(1, seeds("s1", {0: (6, 6), 1: (6, 6)})),
         ],
-        yardstick=[CaseResult("lits-0", prepared, None, evaluated(tmp_path / "yard", 9))],
+        yardstick=[CaseResult("lits-0", prepared, None, evaluated(root / "yard", 9))],
         failures=[
             CaseFailure("seed 0: model", "restoration", "the loss became NaN", group="c"),
             CaseFailure("lits-9", "prepare", f"{SECRET}/x.nii.gz: bad", "x.nii.gz"),
@@ -126,13 +127,15 @@ def results(tmp_path: Path) -> AblationResults[Path]:
     )
 
 
-@pytest.fixture
-def written(tmp_path: Path, results: AblationResults[Path]) -> Path:
-    out = tmp_path / "out"
-    out.mkdir()
+def write(out: Path, results: AblationResults[Path]) -> Path:
     settings = AblationSettings.model_validate(SETTINGS)
     write_ablation_report(out, settings=settings, results=results, versions={"python": "3"}, notes=["a note"])
     return out
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, results: AblationResults[Path]) -> Path:
+    return write(tmp_path_factory.mktemp("out"), results)
 
 
 def document(out: Path) -> AblationDocument:
@@ -269,12 +272,9 @@ def test_csv_and_latex_say_the_same(written: Path) -> None:
 
 
 def test_equal_results_give_equal_bytes(written: Path, tmp_path: Path, results: AblationResults[Path]) -> None:
-    again = tmp_path / "again"
-    again.mkdir()
-    settings = AblationSettings.model_validate(SETTINGS)
-    write_ablation_report(again, settings=settings, results=results, versions={"python": "3"}, notes=["a note"])
+    write(tmp_path, results)
     for path in written.iterdir():
-        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
 def test_an_ablation_of_which_all_failed_still_has_a_report(tmp_path: Path) -> None:

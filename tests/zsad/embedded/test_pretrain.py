@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.killed import Killed
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
@@ -22,6 +25,7 @@ from zsad.embedded.pretrain import Batch, Plan, build, make_batch, save, train
 FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
 TWINS = Leg(twins=True, scenes=6, steps=4, sharpen_from=0, learning_rate=5e-4, warmup_steps=2)
 PLAN = Plan(legs=(FIRST, TWINS), batch_size=4)
+TRAINED = Plan(legs=(FIRST, TWINS), batch_size=2)
 WORDS = ["lamp", "river"]
 
 
@@ -90,16 +94,19 @@ def test_sharpening_shows_more_objects() -> None:
     assert coins(range(40)) < 25 < coins(range(40, 80))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _pools_made_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretrain, "make_pool", functools.cache(make_pool))
+        yield
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Weights of a training that nothing stopped."""
     folder = tmp_path_factory.mktemp("straight")
-    train(PLAN, folder, workers=1)
+    train(TRAINED, folder, workers=1)
     return (folder / "open_clip_model.safetensors").read_bytes()
-
-
-class _KilledError(Exception):
-    pass
 
 
 @pytest.mark.parametrize(("leg", "last_step"), [(FIRST, 3), (TWINS, 1), (TWINS, 3)])
@@ -111,15 +118,15 @@ def test_a_killed_training_ends_in_the_same_weights(
 
     def dies(pool: Pool, plan: Plan, of: Leg, step: int, words: list[str]) -> Batch:
         if (of, step) == (leg, last_step):
-            raise _KilledError
+            raise Killed
         return make_batch(pool, plan, of, step, words)
 
     with monkeypatch.context() as patched:
         patched.setattr(pretrain, "make_batch", dies)
-        with pytest.raises(_KilledError):
-            train(PLAN, tmp_path, workers=1)
+        with pytest.raises(Killed):
+            train(TRAINED, tmp_path, workers=1)
     assert (tmp_path / "checkpoint.pt").is_file()
-    train(PLAN, tmp_path, workers=1)
+    train(TRAINED, tmp_path, workers=1)
     assert not (tmp_path / "checkpoint.pt").exists()
     assert (tmp_path / "open_clip_model.safetensors").read_bytes() == straight
     curve = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["curve"]
@@ -129,10 +136,10 @@ def test_a_killed_training_ends_in_the_same_weights(
 def test_the_second_leg_alone_goes_on_from_the_weights_of_the_first(tmp_path: Path, straight: bytes) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-    train(Plan(legs=(FIRST,), batch_size=PLAN.batch_size), tmp_path / "first", workers=1)
+    train(Plan(legs=(FIRST,), batch_size=TRAINED.batch_size), tmp_path / "first", workers=1)
     start = tmp_path / "first" / "open_clip_model.safetensors"
     assert start.read_bytes() != straight
-    train(PLAN, tmp_path / "second", workers=1, start=start)
+    train(TRAINED, tmp_path / "second", workers=1, start=start)
     assert (tmp_path / "second" / "open_clip_model.safetensors").read_bytes() == straight
 
 

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from zsad.steps.evaluate_maps import evaluate_folders
 from zsad.steps.results import CategoryResult
 
 TIFF_DESCRIPTION = 270
+Category = Callable[..., CategoryResult[Path]]
 Array = np.ndarray[Any, Any]
 
 
@@ -53,14 +54,14 @@ def pixels(path: Path) -> Array:
         return np.asarray(image)
 
 
-def test_every_image_has_its_row_and_its_maps_at_its_own_size(tmp_path: Path) -> None:
+def test_every_image_has_its_row_and_its_maps_at_its_own_size(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
     drawn = [
         Drawn("a", None, 0.2),
         Drawn("wide", None, 0.6, defect=(10, 30, 100, 140), size_hw=(40, 240)),
         Drawn("line.2/b.c", None, 0.9, defect=(0, 50, 0, 50), size_hw=(99, 65)),
     ]
-    result = write_category(tmp_path, "parts", drawn, settings)
+    result = category("parts", drawn, settings)
     rows = write(tmp_path / "out", result, settings, formats=("png", "tiff", "npy"))
     assert [row["id"] for row in rows] == ["a", "line.2/b.c", "wide"]
     loaded = load_category(result, ("joint",))
@@ -78,10 +79,11 @@ def test_every_image_has_its_row_and_its_maps_at_its_own_size(tmp_path: Path) ->
         assert row["file"] == image.path.name
 
 
-def test_a_map_is_high_where_the_defect_is_and_flat_where_none_is(tmp_path: Path) -> None:
+def test_a_map_is_high_where_the_defect_is_and_flat_where_none_is(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
     drawn = [Drawn("flat", None, 0.2), Drawn("hole", None, 0.9, peak=1.0, defect=(16, 48, 16, 48))]
-    write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
+    result = category("parts", drawn, settings)
+    write(tmp_path / "out", result, settings)
     flat, hole = (imread(tmp_path / "out" / "maps" / f"{name}.tiff") for name in ("flat", "hole"))
     # joint is A_V + A_L, and both are the same here
     np.testing.assert_array_equal(flat, np.float32(2 * BACKGROUND))
@@ -89,15 +91,13 @@ def test_a_map_is_high_where_the_defect_is_and_flat_where_none_is(tmp_path: Path
     assert hole[26:38, 26:38].min() == 2.0
     assert hole[:6, :6].max() == 2 * BACKGROUND
     # the flat image's heat map is the image itself
-    np.testing.assert_array_equal(
-        pixels(tmp_path / "out" / "maps" / "flat.png"), pixels(tmp_path / "parts/images/flat.png")
-    )
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "maps" / "flat.png"), pixels(result.images[0].path))
 
 
-def test_written_maps_measure_what_the_scores_measure(tmp_path: Path) -> None:
+def test_written_maps_measure_what_the_scores_measure(category: Category, tmp_path: Path) -> None:
     """The command `evaluate` on the maps of `score` gives the figures of the run at the image's own size."""
     settings = score_settings(evaluation=EvaluationSettings(size_px=64))
-    result = write_category(tmp_path, "screw", usual(3, 3), settings)
+    result = category("screw", usual(3, 3), settings)
     write(tmp_path / "out", result, settings)
     masks = tmp_path / "masks"
     for image in result.images:
@@ -111,12 +111,12 @@ def test_written_maps_measure_what_the_scores_measure(tmp_path: Path) -> None:
     assert found.pixel == measured
 
 
-def test_one_colour_scale_for_all_images(tmp_path: Path) -> None:
+def test_one_colour_scale_for_all_images(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
     # of three widths, since equal contents are one image; each touches every patch
     widths = {0.25: 56, 0.5: 58, 1.0: 60}
     same = [Drawn(f"x{peak}", None, 0.5, peak=peak, defect=(0, 64, 0, wide)) for peak, wide in widths.items()]
-    write(tmp_path / "out", write_category(tmp_path, "parts", same, settings), settings)
+    write(tmp_path / "out", category("parts", same, settings), settings)
     shown = [pixels(tmp_path / "out" / "maps" / f"{one.id}.png")[32, 32].astype(int) for one in same]
     # all images are red there; what differs is the score on the common scale, from black to yellow
     greens = [int(colour[1]) for colour in shown]
@@ -124,21 +124,21 @@ def test_one_colour_scale_for_all_images(tmp_path: Path) -> None:
     assert greens[2] > greens[0] + 60
 
 
-def test_flagged_by_the_deployable_threshold(tmp_path: Path) -> None:
+def test_flagged_by_the_deployable_threshold(category: Category, tmp_path: Path) -> None:
     settings = score_settings(
         score=ScoreSettings(variants=("text",)), evaluation=EvaluationSettings(threshold=0.5), seeds=(7,)
     )
     drawn = [Drawn(f"x{i}", None, i / 8) for i in range(8)]
-    rows = write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
+    rows = write(tmp_path / "out", category("parts", drawn, settings), settings)
     # at the threshold counts as flagged
     assert [(float(row["score"]), row["flagged"]) for row in rows] == [(i / 8, str(int(i >= 4))) for i in range(8)]
     assert {row["threshold"] for row in rows} == {"0.5"}
 
 
-def test_few_images_have_no_quantile_and_no_flags(tmp_path: Path) -> None:
+def test_few_images_have_no_quantile_and_no_flags(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
     drawn = [Drawn("a", None, 0.1), Drawn("b", None, 0.2)]
-    rows = write(tmp_path / "out", write_category(tmp_path, "parts", drawn, settings), settings)
+    rows = write(tmp_path / "out", category("parts", drawn, settings), settings)
     assert {(row["threshold"], row["flagged"]) for row in rows} == {("", "")}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "too few images" in page
@@ -147,9 +147,9 @@ def test_few_images_have_no_quantile_and_no_flags(tmp_path: Path) -> None:
     assert "outline of the true mask" not in page
 
 
-def test_failed_images_are_in_the_table_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_failed_images_are_in_the_table_and_the_rest_goes_on(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
-    result = write_category(tmp_path, "parts", without_labels(usual(3, 0)), settings)
+    result = category("parts", without_labels(usual(3, 0)), settings)
     failures = [
         CaseFailure("parts/x/broken", "encode", "the image is broken (truncated)", "broken.png", "parts"),
         CaseFailure(
@@ -181,9 +181,9 @@ def test_nothing_could_be_scored(tmp_path: Path) -> None:
     assert "No image was scored." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_opaque_ids_keep_file_names_out(tmp_path: Path) -> None:
+def test_opaque_ids_keep_file_names_out(category: Category, tmp_path: Path) -> None:
     settings = score_settings(data=ImagesSettings(root="x", opaque_ids=True))
-    result = write_category(tmp_path, "parts", [Drawn("Order-4711", None, 0.5), Drawn("b", None, 0.1)], settings)
+    result = category("parts", [Drawn("Order-4711", None, 0.5), Drawn("b", None, 0.1)], settings)
     opaque = tuple(dataclasses.replace(one, id=f"image-{n}") for n, one in enumerate(result.images))
     failed = [CaseFailure("parts/image-9", "encode", "broken", "Order-4712.png", "parts")]
     rows = write(tmp_path / "out", dataclasses.replace(result, images=opaque), settings, failed)
@@ -194,19 +194,19 @@ def test_opaque_ids_keep_file_names_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("formats", [(), ("png",), ("npy",), ("png", "npy")])
-def test_only_the_formats_asked_for(tmp_path: Path, formats: tuple[MapFormat, ...]) -> None:
+def test_only_the_formats_asked_for(category: Category, tmp_path: Path, formats: tuple[MapFormat, ...]) -> None:
     settings = score_settings()
-    result = write_category(tmp_path, "parts", [Drawn("a", None, 0.5), Drawn("b", None, 0.1)], settings)
+    result = category("parts", [Drawn("a", None, 0.5), Drawn("b", None, 0.1)], settings)
     write(tmp_path / "out", result, settings, formats=formats)
     found = {path.suffix for path in (tmp_path / "out" / "maps").rglob("*") if path.is_file()}
     # a .npy file cannot say whose map it is
     assert found == {f".{name}" for name in formats} | ({".txt"} if "npy" in formats else set())
 
 
-def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(tmp_path: Path) -> None:
+def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
     long = Drawn("long", None, 0.5, peak=1.0, defect=(0, 300, 3000, 3300), size_hw=(300, 6000))
-    result = write_category(tmp_path, "parts", [long, Drawn("b", None, 0.1)], settings)
+    result = category("parts", [long, Drawn("b", None, 0.1)], settings)
     write(tmp_path / "out", result, settings)
     scores = imread(tmp_path / "out" / "maps" / "long.tiff")
     assert scores.shape == (300, 6000)
@@ -214,9 +214,11 @@ def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(tmp_pa
     assert pixels(tmp_path / "out" / "maps" / "long.png").shape == (round(300 * PNG_SIDE_PX / 6000), PNG_SIDE_PX, 3)
 
 
-def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(tmp_path: Path) -> None:
+def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
+    category: Category, tmp_path: Path
+) -> None:
     settings = score_settings(encoder=EncoderSettings(model="embedded"))
-    result = write_category(tmp_path, "parts", without_labels(usual(2, 2)), settings, model=describe(settings.encoder))
+    result = category("parts", without_labels(usual(2, 2)), settings, model=describe(settings.encoder))
     told: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
     write_score_outputs(
@@ -244,12 +246,13 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(tm
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_maps_without_a_place_for_words_have_them_beside_them(tmp_path: Path, embedded: bool) -> None:
+def test_maps_without_a_place_for_words_have_them_beside_them(
+    category: Category, tmp_path: Path, embedded: bool
+) -> None:
     """Also those of a copy of the embedded model, which its weights tell."""
     settings = score_settings(encoder=EncoderSettings(model="local-dir:/somewhere/mine"))
     weights = hashlib.sha256((EMBEDDED_FOLDER / "open_clip_model.safetensors").read_bytes()).hexdigest()
-    result = write_category(
-        tmp_path,
+    result = category(
         "parts",
         without_labels(usual(2, 0)),
         settings,

@@ -388,8 +388,8 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     config = tiny_config()
     other = encoder_settings(write_folder(tmp_path / "other", tiny_clip(config, seed=9), config))
     strange = make_source(tmp_path, "strange", other)
-    for path, system in ((learned, APRIL), (prompts, ANOMALY)):
-        assert "was trained on another encoder than" in _refused(material(strange, other, path), system)
+    for path, wanted in ((learned, APRIL), (prompts, ANOMALY)):
+        assert "was trained on another encoder than" in _refused(material(strange, other, path), wanted)
 
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"][:5]})
     assert _refused(given(learned), APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"

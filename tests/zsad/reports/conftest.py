@@ -1,0 +1,34 @@
+"""Scored categories that are written once for all tests that read them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.zsad.scored_sets import Drawn, write_category, zsad_settings
+from zsad.config.run import ZsadSettings
+from zsad.steps.results import CategoryResult
+
+
+@pytest.fixture(scope="session")
+def category(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CategoryResult[Path]]:
+    """Write a category as `write_category` does, or take an equal one; its files must stay as they are."""
+    written: dict[str, CategoryResult[Path]] = {}
+
+    def make(
+        name: str, images: Sequence[Drawn], settings: ZsadSettings | None = None, **options: Any
+    ) -> CategoryResult[Path]:
+        settings = settings or zsad_settings()
+        shift = options.get("shift", lambda seed: 0.0)
+        shifts = [(seed, shift(seed)) for seed in settings.seeds]
+        others = {key: value for key, value in options.items() if key != "shift"}
+        key = repr((images, settings.score, settings.evaluation, shifts, others))
+        if key not in written:
+            written[key] = write_category(tmp_path_factory.mktemp("category"), "made", images, settings, **options)
+        return dataclasses.replace(written[key], name=name)
+
+    return make
