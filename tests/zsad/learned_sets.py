@@ -6,12 +6,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import tiny_encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.labelled import LabelledImage
@@ -25,13 +26,10 @@ SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
 """The long ones have two crops."""
 
 
-def encoder_settings(folder: Path, **given: object) -> EncoderSettings:
+def encoder_settings(folder: Path, seed: int = 0, **given: object) -> EncoderSettings:
     """A tiny CLIP of two text layers and three blocks, the last two with V-V patches."""
-    if not folder.exists():
-        config = tiny_config()
-        write_folder(folder, tiny_clip(config), config)
-    values: dict[str, object] = {"vv_blocks": 2, "class_ln_post": False, "batch_size": 4} | given
-    return EncoderSettings.model_validate({"model": f"local-dir:{folder}"} | values)
+    values: dict[str, Any] = {"vv_blocks": 2, "class_ln_post": False, "batch_size": 4} | given
+    return tiny_encoder(folder, seed, **values)
 
 
 def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) -> Source[Path]:

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import zsad
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
 from tests.zsad.learned_sets import VIEWS, make_source
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import AprilGan, Training
 from zsad.config.run import EncoderSettings, PromptSettings
@@ -34,29 +33,20 @@ SIZES_HW = ((40, 40), (40, 60), (64, 64), (32, 40), (40, 40))
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
-    config = tiny_config()
-    folder = write_folder(tmp_path_factory.mktemp("model"), tiny_clip(config, seed=2), config)
-    return EncoderSettings(model=f"local-dir:{folder}", batch_size=3)
+    return tiny_encoder(tmp_path_factory.mktemp("model") / "tiny", seed=2, batch_size=3)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set") / "wood"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number, size in enumerate(SIZES_HW[:-1]):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    noise_images(folder, SIZES_HW[:-1])
     (folder / "10.png").write_bytes((folder / "0.png").read_bytes())
     return folder
 
 
 @pytest.fixture(scope="module")
 def normal(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("normal")
-    rng = np.random.default_rng(1)
-    for number in range(3):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    return sorted(folder.iterdir())
+    return noise_images(tmp_path_factory.mktemp("normal"), [(40, 40)] * 3, seed=1)
 
 
 def by_steps(

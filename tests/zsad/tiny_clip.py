@@ -1,16 +1,21 @@
-"""Small CLIPs of open_clip's for tests: seeded, every parameter random, in folders and files of every kind."""
+"""Small CLIPs of open_clip's for tests, seeded, every parameter random, as folders; and images for them to see."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+
+from zsad.config.run import EncoderSettings
 
 TINY: dict[str, Any] = {
     "embed_dim": 24,
@@ -55,3 +60,21 @@ def write_folder(folder: Path, model: open_clip.CLIP, config: dict[str, Any], **
     (folder / "open_clip_config.json").write_text(json.dumps(content), encoding="utf-8")
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
+
+
+def tiny_encoder(folder: Path, seed: int = 0, **settings: Any) -> EncoderSettings:
+    """Write a tiny CLIP, if it is not there yet, and give the settings by which it is loaded."""
+    if not folder.exists():
+        config = tiny_config()
+        write_folder(folder, tiny_clip(config, seed), config)
+    return EncoderSettings(model=f"local-dir:{folder}", **settings)
+
+
+def noise_images(folder: Path, sizes_hw: Sequence[tuple[int, int]], seed: int = 0) -> list[Path]:
+    """Write 0.png, 1.png, ... of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = [folder / f"{number}.png" for number in range(len(sizes_hw))]
+    for path, size in zip(paths, sizes_hw, strict=True):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ def _images(count: int, seed: int = 1) -> Tensor:
 def _alone(visual: VisionTransformer, image: Tensor, top: int, left: int, side: int) -> Tensor:
     """The tower on nothing but the window's pixels, which keep the positions that they have in the image."""
     places = [0] + [1 + GRID * row + column for row in range(top, top + side) for column in range(left, left + side)]
-    small = deepcopy(visual)
-    small.positional_embedding = nn.Parameter(visual.positional_embedding[places])
+    small = copy(visual)
+    small._parameters = visual._parameters | {"positional_embedding": nn.Parameter(visual.positional_embedding[places])}
     rows, columns = (slice(PATCH_PX * first, PATCH_PX * (first + side)) for first in (top, left))
     encoded: Tensor = small(image[None, :, rows, columns])[0]
     return encoded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError, InputError
-from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config, write_folder
+from medad.base.storage import file_digest
+from tests.zsad.tiny_clip import ARCHITECTURES, noise_images, tiny_clip, tiny_config, tiny_encoder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.clip.paths import Attention, Paths, two_path, views
@@ -188,21 +187,14 @@ def test_a_view_that_the_model_does_not_have_is_one_line(view: str, rule: str) -
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
-    config = tiny_config()
-    folder = write_folder(tmp_path_factory.mktemp("model"), tiny_clip(config, seed=6), config)
-    return EncoderSettings(model=f"local-dir:{folder}", batch_size=3)
+    return tiny_encoder(tmp_path_factory.mktemp("model") / "tiny", seed=6, batch_size=3)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Images of one, two, one and three crops by their digest."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    made = {}
-    for number, (height, width) in enumerate([(40, 40), (32, 48), (64, 64), (80, 32)]):
-        path = folder / f"{number}.png"
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-        made[hashlib.sha256(path.read_bytes()).hexdigest()] = path
-    return made
+    paths = noise_images(tmp_path_factory.mktemp("images"), [(40, 40), (32, 48), (64, 64), (80, 32)])
+    return {file_digest(path): path for path in paths}
 
 
 @pytest.fixture(scope="module")

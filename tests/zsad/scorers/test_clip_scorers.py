@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, write_features
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
-from zsad.config.run import EncoderSettings, PromptSettings
+from zsad.config.run import PromptSettings
 from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.data.images import crop_image, read_image
 from zsad.scorers import clip, winclip
@@ -240,16 +239,10 @@ def test_what_is_missing_is_told(store: FeatureStore, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("system", [Clip(), ClipAc(), WinClip(), WinClip(shots=1)])
 def test_from_images_to_scores(system: Clip | ClipAc | WinClip, tmp_path: Path) -> None:
-    config = tiny_config()
-    model = write_folder(tmp_path / "model", tiny_clip(config, seed=2), config)
-    encoder = EncoderSettings(model=f"local-dir:{model}", batch_size=3)
+    encoder = tiny_encoder(tmp_path / "model", seed=2, batch_size=3)
     assert system.prompts is not None
     encode_category_text("wood", encoder, PromptSettings(style=system.prompts), "cpu", tmp_path / "text")
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{number}.png" for number in range(4)]
-    for path, width in zip(paths, (40, 60, 40, 40), strict=True):
-        Image.fromarray(rng.integers(0, 256, (40, width, 3), dtype=np.uint8)).save(path)
-    *queries, normal = paths
+    *queries, normal = noise_images(tmp_path, [(40, 40), (40, 60), (40, 40), (40, 40)])
     for out, files in (("features", queries), ("shots", [normal])):
         encode_images(files, [file_digest(p) for p in files], encoder, "cpu", tmp_path / out, views=system.views)
     seen: list[tuple[int, int]] = []

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
-from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ScoreSettings, Variant
+from tests.zsad.tiny_clip import noise_images, tiny_encoder
+from zsad.config.run import AdaptSettings, PromptSettings, ScoreSettings, Variant
 from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, unweighted
 from zsad.scorers.dual.scores_file import Scores
 from zsad.steps.encode import encode_category_text, encode_images
@@ -28,13 +27,8 @@ OTHER = ScoreSettings(
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same images scored by the paper's weights and by others."""
     root = tmp_path_factory.mktemp("category")
-    config = tiny_config()
-    encoder = EncoderSettings(model=f"local-dir:{write_folder(root / 'model', tiny_clip(config), config)}")
-    rng = np.random.default_rng(0)
-    paths = []
-    for number, width in enumerate((40, 40, 70)):
-        paths.append(root / f"{number}.png")
-        Image.fromarray(rng.integers(0, 255, (40, width, 3), dtype=np.uint8)).save(paths[-1])
+    encoder = tiny_encoder(root / "model")
+    paths = noise_images(root, [(40, 40), (40, 40), (40, 70)])
     encode_category_text("cloth", encoder, PromptSettings(domains=("plain",)), "cpu", root / "text")
     encode_images(paths, [file_digest(path) for path in paths], encoder, "cpu", root / "features")
     folders = (root / "paper", root / "other")

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import MuSc, MuSc2
@@ -331,12 +330,8 @@ def test_opposite_images_weigh_nothing() -> None:
 
 @pytest.mark.parametrize("settings", [MuSc(blocks=(1, 2), neighbours=(1, 2)), MuSc2(blocks=(1, 2), references=2)])
 def test_from_image_files_to_scores_on_disk(tmp_path: Path, settings: MuSc | MuSc2) -> None:
-    config = tiny_config()
-    encoder = EncoderSettings(model=f"local-dir:{write_folder(tmp_path / 'model', tiny_clip(config), config)}")
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{number}.png" for number in range(4)]
-    for path, shape in zip(paths, ((64, 64), (64, 96), (64, 64), (64, 64)), strict=True):
-        Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(path)
+    encoder = tiny_encoder(tmp_path / "model")
+    paths = noise_images(tmp_path, [(64, 64), (64, 96), (64, 64), (64, 64)])
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     features, out = tmp_path / "features", tmp_path / "scores"
     encode_images(paths, digests, encoder, "cpu", features, views=settings.views)

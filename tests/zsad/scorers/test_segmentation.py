@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import tiny_encoder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import path_digest
@@ -53,8 +53,7 @@ IMAGES = (_image(48, 48, 0), _image(60, 100, 1))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every model, two images of different sizes, and their features."""
     folder = tmp_path_factory.mktemp("segmentation")
-    config = tiny_config()
-    write_folder(folder / "clip", tiny_clip(config), config)
+    tiny_encoder(folder / "clip")
     write_clipseg(folder / "clipseg")
     write_sam(folder / "sam", seed=11, gain=4.0)
     write_salient(folder / "salient.pt")
@@ -181,8 +180,12 @@ def _expected(image: Picture, encoder: Encoder, settings: SegmentationModels) ->
     return sum(highest) / len(highest), full, counts
 
 
-def test_scores_and_maps_are_those_of_the_rules_in_loops(folder: Path, encoder: Encoder, tmp_path: Path) -> None:
-    scores = _score(folder, tmp_path)
+@pytest.fixture(scope="module")
+def scores(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SystemScores:
+    return _score(folder, tmp_path_factory.mktemp("scores"))
+
+
+def test_scores_and_maps_are_those_of_the_rules_in_loops(folder: Path, encoder: Encoder, scores: SystemScores) -> None:
     tiles = []
     for number, image in enumerate(IMAGES):
         expected, full, counts = _expected(image, encoder, _settings(folder))
@@ -200,13 +203,14 @@ def test_scores_and_maps_are_those_of_the_rules_in_loops(folder: Path, encoder: 
     assert [len(scores.patch_map(number)) for number in (0, 1)] == [1, 2]
 
 
-def test_scores_depend_neither_on_the_order_nor_on_the_batch(folder: Path, tmp_path: Path) -> None:
-    first = _score(folder, tmp_path / "a")
-    second = _score(folder, tmp_path / "b", order=(1, 0), batch_size=1)
-    assert first.order == second.order[::-1]
-    assert np.allclose(first.image_score(), second.image_score()[::-1], rtol=1e-5)
+def test_scores_depend_neither_on_the_order_nor_on_the_batch(
+    folder: Path, scores: SystemScores, tmp_path: Path
+) -> None:
+    second = _score(folder, tmp_path, order=(1, 0), batch_size=1)
+    assert scores.order == second.order[::-1]
+    assert np.allclose(scores.image_score(), second.image_score()[::-1], rtol=1e-5)
     for number in (0, 1):
-        assert np.allclose(first.patch_map(number), second.patch_map(1 - number), rtol=1e-5, atol=1e-7)
+        assert np.allclose(scores.patch_map(number), second.patch_map(1 - number), rtol=1e-5, atol=1e-7)
 
 
 def test_maps_lie_between_0_and_the_highest_tile(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from medad.base.errors import InputError
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.clip.prompts import ensemble
@@ -30,19 +30,13 @@ GOOD = 5
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
-    config = tiny_config()
-    folder = write_folder(tmp_path_factory.mktemp("model"), tiny_clip(config), config)
-    return EncoderSettings(model=f"local-dir:{folder}", batch_size=3, min_side_px=8, max_crops=20)
+    return tiny_encoder(tmp_path_factory.mktemp("model") / "tiny", batch_size=3, min_side_px=8, max_crops=20)
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    made = []
-    for number, (height, width) in enumerate(SIZES_HW):
-        made.append(folder / f"patient {number}.png")
-        Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(made[-1])
+    made = [path.rename(folder / f"patient {path.name}") for path in noise_images(folder, SIZES_HW)]
     broken = folder / "patient broken.png"
     broken.write_bytes(made[1].read_bytes()[:500])
     return [*made[:2], broken, *made[2:]]

@@ -21,7 +21,6 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
 from tests.killed import Killed, kill_at
 from tests.zsad.learned_sets import encoder_settings, make_source, material
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import AnomalyClip, AprilGan, Training
@@ -318,9 +317,7 @@ def test_sets_that_teach_nothing_are_refused(train: Train, sources: tuple[Source
         train(APRIL, tmp_path, (dataclasses.replace(source, text=None),))
     with pytest.raises(InputError, match="without view block-2"):
         train(APRIL.model_copy(update={"blocks": (2,)}), tmp_path)
-    config = tiny_config()
-    folder = write_folder(tmp_path / "other", tiny_clip(config, seed=9), config)
-    other = encoder_settings(folder)
+    other = encoder_settings(tmp_path / "other", seed=9)
     with pytest.raises(InputError, match="of another encoder than"):
         train(ANOMALY, tmp_path, encoder=other)
     mixed = (source, make_source(tmp_path, "bolt", other))
@@ -385,8 +382,7 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     free = ANOMALY.model_copy(update={"tau": 0.1, "blocks": (2,), "sigma_px": 0.0, "label": "other"})
     assert next(anomalyclip.score(given(prompts), free)).map.shape[1:] == (32, 32)
 
-    config = tiny_config()
-    other = encoder_settings(write_folder(tmp_path / "other", tiny_clip(config, seed=9), config))
+    other = encoder_settings(tmp_path / "other", seed=9)
     strange = make_source(tmp_path, "strange", other)
     for path, wanted in ((learned, APRIL), (prompts, ANOMALY)):
         assert "was trained on another encoder than" in _refused(material(strange, other, path), wanted)

@@ -12,12 +12,11 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.numpy import save_file
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
-from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
+from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import AdaptSettings, EncoderSettings, PromptSettings, ReferenceSettings, ScoreSettings, Variant
@@ -72,15 +71,9 @@ def _encode(paths: Sequence[Path], encoder: EncoderSettings, text: Path, out: Pa
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     root = tmp_path_factory.mktemp("category")
-    config = tiny_config()
-    model = write_folder(root / "model", tiny_clip(config, seed=1), config)
-    encoder = EncoderSettings(model=f"local-dir:{model}", batch_size=3)
+    encoder = tiny_encoder(root / "model", seed=1, batch_size=3)
     encode_category_text("carpet", encoder, PromptSettings(domains=("plain",)), "cpu", root / "text")
-    rng = np.random.default_rng(0)
-    paths = []
-    for i, (height, width) in enumerate(SIZES):
-        paths.append(root / f"{i}.png")
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[-1])
+    paths = noise_images(root, SIZES)
     paths.insert(3, root / "broken.png")
     paths[3].write_bytes(b"no picture")
     return _encode(paths, encoder, root / "text", root / "features")
@@ -237,10 +230,8 @@ def test_what_does_not_fit_the_features_is_one_line(encoded: Encoded, tmp_path: 
     with pytest.raises(InputError, match=r"text features of shape \(2, 9\) do not fit patches of 24 numbers"):
         Encoded(encoded.encoder, encoded.features, tmp_path, encoded.paths).score(tmp_path / "scores")
 
-    config = tiny_config()
-    other = write_folder(tmp_path / "other", tiny_clip(config, seed=9), config)
     with pytest.raises(InputError, match="features are those of another model"):
-        encoded.score(tmp_path / "scores", encoder=EncoderSettings(model=f"local-dir:{other}"))
+        encoded.score(tmp_path / "scores", encoder=tiny_encoder(tmp_path / "other", seed=9))
 
     with pytest.raises(InputError, match=r"1\.png: is not the image that the features were made of"):
         encoded.score(tmp_path / "scores", paths=(encoded.paths[1], *encoded.paths[1:]))
