@@ -11,7 +11,8 @@ import pytest
 
 from flows.liver.steps import EVALUATE, PREPARE, RESTORATION, SEGMENT, SEGMENTATION
 from flows.store import code as sources
-from flows.store.step import Step, load_steps
+from flows.store.step import Step
+from tests.flows.store.test_step import DECLARED
 
 Write = Callable[[dict[str, str]], str]
 
@@ -118,7 +119,7 @@ def test_a_name_that_is_not_there_is_an_error_and_no_constant_key() -> None:
         sources.closure("medad.nothing:start")
 
 
-@pytest.mark.parametrize("step", load_steps("flows.liver", "flows.zsad").values(), ids=lambda step: step.name)
+@pytest.mark.parametrize("step", DECLARED, ids=lambda step: step.name)
 def test_every_step_names_a_function_that_exists(step: Step) -> None:
     assert len(sources.closure(step.function)) > 1
 
