@@ -45,7 +45,7 @@ def test_the_examples_run_without_prefect(page: str, blocks: int, place: Path) -
     script = "\n".join([*examples, CHECK])
     ran = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:__main__", "-c", script],
-        cwd=place, env=environment, capture_output=True, text=True, check=False,
+        cwd=place, env=environment, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in (place / "out").iterdir()} == {"mask.nii.gz", "probability.nii.gz"}

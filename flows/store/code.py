@@ -11,12 +11,15 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("medad", "zsad")
 """Packages whose code is walked; the rest are libraries, known by their version."""
+PARSING = threading.Lock()
+"""CPython 3.11 fails now and then where two threads build syntax trees at once."""
 VALUES_IN_KEY = frozenset(
     {
         "medad.config.anomalies",
@@ -101,7 +104,9 @@ def _parse(name: str) -> Module | None:
     file = _file(name)
     if file is None:
         return None
-    tree = _Strip().visit(ast.parse(file.read_text(encoding="utf-8")))
+    with PARSING:
+        parsed = ast.parse(file.read_text(encoding="utf-8"))
+    tree = _Strip().visit(parsed)
     definitions: dict[str, tuple[ast.stmt, ...]] = {}
     imports: dict[str, tuple[str, str | None]] = {}
     for statement in tree.body:

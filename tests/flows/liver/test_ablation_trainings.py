@@ -76,14 +76,14 @@ def test_snapshots_are_in_the_artefact(world: Any, cli: Cli, tmp_path: Path) -> 
     assert not list((world.cache / "checkpoints").iterdir())
 
 
-def test_a_folder_of_textures_is_used_and_never_told(world: Any, cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_of_textures_is_used_and_never_told(world: Any, prefect_cli: Cli, tmp_path: Path) -> None:
     secret = tmp_path / "Mustermann_textures"
     secret.mkdir()
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
         Image.fromarray(pixels).save(secret / f"weave{number}.png")
     options = ("synthesis.kind=perlin_texture", f"synthesis.texture.folder={secret}")
-    folder, report = _train(cli, world, tmp_path / "runs", *options)
+    folder, report = _train(prefect_cli, world, tmp_path / "runs", *options)
     assert report["settings"]["synthesis"]["texture"]["folder"]
     for name in ("report.json", "report.html", "manifest.json"):
         assert "Mustermann" not in (folder / name).read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def test_a_folder_of_textures_is_used_and_never_told(world: Any, cli: Cli, tmp_p
 
     (secret / "weave0.png").write_bytes(b"no picture any more")
     sets = [part for option in options for part in ("--set", option)]
-    ran = cli("liver", "train", world.config, "--out", tmp_path / "runs", "--json", *sets)
+    ran = prefect_cli("liver", "train", world.config, "--out", tmp_path / "runs", "--json", *sets)
     assert ran.code == 2
     assert f"{secret / 'weave0.png'}: not a readable picture" in ran.err
     assert [failure["rule"] for failure in ran.answer["failures"]] == [
