@@ -19,7 +19,7 @@ from zsad.scorers.interface import Material
 GRID, DIM, PATCH_PX = 4, 6, 8
 
 
-def unit(*shape: int, seed: int) -> torch.Tensor:
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random vectors of length 1."""
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 

@@ -104,9 +104,12 @@ def up(grid: Grid, size: int) -> list[list[float]]:
     return out
 
 
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    return dot(a, b) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
 def shares(to_normal: float, to_anomalous: float) -> tuple[float, float]:

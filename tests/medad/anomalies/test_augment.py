@@ -7,6 +7,7 @@ import torch
 from medad.anomalies.augment import degrade, rim_hu, shade_hu, vary, vessels_hu
 from medad.anomalies.lesions import Scale
 from medad.config.anomalies import VariationSettings
+from tests.seeded import generator
 
 SIDE = 48
 NONE = VariationSettings(
@@ -25,20 +26,16 @@ def _scale(batch: int) -> Scale:
     return Scale(torch.full((batch,), 2.0), 0.85)
 
 
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def test_at_zero_strength_nothing_changes() -> None:
     image, organ = _liver(4)
-    assert torch.allclose(vary(image, organ, _scale(4), NONE, _generator()), image, atol=1e-4)
-    assert torch.equal(degrade(image, organ, _scale(4), NONE, _generator()), image)
+    assert torch.allclose(vary(image, organ, _scale(4), NONE, generator()), image, atol=1e-4)
+    assert torch.equal(degrade(image, organ, _scale(4), NONE, generator()), image)
 
 
 def test_only_the_liver_changes_and_equal_generators_agree() -> None:
     image, organ = _liver(8)
     for change in (vary, degrade):
-        first, again = (change(image, organ, _scale(8), VariationSettings(), _generator(5)) for _ in range(2))
+        first, again = (change(image, organ, _scale(8), VariationSettings(), generator(5)) for _ in range(2))
         assert torch.equal(first, again)
         assert torch.equal(first[~organ], image[~organ])
         assert (first != image)[organ].float().mean() > 0.9
@@ -48,13 +45,13 @@ def test_only_the_liver_changes_and_equal_generators_agree() -> None:
 
 def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
     image, organ = _liver(64)
-    moved = vary(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), _generator())
+    moved = vary(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), generator())
     shift = (moved - image).masked_fill(~organ, 0).flatten(1)
     mean = shift.sum(1) / organ.flatten(1).sum(1)
     spread = torch.where(organ.flatten(1), (shift - mean[:, None]).abs(), 0.0)
     assert spread.max() < 1e-3
     assert 0.5 * 10 * 0.85 < mean.abs().max() <= 10 * 0.85 + 1e-3
-    gained = vary(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), _generator())
+    gained = vary(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), generator())
     sd = torch.stack([part[where].std() for part, where in zip(gained, organ, strict=True)])
     before = torch.stack([part[where].std() for part, where in zip(image, organ, strict=True)])
     means = torch.stack([part[where].mean() for part, where in zip(gained - image, organ, strict=True)])
@@ -66,7 +63,7 @@ def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
 def test_noise_has_the_strength_that_was_asked_for() -> None:
     image, organ = _liver(6)
     flat = torch.full_like(image, 128.0)
-    noisy = degrade(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), _generator())
+    noisy = degrade(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), generator())
     for part, where in zip(noisy, organ, strict=True):
         assert abs(float(part[where].std()) / 0.85 - 12) < 2
 
@@ -76,7 +73,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
     steepest = []
     for width_mm in (8.0, 32.0):
         settings = VariationSettings(shade_hu=(-30, -29.999), shade_mm=(width_mm, width_mm + 1e-3))
-        hu = shade_hu(organ, _scale(32), settings, _generator())[:, 0]
+        hu = shade_hu(organ, _scale(32), settings, generator())[:, 0]
         assert hu.min() >= -30
         assert hu.max() <= 0
         down, right = (hu[:, 2:, 1:-1] - hu[:, :-2, 1:-1]) / 2, (hu[:, 1:-1, 2:] - hu[:, 1:-1, :-2]) / 2
@@ -84,7 +81,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
     # a logistic step of width w px is steepest in its middle: 30 / w a pixel, here of 2 mm; waves make it steeper
     assert 0.85 * 30 / 4 < steepest[0] < 1.3 * 30 / 4
     assert 0.85 * 30 / 16 < steepest[1] < 1.3 * 30 / 16
-    hu = shade_hu(organ, _scale(32), VariationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), _generator())
+    hu = shade_hu(organ, _scale(32), VariationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), generator())
     parted = (hu > 19).flatten(1).float().mean(1)
     assert 0.2 < parted.mean() < 0.8
     assert ((hu < 1) | (hu > 19)).float().mean() > 0.9, "two sides and little between"
@@ -93,7 +90,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
 def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
     _, organ = _liver(16)
     settings = VariationSettings(vessels=1, vessel_hu=(50, 50.001), vessel_mm=(8, 8.001), vessel_length=(8, 8.001))
-    hu = vessels_hu(organ, _scale(16), settings, _generator())
+    hu = vessels_hu(organ, _scale(16), settings, generator())
     assert hu.min() >= 0
     assert abs(float(hu.max()) - 50) < 0.5
     shown = hu.flatten(1).amax(1) > 25
@@ -107,7 +104,7 @@ def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
 def test_the_rim_lies_along_the_outline() -> None:
     _, organ = _liver(4)
     settings = VariationSettings(rim_px=2, rim_hu=(-60, -59.999))
-    hu = rim_hu(organ, settings, _generator())
+    hu = rim_hu(organ, settings, generator())
     place = torch.arange(SIDE) - SIDE / 2
     depth = (18 - torch.hypot(place[:, None], place[None])).expand_as(hu)
     assert hu[organ & (depth < 1)].mean() < -10

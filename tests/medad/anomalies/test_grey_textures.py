@@ -13,13 +13,10 @@ from medad.anomalies.textures import open_textures
 from medad.base.errors import InputError
 from medad.base.textures import texture_files, textures_digest
 from medad.config.anomalies import TextureSettings
+from tests.seeded import generators
 
 CPU = torch.device("cpu")
 SIDE = 32
-
-
-def _generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def _folder(path: Path, *names: str, seed: int = 0) -> Path:
@@ -37,17 +34,17 @@ def _folder(path: Path, *names: str, seed: int = 0) -> Path:
 def test_a_slices_texture_is_its_generators_own(tmp_path: Path, kind: str) -> None:
     folder = str(_folder(tmp_path, "a.png", "b/c.png")) if kind == "folder" else None
     textures = open_textures(TextureSettings(folder=folder), SIDE)
-    together = textures.draw(_generators(*range(12)), CPU)
+    together = textures.draw(generators(*range(12)), CPU)
     assert together.shape == (12, 1, SIDE, SIDE)
     assert together.dtype == torch.float32
     assert 0 <= together.min() <= together.max() <= 255
     for seed in range(12):
-        assert torch.equal(textures.draw(_generators(seed), CPU)[0], together[seed])
+        assert torch.equal(textures.draw(generators(seed), CPU)[0], together[seed])
     assert len({each.numpy().tobytes() for each in together}) == 12
 
 
 def test_generated_textures_have_contrast() -> None:
-    spread = open_textures(TextureSettings(), 64).draw(_generators(*range(40)), CPU).flatten(1).std(1)
+    spread = open_textures(TextureSettings(), 64).draw(generators(*range(40)), CPU).flatten(1).std(1)
     assert (spread > 5).all()
     assert spread.mean() > 25
 
@@ -56,7 +53,7 @@ def test_a_folders_textures_are_its_pictures_turned_and_toned(tmp_path: Path) ->
     folder = _folder(tmp_path, "one.png")
     cells = np.asarray(Image.open(folder / "one.png"))[::4, ::4]
     seen = set()
-    for drawn in open_textures(TextureSettings(folder=str(folder)), SIDE).draw(_generators(*range(60)), CPU):
+    for drawn in open_textures(TextureSettings(folder=str(folder)), SIDE).draw(generators(*range(60)), CPU):
         small = drawn[0, ::4, ::4].numpy()
         matches = [
             (turns, mirrored, inverted)

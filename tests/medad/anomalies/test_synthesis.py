@@ -13,18 +13,15 @@ from scipy import stats
 from medad.anomalies.synthesis import blend, draw_shift, overlay, synthesise
 from medad.anomalies.textures import Textures
 from medad.config.anomalies import SynthesisSettings, TextureSettings
+from tests.seeded import generator
 
 SETTINGS = SynthesisSettings(blur_sigma_px=5.0, ellipse_px=3, threshold_grey=170.0)
-
-
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _healthy(batch: int = 4, side: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     organ = torch.zeros(batch, 1, side, side, dtype=torch.bool)
     organ[:, :, 10:50, 14:60] = True
-    image = torch.where(organ, torch.randint(1, 256, organ.shape, generator=_generator(9)).float(), 0.0)
+    image = torch.where(organ, torch.randint(1, 256, organ.shape, generator=generator(9)).float(), 0.0)
     return image, organ
 
 
@@ -39,7 +36,7 @@ def test_overlay_by_hand() -> None:
 
 def test_only_the_mask_changes_and_by_one_constant() -> None:
     image, organ = _healthy()
-    made = synthesise(image, organ, SETTINGS, _generator())
+    made = synthesise(image, organ, SETTINGS, generator())
     assert made.mask.any()
     assert (made.mask <= organ).all()
     assert torch.equal(made.image[~made.mask], image[~made.mask])
@@ -52,8 +49,8 @@ def test_only_the_mask_changes_and_by_one_constant() -> None:
 
 def test_equal_generators_give_equal_batches_and_others_do_not() -> None:
     image, organ = _healthy()
-    first, again = (synthesise(image, organ, SETTINGS, _generator(5)) for _ in range(2))
-    other = synthesise(image, organ, SETTINGS, _generator(6))
+    first, again = (synthesise(image, organ, SETTINGS, generator(5)) for _ in range(2))
+    other = synthesise(image, organ, SETTINGS, generator(6))
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.mask, again.mask)
     assert not torch.equal(first.image, other.image)
@@ -61,13 +58,13 @@ def test_equal_generators_give_equal_batches_and_others_do_not() -> None:
 
 def test_no_liver_means_no_anomaly() -> None:
     image, organ = _healthy()
-    made = synthesise(image, torch.zeros_like(organ), SETTINGS, _generator())
+    made = synthesise(image, torch.zeros_like(organ), SETTINGS, generator())
     assert not made.mask.any()
     assert torch.equal(made.image, image)
 
 
 def test_uniform_shift_follows_its_law() -> None:
-    shift = draw_shift(20_000, SynthesisSettings(), _generator(1)).flatten().double().numpy()
+    shift = draw_shift(20_000, SynthesisSettings(), generator(1)).flatten().double().numpy()
     assert np.abs(shift).min() >= 60
     assert np.abs(shift).max() <= 100
     assert stats.kstest(np.abs(shift), "uniform", args=(60, 40)).pvalue > 1e-3
@@ -76,7 +73,7 @@ def test_uniform_shift_follows_its_law() -> None:
 
 def test_normal_shift_follows_its_law() -> None:
     chosen = SynthesisSettings(shift_distribution="normal", shift_grey=(20.0, 100.0))
-    shift = draw_shift(20_000, chosen, _generator(2)).flatten().double().numpy()
+    shift = draw_shift(20_000, chosen, generator(2)).flatten().double().numpy()
     assert np.abs(shift).min() >= 20
     assert np.abs(shift).max() <= 100
     law = stats.truncnorm(20 / 50, 100 / 50, scale=50)
@@ -109,18 +106,18 @@ def test_blend_by_hand() -> None:
 
 def test_textures_lie_in_perlin_masks_and_in_the_liver_alone() -> None:
     image, organ = _healthy(8)
-    made = synthesise(image, organ, _textured(opacity=(1.0, 1.0)), _generator(1), Flat())
+    made = synthesise(image, organ, _textured(opacity=(1.0, 1.0)), generator(1), Flat())
     assert made.mask.flatten(1).any(1).sum() > 4
     assert (made.mask <= organ).all()
     assert torch.equal(made.image[~made.mask], image[~made.mask])
     assert (made.image[made.mask] == Flat.grey).all()
-    everywhere = synthesise(image, torch.ones_like(organ), _textured(), _generator(1), Flat())
+    everywhere = synthesise(image, torch.ones_like(organ), _textured(), generator(1), Flat())
     assert torch.equal(made.mask, everywhere.mask & organ), "the liver cuts the mask and decides nothing else"
 
 
 def test_the_opacity_is_one_number_a_slice_and_follows_its_law() -> None:
     organ = torch.ones(64, 1, 64, 64, dtype=torch.bool)
-    made = synthesise(torch.full(organ.shape, 50.0), organ, _textured(opacity=(0.2, 1.0)), _generator(2), Flat())
+    made = synthesise(torch.full(organ.shape, 50.0), organ, _textured(opacity=(0.2, 1.0)), generator(2), Flat())
     shares = []
     for image, mask in zip(made.image, made.mask, strict=True):
         if mask.any():
@@ -135,7 +132,7 @@ def test_a_share_of_slices_stays_clean() -> None:
     organ = torch.ones(200, 1, 64, 64, dtype=torch.bool)
     image = torch.full(organ.shape, 50.0)
     # the threshold paints almost everything, so that an empty mask is a slice left clean
-    made = synthesise(image, organ, _textured(clean_share=0.5, threshold=-0.9), _generator(3), Flat())
+    made = synthesise(image, organ, _textured(clean_share=0.5, threshold=-0.9), generator(3), Flat())
     painted = made.mask.flatten(1).any(1)
     assert stats.binomtest(int(painted.sum()), 200).pvalue > 1e-3
     assert torch.equal(made.image[~painted], image[~painted])
@@ -144,12 +141,12 @@ def test_a_share_of_slices_stays_clean() -> None:
 def test_a_textured_batch_is_a_function_of_its_generator() -> None:
     image, organ = _healthy(8)
     settings = _textured()
-    first, again = (synthesise(image, organ, settings, _generator(5)) for _ in range(2))
-    other = synthesise(image, organ, settings, _generator(6))
+    first, again = (synthesise(image, organ, settings, generator(5)) for _ in range(2))
+    other = synthesise(image, organ, settings, generator(6))
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.mask, again.mask)
     assert not torch.equal(first.image, other.image)
-    shorter = synthesise(image[:3], organ[:3], settings, _generator(5))
+    shorter = synthesise(image[:3], organ[:3], settings, generator(5))
     assert torch.equal(shorter.image, first.image[:3]), "each slice's numbers are its own"
 
 

@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from medad.base.noise import PerlinLattice, draw_lattice, fade, perlin_masks, perlin_noise
+from tests.seeded import generators
 
 CPU = torch.device("cpu")
 DRAEM = {"scale_exponents": (0, 5), "rotation_deg": (-90.0, 90.0)}
-
-
-def _generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def _noise_at(v: float, u: float, angles: list[list[float]]) -> float:
@@ -52,7 +49,7 @@ def _reference(lattice: PerlinLattice, image: int, height: int, width: int) -> t
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (30, 45)])
 @pytest.mark.parametrize("rotation_deg", [(0.0, 0.0), (-90.0, 90.0)])
 def test_noise_is_the_formula(height: int, width: int, rotation_deg: tuple[float, float]) -> None:
-    lattice = draw_lattice(_generators(*range(6)), scale_exponents=(0, 5), rotation_deg=rotation_deg)
+    lattice = draw_lattice(generators(*range(6)), scale_exponents=(0, 5), rotation_deg=rotation_deg)
     noise = perlin_noise(lattice, (height, width), CPU)
     for image, ours in enumerate(noise.double()):
         expected = _reference(lattice, image, height, width)
@@ -63,8 +60,8 @@ def test_noise_is_the_formula(height: int, width: int, rotation_deg: tuple[float
 
 
 def test_masks_are_where_the_reference_exceeds_the_threshold() -> None:
-    masks = perlin_masks(_generators(*range(8)), (32, 32), device=CPU)
-    lattice = draw_lattice(_generators(*range(8)), **DRAEM)  # type: ignore[arg-type]
+    masks = perlin_masks(generators(*range(8)), (32, 32), device=CPU)
+    lattice = draw_lattice(generators(*range(8)), **DRAEM)  # type: ignore[arg-type]
     for image, mask in enumerate(masks):
         expected = _reference(lattice, image, 32, 32)
         clear = (expected - 0.5).abs() > 1e-4
@@ -73,7 +70,7 @@ def test_masks_are_where_the_reference_exceeds_the_threshold() -> None:
 
 
 def test_noise_vanishes_at_lattice_points_and_outside_the_turned_lattice() -> None:
-    lattice = draw_lattice(_generators(0), scale_exponents=(1, 1), rotation_deg=(45.0, 45.0))
+    lattice = draw_lattice(generators(0), scale_exponents=(1, 1), rotation_deg=(45.0, 45.0))
     # an odd side puts a pixel's centre on the middle of the image, which is a lattice point of 2 x 2 cells
     noise = perlin_noise(lattice, (33, 33), CPU)[0]
     assert noise[16, 16] == 0
@@ -83,7 +80,7 @@ def test_noise_vanishes_at_lattice_points_and_outside_the_turned_lattice() -> No
 
 def test_a_whole_turn_changes_nothing_and_a_half_turn_mirrors_both_axes() -> None:
     plain, whole, half = (
-        perlin_noise(draw_lattice(_generators(3), scale_exponents=(2, 4), rotation_deg=(turn, turn)), (24, 40), CPU)
+        perlin_noise(draw_lattice(generators(3), scale_exponents=(2, 4), rotation_deg=(turn, turn)), (24, 40), CPU)
         for turn in (0.0, 360.0, 180.0)
     )
     inner = (slice(None), slice(1, -1), slice(1, -1))
@@ -92,13 +89,13 @@ def test_a_whole_turn_changes_nothing_and_a_half_turn_mirrors_both_axes() -> Non
 
 
 def test_an_image_s_mask_is_its_generators_own() -> None:
-    together = perlin_masks(_generators(*range(7)), (48, 64), device=CPU)
+    together = perlin_masks(generators(*range(7)), (48, 64), device=CPU)
     for seed in range(7):
-        assert torch.equal(perlin_masks(_generators(seed), (48, 64), device=CPU)[0], together[seed])
+        assert torch.equal(perlin_masks(generators(seed), (48, 64), device=CPU)[0], together[seed])
 
 
 def test_scales_are_drawn_evenly_and_each_axis_by_itself() -> None:
-    cells = draw_lattice(_generators(*range(1800)), scale_exponents=(0, 5)).cells
+    cells = draw_lattice(generators(*range(1800)), scale_exponents=(0, 5)).cells
     for axis in (0, 1):
         counts = Counter(cells[:, axis].tolist())
         assert sorted(counts) == [1, 2, 4, 8, 16, 32]
@@ -109,7 +106,7 @@ def test_scales_are_drawn_evenly_and_each_axis_by_itself() -> None:
 
 
 def test_rotation_and_directions_fill_their_ranges() -> None:
-    lattice = draw_lattice(_generators(*range(400)), scale_exponents=(2, 2), rotation_deg=(-90.0, 90.0))
+    lattice = draw_lattice(generators(*range(400)), scale_exponents=(2, 2), rotation_deg=(-90.0, 90.0))
     degrees = lattice.rotation_rad.rad2deg()
     assert -90 <= degrees.min() < -85
     assert 85 < degrees.max() <= 90
@@ -130,6 +127,6 @@ def test_fade_is_flat_at_both_ends() -> None:
 
 
 def test_a_higher_threshold_never_grows_a_mask() -> None:
-    low, high = (perlin_masks(_generators(*range(9)), (64, 64), threshold=t, device=CPU) for t in (0.3, 0.6))
+    low, high = (perlin_masks(generators(*range(9)), (64, 64), threshold=t, device=CPU) for t in (0.3, 0.6))
     assert (high <= low).all()
     assert low.sum() > high.sum()

@@ -12,7 +12,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import pydicom
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.ct import io
 from medad.ct.io import Geometry, Labels, Volume
+from tests.medad.ct_series import save_slice
 
 LPS = np.diag([-1.0, -1.0, 2.0, 1.0])
 SHAPE = (6, 5, 4)
@@ -309,30 +309,18 @@ def test_itk_images_of_other_kinds(tmp_path: Path) -> None:
 def write_series(
     folder: Path, change: dict[int, dict[str, Any]], *, skip: tuple[int, ...] = (), tilt: float = 0
 ) -> None:
-    """Six good CT slices 2 mm apart, with a patient's data in their tags; `change` overwrites tags of some."""
+    """Six good CT slices 2 mm apart; `change` overwrites tags of some."""
     folder.mkdir()
-    for k in range(6):
-        if k in skip:
-            continue
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.CTImageStorage
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"2.25.77.{k + 1}"
-        data.SeriesInstanceUID, data.StudyInstanceUID, data.Modality = "2.25.4242", "2.25.4343", "CT"
-        data.PatientName, data.PatientID, data.SeriesDescription = "SECRETNAME^X", "SECRETID", "SECRETTEXT"
-        data.Rows, data.Columns, data.PixelSpacing, data.SliceThickness = 4, 5, [1, 1], 2
-        data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, tilt * k, 2 * k]
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-        data.RescaleSlope, data.RescaleIntercept = 1, -1024
-        data.PixelData = np.arange(20, dtype="<i2").tobytes()
-        for keyword, value in change.get(k, {}).items():
-            if value is None:
-                delattr(data, keyword)
-            else:
-                setattr(data, keyword, value)
-        data.save_as(folder / f"{k}.dcm", enforce_file_format=True)
+    for k in set(range(6)) - set(skip):
+        tags: dict[str, Any] = {
+            "PixelSpacing": [1, 1],
+            "SliceThickness": 2,
+            "RescaleSlope": 1,
+            "RescaleIntercept": -1024,
+        }
+        place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, tilt * k, 2 * k]}
+        stored = np.arange(20, dtype=np.int16).reshape(4, 5)
+        save_slice(folder / f"{k}.dcm", k, stored, **(tags | place | change.get(k, {})))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from medad.base.errors import DiskFullError, InputError
 from medad.ct import io, nifti
 from medad.ct.dicom import write_dicom
 from medad.ct.io import Geometry
+from tests.medad.ct_series import save_slice
 
 SHAPE = (5, 6, 7)
 SPACING = (0.7, 0.9, 2.5)
@@ -154,39 +155,28 @@ def test_every_itk_format(tmp_path: Path, name: str, compress: bool) -> None:
 
 
 def write_slices(
-    folder: Path, values: NDArray[np.int16], step: NDArray[np.float64], change: dict[int, dict[str, Any]] | None = None
+    folder: Path, values: NDArray[np.int16], step: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """A tilted CT series by pydicom, stored with slope 2 and intercept -1024, its files named in shuffled order.
+    """A tilted CT series, stored with slope 2 and intercept -1024, its files named in shuffled order.
 
     values [slices, rows, columns] in HU must be even. Returns origin, row and column steps in LPS mm.
     """
     folder.mkdir()
-    rotation = tilt(8)
-    row, column = rotation[:, 0], rotation[:, 1]
+    row, column, _ = tilt(8).T
     origin = np.array([-100.5, 20.25, 300.0])
     shuffled = np.random.default_rng(0).permutation(len(values))
     for k, pixels in enumerate(values):
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.CTImageStorage
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"2.25.77.{k + 1}"
-        data.SeriesInstanceUID, data.StudyInstanceUID, data.Modality = "2.25.7", "2.25.8", "CT"
-        data.PatientName, data.PatientID = "SECRET^NAME", "SECRET-ID"
-        data.Rows, data.Columns = pixels.shape
-        data.PixelSpacing, data.SliceThickness = [0.9, 0.7], 3.0
-        data.ImageOrientationPatient = [f"{value:.10f}" for value in (*row, *column)]
-        data.ImagePositionPatient = [f"{value:.8f}" for value in origin + k * step]
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
-        data.RescaleSlope, data.RescaleIntercept = 2, -1024
-        data.PixelData = ((pixels.astype(np.int32) + 1024) // 2).astype("<u2").tobytes()
-        for keyword, value in (change or {}).get(k, {}).items():
-            if value is None:
-                delattr(data, keyword)
-            else:
-                setattr(data, keyword, value)
-        data.save_as(folder / f"{shuffled[k]:03d}.dcm", enforce_file_format=True)
+        save_slice(
+            folder / f"{shuffled[k]:03d}.dcm",
+            k,
+            ((pixels.astype(np.int32) + 1024) // 2).astype(np.uint16),
+            PixelSpacing=[0.9, 0.7],
+            SliceThickness=3.0,
+            ImageOrientationPatient=[f"{value:.10f}" for value in (*row, *column)],
+            ImagePositionPatient=[f"{value:.8f}" for value in origin + k * step],
+            RescaleSlope=2,
+            RescaleIntercept=-1024,
+        )
     return origin, row * 0.7, column * 0.9
 
 

@@ -19,6 +19,7 @@ from skimage.filters import threshold_otsu
 
 from medad.config.liver import PostprocessSettings
 from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, threshold_of
+from tests.flood import flood_fill
 
 Array = np.ndarray[Any, Any]
 Voxel = tuple[int, int, int]
@@ -48,26 +49,7 @@ def affines(draw: st.DrawFn) -> Array:
     return affine
 
 
-def flood_fill(mask: Array) -> list[set[Voxel]]:
-    """26-connected components by the definition."""
-    left: set[Voxel] = {(int(x), int(y), int(z)) for x, y, z in np.argwhere(mask)}
-    components = []
-    while left:
-        front = [left.pop()]
-        component = set(front)
-        while front:
-            x, y, z = front.pop()
-            for dx, dy, dz in itertools.product((-1, 0, 1), repeat=3):
-                neighbour = (x + dx, y + dy, z + dz)
-                if neighbour in left:
-                    left.remove(neighbour)
-                    component.add(neighbour)
-                    front.append(neighbour)
-        components.append(component)
-    return components
-
-
-def longest_pair(voxels: set[Voxel], affine: Array) -> float:
+def longest_pair(voxels: set[tuple[int, ...]], affine: Array) -> float:
     points = [affine[:3, :3] @ np.array(voxel) for voxel in voxels]
     return max((float(np.linalg.norm(a - b)) for a, b in itertools.combinations(points, 2)), default=0.0)
 

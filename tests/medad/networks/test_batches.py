@@ -15,6 +15,7 @@ from medad.config.liver import LiverSettings, PhaseSettings
 from medad.networks.batches import HealthySlices, draw_batch, load_slices
 from medad.networks.train import learning_rate, train_restoration, train_segmentation
 from tests.medad.prepared import SIDE, save_slices, tiny_settings
+from tests.seeded import generator
 
 PHASE = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "rate": "one_cycle"}
 
@@ -38,15 +39,11 @@ def _slices(count: int, grey_per_hu: float | None = 0.85) -> HealthySlices:
     return HealthySlices(pixels, organ, torch.full((count,), 2.0), grey_per_hu)
 
 
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def test_the_thesiss_batch_is_the_slices_as_they_are() -> None:
     settings = _settings(preprocess={}, synthesis={}, train={"restoration": PHASE, "segmentation": PHASE})
     data = _slices(6, None)
     chosen = torch.tensor([3, 1])
-    batch, clean = draw_batch(data, chosen, settings, _generator(), None)
+    batch, clean = draw_batch(data, chosen, settings, generator(), None)
     assert torch.equal(clean, data.pixels[chosen].float())
     assert torch.equal(batch.image[~batch.mask], clean[~batch.mask])
 
@@ -54,7 +51,7 @@ def test_the_thesiss_batch_is_the_slices_as_they_are() -> None:
 def test_mirroring_turns_slice_and_organ_together_and_both_ways() -> None:
     settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "mirror": True})
     data = _slices(64)
-    batch, clean = draw_batch(data, torch.arange(64), settings, _generator(), None)
+    batch, clean = draw_batch(data, torch.arange(64), settings, generator(), None)
     whole = data.pixels[0].float()
     turned = [whole, whole.flip(-1), whole.flip(-2), whole.flip(-1).flip(-2)]
     kinds = torch.tensor([[torch.equal(each, turn) for turn in turned] for each in clean])
@@ -71,7 +68,7 @@ def test_variation_is_in_the_target_and_noise_is_not() -> None:
     noisy = {"noise_hu": (15.0, 15.0), "field_hu": 0.0, "vessels": 0, "rim_px": 0.0, "gain_log": 0.0, "offset_hu": 30.0}
     settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "variation": noisy})
     data = _slices(16)
-    batch, clean = draw_batch(data, torch.arange(16), settings, _generator(), None)
+    batch, clean = draw_batch(data, torch.arange(16), settings, generator(), None)
     organ, untouched = data.organ, data.organ & ~batch.mask
     shift = torch.where(organ, clean - data.pixels, 0.0).flatten(1).sum(1) / organ.flatten(1).sum(1)
     assert shift.std() > 5, "the offset moved the target"
@@ -81,7 +78,7 @@ def test_variation_is_in_the_target_and_noise_is_not() -> None:
 
 def test_lesions_need_slices_that_are_linear_in_hu() -> None:
     with pytest.raises(ConfigError, match="equalise: false"):
-        draw_batch(_slices(2, None), torch.arange(2), _settings(), _generator(), None)
+        draw_batch(_slices(2, None), torch.arange(2), _settings(), generator(), None)
     with pytest.raises(ValidationError, match="equalise: false"):
         _settings(preprocess={})
     with pytest.raises(ValidationError, match="equalise: false"):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from skimage import measure
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from tests.flood import flood_fill
 from zsad.evaluation import curves
 from zsad.evaluation.metrics import (
     CHUNK_PIXELS,
@@ -81,25 +82,9 @@ def f1_at(threshold: float, labels: Array, scores: Array) -> float:
     return 2 * np.count_nonzero(called & labels) / (np.count_nonzero(called) + np.count_nonzero(labels))
 
 
-def regions_of(mask: Array) -> list[set[tuple[int, int]]]:
-    """8-connected regions by flood filling."""
-    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
-    found = []
-    while left:
-        front, region = [left.pop()], set()
-        while front:
-            y, x = front.pop()
-            region.add((y, x))
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= near
-            front += near
-        found.append(region)
-    return found
-
-
 def aupro_by_fractions(pairs: Pairs, max_fpr: Fraction) -> Fraction:
     """MVTec AD's definition, threshold by threshold, in exact arithmetic."""
-    regions = [[m[y, x].item() for y, x in region] for m, k in pairs for region in regions_of(k)]
+    regions = [[m[place].item() for place in region] for m, k in pairs for region in flood_fill(k)]
     scores, labels = pooled(pairs)
     negatives = scores[~labels].tolist()
     curve = [(Fraction(0), Fraction(0))]
@@ -164,7 +149,7 @@ def test_pixel_metrics_are_scikit_learns_and_aupro_the_exact_one(pairs: Pairs, c
     assert found.f1max_threshold is not None
     assert f1_at(found.f1max_threshold, labels, scores) == pytest.approx(found.f1max, abs=1e-15)
     assert found.aupro == pytest.approx(float(aupro_by_fractions(pairs, Fraction(0.3))), abs=1e-9)
-    assert found.n_regions == sum(len(regions_of(k)) for _, k in pairs)
+    assert found.n_regions == sum(len(flood_fill(k)) for _, k in pairs)
 
 
 @given(map_sets().filter(mixed), st.sampled_from([0.05, 0.3, 0.5, 1.0]))

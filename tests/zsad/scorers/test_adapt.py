@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError
+from tests.zsad.feature_sets import unit
 from zsad.config.run import AdaptSettings
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator, patch_shares
 from zsad.scorers.textures import GeneratedTextures
@@ -15,19 +16,15 @@ CPU = torch.device("cpu")
 DIGESTS = [f"{i:064x}" for i in range(12)]
 
 
-def _tokens(*shape: int, seed: int) -> torch.Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
 class _Batch:
     def __init__(self, images: int, patches: int = 20, dim: int = 12) -> None:
         generator = torch.Generator().manual_seed(images)
-        self.patches = _tokens(images, patches, dim, seed=1)
-        self.corrupted = normalize(self.patches + 0.7 * _tokens(images, patches, dim, seed=2), dim=-1)
+        self.patches = unit(images, patches, dim, seed=1)
+        self.corrupted = normalize(self.patches + 0.7 * unit(images, patches, dim, seed=2), dim=-1)
         share = torch.rand(images, patches, generator=generator)
         self.mask = torch.where(torch.rand(images, patches, generator=generator) < 0.4, share, 0.0)
         self.target = torch.rand(images, patches, generator=generator) + 0.3
-        self.text = _tokens(2, dim, seed=3)
+        self.text = unit(2, dim, seed=3)
 
     def adapt(self, settings: AdaptSettings, tau: float, rows: slice | list[int] = slice(None)) -> torch.Tensor:
         return adapt(

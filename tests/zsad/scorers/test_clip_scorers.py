@@ -14,6 +14,7 @@ import torch
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, write_features
+from tests.zsad.learned_sets import cosine, dot
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
@@ -46,12 +47,8 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return write_features(tmp_path_factory.mktemp("shots") / "f", (2, 1), random_tensors(3, VIEWS, seed=50), "ab")
 
 
-def _dot(a: Vector, b: Vector) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def _anomalous_share(token: Vector, text: torch.Tensor, tau: float) -> float:
-    normal, anomalous = (math.exp(_dot(token, side) / tau) for side in text.double().tolist())
+    normal, anomalous = (math.exp(dot(token, side) / tau) for side in text.double().tolist())
     return anomalous / (normal + anomalous)
 
 
@@ -102,8 +99,7 @@ def _few_shot(given: Material, number: int, settings: WinClip) -> list[list[list
         ]
         found = []
         for token in given.store.view(number, name)[crop].double().tolist():
-            cosines = [_dot(token, m) / math.sqrt(_dot(token, token) * _dot(m, m)) for m in memory]
-            found.append((1 - max(cosines)) / 2)
+            found.append((1 - max(cosine(token, m) for m in memory)) / 2)
         return found
 
     maps = []

@@ -13,8 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import normalize
 
+from tests.zsad.feature_sets import unit
+from tests.zsad.learned_sets import cosine, dot
 from zsad.config.run import ReferenceSettings, ScoreSettings, Variant
 from zsad.scorers.dual import scorer as dual
 from zsad.scorers.dual.scorer import (
@@ -33,18 +34,10 @@ LAMBDAS = ScoreSettings(
 )
 
 
-def _tokens(*shape: int, seed: int = 0) -> torch.Tensor:
-    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def _dot(a: Vector, b: Vector) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def _f(v: Vector, t_a: Vector, t_n: Vector, tau: float) -> float:
     """Eq. 1, as printed."""
-    up = math.exp(_dot(v, t_a) / tau)
-    return up / (math.exp(_dot(v, t_n) / tau) + up)
+    up = math.exp(dot(v, t_a) / tau)
+    return up / (math.exp(dot(v, t_n) / tau) + up)
 
 
 def _a_v(query: list[Vector], reference: list[Vector]) -> list[float]:
@@ -53,15 +46,14 @@ def _a_v(query: list[Vector], reference: list[Vector]) -> list[float]:
     for q in query:
         least = math.inf
         for r in reference:
-            cosine = _dot(q, r) / math.sqrt(_dot(q, q) * _dot(r, r))
-            least = min(least, 1 - cosine)
+            least = min(least, 1 - cosine(q, r))
         out.append(least)
     return out
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.07, 0.01])
 def test_text_scores_are_eq_1_to_3(tau: float) -> None:
-    tokens, text = _tokens(2, 3, 5, 16), _tokens(2, 16, seed=1)
+    tokens, text = unit(2, 3, 5, 16), unit(2, 16, seed=1)
     ours = text_scores(tokens, text, tau)
     normal, anomalous = text.double().tolist()
     for image in range(2):
@@ -80,8 +72,8 @@ def test_a_token_of_either_text_scores_on_its_side() -> None:
 @pytest.mark.parametrize("sizes", [(9,), (9, 9), (9, 18, 27), (9, 27, 9, 18)])
 @pytest.mark.parametrize("aggregate", ["min", "mean", "median"])
 def test_visual_scores_are_eq_5_with_ragged_references(sizes: tuple[int, ...], aggregate: Aggregate) -> None:
-    query = _tokens(18, 6)
-    references = [_tokens(size, 6, seed=i + 1) for i, size in enumerate(sizes)]
+    query = unit(18, 6)
+    references = [unit(size, 6, seed=i + 1) for i, size in enumerate(sizes)]
     each = [_a_v(query.double().tolist(), reference.double().tolist()) for reference in references]
     middle: Callable[[Sequence[float]], float] = statistics.median
     combine: dict[Aggregate, Callable[[Sequence[float]], float]] = {
@@ -94,13 +86,13 @@ def test_visual_scores_are_eq_5_with_ragged_references(sizes: tuple[int, ...], a
 
 
 def test_the_minimum_over_references_is_one_memory_of_all_their_patches() -> None:
-    query, references = _tokens(10, 8), _tokens(3, 7, 8, seed=1)
+    query, references = unit(10, 8), unit(3, 7, 8, seed=1)
     pooled = visual_scores(query, [references.flatten(0, 1)])
     torch.testing.assert_close(visual_scores(query, references.unbind()), pooled)
 
 
 def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, reference = _tokens(50, 8), _tokens(30, 8, seed=1)
+    query, reference = unit(50, 8), unit(30, 8, seed=1)
     whole = visual_scores(query, [reference])
     for limit in (1, 29, 30, 61, 700):
         monkeypatch.setattr(dual, "MAX_COSINES", limit)
@@ -108,7 +100,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_image_in_its_own_memory_is_not_anomalous() -> None:
-    query = _tokens(20, 8)
+    query = unit(20, 8)
     assert (
         visual_scores(query, [query[torch.randperm(20, generator=torch.Generator().manual_seed(0))]]).abs().max() < 1e-6
     )

@@ -9,6 +9,7 @@ import pytest
 from jaxtyping import Bool
 from numpy import ndarray
 
+from tests.flood import flood_fill
 from zsad.scorers.segmentation.foreground import Component, covered_segments, find_components, scaled
 
 Mask = Bool[ndarray, "H W"]
@@ -85,25 +86,6 @@ def test_without_foreground_the_image_is_one_component_without_parts(segments: l
     assert find_components(segments, _box(30, 30, 35, 35), 0.8) == (Component(0, 0, 40, 60, parts=0),)
 
 
-def _flooded(mask: Mask) -> list[set[tuple[int, int]]]:
-    """Connected components, by walking from pixel to pixel."""
-    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
-    found = []
-    while left:
-        waiting = [min(left)]
-        left.remove(waiting[0])
-        component = set(waiting)
-        while waiting:
-            y, x = waiting.pop()
-            for neighbour in [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
-                if neighbour in left:
-                    left.remove(neighbour)
-                    component.add(neighbour)
-                    waiting.append(neighbour)
-        found.append(component)
-    return found
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_components_are_those_of_a_flood_fill(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -112,13 +94,13 @@ def test_components_are_those_of_a_flood_fill(seed: int) -> None:
     dichotomous = (rng.random((14, 17)) < 0.6) & ~segments[1] | segments[0]
     kept = [s for s in segments if 10 * int((s & dichotomous).sum()) >= 6 * int(s.sum())]
     expected = set()
-    for pixels in _flooded(np.any(kept, axis=0)):
+    for pixels in flood_fill(np.any(kept, axis=0)):
         ys, xs = [y for y, _ in pixels], [x for _, x in pixels]
         parts = sum(any(segment[y, x] for y, x in pixels) for segment in kept)
         expected.add(Component(min(ys), min(xs), max(ys) + 1, max(xs) + 1, parts))
     found = find_components(segments, dichotomous, 0.6)
     assert set(found) == expected
-    assert len(found) == len(_flooded(np.any(kept, axis=0)))
+    assert len(found) == len(flood_fill(np.any(kept, axis=0)))
 
 
 def test_a_box_on_a_larger_image() -> None:

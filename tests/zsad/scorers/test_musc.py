@@ -110,10 +110,6 @@ def _lnamd(patches: Matrix, degree: int) -> Matrix:
     return out
 
 
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
-
-
 def _maps_by_loops(
     crops: Sequence[int], blocks: Blocks, degrees: Sequence[int], share: float, compared: Sequence[Sequence[int]]
 ) -> list[list[float]]:
@@ -130,7 +126,7 @@ def _maps_by_loops(
                 images.append(patches)
             for i, others in enumerate(compared):
                 for p, patch in enumerate(images[i]):
-                    found = sorted(min(_distance(patch, other) for other in images[j]) for j in others)
+                    found = sorted(min(math.dist(patch, other) for other in images[j]) for j in others)
                     count = max(1, math.floor(share * len(found)))
                     sums[i][p] += sum(found[:count]) / count
     passes = len(blocks) * len(degrees)

@@ -28,10 +28,6 @@ def _scores(images: Sequence[torch.Tensor], share: float = 0.3, batch_size: int 
     return [found[number] for number in range(len(images))]
 
 
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
-
-
 def _by_loops(images: Sequence[torch.Tensor], share: float) -> list[list[float]]:
     """For each patch, the least distance to each other image; the lowest share of these, averaged."""
     values = [image.double().tolist() for image in images]
@@ -45,7 +41,7 @@ def _by_loops(images: Sequence[torch.Tensor], share: float) -> list[list[float]]
                     continue
                 least = math.inf
                 for candidate in other:
-                    least = min(least, _distance(patch, candidate))
+                    least = min(least, math.dist(patch, candidate))
                 to_images.append(least)
             to_images.sort()
             count = max(1, math.floor(share * len(to_images)))

@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
+from tests.zsad.learned_sets import cosine
 from tests.zsad.tiny_clip import tiny_encoder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
 from zsad.clip.encoder import Encoder
@@ -123,11 +124,7 @@ def _score(folder: Path, out: Path, order: Sequence[int] = (0, 1), batch_size: i
 
 
 def _mean_cosine(token: Sequence[float], prompts: Sequence[Sequence[float]]) -> float:
-    total = 0.0
-    for prompt in prompts:
-        dot = sum(a * b for a, b in zip(token, prompt, strict=True))
-        total += dot / math.sqrt(sum(a * a for a in token) * sum(b * b for b in prompt))
-    return total / len(prompts)
+    return sum(cosine(token, prompt) for prompt in prompts) / len(prompts)
 
 
 Sides = tuple[list[list[float]], list[list[float]]]

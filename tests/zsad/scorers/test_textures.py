@@ -12,14 +12,11 @@ import torch
 from PIL import Image
 
 from medad.base.errors import InputError
+from tests.seeded import generators
 from zsad.scorers import textures
 from zsad.scorers.textures import CHANGES, GeneratedTextures, TextureFolder, Textures, open_textures
 
 CPU = torch.device("cpu")
-
-
-def _generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @pytest.fixture
@@ -38,18 +35,18 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["folder", "generated"])
 def test_a_texture_is_its_generators_own(kind: str, folder: Path) -> None:
     source: Textures = open_textures(folder if kind == "folder" else None)
-    together = source.draw(_generators(*range(12)), 32, CPU)
+    together = source.draw(generators(*range(12)), 32, CPU)
     assert together.shape == (12, 3, 32, 32)
     assert together.min() >= 0
     assert together.max() <= 1
     for seed in (3, 11, 0):
-        torch.testing.assert_close(source.draw(_generators(seed), 32, CPU)[0], together[seed])
+        torch.testing.assert_close(source.draw(generators(seed), 32, CPU)[0], together[seed])
     distinct = {image.numpy().round(4).tobytes() for image in together}
     assert len(distinct) == 12
 
 
 def test_generated_textures_have_contrast_and_variety() -> None:
-    drawn = GeneratedTextures().draw(_generators(*range(64)), 64, CPU)
+    drawn = GeneratedTextures().draw(generators(*range(64)), 64, CPU)
     assert drawn.std((1, 2, 3)).min() > 0.02
     # any two differ by more than rounding: mean colours spread over the cube
     assert (drawn.mean((2, 3)).std(0) > 0.1).all()
@@ -57,7 +54,7 @@ def test_generated_textures_have_contrast_and_variety() -> None:
 
 def test_without_changes_a_folders_picture_is_pillows_resize(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(textures, "AUGMENTATIONS", 0)
-    drawn = TextureFolder(folder).draw(_generators(*range(300)), 16, CPU)
+    drawn = TextureFolder(folder).draw(generators(*range(300)), 16, CPU)
     paths = list(folder.rglob("t?.*"))
     expected = {
         (np.asarray(Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)) / np.float32(255))
@@ -82,7 +79,7 @@ def test_three_different_changes_in_an_order_of_their_own(folder: Path, monkeypa
         return change
 
     monkeypatch.setattr(textures, "CHANGES", [recorder(number) for number in range(len(CHANGES))])
-    TextureFolder(folder).draw(_generators(*range(70)), 8, CPU)
+    TextureFolder(folder).draw(generators(*range(70)), 8, CPU)
     triples = [tuple(seen[i : i + 3]) for i in range(0, len(seen), 3)]
     assert len(triples) == 70
     assert all(len(set(triple)) == 3 for triple in triples)
@@ -95,22 +92,22 @@ def test_changes_keep_size_and_mode_and_do_something(
     change: Callable[[Image.Image, torch.Generator], Image.Image],
 ) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(60, 180, (16, 20, 3), dtype=np.uint8))
-    changed = [change(picture, generator) for generator in _generators(*range(4))]
+    changed = [change(picture, generator) for generator in generators(*range(4))]
     assert all(image.size == picture.size and image.mode == "RGB" for image in changed)
     assert any(image.tobytes() != picture.tobytes() for image in changed)
 
 
 def test_recolouring_keeps_how_light_a_pixel_is() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    (changed,) = (textures.recolour(picture, generator) for generator in _generators(1))
+    (changed,) = (textures.recolour(picture, generator) for generator in generators(1))
     # value, the largest of the three channels
     np.testing.assert_allclose(np.asarray(changed).max(2).astype(int), np.asarray(picture).max(2).astype(int), atol=1)
 
 
 def test_a_folder_is_read_in_one_order_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
-    before = open_textures(folder).draw(_generators(*range(5)), 8, CPU)
+    before = open_textures(folder).draw(generators(*range(5)), 8, CPU)
     moved = folder.rename(tmp_path / "elsewhere")
-    assert torch.equal(open_textures(str(moved)).draw(_generators(*range(5)), 8, CPU), before)
+    assert torch.equal(open_textures(str(moved)).draw(generators(*range(5)), 8, CPU), before)
 
 
 def test_bad_folders_are_one_line(tmp_path: Path) -> None:
@@ -120,4 +117,4 @@ def test_bad_folders_are_one_line(tmp_path: Path) -> None:
         open_textures(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     with pytest.raises(InputError, match=r"broken\.png"):
-        open_textures(tmp_path).draw(_generators(0), 8, CPU)
+        open_textures(tmp_path).draw(generators(0), 8, CPU)
