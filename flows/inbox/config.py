@@ -76,6 +76,7 @@ class Inbox:
             "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
             "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
             "settings": keyed(self.liver, "name", "train_data", "test_data", "train", "synthesis").content,
+            "data": self.liver.test_data.public(),
         }
         return content_key(values)
 
