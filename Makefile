@@ -9,8 +9,9 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	$(BIN)/adflows demo
 
+# two processes, a whole module each at a time; faults and kills of the slow suites want the machine for themselves
 test: $(STAMP)
-	$(BIN)/python -X warn_default_encoding -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --dist loadfile --tx "2*popen//python=$(BIN)/python -X warn_default_encoding"
 
 test-all: $(STAMP)
 	$(BIN)/python -X warn_default_encoding -m pytest
