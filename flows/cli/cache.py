@@ -82,7 +82,7 @@ def list_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What is kept: how many artefacts of each step, their size, and when they last served."""
+    """List what is kept: how many artefacts of each step, their size, and when they last served."""
     from flows.store.upkeep import age, kept
 
     store = _store()
@@ -106,7 +106,7 @@ def list_command(
 
 @app.command()
 def explain(key: KeyArgument, as_json: Json = False) -> None:
-    """What an artefact was made from, and what today's program would do otherwise."""
+    """Say what an artefact was made from, and what today's program would do otherwise."""
     from flows.store.step import load_steps
     from flows.store.upkeep import find, kept, outdated
 

@@ -1,4 +1,4 @@
-"""What the commands of both flows share: options, settings from a file and --set, running a flow, printing its end.
+"""Shared by the commands of both flows: options, settings from a file and --set, running a flow, printing its end.
 
 Nothing heavy is imported here: `--help` must not wait for torch or Prefect.
 """
@@ -70,7 +70,7 @@ def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) ->
 
 
 def answer_of(outcome: Outcome) -> dict[str, Any]:
-    """What --json prints. No path of an input: that is said on stderr, and this may be kept or mailed."""
+    """Return what --json prints. No path of an input: that is said on stderr, and this may be kept or mailed."""
     from flows.runs.run_folder import read_notices
 
     return {

@@ -26,7 +26,7 @@ PREFECT_DEFAULTS = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     # a run that is silent for three of these is taken for dead (`adflows deploy`); by hand or by a worker alike
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
-    # results are references in JSON; a pickle could run code when it is read
+    # nothing is persisted; were it ever, a pickle could run code when it is read
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }
 """Applied only where the user's environment is silent."""

@@ -43,18 +43,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def no_prefect() -> Iterator[None]:
-    """Let a module's commands run their flows in this process, without Prefect."""
-    from flows.cli import doctor
-    from flows.runs.flow import OurFlow
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OurFlow, "run", OurFlow.local)
-        patch.setattr(doctor, "check_prefect", lambda: doctor.Check("prefect", "ok", "not asked"))
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
 def nothing_learned() -> None:
     """The filter hides no word because another module's folder was called by it."""

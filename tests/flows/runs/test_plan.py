@@ -30,9 +30,8 @@ def images(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., A
 
 
 @pytest.fixture(scope="module")
-def finished(world: Any, images: Any, cli: Cli, no_prefect: None) -> Iterator[None]:
+def finished(world: Any, images: Any, cli: Cli) -> Iterator[None]:
     """Both flows' work is in one cache."""
-    del no_prefect
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         for field, where in (("liver", world), ("zsad", images)):
