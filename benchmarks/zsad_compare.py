@@ -16,7 +16,7 @@ from zsad.steps.score import score_system
 
 BLOCKS = (3, 6, 9, 12)
 SYSTEMS = (Clip(), ClipAc(), WinClip(), AnoVl(), MuSc(blocks=BLOCKS), MuSc2(), DualImage())
-VIEWS = tuple(sorted({view for system in SYSTEMS for view in system.views}))
+OUTPUTS = tuple(sorted({output for system in SYSTEMS for output in system.outputs}))
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def encoding_for_all(bench: Bench) -> Row:
     batches = torch.split(bench.images, bench.plan.batch)
 
     def ours() -> None:
-        encode_images(bench.paths, bench.digests, bench.settings, str(device), features, views=VIEWS)
+        encode_images(bench.paths, bench.digests, bench.settings, str(device), features, outputs=OUTPUTS)
 
     def bare() -> None:
         for part in batches:
@@ -41,7 +41,7 @@ def encoding_for_all(bench: Bench) -> Row:
     scoring = clocked(lambda: _score_all(bench, features), device)()
     mine, bound = (statistics.median(seconds) / bench.plan.images for seconds in (compared.first, compared.second))
     detail = (
-        f"an image: files to features with {len(VIEWS)} views {1e3 * mine:.0f} ms, loading the model included; one "
+        f"an image: files to features with {len(OUTPUTS)} outputs {1e3 * mine:.0f} ms, loading the model included; one "
         f"forward and its windows {1e3 * bound:.0f} ms, which bounds it; scoring by {len(SYSTEMS) - 1} systems, "
         f"not counted, {1e3 * scoring / bench.plan.images:.0f} ms"
     )

@@ -22,8 +22,8 @@ from benchmarks.zsad_images import draw_image, name_of
 from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
+from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
-from zsad.config.views import PATCHES
 from zsad.data.images import beside, crop_image, merge_maps, plan_crops, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import text_scores

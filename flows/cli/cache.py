@@ -16,7 +16,7 @@ from flows.machine.terminal import format_seconds, say, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.store.artifacts import ArtefactStore
+    from flows.store.artifacts import ArtifactStore
     from flows.store.upkeep import Kept
 
 app = typer.Typer(help="The cache: what is kept, what is stale or damaged, what may go.", no_args_is_help=True)
@@ -27,7 +27,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 SPANS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="The beginning of an artefact's key, as `ls` shows it.")
+    str, typer.Argument(metavar="KEY", help="The beginning of an artifact's key, as `ls` shows it.")
 ]
 
 
@@ -55,10 +55,10 @@ def show_size(size: int) -> str:
     return f"{size / 10**9:.1f} GB"
 
 
-def _store() -> ArtefactStore:
-    from flows.store.artifacts import ArtefactStore
+def _store() -> ArtifactStore:
+    from flows.store.artifacts import ArtifactStore
 
-    return ArtefactStore()
+    return ArtifactStore()
 
 
 def _row(each: Kept) -> dict[str, Any]:
@@ -82,13 +82,13 @@ def list_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what is kept: how many artefacts of each step, their size, and when they last served."""
+    """List what is kept: how many artifacts of each step, their size, and when they last served."""
     from flows.store.upkeep import age, kept
 
     store = _store()
     found = kept(store, step)
     if as_json:
-        say(json.dumps({"cache": str(store.root), "artefacts": [_row(each) for each in found]}, indent=1))
+        say(json.dumps({"cache": str(store.root), "artifacts": [_row(each) for each in found]}, indent=1))
         return
     if step is not None:
         for each in found:
@@ -101,12 +101,12 @@ def list_command(
         for name, group in sorted(by_step.items()):
             size = show_size(sum(each.size for each in group))
             say(f"{name:<18} {len(group):>6}  {size:>9}  used {age(group[-1]):>7} ago")
-    say(f"{len(found)} artefacts, {show_size(sum(each.size for each in found))}, in {store.root}")
+    say(f"{len(found)} artifacts, {show_size(sum(each.size for each in found))}, in {store.root}")
 
 
 @app.command()
 def explain(key: KeyArgument, as_json: Json = False) -> None:
-    """Say what an artefact was made from, and what today's program would do otherwise."""
+    """Say what an artifact was made from, and what today's program would do otherwise."""
     from flows.store.step import load_steps
     from flows.store.upkeep import find, kept, outdated
 
@@ -122,7 +122,7 @@ def explain(key: KeyArgument, as_json: Json = False) -> None:
         return
     say(f"{each.step} {each.key}")
     if each.sidecar is None:
-        say("artefact.json cannot be read: the step will run again")
+        say("artifact.json cannot be read: the step will run again")
         return
     say(f"made {each.sidecar.created} in {format_seconds(each.sidecar.seconds)}, {show_size(each.size)}: {each.folder}")
     say("made from")
@@ -153,12 +153,12 @@ def verify(
 ) -> None:
     """Read every file anew and compare. Exit code 2 when something is damaged."""
     from flows.store.upkeep import damaged
-    from flows.store.upkeep import remove as remove_artefact
+    from flows.store.upkeep import remove as remove_artifact
 
     terminal.enabled = True
     store = _store()
-    found = damaged(store, lambda done, total: terminal.count("verify", done, total, what="artefacts"))
-    gone = [damage for damage in found if remove and remove_artefact(store, damage.kept)]
+    found = damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
+    gone = [damage for damage in found if remove and remove_artifact(store, damage.kept)]
     if as_json:
         rows = [_row(damage.kept) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
         say(json.dumps({"damaged": rows}, indent=1))
@@ -186,7 +186,7 @@ def prune(
     if older_than is None and max_size is None:
         raise ConfigError("prune: say what may go: --older-than AGE, --max-size SIZE, or both")
     from flows.store.upkeep import choose, kept, old_checkpoints
-    from flows.store.upkeep import remove as remove_artefact
+    from flows.store.upkeep import remove as remove_artifact
 
     age_s = None if older_than is None else parse_age(older_than)
     store, now = _store(), time.time()
@@ -198,7 +198,7 @@ def prune(
         now=now,
         in_use_since=store.runs_since(),
     )
-    gone = [each for each in chosen if dry_run or remove_artefact(store, each)]
+    gone = [each for each in chosen if dry_run or remove_artifact(store, each)]
     checkpoints: list[Path] = [] if age_s is None or step is not None else old_checkpoints(store, age_s, now)
     for path in checkpoints:
         if not dry_run:
@@ -219,4 +219,4 @@ def prune(
         say(f"{'checkpoint':<18} {path.name}")
     verb = "would go" if dry_run else "removed"
     left = sum(each.size for each in everything) - size
-    say(f"{len(gone)} artefacts {verb}, {show_size(size)}; {show_size(left)} stay")
+    say(f"{len(gone)} artifacts {verb}, {show_size(size)}; {show_size(left)} stay")

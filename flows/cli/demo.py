@@ -52,7 +52,7 @@ def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
 
 
 def get_materials(target: Path, say: Callable[[str], None]) -> Path:
-    """scikit-image's photographs of materials with planted defects, made where they are not there yet."""
+    """scikit-image's photographs of materials with inserted defects, made where they are not there yet."""
     from zsad.embedded.samples import ensure_samples
 
     ensure_samples(target, say)

@@ -227,7 +227,7 @@ def _disk(name: str, folder: Path) -> Check:
     if free_gb < 2:
         return Check(name, "fail", found, "free some space: a run would stop halfway")
     if free_gb < 20:
-        return Check(name, "warn", found, "LiTS alone leaves about 20 GB of artefacts")
+        return Check(name, "warn", found, "LiTS alone leaves about 20 GB of artifacts")
     return Check(name, "ok", found)
 
 

@@ -1,4 +1,4 @@
-"""`adflows ids ...`: opaque ids of scans, for forms and logs that must not hold a path."""
+"""`adflows ids ...`: pseudonyms of scans, for forms and logs that must not hold a path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flows.privacy.case_ids import RegisteredCase
 
 app = typer.Typer(
-    help="Opaque ids of scans: what Prefect's forms take and its records show. Only you can read what they stand for.",
+    help="Pseudonyms of scans: what Prefect's forms take and its records show. Only you can read what they stand for.",
     no_args_is_help=True,
 )
 

@@ -242,7 +242,7 @@ def segment(
     of_model = settings_of_run(model)
     wanted = parse_overrides(overrides)
     settings = settings_over(of_model, wanted, model=model, source="--set")
-    # these scans, and not the data the model's run was tested on, where lesions may have been planted
+    # these scans, and not the data the model's run was tested on, where lesions may have been inserted
     data = DatasetSettings(
         root="-",
         layout="folder",
@@ -251,7 +251,7 @@ def segment(
         liver_labels=tuple(liver_label or [1]),
         affine_from=wanted.get("test_data.affine_from", "agree"),
         affine_mismatch=wanted.get("test_data.affine_mismatch", "error"),
-        opaque_ids=True,
+        pseudonyms=True,
     )
     settings = settings.model_copy(update={"test_data": data, "name": f"segmented-by-{settings.name}"[:64]})
     from flows.liver.flow import SegmentRequest
@@ -337,7 +337,7 @@ def _hand_over(folder: Path, out: Path) -> Path:
     """Copy a step's one result to where the user wants it. Raises ConfigError for another kind of file."""
     from medad.ct.io import atomic_path
 
-    result = next(path for path in sorted(folder.iterdir()) if path.name != "artefact.json")
+    result = next(path for path in sorted(folder.iterdir()) if path.name != "artifact.json")
     ending = ".nii.gz" if result.name.endswith(".nii.gz") else result.suffix
     if out.is_dir() or not out.suffix:
         out.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def ablate(
         str | None, typer.Option(help="How many seeds, as 3 for 0, 1, 2; or the seeds, as 0,4,7 (a single one: 4,).")
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Rows and sweeps by name, curve, yardstick, with commas between. Default: all.")
+        str | None, typer.Option(help="Rows and sweeps by name, curve, baseline, with commas between. Default: all.")
     ] = None,
     name: Name = None,
     overrides: Set = None,
@@ -116,7 +116,7 @@ def sensitivity(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Plant lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
+    """Insert lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
     start(verbose=verbose)
     from medad.base.settings import put_over
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity

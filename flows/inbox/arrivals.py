@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.digests import SETTLED_S
 from flows.store.references import canonical_json
 from medad.base.errors import InputError
@@ -154,14 +154,14 @@ def seen_whole(path: Path) -> str:
     """
     from medad.ct.io import source_digest, source_files
 
-    return ArtefactStore().digests.get(path, source_digest, source_files(path), watched=True)
+    return ArtifactStore().digests.get(path, source_digest, source_files(path), watched=True)
 
 
 def recalled(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
     """Its content, where these very files were watched and read before; None where they were not."""
     from medad.ct.io import source_files
 
-    memory = ArtefactStore().digests
+    memory = ArtifactStore().digests
     try:
         found = [memory.recall(seen_whole, source_files(path)) for path in (arrival.scan, arrival.liver)]
     except (InputError, OSError):
@@ -182,7 +182,7 @@ def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: floa
     """
     from medad.ct.io import source_digest, source_files
 
-    memory = ArtefactStore().digests
+    memory = ArtifactStore().digests
     watched = watched_s > SETTLED_S
     compute = seen_whole if watched else source_digest
     try:

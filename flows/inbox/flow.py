@@ -44,7 +44,7 @@ from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, RunFolder, installed_versions, publish
 from flows.runs.runner import describe
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
 from medad.steps.results import CaseResult
@@ -196,7 +196,7 @@ class Pass:
         """Whether the preparation read what was looked at, and not a file that somebody was writing to."""
         if not ready.prepared.made:  # of a dry run
             return True
-        inputs = ArtefactStore().sidecar(ready.prepared).parts["inputs"]["case"]
+        inputs = ArtifactStore().sidecar(ready.prepared).parts["inputs"]["case"]
         same = (inputs["scan"], inputs["label"]) == (taken.content.scan, taken.content.liver)
         if same and (unchanged(taken.arrival) or vanished(taken.arrival)):
             return True

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from medad.base.errors import ConfigError
 from medad.base.manifest import MANIFEST
 from medad.base.storage import write_bytes
@@ -91,7 +91,7 @@ class OutFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._locks = ArtefactStore(path / ".inbox")  # beside what they guard, whichever cache a pass uses
+        self._locks = ArtifactStore(path / ".inbox")  # beside what they guard, whichever cache a pass uses
 
     def case(self, case_id: str) -> Path:
         return self.path / case_id

@@ -31,7 +31,7 @@ from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions
 from flows.runs.runner import Once, Scoped, Submitted, describe, new_runner
 from flows.store.references import Ref, canonical_json
 from medad.base.errors import CaseFailure, UserError
-from medad.config.ablation import CURVE, ROWS, YARDSTICK, AblationSettings, Variant
+from medad.config.ablation import BASELINE, CURVE, ROWS, AblationSettings, Variant
 from medad.config.liver import LiverSettings
 from medad.steps.results import AblationResults, CaseResult, EmbeddingResult, SnapshotResult, VariantResult
 
@@ -82,8 +82,8 @@ class AblationStages:
         self.variants = settings.variants()
         self.base = settings.base_settings()
         self.used: list[UsedCase] = []
-        self.planted: set[str] = set()
-        self.opaque = False
+        self.inserted: set[str] = set()
+        self.pseudonymous = False
         self._data: dict[str, Data | None] = {}
 
     def runner_of(self, one: Trained, part: str = "") -> Scoped:
@@ -93,13 +93,13 @@ class AblationStages:
     def prepare(self) -> None:
         """Find and prepare what the variants ask for, each thing once."""
         wanted = [variant.settings for variant in self.variants]
-        wanted += [self.base] if self.has_yardstick else []
+        wanted += [self.base] if self.has_baseline else []
         for settings in {_data_key(one): one for one in reversed(wanted)}.values():
             self._data[_data_key(settings)] = self._prepare(settings)
 
     @property
-    def has_yardstick(self) -> bool:
-        return self.settings.yardstick and self.settings.has(YARDSTICK)
+    def has_baseline(self) -> bool:
+        return self.settings.baseline and self.settings.has(BASELINE)
 
     def data(self, settings: LiverSettings) -> Data | None:
         """None where the data set as a whole cannot be used; why is noted."""
@@ -114,9 +114,9 @@ class AblationStages:
             self.runner.fail(describe("data", "prepare", error))
             return None
         found = [(task.label, ref) for task in training if (ref := task.ref()) is not None]
-        self.opaque = self.opaque or stages.opaque
+        self.pseudonymous = self.pseudonymous or stages.pseudonymous
         self.used += stages.used
-        self.planted |= {ready.case.id for ready in test if ready.planted is not None}
+        self.inserted |= {ready.case.id for ready in test if ready.inserted is not None}
         if test and not any(_has_truth(ready) for ready in test):
             self.runner.fail(CaseFailure("test data", "find", NO_TRUTH))
         if stages.leaked or not stages.apart(found, test):  # noted once here, not by every row
@@ -156,19 +156,19 @@ class AblationStages:
             at = stages.over(stages.settings, self.runner_of(one, f", {epochs} epochs"))
             one.snapshots[epochs] = _judged(at, data, replace(one.models, snapshot=name))
 
-    def judge_yardstick(self) -> tuple[Judged, ...]:
+    def judge_baseline(self) -> tuple[Judged, ...]:
         """Each test case of the base by its smoothed HU."""
         from medad.cohort.datasets import LabelledScan
 
-        data = self.data(self.base) if self.has_yardstick else None
+        data = self.data(self.base) if self.has_baseline else None
         if data is None:
             return ()
-        base, sigma_mm = self.base, self.settings.yardstick_sigma_mm
+        base, sigma_mm = self.base, self.settings.baseline_sigma_mm
         small = base.postprocess.min_lesion_mm3
         tasks = []
         for ready in filter(_has_truth, data.test):
             case = LabelledScan.of(ready.case, base.test_data)
-            call = steps.yardstick(case, ready.prepared, sigma_mm, small, base.evaluation)
+            call = steps.baseline(case, ready.prepared, sigma_mm, small, base.evaluation)
             tasks.append((ready, self.runner.submit(ready.case.id, call)))
         found = [(ready, task.ref()) for ready, task in tasks]
         return tuple(Judged(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None)
@@ -218,7 +218,7 @@ class AblationStages:
         ref = self.runner_of(chosen).run("embedding", call)
         return None if ref is None else EmbeddingResult(chosen.variant.name, seed, ref)
 
-    def report(self, trained: Sequence[Trained], yardstick: tuple[Judged, ...]) -> Ref | None:
+    def report(self, trained: Sequence[Trained], baseline: tuple[Judged, ...]) -> Ref | None:
         """Everything in one report."""
         examples = self.examples(trained)
         results = AblationResults(
@@ -233,10 +233,10 @@ class AblationStages:
                 if variant.group != CURVE
             ),
             snapshots=_snapshot_rows(trained),
-            yardstick=yardstick,
+            baseline=baseline,
             embedding=self.embed(trained),
-            planted=tuple(sorted(self.planted)),
-            failures=self.runner.failures_shown(opaque=self.opaque),
+            inserted=tuple(sorted(self.inserted)),
+            failures=self.runner.failures_shown(pseudonymous=self.pseudonymous),
         )
         notes = tuple(dict.fromkeys(self.runner.notes))
         return self.runner.run("report", steps.ablation_report(self.settings, results, installed_versions(), notes))
@@ -314,7 +314,7 @@ def _row_figures(folder: Path) -> list[dict[str, Any]]:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    rows = [*report["rows"], *([report["yardstick"]["row"]] if report["yardstick"] else [])]
+    rows = [*report["rows"], *([report["baseline"]["row"]] if report["baseline"] else [])]
     return [
         {
             "row": row["name"],
@@ -333,7 +333,7 @@ def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> Outc
     stages = AblationStages(settings, refresh=refresh)
     with terminal.bars():
         stages.prepare()
-        yardstick = stages.judge_yardstick()
+        baseline = stages.judge_baseline()
         trained = stages.train()
-    report = stages.report(trained, yardstick)
+    report = stages.report(trained, baseline)
     return stages.finish(out, report, trained, started)

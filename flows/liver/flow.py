@@ -81,10 +81,10 @@ def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
 
 @our_flow("liver-export-slices", "export slices of {settings.name}")
 def export_slices(settings: LiverSettings, with_training: bool = False, refresh: bool = False) -> Outcome:
-    """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have opaque ids."""
+    """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have pseudonyms."""
     from medad.cohort.datasets import LabelledScan
 
-    hidden = {name: getattr(settings, name).model_copy(update={"opaque_ids": True}) for name in _DATA}
+    hidden = {name: getattr(settings, name).model_copy(update={"pseudonyms": True}) for name in _DATA}
     settings = settings.model_copy(update=hidden)
     stages = Stages(settings, refresh=refresh, uses=split.BOTH if with_training else ("test",))
     submitted = stages.prepare_training() if with_training else []
@@ -133,14 +133,14 @@ def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = Fa
 def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = False) -> Outcome:
     """Segment scans, which `test_data` describes, with the networks of an earlier run.
 
-    Cases have opaque ids: file names may name patients.
+    Cases have pseudonyms: file names may name patients.
     """
     from medad.cohort.datasets import Case
 
     started = time.monotonic()
     data = settings.test_data
     stages = Stages(settings, refresh=refresh, uses=())
-    stages.opaque = True
+    stages.pseudonymous = True
     # beside scans whose names are hidden, theirs are as well
     stages.trained = [
         row | {"case": f"trained-{number}"} for number, row in enumerate(split.training_rows(request.model), start=1)
@@ -153,7 +153,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         if case_id in cases:
             stages.runner.fail(CaseFailure(case_id, "find", "this scan was given before", str(scan)))
             continue
-        cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, opaque=True)
+        cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.tell_apart(list(cases.values()))
     ready = stages.prepare_cases(list(cases.values()), data)
     models = stages.adopt(request.model)

@@ -1,7 +1,7 @@
 """What the liver flow puts into a run folder, and what it reads back from one.
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
-planted/<case>/scan.nii.gz, label.nii.gz            where lesions were planted
+inserted/<case>/scan.nii.gz, label.nii.gz            where lesions were inserted
 model/restoration/, model/segmentation/             weights and training curve
 """
 
@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from flows.liver.split import liver_digest
 from flows.runs.run_folder import Copied, copied
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
-from medad.cohort.datasets import PLANTED_FILES
+from medad.cohort.datasets import INSERTED_FILES
 from medad.config.liver import LiverSettings, parse
 from medad.config.trained import TrainedModel
 from medad.steps.results import CaseResult
@@ -40,7 +40,7 @@ class Models:
 
 @dataclass(frozen=True)
 class UsedCase:
-    """A case, and the artefact whose key holds its files' digests."""
+    """A case, and the artifact whose key holds its files' digests."""
 
     use: Literal["train", "test"]
     case_id: str
@@ -56,8 +56,8 @@ def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Model
         assert each.segmented is not None, "a finished case is segmented"
         found.append(Copied(each.segmented, "mask.nii.gz", f"masks/{each.case_id}.nii.gz"))
         found.append(Copied(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
-        if each.planted is not None:
-            found += [Copied(each.planted, name, f"planted/{each.case_id}/{name}") for name in PLANTED_FILES]
+        if each.inserted is not None:
+            found += [Copied(each.inserted, name, f"inserted/{each.case_id}/{name}") for name in INSERTED_FILES]
     for net, ref in (models.each() if models is not None else {}).items():
         found += [Copied(ref, name, f"model/{net}/{name}") for name in ("model.safetensors", "curve.json")]
     return tuple(found)
@@ -70,7 +70,7 @@ def manifest(
 
     `trained` holds the rows of the cases that trained them, where another run did that.
     """
-    store = ArtefactStore()
+    store = ArtifactStore()
     inputs = [dict(row) for row in trained]
     for each in used:
         made_from = store.sidecar(each.ref).parts["inputs"]["case"]

@@ -1,6 +1,6 @@
-"""The flow liver-sensitivity: lesions of known size and contrast, planted into healthy scans, looked for by a model.
+"""The flow liver-sensitivity: lesions of known size and contrast, inserted into healthy scans, looked for by a model.
 
-Each scan is segmented once without lesions, which fixes its threshold, and once for each volume planted into it. A
+Each scan is segmented once without lesions, which fixes its threshold, and once for each volume inserted into it. A
 volume that breaks a rule is left out and listed; the report is written whatever happens.
 """
 
@@ -109,7 +109,7 @@ class SensitivityStages(Stages):
         ]
 
     def measure(self, scans: Sequence[Healthy], models: Models) -> list[VolumeResult[Ref]]:
-        """Plant, segment and measure every volume of the study in every scan."""
+        """Insert, segment and measure every volume of the study in every scan."""
         study, settings = self.study, self.settings
         segmenter = Segmenter(
             settings.preprocess, models.restoration, models.segmentation, settings.inference, settings.postprocess
@@ -140,10 +140,10 @@ class SensitivityStages(Stages):
             self.study,
             results,
             trained_on,
-            self.runner.failures_shown(opaque=self.opaque),
+            self.runner.failures_shown(pseudonymous=self.pseudonymous),
             installed_versions(),
             self.runner.notes,
-            named=not self.opaque,
+            named=not self.pseudonymous,
         )
         report = self.runner.run("report", call)
         run = RunFolder(
@@ -198,7 +198,7 @@ def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:
 def sensitivity(
     request: SensitivityRequest, study: SensitivitySettings, settings: LiverSettings, refresh: bool = False
 ) -> Outcome:
-    """Measure a model's sensitivity to planted lesions. `settings` are those of `settings_for`."""
+    """Measure a model's sensitivity to inserted lesions. `settings` are those of `settings_for`."""
     started = time.monotonic()
     stages = SensitivityStages(settings, study, refresh=refresh)
     cases = stages.find(study.healthy, "healthy")

@@ -111,7 +111,7 @@ class Sides:
         return Sides(self.train, self.test, self.notes, salted)
 
     def prepared(self, use: Use, case_id: str, ref: Ref) -> Member:
-        """A prepared (or planted) case, told by its liver's voxels as well."""
+        """A prepared (or inserted) case, told by its liver's voxels as well."""
         known = next((each for each in getattr(self, use) if each.case.id == case_id), None)
         marks = frozenset() if known is None else known.marks
         return Member(case_id, marks | _liver_mark(ref))
@@ -148,7 +148,7 @@ def _liver_mark(ref: Ref) -> frozenset[Mark]:
 
 
 def liver_digest(ref: Ref) -> str | None:
-    """The fingerprint of the liver that a case's artefact came from; None of what a dry run does not make."""
+    """The fingerprint of the liver that a case's artifact came from; None of what a dry run does not make."""
     from medad.ct.fingerprint import FINGERPRINT
 
     if not ref.made:

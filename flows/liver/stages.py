@@ -37,7 +37,7 @@ class ReadyCase:
 
     case: Case
     prepared: Ref
-    planted: Ref | None
+    inserted: Ref | None
 
 
 class Stages:
@@ -59,7 +59,7 @@ class Stages:
         self._sides: tuple[Any, Sides] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Models, list[Member]] = {}
-        self.opaque = settings.test_data.opaque_ids or settings.train_data.opaque_ids
+        self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether names of files are to be left out of what is shown."""
 
     def over(self, settings: LiverSettings, runner: Runner) -> Stages:
@@ -83,21 +83,21 @@ class Stages:
                 for path in (case.scan, case.label):
                     if path is not None:
                         path_filter.learn(path, case.id)
-            self.tell_apart([case for case in cases if case.opaque])
+            self.tell_apart([case for case in cases if case.pseudonymous])
         except UserError as error:
             self.runner.fail(describe(f"{use} data", "find", error))
             return []
         for problem in problems:
             path_filter.learn(Path(problem.path), problem.case_id)
-            if problem.opaque:
-                self.opaque = True
+            if problem.pseudonymous:
+                self.pseudonymous = True
                 terminal.line(f"{problem.case_id} is {problem.path}")
             self.runner.fail(problem)
         return cases
 
     def tell_apart(self, cases: Sequence[Case]) -> None:
-        """Keep in the register, and say on the user's terminal, which scan an opaque id stands for."""
-        self.opaque = self.opaque or bool(cases)
+        """Keep in the register, and say on the user's terminal, which scan a pseudonym stands for."""
+        self.pseudonymous = self.pseudonymous or bool(cases)
         for case in cases:
             terminal.line(f"{case.id} is {case.scan}")
         if self.runner.makes:  # a dry run leaves nothing behind
@@ -155,7 +155,7 @@ class Stages:
 
     def _apart_from(self, train: Sequence[Member], test: Sequence[ReadyCase]) -> bool:
         sides = self.sides()
-        tested = [sides.prepared("test", each.case.id, each.planted or each.prepared) for each in test]
+        tested = [sides.prepared("test", each.case.id, each.inserted or each.prepared) for each in test]
         return self._apart(sides, train, tested)
 
     def prepare_training(self) -> list[Submitted]:
@@ -164,29 +164,29 @@ class Stages:
         return [self._prepare(known.case, data, training=True) for known in self.sides().train]
 
     def prepare_test(self) -> list[ReadyCase]:
-        """Plant lesions where the settings ask for it, prepare, and wait."""
+        """Insert lesions where the settings ask for it, prepare, and wait."""
         self._tested = self.prepare_cases([known.case for known in self.sides().test], self.settings.test_data)
         return self._tested
 
     def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
         """As `prepare_test`, for given cases."""
-        from medad.cohort.datasets import LabelledScan, planted_case
+        from medad.cohort.datasets import LabelledScan, case_with_lesions
 
-        planted: dict[str, Ref] = {}
-        if data.plant is not None:
-            settings = data.plant
+        inserted: dict[str, Ref] = {}
+        if data.insert is not None:
+            settings = data.insert
             submitted = [
-                self.runner.submit(case.id, steps.plant(LabelledScan.of(case, data), settings)) for case in cases
+                self.runner.submit(case.id, steps.insert(LabelledScan.of(case, data), settings)) for case in cases
             ]
             healthy, cases = cases, []
             for case, task in zip(healthy, submitted, strict=True):
                 if (ref := task.ref()) is not None:
-                    planted[case.id] = ref
-                    cases.append(planted_case(case, ref.folder()))
+                    inserted[case.id] = ref
+                    cases.append(case_with_lesions(case, ref.folder()))
         tasks = [self._prepare(case, data, training=False) for case in cases]
         ready = [(case, task.ref()) for case, task in zip(cases, tasks, strict=True)]
-        found = [ReadyCase(case, ref, planted.get(case.id)) for case, ref in ready if ref is not None]
-        self.used += [self._used("test", each.case.id, each.planted or each.prepared) for each in found]
+        found = [ReadyCase(case, ref, inserted.get(case.id)) for case, ref in ready if ref is not None]
+        self.used += [self._used("test", each.case.id, each.inserted or each.prepared) for each in found]
         return found
 
     def _used(self, use: Use, case_id: str, ref: Ref) -> UsedCase:
@@ -280,7 +280,7 @@ class Stages:
         while waiting:
             go_on()
         return [
-            CaseResult(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.planted)
+            CaseResult(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.inserted)
             for ready, segmented, task in under_way
         ]
 
@@ -289,7 +289,7 @@ class Stages:
         call = steps.report(
             self.settings,
             results,
-            self.runner.failures_shown(opaque=self.opaque),
+            self.runner.failures_shown(pseudonymous=self.pseudonymous),
             None if models is None else models.restoration,
             None if models is None else models.segmentation,
             installed_versions(),

@@ -21,12 +21,12 @@ from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,
+    InsertSettings,
     LiverSettings,
-    PlantSettings,
     PostprocessSettings,
     PreprocessSettings,
 )
-from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
+from medad.config.sensitivity import InsertionSettings, MeasureSettings, SensitivitySettings
 from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeResult
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "medad/reports/report_style.html")
 _CURVE = frozenset({"curve.json"})
 
-PLANT = Step("plant", 1, "medad.steps.cases:plant_case", (*_READING, "scipy"))
+INSERT = Step("insert", 1, "medad.steps.cases:insert_case", (*_READING, "scipy"))
 PREPARE = Step(
     "prepare",
     2,
@@ -81,7 +81,7 @@ REPORT = Step(
 )
 EXAMPLES = Step("examples", 1, "medad.steps.examples:write_examples", _DRAWN_NETS, kind="inference")
 EMBEDDING = Step("embedding", 1, "medad.steps.embedding:write_features", _DRAWN_NETS, kind="inference")
-YARDSTICK = Step("yardstick", 1, "medad.steps.baseline:yardstick_case", (*_READING, "safetensors", "scipy"))
+BASELINE = Step("baseline", 1, "medad.steps.baseline:baseline_case", (*_READING, "safetensors", "scipy"))
 ABLATION_REPORT = Step(
     "ablation",
     1,
@@ -92,7 +92,7 @@ ABLATION_REPORT = Step(
 MEASURE = Step(
     "sensitivity",
     1,
-    "medad.steps.inserted:measure_planted",
+    "medad.steps.inserted:measure_inserted",
     (*_NETS, "nibabel", "scikit-image", "scipy", "SimpleITK"),
     kind="inference",
     not_in_key=frozenset({"segment.inference.batch_size"}),
@@ -115,9 +115,9 @@ def by_digest(refs: Iterable[Ref]) -> tuple[Ref, ...]:
     return tuple(sorted(refs, key=lambda ref: ref.digest))
 
 
-def plant(case: LabelledScan, settings: PlantSettings) -> Call:
+def insert(case: LabelledScan, settings: InsertSettings) -> Call:
     """Paint lesions of known shape and contrast, in HU, into a healthy scan."""
-    return PLANT(case=case, settings=settings)
+    return INSERT(case=case, settings=settings)
 
 
 def prepare(case: LabelledScan, settings: PreprocessSettings, *, training: bool) -> Call:
@@ -154,8 +154,8 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
         phase: getattr(given, phase),
         "mixed_precision": given.mixed_precision,
         "checkpoint_minutes": given.checkpoint_minutes,
-        "variation": given.variation,
-        "mirror": given.mirror,
+        "augmentation": given.augmentation,
+        "flip": given.flip,
     }
     kept: dict[str, Any] = {
         "seed": settings.seed,
@@ -312,11 +312,11 @@ def embedding(
     )
 
 
-def yardstick(
+def baseline(
     case: LabelledScan, prepared: Ref, sigma_mm: float, min_lesion_mm3: float, settings: EvaluationSettings
 ) -> Call:
     """A test case judged by its smoothed HU alone."""
-    return YARDSTICK(case=case, prepared=prepared, sigma_mm=sigma_mm, min_lesion_mm3=min_lesion_mm3, settings=settings)
+    return BASELINE(case=case, prepared=prepared, sigma_mm=sigma_mm, min_lesion_mm3=min_lesion_mm3, settings=settings)
 
 
 def ablation_report(
@@ -328,7 +328,7 @@ def ablation_report(
 
 def measure(
     case: LabelledScan,
-    planting: PlantingSettings,
+    insertion: InsertionSettings,
     settings: MeasureSettings,
     healthy: Ref,
     segmenter: Segmenter[Ref],
@@ -337,7 +337,7 @@ def measure(
     """Lesions into a healthy scan, prepared and segmented as that scan was, measured. Only figures stay."""
     return MEASURE(
         case=case,
-        planting=planting,
+        insertion=insertion,
         measure=settings,
         healthy=healthy,
         segment=segmenter,

@@ -46,7 +46,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
 def cache_root() -> Path:
-    """Folder of artefacts, locks and digests: $ADFLOWS_CACHE, else $XDG_CACHE_HOME/adflows, else ~/.cache/adflows."""
+    """Folder of artifacts, locks and digests: $ADFLOWS_CACHE, else $XDG_CACHE_HOME/adflows, else ~/.cache/adflows."""
     if explicit := os.environ.get("ADFLOWS_CACHE"):
         return Path(explicit).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -1,4 +1,4 @@
-"""The register of opaque case ids: which scan an id stands for, in a file that only its owner can read.
+"""The register of pseudonyms: which scan an id stands for, in a file that only its owner can read.
 
     <private>/case-ids.json    id -> scan, liver mask, label values
     <private>/case-ids.key     the secret that ids are made with

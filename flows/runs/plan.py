@@ -12,7 +12,7 @@ from typing import Literal
 from flows.machine.environment import cache_root
 from flows.privacy.log_filter import install
 from flows.runs.runner import Done, Runner, Submitted, describe
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from flows.store.step import Call, content_key
 from flows.store.upkeep import Change, nearest
@@ -72,7 +72,7 @@ class PlanRunner(Runner):
         waits_for = sorted({ref.step for ref in call.refs() if not ref.made})
         if waits_for:
             return Row(name, label, "follows", ", ".join(waits_for)), None
-        store, parts = ArtefactStore(), call.parts()
+        store, parts = ArtifactStore(), call.parts()
         if self.refresh:
             return Row(name, label, "make", "--refresh"), None
         found = store.find(call.step, content_key(parts))
@@ -85,6 +85,6 @@ def _why(changes: list[Change] | None) -> str:
     if changes is None:
         return "nothing of this step is cached"
     if not changes:
-        return "the cached artefact is damaged"
+        return "the cached artifact is damaged"
     more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
     return ", ".join(change.line for change in changes[:SHOWN_CHANGES]) + more

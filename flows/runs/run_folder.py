@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.runs.runner import Runner
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
@@ -46,7 +46,7 @@ SHOWN_LIBRARIES = (
     "safetensors",
 )
 HEADLINE = {
-    # liver, planted lesions
+    # liver, inserted lesions
     "sensitivity": "lesion sensitivity at the fixed false-positive volume",
     # liver
     "micro_dice_2d": "micro 2-D Dice",
@@ -58,16 +58,16 @@ HEADLINE = {
     "pixel_aupro": "AUPRO",
 }
 """Figures of a report that are printed at the end of a run, where it has them."""
-PLANTED = "Planted lesions: these figures tell how well drawn-in lesions are found, not tumours."
+INSERTED = "Inserted lesions: these figures tell how well drawn-in lesions are found, not tumours."
 
 
 @dataclass(frozen=True)
 class Copied:
-    """A file of an artefact that the run folder gets."""
+    """A file of an artifact that the run folder gets."""
 
     ref: Ref
     source: str
-    """Name in the artefact; a folder stands for all files in it. Left out where the artefact has none of this name."""
+    """Name in the artifact; a folder stands for all files in it. Left out where the artifact has none of this name."""
     target: str
     """Name in the run folder."""
 
@@ -114,7 +114,7 @@ def git_commit() -> dict[str, Any] | None:
 
 
 def copied(ref: Ref | None, *names: str) -> list[Copied]:
-    """These files of an artefact, under the same names."""
+    """These files of an artifact, under the same names."""
     return [] if ref is None else [Copied(ref, name, name) for name in names]
 
 
@@ -124,7 +124,7 @@ def publish(run: RunFolder, runner: Runner) -> dict[str, float | None]:
     The folder is built beside its place and moved there whole. Files in an earlier folder of this name that the
     earlier run did not write are kept. Raises DiskFullError.
     """
-    store = ArtefactStore()
+    store = ArtifactStore()
     run.path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_as_user_error(run.path.parent), store.lock(f"run-{file_name_digest(run.path)}"):
         work = run.path.with_name(f".{run.path.name}.new")
@@ -246,8 +246,8 @@ def read_headline(folder: Path) -> dict[str, float | None]:
 def read_notices(folder: Path) -> list[str]:
     """What must be said beside the figures; empty where there is nothing of the kind."""
     report = _report(folder)
-    if report.get("planted", {}).get("any"):  # a report on livers
-        return [*report.get("warnings", ()), PLANTED]
+    if report.get("inserted", {}).get("any"):  # a report on livers
+        return [*report.get("warnings", ()), INSERTED]
     notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
     return [*notices, *report["notes"]] if "notices" in report else []
 

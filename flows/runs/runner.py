@@ -25,7 +25,7 @@ from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
 from flows.runs.retries import RETRY_DELAYS_S, is_transient
-from flows.store.artifacts import ArtefactStore, Made
+from flows.store.artifacts import ArtifactStore, Made
 from flows.store.references import Ref
 from flows.store.step import Call, Place, content_key
 from medad.base.errors import CaseFailure, InputError, UserError
@@ -65,7 +65,7 @@ def attempt(label: str, call: Call, *, refresh: bool, make: Make) -> Found | Cas
     try:
         parts = call.parts()
         key = content_key(parts)
-        ref, cached = ArtefactStore().build(call.step, parts, lambda out: make(call, out, key), refresh=refresh)
+        ref, cached = ArtifactStore().build(call.step, parts, lambda out: make(call, out, key), refresh=refresh)
         return Found(ref, cached)
     except Exception as error:
         return describe(label, call.step.name, error)
@@ -141,7 +141,7 @@ class Runner(abc.ABC):
         """Prepare this process and the store for a run."""
         install()
         stopping.clear()
-        store = ArtefactStore()
+        store = ArtifactStore()
         store.sweep()
         weakref.finalize(self, store.mark_run())
 
@@ -180,7 +180,7 @@ class Runner(abc.ABC):
 
     def done(self, label: str, ref: Ref, *, cached: bool) -> None:
         """Note a finished call."""
-        sidecar = ArtefactStore().sidecar(ref)
+        sidecar = ArtifactStore().sidecar(ref)
         terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
         if sidecar.notes:
             note = f"{ref.step} {label}: {', '.join(sidecar.notes)}"
@@ -196,12 +196,12 @@ class Runner(abc.ABC):
         self.fail(outcome)
         return None
 
-    def failures_shown(self, *, opaque: bool) -> tuple[CaseFailure, ...]:
+    def failures_shown(self, *, pseudonymous: bool) -> tuple[CaseFailure, ...]:
         """Return what a report says of the failures; names of files only where names of cases may be shown."""
         found = []
         for failure in self.failures:
             group, case_id = self.groups.get(failure.case_id, (failure.group, failure.case_id))
-            file = "" if opaque else failure.file
+            file = "" if pseudonymous else failure.file
             found.append(CaseFailure(case_id, failure.stage, failure.rule, file, failure.category, group))
         return tuple(found)
 

@@ -100,7 +100,7 @@ def _sensitivity_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "size": f"{low:g}-{high:g} mm",
                 "status": "done",
-                **{key: figures[key] for key in ("planted", "found")},
+                **{key: figures[key] for key in ("inserted", "found")},
                 "sensitivity": figure(figures["sensitivity"]),
                 "rule": "",
             }

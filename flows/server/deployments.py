@@ -2,7 +2,7 @@
 
 Each runs an existing flow's body inside itself: a subflow would take a second longer and be a second row in the UI.
 What is typed into a form is stored in clear and seen by whoever reaches the server, so that a form names no file:
-configurations go by name, scans by the opaque ids of the register (`adflows ids`).
+configurations go by name, scans by the pseudonyms of the register (`adflows ids`).
 
 Prefect checks what was typed against the schema of these signatures before it makes a run. No flow is tried again by
 Prefect: a night of training that failed would fail again. What was done is cached, and the next run goes on from there.
@@ -99,7 +99,7 @@ CaseId = Annotated[
         pattern=_CASE_PATTERN,
         json_schema_extra=_form(
             "Case",
-            "The opaque id that `adflows ids add` gave the scan; `adflows ids ls` lists them. Never a file's name.",
+            "The pseudonym that `adflows ids add` gave the scan; `adflows ids ls` lists them. Never a file's name.",
         ),
     ),
 ]

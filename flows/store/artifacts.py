@@ -1,6 +1,6 @@
-"""Artefacts by content: what a step made from given bytes, settings and code, kept once and checked at every use.
+"""Artifacts by content: what a step made from given bytes, settings and code, kept once and checked at every use.
 
-    <cache>/<step>/<key>/        the step's files and artefact.json, which says what they are
+    <cache>/<step>/<key>/        the step's files and artifact.json, which says what they are
     <cache>/tmp/<step>-<key>.X/  being made; moved into place whole
     <cache>/runs/                one flock a run under way
     <cache>/locks/               one flock a key while it is being made: the kernel frees it when its holder dies
@@ -34,11 +34,11 @@ from flows.store.references import Ref, canonical_json, library_versions
 from flows.store.step import Step, content_key
 from medad.base.storage import disk_full_as_user_error, sync_path
 
-SIDECAR = "artefact.json"
+SIDECAR = "artifact.json"
 
 
 class FileEntry(BaseModel):
-    """One file of an artefact."""
+    """One file of an artifact."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class FileEntry(BaseModel):
 
 
 class Sidecar(BaseModel):
-    """artefact.json: what an artefact is, from what it was made, and how to tell that it is whole."""
+    """artifact.json: what an artifact is, from what it was made, and how to tell that it is whole."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,7 +71,7 @@ class Sidecar(BaseModel):
 
 @dataclass(frozen=True)
 class Made:
-    """How an artefact came to be, where that is worth telling."""
+    """How an artifact came to be, where that is worth telling."""
 
     began: float
     """By `time.monotonic`: after any wait for a device."""
@@ -85,12 +85,12 @@ class Made:
         return cls(time.monotonic(), device)
 
 
-class DamagedArtefactError(Exception):
+class DamagedArtifactError(Exception):
     """An artifact is gone, incomplete or changed."""
 
 
 def files_digest(files: Mapping[str, FileEntry]) -> str:
-    """sha256 over names and digests of an artefact's files, without the volatile ones."""
+    """sha256 over names and digests of an artifact's files, without the volatile ones."""
     rows = [(name, entry.sha256) for name, entry in sorted(files.items()) if not entry.volatile]
     return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
 
@@ -101,8 +101,8 @@ def _mark_used(folder: Path) -> None:
         os.utime(folder)
 
 
-class ArtefactStore:
-    """The artefacts below one cache folder. Safe for threads, processes and kill -9."""
+class ArtifactStore:
+    """The artifacts below one cache folder. Safe for threads, processes and kill -9."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_root()
@@ -173,14 +173,14 @@ class ArtefactStore:
         return min(began)
 
     def sidecar(self, ref: Ref) -> Sidecar:
-        """What is written about an artefact, without a look at its files."""
+        """What is written about an artifact, without a look at its files."""
         return Sidecar.model_validate_json((self.root / ref.path / SIDECAR).read_bytes())
 
     def verify(self, ref: Ref) -> Sidecar:
-        """Read an artefact's sidecar and check every file against it. Raises DamagedArtefactError."""
+        """Read an artifact's sidecar and check every file against it. Raises DamagedArtifactError."""
         sidecar = self._read(self.root / ref.path)
         if (sidecar.step, sidecar.key, sidecar.digest) != (ref.step, ref.key, ref.digest):
-            raise DamagedArtefactError(f"{ref.step} {ref.key}: made anew since")
+            raise DamagedArtifactError(f"{ref.step} {ref.key}: made anew since")
         _mark_used(self.root / ref.path)
         return sidecar
 
@@ -188,21 +188,21 @@ class ArtefactStore:
         try:
             sidecar = Sidecar.model_validate_json((folder / SIDECAR).read_bytes())
             if sidecar.digest != files_digest(sidecar.files):
-                raise DamagedArtefactError(f"{sidecar.step} {sidecar.key}: {SIDECAR} is damaged")
+                raise DamagedArtifactError(f"{sidecar.step} {sidecar.key}: {SIDECAR} is damaged")
             for name, entry in sidecar.files.items():
                 file = folder / name
                 if file.stat().st_size != entry.size or self.digests.get(file) != entry.sha256:
-                    raise DamagedArtefactError(f"{sidecar.step} {sidecar.key}: {name} is damaged")
+                    raise DamagedArtifactError(f"{sidecar.step} {sidecar.key}: {name} is damaged")
         except (OSError, ValidationError) as error:
-            raise DamagedArtefactError(f"{folder.parent.name} {folder.name}: incomplete") from error
+            raise DamagedArtifactError(f"{folder.parent.name} {folder.name}: incomplete") from error
         return sidecar
 
     def find(self, step: Step, key: str) -> Ref | None:
-        """The artefact of this key, if it is there and whole."""
+        """The artifact of this key, if it is there and whole."""
         folder = self.folder(step.name, key)
         try:
             sidecar = self._read(folder)
-        except DamagedArtefactError:
+        except DamagedArtifactError:
             return None
         if (sidecar.step, sidecar.key) != (step.name, key):
             return None

@@ -30,7 +30,7 @@ class Ref(BaseModel):
         return bool(self.key)
 
     def folder(self) -> Path:
-        """The artefact's folder in this process's cache."""
+        """The artifact's folder in this process's cache."""
         return cache_root() / self.path
 
 
@@ -40,5 +40,5 @@ def canonical_json(value: Any) -> str:
 
 
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions without local parts: a CPU and a CUDA build of one release share artefacts."""
+    """Installed versions without local parts: a CPU and a CUDA build of one release share artifacts."""
     return {name: importlib.metadata.version(name).partition("+")[0] for name in names}

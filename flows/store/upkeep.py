@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.store.artifacts import SIDECAR, ArtefactStore, Sidecar, files_digest
+from flows.store.artifacts import SIDECAR, ArtifactStore, Sidecar, files_digest
 from flows.store.digests import file_sha256
 from flows.store.step import STEPS, Step, content_key
 from medad.base.errors import ConfigError
@@ -23,7 +23,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Kept:
-    """One artefact in the cache."""
+    """One artifact in the cache."""
 
     step: str
     key: str
@@ -33,12 +33,12 @@ class Kept:
     used: float
     """When it was made or last served a run, seconds since 1970."""
     sidecar: Sidecar | None
-    """None where artefact.json cannot be read."""
+    """None where artifact.json cannot be read."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """An artefact that is not what its sidecar says."""
+    """An artifact that is not what its sidecar says."""
 
     kept: Kept
     rule: str
@@ -61,7 +61,7 @@ class Change:
         return f"{self.part}: {self.before} -> {self.now}"
 
 
-def kept(store: ArtefactStore, step: str | None = None) -> list[Kept]:
+def kept(store: ArtifactStore, step: str | None = None) -> list[Kept]:
     """Everything that the cache holds, of one step or of all, oldest use first."""
     found = []
     for folder in store.root.glob(f"{step or '*'}/*"):
@@ -80,16 +80,16 @@ def _look(folder: Path) -> Kept:
     return Kept(folder.parent.name, folder.name, folder, size, folder.stat().st_mtime, sidecar)
 
 
-def find(store: ArtefactStore, key: str) -> Kept:
-    """The artefact whose key begins so. Raises ConfigError where there is none, or more than one."""
+def find(store: ArtifactStore, key: str) -> Kept:
+    """The artifact whose key begins so. Raises ConfigError where there is none, or more than one."""
     found = [each for each in kept(store) if each.key.startswith(key)]
     if len(found) != 1:
-        raise ConfigError(f"{key}: {'no' if not found else len(found)} artefacts in {store.root} have such a key")
+        raise ConfigError(f"{key}: {'no' if not found else len(found)} artifacts in {store.root} have such a key")
     return found[0]
 
 
 def check(each: Kept) -> str | None:
-    """What is wrong with an artefact, every file read anew; None where it is whole."""
+    """What is wrong with an artifact, every file read anew; None where it is whole."""
     sidecar = each.sidecar
     if sidecar is None:
         return f"{SIDECAR} cannot be read"
@@ -106,8 +106,8 @@ def check(each: Kept) -> str | None:
     return None
 
 
-def damaged(store: ArtefactStore, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Damage]:
-    """Check all artefacts; `on_progress` is told how many of how many are done."""
+def damaged(store: ArtifactStore, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Damage]:
+    """Check all artifacts; `on_progress` is told how many of how many are done."""
     everything = kept(store)
     found = []
     for done, each in enumerate(everything, 1):
@@ -131,7 +131,7 @@ def choose(
     now
         Seconds since 1970. A use in the future (a clock that went back) counts as just now.
     in_use_since
-        What was used since then stays: a run under way may come back to it (`ArtefactStore.runs_since`).
+        What was used since then stays: a run under way may come back to it (`ArtifactStore.runs_since`).
     """
     everything = list(everything)
     free = [each for each in everything if each.used < in_use_since]
@@ -144,7 +144,7 @@ def choose(
     return chosen
 
 
-def remove(store: ArtefactStore, each: Kept) -> bool:
+def remove(store: ArtifactStore, each: Kept) -> bool:
     """Remove an artifact; False where a run is at work on it or it is gone."""
     name = f"{each.step}-{each.key}"
     with store.lock(name, wait=False) as held:
@@ -158,7 +158,7 @@ def remove(store: ArtefactStore, each: Kept) -> bool:
     return True
 
 
-def old_checkpoints(store: ArtefactStore, older_than_s: float, now: float) -> list[Path]:
+def old_checkpoints(store: ArtifactStore, older_than_s: float, now: float) -> list[Path]:
     """Checkpoints of trainings that were stopped so long ago and never taken up again."""
     folder = store.root / CHECKPOINTS
     found = sorted(folder.glob("*.pt")) if folder.is_dir() else []
@@ -201,7 +201,7 @@ def outdated(each: Kept) -> list[Change]:
     return changes(parts, step.key_parts(parts["inputs"]))
 
 
-def nearest(store: ArtefactStore, step: Step, parts: Mapping[str, Any]) -> list[Change] | None:
+def nearest(store: ArtifactStore, step: Step, parts: Mapping[str, Any]) -> list[Change] | None:
     """How a key differs from the most similar one that the cache holds of its step; None where it holds none.
 
     Inputs that are digests weigh most: the same scan under another setting is nearer than another scan.

@@ -18,7 +18,7 @@ from flows.runs.flow import our_flow
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import Copied, copied, installed_versions
 from flows.runs.runner import Submitted, describe, new_runner
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.store.step import Call
@@ -78,13 +78,13 @@ class CompareStages(ImageStages):
         self._refs: dict[int, Ref | None] = {}
 
     def ref_of(self, task: Submitted) -> Ref | None:
-        """A task's artefact, waited for and counted once however many systems ask."""
+        """A task's artifact, waited for and counted once however many systems ask."""
         if id(task) not in self._refs:
             self._refs[id(task)] = task.ref()
         return self._refs[id(task)]
 
     def prepare(self) -> list[ImageSet]:
-        """Find the images, and encode them once by each encoder with all views that its systems read."""
+        """Find the images, and encode them once by each encoder with all outputs that its systems read."""
         categories = self.find_in(self.settings.data)
         self._encode(categories)
         return categories
@@ -98,11 +98,11 @@ class CompareStages(ImageStages):
             if not self.has_weights(encoder, f"encoder {name}"):
                 continue
             own = [system for system in systems if system.encoder == name]
-            views = tuple(sorted({view for system in own for view in system.views}))
+            outputs = tuple(sorted({output for system in own for output in system.outputs}))
             for category in categories:
                 for style in dict.fromkeys(system.prompts for system in own if system.prompts is not None):
                     self._text(name, category, style)
-                call = steps.encode(category.images, encoder, self.settings.machine, views)
+                call = steps.encode(category.images, encoder, self.settings.machine, outputs)
                 waiting.append((name, category, self.runner.submit(f"{category.name}, {name}", call)))
         for name, category, task in waiting:
             features = task.ref()
@@ -111,12 +111,12 @@ class CompareStages(ImageStages):
 
     def _leave_out_misfits(self) -> None:
         """A system that asks for what its encoder does not have is listed; the others of that encoder go on."""
-        from zsad.clip.encoder import check_views
+        from zsad.clip.encoder import check_outputs
 
         fitting = []
         for system in self.settings.systems:
             try:
-                check_views(self.settings.encoders[system.encoder], system.views)
+                check_outputs(self.settings.encoders[system.encoder], system.outputs)
             except UserError as error:
                 self.runner.fail(describe(self.runner.tag(system.shown, system.shown, ""), "find", error))
             else:
@@ -179,10 +179,10 @@ class CompareStages(ImageStages):
         encoder = self.settings.encoders[system.encoder]
         prepared = self.features.get((system.encoder, category.name))
         if prepared is None or not set(category.images) >= set(prepared.images.images):
-            views = tuple(sorted(system.views))
+            outputs = tuple(sorted(system.outputs))
             features = self.runner.run(
                 f"{category.name}, {system.encoder}",
-                steps.encode(category.images, encoder, self.settings.machine, views),
+                steps.encode(category.images, encoder, self.settings.machine, outputs),
             )
             if features is None:
                 return None
@@ -293,7 +293,7 @@ class CompareStages(ImageStages):
             self.runner.fail(describe(label, "find", InputError("data", rule)))
             return None
         drawn = tuple(by_digest[digest] for digest in draw_shots(by_digest, seed, system.shots))
-        call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.views)
+        call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.outputs)
         return self.runner.run(label, call)
 
     def _judge(self, begun: Iterable[Scoring]) -> ByCategory:
@@ -325,13 +325,13 @@ class CompareStages(ImageStages):
         cost = read_cost(made.folder())
         if cost is None:
             return None
-        encoding_s = ArtefactStore().sidecar(one.features).seconds
+        encoding_s = ArtifactStore().sidecar(one.features).seconds
         images = len({image.sha256 for image in one.category.images})
         return Cost(cost.seconds, encoding_s, images, cost.peak_memory_bytes)
 
     def report(self, systems: Sequence[SystemResult[Ref]], ablations: Sequence[AblationResult[Ref]]) -> Ref | None:
         """The tables, tests and ablations."""
-        failures = self.runner.failures_shown(opaque=self.settings.data.opaque_ids)
+        failures = self.runner.failures_shown(pseudonymous=self.settings.data.pseudonyms)
         notes = tuple(dict.fromkeys((*self.notes, *self.runner.notes)))
         call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), notes)
         return self.runner.run("report", call)

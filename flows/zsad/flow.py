@@ -157,7 +157,7 @@ class Stages(ImageStages):
 
     def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
         """The report of a labelled or unlabelled data set."""
-        failures = self.runner.failures_shown(opaque=self.settings.data.opaque_ids)
+        failures = self.runner.failures_shown(pseudonymous=self.settings.data.pseudonyms)
         notes = (*self.notes, *self.runner.notes)
         call = steps.report(self.settings, categories, failures, installed_versions(), notes)
         return self.runner.run("report", call)
@@ -228,7 +228,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     call = steps.score_outputs(
         stages.settings,
         categories[0] if categories else None,
-        stages.runner.failures_shown(opaque=False),
+        stages.runner.failures_shown(pseudonymous=False),
         installed_versions(),
         (*stages.notes, *stages.runner.notes),
         ("png", "npy" if request.npy else "tiff"),

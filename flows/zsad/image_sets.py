@@ -63,11 +63,11 @@ class ImageStages:
     def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
         if not data.root.startswith("samples:"):
             return
-        from zsad.embedded.samples import MATERIALS, PLANTED_NOTE, ensure_samples
+        from zsad.embedded.samples import INSERTED_NOTE, MATERIALS, ensure_samples
 
         if data.root == f"samples:{MATERIALS}":  # made from what is installed, in seconds
             ensure_samples(folder, terminal.line)
-            self.notes.append(PLANTED_NOTE)
+            self.notes.append(INSERTED_NOTE)
 
     def _note(self, problems: Iterable[CaseFailure]) -> None:
         for problem in problems:

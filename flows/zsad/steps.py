@@ -18,6 +18,7 @@ from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
 from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
 from zsad.config.compare import CompareSettings
+from zsad.config.encoder_outputs import PATCHES
 from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels
 from zsad.config.run import (
     WITH_ADAPTATION,
@@ -31,9 +32,8 @@ from zsad.config.run import (
     Variant,
     ZsadSettings,
 )
-from zsad.config.system import SystemSettings
+from zsad.config.system_settings import SystemSettings
 from zsad.config.systems import System
-from zsad.config.views import PATCHES
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
 
@@ -158,15 +158,15 @@ def encode(
     images: Iterable[LabelledImage],
     encoder: EncoderSettings,
     machine: MachineSettings,
-    views: Iterable[str] = (PATCHES,),
+    outputs: Iterable[str] = (PATCHES,),
 ) -> Call:
-    """Images -> class tokens and `views` (`zsad.config.views`), each content once."""
+    """Images -> class tokens and `outputs` (`zsad.config.encoder_outputs`), each content once."""
     once = distinct(images)
     return ENCODE(
         paths=[image.path for image in once],
         digests=[image.sha256 for image in once],
         settings=_encoder(encoder),
-        views=tuple(sorted(set(views))),
+        outputs=tuple(sorted(set(outputs))),
         machine=machine,
         batch_size=encoder.batch_size,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medad.anomalies.lesions import Scale, draw_centres, smooth_field, soft_inside, uniform
 from medad.base.noise import gaussian_blur
-from medad.config.anomalies import VariationSettings
+from medad.config.anomalies import AugmentationSettings
 
 _CURVE_POINTS = 12
 
@@ -23,7 +23,7 @@ def vary(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     scale: Scale,
-    settings: VariationSettings,
+    settings: AugmentationSettings,
     generator: torch.Generator,
 ) -> Float[Tensor, "B 1 S S"]:
     """Offset, contrast, slow inhomogeneity, vessels and rim, inside the organ. Grey values in and out, 0..255."""
@@ -52,7 +52,7 @@ def degrade(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     scale: Scale,
-    settings: VariationSettings,
+    settings: AugmentationSettings,
     generator: torch.Generator,
 ) -> Float[Tensor, "B 1 S S"]:
     """Noise of random strength and grain inside the organ, as scanner, dose and kernel give it."""
@@ -68,7 +68,7 @@ def degrade(
 
 
 def shade_hu(
-    organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: VariationSettings, generator: torch.Generator
+    organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
     """HU by which one side of a line through the organ differs from the other; the line is wavy, its step gradual."""
     batch, side = len(organ), organ.shape[-1]
@@ -83,7 +83,7 @@ def shade_hu(
 
 
 def vessels_hu(
-    organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: VariationSettings, generator: torch.Generator
+    organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
     """HU of curved tubes, most of one slice with one strength: bright in one contrast phase, dark in another."""
     batch, side, many = len(organ), organ.shape[-1], settings.vessels
@@ -124,7 +124,7 @@ def _to_segment(
 
 
 def rim_hu(
-    organ: Bool[Tensor, "B 1 S S"], settings: VariationSettings, generator: torch.Generator
+    organ: Bool[Tensor, "B 1 S S"], settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
     """HU along the organ's outline, where masks are sloppy and voxels hold fat or other organs too; uneven along it."""
     batch, _, side, _ = organ.shape

@@ -1,4 +1,4 @@
-"""Lesions of known shape, contrast and place, planted in HU into a healthy liver, generated or real.
+"""Lesions of known shape, contrast and place, inserted in HU into a healthy liver, generated or real.
 
 What is added is added to the scan's own voxels, so a lesion has the noise and the resolution of its surroundings.
 """
@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.special import erfc
 
 from medad.base.errors import InputError
-from medad.config.liver import PlantSettings
+from medad.config.liver import InsertSettings
 
 _MARGIN_EDGES, _GAP_EDGES = 2.0, 4.0
 """Least distance from a lesion to the liver's surface, and to another lesion, in standard deviations of the soft
@@ -38,8 +38,8 @@ Voxel = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class PlantedLesion:
-    """One planted lesion, exact by construction.
+class InsertedLesion:
+    """One inserted lesion, exact by construction.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class PlantedLesion:
 
 
 @dataclass(frozen=True)
-class Planted:
+class Inserted:
     """A scan with lesions.
 
     Attributes
@@ -78,19 +78,19 @@ class Planted:
 
     hu: Float32[np.ndarray, "X Y Z"]
     number: Int16[np.ndarray, "X Y Z"]
-    lesions: list[PlantedLesion]
+    lesions: list[InsertedLesion]
 
 
-def plant(
+def insert_lesions(
     hu: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
-    settings: PlantSettings,
+    settings: InsertSettings,
     rng: np.random.Generator,
     *,
     path: Path = Path("liver"),
-) -> tuple[Float32[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"], list[PlantedLesion]]:
-    """Plant ellipsoids of random size and orientation into a liver; see `plant_sizes`.
+) -> tuple[Float32[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"], list[InsertedLesion]]:
+    """Insert ellipsoids of random size and orientation into a liver; see `insert_sizes`.
 
     Returns
     -------
@@ -102,11 +102,11 @@ def plant(
         The liver has no room for as many lesions of that size, and `settings.fit` is `error`.
     """
     diameters = draw_diameters(settings, settings.count, rng)
-    planted = plant_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=path)
-    return planted.hu, planted.number > 0, planted.lesions
+    inserted = insert_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=path)
+    return inserted.hu, inserted.number > 0, inserted.lesions
 
 
-def draw_diameters(settings: PlantSettings, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_diameters(settings: InsertSettings, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Diameters in mm from `settings.diameter_mm`; log-uniform ones have as many small as large lesions an octave."""
     low, high = settings.diameter_mm
     if settings.diameter_distribution == "log_uniform":
@@ -115,17 +115,17 @@ def draw_diameters(settings: PlantSettings, count: int, rng: np.random.Generator
     return rng.uniform(low, high, size=count)
 
 
-def plant_sizes(
+def insert_sizes(
     hu: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
     diameters_mm: Sequence[float] | NDArray[np.float64],
-    settings: PlantSettings,
+    settings: InsertSettings,
     rng: np.random.Generator,
     *,
     path: Path = Path("liver"),
-) -> Planted:
-    """Plant ellipsoids of given diameters, each in another random orientation, into a liver.
+) -> Inserted:
+    """Insert ellipsoids of given diameters, each in another random orientation, into a liver.
 
     Contrast times a profile is added: 1 inside, 0 outside, a Gaussian-softened edge of standard deviation
     `settings.edge_mm` between (a step if 0), one half on the ellipsoid. Nothing changes outside the liver. Spheres
@@ -165,7 +165,7 @@ def plant_sizes(
         axes = float(diameter) * np.array([1.0, *ratios])
         contrast = float(rng.uniform(*settings.contrast_hu))
         shapes.append((centre, axes, contrast, _rotation(rng)))
-    planted, number, lesions = hu.copy(), np.zeros(hu.shape, dtype=np.int16), []
+    inserted, number, lesions = hu.copy(), np.zeros(hu.shape, dtype=np.int16), []
     for count, (centre, axes, contrast, rotation) in enumerate(shapes, start=1):
         box, offset, radius = _ellipsoid(centre, axes / 2, rotation, spacing_mm, hu.shape, settings.edge_mm)
         profile = (offset <= 0).astype(np.float32)
@@ -173,14 +173,14 @@ def plant_sizes(
             profile = (erfc(offset / (np.sqrt(2) * settings.edge_mm)) / 2).astype(np.float32)
         if settings.kind == "mixed":
             profile *= _core_to_rim(radius, float(axes[0]), spacing_mm, rng)
-        planted[box] += np.float32(contrast) * profile * liver[box]
+        inserted[box] += np.float32(contrast) * profile * liver[box]
         inside = (offset <= 0) & liver[box]
         number[box][inside] = count
         volume_mm3 = float(pi / 6 * axes.prod())
         if settings.place == "rim":
             volume_mm3 = float(np.count_nonzero(inside) * np.prod(spacing_mm))
         lesions.append(
-            PlantedLesion(
+            InsertedLesion(
                 centre_voxel=centre,
                 diameter_mm=float(axes[0]),
                 axes_mm=(float(axes[0]), float(axes[1]), float(axes[2])),
@@ -188,7 +188,7 @@ def plant_sizes(
                 volume_mm3=volume_mm3,
             )
         )
-    return Planted(planted, number, lesions)
+    return Inserted(inserted, number, lesions)
 
 
 class _Room:
@@ -205,12 +205,12 @@ class _Room:
         liver: Bool[np.ndarray, "X Y Z"],
         spacing_mm: tuple[float, float, float],
         radii_mm: NDArray[np.float64],
-        settings: PlantSettings,
+        settings: InsertSettings,
         path: Path,
     ) -> None:
         found = ndimage.find_objects(liver.astype(np.uint8))
         if not found:
-            raise InputError(path, "lesions cannot be planted: there is no liver")
+            raise InputError(path, "lesions cannot be inserted: there is no liver")
         self._box = found[0]
         self._organ = liver[self._box]
         self._spacing_mm = spacing_mm
@@ -280,7 +280,7 @@ def _arrange(
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
     radii_mm: NDArray[np.float64],
-    settings: PlantSettings,
+    settings: InsertSettings,
     rng: np.random.Generator,
     path: Path,
 ) -> list[Voxel | None]:
@@ -313,7 +313,7 @@ def _arrange(
     alone = "" if room.at_rim else f"; the widest that fits alone is {max(room.widest_mm, 0):.3g} mm"
     raise InputError(
         path,
-        f"lesions cannot be planted: no room {'at the rim ' * room.at_rim}for {len(radii_mm)} of "
+        f"lesions cannot be inserted: no room {'at the rim ' * room.at_rim}for {len(radii_mm)} of "
         f"{2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} mm{alone}",
     )
 

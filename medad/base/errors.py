@@ -20,7 +20,7 @@ class InputError(UserError):
     ----------
     path
         The offending file or folder. Shown on the user's own terminal; reports and Prefect show the
-        opaque case id instead, since paths on hospital shares may hold patient names.
+        pseudonym instead, since paths on hospital shares may hold patient names.
     rule
         What was expected and what came, without the path.
     """
@@ -68,7 +68,7 @@ class CaseFailure:
     """Whether the share did not answer, so that the same step may succeed at once."""
     of_machine: bool = field(default=False, repr=False)
     """Whether the machine is to blame and no file (a full disk, a missing GPU), so that it may succeed later."""
-    opaque: bool = field(default=False, repr=False)
+    pseudonymous: bool = field(default=False, repr=False)
     """Whether the id hides the names of the case's files, so that reports must not show them."""
 
     @property

@@ -19,14 +19,14 @@ from medad.config.liver import DatasetSettings
 _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
 _LAYOUT_LIVER = {"btcv": (6,), "lits": (1, 2), "folder": ()}
 _LAYOUT_TUMOUR = {"btcv": None, "lits": 2, "folder": None}
-PLANTED_FILES = ("scan.nii.gz", "label.nii.gz")
-"""What planting lesions writes; the label has LiTS's values."""
-PLANTED_LIVER, PLANTED_TUMOUR = 1, 2
+INSERTED_FILES = ("scan.nii.gz", "label.nii.gz")
+"""Files of a scan with inserted lesions; the label has LiTS's values."""
+INSERTED_LIVER, INSERTED_TUMOUR = 1, 2
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST_CHARACTERS = 12
-_OPAQUE = re.compile(r"(case|ct)-[0-9a-f]{12}(-\d+)?")
+_PSEUDONYM = re.compile(r"(case|ct)-[0-9a-f]{12}(-\d+)?")
 
-OpaqueIds = Callable[[Sequence[Path]], Sequence[str]]
+Pseudonyms = Callable[[Sequence[Path]], Sequence[str]]
 """Scans -> their ids, in order, all at once. Whoever keeps a secret can give ids that nobody guesses from a name."""
 
 
@@ -39,7 +39,7 @@ class Case:
     label: Path | None
     liver_labels: tuple[int, ...]
     tumour_label: int | None
-    opaque: bool = False
+    pseudonymous: bool = False
     """The id tells nothing of the names, and nothing that is shown of the case may."""
     patient: str | None = field(default=None, repr=False)
     """Whose scan it is, by the settings' `patients`; a name, so never shown."""
@@ -66,17 +66,17 @@ class LabelledScan:
         return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch, root)
 
     @classmethod
-    def planted(cls, folder: Path) -> LabelledScan:
-        """Return the files that planting wrote into `folder`."""
-        scan, label = (folder / name for name in PLANTED_FILES)
-        return cls(scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
+    def inserted(cls, folder: Path) -> LabelledScan:
+        """Return the files that insertion wrote into `folder`."""
+        scan, label = (folder / name for name in INSERTED_FILES)
+        return cls(scan, label, (INSERTED_LIVER, INSERTED_TUMOUR), INSERTED_TUMOUR)
 
 
-def planted_case(case: Case, folder: Path) -> Case:
-    """The case, under the same id, whose files planting wrote into `folder`."""
-    scan, label = (folder / name for name in PLANTED_FILES)
+def case_with_lesions(case: Case, folder: Path) -> Case:
+    """The case, under the same id, whose files insertion wrote into `folder`."""
+    scan, label = (folder / name for name in INSERTED_FILES)
     return replace(
-        case, scan=scan, label=label, liver_labels=(PLANTED_LIVER, PLANTED_TUMOUR), tumour_label=PLANTED_TUMOUR
+        case, scan=scan, label=label, liver_labels=(INSERTED_LIVER, INSERTED_TUMOUR), tumour_label=INSERTED_TUMOUR
     )
 
 
@@ -88,20 +88,20 @@ class _Found:
     label: Path | None
     rule: str | None
     name: str = ""  # the id that the layout would give
-    opaque: bool = False
+    pseudonymous: bool = False
     patient: str | None = None
 
 
 def find_cases(
     data: DatasetSettings,
     samples_dir: Path | None = None,
-    opaque_ids: OpaqueIds | None = None,
+    pseudonyms: Pseudonyms | None = None,
     *,
     may_be_empty: bool = False,
 ) -> tuple[list[Case], list[CaseFailure]]:
     """List a data set's cases in natural order of their names (2 before 10). Files are not opened here.
 
-    A DICOM series gets an opaque id whatever the settings say: its folder is named by the machine that wrote it, after
+    A DICOM series gets a pseudonym whatever the settings say: its folder is named by the machine that wrote it, after
     a patient, a date or a study.
 
     Parameters
@@ -110,9 +110,9 @@ def find_cases(
         Root, layout, and which cases to take.
     samples_dir
         Where `samples:NAME` roots lie.
-    opaque_ids
-        Gives the ids of those that are to be opaque: they may read the files. None: a plain digest of what `*` stands
-        for, which whoever knows the name can compute as well.
+    pseudonyms
+        Gives the pseudonyms, and may read the files. None: a plain digest of what `*` stands for, which anyone who
+        knows the name can compute as well.
     may_be_empty
         A root without any case is no error: cases are yet to come.
 
@@ -120,7 +120,7 @@ def find_cases(
     -------
     cases
         Scans with their labels. Ids are unique and safe as file names: `btcv-0001`, `lits-17`; in layout `folder`
-        what `*` stands for. A second scan to which `opaque_ids` gives an id gets it with `-2`.
+        what `*` stands for. A second scan to which `pseudonyms` gives an id gets it with `-2`.
     problems
         Scans without their label, scans there twice, cases whose name tells no patient though the settings say that
         it does, and cases asked for that are not there.
@@ -135,41 +135,43 @@ def find_cases(
         raise InputError(root, "no such folder of cases")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
     found = sorted(search(root, data), key=lambda item: natural_order(item.key))
-    found = _with_unique_ids([_named(item, data) for item in found], opaque_ids)
+    found = _with_unique_ids([_named(item, data) for item in found], pseudonyms)
     if not found and not may_be_empty:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
     asked = data.cases
-    # an opaque case answers to its file's name as well: who writes the settings knows that, and need not know the id
+    # a pseudonymous case can also be chosen by its file's name, which the author of the settings knows
     wanted = found if asked is None else [item for item in found if not {item.id, item.name}.isdisjoint(asked)]
     liver = data.liver_labels if data.liver_labels is not None else _LAYOUT_LIVER[data.layout]
     tumour = data.tumour_label if data.tumour_label is not None else _LAYOUT_TUMOUR[data.layout]
     cases = [
-        Case(item.id, item.scan, item.label, liver, tumour, item.opaque, item.patient)
+        Case(item.id, item.scan, item.label, liver, tumour, item.pseudonymous, item.patient)
         for item in wanted
         if item.rule is None
     ]
     problems = [
-        # what follows the first mark lists file names, which opaque ids are there to hide
-        _failed(item.id, item.scan, re.split("[:;]", item.rule)[0] if item.opaque else item.rule, item.opaque)
+        # what follows the first mark lists file names, which pseudonyms are there to hide
+        _failed(
+            item.id, item.scan, re.split("[:;]", item.rule)[0] if item.pseudonymous else item.rule, item.pseudonymous
+        )
         for item in wanted
         if item.rule is not None
     ]
     return cases, problems + _missing(root, found, data)
 
 
-def _failed(case_id: str, path: Path, rule: str, opaque: bool) -> CaseFailure:
-    return CaseFailure(case_id, "find", rule, str(path), opaque=opaque)
+def _failed(case_id: str, path: Path, rule: str, pseudonymous: bool) -> CaseFailure:
+    return CaseFailure(case_id, "find", rule, str(path), pseudonymous=pseudonymous)
 
 
 def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[CaseFailure]:
     """Cases that the settings ask for and that are not there; by their place in the settings where names are hidden."""
     there = {item.id for item in found} | {item.name for item in found}
-    hidden = data.opaque_ids or any(item.opaque for item in found)
+    hidden = data.pseudonyms or any(item.pseudonymous for item in found)
     problems = []
     asked = enumerate(dict.fromkeys(data.cases or ()), start=1)
     for place, name in sorted(asked, key=lambda item: natural_order(item[1])):
         if name not in there:
-            shown = f"asked-{place}" if hidden and not _OPAQUE.fullmatch(name) else name
+            shown = f"asked-{place}" if hidden and not _PSEUDONYM.fullmatch(name) else name
             rule = "the settings ask for this case, the folder does not hold it"
             problems.append(_failed(shown, root, rule, hidden))
     return problems
@@ -263,7 +265,7 @@ def _named(item: _Found, data: DatasetSettings) -> _Found:
     """With an id that is safe as a file name."""
     safe = (_ID_CHARACTERS.sub("-", item.id).strip("-.") or "case")[:64]
     item = _with_patient(item, data)
-    return replace(item, id=safe, name=safe, opaque=data.opaque_ids or item.scan.is_dir())
+    return replace(item, id=safe, name=safe, pseudonymous=data.pseudonyms or item.scan.is_dir())
 
 
 def _with_patient(item: _Found, data: DatasetSettings) -> _Found:
@@ -278,19 +280,19 @@ def _with_patient(item: _Found, data: DatasetSettings) -> _Found:
     return replace(item, patient=patient)
 
 
-def _with_unique_ids(found: list[_Found], opaque_ids: OpaqueIds | None) -> list[_Found]:
-    """Opaque ids where they are due; then no two ids that a file system which ignores case would mix up."""
-    hidden = [item for item in found if item.opaque]
-    if opaque_ids is not None and hidden:
-        given = iter(opaque_ids([item.scan for item in hidden]))
+def _with_unique_ids(found: list[_Found], pseudonyms: Pseudonyms | None) -> list[_Found]:
+    """Pseudonyms where they are due; then no two ids that a file system which ignores case would mix up."""
+    hidden = [item for item in found if item.pseudonymous]
+    if pseudonyms is not None and hidden:
+        given = iter(pseudonyms([item.scan for item in hidden]))
     else:
         given = iter([f"case-{_digest(item.key)}" for item in hidden])
-    found = [replace(item, id=next(given)) if item.opaque else item for item in found]
+    found = [replace(item, id=next(given)) if item.pseudonymous else item for item in found]
     seen = Counter(item.id.casefold() for item in found)
     unique, before = [], Counter[str]()
     for item in found:
         case_id = item.id
-        if item.opaque:  # the digest below is of the name
+        if item.pseudonymous:  # the digest below is of the name
             before[case_id] += 1
             case_id = case_id if before[case_id] == 1 else f"{case_id}-{before[case_id]}"
         elif seen[case_id.casefold()] > 1:

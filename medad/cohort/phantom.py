@@ -1,4 +1,4 @@
-"""Generated abdominal CT, with planted lesions or without.
+"""Generated abdominal CT, with inserted lesions or without.
 
 The phantom stands in for real CT where none may be had: tests, and the demo on a machine without a registry. It has
 what liver segmentation meets: fat, muscle, bone and organs of their usual HU, vessels brighter than liver, partial
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from medad.anomalies.insert import plant
-from medad.config.liver import PlantSettings
+from medad.anomalies.insert import insert_lesions
+from medad.config.liver import InsertSettings
 from medad.ct.geometry import Geometry
 from medad.ct.nifti import write_nifti
 
@@ -36,14 +36,14 @@ def generate_phantom(
     shape: tuple[int, int, int] = SHAPE,
     spacing_mm: tuple[float, float, float] = SPACING_MM,
     *,
-    lesions: PlantSettings | None = None,
+    lesions: InsertSettings | None = None,
 ) -> tuple[Float32[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"], Float64[np.ndarray, "4 4"]]:
     """A CT of an abdomen, canonical LPS order.
 
     Parameters
     ----------
     lesions
-        Plant these (their `seed` is not used: `rng` draws everything). None: a healthy liver.
+        Insert these (their `seed` is not used: `rng` draws everything). None: a healthy liver.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def generate_phantom(
     hu, organs, affine = _anatomy(rng, shape, spacing_mm)
     labels = np.where(organs == _BTCV_LIVER, np.uint8(LIVER), np.uint8(0))
     if lesions is not None:
-        hu, tumour, _ = plant(hu, labels == LIVER, spacing_mm, lesions, rng)
+        hu, tumour, _ = insert_lesions(hu, labels == LIVER, spacing_mm, lesions, rng)
         labels[tumour] = TUMOUR
     return np.rint(hu), labels, affine
 
@@ -89,7 +89,7 @@ def write_lits_phantoms(
     *,
     shape: tuple[int, int, int] = SHAPE,
     spacing_mm: tuple[float, float, float] = SPACING_MM,
-    lesions: PlantSettings | None = PlantSettings(count=2, diameter_mm=(15.0, 30.0)),  # noqa: B008 (frozen)
+    lesions: InsertSettings | None = InsertSettings(count=2, diameter_mm=(15.0, 30.0)),  # noqa: B008 (frozen)
 ) -> list[Path]:
     """Phantoms with tumours in LiTS layout (liver 1, tumour 2), numbered from 0; returns the scans."""
     root.mkdir(parents=True, exist_ok=True)

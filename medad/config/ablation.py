@@ -22,7 +22,7 @@ from medad.config.liver import load as load_liver
 ShortId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0)]
-ROWS, CURVE, YARDSTICK = "rows", "curve", "yardstick"
+ROWS, CURVE, BASELINE = "rows", "curve", "baseline"
 """Groups of variants beside the sweeps, which go by their own names."""
 EPOCHS_KEY, SNAPSHOT_KEY = "train.segmentation.epochs", "train.snapshot_epochs"
 
@@ -147,14 +147,14 @@ class AblationSettings(MachineSettings):
     embedding: bool = True
     """Projection of real tumour slices, healthy ones and synthesised ones by features of the restoration (figure 3.1
     C)."""
-    yardstick: bool = True
+    baseline: bool = True
     """Baseline row without any training: smoothed distance from the liver's median HU."""
-    yardstick_sigma_mm: Annotated[float, Field(gt=0)] = 3.0
+    baseline_sigma_mm: Annotated[float, Field(gt=0)] = 3.0
     """Standard deviation of the Gaussian that smooths the baseline."""
     published_rows: tuple[PublishedRow, ...] = ()
     """Other systems' published figures."""
     only: tuple[str, ...] | None = None
-    """Parts to compute: names of rows or sweeps, `curve`, `yardstick`. None: all."""
+    """Parts to compute: names of rows or sweeps, `curve`, `baseline`. None: all."""
 
     @field_validator("set", mode="after")
     @classmethod
@@ -166,7 +166,7 @@ class AblationSettings(MachineSettings):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} name one twice")
         rows = [row.name for row in self.rows]
-        names = [*rows, *(sweep.name for sweep in self.sweeps), ROWS, CURVE, YARDSTICK]
+        names = [*rows, *(sweep.name for sweep in self.sweeps), ROWS, CURVE, BASELINE]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rows and sweeps: two are called {twice[0]!r}, or it is a reserved name")
         users = {"reference": self.reference, "curve.row": None if self.curve is None else self.curve.row}
@@ -226,20 +226,20 @@ class AblationSettings(MachineSettings):
             raise ValueError(f"{where}: {error}") from error
 
     def chosen(self, names: str) -> AblationSettings:
-        """These settings with some parts alone: names of rows or sweeps, `curve`, `yardstick`, with commas between.
+        """These settings with some parts alone: names of rows or sweeps, `curve`, `baseline`, with commas between.
 
         Raises ConfigError for an unknown name.
         """
         wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
         known = [row.name for row in self.rows] + [sweep.name for sweep in self.sweeps]
-        known += [CURVE] * (self.curve is not None) + [YARDSTICK] * self.yardstick
+        known += [CURVE] * (self.curve is not None) + [BASELINE] * self.baseline
         if not wanted or (unknown := [name for name in wanted if name not in known]):
             one = f"{unknown[0]}: no such row" if wanted else "none given"
             raise ConfigError(f"--rows {one}; the configuration has {', '.join(known)}")
         return self.model_copy(update={"only": wanted})
 
     def has(self, name: str) -> bool:
-        """Whether a row, a sweep, the curve or the yardstick is among the chosen."""
+        """Whether a row, a sweep, the curve or the baseline is among the chosen."""
         return self.only is None or name in self.only
 
     @property

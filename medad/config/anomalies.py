@@ -1,4 +1,4 @@
-"""Settings of what is painted into healthy slices: pseudo anomalies and normal variation."""
+"""Settings of what is painted into healthy slices: pseudo anomalies and augmentation."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class LesionSettings(Settings):
     """Range of the texture's standard deviation."""
 
 
-class VariationSettings(Settings):
-    """Augmentation: normal variation of healthy slices (`medad.anomalies.augment`); slices must be linear in HU."""
+class AugmentationSettings(Settings):
+    """Augmentation of healthy slices (`medad.anomalies.augment`); slices must be linear in HU."""
 
     offset_hu: Annotated[float, Field(ge=0)] = 8.0
     """Largest offset of the whole liver, in either direction."""

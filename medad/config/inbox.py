@@ -87,7 +87,7 @@ class InboxSettings(Settings):
             liver_labels=self.liver_labels,
             affine_mismatch=self.affine_mismatch,
             affine_from=self.affine_from,
-            opaque_ids=True,
+            pseudonyms=True,
         )
 
 

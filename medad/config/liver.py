@@ -14,10 +14,10 @@ from pydantic import Field, field_validator, model_validator
 
 from medad.base.private import DataRoot, PrivateCases, PrivateExpression, PrivatePattern, changes_of
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config.anomalies import SynthesisSettings, VariationSettings
+from medad.config.anomalies import AugmentationSettings, SynthesisSettings
 
 
-class PlantSettings(Settings):
+class InsertSettings(Settings):
     """Lesions of known shape and contrast, inserted in HU into a healthy liver before preprocessing."""
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -42,7 +42,7 @@ class PlantSettings(Settings):
     """Distribution of sizes within their range."""
 
     @model_validator(mode="after")
-    def _sizes(self) -> PlantSettings:
+    def _sizes(self) -> InsertSettings:
         if not 0 < self.diameter_mm[0] <= self.diameter_mm[1]:
             raise ValueError("diameter_mm must be (low, high) with 0 < low <= high")
         return self
@@ -79,9 +79,9 @@ class DatasetSettings(Settings):
     """Reaction to a label of the scan's shape with another affine (LiTS 28 to 47 have identity affines)."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     """NIfTI affine that counts. `agree` refuses a file whose sform and qform differ."""
-    opaque_ids: bool = False
+    pseudonyms: bool = False
     """Pseudonyms as case ids, for file names that may hold patient data. DICOM series always have them."""
-    plant: PlantSettings | None = None
+    insert: InsertSettings | None = None
     """Lesions to insert into the scans, test data alone. None: no lesion is inserted."""
 
     @model_validator(mode="after")
@@ -204,9 +204,9 @@ class TrainSettings(Settings):
     11 px."""
     snapshot_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs between stored networks of phase two. 0: only the trained one is stored."""
-    variation: VariationSettings | None = None
+    augmentation: AugmentationSettings | None = None
     """Augmentation of healthy slices. None: slices as they are (the thesis)."""
-    mirror: bool = False
+    flip: bool = False
     """Random flips of slices, left-right and front-back."""
     mixed_precision: bool = True
     """bfloat16 autocast on a GPU; never on a CPU."""
@@ -331,11 +331,11 @@ class LiverSettings(MachineSettings):
 
     @model_validator(mode="after")
     def _train_data_is_healthy(self) -> LiverSettings:
-        if self.train_data.plant is not None:
-            raise ValueError("train_data.plant: lesions are planted into test scans only")
-        in_hu = self.synthesis.kind == "lesions" or self.train.variation is not None
+        if self.train_data.insert is not None:
+            raise ValueError("train_data.insert: lesions are inserted into test scans only")
+        in_hu = self.synthesis.kind == "lesions" or self.train.augmentation is not None
         if in_hu and self.preprocess.equalise:
-            raise ValueError("synthesis.kind lesions and train.variation need preprocess.equalise: false")
+            raise ValueError("synthesis.kind lesions and train.augmentation need preprocess.equalise: false")
         return self
 
     @model_validator(mode="after")

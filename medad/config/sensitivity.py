@@ -1,4 +1,4 @@
-"""Settings of `adflows liver sensitivity`: which lesions are planted, and what counts as found. Frozen, typed."""
+"""Settings of `adflows liver sensitivity`: which lesions are inserted, and what counts as found. Frozen, typed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config.liver import DatasetSettings, LiverChanges, PlantSettings, by_key
+from medad.config.liver import DatasetSettings, InsertSettings, LiverChanges, by_key
 
 LesionPlace = Literal["inside", "rim"]
 Kind = Literal["uniform", "mixed"]
@@ -91,8 +91,8 @@ class SensitivitySettings(MachineSettings):
             self.contrasts_hu
         ):
             raise ValueError("places and contrasts_hu must name each once")
-        if self.healthy.plant is not None:
-            raise ValueError("healthy.plant: the study plants its own lesions")
+        if self.healthy.insert is not None:
+            raise ValueError("healthy.insert: the study inserts its own lesions")
         if wrong := [key for key in self.settings if key.split(".")[0] in ("train_data", "test_data")]:
             raise ValueError(f"settings.{wrong[0]}: the study's scans are those of `healthy`")
         return self
@@ -109,16 +109,16 @@ class SensitivitySettings(MachineSettings):
 
     @property
     def measure(self) -> MeasureSettings:
-        """What decides a planted volume's figures, beside its lesions."""
+        """What decides an inserted volume's figures, beside its lesions."""
         return MeasureSettings(
             false_positive_ml=self.false_positive_ml, overlap=self.overlap, surroundings_mm=self.surroundings_mm
         )
 
-    def volumes(self) -> list[PlantingSettings]:
-        """The volumes to plant in each scan: sizes dealt out so that those of one volume differ as far as they can."""
+    def volumes(self) -> list[InsertionSettings]:
+        """The volumes to insert in each scan: sizes dealt out so that those of one volume differ as far as they can."""
         groups = -(-len(self.bins) // self.lesions_per_volume)
         return [
-            PlantingSettings(
+            InsertionSettings(
                 seed=self.seed,
                 repeat=repeat,
                 group=group,
@@ -145,7 +145,7 @@ class MeasureSettings(Settings):
     """Distance from a lesion within which marked voxels count."""
 
 
-class PlantingSettings(Settings):
+class InsertionSettings(Settings):
     """The lesions of one volume: one a size bin, all of one contrast and place."""
 
     seed: int
@@ -162,9 +162,9 @@ class PlantingSettings(Settings):
         low, high = self.contrast.hu
         return f"{self.contrast.kind} {low:g} to {high:g} HU, {self.place}, {self.repeat + 1}.{self.group + 1}"
 
-    def plant_settings(self, bin_mm: tuple[float, float]) -> PlantSettings:
-        """As planting takes them, for lesions of one size bin; what does not fit is left out."""
-        return PlantSettings(
+    def insert_settings(self, bin_mm: tuple[float, float]) -> InsertSettings:
+        """As insertion takes them, for lesions of one size bin; what does not fit is left out."""
+        return InsertSettings(
             diameter_mm=bin_mm,
             contrast_hu=self.contrast.hu,
             edge_mm=self.edge_mm,

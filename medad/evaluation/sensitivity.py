@@ -1,4 +1,4 @@
-"""Sensitivity to planted lesions at a fixed false-positive volume: thresholds, lesions, counts. Pure computation."""
+"""Sensitivity to inserted lesions at a fixed false-positive volume: thresholds, lesions, counts. Pure computation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from scipy.stats import binomtest
 
-from medad.anomalies.insert import PlantedLesion
+from medad.anomalies.insert import InsertedLesion
 from medad.config.sensitivity import ContrastSettings, LesionPlace, MeasureSettings
 from medad.evaluation.metrics import auroc, dice_of_counts
 
@@ -42,7 +42,7 @@ class OperatingPoint:
 
 
 class LesionRecord(_Record):
-    """One planted lesion and what became of it."""
+    """One inserted lesion and what became of it."""
 
     diameter_mm: float
     contrast_hu: float
@@ -61,7 +61,7 @@ class LesionRecord(_Record):
 
 
 class VolumeRecord(_Record):
-    """One planted volume: a scan with lesions of one contrast and place."""
+    """One inserted volume: a scan with lesions of one contrast and place."""
 
     contrast: ContrastSettings
     place: LesionPlace
@@ -71,7 +71,7 @@ class VolumeRecord(_Record):
     threshold: float
     healthy_false_positive_ml: float
     """Marked in the scan without lesions: what was asked for, or less where probabilities tie."""
-    planted_false_positive_ml: float
+    inserted_false_positive_ml: float
     """Marked outside all lesions in the scan with them."""
     lesions: tuple[LesionRecord, ...]
     """Those that found room."""
@@ -81,17 +81,17 @@ class Figures(_Record):
     """Lesions of one cell, or of many."""
 
     planned: int
-    planted: int
+    inserted: int
     """Those that found room in the liver; all else is of these."""
     found: int
     by_chance: int
     sensitivity: Unit | None
-    """found / planted; None without lesions. Higher is better."""
+    """found / inserted; None without lesions. Higher is better."""
     low: Unit | None
     """Wilson's 95 % interval of it."""
     high: Unit | None
     chance: Unit | None
-    """by_chance / planted: the sensitivity of what is marked anyway."""
+    """by_chance / inserted: the sensitivity of what is marked anyway."""
     voxel_auroc: Unit | None
     """Mean over lesions."""
     dice: Unit | None
@@ -143,13 +143,13 @@ def measure_lesions(
     healthy_probability: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
     number: Int16[np.ndarray, "X Y Z"],
-    lesions: Sequence[PlantedLesion],
+    lesions: Sequence[InsertedLesion],
     spacing_mm: tuple[float, float, float],
     settings: MeasureSettings,
 ) -> tuple[OperatingPoint, float, list[LesionRecord]]:
-    """What became of each planted lesion at the threshold of the scan without lesions.
+    """What became of each inserted lesion at the threshold of the scan without lesions.
 
-    The threshold is that of `operating_point` over the liver of the unplanted scan. A lesion is found when at least
+    The threshold is that of `operating_point` over the liver of the original scan. A lesion is found when at least
     `settings.overlap` of its voxels, and one at least, is marked. Its Dice counts the marked voxels of the liver no
     farther from it than `settings.surroundings_mm` that are in no other lesion: the fixed false-positive volume would
     otherwise decide the Dice of every small lesion.
@@ -159,7 +159,7 @@ def measure_lesions(
     probability, healthy_probability
         P(tumour) of the scan with and without lesions, on the scan's grid.
     number, lesions
-        As `medad.anomalies.insert.plant_sizes` gives them: lesion n has n in `number`.
+        As `medad.anomalies.insert.insert_sizes` gives them: lesion n has n in `number`.
 
     Returns
     -------
@@ -219,9 +219,9 @@ def _local_dice(
     return value
 
 
-def wilson(found: int, planted: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson, JASA 22, 1927), by SciPy; `planted` is at least 1."""
-    interval = binomtest(found, planted).proportion_ci(CONFIDENCE, method="wilson")
+def wilson(found: int, inserted: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson, JASA 22, 1927), by SciPy; `inserted` is at least 1."""
+    interval = binomtest(found, inserted).proportion_ci(CONFIDENCE, method="wilson")
     # rounding leaves 0 and 1 by an ulp
     return min(max(float(interval.low), 0.0), 1.0), min(max(float(interval.high), 0.0), 1.0)
 
@@ -245,7 +245,7 @@ def figures_of(seen: Iterable[LesionRecord | None]) -> Figures:
     low, high = wilson(found, len(lesions)) if lesions else (None, None)
     return Figures(
         planned=len(asked),
-        planted=len(lesions),
+        inserted=len(lesions),
         found=found,
         by_chance=by_chance,
         sensitivity=found / len(lesions) if lesions else None,

@@ -48,7 +48,7 @@ class HealthySlices:
     def scale(self, chosen: Int64[Tensor, " B"]) -> Scale:
         """What a pixel of these slices measures. Raises ConfigError where grey values are not linear in HU."""
         if self.grey_per_hu is None:
-            raise ConfigError("lesions and variation in HU need slices prepared with preprocess.equalise: false")
+            raise ConfigError("lesions and augmentation in HU need slices prepared with preprocess.equalise: false")
         return Scale(self.pixel_mm[chosen], self.grey_per_hu)
 
 
@@ -80,21 +80,21 @@ def draw_batch(
 ) -> tuple[Synthesised, Float[Tensor, "B 1 S S"]]:
     """Some slices with pseudo anomalies, and what their restoration should be; grey values 0..255.
 
-    Mirroring, normal variation, pseudo anomaly, noise, in this order; all but pseudo anomaly and noise are in the
-    target too. Without `train.mirror` and `train.variation`, the thesis's: the slice, and the slice as it is.
+    Mirroring, augmentation, pseudo anomaly, noise, in this order; all but pseudo anomaly and noise are in the
+    target too. Without `train.flip` and `train.augmentation`, the thesis's: the slice, and the slice as it is.
     """
     clean, organ = data.pixels[chosen].float(), data.organ[chosen]
-    if settings.train.mirror:
+    if settings.train.flip:
         over = torch.rand(2, len(chosen), 1, 1, 1, generator=generator, device=generator.device) < 0.5
         for turn, axis in zip(over, (-1, -2), strict=True):
             clean, organ = torch.where(turn, clean.flip(axis), clean), torch.where(turn, organ.flip(axis), organ)
-    variation = settings.train.variation
-    if variation is not None:
-        clean = vary(clean, organ, data.scale(chosen), variation, generator)
+    augmentation = settings.train.augmentation
+    if augmentation is not None:
+        clean = vary(clean, organ, data.scale(chosen), augmentation, generator)
     scale = data.scale(chosen) if settings.synthesis.kind == "lesions" else None
     batch = synthesise(clean, organ, settings.synthesis, generator, textures, scale)
-    if variation is not None:
-        noisy = degrade(batch.image, organ, data.scale(chosen), variation, generator)
+    if augmentation is not None:
+        noisy = degrade(batch.image, organ, data.scale(chosen), augmentation, generator)
         batch = Synthesised(noisy, batch.mask)
     return batch, clean
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.networks import nets
 
-MIRRORED: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-1, -2))
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-1, -2))
 """Axes along which a slice is turned over: not at all first."""
 
 
@@ -79,7 +79,7 @@ def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int
     """
     probability = np.empty(pixels.shape, np.float32)
     restored = np.empty(pixels.shape, np.uint8)
-    views = MIRRORED if flips else MIRRORED[:1]
+    views = FLIPS if flips else FLIPS[:1]
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         query = torch.from_numpy(pixels[part])[:, None].to(networks.device).float() / 255

@@ -35,6 +35,10 @@ def shown_failures(
             row |= {"category": readable(category), "id": readable(own)}
         else:
             row["case_id"] = readable(one.case_id)
-        row |= {"stage": one.stage, "file": "" if hidden or one.opaque else readable(one.file), "rule": clean(one.rule)}
+        row |= {
+            "stage": one.stage,
+            "file": "" if hidden or one.pseudonymous else readable(one.file),
+            "rule": clean(one.rule),
+        }
         rows[tuple(row.values())] = row
     return tuple(rows[values] for values in sorted(rows, key=lambda values: [natural_order(one) for one in values]))

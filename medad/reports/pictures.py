@@ -22,7 +22,7 @@ TRUTH_RGB = (86, 180, 233)
 """Orange and sky blue of Okabe and Ito's palette: every kind of colour vision tells them apart. Truth is dashed too."""
 
 DIFFERENCE_LIMIT = 100
-"""|slice - restoration| shown white, in grey levels: the largest shift that training plants."""
+"""|slice - restoration| shown white, in grey levels: the largest shift that training inserts."""
 
 PANELS = ("slice", "restoration", "difference", "probability", "outlines")
 

@@ -1,4 +1,4 @@
-"""What smoothed HU alone tell of tumours, without any training: the yardstick that a method must beat."""
+"""What smoothed HU alone tell of tumours, without any training: the baseline that a method must beat."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def deviation_score(smooth: Float64[ndarray, " voxels"], median_hu: float) -> Fl
     return score
 
 
-def yardstick_case(
+def baseline_case(
     case: LabelledScan,
     prepared: Path,
     sigma_mm: float,

@@ -17,13 +17,13 @@ from numpy import ndarray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from medad.anomalies.insert import plant
+from medad.anomalies.insert import insert_lesions
 from medad.base.errors import InputError
-from medad.cohort.datasets import PLANTED_FILES, PLANTED_LIVER, PLANTED_TUMOUR, LabelledScan
+from medad.cohort.datasets import INSERTED_FILES, INSERTED_LIVER, INSERTED_TUMOUR, LabelledScan
 from medad.config.liver import (
     EvaluationSettings,
     InferenceSettings,
-    PlantSettings,
+    InsertSettings,
     PostprocessSettings,
     PreprocessSettings,
 )
@@ -81,10 +81,10 @@ def read_truth(case: LabelledScan, geometry: Geometry, rule: str) -> Bool[ndarra
     return truth
 
 
-def plant_case(case: LabelledScan, settings: PlantSettings, out: Path) -> None:
-    """Plant lesions of known shape and contrast into a healthy scan's liver, in HU.
+def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None:
+    """Insert lesions of known shape and contrast into a healthy scan's liver, in HU.
 
-    Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 planted lesion), lesions.json (each lesion's centre, diameter,
+    Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 inserted lesion), lesions.json (each lesion's centre, diameter,
     contrast and volume) and case.json (the fingerprint of the liver as it was). Where they lie depends on
     `settings.seed` and the scan's content.
     """
@@ -92,13 +92,13 @@ def plant_case(case: LabelledScan, settings: PlantSettings, out: Path) -> None:
     _write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
     rng = np.random.default_rng([settings.seed, int(source_digest(case.scan)[:16], 16)])
     spacing_mm = volume.geometry.canonical_spacing_mm
-    hu, tumour, lesions = plant(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
-    values = liver.astype(np.uint8) * np.uint8(PLANTED_LIVER)
-    values[tumour] = PLANTED_TUMOUR
-    scan, label = (out / name for name in PLANTED_FILES)
+    hu, tumour, lesions = insert_lesions(volume.hu, liver, spacing_mm, settings, rng, path=case.label or case.scan)
+    values = liver.astype(np.uint8) * np.uint8(INSERTED_LIVER)
+    values[tumour] = INSERTED_TUMOUR
+    scan, label = (out / name for name in INSERTED_FILES)
     write_hu(scan, np.rint(hu), volume.geometry)
     write_labels(label, values, volume.geometry)
-    _write_json(out / LESIONS, {"planted": True, "lesions": [asdict(lesion) for lesion in lesions]})
+    _write_json(out / LESIONS, {"inserted": True, "lesions": [asdict(lesion) for lesion in lesions]})
 
 
 def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:

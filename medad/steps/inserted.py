@@ -1,4 +1,4 @@
-"""The file-to-file step of a study of planted lesions: plant, have it segmented, measure; nothing but figures stays."""
+"""The cached step of a study of inserted lesions: insert, segment, measure; only the figures are kept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import nibabel
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
-from medad.anomalies.insert import Planted, draw_diameters, plant_sizes
+from medad.anomalies.insert import Inserted, draw_diameters, insert_sizes
 from medad.base.errors import InputError
 from medad.base.storage import write_bytes
-from medad.cohort.datasets import PLANTED_LIVER, PLANTED_TUMOUR, LabelledScan
-from medad.config.sensitivity import MeasureSettings, PlantingSettings
+from medad.cohort.datasets import INSERTED_LIVER, INSERTED_TUMOUR, LabelledScan
+from medad.config.sensitivity import InsertionSettings, MeasureSettings
 from medad.ct.io import Volume, read_labels_on, read_scan, require_liver, source_digest
 from medad.evaluation.sensitivity import VolumeRecord, measure_lesions
 from medad.steps.cases import PROBABILITY, prepare_case, segment_case
@@ -25,9 +25,9 @@ RECORD = "lesions.json"
 _PLACE_CODE = {"inside": 0, "rim": 1}
 
 
-def measure_planted(
+def measure_inserted(
     case: LabelledScan,
-    planting: PlantingSettings,
+    insertion: InsertionSettings,
     measure: MeasureSettings,
     healthy: Path,
     segment: Segmenter[Path],
@@ -36,11 +36,11 @@ def measure_planted(
     device: str = "auto",
     largest_batch: int | None = None,
 ) -> None:
-    """Plant lesions into a healthy scan, segment it, and write lesions.json (a `VolumeRecord`) into `out`.
+    """Insert lesions into a healthy scan, segment it, and write lesions.json (a `VolumeRecord`) into `out`.
 
-    The planted scan is prepared and segmented as a file, uncompressed, of whole HU as scanners write them. It is
-    removed before this returns. Sizes, places and shapes depend on `planting.seed`, repeat, group, place and the scan's
-    content, and on neither contrast nor kind: contrasts are compared on the same lesions.
+    The inserted scan is prepared and segmented as a file, uncompressed, of whole HU as scanners write them. It is
+    removed before this returns. Sizes, places and shapes depend on `insertion.seed`, repeat, group, place and the
+    scan's content, and on neither contrast nor kind: contrasts are compared on the same lesions.
 
     Parameters
     ----------
@@ -58,26 +58,32 @@ def measure_planted(
     """
     scan, liver = _healthy(case, measure)
     spacing_mm = scan.geometry.canonical_spacing_mm
-    planted = _planted(case, scan.hu, liver, spacing_mm, planting)
+    inserted = _inserted(case, scan.hu, liver, spacing_mm, insertion)
     before = read_scan(healthy / PROBABILITY).hu
     after = before
-    if planted.lesions:
-        values = liver.astype(np.uint8) * np.uint8(PLANTED_LIVER)
-        values[planted.number > 0] = PLANTED_TUMOUR
+    if inserted.lesions:
+        values = liver.astype(np.uint8) * np.uint8(INSERTED_LIVER)
+        values[inserted.number > 0] = INSERTED_TUMOUR
         after = _segmented(
-            planted.hu, values, scan.geometry.canonical_affine, segment, out, device=device, largest_batch=largest_batch
+            inserted.hu,
+            values,
+            scan.geometry.canonical_affine,
+            segment,
+            out,
+            device=device,
+            largest_batch=largest_batch,
         )
     point, marked_ml, lesions = measure_lesions(
-        after, before, liver, planted.number, planted.lesions, spacing_mm, measure
+        after, before, liver, inserted.number, inserted.lesions, spacing_mm, measure
     )
     record = VolumeRecord(
-        contrast=planting.contrast,
-        place=planting.place,
-        repeat=planting.repeat,
-        bins_mm=planting.bins_mm,
+        contrast=insertion.contrast,
+        place=insertion.place,
+        repeat=insertion.repeat,
+        bins_mm=insertion.bins_mm,
         threshold=point.threshold,
         healthy_false_positive_ml=point.marked_ml,
-        planted_false_positive_ml=marked_ml,
+        inserted_false_positive_ml=marked_ml,
         lesions=tuple(lesions),
     )
     write_bytes(out / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
@@ -91,7 +97,7 @@ def _healthy(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool
         scan.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
     )
     if case.tumour_label is not None and (labels.values == case.tumour_label).any():
-        rule = f"lesions are planted into healthy livers; this label holds tumour ({case.tumour_label})"
+        rule = f"lesions are inserted into healthy livers; this label holds tumour ({case.tumour_label})"
         raise InputError(case.label, rule)
     liver = require_liver(labels, case.liver_labels, case.label)
     liver_ml = np.count_nonzero(liver) * scan.geometry.voxel_mm3 / 1000
@@ -101,23 +107,23 @@ def _healthy(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool
     return scan, liver
 
 
-def _planted(
+def _inserted(
     case: LabelledScan,
     hu: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
-    planting: PlantingSettings,
-) -> Planted:
-    place = _PLACE_CODE[planting.place]
+    insertion: InsertionSettings,
+) -> Inserted:
+    place = _PLACE_CODE[insertion.place]
     content = int(source_digest(case.scan)[:16], 16)
-    rng = np.random.default_rng([planting.seed, planting.repeat, planting.group, place, content])
+    rng = np.random.default_rng([insertion.seed, insertion.repeat, insertion.group, place, content])
     diameters = []
-    for size in planting.bins_mm:
-        (diameter,) = draw_diameters(planting.plant_settings(size), 1, rng)
+    for size in insertion.bins_mm:
+        (diameter,) = draw_diameters(insertion.insert_settings(size), 1, rng)
         # the upper edge belongs to the next bin
         diameters.append(min(diameter, np.nextafter(size[1], size[0])))
-    settings = planting.plant_settings(planting.bins_mm[0])
-    return plant_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=case.label or case.scan)
+    settings = insertion.insert_settings(insertion.bins_mm[0])
+    return insert_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=case.label or case.scan)
 
 
 def _segmented(
@@ -136,7 +142,7 @@ def _segmented(
         nibabel.Nifti1Image(np.rint(hu), affine).to_filename(scan)
         nibabel.Nifti1Image(labels, affine).to_filename(label)
         folder.mkdir()
-        case = LabelledScan(scan, label, (PLANTED_LIVER, PLANTED_TUMOUR), PLANTED_TUMOUR)
+        case = LabelledScan(scan, label, (INSERTED_LIVER, INSERTED_TUMOUR), INSERTED_TUMOUR)
         prepare_case(case, segment.preprocess, folder, training=False)
         segmented = folder / "segmented"
         segmented.mkdir()

@@ -25,8 +25,8 @@ class CaseResult(Generic[F]):
     """None for the baseline, which has no networks."""
     evaluated: F | None = None
     """None where no truth was given."""
-    planted: F | None = None
-    """None where no lesion was planted."""
+    inserted: F | None = None
+    """None where no lesion was inserted."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Segmenter(Generic[F]):
 
 @dataclass(frozen=True)
 class VolumeResult(Generic[F]):
-    """The record of one volume of planted lesions."""
+    """The record of one volume of inserted lesions."""
 
     case_id: str
     folder: F
-    """Folder of `medad.steps.inserted.measure_planted`."""
+    """Folder of `medad.steps.inserted.measure_inserted`."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class AblationResults(Generic[F]):
 
     variants: Sequence[VariantResult[F]]
     snapshots: Sequence[SnapshotResult[F]] = ()
-    yardstick: Sequence[CaseResult[F]] = ()
+    baseline: Sequence[CaseResult[F]] = ()
     embedding: EmbeddingResult[F] | None = None
-    planted: Sequence[str] = ()
-    """Ids of test cases whose lesions were planted."""
+    inserted: Sequence[str] = ()
+    """Ids of test cases whose lesions were inserted."""
     failures: Sequence[CaseFailure] = ()

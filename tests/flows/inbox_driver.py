@@ -33,15 +33,15 @@ def main() -> None:
     prepare_prefect()
     from flows.inbox.results import FailedCase, OutFolder
     from flows.runs import run_folder as publish
-    from flows.store.artifacts import ArtefactStore
+    from flows.store.artifacts import ArtifactStore
 
     def die_at(reached: str) -> None:
         if reached == place:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    move, fail, swap, write = ArtefactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write
+    move, fail, swap, write = ArtifactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write
 
-    def noted_move(self: ArtefactStore, work: Path, final: Path) -> None:
+    def noted_move(self: ArtifactStore, work: Path, final: Path) -> None:
         die_at(final.parent.name)  # made, not yet in its place
         move(self, work, final)
         note("made", final.parent.name, final.name)
@@ -61,7 +61,7 @@ def main() -> None:
         write(self, name, text)
 
     replaced: Any = (noted_move, noted_fail, noted_swap, noted_write)
-    ArtefactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write = replaced  # type: ignore[method-assign]
+    ArtifactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write = replaced  # type: ignore[method-assign]
     from flows.cli.app import main as adflows
 
     adflows()

@@ -25,14 +25,14 @@ def die(*_: object) -> NoReturn:
 def arm(place: str, step: str) -> None:
     from flows.devices import child
     from flows.runs import run_folder as publish
-    from flows.store.artifacts import ArtefactStore
+    from flows.store.artifacts import ArtifactStore
     from flows.store.step import STEPS, load_steps
 
     def is_it(folder: Path) -> bool:
         return folder.name.startswith(f"{step}-") or folder.parent.name == step
 
     def when(function: Callable[..., Any], *, after: bool = False) -> Callable[..., Any]:
-        def wrapped(self: ArtefactStore, *arguments: Any, **options: Any) -> Any:
+        def wrapped(self: ArtifactStore, *arguments: Any, **options: Any) -> Any:
             hit = any(isinstance(value, Path) and is_it(value) for value in arguments)
             if hit and not after:
                 die()
@@ -53,36 +53,36 @@ def arm(place: str, step: str) -> None:
                 yield message
 
         child._messages = first_message
-        build = ArtefactStore.build
+        build = ArtifactStore.build
 
-        def half(self: ArtefactStore, kind: Any, parts: Any, body: Any, **options: Any) -> Any:
+        def half(self: ArtifactStore, kind: Any, parts: Any, body: Any, **options: Any) -> Any:
             def broken(out: Path) -> Any:
                 (out / "half").write_bytes(b"half")
                 die()
 
             return build(self, kind, parts, broken if kind.name == step and not is_device else body, **options)
 
-        ArtefactStore.build = half
+        ArtifactStore.build = half
     elif place == "sealing":
-        seal = ArtefactStore._seal
+        seal = ArtifactStore._seal
 
         def sealed(kind: Any, *arguments: Any) -> Any:
             return die() if kind.name == step else seal(kind, *arguments)
 
-        ArtefactStore._seal = staticmethod(sealed)
+        ArtifactStore._seal = staticmethod(sealed)
     elif place == "moving":
 
-        def only_out(self: ArtefactStore, work: Path, final: Path) -> None:
+        def only_out(self: ArtifactStore, work: Path, final: Path) -> None:
             if is_it(final):
                 if final.exists():
                     final.replace(work.with_name(f"{work.name}.old"))
                 die()
             move(self, work, final)
 
-        move = ArtefactStore._move_into_place
-        ArtefactStore._move_into_place = only_out
+        move = ArtifactStore._move_into_place
+        ArtifactStore._move_into_place = only_out
     elif place == "moved":
-        ArtefactStore._move_into_place = when(ArtefactStore._move_into_place, after=True)
+        ArtifactStore._move_into_place = when(ArtifactStore._move_into_place, after=True)
     elif place == "copying":
         copy = publish._copy
         publish._copy = lambda copies, work: copy(list(copies)[:1], work) or die()

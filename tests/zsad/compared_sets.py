@@ -9,7 +9,7 @@ from typing import Any
 
 from zsad.clip.models import MadeBy
 from zsad.config.compare import CompareSettings, parse
-from zsad.config.system import SystemSettings
+from zsad.config.system_settings import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
 from zsad.reports.compare.data import variant_of
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation

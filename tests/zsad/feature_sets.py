@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import normalize
 
 from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
+from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import EncoderSettings
-from zsad.config.views import PATCHES
-from zsad.scorers.interface import Material
+from zsad.scorers.interface import CategoryFeatures
 
 GRID, DIM, PATCH_PX = 4, 6, 8
 
@@ -63,29 +63,29 @@ def write_features(
         identity={},
         images=tuple(rows),
         problems=(),
-        views={
-            file.removeprefix("view-").removesuffix(".npy"): tuple(values.shape[1:])
+        outputs={
+            file.removeprefix("output-").removesuffix(".npy"): tuple(values.shape[1:])
             for file, values in tensors.items()
-            if file.startswith("view-")
+            if file.startswith("output-")
         },
     )
     (folder / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     return FeatureStore(folder)
 
 
-def random_tensors(crops: int, views: Mapping[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
-    """Of length 1, but for the view `tokens`, which is not normalised."""
+def random_tensors(crops: int, outputs: Mapping[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
+    """Of length 1, but for the output `tokens`, which is not normalised."""
     drawn = {
         CLASS_TOKENS: unit(crops, DIM, seed=seed),
         view_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),
-        **{view_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(views.items())},
+        **{view_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(outputs.items())},
     }
-    if "tokens" in views:
+    if "tokens" in outputs:
         drawn[view_file("tokens")] *= 3.7
     return drawn
 
 
-def material(store: FeatureStore, **changes: Any) -> Material:
+def category_features(store: FeatureStore, **changes: Any) -> CategoryFeatures:
     values: dict[str, Any] = {
         "store": store,
         "text": unit(2, store.dim, seed=99),
@@ -99,4 +99,4 @@ def material(store: FeatureStore, **changes: Any) -> Material:
         "device": torch.device("cpu"),
         "batch_size": 4,
     }
-    return Material(**(values | changes))
+    return CategoryFeatures(**(values | changes))

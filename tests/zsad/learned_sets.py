@@ -16,12 +16,12 @@ from tests.zsad.tiny_clip import tiny_encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.labelled import LabelledImage
-from zsad.scorers.interface import Material
+from zsad.scorers.interface import CategoryFeatures
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.results import Source
 
 Grid = Sequence[Sequence[float]]
-VIEWS = ("patches", "block-1", "block-3", "vv-2", "vv-3")
+OUTPUTS = ("patches", "block-1", "block-3", "vv-2", "vv-3")
 SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
 """The long ones have two crops."""
 
@@ -52,16 +52,16 @@ def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) 
         paths.append(path)
         defect, mask_path = "square" if number % 2 else "", folder / f"{number}_mask.png"
         items.append(LabelledImage(str(number), digest, path, bool(number % 2), defect, mask_path))
-    encode_images(paths, [item.sha256 for item in items], encoder, "cpu", folder / "features", views=VIEWS)
+    encode_images(paths, [item.sha256 for item in items], encoder, "cpu", folder / "features", outputs=OUTPUTS)
     encode_category_text(name, encoder, PromptSettings(style="clip"), "cpu", folder / "text")
     return Source(name, folder / "features", folder / "text", items)
 
 
-def material(source: Source[Path], encoder: EncoderSettings, checkpoint: Path | None) -> Material:
+def category_features(source: Source[Path], encoder: EncoderSettings, checkpoint: Path | None) -> CategoryFeatures:
     """The source's own images as those to score."""
     assert source.text is not None
     store = FeatureStore(source.features)
-    return Material(
+    return CategoryFeatures(
         store=store,
         text=read_text(source.text),
         drawn=np.empty((len(store), 0), dtype=np.int64),

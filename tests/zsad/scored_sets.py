@@ -105,7 +105,7 @@ def write_category(
         identity={"weights": weights},
         images=tuple(rows),
         problems=(),
-        views={},
+        outputs={},
     )
     for part in ("features", "text"):
         (folder / part).mkdir(parents=True)

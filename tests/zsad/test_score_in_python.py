@@ -12,7 +12,7 @@ import pytest
 import zsad
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
-from tests.zsad.learned_sets import VIEWS, make_source
+from tests.zsad.learned_sets import OUTPUTS, make_source
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import AprilGan, Training
@@ -56,7 +56,7 @@ def by_steps(
     distinct = {file_digest(path): path for path in paths}
     ordered = sorted(distinct)
     files = [distinct[digest] for digest in ordered]
-    encode_images(files, ordered, encoder, "cpu", root / "features", views=system.views)
+    encode_images(files, ordered, encoder, "cpu", root / "features", outputs=system.outputs)
     text = memory = None
     if system.prompts is not None:
         text = root / "text"
@@ -65,7 +65,7 @@ def by_steps(
         memory = root / "shots"
         digests = sorted(file_digest(path) for path in shots)
         found = {file_digest(path): path for path in shots}
-        encode_images([found[d] for d in digests], digests, encoder, "cpu", memory, views=system.views)
+        encode_images([found[d] for d in digests], digests, encoder, "cpu", memory, outputs=system.outputs)
     variant: str = "system"
     if isinstance(system, DualImage):
         assert text is not None
@@ -186,7 +186,7 @@ def test_a_single_image_is_scored_by_the_text_alone(
 def test_a_learned_method_takes_its_checkpoint(tmp_path: Path, encoder: EncoderSettings, images: Path) -> None:
     training = Training(epochs=1, batch_size=4, learning_rate=1e-3)
     system = AprilGan(blocks=(1, 3), training=training)
-    assert set(system.views) <= set(VIEWS)
+    assert set(system.outputs) <= set(OUTPUTS)
     source = make_source(tmp_path, "cloth", encoder)
     train_system(system, [source], encoder, "cpu", tmp_path / "out")
     for method in ("april_gan", "anomalyclip", system):

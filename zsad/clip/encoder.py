@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest, reading
+from zsad.clip.attention_paths import Paths, obstacle, outputs, patch_path, two_path
 from zsad.clip.models import CONFIG_NAME, describe, folder_of, weights_in
-from zsad.clip.paths import Paths, obstacle, patch_path, two_path, views
 from zsad.clip.prompts import Ensemble
 from zsad.clip.weights import load_into, read_weights
 from zsad.clip.windows import encode_windows
+from zsad.config.encoder_outputs import EncoderOutput, parse_outputs
 from zsad.config.run import EncoderSettings
-from zsad.config.views import View, parse_views
 
 _PROMPTS_PER_BATCH = 64
 
@@ -138,31 +138,31 @@ class Encoder:
         """Blocks of the image tower."""
         return len(self.model.visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
 
-    def view_shape(self, view: View) -> tuple[int, int]:
-        """Shape of a row of a view. Raises ConfigError where the model has no such view."""
-        view.check(self.depth, self.grid, self.description)
+    def output_shape(self, output: EncoderOutput) -> tuple[int, int]:
+        """Shape of a row of an output. Raises ConfigError where the model has no such output."""
+        output.check(self.depth, self.grid, self.description)
         width = int(self.model.visual.ln_post.weight.shape[0])  # type: ignore[union-attr, index]
-        if view.kind == "block":
+        if output.kind == "block":
             return 1 + self.grid**2, width
-        if view.kind == "tokens":
+        if output.kind == "tokens":
             return self.grid**2, width
-        if view.kind == "window":
-            return (self.grid - view.number + 1) ** 2, self.dim
+        if output.kind == "window":
+            return (self.grid - output.number + 1) ** 2, self.dim
         return self.grid**2, self.dim
 
     @torch.no_grad()
     def encode_views(
-        self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[View]
+        self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
-        """The class token, and the views wanted by name (`zsad.config.views`), from one forward but for windows.
+        """Return the class token and the wanted outputs by name, from one forward pass (windows need more).
 
-        Nothing else is computed. All must be there, as `view_shape` tells; what is of dimension D is L2-normalised.
+        Nothing else is computed. All must be there, as `output_shape` tells; what is of dimension D is L2-normalised.
         """
         normalised, visual = self.normalise(images), self.model.visual
-        blocks = [view.number - 1 for view in wanted if view.kind == "block"]
-        vv_blocks = [view.number - 1 for view in wanted if view.kind == "vv"]
-        kinds = {view.kind for view in wanted}
-        found = views(
+        blocks = [output.number - 1 for output in wanted if output.kind == "block"]
+        vv_blocks = [output.number - 1 for output in wanted if output.kind == "vv"]
+        kinds = {output.kind for output in wanted}
+        found = outputs(
             visual,
             normalised,
             self.paths,
@@ -171,25 +171,25 @@ class Encoder:
             blocks=blocks,
             vv_blocks=vv_blocks,
         )
-        sides = [view.number for view in wanted if view.kind == "window"]
+        sides = [output.number for output in wanted if output.kind == "window"]
         windows = dict(zip(sides, encode_windows(visual, normalised, sides), strict=True)) if sides else {}
         shown: dict[str, Tensor] = {}
-        for view in wanted:
-            if view.kind == "block":
-                shown[view.name] = found.blocks[view.number - 1]
-            elif view.kind == "vv":
-                shown[view.name] = functional.normalize(found.vv_patches[view.number - 1], dim=-1)
-            elif view.kind == "window":
-                shown[view.name] = functional.normalize(windows[view.number], dim=-1)
-            elif view.kind == "patches":
+        for output in wanted:
+            if output.kind == "block":
+                shown[output.name] = found.blocks[output.number - 1]
+            elif output.kind == "vv":
+                shown[output.name] = functional.normalize(found.vv_patches[output.number - 1], dim=-1)
+            elif output.kind == "window":
+                shown[output.name] = functional.normalize(windows[output.number], dim=-1)
+            elif output.kind == "patches":
                 assert found.patches is not None
-                shown[view.name] = functional.normalize(found.patches, dim=-1)
-            elif view.kind == "plain":
+                shown[output.name] = functional.normalize(found.patches, dim=-1)
+            elif output.kind == "plain":
                 assert found.plain_patches is not None
-                shown[view.name] = functional.normalize(found.plain_patches, dim=-1)
+                shown[output.name] = functional.normalize(found.plain_patches, dim=-1)
             else:
                 assert found.last_tokens is not None
-                shown[view.name] = found.last_tokens
+                shown[output.name] = found.last_tokens
         return functional.normalize(found.class_token, dim=-1), shown
 
     @torch.no_grad()
@@ -225,13 +225,13 @@ class Encoder:
         return functional.normalize(torch.stack(sides), dim=-1)
 
 
-def check_views(settings: EncoderSettings, names: Sequence[str]) -> None:
-    """Raise ConfigError where an encoder has no such view (`zsad.config.views`); nothing is built or loaded."""
+def check_outputs(settings: EncoderSettings, names: Sequence[str]) -> None:
+    """Raise ConfigError if an encoder lacks one of these outputs. Builds and loads nothing."""
     _, config, _ = _architecture(settings)
     vision = config["vision_cfg"]
     grid = int(vision["image_size"]) // int(vision.get("patch_size", 16))
-    for view in parse_views(names):
-        view.check(int(vision["layers"]), grid, describe(settings))
+    for output in parse_outputs(names):
+        output.check(int(vision["layers"]), grid, describe(settings))
 
 
 def depth_of(settings: EncoderSettings) -> int:

@@ -1,8 +1,8 @@
 """Features on disk: encoded once, used by every seed, pairing and variant. This half reads them.
 
 Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32
-[R D] and a `view-NAME.npy` f32 [R . .] for each view asked for (`zsad.config.views`), one row a crop, and `index.json`,
-written last, which says whose rows are where and names images by their digest alone.
+[R D], one `output-NAME.npy` f32 [R . .] for each requested encoder output (`zsad.config.encoder_outputs`), with one
+row per crop, and `index.json`. The index is written last; it maps images, named by digest, to rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from medad.base.errors import InputError
 from medad.base.storage import read_record, reading
-from zsad.config.views import PATCHES
+from zsad.config.encoder_outputs import PATCHES
 from zsad.data.images import Crops
 
 CLASS_TOKENS, INDEX, TEXT = "class_tokens.npy", "index.json", "text.safetensors"
@@ -74,13 +74,13 @@ class FeatureIndex(Stored):
     """Architecture, weights and normalisation."""
     images: tuple[ImageRows, ...]
     problems: tuple[ImageProblem, ...]
-    views: dict[str, tuple[int, int]]
+    outputs: dict[str, tuple[int, int]]
     """By name, the shape of a row."""
 
 
 def view_file(name: str) -> str:
-    """Where a view's rows lie."""
-    return f"view-{name}.npy"
+    """Where an output's rows lie."""
+    return f"output-{name}.npy"
 
 
 class FeatureStore:
@@ -109,7 +109,7 @@ class FeatureStore:
         rows = sum(image.rows for image in self.images)
         self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
         self._view_starts = {
-            name: data_offset(folder / view_file(name), (rows, *shape)) for name, shape in self.index.views.items()
+            name: data_offset(folder / view_file(name), (rows, *shape)) for name, shape in self.index.outputs.items()
         }
 
     def __len__(self) -> int:
@@ -150,15 +150,14 @@ class FeatureStore:
         return self._read(CLASS_TOKENS, self._tokens_start, self.rows_of(number), (self.dim,))
 
     def patches(self, number: int) -> Float32[Tensor, "C N D"]:
-        """V-V patches of each crop of image `number`, row by row, L2-normalised: a view. Raises InputError."""
+        """V-V patches of each crop of image `number`, row by row, L2-normalised: an output. Raises InputError."""
         return self.view(number, PATCHES)
 
     def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
-        """A view of each crop of image `number`; see `zsad.config.views`. Raises InputError, also where it was not
-        made."""
-        if name not in self.index.views:
-            raise InputError(self.folder / view_file(name), "the features were made without this view")
-        shape = self.index.views[name]
+        """Return an encoder output for each crop of image `number`. Raises InputError, also if it was not computed."""
+        if name not in self.index.outputs:
+            raise InputError(self.folder / view_file(name), "the features were made without this output")
+        shape = self.index.outputs[name]
         return self._read(view_file(name), self._view_starts[name], self.rows_of(number), shape)
 
     def _read(self, name: str, start: int, rows: range, shape: tuple[int, ...]) -> Tensor:

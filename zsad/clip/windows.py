@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
+from zsad.clip.attention_paths import embed, pool
 from zsad.clip.blocks import class_token_alone, heads, leave, project_in
-from zsad.clip.paths import embed, pool
 
 CPU_TOKENS, GPU_TOKENS = 1 << 10, 1 << 14
 """Tokens that pass the blocks at a time: bounds memory, whatever the batch. On a CPU, what they become in a block stays
@@ -45,7 +45,7 @@ def encode_windows(
     Parameters
     ----------
     visual
-        A tower without `zsad.clip.paths.obstacle`, used as it is.
+        A tower without `zsad.clip.attention_paths.obstacle`, used as it is.
     images
         Normalised by the model's mean and standard deviation.
     sides

@@ -2,7 +2,7 @@
 
 A new set is one more entry of `LAYOUTS`. Each set has the layout its publisher ships and, where they differ, the one
 that the preparation scripts of 001's public code expect; the first that fits a folder is taken.
-`zsad.data.declared` reads.
+`zsad.data.public_sets` reads.
 Categories are called as in those scripts, since their names go into prompts.
 """
 
@@ -58,11 +58,11 @@ class Layout:
     normal: tuple[str, ...] = ()
     anomalous: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
-    """Images of both kinds in one folder; `told_by` tells them apart."""
-    told_by: Literal["mask", "mask_pixels", "list"] = "mask"
+    """Images of both kinds in one folder; `labels_from` tells them apart."""
+    labels_from: Literal["mask", "mask_pixels", "list"] = "mask"
     """Anomalous is an image that has a mask; whose mask is not black; that the list says is."""
     labels: LabelList | None = None
-    """With `told_by` mask it only says which masks there must be, and may be missing."""
+    """With `labels_from` mask it only says which masks there must be, and may be missing."""
     masks: str | None = None
     """Folder of the masks, or `OWN`. None: the set has none, labels are for whole images alone."""
     mask_suffix: str = ""
@@ -110,7 +110,7 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
             category="electrical commutators",
             within=(".", "KolektorSDD"),
             mixed=("kos*/*",),
-            told_by="mask_pixels",
+            labels_from="mask_pixels",
             masks=OWN,
             mask_suffix="_label",
         ),
@@ -127,7 +127,7 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
             test="Test",
             train="Train",
             mixed=("*",),
-            told_by="mask",
+            labels_from="mask",
             labels=LabelList("Label/Labels.txt", image_column=2, anomalous_column=1),
             masks="Label",
             mask_suffix="_label",
@@ -188,7 +188,7 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
             category="brain",
             within=(".", "head_ct"),
             mixed=("head_ct/head_ct/*", "head_ct/*"),
-            told_by="list",
+            labels_from="list",
             labels=LabelList("labels.csv", image_column=0, anomalous_column=1),
         ),
         MVTEC,  # as the public code of 001 has it: brain/test/good and others

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from medad.base.private import ModelFile
 from medad.base.settings import Fraction, Settings
+from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import NotNegative, Positive, PromptStyle
-from zsad.config.system import VIT_L_BLOCKS, Blocks, SystemSettings, block_views
-from zsad.config.views import PATCHES
+from zsad.config.system_settings import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
 
 
 class Training(Settings):
@@ -60,8 +60,8 @@ class AprilGan(LearnedSettings):
     """Training of the system."""
 
     @property
-    def views(self) -> tuple[str, ...]:
-        return block_views(self.blocks)
+    def outputs(self) -> tuple[str, ...]:
+        return block_outputs(self.blocks)
 
     @property
     def prompts(self) -> PromptStyle:
@@ -106,7 +106,7 @@ class AnomalyClip(LearnedSettings):
         return True
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """The set M of eq. 2."""
         return tuple(f"vv-{number}" for number in self.blocks) or (PATCHES,)
 

@@ -59,7 +59,7 @@ class ImagesSettings(Settings):
     """Folder of masks, relative to root, layout `folder` alone. None: `ground_truth` or `masks` where there is one."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
     """Split of VisA, by split_csv/NAME.csv. Zero-shot methods are measured on 1cls."""
-    opaque_ids: bool = False
+    pseudonyms: bool = False
     """Digests as image ids instead of file names."""
 
 

@@ -1,7 +1,7 @@
 """The systems of the papers as settings: one class each, whose defaults are the published setting (its preset).
 
 Nothing here computes or loads torch. `System` is what stands in a configuration's list `systems`; what a system needs
-(views of the encoder, prompts, reference images, training) is told by its properties, so that the flow can prepare it.
+(encoder outputs, prompts, reference images, training) is told by its properties, so that the flow can prepare it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from zsad.config.encoder_outputs import PATCHES
 from zsad.config.learned import AnomalyClip, AprilGan, SegmentationModels
 from zsad.config.run import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
-from zsad.config.system import VIT_L_BLOCKS, Blocks, SystemSettings, block_views
-from zsad.config.views import PATCHES
+from zsad.config.system_settings import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
 
 
 class _PlainClip(SystemSettings):
@@ -23,7 +23,7 @@ class _PlainClip(SystemSettings):
     """Temperature of the softmax over normal and anomalous."""
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         return ("plain",)
 
 
@@ -71,7 +71,7 @@ class WinClip(SystemSettings):
     """Number of normal images, chosen by the seed from the category's training folder. 0: zero-shot."""
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         windows = tuple(f"window-{side}" for side in self.windows)
         return (*windows, "tokens") if self.shots else windows
 
@@ -102,7 +102,7 @@ class AnoVl(SystemSettings):
     """Standard deviation of the Gaussian noise on tokens."""
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         return (PATCHES,)
 
     @property
@@ -125,8 +125,8 @@ class MutualSettings(SystemSettings):
     """Share of the smallest distances to other images that is averaged; at least one distance."""
 
     @property
-    def views(self) -> tuple[str, ...]:
-        return block_views(self.blocks)
+    def outputs(self) -> tuple[str, ...]:
+        return block_outputs(self.blocks)
 
     @model_validator(mode="after")
     def _degrees_are_odd(self) -> MutualSettings:
@@ -198,7 +198,7 @@ class DualImage(SystemSettings):
         return self.label or (f"{self.title} + TTA" if self.adaptation else self.title)
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         return (PATCHES,)
 
     @property

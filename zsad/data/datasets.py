@@ -17,7 +17,6 @@ from medad.base.settings import data_root
 from medad.base.text import natural_order
 from zsad.config.layouts import LAYOUTS, DeclaredName, Layout, expected
 from zsad.config.run import ImagesSettings
-from zsad.data.declared import declared_images, place
 from zsad.data.images import IMAGE_SUFFIXES
 from zsad.data.label_folders import (
     VISA_DEFAULT_SPLIT,
@@ -31,6 +30,7 @@ from zsad.data.label_folders import (
     visa_split,
 )
 from zsad.data.listing import Found, folders_in, images_below
+from zsad.data.public_sets import declared_images, place
 
 _DIGEST_CHARACTERS = 12
 _Reader = Literal["mvtec", "visa", "folder"] | Layout
@@ -101,7 +101,7 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     Returns
     -------
     categories
-        In natural order of names, each with one image at least. With `opaque_ids` an id is a digest of the image's
+        In natural order of names, each with one image at least. With `pseudonyms` an id is a digest of the image's
         name and `defect` is just `good` or `anomalous`.
     problems
         Images without their mask or label, listed but missing; categories that hold nothing usable.
@@ -123,7 +123,7 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
         if data.categories is None or name in data.categories:
             found = list(_search(folder, opened.reader, data))
             whole = [CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule]
-            items, rejected = _with_ids(name, [one for one in found if one.key], opaque=data.opaque_ids)
+            items, rejected = _with_ids(name, [one for one in found if one.key], pseudonymous=data.pseudonyms)
             problems += whole + rejected
             if items:
                 categories.append(Category(name, tuple(items)))
@@ -259,7 +259,7 @@ def images_of(paths: Sequence[Path]) -> Category:
         raise InputError("images", "none given")
     first = paths[0].resolve()
     name = first.name if first.is_dir() else first.parent.name
-    items, _ = _with_ids(name, list(found.values()), opaque=False)
+    items, _ = _with_ids(name, list(found.values()), pseudonymous=False)
     return Category(name or "images", tuple(items))
 
 
@@ -285,7 +285,7 @@ def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Fou
         yield from plain_images(folder, data.masks)
 
 
-def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[Item], list[CaseFailure]]:
+def _with_ids(category: str, found: list[Found], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
     """Keys lose their ending where they stay unique; where keys are equal (files of several folders) they get -2 ..."""
     stems = Counter(str(Path(key).with_suffix("")) for key in {each.key for each in found})
     taken: set[str] = set()
@@ -300,13 +300,13 @@ def _with_ids(category: str, found: list[Found], *, opaque: bool) -> tuple[list[
             name, number = f"{wanted}-{number}", number + 1
         taken.add(name)
         defect = each.defect
-        if opaque:
+        if pseudonymous:
             digest = hashlib.sha256(f"{category}/{name}".encode()).hexdigest()
             name, defect = f"image-{digest[:_DIGEST_CHARACTERS]}", "anomalous" if each.anomalous else "good"
         if each.rule is None:
             items.append(Item(name, each.path, each.anomalous, defect if each.anomalous is not None else "", each.mask))
         else:
-            # what follows the mark may hold file names, which opaque ids are there to hide
-            rule = each.rule.split(":")[0] if opaque else each.rule
+            # what follows the mark may hold file names, which pseudonyms are there to hide
+            rule = each.rule.split(":")[0] if pseudonymous else each.rule
             problems.append(CaseFailure(f"{category}/{name}", "find", rule, str(each.path), category))
     return items, problems

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.storage import atomic_path
-from zsad.clip.paths import Paths, two_path
+from zsad.clip.attention_paths import Paths, two_path
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from zsad.embedded.pool import SIZE_PX, Leg, Pool, make_pool, write_held_out
 from zsad.embedded.scenes.objects import OBJECTS

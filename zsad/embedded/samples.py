@@ -1,4 +1,4 @@
-"""Photographs of materials with planted defects, for the demo: from scikit-image's bundled pictures, no download.
+"""Photographs of materials with inserted defects, for the demo: from scikit-image's bundled pictures, no download.
 
 Brick, grass and gravel are cut into windows that share no pixel, coins one by one; into every other one a defect is
 drawn by rule, of kinds that the embedded model was not trained on. The photographs are real, the defects are not.
@@ -29,7 +29,7 @@ SURFACES = ("brick", "grass", "gravel")
 WINDOW_PX, COIN_PX, SIDE_PX = 128, 72, 192
 LEAST_COIN_PX = 500
 SEED = 0
-PLANTED_NOTE = (
+INSERTED_NOTE = (
     "Defects drawn by rule into scikit-image's photographs (brick, coins, grass, gravel): these figures tell how well "
     "drawn defects are found, not real ones."
 )
@@ -55,7 +55,7 @@ def ensure_samples(target: Path, say: Callable[[str], None]) -> Path:
     final = target / MATERIALS
     if (final / "SOURCE.txt").is_file():
         return final
-    say("making samples: photographs of materials with planted defects")
+    say("making samples: photographs of materials with inserted defects")
     work = target / f".{MATERIALS}.new"
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)

@@ -24,7 +24,7 @@ from zsad.clip.text_tower import encode_embedded, end_of_text, layers, obstacle,
 from zsad.config.learned import AnomalyClip
 from zsad.config.run import PromptSettings
 from zsad.scorers.dual.scorer import text_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
 from zsad.scorers.weights_file import trained_weights
 
@@ -114,7 +114,7 @@ class AnomalyClipLearner:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.settings.views
+        return self.settings.outputs
 
     def initial(self, generator: torch.Generator) -> Weights:
         """Normal, standard deviation 0.02."""
@@ -140,7 +140,7 @@ class AnomalyClipLearner:
         return total
 
 
-def score(material: Material, settings: AnomalyClip) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: AnomalyClip) -> Iterator[Scored]:
     """Map: G_sigma(sum over M of (1/2 (I - Up(S_n)) + 1/2 Up(S_a))), in pixels. Image: P(g_a, f), mean over crops.
 
     The two shares add up to one and upsampling keeps that, so each term of the sum is Up(S_a).
@@ -151,19 +151,20 @@ def score(material: Material, settings: AnomalyClip) -> Iterator[Scored]:
         There is no checkpoint, or it is not one of this system, these settings and this encoder; or the text tower
         cannot take what was learned.
     """
-    encoder = Encoder.load(material.encoder, material.device)
+    encoder = Encoder.load(category_features.encoder, category_features.device)
     check_tower(encoder, settings)
-    weights = trained_weights(material, settings, shapes(settings, width(encoder.model)))
-    ids = prompt_ids(encoder, [words_of(material.category, settings)], settings)
+    weights = trained_weights(category_features, settings, shapes(settings, width(encoder.model)))
+    ids = prompt_ids(encoder, [words_of(category_features.category, settings)], settings)
     text = text_features(encoder, ids, weights)[0]
-    store = material.store
+    store = category_features.store
     for number in range(len(store)):
-        share = text_scores(store.class_tokens(number).to(material.device), text, settings.tau).mean()
+        share = text_scores(store.class_tokens(number).to(category_features.device), text, settings.tau).mean()
         parts = [
             upsample(
-                text_scores(patches_of(store, number, name).to(material.device), text, settings.tau), store.size_px
+                text_scores(patches_of(store, number, name).to(category_features.device), text, settings.tau),
+                store.size_px,
             )
-            for name in settings.views
+            for name in settings.outputs
         ]
         summed = torch.stack(parts).sum(dim=0).cpu()
         yield Scored(number, float(share), _smoothed(summed, settings.sigma_px))

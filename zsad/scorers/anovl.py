@@ -37,20 +37,20 @@ from zsad.clip.feature_store import batches_alike
 from zsad.config.systems import AnoVl
 from zsad.scorers.dual.adapt import crop_generator
 from zsad.scorers.dual.scorer import text_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 
 HARD_WEIGHT = 0.5
 WEIGHT_DECAY = 0.01
 
 
-def score(material: Material, settings: AnoVl) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scored]:
     """Score every image of a category; all scores are 0..1, higher is more anomalous.
 
     An image's scores follow from its features, its digest and the seed: not from its company, nor from the order.
 
     Parameters
     ----------
-    material
+    category_features
         With text.
     settings
         `tau`, and of adaptation its `steps` (0: none), `learning_rate` and `noise`.
@@ -60,14 +60,16 @@ def score(material: Material, settings: AnoVl) -> Iterator[Scored]:
     InputError
         The features are damaged.
     """
-    store, device = material.store, material.device
-    text = material.sides
-    for numbers in batches_alike(store, material.batch_size):
+    store, device = category_features.store, category_features.device
+    text = category_features.sides
+    for numbers in batches_alike(store, category_features.batch_size):
         patches = torch.stack([store.patches(number).flatten(0, 1) for number in numbers]).to(device)
         maps = text_scores(patches, text, settings.tau)
         if settings.steps:
             digests, crops = [store.images[number].sha256 for number in numbers], range(len(store.rows_of(numbers[0])))
-            generators = [[crop_generator(material.seed, digest, crop) for crop in crops] for digest in digests]
+            generators = [
+                [crop_generator(category_features.seed, digest, crop) for crop in crops] for digest in digests
+            ]
             maps = adapt_to_noise(patches, maps, text, generators, settings)
         for number, own in zip(numbers, maps, strict=True):
             classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)

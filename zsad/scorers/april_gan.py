@@ -19,23 +19,23 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import AprilGan
 from zsad.scorers.dual.scorer import text_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
 from zsad.scorers.weights_file import trained_weights
 
 
 def width_of(store: FeatureStore, settings: AprilGan) -> int:
     """The image tower's width, by the features. Raises InputError where they lack one of the blocks."""
-    if missing := [view for view in settings.views if view not in store.index.views]:
-        raise InputError(store.folder, f"the features were made without view {missing[0]}")
-    return store.index.views[settings.views[0]][1]
+    if missing := [output for output in settings.outputs if output not in store.index.outputs]:
+        raise InputError(store.folder, f"the features were made without output {missing[0]}")
+    return store.index.outputs[settings.outputs[0]][1]
 
 
 def shapes(settings: AprilGan, width: int, dim: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights for a tower of `width` and a joint space of `dim`."""
     found: dict[str, tuple[int, ...]] = {}
-    for view in settings.views:
-        found[f"{view}.weight"], found[f"{view}.bias"] = (dim, width), (dim,)
+    for output in settings.outputs:
+        found[f"{output}.weight"], found[f"{output}.bias"] = (dim, width), (dim,)
     return found
 
 
@@ -71,7 +71,7 @@ class AprilGanLearner:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.settings.views
+        return self.settings.outputs
 
     def initial(self, generator: torch.Generator) -> Weights:
         """Uniform within 1 / sqrt(width), as linear layers start in torch."""
@@ -85,17 +85,17 @@ class AprilGanLearner:
         """Focal + Dice, summed over the blocks."""
         text = self.texts.to(batch.masks.device)[batch.sources]
         each = [
-            local_loss(upsample(self._logits(weights, batch.patches, view, text), batch.masks.shape[-1]), batch.masks)
-            for view in self.reads
+            local_loss(upsample(self._logits(weights, batch.patches, output, text), batch.masks.shape[-1]), batch.masks)
+            for output in self.reads
         ]
         return torch.stack(each).sum()
 
-    def _logits(self, weights: Weights, patches: Mapping[str, Tensor], view: str, text: Tensor) -> Tensor:
+    def _logits(self, weights: Weights, patches: Mapping[str, Tensor], output: str, text: Tensor) -> Tensor:
         scale = self.settings.scale
-        return patch_logits(patches[view], weights[f"{view}.weight"], weights[f"{view}.bias"], text, scale)
+        return patch_logits(patches[output], weights[f"{output}.weight"], weights[f"{output}.bias"], text, scale)
 
 
-def score(material: Material, settings: AprilGan) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: AprilGan) -> Iterator[Scored]:
     """Map: the anomalous softmax shares of upsampled logits, summed over the blocks (0 to their number), in pixels.
 
     Image: the class token's anomalous share at the same scale, mean over crops. As published, that is all without
@@ -108,20 +108,26 @@ def score(material: Material, settings: AprilGan) -> Iterator[Scored]:
     ConfigError, InputError
         There is no checkpoint, or it is not one of this system, these settings and this encoder.
     """
-    store = material.store
-    weights = trained_weights(material, settings, shapes(settings, width_of(store, settings), store.dim))
-    assert material.text is not None, "the settings ask for prompts"
-    text = material.text.to(material.device)
+    store = category_features.store
+    weights = trained_weights(category_features, settings, shapes(settings, width_of(store, settings), store.dim))
+    assert category_features.text is not None, "the settings ask for prompts"
+    text = category_features.text.to(category_features.device)
     for number in range(len(store)):
-        class_share = text_scores(store.class_tokens(number).to(material.device), text, 1 / settings.scale).mean()
+        class_share = text_scores(
+            store.class_tokens(number).to(category_features.device), text, 1 / settings.scale
+        ).mean()
         crops = len(store.rows_of(number))
-        total = torch.zeros(crops, store.size_px, store.size_px, device=material.device)
-        for view in settings.views:
-            patches = patches_of(store, number, view).to(material.device)
+        total = torch.zeros(crops, store.size_px, store.size_px, device=category_features.device)
+        for output in settings.outputs:
+            patches = patches_of(store, number, output).to(category_features.device)
             logits = patch_logits(
-                patches, weights[f"{view}.weight"], weights[f"{view}.bias"], text.expand(crops, 2, -1), settings.scale
+                patches,
+                weights[f"{output}.weight"],
+                weights[f"{output}.bias"],
+                text.expand(crops, 2, -1),
+                settings.scale,
             )
             total += torch.sigmoid(upsample(logits, store.size_px))
         share = settings.map_share
-        image = (1 - share) * class_share + share * total.max() / len(settings.views)
+        image = (1 - share) * class_share + share * total.max() / len(settings.outputs)
         yield Scored(number, float(image), total.cpu())

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from zsad.config.systems import Clip, ClipAc
 from zsad.scorers.dual.scorer import text_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 
 
-def score(material: Material, settings: Clip | ClipAc) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: Clip | ClipAc) -> Iterator[Scored]:
     """Score every image of a category, in order, each by itself.
 
     Both scores are the softmax share of the anomalous text at `tau` (002, eq. 1-3), 0..1; higher is more anomalous.
@@ -21,18 +21,18 @@ def score(material: Material, settings: Clip | ClipAc) -> Iterator[Scored]:
 
     Parameters
     ----------
-    material
-        With text, and with the view `plain`.
+    category_features
+        With text, and with the output `plain`.
     settings
         `tau`.
 
     Raises
     ------
     InputError
-        The features are damaged, or were made without the view.
+        The features are damaged, or were made without the output.
     """
-    store, device = material.store, material.device
-    text = material.sides
+    store, device = category_features.store, category_features.device
+    text = category_features.sides
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
         patches = text_scores(store.view(number, "plain").to(device), text, settings.tau)

@@ -1,4 +1,4 @@
-"""What every system behind a comparison reads, and what it gives: one function, `score(material, settings)`."""
+"""What every system reads, and what it gives: one function, `score(category_features, settings)`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zsad.config.run import EncoderSettings
 
 
 @dataclass(frozen=True)
-class Material:
+class CategoryFeatures:
     """One category, ready to be scored.
 
     Attributes
     ----------
     store
-        Features of its images, with the views that the system's settings name; images go by their number in it.
+        Features of its images, with the outputs that the system's settings name; images go by their number in it.
     text
         Normal and anomalous text features, L2-normalised; None for a system that reads none.
     drawn
@@ -81,7 +81,7 @@ class Scored:
     Attributes
     ----------
     number
-        The image's, in `Material.store`.
+        The image's, in `CategoryFeatures.store`.
     score
         Of the image.
     map

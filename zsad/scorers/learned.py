@@ -30,7 +30,7 @@ class Batch:
     class_tokens
         L2-normalised.
     patches
-        By view, class tokens left out.
+        By output, class tokens left out.
     masks
         True, anomalous, at crop size.
     sources
@@ -67,7 +67,7 @@ class Learner(Protocol):
 
 
 def patches_of(store: FeatureStore, number: int, name: str) -> Float[Tensor, "C N _"]:
-    """Patches of image `number` by view, without class tokens. Raises InputError."""
+    """Patches of image `number` by output, without class tokens. Raises InputError."""
     values = store.view(number, name)
     return values[:, 1:] if name.startswith("block-") else values
 

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.config.systems import MuSc, MuSc2
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 
 
-def score(material: Material, settings: MuSc | MuSc2) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterator[Scored]:
     """Score a category's images; scores and maps are distances, 0..2, higher is more anomalous.
 
     An image's map is the mean over blocks and degrees of its patches' scores, its score the map's maximum; for MuSc,
@@ -36,45 +36,49 @@ def score(material: Material, settings: MuSc | MuSc2) -> Iterator[Scored]:
         Features are missing or damaged, or there is no other image to compare with.
     """
     if isinstance(settings, MuSc2):
-        return _against_drawn(material, settings)
-    return _against_all(material, settings)
+        return _against_drawn(category_features, settings)
+    return _against_all(category_features, settings)
 
 
-def _against_all(material: Material, settings: MuSc) -> Iterator[Scored]:
-    store = material.store
+def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterator[Scored]:
+    store = category_features.store
     sizes = [image.rows * store.grid**2 for image in store.images]
     if len(sizes) == 1:
-        raise InputError(material.paths[0], f"{settings.title} needs another image to compare with, and there is none")
+        raise InputError(
+            category_features.paths[0], f"{settings.title} needs another image to compare with, and there is none"
+        )
     maps = [torch.zeros(size) for size in sizes]
-    passes = [(view, degree) for view in settings.views for degree in settings.degrees]
-    for view, degree in passes:
-        read = partial(read_patches, material, view, degree)
-        for number, found in mutual_scores(read, sizes, settings.share, material.batch_size, material.device):
+    passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
+    for output, degree in passes:
+        read = partial(read_patches, category_features, output, degree)
+        for number, found in mutual_scores(
+            read, sizes, settings.share, category_features.batch_size, category_features.device
+        ):
             maps[number] += found.cpu() / len(passes)
     scores = torch.stack([patches.max() for patches in maps]).double()
     if settings.neighbours:
-        scores = rescore(scores, _class_tokens(material), settings.neighbours)
+        scores = rescore(scores, _class_tokens(category_features), settings.neighbours)
     for number, patches in enumerate(maps):
-        yield Scored(number, float(scores[number]), _by_crop(material, patches))
+        yield Scored(number, float(scores[number]), _by_crop(category_features, patches))
 
 
-def _against_drawn(material: Material, settings: MuSc2) -> Iterator[Scored]:
-    passes = [(view, degree) for view in settings.views for degree in settings.degrees]
-    for number, references in enumerate(material.drawn.tolist()):
+def _against_drawn(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
+    passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
+    for number, references in enumerate(category_features.drawn.tolist()):
         found = []
-        for view, degree in passes:
-            query = operand(read_patches(material, view, degree, number))
-            others = (operand(read_patches(material, view, degree, reference)) for reference in references)
+        for output, degree in passes:
+            query = operand(read_patches(category_features, output, degree, number))
+            others = (operand(read_patches(category_features, output, degree, reference)) for reference in references)
             cosines = torch.stack([largest_cosines(query, other)[0] for other in others])
             found.append(lowest_mean(cosines, settings.share))
         patches = torch.stack(found).mean(0).cpu()
-        yield Scored(number, float(patches.max()), _by_crop(material, patches))
+        yield Scored(number, float(patches.max()), _by_crop(category_features, patches))
 
 
-def read_patches(material: Material, view: str, degree: int, number: int) -> Float[Tensor, "P W"]:
-    """All patches of all crops of one image, aggregated, on the material's device. Raises InputError."""
-    patches = material.store.view(number, view)[:, 1:].to(material.device)
-    return aggregate(patches, material.store.grid, degree).flatten(0, 1)
+def read_patches(category_features: CategoryFeatures, output: str, degree: int, number: int) -> Float[Tensor, "P W"]:
+    """All patches of all crops of one image, aggregated, on the category_features's device. Raises InputError."""
+    patches = category_features.store.view(number, output)[:, 1:].to(category_features.device)
+    return aggregate(patches, category_features.store.grid, degree).flatten(0, 1)
 
 
 def aggregate(patches: Float[Tensor, "C N W"], grid: int, degree: int) -> Float[Tensor, "C N W"]:
@@ -135,12 +139,12 @@ def rescore(
     return rescored
 
 
-def _class_tokens(material: Material) -> Float64[Tensor, "n D"]:
+def _class_tokens(category_features: CategoryFeatures) -> Float64[Tensor, "n D"]:
     """One for each image: the mean over its crops, L2-normalised."""
-    store = material.store
+    store = category_features.store
     tokens = torch.stack([store.class_tokens(number).double().mean(0) for number in range(len(store))])
     return functional.normalize(tokens, dim=-1)
 
 
-def _by_crop(material: Material, patches: Float[Tensor, " P"]) -> Float[Tensor, "C g g"]:
-    return patches.reshape(-1, material.store.grid, material.store.grid)
+def _by_crop(category_features: CategoryFeatures, patches: Float[Tensor, " P"]) -> Float[Tensor, "C g g"]:
+    return patches.reshape(-1, category_features.store.grid, category_features.store.grid)

@@ -127,7 +127,7 @@ CHANGES: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
 class GeneratedTextures(Textures):
     """Bands, weaves and clouds: waves bent by three octaves of Perlin noise, coloured by a random palette.
 
-    They are made for contrast and variety, not for likeness to any material, and are computed on the device.
+    They are made for contrast and variety, not for likeness to any category_features, and are computed on the device.
     """
 
     def draw(

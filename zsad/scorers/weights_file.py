@@ -23,7 +23,7 @@ from medad.base.errors import ConfigError, InputError
 from medad.base.storage import atomic_path, reading
 from zsad.config.learned import AnomalyClip, AprilGan
 from zsad.config.run import EncoderSettings
-from zsad.scorers.interface import Material
+from zsad.scorers.interface import CategoryFeatures
 from zsad.scorers.learned import Weights
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -157,9 +157,9 @@ def _deep(path: Path, learner: Mapping[str, Any]) -> Tensor | None:
 
 
 def trained_weights(
-    material: Material, settings: AprilGan | AnomalyClip, shapes: Mapping[str, tuple[int, ...]]
+    category_features: CategoryFeatures, settings: AprilGan | AnomalyClip, shapes: Mapping[str, tuple[int, ...]]
 ) -> Weights:
-    """The weights to score with, on the material's device, once they are known to belong to it.
+    """The weights to score with, on the category_features's device, once they are known to belong to it.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def trained_weights(
     InputError
         It is damaged, or of another system, other settings, another encoder, or has other tensors.
     """
-    path = material.checkpoint
+    path = category_features.checkpoint
     if path is None:
         raise ConfigError(f"{settings.title} is trained first, and there is no checkpoint of it")
     found = read_checkpoint(path)
@@ -184,10 +184,10 @@ def trained_weights(
         trained, asked = getattr(was.system, name), getattr(settings, name)
         if trained != asked:
             raise InputError(path, f"was trained with {name} {_shown(trained)}, the settings say {_shown(asked)}")
-    if was.encoder is not None and was.encoder != material.store.index.identity:
-        raise InputError(path, f"was trained on another encoder than {material.store.index.model}")
+    if was.encoder is not None and was.encoder != category_features.store.index.identity:
+        raise InputError(path, f"was trained on another encoder than {category_features.store.index.model}")
     if was.paths is not None:
-        mine = paths_of(material.encoder)
+        mine = paths_of(category_features.encoder)
         if other := [name for name in _PATHS if was.paths.get(name) != mine[name]]:
             said = f"{other[0]} {_shown(was.paths.get(other[0]))}, the settings say {_shown(mine[other[0]])}"
             raise InputError(path, f"was trained on an encoder with {said}")
@@ -199,7 +199,7 @@ def trained_weights(
         )
     if not all(bool(torch.isfinite(value).all()) for value in found.weights.values()):
         raise InputError(path, "its weights are not all finite")
-    return {name: value.to(material.device, torch.float32) for name, value in found.weights.items()}
+    return {name: value.to(category_features.device, torch.float32) for name, value in found.weights.items()}
 
 
 def _shown(value: Any) -> str:

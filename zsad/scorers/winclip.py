@@ -24,10 +24,10 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.systems import WinClip
 from zsad.scorers.dual.scorer import text_scores, visual_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 
 
-def score(material: Material, settings: WinClip) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Scored]:
     """Score every image of a category, in order, each by itself.
 
     Zero-shot, the image's score is the class token's, and the map the harmonic mean over {image, each window size}.
@@ -36,19 +36,19 @@ def score(material: Material, settings: WinClip) -> Iterator[Scored]:
 
     Parameters
     ----------
-    material
-        With text, and with the views `settings.views`; where `settings.shots` is not 0, `shots` has those views too.
+    category_features
+        With text and the outputs `settings.outputs`; unless `settings.shots` is 0, `shots` has those outputs too.
     settings
-        `tau`, `windows`, and whether there is a memory; it holds all of `material.shots`, however many.
+        `tau`, `windows`, and whether there is a memory; it holds all of `category_features.shots`, however many.
 
     Raises
     ------
     InputError
-        The features are damaged or were made without a view, or there is no normal image in `material.shots`.
+        The features are damaged or were made without an output, or no normal image is in `category_features.shots`.
     """
-    store, device = material.store, material.device
-    text = material.sides
-    memory = _Memory(material.shots, settings, device) if settings.shots else None
+    store, device = category_features.store, category_features.device
+    text = category_features.sides
+    memory = _Memory(category_features.shots, settings, device) if settings.shots else None
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
         scales = [classes[:, None, None].expand(-1, store.grid, store.grid)]
@@ -109,7 +109,7 @@ class _Memory:
         self._sides, self._device = settings.windows, device
         self._tokens = {
             name: torch.cat([self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))])
-            for name in settings.views
+            for name in settings.outputs
         }
 
     def map(self, store: FeatureStore, number: int) -> Float32[Tensor, "C g g"]:

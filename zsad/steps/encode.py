@@ -33,8 +33,8 @@ from zsad.clip.feature_store import (
     view_file,
 )
 from zsad.clip.prompts import category_words, domain_words, ensemble
+from zsad.config.encoder_outputs import PATCHES, EncoderOutput, parse_outputs
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.config.views import PATCHES, View, parse_views
 from zsad.data.images import Crops, crop_image, plan_crops, read_image
 
 TEXT_SCHEMA = "adflows zsad text 1"
@@ -81,7 +81,7 @@ def encode_images(
     device: str,
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
-    views: Sequence[str] = (PATCHES,),
+    outputs: Sequence[str] = (PATCHES,),
     largest_batch: int | None = None,
 ) -> None:
     """Encode images into `out`, a folder, in the order given.
@@ -103,8 +103,8 @@ def encode_images(
         Made if it is not there.
     on_progress
         Called after each image with the number done and the number of all.
-    views
-        Names of `zsad.config.views` wanted beside class tokens; no others are computed. Without a say the V-V
+    outputs
+        Names of `zsad.config.encoder_outputs` wanted beside class tokens; no others are computed. Without a say the V-V
         patches alone, which the dual-image scorer reads.
     largest_batch
         Crops at a time, at most, where memory allows fewer than `settings.batch_size`.
@@ -112,13 +112,13 @@ def encode_images(
     Raises
     ------
     ConfigError, InputError
-        The model cannot be loaded, or has no such view.
+        The model cannot be loaded, or has no such output.
     DiskFullError
         No room left; nothing is left behind.
     """
     model = Encoder.load(settings, pick_device(device))
-    wanted = parse_views(views)
-    shapes = {view.name: model.view_shape(view) for view in wanted}
+    wanted = parse_outputs(outputs)
+    shapes = {output.name: model.output_shape(output) for output in wanted}
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
     problems: list[ImageProblem] = []
@@ -149,7 +149,7 @@ def encode_images(
         identity=dict(model.identity),
         images=tuple(images),
         problems=tuple(problems),
-        views=shapes,
+        outputs=shapes,
     )
     with atomic_path(out / INDEX) as path:
         path.write_text(index.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
@@ -230,10 +230,10 @@ class _Batches:
 
     model: Encoder
     size: int
-    views: tuple[View, ...]
+    outputs: tuple[EncoderOutput, ...]
     tokens: _Rows
     shown: dict[str, _Rows]
-    """A file for each view."""
+    """A file for each output."""
     rows: int = 0
     """Crops added so far."""
     waiting: list[Tensor] = field(default_factory=list)
@@ -252,7 +252,7 @@ class _Batches:
             file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        class_tokens, shown = self.model.encode_views(torch.stack(list(crops)), self.views)
+        class_tokens, shown = self.model.encode_views(torch.stack(list(crops)), self.outputs)
         self.tokens.append(class_tokens)
         for name, values in shown.items():
             self.shown[name].append(values)

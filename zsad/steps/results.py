@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation
-from zsad.config.system import SystemSettings
+from zsad.config.system_settings import SystemSettings
 from zsad.data.labelled import LabelledImage
 
 F = TypeVar("F")
@@ -24,7 +24,7 @@ class Source(Generic[F]):
     name: str
     """Category in words, for prompts that a system makes itself."""
     features: F
-    """Folder of `encode_images`, with the system's views."""
+    """Folder of `encode_images`, with the system's outputs."""
     text: F | None
     """Folder of `encode_category_text` in the system's style; None for a system that makes its own prompts."""
     items: Sequence[LabelledImage]

@@ -15,7 +15,7 @@ from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import DualImage, System
 from zsad.scorers.dual.scorer import draw_references
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.scores_file import write_system_scores
 from zsad.steps.cost import measuring
 
@@ -30,7 +30,7 @@ SCORERS = {
     "anomalyclip": "zsad.scorers.anomalyclip",
     "segmentation": "zsad.scorers.segmentation.scorer",
 }
-"""Where a system's `score(material, settings)` lies."""
+"""Where a system's `score(category_features, settings)` lies."""
 
 
 @measuring
@@ -57,7 +57,7 @@ def score_system(
     system
         Which one, and its settings.
     features, text, shots
-        Folders of `encode_images` (with the system's views) and `encode_category_text` (in its style of prompts), and
+        Folders of `encode_images` (with the system's outputs) and `encode_category_text` (in its style of prompts), and
         for a system that wants normal images, the features of those.
     checkpoint
         For a trained system, the file of its weights.
@@ -86,7 +86,7 @@ def score_system(
         if drawn.shape[1] == 0:
             raise InputError(paths[0], f"{system.title} needs another image to compare with, and there is none")
     batch_size = min(encoder.batch_size, largest_batch or encoder.batch_size)
-    material = Material(
+    category_features = CategoryFeatures(
         store=store,
         text=None if text is None else read_text(text),
         drawn=drawn,
@@ -100,7 +100,7 @@ def score_system(
         batch_size=largest_batch or encoder.batch_size,
     )
     scorer: Any = importlib.import_module(SCORERS[system.system])
-    scored = _counted(scorer.score(material, system), len(store), on_progress)
+    scored = _counted(scorer.score(category_features, system), len(store), on_progress)
     write_system_scores(out, store, scored, system=system.public(), seed=seed)
 
 

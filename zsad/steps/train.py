@@ -2,7 +2,7 @@
 
 The image tower never runs here: what it shows of each image lies on disk, made once by
 `zsad.steps.encode.encode_images`
-with the system's views. Batch t of an epoch is a function of (seed, epoch, t), so that a training killed at any time
+with the system's outputs. Batch t of an epoch is a function of (seed, epoch, t), so that a training killed at any time
 and resumed from its last epoch ends, on a CPU, in the weights of one that was never killed.
 """
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.config.ablation import PublishedFigures, PublishedRow
 from medad.reporting.failures import ShownFailure
 from medad.reporting.figures import Stat
-from medad.reports.run.document import Planted
+from medad.reports.run.document import Inserted
 
 SCHEMA_VERSION = 1
 KIND = "adflows liver ablation"
@@ -141,7 +141,7 @@ class EmbeddingReport(_Part):
     slices: tuple[EmbeddedSlices, ...]
 
 
-class YardstickReport(_Part):
+class BaselineReport(_Part):
     sigma_mm: float
     row: RowReport
 
@@ -153,13 +153,13 @@ class AblationDocument(_Part):
     kind: str
     name: str
     statement: tuple[str, ...]
-    planted: Planted
+    inserted: Inserted
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
     figures: dict[str, str]
     """Key -> title."""
     rows: tuple[RowReport, ...]
-    yardstick: YardstickReport | None
+    baseline: BaselineReport | None
     published_rows: tuple[PublishedRow, ...]
     paired: tuple[PairedTable, ...]
     sweeps: tuple[SweepReport, ...]

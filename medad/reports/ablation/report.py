@@ -101,7 +101,7 @@ def write_ablation_report(
         write_bytes(out / f"table_{sweep.name}.tex", latex_sweep(document, sweep.name).encode())
     ours = _charted_rows(document)
     if any(row.seeds for row in ours):
-        kind = f" ({document.planted.tag})" if document.planted.any else ""
+        kind = f" ({document.inserted.tag})" if document.inserted.any else ""
         write_bytes(out / "preview.png", dots_png(document.name + kind, *_dots(ours)))
 
 
@@ -149,7 +149,7 @@ def _pictures(settings: AblationSettings, results: AblationResults[Path]) -> Pic
 
 
 def _charted_rows(document: AblationDocument) -> list[RowReport]:
-    return [*document.rows, *([document.yardstick.row] if document.yardstick else [])]
+    return [*document.rows, *([document.baseline.row] if document.baseline else [])]
 
 
 def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[Line]]:

@@ -23,6 +23,7 @@ from medad.reports.ablation.document import (
     OF_CASE,
     SCHEMA_VERSION,
     AblationDocument,
+    BaselineReport,
     CurvePoint,
     CurveReport,
     EmbeddedSlices,
@@ -31,16 +32,15 @@ from medad.reports.ablation.document import (
     PairedTest,
     RowReport,
     SweepReport,
-    YardstickReport,
 )
 from medad.reports.run.document import (
-    PLANTED_GENERATED,
-    PLANTED_REAL,
-    PLANTED_STATEMENT,
+    INSERTED_GENERATED,
+    INSERTED_REAL,
+    INSERTED_STATEMENT,
     STATEMENT,
-    Planted,
+    Inserted,
 )
-from medad.steps import baseline as yardstick
+from medad.steps import baseline as baseline_step
 from medad.steps.embedding import KINDS, principal_components, read_features
 from medad.steps.results import AblationResults, VariantResult
 
@@ -76,19 +76,19 @@ def make_document(
         kind=KIND,
         name=settings.name,
         statement=STATEMENT,
-        planted=_planted(settings, results, notes),
+        inserted=_inserted(settings, results, notes),
         notes=tuple(clean(note) for note in notes),
         seeds=settings.seeds,
         figures=FIGURES,
         rows=rows,
-        yardstick=_yardstick(settings, results),
+        baseline=_baseline(settings, results),
         published_rows=settings.published_rows,
         paired=paired_tables(rows, settings.reference),
         sweeps=sweeps,
         curve=_curve(settings, results),
         embedding=_embedding(results),
         failures=shown_failures(
-            results.failures, hidden=base.test_data.opaque_ids or base.train_data.opaque_ids, group="row"
+            results.failures, hidden=base.test_data.pseudonyms or base.train_data.pseudonyms, group="row"
         ),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),
@@ -199,24 +199,24 @@ def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tu
     )
 
 
-def _planted(settings: AblationSettings, results: AblationResults[Path], notes: Sequence[str]) -> Planted:
-    planted = bool(results.planted) or settings.base_settings().test_data.plant is not None
-    tag = PLANTED_GENERATED if PHANTOM_NOTE in notes else PLANTED_REAL
-    return Planted(
-        any=planted,
-        tag=tag if planted else None,
-        statement=f"{tag[0].upper()}{tag[1:]}. {PLANTED_STATEMENT}" if planted else None,
-        cases=tuple(sorted(set(results.planted), key=natural_order)),
+def _inserted(settings: AblationSettings, results: AblationResults[Path], notes: Sequence[str]) -> Inserted:
+    inserted = bool(results.inserted) or settings.base_settings().test_data.insert is not None
+    tag = INSERTED_GENERATED if PHANTOM_NOTE in notes else INSERTED_REAL
+    return Inserted(
+        any=inserted,
+        tag=tag if inserted else None,
+        statement=f"{tag[0].upper()}{tag[1:]}. {INSERTED_STATEMENT}" if inserted else None,
+        cases=tuple(sorted(set(results.inserted), key=natural_order)),
     )
 
 
-def _yardstick(settings: AblationSettings, results: AblationResults[Path]) -> YardstickReport | None:
-    if not results.yardstick:
+def _baseline(settings: AblationSettings, results: AblationResults[Path]) -> BaselineReport | None:
+    if not results.baseline:
         return None
-    seeds = read_seeds({0: results.yardstick})
+    seeds = read_seeds({0: results.baseline})
     row = RowReport(
-        name="yardstick",
-        label=f"HU yardstick, {settings.yardstick_sigma_mm:g} mm",
+        name="baseline",
+        label=f"HU baseline, {settings.baseline_sigma_mm:g} mm",
         changes={},
         seeded=False,
         seeds=seeds,
@@ -224,7 +224,7 @@ def _yardstick(settings: AblationSettings, results: AblationResults[Path]) -> Ya
         stats=over_seeds(seeds),
         published=None,
     )
-    return YardstickReport(sigma_mm=settings.yardstick_sigma_mm, row=row)
+    return BaselineReport(sigma_mm=settings.baseline_sigma_mm, row=row)
 
 
 def _curve(settings: AblationSettings, results: AblationResults[Path]) -> CurveReport | None:
@@ -271,6 +271,6 @@ def _definitions(settings: AblationSettings) -> dict[str, str]:
         ),
         "published": "Printed in the source named beside it, on its own data; part of no test and no mean here.",
     }
-    if settings.yardstick:
-        found["hu_yardstick"] = yardstick.DEFINITION.format(sigma=settings.yardstick_sigma_mm)
+    if settings.baseline:
+        found["hu_baseline"] = baseline_step.DEFINITION.format(sigma=settings.baseline_sigma_mm)
     return found

@@ -14,10 +14,10 @@ LATEX_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_aur
 
 
 def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
-    """Every row with its group: `rows`, `yardstick`, then each sweep under its name."""
+    """Every row with its group: `rows`, `baseline`, then each sweep under its name."""
     yield from (("rows", row) for row in document.rows)
-    if document.yardstick is not None:
-        yield "yardstick", document.yardstick.row
+    if document.baseline is not None:
+        yield "baseline", document.baseline.row
     for sweep in document.sweeps:
         yield from ((sweep.name, row) for row in sweep.rows)
 
@@ -64,7 +64,7 @@ def latex_table(document: AblationDocument) -> str:
     """The rows as one LaTeX table (package booktabs), in percent; below a rule what is published."""
     published = [(row.label, row.published) for row in document.rows if row.published is not None]
     published += [(row.label, row) for row in document.published_rows]
-    ours = list(document.rows) + ([document.yardstick.row] if document.yardstick else [])
+    ours = list(document.rows) + ([document.baseline.row] if document.baseline else [])
     caption = f"{latex_escaped(document.name)}: test figures in percent, {_over(document)}."
     return _latex("Row", [_latex_row(row) for row in ours], [_latex_published(*one) for one in published], caption)
 

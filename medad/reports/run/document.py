@@ -28,10 +28,10 @@ STATEMENT = (
     "The networks were trained on livers without known lesions, with synthetic anomalies drawn into them. "
     "No tumour label was used for training.",
 )
-PLANTED_REAL, PLANTED_GENERATED = "planted lesions, real CT", "planted lesions, generated phantom"
-PLANTED_STATEMENT = (
+INSERTED_REAL, INSERTED_GENERATED = "inserted lesions, real CT", "inserted lesions, generated phantom"
+INSERTED_STATEMENT = (
     "The lesions looked for were drawn into the scans by this program before preprocessing, "
-    "with known shape and contrast. The figures tell how well planted lesions are found; they are no estimate for "
+    "with known shape and contrast. The figures tell how well inserted lesions are found; they are no estimate for "
     "tumours."
 )
 
@@ -48,12 +48,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Planted(_Part):
-    """Whether lesions were planted into scans, said in words, and into which."""
+class Inserted(_Part):
+    """Whether lesions were inserted into scans, said in words, and into which."""
 
     any: bool
     tag: str | None
-    """In three words: planted into what."""
+    """In three words: inserted into what."""
     statement: str | None
     cases: tuple[str, ...]
 
@@ -95,8 +95,8 @@ class ShownSlice(_Part):
 
 class CaseReport(_Part):
     case_id: str
-    planted: bool
-    planted_lesions: tuple[dict[str, Number | list[Number]], ...]
+    inserted: bool
+    inserted_lesions: tuple[dict[str, Number | list[Number]], ...]
     facts: CaseFacts
     seconds: dict[str, float]
     """What the segmentation's case.json says in seconds."""
@@ -126,7 +126,7 @@ class ReportDocument(_Part):
     kind: str
     name: str
     statement: tuple[str, ...]
-    planted: Planted
+    inserted: Inserted
     notes: tuple[str, ...]
     summary: Summary | None
     """None when no case has truth."""
@@ -145,15 +145,15 @@ def read_case(
     assert result.segmented is not None, "a finished case is segmented"
     facts = read_record(CaseFacts, result.prepared / "case.json")
     metrics = evaluation.metrics if evaluation else None
-    planted: list[dict[str, Any]] = []
-    if result.planted is not None:
-        planted = read_json(result.planted / "lesions.json")["lesions"]
+    inserted: list[dict[str, Any]] = []
+    if result.inserted is not None:
+        inserted = read_json(result.inserted / "lesions.json")["lesions"]
     timing = read_json(result.segmented / "case.json")
     return CaseReport(
         case_id=result.case_id,
-        planted=result.planted is not None,
+        inserted=result.inserted is not None,
         # numbers only: free text could name a person
-        planted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in planted),
+        inserted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in inserted),
         facts=facts.model_copy(update={"warnings": tuple(clean(text) for text in facts.warnings)}),
         seconds={key: float(timing[key]) for key in sorted(timing) if "seconds" in key and _is_numeric(timing[key])},
         lesions=read_record(LesionList, result.segmented / "lesions.json"),

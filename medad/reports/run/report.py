@@ -25,15 +25,15 @@ from medad.reporting.failures import shown_failures
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.run.document import (
-    PLANTED_GENERATED,
-    PLANTED_REAL,
-    PLANTED_STATEMENT,
+    INSERTED_GENERATED,
+    INSERTED_REAL,
+    INSERTED_STATEMENT,
     SCHEMA_VERSION,
     STATEMENT,
     CaseReport,
     Curve,
+    Inserted,
     Number,
-    Planted,
     Rank,
     ReportDocument,
     ShownSlice,
@@ -101,24 +101,24 @@ def write_report(
         cases.append(read_case(result, evaluation, [row.shown for row in rows]))
         evaluations.extend([evaluation] if evaluation else [])
         pictured.append(rows)
-    planted = settings.test_data.plant is not None or any(case.planted for case in cases)
-    tag = PLANTED_GENERATED if PHANTOM_NOTE in notes else PLANTED_REAL
+    inserted = settings.test_data.insert is not None or any(case.inserted for case in cases)
+    tag = INSERTED_GENERATED if PHANTOM_NOTE in notes else INSERTED_REAL
     document = ReportDocument(
         schema_version=SCHEMA_VERSION,
         kind="adflows liver report",
         name=settings.name,
         statement=STATEMENT,
-        planted=Planted(
-            any=planted,
-            tag=tag if planted else None,
-            statement=f"{tag[0].upper()}{tag[1:]}. {PLANTED_STATEMENT}" if planted else None,
-            cases=tuple(case.case_id for case in cases if case.planted),
+        inserted=Inserted(
+            any=inserted,
+            tag=tag if inserted else None,
+            statement=f"{tag[0].upper()}{tag[1:]}. {INSERTED_STATEMENT}" if inserted else None,
+            cases=tuple(case.case_id for case in cases if case.inserted),
         ),
         notes=tuple(clean(note) for note in notes),
         summary=summarise(evaluations) if evaluations else None,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
-        failures=shown_failures(failures, hidden=settings.test_data.opaque_ids or settings.train_data.opaque_ids),
+        failures=shown_failures(failures, hidden=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
         # networks trained together have one curve, in either's folder
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings.public(*MACHINE_FIELDS),
@@ -236,7 +236,7 @@ def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[S
         ((case.metrics.dice_3d, number) for number, (case, _) in enumerate(drawable) if case.metrics), reverse=True
     )
     case, rows = drawable[measured[len(measured) // 2][1] if measured else 0]
-    kind = f" ({tag})" if case.planted else ""
+    kind = f" ({tag})" if case.inserted else ""
     picture = pictures.stack_rows(
         [(f"{case.case_id}: {slice_caption(row.shown)}{kind}", row.picture) for row in rows],
         [
@@ -244,7 +244,7 @@ def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[S
             "restoration",
             "|difference|",
             "probability 0 to 1",
-            "orange: prediction" + (f"; blue: {'planted' if case.planted else 'truth'}" if case.metrics else ""),
+            "orange: prediction" + (f"; blue: {'inserted' if case.inserted else 'truth'}" if case.metrics else ""),
         ],
     )
     with atomic_path(path) as temporary:

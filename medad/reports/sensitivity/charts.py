@@ -1,4 +1,4 @@
-"""The picture of a study of planted lesions: sensitivity by size and contrast, as a heat map. No pyplot, no state."""
+"""The picture of a study of inserted lesions: sensitivity by size and contrast, as a heat map. No pyplot, no state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def size_label(size_mm: tuple[float, float]) -> str:
 
 def _heat_map(rows: Sequence[Row]) -> Figure:
     """Sizes down, contrasts across, one panel a place (or one for all): sensitivity 0..1 on one fixed scale, with found
-    of planted in each cell; a cell without lesions is left white."""
+    of inserted in each cell; a cell without lesions is left white."""
     places = list(dict.fromkeys(row.place for row in rows))
     contrasts = list(dict.fromkeys(row.contrast or "" for row in rows))
     sizes = list(dict.fromkeys(row.size_mm for row in rows if row.size_mm is not None))
@@ -61,7 +61,7 @@ def _heat_map(rows: Sequence[Row]) -> Figure:
                 matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colours(own.sensitivity), linewidth=0)
             )
             ink = "white" if own.sensitivity < _DARK_BELOW else "black"
-            axes.text(x, y, f"{own.found}/{own.planted}", ha="center", va="center", color=ink, fontsize=8)
+            axes.text(x, y, f"{own.found}/{own.inserted}", ha="center", va="center", color=ink, fontsize=8)
         axes.set_xlim(-0.5, len(contrasts) - 0.5)
         axes.set_ylim(len(sizes) - 0.5, -0.5)
         axes.set_xticks(range(len(contrasts)), [one.replace(", ", ",\n") for one in contrasts], rotation=60, ha="right")

@@ -1,4 +1,4 @@
-"""What the report of a study of planted lesions holds, and how it is made from the records of its volumes."""
+"""What the report of a study of inserted lesions holds, and how it is made from the records of its volumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medad.base.text import clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.reporting.failures import ShownFailure, shown_failures
-from medad.reports.run.document import PLANTED_REAL, STATEMENT
+from medad.reports.run.document import INSERTED_REAL, STATEMENT
 from medad.steps.results import VolumeResult
 
 SCHEMA_VERSION = 1
@@ -25,9 +25,9 @@ UNKNOWN_TRAINING = (
     "of new patients."
 )
 TRAINED_ON = "The model was trained on some of these scans: what is measured on them is no measure of new patients."
-PLANTED_STATEMENT = (
+INSERTED_STATEMENT = (
     "The lesions looked for were drawn into scans of healthy livers by this program, with known shape and contrast. "
-    "The figures tell how well planted lesions are found; they are no estimate for tumours."
+    "The figures tell how well inserted lesions are found; they are no estimate for tumours."
 )
 
 
@@ -46,18 +46,18 @@ class Summary(_Part):
     """Mean over lesions."""
     dice_mean: float | None
     planned: int
-    planted: int
+    inserted: int
     found: int
 
 
-class Planted(_Part):
+class Inserted(_Part):
     any: bool = True
-    tag: str = PLANTED_REAL
-    statement: str = PLANTED_STATEMENT
+    tag: str = INSERTED_REAL
+    statement: str = INSERTED_STATEMENT
 
 
 class ScanReport(_Part):
-    """One healthy scan, over the volumes planted into it."""
+    """One healthy scan, over the volumes inserted into it."""
 
     case_id: str
     trained_on: bool
@@ -65,7 +65,7 @@ class ScanReport(_Part):
     volumes: int
     threshold: float
     healthy_false_positive_ml: float
-    planted_false_positive_ml: float
+    inserted_false_positive_ml: float
     """Marked outside lesions once these are there: mean over volumes."""
     figures: Figures
 
@@ -77,7 +77,7 @@ class SensitivityDocument(_Part):
     kind: str = "adflows liver sensitivity report"
     name: str
     statement: tuple[str, ...] = STATEMENT
-    planted: Planted = Planted()
+    inserted: Inserted = Inserted()
     warnings: tuple[str, ...]
     """What a reader must know first."""
     notes: tuple[str, ...]
@@ -128,7 +128,7 @@ def make_document(
     records = [record for _, record in volumes]
     axes = (settings.bins, [one.label for one in settings.contrasts_hu], settings.places)
     cells = table(records, *axes, ("size", "contrast", "place"))
-    missing = sum(row.figures.planned - row.figures.planted for row in cells)
+    missing = sum(row.figures.planned - row.figures.inserted for row in cells)
     asked = sum(row.figures.planned for row in cells)
     no_room = f"{missing} of {asked} lesions found no room in these livers and are in no figure." if missing else ""
     seen = {case_id for case_id, _ in volumes} & (trained_on or set())
@@ -150,7 +150,7 @@ def make_document(
 
 
 def _summary(figures: Figures) -> Summary:
-    kept = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "planted", "found"})
+    kept = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "inserted", "found"})
     return Summary(voxel_auroc_mean=figures.voxel_auroc, dice_mean=figures.dice, **kept)
 
 
@@ -165,7 +165,7 @@ def _scans(volumes: Sequence[tuple[str, VolumeRecord]], seen: Set[str]) -> Itera
             volumes=len(own),
             threshold=own[0].threshold,
             healthy_false_positive_ml=own[0].healthy_false_positive_ml,
-            planted_false_positive_ml=statistics.fmean(record.planted_false_positive_ml for record in own),
+            inserted_false_positive_ml=statistics.fmean(record.inserted_false_positive_ml for record in own),
             figures=figures_of([*lesions, *[None] * missing]),
         )
 
@@ -174,15 +174,15 @@ def definitions(settings: SensitivitySettings) -> dict[str, str]:
     """What each figure means, one text a column."""
     return {
         "Threshold": (
-            "One a scan, taken from the scan without planted lesions: the lowest probability from which on no more "
+            "One a scan, taken from the scan without inserted lesions: the lowest probability from which on no more "
             f"than {settings.false_positive_ml:g} mL of its liver is marked. Voxels of one probability are marked "
-            "together or not at all. It needs no label of a tumour, and no planted lesion has a part in it."
+            "together or not at all. It needs no label of a tumour, and no inserted lesion has a part in it."
         ),
         "Found": (
             f"At least {settings.overlap:.0%} of the lesion's voxels, and one at least, are marked in the scan with "
             "the lesion at that threshold. No smallest size of a component is asked for."
         ),
-        "Sensitivity": "Found of planted. The interval is Wilson's at 95 %, as if lesions were independent.",
+        "Sensitivity": "Found of inserted. The interval is Wilson's at 95 %, as if lesions were independent.",
         "By chance": (
             "The share of lesions whose voxels would have counted as found in the scan without them: what lies where "
             "the networks mark anyway. A sensitivity no higher than this shows nothing."
@@ -195,9 +195,9 @@ def definitions(settings: SensitivitySettings) -> dict[str, str]:
             f"Of marked and true voxels within {settings.surroundings_mm:g} mm of the lesion, outside other lesions; "
             "mean over lesions. Over the whole liver the fixed false-positive volume would decide it."
         ),
-        "Planted": (
+        "Inserted": (
             "Lesions asked for that found room in the liver, clear of each other. Up to "
-            f"{settings.lesions_per_volume} of different sizes are planted at a time, all of one contrast; for every "
+            f"{settings.lesions_per_volume} of different sizes are inserted at a time, all of one contrast; for every "
             "contrast they have the same sizes, shapes and places."
         ),
         "Inside, rim": (

@@ -1,4 +1,4 @@
-"""The report of a study of planted lesions: `report.html`, `report.json`, CSV and LaTeX, from one document.
+"""The report of a study of inserted lesions: `report.html`, `report.json`, CSV and LaTeX, from one document.
 
 Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
 """
@@ -38,9 +38,9 @@ def write_sensitivity_report(
     notes: Sequence[str] = (),
     named: bool = True,
 ) -> None:
-    """Write `REPORT_FILES` into an existing folder; preview.png only where a lesion was planted.
+    """Write `REPORT_FILES` into an existing folder; preview.png only where a lesion was inserted.
 
-    lesions.csv has a row a planted lesion; sensitivity.csv a row a size, contrast and place, with the margins;
+    lesions.csv has a row for each inserted lesion; sensitivity.csv a row a size, contrast and place, with the margins;
     sensitivity.tex is a table of sizes by contrasts for papers.
 
     Parameters
@@ -78,7 +78,7 @@ def write_sensitivity_report(
     write_csv(out / "lesions.csv", _lesion_rows(volumes))
     write_csv(out / "sensitivity.csv", (_csv_row(row) for row in _all_rows(document)))
     write_bytes(out / "sensitivity.tex", latex_table(document).encode())
-    if document.summary is not None and document.summary.planted:
+    if document.summary is not None and document.summary.inserted:
         write_bytes(out / "preview.png", heat_map_png(document.cells))
 
 
@@ -86,16 +86,16 @@ def render_html(document: SensitivityDocument) -> str:
     """The document as one self-contained page."""
     environment = page_environment("medad.reports", "medad.reports.sensitivity")
     environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
-    planted = document.summary is not None and document.summary.planted
+    inserted = document.summary is not None and document.summary.inserted
     return environment.get_template("sensitivity_template.html").render(
         doc=document,
-        heat_map=heat_map_uri(document.cells) if planted else None,
+        heat_map=heat_map_uri(document.cells) if inserted else None,
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
     )
 
 
 def latex_table(document: SensitivityDocument) -> str:
-    """Sensitivity in percent with found of planted, a row a size and place, a column a contrast (package booktabs)."""
+    """Sensitivity in percent with found of inserted, a row a size and place, a column a contrast (package booktabs)."""
     contrasts = list(dict.fromkeys(row.contrast or "" for row in document.cells))
     lines = []
     for place in dict.fromkeys(row.place for row in document.cells):
@@ -106,7 +106,7 @@ def latex_table(document: SensitivityDocument) -> str:
     measured = document.settings["false_positive_ml"]
     warned = "".join(f" {latex_escaped(warning)}" for warning in document.warnings)
     caption = (
-        f"{latex_escaped(document.name)}: sensitivity to planted lesions in percent (found of planted) at "
+        f"{latex_escaped(document.name)}: sensitivity to inserted lesions in percent (found of inserted) at "
         f"{measured:g} mL of false positives a liver, by largest diameter and contrast.{warned}"
     )
     return "\n".join(
@@ -131,7 +131,7 @@ def latex_table(document: SensitivityDocument) -> str:
 def _latex_cell(figures: Figures) -> str:
     if figures.sensitivity is None:
         return "--"
-    return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.planted})"
+    return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.inserted})"
 
 
 def _all_rows(document: SensitivityDocument) -> list[Row]:

@@ -49,7 +49,7 @@ def test_known_rows_are_as_known_beforehand() -> None:
     assert "| `preprocess.slice_px` | integer 32 to 1024, multiple of 16 | `256` | Side of a slice. |" in rows, (
         "an integer with limits"
     )
-    assert "| `train.mirror` | true or false | `false` | Random flips of slices, left-right and front-back. |" in rows
+    assert "| `train.flip` | true or false | `false` | Random flips of slices, left-right and front-back. |" in rows
     assert "| `data.categories` | list (text) or none | `null` | Categories to use. None: all. |" in rows
     (root,) = [row for row in rows if row.startswith("| `train_data.root` |")]
     assert root.startswith("| `train_data.root` | private text | needed | Folder of the data set;")

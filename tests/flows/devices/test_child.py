@@ -20,7 +20,7 @@ from flows.devices import child
 from flows.devices import slots as gpu
 from flows.devices.child import ChildTraceback, compute
 from flows.machine.stopping import StoppedError, stopping
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.step import Call
 from medad.base.errors import InputError, LimitError
 from medad.base.settings import MachineSettings, TimeLimits
@@ -162,9 +162,9 @@ def test_and_then_it_is_one_line(out: Path) -> None:
         compute(probing("x", "memory 0", batch_size=2), out, "key")
 
 
-def test_the_artefact_tells_where_it_was_made(cache: Path) -> None:
+def test_the_artifact_tells_where_it_was_made(cache: Path) -> None:
     call = probing("x", "memory 4")
-    store = ArtefactStore(cache)
+    store = ArtifactStore(cache)
     ref, _ = store.build(call.step, call.parts(), lambda out: compute(call, out, ""))
     sidecar = store.sidecar(ref)
     assert (sidecar.device, sidecar.notes) == ("cpu", ("cpu had no memory for batches of 8", "tried batches of 4"))
@@ -173,7 +173,7 @@ def test_the_artefact_tells_where_it_was_made(cache: Path) -> None:
 def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path) -> None:
     compute(probing("the server of processes is up"), out, "key")
     call = probing("x")
-    store = ArtefactStore(cache)
+    store = ArtifactStore(cache)
     ready = threading.Event()
 
     def busy() -> None:

@@ -84,7 +84,7 @@ class Process:
 
 
 def made(box: Box) -> Counter[str]:
-    """How often each artefact was made and each failure recorded, by any process."""
+    """How often each artifact was made and each failure recorded, by any process."""
     return Counter((box.root / "made.log").read_text(encoding="utf-8").splitlines())
 
 
@@ -113,7 +113,7 @@ def drop_all(box: Box, rng: random.Random) -> set[str]:
 
 
 def nothing_is_left(box: Box, cache: Path) -> None:
-    """No lock is held, no half-made artefact or folder lies about."""
+    """No lock is held, no half-made artifact or folder lies about."""
     assert not list((box.out / ".inbox" / "locks").iterdir())
     assert not list((cache / "tmp").iterdir())
     assert not [path for path in box.out.glob(".*") if path.name != ".inbox"]

@@ -78,10 +78,10 @@ def test_every_row_is_judged_with_every_seed_on_every_case(finished: Any) -> Non
         assert [one["seed"] for one in row["seeds"]] == [0, 1]
         assert all(len(one["cases"]) == 2 for one in row["seeds"])
         assert row["stats"]["micro_dice_2d"]["n"] == 2
-    assert report["yardstick"]["row"]["stats"]["voxel_auroc_mean"]["n"] == 1
+    assert report["baseline"]["row"]["stats"]["voxel_auroc_mean"]["n"] == 1
     assert {part["kind"] for part in report["embedding"]["slices"]} == {"tumour", "healthy", "synthesised"}
     assert report["failures"] == []
-    assert [row["row"] for row in finished.answer["rows"]] == ["plain", "faint", "yardstick"]
+    assert [row["row"] for row in finished.answer["rows"]] == ["plain", "faint", "baseline"]
 
 
 def test_what_rows_share_is_made_once(finished: Any, world: Any) -> None:
@@ -157,7 +157,7 @@ def test_a_patient_on_both_sides_ends_every_row_and_is_told_once(again: Callable
 
 @pytest.mark.slow
 def test_every_snapshot_of_phase_two_is_judged(again: Callable[..., Any], world: Any) -> None:
-    write(world, "long", curve={"epochs": 4, "every": 2}, sweeps=[SWEEP], embedding=False, yardstick=False)
+    write(world, "long", curve={"epochs": 4, "every": 2}, sweeps=[SWEEP], embedding=False, baseline=False)
     ran = again("--seeds", "1", config="long")
     assert ran.code == 0, ran.err
     report = report_of(ran)

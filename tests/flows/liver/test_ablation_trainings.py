@@ -69,7 +69,7 @@ def test_a_joint_run_segments_and_is_found_again(world: Any, cli: Cli, tmp_path:
     assert {("joint", "make"), ("model", "follows")} <= rows
 
 
-def test_snapshots_are_in_the_artefact(world: Any, cli: Cli, tmp_path: Path) -> None:
+def test_snapshots_are_in_the_artifact(world: Any, cli: Cli, tmp_path: Path) -> None:
     _train(cli, world, tmp_path, "train.snapshot_epochs=1", "train.segmentation.epochs=2")
     names = {path.name for path in (world.cache / "segmentation").rglob("snapshot-*.safetensors")}
     assert names == {"snapshot-0001.safetensors", "snapshot-0002.safetensors"}

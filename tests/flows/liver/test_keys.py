@@ -16,13 +16,13 @@ from flows.store.references import Ref
 from flows.store.step import Call, content_key
 from medad.base.errors import CaseFailure, InputError
 from medad.cohort.datasets import Case, LabelledScan
-from medad.config.liver import LiverSettings, PlantSettings, parse
+from medad.config.liver import InsertSettings, LiverSettings, parse
 from medad.steps.results import CaseResult
 
 BASE: dict[str, Any] = {
     "name": "base",
     "train_data": {"root": "/data/btcv", "layout": "btcv"},
-    "test_data": {"root": "/data/lits", "layout": "lits", "plant": {"count": 2}},
+    "test_data": {"root": "/data/lits", "layout": "lits", "insert": {"count": 2}},
 }
 
 
@@ -52,7 +52,7 @@ def calls_of(settings: LiverSettings, case: Case) -> dict[str, Call]:
     scan = LabelledScan.of(case, data)
     prepared, restoration, segmentation = ref("prepare"), ref("restoration"), ref("segmentation")
     return {
-        "plant": liver_steps.plant(scan, data.plant or PlantSettings()),
+        "insert": liver_steps.insert(scan, data.insert or InsertSettings()),
         "prepare": liver_steps.prepare(scan, settings.preprocess, training=False),
         "restoration": liver_steps.train("restoration", [prepared], settings),
         "segmentation": liver_steps.train("segmentation", [prepared], settings, restoration),
@@ -102,7 +102,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("train_data.root", "/elsewhere", set()),
     ("test_data.root", "/elsewhere", set()),
     ("test_data.cases", ["lits-1"], set()),
-    ("test_data.opaque_ids", True, set()),
+    ("test_data.pseudonyms", True, set()),
     ("folds", {"count": 2, "index": 1}, set()),  # which cases train is told by their digests
     ("seed", 1, {"restoration", "segmentation"}),
     ("preprocess.window_hu", [-100.0, 200.0], {"prepare"}),
@@ -121,7 +121,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("synthesis.kind", "perlin_texture", {"restoration", "segmentation"}),
     ("synthesis.texture.threshold", 0.3, set()),
     ("synthesis.lesions.most", 2, set()),
-    ("train.mirror", True, {"restoration", "segmentation"}),
+    ("train.flip", True, {"restoration", "segmentation"}),
     ("inference.flips", True, {"segment"}),
     ("inference.smooth_mm", 2.0, {"segment"}),
     ("inference.combine", {"segmentation": 0.5, "residual": 0.5}, {"segment"}),
@@ -141,10 +141,10 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("postprocess.threshold", 0.4, {"segment"}),
     ("postprocess.min_lesion_mm3", 9.0, {"segment"}),
     ("evaluation.lesion_overlap", 0.5, {"evaluate"}),
-    ("test_data.plant.seed", 1, {"plant"}),
-    ("test_data.plant.contrast_hu", [-50.0, -30.0], {"plant"}),
-    ("test_data.affine_mismatch", "warn", {"plant", "prepare", "evaluate"}),
-    ("test_data.affine_from", "sform", {"plant", "prepare", "evaluate"}),
+    ("test_data.insert.seed", 1, {"insert"}),
+    ("test_data.insert.contrast_hu", [-50.0, -30.0], {"insert"}),
+    ("test_data.affine_mismatch", "warn", {"insert", "prepare", "evaluate"}),
+    ("test_data.affine_from", "sform", {"insert", "prepare", "evaluate"}),
 ]
 
 
@@ -176,7 +176,7 @@ def test_joint_training_depends_on_what_either_phase_does_but_phase_twos_own(
     [
         ("preprocess", {"background": "median"}, {"prepare"}),
         ("synthesis", {"lesions": {"most": 2}}, {"restoration", "segmentation"}),
-        ("train", {"variation": {"vessels": 2}}, {"restoration", "segmentation"}),
+        ("train", {"augmentation": {"vessels": 2}}, {"restoration", "segmentation"}),
     ],
 )
 def test_settings_of_slices_in_hu_change_the_steps_that_use_them(
@@ -185,7 +185,7 @@ def test_settings_of_slices_in_hu_change_the_steps_that_use_them(
     in_hu: dict[str, Any] = BASE | {
         "preprocess": {"equalise": False, "standardise": "median"},
         "synthesis": {"kind": "lesions"},
-        "train": BASE.get("train", {}) | {"variation": {}},
+        "train": BASE.get("train", {}) | {"augmentation": {}},
     }
     base = keys_of(parse(in_hu, source="test"), case)
     other = keys_of(parse(in_hu | {group: in_hu[group] | values}, source="test"), case)
@@ -234,7 +234,7 @@ def test_a_folder_of_textures_counts_by_its_pictures_and_not_by_where_it_is(tmp_
 
 @pytest.mark.usefixtures("cache")
 def test_a_network_of_a_joint_training_is_known_by_its_weights(tmp_path: Path, cache: Path) -> None:
-    """The same artefact as when it is taken from a run folder."""
+    """The same artifact as when it is taken from a run folder."""
     joint = ref("joint")
     for net in ("restoration", "segmentation"):
         for folder in (cache / joint.path / net, tmp_path / net):
@@ -261,7 +261,7 @@ def test_the_table_knows_every_setting(case: Case) -> None:
     groups = (
         *("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal."),
         *("synthesis.texture.", "synthesis.lesions.", "inference.combine."),
-        *("preprocess.background", "train.variation"),  # which need slices in HU: the test below
+        *("preprocess.background", "train.augmentation"),  # which need slices in HU: the test below
     )
     known.add("segmentation.architecture")  # there is only one
     missing = leaves(parse(BASE, source="test").model_dump()) - known
@@ -293,7 +293,7 @@ def test_what_a_case_is_does_matter(case: Case, tmp_path: Path, what: str) -> No
     values: dict[str, Any] = {"scan": new, "label": new, "liver_labels": (1,), "tumour_label": None}
     settings = parse(BASE, source="test")
     base, other = keys_of(settings, case), keys_of(settings, replace(case, **{what: values[what]}))
-    assert {name for name in base if base[name] != other[name]} == {"plant", "prepare", "evaluate"}
+    assert {name for name in base if base[name] != other[name]} == {"insert", "prepare", "evaluate"}
 
 
 @pytest.mark.usefixtures("cache")
@@ -313,7 +313,7 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
     ("job", "fields"),
     [("segment", ("prepared", "restoration", "segmentation")), ("evaluate", ("prepared", "segmented"))],
 )
-def test_every_artefact_that_goes_in_matters(case: Case, job: str, fields: tuple[str, ...]) -> None:
+def test_every_artifact_that_goes_in_matters(case: Case, job: str, fields: tuple[str, ...]) -> None:
     original = calls_of(parse(BASE, source="test"), case)[job]
     keys = {key(original)} | {key(changed_in(original, **{name: ref("x", "f")})) for name in fields}
     assert len(keys) == len(fields) + 1

@@ -141,15 +141,15 @@ def test_refresh_computes_everything_with_the_same_result(again: Callable[..., A
     assert file_sha256(Path(ran.answer["run_folder"]) / name) == file_sha256(Path(finished.answer["run_folder"]) / name)
 
 
-def test_a_deleted_artefact_is_made_again_and_nothing_after_it(again: Callable[..., Any], world: Any) -> None:
+def test_a_deleted_artifact_is_made_again_and_nothing_after_it(again: Callable[..., Any], world: Any) -> None:
     [prepared] = [path for path in (world.cache / "restoration").iterdir() if has_epochs(path, seed=0)]
     shutil.rmtree(prepared)
     ran = again()
     assert steps(ran.answer["run_folder"], cached=False) == ["restoration"]
 
 
-def has_epochs(artefact: Path, *, seed: int) -> bool:
-    sidecar = json.loads((artefact / "artefact.json").read_text(encoding="utf-8"))
+def has_epochs(artifact: Path, *, seed: int) -> bool:
+    sidecar = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))
     return bool(sidecar["parts"]["inputs"]["settings"]["seed"] == seed)
 
 
@@ -281,25 +281,28 @@ def test_a_label_with_tumour_is_never_trained_on(again: Callable[..., Any], tmp_
     assert "model" in rules
 
 
-def test_planted_lesions_are_found_in_the_run_folder_and_said(
+def test_inserted_lesions_are_found_in_the_run_folder_and_said(
     again: Callable[..., Any], finished: Any, world: Any, cli: Cli, tmp_path: Path
 ) -> None:
     from medad.cohort.phantom import write_btcv_phantoms
 
     healthy = tmp_path / "healthy"  # others than those that train
     write_btcv_phantoms(healthy, 1, seed=4, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
-    plant = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
-    ran = again("--test", healthy, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={plant}")
+    insert = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
+    ran = again("--test", healthy, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={insert}")
     assert ran.code == 0, ran.err
     folder = Path(ran.answer["run_folder"])
-    assert sorted(path.name for path in (folder / "planted" / "btcv-0001").iterdir()) == ["label.nii.gz", "scan.nii.gz"]
-    assert "planted" in (folder / "report.html").read_text(encoding="utf-8").lower()
+    assert sorted(path.name for path in (folder / "inserted" / "btcv-0001").iterdir()) == [
+        "label.nii.gz",
+        "scan.nii.gz",
+    ]
+    assert "inserted" in (folder / "report.html").read_text(encoding="utf-8").lower()
     assert read_statement(folder)
     assert not read_statement(Path(finished.answer["run_folder"]))
     scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
     used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
     assert used.code == 0, used.err
-    assert not read_statement(tmp_path / "out"), "nothing was planted into the scans its model is used on"
+    assert not read_statement(tmp_path / "out"), "nothing was inserted into the scans its model is used on"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
     assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), "the scan that was given"

@@ -1,4 +1,4 @@
-"""The flow liver-sensitivity on phantoms: planted, measured, reported; what the model was trained on is refused."""
+"""The flow liver-sensitivity on phantoms: inserted, measured, reported; what the model was trained on is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medad.base.text import PLACEHOLDER
 from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_btcv_phantoms
 from medad.config.liver import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings
-from medad.config.sensitivity import MeasureSettings, PlantingSettings, SensitivitySettings
+from medad.config.sensitivity import InsertionSettings, MeasureSettings, SensitivitySettings
 from medad.steps.results import Segmenter, VolumeResult
 
 Cli = Callable[..., Any]
@@ -67,25 +67,25 @@ def report_of(ran: Any) -> dict[str, Any]:
     return found
 
 
-def test_every_cell_is_planted_and_reported(finished: Any, world: Any) -> None:
+def test_every_cell_is_inserted_and_reported(finished: Any, world: Any) -> None:
     assert finished.code == 0, finished.err
     report = report_of(finished)
     assert [(row["size_mm"], row["figures"]["planned"]) for row in report["by_size"]] == [([20, 40], 4), ([40, 60], 4)]
-    assert report["summary"]["planted"] == sum(row["figures"]["planted"] for row in report["cells"]) > 0
+    assert report["summary"]["inserted"] == sum(row["figures"]["inserted"] for row in report["cells"]) > 0
     (scan,) = report["scans"]
     assert scan["healthy_false_positive_ml"] <= 5
     assert not scan["trained_on"]
     assert report["warnings"] == []
     folder = Path(finished.answer["run_folder"])
     with (folder / "lesions.csv").open(encoding="utf-8", newline="") as file:
-        assert len(list(csv.DictReader(file))) == report["summary"]["planted"]
+        assert len(list(csv.DictReader(file))) == report["summary"]["inserted"]
     assert finished.answer["headline"]["sensitivity"] == report["summary"]["sensitivity"]
     assert "drawn-in" in finished.answer["notices"][0]
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["healthy"]["root"] == PLACEHOLDER
     assert [row["use"] for row in manifest["inputs"]] == ["test"]
     kept = [path.name for path in (world.cache / "sensitivity").glob("*/*")]
-    assert set(kept) == {"artefact.json", "lesions.json"}, "no planted scan stays"
+    assert set(kept) == {"artifact.json", "lesions.json"}, "no inserted scan stays"
 
 
 def test_a_second_study_computes_what_is_new(study: Callable[..., Any], finished: Any) -> None:
@@ -166,18 +166,18 @@ def test_what_a_volume_depends_on(tmp_path: Path) -> None:
     first, second = study.volumes()[:2]
 
     def call(
-        planting: PlantingSettings = first,
+        insertion: InsertionSettings = first,
         measure: MeasureSettings = study.measure,
         healthy: Ref | None = None,
         machine: MachineSettings = ANY_MACHINE,
         **segmented: Any,
     ) -> Call:
         by = replace(segmenter, **segmented)
-        return steps.measure(case, planting, measure, healthy or ref("segment"), by, machine)
+        return steps.measure(case, insertion, measure, healthy or ref("segment"), by, machine)
 
     same = [call(machine=study.machine), call(inference=InferenceSettings(batch_size=3))]
     other = [
-        call(planting=second),
+        call(insertion=second),
         call(measure=study.measure.model_copy(update={"overlap": 0.2})),
         call(healthy=ref("segment", "b")),
         call(restoration=ref("restoration", "b")),

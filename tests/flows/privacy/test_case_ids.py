@@ -1,4 +1,4 @@
-"""The register of opaque ids: the same for the same content, private, whole after any kill."""
+"""The register of pseudonyms: the same for the same content, private, whole after any kill."""
 
 from __future__ import annotations
 

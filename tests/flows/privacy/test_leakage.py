@@ -17,7 +17,7 @@ from medad.cohort.folds import patient_mark
 from tests.flows.leaks import database_bytes, holds, search
 
 Cli = Callable[..., Any]
-PLANT = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
+INSERT = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
 SIZE: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}
 PLACE = "train and test data"
 NEVER = "no patient may be on both sides"
@@ -95,16 +95,16 @@ def test_a_scan_on_both_sides_ends_the_run_before_anything_is_made(
     assert steps(cache) == set()
 
 
-@pytest.mark.parametrize("planted", [False, True])
+@pytest.mark.parametrize("inserted", [False, True])
 def test_a_scan_stored_otherwise_is_found_once_prepared(
-    world: Any, cli: Cli, cache: Path, tmp_path: Path, planted: bool
+    world: Any, cli: Cli, cache: Path, tmp_path: Path, inserted: bool
 ) -> None:
-    """Lesions planted into a scan change its voxels, and not whose it is."""
+    """Lesions inserted into a scan change its voxels, and not whose it is."""
     data = ("--test", stored_otherwise(world, tmp_path / "other"), "--set", "test_data.layout=btcv")
-    more = ("--set", f"test_data.plant={PLANT}") if planted else ()
+    more = ("--set", f"test_data.insert={INSERT}") if inserted else ()
     ran = cli("liver", "run", world.config, *data, *more, "--out", tmp_path / "runs", "--json")
     refused(ran, f"btcv-0002 in training and btcv-0009 in testing show one liver, voxel for voxel; {NEVER}")
-    assert steps(cache) == ({"prepare", "plant"} if planted else {"prepare"})
+    assert steps(cache) == ({"prepare", "insert"} if inserted else {"prepare"})
     prepared = cli("liver", "prepare", world.config, *data, *more, "--json")
     assert prepared.code == 2
     assert prepared.answer["failures"][0]["stage"] == "leakage"
@@ -188,13 +188,13 @@ def test_a_models_run_says_which_cases_trained_it(
     world: Any, model: Path, cli: Cli, cache: Path, tmp_path: Path
 ) -> None:
     command = ("liver", "evaluate", world.config, "--out", tmp_path / "runs", "--json")
-    same = ("--test", world.btcv, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={PLANT}")
+    same = ("--test", world.btcv, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={INSERT}")
     ran = cli(*command, *same, "--model", model, "--name", "same")
     more = "(and 1 more patient)"
     refused(ran, f"btcv-0001 in training and btcv-0001 in testing are one scan {more}; {NEVER}")
     assert steps(cache) <= {"model"}
     other = stored_otherwise(world, tmp_path / "other")
-    data = ("--test", other, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={PLANT}")
+    data = ("--test", other, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={INSERT}")
     ran = cli(*command, *data, "--model", model, "--name", "otherwise")
     refused(ran, f"btcv-0002 in training and btcv-0009 in testing show one liver, voxel for voxel; {NEVER}")
     assert "segment" not in steps(cache)
@@ -249,7 +249,7 @@ def four(tmp_path: Path) -> Path:
 
 def on_one_set(root: Path, index: int, count: int = 2) -> tuple[object, ...]:
     return (
-        "--train", root, "--test", root, "--set", "test_data.layout=btcv", "--set", f"test_data.plant={PLANT}",
+        "--train", root, "--test", root, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={INSERT}",
         "--set", f"folds.count={count}", "--set", f"folds.index={index}",
     )  # fmt: skip
 

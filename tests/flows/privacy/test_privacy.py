@@ -1,4 +1,4 @@
-"""No patient's name, id, date or free text leaves the input files: planted in headers and paths, then searched for."""
+"""No patient's name, id, date or free text leaves the input files: marked in headers and paths, then searched for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from flows.store.step import Step
 from medad.base.settings import ANY_MACHINE
 from medad.base.text import PLACEHOLDER
 from medad.config.liver import DatasetSettings, LiverSettings
-from tests.flows import leaks, plants
+from tests.flows import canaries, leaks
 from tests.flows.live_server import free_port
 from zsad.config.run import ZsadSettings
 
@@ -171,7 +171,7 @@ def test_nothing_of_a_persons_images_is_stored(
     (textures / "texture.png").write_bytes((world.data / "screw" / "test" / "good" / "000.png").read_bytes())
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.DEBUG, "prefect")
-    options = ("--set", "data.opaque_ids=true", "--set", f"adapt.textures={textures}", "--set", "seeds=[0]")
+    options = ("--set", "data.pseudonyms=true", "--set", f"adapt.textures={textures}", "--set", "seeds=[0]")
     ran = prefect_cli("zsad", "run", world.config, *options, "--out", tmp_path / "runs", "--name", "hidden", "--json")
     assert ran.code == 2
     assert f"{broken}: " in ran.err, "the user's own terminal does say which file"
@@ -247,18 +247,18 @@ def test_texts_in_images_reach_nothing_and_names_only_the_users_own_table(
     assert "Umlaufer" in (out / "scores.csv").read_text(encoding="utf-8")
 
 
-# --- everything planted, everything searched
+# --- everything marked, everything searched
 
 
 @pytest.fixture(scope="module")
-def planted(new_world: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def marked(new_world: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A world whose scans carry a patient in headers, tags, comments and names, and a configuration that does too."""
-    folder = tmp_path_factory.mktemp("planted")
+    folder = tmp_path_factory.mktemp("marked")
     world = new_world(folder / "world", train=1, test=2)
-    planted = plants.plant(folder / "archiv", world)
+    marked = canaries.write_marked(folder / "archiv", world)
     values = yaml.safe_load(world.config.read_text(encoding="utf-8"))
     values["test_data"] = {
-        "root": str(planted.dicom),
+        "root": str(marked.dicom),
         "layout": "folder",
         "images": "*/CT",
         "labels": "*/leber.nii.gz",
@@ -266,13 +266,13 @@ def planted(new_world: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
         "tumour_label": 2,
     }
     world.config.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return world, planted
+    return world, marked
 
 
-def test_every_plant_is_found_where_it_was_planted(planted: Any) -> None:
+def test_every_canary_is_found_where_it_was_put(marked: Any) -> None:
     """The search can fail, so that finding nothing elsewhere means something."""
-    _, found = planted
-    assert set(found.where) == set(plants.SECRETS)
+    _, found = marked
+    assert set(found.where) == set(canaries.SECRETS)
     for secret, place in found.where.items():
         assert search(place, [secret]), secret
 
@@ -304,15 +304,15 @@ def test_the_search_sees_through_every_way_of_writing(secret: str, write: Callab
     assert holds(write(secret), [secret, "absentee"]) == {secret}
 
 
-def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
-    planted: Any,
+def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
+    marked: Any,
     prefect_cli: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    world, found = planted
+    world, found = marked
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.DEBUG, "prefect")
     said = []
@@ -331,7 +331,9 @@ def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
     [bad] = set(ids) - {good}
     model = Path(ran.answer["run_folder"])
     assert (model / "masks" / f"{good}.nii.gz").is_file()
-    loose = plants.plant_itk(tmp_path / "einzeln", world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz")
+    loose = canaries.mark_itk(
+        tmp_path / "einzeln", world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
+    )
     scans = [loose["mhd"][0], loose["nrrd"][0], found.good, found.broken]
     masks = [loose["mhd"][1], loose["nrrd"][1], found.good_mask, found.good_mask]
     pairs = [option for mask in masks for option in ("--liver", mask)]
@@ -349,19 +351,19 @@ def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
     run("ids", "ls", "--json", code=0)
 
     stored = wait_for(f"prepare {good}", f"{bad}: ", "Finished in state")
-    assert holds(stored, plants.SECRETS) == set()
+    assert holds(stored, canaries.SECRETS) == set()
     for place in (tmp_path / "cache", tmp_path / "runs", tmp_path / "segmented"):
-        assert search(place, plants.SECRETS) == {}
+        assert search(place, canaries.SECRETS) == {}
         assert any(place.rglob("*.nii.gz"))
     for name in ("dicom.nii.gz", "nrrd.nii.gz", "r.nii.gz"):
-        assert holds((tmp_path / name).read_bytes(), plants.SECRETS) == set()
+        assert holds((tmp_path / name).read_bytes(), canaries.SECRETS) == set()
     prefect_home = Path(os.environ["PREFECT_HOME"])
     register = [str(path) for path in (prefect_home / "private").iterdir()]
-    assert {Path(path).name for path in search(prefect_home, plants.SECRETS)} == {"case-ids.json"}, register
-    assert holds("\n".join(said).encode(), plants.SECRETS) == set(), "--json may be kept or mailed"
-    assert holds(caplog.text.encode(), plants.SECRETS) == set()
+    assert {Path(path).name for path in search(prefect_home, canaries.SECRETS)} == {"case-ids.json"}, register
+    assert holds("\n".join(said).encode(), canaries.SECRETS) == set(), "--json may be kept or mailed"
+    assert holds(caplog.text.encode(), canaries.SECRETS) == set()
     written = capfd.readouterr()  # what libraries in C write past Python
-    assert holds((written.out + written.err).encode(), plants.SECRETS) == set()
+    assert holds((written.out + written.err).encode(), canaries.SECRETS) == set()
 
 
 # --- libraries, crashes, warnings
@@ -370,12 +372,12 @@ def test_nothing_planted_reaches_prefect_the_cache_or_the_outputs(
 def misbehave(scan: Path, ends: str, out: Path) -> None:
     """A library that quotes what it should not, in every way that it can."""
     del out
-    tags = plants.DICOM_TEXTS
+    tags = canaries.DICOM_TEXTS
     quoted = f"{scan}: {tags['PatientName']}, {tags['PatientID']}, {tags['StudyInstanceUID']}"
-    logging.getLogger("planted.library").warning("cannot decode %s", quoted)
-    logging.getLogger("planted.library").warning("does not fit %d", quoted)
-    logging.getLogger("planted.library").warning(json.dumps({"file": str(scan), "who": tags["PatientName"]}))
-    logging.getLogger("planted.library").warning("GET /?file=%s", urllib.parse.quote(str(scan)))
+    logging.getLogger("noisy.library").warning("cannot decode %s", quoted)
+    logging.getLogger("noisy.library").warning("does not fit %d", quoted)
+    logging.getLogger("noisy.library").warning(json.dumps({"file": str(scan), "who": tags["PatientName"]}))
+    logging.getLogger("noisy.library").warning("GET /?file=%s", urllib.parse.quote(str(scan)))
     print(f"reading {quoted}")  # noqa: T201
     warnings.warn(f"odd header in {quoted}", UserWarning, stacklevel=1)
     if ends == "bug":
@@ -395,13 +397,13 @@ class Panic(BaseException):
 
 @pytest.fixture
 def extra_logger(prefect_server: str, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """As with PREFECT_LOGGING_EXTRA_LOGGERS=planted.library,py.warnings, which is read at Prefect's import."""
+    """As with PREFECT_LOGGING_EXTRA_LOGGERS=noisy.library,py.warnings, which is read at Prefect's import."""
     import prefect.main  # noqa: F401 - sets logging up
 
     caplog.set_level(logging.INFO, "prefect")
     handlers = logging.getLogger("prefect.extra").handlers
     assert handlers
-    names = ("planted.library", "py.warnings")
+    names = ("noisy.library", "py.warnings")
     logging.captureWarnings(True)
     for name in names:
         for handler in handlers:
@@ -416,17 +418,17 @@ def extra_logger(prefect_server: str, caplog: pytest.LogCaptureFixture) -> Itera
 @pytest.mark.filterwarnings("always:odd header")
 @pytest.mark.usefixtures("extra_logger", "cache")
 @pytest.mark.parametrize("ends", ["bug", "panic", "crash", "early crash", "well"])
-def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: str, ends: str) -> None:
+def test_nothing_a_library_says_reaches_prefect(marked: Any, prefect_server: str, ends: str) -> None:
     """In a task, in a flow that crashes outside of its tasks, and before the flow has learned a single path."""
     from flows.runs.prefect_flow import prefect_flow
 
     del prefect_server
-    _, found = planted
-    marker = f"planted {ends}"
+    _, found = marked
+    marker = f"marked {ends}"
 
     def body() -> Outcome:
         if ends == "early crash":
-            raise RuntimeError(f"cannot list '{found.good}' nor {found.loose}/x: {plants.STUDY_UID}, {NAME_TAG}")
+            raise RuntimeError(f"cannot list '{found.good}' nor {found.loose}/x: {canaries.STUDY_UID}, {NAME_TAG}")
         runner = new_runner(ANY_MACHINE, refresh=False)
         ref = runner.run("ct-4711", MISBEHAVING_STEP(scan=found.good, ends=ends))
         assert (ref is None) == (ends == "bug")
@@ -447,15 +449,15 @@ def test_nothing_a_library_says_reaches_prefect(planted: Any, prefect_server: st
         "well": ("reading <ct-4711>", "cannot decode <ct-4711>", "odd header in <ct-4711>", "its arguments do not fit"),
     }[ends]
     stored = wait_for(marker, *(text.replace("&lt;", "<") for text in expected))
-    assert holds(stored, plants.SECRETS) == set()
+    assert holds(stored, canaries.SECRETS) == set()
 
 
-NAME_TAG = plants.DICOM_TEXTS["PatientName"]
+NAME_TAG = canaries.DICOM_TEXTS["PatientName"]
 
 
-def test_a_worker_elsewhere_learns_from_the_call_alone(planted: Any, tmp_path: Path) -> None:
+def test_a_worker_elsewhere_learns_from_the_call_alone(marked: Any, tmp_path: Path) -> None:
     """A process of its own, as Dask's and Ray's are: nothing was learned there, and nothing installed."""
-    _, found = planted
+    _, found = marked
     program = f"""
 import logging, warnings
 from pathlib import Path
@@ -464,7 +466,7 @@ from flows.privacy.log_filter import learn_call
 from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.cohort.datasets import Case, LabelledScan
 root = Path({str(found.dicom)!r})
-scan, label = root / {plants.FOLDER!r} / "CT", root / {plants.FOLDER!r} / "leber.nii.gz"
+scan, label = root / {canaries.FOLDER!r} / "CT", root / {canaries.FOLDER!r} / "leber.nii.gz"
 data = DatasetSettings(root=str(root), layout="folder", images="*/CT", labels="*/x", liver_labels=(1,))
 case = LabelledScan.of(Case("ct-77", scan, label, (1,), None, True), data)
 learn_call("ct-77", prepare(case, PreprocessSettings(), training=False))
@@ -473,8 +475,8 @@ log = logging.getLogger("distributed.worker")
 log.error("lost %s", scan / "Dateinamski 0001.dcm")
 log.error("lost %s", label.relative_to(root))
 log.error("lost {{'file': %r}}", str(scan).upper())
-log.error("tags %s %s", {plants.DICOM_TEXTS["PatientName"]!r}, {plants.DICOM_TEXTS["StudyDescription"]!r})
-log.error("header %s %s", {plants.NIFTI_SECRETS[0]!r}, {plants.NIFTI_SECRETS[3]!r})
+log.error("tags %s %s", {canaries.DICOM_TEXTS["PatientName"]!r}, {canaries.DICOM_TEXTS["StudyDescription"]!r})
+log.error("header %s %s", {canaries.NIFTI_SECRETS[0]!r}, {canaries.NIFTI_SECRETS[3]!r})
 warnings.warn(f"slow share {{root}}")
 try:
     raise OSError(5, "Input/output error", str(scan))
@@ -492,7 +494,7 @@ except OSError:
     assert text.count("lost ") == 3
     assert "OSError: [Errno 5] Input/output error: '<ct-77>'" in text
     assert "slow share <" in text
-    assert holds(done.stderr + done.stdout, plants.SECRETS) == set(), text
+    assert holds(done.stderr + done.stdout, canaries.SECRETS) == set(), text
 
 
 MISBEHAVING = """
@@ -504,7 +506,7 @@ inner = medad.steps.cases.prepare_case
 def prepare_case(case, *rest, **more):
     # what a library can quote is of the file that it reads
     quoted = f"{case.scan} of {TAGS if case.scan.is_dir() else TEXTS}"
-    logging.getLogger("planted.library").warning("library: %s", quoted)
+    logging.getLogger("noisy.library").warning("library: %s", quoted)
     warnings.warn("warned of " + quoted)
     print("printed", quoted)
     if mode == "bug":
@@ -565,7 +567,7 @@ def real_server(tmp_path: Path) -> Iterator[dict[str, str]]:
                     time.sleep(0.3)
             yield environment | {
                 "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-                "PREFECT_LOGGING_EXTRA_LOGGERS": "planted.library,py.warnings",
+                "PREFECT_LOGGING_EXTRA_LOGGERS": "noisy.library,py.warnings",
             }
         finally:
             server.terminate()
@@ -578,16 +580,16 @@ def real_server(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_nothing_planted_is_in_a_real_servers_database_or_any_log(
-    planted: Any, real_server: dict[str, str], tmp_path: Path
+def test_nothing_marked_is_in_a_real_servers_database_or_any_log(
+    marked: Any, real_server: dict[str, str], tmp_path: Path
 ) -> None:
     """Through the command line and as a worker does, beside a library that misbehaves; with a flow that crashes."""
-    world, found = planted
+    world, found = marked
     tags = " ".join(
-        plants.DICOM_TEXTS[name] for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID")
+        canaries.DICOM_TEXTS[name] for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID")
     )
     program = tmp_path / "misbehaving.py"
-    texts = f"{plants.NIFTI_SECRETS[0]} {plants.NAME}, {plants.NIFTI_SECRETS[3]}"
+    texts = f"{canaries.NIFTI_SECRETS[0]} {canaries.NAME}, {canaries.NIFTI_SECRETS[3]}"
     program.write_text(f"TAGS, TEXTS = {tags!r}, {texts!r}\n{MISBEHAVING}", encoding="utf-8")
     root = Path(__file__).parents[3]
 
@@ -617,7 +619,7 @@ def test_nothing_planted_is_in_a_real_servers_database_or_any_log(
     assert b"library: <ct-" in logs, "the worker's log has the library's lines, without what they quote"
     assert b"printed <ct-" in logs
     assert b"warned of <ct-" in logs
-    assert holds(logs, plants.SECRETS) == set(), logs.decode()
+    assert holds(logs, canaries.SECRETS) == set(), logs.decode()
 
     database = tmp_path / "prefect" / "prefect.db"
     expected = (
@@ -628,13 +630,13 @@ def test_nothing_planted_is_in_a_real_servers_database_or_any_log(
     while missing := [text for text in expected if text not in dump(database)]:
         assert time.monotonic() < deadline, missing
         time.sleep(1)
-    assert holds(dump(database), plants.SECRETS) == set()
-    assert holds(b"\n".join(outputs), plants.SECRETS) == set()
+    assert holds(dump(database), canaries.SECRETS) == set()
+    assert holds(b"\n".join(outputs), canaries.SECRETS) == set()
     for place in ("prefect", "cache", "slots", "runs", "segmented"):
-        assert search(tmp_path / place, plants.SECRETS) == {}, place
+        assert search(tmp_path / place, canaries.SECRETS) == {}, place
     for name in ("server.log", "grey.nii.gz"):
-        assert holds((tmp_path / name).read_bytes(), plants.SECRETS) == set(), name
-    assert {Path(path).name for path in search(tmp_path / "private", plants.SECRETS)} == {"case-ids.json"}
+        assert holds((tmp_path / name).read_bytes(), canaries.SECRETS) == set(), name
+    assert {Path(path).name for path in search(tmp_path / "private", canaries.SECRETS)} == {"case-ids.json"}
 
 
 # --- the parts

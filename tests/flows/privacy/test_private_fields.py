@@ -1,4 +1,4 @@
-"""Every private field of every settings class: a name planted in it is in nothing that is stored or shown."""
+"""Every private field of every settings class: a name marked in it is in nothing that is stored or shown."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def stored_models() -> set[type[BaseModel]]:
     return found
 
 
-def marked(kind: Any) -> bool:
+def holds_private(kind: Any) -> bool:
     return any(isinstance(part, Private) for part in parts_of(kind))
 
 
@@ -165,20 +165,20 @@ def is_text(kind: Any) -> bool:
     return any(part is str or (inspect.isclass(part) and issubclass(part, Path)) for part in parts_of(kind))
 
 
-def planted_fields(value: Any) -> Iterator[tuple[str, str]]:
+def marked_fields(value: Any) -> Iterator[tuple[str, str]]:
     """Class and name of each private field of a model whose value holds the secret."""
     if isinstance(value, BaseModel):
         for name, kind in field_types(type(value)).items():
             inner = getattr(value, name)
-            if marked(kind) and SECRET in str(inner):
+            if holds_private(kind) and SECRET in str(inner):
                 yield type(value).__name__, name
-            yield from planted_fields(inner)
+            yield from marked_fields(inner)
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from planted_fields(inner)
+            yield from marked_fields(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from planted_fields(inner)
+            yield from marked_fields(inner)
 
 
 def test_a_field_that_may_hold_a_path_is_private() -> None:
@@ -189,24 +189,24 @@ def test_a_field_that_may_hold_a_path_is_private() -> None:
         f"{model.__name__}.{name}"
         for model in models
         for name, kind in field_types(model).items()
-        if not marked(kind)
+        if not holds_private(kind)
         and is_text(kind)
         and (not SUSPECT.isdisjoint(name.split("_")) or any(part is Path for part in parts_of(kind)))
     ]
     assert not open_fields, "give these a type of medad.base.private"
 
 
-def test_every_private_field_is_planted_here() -> None:
-    planted = {field for one in (*SETTINGS.values(), *REQUESTS) for field in planted_fields(one)}
+def test_every_private_field_is_marked_here() -> None:
+    marked = {field for one in (*SETTINGS.values(), *REQUESTS) for field in marked_fields(one)}
     wanted = {
         (model.__name__, name)
         for model in stored_models()
         if not any(issubclass(other, model) for other in stored_models() - {model})
         for name, kind in field_types(model).items()
-        if marked(kind)
+        if holds_private(kind)
     }
     assert len(wanted) > 30
-    assert wanted <= planted
+    assert wanted <= marked
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

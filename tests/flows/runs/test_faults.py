@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
         assert "no room left" in err
         assert "Traceback" not in err
         assert not list((small / "cache" / "tmp").iterdir())
-        for sidecar in (small / "cache").glob("*/*/artefact.json"):
+        for sidecar in (small / "cache").glob("*/*/artifact.json"):
             names = json.loads(sidecar.read_text(encoding="utf-8"))["files"]
             assert all((sidecar.parent / name).is_file() for name in names)
     finally:

@@ -63,9 +63,9 @@ class Runs:
         assert done.returncode == -signal.SIGKILL, done.stderr
 
     @property
-    def artefacts(self) -> set[Path]:
+    def artifacts(self) -> set[Path]:
         # a step that was killed on its way out of `tmp` has its seal already
-        sidecars = (self.root / "cache").glob("*/*/artefact.json")
+        sidecars = (self.root / "cache").glob("*/*/artifact.json")
         return {sidecar.parent for sidecar in sidecars if sidecar.parents[1].name != "tmp"}
 
 
@@ -83,7 +83,7 @@ def left_behind(root: Path) -> list[str]:
 
 def check(place: str, step: str, runs: Runs, straight: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     runs.killed(place, step)
-    whole = runs.artefacts
+    whole = runs.artifacts
     if place in {"making", "sealing"}:
         assert list((runs.root / "cache" / "tmp").glob(f"{step}-*")), "it was killed at work"
     again = runs.straight()
@@ -136,7 +136,7 @@ def test_zsad(
 def test_a_refresh_that_is_killed_loses_nothing_but_time(
     liver_world: Any, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the two moves that put a new artefact in an old one's place."""
+    """Between the two moves that put a new artifact in an old one's place."""
     options, straight = liver_world
     runs = Runs(options, tmp_path, prefect_server)
     runs.straight()
@@ -166,7 +166,7 @@ def test_two_flows_at_once_make_what_both_want_once(liver_world: Any, prefect_se
         out, err = other.communicate(timeout=HANGS_S)
         assert other.returncode == 0, err
         answers.append(json.loads(out))
-    made = [json.loads((folder / "artefact.json").read_text(encoding="utf-8"))["step"] for folder in runs.artefacts]
+    made = [json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["step"] for folder in runs.artifacts]
     assert sum(answer["computed"] for answer in answers) == len(made)
     assert sorted(made) == sorted(
         ["prepare", "prepare", "restoration", "segmentation", "segment", "evaluate", "report", "report"]
@@ -175,7 +175,7 @@ def test_two_flows_at_once_make_what_both_want_once(liver_world: Any, prefect_se
 
 
 def test_a_clock_that_went_back(liver_world: Any, prefect_server: str, tmp_path: Path) -> None:
-    """Inputs and artefacts from the future, as after a battery change: found, whole, and not pruned."""
+    """Inputs and artifacts from the future, as after a battery change: found, whole, and not pruned."""
     options, _ = liver_world
     runs = Runs(options, tmp_path, prefect_server)
     first = runs.straight()
@@ -189,7 +189,7 @@ def test_a_clock_that_went_back(liver_world: Any, prefect_server: str, tmp_path:
         env=os.environ | runs.environment, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=HANGS_S, check=True,
     )  # fmt: skip
     assert json.loads(pruned.stdout)["removed"] == []
-    assert len(runs.artefacts) == first["computed"]
+    assert len(runs.artifacts) == first["computed"]
 
 
 @pytest.mark.timeout(3600)
@@ -211,8 +211,8 @@ def test_a_disk_that_fills_at_any_moment(liver_world: Any, prefect_server: str, 
             assert done.returncode == 2, done.stderr
             assert "Traceback" not in done.stderr
             assert any(text in done.stderr + done.stdout for text in ("no room left", "No space left")), done.stderr
-            for folder in runs.artefacts:
-                names = json.loads((folder / "artefact.json").read_text(encoding="utf-8"))["files"]
+            for folder in runs.artifacts:
+                names = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["files"]
                 assert all((folder / name).is_file() for name in names)
             failed.append(kilobytes)
             kilobytes = int(kilobytes * 1.4)

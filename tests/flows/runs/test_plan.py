@@ -116,7 +116,7 @@ def test_the_reason_names_the_setting_and_a_run_then_makes_just_that(
     assert count["make"] <= ran.answer["computed"] <= count["make"] + count["follows"]
 
 
-def test_a_damaged_artefact_is_to_make(world: Any, finished: None, cli: Cli, tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_to_make(world: Any, finished: None, cli: Cli, tmp_path: Path) -> None:
     damaged = {path: path.read_bytes() for path in (world.cache / "restoration").glob("*/model.safetensors")}
     for path, whole in damaged.items():
         path.write_bytes(whole[:-1])
@@ -125,7 +125,7 @@ def test_a_damaged_artefact_is_to_make(world: Any, finished: None, cli: Cli, tmp
     finally:
         for path, whole in damaged.items():
             path.write_bytes(whole)
-    assert [row["reason"] for row in rows if row["step"] == "restoration"] == ["the cached artefact is damaged"]
+    assert [row["reason"] for row in rows if row["step"] == "restoration"] == ["the cached artifact is damaged"]
 
 
 def test_bad_input_is_one_line_and_the_rest_is_planned(world: Any, finished: None, cli: Cli, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from flows.liver.run_folder import Models, settings_of_run
 from flows.runs import run_folder as publish
 from flows.runs.run_folder import RunFolder, read_headline
 from flows.runs.runner import LocalRunner, Runner
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from flows.store.step import load_steps
 from medad.base.errors import ConfigError, DiskFullError
@@ -33,7 +33,7 @@ def make(name: str, files: dict[str, str]) -> Ref:
         for file, text in files.items():
             (out / file).write_text(text, encoding="utf-8")
 
-    return ArtefactStore().build(load_steps("flows.liver")[name], {"files": files}, body)[0]
+    return ArtifactStore().build(load_steps("flows.liver")[name], {"files": files}, body)[0]
 
 
 def a_run(path: Path, report: str = "report") -> RunFolder:
@@ -112,7 +112,7 @@ def test_an_edit_in_the_run_folder_does_not_reach_the_cache(runner: Runner, tmp_
     run = a_run(tmp_path / "x")
     publish.publish(run, runner)
     (tmp_path / "x" / "report.html").write_text("edited", encoding="utf-8")
-    ArtefactStore().verify(run.copies[0].ref)
+    ArtifactStore().verify(run.copies[0].ref)
 
 
 def test_settings_come_back_without_the_data_folders(runner: Runner, tmp_path: Path) -> None:

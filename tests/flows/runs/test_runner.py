@@ -102,7 +102,7 @@ def test_one_content_under_two_names_is_computed_once(kind: type[Runner], runs: 
     assert ran.refs[0].key == ran.refs[1].key
 
 
-def test_a_damaged_artefact_is_computed_again(kind: type[Runner], runs: list[str]) -> None:
+def test_a_damaged_artifact_is_computed_again(kind: type[Runner], runs: list[str]) -> None:
     [ref] = run_all(kind, [("one", fake("1"))]).refs
     assert ref is not None
     (ref.folder() / "result.txt").write_text("9", encoding="utf-8")

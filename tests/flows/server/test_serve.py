@@ -25,7 +25,7 @@ from flows.machine.environment import product_folder
 from flows.server.ui_policy import POLICY
 from medad.cohort.samples import PHANTOM_NOTE
 from tests.flows.live_server import HOST, POOL, Live, kill_marked, listening, live, processes, wait_for
-from zsad.embedded.samples import PLANTED_NOTE
+from zsad.embedded.samples import INSERTED_NOTE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -256,7 +256,7 @@ def test_the_demo_without_network(tmp_path: Path) -> None:
         html.unescape((Path(flow["run_folder"]) / "report.html").read_text(encoding="utf-8")) for flow in flows.values()
     )
     assert PHANTOM_NOTE in liver, "the report says that no CT could be had"
-    assert PLANTED_NOTE in zsad
+    assert INSERTED_NOTE in zsad
     [(page, seen)] = answer["browser"].items()
     if seen is None:
         pytest.skip("all but the browser's part: Chromium is not installed")

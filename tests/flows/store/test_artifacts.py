@@ -1,4 +1,4 @@
-"""The artefact store: once, whole, and never what it was not."""
+"""The artifact store: once, whole, and never what it was not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.store.artifacts import SIDECAR, ArtefactStore, DamagedArtefactError, Made
+from flows.store.artifacts import SIDECAR, ArtifactStore, DamagedArtifactError, Made
 from flows.store.references import Ref
 from flows.store.step import Step, content_key
 from medad.base.errors import DiskFullError
@@ -42,13 +42,13 @@ class Body:
 
 
 def everything(root: Path) -> set[str]:
-    """Files and folders of a cache that belong to artefacts or their making."""
+    """Files and folders of a cache that belong to artifacts or their making."""
     names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
     return {name for name in names if name not in {"digests.sqlite", "tmp", "locks", "paint"}}
 
 
-def test_an_artefact_is_made_once_and_explains_itself(cache: Path) -> None:
-    store, body = ArtefactStore(), Body()
+def test_an_artifact_is_made_once_and_explains_itself(cache: Path) -> None:
+    store, body = ArtifactStore(), Body()
     parts = STEP.key_parts({"colour": "green"})
     first, cached = store.build(STEP, parts, body)
     assert not cached
@@ -65,7 +65,7 @@ def test_an_artefact_is_made_once_and_explains_itself(cache: Path) -> None:
 
 
 def test_what_timings_say_is_not_what_later_steps_depend_on(cache: Path) -> None:
-    store, body = ArtefactStore(), Body()
+    store, body = ArtifactStore(), Body()
     first, _ = store.build(STEP, PARTS, body)
     second, cached = store.build(STEP, PARTS, body, refresh=True)
     assert not cached
@@ -131,11 +131,11 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_artefact_is_made_again(cache: Path, damage: Callable[[Path], None]) -> None:
-    store, body = ArtefactStore(), Body()
+def test_a_damaged_artifact_is_made_again(cache: Path, damage: Callable[[Path], None]) -> None:
+    store, body = ArtifactStore(), Body()
     ref, _ = store.build(STEP, PARTS, body)
     damage(ref.folder())
-    with pytest.raises(DamagedArtefactError):
+    with pytest.raises(DamagedArtifactError):
         store.verify(ref)
     assert store.find(STEP, ref.key) is None
     again, cached = store.build(STEP, PARTS, body)
@@ -153,7 +153,7 @@ def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        ArtefactStore().build(STEP, PARTS, body)
+        ArtifactStore().build(STEP, PARTS, body)
     assert not everything(cache)
 
 
@@ -171,13 +171,13 @@ def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, error: Exception) -
         raise error
 
     with pytest.raises(DiskFullError) as caught:
-        ArtefactStore().build(STEP, PARTS, body)
+        ArtifactStore().build(STEP, PARTS, body)
     assert "\n" not in str(caught.value)
     assert not everything(cache)
 
 
 def test_a_refresh_that_fails_keeps_what_was_there(cache: Path) -> None:
-    store = ArtefactStore()
+    store = ArtifactStore()
     ref, _ = store.build(STEP, PARTS, Body())
 
     def body(out: Path) -> Made | None:
@@ -198,7 +198,7 @@ def test_threads_that_want_one_key_make_it_once(cache: Path) -> None:
 
     found: list[tuple[Ref, bool]] = []
     threads = [
-        threading.Thread(target=lambda: found.append(ArtefactStore().build(STEP, PARTS, body))) for _ in range(8)
+        threading.Thread(target=lambda: found.append(ArtifactStore().build(STEP, PARTS, body))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -212,7 +212,7 @@ def test_threads_that_want_one_key_make_it_once(cache: Path) -> None:
 WORKER = """
 import sys, time
 from pathlib import Path
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.step import Step
 log, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def body(out):
@@ -222,7 +222,7 @@ def body(out):
     time.sleep(seconds)
     (out / "result").write_text("whole")
 step = Step("paint", 1, "medad.base.storage:sync_path", ("pydantic",))
-ref, _ = ArtefactStore().build(step, step.key_parts({}), body)
+ref, _ = ArtifactStore().build(step, step.key_parts({}), body)
 print(ref.folder())
 """
 
@@ -261,11 +261,11 @@ def test_what_killed_processes_left_is_swept_and_what_is_under_way_is_not(cache:
     log = tmp_path / "log"
     killed = start(log, 600)
     wait_for("one is at work", lambda: log.exists() and list((cache / "tmp").glob("*/half")))
-    assert ArtefactStore().sweep() == 0
+    assert ArtifactStore().sweep() == 0
     assert list((cache / "tmp").iterdir())
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert ArtefactStore().sweep() == 1
+    assert ArtifactStore().sweep() == 1
     assert not list((cache / "tmp").iterdir())
 
 

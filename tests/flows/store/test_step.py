@@ -19,7 +19,7 @@ import pytest
 from pydantic import BaseModel
 
 from flows.store import upkeep
-from flows.store.artifacts import ArtefactStore
+from flows.store.artifacts import ArtifactStore
 from flows.store.digests import file_sha256
 from flows.store.references import Ref
 from flows.store.step import Keyed, Place, Step, content_key, content_of, keyed, load_steps, shown
@@ -206,7 +206,7 @@ def test_every_step_is_known_to_explain_verify_and_prune() -> None:
     assert DECLARING
     assert set(DECLARING) <= set(modules)
     assert {
-        "ablation", "embedding", "examples", "sensitivity", "sensitivity-report", "yardstick", "zsad-compare",
+        "ablation", "embedding", "examples", "sensitivity", "sensitivity-report", "baseline", "zsad-compare",
         "zsad-system", "zsad-train", "prepare", "restoration", "segment", "report", "step-window", "zsad-encode",
         "zsad-maps",
     } <= set(names)  # fmt: skip
@@ -257,7 +257,7 @@ def _plain(annotation: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("step", DECLARED, ids=lambda step: step.name)
 def test_explain_verify_and_prune_take_an_artifact_of_any_step(step: Step, cache: Path) -> None:
-    store = ArtefactStore()
+    store = ArtifactStore()
     ref, _ = store.build(step, step.key_parts({"x": 1}), lambda out: None)
     each = upkeep.find(store, ref.key)
     assert upkeep.outdated(each) == [], "up to date"

@@ -18,7 +18,7 @@ import pytest
 from flows.cli.cache import parse_age, parse_size, show_size
 from flows.runs.runner import Found, attempt, make_here
 from flows.store import upkeep
-from flows.store.artifacts import SIDECAR, ArtefactStore
+from flows.store.artifacts import SIDECAR, ArtifactStore
 from flows.store.references import Ref
 from flows.store.step import STEPS, Call, load_steps
 from medad.base.errors import ConfigError
@@ -27,15 +27,15 @@ from tests.flows.fake_steps import FAKE, fake
 DAY_S = 86400.0
 RUN_UNDER_WAY = """
 import time
-from flows.store.artifacts import ArtefactStore
-ArtefactStore().mark_run()
+from flows.store.artifacts import ArtifactStore
+ArtifactStore().mark_run()
 print("marked", flush=True)
 time.sleep(60)
 """
 
 
 def make(call: Call, *, unused_days: float = 0.0) -> Ref:
-    """Run a call without Prefect; its artefact seems to have been used so long ago."""
+    """Run a call without Prefect; its artifact seems to have been used so long ago."""
     found = attempt("a", call, refresh=False, make=make_here)
     assert isinstance(found, Found)
     then = time.time() - unused_days * DAY_S
@@ -44,21 +44,21 @@ def make(call: Call, *, unused_days: float = 0.0) -> Ref:
 
 
 def keys() -> set[str]:
-    return {each.key for each in upkeep.kept(ArtefactStore())}
+    return {each.key for each in upkeep.kept(ArtifactStore())}
 
 
 def test_what_is_kept_is_listed_from_the_longest_unused(cache: Path) -> None:
     refs = {days: make(fake("x" * days), unused_days=days) for days in (1, 5, 3)}
-    found = upkeep.kept(ArtefactStore())
+    found = upkeep.kept(ArtifactStore())
     assert [each.key for each in found] == [refs[days].key for days in (5, 3, 1)]
     for each in found:
         assert each.size == sum(path.stat().st_size for path in (cache / "fake" / each.key).rglob("*"))
         assert each.sidecar is not None
-    assert upkeep.kept(ArtefactStore(), "other") == []
+    assert upkeep.kept(ArtifactStore(), "other") == []
 
 
 def test_use_is_noted_by_who_finds_and_by_who_verifies(cache: Path) -> None:
-    store, call = ArtefactStore(), fake("a")
+    store, call = ArtifactStore(), fake("a")
     ref = make(call, unused_days=9)
     assert store.find(call.step, ref.key) is not None
     assert time.time() - ref.folder().stat().st_mtime < 60
@@ -88,10 +88,10 @@ def test_damage_is_found_though_size_and_time_stamps_are_the_same(
     for path, stamp in stamps.items():
         if path.exists():
             os.utime(path, ns=(stamp, stamp))
-    [damage] = upkeep.damaged(ArtefactStore())
+    [damage] = upkeep.damaged(ArtifactStore())
     assert damage.kept.key == ref.key
     assert rule in damage.rule
-    assert upkeep.remove(ArtefactStore(), damage.kept)
+    assert upkeep.remove(ArtifactStore(), damage.kept)
     assert keys() == {whole.key}
     assert not list((cache / "tmp").iterdir())
 
@@ -103,7 +103,7 @@ def _change(folder: Path, name: str, value: object) -> None:
 
 def test_choosing_by_age_then_by_size(cache: Path) -> None:
     refs = [make(fake(text), unused_days=days) for text, days in (("a", 40), ("b", 20), ("c", 10), ("d", 0))]
-    everything, now = upkeep.kept(ArtefactStore()), time.time()
+    everything, now = upkeep.kept(ArtifactStore()), time.time()
     size = everything[0].size
     assert all(abs(each.size - size) <= 2 for each in everything)
 
@@ -122,13 +122,13 @@ def test_choosing_by_age_then_by_size(cache: Path) -> None:
 
 def test_a_clock_that_went_back_makes_nothing_old(cache: Path) -> None:
     make(fake("a"), unused_days=-3)
-    everything = upkeep.kept(ArtefactStore())
+    everything = upkeep.kept(ArtifactStore())
     assert upkeep.choose(everything, older_than_s=0.0, max_bytes=None, now=time.time(), in_use_since=time.time()) == []
     assert upkeep.age(everything[0]) == "0 min"
 
 
 def test_what_a_run_is_making_is_not_removed(cache: Path) -> None:
-    ref, store = make(fake("a")), ArtefactStore()
+    ref, store = make(fake("a")), ArtifactStore()
     [each] = upkeep.kept(store)
     with store.lock(f"fake-{ref.key}"):
         assert not upkeep.remove(store, each)
@@ -138,7 +138,7 @@ def test_what_a_run_is_making_is_not_removed(cache: Path) -> None:
 
 
 def test_a_run_is_under_way_until_it_ends_or_its_process_dies(cache: Path) -> None:
-    store = ArtefactStore()
+    store = ArtifactStore()
     assert store.runs_since() == float("inf")
     before = time.time()
     end = store.mark_run()
@@ -168,7 +168,7 @@ def test_changes_are_named_by_part() -> None:
 
 
 def test_the_nearest_key_is_of_the_same_input_under_another_setting(cache: Path) -> None:
-    store, step = ArtefactStore(), FAKE
+    store, step = ArtifactStore(), FAKE
 
     def write(out: Path) -> None:
         (out / "result.txt").write_text("x", encoding="utf-8")
@@ -218,8 +218,8 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
     old, new = make(fake("old"), unused_days=40), make(fake("new"))
     ran = cli("cache", "ls")
     assert ran.code == 0
-    assert f"2 artefacts, {show_size(sum(each.size for each in upkeep.kept(ArtefactStore())))}, in {cache}" in ran.out
-    assert [row["key"] for row in cli("cache", "ls", "fake", "--json").answer["artefacts"]] == [old.key, new.key]
+    assert f"2 artifacts, {show_size(sum(each.size for each in upkeep.kept(ArtifactStore())))}, in {cache}" in ran.out
+    assert [row["key"] for row in cli("cache", "ls", "fake", "--json").answer["artifacts"]] == [old.key, new.key]
     assert old.key[:12] in cli("cache", "ls", "fake").out
 
     assert "up to date" in cli("cache", "explain", old.key[:12]).out
@@ -228,7 +228,7 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
     assert "stale: version: 1 -> 2" in cli("cache", "explain", old.key[:12]).out
     ran = cli("cache", "explain", "zz")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
-    assert "no artefacts" in ran.err
+    assert "no artifacts" in ran.err
 
     (new.folder() / "result.txt").write_text("bad", encoding="utf-8")
     ran = cli("cache", "verify")
@@ -249,7 +249,7 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
     assert ran.answer["checkpoints"] == ["restoration-a.pt"]
     assert [row["key"] for row in ran.answer["removed"]] == [old.key]
     assert keys() == {old.key}
-    assert "1 artefacts removed" in cli("cache", "prune", "--older-than", "30d").out
+    assert "1 artifacts removed" in cli("cache", "prune", "--older-than", "30d").out
     assert keys() == set()
     assert [path.name for path in (cache / "checkpoints").iterdir()] == ["restoration-b.pt"]
     assert cli("cache", "prune").code == 2
@@ -257,8 +257,8 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
 
 def test_what_was_pruned_is_made_anew(cache: Path, runs: list[str]) -> None:
     ref = make(fake("a"))
-    [each] = upkeep.kept(ArtefactStore())
-    assert upkeep.remove(ArtefactStore(), each)
+    [each] = upkeep.kept(ArtifactStore())
+    assert upkeep.remove(ArtifactStore(), each)
     assert not list((cache / "fake").iterdir())
     assert make(fake("a")) == ref
     assert runs == ["a", "a"]

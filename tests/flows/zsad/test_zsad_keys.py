@@ -253,7 +253,7 @@ def test_what_an_image_is_does_matter(
     ("job", "fields"),
     [("score", ("features", "text")), ("fuse", ("scores",)), ("evaluate", ("features", "scores"))],
 )
-def test_every_artefact_that_goes_in_matters(
+def test_every_artifact_that_goes_in_matters(
     images: tuple[LabelledImage, ...], job: str, fields: tuple[str, ...]
 ) -> None:
     original = calls_of(settings_with(), images)[job]
@@ -339,10 +339,13 @@ STEPS = [
 def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     reached = {step.name: set(sources.closure(step.function)) for step in STEPS}
     modules = {step: {name.partition(":")[0] for name in names} for step, names in reached.items()}
-    assert {"zsad.clip.paths", "zsad.data.images", "zsad.clip.weights"} <= modules["zsad-encode"]
-    assert {"zsad.scorers.dual.adapt", "zsad.scorers.dual.scorer", "medad.base.noise", "zsad.clip.paths"} <= modules[
-        "zsad-score"
-    ]
+    assert {"zsad.clip.attention_paths", "zsad.data.images", "zsad.clip.weights"} <= modules["zsad-encode"]
+    assert {
+        "zsad.scorers.dual.adapt",
+        "zsad.scorers.dual.scorer",
+        "medad.base.noise",
+        "zsad.clip.attention_paths",
+    } <= modules["zsad-score"]
     assert "zsad.clip.prompts" in modules["zsad-text"]
     # an edit of the report or of a metric must not encode or adapt again
     for step in ("zsad-text", "zsad-encode", "zsad-score"):

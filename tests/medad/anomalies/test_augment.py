@@ -1,4 +1,4 @@
-"""Normal variation: it stays inside the liver, does nothing at zero strength, and each kind does what its name says."""
+"""Augmentation: it stays inside the liver, does nothing at zero strength, and each kind does what its name says."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 from medad.anomalies.augment import degrade, rim_hu, shade_hu, vary, vessels_hu
 from medad.anomalies.lesions import Scale
-from medad.config.anomalies import VariationSettings
+from medad.config.anomalies import AugmentationSettings
 from tests.seeded import generator
 
 SIDE = 48
-NONE = VariationSettings(
+NONE = AugmentationSettings(
     offset_hu=0, gain_log=0, field_hu=0, shade_hu=(0, 0), vessels=0, rim_px=0, noise_hu=(0, 0)
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ def test_at_zero_strength_nothing_changes() -> None:
 def test_only_the_liver_changes_and_equal_generators_agree() -> None:
     image, organ = _liver(8)
     for change in (vary, degrade):
-        first, again = (change(image, organ, _scale(8), VariationSettings(), generator(5)) for _ in range(2))
+        first, again = (change(image, organ, _scale(8), AugmentationSettings(), generator(5)) for _ in range(2))
         assert torch.equal(first, again)
         assert torch.equal(first[~organ], image[~organ])
         assert (first != image)[organ].float().mean() > 0.9
@@ -72,7 +72,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
     organ = torch.ones(32, 1, 96, 96, dtype=torch.bool)
     steepest = []
     for width_mm in (8.0, 32.0):
-        settings = VariationSettings(shade_hu=(-30, -29.999), shade_mm=(width_mm, width_mm + 1e-3))
+        settings = AugmentationSettings(shade_hu=(-30, -29.999), shade_mm=(width_mm, width_mm + 1e-3))
         hu = shade_hu(organ, _scale(32), settings, generator())[:, 0]
         assert hu.min() >= -30
         assert hu.max() <= 0
@@ -81,7 +81,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
     # a logistic step of width w px is steepest in its middle: 30 / w a pixel, here of 2 mm; waves make it steeper
     assert 0.85 * 30 / 4 < steepest[0] < 1.3 * 30 / 4
     assert 0.85 * 30 / 16 < steepest[1] < 1.3 * 30 / 16
-    hu = shade_hu(organ, _scale(32), VariationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), generator())
+    hu = shade_hu(organ, _scale(32), AugmentationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), generator())
     parted = (hu > 19).flatten(1).float().mean(1)
     assert 0.2 < parted.mean() < 0.8
     assert ((hu < 1) | (hu > 19)).float().mean() > 0.9, "two sides and little between"
@@ -89,7 +89,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
 
 def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
     _, organ = _liver(16)
-    settings = VariationSettings(vessels=1, vessel_hu=(50, 50.001), vessel_mm=(8, 8.001), vessel_length=(8, 8.001))
+    settings = AugmentationSettings(vessels=1, vessel_hu=(50, 50.001), vessel_mm=(8, 8.001), vessel_length=(8, 8.001))
     hu = vessels_hu(organ, _scale(16), settings, generator())
     assert hu.min() >= 0
     assert abs(float(hu.max()) - 50) < 0.5
@@ -103,7 +103,7 @@ def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
 
 def test_the_rim_lies_along_the_outline() -> None:
     _, organ = _liver(4)
-    settings = VariationSettings(rim_px=2, rim_hu=(-60, -59.999))
+    settings = AugmentationSettings(rim_px=2, rim_hu=(-60, -59.999))
     hu = rim_hu(organ, settings, generator())
     place = torch.arange(SIDE) - SIDE / 2
     depth = (18 - torch.hypot(place[:, None], place[None])).expand_as(hu)

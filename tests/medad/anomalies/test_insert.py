@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medad.anomalies.insert import draw_diameters, plant, plant_sizes
+from medad.anomalies.insert import draw_diameters, insert_lesions, insert_sizes
 from medad.base.errors import InputError
-from medad.config.liver import PlantSettings
+from medad.config.liver import InsertSettings
 
 MM = (1.0, 1.0, 1.5)
 
@@ -34,13 +34,13 @@ def sphere(shape: tuple[int, ...], centre: tuple[int, int, int], radius_mm: floa
 def test_a_lesion_at_the_rim_crosses_the_surface_and_counts_inside_alone(seed: int) -> None:
     liver = ball()
     hu = flat(liver)
-    wanted = PlantSettings(place="rim", contrast_hu=(-50, -40))
-    planted = plant_sizes(hu, liver, MM, [20.0, 14.0, 8.0], wanted, np.random.default_rng(seed))
-    assert len(planted.lesions) == 3
-    assert not planted.number[~liver].any()
-    np.testing.assert_array_equal(planted.hu[~liver], hu[~liver])
-    for count, lesion in enumerate(planted.lesions, start=1):
-        own = planted.number == count
+    wanted = InsertSettings(place="rim", contrast_hu=(-50, -40))
+    inserted = insert_sizes(hu, liver, MM, [20.0, 14.0, 8.0], wanted, np.random.default_rng(seed))
+    assert len(inserted.lesions) == 3
+    assert not inserted.number[~liver].any()
+    np.testing.assert_array_equal(inserted.hu[~liver], hu[~liver])
+    for count, lesion in enumerate(inserted.lesions, start=1):
+        own = inserted.number == count
         assert own[lesion.centre_voxel]
         assert lesion.volume_mm3 == pytest.approx(np.count_nonzero(own) * np.prod(MM))
         around = sphere(liver.shape, lesion.centre_voxel, lesion.diameter_mm / 2)
@@ -48,8 +48,8 @@ def test_a_lesion_at_the_rim_crosses_the_surface_and_counts_inside_alone(seed: i
         # whatever its orientation: the sphere within the ellipsoid reaches a voxel that is no liver
         assert (sphere(liver.shape, lesion.centre_voxel, lesion.diameter_mm / 2 * 0.7) & ~liver).any()
         assert np.count_nonzero(around & liver) * np.prod(MM) >= 0.4 * 4 / 3 * np.pi * (lesion.diameter_mm / 2) ** 3
-    centres = [np.array(lesion.centre_voxel) * MM for lesion in planted.lesions]
-    radii = [lesion.diameter_mm / 2 for lesion in planted.lesions]
+    centres = [np.array(lesion.centre_voxel) * MM for lesion in inserted.lesions]
+    radii = [lesion.diameter_mm / 2 for lesion in inserted.lesions]
     for a in range(3):
         for b in range(a):
             assert np.linalg.norm(centres[a] - centres[b]) > radii[a] + radii[b]
@@ -59,23 +59,23 @@ def test_where_the_scan_ends_is_no_rim() -> None:
     """A liver that fills the volume but for one plane: only there it has a surface."""
     liver = np.ones((40, 40, 30), dtype=np.bool_)
     liver[0] = False
-    wanted = PlantSettings(place="rim", edge_mm=0)
+    wanted = InsertSettings(place="rim", edge_mm=0)
     for seed in range(10):
-        (lesion,) = plant_sizes(flat(liver), liver, MM, [12.0], wanted, np.random.default_rng(seed)).lesions
+        (lesion,) = insert_sizes(flat(liver), liver, MM, [12.0], wanted, np.random.default_rng(seed)).lesions
         assert lesion.centre_voxel[0] <= 0.7 * 6
     with pytest.raises(InputError, match="no room at the rim for 1 of 12 to 12 mm"):
-        plant_sizes(flat(liver), np.ones_like(liver), MM, [12.0], wanted, np.random.default_rng(0))
+        insert_sizes(flat(liver), np.ones_like(liver), MM, [12.0], wanted, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("contrast", [(-60.0, -50.0), (50.0, 60.0)])
 @pytest.mark.parametrize("place", ["inside", "rim"])
 def test_a_mixed_lesion_has_both_signs_the_contrast_in_its_core(contrast: tuple[float, float], place: str) -> None:
     liver = ball()
-    wanted = PlantSettings.model_validate({"kind": "mixed", "place": place, "contrast_hu": contrast})
-    planted = plant_sizes(flat(liver), liver, MM, [24.0, 16.0], wanted, np.random.default_rng(1))
-    change = planted.hu - flat(liver)
-    for count, lesion in enumerate(planted.lesions, start=1):
-        own = change[planted.number == count]
+    wanted = InsertSettings.model_validate({"kind": "mixed", "place": place, "contrast_hu": contrast})
+    inserted = insert_sizes(flat(liver), liver, MM, [24.0, 16.0], wanted, np.random.default_rng(1))
+    change = inserted.hu - flat(liver)
+    for count, lesion in enumerate(inserted.lesions, start=1):
+        own = change[inserted.number == count]
         assert change[lesion.centre_voxel] == pytest.approx(lesion.contrast_hu, abs=0.02 * abs(lesion.contrast_hu))
         sign = np.sign(lesion.contrast_hu)
         core, rim = np.mean(own * sign > 5), np.mean(own * sign < -5)
@@ -89,7 +89,7 @@ def test_contrast_and_kind_change_neither_place_nor_shape() -> None:
     liver = ball()
     kinds = [{"contrast_hu": (-60, -50)}, {"contrast_hu": (15, 30)}, {"contrast_hu": (-60, -30), "kind": "mixed"}]
     numbers = [
-        plant_sizes(flat(liver), liver, MM, [20.0, 9.0], PlantSettings.model_validate(kind), np.random.default_rng(4))
+        insert_sizes(flat(liver), liver, MM, [20.0, 9.0], InsertSettings.model_validate(kind), np.random.default_rng(4))
         for kind in kinds
     ]
     for other in numbers[1:]:
@@ -100,32 +100,32 @@ def test_contrast_and_kind_change_neither_place_nor_shape() -> None:
 @pytest.mark.parametrize("place", ["inside", "rim"])
 def test_one_generator_one_result(kind: str, place: str) -> None:
     liver = ball()
-    wanted = PlantSettings.model_validate({"kind": kind, "place": place, "diameter_mm": (6, 12)})
-    first, second, other = (plant(flat(liver), liver, MM, wanted, np.random.default_rng(s)) for s in (1, 1, 2))
+    wanted = InsertSettings.model_validate({"kind": kind, "place": place, "diameter_mm": (6, 12)})
+    first, second, other = (insert_lesions(flat(liver), liver, MM, wanted, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
     assert first[2] == second[2] != other[2]
 
 
-def test_fewer_are_planted_where_not_all_fit_and_an_error_says_so_otherwise() -> None:
+def test_fewer_are_inserted_where_not_all_fit_and_an_error_says_so_otherwise() -> None:
     """A ball of 33 mm: one lesion of 70 mm has no room, one of 40 mm has, two of 40 mm have not."""
     liver = ball()
 
     def sizes(*diameters: float) -> list[float]:
-        wanted = PlantSettings(fit="fewer")
-        planted = plant_sizes(flat(liver), liver, MM, diameters, wanted, np.random.default_rng(0))
-        return [lesion.diameter_mm for lesion in planted.lesions]
+        wanted = InsertSettings(fit="fewer")
+        inserted = insert_sizes(flat(liver), liver, MM, diameters, wanted, np.random.default_rng(0))
+        return [lesion.diameter_mm for lesion in inserted.lesions]
 
     assert sizes(70.0) == []
     assert sizes(70.0, 40.0, 8.0) == [40.0, 8.0]
     assert sizes(40.0, 40.0) == [40.0]
     assert sizes(20.0, 10.0) == [20.0, 10.0]
     with pytest.raises(InputError, match="no room for 2 of 40 to 70 mm"):
-        plant_sizes(flat(liver), liver, MM, [70.0, 40.0], PlantSettings(), np.random.default_rng(0))
+        insert_sizes(flat(liver), liver, MM, [70.0, 40.0], InsertSettings(), np.random.default_rng(0))
 
 
 def test_log_uniform_sizes_have_uniform_logarithms() -> None:
-    wanted = PlantSettings(diameter_mm=(5, 60), diameter_distribution="log_uniform")
+    wanted = InsertSettings(diameter_mm=(5, 60), diameter_distribution="log_uniform")
     drawn = draw_diameters(wanted, 20_000, np.random.default_rng(0))
     assert drawn.min() >= 5
     assert drawn.max() <= 60

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medad.base.errors import CaseFailure, ConfigError, InputError
-from medad.cohort.datasets import Case, find_cases, planted_case
+from medad.cohort.datasets import Case, case_with_lesions, find_cases
 from medad.config.liver import DatasetSettings
 
 
@@ -118,13 +118,13 @@ NAMES_MAY_HOLD = "abAB01-_. +~" + ("äé" if sys.getfilesystemencoding() == "utf
 ODD_NAMES = st.text(st.sampled_from(NAMES_MAY_HOLD), min_size=1, max_size=8).filter(lambda name: name[0] != ".")
 
 
-@given(names=st.sets(ODD_NAMES, min_size=1, max_size=8), opaque=st.booleans())
+@given(names=st.sets(ODD_NAMES, min_size=1, max_size=8), pseudonymous=st.booleans())
 def test_ids_are_unique_and_safe_whatever_the_files_are_called(
-    tmp_path_factory: pytest.TempPathFactory, names: set[str], opaque: bool
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], pseudonymous: bool
 ) -> None:
     root = tmp_path_factory.mktemp("odd")
     touch(root, *(f"{name}.nii.gz" for name in names))
-    cases, problems = search(root, "folder", images="*.nii.gz", opaque_ids=opaque)
+    cases, problems = search(root, "folder", images="*.nii.gz", pseudonyms=pseudonymous)
     ids = [case.id for case in cases]
     assert len({case_id.casefold() for case_id in ids}) == len(names) == len(ids)  # also where case is ignored
     assert {case.scan.name for case in cases} == {f"{name}.nii.gz" for name in names}
@@ -138,17 +138,19 @@ def test_ids_are_unique_and_safe_whatever_the_files_are_called(
 
 def test_opaque_ids_hide_the_name_and_do_not_hang_on_the_other_cases(tmp_path: Path) -> None:
     touch(tmp_path, "Doe_Jane.nii.gz", "Roe.nii.gz")
-    both = {case.scan.name: case.id for case in search(tmp_path, "folder", images="*.nii.gz", opaque_ids=True)[0]}
+    both = {case.scan.name: case.id for case in search(tmp_path, "folder", images="*.nii.gz", pseudonyms=True)[0]}
     assert not any("doe" in case_id.lower() or "roe" in case_id.lower() for case_id in both.values())
     (tmp_path / "Roe.nii.gz").unlink()
-    alone = search(tmp_path, "folder", images="*.nii.gz", opaque_ids=True)[0]
+    alone = search(tmp_path, "folder", images="*.nii.gz", pseudonyms=True)[0]
     assert [case.id for case in alone] == [both["Doe_Jane.nii.gz"]]
 
 
 def test_opaque_ids_keep_names_out_of_the_rules(tmp_path: Path) -> None:
     touch(tmp_path, "img/Doe_Jane.nii.gz", "img/Roe.nii", "img/Roe.nii.gz", "lab/Roe.nii.gz")
     patterns = {"images": "img/*", "labels": "lab/*", "liver_labels": (1,)}
-    hidden, shown = (search(tmp_path, "folder", **patterns, opaque_ids=opaque)[1] for opaque in (True, False))
+    hidden, shown = (
+        search(tmp_path, "folder", **patterns, pseudonyms=pseudonymous)[1] for pseudonymous in (True, False)
+    )
     assert sorted(problem.rule for problem in hidden) == ["2 scans for one case", "no label for this scan"]
     assert any("Doe_Jane" in problem.rule for problem in shown)
 
@@ -163,14 +165,16 @@ def test_dicom_has_opaque_ids_whatever_the_settings_say(tmp_path: Path) -> None:
     dicom_sets(tmp_path)
     patterns: dict[str, Any] = {"images": "*/CT", "labels": "*/liver.nii.gz", "liver_labels": (1,)}
     (tmp_path / "Roe" / "liver.nii.gz").unlink()
-    cases, problems = search(tmp_path, "folder", **patterns, opaque_ids=False)
-    assert [(case.opaque, problem.opaque) for case, problem in zip(cases, problems, strict=True)] == [(True, True)]
+    cases, problems = search(tmp_path, "folder", **patterns, pseudonyms=False)
+    assert [(case.pseudonymous, problem.pseudonymous) for case, problem in zip(cases, problems, strict=True)] == [
+        (True, True)
+    ]
     shown = f"{cases[0].id} {problems[0].case_id} {problems[0].rule}"
     assert "Doe" not in shown
     assert "Roe" not in shown
     touch(tmp_path, "scans/a.nii.gz")
     [plain], _ = search(tmp_path / "scans", "folder", images="*.nii.gz")
-    assert (plain.id, plain.opaque) == ("a", False)
+    assert (plain.id, plain.pseudonymous) == ("a", False)
 
 
 def test_whoever_keeps_a_secret_gives_the_ids(tmp_path: Path) -> None:
@@ -183,7 +187,7 @@ def test_whoever_keeps_a_secret_gives_the_ids(tmp_path: Path) -> None:
         return ["ct-0123456789ab"] * len(scans)
 
     settings = DatasetSettings(root=str(tmp_path), layout="folder", images="*/CT")
-    cases, _ = find_cases(settings, opaque_ids=same)
+    cases, _ = find_cases(settings, pseudonyms=same)
     assert [case.id for case in cases] == ["ct-0123456789ab", "ct-0123456789ab-2"]
     assert asked == [[case.scan for case in cases]]
 
@@ -251,10 +255,12 @@ def test_a_folder_may_be_empty_where_cases_are_yet_to_come(tmp_path: Path) -> No
 
 
 def test_patients_are_told_by_the_layouts_names(tmp_path: Path) -> None:
-    """Also of cases with opaque ids; a name that tells none is a problem of its own and never a patient by itself."""
+    """Also of cases with pseudonyms; a name that tells none is a problem of its own and never a patient by itself."""
     touch(tmp_path, *(f"{name}/ct.nii.gz" for name in ("P 1-a", "P 1-b", "P 2-a", "other")))
-    for opaque in (False, True):
-        cases, problems = search(tmp_path, "folder", images="*/ct.nii.gz", patients=r"^(P \d+)-", opaque_ids=opaque)
+    for pseudonymous in (False, True):
+        cases, problems = search(
+            tmp_path, "folder", images="*/ct.nii.gz", patients=r"^(P \d+)-", pseudonyms=pseudonymous
+        )
         assert [case.patient for case in cases] == ["P 1", "P 1", "P 2"]
         assert [problem.rule for problem in problems] == ["its name tells no patient by the settings' `patients`"]
     cases, _ = search(tmp_path, "folder", images="*/ct.nii.gz")
@@ -262,6 +268,6 @@ def test_patients_are_told_by_the_layouts_names(tmp_path: Path) -> None:
 
 
 def test_the_patient_is_never_shown() -> None:
-    case = Case("ct-1", Path("a"), None, (1,), None, opaque=True, patient="Mustermann")
+    case = Case("ct-1", Path("a"), None, (1,), None, pseudonymous=True, patient="Mustermann")
     assert "Mustermann" not in repr(case)
-    assert planted_case(case, Path("b")).patient == "Mustermann"
+    assert case_with_lesions(case, Path("b")).patient == "Mustermann"

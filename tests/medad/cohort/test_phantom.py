@@ -1,4 +1,4 @@
-"""Planted lesions are what they say, by the ellipsoid's own formulae; phantoms look like an abdomen to the readers."""
+"""Inserted lesions are what they say, by the ellipsoid's own formulae; phantoms look like an abdomen to the readers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from medad.anomalies.insert import plant
+from medad.anomalies.insert import insert_lesions
 from medad.base.errors import InputError
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import LIVER, TUMOUR, generate_phantom, write_btcv_phantoms, write_lits_phantoms
-from medad.config.liver import DatasetSettings, PlantSettings
+from medad.config.liver import DatasetSettings, InsertSettings
 from medad.ct import io
 
 FINE = (0.8, 0.7, 1.0)
@@ -41,8 +41,8 @@ def rng(seed: int = 0) -> np.random.Generator:
 @pytest.mark.parametrize("seed", range(4))
 def test_volume_and_diameter_are_the_ellipsoids(seed: int) -> None:
     hu, liver = block()
-    wanted = PlantSettings(count=3, diameter_mm=(14.0, 22.0))
-    _, truth, lesions = plant(hu, liver, FINE, wanted, rng(seed))
+    wanted = InsertSettings(count=3, diameter_mm=(14.0, 22.0))
+    _, truth, lesions = insert_lesions(hu, liver, FINE, wanted, rng(seed))
     regions, count = ndimage.label(truth, np.ones((3, 3, 3)))
     assert count == len(lesions) == 3  # none touches another
     for lesion in lesions:
@@ -65,12 +65,12 @@ def test_volume_and_diameter_are_the_ellipsoids(seed: int) -> None:
 def test_laws_of_planting(seed: int, count: int, edge: float, contrast: tuple[float, float]) -> None:
     hu, liver = block((70, 70, 50))
     before = hu.copy()
-    wanted = PlantSettings(count=count, diameter_mm=(6.0, 14.0), contrast_hu=contrast, edge_mm=edge)
-    planted, truth, lesions = plant(hu, liver, (1.0, 1.0, 1.0), wanted, rng(seed))
+    wanted = InsertSettings(count=count, diameter_mm=(6.0, 14.0), contrast_hu=contrast, edge_mm=edge)
+    inserted, truth, lesions = insert_lesions(hu, liver, (1.0, 1.0, 1.0), wanted, rng(seed))
     np.testing.assert_array_equal(hu, before)  # the input stays
     assert not truth[~liver].any()
-    np.testing.assert_array_equal(planted[~liver], hu[~liver])
-    change = planted - hu
+    np.testing.assert_array_equal(inserted[~liver], hu[~liver])
+    change = inserted - hu
     assert [lesion.diameter_mm for lesion in lesions] == sorted((le.diameter_mm for le in lesions), reverse=True)
     for lesion in lesions:
         assert contrast[0] <= lesion.contrast_hu <= contrast[1]
@@ -93,17 +93,19 @@ def test_soft_edge_is_the_blurred_step_of_the_given_width() -> None:
     """Oracle: along the longest axis of a large lesion the profile is a step blurred by a Gaussian of 2 mm."""
     liver = np.ones((101, 101, 101), dtype=np.bool_)
     hu = np.zeros(liver.shape, dtype=np.float32)
-    wanted = PlantSettings(count=1, diameter_mm=(60.0, 60.0), contrast_hu=(-100.0, -100.0), edge_mm=2.0)
-    planted, truth, (lesion,) = plant(hu, liver, (1.0, 1.0, 1.0), wanted, rng(3))
+    wanted = InsertSettings(count=1, diameter_mm=(60.0, 60.0), contrast_hu=(-100.0, -100.0), edge_mm=2.0)
+    inserted, truth, (lesion,) = insert_lesions(hu, liver, (1.0, 1.0, 1.0), wanted, rng(3))
     blurred = ndimage.gaussian_filter(np.where(truth, -100.0, 0.0), 2.0)
     # curvature and the voxels' staircase part the two by little; the edge is where they could part
-    assert np.abs(planted - blurred)[truth ^ ndimage.binary_erosion(truth, iterations=4)].mean() < 4
-    assert planted[lesion.centre_voxel] == pytest.approx(-100, abs=0.01)
+    assert np.abs(inserted - blurred)[truth ^ ndimage.binary_erosion(truth, iterations=4)].mean() < 4
+    assert inserted[lesion.centre_voxel] == pytest.approx(-100, abs=0.01)
 
 
 def test_one_seed_one_result() -> None:
     hu, liver = block()
-    first, second, other = (plant(hu, liver, FINE, PlantSettings(diameter_mm=(8, 14)), rng(s)) for s in (1, 1, 2))
+    first, second, other = (
+        insert_lesions(hu, liver, FINE, InsertSettings(diameter_mm=(8, 14)), rng(s)) for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first[0], second[0])
     assert first[2] == second[2] != other[2]
 
@@ -112,11 +114,11 @@ def test_a_liver_without_room_is_an_input_error() -> None:
     hu, liver = block()
     path = Path("liver.nii.gz")
     with pytest.raises(InputError, match=r"liver\.nii\.gz: .*no room for 1 of 90 to 90 mm; the widest that fits"):
-        plant(hu, liver, FINE, PlantSettings(count=1, diameter_mm=(90.0, 90.0)), rng(), path=path)
+        insert_lesions(hu, liver, FINE, InsertSettings(count=1, diameter_mm=(90.0, 90.0)), rng(), path=path)
     with pytest.raises(InputError, match="no room for 50"):
-        plant(hu, liver, FINE, PlantSettings(count=50, diameter_mm=(20.0, 20.0)), rng(), path=path)
+        insert_lesions(hu, liver, FINE, InsertSettings(count=50, diameter_mm=(20.0, 20.0)), rng(), path=path)
     with pytest.raises(InputError, match="there is no liver"):
-        plant(hu, np.zeros_like(liver), FINE, PlantSettings(), rng(), path=path)
+        insert_lesions(hu, np.zeros_like(liver), FINE, InsertSettings(), rng(), path=path)
 
 
 def test_the_widest_that_fits_is_told_right() -> None:
@@ -125,8 +127,8 @@ def test_the_widest_that_fits_is_told_right() -> None:
     liver[2:-2, 2:-2] = True
     hu = np.zeros(liver.shape, dtype=np.float32)
     with pytest.raises(InputError, match="fits alone is 18 mm"):
-        plant(hu, liver, (1.0, 1.0, 1.0), PlantSettings(count=1, diameter_mm=(30.0, 30.0)), rng())
-    plant(hu, liver, (1.0, 1.0, 1.0), PlantSettings(count=1, diameter_mm=(17.9, 17.9)), rng())
+        insert_lesions(hu, liver, (1.0, 1.0, 1.0), InsertSettings(count=1, diameter_mm=(30.0, 30.0)), rng())
+    insert_lesions(hu, liver, (1.0, 1.0, 1.0), InsertSettings(count=1, diameter_mm=(17.9, 17.9)), rng())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -160,7 +162,7 @@ def test_phantom_noise_is_correlated_between_neighbours() -> None:
 
 def test_phantom_data_sets_are_read_as_real_ones(tmp_path: Path) -> None:
     write_btcv_phantoms(tmp_path / "btcv", 2, 7)
-    lesions = PlantSettings(count=2, diameter_mm=(15.0, 30.0))
+    lesions = InsertSettings(count=2, diameter_mm=(15.0, 30.0))
     write_lits_phantoms(tmp_path / "lits", 2, 7, lesions=lesions)
     for layout, ids in (("btcv", ["btcv-0001", "btcv-0002"]), ("lits", ["lits-0", "lits-1"])):
         cases, problems = find_cases(DatasetSettings(root=str(tmp_path / layout), layout=layout))

@@ -113,7 +113,7 @@ def check_cases(found: samples.Samples) -> None:
     for data, case_id in zip(settings, ("btcv-0001", "ct-0002"), strict=True):
         (case,), problems = find_cases(data, found.root)
         assert problems == []
-        assert case_id in (case.id, case.scan.parent.name), "DICOM has opaque ids"
+        assert case_id in (case.id, case.scan.parent.name), "DICOM has pseudonyms"
         assert case.label is not None
         scan = io.read_scan(case.scan)
         labels = io.read_labels(case.label)

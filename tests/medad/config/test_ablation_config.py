@@ -115,8 +115,8 @@ def test_parts_are_chosen_by_name(tmp_path: Path) -> None:
     assert {one.id for one in settings.chosen("th,a").variants()} == {"a", "th 150"}, "a sweep needs no chosen row"
     assert settings.main_row == "b"
     assert settings.chosen("a").main_row == "a"
-    assert not settings.chosen("a").has("yardstick")
-    with pytest.raises(ConfigError, match="z: no such row; the configuration has a, b, th, yardstick"):
+    assert not settings.chosen("a").has("baseline")
+    with pytest.raises(ConfigError, match="z: no such row; the configuration has a, b, th, baseline"):
         settings.chosen("a,z")
 
 

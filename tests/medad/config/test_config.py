@@ -53,7 +53,7 @@ def test_thesis_file_states_the_defaults() -> None:
         ),
         (GOOD + "train: {schedule: joint, snapshot_epochs: 5}\n", "snapshot_epochs belongs to schedule two_phase"),
         (GOOD + "synthesis: {texture: {opacity: [1, 0]}}\n", "opacity must be (low, high)"),
-        (GOOD + "train_data: {root: x, layout: btcv, plant: {}}\n", "planted into test scans only"),
+        (GOOD + "train_data: {root: x, layout: btcv, insert: {}}\n", "inserted into test scans only"),
         (GOOD.replace("layout: btcv", "layout: folder"), "layout folder needs `images`"),
         (GOOD.replace("name: a", "name: ../a"), "name: String should match pattern"),
         (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "leave out tumour (2)"),
@@ -137,5 +137,5 @@ def test_an_inbox_is_a_data_set_whose_file_names_name_no_case(tmp_path: Path) ->
     inbox = load_inbox(path)
     data = inbox.data("/x")
     assert (data.root, data.layout, data.images, data.labels) == ("/x", "folder", "*/scan", "*/liver.nii.gz")
-    assert (data.liver_labels, data.opaque_ids) == ((1,), True)
+    assert (data.liver_labels, data.pseudonyms) == ((1,), True)
     assert inbox.settings_by_key == {"device": "cpu", "postprocess.threshold": 0.4}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medad.anomalies.insert import PlantedLesion
+from medad.anomalies.insert import InsertedLesion
 from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.storage import read_record
 from medad.cohort.datasets import LabelledScan
@@ -26,8 +26,8 @@ from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import InferenceSettings, PostprocessSettings, PreprocessSettings
 from medad.config.sensitivity import (
     ContrastSettings,
+    InsertionSettings,
     MeasureSettings,
-    PlantingSettings,
     SensitivitySettings,
     parse_sensitivity,
 )
@@ -43,7 +43,7 @@ from medad.evaluation.sensitivity import (
 )
 from medad.reports.sensitivity.report import REPORT_FILES, write_sensitivity_report
 from medad.steps.cases import PROBABILITY
-from medad.steps.inserted import RECORD, measure_planted
+from medad.steps.inserted import RECORD, measure_inserted
 from medad.steps.results import Segmenter, VolumeResult
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)
@@ -94,8 +94,8 @@ def test_lesions_are_measured_as_loops_would() -> None:
     number[4:8, 4:8, 4:7] = 1
     number[9:12, 4:9, 4:6] = 2
     lesions = [
-        PlantedLesion((5, 5, 5), 9.0, (9.0, 8.0, 8.0), -40.0, 1.0),
-        PlantedLesion((10, 6, 4), 7.0, (7.0,) * 3, 30.0, 1.0),
+        InsertedLesion((5, 5, 5), 9.0, (9.0, 8.0, 8.0), -40.0, 1.0),
+        InsertedLesion((10, 6, 4), 7.0, (7.0,) * 3, 30.0, 1.0),
     ]
     before = rng.random(liver.shape, dtype=np.float32)
     after = np.clip(before * 0.8 + 0.3 * (number == 1), 0, 1).astype(np.float32)
@@ -124,12 +124,12 @@ def test_lesions_are_measured_as_loops_would() -> None:
         assert record.dice == pytest.approx(2 * hit / (hit + wrong + len(own)))
 
 
-@pytest.mark.parametrize(("found", "planted"), [(0, 1), (0, 12), (7, 12), (12, 12), (1, 200)])
-def test_wilson_interval_is_its_formula(found: int, planted: int) -> None:
-    z, p, n = 1.959963984540054, found / planted, planted
+@pytest.mark.parametrize(("found", "inserted"), [(0, 1), (0, 12), (7, 12), (12, 12), (1, 200)])
+def test_wilson_interval_is_its_formula(found: int, inserted: int) -> None:
+    z, p, n = 1.959963984540054, found / inserted, inserted
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson(found, planted) == pytest.approx((middle - half, middle + half), abs=1e-9)
+    assert wilson(found, inserted) == pytest.approx((middle - half, middle + half), abs=1e-9)
 
 
 class Scan:
@@ -153,13 +153,13 @@ class Scan:
         return folder
 
     def profile(self, case: LabelledScan, work: Path) -> None:
-        """What was planted is the probability: 100 HU are 1."""
-        planted = np.asarray(nibabel.load(case.scan).dataobj)
+        """What was inserted is the probability: 100 HU are 1."""
+        inserted = np.asarray(nibabel.load(case.scan).dataobj)
         labels = np.asarray(nibabel.load(case.label).dataobj)
         assert not list(work.iterdir())
         np.testing.assert_array_equal(labels > 0, self.liver)
-        self.seen.append(planted - self.hu)
-        self.write(work, np.abs(planted - self.hu) / 100)
+        self.seen.append(inserted - self.hu)
+        self.write(work, np.abs(inserted - self.hu) / 100)
 
 
 @pytest.fixture
@@ -167,22 +167,22 @@ def scan(tmp_path: Path) -> Scan:
     return Scan(tmp_path / "data")
 
 
-def planting(**values: Any) -> PlantingSettings:
+def insertion(**values: Any) -> InsertionSettings:
     base: dict[str, Any] = {
         "seed": 0, "repeat": 0, "group": 0, "bins_mm": [(5, 8), (12, 20)], "contrast": [-60, -40], "place": "inside",
         "edge_mm": 1.0,
     }  # fmt: skip
-    return PlantingSettings.model_validate(base | values)
+    return InsertionSettings.model_validate(base | values)
 
 
 @contextmanager
 def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[None]:
-    """Within, `segment` stands in for preparation and networks: it gets the planted scan and an empty folder."""
-    planted: list[LabelledScan] = []
+    """Within, `segment` stands in for preparation and networks: it gets the inserted scan and an empty folder."""
+    inserted: list[LabelledScan] = []
 
     def prepare(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
         assert (settings, training) == (SEGMENTER.preprocess, False)
-        planted.append(case)
+        inserted.append(case)
 
     def run(
         prepared: Path, restoration: Path, segmentation: Path, settings: InferenceSettings, post: PostprocessSettings,
@@ -191,7 +191,7 @@ def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[No
         assert (restoration, segmentation) == (SEGMENTER.restoration, SEGMENTER.segmentation)
         assert (settings, post) == (SEGMENTER.inference, SEGMENTER.postprocess)
         assert (device, largest_batch) == ("cpu", 2)
-        segment(planted.pop(), out)
+        segment(inserted.pop(), out)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medad.steps.inserted.prepare_case", prepare)
@@ -204,14 +204,16 @@ def measured(
 ) -> VolumeRecord:
     out.mkdir()
     with segmented_by(segment):
-        measure_planted(scan.case, planting(**values), MEASURE, healthy, SEGMENTER, out, device="cpu", largest_batch=2)
-    assert [path.name for path in out.iterdir()] == [RECORD], "the planted scan is gone"
+        measure_inserted(
+            scan.case, insertion(**values), MEASURE, healthy, SEGMENTER, out, device="cpu", largest_batch=2
+        )
+    assert [path.name for path in out.iterdir()] == [RECORD], "the inserted scan is gone"
     return read_record(VolumeRecord, out / RECORD)
 
 
 @pytest.mark.parametrize("place", ["inside", "rim"])
 @pytest.mark.parametrize("contrast", [{"hu": [-60, -40]}, {"hu": [20, 40]}, {"hu": [-60, -40], "kind": "mixed"}])
-def test_a_segmenter_that_sees_what_was_planted_finds_all(
+def test_a_segmenter_that_sees_what_was_inserted_finds_all(
     scan: Scan, tmp_path: Path, place: str, contrast: dict[str, Any]
 ) -> None:
     nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
@@ -266,7 +268,7 @@ def test_what_finds_no_room_is_left_out_and_counted(scan: Scan, tmp_path: Path) 
     nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
     record = measured(scan, tmp_path / "out", nothing, scan.profile, bins_mm=[(5, 8), (70, 90)])
     rows = table([record], [(5.0, 8.0), (70.0, 90.0)], [record.contrast.label], ["inside"], ("size",))
-    assert [(row.figures.planned, row.figures.planted) for row in rows] == [(1, 1), (1, 0)]
+    assert [(row.figures.planned, row.figures.inserted) for row in rows] == [(1, 1), (1, 0)]
 
     def never(_: LabelledScan, work: Path) -> None:
         raise AssertionError(work)
@@ -280,10 +282,10 @@ def test_scans_that_are_not_healthy_or_too_small_are_refused(tmp_path: Path, sca
     (path,) = write_lits_phantoms(tmp_path / "lits", 1)
     ill = LabelledScan(path, path.with_name("segmentation-0.nii.gz"), (1, 2), 2)
     with pytest.raises(InputError, match=r"this label holds tumour \(2\)"):
-        measure_planted(ill, planting(), MEASURE, path, SEGMENTER, tmp_path)
+        measure_inserted(ill, insertion(), MEASURE, path, SEGMENTER, tmp_path)
     large = MEASURE.model_copy(update={"false_positive_ml": 1000.0})
     with pytest.raises(InputError, match="no less than this liver's"):
-        measure_planted(scan.case, planting(), large, path, SEGMENTER, tmp_path)
+        measure_inserted(scan.case, insertion(), large, path, SEGMENTER, tmp_path)
 
 
 def volume(place: str, hu: tuple[float, float], found: list[bool], **values: Any) -> VolumeRecord:
@@ -297,7 +299,7 @@ def volume(place: str, hu: tuple[float, float], found: list[bool], **values: Any
     ]  # fmt: skip
     base: dict[str, Any] = {
         "contrast": hu, "place": place, "repeat": 0, "bins_mm": [(5, 8), (8, 12)], "threshold": 0.5,
-        "healthy_false_positive_ml": 5.0, "planted_false_positive_ml": 4.0, "lesions": lesions,
+        "healthy_false_positive_ml": 5.0, "inserted_false_positive_ml": 4.0, "lesions": lesions,
     }  # fmt: skip
     return VolumeRecord.model_validate(base | values)
 
@@ -322,7 +324,7 @@ def test_tables_pool_over_what_they_do_not_show() -> None:
 
     def counts(*by: Any) -> list[tuple[int, int, int]]:
         rows = table(VOLUMES, bins, labels, ["inside", "rim"], by)
-        return [(row.figures.planned, row.figures.planted, row.figures.found) for row in rows]
+        return [(row.figures.planned, row.figures.inserted, row.figures.found) for row in rows]
 
     assert counts() == [(8, 7, 3)]
     assert counts("size") == [(4, 4, 1), (4, 3, 2)]
@@ -353,7 +355,7 @@ def test_the_volumes_of_a_study_hold_every_lesion_once() -> None:
         ({"contrasts_hu": [[-20, 20]]}, "both below 0 or both above 0"),
         ({"contrasts_hu": [[-20, -10], {"hu": [-20, -10]}]}, "name each once"),
         ({"settings": {"test_data.root": "/x"}}, "those of `healthy`"),
-        ({"healthy": {"root": "x", "layout": "btcv", "plant": {}}}, "plants its own lesions"),
+        ({"healthy": {"root": "x", "layout": "btcv", "insert": {}}}, "inserts its own lesions"),
         ({"overlap": 0}, "overlap"),
     ],
 )
@@ -381,7 +383,7 @@ def test_the_report_says_what_was_found_and_no_path(tmp_path: Path) -> None:
     out = report_of(tmp_path, failures=[CaseFailure("case-9", "prepare", "is /share/doe_jane/x bad", "x.nii")])
     assert sorted(path.name for path in out.iterdir()) == sorted(REPORT_FILES)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert (report["summary"]["found"], report["summary"]["planted"], report["summary"]["planned"]) == (3, 7, 8)
+    assert (report["summary"]["found"], report["summary"]["inserted"], report["summary"]["planned"]) == (3, 7, 8)
     assert report["warnings"] == []
     assert any("1 of 8 lesions found no room" in note for note in report["notes"])
     text = "".join((out / name).read_text(encoding="utf-8") for name in REPORT_FILES if not name.endswith(".png"))
@@ -392,7 +394,7 @@ def test_the_report_says_what_was_found_and_no_path(tmp_path: Path) -> None:
     assert len(rows) == 7
     cells = list(csv.DictReader(io.StringIO((out / "sensitivity.csv").read_text(encoding="utf-8"))))
     whole = [row for row in cells if row["size_from_mm"] and row["contrast"] and row["place"]]
-    assert sum(int(row["planted"]) for row in whole) == 7
+    assert sum(int(row["inserted"]) for row in whole) == 7
     assert (out / "preview.png").read_bytes()[:4] == b"\x89PNG"
     again = report_of(tmp_path, failures=[CaseFailure("case-9", "prepare", "is /share/doe_jane/x bad", "x.nii")])
     for name in REPORT_FILES:

@@ -1,4 +1,4 @@
-"""What a training step sees: lesions, variation and mirroring in HU, and the rate by which it learns."""
+"""What a training step sees: lesions, augmentation and mirroring in HU, and the rate by which it learns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _settings(**changes: Any) -> LiverSettings:
     values: dict[str, Any] = {
         "preprocess": {"equalise": False, "standardise": "median", "window_hu": (-150, 150), "background": "median"},
         "synthesis": {"kind": "lesions", "lesions": {"empty_share": 0.0}},
-        "train": {"restoration": PHASE, "segmentation": PHASE, "mirror": True, "variation": {}},
+        "train": {"restoration": PHASE, "segmentation": PHASE, "flip": True, "augmentation": {}},
     }
     return tiny_settings(**(values | changes))
 
@@ -49,7 +49,7 @@ def test_the_thesiss_batch_is_the_slices_as_they_are() -> None:
 
 
 def test_mirroring_turns_slice_and_organ_together_and_both_ways() -> None:
-    settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "mirror": True})
+    settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "flip": True})
     data = _slices(64)
     batch, clean = draw_batch(data, torch.arange(64), settings, generator(), None)
     whole = data.pixels[0].float()
@@ -66,7 +66,7 @@ def test_mirroring_turns_slice_and_organ_together_and_both_ways() -> None:
 
 def test_variation_is_in_the_target_and_noise_is_not() -> None:
     noisy = {"noise_hu": (15.0, 15.0), "field_hu": 0.0, "vessels": 0, "rim_px": 0.0, "gain_log": 0.0, "offset_hu": 30.0}
-    settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "variation": noisy})
+    settings = _settings(train={"restoration": PHASE, "segmentation": PHASE, "augmentation": noisy})
     data = _slices(16)
     batch, clean = draw_batch(data, torch.arange(16), settings, generator(), None)
     organ, untouched = data.organ, data.organ & ~batch.mask

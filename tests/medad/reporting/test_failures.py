@@ -21,7 +21,7 @@ def test_a_failure_is_shown_once_in_natural_order_without_its_folder() -> None:
 
 def test_files_of_opaque_ids_are_not_named() -> None:
     failures = [
-        CaseFailure("case-1", "find", "no label", "/share/Doe.nii", opaque=True),
+        CaseFailure("case-1", "find", "no label", "/share/Doe.nii", pseudonymous=True),
         CaseFailure("case-2", "find", "no label", "/share/scan-2.nii"),
     ]
 

@@ -119,7 +119,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> AblationResults[Path]:
             SnapshotResult(2, seeds("s2", {0: (2, 2), 1: (4, 4)})),
             SnapshotResult(1, seeds("s1", {0: (6, 6), 1: (6, 6)})),
         ],
-        yardstick=[CaseResult("lits-0", prepared, None, evaluated(root / "yard", 9))],
+        baseline=[CaseResult("lits-0", prepared, None, evaluated(root / "yard", 9))],
         failures=[
             CaseFailure("seed 0: model", "restoration", "the loss became NaN", group="c"),
             CaseFailure("lits-9", "prepare", f"{SECRET}/x.nii.gz: bad", "x.nii.gz"),
@@ -157,7 +157,7 @@ def test_means_and_sds_are_over_seeds(written: Path) -> None:
     (low, high) = found.sweeps[0].rows
     assert low.seeds == ()
     assert (high.stats["micro_dice_2d"].sd, high.missing_seeds) == (None, (1,)), "a single seed has no deviation"
-    assert found.yardstick.row.stats["voxel_auroc_mean"].mean == 0.9
+    assert found.baseline.row.stats["voxel_auroc_mean"].mean == 0.9
 
 
 def test_rows_are_paired_by_seed_and_by_case(written: Path) -> None:

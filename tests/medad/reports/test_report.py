@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
-from medad.config.liver import DatasetSettings, EvaluationSettings, LiverSettings, PlantSettings
+from medad.config.liver import DatasetSettings, EvaluationSettings, InsertSettings, LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, dice, evaluate, summarise
 from medad.evaluation.postprocess import lesion_table
 from medad.reports import pictures
@@ -56,7 +56,7 @@ def write_case(
     seed: int = 0,
     truth: bool = True,
     lesions: bool = True,
-    planted: Sequence[dict[str, Any]] | None = None,
+    inserted: Sequence[dict[str, Any]] | None = None,
     warnings: Sequence[str] = (),
 ) -> CaseResult[Path]:
     """The folders of one case, as the steps before the report leave them; the scan's grid is the slice grid."""
@@ -73,7 +73,7 @@ def write_case(
             mask[z] = (x - 13 - z) ** 2 + (y - 20) ** 2 <= 25
         mask[8, 30:33, 22:25] = True
     probability = np.where(organ, np.where(mask, 0.9, 0.1), 0.0).astype(np.float32)
-    folders = {name: root / case_id / name for name in ("prepared", "segmented", "evaluated", "planted")}
+    folders = {name: root / case_id / name for name in ("prepared", "segmented", "evaluated", "inserted")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     z_index = np.arange(DEPTH, dtype=np.int64)
@@ -121,14 +121,14 @@ def write_case(
         )
         evaluation.save(folders["evaluated"])
         save_file({"tumour": tumour.astype(np.uint8)}, folders["evaluated"] / "truth.safetensors")
-    if planted is not None:
-        write_json(folders["planted"] / "lesions.json", {"planted": True, "lesions": list(planted)})
+    if inserted is not None:
+        write_json(folders["inserted"] / "lesions.json", {"inserted": True, "lesions": list(inserted)})
     return CaseResult(
         case_id,
         folders["prepared"],
         folders["segmented"],
         folders["evaluated"] if truth else None,
-        folders["planted"] if planted is not None else None,
+        folders["inserted"] if inserted is not None else None,
     )
 
 
@@ -184,7 +184,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
         "kind",
         "name",
         "statement",
-        "planted",
+        "inserted",
         "notes",
         "summary",
         "definitions",
@@ -267,27 +267,27 @@ def test_best_median_and_worst_slices_are_the_known_ones(report: Report, tmp_pat
     }
 
 
-def test_planted_lesions_are_said_at_the_top_in_the_heading_and_in_the_json(report: Report, tmp_path: Path) -> None:
+def test_inserted_lesions_are_said_at_the_top_in_the_heading_and_in_the_json(report: Report, tmp_path: Path) -> None:
     lesion = {"centre_voxel": [10, 11, 4], "diameter_mm": 17.25, "contrast_hu": -51.5, "volume_mm3": 2687.5}
-    done = report([write_case(tmp_path, "demo", planted=[lesion]), write_case(tmp_path, "real")])
-    assert done.page.words.index("Planted lesions, real CT.") < done.page.words.index("Micro 2-D Dice")
-    assert "Cases with planted lesions: demo." in done.page.words
-    assert "demo planted lesions, real CT" in done.page.headings
+    done = report([write_case(tmp_path, "demo", inserted=[lesion]), write_case(tmp_path, "real")])
+    assert done.page.words.index("Inserted lesions, real CT.") < done.page.words.index("Micro 2-D Dice")
+    assert "Cases with inserted lesions: demo." in done.page.words
+    assert "demo inserted lesions, real CT" in done.page.headings
     assert "real" in done.page.headings
     assert "17.2" in done.page.words
     assert "-51.5" in done.page.words
-    assert done.json["planted"]["any"] is True
-    assert done.json["planted"]["cases"] == ["demo"]
-    assert "no estimate for tumours" in done.json["planted"]["statement"]
-    assert [case["planted"] for case in done.json["cases"]] == [True, False]
-    assert done.json["cases"][0]["planted_lesions"] == [lesion]
+    assert done.json["inserted"]["any"] is True
+    assert done.json["inserted"]["cases"] == ["demo"]
+    assert "no estimate for tumours" in done.json["inserted"]["statement"]
+    assert [case["inserted"] for case in done.json["cases"]] == [True, False]
+    assert done.json["cases"][0]["inserted_lesions"] == [lesion]
 
 
 def test_planting_is_said_even_when_every_case_failed(report: Report) -> None:
-    data = DatasetSettings(root="samples:dicom", layout="lits", plant=PlantSettings())
-    done = report([], [CaseFailure("a", "plant", "no liver", "")], settings=liver_settings(test_data=data))
-    assert "Planted lesions, real CT." in done.page.words
-    assert done.json["planted"]["any"] is True
+    data = DatasetSettings(root="samples:dicom", layout="lits", insert=InsertSettings())
+    done = report([], [CaseFailure("a", "insert", "no liver", "")], settings=liver_settings(test_data=data))
+    assert "Inserted lesions, real CT." in done.page.words
+    assert done.json["inserted"]["any"] is True
 
 
 def test_nothing_succeeded(report: Report) -> None:
@@ -350,9 +350,9 @@ def test_text_from_outside_stays_text(report: Report, tmp_path: Path) -> None:
 
 
 def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> None:
-    planted = {"diameter_mm": 12.0, "note": "SMITH", "axes_mm": [1.0, 2.0], "names": ["SMITH"]}
+    inserted = {"diameter_mm": 12.0, "note": "SMITH", "axes_mm": [1.0, 2.0], "names": ["SMITH"]}
     done = report(
-        [write_case(tmp_path, "a", planted=[planted], warnings=["label /srv/SMITH/a.nii.gz moved by 0.3 mm/px"])],
+        [write_case(tmp_path, "a", inserted=[inserted], warnings=["label /srv/SMITH/a.nii.gz moved by 0.3 mm/px"])],
         [
             CaseFailure("b", "prepare", "cannot read C:\\SMITH\\scan.nii (bad)", str(tmp_path / "SMITH" / "b.nii")),
             CaseFailure("c", "prepare", "see '\\\\server\\SMITH\\c.nii', ratio 1/2", ""),
@@ -367,13 +367,13 @@ def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> Non
     assert both.count("SMITH") == 0
     assert str(tmp_path) not in both
     assert done.json["cases"][0]["facts"]["warnings"] == [f"label {PLACEHOLDER} moved by 0.3 mm/px"]
-    assert done.json["cases"][0]["planted_lesions"] == [{"diameter_mm": 12.0, "axes_mm": [1.0, 2.0]}]
+    assert done.json["cases"][0]["inserted_lesions"] == [{"diameter_mm": 12.0, "axes_mm": [1.0, 2.0]}]
     assert [one["file"] for one in done.json["failures"]] == ["b.nii", ""]
     assert done.json["failures"][1]["rule"] == f"see '{PLACEHOLDER}', ratio 1/2"
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:
-    data = DatasetSettings(root="x", layout="lits", opaque_ids=True)
+    data = DatasetSettings(root="x", layout="lits", pseudonyms=True)
     done = report(
         [], [CaseFailure("3fa9", "prepare", "truncated", "Smith.nii")], settings=liver_settings(test_data=data)
     )

@@ -1,4 +1,4 @@
-"""The HU yardstick on volumes whose answer is known."""
+"""The HU baseline on volumes whose answer is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.evaluation.metrics import CaseEvaluation, auroc
-from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, deviation_score, smoothed_inside, yardstick_case
+from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, baseline_case, deviation_score, smoothed_inside
 from medad.steps.cases import prepare_case
 
 
@@ -59,13 +59,13 @@ def test_a_case_is_judged_on_the_same_voxels_as_the_networks(tmp_path: Path) -> 
     prepared.mkdir()
     out.mkdir()
     prepare_case(case, PreprocessSettings(slice_px=64), prepared, training=False)
-    yardstick_case(case, prepared, 3.0, 0.0, EvaluationSettings(), out)
+    baseline_case(case, prepared, 3.0, 0.0, EvaluationSettings(), out)
     metrics = CaseEvaluation.load(out).metrics
     assert metrics.true_lesions >= 1
     assert metrics.voxel_auroc is not None
     assert metrics.voxel_auroc > 0.8, "the phantom's lesions differ from its liver by their HU alone"
     larger = tmp_path / "larger"
     larger.mkdir()
-    yardstick_case(case, prepared, 3.0, 1e9, EvaluationSettings(), larger)
+    baseline_case(case, prepared, 3.0, 1e9, EvaluationSettings(), larger)
     assert CaseEvaluation.load(larger).metrics.predicted_lesions == 0, "all are smaller than that"
     assert CaseEvaluation.load(larger).metrics.voxel_auroc == pytest.approx(metrics.voxel_auroc)

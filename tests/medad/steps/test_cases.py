@@ -18,8 +18,8 @@ from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
     InferenceSettings,
+    InsertSettings,
     NetSettings,
-    PlantSettings,
     PostprocessSettings,
     PreprocessSettings,
 )
@@ -29,7 +29,7 @@ from medad.networks import nets
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window
-from medad.steps.cases import evaluate_case, plant_case, prepare_case, segment_case
+from medad.steps.cases import evaluate_case, insert_case, prepare_case, segment_case
 from tests.medad.prepared import write_prepared
 
 PREPROCESS = PreprocessSettings(slice_px=64)
@@ -181,12 +181,12 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
             assert json.loads((out / "lesions.json").read_text(encoding="utf-8"))["status"] == "no lesion"
 
 
-def test_planted_lesions_are_where_the_label_says(healthy: LabelledScan, tmp_path: Path) -> None:
-    settings = PlantSettings(count=2, diameter_mm=(12, 20), contrast_hu=(-60, -50), edge_mm=0)
-    plant_case(healthy, settings, tmp_path)
-    planted = LabelledScan.planted(tmp_path)
-    before, after = read_scan(healthy.scan), read_scan(planted.scan)
-    labels = read_labels(planted.label or tmp_path).values
+def test_inserted_lesions_are_where_the_label_says(healthy: LabelledScan, tmp_path: Path) -> None:
+    settings = InsertSettings(count=2, diameter_mm=(12, 20), contrast_hu=(-60, -50), edge_mm=0)
+    insert_case(healthy, settings, tmp_path)
+    inserted = LabelledScan.inserted(tmp_path)
+    before, after = read_scan(healthy.scan), read_scan(inserted.scan)
+    labels = read_labels(inserted.label or tmp_path).values
     change = after.hu - before.hu
     assert (change[labels != 2] == 0).all()
     assert ((change[labels == 2] >= -60.5) & (change[labels == 2] <= -49.5)).all()
@@ -194,7 +194,7 @@ def test_planted_lesions_are_where_the_label_says(healthy: LabelledScan, tmp_pat
     np.testing.assert_array_equal(labels > 0, original == 6)
     lesions = json.loads((tmp_path / "lesions.json").read_text(encoding="utf-8"))["lesions"]
     assert len(lesions) == 2
-    assert nibabel.load(planted.scan).affine.tobytes() == nibabel.load(healthy.scan).affine.tobytes()
+    assert nibabel.load(inserted.scan).affine.tobytes() == nibabel.load(healthy.scan).affine.tobytes()
 
 
 def test_case_without_truth_cannot_be_evaluated(healthy: LabelledScan, tmp_path: Path) -> None:

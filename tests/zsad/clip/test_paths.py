@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.zsad.tiny_clip import ARCHITECTURES, tiny_clip, tiny_config
-from zsad.clip.paths import Paths, obstacle, patch_path, two_path
+from zsad.clip.attention_paths import Paths, obstacle, patch_path, two_path
 
 ALL = (0, 1, 2)
 

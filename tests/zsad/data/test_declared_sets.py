@@ -336,7 +336,7 @@ def test_covid_against_normal(tmp_path: Path, inside: str, normal: str, anomalou
 
 def test_opaque_ids_hide_names_of_declared_sets(tmp_path: Path) -> None:
     touch(tmp_path, "images/secret1.png", "images/secret2.png", "masks/secret1.png")
-    categories, problems = find(tmp_path, "kvasir", opaque_ids=True)
+    categories, problems = find(tmp_path, "kvasir", pseudonyms=True)
     assert "secret" not in str([(i.id, i.defect) for i in categories["colon"].items]) + str(problems)
     assert [item.defect for item in categories["colon"].items] == ["anomalous"]
     assert list(problems.values()) == ["anomalous, but without a mask"]

@@ -285,7 +285,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_opaque_ids_hide_names_and_stay_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "test/good/secret.png", "test/burnt/secret.png", "ground_truth/x/1.png")
     touch(tmp_path, "test/burnt/hidden.png", "ground_truth/burnt/hidden.png", "test/secret.png")
-    first, again = (find_categories(ImagesSettings(root=str(tmp_path), opaque_ids=True)) for _ in range(2))
+    first, again = (find_categories(ImagesSettings(root=str(tmp_path), pseudonyms=True)) for _ in range(2))
     assert first == again
     (category,), problems = first
     shown = str([(i.id, i.defect) for i in category.items]) + str([(p.case_id, p.rule) for p in problems])

@@ -436,7 +436,7 @@ def test_equal_inputs_give_equal_bytes(report: Report, tmp_path: Path) -> None:
 def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_path: Path) -> None:
     settings, systems = trio(
         tmp_path,
-        data={"root": SECRET, "masks": f"{SECRET}/masks", "opaque_ids": True},
+        data={"root": SECRET, "masks": f"{SECRET}/masks", "pseudonyms": True},
         auxiliary={"root": f"{SECRET}/aux"},
         encoders={"main": {"weights": f"{SECRET}/models/vit.pt"}},
     )

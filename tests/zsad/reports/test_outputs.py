@@ -182,11 +182,11 @@ def test_nothing_could_be_scored(tmp_path: Path) -> None:
 
 
 def test_opaque_ids_keep_file_names_out(category: Category, tmp_path: Path) -> None:
-    settings = score_settings(data=ImagesSettings(root="x", opaque_ids=True))
+    settings = score_settings(data=ImagesSettings(root="x", pseudonyms=True))
     result = category("parts", [Drawn("Order-4711", None, 0.5), Drawn("b", None, 0.1)], settings)
-    opaque = tuple(dataclasses.replace(one, id=f"image-{n}") for n, one in enumerate(result.images))
+    pseudonymous = tuple(dataclasses.replace(one, id=f"image-{n}") for n, one in enumerate(result.images))
     failed = [CaseFailure("parts/image-9", "encode", "broken", "Order-4712.png", "parts")]
-    rows = write(tmp_path / "out", dataclasses.replace(result, images=opaque), settings, failed)
+    rows = write(tmp_path / "out", dataclasses.replace(result, images=pseudonymous), settings, failed)
     assert {row["file"] for row in rows} == {""}
     everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"Order" not in everything

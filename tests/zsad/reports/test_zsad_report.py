@@ -615,7 +615,7 @@ def test_no_path_goes_in(report: Report, category: Category, tmp_path: Path) -> 
 
 
 def test_opaque_ids_hide_file_names_too(report: Report) -> None:
-    settings = zsad_settings(data=ImagesSettings(root="x", opaque_ids=True))
+    settings = zsad_settings(data=ImagesSettings(root="x", pseudonyms=True))
     done = report([], [CaseFailure("a/image-3fa9", "encode", "truncated", "Order-4711.png", "a")], settings=settings)
     assert "Order" not in done.html
     assert done.json["failures"][0]["file"] == ""

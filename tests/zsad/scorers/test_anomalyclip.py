@@ -1,4 +1,4 @@
-"""AnomalyCLIP against 001's formulas in loops: the text tower with learned parts, the losses, the scores, the views."""
+"""AnomalyCLIP against the formulas of 001 in loops: text tower, losses, scores, encoder outputs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch.nn.functional import cross_entropy, normalize
 
 from medad.base.errors import ConfigError
 from tests.zsad.learned_sets import (
+    category_features,
     cosine,
     dice,
     focal,
-    material,
     shares,
     smoothed,
     square,
     up,
 )
 from tests.zsad.tiny_clip import tiny_clip, tiny_config
-from zsad.clip import paths, text_tower
+from zsad.clip import attention_paths, text_tower
+from zsad.clip.attention_paths import Paths, two_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
-from zsad.clip.paths import Paths, two_path
 from zsad.config.learned import AnomalyClip
 from zsad.config.run import EncoderSettings
 from zsad.scorers.anomalyclip import (
@@ -238,7 +238,7 @@ def test_scores_are_the_formulas(
     weights = _weights(encoder, system)
     path = tmp_path / "checkpoint.safetensors"
     Checkpoint(Belonging(system=system, encoder=None, paths=None), weights).write(path)
-    given = material(source, learned_encoder, path)
+    given = category_features(source, learned_encoder, path)
     text = _text(encoder, system, weights)
     scored = {one.number: one for one in score(given, system)}
     assert sorted(scored) == list(range(len(given.store)))
@@ -247,8 +247,8 @@ def test_scores_are_the_formulas(
         for crop, token in enumerate(given.store.class_tokens(number).double().tolist()):
             classes.append(shares(cosine(token, text[0]) / system.tau, cosine(token, text[1]) / system.tau)[1])
             summed = np.zeros((SIZE, SIZE))
-            for view in [f"vv-{block}" for block in blocks] or [""]:
-                patches = given.store.patches(number) if not view else given.store.view(number, view)
+            for output in [f"vv-{block}" for block in blocks] or [""]:
+                patches = given.store.patches(number) if not output else given.store.view(number, output)
                 normal, anomalous = np.array(_maps(patches[crop], text, system.tau))
                 summed += 0.5 * (1 - normal) + 0.5 * anomalous
             expected = smoothed(summed.tolist(), 1.5)
@@ -261,7 +261,7 @@ def test_the_last_block_alone_is_what_is_segmented_by_default(
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
     Checkpoint(Belonging(system=SMALL, encoder=None, paths=None), _weights(encoder, SMALL)).write(path)
-    given = material(source, learned_encoder, path)
+    given = category_features(source, learned_encoder, path)
     last = SMALL.model_copy(update={"blocks": (3,)})
     for one, other in zip(score(given, SMALL), score(given, last), strict=True):
         torch.testing.assert_close(one.map, other.map, atol=1e-6, rtol=0)
@@ -288,10 +288,10 @@ def test_the_loss_is_eq_2(
             pair = shares(cosine(token, text[0]) / system.tau, cosine(token, text[1]) / system.tau)
             expected -= math.log(pair[any(map(any, mask))]) / len(crops)
     if "local" in losses:
-        for view in [f"vv-{block}" for block in blocks] or [""]:
+        for output in [f"vv-{block}" for block in blocks] or [""]:
             maps = []
             for crop in crops:
-                patches = store.patches(crop.number) if not view else store.view(crop.number, view)
+                patches = store.patches(crop.number) if not output else store.view(crop.number, output)
                 maps.append(_maps(patches[crop.place], text, system.tau))
             s_n, s_a = [pair[0] for pair in maps], [pair[1] for pair in maps]
             inverse = [[[1 - y for y in row] for row in mask] for mask in masks]
@@ -315,12 +315,16 @@ def test_each_crop_meets_the_words_of_its_own_category(source: Source[Path], enc
 
 @pytest.mark.parametrize("attention", ["vv", "qq", "kk"])
 @pytest.mark.parametrize("blocks", [(0, 1, 2), (1, 2), (1,), (0, 2)])
-def test_views_of_the_second_path_are_the_path_ended_there(attention: paths.Attention, blocks: tuple[int, ...]) -> None:
+def test_views_of_the_second_path_are_the_path_ended_there(
+    attention: attention_paths.Attention, blocks: tuple[int, ...]
+) -> None:
     """The path only gathers, so after block n it is what a path without the later blocks ends in."""
     visual = tiny_clip(tiny_config()).visual
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        found = paths.views(visual, images, Paths(blocks, attention=attention), blocks=(0,), vv_blocks=(0, 1, 2))
+        found = attention_paths.outputs(
+            visual, images, Paths(blocks, attention=attention), blocks=(0,), vv_blocks=(0, 1, 2)
+        )
         for number in range(3):
             until = tuple(block for block in blocks if block <= number)
             if until:
@@ -342,4 +346,4 @@ def test_a_view_on_disk_is_normalised(source: Source[Path]) -> None:
 def test_a_block_that_is_not_there_is_refused() -> None:
     visual = tiny_clip(tiny_config()).visual
     with pytest.raises(ValueError, match="0 to 2"):
-        paths.views(visual, torch.zeros(1, 3, 32, 32), Paths((1, 2)), vv_blocks=(3,))
+        attention_paths.outputs(visual, torch.zeros(1, 3, 32, 32), Paths((1, 2)), vv_blocks=(3,))

@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
-from tests.zsad.feature_sets import DIM, GRID, digest_of, material, random_tensors, write_features
+from tests.zsad.feature_sets import DIM, GRID, category_features, digest_of, random_tensors, write_features
 from zsad.clip.feature_store import FeatureStore, view_file
 from zsad.config.systems import AnoVl
 from zsad.scorers import anovl
 from zsad.scorers.dual.adapt import crop_generator
 from zsad.scorers.dual.scorer import text_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 
 CROPS = (1, 2, 1, 2, 1, 1)
 N = GRID**2
@@ -26,11 +26,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return write_features(tmp_path_factory.mktemp("query") / "f", CROPS, random_tensors(sum(CROPS), {}, seed=1))
 
 
-def _by_number(given: Material, settings: AnoVl) -> dict[int, Scored]:
+def _by_number(given: CategoryFeatures, settings: AnoVl) -> dict[int, Scored]:
     return {one.number: one for one in anovl.score(given, settings)}
 
 
-def _literal(given: Material, number: int, settings: AnoVl) -> torch.Tensor:
+def _literal(given: CategoryFeatures, number: int, settings: AnoVl) -> torch.Tensor:
     """The module's formulas for one image, patch by patch, in double precision."""
     assert given.text is not None
     q = [token for crop in given.store.patches(number).double() for token in crop]
@@ -67,7 +67,7 @@ def _literal(given: Material, number: int, settings: AnoVl) -> torch.Tensor:
     [AnoVl(), AnoVl(tau=0.07), AnoVl(steps=3, learning_rate=0.03, noise=0.5, tau=0.2), AnoVl(noise=0.0, steps=2)],
 )
 def test_adaptation_is_the_objective_literally(store: FeatureStore, settings: AnoVl) -> None:
-    given = material(store, seed=5)
+    given = category_features(store, seed=5)
     scored, before = _by_number(given, settings), _by_number(given, settings.model_copy(update={"steps": 0}))
     for number in range(3):
         expected = _literal(given, number, settings)
@@ -77,7 +77,7 @@ def test_adaptation_is_the_objective_literally(store: FeatureStore, settings: An
 
 
 def test_without_steps_it_is_the_text_alone(store: FeatureStore) -> None:
-    given = material(store)
+    given = category_features(store)
     assert given.text is not None
     for number, one in _by_number(given, AnoVl(steps=0)).items():
         expected = text_scores(store.patches(number), given.text, 1.0).reshape(-1, GRID, GRID)
@@ -87,30 +87,30 @@ def test_without_steps_it_is_the_text_alone(store: FeatureStore) -> None:
 
 
 def test_the_image_score_is_not_adapted(store: FeatureStore) -> None:
-    plain, adapted = (_by_number(material(store), AnoVl(steps=steps)) for steps in (0, 5))
+    plain, adapted = (_by_number(category_features(store), AnoVl(steps=steps)) for steps in (0, 5))
     assert [one.score for one in adapted.values()] == [one.score for one in plain.values()]
 
 
 def test_order_batch_and_company_change_nothing(store: FeatureStore, tmp_path: Path) -> None:
-    together = _by_number(material(store, batch_size=64), AnoVl())
+    together = _by_number(category_features(store, batch_size=64), AnoVl())
     assert sorted(together) == list(range(6))
     for batch_size in (1, 3):
-        for number, one in _by_number(material(store, batch_size=batch_size), AnoVl()).items():
+        for number, one in _by_number(category_features(store, batch_size=batch_size), AnoVl()).items():
             torch.testing.assert_close(one.map, together[number].map, rtol=1e-5, atol=1e-6)
     tensors = random_tensors(sum(CROPS), {}, seed=1)
     rows, order = [[0], [1, 2], [3], [4, 5], [6], [7]], [4, 1, 5]
     some = {name: values[[row for i in order for row in rows[i]]] for name, values in tensors.items()}
     other = write_features(tmp_path / "f", [CROPS[i] for i in order], some, order)
-    for place, one in _by_number(material(other), AnoVl()).items():
+    for place, one in _by_number(category_features(other), AnoVl()).items():
         torch.testing.assert_close(one.map, together[order[place]].map, rtol=1e-5, atol=1e-6)
 
 
 def test_seed_and_content_decide_the_noise(store: FeatureStore, tmp_path: Path) -> None:
-    first, again, other = (_by_number(material(store, seed=seed), AnoVl(noise=0.5)) for seed in (1, 1, 2))
+    first, again, other = (_by_number(category_features(store, seed=seed), AnoVl(noise=0.5)) for seed in (1, 1, 2))
     assert torch.equal(first[0].map, again[0].map)
     assert not torch.allclose(first[0].map, other[0].map, rtol=0, atol=1e-5)
     tensors = {name: values[:1].repeat_interleave(3, dim=0) for name, values in random_tensors(8, {}, seed=1).items()}
-    alike = _by_number(material(write_features(tmp_path / "f", (1, 1, 1), tensors, "aab")), AnoVl(noise=0.5))
+    alike = _by_number(category_features(write_features(tmp_path / "f", (1, 1, 1), tensors, "aab")), AnoVl(noise=0.5))
     torch.testing.assert_close(alike[0].map, alike[1].map)
     assert not torch.allclose(alike[0].map, alike[2].map, rtol=0, atol=1e-5)
 
@@ -132,13 +132,13 @@ def test_features_without_the_second_path_are_told(tmp_path: Path) -> None:
     tensors = random_tensors(1, {"window-2": (9, DIM)}, seed=0)
     del tensors[view_file("patches")]
     without = write_features(tmp_path / "without", (1,), tensors)
-    with pytest.raises(InputError, match=r"view-patches\.npy: the features were made without this view"):
-        list(anovl.score(material(without), AnoVl()))
+    with pytest.raises(InputError, match=r"output-patches\.npy: the features were made without this output"):
+        list(anovl.score(category_features(without), AnoVl()))
 
 
 def test_nothing_is_left_behind(store: FeatureStore) -> None:
     state = torch.random.get_rng_state()
-    (first, *_) = anovl.score(material(store), AnoVl())
+    (first, *_) = anovl.score(category_features(store), AnoVl())
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not drawn from"
     assert not first.map.requires_grad
     assert store.patches(0).shape == (1, N, DIM)

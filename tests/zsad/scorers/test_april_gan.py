@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medad.base.errors import ConfigError, InputError
-from tests.zsad.learned_sets import cosine, dice, focal, material, shares, square, up
+from tests.zsad.learned_sets import category_features, cosine, dice, focal, shares, square, up
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.learned import AprilGan
 from zsad.config.run import EncoderSettings
@@ -48,9 +48,9 @@ def checkpoint(learner: AprilGanLearner, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def _logits(tokens: torch.Tensor, weights: Weights, view: str, text: torch.Tensor) -> tuple[list[float], list[float]]:
+def _logits(tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor) -> tuple[list[float], list[float]]:
     """scale * cosine of each patch, projected, with the normal and the anomalous text; class token left out."""
-    matrix, bias = weights[f"{view}.weight"].double().tolist(), weights[f"{view}.bias"].double().tolist()
+    matrix, bias = weights[f"{output}.weight"].double().tolist(), weights[f"{output}.bias"].double().tolist()
     normal, anomalous = text.double().tolist()
     found: tuple[list[float], list[float]] = ([], [])
     for token in tokens[1:].double().tolist():
@@ -61,10 +61,10 @@ def _logits(tokens: torch.Tensor, weights: Weights, view: str, text: torch.Tenso
 
 
 def _upsampled_shares(
-    tokens: torch.Tensor, weights: Weights, view: str, text: torch.Tensor
+    tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Both logits upsampled first, then the softmax pixel by pixel."""
-    low, high = (up(square(logits), SIZE) for logits in _logits(tokens, weights, view, text))
+    low, high = (up(square(logits), SIZE) for logits in _logits(tokens, weights, output, text))
     both = [[shares(low[y][x], high[y][x]) for x in range(SIZE)] for y in range(SIZE)]
     return [[n for n, _ in row] for row in both], [[a for _, a in row] for row in both]
 
@@ -72,7 +72,7 @@ def _upsampled_shares(
 def test_scores_are_the_formulas(
     source: Source[Path], learned_encoder: EncoderSettings, learner: AprilGanLearner, checkpoint: Path
 ) -> None:
-    given = material(source, learned_encoder, checkpoint)
+    given = category_features(source, learned_encoder, checkpoint)
     assert given.text is not None
     weights, normal, anomalous = _weights(learner), *given.text.double().tolist()
     scored = {one.number: one for one in score(given, SETTINGS)}
@@ -84,8 +84,8 @@ def test_scores_are_the_formulas(
         for crop, token in enumerate(given.store.class_tokens(number).double().tolist()):
             classes.append(shares(20 * cosine(token, normal), 20 * cosine(token, anomalous))[1])
             maps = [
-                _upsampled_shares(given.store.view(number, view)[crop], weights, view, given.text)[1]
-                for view in ("block-1", "block-3")
+                _upsampled_shares(given.store.view(number, output)[crop], weights, output, given.text)[1]
+                for output in ("block-1", "block-3")
             ]
             expected = np.array(maps).sum(axis=0)
             np.testing.assert_allclose(scored[number].map[crop].numpy(), expected, atol=1e-5)
@@ -99,7 +99,7 @@ def test_scores_are_the_formulas(
 def test_with_the_texts_exchanged_the_map_is_its_complement(
     source: Source[Path], learned_encoder: EncoderSettings, checkpoint: Path
 ) -> None:
-    given = material(source, learned_encoder, checkpoint)
+    given = category_features(source, learned_encoder, checkpoint)
     assert given.text is not None
     turned = replace(given, text=given.text.flip(0))
     for one, other in zip(score(given, SETTINGS), score(turned, SETTINGS), strict=True):
@@ -115,9 +115,9 @@ def test_the_loss_is_focal_and_dice_of_each_block(source: Source[Path], learner:
     masks = [data.mask(data.crops[i]).astype(float).tolist() for i in chosen]
     assert source.text is not None
     text = read_text(source.text)
-    for view in ("block-1", "block-3"):
+    for output in ("block-1", "block-3"):
         pairs = [
-            _upsampled_shares(store.view(data.crops[i].number, view)[data.crops[i].place], weights, view, text)
+            _upsampled_shares(store.view(data.crops[i].number, output)[data.crops[i].place], weights, output, text)
             for i in chosen
         ]
         normal, anomalous = [n for n, _ in pairs], [a for _, a in pairs]
@@ -153,11 +153,11 @@ def test_an_extreme_scale_gives_a_finite_loss(source: Source[Path], learner: Apr
 
 def test_without_a_checkpoint_it_says_so(source: Source[Path], learned_encoder: EncoderSettings) -> None:
     with pytest.raises(ConfigError, match="no checkpoint"):
-        next(score(material(source, learned_encoder, None), SETTINGS))
+        next(score(category_features(source, learned_encoder, None), SETTINGS))
 
 
 def test_features_without_its_blocks_are_refused(
     source: Source[Path], learned_encoder: EncoderSettings, checkpoint: Path
 ) -> None:
-    with pytest.raises(InputError, match="made without view block-2"):
-        next(score(material(source, learned_encoder, checkpoint), AprilGan(blocks=(2, 3))))
+    with pytest.raises(InputError, match="made without output block-2"):
+        next(score(category_features(source, learned_encoder, checkpoint), AprilGan(blocks=(2, 3))))

@@ -13,7 +13,7 @@ import torch
 
 from medad.base.errors import InputError
 from medad.base.storage import file_digest
-from tests.zsad.feature_sets import DIM, GRID, material, random_tensors, unit, write_features
+from tests.zsad.feature_sets import DIM, GRID, category_features, random_tensors, unit, write_features
 from tests.zsad.learned_sets import cosine, dot
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
@@ -22,14 +22,14 @@ from zsad.config.run import PromptSettings
 from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.data.images import crop_image, read_image
 from zsad.scorers import clip, winclip
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.scores_file import SystemScores
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.score import score_system
 
 CROPS = (1, 3, 1, 2)
 WIDTH = 9
-VIEWS = {
+OUTPUTS = {
     "plain": (GRID**2, DIM),
     "tokens": (GRID**2, WIDTH),
     **{f"window-{side}": ((GRID - side + 1) ** 2, DIM) for side in (1, 2, 3, 4)},
@@ -39,12 +39,12 @@ Vector = Sequence[float]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return write_features(tmp_path_factory.mktemp("query") / "f", CROPS, random_tensors(sum(CROPS), VIEWS, seed=1))
+    return write_features(tmp_path_factory.mktemp("query") / "f", CROPS, random_tensors(sum(CROPS), OUTPUTS, seed=1))
 
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return write_features(tmp_path_factory.mktemp("shots") / "f", (2, 1), random_tensors(3, VIEWS, seed=50), "ab")
+    return write_features(tmp_path_factory.mktemp("shots") / "f", (2, 1), random_tensors(3, OUTPUTS, seed=50), "ab")
 
 
 def _anomalous_share(token: Vector, text: torch.Tensor, tau: float) -> float:
@@ -75,7 +75,7 @@ def _over_windows(scores: Vector, side: int) -> list[list[float]]:
     ]
 
 
-def _zero_shot(given: Material, number: int, settings: WinClip) -> tuple[float, list[list[list[float]]]]:
+def _zero_shot(given: CategoryFeatures, number: int, settings: WinClip) -> tuple[float, list[list[list[float]]]]:
     assert given.text is not None
     image, maps = [], []
     for crop in range(CROPS[number]):
@@ -89,7 +89,7 @@ def _zero_shot(given: Material, number: int, settings: WinClip) -> tuple[float, 
     return sum(image) / len(image), maps
 
 
-def _few_shot(given: Material, number: int, settings: WinClip) -> list[list[list[float]]]:
+def _few_shot(given: CategoryFeatures, number: int, settings: WinClip) -> list[list[list[float]]]:
     assert given.shots is not None
 
     def distances(name: str, crop: int) -> list[float]:
@@ -115,7 +115,7 @@ def _few_shot(given: Material, number: int, settings: WinClip) -> list[list[list
 def test_clip_is_the_class_token_and_the_plain_patches_against_the_texts(
     store: FeatureStore, settings: Clip | ClipAc
 ) -> None:
-    given = material(store)
+    given = category_features(store)
     assert given.text is not None
     scored = list(clip.score(given, settings))
     assert [one.number for one in scored] == [0, 1, 2, 3]
@@ -132,7 +132,7 @@ def test_clip_is_the_class_token_and_the_plain_patches_against_the_texts(
 
 @pytest.mark.parametrize("settings", [WinClip(), WinClip(windows=(1, 2, 4), tau=0.3), WinClip(windows=(3,))])
 def test_zero_shot_is_harmonic_means_of_windows_and_of_scales(store: FeatureStore, settings: WinClip) -> None:
-    given = material(store)
+    given = category_features(store)
     for one in winclip.score(given, settings):
         image, maps = _zero_shot(given, one.number, settings)
         assert one.score == pytest.approx(image, abs=1e-5)
@@ -143,7 +143,7 @@ def test_zero_shot_is_harmonic_means_of_windows_and_of_scales(store: FeatureStor
 def test_few_shot_is_the_mean_with_the_memory_of_all_shots(
     store: FeatureStore, shots: FeatureStore, settings: WinClip
 ) -> None:
-    given = material(store, shots=shots)
+    given = category_features(store, shots=shots)
     scored = list(winclip.score(given, settings))
     assert [one.number for one in scored] == [0, 1, 2, 3]
     for one in scored:
@@ -154,8 +154,8 @@ def test_few_shot_is_the_mean_with_the_memory_of_all_shots(
 
 
 def test_an_image_in_the_memory_is_as_normal_as_can_be(store: FeatureStore) -> None:
-    plain = list(winclip.score(material(store), WinClip()))
-    remembered = list(winclip.score(material(store, shots=store), WinClip(shots=4)))
+    plain = list(winclip.score(category_features(store), WinClip()))
+    remembered = list(winclip.score(category_features(store, shots=store), WinClip(shots=4)))
     for alone, beside in zip(plain, remembered, strict=True):
         torch.testing.assert_close(beside.map, alone.map / 2, atol=1e-6, rtol=0)
         assert beside.score == pytest.approx(alone.score / 2, abs=1e-6)
@@ -163,13 +163,13 @@ def test_an_image_in_the_memory_is_as_normal_as_can_be(store: FeatureStore) -> N
 
 def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -> None:
     text = torch.eye(2, DIM)
-    tensors = random_tensors(1, VIEWS, seed=7)
+    tensors = random_tensors(1, OUTPUTS, seed=7)
     tensors[CLASS_TOKENS] = text[1:]
     windows = text[1].repeat(1, (GRID - 1) ** 2, 1)
     windows[0, 4] = text[0]  # the middle one of 3 x 3: rows and columns 1 and 2
     tensors[view_file("window-2")] = windows
     store = write_features(tmp_path / "f", (1,), tensors)
-    (one,) = winclip.score(material(store, text=text), WinClip(windows=(2,), tau=0.005))
+    (one,) = winclip.score(category_features(store, text=text), WinClip(windows=(2,), tau=0.005))
     expected = torch.ones(1, GRID, GRID)
     expected[:, 1:3, 1:3] = 0
     torch.testing.assert_close(one.map, expected, atol=1e-6, rtol=0)
@@ -202,32 +202,32 @@ def test_a_turned_image_has_a_turned_map() -> None:
 
 @pytest.mark.parametrize("shots", [0, 2])
 def test_an_image_does_not_depend_on_its_company(store: FeatureStore, tmp_path: Path, shots: int) -> None:
-    tensors = random_tensors(sum(CROPS), VIEWS, seed=1)
+    tensors = random_tensors(sum(CROPS), OUTPUTS, seed=1)
     third = {name: values[4:5] for name, values in tensors.items()}
-    alone = material(write_features(tmp_path / "alone", (1,), third, [2]))
-    memory = write_features(tmp_path / "shots", (1,), random_tensors(1, VIEWS, seed=50), "a")
+    alone = category_features(write_features(tmp_path / "alone", (1,), third, [2]))
+    memory = write_features(tmp_path / "shots", (1,), random_tensors(1, OUTPUTS, seed=50), "a")
     for scorer, settings in ((clip, Clip()), (winclip, WinClip(shots=shots))):
-        (one,) = scorer.score(material(alone.store, shots=memory), settings)
-        among: Scored = list(scorer.score(material(store, shots=memory), settings))[2]
+        (one,) = scorer.score(category_features(alone.store, shots=memory), settings)
+        among: Scored = list(scorer.score(category_features(store, shots=memory), settings))[2]
         torch.testing.assert_close(one.map, among.map, atol=1e-6, rtol=0)
         assert one.score == pytest.approx(among.score, abs=1e-6)
 
 
 def test_what_is_missing_is_told(store: FeatureStore, tmp_path: Path) -> None:
     bare = write_features(tmp_path / "bare", (1,), random_tensors(1, {}, seed=0))
-    with pytest.raises(InputError, match=r"view-plain\.npy: the features were made without this view"):
-        list(clip.score(material(bare), Clip()))
-    with pytest.raises(InputError, match=r"view-window-2\.npy"):
-        list(winclip.score(material(bare), WinClip()))
-    none = write_features(tmp_path / "none", (), random_tensors(0, VIEWS, seed=0))
+    with pytest.raises(InputError, match=r"output-plain\.npy: the features were made without this output"):
+        list(clip.score(category_features(bare), Clip()))
+    with pytest.raises(InputError, match=r"output-window-2\.npy"):
+        list(winclip.score(category_features(bare), WinClip()))
+    none = write_features(tmp_path / "none", (), random_tensors(0, OUTPUTS, seed=0))
     with pytest.raises(InputError, match="WinCLIP needs a normal image"):
-        list(winclip.score(material(store, shots=none), WinClip(shots=1)))
+        list(winclip.score(category_features(store, shots=none), WinClip(shots=1)))
     with pytest.raises(InputError, match=r"features of 6 numbers do not fit text features of shape \(2, 7\)"):
-        list(clip.score(material(store, text=unit(2, 7, seed=0)), Clip()))
+        list(clip.score(category_features(store, text=unit(2, 7, seed=0)), Clip()))
     with pytest.raises(ValueError, match="was given none"):
-        list(clip.score(material(store, text=None), Clip()))
+        list(clip.score(category_features(store, text=None), Clip()))
     with pytest.raises(ValueError, match="no normal images"):
-        list(winclip.score(material(store), WinClip(shots=1)))
+        list(winclip.score(category_features(store), WinClip(shots=1)))
 
 
 # from images to scores
@@ -240,7 +240,7 @@ def test_from_images_to_scores(system: Clip | ClipAc | WinClip, tmp_path: Path) 
     encode_category_text("wood", encoder, PromptSettings(style=system.prompts), "cpu", tmp_path / "text")
     *queries, normal = noise_images(tmp_path, [(40, 40), (40, 60), (40, 40), (40, 40)])
     for out, files in (("features", queries), ("shots", [normal])):
-        encode_images(files, [file_digest(p) for p in files], encoder, "cpu", tmp_path / out, views=system.views)
+        encode_images(files, [file_digest(p) for p in files], encoder, "cpu", tmp_path / out, outputs=system.outputs)
     seen: list[tuple[int, int]] = []
     score_system(
         system,

@@ -19,7 +19,7 @@ from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureSt
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import MuSc, MuSc2
 from zsad.scorers.dual.scorer import draw_references
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.musc import aggregate, rescore, score
 from zsad.scorers.scores_file import SystemScores
 from zsad.steps.encode import encode_images
@@ -32,7 +32,9 @@ Matrix = list[list[float]]
 Blocks = dict[str, np.ndarray]
 
 
-def _material(folder: Path, crops: Sequence[int], blocks: Blocks, tokens: np.ndarray, references: int = 0) -> Material:
+def _category_features(
+    folder: Path, crops: Sequence[int], blocks: Blocks, tokens: np.ndarray, references: int = 0
+) -> CategoryFeatures:
     """Features as they lie on disk: a row a crop, blocks with the class token first."""
     firsts = np.cumsum([0, *crops])
     images = tuple(
@@ -56,7 +58,7 @@ def _material(folder: Path, crops: Sequence[int], blocks: Blocks, tokens: np.nda
         identity={},
         images=images,
         problems=(),
-        views=dict.fromkeys(blocks, (1 + GRID**2, WIDTH)),
+        outputs=dict.fromkeys(blocks, (1 + GRID**2, WIDTH)),
     )
     folder.mkdir()
     np.save(folder / CLASS_TOKENS, tokens.astype("<f4"))
@@ -64,7 +66,7 @@ def _material(folder: Path, crops: Sequence[int], blocks: Blocks, tokens: np.nda
         np.save(folder / view_file(name), rows.astype("<f4"))
     (folder / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     store = FeatureStore(folder)
-    return Material(
+    return CategoryFeatures(
         store=store,
         text=None,
         drawn=draw_references(store.digests, 0, references),
@@ -181,7 +183,7 @@ def test_musc_is_the_loops_of_the_paper(tmp_path: Path, count: int, neighbours: 
     crops = CROPS[:count]
     blocks, tokens = _features(crops, seed=count)
     settings = MuSc(blocks=BLOCKS, degrees=(1, 3), neighbours=neighbours)
-    found = _sorted(list(score(_material(tmp_path / "f", crops, blocks, tokens), settings)))
+    found = _sorted(list(score(_category_features(tmp_path / "f", crops, blocks, tokens), settings)))
     maps = _maps_by_loops(crops, blocks, (1, 3), 0.3, _others(count))
     tops = [max(each) for each in maps]
     scores = _rescored_by_loops(tops, _image_tokens(crops, tokens), neighbours) if neighbours else tops
@@ -192,18 +194,18 @@ def test_musc_is_the_loops_of_the_paper(tmp_path: Path, count: int, neighbours: 
 def test_musc_2_is_the_loops_with_the_drawn_images_alone(tmp_path: Path, references: int) -> None:
     crops = CROPS[:6]
     blocks, tokens = _features(crops)
-    material = _material(tmp_path / "f", crops, blocks, tokens, references)
+    category_features = _category_features(tmp_path / "f", crops, blocks, tokens, references)
     settings = MuSc2(blocks=BLOCKS, degrees=(1, 3, 5), share=0.5, references=references)
-    maps = _maps_by_loops(crops, blocks, (1, 3, 5), 0.5, material.drawn.tolist())
-    _assert_scored(list(score(material, settings)), crops, maps, [max(each) for each in maps])
+    maps = _maps_by_loops(crops, blocks, (1, 3, 5), 0.5, category_features.drawn.tolist())
+    _assert_scored(list(score(category_features, settings)), crops, maps, [max(each) for each in maps])
 
 
 def test_musc_2_of_two_images_is_musc_of_two_images(tmp_path: Path) -> None:
     crops = (1, 3)
     blocks, tokens = _features(crops)
-    material = _material(tmp_path / "f", crops, blocks, tokens, references=1)
-    mutual = _sorted(list(score(material, MuSc(blocks=BLOCKS, neighbours=()))))
-    drawn = _sorted(list(score(material, MuSc2(blocks=BLOCKS))))
+    category_features = _category_features(tmp_path / "f", crops, blocks, tokens, references=1)
+    mutual = _sorted(list(score(category_features, MuSc(blocks=BLOCKS, neighbours=()))))
+    drawn = _sorted(list(score(category_features, MuSc2(blocks=BLOCKS))))
     for mine, other in zip(drawn, mutual, strict=True):
         torch.testing.assert_close(mine.map, other.map, atol=1e-5, rtol=0)
         assert mine.score == pytest.approx(other.score, abs=1e-5)
@@ -212,10 +214,10 @@ def test_musc_2_of_two_images_is_musc_of_two_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batches_of_any_size_give_the_same(tmp_path: Path, batch_size: int) -> None:
     blocks, tokens = _features(CROPS)
-    material = _material(tmp_path / "f", CROPS, blocks, tokens)
+    category_features = _category_features(tmp_path / "f", CROPS, blocks, tokens)
     settings = MuSc(blocks=BLOCKS)
-    plain = list(score(material, settings))
-    for mine, other in zip(score(replace(material, batch_size=batch_size), settings), plain, strict=True):
+    plain = list(score(category_features, settings))
+    for mine, other in zip(score(replace(category_features, batch_size=batch_size), settings), plain, strict=True):
         assert mine.number == other.number
         torch.testing.assert_close(mine.map, other.map, atol=1e-5, rtol=0)
         assert mine.score == pytest.approx(other.score, abs=1e-5)
@@ -227,15 +229,15 @@ def test_another_order_of_images_orders_scores_otherwise(tmp_path: Path) -> None
     firsts = np.cumsum([0, *CROPS])
     rows = [row for i in order for row in range(firsts[i], firsts[i + 1])]
     settings = MuSc(blocks=BLOCKS)
-    plain = list(score(_material(tmp_path / "plain", CROPS, blocks, tokens), settings))
+    plain = list(score(_category_features(tmp_path / "plain", CROPS, blocks, tokens), settings))
     moved_blocks = {name: each[rows] for name, each in blocks.items()}
-    moved = _material(tmp_path / "moved", [CROPS[i] for i in order], moved_blocks, tokens[rows])
+    moved = _category_features(tmp_path / "moved", [CROPS[i] for i in order], moved_blocks, tokens[rows])
     for mine, number in zip(score(moved, settings), order, strict=True):
         torch.testing.assert_close(mine.map, plain[number].map, atol=1e-5, rtol=0)
         assert mine.score == pytest.approx(plain[number].score, abs=1e-5)
 
 
-def test_a_planted_patch_is_the_most_anomalous(tmp_path: Path) -> None:
+def test_a_inserted_patch_is_the_most_anomalous(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     crops = (1,) * 8
     one = rng.normal(0, 1, (1 + GRID**2, WIDTH))
@@ -243,10 +245,10 @@ def test_a_planted_patch_is_the_most_anomalous(tmp_path: Path) -> None:
     for rows in blocks.values():
         rows[5, 1 + 4] = -4 * one[1 + 4]
     tokens = np.full((8, DIM), 0.5)
-    found = list(score(_material(tmp_path / "f", crops, blocks, tokens), MuSc(blocks=BLOCKS, degrees=(1,))))
+    found = list(score(_category_features(tmp_path / "f", crops, blocks, tokens), MuSc(blocks=BLOCKS, degrees=(1,))))
     assert max(range(8), key=lambda number: float(found[number].map.max())) == 5
     assert int(found[5].map.argmax()) == 4
-    plain = list(score(_material(tmp_path / "g", crops, blocks, tokens), MuSc(blocks=BLOCKS, neighbours=())))
+    plain = list(score(_category_features(tmp_path / "g", crops, blocks, tokens), MuSc(blocks=BLOCKS, neighbours=())))
     assert max(range(8), key=lambda number: plain[number].score) == 5
     assert plain[5].score > 2 * max(one.score for one in plain if one.number != 5)
 
@@ -254,7 +256,9 @@ def test_a_planted_patch_is_the_most_anomalous(tmp_path: Path) -> None:
 def test_images_of_equal_features_score_nothing(tmp_path: Path) -> None:
     blocks, tokens = _features((1,))
     same = {name: np.repeat(rows, 6, axis=0) for name, rows in blocks.items()}
-    found = list(score(_material(tmp_path / "f", (1,) * 6, same, np.repeat(tokens, 6, axis=0)), MuSc(blocks=BLOCKS)))
+    found = list(
+        score(_category_features(tmp_path / "f", (1,) * 6, same, np.repeat(tokens, 6, axis=0)), MuSc(blocks=BLOCKS))
+    )
     assert max(one.score for one in found) < 2e-3
     assert max(float(one.map.max()) for one in found) < 2e-3
 
@@ -262,7 +266,7 @@ def test_images_of_equal_features_score_nothing(tmp_path: Path) -> None:
 def test_a_lone_image_is_an_error_of_one_line(tmp_path: Path) -> None:
     blocks, tokens = _features((2,))
     with pytest.raises(InputError, match=r"0\.png: MuSc needs another image"):
-        list(score(_material(tmp_path / "f", (2,), blocks, tokens), MuSc(blocks=BLOCKS)))
+        list(score(_category_features(tmp_path / "f", (2,), blocks, tokens), MuSc(blocks=BLOCKS)))
 
 
 @pytest.mark.parametrize("degree", [1, 3, 5, 7])
@@ -330,7 +334,7 @@ def test_from_image_files_to_scores_on_disk(tmp_path: Path, settings: MuSc | MuS
     paths = noise_images(tmp_path, [(64, 64), (64, 96), (64, 64), (64, 64)])
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     features, out = tmp_path / "features", tmp_path / "scores"
-    encode_images(paths, digests, encoder, "cpu", features, views=settings.views)
+    encode_images(paths, digests, encoder, "cpu", features, outputs=settings.outputs)
     score_system(settings, "object", features, None, None, None, paths, encoder, 3, "cpu", out, largest_batch=3)
     scores = SystemScores(out)
     rows = [image.rows for image in FeatureStore(features).images]

@@ -75,7 +75,7 @@ def test_rows_are_what_the_encoder_gives_for_each_crop(
         assert store.rows_of(number) == range(row, row := row + len(crops.offsets))
     assert [image.rows for image in store.images] == [1, 1, 2, 3, 10]
     # plain .npy files, for whoever has no FeatureStore
-    assert np.load(encoded / "view-patches.npy").shape == (17, 16, 24)
+    assert np.load(encoded / "output-patches.npy").shape == (17, 16, 24)
     assert np.load(encoded / "class_tokens.npy").dtype == np.float32
 
 
@@ -135,8 +135,8 @@ def test_reading_holds_one_image_at_a_time(tmp_path: Path, settings: EncoderSett
     [
         ("index.json", 0.5, "not an index of image features"),
         ("index.json", 0.0, "not an index of image features"),
-        ("view-patches.npy", 0.9, "cut short"),
-        ("view-patches.npy", 0.0, r"no \.npy file"),
+        ("output-patches.npy", 0.9, "cut short"),
+        ("output-patches.npy", 0.0, r"no \.npy file"),
         ("class_tokens.npy", None, "no such file"),
         ("index.json", None, "no such file"),
     ],
@@ -162,7 +162,7 @@ def test_another_schema_is_told(encoded: Path, tmp_path: Path) -> None:
 def test_files_of_another_run_do_not_pass_for_these(encoded: Path, tmp_path: Path) -> None:
     for file in encoded.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    np.save(tmp_path / "view-patches.npy", np.zeros((16, 16, 24), np.float32))
+    np.save(tmp_path / "output-patches.npy", np.zeros((16, 16, 24), np.float32))
     with pytest.raises(InputError, match="the index expects float32 of shape"):
         FeatureStore(tmp_path)
 

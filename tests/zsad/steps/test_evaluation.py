@@ -244,7 +244,7 @@ def write(folder: Path, case: Case) -> tuple[Path, Path]:
         for n, item in enumerate(case.items)
     )
     index = FeatureIndex(
-        size_px=S, grid=S, dim=2, model="none", random_weights=True, identity={}, images=rows, problems=(), views={}
+        size_px=S, grid=S, dim=2, model="none", random_weights=True, identity={}, images=rows, problems=(), outputs={}
     )
     (features / "index.json").write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     parts = {

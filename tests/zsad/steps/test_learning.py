@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
 from tests.killed import Killed, kill_at
-from tests.zsad.learned_sets import encoder_settings, make_source, material
+from tests.zsad.learned_sets import category_features, encoder_settings, make_source
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import AnomalyClip, AprilGan, Training
@@ -28,7 +28,7 @@ from zsad.config.run import EncoderSettings, EvaluationSettings
 from zsad.data.labelled import LabelledImage
 from zsad.scorers import anomalyclip, april_gan
 from zsad.scorers.anomalyclip import AnomalyClipLearner
-from zsad.scorers.interface import Material
+from zsad.scorers.interface import CategoryFeatures
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights
 from zsad.steps import train as learning
@@ -46,7 +46,7 @@ EACH = pytest.mark.parametrize("system", [APRIL, ANOMALY], ids=["april_gan", "an
 
 
 Train = Callable[..., Weights]
-Given = Callable[[Path], Material]
+Given = Callable[[Path], CategoryFeatures]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 @pytest.fixture(scope="module")
 def given(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Given:
     """The first category's own images as those to score by a checkpoint."""
-    return lambda checkpoint: material(sources[0], learned_encoder, checkpoint)
+    return lambda checkpoint: category_features(sources[0], learned_encoder, checkpoint)
 
 
 def _curve(folder: Path) -> Any:
@@ -256,10 +256,10 @@ def test_kinds_of_dpam_train_each_on_its_own_features(
     encoder = encoder_settings(learned_model, vv_attention=attention)
     source = make_source(tmp_path, "bolt", encoder)
     train(ANOMALY, tmp_path / "out", (source,), encoder)
-    list(anomalyclip.score(material(source, encoder, tmp_path / "out" / CHECKPOINT), ANOMALY))
+    list(anomalyclip.score(category_features(source, encoder, tmp_path / "out" / CHECKPOINT), ANOMALY))
     other = encoder_settings(learned_model, vv_attention="kk" if attention == "qq" else "qq")
     with pytest.raises(InputError, match=f"trained on an encoder with vv_attention {attention}, the settings say"):
-        next(anomalyclip.score(material(source, other, tmp_path / "out" / CHECKPOINT), ANOMALY))
+        next(anomalyclip.score(category_features(source, other, tmp_path / "out" / CHECKPOINT), ANOMALY))
 
 
 def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...]) -> None:
@@ -315,7 +315,7 @@ def test_sets_that_teach_nothing_are_refused(train: Train, sources: tuple[Source
             gather([dataclasses.replace(source, items=some)])
     with pytest.raises(ConfigError, match="reads text features"):
         train(APRIL, tmp_path, (dataclasses.replace(source, text=None),))
-    with pytest.raises(InputError, match="without view block-2"):
+    with pytest.raises(InputError, match="without output block-2"):
         train(APRIL.model_copy(update={"blocks": (2,)}), tmp_path)
     other = encoder_settings(tmp_path / "other", seed=9)
     with pytest.raises(InputError, match="of another encoder than"):
@@ -348,7 +348,7 @@ def _rewrite(path: Path, change: Callable[[Weights], Weights]) -> None:
     Checkpoint(found.belonging, change(found.weights)).write(path)
 
 
-def _refused(given: Material, system: System) -> str:
+def _refused(given: CategoryFeatures, system: System) -> str:
     score = april_gan.score if isinstance(system, AprilGan) else anomalyclip.score
     with pytest.raises(InputError) as caught:
         next(score(given, system))  # type: ignore[arg-type]
@@ -385,7 +385,7 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     other = encoder_settings(tmp_path / "other", seed=9)
     strange = make_source(tmp_path, "strange", other)
     for path, wanted in ((learned, APRIL), (prompts, ANOMALY)):
-        assert "was trained on another encoder than" in _refused(material(strange, other, path), wanted)
+        assert "was trained on another encoder than" in _refused(category_features(strange, other, path), wanted)
 
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"][:5]})
     assert _refused(given(learned), APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"

@@ -155,7 +155,7 @@ def _dent(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _burr(rng: Generator, image: Picture, region: Region) -> Picture:
-    """Material that stands out over the edge; on a surface, a lump."""
+    """CategoryFeatures that stands out over the edge; on a surface, a lump."""
     beside = gaussian_filter(region.astype(np.float32), 0.035 * image.shape[0]) > 0.1
     lump = blob(rng, beside & ~region if (beside & ~region).any() else region, (0.04, 0.12))
     colour = image[region].mean(0) * rng.uniform(0.8, 1.2)

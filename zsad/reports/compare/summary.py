@@ -15,7 +15,7 @@ from medad.reporting.figures import statistic
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
-from zsad.config.system import SystemSettings
+from zsad.config.system_settings import SystemSettings
 from zsad.config.systems import DualImage, WinClip
 from zsad.reports.comparable import why_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
@@ -122,7 +122,7 @@ def make_document(
             rows=tuple(row for row in rows if row not in taken),
         )
         if reasons:
-            text = f"The published rows are no yardstick for this run: {'; '.join(reasons)}."
+            text = f"The published rows are not comparable with this run: {'; '.join(reasons)}."
             notices.append(Notice(kind="published", text=text))
     names = {one.name for one in categories}
     return CompareDocument(
@@ -141,7 +141,7 @@ def make_document(
         encoders=_encoders(systems),
         paired=_paired(systems, [category.name for category in categories]),
         ablations=tuple(_ablation(one, settings) for one in ablations),
-        failures=shown_failures(failures, hidden=settings.data.opaque_ids, group="system", images=True),
+        failures=shown_failures(failures, hidden=settings.data.pseudonyms, group="system", images=True),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=_definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),

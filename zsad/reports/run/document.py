@@ -222,7 +222,7 @@ def make_document(
             benchmark=TITLES[settings.published], comparable=not reasons, rows=published_rows(settings.published)
         )
         if reasons:
-            text = f"The published rows are no yardstick for this run: {'; '.join(reasons)}."
+            text = f"The published rows are not comparable with this run: {'; '.join(reasons)}."
             notices.append(Notice(kind="published", text=text))
     return ReportDocument(
         schema_version=SCHEMA_VERSION,

@@ -153,7 +153,7 @@ def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[di
         height, width = category.size_hw(image)
         yield {
             "id": image.id,
-            "file": "" if settings.data.opaque_ids else readable(image.path.name),
+            "file": "" if settings.data.pseudonyms else readable(image.path.name),
             "score": score,
             "threshold": None if threshold is None else threshold.value,
             "flagged": None if threshold is None else int(score >= threshold.value),
@@ -164,7 +164,7 @@ def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[di
 
 
 def _failure_rows(failures: Sequence[CaseFailure], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
-    for failure in shown_failures(failures, hidden=settings.data.opaque_ids, images=True):
+    for failure in shown_failures(failures, hidden=settings.data.pseudonyms, images=True):
         yield {
             "id": failure["id"],
             "file": failure["file"],

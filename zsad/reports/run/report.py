@@ -126,7 +126,7 @@ def write_pages(
         encoders,
         macro_means(reports, variants),
         scale,
-        shown_failures(failures, hidden=settings.data.opaque_ids, images=True),
+        shown_failures(failures, hidden=settings.data.pseudonyms, images=True),
         versions,
         notes,
     )
@@ -184,7 +184,7 @@ def _rows(
         if image.mask is not None and image.sha256 not in unusable:
             mask = read_mask(image.mask, category.size_hw(image))
         reference = category.reference(image) if variant in {"visual", "joint", "joint_tta"} else None
-        view = pictures.ImageView(
+        output = pictures.ImageView(
             image=read_image(image.path),
             scores=category.score_map(image, variant, settings.evaluation),
             mask=mask,
@@ -200,7 +200,7 @@ def _rows(
             reference=None if reference is None else reference.id,
             masked=mask is not None,
         )
-        rows.append(_Row(shown, pictures.panel_row(view, heat_scale(scale), panel_px)))
+        rows.append(_Row(shown, pictures.panel_row(output, heat_scale(scale), panel_px)))
     return rows
 
 

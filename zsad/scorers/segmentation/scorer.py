@@ -36,7 +36,7 @@ from zsad.config.learned import SegmentationModels
 from zsad.config.run import PromptSettings
 from zsad.data.images import Crops, read_image, resize_map
 from zsad.scorers.dual.scorer import text_scores
-from zsad.scorers.interface import Material, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.segmentation.foreground import Component, find_components, scaled
 from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
@@ -76,7 +76,7 @@ class Models:
         )
 
 
-def score(material: Material, settings: SegmentationModels) -> Iterator[Scored]:
+def score(category_features: CategoryFeatures, settings: SegmentationModels) -> Iterator[Scored]:
     """Score a category's images one after the other, each by itself; the maps are pixels of the crops, 0..1.
 
     Raises
@@ -86,13 +86,13 @@ def score(material: Material, settings: SegmentationModels) -> Iterator[Scored]:
     InputError
         A model or an image is missing or damaged.
     """
-    models = Models.load(settings, material.device)
-    encoder = Encoder.load(material.encoder, material.device)
-    ensemble = tile_ensemble(category_words(material.category, PromptSettings()))
+    models = Models.load(settings, category_features.device)
+    encoder = Encoder.load(category_features.encoder, category_features.device)
+    ensemble = tile_ensemble(category_words(category_features.category, PromptSettings()))
     text = torch.stack([mean_alignment(encoder.encode_text(side)) for side in (ensemble.normal, ensemble.anomalous)])
     localising = models.clipseg.embed(LOCALISING_PROMPTS)
-    for number in range(len(material.store)):
-        image = read_image(material.paths[number])
+    for number in range(len(category_features.store)):
+        image = read_image(category_features.paths[number])
         tiles = [
             tiles_of(
                 component,
@@ -104,12 +104,12 @@ def score(material: Material, settings: SegmentationModels) -> Iterator[Scored]:
             for component in foreground(image, models, settings)
         ]
         flat = [tile for own in tiles for tile in own]
-        scores = tile_scores(image, flat, encoder, text, settings.tau, material.batch_size)
+        scores = tile_scores(image, flat, encoder, text, settings.tau, category_features.batch_size)
         maps = (
             (tile, tile_score * _anomaly_map(cut(image, tile), models.clipseg, localising))
             for tile, tile_score in zip(flat, scores, strict=True)
         )
-        crops = material.store.crops(number)
+        crops = category_features.store.crops(number)
         yield Scored(
             number=number,
             score=image_score(scores, [len(own) for own in tiles], settings.top_share),

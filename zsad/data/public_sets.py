@@ -56,7 +56,7 @@ def declared_images(layout: Layout, folder: Path) -> Iterator[Found]:
     InputError
         A folder or the list of labels cannot be read.
     """
-    if layout.told_by == "mask" and layout.mixed and layout.masks and not (folder / layout.masks).is_dir():
+    if layout.labels_from == "mask" and layout.mixed and layout.masks and not (folder / layout.masks).is_dir():
         yield Found("", folder, "", None, rule=f"no folder {layout.masks}/, which tells defects from normal images")
         return
     masks = _Masks(layout, folder)
@@ -78,11 +78,11 @@ def declared_images(layout: Layout, folder: Path) -> Iterator[Found]:
 
 def _mixed(layout: Layout, folder: Path, path: Path, mask: Path | None, listed: bool | None) -> Found:
     """One image whose folder does not say what it is."""
-    if layout.told_by == "mask":
+    if layout.labels_from == "mask":
         return _judged(layout, folder, path, mask, anomalous=mask is not None or bool(listed))
     rule: str | None = None
     anomalous = bool(listed)
-    if layout.told_by == "list":
+    if layout.labels_from == "list":
         if listed is None:
             assert layout.labels is not None, "told by a list"
             rule = f"without a label: {layout.labels.file} does not name it"
@@ -128,7 +128,7 @@ class _Masks:
 
 def _holds(layout: Layout, folder: Path) -> bool:
     test = folder / layout.test
-    if layout.told_by == "list" and layout.labels is not None and not (test / layout.labels.file).is_file():
+    if layout.labels_from == "list" and layout.labels is not None and not (test / layout.labels.file).is_file():
         return False
     return any(True for _ in _matching(layout, test, layout.patterns))
 

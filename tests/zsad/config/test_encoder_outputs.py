@@ -17,16 +17,16 @@ from torch.nn.functional import normalize
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import ARCHITECTURES, noise_images, tiny_clip, tiny_config, tiny_encoder
+from zsad.clip.attention_paths import Attention, Paths, outputs, two_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
-from zsad.clip.paths import Attention, Paths, two_path, views
 from zsad.clip.windows import encode_windows
+from zsad.config.encoder_outputs import EncoderOutput, parse_outputs
 from zsad.config.run import EncoderSettings
-from zsad.config.views import View, parse_views
 from zsad.data.images import crop_image, read_image
 from zsad.steps.encode import encode_images
 
-ALL_VIEWS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")
+ALL_OUTPUTS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
@@ -56,7 +56,7 @@ def test_views_are_open_clips_intermediates(architecture: str, vv_blocks: str) -
     normed = visual.forward_intermediates(_images(), output_fmt="NLC", normalize_intermediates=True)
     last = normed["image_intermediates"][-1]
 
-    found = views(visual, _images(), paths, plain_patches=True, blocks=range(depth))
+    found = outputs(visual, _images(), paths, plain_patches=True, blocks=range(depth))
     assert sorted(found.blocks) == list(range(depth))
     for number, tokens in enumerate(expected):
         torch.testing.assert_close(found.blocks[number], tokens, atol=1e-5, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_views_are_open_clips_intermediates(architecture: str, vv_blocks: str) -
 @torch.no_grad()
 def test_only_the_blocks_asked_for_are_shown(chosen: tuple[int, ...]) -> None:
     visual = _visual(4, "plain")
-    found = views(visual, _images(), Paths((0, 1, 2)), blocks=chosen)
+    found = outputs(visual, _images(), Paths((0, 1, 2)), blocks=chosen)
     assert tuple(sorted(found.blocks)) == chosen
     assert found.last_tokens is None
     assert found.plain_patches is None
@@ -92,7 +92,7 @@ def _attended(visual: VisionTransformer, paths: Paths, **wanted: Any) -> list[li
         own: list[int] = []
         block.attn.out_proj.register_forward_pre_hook(lambda _, given, own=own: own.append(given[0].shape[1]))
         found.append(own)
-    views(visual, _images(), paths, **wanted)
+    outputs(visual, _images(), paths, **wanted)
     return found
 
 
@@ -118,9 +118,9 @@ def test_of_either_path_only_what_is_needed_is_computed(wanted: dict[str, Any], 
 @torch.no_grad()
 def test_without_the_second_path_everything_else_stays(architecture: str, vv_blocks: tuple[int, ...]) -> None:
     visual, paths = _visual(7, architecture), Paths(vv_blocks)
-    whole = views(visual, _images(), paths, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
-    less = views(visual, _images(), paths, patches=False, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
-    alone = views(visual, _images(), paths, patches=False)
+    whole = outputs(visual, _images(), paths, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
+    less = outputs(visual, _images(), paths, patches=False, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
+    alone = outputs(visual, _images(), paths, patches=False)
     assert less.patches is None
     assert less.last_tokens is not None
     assert whole.last_tokens is not None
@@ -138,7 +138,7 @@ def test_plain_patches_are_open_clips_output_tokens() -> None:
     telling = deepcopy(visual)
     telling.output_tokens = True
     _, tokens = telling(_images())
-    found = views(visual, _images(), Paths((0, 1, 2)), plain_patches=True)
+    found = outputs(visual, _images(), Paths((0, 1, 2)), plain_patches=True)
     assert found.last_tokens is not None
     torch.testing.assert_close(found.last_tokens, tokens, atol=1e-5, rtol=1e-5)
 
@@ -146,18 +146,18 @@ def test_plain_patches_are_open_clips_output_tokens() -> None:
 @pytest.mark.parametrize("blocks", [(3,), (-1, 0)])
 def test_a_block_that_is_not_there_is_told(blocks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="0 to 2"):
-        views(_visual(0, "plain"), _images(), Paths((0,)), blocks=blocks)
+        outputs(_visual(0, "plain"), _images(), Paths((0,)), blocks=blocks)
 
 
 # by name
 
 
 def test_names_and_their_order() -> None:
-    assert View.parse("block-12") == View("block", 12)
-    assert View.parse("plain") == View("plain")
-    for name in ALL_VIEWS:
-        assert View.parse(name).name == name
-    assert [view.name for view in parse_views(("window-3", "plain", "block-24", "block-6", "plain"))] == [
+    assert EncoderOutput.parse("block-12") == EncoderOutput("block", 12)
+    assert EncoderOutput.parse("plain") == EncoderOutput("plain")
+    for name in ALL_OUTPUTS:
+        assert EncoderOutput.parse(name).name == name
+    assert [output.name for output in parse_outputs(("window-3", "plain", "block-24", "block-6", "plain"))] == [
         "block-6",
         "block-24",
         "plain",
@@ -167,19 +167,19 @@ def test_names_and_their_order() -> None:
 
 @pytest.mark.parametrize("name", ["", "block", "block-0", "block-01", "window--1", "plain-1", "Tokens", "block-1 "])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no view"):
-        View.parse(name)
+    with pytest.raises(ValueError, match="is no output"):
+        EncoderOutput.parse(name)
 
 
 @pytest.mark.parametrize(
-    ("view", "rule"),
+    ("output", "rule"),
     [("block-4", "block 4 is asked for, but tiny has 3 blocks"), ("window-5", "tiny sees 4 x 4")],
 )
-def test_a_view_that_the_model_does_not_have_is_one_line(view: str, rule: str) -> None:
+def test_a_view_that_the_model_does_not_have_is_one_line(output: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
-        View.parse(view).check(3, 4, "tiny")
-    View.parse("block-3").check(3, 4, "tiny")
-    View.parse("window-4").check(3, 4, "tiny")
+        EncoderOutput.parse(output).check(3, 4, "tiny")
+    EncoderOutput.parse("block-3").check(3, 4, "tiny")
+    EncoderOutput.parse("window-4").check(3, 4, "tiny")
 
 
 # from the encoder, and on disk
@@ -200,14 +200,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def encoded(settings: EncoderSettings, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("features")
-    encode_images(list(files.values()), list(files), settings, "cpu", out, views=ALL_VIEWS)
+    encode_images(list(files.values()), list(files), settings, "cpu", out, outputs=ALL_OUTPUTS)
     return out
 
 
 def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settings: EncoderSettings) -> None:
     encoder = Encoder.load(settings, torch.device("cpu"))
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    class_tokens, shown = encoder.encode_views(images, parse_views(ALL_VIEWS))
+    class_tokens, shown = encoder.encode_views(images, parse_outputs(ALL_OUTPUTS))
     visual, normalised = encoder.model.visual, encoder.normalise(images)
     assert isinstance(visual, VisionTransformer)
     with torch.no_grad():
@@ -224,13 +224,13 @@ def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settin
             "window-3": normalize(encode_windows(visual, normalised, [3])[0], dim=-1),
         }
     assert set(shown) == set(expected)
-    for view in parse_views(ALL_VIEWS):
-        torch.testing.assert_close(shown[view.name], expected[view.name], atol=1e-5, rtol=1e-5)
-        assert shown[view.name].shape[1:] == encoder.view_shape(view)
+    for output in parse_outputs(ALL_OUTPUTS):
+        torch.testing.assert_close(shown[output.name], expected[output.name], atol=1e-5, rtol=1e-5)
+        assert shown[output.name].shape[1:] == encoder.output_shape(output)
     torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
     # whatever is asked for, and nothing beside it
-    for name in ALL_VIEWS:
-        class_tokens, shown = encoder.encode_views(images, parse_views([name]))
+    for name in ALL_OUTPUTS:
+        class_tokens, shown = encoder.encode_views(images, parse_outputs([name]))
         assert list(shown) == [name]
         torch.testing.assert_close(shown[name], expected[name], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
@@ -259,13 +259,13 @@ def test_rows_are_what_the_encoder_shows_of_each_crop(
     assert [image.rows for image in store.images] == [1, 2, 1, 3]
     for number, image in enumerate(store.images):
         crops = crop_image(read_image(files[image.sha256]), store.crops(number))
-        class_tokens, shown = encoder.encode_views(crops, parse_views(ALL_VIEWS))
+        class_tokens, shown = encoder.encode_views(crops, parse_outputs(ALL_OUTPUTS))
         for name, values in shown.items():
             torch.testing.assert_close(store.view(number, name), values, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(store.class_tokens(number), class_tokens, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(store.patches(number), shown["patches"], atol=1e-5, rtol=1e-5)
-    assert np.load(encoded / "view-window-2.npy").shape == (7, 9, 24)
-    assert np.load(encoded / "view-block-1.npy").dtype == np.float32
+    assert np.load(encoded / "output-window-2.npy").shape == (7, 9, 24)
+    assert np.load(encoded / "output-block-1.npy").dtype == np.float32
 
 
 def test_order_and_batch_size_change_nothing_but_the_order(
@@ -273,9 +273,9 @@ def test_order_and_batch_size_change_nothing_but_the_order(
 ) -> None:
     paths, digests = list(files.values())[::-1], list(files)[::-1]
     other_batch = settings.model_copy(update={"batch_size": 64})
-    encode_images(paths, digests, other_batch, "cpu", tmp_path, views=ALL_VIEWS[::-1])
+    encode_images(paths, digests, other_batch, "cpu", tmp_path, outputs=ALL_OUTPUTS[::-1])
     one, other = FeatureStore(encoded), FeatureStore(tmp_path)
-    for number, name in ((number, name) for number in range(4) for name in ALL_VIEWS):
+    for number, name in ((number, name) for number in range(4) for name in ALL_OUTPUTS):
         torch.testing.assert_close(other.view(3 - number, name), one.view(number, name), atol=1e-5, rtol=1e-5)
 
 
@@ -283,20 +283,20 @@ def test_order_and_batch_size_change_nothing_but_the_order(
 def test_only_what_is_asked_for_is_kept_and_anything_else_is_told(
     encoded: Path, files: dict[str, Path], settings: EncoderSettings, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    encode_images(list(files.values()), list(files), settings, "cpu", tmp_path, views=names)
-    assert list(json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["views"]) == list(names)
-    kept = {"class_tokens.npy", "index.json", *(f"view-{name}.npy" for name in names)}
+    encode_images(list(files.values()), list(files), settings, "cpu", tmp_path, outputs=names)
+    assert list(json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["outputs"]) == list(names)
+    kept = {"class_tokens.npy", "index.json", *(f"output-{name}.npy" for name in names)}
     assert {path.name for path in tmp_path.iterdir()} == kept
     every, some = FeatureStore(encoded), FeatureStore(tmp_path)
-    for number, name in ((number, name) for number in range(4) for name in ALL_VIEWS):
+    for number, name in ((number, name) for number in range(4) for name in ALL_OUTPUTS):
         torch.testing.assert_close(some.class_tokens(number), every.class_tokens(number), atol=1e-5, rtol=1e-5)
         if name in names:
             torch.testing.assert_close(some.view(number, name), every.view(number, name), atol=1e-5, rtol=1e-5)
         else:
-            with pytest.raises(InputError, match=rf"view-{name}\.npy: the features were made without this view"):
+            with pytest.raises(InputError, match=rf"output-{name}\.npy: the features were made without this output"):
                 some.view(number, name)
     if "patches" not in names:
-        with pytest.raises(InputError, match=r"view-patches\.npy: the features were made without this view"):
+        with pytest.raises(InputError, match=r"output-patches\.npy: the features were made without this output"):
             some.patches(0)
 
 
@@ -304,14 +304,14 @@ def test_without_a_say_the_patches_of_the_vv_path_are_kept(
     files: dict[str, Path], settings: EncoderSettings, tmp_path: Path
 ) -> None:
     encode_images(list(files.values()), list(files), settings, "cpu", tmp_path)
-    assert list(FeatureStore(tmp_path).index.views) == ["patches"]
+    assert list(FeatureStore(tmp_path).index.outputs) == ["patches"]
 
 
 def test_a_view_that_is_not_there_stops_before_anything_is_written(settings: EncoderSettings, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="block 4 is asked for"):
-        encode_images([], [], settings, "cpu", tmp_path / "out", views=("block-4",))
-    with pytest.raises(ValueError, match="is no view"):
-        encode_images([], [], settings, "cpu", tmp_path / "out", views=("block",))
+        encode_images([], [], settings, "cpu", tmp_path / "out", outputs=("block-4",))
+    with pytest.raises(ValueError, match="is no output"):
+        encode_images([], [], settings, "cpu", tmp_path / "out", outputs=("block",))
     assert not (tmp_path / "out").exists()
 
 
@@ -319,7 +319,7 @@ def test_a_view_that_is_not_there_stops_before_anything_is_written(settings: Enc
 def test_a_damaged_view_is_told(encoded: Path, keep: float | None, message: str, tmp_path: Path) -> None:
     for file in encoded.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    path = tmp_path / "view-block-3.npy"
+    path = tmp_path / "output-block-3.npy"
     content = path.read_bytes()
     path.unlink()
     if keep is not None:

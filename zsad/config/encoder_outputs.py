@@ -14,7 +14,7 @@ _NAME = re.compile(r"patches|plain|tokens|(block|vv|window)-([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, order=True)
-class View:
+class EncoderOutput:
     """`patches`, `plain`, `tokens`, `block-N`, `vv-N` or `window-N`.
 
     | name | rows | what |
@@ -31,11 +31,11 @@ class View:
     number: int = 0
 
     @classmethod
-    def parse(cls, name: str) -> View:
+    def parse(cls, name: str) -> EncoderOutput:
         """Raises ValueError for another name."""
         found = _NAME.fullmatch(name)
         if found is None:
-            raise ValueError(f"{name!r} is no view: patches, plain, tokens, block-N, vv-N or window-N")
+            raise ValueError(f"{name!r} is no output: patches, plain, tokens, block-N, vv-N or window-N")
         return cls(found[1], int(found[2])) if found[1] else cls(name)  # type: ignore[arg-type]
 
     @property
@@ -43,13 +43,13 @@ class View:
         return f"{self.kind}-{self.number}" if self.number else self.kind
 
     def check(self, depth: int, grid: int, model: str) -> None:
-        """Raises ConfigError where a model of `depth` blocks and grid x grid patches has no such view."""
+        """Raises ConfigError where a model of `depth` blocks and grid x grid patches has no such output."""
         if self.kind in {"block", "vv"} and self.number > depth:
             raise ConfigError(f"block {self.number} is asked for, but {model} has {depth} blocks")
         if self.kind == "window" and self.number > grid:
             raise ConfigError(f"windows of {self.number} patches are asked for, but {model} sees {grid} x {grid}")
 
 
-def parse_views(names: Iterable[str]) -> tuple[View, ...]:
+def parse_outputs(names: Iterable[str]) -> tuple[EncoderOutput, ...]:
     """Each once, in one order."""
-    return tuple(sorted({View.parse(name) for name in names}))
+    return tuple(sorted({EncoderOutput.parse(name) for name in names}))

@@ -3,7 +3,7 @@
 Both paths share every block's LayerNorm and value projection, so the V-V path costs one attention and one output
 projection a block. It is a plain function over the public modules of an open_clip tower: nothing is patched or copied.
 What other systems read on the way, the patches of the original path and the tokens that blocks give, comes from the
-same forward (`views`).
+same forward (`outputs`).
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Views:
     vv_patches: Mapping[int, Float[Tensor, "B N D"]]
 
 
-def views(
+def outputs(
     visual: VisionTransformer,
     images: Float[Tensor, "B 3 S S"],
     paths: Paths,

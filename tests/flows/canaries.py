@@ -1,4 +1,4 @@
-"""Scans that carry a patient in all that can carry one; each plant is a word that occurs nowhere else."""
+"""Scans that carry a patient in all that can carry one; each canary is a word that occurs nowhere else."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ SECRETS = (*DICOM_SECRETS, *NIFTI_SECRETS, *ITK_SECRETS, *NAME_SECRETS)
 
 
 @dataclass(frozen=True)
-class Plants:
-    """A folder of planted data, and what to find where."""
+class Canaries:
+    """A folder of marked data, and what to find where."""
 
     root: Path
     where: dict[str, Path] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Plants:
         return self.root / "einzeln"
 
 
-def plant_nifti(path: Path) -> None:
+def mark_nifti(path: Path) -> None:
     """Free text into every field of a NIfTI-1 header, and into an extension."""
     import nibabel
 
@@ -100,8 +100,8 @@ def plant_nifti(path: Path) -> None:
     header["aux_file"] = NIFTI_SECRETS[2].encode()
     header["intent_name"] = NIFTI_SECRETS[3].encode("latin-1")
     header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", f"{NIFTI_SECRETS[4]} {NAME}".encode()))
-    planted = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, header)
-    planted.to_filename(path)
+    marked = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, header)
+    marked.to_filename(path)
     # nibabel clears data_type, which the standard calls unused
     content = bytearray(zlib.decompress(path.read_bytes(), 47))
     content[4:14] = NIFTI_SECRETS[5].encode().ljust(10, b"\0")[:10]
@@ -109,7 +109,7 @@ def plant_nifti(path: Path) -> None:
     path.write_bytes(deflate.compress(bytes(content)) + deflate.flush())
 
 
-def plant_dicom(folder: Path, scan: Path) -> None:
+def mark_dicom(folder: Path, scan: Path) -> None:
     """A series of a NIfTI scan's voxels, with free text in every tag, and the patient in the files' names."""
     import pydicom
 
@@ -130,7 +130,7 @@ def plant_dicom(folder: Path, scan: Path) -> None:
         path.unlink()
 
 
-def plant_itk(folder: Path, scan: Path, label: Path) -> dict[str, tuple[Path, Path]]:
+def mark_itk(folder: Path, scan: Path, label: Path) -> dict[str, tuple[Path, Path]]:
     """The scan as .mhd with .raw and as .nrrd, comments and all; each with the mask."""
     import SimpleITK as sitk
 
@@ -150,22 +150,22 @@ def plant_itk(folder: Path, scan: Path, label: Path) -> dict[str, tuple[Path, Pa
     return {"mhd": (mhd, mask), "nrrd": (nrrd, mask)}
 
 
-def plant(root: Path, world: Any) -> Plants:
-    """Planted copies of a world's test scans; the training scans are planted in place."""
-    plants = Plants(root)
+def write_marked(root: Path, world: Any) -> Canaries:
+    """Planted copies of a world's test scans; the training scans are marked in place."""
+    canaries = Canaries(root)
     for number, folder in enumerate((FOLDER, unicodedata.normalize("NFD", BROKEN_FOLDER))):
-        plant_dicom(plants.dicom / folder / "CT", world.lits / f"volume-{number}.nii.gz")
-        shutil.copyfile(world.lits / f"segmentation-{number}.nii.gz", plants.dicom / folder / "leber.nii.gz")
-        plant_nifti(plants.dicom / folder / "leber.nii.gz")
-    sorted(plants.broken.iterdir())[4].unlink()  # a slice is missing
+        mark_dicom(canaries.dicom / folder / "CT", world.lits / f"volume-{number}.nii.gz")
+        shutil.copyfile(world.lits / f"segmentation-{number}.nii.gz", canaries.dicom / folder / "leber.nii.gz")
+        mark_nifti(canaries.dicom / folder / "leber.nii.gz")
+    sorted(canaries.broken.iterdir())[4].unlink()  # a slice is missing
     for path in (*(world.btcv / "img").iterdir(), *(world.btcv / "label").iterdir()):
-        plant_nifti(path)
-    plant_itk(plants.loose, world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz")
-    plant_nifti(plants.loose / f"{MASK}.nii.gz")
+        mark_nifti(path)
+    mark_itk(canaries.loose, world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz")
+    mark_nifti(canaries.loose / f"{MASK}.nii.gz")
     where: dict[str, Path] = {}
-    where |= dict.fromkeys(DICOM_SECRETS, plants.good)
+    where |= dict.fromkeys(DICOM_SECRETS, canaries.good)
     where |= dict.fromkeys(NIFTI_SECRETS, world.btcv)
-    where |= dict.fromkeys(ITK_SECRETS, plants.loose)
+    where |= dict.fromkeys(ITK_SECRETS, canaries.loose)
     where |= dict.fromkeys(NAME_SECRETS, root)
-    plants.where.update(where)
-    return plants
+    canaries.where.update(where)
+    return canaries

@@ -16,8 +16,8 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,39}$")]
 VIT_L_BLOCKS = (6, 12, 18, 24)
 
 
-def block_views(blocks: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of these blocks' views."""
+def block_outputs(blocks: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of these blocks' outputs."""
     return tuple(f"block-{number}" for number in blocks)
 
 
@@ -40,8 +40,8 @@ class SystemSettings(Settings):
         return self.label or self.title
 
     @property
-    def views(self) -> tuple[str, ...]:
-        """Views of `zsad.config.views` that it reads beside class tokens; no others are made for it."""
+    def outputs(self) -> tuple[str, ...]:
+        """Views of `zsad.config.encoder_outputs` that it reads beside class tokens; no others are made for it."""
         return ()
 
     @property
