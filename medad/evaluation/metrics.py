@@ -95,7 +95,9 @@ class LogitHistogram:
         return cls(np.zeros(HISTOGRAM_BINS, dtype=np.int64), np.zeros(HISTOGRAM_BINS, dtype=np.int64))
 
     @classmethod
-    def of(cls, probability: Float[np.ndarray, " voxels"], truth: Bool[np.ndarray, " voxels"]) -> LogitHistogram:
+    def from_probabilities(
+        cls, probability: Float[np.ndarray, " voxels"], truth: Bool[np.ndarray, " voxels"]
+    ) -> LogitHistogram:
         """Histogram of probabilities in 0..1. Raises ValueError otherwise."""
         return cls(_histogram(probability[truth]), _histogram(probability[~truth]))
 
@@ -275,7 +277,7 @@ def evaluate(
         predicted_lesions=predicted_lesions,
         false_positives=predicted_lesions - hits,
     )
-    return CaseEvaluation(metrics, LogitHistogram.of(scores, in_liver))
+    return CaseEvaluation(metrics, LogitHistogram.from_probabilities(scores, in_liver))
 
 
 def summarise(cases: Sequence[CaseEvaluation]) -> Summary:
@@ -285,7 +287,7 @@ def summarise(cases: Sequence[CaseEvaluation]) -> Summary:
     voxel_aurocs = [case.voxel_auroc for case in metrics if case.voxel_auroc is not None]
     pooled = sum((case.histogram for case in cases), LogitHistogram.empty())
     slice_scores = np.array([score for case in metrics for score in case.slice_scores], dtype=np.float64)
-    slice_truth = np.array([held for case in metrics for held in case.slice_truth], dtype=bool)
+    slice_truth = np.array([holds_tumour for case in metrics for holds_tumour in case.slice_truth], dtype=bool)
     true_lesions = sum(case.true_lesions for case in metrics)
     found = sum(case.found_lesions for case in metrics)
     false_positives = sum(case.false_positives for case in metrics)

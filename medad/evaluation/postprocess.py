@@ -61,7 +61,7 @@ def label_components(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Int[np.ndarray, "
     return labels, int(ndimage.label(mask, structure=CONNECT_26, output=labels))
 
 
-def threshold_of(
+def resolve_threshold(
     probability: Float32[np.ndarray, "X Y Z"], liver: Bool[np.ndarray, "X Y Z"], settings: PostprocessSettings
 ) -> float:
     """The threshold that `settings` mean for this scan.
@@ -98,7 +98,7 @@ def postprocess(
     voxel_mm3
         Volume of one voxel.
     settings
-        A voxel counts from `threshold_of` this scan on (>=); a 26-connected component is dropped when its volume is
+        A voxel counts from the threshold of this scan on (>=); a 26-connected component is dropped when its volume is
         below `min_lesion_mm3` (one of exactly that volume stays).
 
     Returns
@@ -114,7 +114,7 @@ def postprocess(
     if box is None:
         return mask
     candidates = mask[box]
-    np.greater_equal(probability[box], threshold_of(probability, liver, settings), out=candidates)
+    np.greater_equal(probability[box], resolve_threshold(probability, liver, settings), out=candidates)
     candidates &= liver[box]
     # affines are stored in single precision: a lesion of exactly the limit must not fall to a rounding error
     min_voxels = math.ceil(settings.min_lesion_mm3 / voxel_mm3 * (1 - 1e-6))

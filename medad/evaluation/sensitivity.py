@@ -77,7 +77,7 @@ class VolumeRecord(_Record):
     """Those that found room."""
 
 
-class Figures(_Record):
+class LesionFigures(_Record):
     """Lesions of one cell, or of many."""
 
     planned: int
@@ -104,7 +104,7 @@ class Row(_Record):
     size_mm: tuple[float, float] | None
     contrast: str | None
     place: LesionPlace | None
-    figures: Figures
+    figures: LesionFigures
 
 
 def operating_point(
@@ -183,8 +183,8 @@ def measure_lesions(
                 contrast_hu=lesion.contrast_hu,
                 volume_mm3=voxels * voxel_mm3,
                 voxels=voxels,
-                found=_enough(hit, voxels, settings.overlap),
-                by_chance=_enough(int(np.count_nonzero(before[place][own])), voxels, settings.overlap),
+                found=_counts_as_found(hit, voxels, settings.overlap),
+                by_chance=_counts_as_found(int(np.count_nonzero(before[place][own])), voxels, settings.overlap),
                 marked_share=hit / voxels,
                 voxel_auroc=auroc(scores, np.arange(scores.size) < voxels),
                 dice=_local_dice(count, place, number, marked, spacing_mm, settings.surroundings_mm),
@@ -193,7 +193,7 @@ def measure_lesions(
     return point, int(np.count_nonzero(marked & (number == 0))) * voxel_mm3 / 1000, records
 
 
-def _enough(hit: int, voxels: int, overlap: float) -> bool:
+def _counts_as_found(hit: int, voxels: int, overlap: float) -> bool:
     # 3 of 10 voxels are 30 %, whatever 0.3 * 10 rounds to
     return hit > 0 and hit >= voxels * overlap * (1 - 1e-12)
 
@@ -219,7 +219,7 @@ def _local_dice(
     return value
 
 
-def wilson(found: int, inserted: int) -> tuple[float, float]:
+def wilson_interval(found: int, inserted: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (Wilson, JASA 22, 1927), by SciPy; `inserted` is at least 1."""
     interval = binomtest(found, inserted).proportion_ci(CONFIDENCE, method="wilson")
     # rounding leaves 0 and 1 by an ulp
@@ -227,7 +227,7 @@ def wilson(found: int, inserted: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _PlannedLesion:
     """A lesion that was asked for; None where it found no room."""
 
     size_mm: tuple[float, float]
@@ -236,14 +236,14 @@ class _Seen:
     lesion: LesionRecord | None
 
 
-def figures_of(seen: Iterable[LesionRecord | None]) -> Figures:
+def summarise_lesions(seen: Iterable[LesionRecord | None]) -> LesionFigures:
     """Counts and means over lesions, None standing for one that found no room. Their order changes nothing."""
     asked = list(seen)
     lesions = [lesion for lesion in asked if lesion is not None]
     found, by_chance = sum(lesion.found for lesion in lesions), sum(lesion.by_chance for lesion in lesions)
     aurocs = [lesion.voxel_auroc for lesion in lesions if lesion.voxel_auroc is not None]
-    low, high = wilson(found, len(lesions)) if lesions else (None, None)
-    return Figures(
+    low, high = wilson_interval(found, len(lesions)) if lesions else (None, None)
+    return LesionFigures(
         planned=len(asked),
         inserted=len(lesions),
         found=found,
@@ -257,21 +257,21 @@ def figures_of(seen: Iterable[LesionRecord | None]) -> Figures:
     )
 
 
-By = Literal["size", "contrast", "place"]
+GroupBy = Literal["size", "contrast", "place"]
 
 
-def table(
+def sensitivity_table(
     volumes: Sequence[VolumeRecord],
     bins_mm: Sequence[tuple[float, float]],
     contrasts: Sequence[str],
     places: Sequence[LesionPlace],
-    by: Sequence[By],
+    by: Sequence[GroupBy],
 ) -> list[Row]:
     """Figures by any of size, contrast and place, pooled over the others and over scans and repeats.
 
     Rows come in the order of `bins_mm`, `contrasts` and `places`; one without any lesion asked for is there too.
     """
-    seen = [each for volume in volumes for each in _seen(volume)]
+    seen = [each for volume in volumes for each in _planned_lesions(volume)]
     rows = []
     for size in bins_mm if "size" in by else [None]:
         for contrast in contrasts if "contrast" in by else [None]:
@@ -283,11 +283,11 @@ def table(
                     and contrast in (None, each.contrast)
                     and place in (None, each.place)
                 )
-                rows.append(Row(size_mm=size, contrast=contrast, place=place, figures=figures_of(own)))
+                rows.append(Row(size_mm=size, contrast=contrast, place=place, figures=summarise_lesions(own)))
     return rows
 
 
-def bin_of(diameter_mm: float, bins_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def find_bin(diameter_mm: float, bins_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The bin that holds a diameter; an edge that two share belongs to the upper one. Raises ValueError."""
     for low, high in reversed(bins_mm):
         if low <= diameter_mm <= high:
@@ -295,6 +295,6 @@ def bin_of(diameter_mm: float, bins_mm: Sequence[tuple[float, float]]) -> tuple[
     raise ValueError(f"{diameter_mm} mm lies in none of the bins {list(bins_mm)}")
 
 
-def _seen(volume: VolumeRecord) -> list[_Seen]:
-    by_bin = {bin_of(lesion.diameter_mm, volume.bins_mm): lesion for lesion in volume.lesions}
-    return [_Seen(size, volume.contrast.label, volume.place, by_bin.get(size)) for size in volume.bins_mm]
+def _planned_lesions(volume: VolumeRecord) -> list[_PlannedLesion]:
+    by_bin = {find_bin(lesion.diameter_mm, volume.bins_mm): lesion for lesion in volume.lesions}
+    return [_PlannedLesion(size, volume.contrast.label, volume.place, by_bin.get(size)) for size in volume.bins_mm]

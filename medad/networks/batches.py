@@ -85,9 +85,9 @@ def draw_batch(
     """
     clean, organ = data.pixels[chosen].float(), data.organ[chosen]
     if settings.train.flip:
-        over = torch.rand(2, len(chosen), 1, 1, 1, generator=generator, device=generator.device) < 0.5
-        for turn, axis in zip(over, (-1, -2), strict=True):
-            clean, organ = torch.where(turn, clean.flip(axis), clean), torch.where(turn, organ.flip(axis), organ)
+        flipped = torch.rand(2, len(chosen), 1, 1, 1, generator=generator, device=generator.device) < 0.5
+        for flip, axis in zip(flipped, (-1, -2), strict=True):
+            clean, organ = torch.where(flip, clean.flip(axis), clean), torch.where(flip, organ.flip(axis), organ)
     augmentation = settings.train.augmentation
     if augmentation is not None:
         clean = vary(clean, organ, data.scale(chosen), augmentation, generator)

@@ -35,7 +35,7 @@ class Checkpoint:
     path: Path
     fingerprint: str
 
-    def snapshot(self, epoch: int) -> Path:
+    def snapshot_path(self, epoch: int) -> Path:
         """Where a snapshot waits for the training's end; its name ends like the state's, so both are pruned alike."""
         return self.path.with_name(f"{self.path.stem}.snapshot-{epoch:04d}{self.path.suffix}")
 
@@ -65,10 +65,10 @@ class Checkpoint:
 
     def has_snapshots(self, epochs: Sequence[int]) -> bool:
         """Whether all of these snapshots are here."""
-        return all(self.snapshot(epoch).is_file() for epoch in epochs)
+        return all(self.snapshot_path(epoch).is_file() for epoch in epochs)
 
-    def conclude(self, epochs: Sequence[int], out: Path) -> None:
+    def finish(self, epochs: Sequence[int], out: Path) -> None:
         """Hand the snapshots over to `out`, and forget the state."""
         for epoch in epochs:
-            shutil.move(self.snapshot(epoch), out / snapshot_name(epoch))
+            shutil.move(self.snapshot_path(epoch), out / snapshot_name(epoch))
         self.path.unlink(missing_ok=True)

@@ -45,16 +45,16 @@ def combine(
         grey = slices.pixels.astype(np.float32)
         if chosen.residual > 0:
             difference = np.abs(grey - prediction.restored)
-            combined += np.float32(chosen.residual) * unusual(difference, slices, spacing_mm, chosen)
+            combined += np.float32(chosen.residual) * outlier_map(difference, slices, spacing_mm, chosen)
         if chosen.deviation > 0:
             difference = np.abs(grey - np.float32(np.median(slices.pixels[slices.organ])))
-            combined += np.float32(chosen.deviation) * unusual(difference, slices, spacing_mm, chosen)
+            combined += np.float32(chosen.deviation) * outlier_map(difference, slices, spacing_mm, chosen)
     if settings.smooth_mm > 0:
         combined = smooth(combined, slices, spacing_mm, settings.smooth_mm)
     return combined
 
 
-def unusual(
+def outlier_map(
     difference: Float32[ndarray, "N S S"],
     slices: Slices,
     spacing_mm: tuple[float, float, float],
@@ -85,8 +85,8 @@ def smooth(
     weight[place] = slices.organ
     total = ndimage.gaussian_filter(total, sigma, mode="constant")[place]
     weight = ndimage.gaussian_filter(weight, sigma, mode="constant")[place]
-    return _inside(total / np.maximum(weight, np.float32(1e-6)), slices.organ)
+    return _zero_outside(total / np.maximum(weight, np.float32(1e-6)), slices.organ)
 
 
-def _inside(values: Float32[ndarray, "N S S"], organ: Bool[ndarray, "N S S"]) -> Float32[ndarray, "N S S"]:
+def _zero_outside(values: Float32[ndarray, "N S S"], organ: Bool[ndarray, "N S S"]) -> Float32[ndarray, "N S S"]:
     return np.where(organ, values, np.float32(0))

@@ -57,7 +57,7 @@ def load_networks(restoration: Path, segmentation: Path, device: str) -> Network
     keep_freed_memory()
     loaded = []
     for role, path in zip(nets.PHASES, (restoration, segmentation), strict=True):
-        net = nets.bake(nets.load(path if path.is_file() else path / nets.MODEL, role)[0])
+        net = nets.fold_standardisation(nets.load(path if path.is_file() else path / nets.MODEL, role)[0])
         loaded.append(net.to(place).to(memory_format=torch.channels_last).eval())
     return Networks(loaded[0], loaded[1], place)
 
@@ -79,16 +79,16 @@ def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int
     """
     probability = np.empty(pixels.shape, np.float32)
     restored = np.empty(pixels.shape, np.uint8)
-    views = FLIPS if flips else FLIPS[:1]
+    flips_used = FLIPS if flips else FLIPS[:1]
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         query = torch.from_numpy(pixels[part])[:, None].to(networks.device).float() / 255
-        likely, healthy = torch.zeros_like(query[:, 0]), torch.zeros_like(query[:, 0])
-        for axes in views:
-            one, other = _predict(query.flip(axes).contiguous(memory_format=torch.channels_last), networks)
-            likely += one.flip(axes) / len(views)
-            healthy += other.flip(axes) / len(views)
-        probability[part] = likely.cpu().numpy()
+        tumour, healthy = torch.zeros_like(query[:, 0]), torch.zeros_like(query[:, 0])
+        for axes in flips_used:
+            one_tumour, one_healthy = _predict(query.flip(axes).contiguous(memory_format=torch.channels_last), networks)
+            tumour += one_tumour.flip(axes) / len(flips_used)
+            healthy += one_healthy.flip(axes) / len(flips_used)
+        probability[part] = tumour.cpu().numpy()
         restored[part] = (healthy.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Prediction(probability, restored)
 

@@ -84,16 +84,18 @@ def _autoencoder(settings: NetSettings) -> nn.Sequential:
         return Convolution(2, in_channels, out_channels, kernel_size=3, act="relu", norm=norm, bias=False)
 
     layers: list[nn.Module] = []
-    inside = 1
+    channels = 1
     for level, width in enumerate(settings.widths):
         layers += [nn.MaxPool2d(2)] if level else []
-        layers += [unit(inside, width), unit(width, width)]
-        inside = width
+        layers += [unit(channels, width), unit(width, width)]
+        channels = width
     for width in settings.widths[-2::-1]:
-        layers.append(UpSample(2, inside, inside, 2, mode="nontrainable", interp_mode="bilinear", align_corners=True))
-        layers += [unit(inside, inside), unit(inside, inside), unit(inside, width)]
-        inside = width
-    return nn.Sequential(*layers, nn.Conv2d(inside, 1, 3, padding=1))
+        layers.append(
+            UpSample(2, channels, channels, 2, mode="nontrainable", interp_mode="bilinear", align_corners=True)
+        )
+        layers += [unit(channels, channels), unit(channels, channels), unit(channels, width)]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
 
 
 def build(role: Role, settings: NetSettings, generator: torch.Generator | None = None) -> nn.Module:
@@ -131,7 +133,7 @@ def _initialise(net: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def bake(net: nn.Module) -> nn.Module:
+def fold_standardisation(net: nn.Module) -> nn.Module:
     """Replace standardised weights by their values, in place: the same outputs, nothing recomputed per call."""
     for module in net.modules():
         if parametrize.is_parametrized(module):
@@ -173,14 +175,14 @@ def load(path: Path, role: Role) -> tuple[nn.Module, NetSettings]:
     try:
         settings = NetSettings.model_validate(metadata["net"])
         net = build(role, settings)
-        _fill(net, weights)
+        _copy_weights(net, weights)
     except (KeyError, ValueError, RuntimeError, ValidationError) as error:
         raise InputError(path, "the network's settings and its weights do not fit together") from error
     return net, settings
 
 
 @torch.no_grad()
-def _fill(net: nn.Module, weights: dict[str, Tensor]) -> None:
+def _copy_weights(net: nn.Module, weights: dict[str, Tensor]) -> None:
     parameters = _weights(net)
     if parameters.keys() != weights.keys():
         raise ValueError("other weights than the network's")

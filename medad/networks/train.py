@@ -35,7 +35,7 @@ from medad.networks.checkpoint import Checkpoint, snapshot_name
 from medad.networks.losses import focal_loss, l1_loss, l2_ssim_loss
 
 PROGRESS_SECONDS = 0.5
-RISE, FIRST_RATE = 0.3, 25
+RISING_SHARE, START_DIVISOR = 0.3, 25
 """Of a one-cycle rate: the share of steps in which it rises, and the fraction of its peak that it begins at."""
 
 
@@ -101,7 +101,9 @@ def train_segmentation(
     """
     place = pick_device(device)
     frozen_file = restoration / "model.safetensors"
-    restorer = nets.bake(nets.load(frozen_file, "restoration")[0]).to(place).eval().requires_grad_(False)
+    restorer = (
+        nets.fold_standardisation(nets.load(frozen_file, "restoration")[0]).to(place).eval().requires_grad_(False)
+    )
 
     def loss(trained: nn.ModuleDict, batch: Synthesised, clean: Tensor) -> Tensor:
         query = batch.image / 255
@@ -165,7 +167,7 @@ class _Job:
     ----------
     name
         What reports and progress call it.
-    shapes
+    net_settings
         The networks to train; the first one's name also names the stream of random numbers.
     frozen
         Names the weights that the loss holds fixed.
@@ -174,15 +176,15 @@ class _Job:
     """
 
     name: str
-    shapes: Mapping[nets.Role, NetSettings]
+    net_settings: Mapping[nets.Role, NetSettings]
     phase: PhaseSettings
     loss: Callable[[nn.ModuleDict, Synthesised, Tensor], Tensor]
     frozen: str = ""
     snapshots: tuple[int, ...] = ()
 
     @property
-    def stream(self) -> nets.Role:
-        return next(iter(self.shapes))
+    def random_stream(self) -> nets.Role:
+        return next(iter(self.net_settings))
 
     def steps_per_epoch(self, slices: int) -> int:
         return ceil(slices / self.phase.batch_size)
@@ -206,26 +208,28 @@ def _run(
     if settings.synthesis.kind == "perlin_texture":
         textures = open_textures(settings.synthesis.texture, data.pixels.shape[-1])
     trained = nn.ModuleDict()
-    for role, shape in job.shapes.items():
+    for role, shape in job.net_settings.items():
         initial = generator_for(settings.seed, role, INITIAL, 0, torch.device("cpu"))
         trained[role] = nets.build(role, shape, initial).to(device)
     if device.type == "cuda":
         trained = trained.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(trained.parameters(), lr=job.phase.learning_rate)
-    kept = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(job, settings, data, textures))
+    saved_state = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(job, settings, data, textures))
     per_epoch = job.steps_per_epoch(len(data.pixels))
-    done = [] if kept is None else _resume(kept, job, trained, optimiser, per_epoch, device)
+    earlier_losses = [] if saved_state is None else _resume(saved_state, job, trained, optimiser, per_epoch, device)
 
     def snapshot(epoch: int) -> None:
-        path = out / snapshot_name(epoch) if kept is None else kept.snapshot(epoch)
+        path = out / snapshot_name(epoch) if saved_state is None else saved_state.snapshot_path(epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            nets.save(temporary, trained[job.stream], job.stream, job.shapes[job.stream])
+            nets.save(temporary, trained[job.random_stream], job.random_stream, job.net_settings[job.random_stream])
 
-    save = None if kept is None else partial(kept.save, trained, optimiser)
+    save = None if saved_state is None else partial(saved_state.save, trained, optimiser)
     part = min(largest_batch or job.phase.batch_size, job.phase.batch_size)
     with denormals_flushed():
-        losses = _fit(job, trained, optimiser, data, textures, settings, part, done, on_progress, save, snapshot)
+        losses = _fit(
+            job, trained, optimiser, data, textures, settings, part, earlier_losses, on_progress, save, snapshot
+        )
     curve = {
         "phase": job.name,
         "epochs": job.phase.epochs,
@@ -234,21 +238,21 @@ def _run(
         "steps": list(range(1, len(losses) + 1)),
         "loss": losses,
         "seconds": round(time.monotonic() - started, 3),
-        "resumed_at_step": len(done),
+        "resumed_at_step": len(earlier_losses),
         "device": str(device),
         "restoration_loss": settings.train.restoration_loss,
     }
-    for role, shape in job.shapes.items():
-        folder = out if len(job.shapes) == 1 else out / role
+    for role, shape in job.net_settings.items():
+        folder = out if len(job.net_settings) == 1 else out / role
         folder.mkdir(exist_ok=True)
         nets.save(folder / nets.MODEL, trained[role], role, shape)
         (folder / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
-    if kept is not None:
-        kept.conclude(job.snapshots, out)
+    if saved_state is not None:
+        saved_state.finish(job.snapshots, out)
 
 
 def _resume(
-    kept: Checkpoint,
+    saved_state: Checkpoint,
     job: _Job,
     trained: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -256,11 +260,11 @@ def _resume(
     device: torch.device,
 ) -> list[float]:
     """Put networks and optimiser where a checkpoint left them; the losses so far, none where there is nothing fit."""
-    state = kept.load(device)
+    state = saved_state.load(device)
     if state is None:
         return []
     losses: list[float] = state["losses"]
-    if not kept.has_snapshots([epoch for epoch in job.snapshots if epoch * per_epoch <= len(losses)]):
+    if not saved_state.has_snapshots([epoch for epoch in job.snapshots if epoch * per_epoch <= len(losses)]):
         return []
     trained.load_state_dict(state["net"])
     optimiser.load_state_dict(state["optimiser"])
@@ -275,49 +279,49 @@ def _fit(
     textures: Textures | None,
     settings: LiverSettings,
     part: int,
-    done: list[float],
+    earlier_losses: list[float],
     on_progress: OnProgress | None,
     save: Callable[[list[float]], None] | None,
     snapshot: Callable[[int], None],
 ) -> list[float]:
-    """The loop of all trainings, from step len(done) on, `part` slices at a time; returns every step's loss."""
+    """The loop of all trainings, after `earlier_losses`, `part` slices at a time; returns every step's loss."""
     device = data.pixels.device
     per_epoch = job.steps_per_epoch(len(data.pixels))
     steps = per_epoch * job.phase.epochs
-    losses, pending = list(done), list[Tensor]()  # losses stay on the device until someone looks
+    losses, pending = list(earlier_losses), list[Tensor]()  # losses stay on the device until someone looks
     begun = reported = saved = time.monotonic()
     autocast = settings.train.mixed_precision and device.type == "cuda"
     trained.train()
-    for step in range(len(done), steps):
+    for step in range(len(earlier_losses), steps):
         chosen = _batch_indices(job, settings.seed, len(data.pixels), step).to(device)
-        generator = generator_for(settings.seed, job.stream, BATCH, step, device)
+        generator = generator_for(settings.seed, job.random_stream, BATCH, step, device)
         batch, clean = draw_batch(data, chosen, settings, generator, textures)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(job.phase, step, steps)
         optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
-        for some in torch.split(torch.arange(len(clean), device=device), part):
+        for indices in torch.split(torch.arange(len(clean), device=device), part):
             with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
                 # all losses are means over pixels, of which each slice has as many
-                share = job.loss(trained, batch.take(some), clean[some]) * (len(some) / len(clean))
+                share = job.loss(trained, batch.take(indices), clean[indices]) * (len(indices) / len(clean))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
         optimiser.step()
         pending.append(loss)
-        epoch, rest = divmod(step + 1, per_epoch)
-        if rest == 0 and epoch in job.snapshots:
+        epoch, remainder = divmod(step + 1, per_epoch)
+        if remainder == 0 and epoch in job.snapshots:
             snapshot(epoch)
         now, last = time.monotonic(), step + 1 == steps
         if on_progress is not None and (last or now - reported >= PROGRESS_SECONDS):
             reported = now
-            left = (now - begun) / (step + 1 - len(done)) * (steps - step - 1)
+            left = (now - begun) / (step + 1 - len(earlier_losses)) * (steps - step - 1)
             place = step // per_epoch + 1
             on_progress(Progress(job.name, place, job.phase.epochs, step + 1, steps, float(pending[-1]), left))
         due = save is not None and now - saved >= settings.train.checkpoint_minutes * 60
         if last or due:
             losses += torch.stack(pending).tolist()
             pending.clear()
-            _check_finite(job.stream, losses)
+            _check_finite(job.random_stream, losses)
             if save is not None and not last:
                 save(losses)
                 saved = time.monotonic()
@@ -328,9 +332,9 @@ def learning_rate(phase: PhaseSettings, step: int, steps: int) -> float:
     """Of step `step` of 0..steps-1: a function of its place alone, so that a resumed training goes on with it."""
     if phase.rate == "constant":
         return phase.learning_rate
-    peak = max(round(RISE * steps), 1)
+    peak = max(round(RISING_SHARE * steps), 1)
     if step < peak:
-        start = phase.learning_rate / FIRST_RATE
+        start = phase.learning_rate / START_DIVISOR
         return start + (phase.learning_rate - start) * (1 - cos(pi * step / peak)) / 2
     return phase.learning_rate * (1 + cos(pi * (step - peak) / max(steps - peak, 1))) / 2
 
@@ -347,7 +351,7 @@ def _check_finite(role: nets.Role, losses: list[float]) -> None:
 def _batch_indices(job: _Job, seed: int, slices: int, step: int) -> Int64[Tensor, " B"]:
     """Which slices batch `step` holds: each epoch goes through all of them in a new order."""
     epoch, place = divmod(step, job.steps_per_epoch(slices))
-    shuffle = generator_for(seed, job.stream, ORDER, epoch, torch.device("cpu"))
+    shuffle = generator_for(seed, job.random_stream, ORDER, epoch, torch.device("cpu"))
     order = torch.randperm(slices, generator=shuffle)
     return order[place * job.phase.batch_size : (place + 1) * job.phase.batch_size]
 
@@ -358,7 +362,7 @@ def _fingerprint(job: _Job, settings: LiverSettings, data: HealthySlices, textur
     digest.update(np.packbits(data.organ.cpu().numpy()).tobytes())
     parts = (
         job.name,
-        *(shape.model_dump_json() for shape in job.shapes.values()),
+        *(shape.model_dump_json() for shape in job.net_settings.values()),
         job.phase.model_dump_json(),
         job.frozen,
         settings.synthesis.model_dump_json(exclude={"texture": {"folder"}}),

@@ -16,7 +16,7 @@ def page_environment(*packages: str) -> jinja2.Environment:
     """Templates among the files of these packages and, for what all pages share, of this one: escaped, and an error
     where one names what it was not given."""
     return jinja2.Environment(
-        loader=jinja2.ChoiceLoader([_templates_of(package) for package in (*packages, "medad.reporting")]),
+        loader=jinja2.ChoiceLoader([_template_loader(package) for package in (*packages, "medad.reporting")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -24,7 +24,7 @@ def page_environment(*packages: str) -> jinja2.Environment:
     )
 
 
-def _templates_of(package: str) -> jinja2.FunctionLoader:
+def _template_loader(package: str) -> jinja2.FunctionLoader:
     files = importlib.resources.files(package)
 
     def source(name: str) -> str | None:

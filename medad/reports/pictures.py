@@ -76,25 +76,25 @@ def panel_row(view: SliceView, crop: Crop, panel_px: int, *, px_mm: float) -> Im
     organ on one fixed scale, 0..1; the difference is clipped at `DIFFERENCE_LIMIT`. The first panel has a scale bar;
     `px_mm` is the width of a pixel of the slice grid.
     """
-    organ = _window(view.organ, crop)
-    grey = _grey(_window(view.pixels, crop), panel_px)
-    difference = difference_of(view.pixels, view.restored, view.organ)
+    organ = _cut_out(view.organ, crop)
+    grey = _grey(_cut_out(view.pixels, crop), panel_px)
+    difference = difference_picture(view.pixels, view.restored, view.organ)
     outlines = grey.copy()
-    _outline(outlines, _window(view.prediction, crop), PREDICTION_RGB, dashed=False)
+    _outline(outlines, _cut_out(view.prediction, crop), PREDICTION_RGB, dashed=False)
     if view.truth is not None:
-        _outline(outlines, _window(view.truth, crop), TRUTH_RGB, dashed=True)
+        _outline(outlines, _cut_out(view.truth, crop), TRUTH_RGB, dashed=True)
     panels = [
-        _mark(grey, panel_px / (crop.side * px_mm)),
+        _with_marks(grey, panel_px / (crop.side * px_mm)),
         # the net paints outside the organ too; nothing there is ever used
-        _grey(np.where(organ, _window(view.restored, crop), 0).astype(np.uint8), panel_px),
-        _grey(_window(difference, crop), panel_px),
-        _heat(_window(view.probability, crop), organ, panel_px),
+        _grey(np.where(organ, _cut_out(view.restored, crop), 0).astype(np.uint8), panel_px),
+        _grey(_cut_out(difference, crop), panel_px),
+        _heat_map(_cut_out(view.probability, crop), organ, panel_px),
         outlines,
     ]
     return _side_by_side(panels)
 
 
-def difference_of(
+def difference_picture(
     first: UInt8[np.ndarray, "S S"], second: UInt8[np.ndarray, "S S"], organ: Bool[np.ndarray, "S S"]
 ) -> UInt8[np.ndarray, "S S"]:
     """|first - second| inside the organ as a grey picture, white from `DIFFERENCE_LIMIT` on."""
@@ -107,7 +107,7 @@ def difference_of(
 
 def grey_row(planes: Sequence[UInt8[np.ndarray, "S S"]], crop: Crop, panel_px: int) -> Image.Image:
     """Grey planes of one slice grid side by side: RGB, `panel_px` high."""
-    return _side_by_side([_grey(_window(plane, crop), panel_px) for plane in planes])
+    return _side_by_side([_grey(_cut_out(plane, crop), panel_px) for plane in planes])
 
 
 def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
@@ -175,7 +175,7 @@ def svg_uri(svg: str) -> str:
     return data_uri("image/svg+xml", svg.encode())
 
 
-def _window(plane: np.ndarray, crop: Crop) -> np.ndarray:  # any dtype
+def _cut_out(plane: np.ndarray, crop: Crop) -> np.ndarray:  # any dtype
     out = np.zeros((crop.side, crop.side), dtype=plane.dtype)
     row, col = max(crop.row, 0), max(crop.col, 0)
     part = plane[row : crop.row + crop.side, col : crop.col + crop.side]
@@ -188,7 +188,7 @@ def _grey(plane: UInt8[np.ndarray, "s s"], side_px: int) -> Image.Image:
     return image.convert("RGB")
 
 
-def _heat(probability: Float32[np.ndarray, "s s"], organ: Bool[np.ndarray, "s s"], side_px: int) -> Image.Image:
+def _heat_map(probability: Float32[np.ndarray, "s s"], organ: Bool[np.ndarray, "s s"], side_px: int) -> Image.Image:
     level = np.nan_to_num(np.where(organ, probability, 0.0)).astype(np.float32)
     smooth = Image.fromarray(level).resize((side_px, side_px), Image.Resampling.BILINEAR)
     inside = Image.fromarray(organ.astype(np.uint8)).resize((side_px, side_px), Image.Resampling.NEAREST)
@@ -197,7 +197,7 @@ def _heat(probability: Float32[np.ndarray, "s s"], organ: Bool[np.ndarray, "s s"
     return Image.fromarray(colours)
 
 
-def _mark(panel: Image.Image, px_per_mm: float) -> Image.Image:
+def _with_marks(panel: Image.Image, px_per_mm: float) -> Image.Image:
     """R and A at their sides, and a scale bar below."""
     marked = panel.copy()
     draw = ImageDraw.Draw(marked)

@@ -8,7 +8,7 @@ from pathlib import Path
 WEIGHTS, CURVE = "model.safetensors", "curve.json"
 
 
-def adopt_network(folder: Path, out: Path) -> None:
+def copy_network(folder: Path, out: Path) -> None:
     """Copy a network's weights, and its training curve where there is one, into the existing folder `out`."""
     shutil.copyfile(folder / WEIGHTS, out / WEIGHTS)
     if (folder / CURVE).is_file():

@@ -16,7 +16,7 @@ from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
-from medad.steps.cases import NAMELESS, PREPARED, read_truth
+from medad.steps.cases import PREPARED, UNNAMED_CASE, read_truth
 
 MAD_TO_SD = 1.4826
 """Scales the median absolute deviation to a normal distribution's standard deviation."""
@@ -30,7 +30,7 @@ DEFINITION = (
 )
 
 
-def smoothed_inside(
+def smooth_within_liver(
     hu: Float32[ndarray, "X Y Z"], liver: Bool[ndarray, "X Y Z"], sigma_voxels: tuple[float, float, float]
 ) -> Float64[ndarray, " voxels"]:
     """Gaussian mean of HU over liver voxels alone (normalised convolution), at each liver voxel in C order.
@@ -91,7 +91,7 @@ def baseline_case(
     assert box is not None, "a prepared case holds liver"
     x, y, z = (sigma_mm / spacing for spacing in ready.geometry.canonical_spacing_mm)
     probability = np.zeros(liver.shape, np.float32)
-    smooth = smoothed_inside(hu[box], liver[box], (x, y, z))
+    smooth = smooth_within_liver(hu[box], liver[box], (x, y, z))
     probability[liver] = deviation_score(smooth, float(np.median(hu[liver])))
     voxel_mm3 = ready.geometry.voxel_mm3
     post = PostprocessSettings(threshold=0.5, min_lesion_mm3=min_lesion_mm3)
@@ -100,7 +100,7 @@ def baseline_case(
     # all that is asked of a slice's map is its largest value inside the liver
     largest = probability.max(axis=(0, 1))[slices.z][:, None, None] * slices.organ
     evaluate(
-        NAMELESS,
+        UNNAMED_CASE,
         truth=truth,
         prediction=mask,
         probability=probability,

@@ -21,14 +21,14 @@ from medad.slices.preprocess import equalise, liver_roi, window
 GREY, SLICES = "grey.nii.gz", "slices.safetensors"
 
 
-def _grey(source: Path) -> tuple[ndarray, Geometry]:
+def _read_grey(source: Path) -> tuple[ndarray, Geometry]:
     labels = read_labels(source)
     if labels.values.dtype != np.uint8:
         raise InputError(source, "expected a grey image 0..255, as the window step writes it")
     return labels.values, labels.geometry
 
 
-def _liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]) -> Bool[ndarray, "X Y Z"]:
+def _read_liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]) -> Bool[ndarray, "X Y Z"]:
     if liver is None:
         raise InputError("--liver", "this step needs a liver mask on the image's grid")
     return require_liver(read_labels_on(geometry, liver)[0], liver_labels, liver)
@@ -48,16 +48,16 @@ def step_roi(
 ) -> None:
     """Grey image -> grey.nii.gz, zero outside the liver."""
     del settings
-    grey, geometry = _grey(source)
-    write_grey(out / GREY, liver_roi(grey, _liver(geometry, liver, liver_labels)), geometry)
+    grey, geometry = _read_grey(source)
+    write_grey(out / GREY, liver_roi(grey, _read_liver(geometry, liver, liver_labels)), geometry)
 
 
 def step_slice(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
     """Grey image, zero outside the liver -> slices.safetensors: the slices that hold liver, resized."""
-    grey, geometry = _grey(source)
-    mask = _liver(geometry, liver, liver_labels)
+    grey, geometry = _read_grey(source)
+    mask = _read_liver(geometry, liver, liver_labels)
     grid = slice_grid(mask, geometry.canonical_spacing_mm, settings)
     slices = slice_volume(grey, mask, grid, settings.min_liver_px)
     save_prepared(out / SLICES, slices, geometry, mask)

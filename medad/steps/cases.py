@@ -43,7 +43,7 @@ from medad.ct.io import (
     write_probability,
 )
 from medad.evaluation.metrics import evaluate
-from medad.evaluation.postprocess import lesion_table, postprocess, threshold_of
+from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
 from medad.networks.combine import combine
 from medad.networks.infer import load_networks, predict
 from medad.slices.grid import map_to_volume, mask_to_slices
@@ -52,7 +52,7 @@ from medad.slices.preprocess import grey_per_hu, prepare
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
-NAMELESS = "case"
+UNNAMED_CASE = "case"
 """Id in a case's figures: one scan under two names is evaluated once, so an artifact names no case."""
 
 
@@ -180,7 +180,7 @@ def segment_case(
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
-    post = post.model_copy(update={"threshold": threshold_of(probability, case.liver, post)})
+    post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post)})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)
     write_probability(out / PROBABILITY, probability, geometry)
@@ -227,7 +227,7 @@ def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings:
     predicted = _load_slices(segmented / SLICES)
     slice_truth = mask_to_slices(truth, ready.slices)
     result = evaluate(
-        NAMELESS,
+        UNNAMED_CASE,
         truth=truth,
         prediction=read_labels(segmented / MASK, affine_from=case.affine_from).values.astype(bool),
         probability=read_scan(segmented / PROBABILITY, affine_from=case.affine_from).hu,

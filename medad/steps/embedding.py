@@ -29,12 +29,12 @@ from medad.slices.prepared_file import load_prepared
 
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")
-MOST_SLICES = 300
+MAX_SLICES = 300
 """Of a kind; more would hide each other in the plot."""
 
 
 @torch.inference_mode()
-def describe(
+def liver_features(
     net: nn.Module,
     pixels: UInt8[ndarray, "N S S"],
     organ: Bool[ndarray, "N S S"],
@@ -53,27 +53,27 @@ def describe(
         Prepared slices, grey 0..255, and their liver. The liver is scaled to the features' size as a share a cell, so
         that a liver's size alone does not move a slice.
     """
-    described = []
+    per_batch = []
     for start in range(0, len(pixels), largest_batch):
         part = slice(start, start + largest_batch)
         query = torch.from_numpy(pixels[part])[:, None].to(device).float() / 255
-        features = _deepest(net, query).float()
+        features = _deepest_features(net, query).float()
         share = torch.from_numpy(organ[part])[:, None].to(device).float()
         share = functional.adaptive_avg_pool2d(share, (features.shape[-2], features.shape[-1]))
-        described.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
-    return np.concatenate(described) if described else np.zeros((0, 1), np.float32)
+        per_batch.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
+    return np.concatenate(per_batch) if per_batch else np.zeros((0, 1), np.float32)
 
 
-def _deepest(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
+def _deepest_features(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
     """What the last of the modules that work at the smallest height and width gives."""
     smallest = query
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def store_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal smallest
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() <= smallest.shape[2:].numel():
             smallest = output
 
-    handles = [module.register_forward_hook(keep) for module in net.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(store_output) for module in net.modules() if not list(module.children())]
     try:
         nets.restore(net, query)
     finally:
@@ -106,7 +106,7 @@ def write_features(
     synthesis, seed
         Those of the network's training.
     out
-        Existing folder; gets features.safetensors: a tensor f32 [N, D] for each of `KINDS`, `MOST_SLICES` at most.
+        Existing folder; gets features.safetensors: a tensor f32 [N, D] for each of `KINDS`, `MAX_SLICES` at most.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def write_features(
     place = pick_device(device)
     keep_freed_memory()
     rng = np.random.default_rng(seed)
-    net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
+    net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     found: dict[str, tuple[list[ndarray], list[ndarray]]] = {kind: ([], []) for kind in KINDS}
     for prepared, evaluated in tested:
         slices = load_prepared(prepared / "prepared.safetensors").slices
@@ -124,20 +124,20 @@ def write_features(
         for kind, chosen in (("tumour", tumour), ("healthy", ~tumour)):
             found[kind][0].append(slices.pixels[chosen])
             found[kind][1].append(slices.organ[chosen])
-    pixels, organ = _synthesised(training, synthesis, seed)
+    pixels, organ = _synthesised_slices(training, synthesis, seed)
     found["synthesised"][0].append(pixels)
     found["synthesised"][1].append(organ)
     arrays = {}
     for kind, (all_pixels, all_organs) in found.items():
         pixels, organ = np.concatenate(all_pixels), np.concatenate(all_organs)
-        kept = np.sort(rng.permutation(len(pixels))[:MOST_SLICES])
-        arrays[kind] = describe(net, pixels[kept], organ[kept], place, largest_batch)
+        shown = np.sort(rng.permutation(len(pixels))[:MAX_SLICES])
+        arrays[kind] = liver_features(net, pixels[shown], organ[shown], place, largest_batch)
     width = max(array.shape[1] for array in arrays.values())
     empty = np.zeros((0, width), np.float32)
     save_file({kind: np.ascontiguousarray(one) if len(one) else empty for kind, one in arrays.items()}, out / FEATURES)
 
 
-def _synthesised(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
+def _synthesised_slices(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
     """Spoilt training slices with an anomaly in them, grey, and their liver."""
     data = load_slices(training, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
@@ -150,7 +150,7 @@ def _synthesised(training: Sequence[Path], synthesis: SynthesisSettings, seed: i
         drawn = batch.mask.flatten(1).any(1)
         pixels.append(batch.image[drawn, 0].round().to(torch.uint8).numpy())
         organs.append(organ[drawn, 0].numpy())
-        if sum(map(len, pixels)) >= MOST_SLICES:
+        if sum(map(len, pixels)) >= MAX_SLICES:
             break
     return np.concatenate(pixels), np.concatenate(organs)
 

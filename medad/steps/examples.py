@@ -16,7 +16,7 @@ from medad.networks import nets
 from medad.networks.batches import load_slices
 
 EXAMPLES = "examples.safetensors"
-DRAWN_A_SLICE = 8
+CANDIDATES_PER_SLICE = 8
 """Slices that are spoilt for each one wanted: Algorithm 1 leaves most slices without any anomaly."""
 
 
@@ -62,12 +62,12 @@ def write_examples(
     generator = torch.Generator().manual_seed(seed)
     area = data.organ.sum((1, 2, 3))
     large = torch.nonzero(area >= area.float().median())[:, 0]
-    chosen = large[torch.randperm(len(large), generator=generator)][: count * DRAWN_A_SLICE]
+    chosen = large[torch.randperm(len(large), generator=generator)][: count * CANDIDATES_PER_SLICE]
     clean = data.pixels[chosen].float()
     scale = data.scale(chosen) if synthesis.kind == "lesions" else None
     batch = synthesise(clean, data.organ[chosen], synthesis, generator, scale=scale)
     drawn = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
-    net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
+    net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     spoilt = batch.image[drawn]
     restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in torch.split(spoilt, largest_batch)]
     grey = torch.cat(restored).clamp(0, 1) * 255 if restored and len(spoilt) else torch.zeros_like(spoilt)
@@ -78,8 +78,8 @@ def write_examples(
         "mask": batch.mask[drawn],
         "organ": data.organ[chosen][drawn],
     }
-    save_file({name: _bytes(value) for name, value in arrays.items()}, out / EXAMPLES)
+    save_file({name: _as_uint8(value) for name, value in arrays.items()}, out / EXAMPLES)
 
 
-def _bytes(values: torch.Tensor) -> np.ndarray:
+def _as_uint8(values: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(values[:, 0].float().round().to(torch.uint8).numpy())

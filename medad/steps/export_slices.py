@@ -43,28 +43,28 @@ def export_case(case: LabelledScan | None, prepared: Path, out: Path) -> None:
     """
     ready = load_prepared(prepared / PREPARED)
     if case is None:
-        write_healthy(ready.slices, out)
+        write_training_slices(ready.slices, out)
         return
     truth = read_truth(case, ready.geometry, "no tumour label to tell slices with tumour from normal ones")
-    write_judged(ready.slices, mask_to_slices(truth, ready.slices), out)
+    write_test_slices(ready.slices, mask_to_slices(truth, ready.slices), out)
 
 
-def write_healthy(slices: Slices, out: Path) -> None:
+def write_training_slices(slices: Slices, out: Path) -> None:
     """All slices into `train/good`, grey values 0..255 as they are."""
     for pixels, z in zip(slices.pixels, slices.z.tolist(), strict=True):
-        _write(out / "train" / "good" / _name(z), pixels)
+        _write(out / "train" / "good" / _file_name(z), pixels)
 
 
-def write_judged(slices: Slices, tumour: Bool[ndarray, "N S S"], out: Path) -> None:
+def write_test_slices(slices: Slices, tumour: Bool[ndarray, "N S S"], out: Path) -> None:
     """Slices with a tumour pixel into `test/tumour`, with their masks (0 and 255); the others into `test/good`."""
     for pixels, mask, z in zip(slices.pixels, tumour, slices.z.tolist(), strict=True):
         label = "tumour" if mask.any() else "good"
-        _write(out / "test" / label / _name(z), pixels)
+        _write(out / "test" / label / _file_name(z), pixels)
         if mask.any():
-            _write(out / "ground_truth" / label / _name(z, "_mask"), mask.astype(np.uint8) * np.uint8(255))
+            _write(out / "ground_truth" / label / _file_name(z, "_mask"), mask.astype(np.uint8) * np.uint8(255))
 
 
-def _name(z: int, suffix: str = "") -> str:
+def _file_name(z: int, suffix: str = "") -> str:
     return f"{z:04d}{suffix}.png"
 
 

@@ -56,15 +56,15 @@ def measure_inserted(
     InputError
         A file cannot be used, its label holds tumour, or the volume that may be marked is as large as the liver.
     """
-    scan, liver = _healthy(case, measure)
+    scan, liver = _read_healthy_scan(case, measure)
     spacing_mm = scan.geometry.canonical_spacing_mm
-    inserted = _inserted(case, scan.hu, liver, spacing_mm, insertion)
-    before = read_scan(healthy / PROBABILITY).hu
-    after = before
+    inserted = _insert_lesions(case, scan.hu, liver, spacing_mm, insertion)
+    healthy_probability = read_scan(healthy / PROBABILITY).hu
+    inserted_probability = healthy_probability
     if inserted.lesions:
         values = liver.astype(np.uint8) * np.uint8(INSERTED_LIVER)
         values[inserted.number > 0] = INSERTED_TUMOUR
-        after = _segmented(
+        inserted_probability = _segment_inserted(
             inserted.hu,
             values,
             scan.geometry.canonical_affine,
@@ -74,7 +74,7 @@ def measure_inserted(
             largest_batch=largest_batch,
         )
     point, marked_ml, lesions = measure_lesions(
-        after, before, liver, inserted.number, inserted.lesions, spacing_mm, measure
+        inserted_probability, healthy_probability, liver, inserted.number, inserted.lesions, spacing_mm, measure
     )
     record = VolumeRecord(
         contrast=insertion.contrast,
@@ -89,7 +89,7 @@ def measure_inserted(
     write_bytes(out / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
 
 
-def _healthy(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
+def _read_healthy_scan(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
     if case.label is None:
         raise InputError(case.scan, "no liver label beside this scan")
     scan = read_scan(case.scan, affine_from=case.affine_from)
@@ -107,7 +107,7 @@ def _healthy(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool
     return scan, liver
 
 
-def _inserted(
+def _insert_lesions(
     case: LabelledScan,
     hu: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
@@ -126,7 +126,7 @@ def _inserted(
     return insert_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=case.label or case.scan)
 
 
-def _segmented(
+def _segment_inserted(
     hu: Float32[np.ndarray, "X Y Z"],
     labels: UInt8[np.ndarray, "X Y Z"],
     affine: Float64[np.ndarray, "4 4"],

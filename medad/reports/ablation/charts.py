@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from medad.reports.ablation.document import EmbeddingReport
 
 OURS, PUBLISHED = "#0072b2", "#d55e00"
@@ -27,7 +27,7 @@ PNG_DPI = 120
 
 
 @dataclass(frozen=True)
-class Printed:
+class PublishedValue:
     """A published figure, in percent."""
 
     mean: float
@@ -35,21 +35,21 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartPanel:
     """One figure against what is varied, and what is published of it."""
 
     title: str
     stats: Sequence[Stat | None]
-    published: Sequence[Printed | None] = ()
+    published: Sequence[PublishedValue | None] = ()
 
 
-def dots_svg(labels: Sequence[str], panels: Sequence[Line]) -> str:
+def dots_svg(labels: Sequence[str], panels: Sequence[ChartPanel]) -> str:
     """Rows from top to bottom, a panel a figure: mean with a bar of one sd, published figures as open diamonds."""
     with _style():
         return _svg(_dots(labels, panels, title=""))
 
 
-def dots_png(title: str, labels: Sequence[str], panels: Sequence[Line]) -> bytes:
+def dots_png(title: str, labels: Sequence[str], panels: Sequence[ChartPanel]) -> bytes:
     """`dots_svg` as a PNG picture that stands alone, with a title."""
     with _style():
         buffer = io.BytesIO()
@@ -57,7 +57,7 @@ def dots_png(title: str, labels: Sequence[str], panels: Sequence[Line]) -> bytes
     return buffer.getvalue()
 
 
-def lines_svg(x: Sequence[float], panels: Sequence[Line], varied: str) -> str:
+def lines_svg(x: Sequence[float], panels: Sequence[ChartPanel], varied: str) -> str:
     """Panels in a row: means as a line with a band of one sd, published figures as diamonds with a bar."""
     with _style():
         figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
@@ -76,12 +76,12 @@ def embedding_svg(embedding: EmbeddingReport) -> str:
             axes.scatter(part.x, part.y, s=16, c=colour, marker=marker, alpha=0.7, label=f"{name} ({len(part.x)})")
         axes.set_xlabel(f"first component ({100 * embedding.explained[0]:.0f} % of the variance)")
         axes.set_ylabel(f"second component ({100 * embedding.explained[1]:.0f} %)")
-        _plain(axes)
+        _style_axes(axes)
         axes.legend(frameon=False, fontsize=8)
         return _svg(figure)
 
 
-def _dots(labels: Sequence[str], panels: Sequence[Line], title: str) -> Figure:
+def _dots(labels: Sequence[str], panels: Sequence[ChartPanel], title: str) -> Figure:
     longest = max(map(len, labels), default=0)
     height = (1.3 if title else 0.9) + 0.32 * max(1, len(labels))
     figure = Figure(figsize=(0.6 + 0.08 * longest + 2.9 * len(panels), height), layout="constrained")
@@ -107,11 +107,11 @@ def _dots(labels: Sequence[str], panels: Sequence[Line], title: str) -> Figure:
         axes.set_yticks(range(len(labels)), labels if number == 1 else [""] * len(labels))
         axes.set_title(panel.title, fontsize=9, loc="left")
         axes.set_xlabel("%")
-        _plain(axes)
+        _style_axes(axes)
     return figure
 
 
-def _line(axes: Axes, x: Sequence[float], panel: Line, varied: str) -> None:
+def _line(axes: Axes, x: Sequence[float], panel: ChartPanel, varied: str) -> None:
     known = [(place, stat) for place, stat in zip(x, panel.stats, strict=True) if stat is not None]
     places = np.array([place for place, _ in known])
     mean = np.array([100 * stat.mean for _, stat in known])
@@ -139,10 +139,10 @@ def _line(axes: Axes, x: Sequence[float], panel: Line, varied: str) -> None:
     axes.set_xlabel(varied)
     axes.set_ylabel("%")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    _plain(axes)
+    _style_axes(axes)
 
 
-def _plain(axes: Axes) -> None:
+def _style_axes(axes: Axes) -> None:
     axes.grid(visible=True, linewidth=0.4, color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
-from medad.reporting.figures import Stat, statistic
+from medad.reporting.seed_statistics import Stat, mean_and_sd
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures
 from medad.steps.results import CaseResult
 
@@ -41,6 +41,6 @@ def read_seeds(seeds: Mapping[int, Sequence[CaseResult[Path]]]) -> tuple[SeedFig
     return tuple(read_seed(seed, seeds[seed]) for seed in sorted(seeds))
 
 
-def over_seeds(seeds: Sequence[SeedFigures]) -> dict[str, Stat | None]:
+def mean_over_seeds(seeds: Sequence[SeedFigures]) -> dict[str, Stat | None]:
     """Mean and sd (ddof = 1; none below two) of each figure over the seeds that define it."""
-    return {key: statistic(value for one in seeds if (value := one.figures[key]) is not None) for key in FIGURES}
+    return {key: mean_and_sd(value for one in seeds if (value := one.figures[key]) is not None) for key in FIGURES}

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.config.ablation import PublishedFigures, PublishedRow
-from medad.reporting.failures import ShownFailure
-from medad.reporting.figures import Stat
+from medad.reporting.failures import FailureRow
+from medad.reporting.seed_statistics import Stat
 from medad.reports.run.document import Inserted
 
 SCHEMA_VERSION = 1
@@ -25,7 +25,7 @@ FIGURES = {
 """Key of `medad.evaluation.metrics.Summary` -> title of its column. All but the last are fractions, higher is
 better."""
 FRACTIONS = tuple(key for key in FIGURES if key != "false_positives_per_case")
-OF_CASE = {
+CASE_FIGURES = {
     "micro_dice_2d": "micro_dice_2d",
     "dice_3d_mean": "dice_3d",
     "voxel_auroc_mean": "voxel_auroc",
@@ -165,7 +165,7 @@ class AblationDocument(_Part):
     sweeps: tuple[SweepReport, ...]
     curve: CurveReport | None
     embedding: EmbeddingReport | None
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]

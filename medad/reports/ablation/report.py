@@ -13,11 +13,11 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
-from medad.reporting.figures import Stat, percent, points
 from medad.reporting.page import jpeg_uri, page_environment
+from medad.reporting.seed_statistics import Stat, percent, percentage_points
 from medad.reporting.tables import write_csv
 from medad.reports import pictures
-from medad.reports.ablation.charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
+from medad.reports.ablation.charts import ChartPanel, PublishedValue, dots_png, dots_svg, embedding_svg, lines_svg
 from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, SweepReport
 from medad.reports.ablation.panels import example_panels, test_panels
 from medad.reports.ablation.summary import make_document
@@ -32,7 +32,7 @@ from medad.reports.ablation.tables import (
 )
 from medad.steps.results import AblationResults
 
-CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
+CHARTED_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
 SIGNIFICANT = 0.05
 JPEG_QUALITY = 80
 
@@ -99,10 +99,10 @@ def write_ablation_report(
     write_bytes(out / "table.tex", latex_table(document).encode())
     for sweep in document.sweeps:
         write_bytes(out / f"table_{sweep.name}.tex", latex_sweep(document, sweep.name).encode())
-    ours = _charted_rows(document)
-    if any(row.seeds for row in ours):
+    rows = _charted_rows(document)
+    if any(row.seeds for row in rows):
         kind = f" ({document.inserted.tag})" if document.inserted.any else ""
-        write_bytes(out / "preview.png", dots_png(document.name + kind, *_dots(ours)))
+        write_bytes(out / "preview.png", dots_png(document.name + kind, *_dots(rows)))
 
 
 def render_html(document: AblationDocument, shown: Pictures) -> str:
@@ -111,21 +111,21 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
     environment.filters.update(
         percent=percent,
         figure=_figure,
-        quoted=_quoted,
-        points=points,
+        published=_published,
+        percentage_points=percentage_points,
         p=_p,
         heading=_heading,
         changes=_changes,
-        lines=_lines,
+        wrapped=_wrapped_title,
     )
-    ours = _charted_rows(document)
+    rows = _charted_rows(document)
     labels = {row.name: row.label for row in document.rows}
     return environment.get_template("ablation_template.html").render(
         doc=document,
         labels=labels,
         fractions=FRACTIONS,
         significant=SIGNIFICANT,
-        dots_uri=pictures.svg_uri(dots_svg(*_dots(ours))) if any(row.seeds for row in ours) else None,
+        dots_uri=pictures.svg_uri(dots_svg(*_dots(rows))) if any(row.seeds for row in rows) else None,
         sweep_uris={sweep.name: _sweep_chart(sweep) for sweep in document.sweeps},
         curve_uri=_curve_chart(document),
         embedding_uri=pictures.svg_uri(embedding_svg(document.embedding)) if document.embedding else None,
@@ -152,20 +152,20 @@ def _charted_rows(document: AblationDocument) -> list[RowReport]:
     return [*document.rows, *([document.baseline.row] if document.baseline else [])]
 
 
-def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[Line]]:
+def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[ChartPanel]]:
     panels = [
-        Line(title, [row.stats[key] for row in rows], [_printed(row.published, key) for row in rows])
-        for key, title in _titles().items()
+        ChartPanel(title, [row.stats[key] for row in rows], [_published_value(row.published, key) for row in rows])
+        for key, title in _chart_titles().items()
     ]
     return [row.label for row in rows], panels
 
 
-def _titles() -> dict[str, str]:
+def _chart_titles() -> dict[str, str]:
     names = {"micro_dice_2d": "micro 2-D Dice", "dice_3d_mean": "3-D Dice", "voxel_auroc_mean": "voxel AUROC"}
-    return {key: names.get(key, "slice AUROC") for key in CHARTED}
+    return {key: names.get(key, "slice AUROC") for key in CHARTED_FIGURES}
 
 
-def _printed(published: PublishedFigures | None, key: str) -> Printed | None:
+def _published_value(published: PublishedFigures | None, key: str) -> PublishedValue | None:
     """The papers' Dice is over all pixels of all slices, their AUROC of slices."""
     if published is None:
         return None
@@ -173,7 +173,7 @@ def _printed(published: PublishedFigures | None, key: str) -> Printed | None:
         "micro_dice_2d": (published.dice_percent, published.dice_sd),
         "slice_auroc": (published.auroc_percent, published.auroc_sd),
     }.get(key, (None, None))
-    return None if mean is None else Printed(mean, sd)
+    return None if mean is None else PublishedValue(mean, sd)
 
 
 def _sweep_chart(sweep: SweepReport) -> str | None:
@@ -183,8 +183,10 @@ def _sweep_chart(sweep: SweepReport) -> str | None:
     except ValueError:
         return None
     panels = [
-        Line(title, [row.stats[key] for row in sweep.rows], [_printed(row.published, key) for row in sweep.rows])
-        for key, title in _titles().items()
+        ChartPanel(
+            title, [row.stats[key] for row in sweep.rows], [_published_value(row.published, key) for row in sweep.rows]
+        )
+        for key, title in _chart_titles().items()
     ]
     if not any(stat for panel in panels for stat in panel.stats):
         return None
@@ -195,7 +197,10 @@ def _curve_chart(document: AblationDocument) -> str | None:
     if document.curve is None:
         return None
     x = [float(point.epochs) for point in document.curve.points]
-    panels = [Line(title, [point.stats[key] for point in document.curve.points]) for key, title in _titles().items()]
+    panels = [
+        ChartPanel(title, [point.stats[key] for point in document.curve.points])
+        for key, title in _chart_titles().items()
+    ]
     return pictures.svg_uri(lines_svg(x, panels, "epochs of phase two"))
 
 
@@ -205,7 +210,7 @@ def _figure(stat: Stat | None) -> str:
     return f"{stat.mean:.1f}" + ("" if stat.sd is None else f" ± {stat.sd:.1f}")
 
 
-def _quoted(mean: float | None, sd: float | None) -> str:
+def _published(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
@@ -217,7 +222,7 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _lines(title: str) -> str:
+def _wrapped_title(title: str) -> str:
     """A column's title on several short lines."""
     for word in ("mean over cases", "in the liver", "per case", "Dice", "AUROC", "sensitivity"):
         title = title.replace(f" {word}", f"\n{word}")

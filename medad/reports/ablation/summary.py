@@ -14,13 +14,13 @@ from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metrics import definitions
-from medad.reporting.failures import shown_failures
+from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
-from medad.reports.ablation.data import over_seeds, read_seeds
+from medad.reports.ablation.data import mean_over_seeds, read_seeds
 from medad.reports.ablation.document import (
+    CASE_FIGURES,
     FIGURES,
     KIND,
-    OF_CASE,
     SCHEMA_VERSION,
     AblationDocument,
     BaselineReport,
@@ -87,8 +87,8 @@ def make_document(
         sweeps=sweeps,
         curve=_curve(settings, results),
         embedding=_embedding(results),
-        failures=shown_failures(
-            results.failures, hidden=base.test_data.pseudonyms or base.train_data.pseudonyms, group="row"
+        failures=failure_rows(
+            results.failures, hide_files=base.test_data.pseudonyms or base.train_data.pseudonyms, group="row"
         ),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),
@@ -112,7 +112,7 @@ def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[Pai
     compared = {frozenset((a.name, b.name)) for a, b in pairs}
     pairs += [(row, chosen) for row in with_figures if row is not chosen and {row.name, chosen.name} not in compared]
     tables = []
-    for figure in OF_CASE:
+    for figure in CASE_FIGURES:
         by_seed = [(a, b, paired_t(_by_seed(a, figure), _by_seed(b, figure))) for a, b in pairs]
         tables.append(PairedTable(figure=figure, paired_by="seed", reference=chosen.name, pairs=_tests(by_seed)))
         by_case = [(a, b, paired_t(*_by_case(a, b, figure))) for a, b in pairs]
@@ -136,7 +136,7 @@ def _row_report(variant: Variant, settings: AblationSettings, result: VariantRes
         seeded=True,
         seeds=seeds,
         missing_seeds=tuple(seed for seed in settings.seeds if seed not in present),
-        stats=over_seeds(seeds),
+        stats=mean_over_seeds(seeds),
         published=_published(variant, settings),
     )
 
@@ -170,15 +170,15 @@ def _by_seed(row: RowReport, figure: str) -> dict[int, float | None]:
 def _by_case(a: RowReport, b: RowReport, figure: str) -> tuple[dict[str, float | None], dict[str, float | None]]:
     seeds = {one.seed for one in a.seeds} & {one.seed for one in b.seeds}
 
-    def of(row: RowReport) -> dict[str, float | None]:
+    def case_means(row: RowReport) -> dict[str, float | None]:
         values: dict[str, list[float | None]] = {}
         for one in row.seeds:
             for case in one.cases if one.seed in seeds else ():
-                values.setdefault(case.case_id, []).append(getattr(case, OF_CASE[figure]))
-        whole = {case: [value for value in found if value is not None] for case, found in values.items()}
-        return {case: statistics.fmean(found) if len(found) == len(seeds) else None for case, found in whole.items()}
+                values.setdefault(case.case_id, []).append(getattr(case, CASE_FIGURES[figure]))
+        defined = {case: [value for value in found if value is not None] for case, found in values.items()}
+        return {case: statistics.fmean(found) if len(found) == len(seeds) else None for case, found in defined.items()}
 
-    return of(a), of(b)
+    return case_means(a), case_means(b)
 
 
 def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tuple[PairedTest, ...]:
@@ -221,7 +221,7 @@ def _baseline(settings: AblationSettings, results: AblationResults[Path]) -> Bas
         seeded=False,
         seeds=seeds,
         missing_seeds=(),
-        stats=over_seeds(seeds),
+        stats=mean_over_seeds(seeds),
         published=None,
     )
     return BaselineReport(sigma_mm=settings.baseline_sigma_mm, row=row)
@@ -235,7 +235,7 @@ def _curve(settings: AblationSettings, results: AblationResults[Path]) -> CurveR
     for snapshot in sorted(results.snapshots, key=lambda one: one.epochs):
         seeds = read_seeds(snapshot.seeds)
         present |= {one.seed for one in seeds}
-        points.append(CurvePoint(epochs=snapshot.epochs, stats=over_seeds(seeds)))
+        points.append(CurvePoint(epochs=snapshot.epochs, stats=mean_over_seeds(seeds)))
     missing = tuple(seed for seed in settings.seeds if seed not in present)
     return CurveReport(row=settings.curve.row or "", points=tuple(points), missing_seeds=missing)
 

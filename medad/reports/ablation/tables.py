@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medad.config.ablation import PublishedFigures
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from medad.reporting.tables import latex_escaped
 from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport
 
@@ -25,10 +25,16 @@ def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
 def summary_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
     """summary.csv: a row a row, with mean, sd and number of seeds of each figure, and what is published for it."""
     for group, row in grouped_rows(document):
-        yield {"group": group, "row": row.name, "label": row.label, **_stat_columns(row.stats), **_printed(row)}
+        yield {
+            "group": group,
+            "row": row.name,
+            "label": row.label,
+            **_stat_columns(row.stats),
+            **_published_columns(row.published),
+        }
     nothing = dict.fromkeys(_stat_columns(dict.fromkeys(FIGURES)))
     for published in document.published_rows:
-        yield {"group": "published", "row": "", "label": published.label, **nothing, **_printed_columns(published)}
+        yield {"group": "published", "row": "", "label": published.label, **nothing, **_published_columns(published)}
 
 
 def seed_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
@@ -65,7 +71,7 @@ def latex_table(document: AblationDocument) -> str:
     published = [(row.label, row.published) for row in document.rows if row.published is not None]
     published += [(row.label, row) for row in document.published_rows]
     ours = list(document.rows) + ([document.baseline.row] if document.baseline else [])
-    caption = f"{latex_escaped(document.name)}: test figures in percent, {_over(document)}."
+    caption = f"{latex_escaped(document.name)}: test figures in percent, {_caption_end(document)}."
     return _latex("Row", [_latex_row(row) for row in ours], [_latex_published(*one) for one in published], caption)
 
 
@@ -73,11 +79,11 @@ def latex_sweep(document: AblationDocument, name: str) -> str:
     """One sweep as a LaTeX table, published values below a rule."""
     sweep = next(one for one in document.sweeps if one.name == name)
     printed = [_latex_published(row.label, row.published) for row in sweep.rows if row.published is not None]
-    caption = f"{latex_escaped(sweep.label)}: test figures in percent, {_over(document)}."
+    caption = f"{latex_escaped(sweep.label)}: test figures in percent, {_caption_end(document)}."
     return _latex(latex_escaped(sweep.label), [_latex_row(row) for row in sweep.rows], printed, caption)
 
 
-def _over(document: AblationDocument) -> str:
+def _caption_end(document: AblationDocument) -> str:
     count = len(document.seeds)
     seeds = f"{count} seed{'' if count == 1 else 's'}"
     return f"mean $\\pm$ standard deviation over {seeds}; below the rule figures as published"
@@ -133,9 +139,5 @@ def _stat_columns(stats: dict[str, Stat | None] | dict[str, None]) -> dict[str, 
     return columns
 
 
-def _printed(row: RowReport) -> dict[str, Any]:
-    return _printed_columns(row.published)
-
-
-def _printed_columns(row: PublishedFigures | None) -> dict[str, Any]:
+def _published_columns(row: PublishedFigures | None) -> dict[str, Any]:
     return {f"published_{key}": None if row is None else getattr(row, key) for key in PublishedFigures.model_fields}

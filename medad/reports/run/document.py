@@ -18,7 +18,7 @@ from medad.base.storage import read_json, read_record
 from medad.base.text import clean
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
-from medad.reporting.failures import ShownFailure
+from medad.reporting.failures import FailureRow
 from medad.steps.results import CaseResult
 
 SCHEMA_VERSION = 1
@@ -132,7 +132,7 @@ class ReportDocument(_Part):
     """None when no case has truth."""
     definitions: dict[str, str]
     cases: tuple[CaseReport, ...]
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     curves: tuple[Curve, ...]
     settings: dict[str, Any]
     versions: dict[str, str]

@@ -21,7 +21,7 @@ from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
-from medad.reporting.failures import shown_failures
+from medad.reporting.failures import failure_rows
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.run.document import (
@@ -51,7 +51,7 @@ LESION_ROWS = 20
 
 
 @dataclass(frozen=True)
-class _Row:
+class _PictureRow:
     """A shown slice and its picture."""
 
     shown: ShownSlice
@@ -97,7 +97,7 @@ def write_report(
     cases, evaluations, pictured = [], [], []
     for result in ordered:
         evaluation = None if result.evaluated is None else CaseEvaluation.load(result.evaluated)
-        rows = _rows(result, panel_px)
+        rows = _picture_rows(result, panel_px)
         cases.append(read_case(result, evaluation, [row.shown for row in rows]))
         evaluations.extend([evaluation] if evaluation else [])
         pictured.append(rows)
@@ -118,7 +118,7 @@ def write_report(
         summary=summarise(evaluations) if evaluations else None,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
-        failures=shown_failures(failures, hidden=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
+        failures=failure_rows(failures, hide_files=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
         # networks trained together have one curve, in either's folder
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings.public(*MACHINE_FIELDS),
@@ -134,7 +134,7 @@ def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row
     """The document as one self-contained page; `row_uris` holds a picture for each shown slice of each case."""
     environment = page_environment("medad.reports", "medad.reports.run")
     environment.filters.update(
-        figure=_figure, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
+        figure=_number, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
     )
     curves = [(_curve_title(curve), curve.steps, curve.loss) for curve in document.curves]
     return environment.get_template("report_template.html").render(
@@ -176,7 +176,7 @@ def pick_slices(
     return [(places[place], order[place]) for place in sorted(places)]
 
 
-def _rows(result: CaseResult[Path], panel_px: int) -> list[_Row]:
+def _picture_rows(result: CaseResult[Path], panel_px: int) -> list[_PictureRow]:
     """The shown slices of a case; only those are read from disk whole."""
     assert result.segmented is not None, "a finished case is segmented"
     path = result.segmented / "slices.safetensors"
@@ -213,7 +213,7 @@ def _rows(result: CaseResult[Path], panel_px: int) -> list[_Row]:
         )
         # the liver's tip, enlarged, but never into a few huge pixels
         crop = pictures.crop_around(organ[i], min_side=case_side // 3)
-        rows.append(_Row(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
+        rows.append(_PictureRow(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
     return rows
 
 
@@ -227,7 +227,9 @@ def _curve_title(curve: Curve) -> str:
     return f"{names.get(curve.phase, curve.phase)}, {curve.epochs} epoch{'' if curve.epochs == 1 else 's'}"
 
 
-def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_Row]], tag: str) -> None:
+def _write_preview(
+    path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_PictureRow]], tag: str
+) -> None:
     """The case in the middle by 3-D Dice, neither the best nor the worst; without truth the first."""
     drawable = [(case, rows) for case, rows in zip(cases, pictured, strict=True) if rows]
     if not drawable:
@@ -255,7 +257,7 @@ def slice_caption(shown: ShownSlice) -> str:
     """`Best slice, z = 41: Dice 0.812`, or without truth the predicted area and the largest probability."""
     head = f"{shown.rank.capitalize()} slice, z = {shown.z}"
     if shown.true_px is not None:
-        return f"{head}: Dice {_figure(shown.dice)}"
+        return f"{head}: Dice {_number(shown.dice)}"
     return f"{head}: {shown.predicted_px:,} px predicted, largest probability {shown.max_probability:.2f}"
 
 
@@ -264,7 +266,7 @@ def _slice_dice(truth: Bool[np.ndarray, "S S"], prediction: Bool[np.ndarray, "S 
     return dice_of_counts(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(truth)) - both)
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
+def _number(value: float | None, digits: int = 3) -> str:
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 

@@ -14,8 +14,8 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
 from medad.base.text import clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
-from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
-from medad.reporting.failures import ShownFailure, shown_failures
+from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord, sensitivity_table, summarise_lesions
+from medad.reporting.failures import FailureRow, failure_rows
 from medad.reports.run.document import INSERTED_REAL, STATEMENT
 from medad.steps.results import VolumeResult
 
@@ -67,7 +67,7 @@ class ScanReport(_Part):
     healthy_false_positive_ml: float
     inserted_false_positive_ml: float
     """Marked outside lesions once these are there: mean over volumes."""
-    figures: Figures
+    figures: LesionFigures
 
 
 class SensitivityDocument(_Part):
@@ -89,7 +89,7 @@ class SensitivityDocument(_Part):
     cells: tuple[Row, ...]
     """Size, contrast and place."""
     scans: tuple[ScanReport, ...]
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -114,7 +114,7 @@ def make_document(
     failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
-    named: bool,
+    show_file_names: bool,
 ) -> SensitivityDocument:
     """The report's content.
 
@@ -122,12 +122,12 @@ def make_document(
     ----------
     trained_on
         Cases that the model had seen in training. None: nobody knows.
-    named
+    show_file_names
         Whether the base names of offending files may be shown.
     """
     records = [record for _, record in volumes]
     axes = (settings.bins, [one.label for one in settings.contrasts_hu], settings.places)
-    cells = table(records, *axes, ("size", "contrast", "place"))
+    cells = sensitivity_table(records, *axes, ("size", "contrast", "place"))
     missing = sum(row.figures.planned - row.figures.inserted for row in cells)
     asked = sum(row.figures.planned for row in cells)
     no_room = f"{missing} of {asked} lesions found no room in these livers and are in no figure." if missing else ""
@@ -136,20 +136,20 @@ def make_document(
         name=settings.name,
         warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if seen else (),
         notes=tuple(clean(note) for note in (no_room, *notes) if note),
-        summary=_summary(table(records, *axes, ())[0].figures) if records else None,
-        by_size=tuple(table(records, *axes, ("size",))),
-        by_contrast=tuple(table(records, *axes, ("contrast",))),
-        by_place=tuple(table(records, *axes, ("place",))),
+        summary=_summary(sensitivity_table(records, *axes, ())[0].figures) if records else None,
+        by_size=tuple(sensitivity_table(records, *axes, ("size",))),
+        by_contrast=tuple(sensitivity_table(records, *axes, ("contrast",))),
+        by_place=tuple(sensitivity_table(records, *axes, ("place",))),
         cells=tuple(cells),
         scans=tuple(_scans(volumes, seen)),
-        failures=shown_failures(failures, hidden=not named),
+        failures=failure_rows(failures, hide_files=not show_file_names),
         definitions=definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 
 
-def _summary(figures: Figures) -> Summary:
+def _summary(figures: LesionFigures) -> Summary:
     kept = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "inserted", "found"})
     return Summary(voxel_auroc_mean=figures.voxel_auroc, dice_mean=figures.dice, **kept)
 
@@ -166,7 +166,7 @@ def _scans(volumes: Sequence[tuple[str, VolumeRecord]], seen: Set[str]) -> Itera
             threshold=own[0].threshold,
             healthy_false_positive_ml=own[0].healthy_false_positive_ml,
             inserted_false_positive_ml=statistics.fmean(record.inserted_false_positive_ml for record in own),
-            figures=figures_of([*lesions, *[None] * missing]),
+            figures=summarise_lesions([*lesions, *[None] * missing]),
         )
 
 

@@ -14,7 +14,7 @@ import yaml
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
-from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
+from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord
 from medad.reporting.page import page_environment
 from medad.reporting.tables import latex_escaped, write_csv
 from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
@@ -36,7 +36,7 @@ def write_sensitivity_report(
     failures: Sequence[CaseFailure] = (),
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
-    named: bool = True,
+    show_file_names: bool = True,
 ) -> None:
     """Write `REPORT_FILES` into an existing folder; preview.png only where a lesion was inserted.
 
@@ -53,7 +53,7 @@ def write_sensitivity_report(
         Name -> version of what computed the results.
     notes
         Plain sentences to show near the top.
-    named
+    show_file_names
         Whether the base names of offending files may be shown.
 
     Raises
@@ -71,7 +71,7 @@ def write_sensitivity_report(
         failures=failures,
         versions=versions,
         notes=notes,
-        named=named,
+        show_file_names=show_file_names,
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     write_bytes(out / "report.html", render_html(document).encode())
@@ -128,7 +128,7 @@ def latex_table(document: SensitivityDocument) -> str:
     )
 
 
-def _latex_cell(figures: Figures) -> str:
+def _latex_cell(figures: LesionFigures) -> str:
     if figures.sensitivity is None:
         return "--"
     return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.inserted})"
@@ -167,7 +167,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def _rate(figures: Figures) -> str:
+def _rate(figures: LesionFigures) -> str:
     if figures.sensitivity is None or figures.low is None or figures.high is None:
         return "–"
     return f"{100 * figures.sensitivity:.0f} % ({100 * figures.low:.0f} to {100 * figures.high:.0f})"

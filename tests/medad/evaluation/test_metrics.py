@@ -136,7 +136,7 @@ def test_auroc_refuses_nan() -> None:
     with pytest.raises(ValueError, match="NaN"):
         auroc(np.array([0.1, math.nan]), np.array([True, False]))
     with pytest.raises(ValueError, match="NaN"):
-        LogitHistogram.of(np.array([0.1, math.nan]), np.array([True, False]))
+        LogitHistogram.from_probabilities(np.array([0.1, math.nan]), np.array([True, False]))
 
 
 # ---------------------------------------------------------------- pooled histograms
@@ -144,7 +144,7 @@ def test_auroc_refuses_nan() -> None:
 
 @given(scored(st.floats(0.0, 1.0)))
 def test_histogram_auroc_is_within_its_own_resolution(case: tuple[Array, Array]) -> None:
-    histogram = LogitHistogram.of(*case)
+    histogram = LogitHistogram.from_probabilities(*case)
     exact, resolution = auroc(*case), histogram.resolution()
     if exact is None:
         assert histogram.auroc() is None
@@ -158,15 +158,17 @@ def test_histogram_resolves_smooth_scores() -> None:
     rng = np.random.default_rng(6)
     logit = np.concatenate([rng.normal(-1.0, 2.0, 30_000), rng.normal(-4.0, 2.0, 60_000)])
     scores, truth = 1 / (1 + np.exp(-logit)), np.arange(90_000) < 30_000
-    histogram = LogitHistogram.of(scores, truth)
+    histogram = LogitHistogram.from_probabilities(scores, truth)
     assert (histogram.resolution() or 1) < 1e-4
     assert histogram.auroc() == pytest.approx(auroc(scores, truth), abs=1e-4)
 
 
 @given(scored(), scored())
 def test_histograms_merge_like_their_voxels(first: tuple[Array, Array], second: tuple[Array, Array]) -> None:
-    merged = LogitHistogram.of(*first) + LogitHistogram.of(*second)
-    together = LogitHistogram.of(np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]]))
+    merged = LogitHistogram.from_probabilities(*first) + LogitHistogram.from_probabilities(*second)
+    together = LogitHistogram.from_probabilities(
+        np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+    )
     np.testing.assert_array_equal(merged.tumour, together.tumour)
     np.testing.assert_array_equal(merged.healthy, together.healthy)
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
 from medad.config.liver import PostprocessSettings
-from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, threshold_of
+from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, resolve_threshold
 from tests.flood import flood_fill
 
 Array = np.ndarray[Any, Any]
@@ -240,13 +240,13 @@ def test_the_automatic_threshold_parts_two_kinds_of_voxels_and_spares_a_healthy_
     probability[5:9, 5:9, 2:6] = 0.6
     probability[:2] = 0.9
     settings = PostprocessSettings(threshold="auto")
-    assert 0.35 <= threshold_of(probability, liver, settings) < 0.5
+    assert 0.35 <= resolve_threshold(probability, liver, settings) < 0.5
     np.testing.assert_array_equal(postprocess(probability, liver, 1.0, settings), (probability == 0.6) & liver)
-    assert threshold_of(healthy, liver, settings) == 0.35, "never below the range, however little there is to see"
+    assert resolve_threshold(healthy, liver, settings) == 0.35, "never below the range, however little there is to see"
     assert not postprocess(healthy, liver, 1.0, settings).any()
-    assert threshold_of(np.full_like(healthy, 0.3), liver, settings) == 0.5, "one value: nothing to part"
-    assert threshold_of(probability, np.zeros_like(liver), settings) == 0.5
-    assert threshold_of(probability, liver, PostprocessSettings(threshold=0.7)) == 0.7
+    assert resolve_threshold(np.full_like(healthy, 0.3), liver, settings) == 0.5, "one value: nothing to part"
+    assert resolve_threshold(probability, np.zeros_like(liver), settings) == 0.5
+    assert resolve_threshold(probability, liver, PostprocessSettings(threshold=0.7)) == 0.7
 
 
 def test_an_automatic_range_that_does_not_rise_is_refused() -> None:
@@ -269,5 +269,5 @@ def test_the_automatic_threshold_ends_the_healthy_peak_where_tumour_is_a_small_p
 
     best = max(dice(threshold) for threshold in np.arange(0.05, 0.95, 0.01))
     settings = PostprocessSettings(threshold="auto", auto_range=(0.05, 0.95))
-    assert dice(threshold_of(probability, liver, settings)) > best - 0.05
+    assert dice(resolve_threshold(probability, liver, settings)) > best - 0.05
     assert dice(threshold_otsu(probability)) < 0.1

@@ -34,12 +34,12 @@ from medad.config.sensitivity import (
 from medad.evaluation.metrics import auroc
 from medad.evaluation.sensitivity import (
     VolumeRecord,
-    bin_of,
-    figures_of,
+    find_bin,
     measure_lesions,
     operating_point,
-    table,
-    wilson,
+    sensitivity_table,
+    summarise_lesions,
+    wilson_interval,
 )
 from medad.reports.sensitivity.report import REPORT_FILES, write_sensitivity_report
 from medad.steps.cases import PROBABILITY
@@ -129,7 +129,7 @@ def test_wilson_interval_is_its_formula(found: int, inserted: int) -> None:
     z, p, n = 1.959963984540054, found / inserted, inserted
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson(found, inserted) == pytest.approx((middle - half, middle + half), abs=1e-9)
+    assert wilson_interval(found, inserted) == pytest.approx((middle - half, middle + half), abs=1e-9)
 
 
 class Scan:
@@ -261,13 +261,13 @@ def test_contrasts_are_compared_on_the_same_lesions_and_repeats_on_others(scan: 
     assert sizes[0] != sizes[3]
     assert sizes[3] != sizes[4]
     for record in records:
-        assert [bin_of(lesion.diameter_mm, record.bins_mm) for lesion in record.lesions] == [(12, 20), (5, 8)]
+        assert [find_bin(lesion.diameter_mm, record.bins_mm) for lesion in record.lesions] == [(12, 20), (5, 8)]
 
 
 def test_what_finds_no_room_is_left_out_and_counted(scan: Scan, tmp_path: Path) -> None:
     nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
     record = measured(scan, tmp_path / "out", nothing, scan.profile, bins_mm=[(5, 8), (70, 90)])
-    rows = table([record], [(5.0, 8.0), (70.0, 90.0)], [record.contrast.label], ["inside"], ("size",))
+    rows = sensitivity_table([record], [(5.0, 8.0), (70.0, 90.0)], [record.contrast.label], ["inside"], ("size",))
     assert [(row.figures.planned, row.figures.inserted) for row in rows] == [(1, 1), (1, 0)]
 
     def never(_: LabelledScan, work: Path) -> None:
@@ -323,7 +323,7 @@ def test_tables_pool_over_what_they_do_not_show() -> None:
     labels = [ContrastSettings(hu=DARK).label, ContrastSettings(hu=BRIGHT).label]
 
     def counts(*by: Any) -> list[tuple[int, int, int]]:
-        rows = table(VOLUMES, bins, labels, ["inside", "rim"], by)
+        rows = sensitivity_table(VOLUMES, bins, labels, ["inside", "rim"], by)
         return [(row.figures.planned, row.figures.inserted, row.figures.found) for row in rows]
 
     assert counts() == [(8, 7, 3)]
@@ -331,12 +331,12 @@ def test_tables_pool_over_what_they_do_not_show() -> None:
     assert counts("contrast") == [(6, 5, 3), (2, 2, 0)]
     assert counts("place") == [(6, 6, 3), (2, 1, 0)]
     assert counts("size", "place") == [(3, 3, 1), (1, 1, 0), (3, 3, 2), (1, 0, 0)]
-    (everything,) = table(VOLUMES, bins, labels, ["inside", "rim"], ())
+    (everything,) = sensitivity_table(VOLUMES, bins, labels, ["inside", "rim"], ())
     assert everything.figures.sensitivity == 3 / 7
     assert everything.figures.dice == pytest.approx(3 * 0.5 / 7)
     assert everything.figures.voxel_auroc == pytest.approx((3 * 1 + 4 * 0.5) / 7)
-    assert (everything.figures.low, everything.figures.high) == wilson(3, 7)
-    assert figures_of([]).sensitivity is None
+    assert (everything.figures.low, everything.figures.high) == wilson_interval(3, 7)
+    assert summarise_lesions([]).sensitivity is None
 
 
 def test_the_volumes_of_a_study_hold_every_lesion_once() -> None:
@@ -414,7 +414,9 @@ def test_scans_of_training_are_told_at_the_head(tmp_path: Path) -> None:
 def test_a_study_without_results_has_a_report_too(tmp_path: Path) -> None:
     settings_ = SensitivitySettings.model_validate(STUDY)
     failures = [CaseFailure("case-1", "find", "no such file", "")]
-    write_sensitivity_report(tmp_path, settings=settings_, results=[], failures=failures, versions={}, named=False)
+    write_sensitivity_report(
+        tmp_path, settings=settings_, results=[], failures=failures, versions={}, show_file_names=False
+    )
     assert "No lesion was measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "preview.png").exists()
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from medad.config.liver import CombineSettings, InferenceSettings
-from medad.networks.combine import combine, smooth, unusual
+from medad.networks.combine import combine, outlier_map, smooth
 from medad.networks.infer import Prediction
 from medad.slices.grid import SliceGrid, Slices
 
@@ -92,7 +92,7 @@ def test_unusual_is_one_half_at_the_chosen_z() -> None:
     settings = CombineSettings(scale_mm=3.0, centre_z=2.0)
     mean = smooth(difference, slices, SPACING_MM, 3.0)[slices.organ]
     z = (mean - np.median(mean)) / (1.4826 * np.median(np.abs(mean - np.median(mean))))
-    got = unusual(difference, slices, SPACING_MM, settings)
+    got = outlier_map(difference, slices, SPACING_MM, settings)
     assert np.allclose(got[slices.organ], 1 / (1 + np.exp(-np.clip(z - 2, -30, 30))), atol=1e-4)
     assert (got[~slices.organ] == 0).all()
 

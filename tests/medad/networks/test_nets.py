@@ -63,7 +63,7 @@ def test_bake_keeps_the_output() -> None:
     net, x = _net("restoration").eval(), torch.rand(1, 1, 32, 32)
     with torch.no_grad():
         before = net(x)
-        assert torch.equal(nets.bake(net)(x), before)
+        assert torch.equal(nets.fold_standardisation(net)(x), before)
     assert not any(parametrize.is_parametrized(module) for module in net.modules())
 
 

@@ -189,7 +189,7 @@ def test_each_pair_is_tested_once() -> None:
 
 
 def document_rows(names: Sequence[str]) -> list[Any]:
-    from medad.reports.ablation.data import over_seeds
+    from medad.reports.ablation.data import mean_over_seeds
     from medad.reports.ablation.document import FIGURES, RowReport, SeedFigures
 
     rows = []
@@ -206,7 +206,7 @@ def document_rows(names: Sequence[str]) -> list[Any]:
                 seeded=True,
                 seeds=seeds,
                 missing_seeds=(),
-                stats=over_seeds(seeds),
+                stats=mean_over_seeds(seeds),
                 published=None,
             )
         )

@@ -11,7 +11,7 @@ from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.evaluation.metrics import CaseEvaluation, auroc
-from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, baseline_case, deviation_score, smoothed_inside
+from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, baseline_case, deviation_score, smooth_within_liver
 from medad.steps.cases import prepare_case
 
 
@@ -20,7 +20,7 @@ def test_what_lies_outside_the_liver_has_no_part() -> None:
     liver[2:7, 2:6, 1:6] = True
     rng = np.random.default_rng(0)
     hu = np.where(liver, 100.0, rng.normal(-500, 300, liver.shape)).astype(np.float32)
-    np.testing.assert_allclose(smoothed_inside(hu, liver, (1.5, 1.0, 2.0)), 100.0, rtol=1e-5)
+    np.testing.assert_allclose(smooth_within_liver(hu, liver, (1.5, 1.0, 2.0)), 100.0, rtol=1e-5)
 
 
 def test_a_flat_average_within_the_liver() -> None:
@@ -28,7 +28,7 @@ def test_a_flat_average_within_the_liver() -> None:
     liver = np.ones((5, 5, 5), bool)
     liver[0, 0, 0] = False
     hu = np.arange(125, dtype=np.float32).reshape(5, 5, 5)
-    np.testing.assert_allclose(smoothed_inside(hu, liver, (60.0, 60.0, 60.0)), hu[liver].mean(), rtol=0.02)
+    np.testing.assert_allclose(smooth_within_liver(hu, liver, (60.0, 60.0, 60.0)), hu[liver].mean(), rtol=0.02)
 
 
 def test_the_threshold_is_three_robust_sds() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from tests.page import Written
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import MadeBy

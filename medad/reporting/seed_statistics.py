@@ -20,7 +20,7 @@ class Stat(BaseModel):
     """Number of seeds."""
 
 
-def statistic(values: Iterable[float | None]) -> Stat | None:
+def mean_and_sd(values: Iterable[float | None]) -> Stat | None:
     """Return mean and sample standard deviation, or None if any value is missing or there is none."""
     known = list(values)
     numbers = [value for value in known if value is not None]
@@ -38,7 +38,7 @@ def percent(stat: Stat | None) -> str:
     return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
 
 
-def points(difference: float | None) -> str:
+def percentage_points(difference: float | None) -> str:
     """Write a difference of fractions in points of percent, with its sign."""
     # adding 0 turns -0.0, which a small difference rounds to, into 0.0
     return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
