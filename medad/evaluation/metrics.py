@@ -118,7 +118,7 @@ class LogitHistogram:
         return twice / (2 * pairs)
 
     def resolution(self) -> float | None:
-        """Return the largest possible error of `auroc()`: half the share of pairs in one bin. None: a class is absent."""
+        """Return the largest possible error of `auroc()`: half the share of pairs in one bin. None if undefined."""
         pairs = int(self.tumour.sum()) * int(self.healthy.sum())
         if not pairs:
             return None
@@ -322,9 +322,10 @@ def definitions(settings: EvaluationSettings) -> dict[str, str]:
     """Return one text per metric: its meaning, formula, direction and rule for empty masks. Keys are of `Summary`."""
     return {
         "micro_dice_2d": (
-            "Overlap of prediction and truth: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), from 0 to 1. Higher is "
-            "better. Pixels of all slices of all cases are counted together on the slice grid, as in the thesis. "
-            "Slices without tumour contribute their false positives. Undefined if truth and prediction are both empty."
+            "Overlap of prediction and truth: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), from 0 to 1. TP, FP and FN "
+            "are true-positive, false-positive and false-negative pixels. Higher is better. The pixels of all slices "
+            "and cases are counted together on the slice grid, as in the thesis. Slices without tumour contribute their "
+            "false positives. Undefined if truth and prediction are both empty."
         ),
         "dice_3d_mean": (
             "Dice of the whole mask of a case on the scan's own voxel grid, averaged over cases. Higher is better. "

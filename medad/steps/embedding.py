@@ -1,8 +1,8 @@
-"""Where tumour, healthy and synthesised slices lie among each other (figure 3.1 C of the thesis).
+"""Embedding of tumour, healthy and synthesised slices in a plane (figure 3.1 C of the thesis).
 
-A slice is described by the restoration network's deepest features, averaged over the liver. The thesis projects by
-t-SNE and does not say what features; principal components are used here instead, since no library at hand has t-SNE:
-they are linear, so distances are the features' own, and have no free parameter.
+A slice is represented by the deepest features of the restoration network, averaged over the liver. The thesis uses
+t-SNE and does not name its features. Principal components are used here instead. They are a linear projection without
+free parameters and need no additional library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from medad.slices.prepared_file import load_prepared
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")
 MAX_SLICES = 300
-"""Of a kind; more would hide each other in the plot."""
+"""Largest number of slices per kind; more points would hide each other in the plot."""
 
 
 @torch.inference_mode()
@@ -41,17 +41,17 @@ def liver_features(
     device: torch.device,
     largest_batch: int,
 ) -> Float32[ndarray, "N D"]:
-    """Deepest features of a restoration network, averaged over the liver, slice by slice.
+    """Return the deepest features of a restoration network, averaged over the liver of each slice.
 
-    Deepest are those of the smallest height and width: the end of the encoder, whatever the network's architecture.
+    The deepest features have the smallest height and width. They are the output of the encoder in both architectures.
 
     Parameters
     ----------
     net
         A restoration network on `device`.
     pixels, organ
-        Prepared slices, grey 0..255, and their liver. The liver is scaled to the features' size as a share a cell, so
-        that a liver's size alone does not move a slice.
+        Prepared slices, grey 0..255, and their liver masks. The mask is averaged to the size of the features and used
+        as a weight. The size of the liver alone does not change the result.
     """
     per_batch = []
     for start in range(0, len(pixels), largest_batch):
@@ -65,7 +65,7 @@ def liver_features(
 
 
 def _deepest_features(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
-    """What the last of the modules that work at the smallest height and width gives."""
+    """Return the output of the last module with the smallest height and width."""
     smallest = query
 
     def store_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -93,20 +93,21 @@ def write_features(
     device: str = "auto",
     largest_batch: int = 8,
 ) -> None:
-    """Describe test slices with tumour, test slices without, and synthesised training slices.
+    """Write features of test slices with tumour, test slices without tumour, and synthesised training slices.
 
     Parameters
     ----------
     training
-        Folders of healthy cases, whose slices are spoilt as training does. Those left without an anomaly stay out.
+        Folders of healthy cases. Their slices are corrupted as in training. Slices without an anomaly are left out.
     tested
-        Prepared folder of a test case, and the folder with its truth.safetensors.
+        For each test case, its prepared folder and the folder with truth.safetensors.
     restoration
         Folder of the trained restoration network.
     synthesis, seed
-        Those of the network's training.
+        Settings of the network's training.
     out
-        Existing folder; gets features.safetensors: a tensor f32 [N, D] for each of `KINDS`, `MAX_SLICES` at most.
+        Existing folder. features.safetensors is written to it: a tensor f32 [N, D] for each of `KINDS`, with at most
+        `MAX_SLICES` slices.
 
     Raises
     ------
@@ -138,7 +139,7 @@ def write_features(
 
 
 def _synthesised_slices(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
-    """Spoilt training slices with an anomaly in them, grey, and their liver."""
+    """Return corrupted training slices that contain an anomaly, as grey values, and their liver masks."""
     data = load_slices(training, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.pixels), generator=generator)
@@ -156,7 +157,7 @@ def _synthesised_slices(training: Sequence[Path], synthesis: SynthesisSettings, 
 
 
 def read_features(folder: Path) -> dict[str, Float32[ndarray, "N D"]]:
-    """What `write_features` wrote, by kind. Raises InputError."""
+    """Read the features that `write_features` wrote, by kind. Raises InputError."""
     try:
         arrays = load_file(folder / FEATURES)
         return {kind: arrays[kind] for kind in KINDS}
@@ -167,9 +168,10 @@ def read_features(folder: Path) -> dict[str, Float32[ndarray, "N D"]]:
 def principal_components(
     features: Float64[ndarray, "N D"],
 ) -> tuple[Float64[ndarray, "N 2"], tuple[float, float]]:
-    """Coordinates along the two directions of largest variance, and the share of the variance along each, 0..1.
+    """Return coordinates along the two directions of largest variance, and each direction's share of the variance.
 
-    Each direction's sign is such that its largest weight is positive. Fewer than two samples, or no variance: zeros.
+    Shares are in 0..1. The largest weight of each direction is positive. With fewer than two samples or no variance,
+    all values are zero.
     """
     centred = features - features.mean(axis=0) if len(features) else features
     plane = np.zeros((len(features), 2))

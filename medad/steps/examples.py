@@ -1,4 +1,4 @@
-"""Synthesised slices as a trained restoration sees them: clean, spoilt, restored (figures 3.2, 3.5 of the thesis)."""
+"""Example slices of a trained restoration network: clean, corrupted, restored (figures 3.2 and 3.5 of the thesis)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medad.networks.batches import load_slices
 
 EXAMPLES = "examples.safetensors"
 CANDIDATES_PER_SLICE = 8
-"""Slices that are spoilt for each one wanted: Algorithm 1 leaves most slices without any anomaly."""
+"""Slices corrupted per requested example: Algorithm 1 leaves most slices without an anomaly."""
 
 
 @torch.inference_mode()
@@ -32,10 +32,10 @@ def write_examples(
     device: str = "auto",
     largest_batch: int = 8,
 ) -> None:
-    """Spoil training slices as training does, restore them, and keep some with an anomaly in them.
+    """Corrupt training slices as training does, restore them, and write some that contain an anomaly.
 
-    Which slices are drawn depends on the seed and on how many there are, not on the networks: rows of one
-    preparation and one kind of synthesis show the same.
+    The choice of slices depends on the seed and the number of slices, not on the networks. Rows with equal
+    preprocessing and synthesis therefore show the same slices.
 
     Parameters
     ----------
@@ -44,20 +44,20 @@ def write_examples(
     restoration
         Folder of the trained restoration network.
     synthesis, seed
-        Those of the row's training.
+        Settings of the row's training.
     count
-        Slices wanted. Fewer are written where fewer got an anomaly, none at worst.
+        Number of slices to write. Fewer are written if fewer contain an anomaly, possibly none.
     out
-        Existing folder; gets examples.safetensors: `clean`, `spoilt`, `restored` (grey, u8 [K, S, S]), `mask` and
-        `organ` (u8 [K, S, S], 0 or 1).
+        Existing folder. examples.safetensors is written to it: `clean`, `spoilt` (corrupted) and `restored` (grey, u8
+        [K, S, S]), `mask` and `organ` (u8 [K, S, S], 0 or 1).
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
-        Slices at a time.
+        Most slices that are restored at a time.
     """
     place = pick_device(device)
     keep_freed_memory()
-    # drawn on the CPU: every device then shows the same slices
+    # choose slices on the CPU, so that all devices show the same
     data = load_slices(prepared, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     area = data.organ.sum((1, 2, 3))

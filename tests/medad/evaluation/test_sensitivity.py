@@ -1,4 +1,4 @@
-"""Thresholds, lesions and tables against loops and known answers; the step with segmenters made by hand."""
+"""Thresholds, lesions and tables against loops and known answers, and the step with artificial segmenters."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ MM = (1.0, 1.2, 2.0)
 def test_the_threshold_is_the_lowest_that_marks_no_more_than_allowed(
     values: list[float], allowed: int, voxel: float
 ) -> None:
-    """Oracle: every probability that occurs is tried as threshold, by loops."""
+    """Compare with a loop that tries every occurring probability as threshold."""
     probability = np.array(values, np.float32)
     wanted_ml = allowed * voxel / 1000
     found = operating_point(probability, voxel, wanted_ml or 1e-12)
@@ -133,7 +133,7 @@ def test_wilson_interval_is_its_formula(found: int, inserted: int) -> None:
 
 
 class Scan:
-    """A liver in a volume of noise, and segmenters that know it."""
+    """A liver in a volume of noise, with segmenters that know it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ class Scan:
         return folder
 
     def profile(self, case: LabelledScan, work: Path) -> None:
-        """What was inserted is the probability: 100 HU are 1."""
+        """Write the inserted contrast as probability: 100 HU give 1."""
         inserted = np.asarray(nibabel.load(case.scan).dataobj)
         labels = np.asarray(nibabel.load(case.label).dataobj)
         assert not list(work.iterdir())
@@ -177,7 +177,7 @@ def insertion(**values: Any) -> InsertionSettings:
 
 @contextmanager
 def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[None]:
-    """Within, `segment` stands in for preparation and networks: it gets the inserted scan and an empty folder."""
+    """Replace preparation and networks by `segment`, which gets the inserted scan and an empty folder."""
     inserted: list[LabelledScan] = []
 
     def prepare(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
@@ -207,7 +207,7 @@ def measured(
         measure_inserted(
             scan.case, insertion(**values), MEASURE, healthy, SEGMENTER, out, device="cpu", largest_batch=2
         )
-    assert [path.name for path in out.iterdir()] == [RECORD], "the inserted scan is gone"
+    assert [path.name for path in out.iterdir()] == [RECORD], "the inserted scan is removed"
     return read_record(VolumeRecord, out / RECORD)
 
 
@@ -223,7 +223,7 @@ def test_a_segmenter_that_sees_what_was_inserted_finds_all(
     assert record.healthy_false_positive_ml == 0
     for lesion in record.lesions:
         assert lesion.voxel_auroc is not None
-        assert lesion.voxel_auroc > 0.9  # the soft edge lies outside, and a mixed one is 0 between core and rim
+        assert lesion.voxel_auroc > 0.9  # the soft edge lies outside, and a mixed lesion is 0 between core and rim
         assert contrast["hu"][0] <= lesion.contrast_hu <= contrast["hu"][1]
     assert not scan.seen[0][~scan.liver].any()
 
@@ -236,7 +236,7 @@ def test_a_segmenter_that_says_one_thing_everywhere_finds_none(scan: Scan, tmp_p
 
 
 def test_a_segmenter_blind_to_lesions_finds_as_many_as_by_chance(scan: Scan, tmp_path: Path) -> None:
-    """Its map of noise is the same with lesions and without."""
+    """Use the same map of noise with and without lesions."""
     noise = ndimage.gaussian_filter(np.random.default_rng(1).random(SHAPE), 2)
     healthy = scan.write(tmp_path / "healthy", noise)
     for seed in range(4):
@@ -281,15 +281,15 @@ def test_scans_that_are_not_healthy_or_too_small_are_refused(tmp_path: Path, sca
     (tmp_path / "lits").mkdir()
     (path,) = write_lits_phantoms(tmp_path / "lits", 1)
     ill = LabelledScan(path, path.with_name("segmentation-0.nii.gz"), (1, 2), 2)
-    with pytest.raises(InputError, match=r"this label holds tumour \(2\)"):
+    with pytest.raises(InputError, match=r"this label contains tumour \(2\)"):
         measure_inserted(ill, insertion(), MEASURE, path, SEGMENTER, tmp_path)
     large = MEASURE.model_copy(update={"false_positive_ml": 1000.0})
-    with pytest.raises(InputError, match="no less than this liver's"):
+    with pytest.raises(InputError, match="must be smaller than this liver"):
         measure_inserted(scan.case, insertion(), large, path, SEGMENTER, tmp_path)
 
 
 def volume(place: str, hu: tuple[float, float], found: list[bool], **values: Any) -> VolumeRecord:
-    """A lesion of 6 mm and one of 10 mm, so many as are given."""
+    """Return a record with lesions of 6 and 10 mm, as many as `found` has entries."""
     lesions = [
         {
             "diameter_mm": size, "contrast_hu": hu[0], "volume_mm3": 9.0, "voxels": 9, "found": one, "by_chance": False,

@@ -1,4 +1,4 @@
-"""Slices by pooled features, against loops; principal components, against the covariance's own directions."""
+"""Pooled features against loops, and principal components against the eigenvectors of the covariance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.medad.prepared import write_prepared
 
 
 class _Halves(nn.Module):
-    """A network whose deepest features are 2 x 2 means of the input, once as they are and once negated."""
+    """A network with 2 x 2 means of the input and their negatives as deepest features."""
 
     def __init__(self) -> None:
         super().__init__()

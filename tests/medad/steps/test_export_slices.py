@@ -1,4 +1,4 @@
-"""Slices as pictures: pixels and masks as they were, read back by the reader of images, and nothing beside them."""
+"""Slices exported as images: pixels and masks are unchanged when read back, and there are no other files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(slices: Slices, tmp_path: Path) -> None:
 
 
 def test_a_case_is_told_by_its_tumour_label(tmp_path: Path) -> None:
-    # as many pixels as voxels, so that a mask is the label's plane
+    # as many pixels as voxels, so that a mask equals the label's plane
     write_lits_phantoms(tmp_path / "lits", 1, shape=(48, 48, 10), spacing_mm=(6.0, 6.0, 12.0))
     data = DatasetSettings(root=str(tmp_path / "lits"), layout="lits")
     [found], _ = find_cases(data)
