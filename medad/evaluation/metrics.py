@@ -324,8 +324,8 @@ def definitions(settings: EvaluationSettings) -> dict[str, str]:
         "micro_dice_2d": (
             "Overlap of prediction and truth: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), from 0 to 1. TP, FP and FN "
             "are true-positive, false-positive and false-negative pixels. Higher is better. The pixels of all slices "
-            "and cases are counted together on the slice grid, as in the thesis. Slices without tumour contribute their "
-            "false positives. Undefined if truth and prediction are both empty."
+            "and cases are counted together on the slice grid, as in the thesis. False positives in slices without "
+            "tumour count too. Undefined if truth and prediction are both empty."
         ),
         "dice_3d_mean": (
             "Dice of the whole mask of a case on the scan's own voxel grid, averaged over cases. Higher is better. "

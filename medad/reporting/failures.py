@@ -1,4 +1,4 @@
-"""What a report says of the cases that failed: rows for report.json and, by failures.html, for its page."""
+"""Failed cases in a report: rows for report.json, and through failures.html for the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from medad.base.errors import CaseFailure
 from medad.base.text import clean, natural_order, readable
 
 FailureRow = Mapping[str, str]
-"""Key of a column -> text, in the order of the columns, with the keys that `failure_rows` names."""
+"""Text of each column by key, in the order of the columns. `failure_rows` defines the keys."""
 
 
 def failure_rows(
@@ -19,12 +19,12 @@ def failure_rows(
     Parameters
     ----------
     hide_files
-        Whether names of files are left out, since ids hide them.
+        True: leave out file names, because ids are pseudonyms.
     group
-        Key that holds a failure's group, `row` or `system`. Empty: the report has no groups.
+        Key for the group of a failure, `row` or `system`. Empty: the report has no groups.
     images
-        Whether failures are of images and have the keys `category` and `id` in place of `case_id`; `id` is empty for
-        a whole category.
+        True: failures are of images and have the keys `category` and `id` instead of `case_id`. `id` is empty for a
+        whole category.
     """
     rows: dict[tuple[str, ...], FailureRow] = {}
     for one in failures:

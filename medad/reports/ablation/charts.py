@@ -1,4 +1,4 @@
-"""Charts of an ablation as SVG text: rows at a glance, a sweep, the curve over epochs, the embedding. No pyplot."""
+"""Charts of an ablation as SVG text: all rows, a sweep, the curve over epochs, the embedding. No pyplot."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from medad.reports.ablation.document import EmbeddingReport
 OURS, PUBLISHED = "#0072b2", "#d55e00"
 KIND_STYLE = {
     "tumour": ("#d55e00", "^", "slices with tumour"),
-    "healthy": ("#0072b2", "o", "slices without"),
-    "synthesised": ("#009e73", "x", "synthesised"),
+    "healthy": ("#0072b2", "o", "slices without tumour"),
+    "synthesised": ("#009e73", "x", "synthesised slices"),
 }
-"""Of Okabe and Ito's palette; markers tell them apart too."""
+"""Colour, marker and label of each kind. Colours are from Okabe and Ito's palette; markers differ too."""
 PNG_DPI = 120
 
 
 @dataclass(frozen=True)
 class PublishedValue:
-    """A published figure, in percent."""
+    """A published value, in percent."""
 
     mean: float
     sd: float | None
@@ -36,7 +36,7 @@ class PublishedValue:
 
 @dataclass(frozen=True)
 class ChartPanel:
-    """One figure against what is varied, and what is published of it."""
+    """One panel: a metric for each row or value, with published values."""
 
     title: str
     stats: Sequence[Stat | None]
@@ -44,13 +44,16 @@ class ChartPanel:
 
 
 def dots_svg(labels: Sequence[str], panels: Sequence[ChartPanel]) -> str:
-    """Rows from top to bottom, a panel a figure: mean with a bar of one sd, published figures as open diamonds."""
+    """Return a chart with one panel per metric and the rows from top to bottom.
+
+    It shows the mean with a bar of one sd, and published values as open diamonds.
+    """
     with _style():
         return _svg(_dots(labels, panels, title=""))
 
 
 def dots_png(title: str, labels: Sequence[str], panels: Sequence[ChartPanel]) -> bytes:
-    """`dots_svg` as a PNG picture that stands alone, with a title."""
+    """Return the chart of `dots_svg` as a PNG with a title."""
     with _style():
         buffer = io.BytesIO()
         _dots(labels, panels, title=title).savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
@@ -58,7 +61,7 @@ def dots_png(title: str, labels: Sequence[str], panels: Sequence[ChartPanel]) ->
 
 
 def lines_svg(x: Sequence[float], panels: Sequence[ChartPanel], varied: str) -> str:
-    """Panels in a row: means as a line with a band of one sd, published figures as diamonds with a bar."""
+    """Return panels side by side: means as a line with a band of one sd, published values as diamonds with a bar."""
     with _style():
         figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
         for number, panel in enumerate(panels, start=1):
@@ -67,7 +70,7 @@ def lines_svg(x: Sequence[float], panels: Sequence[ChartPanel], varied: str) -> 
 
 
 def embedding_svg(embedding: EmbeddingReport) -> str:
-    """Slices on the two directions of largest variance."""
+    """Return a scatter plot of slices along the two directions of largest variance."""
     with _style():
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -149,7 +152,7 @@ def _style_axes(axes: Axes) -> None:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    # ids within an SVG are random without a salt
+    # without a salt, ids within an SVG are random
     with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
         yield
 

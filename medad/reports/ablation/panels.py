@@ -1,4 +1,4 @@
-"""The pictures of an ablation: the same slices as each row sees them (figures 3.4 and 3.5 of the thesis)."""
+"""Pictures of an ablation: the same slices for each row (figures 3.4 and 3.5 of the thesis)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PANEL_PX = 168
 
 @dataclass(frozen=True)
 class PanelRow:
-    """One row's picture of a slice."""
+    """Picture of a slice for one row."""
 
     row: str
     """Name of the row."""
@@ -33,7 +33,7 @@ class PanelRow:
 
 @dataclass(frozen=True)
 class ShownSlice:
-    """One slice, as each row sees it."""
+    """Pictures of one slice for all rows."""
 
     title: str
     rows: Sequence[PanelRow]
@@ -47,16 +47,17 @@ class _TumourSlice:
 
 
 def test_panels(results: Sequence[VariantResult[Path]], count: int) -> list[ShownSlice]:
-    """Test slices with tumour, from the largest tumour to the smallest, as the first seed of each row sees them.
+    """Return pictures of test slices with tumour, from the largest tumour to the smallest.
 
-    Each picture: slice, restoration, difference, probability, outlines (`pictures.panel_row`).
+    They show the first seed of each row. Each has slice, restoration, difference, probability and outlines
+    (`pictures.panel_row`).
 
     Parameters
     ----------
     results
         Rows in the order of the table.
     count
-        Slices to show; evenly spaced in the order of tumour size, over all cases.
+        Number of slices, evenly spaced in the order of tumour size over all cases.
     """
     first_seeds = [(one.name, one.seeds[min(one.seeds)]) for one in results if one.seeds]
     if not first_seeds or not count:
@@ -74,7 +75,7 @@ def test_panels(results: Sequence[VariantResult[Path]], count: int) -> list[Show
 
 
 def example_panels(results: Sequence[VariantResult[Path]], count: int) -> list[PanelRow]:
-    """For each row its synthesised slices, one under another: clean, synthesised, mask, restored, difference."""
+    """Return for each row its synthesised slices as a column: clean, synthesised, mask, restored, difference."""
     found = []
     for result in results:
         if result.examples is None:

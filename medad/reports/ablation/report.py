@@ -1,6 +1,6 @@
-"""The report of an ablation: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
+"""Report of an ablation: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
 
-Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+Equal inputs give equal bytes. The report contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from medad.reports.ablation.tables import (
     seed_rows,
     summary_rows,
 )
+from medad.reports.run.document import METRIC_HEADINGS
 from medad.steps.results import AblationResults
 
 CHARTED_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
@@ -39,7 +40,7 @@ JPEG_QUALITY = 80
 
 @dataclass(frozen=True)
 class Picture:
-    """A row's picture as a data URI."""
+    """Picture of a row as a data URI."""
 
     row: str
     uri: str
@@ -50,9 +51,9 @@ class Pictures:
     """All pictures of the page."""
 
     slices: Sequence[tuple[str, Sequence[Picture]]]
-    """A test slice's title, and its picture by each row."""
+    """Title of each test slice with its picture for each row."""
     examples: Sequence[Picture]
-    """By row: clean, synthesised, mask, restored, difference; a slice under another."""
+    """One picture per row: slices as clean, synthesised, mask, restored, difference, one below the other."""
 
 
 def write_ablation_report(
@@ -63,30 +64,31 @@ def write_ablation_report(
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write report.html, report.json, the CSV and LaTeX tables and, where a row has figures, preview.png.
+    """Write report.html, report.json and the CSV and LaTeX tables, and preview.png if a row has results.
 
-    summary.csv has a row a row; seeds.csv a row a training; cases.csv a row a training and case; paired.csv a row a
-    test; curve.csv a row a length of phase two; table.tex and table_SWEEP.tex are for papers.
+    summary.csv has one line per table row. seeds.csv has one line per training, and cases.csv one per training and
+    case. paired.csv has one line per test, and curve.csv one per number of epochs of phase two. table.tex and
+    table_SWEEP.tex are for papers.
 
     Parameters
     ----------
     out
         An existing folder.
     settings
-        The run's settings; folders and names of files in them are withheld.
+        Settings of the run. Folders and file names in them are left out.
     results
-        In any order; the tables have the order of the settings.
+        Results in any order. The tables have the order of the settings.
     versions
-        Name -> version of what computed the results.
+        Version of each program and library that computed the results.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
 
     Raises
     ------
     InputError
         A result's file is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports stay complete.
     """
     document = make_document(settings, results, versions=versions, notes=notes)
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
@@ -106,7 +108,7 @@ def write_ablation_report(
 
 
 def render_html(document: AblationDocument, shown: Pictures) -> str:
-    """The document as one self-contained page."""
+    """Return the document as one self-contained page."""
     environment = page_environment("medad.reports", "medad.reports.ablation")
     environment.filters.update(
         percent=percent,
@@ -166,7 +168,7 @@ def _chart_titles() -> dict[str, str]:
 
 
 def _published_value(published: PublishedFigures | None, key: str) -> PublishedValue | None:
-    """The papers' Dice is over all pixels of all slices, their AUROC of slices."""
+    """Return a published value. The papers' Dice is over all pixels of all slices, their AUROC is over slices."""
     if published is None:
         return None
     mean, sd = {
@@ -177,7 +179,7 @@ def _published_value(published: PublishedFigures | None, key: str) -> PublishedV
 
 
 def _sweep_chart(sweep: SweepReport) -> str | None:
-    """None for a sweep over what is no number, or one without any figure."""
+    """Return the chart of a sweep. None: its values are not numbers, or it has no results."""
     try:
         x = [float(row.name) for row in sweep.rows]
     except ValueError:
@@ -223,17 +225,18 @@ def _p(value: float | None) -> str:
 
 
 def _wrapped_title(title: str) -> str:
-    """A column's title on several short lines."""
+    """Return a column title on several short lines."""
     for word in ("mean over cases", "in the liver", "per case", "Dice", "AUROC", "sensitivity"):
         title = title.replace(f" {word}", f"\n{word}")
     return title
 
 
 def _changes(changes: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in changes.items()) or "the base as it is"
+    return ", ".join(f"{key} = {value}" for key, value in changes.items()) or "base settings, unchanged"
 
 
 def _heading(key: str) -> str:
-    words = {"2d": "2-D", "3d": "3-D", "dice": "Dice", "auroc": "AUROC", "sd": "sd", "hu": "HU", "t": "t"}
-    text = " ".join(words.get(word, word) for word in key.split("_"))
+    if key in METRIC_HEADINGS:
+        return METRIC_HEADINGS[key]
+    text = key.replace("_", " ").replace("hu ", "HU ").replace(" t test", " t-test")
     return text[0].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""From the results of an ablation to its document: statistics over seeds, paired tests, what stands beside."""
+"""Document of an ablation from its results: statistics over seeds, paired tests, baseline, curve, embedding."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make_document(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> AblationDocument:
-    """Everything in the report. Raises InputError for a result's file that is missing or damaged."""
+    """Return the content of the report. Raises InputError if a result's file is missing or damaged."""
     by_name = {(one.group, one.name): one for one in results.variants}
     reports = {
         (variant.group, variant.name): _row_report(variant, settings, by_name.get((variant.group, variant.name)))
@@ -97,11 +97,11 @@ def make_document(
 
 
 def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[PairedTable, ...]:
-    """Paired t-tests between consecutive rows, and of each row against the reference, else the best by micro Dice.
+    """Return paired t-tests between consecutive rows, and of each row against the reference.
 
-    Paired by seed, each seed's figure over its cases; and by case, each case's own figure as its mean over the seeds
-    that both rows have, so that a case counts once however many seeds there are. Holm's correction is over the pairs
-    of a table.
+    Without a reference, the row with the best micro Dice is used. Pairing by seed uses each seed's metric over its
+    cases. Pairing by case uses each case's mean over the seeds that both rows have. A case thus counts once for any
+    number of seeds. Holm's correction covers the pairs of one table.
     """
     with_figures = [row for row in rows if row.seeds]
     best = max(with_figures, key=_mean_dice, default=None)
@@ -122,7 +122,7 @@ def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[Pai
 
 
 def shown_settings(settings: AblationSettings) -> dict[str, Any]:
-    """Return the settings that decide results as JSON values, all that is private withheld."""
+    """Return the settings that determine results as JSON values, without private values."""
     return settings.public(*MACHINE_FIELDS) | {"base": settings.base.public(*MACHINE_FIELDS)}
 
 
@@ -261,15 +261,16 @@ def _embedding(results: AblationResults[Path]) -> EmbeddingReport | None:
 def _definitions(settings: AblationSettings) -> dict[str, str]:
     found = {
         "mean_and_sd": (
-            "Over seeds, of each seed's figure over all test cases; sample standard deviation (ddof = 1). A single "
-            "seed has none."
+            "Mean and sample standard deviation (ddof = 1) over seeds, of each seed's result over all test cases. A "
+            "single seed has no standard deviation."
         ),
         "paired_t_test": (
-            "Student's, two-sided. By seed: would other trainings show the difference too? By case, each case's mean "
-            "over the seeds: would other patients? n is the number of pairs; undefined below two. p Holm is "
-            "corrected over the pairs of its table (Holm 1979)."
+            "Two-sided paired t-test (Student 1908): t = mean of the differences / (their sd / sqrt(n)), where n is "
+            "the number of pairs. Pairing by seed asks if other trainings would show the difference too. Pairing by case "
+            "uses each case's mean over seeds and asks if other patients would. A small p speaks against equal rows. "
+            "p Holm is corrected over the pairs of its table (Holm 1979). Undefined below two pairs."
         ),
-        "published": "Printed in the source named beside it, on its own data; part of no test and no mean here.",
+        "published": "Value printed in the named source, on its own data. It is not used in any test or mean.",
     }
     if settings.baseline:
         found["hu_baseline"] = baseline_step.DEFINITION.format(sigma=settings.baseline_sigma_mm)

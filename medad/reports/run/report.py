@@ -1,6 +1,6 @@
-"""The report of a run: `report.html` for people, `report.json` for programs, from one document.
+"""Report of a liver run: `report.html` for people and `report.json` for programs, from one document.
 
-Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+Equal inputs give equal bytes. The report contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from medad.reports.run.document import (
     INSERTED_GENERATED,
     INSERTED_REAL,
     INSERTED_STATEMENT,
+    METRIC_HEADINGS,
     SCHEMA_VERSION,
     STATEMENT,
     CaseReport,
@@ -47,12 +48,12 @@ from medad.steps.results import CaseResult
 __all__ = ["render_html", "write_report"]
 
 LESION_ROWS = 20
-"""Lesions of a case shown in the HTML; the JSON holds all."""
+"""Most lesions per case in the HTML. The JSON contains all."""
 
 
 @dataclass(frozen=True)
 class _PictureRow:
-    """A shown slice and its picture."""
+    """A shown slice with its picture."""
 
     shown: ShownSlice
     picture: Image.Image
@@ -69,30 +70,30 @@ def write_report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write report.html, report.json and, where a case succeeded, preview.png into an existing folder.
+    """Write report.html and report.json into an existing folder, and preview.png if a case succeeded.
 
     Parameters
     ----------
     settings
-        The run's settings; paths in them are withheld.
+        Settings of the run. Paths in them are left out.
     results, failures
-        Cases in any order; the report sorts them by id. Both may be empty.
+        Cases in any order. The report sorts them by id. Both may be empty.
     restoration, segmentation
-        Trained folders (curve.json), None where a phase was not trained here.
+        Folders of the trained networks (curve.json). None: this run did not train the network.
     versions
-        Name -> version of what computed the results.
+        Version of each program and library that computed the results.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
 
     Raises
     ------
     InputError
         A result's file is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports stay complete.
     """
     ordered = sorted(results, key=lambda result: natural_order(result.case_id))
-    # 130 cases of three rows each must stay a few megabytes
+    # a page with 130 cases of three rows each must have only a few megabytes
     panel_px, quality = (224, 85) if len(ordered) <= 12 else (176, 80) if len(ordered) <= 40 else (128, 60)
     cases, evaluations, pictured = [], [], []
     for result in ordered:
@@ -119,7 +120,7 @@ def write_report(
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
         failures=failure_rows(failures, hide_files=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
-        # networks trained together have one curve, in either's folder
+        # networks trained together have the same curve in both folders
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
@@ -131,7 +132,7 @@ def write_report(
 
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:
-    """The document as one self-contained page; `row_uris` holds a picture for each shown slice of each case."""
+    """Return the document as one self-contained page. `row_uris` has a picture for each shown slice of each case."""
     environment = page_environment("medad.reports", "medad.reports.run")
     environment.filters.update(
         figure=_number, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
@@ -154,11 +155,11 @@ def pick_slices(
     prediction: Bool[np.ndarray, "N S S"],
     max_probability: Sequence[float],
 ) -> list[tuple[Rank, int]]:
-    """Which slices to show, each once, as (rank, index).
+    """Return the slices to show, each once, as (rank, index).
 
-    With truth: best, median and worst Dice among the slices where truth or prediction has a pixel; of equal Dice, more
-    pixels in disagreement is worse. Without truth, or with nothing to compare: highest, median and lowest by predicted
-    area, then by the largest probability.
+    With ground truth: the best, median and worst Dice among slices with a pixel in truth or prediction. Of slices with
+    equal Dice, the one with the larger union is worse. Without ground truth, or if all masks are empty: the highest,
+    median and lowest predicted area, then largest probability.
     """
     ranks: tuple[Rank, Rank, Rank] = ("highest", "median", "lowest")
     order = sorted(range(len(prediction)), key=lambda i: (-np.count_nonzero(prediction[i]), -max_probability[i], i))
@@ -177,7 +178,7 @@ def pick_slices(
 
 
 def _picture_rows(result: CaseResult[Path], panel_px: int) -> list[_PictureRow]:
-    """The shown slices of a case; only those are read from disk whole."""
+    """Return the shown slices of a case. Only their images are read from disk completely."""
     assert result.segmented is not None, "a finished case is segmented"
     path = result.segmented / "slices.safetensors"
     truth = None
@@ -211,7 +212,7 @@ def _picture_rows(result: CaseResult[Path], panel_px: int) -> list[_PictureRow]:
             predicted_px=int(np.count_nonzero(prediction[i])),
             max_probability=largest[i],
         )
-        # the liver's tip, enlarged, but never into a few huge pixels
+        # enlarge the tip of the liver, but not to a few huge pixels
         crop = pictures.crop_around(organ[i], min_side=case_side // 3)
         rows.append(_PictureRow(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
     return rows
@@ -230,7 +231,7 @@ def _curve_title(curve: Curve) -> str:
 def _write_preview(
     path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_PictureRow]], tag: str
 ) -> None:
-    """The case in the middle by 3-D Dice, neither the best nor the worst; without truth the first."""
+    """Write a picture of the case with the median 3-D Dice. Without ground truth it is the first case."""
     drawable = [(case, rows) for case, rows in zip(cases, pictured, strict=True) if rows]
     if not drawable:
         return
@@ -246,7 +247,8 @@ def _write_preview(
             "restoration",
             "|difference|",
             "probability 0 to 1",
-            "orange: prediction" + (f"; blue: {'inserted' if case.inserted else 'truth'}" if case.metrics else ""),
+            "orange: prediction"
+            + (f"; blue: {'inserted' if case.inserted else 'ground truth'}" if case.metrics else ""),
         ],
     )
     with atomic_path(path) as temporary:
@@ -254,7 +256,10 @@ def _write_preview(
 
 
 def slice_caption(shown: ShownSlice) -> str:
-    """`Best slice, z = 41: Dice 0.812`, or without truth the predicted area and the largest probability."""
+    """Return a caption, e.g. `Best slice, z = 41: Dice 0.812`.
+
+    Without ground truth it gives the predicted area and the largest probability.
+    """
     head = f"{shown.rank.capitalize()} slice, z = {shown.z}"
     if shown.true_px is not None:
         return f"{head}: Dice {_number(shown.dice)}"
@@ -281,8 +286,10 @@ def _numbers(value: Number | list[Number]) -> str:
 
 
 def _heading(key: str) -> str:
-    words = {"mm3": "mm³", "hu": "HU", "2d": "2-D", "3d": "3-D", "dice": "Dice", "auroc": "AUROC", "sd": "(sd)"}
-    text = " ".join(words.get(word, word) for word in key.split("_"))
+    if key in METRIC_HEADINGS:
+        return METRIC_HEADINGS[key]
+    units = {"mm": ", mm", "mm3": ", mm³", "hu": ", HU"}
+    text = " ".join(units.get(word, word) for word in key.split("_")).replace(" ,", ",")
     return text[0].upper() + text[1:]
 
 

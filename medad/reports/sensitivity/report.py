@@ -1,6 +1,6 @@
-"""The report of a study of inserted lesions: `report.html`, `report.json`, CSV and LaTeX, from one document.
+"""Report of an inserted-lesion study: `report.html`, `report.json`, CSV and LaTeX, from one document.
 
-Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+Equal inputs give equal bytes. The report contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ def write_sensitivity_report(
     notes: Sequence[str] = (),
     show_file_names: bool = True,
 ) -> None:
-    """Write `REPORT_FILES` into an existing folder; preview.png only where a lesion was inserted.
+    """Write `REPORT_FILES` into an existing folder. preview.png is written only if a lesion was inserted.
 
-    lesions.csv has a row for each inserted lesion; sensitivity.csv a row a size, contrast and place, with the margins;
-    sensitivity.tex is a table of sizes by contrasts for papers.
+    lesions.csv has one row per inserted lesion. sensitivity.csv has one row per size, contrast and place, and rows
+    pooled over them. sensitivity.tex is a table of sizes by contrasts for papers.
 
     Parameters
     ----------
     results, failures
-        In any order; may be empty.
+        Results and failures in any order. Both may be empty.
     trained_on
-        Cases that the model was trained on, which the report then says at its head. None: nobody knows.
+        Cases on which the model was trained. The report then starts with a warning. None: not known.
     versions
-        Name -> version of what computed the results.
+        Version of each program and library that computed the results.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
     show_file_names
-        Whether the base names of offending files may be shown.
+        True: base names of files with errors may be shown.
 
     Raises
     ------
     InputError
         A record is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports stay complete.
     """
     volumes = read_volumes(results)
     document = make_document(
@@ -83,7 +83,7 @@ def write_sensitivity_report(
 
 
 def render_html(document: SensitivityDocument) -> str:
-    """The document as one self-contained page."""
+    """Return the document as one self-contained page."""
     environment = page_environment("medad.reports", "medad.reports.sensitivity")
     environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
     inserted = document.summary is not None and document.summary.inserted
@@ -95,7 +95,10 @@ def render_html(document: SensitivityDocument) -> str:
 
 
 def latex_table(document: SensitivityDocument) -> str:
-    """Sensitivity in percent with found of inserted, a row a size and place, a column a contrast (package booktabs)."""
+    """Return a LaTeX table (package booktabs) of sensitivity in percent and found/inserted.
+
+    It has one row per size and place, and one column per contrast.
+    """
     contrasts = list(dict.fromkeys(row.contrast or "" for row in document.cells))
     lines = []
     for place in dict.fromkeys(row.place for row in document.cells):
@@ -103,11 +106,11 @@ def latex_table(document: SensitivityDocument) -> str:
             own = [row.figures for row in document.cells if (row.place, row.size_mm) == (place, size)]
             head = f"{size_label(size).replace('–', '--')}, {_PLACES[place]}" if size and place else ""
             lines.append(" & ".join([head, *map(_latex_cell, own)]) + r" \\")
-    measured = document.settings["false_positive_ml"]
+    allowed_ml = document.settings["false_positive_ml"]
     warned = "".join(f" {latex_escaped(warning)}" for warning in document.warnings)
     caption = (
-        f"{latex_escaped(document.name)}: sensitivity to inserted lesions in percent (found of inserted) at "
-        f"{measured:g} mL of false positives a liver, by largest diameter and contrast.{warned}"
+        f"{latex_escaped(document.name)}: sensitivity to inserted lesions in percent (found/inserted) at "
+        f"{allowed_ml:g} mL of false positives per liver, by largest diameter and contrast.{warned}"
     )
     return "\n".join(
         [

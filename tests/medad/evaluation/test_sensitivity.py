@@ -385,7 +385,7 @@ def test_the_report_says_what_was_found_and_no_path(tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert (report["summary"]["found"], report["summary"]["inserted"], report["summary"]["planned"]) == (3, 7, 8)
     assert report["warnings"] == []
-    assert any("1 of 8 lesions found no room" in note for note in report["notes"])
+    assert any("1 of 8 planned lesions did not fit" in note for note in report["notes"])
     text = "".join((out / name).read_text(encoding="utf-8") for name in REPORT_FILES if not name.endswith(".png"))
     assert "doe_jane" not in text
     with (out / "lesions.csv").open(encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""What a report shows of failed cases."""
+"""Failed cases in a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_failure_is_shown_once_in_natural_order_without_its_folder() -> None:
     ]
 
 
-def test_files_of_opaque_ids_are_not_named() -> None:
+def test_files_of_pseudonyms_are_not_named() -> None:
     failures = [
         CaseFailure("case-1", "find", "no label", "/share/Doe.nii", pseudonymous=True),
         CaseFailure("case-2", "find", "no label", "/share/scan-2.nii"),
