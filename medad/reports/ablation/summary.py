@@ -266,9 +266,9 @@ def _definitions(settings: AblationSettings) -> dict[str, str]:
         ),
         "paired_t_test": (
             "Two-sided paired t-test (Student 1908): t = mean of the differences / (their sd / sqrt(n)), where n is "
-            "the number of pairs. Pairing by seed asks if other trainings would show the difference too. Pairing by case "
-            "uses each case's mean over seeds and asks if other patients would. A small p speaks against equal rows. "
-            "p Holm is corrected over the pairs of its table (Holm 1979). Undefined below two pairs."
+            "the number of pairs. Pairing by seed asks if other trainings would show the difference too. Pairing by "
+            "case uses each case's mean over seeds and asks if other patients would. A small p speaks against equal "
+            "rows. p Holm is corrected over the pairs of its table (Holm 1979). Undefined below two pairs."
         ),
         "published": "Value printed in the named source, on its own data. It is not used in any test or mean.",
     }

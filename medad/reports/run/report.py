@@ -50,6 +50,15 @@ __all__ = ["render_html", "write_report"]
 LESION_ROWS = 20
 """Most lesions per case in the HTML. The JSON contains all."""
 
+RANK_TITLES: dict[Rank, str] = {
+    "best": "Best slice",
+    "median": "Median slice",
+    "worst": "Worst slice",
+    "highest": "Largest predicted area",
+    "lowest": "Smallest predicted area",
+}
+"""Caption of a shown slice, by its rank."""
+
 
 @dataclass(frozen=True)
 class _PictureRow:
@@ -260,7 +269,7 @@ def slice_caption(shown: ShownSlice) -> str:
 
     Without ground truth it gives the predicted area and the largest probability.
     """
-    head = f"{shown.rank.capitalize()} slice, z = {shown.z}"
+    head = f"{RANK_TITLES[shown.rank]}, z = {shown.z}"
     if shown.true_px is not None:
         return f"{head}: Dice {_number(shown.dice)}"
     return f"{head}: {shown.predicted_px:,} px predicted, largest probability {shown.max_probability:.2f}"

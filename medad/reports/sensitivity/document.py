@@ -192,7 +192,7 @@ def definitions(settings: SensitivitySettings) -> dict[str, str]:
         ),
         "By chance": (
             "Share of lesions that would also count as found in the scan without lesions, because the networks mark "
-            "that place anyway. Lower is better. If the sensitivity is not above this value, it shows nothing."
+            "that place anyway. Lower is better. Only a sensitivity above this value shows detection."
         ),
         "Voxel AUROC": (
             "Area under the ROC curve for the voxels of a lesion against all liver voxels outside lesions. It is "

@@ -28,7 +28,7 @@ from medad.reports import pictures
 from medad.reports.run.document import (
     CURVE_POINTS,
 )
-from medad.reports.run.report import pick_slices, write_report
+from medad.reports.run.report import RANK_TITLES, pick_slices, write_report
 from medad.steps.results import CaseResult
 from tests.medad.prepared import save_slices
 from tests.page import Written
@@ -238,7 +238,7 @@ def test_page_shows_what_the_json_holds(report: Report, tmp_path: Path) -> None:
     assert "torch 2.99.1" in words
     assert "slice_px: 256" in words
     assert "no ground truth" in words
-    assert "lanted" not in words
+    assert "nserted" not in words
     for case in done.json["cases"]:
         if case["metrics"]:
             both = f"3-D Dice {case['metrics']['dice_3d']:.3f}, micro 2-D Dice {case['micro_dice_2d']:.3f},"
@@ -247,7 +247,7 @@ def test_page_shows_what_the_json_holds(report: Report, tmp_path: Path) -> None:
             assert f"{lesion['diameter_mm']:.1f}" in words
             assert ", ".join(f"{value:.1f}" for value in lesion["centroid_ras_mm"]) in words
         for shown in case["shown_slices"]:
-            assert f"{shown['rank'].capitalize()} slice, z = {shown['z']}" in words
+            assert f"{RANK_TITLES[shown['rank']]}, z = {shown['z']}" in words
     pictures_shown = sum(len(case["shown_slices"]) for case in done.json["cases"])
     assert len(done.page.images) == pictures_shown + 1
 
