@@ -127,7 +127,7 @@ def operating_point(
         Allowed volume in mL.
     """
     if not probability.size or np.isnan(probability).any():
-        raise ValueError("needs the probability of at least one liver voxel, and none may be NaN")
+        raise ValueError("needs the probability of at least one liver voxel, without NaN")
     allowed = int(false_positive_ml * 1000 / voxel_mm3 * (1 + 1e-9))
     falling = np.sort(probability)[::-1]
     if allowed >= falling.size:
@@ -169,15 +169,15 @@ def measure_lesions(
     voxel_mm3 = float(np.prod(spacing_mm))
     point = operating_point(healthy_probability[liver], voxel_mm3, settings.false_positive_ml)
     marked = (probability >= point.threshold) & liver
-    before = healthy_probability >= point.threshold
+    healthy_marked = healthy_probability >= point.threshold
     outside = probability[liver & (number == 0)]
     places = ndimage.find_objects(number)
     records = []
     for count, (lesion, place) in enumerate(zip(lesions, places, strict=True), start=1):
-        own = number[place] == count
-        voxels = int(np.count_nonzero(own))
-        hit = int(np.count_nonzero(marked[place][own]))
-        scores = np.concatenate([probability[place][own], outside])
+        in_lesion = number[place] == count
+        voxels = int(np.count_nonzero(in_lesion))
+        hit = int(np.count_nonzero(marked[place][in_lesion]))
+        scores = np.concatenate([probability[place][in_lesion], outside])
         records.append(
             LesionRecord(
                 diameter_mm=lesion.diameter_mm,
@@ -185,7 +185,9 @@ def measure_lesions(
                 volume_mm3=voxels * voxel_mm3,
                 voxels=voxels,
                 found=_counts_as_found(hit, voxels, settings.overlap),
-                by_chance=_counts_as_found(int(np.count_nonzero(before[place][own])), voxels, settings.overlap),
+                by_chance=_counts_as_found(
+                    int(np.count_nonzero(healthy_marked[place][in_lesion])), voxels, settings.overlap
+                ),
                 marked_share=hit / voxels,
                 voxel_auroc=auroc(scores, np.arange(scores.size) < voxels),
                 dice=_local_dice(count, place, number, marked, spacing_mm, settings.surroundings_mm),
@@ -211,11 +213,13 @@ def _local_dice(
         slice(max(0, part.start - int(reach_mm / s) - 1), part.stop + int(reach_mm / s) + 1)
         for part, s in zip(place, spacing_mm, strict=True)
     )
-    own = number[around] == count
-    near = ndimage.distance_transform_edt(~own, sampling=spacing_mm) <= reach_mm
-    near &= own | (number[around] == 0)
-    both = int(np.count_nonzero(marked[around] & own))
-    value = dice_of_counts(both, int(np.count_nonzero(marked[around] & near)) - both, int(np.count_nonzero(own)) - both)
+    in_lesion = number[around] == count
+    near = ndimage.distance_transform_edt(~in_lesion, sampling=spacing_mm) <= reach_mm
+    near &= in_lesion | (number[around] == 0)
+    both = int(np.count_nonzero(marked[around] & in_lesion))
+    value = dice_of_counts(
+        both, int(np.count_nonzero(marked[around] & near)) - both, int(np.count_nonzero(in_lesion)) - both
+    )
     assert value is not None
     return value
 
@@ -280,14 +284,14 @@ def sensitivity_table(
     for size in bins_mm if "size" in by else [None]:
         for contrast in contrasts if "contrast" in by else [None]:
             for place in places if "place" in by else [None]:
-                own = (
+                cell = (
                     each.lesion
                     for each in planned
                     if size in (None, each.size_mm)
                     and contrast in (None, each.contrast)
                     and place in (None, each.place)
                 )
-                rows.append(Row(size_mm=size, contrast=contrast, place=place, figures=summarise_lesions(own)))
+                rows.append(Row(size_mm=size, contrast=contrast, place=place, figures=summarise_lesions(cell)))
     return rows
 
 
@@ -296,7 +300,7 @@ def find_bin(diameter_mm: float, bins_mm: Sequence[tuple[float, float]]) -> tupl
     for low, high in reversed(bins_mm):
         if low <= diameter_mm <= high:
             return low, high
-    raise ValueError(f"{diameter_mm} mm lies in none of the bins {list(bins_mm)}")
+    raise ValueError(f"{diameter_mm} mm is in none of the bins {list(bins_mm)}")
 
 
 def _planned_lesions(volume: VolumeRecord) -> list[_PlannedLesion]:

@@ -58,7 +58,7 @@ class HealthySlices:
 def load_slices(prepared: Sequence[Path], device: torch.device) -> HealthySlices:
     """Load the slices of prepared folders onto the device.
 
-    Raises InputError if there are no slices, or if slice sizes or windows differ.
+    Raises InputError if no slice is found, or if slice sizes or windows differ.
     """
     loaded = [load_prepared(folder / "prepared.safetensors") for folder in prepared]
     loaded = [case for case in loaded if len(case.slices.z)]

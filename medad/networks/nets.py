@@ -74,7 +74,7 @@ def _autoencoder(settings: NetSettings) -> nn.Sequential:
 
     The layers follow DRAEM's public code. The encoder has two 3 x 3 convolutions per level and max pooling. The decoder
     has bilinear up-sampling and three convolutions per level; the last one reduces the width. The activation is ReLU.
-    A 3 x 3 convolution ends the network. There is no weight standardisation. DRAEM's five levels of 128 to 1024
+    A 3 x 3 convolution ends the network. Weights are not standardised. DRAEM's five levels of 128 to 1024
     channels are `widths: [128, 256, 512, 1024, 1024]`.
 
     Group norm replaces DRAEM's batch norm. The restoration of a slice must not depend on the other slices of its batch,
@@ -157,7 +157,7 @@ def save(path: Path, net: nn.Module, role: Role, settings: NetSettings) -> None:
 
 
 def _weights(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every weight once. DynUNet registers its blocks again under `skip_layers`. There are no buffers."""
+    """Return every weight once. DynUNet registers its blocks twice. The networks have no buffers."""
     return dict(net.named_parameters(remove_duplicate=True))
 
 

@@ -145,7 +145,7 @@ def train_joint(
 
     The loss is restoration loss + focal loss. Gradients of the focal loss also reach the restoration network.
     `train.restoration` sets epochs, batch size and learning rate. For a given seed, both networks have the same initial
-    weights as in two phases, and the batches are those of phase one. The two schedules can so be compared fairly.
+    weights as in two phases, and the batches are those of phase one. So the two schedules can be compared fairly.
     restoration/ and segmentation/ are written to `out`, each with model.safetensors and the same curve.json. The other
     parameters are as in `train_restoration`.
     """
@@ -268,7 +268,7 @@ def _resume(
 ) -> list[float]:
     """Restore networks and optimiser from a checkpoint and return the losses so far.
 
-    Return an empty list if there is no usable checkpoint.
+    Return an empty list without a usable checkpoint.
     """
     state = saved_state.load(device)
     if state is None:

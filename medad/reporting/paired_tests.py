@@ -32,7 +32,7 @@ class PairedOutcome:
     """Result of a paired test of a against b. Differences are a minus b."""
 
     difference: float | None
-    """Mean of the differences. None: there are no pairs."""
+    """Mean of the differences. None: without pairs."""
     p: float | None
     """Two-sided p-value. None: undefined, see `reason`."""
     n: int
@@ -153,7 +153,7 @@ def delong(categories: Sequence[SharedImages]) -> PairedOutcome:
         few = f"{anomalous} anomalous and {images - anomalous} normal images; the test needs {MIN_IMAGES} of each"
         return PairedOutcome(difference, None, len(used), few, images=images)
     if spread == 0.0:
-        # all images agree: either there is no difference, or the images do not show its uncertainty
+        # all images agree: either the difference is 0, or the images do not show its uncertainty
         same = difference == 0.0
         reason = "" if same else "all images have the same difference, so there is no spread to test"
         return PairedOutcome(difference, 1.0 if same else None, len(used), reason, images=images)

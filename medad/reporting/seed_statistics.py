@@ -21,7 +21,7 @@ class Stat(BaseModel):
 
 
 def mean_and_sd(values: Iterable[float | None]) -> Stat | None:
-    """Return mean and sample standard deviation. None: there are no values, or one is missing."""
+    """Return mean and sample standard deviation. None: no values, or one is missing."""
     known = list(values)
     numbers = [value for value in known if value is not None]
     if not numbers or len(numbers) != len(known):

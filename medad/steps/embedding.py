@@ -148,9 +148,9 @@ def _synthesised_slices(training: Sequence[Path], synthesis: SynthesisSettings, 
         organ = data.organ[part]
         scale = data.scale(part) if synthesis.kind == "lesions" else None
         batch = synthesise(data.pixels[part].float(), organ, synthesis, generator, scale=scale)
-        drawn = batch.mask.flatten(1).any(1)
-        pixels.append(batch.image[drawn, 0].round().to(torch.uint8).numpy())
-        organs.append(organ[drawn, 0].numpy())
+        with_anomaly = batch.mask.flatten(1).any(1)
+        pixels.append(batch.image[with_anomaly, 0].round().to(torch.uint8).numpy())
+        organs.append(organ[with_anomaly, 0].numpy())
         if sum(map(len, pixels)) >= MAX_SLICES:
             break
     return np.concatenate(pixels), np.concatenate(organs)

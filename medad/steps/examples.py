@@ -66,17 +66,17 @@ def write_examples(
     clean = data.pixels[chosen].float()
     scale = data.scale(chosen) if synthesis.kind == "lesions" else None
     batch = synthesise(clean, data.organ[chosen], synthesis, generator, scale=scale)
-    drawn = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
+    with_anomaly = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
     net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
-    spoilt = batch.image[drawn]
+    spoilt = batch.image[with_anomaly]
     restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in torch.split(spoilt, largest_batch)]
     grey = torch.cat(restored).clamp(0, 1) * 255 if restored and len(spoilt) else torch.zeros_like(spoilt)
     arrays = {
-        "clean": clean[drawn],
+        "clean": clean[with_anomaly],
         "spoilt": spoilt,
         "restored": grey,
-        "mask": batch.mask[drawn],
-        "organ": data.organ[chosen][drawn],
+        "mask": batch.mask[with_anomaly],
+        "organ": data.organ[chosen][with_anomaly],
     }
     save_file({name: _as_uint8(value) for name, value in arrays.items()}, out / EXAMPLES)
 

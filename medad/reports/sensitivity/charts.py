@@ -56,14 +56,14 @@ def _heat_map(rows: Sequence[Row]) -> Figure:
         for row in rows:
             if row.place != place or row.size_mm is None:
                 continue
-            x, y, own = contrasts.index(row.contrast or ""), sizes.index(row.size_mm), row.figures
-            if own.sensitivity is None:
+            x, y, figures = contrasts.index(row.contrast or ""), sizes.index(row.size_mm), row.figures
+            if figures.sensitivity is None:
                 continue
             axes.add_patch(
-                matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colours(own.sensitivity), linewidth=0)
+                matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colours(figures.sensitivity), linewidth=0)
             )
-            ink = "white" if own.sensitivity < _DARK_BELOW else "black"
-            axes.text(x, y, f"{own.found}/{own.inserted}", ha="center", va="center", color=ink, fontsize=8)
+            ink = "white" if figures.sensitivity < _DARK_BELOW else "black"
+            axes.text(x, y, f"{figures.found}/{figures.inserted}", ha="center", va="center", color=ink, fontsize=8)
         axes.set_xlim(-0.5, len(contrasts) - 0.5)
         axes.set_ylim(len(sizes) - 0.5, -0.5)
         axes.set_xticks(range(len(contrasts)), [one.replace(", ", ",\n") for one in contrasts], rotation=60, ha="right")

@@ -135,17 +135,17 @@ def make_document(
     no_room = (
         f"{missing} of {planned} planned lesions did not fit into these livers and are not counted." if missing else ""
     )
-    seen = {case_id for case_id, _ in volumes} & (trained_on or set())
+    trained_scans = {case_id for case_id, _ in volumes} & (trained_on or set())
     return SensitivityDocument(
         name=settings.name,
-        warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if seen else (),
+        warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if trained_scans else (),
         notes=tuple(clean(note) for note in (no_room, *notes) if note),
         summary=_summary(sensitivity_table(records, *axes, ())[0].figures) if records else None,
         by_size=tuple(sensitivity_table(records, *axes, ("size",))),
         by_contrast=tuple(sensitivity_table(records, *axes, ("contrast",))),
         by_place=tuple(sensitivity_table(records, *axes, ("place",))),
         cells=tuple(cells),
-        scans=tuple(_scans(volumes, seen)),
+        scans=tuple(_scans(volumes, trained_scans)),
         failures=failure_rows(failures, hide_files=not show_file_names),
         definitions=definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
@@ -154,18 +154,18 @@ def make_document(
 
 
 def _summary(figures: LesionFigures) -> Summary:
-    kept = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "inserted", "found"})
-    return Summary(voxel_auroc_mean=figures.voxel_auroc, dice_mean=figures.dice, **kept)
+    shared = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "inserted", "found"})
+    return Summary(voxel_auroc_mean=figures.voxel_auroc, dice_mean=figures.dice, **shared)
 
 
-def _scans(volumes: Sequence[tuple[str, VolumeRecord]], seen: Set[str]) -> Iterator[ScanReport]:
+def _scans(volumes: Sequence[tuple[str, VolumeRecord]], trained_scans: Set[str]) -> Iterator[ScanReport]:
     for case_id in dict.fromkeys(case_id for case_id, _ in volumes):
         records = [record for other_id, record in volumes if other_id == case_id]
         lesions = [lesion for record in records for lesion in record.lesions]
         missing = sum(len(record.bins_mm) for record in records) - len(lesions)
         yield ScanReport(
             case_id=case_id,
-            trained_on=case_id in seen,
+            trained_on=case_id in trained_scans,
             volumes=len(records),
             threshold=records[0].threshold,
             healthy_false_positive_ml=records[0].healthy_false_positive_ml,

@@ -103,9 +103,9 @@ def latex_table(document: SensitivityDocument) -> str:
     lines = []
     for place in dict.fromkeys(row.place for row in document.cells):
         for size in dict.fromkeys(row.size_mm for row in document.cells):
-            own = [row.figures for row in document.cells if (row.place, row.size_mm) == (place, size)]
+            figures = [row.figures for row in document.cells if (row.place, row.size_mm) == (place, size)]
             head = f"{size_label(size).replace('–', '--')}, {_PLACES[place]}" if size and place else ""
-            lines.append(" & ".join([head, *map(_latex_cell, own)]) + r" \\")
+            lines.append(" & ".join([head, *map(_latex_cell, figures)]) + r" \\")
     allowed_ml = document.settings["false_positive_ml"]
     warned = "".join(f" {latex_escaped(warning)}" for warning in document.warnings)
     caption = (

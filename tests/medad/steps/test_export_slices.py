@@ -1,4 +1,4 @@
-"""Slices exported as images: pixels and masks are unchanged when read back, and there are no other files."""
+"""Slices exported as images: pixels and masks are unchanged when read back, and nothing else is written."""
 
 from __future__ import annotations
 

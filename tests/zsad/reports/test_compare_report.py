@@ -309,7 +309,7 @@ def test_too_few_categories_and_images_are_said_plainly(report: Report, tmp_path
     done = report(*trio(tmp_path))
     assert all(row["p"] == "" for row in done.table("paired.csv"))
     assert "Nothing can be said: 4 anomalous and 4 normal images; the test needs 10 of each" in done.page.words
-    assert "Nothing can be said: 2 of the 6 categories that the test needs" in done.page.words
+    assert "Nothing can be said: only 2 of the 6 categories that the test needs" in done.page.words
 
 
 # ---------------------------------------------------------------- cost
