@@ -86,9 +86,7 @@ def paired_t(a: Mapping[Key, float | None], b: Mapping[Key, float | None]) -> Pa
     if not np.ptp(differences):
         if not differences.any():
             return PairedOutcome(0.0, 1.0, len(shared), sd=0.0)
-        return PairedOutcome(
-            mean, None, len(shared), "all differences are equal, so there is no spread to test", sd=0.0
-        )
+        return PairedOutcome(mean, None, len(shared), "all differences are equal: no spread to test", sd=0.0)
     test = stats.ttest_rel(first, second)
     return PairedOutcome(mean, float(test.pvalue), len(shared), t=float(test.statistic), sd=sd)
 
@@ -155,7 +153,7 @@ def delong(categories: Sequence[SharedImages]) -> PairedOutcome:
     if spread == 0.0:
         # all images agree: either the difference is 0, or the images do not show its uncertainty
         same = difference == 0.0
-        reason = "" if same else "all images have the same difference, so there is no spread to test"
+        reason = "" if same else "all images have the same difference: no spread to test"
         return PairedOutcome(difference, 1.0 if same else None, len(used), reason, images=images)
     margin = CONFIDENCE_Z * spread
     p = float(special.erfc(abs(difference) / spread / np.sqrt(2.0)))
