@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from medad.ct.io import read_labels_on, read_scan
 from medad.evaluation.metrics import auroc
-from medad.steps.baseline import smoothed_inside
+from medad.steps.baseline import smooth_within_liver
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     box = ndimage.find_objects(liver.astype(np.uint8))[0]
     hu, liver, tumour = volume.hu[box], liver[box], labels.values[box] == 2
     x, y, z = (arguments.sigma_mm / spacing for spacing in volume.geometry.canonical_spacing_mm)
-    smooth = smoothed_inside(hu, liver, (x, y, z))
+    smooth = smooth_within_liver(hu, liver, (x, y, z))
     median = float(np.median(hu[liver]))
     truth = tumour[liver]
     print(f"sigma {arguments.sigma_mm:g} mm, liver median {median:.0f} HU")

@@ -205,7 +205,7 @@ def training_step_seconds(
     restorer = nets.build("restoration", settings.restoration, torch.Generator().manual_seed(0))
     net: nn.Module = restorer
     if role == "segmentation":
-        nets.bake(restorer).requires_grad_(False)
+        nets.fold_standardisation(restorer).requires_grad_(False)
         net = nets.build("segmentation", settings.segmentation, torch.Generator().manual_seed(1))
     optimiser = torch.optim.Adam(net.parameters(), 1e-4)
 

@@ -18,7 +18,7 @@ from skimage.filters import threshold_otsu, threshold_triangle
 
 from medad.config.liver import PostprocessSettings
 from medad.ct.io import read_labels, read_scan
-from medad.evaluation.postprocess import threshold_of
+from medad.evaluation.postprocess import resolve_threshold
 
 SHARES = (0.002, 0.01, 0.03, 0.1)
 Rule = Callable[[np.ndarray], float]
@@ -29,7 +29,7 @@ def within(rule: Rule, low: float, high: float) -> Rule:
 
 
 def ours(values: np.ndarray) -> float:
-    return threshold_of(values, np.ones(values.shape, bool), PostprocessSettings(threshold="auto"))
+    return resolve_threshold(values, np.ones(values.shape, bool), PostprocessSettings(threshold="auto"))
 
 
 RULES: dict[str, Rule] = {

@@ -71,7 +71,7 @@ SEGMENT = Step(
 )
 EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
 EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
-MODEL = Step("model", 1, "medad.steps.adopt:adopt_network", (), volatile=_CURVE)
+MODEL = Step("model", 1, "medad.steps.adopt:copy_network", (), volatile=_CURVE)
 REPORT = Step(
     "report",
     1,
@@ -364,5 +364,5 @@ def sensitivity_report(
         failures=tuple(failures),
         versions=dict(versions),
         notes=tuple(notes),
-        named=named,
+        show_file_names=named,
     )

@@ -1,1 +1,1 @@
-"""Masks, lesions, metrics."""
+"""Evaluation: lesion masks, lesion tables, metrics, and sensitivity to inserted lesions."""

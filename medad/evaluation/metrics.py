@@ -1,6 +1,7 @@
-"""How well a prediction agrees with the truth: exact with ties, defined for empty masks, mergeable over cases.
+"""Metrics of a prediction against the ground truth.
 
-Measured per case by `evaluate`, over cases by `summarise`. `definitions` states every rule as text for the report.
+`evaluate` computes them for one case, `summarise` over all cases. `definitions` explains each metric for the report.
+Ties are counted exactly, and every metric has a rule for empty masks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SCORES_FILE = "scores.safetensors"
 
 HISTOGRAM_BINS = 65_536
 LOGIT_LIMIT = 20.0
-"""Histograms span logits -20..20 (probabilities 2e-9 .. 1 - 2e-9); what lies outside shares the outermost bin."""
+"""Histograms span logits -20..20 (probabilities 2e-9 .. 1 - 2e-9). Values outside go into the outermost bin."""
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -37,54 +38,55 @@ class _Record(BaseModel):
 
 
 class CaseMetrics(_Record):
-    """Agreement of one case's prediction with its truth. Higher is better unless said otherwise."""
+    """Metrics of one case. Higher is better unless stated otherwise."""
 
     case_id: str
     dice_3d: Unit
-    """On the scan's own grid. Both masks empty: 1; exactly one empty: 0."""
+    """Dice on the scan's own grid. Both masks empty: 1. Exactly one empty: 0."""
     true_mm3: Annotated[float, Field(ge=0)]
     predicted_mm3: Annotated[float, Field(ge=0)]
     slice_tp_px: Count
-    """Pixels of the slice grid that are tumour in both."""
+    """Pixels of the slice grid that are tumour in truth and prediction."""
     slice_fp_px: Count
     slice_fn_px: Count
     slice_scores: tuple[Unit, ...]
-    """Largest probability inside the liver, slice by slice."""
+    """Largest probability inside the liver, for each slice."""
     slice_truth: tuple[bool, ...]
-    """Whether the slice holds any tumour pixel."""
+    """True for each slice that contains a tumour pixel."""
     voxel_auroc: Unit | None
-    """Inside the liver, on the scan's grid. None where the liver holds no tumour, or nothing else."""
+    """AUROC of liver voxels on the scan's grid. None: the liver contains no tumour, or only tumour."""
     true_lesions: Count
     found_lesions: Count
     predicted_lesions: Count
     false_positives: Count
-    """Predicted lesions that share no voxel with a true one; lower is better."""
+    """Predicted lesions that share no voxel with a true lesion. Lower is better."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> CaseMetrics:
         if len(self.slice_scores) != len(self.slice_truth):
-            raise ValueError("slice_scores and slice_truth must have one length")
+            raise ValueError("slice_scores and slice_truth must have equal length")
         if self.found_lesions > self.true_lesions or self.false_positives > self.predicted_lesions:
-            raise ValueError("more lesions found than there are")
+            raise ValueError("more lesions found, or more false positives, than lesions")
         return self
 
     @property
     def micro_dice_2d(self) -> float | None:
-        """Dice over all pixels of this case's slices; None where neither mask has any."""
+        """Dice over all pixels of this case's slices. None: both masks are empty."""
         return dice_of_counts(self.slice_tp_px, self.slice_fp_px, self.slice_fn_px)
 
     @property
     def slice_auroc(self) -> float | None:
-        """AUROC over this case's slices; None where all hold tumour, or none does."""
+        """AUROC over this case's slices. None: all slices contain tumour, or none does."""
         return auroc(np.array(self.slice_scores), np.array(self.slice_truth, dtype=bool))
 
 
 @dataclass(frozen=True)
 class LogitHistogram:
-    """Counts of tumour and healthy voxels over equal bins of the logit, to pool AUROC over cases without their voxels.
+    """Counts of tumour and healthy voxels in equal bins of the logit.
 
-    65,536 bins over logits -20..20: 0.0006 a bin. Voxels in one bin count as ties, so the pooled AUROC can differ from
-    the exact one by at most `resolution()`.
+    Histograms make it possible to pool the AUROC over cases without storing their voxels. The 65,536 bins span logits
+    -20..20, so a bin is 0.0006 wide. Voxels in one bin count as ties. The pooled AUROC therefore differs from the exact
+    one by at most `resolution()`.
     """
 
     tumour: Int64[np.ndarray, " bins"]
@@ -95,26 +97,28 @@ class LogitHistogram:
         return cls(np.zeros(HISTOGRAM_BINS, dtype=np.int64), np.zeros(HISTOGRAM_BINS, dtype=np.int64))
 
     @classmethod
-    def of(cls, probability: Float[np.ndarray, " voxels"], truth: Bool[np.ndarray, " voxels"]) -> LogitHistogram:
-        """Histogram of probabilities in 0..1. Raises ValueError otherwise."""
+    def from_probabilities(
+        cls, probability: Float[np.ndarray, " voxels"], truth: Bool[np.ndarray, " voxels"]
+    ) -> LogitHistogram:
+        """Return the histogram of probabilities in 0..1. Raises ValueError for other values."""
         return cls(_histogram(probability[truth]), _histogram(probability[~truth]))
 
     def __add__(self, other: LogitHistogram) -> LogitHistogram:
         return LogitHistogram(self.tumour + other.tumour, self.healthy + other.healthy)
 
     def auroc(self) -> float | None:
-        """P(tumour voxel scores higher) + half P(same bin); None when one class is absent."""
+        """Return P(tumour voxel in a higher bin than a healthy one) + P(same bin) / 2. None: one class is absent."""
         pairs = int(self.tumour.sum()) * int(self.healthy.sum())
         if not pairs:
             return None
-        # Python integers: pairs over 130 scans (1e9 x 1e8) are near the end of 64 bits once doubled
+        # Python integers: twice the number of pairs of 130 scans (1e9 x 1e8) is close to the limit of 64 bits
         below = np.cumsum(self.healthy) - self.healthy
         filled = np.flatnonzero(self.tumour)
         twice = sum(int(self.tumour[b]) * (2 * int(below[b]) + int(self.healthy[b])) for b in filled)
         return twice / (2 * pairs)
 
     def resolution(self) -> float | None:
-        """Largest possible difference between `auroc()` and the exact value: half the share of pairs in one bin."""
+        """Return the largest possible error of `auroc()`: half the share of pairs in one bin. None if undefined."""
         pairs = int(self.tumour.sum()) * int(self.healthy.sum())
         if not pairs:
             return None
@@ -124,13 +128,13 @@ class LogitHistogram:
 
 @dataclass(frozen=True)
 class CaseEvaluation:
-    """A case's metrics and the histogram that pooling needs; `metrics.json` and `scores.safetensors` in one folder."""
+    """Metrics and score histogram of a case, stored as `metrics.json` and `scores.safetensors` in one folder."""
 
     metrics: CaseMetrics
     histogram: LogitHistogram
 
     def save(self, folder: Path) -> None:
-        """Write both files into an existing folder; equal evaluations give equal bytes."""
+        """Write both files into an existing folder. Equal evaluations give equal bytes."""
         (folder / METRICS_FILE).write_text(self.metrics.model_dump_json(indent=1) + "\n", encoding="utf-8")
         filled = np.flatnonzero(self.histogram.tumour + self.histogram.healthy)
         bins = {
@@ -142,7 +146,7 @@ class CaseEvaluation:
 
     @classmethod
     def load(cls, folder: Path) -> CaseEvaluation:
-        """Read both files back. Raises InputError naming the file that is missing or damaged."""
+        """Read both files. Raises InputError that names the missing or damaged file."""
         path = folder / METRICS_FILE
         try:
             metrics = CaseMetrics.model_validate_json(path.read_bytes())
@@ -150,7 +154,7 @@ class CaseEvaluation:
             raise InputError(path, f"cannot be read ({error.strerror})") from error
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(path, f"not a case's metrics: {first['loc']}: {first['msg']}") from error
+            raise InputError(path, f"not the metrics of a case: {first['loc']}: {first['msg']}") from error
         path = folder / SCORES_FILE
         try:
             bins = load_file(path)
@@ -165,18 +169,18 @@ class CaseEvaluation:
 
 
 class Summary(_Record):
-    """The figures over all evaluated cases; every mean is over cases unless named pooled or micro."""
+    """Metrics over all evaluated cases. Every mean is over cases unless its name says pooled or micro."""
 
     cases: Count
     slices: Count
     micro_dice_2d: Unit | None
     dice_3d_mean: Unit | None
     dice_3d_sd: Annotated[float, Field(ge=0)] | None
-    """Sample standard deviation (ddof = 1); None below two cases."""
+    """Sample standard deviation (ddof = 1). None: fewer than two cases."""
     slice_auroc: Unit | None
     voxel_auroc_mean: Unit | None
     voxel_auroc_cases: Count
-    """Cases that have a voxel AUROC, over which the mean is taken."""
+    """Number of cases with a voxel AUROC; the mean is over these."""
     voxel_auroc_pooled: Unit | None
     voxel_auroc_pooled_resolution: Annotated[float, Field(ge=0, le=0.5)] | None
     lesion_sensitivity: Unit | None
@@ -188,31 +192,31 @@ class Summary(_Record):
 
 
 def dice_of_counts(tp: int, fp: int, fn: int) -> float | None:
-    """2 TP / (2 TP + FP + FN), in 0..1; None where all three are 0."""
+    """Return 2 TP / (2 TP + FP + FN), in 0..1. None: all three are 0."""
     total = 2 * tp + fp + fn
     return 2 * tp / total if total else None
 
 
 def dice(first: Bool[np.ndarray, "*shape"], second: Bool[np.ndarray, "*shape"]) -> float:
-    """Dice of two masks of one shape, in 0..1; both empty: 1; exactly one empty: 0."""
+    """Return the Dice of two masks of equal shape, in 0..1. Both empty: 1. Exactly one empty: 0."""
     tp, fp, fn = _confusion(first, second)
     value = dice_of_counts(tp, fp, fn)
     return 1.0 if value is None else value
 
 
 def auroc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float | None:
-    """Exact area under the ROC curve: P(a positive scores higher than a negative) + half P(they tie).
+    """Return the exact area under the ROC curve: P(positive scores higher than negative) + P(tie) / 2.
 
     Parameters
     ----------
     scores
-        Higher means more likely positive; any finite or infinite values.
+        Finite or infinite values. Higher means more likely positive.
     truth
         True for positives.
 
     Returns
     -------
-    0..1, or None when one class is absent. Raises ValueError on a NaN score.
+    Value in 0..1. None: one class is absent. Raises ValueError if a score is NaN.
     """
     if scores.shape != truth.shape:
         raise ValueError(f"scores have shape {scores.shape}, truth {truth.shape}")
@@ -240,18 +244,18 @@ def evaluate(
     slice_organ: Bool[np.ndarray, "N S S"],
     settings: EvaluationSettings,
 ) -> CaseEvaluation:
-    """Compare one case with its truth, on the scan's grid and on the slice grid.
+    """Compute the metrics of one case, on the scan's grid and on the slice grid.
 
     Parameters
     ----------
     truth, prediction, probability, liver
-        On the scan's grid; `prediction` is the post-processed mask, `probability` P(tumour) in 0..1.
+        Arrays on the scan's grid. `prediction` is the post-processed mask, `probability` is P(tumour) in 0..1.
     voxel_mm3
         Volume of one voxel of that grid.
     slice_truth, slice_prediction, slice_probability, slice_organ
-        The same on the slice grid, which holds the slices with liver only.
+        The same on the slice grid, which contains only slices with liver.
 
-    Raises ValueError for a probability inside the liver that is NaN or outside 0..1.
+    Raises ValueError if a probability inside the liver is NaN or outside 0..1.
     """
     tp, fp, fn = _confusion(slice_prediction, slice_truth)
     in_liver = truth[liver]
@@ -275,17 +279,17 @@ def evaluate(
         predicted_lesions=predicted_lesions,
         false_positives=predicted_lesions - hits,
     )
-    return CaseEvaluation(metrics, LogitHistogram.of(scores, in_liver))
+    return CaseEvaluation(metrics, LogitHistogram.from_probabilities(scores, in_liver))
 
 
 def summarise(cases: Sequence[CaseEvaluation]) -> Summary:
-    """The figures over cases; their order changes nothing, not even the last bit."""
+    """Return the metrics over all cases. The order of the cases does not change any bit of the result."""
     metrics = [case.metrics for case in cases]
     dices = [case.dice_3d for case in metrics]
     voxel_aurocs = [case.voxel_auroc for case in metrics if case.voxel_auroc is not None]
     pooled = sum((case.histogram for case in cases), LogitHistogram.empty())
     slice_scores = np.array([score for case in metrics for score in case.slice_scores], dtype=np.float64)
-    slice_truth = np.array([held for case in metrics for held in case.slice_truth], dtype=bool)
+    slice_truth = np.array([holds_tumour for case in metrics for holds_tumour in case.slice_truth], dtype=bool)
     true_lesions = sum(case.true_lesions for case in metrics)
     found = sum(case.found_lesions for case in metrics)
     false_positives = sum(case.false_positives for case in metrics)
@@ -297,7 +301,7 @@ def summarise(cases: Sequence[CaseEvaluation]) -> Summary:
             sum(case.slice_fp_px for case in metrics),
             sum(case.slice_fn_px for case in metrics),
         ),
-        # fmean and stdev sum exactly, so that the order of cases cannot matter
+        # fmean and stdev sum exactly, so the order of cases does not matter
         dice_3d_mean=statistics.fmean(dices) if dices else None,
         dice_3d_sd=statistics.stdev(dices) if len(dices) > 1 else None,
         slice_auroc=auroc(slice_scores, slice_truth),
@@ -315,45 +319,50 @@ def summarise(cases: Sequence[CaseEvaluation]) -> Summary:
 
 
 def definitions(settings: EvaluationSettings) -> dict[str, str]:
-    """What each figure means and what becomes of empty masks, one text a metric; keys are those of `Summary`."""
+    """Return one text per metric: its meaning, formula, direction and rule for empty masks. Keys are of `Summary`."""
     return {
         "micro_dice_2d": (
-            "Dice = 2 TP / (2 TP + FP + FN), counted over all pixels of all test slices together, on the slice grid "
-            "(the thesis's measure). Slices without tumour add their false positives. Undefined when neither truth nor "
-            "prediction has a pixel anywhere."
+            "Overlap of prediction and truth: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), from 0 to 1. TP, FP and FN "
+            "are true-positive, false-positive and false-negative pixels. Higher is better. The pixels of all slices "
+            "and cases are counted together on the slice grid, as in the thesis. False positives in slices without "
+            "tumour count too. Undefined if truth and prediction are both empty."
         ),
         "dice_3d_mean": (
-            "Dice of each case's whole mask on the scan's own grid, averaged over cases. A case whose truth and "
-            "prediction are both empty counts 1; one where exactly one of them is empty counts 0."
+            "Dice of the whole mask of a case on the scan's own voxel grid, averaged over cases. Higher is better. "
+            "If truth and prediction are both empty, the case counts as 1. If exactly one is empty, it counts as 0."
         ),
-        "dice_3d_sd": "Sample standard deviation (ddof = 1) of the 3-D Dice over cases; undefined below two cases.",
+        "dice_3d_sd": "Sample standard deviation (ddof = 1) of the 3-D Dice over cases. Undefined below two cases.",
         "slice_auroc": (
-            "Does a slice hold any tumour pixel? Score: its largest probability inside the liver. All slices with "
-            "liver of all cases pooled; ties count half. Undefined when every slice holds tumour, or none does."
+            "Area under the ROC curve for the question: does a slice contain tumour? It is P(slice with tumour scores "
+            "higher than slice without) + P(tie) / 2 (Hanley and McNeil 1982). 0.5 is chance, 1 is best; higher is "
+            "better. The score of a slice is its largest probability inside the liver. All slices with liver of all "
+            "cases are pooled. Undefined if all slices contain tumour, or none does."
         ),
         "voxel_auroc_mean": (
-            "Tumour against healthy liver, voxel by voxel inside the liver on the scan's grid, from the probability "
-            "before any threshold; exact, ties count half. Averaged over the cases that have both kinds of voxel."
+            "Area under the ROC curve for tumour voxels against healthy voxels inside the liver, on the scan's grid. "
+            "It is P(tumour voxel has the higher probability) + P(tie) / 2. 0.5 is chance, 1 is best; higher is "
+            "better. No threshold is used. The mean is over the cases that have both kinds of voxel."
         ),
         "voxel_auroc_pooled": (
-            "The same over the voxels of all cases together, so that the probabilities' level must agree between "
-            f"cases. From histograms of the logit ({HISTOGRAM_BINS:,} bins over -{LOGIT_LIMIT:g} to {LOGIT_LIMIT:g}); "
-            "voxels in one bin count as ties."
+            "Voxel AUROC over the voxels of all cases together. Higher is better. It is high only if probabilities "
+            "have the same scale in all cases. It is computed from histograms of the logit "
+            f"({HISTOGRAM_BINS:,} bins from -{LOGIT_LIMIT:g} to {LOGIT_LIMIT:g}). Voxels in one bin count as ties."
         ),
-        "voxel_auroc_pooled_resolution": "The largest difference these ties can make to the pooled voxel AUROC.",
+        "voxel_auroc_pooled_resolution": "Largest error of the pooled voxel AUROC due to these ties. Lower is better.",
         "lesion_sensitivity": (
-            "Share of true lesions (26-connected components) of which at least "
-            f"{settings.lesion_overlap:.0%} of the voxels are in the predicted mask. Undefined without true lesions."
+            "Share of true lesions that are found: found / all true lesions. Higher is better. A lesion is a "
+            f"26-connected component. It is found if at least {settings.lesion_overlap:.0%} of its voxels are in the "
+            "predicted mask. Undefined without true lesions."
         ),
         "false_positives_per_case": (
-            "Predicted lesions (26-connected components) that share no voxel with any true lesion, per case. "
-            "Lower is better."
+            "Number of false-positive lesions divided by the number of cases. Lower is better. A predicted lesion is "
+            "a false positive if it shares no voxel with a true lesion."
         ),
     }
 
 
 def _confusion(prediction: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> tuple[int, int, int]:
-    """True positives, false positives, false negatives."""
+    """Return true positives, false positives and false negatives."""
     if prediction.shape != truth.shape:
         raise ValueError(f"masks have shapes {prediction.shape} and {truth.shape}")
     tp = int(np.count_nonzero(prediction & truth))
@@ -363,7 +372,7 @@ def _confusion(prediction: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "
 def _lesions_found(
     lesions: Bool[np.ndarray, "X Y Z"], other: Bool[np.ndarray, "X Y Z"], overlap: float
 ) -> tuple[int, int]:
-    """Number of 26-components of `lesions`, and of those with >= `overlap` (and one voxel at least) inside `other`."""
+    """Return the number of lesions, and how many have at least `overlap` and at least one voxel inside `other`."""
     box = bounding_box(lesions)
     if box is None:
         return 0, 0
@@ -371,14 +380,14 @@ def _lesions_found(
     labels, count = label_components(inside)
     sizes = np.bincount(labels[inside], minlength=count + 1)[1:]
     covered = np.bincount(labels[inside & other[box]], minlength=count + 1)[1:]
-    # 3 of 10 voxels are 30 %, whatever 0.3 * 10 rounds to
+    # tolerance: 3 of 10 voxels are 30 %, even if 0.3 * 10 is rounded up
     found = (covered > 0) & (covered >= sizes * overlap * (1 - 1e-12))
     return count, int(np.count_nonzero(found))
 
 
 def _histogram(probability: Float[np.ndarray, " voxels"]) -> Int64[np.ndarray, " bins"]:
     counts = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
-    # a million at a time: the logit in double precision of every liver voxel at once would be the peak of the case
+    # a million voxels at a time, to limit memory: the logits are in double precision
     for start in range(0, probability.size, 1_000_000):
         p = probability[start : start + 1_000_000].astype(np.float64)
         if not ((p >= 0) & (p <= 1)).all():

@@ -1,6 +1,6 @@
-"""From a probability volume to a lesion mask and a lesion table.
+"""Post-processing: from a probability volume to a lesion mask and a lesion table.
 
-Everything works in the bounding box of what it looks at: a CT of 512 x 512 x 1000 never gets a full-volume label array.
+All functions work within bounding boxes. A CT of 512 x 512 x 1000 voxels never needs a label array of full size.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from medad.config.liver import PostprocessSettings
 Box = tuple[slice, slice, slice]
 
 CONNECT_26 = np.ones((3, 3, 3), dtype=bool)
-"""Voxels that share a face, an edge or a corner belong to one lesion."""
+"""Neighbourhood of a voxel: voxels that share a face, an edge or a corner belong to one lesion."""
 
 _HULL_ABOVE_POINTS = 256
-"""Below this, comparing all pairs is quicker than building a hull."""
+"""Number of points up to which comparing all pairs is faster than building a convex hull."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Lesion:
     """One 26-connected component of a predicted mask."""
 
     id: int
-    """1 is the largest lesion by volume."""
+    """Rank by volume; 1 is the largest lesion."""
     volume_mm3: float
-    """Number of voxels times the volume of one."""
+    """Number of voxels times the volume of one voxel."""
     diameter_mm: float
-    """Largest distance between the centres of two of its voxels; 0 for a single voxel. A caliper on the voxels' outer
-    edges reads up to one voxel diagonal more."""
+    """Largest distance between the centres of two of its voxels. It is 0 for a single voxel. A caliper at the outer
+    edges of the voxels measures up to one voxel diagonal more."""
     centroid_ras_mm: tuple[float, float, float]
-    """Mean of its voxel centres: x grows to the patient's right, y to the front, z to the head."""
+    """Mean of its voxel centres. x increases to the patient's right, y to the front, z to the head."""
     mean_probability: float
     max_probability: float
 
 
 def bounding_box(mask: Bool[np.ndarray, "X Y Z"]) -> Box | None:
-    """The smallest box of slices that holds every True voxel; None for an empty mask."""
+    """Return the smallest box that contains all True voxels. None: the mask is empty."""
     box = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
@@ -56,20 +56,21 @@ def bounding_box(mask: Bool[np.ndarray, "X Y Z"]) -> Box | None:
 
 
 def label_components(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Int[np.ndarray, "X Y Z"], int]:
-    """26-connected components of `mask`: labels 1..count, 0 elsewhere, and the count. Pass a cropped mask."""
+    """Label the 26-connected components of a cropped mask: 1..count, 0 elsewhere. Return labels and count."""
     labels = np.empty(mask.shape, dtype=np.int32)
     return labels, int(ndimage.label(mask, structure=CONNECT_26, output=labels))
 
 
-def threshold_of(
+def resolve_threshold(
     probability: Float32[np.ndarray, "X Y Z"], liver: Bool[np.ndarray, "X Y Z"], settings: PostprocessSettings
 ) -> float:
-    """The threshold that `settings` mean for this scan.
+    """Return the threshold for this scan: the fixed one, or with `auto` one chosen from the liver's probabilities.
 
-    `auto` is the triangle method's (Zack et al., 1977) over the voxels inside the liver: where the histogram lies
-    farthest below the line from its peak, the healthy tissue, to the end of its tail. Tumour is a small part of most
-    livers, for which a split into two kinds of like size (Otsu, 1979) cuts through the healthy ones. Kept within
-    `settings.auto_range`; of a healthy liver it would split the noise. Without labels, without other scans.
+    `auto` uses the triangle method (Zack et al., 1977) on the voxels inside the liver. It takes the point where the
+    histogram is farthest below the line from its peak (healthy tissue) to the end of its tail. Tumour is a small part
+    of most livers. Otsu's method (1979) assumes two classes of similar size and would split the healthy voxels. The
+    threshold is limited to `settings.auto_range`; otherwise it would split the noise of a healthy liver. No labels and
+    no other scans are used.
     """
     if settings.threshold != "auto":
         return settings.threshold
@@ -87,23 +88,23 @@ def postprocess(
     voxel_mm3: float,
     settings: PostprocessSettings,
 ) -> Bool[np.ndarray, "X Y Z"]:
-    """Threshold, restrict to the liver, drop small lesions.
+    """Return the lesion mask: thresholded, restricted to the liver, without small lesions.
 
     Parameters
     ----------
     probability
-        P(tumour), 0..1. A NaN is below every threshold.
+        P(tumour), 0..1. NaN counts as below every threshold.
     liver
-        The organ; nothing outside it is ever tumour.
+        Liver mask. No voxel outside it is marked as tumour.
     voxel_mm3
         Volume of one voxel.
     settings
-        A voxel counts from `threshold_of` this scan on (>=); a 26-connected component is dropped when its volume is
-        below `min_lesion_mm3` (one of exactly that volume stays).
+        A voxel is marked if its probability is at least `resolve_threshold` of this scan. A 26-connected component
+        below `min_lesion_mm3` is dropped; one of exactly that volume stays.
 
     Returns
     -------
-    The mask. Beside it, memory grows with the bounding box of what passed the threshold, not with the volume.
+    The mask. Additional memory grows with the bounding box of the marked voxels, not with the volume.
     """
     if probability.shape != liver.shape:
         raise ValueError(f"probability has shape {probability.shape}, liver {liver.shape}")
@@ -114,9 +115,9 @@ def postprocess(
     if box is None:
         return mask
     candidates = mask[box]
-    np.greater_equal(probability[box], threshold_of(probability, liver, settings), out=candidates)
+    np.greater_equal(probability[box], resolve_threshold(probability, liver, settings), out=candidates)
     candidates &= liver[box]
-    # affines are stored in single precision: a lesion of exactly the limit must not fall to a rounding error
+    # tolerance: affines have single precision, and a lesion of exactly the limit must not be dropped by rounding
     min_voxels = math.ceil(settings.min_lesion_mm3 / voxel_mm3 * (1 - 1e-6))
     inner = bounding_box(candidates)
     if min_voxels <= 1 or inner is None:
@@ -143,11 +144,11 @@ def lesion_table(
     probability
         P(tumour) on the same grid.
     canonical_affine
-        Voxel index -> RAS+ mm of that grid; may be oblique, sheared or anisotropic.
+        Matrix from voxel index to RAS+ mm. It may be oblique, sheared or anisotropic.
 
     Returns
     -------
-    The lesions, largest volume first; equal volumes in the grid's index order.
+    The lesions, largest volume first. Equal volumes are in the grid's index order.
     """
     if mask.shape != probability.shape:
         raise ValueError(f"mask has shape {mask.shape}, probability {probability.shape}")
@@ -180,13 +181,13 @@ def lesion_table(
 
 
 def _mean_index(component: Bool[np.ndarray, "X Y Z"], voxels: int) -> Float[np.ndarray, " 3"]:
-    # from the profiles along each axis: coordinates of every voxel of a liver-sized lesion would take gigabytes
+    # use profiles along each axis: coordinates of all voxels of a liver-sized lesion would need gigabytes
     profiles = [component.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
     return np.array([float(profile @ np.arange(len(profile))) / voxels for profile in profiles])
 
 
 def _largest_distance(component: Bool[np.ndarray, "X Y Z"], to_mm: Float[np.ndarray, "3 3"]) -> float:
-    """Largest distance in mm between two voxel centres of `component`."""
+    """Return the largest distance in mm between two voxel centres of `component`."""
     corners = _hull_points(_column_ends(component)) @ to_mm.T
     farthest = 0.0
     for start in range(0, len(corners), 512):
@@ -195,7 +196,7 @@ def _largest_distance(component: Bool[np.ndarray, "X Y Z"], to_mm: Float[np.ndar
 
 
 def _column_ends(component: Bool[np.ndarray, "X Y Z"]) -> Float[np.ndarray, "P 3"]:
-    # the farthest pair are corners of the convex hull, and a corner is the first or last voxel of its column
+    # the farthest two voxels are corners of the convex hull, and a corner is the first or last voxel of its column
     x, y = np.nonzero(component.any(axis=2))
     columns = component[x, y]
     first = columns.argmax(axis=1)
@@ -205,10 +206,10 @@ def _column_ends(component: Bool[np.ndarray, "X Y Z"]) -> Float[np.ndarray, "P 3
 
 
 def _hull_points(points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "Q 3"]:
-    """Corners of the convex hull of integer points, whatever dimension they span.
+    """Return the corners of the convex hull of integer points that span a line, a plane or a volume.
 
-    The hull is taken in voxel indices, where flat and straight point sets are exactly flat and straight; a linear map
-    to mm keeps its corners.
+    The hull is computed in voxel indices, where points on a line or plane lie on it exactly. The linear map to mm does
+    not change which points are corners.
     """
     if len(points) <= _HULL_ABOVE_POINTS:
         return points
@@ -217,9 +218,9 @@ def _hull_points(points: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "Q 3"]:
     if rank == 3:
         return np.asarray(points[ConvexHull(points).vertices])
     if rank == 2:
-        # drop the axis whose loss keeps the plane a plane
+        # drop an axis so that the projected points still span a plane
         for axes in ([0, 1], [0, 2], [1, 2]):
             if np.linalg.matrix_rank(from_first[:, axes]) == 2:
                 return np.asarray(points[ConvexHull(points[:, axes]).vertices])
-    # a straight line: np.unique sorted the points, so its ends come first and last
+    # a straight line: np.unique sorted the points, so the ends are the first and the last
     return points[[0, -1]]

@@ -1,4 +1,4 @@
-"""Sensitivity to inserted lesions at a fixed false-positive volume: thresholds, lesions, counts. Pure computation."""
+"""Sensitivity to inserted lesions at a fixed false-positive volume. Pure computation, without files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, and what it marks in the scan it was taken from.
+    """A threshold, and the volume it marks in the healthy scan it was chosen on.
 
     Attributes
     ----------
     threshold
-        A voxel is marked from here on (>=). Above every probability where nothing may be marked.
+        A voxel is marked if its probability is at least this. It lies above all probabilities if no voxel is allowed.
     marked_ml
-        Volume marked, at most what was asked for.
+        Marked volume in mL, at most the allowed volume.
     """
 
     threshold: float
@@ -42,98 +42,99 @@ class OperatingPoint:
 
 
 class LesionRecord(_Record):
-    """One inserted lesion and what became of it."""
+    """One inserted lesion and its measurements."""
 
     diameter_mm: float
     contrast_hu: float
     volume_mm3: float
-    """Of its voxels inside the liver."""
+    """Volume of its voxels inside the liver."""
     voxels: Annotated[int, Field(ge=1)]
     found: bool
     by_chance: bool
-    """Whether the same voxels would have counted as found in the scan without lesions."""
+    """True if the same voxels would count as found in the scan without lesions."""
     marked_share: Unit
-    """Of its voxels."""
+    """Share of its voxels that are marked."""
     voxel_auroc: Unit | None
-    """Its voxels against all voxels of that liver outside lesions. None where there are none of these."""
+    """AUROC of its voxels against all liver voxels outside lesions. None: no such voxel exists."""
     dice: Unit
-    """At the threshold, in its surroundings alone: see `measure_lesions`."""
+    """Dice at the threshold, in the lesion's surroundings only: see `measure_lesions`."""
 
 
 class VolumeRecord(_Record):
-    """One inserted volume: a scan with lesions of one contrast and place."""
+    """One inserted volume: a scan with inserted lesions of one contrast range and place."""
 
     contrast: ContrastSettings
     place: LesionPlace
     repeat: int
     bins_mm: tuple[tuple[float, float], ...]
-    """Sizes asked for: one lesion each."""
+    """Size bins, one planned lesion each."""
     threshold: float
     healthy_false_positive_ml: float
-    """Marked in the scan without lesions: what was asked for, or less where probabilities tie."""
+    """Volume marked in the scan without lesions: the requested volume, or less if probabilities are equal."""
     inserted_false_positive_ml: float
-    """Marked outside all lesions in the scan with them."""
+    """Volume marked outside all lesions in the scan with lesions."""
     lesions: tuple[LesionRecord, ...]
-    """Those that found room."""
+    """Lesions that were inserted. A lesion without enough room in the liver is left out."""
 
 
-class Figures(_Record):
-    """Lesions of one cell, or of many."""
+class LesionFigures(_Record):
+    """Counts and means over the lesions of one or several table cells."""
 
     planned: int
     inserted: int
-    """Those that found room in the liver; all else is of these."""
+    """Lesions that were inserted. All values below are over these."""
     found: int
     by_chance: int
     sensitivity: Unit | None
-    """found / inserted; None without lesions. Higher is better."""
+    """Sensitivity: found / inserted. Higher is better. None: no lesion."""
     low: Unit | None
-    """Wilson's 95 % interval of it."""
+    """Lower end of Wilson's 95 % interval of the sensitivity."""
     high: Unit | None
+    """Upper end of that interval."""
     chance: Unit | None
-    """by_chance / inserted: the sensitivity of what is marked anyway."""
+    """Chance rate: by_chance / inserted, the sensitivity without any lesion."""
     voxel_auroc: Unit | None
-    """Mean over lesions."""
+    """Mean voxel AUROC over lesions."""
     dice: Unit | None
-    """Mean over lesions."""
+    """Mean Dice over lesions."""
 
 
 class Row(_Record):
-    """A row of a table: a cell, or its margins, where what is pooled is None."""
+    """A table row. None for size, contrast or place: pooled over it."""
 
     size_mm: tuple[float, float] | None
     contrast: str | None
     place: LesionPlace | None
-    figures: Figures
+    figures: LesionFigures
 
 
 def operating_point(
     probability: Float32[np.ndarray, " voxels"], voxel_mm3: float, false_positive_ml: float
 ) -> OperatingPoint:
-    """The lowest threshold at which a healthy liver has no more than a given volume marked.
+    """Return the lowest threshold that marks at most a given volume of a healthy liver.
 
-    Exact: thresholds are taken among the probabilities that occur, and a voxel is marked from the threshold on. Voxels
-    of one probability are marked together or not at all, so ties can leave the marked volume below the wanted one, and
-    never above it.
+    The result is exact: the threshold is one of the probabilities in the liver, and a voxel is marked if its
+    probability is at least the threshold. Voxels of equal probability are marked together or not at all. Ties can
+    therefore leave the marked volume below the allowed one, but never above.
 
     Parameters
     ----------
     probability
-        P(tumour) of the voxels of one healthy liver, in 0..1; at least one.
+        P(tumour) of the voxels of one healthy liver, in 0..1. At least one voxel.
     voxel_mm3
         Volume of a voxel.
     false_positive_ml
-        Volume that may be marked.
+        Allowed volume in mL.
     """
     if not probability.size or np.isnan(probability).any():
-        raise ValueError("probabilities of a liver's voxels are needed, and none may be NaN")
+        raise ValueError("needs the probability of at least one liver voxel, without NaN")
     allowed = int(false_positive_ml * 1000 / voxel_mm3 * (1 + 1e-9))
     falling = np.sort(probability)[::-1]
     if allowed >= falling.size:
         return OperatingPoint(float(falling[-1]), falling.size * voxel_mm3 / 1000)
-    too_much = falling[allowed]  # marking this value would mark one voxel more than allowed
+    too_much = falling[allowed]  # a threshold at this value marks too many voxels
     above = int(np.searchsorted(-falling, -too_much, side="left"))
-    # in the probabilities' own precision: a finer step would be rounded away where they are compared
+    # step in the probabilities' own precision, since a finer one would be lost in the comparison
     threshold = falling[above - 1] if above else np.nextafter(too_much, np.float32(2))
     return OperatingPoint(float(threshold), above * voxel_mm3 / 1000)
 
@@ -147,44 +148,46 @@ def measure_lesions(
     spacing_mm: tuple[float, float, float],
     settings: MeasureSettings,
 ) -> tuple[OperatingPoint, float, list[LesionRecord]]:
-    """What became of each inserted lesion at the threshold of the scan without lesions.
+    """Measure each inserted lesion at the threshold of the scan without lesions.
 
-    The threshold is that of `operating_point` over the liver of the original scan. A lesion is found when at least
-    `settings.overlap` of its voxels, and one at least, is marked. Its Dice counts the marked voxels of the liver no
-    farther from it than `settings.surroundings_mm` that are in no other lesion: the fixed false-positive volume would
-    otherwise decide the Dice of every small lesion.
+    The threshold comes from `operating_point` over the liver of the original scan. A lesion is found if at least
+    `settings.overlap` of its voxels, and at least one voxel, are marked. Its Dice counts marked liver voxels within
+    `settings.surroundings_mm` of the lesion, except voxels of other lesions. Over the whole liver, the fixed
+    false-positive volume would dominate the Dice of every small lesion.
 
     Parameters
     ----------
     probability, healthy_probability
         P(tumour) of the scan with and without lesions, on the scan's grid.
     number, lesions
-        As `medad.anomalies.insert.insert_sizes` gives them: lesion n has n in `number`.
+        Results of `medad.anomalies.insert.insert_sizes`: the voxels of lesion n have the value n in `number`.
 
     Returns
     -------
-    The operating point, the volume marked outside all lesions (mL), and the lesions in their order.
+    The operating point, the volume marked outside all lesions (mL), and one record per lesion in the same order.
     """
     voxel_mm3 = float(np.prod(spacing_mm))
     point = operating_point(healthy_probability[liver], voxel_mm3, settings.false_positive_ml)
     marked = (probability >= point.threshold) & liver
-    before = healthy_probability >= point.threshold
+    healthy_marked = healthy_probability >= point.threshold
     outside = probability[liver & (number == 0)]
     places = ndimage.find_objects(number)
     records = []
     for count, (lesion, place) in enumerate(zip(lesions, places, strict=True), start=1):
-        own = number[place] == count
-        voxels = int(np.count_nonzero(own))
-        hit = int(np.count_nonzero(marked[place][own]))
-        scores = np.concatenate([probability[place][own], outside])
+        in_lesion = number[place] == count
+        voxels = int(np.count_nonzero(in_lesion))
+        hit = int(np.count_nonzero(marked[place][in_lesion]))
+        scores = np.concatenate([probability[place][in_lesion], outside])
         records.append(
             LesionRecord(
                 diameter_mm=lesion.diameter_mm,
                 contrast_hu=lesion.contrast_hu,
                 volume_mm3=voxels * voxel_mm3,
                 voxels=voxels,
-                found=_enough(hit, voxels, settings.overlap),
-                by_chance=_enough(int(np.count_nonzero(before[place][own])), voxels, settings.overlap),
+                found=_counts_as_found(hit, voxels, settings.overlap),
+                by_chance=_counts_as_found(
+                    int(np.count_nonzero(healthy_marked[place][in_lesion])), voxels, settings.overlap
+                ),
                 marked_share=hit / voxels,
                 voxel_auroc=auroc(scores, np.arange(scores.size) < voxels),
                 dice=_local_dice(count, place, number, marked, spacing_mm, settings.surroundings_mm),
@@ -193,8 +196,8 @@ def measure_lesions(
     return point, int(np.count_nonzero(marked & (number == 0))) * voxel_mm3 / 1000, records
 
 
-def _enough(hit: int, voxels: int, overlap: float) -> bool:
-    # 3 of 10 voxels are 30 %, whatever 0.3 * 10 rounds to
+def _counts_as_found(hit: int, voxels: int, overlap: float) -> bool:
+    # tolerance: 3 of 10 voxels are 30 %, even if 0.3 * 10 is rounded up
     return hit > 0 and hit >= voxels * overlap * (1 - 1e-12)
 
 
@@ -210,25 +213,27 @@ def _local_dice(
         slice(max(0, part.start - int(reach_mm / s) - 1), part.stop + int(reach_mm / s) + 1)
         for part, s in zip(place, spacing_mm, strict=True)
     )
-    own = number[around] == count
-    near = ndimage.distance_transform_edt(~own, sampling=spacing_mm) <= reach_mm
-    near &= own | (number[around] == 0)
-    both = int(np.count_nonzero(marked[around] & own))
-    value = dice_of_counts(both, int(np.count_nonzero(marked[around] & near)) - both, int(np.count_nonzero(own)) - both)
+    in_lesion = number[around] == count
+    near = ndimage.distance_transform_edt(~in_lesion, sampling=spacing_mm) <= reach_mm
+    near &= in_lesion | (number[around] == 0)
+    both = int(np.count_nonzero(marked[around] & in_lesion))
+    value = dice_of_counts(
+        both, int(np.count_nonzero(marked[around] & near)) - both, int(np.count_nonzero(in_lesion)) - both
+    )
     assert value is not None
     return value
 
 
-def wilson(found: int, inserted: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson, JASA 22, 1927), by SciPy; `inserted` is at least 1."""
+def wilson_interval(found: int, inserted: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of found / inserted (Wilson, JASA 22, 1927). `inserted` must be at least 1."""
     interval = binomtest(found, inserted).proportion_ci(CONFIDENCE, method="wilson")
-    # rounding leaves 0 and 1 by an ulp
+    # rounding can exceed 0 and 1 slightly
     return min(max(float(interval.low), 0.0), 1.0), min(max(float(interval.high), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A lesion that was asked for; None where it found no room."""
+class _PlannedLesion:
+    """A planned lesion. `lesion` is None if it was not inserted for lack of room."""
 
     size_mm: tuple[float, float]
     contrast: str
@@ -236,15 +241,18 @@ class _Seen:
     lesion: LesionRecord | None
 
 
-def figures_of(seen: Iterable[LesionRecord | None]) -> Figures:
-    """Counts and means over lesions, None standing for one that found no room. Their order changes nothing."""
-    asked = list(seen)
-    lesions = [lesion for lesion in asked if lesion is not None]
+def summarise_lesions(lesions_or_none: Iterable[LesionRecord | None]) -> LesionFigures:
+    """Return counts and means over planned lesions. None stands for a lesion that was not inserted.
+
+    The order of the lesions does not matter.
+    """
+    planned = list(lesions_or_none)
+    lesions = [lesion for lesion in planned if lesion is not None]
     found, by_chance = sum(lesion.found for lesion in lesions), sum(lesion.by_chance for lesion in lesions)
     aurocs = [lesion.voxel_auroc for lesion in lesions if lesion.voxel_auroc is not None]
-    low, high = wilson(found, len(lesions)) if lesions else (None, None)
-    return Figures(
-        planned=len(asked),
+    low, high = wilson_interval(found, len(lesions)) if lesions else (None, None)
+    return LesionFigures(
+        planned=len(planned),
         inserted=len(lesions),
         found=found,
         by_chance=by_chance,
@@ -257,44 +265,44 @@ def figures_of(seen: Iterable[LesionRecord | None]) -> Figures:
     )
 
 
-By = Literal["size", "contrast", "place"]
+GroupBy = Literal["size", "contrast", "place"]
 
 
-def table(
+def sensitivity_table(
     volumes: Sequence[VolumeRecord],
     bins_mm: Sequence[tuple[float, float]],
     contrasts: Sequence[str],
     places: Sequence[LesionPlace],
-    by: Sequence[By],
+    by: Sequence[GroupBy],
 ) -> list[Row]:
-    """Figures by any of size, contrast and place, pooled over the others and over scans and repeats.
+    """Return table rows by any of size, contrast and place, pooled over the others, scans and repeats.
 
-    Rows come in the order of `bins_mm`, `contrasts` and `places`; one without any lesion asked for is there too.
+    Rows have the order of `bins_mm`, `contrasts` and `places`. Rows without a planned lesion are included.
     """
-    seen = [each for volume in volumes for each in _seen(volume)]
+    planned = [each for volume in volumes for each in _planned_lesions(volume)]
     rows = []
     for size in bins_mm if "size" in by else [None]:
         for contrast in contrasts if "contrast" in by else [None]:
             for place in places if "place" in by else [None]:
-                own = (
+                cell = (
                     each.lesion
-                    for each in seen
+                    for each in planned
                     if size in (None, each.size_mm)
                     and contrast in (None, each.contrast)
                     and place in (None, each.place)
                 )
-                rows.append(Row(size_mm=size, contrast=contrast, place=place, figures=figures_of(own)))
+                rows.append(Row(size_mm=size, contrast=contrast, place=place, figures=summarise_lesions(cell)))
     return rows
 
 
-def bin_of(diameter_mm: float, bins_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The bin that holds a diameter; an edge that two share belongs to the upper one. Raises ValueError."""
+def find_bin(diameter_mm: float, bins_mm: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the size bin of a diameter. A shared edge belongs to the upper bin. Raises ValueError if none fits."""
     for low, high in reversed(bins_mm):
         if low <= diameter_mm <= high:
             return low, high
-    raise ValueError(f"{diameter_mm} mm lies in none of the bins {list(bins_mm)}")
+    raise ValueError(f"{diameter_mm} mm is in none of the bins {list(bins_mm)}")
 
 
-def _seen(volume: VolumeRecord) -> list[_Seen]:
-    by_bin = {bin_of(lesion.diameter_mm, volume.bins_mm): lesion for lesion in volume.lesions}
-    return [_Seen(size, volume.contrast.label, volume.place, by_bin.get(size)) for size in volume.bins_mm]
+def _planned_lesions(volume: VolumeRecord) -> list[_PlannedLesion]:
+    by_bin = {find_bin(lesion.diameter_mm, volume.bins_mm): lesion for lesion in volume.lesions}
+    return [_PlannedLesion(size, volume.contrast.label, volume.place, by_bin.get(size)) for size in volume.bins_mm]

@@ -1,1 +1,1 @@
-"""Build, train, predict, combine."""
+"""The two networks: building, training, prediction, and combining their outputs."""

@@ -1,4 +1,4 @@
-"""What training draws its batches from: the healthy slices, and generators that depend on nothing but their place."""
+"""Training batches: the healthy slices, and random generators that depend only on seed, phase and position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medad.networks import nets
 from medad.slices.prepared_file import load_prepared
 
 PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}
-INITIAL, ORDER, BATCH = 0, 1, 2  # what a generator is for
+INITIAL, ORDER, BATCH = 0, 1, 2  # purposes of a generator
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class HealthySlices:
     Attributes
     ----------
     pixels
-        Grey values 0..255.
+        Grey values, 0..255.
     organ
-        Liver.
+        Liver mask.
     pixel_mm
-        Side of a pixel.
+        Side of a pixel in mm, one value per slice.
     grey_per_hu
-        Grey values a HU; None where they are not linear in HU.
+        Grey values per HU. None: grey values are not linear in HU.
     """
 
     pixels: UInt8[Tensor, "N 1 S S"]
@@ -46,14 +46,20 @@ class HealthySlices:
     grey_per_hu: float | None
 
     def scale(self, chosen: Int64[Tensor, " B"]) -> Scale:
-        """What a pixel of these slices measures. Raises ConfigError where grey values are not linear in HU."""
+        """Return pixel size and grey values per HU of these slices.
+
+        Raises ConfigError if grey values are not linear in HU.
+        """
         if self.grey_per_hu is None:
             raise ConfigError("lesions and augmentation in HU need slices prepared with preprocess.equalise: false")
         return Scale(self.pixel_mm[chosen], self.grey_per_hu)
 
 
 def load_slices(prepared: Sequence[Path], device: torch.device) -> HealthySlices:
-    """Gather the slices of prepared folders. Raises InputError when there is none at all or the sizes differ."""
+    """Load the slices of prepared folders onto the device.
+
+    Raises InputError if no slice is found, or if slice sizes or windows differ.
+    """
     loaded = [load_prepared(folder / "prepared.safetensors") for folder in prepared]
     loaded = [case for case in loaded if len(case.slices.z)]
     if not loaded:
@@ -78,16 +84,17 @@ def draw_batch(
     generator: torch.Generator,
     textures: Textures | None,
 ) -> tuple[Synthesised, Float[Tensor, "B 1 S S"]]:
-    """Some slices with pseudo anomalies, and what their restoration should be; grey values 0..255.
+    """Return slices with pseudo anomalies and the target of their restoration, as grey values 0..255.
 
-    Mirroring, augmentation, pseudo anomaly, noise, in this order; all but pseudo anomaly and noise are in the
-    target too. Without `train.flip` and `train.augmentation`, the thesis's: the slice, and the slice as it is.
+    The order is: flips, augmentation, pseudo anomaly, noise. Flips and augmentation also change the target; pseudo
+    anomaly and noise do not. Without `train.flip` and `train.augmentation` the target is the unchanged slice, as in the
+    thesis.
     """
     clean, organ = data.pixels[chosen].float(), data.organ[chosen]
     if settings.train.flip:
-        over = torch.rand(2, len(chosen), 1, 1, 1, generator=generator, device=generator.device) < 0.5
-        for turn, axis in zip(over, (-1, -2), strict=True):
-            clean, organ = torch.where(turn, clean.flip(axis), clean), torch.where(turn, organ.flip(axis), organ)
+        flipped = torch.rand(2, len(chosen), 1, 1, 1, generator=generator, device=generator.device) < 0.5
+        for flip, axis in zip(flipped, (-1, -2), strict=True):
+            clean, organ = torch.where(flip, clean.flip(axis), clean), torch.where(flip, organ.flip(axis), organ)
     augmentation = settings.train.augmentation
     if augmentation is not None:
         clean = vary(clean, organ, data.scale(chosen), augmentation, generator)
@@ -100,6 +107,6 @@ def draw_batch(
 
 
 def generator_for(seed: int, phase: nets.Role, purpose: int, index: int, device: torch.device) -> torch.Generator:
-    """A generator that depends on nothing but its arguments."""
+    """Return a random generator that depends only on the arguments."""
     state = np.random.SeedSequence((seed, PHASE_CODE[phase], purpose, index)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))

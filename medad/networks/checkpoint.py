@@ -1,4 +1,4 @@
-"""What of a training survives a kill: its state, and the snapshots it has taken so far."""
+"""Checkpoint of a training: its state and the snapshots taken so far, to resume after a crash."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from medad.base.storage import atomic_path
 
 
 def snapshot_name(epoch: int) -> str:
-    """`snapshot-0005.safetensors`: the network after so many whole epochs."""
+    """Return the file name of the network after `epoch` complete epochs, e.g. `snapshot-0005.safetensors`."""
     return f"snapshot-{epoch:04d}.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file, and beside it one more for each snapshot taken.
+    """A file with the training state, and next to it one file per snapshot.
 
     Attributes
     ----------
     path
-        Of the state; need not exist.
+        File of the state; it need not exist yet.
     fingerprint
-        Digest of all that decides the weights: the state of anything else is not resumed.
+        Digest of everything that determines the weights. A state with another fingerprint is not resumed.
     """
 
     path: Path
     fingerprint: str
 
-    def snapshot(self, epoch: int) -> Path:
-        """Where a snapshot waits for the training's end; its name ends like the state's, so both are pruned alike."""
+    def snapshot_path(self, epoch: int) -> Path:
+        """Return where a snapshot is stored until training ends.
+
+        Its name ends like that of the state, so the same pruning removes both.
+        """
         return self.path.with_name(f"{self.path.stem}.snapshot-{epoch:04d}{self.path.suffix}")
 
     def save(self, net: nn.Module, optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
-        """Write the state after as many steps as there are losses. Raises DiskFullError."""
+        """Write the training state. There is one loss per finished step. Raises DiskFullError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "fingerprint": self.fingerprint,
@@ -52,7 +55,7 @@ class Checkpoint:
             torch.save(state, temporary)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The state, or None when there is none, it is damaged, or it belongs to another training."""
+        """Return the state. None: it is missing, damaged, or of another training."""
         if not self.path.is_file():
             return None
         try:
@@ -64,11 +67,11 @@ class Checkpoint:
         return state
 
     def has_snapshots(self, epochs: Sequence[int]) -> bool:
-        """Whether all of these snapshots are here."""
-        return all(self.snapshot(epoch).is_file() for epoch in epochs)
+        """Check whether the snapshots of all these epochs exist."""
+        return all(self.snapshot_path(epoch).is_file() for epoch in epochs)
 
-    def conclude(self, epochs: Sequence[int], out: Path) -> None:
-        """Hand the snapshots over to `out`, and forget the state."""
+    def finish(self, epochs: Sequence[int], out: Path) -> None:
+        """Move the snapshots to `out` and delete the state."""
         for epoch in epochs:
-            shutil.move(self.snapshot(epoch), out / snapshot_name(epoch))
+            shutil.move(self.snapshot_path(epoch), out / snapshot_name(epoch))
         self.path.unlink(missing_ok=True)

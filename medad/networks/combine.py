@@ -1,7 +1,8 @@
-"""From what the networks say of each slice to one probability map of the volume, still on the slice grid.
+"""Combination of the networks' outputs into one probability map per volume, on the slice grid.
 
-The thesis takes the segmentation network's probability slice by slice. Beside it there are two maps that need no second
-network: how much the restoration changed, and how far the tissue is from most of this liver; and neighbouring planes.
+The thesis uses the segmentation network's probability of each slice. Two more maps need no second network. One shows
+how much the restoration changed a pixel; the other shows how far a pixel is from the median of this liver. Smoothing
+also uses the neighbouring planes.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ _MAD_TO_SD = 1.4826
 def combine(
     prediction: Prediction, slices: Slices, spacing_mm: tuple[float, float, float], settings: InferenceSettings
 ) -> Float32[ndarray, "N S S"]:
-    """Weighted mean of the maps, then smoothed within the liver.
+    """Return the weighted mean of the maps, smoothed within the liver.
 
     Parameters
     ----------
     prediction
-        Of `medad.networks.infer.predict` on these slices.
+        Result of `medad.networks.infer.predict` for these slices.
     slices
-        The query.
+        Prepared slices that were the input.
     spacing_mm
-        A pixel along columns and rows, and the distance of planes (`Prepared.spacing_mm`).
+        Pixel size along columns and rows, and the distance between planes (`Prepared.spacing_mm`).
     settings
-        `combine` and `smooth_mm`; at their defaults the segmentation network's probability is returned as it is.
+        `combine` and `smooth_mm` are used. With their defaults the segmentation network's probability is returned
+        unchanged.
 
     Returns
     -------
-    P(tumour), 0..1; where anything was smoothed, 0 outside the liver.
+    P(tumour), 0..1. If anything was smoothed, it is 0 outside the liver.
     """
     chosen = settings.combine
     combined = prediction.probability
@@ -45,24 +47,25 @@ def combine(
         grey = slices.pixels.astype(np.float32)
         if chosen.residual > 0:
             difference = np.abs(grey - prediction.restored)
-            combined += np.float32(chosen.residual) * unusual(difference, slices, spacing_mm, chosen)
+            combined += np.float32(chosen.residual) * outlier_map(difference, slices, spacing_mm, chosen)
         if chosen.deviation > 0:
             difference = np.abs(grey - np.float32(np.median(slices.pixels[slices.organ])))
-            combined += np.float32(chosen.deviation) * unusual(difference, slices, spacing_mm, chosen)
+            combined += np.float32(chosen.deviation) * outlier_map(difference, slices, spacing_mm, chosen)
     if settings.smooth_mm > 0:
         combined = smooth(combined, slices, spacing_mm, settings.smooth_mm)
     return combined
 
 
-def unusual(
+def outlier_map(
     difference: Float32[ndarray, "N S S"],
     slices: Slices,
     spacing_mm: tuple[float, float, float],
     settings: CombineSettings,
 ) -> Float32[ndarray, "N S S"]:
-    """How unusual a difference, averaged over its neighbourhood, is in this liver: logistic of its robust z-score.
+    """Return how unusual a difference is within this liver, 0..1: the logistic function of its robust z-score.
 
-    z = (mean - median) / (1.4826 MAD) over the liver; 1 / 2 where z is `settings.centre_z`. 0 outside the liver.
+    The difference is first averaged over its neighbourhood. Then z = (mean - median) / (1.4826 MAD), with median and
+    MAD over the liver. The map is 1/2 at z = `settings.centre_z`, and 0 outside the liver.
     """
     mean = smooth(difference, slices, spacing_mm, settings.scale_mm)
     inside = mean[slices.organ]
@@ -75,7 +78,10 @@ def unusual(
 def smooth(
     values: Float32[ndarray, "N S S"], slices: Slices, spacing_mm: tuple[float, float, float], sigma_mm: float
 ) -> Float32[ndarray, "N S S"]:
-    """Gaussian mean over the liver's pixels alone (normalised convolution); planes without slice count as outside."""
+    """Return the Gaussian mean over liver pixels only (normalised convolution).
+
+    Planes without a prepared slice count as outside the liver.
+    """
     x_mm, y_mm, z_mm = spacing_mm
     sigma = (sigma_mm / z_mm, sigma_mm / y_mm, sigma_mm / x_mm)
     place = slices.z - slices.z[0]
@@ -85,8 +91,8 @@ def smooth(
     weight[place] = slices.organ
     total = ndimage.gaussian_filter(total, sigma, mode="constant")[place]
     weight = ndimage.gaussian_filter(weight, sigma, mode="constant")[place]
-    return _inside(total / np.maximum(weight, np.float32(1e-6)), slices.organ)
+    return _zero_outside(total / np.maximum(weight, np.float32(1e-6)), slices.organ)
 
 
-def _inside(values: Float32[ndarray, "N S S"], organ: Bool[ndarray, "N S S"]) -> Float32[ndarray, "N S S"]:
+def _zero_outside(values: Float32[ndarray, "N S S"], organ: Bool[ndarray, "N S S"]) -> Float32[ndarray, "N S S"]:
     return np.where(organ, values, np.float32(0))

@@ -1,4 +1,4 @@
-"""What training minimises: the thesis's two losses, and DRAEM's for the restoration."""
+"""Training losses: the two losses of the thesis, and DRAEM's restoration loss."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ SSIM_SIGMA_PX = 1.5
 
 
 def l1_loss(restored: Float[Tensor, "B 1 S S"], clean: Float[Tensor, "B 1 S S"]) -> Float[Tensor, ""]:
-    """Mean absolute difference to the clean slice.
+    """Return the mean absolute difference to the clean slice.
 
-    Eq. 3.2 writes |I_s - I~_s|, the corrupted slice as target, which would teach the identity; the text asks "to
-    restore the anomalous region", so the target is I.
+    Eq. 3.2 writes |I_s - I~_s|: the corrupted slice is the target, which would teach the identity. The text says "to
+    restore the anomalous region", so the target here is the clean slice I.
     """
     return functional.l1_loss(restored, clean)
 
 
 def ssim_loss(restored: Float[Tensor, "B 1 S S"], clean: Float[Tensor, "B 1 S S"]) -> Float[Tensor, ""]:
-    """1 - SSIM, the mean over all pixels: 0 for equal slices, at most 2; values 0..1 are expected.
+    """Return 1 - SSIM, averaged over all pixels: 0 for equal slices, at most 2. Inputs must be in 0..1.
 
-    Wang et al. (2004) with a Gaussian window of 11 px (sigma 1.5). MONAI looks at whole windows only; as in DRAEM's
-    public code the slices are put on black, so that each pixel is the middle of a window. Always in single precision:
-    variances as differences of means of squares have no digits left in bfloat16.
+    SSIM follows Wang et al. (2004) with a Gaussian window of 11 px (sigma 1.5 px). MONAI uses complete windows only. As
+    in DRAEM's public code, the slices are padded with zeros, so that each pixel is the centre of a window. The loss is
+    always computed in single precision: its variances are small differences, which bfloat16 cannot represent.
     """
     margin = [SSIM_WINDOW_PX // 2] * 4
     with torch.autocast(restored.device.type, enabled=False):
@@ -39,16 +39,17 @@ def ssim_loss(restored: Float[Tensor, "B 1 S S"], clean: Float[Tensor, "B 1 S S"
 
 
 def l2_ssim_loss(restored: Float[Tensor, "B 1 S S"], clean: Float[Tensor, "B 1 S S"]) -> Float[Tensor, ""]:
-    """DRAEM's restoration loss (Zavrtanik et al., 2021): mean squared error + (1 - SSIM), weighed alike."""
+    """Return DRAEM's restoration loss (Zavrtanik et al., 2021): mean squared error + (1 - SSIM), equally weighted."""
     return functional.mse_loss(restored, clean) + ssim_loss(restored, clean)
 
 
 def focal_loss(
     logits: Float[Tensor, "B 2 S S"], mask: Bool[Tensor, "B 1 S S"], settings: FocalSettings
 ) -> Float[Tensor, ""]:
-    """Eq. 3.3: -alpha (1 - m)^gamma log m, m the probability of the true class, alpha alike for both classes; the mean.
+    """Return the mean focal loss of eq. 3.3: -alpha (1 - m)^gamma log m.
 
-    MONAI's FocalLoss weighs the classes alpha and 1 - alpha, so the thesis's alpha = 1 would drop the background there.
+    m is the probability of the true class. alpha is the same for both classes. MONAI's FocalLoss instead weights the
+    classes by alpha and 1 - alpha. There the thesis's alpha = 1 would ignore the background.
     """
     log_probability = functional.log_softmax(logits.float(), 1).gather(1, mask.long())
     return (-settings.alpha * (1 - log_probability.exp()) ** settings.gamma * log_probability).mean()

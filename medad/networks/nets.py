@@ -1,7 +1,8 @@
-"""The two networks: MONAI U-Nets, one restoring healthy liver, one segmenting what the restoration changed.
+"""The two networks: one restores healthy liver, the other segments what the restoration changed.
 
-The baseline's restoration network is DRAEM's auto-encoder instead.
-The thesis's text counts 3 blocks, its figure 3.3 four; widths are a setting and default to four levels.
+Both are MONAI U-Nets. Alternatively, the restoration network is DRAEM's auto-encoder.
+The thesis's text counts three blocks, but its figure 3.3 shows four. The widths are a setting; the default is four
+levels.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ WEIGHT_STANDARDISATION_EPS = 1e-5
 
 
 class WeightStandardisation(nn.Module):
-    """Zero mean and unit variance for each output channel's kernel (Qiao et al., 2019), scaled by 1 / sqrt(fan-in).
+    """Weight standardisation (Qiao et al., 2019), scaled by 1 / sqrt(fan-in).
 
-    The scale keeps the layer's gain at one; the group norm that follows makes the result independent of it.
+    Each output channel's kernel gets mean 0 and variance 1. The scale keeps the layer's gain at one. The group norm
+    that follows makes the result independent of the scale.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def _u_net(settings: NetSettings, in_channels: int, out_channels: int) -> DynUNe
         norm_name=("group", {"num_groups": settings.groups}),
         act_name="swish",
     )
-    # MONAI writes swish as two operations that keep both results; torch's SiLU is the same function in one
+    # MONAI computes swish in two operations and stores both results; torch's SiLU is the same function in one
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, Swish):
@@ -68,46 +70,50 @@ def _u_net(settings: NetSettings, in_channels: int, out_channels: int) -> DynUNe
 
 
 def _autoencoder(settings: NetSettings) -> nn.Sequential:
-    """DRAEM's reconstructive network: all that reaches the output has gone through the narrowest level.
+    """Build DRAEM's reconstructive network: an auto-encoder without skip connections.
 
-    As its public code has it: two 3 x 3 convolutions a level and max pooling downwards; bilinear up-sampling, then
-    three convolutions upwards, of which the last narrows; ReLU; a 3 x 3 convolution at the end; no weight
-    standardisation. DRAEM's five levels of 128 to 1024 are `widths: [128, 256, 512, 1024, 1024]`.
+    The layers follow DRAEM's public code. The encoder has two 3 x 3 convolutions per level and max pooling. The decoder
+    has bilinear up-sampling and three convolutions per level; the last one reduces the width. The activation is ReLU.
+    A 3 x 3 convolution ends the network. Weights are not standardised. DRAEM's five levels of 128 to 1024
+    channels are `widths: [128, 256, 512, 1024, 1024]`.
 
-    Group norm stands in the place of its batch norm: what a slice is restored to must not depend on the other slices,
-    nor on how many of a batch fit into memory at a time.
+    Group norm replaces DRAEM's batch norm. The restoration of a slice must not depend on the other slices of its batch,
+    or on how many of them fit into memory at a time.
     """
 
     def unit(in_channels: int, out_channels: int) -> Convolution:
         norm = ("group", {"num_groups": settings.groups})
-        # without bias: batch norm cancels DRAEM's
+        # no bias: DRAEM has one, but its batch norm cancels it
         return Convolution(2, in_channels, out_channels, kernel_size=3, act="relu", norm=norm, bias=False)
 
     layers: list[nn.Module] = []
-    inside = 1
+    channels = 1
     for level, width in enumerate(settings.widths):
         layers += [nn.MaxPool2d(2)] if level else []
-        layers += [unit(inside, width), unit(width, width)]
-        inside = width
+        layers += [unit(channels, width), unit(width, width)]
+        channels = width
     for width in settings.widths[-2::-1]:
-        layers.append(UpSample(2, inside, inside, 2, mode="nontrainable", interp_mode="bilinear", align_corners=True))
-        layers += [unit(inside, inside), unit(inside, inside), unit(inside, width)]
-        inside = width
-    return nn.Sequential(*layers, nn.Conv2d(inside, 1, 3, padding=1))
+        layers.append(
+            UpSample(2, channels, channels, 2, mode="nontrainable", interp_mode="bilinear", align_corners=True)
+        )
+        layers += [unit(channels, channels), unit(channels, channels), unit(channels, width)]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
 
 
 def build(role: Role, settings: NetSettings, generator: torch.Generator | None = None) -> nn.Module:
-    """Make a network.
+    """Build a network.
 
     Parameters
     ----------
     role
-        `restoration`: 1 channel in, 1 out, grey / 255; the U-Net's convolutions are weight-standardised.
-        `segmentation`: 2 channels in (restoration, query), 2 classes out (normal, anomalous), logits; a U-Net.
+        `restoration`: 1 input and 1 output channel, grey / 255. The U-Net's convolutions are weight-standardised.
+        `segmentation`: 2 input channels (restoration, query), and logits of 2 classes (normal, anomalous). Always a
+        U-Net.
     settings
-        Widths, one a level; each level halves the side. The architecture.
+        Architecture, and one width per level. Each level halves the side of the feature map.
     generator
-        Source of the initial weights (He, normal, fan-in); None leaves them for `load` to fill.
+        Random generator for the initial weights (He, normal, fan-in). None: `load` sets the weights later.
     """
     plain = settings.architecture == "autoencoder"
     if plain and role == "segmentation":
@@ -131,8 +137,11 @@ def _initialise(net: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def bake(net: nn.Module) -> nn.Module:
-    """Replace standardised weights by their values, in place: the same outputs, nothing recomputed per call."""
+def fold_standardisation(net: nn.Module) -> nn.Module:
+    """Replace the standardised weights by their values, in place.
+
+    The outputs stay the same, and the weights are not recomputed in each call.
+    """
     for module in net.modules():
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -140,28 +149,28 @@ def bake(net: nn.Module) -> nn.Module:
 
 
 def save(path: Path, net: nn.Module, role: Role, settings: NetSettings) -> None:
-    """Write weights as safetensors; the settings that rebuild the network travel in its metadata."""
+    """Write the weights as safetensors. The metadata holds the settings needed to rebuild the network."""
     metadata = {"format": FORMAT, "role": role, "net": settings.model_dump(mode="json")}
     weights = {name: value.detach().cpu().contiguous() for name, value in _weights(net).items()}
-    # one entry: safetensors writes several in any order, and equal networks must give equal bytes
+    # a single entry: safetensors does not fix the order of several, and equal networks must give equal bytes
     save_file(weights, path, {METADATA: json.dumps(metadata)})
 
 
 def _weights(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Every weight once: DynUNet registers its blocks a second time under `skip_layers`. There are no buffers."""
+    """Return every weight once. DynUNet registers its blocks twice. The networks have no buffers."""
     return dict(net.named_parameters(remove_duplicate=True))
 
 
 def load(path: Path, role: Role) -> tuple[nn.Module, NetSettings]:
-    """Rebuild a network from its file, on the CPU. No code in the file is run.
+    """Rebuild a network from its file, on the CPU. No code from the file is run.
 
     Raises
     ------
     InputError
-        The file is missing, damaged, not one of ours, or holds the other network.
+        The file is missing, damaged, of another format, or holds the other network.
     """
     if not path.is_file():
-        raise InputError(path, f"no {role} network here; expected a model.safetensors made by training")
+        raise InputError(path, f"no {role} network here; expected the model.safetensors that training writes")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
@@ -173,25 +182,25 @@ def load(path: Path, role: Role) -> tuple[nn.Module, NetSettings]:
     try:
         settings = NetSettings.model_validate(metadata["net"])
         net = build(role, settings)
-        _fill(net, weights)
+        _copy_weights(net, weights)
     except (KeyError, ValueError, RuntimeError, ValidationError) as error:
-        raise InputError(path, "the network's settings and its weights do not fit together") from error
+        raise InputError(path, "the network's settings and weights do not fit together") from error
     return net, settings
 
 
 @torch.no_grad()
-def _fill(net: nn.Module, weights: dict[str, Tensor]) -> None:
+def _copy_weights(net: nn.Module, weights: dict[str, Tensor]) -> None:
     parameters = _weights(net)
     if parameters.keys() != weights.keys():
-        raise ValueError("other weights than the network's")
+        raise ValueError("the file's weights are not those of the network")
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
-            raise ValueError(f"{name} has another shape")
+            raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}")
         parameter.copy_(weights[name])
 
 
 def restore(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B 1 S S"]:
-    """Restoration of a query slice; both grey / 255."""
+    """Return the restoration of query slices. Both are grey / 255."""
     restored: Tensor = net(query)
     return restored
 
@@ -199,6 +208,6 @@ def restore(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B
 def segment_logits(
     net: nn.Module, restored: Float[Tensor, "B 1 S S"], query: Float[Tensor, "B 1 S S"]
 ) -> Float[Tensor, "B 2 S S"]:
-    """Logits of (normal, anomalous) from restoration and query, concatenated in that order."""
+    """Return logits of (normal, anomalous) from restoration and query, concatenated in that order."""
     logits: Tensor = net(torch.cat((restored, query), 1))
     return logits

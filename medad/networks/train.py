@@ -1,8 +1,10 @@
-"""Two-phase training: the restoration network first, then, frozen, the segmentation network on top (000, 3.3.2).
+"""Training of the two networks, in two phases or jointly.
 
-Joint training, DRAEM's and so the baseline's, fits both at once. One loop serves all. Batch t of a phase is a pure
-function of (seed, phase, t): which slices, which noise, which contrast. So a run killed at any step and resumed from
-its checkpoint is, on a CPU, the run that was never killed.
+In two phases, the restoration network is trained first. It is then frozen while the segmentation network is trained
+(000, 3.3.2). Joint training, as in DRAEM, trains both at once. All trainings share one loop.
+
+Batch t of a phase is a pure function of (seed, phase, t). This includes its slices, noise and contrasts. On a CPU, a
+run that was killed and resumed from its checkpoint therefore gives the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from medad.networks.checkpoint import Checkpoint, snapshot_name
 from medad.networks.losses import focal_loss, l1_loss, l2_ssim_loss
 
 PROGRESS_SECONDS = 0.5
-RISE, FIRST_RATE = 0.3, 25
-"""Of a one-cycle rate: the share of steps in which it rises, and the fraction of its peak that it begins at."""
+RISING_SHARE, START_DIVISOR = 0.3, 25
+"""One-cycle schedule: the share of steps in which the rate rises, and the ratio of its peak to its start."""
 
 
 def train_restoration(
@@ -49,25 +51,25 @@ def train_restoration(
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Phase one: restore healthy liver where a pseudo anomaly was painted.
+    """Train phase one: restore healthy liver under a pseudo anomaly.
 
     Parameters
     ----------
     prepared
-        Folders with prepared.safetensors of healthy cases.
+        Folders of healthy cases with prepared.safetensors.
     settings
-        `restoration`, `synthesis`, `train` and `seed` are used; `train.restoration_loss` says what is minimised.
+        `restoration`, `synthesis`, `train` and `seed` are used. `train.restoration_loss` selects the loss.
     out
-        Existing folder; gets model.safetensors and curve.json.
+        Existing folder. model.safetensors and curve.json are written to it.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
-        Slices that go through the network at a time. Fewer than the batch has: its gradient is the sum over the parts,
-        the same to rounding, in less memory.
+        Most slices that go through the network at a time. If it is smaller than the batch, gradients of the parts are
+        added up. The result is the same up to rounding and needs less memory.
     checkpoint
-        File that survives a kill: written every `checkpoint_minutes`, resumed from if there, removed at the end.
+        File for resuming: written every `checkpoint_minutes`, read at the start if it exists, removed at the end.
     on_progress
-        Called at most twice a second, and after the last step.
+        Function called at most twice a second, and after the last step.
     """
 
     def loss(trained: nn.ModuleDict, batch: Synthesised, clean: Tensor) -> Tensor:
@@ -93,15 +95,17 @@ def train_segmentation(
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Phase two: find the pseudo anomaly from query and restoration; the restoration network is frozen.
+    """Train phase two: segment the pseudo anomaly from query and restoration. The restoration network is frozen.
 
-    `restoration` is the folder phase one wrote; the rest as in `train_restoration`, with `segmentation` settings.
-    With `train.snapshot_epochs`, `out` also gets snapshot-NNNN.safetensors, NNNN whole epochs each: the network that a
-    training of so many epochs would have ended with.
+    `restoration` is the folder that phase one wrote. The other parameters are as in `train_restoration`, with
+    `segmentation` settings. With `train.snapshot_epochs`, snapshot-NNNN.safetensors files are also written to `out`.
+    Each is the network that a training of NNNN epochs would have given.
     """
     place = pick_device(device)
     frozen_file = restoration / "model.safetensors"
-    restorer = nets.bake(nets.load(frozen_file, "restoration")[0]).to(place).eval().requires_grad_(False)
+    restorer = (
+        nets.fold_standardisation(nets.load(frozen_file, "restoration")[0]).to(place).eval().requires_grad_(False)
+    )
 
     def loss(trained: nn.ModuleDict, batch: Synthesised, clean: Tensor) -> Tensor:
         query = batch.image / 255
@@ -123,7 +127,7 @@ def train_segmentation(
 
 
 def _snapshot_epochs(every: int, epochs: int) -> tuple[int, ...]:
-    """After which epochs a snapshot is taken: every so many, and the last."""
+    """Return the epochs after which a snapshot is taken: every `every` epochs, and the last."""
     return (*range(every, epochs, every), epochs) if every else ()
 
 
@@ -137,12 +141,13 @@ def train_joint(
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Both networks at once, as DRAEM does: restoration loss + focal loss, the latter also through the restoration.
+    """Train both networks at once, as DRAEM does.
 
-    `train.restoration` says how long and how fast. At one seed both networks start from the weights they start from in
-    two phases, and the batches are those of phase one, so that the schedules are compared on equal terms. `out` gets
-    restoration/ and segmentation/, each with model.safetensors and the one curve.json; the rest as in
-    `train_restoration`.
+    The loss is restoration loss + focal loss. Gradients of the focal loss also reach the restoration network.
+    `train.restoration` sets epochs, batch size and learning rate. For a given seed, both networks have the same initial
+    weights as in two phases, and the batches are those of phase one. So the two schedules can be compared fairly.
+    restoration/ and segmentation/ are written to `out`, each with model.safetensors and the same curve.json. The other
+    parameters are as in `train_restoration`.
     """
 
     def loss(trained: nn.ModuleDict, batch: Synthesised, clean: Tensor) -> Tensor:
@@ -159,30 +164,34 @@ def train_joint(
 
 @dataclass(frozen=True)
 class _Job:
-    """What differs between trainings.
+    """The part of a training that differs between phases.
 
     Attributes
     ----------
     name
-        What reports and progress call it.
-    shapes
-        The networks to train; the first one's name also names the stream of random numbers.
+        Name in reports and progress.
+    net_settings
+        Settings of the networks to train. The first role also selects the stream of random numbers.
+    phase
+        Epochs, batch size and learning rate.
+    loss
+        Function of the trained networks, the corrupted batch and its clean slices.
     frozen
-        Names the weights that the loss holds fixed.
+        Digest of the weights that the loss uses but does not train.
     snapshots
-        After which epochs the network is kept, ascending.
+        Epochs after which the network is saved, ascending.
     """
 
     name: str
-    shapes: Mapping[nets.Role, NetSettings]
+    net_settings: Mapping[nets.Role, NetSettings]
     phase: PhaseSettings
     loss: Callable[[nn.ModuleDict, Synthesised, Tensor], Tensor]
     frozen: str = ""
     snapshots: tuple[int, ...] = ()
 
     @property
-    def stream(self) -> nets.Role:
-        return next(iter(self.shapes))
+    def random_stream(self) -> nets.Role:
+        return next(iter(self.net_settings))
 
     def steps_per_epoch(self, slices: int) -> int:
         return ceil(slices / self.phase.batch_size)
@@ -198,7 +207,7 @@ def _run(
     checkpoint: Path | None,
     on_progress: OnProgress | None,
 ) -> None:
-    """Fit a job's networks from their start or their checkpoint, and write them."""
+    """Train a job's networks from their initial weights or their checkpoint, and write them."""
     keep_freed_memory()
     started = time.monotonic()
     data = load_slices(prepared, device)
@@ -206,26 +215,28 @@ def _run(
     if settings.synthesis.kind == "perlin_texture":
         textures = open_textures(settings.synthesis.texture, data.pixels.shape[-1])
     trained = nn.ModuleDict()
-    for role, shape in job.shapes.items():
+    for role, shape in job.net_settings.items():
         initial = generator_for(settings.seed, role, INITIAL, 0, torch.device("cpu"))
         trained[role] = nets.build(role, shape, initial).to(device)
     if device.type == "cuda":
         trained = trained.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(trained.parameters(), lr=job.phase.learning_rate)
-    kept = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(job, settings, data, textures))
+    saved_state = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(job, settings, data, textures))
     per_epoch = job.steps_per_epoch(len(data.pixels))
-    done = [] if kept is None else _resume(kept, job, trained, optimiser, per_epoch, device)
+    earlier_losses = [] if saved_state is None else _resume(saved_state, job, trained, optimiser, per_epoch, device)
 
     def snapshot(epoch: int) -> None:
-        path = out / snapshot_name(epoch) if kept is None else kept.snapshot(epoch)
+        path = out / snapshot_name(epoch) if saved_state is None else saved_state.snapshot_path(epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            nets.save(temporary, trained[job.stream], job.stream, job.shapes[job.stream])
+            nets.save(temporary, trained[job.random_stream], job.random_stream, job.net_settings[job.random_stream])
 
-    save = None if kept is None else partial(kept.save, trained, optimiser)
+    save = None if saved_state is None else partial(saved_state.save, trained, optimiser)
     part = min(largest_batch or job.phase.batch_size, job.phase.batch_size)
     with denormals_flushed():
-        losses = _fit(job, trained, optimiser, data, textures, settings, part, done, on_progress, save, snapshot)
+        losses = _fit(
+            job, trained, optimiser, data, textures, settings, part, earlier_losses, on_progress, save, snapshot
+        )
     curve = {
         "phase": job.name,
         "epochs": job.phase.epochs,
@@ -234,33 +245,36 @@ def _run(
         "steps": list(range(1, len(losses) + 1)),
         "loss": losses,
         "seconds": round(time.monotonic() - started, 3),
-        "resumed_at_step": len(done),
+        "resumed_at_step": len(earlier_losses),
         "device": str(device),
         "restoration_loss": settings.train.restoration_loss,
     }
-    for role, shape in job.shapes.items():
-        folder = out if len(job.shapes) == 1 else out / role
+    for role, shape in job.net_settings.items():
+        folder = out if len(job.net_settings) == 1 else out / role
         folder.mkdir(exist_ok=True)
         nets.save(folder / nets.MODEL, trained[role], role, shape)
         (folder / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
-    if kept is not None:
-        kept.conclude(job.snapshots, out)
+    if saved_state is not None:
+        saved_state.finish(job.snapshots, out)
 
 
 def _resume(
-    kept: Checkpoint,
+    saved_state: Checkpoint,
     job: _Job,
     trained: nn.Module,
     optimiser: torch.optim.Optimizer,
     per_epoch: int,
     device: torch.device,
 ) -> list[float]:
-    """Put networks and optimiser where a checkpoint left them; the losses so far, none where there is nothing fit."""
-    state = kept.load(device)
+    """Restore networks and optimiser from a checkpoint and return the losses so far.
+
+    Return an empty list without a usable checkpoint.
+    """
+    state = saved_state.load(device)
     if state is None:
         return []
     losses: list[float] = state["losses"]
-    if not kept.has_snapshots([epoch for epoch in job.snapshots if epoch * per_epoch <= len(losses)]):
+    if not saved_state.has_snapshots([epoch for epoch in job.snapshots if epoch * per_epoch <= len(losses)]):
         return []
     trained.load_state_dict(state["net"])
     optimiser.load_state_dict(state["optimiser"])
@@ -275,49 +289,49 @@ def _fit(
     textures: Textures | None,
     settings: LiverSettings,
     part: int,
-    done: list[float],
+    earlier_losses: list[float],
     on_progress: OnProgress | None,
     save: Callable[[list[float]], None] | None,
     snapshot: Callable[[int], None],
 ) -> list[float]:
-    """The loop of all trainings, from step len(done) on, `part` slices at a time; returns every step's loss."""
+    """Train after `earlier_losses`, with `part` slices at a time, and return the loss of every step."""
     device = data.pixels.device
     per_epoch = job.steps_per_epoch(len(data.pixels))
     steps = per_epoch * job.phase.epochs
-    losses, pending = list(done), list[Tensor]()  # losses stay on the device until someone looks
+    losses, pending = list(earlier_losses), list[Tensor]()  # losses stay on the device until they are needed
     begun = reported = saved = time.monotonic()
     autocast = settings.train.mixed_precision and device.type == "cuda"
     trained.train()
-    for step in range(len(done), steps):
+    for step in range(len(earlier_losses), steps):
         chosen = _batch_indices(job, settings.seed, len(data.pixels), step).to(device)
-        generator = generator_for(settings.seed, job.stream, BATCH, step, device)
+        generator = generator_for(settings.seed, job.random_stream, BATCH, step, device)
         batch, clean = draw_batch(data, chosen, settings, generator, textures)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(job.phase, step, steps)
         optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
-        for some in torch.split(torch.arange(len(clean), device=device), part):
+        for indices in torch.split(torch.arange(len(clean), device=device), part):
             with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
-                # all losses are means over pixels, of which each slice has as many
-                share = job.loss(trained, batch.take(some), clean[some]) * (len(some) / len(clean))
+                # all losses are means over pixels, and every slice has the same number of pixels
+                share = job.loss(trained, batch.take(indices), clean[indices]) * (len(indices) / len(clean))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
         optimiser.step()
         pending.append(loss)
-        epoch, rest = divmod(step + 1, per_epoch)
-        if rest == 0 and epoch in job.snapshots:
+        epoch, remainder = divmod(step + 1, per_epoch)
+        if remainder == 0 and epoch in job.snapshots:
             snapshot(epoch)
         now, last = time.monotonic(), step + 1 == steps
         if on_progress is not None and (last or now - reported >= PROGRESS_SECONDS):
             reported = now
-            left = (now - begun) / (step + 1 - len(done)) * (steps - step - 1)
+            left = (now - begun) / (step + 1 - len(earlier_losses)) * (steps - step - 1)
             place = step // per_epoch + 1
             on_progress(Progress(job.name, place, job.phase.epochs, step + 1, steps, float(pending[-1]), left))
         due = save is not None and now - saved >= settings.train.checkpoint_minutes * 60
         if last or due:
             losses += torch.stack(pending).tolist()
             pending.clear()
-            _check_finite(job.stream, losses)
+            _check_finite(job.random_stream, losses)
             if save is not None and not last:
                 save(losses)
                 saved = time.monotonic()
@@ -325,18 +339,21 @@ def _fit(
 
 
 def learning_rate(phase: PhaseSettings, step: int, steps: int) -> float:
-    """Of step `step` of 0..steps-1: a function of its place alone, so that a resumed training goes on with it."""
+    """Return the learning rate of step `step`, 0..steps-1.
+
+    It depends on the position only, so a resumed training continues with the right rate.
+    """
     if phase.rate == "constant":
         return phase.learning_rate
-    peak = max(round(RISE * steps), 1)
+    peak = max(round(RISING_SHARE * steps), 1)
     if step < peak:
-        start = phase.learning_rate / FIRST_RATE
+        start = phase.learning_rate / START_DIVISOR
         return start + (phase.learning_rate - start) * (1 - cos(pi * step / peak)) / 2
     return phase.learning_rate * (1 + cos(pi * (step - peak) / max(steps - peak, 1))) / 2
 
 
 def _check_finite(role: nets.Role, losses: list[float]) -> None:
-    """A diverged training ends at its next checkpoint, which is not written. Raises ConfigError."""
+    """Raise ConfigError if a loss is not finite. A diverged training thus writes no further checkpoint."""
     finite = np.isfinite(losses)
     if not finite.all():
         raise ConfigError(
@@ -345,20 +362,23 @@ def _check_finite(role: nets.Role, losses: list[float]) -> None:
 
 
 def _batch_indices(job: _Job, seed: int, slices: int, step: int) -> Int64[Tensor, " B"]:
-    """Which slices batch `step` holds: each epoch goes through all of them in a new order."""
+    """Return the slices of batch `step`. Each epoch visits all slices in a new random order."""
     epoch, place = divmod(step, job.steps_per_epoch(slices))
-    shuffle = generator_for(seed, job.stream, ORDER, epoch, torch.device("cpu"))
+    shuffle = generator_for(seed, job.random_stream, ORDER, epoch, torch.device("cpu"))
     order = torch.randperm(slices, generator=shuffle)
     return order[place * job.phase.batch_size : (place + 1) * job.phase.batch_size]
 
 
 def _fingerprint(job: _Job, settings: LiverSettings, data: HealthySlices, textures: Textures | None) -> str:
-    """Digest of all that decides the weights: a checkpoint of anything else must not be resumed."""
+    """Return a digest of everything that determines the weights.
+
+    A checkpoint with another digest must not be resumed.
+    """
     digest = hashlib.sha256(data.pixels.cpu().numpy().tobytes())
     digest.update(np.packbits(data.organ.cpu().numpy()).tobytes())
     parts = (
         job.name,
-        *(shape.model_dump_json() for shape in job.shapes.values()),
+        *(shape.model_dump_json() for shape in job.net_settings.values()),
         job.phase.model_dump_json(),
         job.frozen,
         settings.synthesis.model_dump_json(exclude={"texture": {"folder"}}),

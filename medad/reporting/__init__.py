@@ -1,1 +1,1 @@
-"""Kit of all reports: page, tables, charts, pictures, statistical tests."""
+"""Shared parts of all reports: page, tables, statistics over seeds, statistical tests."""

@@ -1,4 +1,4 @@
-"""What a report says of the cases that failed: rows for report.json and, by failures.html, for its page."""
+"""Failed cases in a report: rows for report.json, and through failures.html for the page."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Iterable, Mapping
 from medad.base.errors import CaseFailure
 from medad.base.text import clean, natural_order, readable
 
-ShownFailure = Mapping[str, str]
-"""Key of a column -> text, in the order of the columns, with the keys that `shown_failures` names."""
+FailureRow = Mapping[str, str]
+"""Text of each column by key, in the order of the columns. `failure_rows` defines the keys."""
 
 
-def shown_failures(
-    failures: Iterable[CaseFailure], *, hidden: bool, group: str = "", images: bool = False
-) -> tuple[ShownFailure, ...]:
+def failure_rows(
+    failures: Iterable[CaseFailure], *, hide_files: bool, group: str = "", images: bool = False
+) -> tuple[FailureRow, ...]:
     """Return each failure once, without paths, in natural order of group, category and id.
 
     Parameters
     ----------
-    hidden
-        Whether names of files are left out, since ids hide them.
+    hide_files
+        True: leave out file names, because ids are pseudonyms.
     group
-        Key that holds a failure's group, `row` or `system`. Empty: the report has no groups.
+        Key for the group of a failure, `row` or `system`. Empty: the report has no groups.
     images
-        Whether failures are of images and have the keys `category` and `id` in place of `case_id`; `id` is empty for
-        a whole category.
+        True: failures are of images and have the keys `category` and `id` instead of `case_id`. `id` is empty for a
+        whole category.
     """
-    rows: dict[tuple[str, ...], ShownFailure] = {}
+    rows: dict[tuple[str, ...], FailureRow] = {}
     for one in failures:
         row = {group: readable(one.group)} if group else {}
         if images:
             category = one.category or one.case_id
-            own = "" if one.case_id == category else one.case_id.removeprefix(f"{category}/")
-            row |= {"category": readable(category), "id": readable(own)}
+            image_id = "" if one.case_id == category else one.case_id.removeprefix(f"{category}/")
+            row |= {"category": readable(category), "id": readable(image_id)}
         else:
             row["case_id"] = readable(one.case_id)
         row |= {
             "stage": one.stage,
-            "file": "" if hidden or one.pseudonymous else readable(one.file),
+            "file": "" if hide_files or one.pseudonymous else readable(one.file),
             "rule": clean(one.rule),
         }
         rows[tuple(row.values())] = row

@@ -1,4 +1,4 @@
-"""LEAF: what the pages of reports are made with: templates, and content as data URIs. Also used by `zsad`."""
+"""Parts of report pages: templates, and content as data URIs. Also used by `zsad`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from PIL import Image
 
 @functools.cache
 def page_environment(*packages: str) -> jinja2.Environment:
-    """Templates among the files of these packages and, for what all pages share, of this one: escaped, and an error
-    where one names what it was not given."""
+    """Return an environment with the templates of these packages and the shared ones of this package.
+
+    Text is escaped. A template that uses an undefined name raises an error.
+    """
     return jinja2.Environment(
-        loader=jinja2.ChoiceLoader([_templates_of(package) for package in (*packages, "medad.reporting")]),
+        loader=jinja2.ChoiceLoader([_template_loader(package) for package in (*packages, "medad.reporting")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -24,7 +26,7 @@ def page_environment(*packages: str) -> jinja2.Environment:
     )
 
 
-def _templates_of(package: str) -> jinja2.FunctionLoader:
+def _template_loader(package: str) -> jinja2.FunctionLoader:
     files = importlib.resources.files(package)
 
     def source(name: str) -> str | None:
@@ -35,19 +37,19 @@ def _templates_of(package: str) -> jinja2.FunctionLoader:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Content of a media type as a data URI."""
+    """Return content as a data URI of media type `kind`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def jpeg_uri(picture: Image.Image, quality: int) -> str:
-    """The picture as a data URI. Chroma is kept at full resolution: outlines are two pixels wide."""
+    """Return the picture as a JPEG data URI. Chroma has full resolution, because outlines are two pixels wide."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True, progressive=True)
     return data_uri("image/jpeg", buffer.getvalue())
 
 
 def png_uri(picture: Image.Image) -> str:
-    """The picture as a data URI, without loss."""
+    """Return the picture as a PNG data URI, without loss."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return data_uri("image/png", buffer.getvalue())

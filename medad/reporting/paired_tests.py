@@ -1,8 +1,9 @@
-"""Paired tests of two methods, their undefined cases told, and Holm's correction over a table of them.
+"""Paired tests of two methods, with a reason if a test is undefined, and Holm's correction for a table of tests.
 
-Over seeds or cases: Student's t-test. Over categories: Wilcoxon's signed-rank test of their figures. Over images:
-DeLong's test of the image AUROC, in its mean over categories and seeds. DeLong's and not a bootstrap: its variance is
-known in closed form, also of such a mean. It draws nothing, is the same from run to run and takes as long as sorting.
+Over seeds or cases, the test is Student's t-test. Over categories, it is Wilcoxon's signed-rank test of their metrics.
+Over images, it is DeLong's test of the image AUROC, averaged over categories and seeds. DeLong's test is used instead
+of a bootstrap because its variance has a closed form, also for this average. It needs no random numbers, always gives
+the same result, and takes only as long as sorting.
 """
 
 from __future__ import annotations
@@ -17,83 +18,84 @@ from scipy import special, stats
 
 Key = TypeVar("Key", bound=int | str)
 MIN_CATEGORIES = 6
-"""With five, even a difference that is the same way in all has p = 2 / 2^5 > 0.05."""
+"""Fewest categories for a test. With five, p is at least 2 / 2^5 > 0.05, even if all differences agree."""
 MIN_IMAGES = 10
-"""Images of either class in all categories: DeLong's p is that of a normal distribution in the limit."""
+"""Fewest images of each class in all categories, because DeLong's p assumes a normal distribution in the limit."""
 DECIMALS = 12
-"""Differences are rounded to these, so that equal methods differ by nothing."""
+"""Decimals to which differences are rounded, so that the difference of equal methods is exactly 0."""
 CONFIDENCE_Z = 1.959963984540054
-"""97.5 % quantile of the normal distribution: intervals hold 95 %."""
+"""97.5 % quantile of the normal distribution, for 95 % intervals."""
 
 
 @dataclass(frozen=True)
 class PairedOutcome:
-    """What a test says of a against b. Differences are a minus b."""
+    """Result of a paired test of a against b. Differences are a minus b."""
 
     difference: float | None
-    """Mean of the differences. None without any pair."""
+    """Mean of the differences. None: without pairs."""
     p: float | None
-    """Two-sided p. None where it is undefined, for the reason given."""
+    """Two-sided p-value. None: undefined, see `reason`."""
     n: int
-    """Number of pairs: of seeds, cases or categories."""
+    """Number of pairs: seeds, cases or categories."""
     reason: str = ""
+    """Reason for an undefined p-value. Empty: p is defined."""
     t: float | None = None
-    """Student's statistic."""
+    """Student's t statistic."""
     sd: float | None = None
-    """Standard deviation of the differences, ddof = 1, by Student's test. None below two pairs."""
+    """Standard deviation of the differences (ddof = 1), from Student's test. None: fewer than two pairs."""
     low: float | None = None
-    """Lower end of the difference's 95 % interval, by DeLong's test."""
+    """Lower end of the 95 % interval of the difference, from DeLong's test."""
     high: float | None = None
     """Upper end of that interval."""
     images: int | None = None
-    """Number of images of both classes in all categories, by DeLong's test."""
+    """Number of images of both classes in all categories, from DeLong's test."""
 
 
 @dataclass(frozen=True)
 class SharedImages:
-    """One category's labelled images with the scores of both systems, a row a seed; higher is more anomalous."""
+    """Labelled images of one category with the scores of both systems, one row per seed. Higher is more anomalous."""
 
     a: Float64[np.ndarray, "S n"]
     b: Float64[np.ndarray, "R n"]
-    """The systems' seeds need not be the same, nor as many."""
+    """Scores of system b. Seeds and their number can differ from those of system a."""
     anomalous: Bool[np.ndarray, " n"]
 
 
 def paired_t(a: Mapping[Key, float | None], b: Mapping[Key, float | None]) -> PairedOutcome:
-    """Paired Student's t-test, two-sided, over what both have (the test of the thesis's table 3.2).
+    """Return the two-sided paired Student's t-test, as in the thesis's table 3.2.
 
     Parameters
     ----------
     a, b
-        Figure by seed or by case; None where it is undefined. What one of them lacks is left out.
+        Metric by seed or by case. None: undefined. Keys without a value in both are left out.
 
     Returns
     -------
-    Undefined below two pairs, and where all differences are alike but not zero: these then show no spread to test by.
-    Without any difference p is 1.
+    The test is undefined for fewer than two pairs, and if all differences are equal but not zero, because they have no
+    spread. If all differences are zero, p is 1.
     """
     shared = sorted((key for key in a.keys() & b.keys() if a[key] is not None and b[key] is not None), key=str)
     if not shared:
-        return PairedOutcome(None, None, 0, "nothing to pair")
+        return PairedOutcome(None, None, 0, "no pairs")
     first, second = (np.array([one[key] for key in shared], dtype=np.float64) for one in (a, b))
     differences = np.round(first - second, DECIMALS)
     mean = float(differences.mean())
     if len(shared) == 1:
-        return PairedOutcome(mean, None, 1, "one pair alone")
+        return PairedOutcome(mean, None, 1, "only one pair")
     sd = float(differences.std(ddof=1))
     if not np.ptp(differences):
         if not differences.any():
             return PairedOutcome(0.0, 1.0, len(shared), sd=0.0)
-        return PairedOutcome(mean, None, len(shared), "all differences alike: no spread to test by", sd=0.0)
+        return PairedOutcome(mean, None, len(shared), "all differences are equal: no spread to test", sd=0.0)
     test = stats.ttest_rel(first, second)
     return PairedOutcome(mean, float(test.pvalue), len(shared), t=float(test.statistic), sd=sd)
 
 
 def wilcoxon(a: Mapping[str, float], b: Mapping[str, float]) -> PairedOutcome:
-    """Wilcoxon's signed-rank test (1945), two-sided, of figures by category; categories without a difference drop out.
+    """Return Wilcoxon's two-sided signed-rank test (1945) of a metric by category.
 
-    The distribution is exact for up to 50 categories without equal differences, else by permutation or by the normal
-    distribution, as SciPy chooses.
+    Categories without a difference are left out. The distribution is exact for up to 50 categories without equal
+    differences. Otherwise SciPy chooses between permutations and the normal distribution.
     """
     shared = sorted(a.keys() & b.keys())
     if not shared:
@@ -101,7 +103,7 @@ def wilcoxon(a: Mapping[str, float], b: Mapping[str, float]) -> PairedOutcome:
     differences = np.round([a[name] - b[name] for name in shared], DECIMALS)
     mean = float(differences.mean())
     if len(shared) < MIN_CATEGORIES:
-        few = f"{len(shared)} of the {MIN_CATEGORIES} categories that the test needs"
+        few = f"only {len(shared)} of the {MIN_CATEGORIES} categories that the test needs"
         return PairedOutcome(mean, None, len(shared), few)
     p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
     return PairedOutcome(mean, min(1.0, p), len(shared))
@@ -110,10 +112,10 @@ def wilcoxon(a: Mapping[str, float], b: Mapping[str, float]) -> PairedOutcome:
 def placements(
     scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"]
 ) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " k"]]:
-    """DeLong's structural components, 0..1: V10 of each anomalous and V01 of each normal image, in their order.
+    """Return DeLong's structural components, 0..1: V10 of each anomalous image and V01 of each normal image.
 
-    V10 is the share of normal images that score lower, V01 the share of anomalous ones that score higher, ties counting
-    half; the mean of either is the AUROC (DeLong, DeLong and Clarke-Pearson 1988, eq. 4 and 5).
+    V10 is the share of normal images that score lower. V01 is the share of anomalous images that score higher. Ties
+    count half. The mean of either is the AUROC (DeLong, DeLong and Clarke-Pearson 1988, eq. 4 and 5).
     """
 
     def share_below(values: Float64[np.ndarray, " i"], others: Float64[np.ndarray, " j"]) -> Float64[np.ndarray, " i"]:
@@ -126,17 +128,16 @@ def placements(
 
 
 def delong(categories: Sequence[SharedImages]) -> PairedOutcome:
-    """DeLong's test (1988) of two systems' image AUROC, as its mean over seeds and then over categories.
+    """Return DeLong's test (1988) of the image AUROC of two systems, averaged over seeds and then over categories.
 
-    Placements are averaged over each system's seeds: the mean over seeds of an AUROC is the mean of its averaged
-    placements. Images are independent, those of several categories too, so that with D = V(a) - V(b), k categories,
-    and m anomalous and n normal images in each, the variance is `sum_c (var(D10) / m + var(D01) / n) / k^2`. Seeds are
-    taken as given: the interval says what other images would do, not other seeds. Categories with fewer than two images
-    of either class are passed over.
+    Placements are averaged over each system's seeds. Their mean is the mean AUROC over seeds. Images are assumed to be
+    independent, also across categories. Let D = V(a) - V(b), with k categories, and m anomalous and n normal images in
+    each. The variance is then `sum_c (var(D10) / m + var(D01) / n) / k^2`. Seeds are fixed: the interval describes
+    other images, not other seeds. Categories with fewer than two images of a class are left out.
     """
     used = [one for one in categories if min(np.count_nonzero(one.anomalous), np.count_nonzero(~one.anomalous)) >= 2]
     if not used:
-        return PairedOutcome(None, None, 0, "no category has two images of either class", images=0)
+        return PairedOutcome(None, None, 0, "no category has two images of each class", images=0)
     difference = variance = 0.0
     for one in used:
         (a10, a01), (b10, b01) = _mean_placements(one.a, one.anomalous), _mean_placements(one.b, one.anomalous)
@@ -147,12 +148,12 @@ def delong(categories: Sequence[SharedImages]) -> PairedOutcome:
     anomalous = sum(int(np.count_nonzero(one.anomalous)) for one in used)
     images = sum(one.anomalous.size for one in used)
     if min(anomalous, images - anomalous) < MIN_IMAGES:
-        few = f"{anomalous} anomalous and {images - anomalous} normal images; the test needs {MIN_IMAGES} of either"
+        few = f"{anomalous} anomalous and {images - anomalous} normal images; the test needs {MIN_IMAGES} of each"
         return PairedOutcome(difference, None, len(used), few, images=images)
     if spread == 0.0:
-        # every image says the same: no difference at all, or one whose uncertainty these images do not show
+        # all images agree: either the difference is 0, or the images do not show its uncertainty
         same = difference == 0.0
-        reason = "" if same else "every image differs alike, so there is no spread to test by"
+        reason = "" if same else "all images have the same difference: no spread to test"
         return PairedOutcome(difference, 1.0 if same else None, len(used), reason, images=images)
     margin = CONFIDENCE_Z * spread
     p = float(special.erfc(abs(difference) / spread / np.sqrt(2.0)))
@@ -168,7 +169,10 @@ def _mean_placements(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (1979): bounds the chance of any false finding; None takes no part and stays None."""
+    """Return p-values after Holm's step-down correction (1979), which limits the chance of any false positive.
+
+    None values are not counted and stay None.
+    """
     rising = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0

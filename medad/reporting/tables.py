@@ -1,4 +1,4 @@
-"""Tables for programs and papers: CSV with one line for each row, and text in LaTeX."""
+"""Tables for programs and papers: CSV with one line per row, and text escaped for LaTeX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPECIAL = str.maketrans(
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys as UTF-8 CSV with a heading. None is left empty; without rows the file is empty."""
+    """Write rows with equal keys as UTF-8 CSV with a header. None becomes an empty field. No rows: an empty file."""
     buffer = io.StringIO()
     writer: csv.DictWriter[str] | None = None
     for row in rows:
@@ -33,5 +33,5 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def latex_escaped(text: str) -> str:
-    """Return text as LaTeX prints it."""
+    """Return text with LaTeX's special characters escaped."""
     return text.translate(_SPECIAL)

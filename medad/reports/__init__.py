@@ -1,1 +1,1 @@
-"""HTML, JSON, CSV, LaTeX."""
+"""Reports of liver runs, ablations and inserted-lesion studies: HTML, JSON, CSV and LaTeX."""

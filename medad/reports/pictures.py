@@ -1,4 +1,4 @@
-"""Pictures of the report: a row of panels for a slice, the colour bar, the curves of training. No pyplot, no state."""
+"""Pictures of the report: a row of panels per slice, the colour bar, the training curves. No pyplot, no state."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from medad.reporting.page import data_uri, png_uri
 
 PREDICTION_RGB = (230, 159, 0)
 TRUTH_RGB = (86, 180, 233)
-"""Orange and sky blue of Okabe and Ito's palette: every kind of colour vision tells them apart. Truth is dashed too."""
+"""Orange and sky blue of Okabe and Ito's palette, which people with any colour vision can distinguish.
+
+The outline of the ground truth is also dashed.
+"""
 
 DIFFERENCE_LIMIT = 100
-"""|slice - restoration| shown white, in grey levels: the largest shift that training inserts."""
+"""|slice - restoration| that is shown white, in grey levels. It is the largest shift that training inserts."""
 
 PANELS = ("slice", "restoration", "difference", "probability", "outlines")
 
@@ -35,7 +38,7 @@ _PROBABILITY_RGB: UInt8[np.ndarray, "256 3"] = np.round(
 
 @dataclass(frozen=True)
 class SliceView:
-    """One axial slice on the slice grid: rows run to the patient's back, columns to the patient's left."""
+    """One axial slice on the slice grid. Rows run to the patient's back, columns to the patient's left."""
 
     pixels: UInt8[np.ndarray, "S S"]
     restored: UInt8[np.ndarray, "S S"]
@@ -47,7 +50,7 @@ class SliceView:
 
 @dataclass(frozen=True)
 class Crop:
-    """A square window of the slice grid; may reach over its edge."""
+    """A square window of the slice grid, which can extend beyond the edge."""
 
     row: int
     col: int
@@ -55,7 +58,7 @@ class Crop:
 
 
 def crop_around(organ: Bool[np.ndarray, "S S"], *, min_side: int) -> Crop:
-    """The square around the organ with a tenth of margin on each side, at least `min_side` pixels wide."""
+    """Return the square around the organ with a margin of a tenth on each side, at least `min_side` pixels wide."""
     rows, cols = np.flatnonzero(organ.any(axis=1)), np.flatnonzero(organ.any(axis=0))
     if not rows.size:
         return Crop(0, 0, organ.shape[0])
@@ -65,39 +68,39 @@ def crop_around(organ: Bool[np.ndarray, "S S"], *, min_side: int) -> Crop:
 
 
 def row_width_px(panel_px: int) -> int:
-    """Width of a row of panels."""
+    """Return the width of a row of panels."""
     return len(PANELS) * (panel_px + _GAP_PX) - _GAP_PX
 
 
 def panel_row(view: SliceView, crop: Crop, panel_px: int, *, px_mm: float) -> Image.Image:
-    """The five panels of `PANELS`, side by side: RGB, `panel_px` high.
+    """Return the five panels of `PANELS` side by side: RGB, `panel_px` high.
 
-    Radiological view: the patient's right is on the left (R), the front on top (A). Probability is shown inside the
-    organ on one fixed scale, 0..1; the difference is clipped at `DIFFERENCE_LIMIT`. The first panel has a scale bar;
-    `px_mm` is the width of a pixel of the slice grid.
+    The view is radiological: the patient's right is on the left (R), the front is on top (A). Probability is shown
+    inside the organ on a fixed scale, 0..1. The difference is clipped at `DIFFERENCE_LIMIT`. The first panel has
+    a scale bar. `px_mm` is the width of a pixel of the slice grid.
     """
-    organ = _window(view.organ, crop)
-    grey = _grey(_window(view.pixels, crop), panel_px)
-    difference = difference_of(view.pixels, view.restored, view.organ)
+    organ = _cut_out(view.organ, crop)
+    grey = _grey(_cut_out(view.pixels, crop), panel_px)
+    difference = difference_picture(view.pixels, view.restored, view.organ)
     outlines = grey.copy()
-    _outline(outlines, _window(view.prediction, crop), PREDICTION_RGB, dashed=False)
+    _outline(outlines, _cut_out(view.prediction, crop), PREDICTION_RGB, dashed=False)
     if view.truth is not None:
-        _outline(outlines, _window(view.truth, crop), TRUTH_RGB, dashed=True)
+        _outline(outlines, _cut_out(view.truth, crop), TRUTH_RGB, dashed=True)
     panels = [
-        _mark(grey, panel_px / (crop.side * px_mm)),
-        # the net paints outside the organ too; nothing there is ever used
-        _grey(np.where(organ, _window(view.restored, crop), 0).astype(np.uint8), panel_px),
-        _grey(_window(difference, crop), panel_px),
-        _heat(_window(view.probability, crop), organ, panel_px),
+        _with_marks(grey, panel_px / (crop.side * px_mm)),
+        # the network's output outside the organ is never used
+        _grey(np.where(organ, _cut_out(view.restored, crop), 0).astype(np.uint8), panel_px),
+        _grey(_cut_out(difference, crop), panel_px),
+        _heat_map(_cut_out(view.probability, crop), organ, panel_px),
         outlines,
     ]
     return _side_by_side(panels)
 
 
-def difference_of(
+def difference_picture(
     first: UInt8[np.ndarray, "S S"], second: UInt8[np.ndarray, "S S"], organ: Bool[np.ndarray, "S S"]
 ) -> UInt8[np.ndarray, "S S"]:
-    """|first - second| inside the organ as a grey picture, white from `DIFFERENCE_LIMIT` on."""
+    """Return |first - second| inside the organ as a grey picture, white from `DIFFERENCE_LIMIT`."""
     difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
     shown: UInt8[np.ndarray, "S S"] = np.where(organ, np.minimum(difference * 255.0 / DIFFERENCE_LIMIT, 255), 0).astype(
         np.uint8
@@ -106,8 +109,8 @@ def difference_of(
 
 
 def grey_row(planes: Sequence[UInt8[np.ndarray, "S S"]], crop: Crop, panel_px: int) -> Image.Image:
-    """Grey planes of one slice grid side by side: RGB, `panel_px` high."""
-    return _side_by_side([_grey(_window(plane, crop), panel_px) for plane in planes])
+    """Return grey planes of one slice grid side by side: RGB, `panel_px` high."""
+    return _side_by_side([_grey(_cut_out(plane, crop), panel_px) for plane in planes])
 
 
 def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
@@ -119,9 +122,9 @@ def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str]) -> Image.Image:
-    """Rows under each other, each above its caption, with the panels' headings on top: a picture that stands alone.
+    """Return a complete picture: panel headings on top, then each row with its caption below.
 
-    The colour bar of the heat map follows its heading.
+    The colour bar follows the heading of the heat map.
     """
     width = rows[0][1].width
     font, line = ImageFont.load_default(15), 24
@@ -142,13 +145,16 @@ def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str])
 
 
 def colour_bar_uri() -> str:
-    """Probability 0 (left) to 1 (right) in the heat map's colours, as a data URI."""
+    """Return the colours of the heat map from probability 0 (left) to 1 (right), as a data URI."""
     return png_uri(Image.fromarray(_PROBABILITY_RGB[None]))
 
 
 def curves_svg(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> str:
-    """Training curves as SVG text: for each title, loss (logarithmic) over steps. Losses of 0 or less have no place."""
-    # ids within an SVG are random without a salt
+    """Return training curves as SVG text: loss (logarithmic) over steps, one panel per title.
+
+    Losses of 0 or less are not drawn.
+    """
+    # without a salt, ids within an SVG are random
     with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(4.6 * len(curves), 3.0), layout="constrained")
         for number, (title, steps, loss) in enumerate(curves, start=1):
@@ -171,11 +177,11 @@ def curves_svg(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -
 
 
 def svg_uri(svg: str) -> str:
-    """SVG text as a data URI."""
+    """Return SVG text as a data URI."""
     return data_uri("image/svg+xml", svg.encode())
 
 
-def _window(plane: np.ndarray, crop: Crop) -> np.ndarray:  # any dtype
+def _cut_out(plane: np.ndarray, crop: Crop) -> np.ndarray:  # any dtype
     out = np.zeros((crop.side, crop.side), dtype=plane.dtype)
     row, col = max(crop.row, 0), max(crop.col, 0)
     part = plane[row : crop.row + crop.side, col : crop.col + crop.side]
@@ -188,7 +194,7 @@ def _grey(plane: UInt8[np.ndarray, "s s"], side_px: int) -> Image.Image:
     return image.convert("RGB")
 
 
-def _heat(probability: Float32[np.ndarray, "s s"], organ: Bool[np.ndarray, "s s"], side_px: int) -> Image.Image:
+def _heat_map(probability: Float32[np.ndarray, "s s"], organ: Bool[np.ndarray, "s s"], side_px: int) -> Image.Image:
     level = np.nan_to_num(np.where(organ, probability, 0.0)).astype(np.float32)
     smooth = Image.fromarray(level).resize((side_px, side_px), Image.Resampling.BILINEAR)
     inside = Image.fromarray(organ.astype(np.uint8)).resize((side_px, side_px), Image.Resampling.NEAREST)
@@ -197,8 +203,8 @@ def _heat(probability: Float32[np.ndarray, "s s"], organ: Bool[np.ndarray, "s s"
     return Image.fromarray(colours)
 
 
-def _mark(panel: Image.Image, px_per_mm: float) -> Image.Image:
-    """R and A at their sides, and a scale bar below."""
+def _with_marks(panel: Image.Image, px_per_mm: float) -> Image.Image:
+    """Return the panel with R and A at their sides, and a scale bar below."""
     marked = panel.copy()
     draw = ImageDraw.Draw(marked)
     side = panel.width
@@ -216,14 +222,14 @@ def _mark(panel: Image.Image, px_per_mm: float) -> Image.Image:
 
 
 def _outline(panel: Image.Image, mask: Bool[np.ndarray, "s s"], colour: tuple[int, int, int], *, dashed: bool) -> None:
-    """Draw the mask's outline into the panel, smooth-edged; dashed or solid, with a dark rim for contrast."""
+    """Draw the smooth outline of the mask into the panel, dashed or solid, with a dark rim for contrast."""
     side = panel.width * _SUPERSAMPLE
     scale = side / mask.shape[0]
     width = max(4, round(panel.width * _SUPERSAMPLE / 105))
     dash = 3.0 * width
     ink = Image.new("L", (side, side))
     rim = Image.new("L", (side, side))
-    # a margin of one closes outlines at the window's edge; find_contours puts pixel centres at whole numbers
+    # a margin of one pixel closes outlines at the window's edge; find_contours has pixel centres at integers
     for contour in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):
         line = (contour[:, ::-1] - 0.5) * scale
         for stroke in _dashes(line, dash) if dashed else [line]:
@@ -236,7 +242,7 @@ def _outline(panel: Image.Image, mask: Bool[np.ndarray, "s s"], colour: tuple[in
 
 
 def _dashes(line: np.ndarray, dash: float) -> list[np.ndarray]:
-    """Every other stretch of length `dash` along a polyline of (x, y) points."""
+    """Return every second section of length `dash` along a polyline of (x, y) points."""
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))])
     strokes = []
     for start in np.arange(0.0, along[-1], 2 * dash):

@@ -1,1 +1,1 @@
-"""File to file: one function per cached step; the door for flows."""
+"""Steps from file to file: one function per cached step. Flows call medad through this package."""

@@ -1,4 +1,4 @@
-"""What smoothed HU alone tell of tumours, without any training: the baseline that a method must beat."""
+"""HU baseline: tumour detection from smoothed HU only, without training. A method must do better than this."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
 from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
-from medad.steps.cases import NAMELESS, PREPARED, read_truth
+from medad.steps.cases import PREPARED, UNNAMED_CASE, read_truth
 
 MAD_TO_SD = 1.4826
-"""Scales the median absolute deviation to a normal distribution's standard deviation."""
+"""Factor from the median absolute deviation to the standard deviation of a normal distribution."""
 THRESHOLD_SDS = 3.0
-"""Robust standard deviations from the median beyond which a voxel is called tumour: no label has a part in it."""
+"""Threshold for tumour, in robust standard deviations from the median. It uses no label."""
 
 DEFINITION = (
-    "Distance of the HU, smoothed by {sigma:g} mm within the liver, from the liver's own median. No training and no "
-    f"label. Its mask is what lies more than {THRESHOLD_SDS:g} robust standard deviations ({MAD_TO_SD} x the median "
-    "absolute deviation) of the smoothed HU from the median."
+    "Distance of the smoothed HU from the median HU of the liver. HU are smoothed within the liver by a Gaussian of "
+    "{sigma:g} mm. No training and no label are used. The mask contains the voxels more than "
+    f"{THRESHOLD_SDS:g} robust standard deviations ({MAD_TO_SD} x the median absolute deviation) from the median."
 )
 
 
-def smoothed_inside(
+def smooth_within_liver(
     hu: Float32[ndarray, "X Y Z"], liver: Bool[ndarray, "X Y Z"], sigma_voxels: tuple[float, float, float]
 ) -> Float64[ndarray, " voxels"]:
-    """Gaussian mean of HU over liver voxels alone (normalised convolution), at each liver voxel in C order.
+    """Return the Gaussian mean of HU over liver voxels only, for each liver voxel in C order.
 
-    What lies outside the liver has no part in it, so its rim is no edge.
+    This is a normalised convolution. Voxels outside the liver have no influence, so the rim of the liver does not look
+    like an edge.
     """
     weight = ndimage.gaussian_filter(liver.astype(np.float32), sigma_voxels)
     total = ndimage.gaussian_filter(np.where(liver, hu, 0).astype(np.float32), sigma_voxels)
@@ -44,11 +45,11 @@ def smoothed_inside(
 
 
 def deviation_score(smooth: Float64[ndarray, " voxels"], median_hu: float) -> Float64[ndarray, " voxels"]:
-    """Distance d from the liver's median as d / (d + t), in 0..1: from 0.5 on, where d >= t, it is called tumour.
+    """Return d / (d + t) in 0..1, where d is the distance from the liver's median. Tumour is 0.5 and above (d >= t).
 
-    t, which no label has a part in, is `THRESHOLD_SDS` robust standard deviations of the smoothed values about that
-    median; where half of them do not differ from it at all, any difference is tumour. Rising in d, so that the AUROC
-    is that of the distance itself.
+    t is `THRESHOLD_SDS` robust standard deviations of the smoothed values around that median. No label is used. If half
+    of the values equal the median, any difference counts as tumour. The score increases with d, so its AUROC is that of
+    the distance.
     """
     distance = np.abs(smooth - median_hu)
     threshold = THRESHOLD_SDS * MAD_TO_SD * float(np.median(distance))
@@ -66,16 +67,17 @@ def baseline_case(
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
-    """Judge a case by smoothed HU alone; writes metrics.json and scores.safetensors.
+    """Evaluate the HU baseline on a case, and write metrics.json and scores.safetensors.
 
     Parameters
     ----------
     prepared
-        Folder of `prepare_case`: liver and slice grid, so that the figures are over the same voxels and slices.
+        Folder of `prepare_case`. Its liver and slice grid make the metrics cover the same voxels and slices as the
+        networks' metrics.
     sigma_mm
-        Standard deviation of the smoothing.
+        Standard deviation of the Gaussian smoothing.
     min_lesion_mm3
-        Smaller lesions are dropped, as from the networks' masks.
+        Smallest lesion. Smaller ones are dropped, as in the networks' masks.
 
     Raises
     ------
@@ -88,19 +90,19 @@ def baseline_case(
     truth = read_truth(case, ready.geometry, "no tumour label to evaluate against")
     hu = read_scan(case.scan, affine_from=case.affine_from).hu
     box = bounding_box(liver)
-    assert box is not None, "a prepared case holds liver"
+    assert box is not None, "a prepared case contains liver"
     x, y, z = (sigma_mm / spacing for spacing in ready.geometry.canonical_spacing_mm)
     probability = np.zeros(liver.shape, np.float32)
-    smooth = smoothed_inside(hu[box], liver[box], (x, y, z))
+    smooth = smooth_within_liver(hu[box], liver[box], (x, y, z))
     probability[liver] = deviation_score(smooth, float(np.median(hu[liver])))
     voxel_mm3 = ready.geometry.voxel_mm3
     post = PostprocessSettings(threshold=0.5, min_lesion_mm3=min_lesion_mm3)
     mask = postprocess(probability, liver, voxel_mm3, post)
     slices = ready.slices
-    # all that is asked of a slice's map is its largest value inside the liver
+    # the metrics use only the largest value of a slice's map inside the liver
     largest = probability.max(axis=(0, 1))[slices.z][:, None, None] * slices.organ
     evaluate(
-        NAMELESS,
+        UNNAMED_CASE,
         truth=truth,
         prediction=mask,
         probability=probability,

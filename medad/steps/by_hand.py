@@ -1,6 +1,6 @@
-"""Single preprocessing steps from file to file, for reruns by hand: window, roi, slice, equalise.
+"""Single preprocessing steps from file to file, to run by hand: window, roi, slice, equalise.
 
-Run in that order they give what `prepare` gives.
+In this order they give the same slices as `prepare`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from medad.slices.preprocess import equalise, liver_roi, window
 GREY, SLICES = "grey.nii.gz", "slices.safetensors"
 
 
-def _grey(source: Path) -> tuple[ndarray, Geometry]:
+def _read_grey(source: Path) -> tuple[ndarray, Geometry]:
     labels = read_labels(source)
     if labels.values.dtype != np.uint8:
-        raise InputError(source, "expected a grey image 0..255, as the window step writes it")
+        raise InputError(source, "expected a grey image 0..255, as written by the window step")
     return labels.values, labels.geometry
 
 
-def _liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]) -> Bool[ndarray, "X Y Z"]:
+def _read_liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]) -> Bool[ndarray, "X Y Z"]:
     if liver is None:
         raise InputError("--liver", "this step needs a liver mask on the image's grid")
     return require_liver(read_labels_on(geometry, liver)[0], liver_labels, liver)
@@ -37,7 +37,7 @@ def _liver(geometry: Geometry, liver: Path | None, liver_labels: tuple[int, ...]
 def step_window(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """CT -> grey.nii.gz: `window_hu` mapped to 0..255, on the scan's grid. The liver plays no part."""
+    """Write grey.nii.gz from a CT: `window_hu` mapped to 0..255, on the scan's grid. The liver is not used."""
     del liver, liver_labels
     volume = read_scan(source)
     write_grey(out / GREY, window(volume.hu, settings.window_hu), volume.geometry)
@@ -46,18 +46,18 @@ def step_window(
 def step_roi(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """Grey image -> grey.nii.gz, zero outside the liver."""
+    """Write grey.nii.gz from a grey image, with zero outside the liver."""
     del settings
-    grey, geometry = _grey(source)
-    write_grey(out / GREY, liver_roi(grey, _liver(geometry, liver, liver_labels)), geometry)
+    grey, geometry = _read_grey(source)
+    write_grey(out / GREY, liver_roi(grey, _read_liver(geometry, liver, liver_labels)), geometry)
 
 
 def step_slice(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """Grey image, zero outside the liver -> slices.safetensors: the slices that hold liver, resized."""
-    grey, geometry = _grey(source)
-    mask = _liver(geometry, liver, liver_labels)
+    """Write slices.safetensors from a grey image: the slices that contain liver, resized."""
+    grey, geometry = _read_grey(source)
+    mask = _read_liver(geometry, liver, liver_labels)
     grid = slice_grid(mask, geometry.canonical_spacing_mm, settings)
     slices = slice_volume(grey, mask, grid, settings.min_liver_px)
     save_prepared(out / SLICES, slices, geometry, mask)
@@ -66,7 +66,7 @@ def step_slice(
 def step_equalise(
     source: Path, liver: Path | None, liver_labels: tuple[int, ...], settings: PreprocessSettings, out: Path
 ) -> None:
-    """slices.safetensors -> slices.safetensors, each slice's histogram equalised over its liver pixels."""
+    """Write slices.safetensors with the histogram of each slice equalised over its liver pixels."""
     del liver, liver_labels
     prepared = load_prepared(source, with_liver=True)
     assert prepared.liver is not None

@@ -1,6 +1,6 @@
-"""File-to-file steps of the liver flow: each reads, computes, and writes into an existing, empty folder `out`.
+"""Steps of the liver flow, from file to file. Each step writes into an existing, empty folder `out`.
 
-Their results depend on file contents and settings alone, never on paths or names, so they can be cached by content.
+Results depend only on file contents and settings, never on paths or names. They can therefore be cached by content.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from medad.ct.io import (
     write_probability,
 )
 from medad.evaluation.metrics import evaluate
-from medad.evaluation.postprocess import lesion_table, postprocess, threshold_of
+from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
 from medad.networks.combine import combine
 from medad.networks.infer import load_networks, predict
 from medad.slices.grid import map_to_volume, mask_to_slices
@@ -52,8 +52,8 @@ from medad.slices.preprocess import grey_per_hu, prepare
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
-NAMELESS = "case"
-"""Id in a case's figures: one scan under two names is evaluated once, so an artifact names no case."""
+UNNAMED_CASE = "case"
+"""Case id in stored metrics. A scan with two names is evaluated once, so the artifact names no case."""
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -61,9 +61,9 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y Z"], float, list[str]]:
-    """Scan, label values beside it, liver, the liver's median HU, warnings."""
+    """Return scan, label values, liver mask, median HU of the liver, and warnings."""
     if case.label is None:
-        raise InputError(case.scan, "no liver label beside this scan")
+        raise InputError(case.scan, "no liver label next to this scan")
     volume = read_scan(case.scan, affine_from=case.affine_from)
     labels, warning = read_labels_on(
         volume.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
@@ -73,7 +73,10 @@ def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y 
 
 
 def read_truth(case: LabelledScan, geometry: Geometry, rule: str) -> Bool[ndarray, "X Y Z"]:
-    """Return where a case's label holds tumour, on the grid of `geometry`. Raises InputError (`rule`) without one."""
+    """Return the tumour mask of a case on the grid of `geometry`.
+
+    Raises InputError with the message `rule` if the case has no tumour label.
+    """
     if case.label is None or case.tumour_label is None:
         raise InputError(case.scan, rule)
     labels, _ = read_labels_on(geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch)
@@ -82,11 +85,11 @@ def read_truth(case: LabelledScan, geometry: Geometry, rule: str) -> Bool[ndarra
 
 
 def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None:
-    """Insert lesions of known shape and contrast into a healthy scan's liver, in HU.
+    """Insert lesions of known shape and contrast (in HU) into the liver of a healthy scan.
 
-    Writes scan.nii.gz (HU), label.nii.gz (1 liver, 2 inserted lesion), lesions.json (each lesion's centre, diameter,
-    contrast and volume) and case.json (the fingerprint of the liver as it was). Where they lie depends on
-    `settings.seed` and the scan's content.
+    Writes scan.nii.gz (HU) and label.nii.gz (1 liver, 2 inserted lesion). Also writes lesions.json (centre, diameter,
+    contrast and volume of each lesion) and case.json (fingerprint of the original liver). The lesions' positions depend
+    on `settings.seed` and the scan's content.
     """
     volume, _, liver, _, _ = _read_case(case)
     _write_json(out / CASE, {FINGERPRINT: liver_fingerprint(volume.hu, liver)})
@@ -102,28 +105,32 @@ def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None
 
 
 def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
-    """Preprocess a case: prepared.safetensors (slices, grid, liver) and case.json (what was found).
+    """Preprocess a case: write prepared.safetensors (slices, grid, liver) and case.json (facts about the case).
 
     Parameters
     ----------
     training
-        Refuse a case whose label holds tumour: the method learns from healthy livers, and a tumour label is not to be
-        used in training, not even to leave slices out.
+        True: refuse a case with tumour in its label. The method learns from healthy livers. A tumour label must not be
+        used in training, not even to leave out slices.
 
     Raises
     ------
     InputError
-        A file breaks a rule, or no slice holds enough liver.
+        A file breaks a rule, or no slice contains enough liver.
     """
     volume, values, liver, median_hu, warnings = _read_case(case)
     if training and case.tumour_label is not None and (values == case.tumour_label).any():
         assert case.label is not None
-        raise InputError(case.label, f"training needs healthy livers; this label holds tumour ({case.tumour_label})")
+        raise InputError(
+            case.label, f"training needs healthy livers, but this label contains tumour ({case.tumour_label})"
+        )
     del values
     geometry = volume.geometry
     slices = prepare(volume.hu, liver, settings, geometry.canonical_spacing_mm)
     if len(slices.z) == 0:
-        raise InputError(case.scan, f"no slice holds {settings.min_liver_px} liver pixels at {settings.slice_px} px")
+        raise InputError(
+            case.scan, f"no slice of {settings.slice_px} px contains at least {settings.min_liver_px} liver pixels"
+        )
     save_prepared(out / PREPARED, slices, geometry, liver, grey_per_hu(settings))
     facts = {
         "slices": len(slices.z),
@@ -152,21 +159,21 @@ def segment_case(
 ) -> None:
     """Segment one prepared case.
 
-    Writes, on the scan's own grid, mask.nii.gz (uint8) and probability.nii.gz (float32, 0 outside the liver);
-    slices.safetensors (the same on the slice grid, with the restorations); lesions.json; case.json (seconds).
+    Writes mask.nii.gz (uint8) and probability.nii.gz (float32, 0 outside the liver) on the scan's own grid. Also writes
+    slices.safetensors (the same on the slice grid, with the restorations), lesions.json, and case.json (seconds).
 
     Parameters
     ----------
     prepared, restoration, segmentation
         Folders that `prepare_case` and the two training phases wrote.
     settings, post
-        Batch size; threshold and smallest lesion.
+        Settings of prediction (batch size, flips, combination) and of post-processing (threshold, smallest lesion).
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
-        Slices at a time, at most, where memory allows fewer than `settings.batch_size`.
+        Limit of slices at a time, if memory does not allow `settings.batch_size`.
     snapshot
-        A file of the segmentation's folder to segment with. Empty: the network that phase two ended with.
+        File name of the network to use within the segmentation folder. Empty: the final network.
     """
     started = time.monotonic()
     case = load_prepared(prepared / PREPARED, with_liver=True)
@@ -180,7 +187,7 @@ def segment_case(
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
-    post = post.model_copy(update={"threshold": threshold_of(probability, case.liver, post)})
+    post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post)})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)
     write_probability(out / PROBABILITY, probability, geometry)
@@ -214,7 +221,9 @@ def segment_case(
 
 
 def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings: EvaluationSettings, out: Path) -> None:
-    """Compare a segmented case with its tumour label: metrics.json, scores.safetensors and truth.safetensors.
+    """Compare a segmented case with its tumour label.
+
+    Writes metrics.json, scores.safetensors and truth.safetensors.
 
     Raises
     ------
@@ -227,7 +236,7 @@ def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings:
     predicted = _load_slices(segmented / SLICES)
     slice_truth = mask_to_slices(truth, ready.slices)
     result = evaluate(
-        NAMELESS,
+        UNNAMED_CASE,
         truth=truth,
         prediction=read_labels(segmented / MASK, affine_from=case.affine_from).values.astype(bool),
         probability=read_scan(segmented / PROBABILITY, affine_from=case.affine_from).hu,

@@ -1,8 +1,8 @@
-"""Where tumour, healthy and synthesised slices lie among each other (figure 3.1 C of the thesis).
+"""Embedding of tumour, healthy and synthesised slices in a plane (figure 3.1 C of the thesis).
 
-A slice is described by the restoration network's deepest features, averaged over the liver. The thesis projects by
-t-SNE and does not say what features; principal components are used here instead, since no library at hand has t-SNE:
-they are linear, so distances are the features' own, and have no free parameter.
+A slice is represented by the deepest features of the restoration network, averaged over the liver. The thesis uses
+t-SNE and does not name its features. Principal components are used here instead. They are a linear projection without
+free parameters and need no additional library.
 """
 
 from __future__ import annotations
@@ -29,51 +29,51 @@ from medad.slices.prepared_file import load_prepared
 
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")
-MOST_SLICES = 300
-"""Of a kind; more would hide each other in the plot."""
+MAX_SLICES = 300
+"""Largest number of slices per kind; more points would hide each other in the plot."""
 
 
 @torch.inference_mode()
-def describe(
+def liver_features(
     net: nn.Module,
     pixels: UInt8[ndarray, "N S S"],
     organ: Bool[ndarray, "N S S"],
     device: torch.device,
     largest_batch: int,
 ) -> Float32[ndarray, "N D"]:
-    """Deepest features of a restoration network, averaged over the liver, slice by slice.
+    """Return the deepest features of a restoration network, averaged over the liver of each slice.
 
-    Deepest are those of the smallest height and width: the end of the encoder, whatever the network's architecture.
+    The deepest features have the smallest height and width. They are the output of the encoder in both architectures.
 
     Parameters
     ----------
     net
         A restoration network on `device`.
     pixels, organ
-        Prepared slices, grey 0..255, and their liver. The liver is scaled to the features' size as a share a cell, so
-        that a liver's size alone does not move a slice.
+        Prepared slices, grey 0..255, and their liver masks. The mask is averaged to the size of the features and used
+        as a weight. The size of the liver alone does not change the result.
     """
-    described = []
+    per_batch = []
     for start in range(0, len(pixels), largest_batch):
         part = slice(start, start + largest_batch)
         query = torch.from_numpy(pixels[part])[:, None].to(device).float() / 255
-        features = _deepest(net, query).float()
+        features = _deepest_features(net, query).float()
         share = torch.from_numpy(organ[part])[:, None].to(device).float()
         share = functional.adaptive_avg_pool2d(share, (features.shape[-2], features.shape[-1]))
-        described.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
-    return np.concatenate(described) if described else np.zeros((0, 1), np.float32)
+        per_batch.append(((features * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1e-6)).cpu().numpy())
+    return np.concatenate(per_batch) if per_batch else np.zeros((0, 1), np.float32)
 
 
-def _deepest(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
-    """What the last of the modules that work at the smallest height and width gives."""
+def _deepest_features(net: nn.Module, query: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B D h w"]:
+    """Return the output of the last module with the smallest height and width."""
     smallest = query
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def store_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal smallest
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() <= smallest.shape[2:].numel():
             smallest = output
 
-    handles = [module.register_forward_hook(keep) for module in net.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(store_output) for module in net.modules() if not list(module.children())]
     try:
         nets.restore(net, query)
     finally:
@@ -93,20 +93,21 @@ def write_features(
     device: str = "auto",
     largest_batch: int = 8,
 ) -> None:
-    """Describe test slices with tumour, test slices without, and synthesised training slices.
+    """Write features of test slices with tumour, test slices without tumour, and synthesised training slices.
 
     Parameters
     ----------
     training
-        Folders of healthy cases, whose slices are spoilt as training does. Those left without an anomaly stay out.
+        Folders of healthy cases. Their slices are corrupted as in training. Slices without an anomaly are left out.
     tested
-        Prepared folder of a test case, and the folder with its truth.safetensors.
+        For each test case, its prepared folder and the folder with truth.safetensors.
     restoration
         Folder of the trained restoration network.
     synthesis, seed
-        Those of the network's training.
+        Settings of the network's training.
     out
-        Existing folder; gets features.safetensors: a tensor f32 [N, D] for each of `KINDS`, `MOST_SLICES` at most.
+        Existing folder. features.safetensors is written to it: a tensor f32 [N, D] for each of `KINDS`, with at most
+        `MAX_SLICES` slices.
 
     Raises
     ------
@@ -116,7 +117,7 @@ def write_features(
     place = pick_device(device)
     keep_freed_memory()
     rng = np.random.default_rng(seed)
-    net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
+    net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     found: dict[str, tuple[list[ndarray], list[ndarray]]] = {kind: ([], []) for kind in KINDS}
     for prepared, evaluated in tested:
         slices = load_prepared(prepared / "prepared.safetensors").slices
@@ -124,21 +125,21 @@ def write_features(
         for kind, chosen in (("tumour", tumour), ("healthy", ~tumour)):
             found[kind][0].append(slices.pixels[chosen])
             found[kind][1].append(slices.organ[chosen])
-    pixels, organ = _synthesised(training, synthesis, seed)
+    pixels, organ = _synthesised_slices(training, synthesis, seed)
     found["synthesised"][0].append(pixels)
     found["synthesised"][1].append(organ)
     arrays = {}
     for kind, (all_pixels, all_organs) in found.items():
         pixels, organ = np.concatenate(all_pixels), np.concatenate(all_organs)
-        kept = np.sort(rng.permutation(len(pixels))[:MOST_SLICES])
-        arrays[kind] = describe(net, pixels[kept], organ[kept], place, largest_batch)
+        shown = np.sort(rng.permutation(len(pixels))[:MAX_SLICES])
+        arrays[kind] = liver_features(net, pixels[shown], organ[shown], place, largest_batch)
     width = max(array.shape[1] for array in arrays.values())
     empty = np.zeros((0, width), np.float32)
     save_file({kind: np.ascontiguousarray(one) if len(one) else empty for kind, one in arrays.items()}, out / FEATURES)
 
 
-def _synthesised(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
-    """Spoilt training slices with an anomaly in them, grey, and their liver."""
+def _synthesised_slices(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
+    """Return corrupted training slices that contain an anomaly, as grey values, and their liver masks."""
     data = load_slices(training, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.pixels), generator=generator)
@@ -147,16 +148,16 @@ def _synthesised(training: Sequence[Path], synthesis: SynthesisSettings, seed: i
         organ = data.organ[part]
         scale = data.scale(part) if synthesis.kind == "lesions" else None
         batch = synthesise(data.pixels[part].float(), organ, synthesis, generator, scale=scale)
-        drawn = batch.mask.flatten(1).any(1)
-        pixels.append(batch.image[drawn, 0].round().to(torch.uint8).numpy())
-        organs.append(organ[drawn, 0].numpy())
-        if sum(map(len, pixels)) >= MOST_SLICES:
+        with_anomaly = batch.mask.flatten(1).any(1)
+        pixels.append(batch.image[with_anomaly, 0].round().to(torch.uint8).numpy())
+        organs.append(organ[with_anomaly, 0].numpy())
+        if sum(map(len, pixels)) >= MAX_SLICES:
             break
     return np.concatenate(pixels), np.concatenate(organs)
 
 
 def read_features(folder: Path) -> dict[str, Float32[ndarray, "N D"]]:
-    """What `write_features` wrote, by kind. Raises InputError."""
+    """Read the features that `write_features` wrote, by kind. Raises InputError."""
     try:
         arrays = load_file(folder / FEATURES)
         return {kind: arrays[kind] for kind in KINDS}
@@ -167,9 +168,10 @@ def read_features(folder: Path) -> dict[str, Float32[ndarray, "N D"]]:
 def principal_components(
     features: Float64[ndarray, "N D"],
 ) -> tuple[Float64[ndarray, "N 2"], tuple[float, float]]:
-    """Coordinates along the two directions of largest variance, and the share of the variance along each, 0..1.
+    """Return coordinates along the two directions of largest variance, and each direction's share of the variance.
 
-    Each direction's sign is such that its largest weight is positive. Fewer than two samples, or no variance: zeros.
+    Shares are in 0..1. The largest weight of each direction is positive. With fewer than two samples or no variance,
+    all values are zero.
     """
     centred = features - features.mean(axis=0) if len(features) else features
     plane = np.zeros((len(features), 2))

@@ -1,4 +1,4 @@
-"""Synthesised slices as a trained restoration sees them: clean, spoilt, restored (figures 3.2, 3.5 of the thesis)."""
+"""Example slices of a trained restoration network: clean, corrupted, restored (figures 3.2 and 3.5 of the thesis)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from medad.networks import nets
 from medad.networks.batches import load_slices
 
 EXAMPLES = "examples.safetensors"
-DRAWN_A_SLICE = 8
-"""Slices that are spoilt for each one wanted: Algorithm 1 leaves most slices without any anomaly."""
+CANDIDATES_PER_SLICE = 8
+"""Slices corrupted per requested example: Algorithm 1 leaves most slices without an anomaly."""
 
 
 @torch.inference_mode()
@@ -32,10 +32,10 @@ def write_examples(
     device: str = "auto",
     largest_batch: int = 8,
 ) -> None:
-    """Spoil training slices as training does, restore them, and keep some with an anomaly in them.
+    """Corrupt training slices as training does, restore them, and write some that contain an anomaly.
 
-    Which slices are drawn depends on the seed and on how many there are, not on the networks: rows of one
-    preparation and one kind of synthesis show the same.
+    The choice of slices depends on the seed and the number of slices, not on the networks. Rows with equal
+    preprocessing and synthesis therefore show the same slices.
 
     Parameters
     ----------
@@ -44,42 +44,42 @@ def write_examples(
     restoration
         Folder of the trained restoration network.
     synthesis, seed
-        Those of the row's training.
+        Settings of the row's training.
     count
-        Slices wanted. Fewer are written where fewer got an anomaly, none at worst.
+        Number of slices to write. Fewer are written if fewer contain an anomaly, possibly none.
     out
-        Existing folder; gets examples.safetensors: `clean`, `spoilt`, `restored` (grey, u8 [K, S, S]), `mask` and
-        `organ` (u8 [K, S, S], 0 or 1).
+        Existing folder. examples.safetensors is written to it: `clean`, `spoilt` (corrupted) and `restored` (grey, u8
+        [K, S, S]), `mask` and `organ` (u8 [K, S, S], 0 or 1).
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
-        Slices at a time.
+        Most slices that are restored at a time.
     """
     place = pick_device(device)
     keep_freed_memory()
-    # drawn on the CPU: every device then shows the same slices
+    # choose slices on the CPU, so that all devices show the same
     data = load_slices(prepared, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     area = data.organ.sum((1, 2, 3))
     large = torch.nonzero(area >= area.float().median())[:, 0]
-    chosen = large[torch.randperm(len(large), generator=generator)][: count * DRAWN_A_SLICE]
+    chosen = large[torch.randperm(len(large), generator=generator)][: count * CANDIDATES_PER_SLICE]
     clean = data.pixels[chosen].float()
     scale = data.scale(chosen) if synthesis.kind == "lesions" else None
     batch = synthesise(clean, data.organ[chosen], synthesis, generator, scale=scale)
-    drawn = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
-    net = nets.bake(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
-    spoilt = batch.image[drawn]
+    with_anomaly = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
+    net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
+    spoilt = batch.image[with_anomaly]
     restored = [nets.restore(net, part.to(place) / 255).float().cpu() for part in torch.split(spoilt, largest_batch)]
     grey = torch.cat(restored).clamp(0, 1) * 255 if restored and len(spoilt) else torch.zeros_like(spoilt)
     arrays = {
-        "clean": clean[drawn],
+        "clean": clean[with_anomaly],
         "spoilt": spoilt,
         "restored": grey,
-        "mask": batch.mask[drawn],
-        "organ": data.organ[chosen][drawn],
+        "mask": batch.mask[with_anomaly],
+        "organ": data.organ[chosen][with_anomaly],
     }
-    save_file({name: _bytes(value) for name, value in arrays.items()}, out / EXAMPLES)
+    save_file({name: _as_uint8(value) for name, value in arrays.items()}, out / EXAMPLES)
 
 
-def _bytes(values: torch.Tensor) -> np.ndarray:
+def _as_uint8(values: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(values[:, 0].float().round().to(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""The cached step of a study of inserted lesions: insert, segment, measure; only the figures are kept."""
+"""The cached step of an inserted-lesion study: insert, segment, measure. Only the measurements are stored."""
 
 from __future__ import annotations
 
@@ -38,33 +38,37 @@ def measure_inserted(
 ) -> None:
     """Insert lesions into a healthy scan, segment it, and write lesions.json (a `VolumeRecord`) into `out`.
 
-    The inserted scan is prepared and segmented as a file, uncompressed, of whole HU as scanners write them. It is
-    removed before this returns. Sizes, places and shapes depend on `insertion.seed`, repeat, group, place and the
-    scan's content, and on neither contrast nor kind: contrasts are compared on the same lesions.
+    The scan with lesions is written as an uncompressed file of integer HU, as scanners write them. It is prepared,
+    segmented, and removed at the end. Sizes, places and shapes depend on `insertion.seed`, repeat, group, place and the
+    scan's content. They do not depend on contrast or kind, so contrasts are compared on the same lesions.
 
     Parameters
     ----------
     case
         A healthy scan and its label.
+    insertion
+        Seed, sizes, contrast and place of the lesions.
+    measure
+        Allowed false-positive volume, overlap and surroundings.
     healthy
-        Folder of what the same networks made of the scan without lesions.
+        Folder with the same networks' segmentation of the scan without lesions.
     segment
-        How the scan without lesions was prepared and segmented.
+        Settings and networks with which the scan without lesions was prepared and segmented.
 
     Raises
     ------
     InputError
-        A file cannot be used, its label holds tumour, or the volume that may be marked is as large as the liver.
+        A file cannot be used, its label contains tumour, or the allowed false-positive volume exceeds the liver.
     """
-    scan, liver = _healthy(case, measure)
+    scan, liver = _read_healthy_scan(case, measure)
     spacing_mm = scan.geometry.canonical_spacing_mm
-    inserted = _inserted(case, scan.hu, liver, spacing_mm, insertion)
-    before = read_scan(healthy / PROBABILITY).hu
-    after = before
+    inserted = _insert_lesions(case, scan.hu, liver, spacing_mm, insertion)
+    healthy_probability = read_scan(healthy / PROBABILITY).hu
+    inserted_probability = healthy_probability
     if inserted.lesions:
         values = liver.astype(np.uint8) * np.uint8(INSERTED_LIVER)
         values[inserted.number > 0] = INSERTED_TUMOUR
-        after = _segmented(
+        inserted_probability = _segment_inserted(
             inserted.hu,
             values,
             scan.geometry.canonical_affine,
@@ -74,7 +78,7 @@ def measure_inserted(
             largest_batch=largest_batch,
         )
     point, marked_ml, lesions = measure_lesions(
-        after, before, liver, inserted.number, inserted.lesions, spacing_mm, measure
+        inserted_probability, healthy_probability, liver, inserted.number, inserted.lesions, spacing_mm, measure
     )
     record = VolumeRecord(
         contrast=insertion.contrast,
@@ -89,25 +93,25 @@ def measure_inserted(
     write_bytes(out / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
 
 
-def _healthy(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
+def _read_healthy_scan(case: LabelledScan, measure: MeasureSettings) -> tuple[Volume, Bool[np.ndarray, "X Y Z"]]:
     if case.label is None:
-        raise InputError(case.scan, "no liver label beside this scan")
+        raise InputError(case.scan, "no liver label next to this scan")
     scan = read_scan(case.scan, affine_from=case.affine_from)
     labels, _ = read_labels_on(
         scan.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
     )
     if case.tumour_label is not None and (labels.values == case.tumour_label).any():
-        rule = f"lesions are inserted into healthy livers; this label holds tumour ({case.tumour_label})"
+        rule = f"lesions are inserted into healthy livers, but this label contains tumour ({case.tumour_label})"
         raise InputError(case.label, rule)
     liver = require_liver(labels, case.liver_labels, case.label)
     liver_ml = np.count_nonzero(liver) * scan.geometry.voxel_mm3 / 1000
     if liver_ml <= measure.false_positive_ml:
-        rule = f"false_positive_ml = {measure.false_positive_ml:g} is no less than this liver's {liver_ml:.3g} mL"
+        rule = f"false_positive_ml = {measure.false_positive_ml:g} must be smaller than this liver ({liver_ml:.3g} mL)"
         raise InputError(case.label, rule)
     return scan, liver
 
 
-def _inserted(
+def _insert_lesions(
     case: LabelledScan,
     hu: Float32[np.ndarray, "X Y Z"],
     liver: Bool[np.ndarray, "X Y Z"],
@@ -120,13 +124,13 @@ def _inserted(
     diameters = []
     for size in insertion.bins_mm:
         (diameter,) = draw_diameters(insertion.insert_settings(size), 1, rng)
-        # the upper edge belongs to the next bin
+        # the upper edge of a bin belongs to the next bin
         diameters.append(min(diameter, np.nextafter(size[1], size[0])))
     settings = insertion.insert_settings(insertion.bins_mm[0])
     return insert_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=case.label or case.scan)
 
 
-def _segmented(
+def _segment_inserted(
     hu: Float32[np.ndarray, "X Y Z"],
     labels: UInt8[np.ndarray, "X Y Z"],
     affine: Float64[np.ndarray, "4 4"],
@@ -138,7 +142,7 @@ def _segmented(
 ) -> Float32[np.ndarray, "X Y Z"]:
     with tempfile.TemporaryDirectory(dir=out, prefix="work-") as work:
         scan, label, folder = (Path(work) / name for name in ("scan.nii", "label.nii", "segmented"))
-        # uncompressed, unlike what stays: compressing a whole scan takes longer than reading it back many times
+        # uncompressed, because compressing a scan takes longer than reading it many times
         nibabel.Nifti1Image(np.rint(hu), affine).to_filename(scan)
         nibabel.Nifti1Image(labels, affine).to_filename(label)
         folder.mkdir()

@@ -1,6 +1,6 @@
-"""What steps hand to one another and to reports: names, and where results lie.
+"""Results of steps, passed to other steps and to reports: names and folders.
 
-`F` is the folder of a result: a `Path` for the methods; whoever keeps results may have references of its own.
+`F` is the type of a result's folder. It is `Path` in this package; the artifact store uses references instead.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ F = TypeVar("F")
 
 @dataclass(frozen=True)
 class CaseResult(Generic[F]):
-    """One finished case: the folders that `medad.steps.cases` filled."""
+    """One finished case: folders written by `medad.steps.cases`."""
 
     case_id: str
     prepared: F
     segmented: F | None = None
-    """None for the baseline, which has no networks."""
+    """Folder of the segmentation. None: the baseline, which has no networks."""
     evaluated: F | None = None
-    """None where no truth was given."""
+    """Folder of the evaluation. None: the case has no ground truth."""
     inserted: F | None = None
-    """None where no lesion was inserted."""
+    """Folder of the inserted lesions. None: no lesion was inserted."""
 
 
 @dataclass(frozen=True)
 class Segmenter(Generic[F]):
-    """How scans are prepared and segmented."""
+    """Settings and networks with which scans are prepared and segmented."""
 
     preprocess: PreprocessSettings
     restoration: F
+    """Folder of the trained restoration network."""
     segmentation: F
-    """Folders of the trained networks."""
+    """Folder of the trained segmentation network."""
     inference: InferenceSettings
     postprocess: PostprocessSettings
 
@@ -47,24 +48,24 @@ class VolumeResult(Generic[F]):
 
     case_id: str
     folder: F
-    """Folder of `medad.steps.inserted.measure_inserted`."""
+    """Folder written by `medad.steps.inserted.measure_inserted`."""
 
 
 @dataclass(frozen=True)
 class VariantResult(Generic[F]):
-    """One variant with all that was trained of it."""
+    """One variant and its trainings."""
 
     group: str
     name: str
     seeds: Mapping[int, Sequence[CaseResult[F]]]
-    """Seed -> its evaluated cases, at least one. A seed that failed is left out."""
+    """Evaluated cases of each seed, at least one. A failed seed is left out."""
     examples: F | None = None
-    """Folder of `medad.steps.examples.write_examples`, for the first seed."""
+    """Folder written by `medad.steps.examples.write_examples` for the first seed."""
 
 
 @dataclass(frozen=True)
 class SnapshotResult(Generic[F]):
-    """One length of phase two."""
+    """Results after a number of epochs of phase two."""
 
     epochs: int
     seeds: Mapping[int, Sequence[CaseResult[F]]]
@@ -72,7 +73,7 @@ class SnapshotResult(Generic[F]):
 
 @dataclass(frozen=True)
 class EmbeddingResult(Generic[F]):
-    """Features of `medad.steps.embedding.write_features`, and whose they are."""
+    """Features from `medad.steps.embedding.write_features`, with the row and seed of their network."""
 
     row: str
     seed: int
@@ -81,12 +82,12 @@ class EmbeddingResult(Generic[F]):
 
 @dataclass(frozen=True)
 class AblationResults(Generic[F]):
-    """All that the report of an ablation is made from."""
+    """All results that the report of an ablation needs."""
 
     variants: Sequence[VariantResult[F]]
     snapshots: Sequence[SnapshotResult[F]] = ()
     baseline: Sequence[CaseResult[F]] = ()
     embedding: EmbeddingResult[F] | None = None
     inserted: Sequence[str] = ()
-    """Ids of test cases whose lesions were inserted."""
+    """Ids of test cases with inserted lesions."""
     failures: Sequence[CaseFailure] = ()

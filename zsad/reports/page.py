@@ -6,7 +6,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from medad.reporting import page as pages
-from medad.reporting.figures import percent
+from medad.reporting.seed_statistics import percent
 from zsad.reports.published import PublishedRow, Quoted
 from zsad.reports.run.document import PRO_200
 

@@ -1,1 +1,1 @@
-"""The report of an ablation."""
+"""Report of an ablation."""

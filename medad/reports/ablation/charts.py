@@ -1,4 +1,4 @@
-"""Charts of an ablation as SVG text: rows at a glance, a sweep, the curve over epochs, the embedding. No pyplot."""
+"""Charts of an ablation as SVG text: all rows, a sweep, the curve over epochs, the embedding. No pyplot."""
 
 from __future__ import annotations
 
@@ -13,52 +13,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from medad.reports.ablation.document import EmbeddingReport
 
 OURS, PUBLISHED = "#0072b2", "#d55e00"
 KIND_STYLE = {
     "tumour": ("#d55e00", "^", "slices with tumour"),
-    "healthy": ("#0072b2", "o", "slices without"),
-    "synthesised": ("#009e73", "x", "synthesised"),
+    "healthy": ("#0072b2", "o", "slices without tumour"),
+    "synthesised": ("#009e73", "x", "synthesised slices"),
 }
-"""Of Okabe and Ito's palette; markers tell them apart too."""
+"""Colour, marker and label of each kind. Colours are from Okabe and Ito's palette; markers differ too."""
 PNG_DPI = 120
 
 
 @dataclass(frozen=True)
-class Printed:
-    """A published figure, in percent."""
+class PublishedValue:
+    """A published value, in percent."""
 
     mean: float
     sd: float | None
 
 
 @dataclass(frozen=True)
-class Line:
-    """One figure against what is varied, and what is published of it."""
+class ChartPanel:
+    """One panel: a metric for each row or value, with published values."""
 
     title: str
     stats: Sequence[Stat | None]
-    published: Sequence[Printed | None] = ()
+    published: Sequence[PublishedValue | None] = ()
 
 
-def dots_svg(labels: Sequence[str], panels: Sequence[Line]) -> str:
-    """Rows from top to bottom, a panel a figure: mean with a bar of one sd, published figures as open diamonds."""
+def dots_svg(labels: Sequence[str], panels: Sequence[ChartPanel]) -> str:
+    """Return a chart with one panel per metric and the rows from top to bottom.
+
+    It shows the mean with a bar of one sd, and published values as open diamonds.
+    """
     with _style():
         return _svg(_dots(labels, panels, title=""))
 
 
-def dots_png(title: str, labels: Sequence[str], panels: Sequence[Line]) -> bytes:
-    """`dots_svg` as a PNG picture that stands alone, with a title."""
+def dots_png(title: str, labels: Sequence[str], panels: Sequence[ChartPanel]) -> bytes:
+    """Return the chart of `dots_svg` as a PNG with a title."""
     with _style():
         buffer = io.BytesIO()
         _dots(labels, panels, title=title).savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def lines_svg(x: Sequence[float], panels: Sequence[Line], varied: str) -> str:
-    """Panels in a row: means as a line with a band of one sd, published figures as diamonds with a bar."""
+def lines_svg(x: Sequence[float], panels: Sequence[ChartPanel], varied: str) -> str:
+    """Return panels side by side: means as a line with a band of one sd, published values as diamonds with a bar."""
     with _style():
         figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
         for number, panel in enumerate(panels, start=1):
@@ -67,7 +70,7 @@ def lines_svg(x: Sequence[float], panels: Sequence[Line], varied: str) -> str:
 
 
 def embedding_svg(embedding: EmbeddingReport) -> str:
-    """Slices on the two directions of largest variance."""
+    """Return a scatter plot of slices along the two directions of largest variance."""
     with _style():
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -76,12 +79,12 @@ def embedding_svg(embedding: EmbeddingReport) -> str:
             axes.scatter(part.x, part.y, s=16, c=colour, marker=marker, alpha=0.7, label=f"{name} ({len(part.x)})")
         axes.set_xlabel(f"first component ({100 * embedding.explained[0]:.0f} % of the variance)")
         axes.set_ylabel(f"second component ({100 * embedding.explained[1]:.0f} %)")
-        _plain(axes)
+        _style_axes(axes)
         axes.legend(frameon=False, fontsize=8)
         return _svg(figure)
 
 
-def _dots(labels: Sequence[str], panels: Sequence[Line], title: str) -> Figure:
+def _dots(labels: Sequence[str], panels: Sequence[ChartPanel], title: str) -> Figure:
     longest = max(map(len, labels), default=0)
     height = (1.3 if title else 0.9) + 0.32 * max(1, len(labels))
     figure = Figure(figsize=(0.6 + 0.08 * longest + 2.9 * len(panels), height), layout="constrained")
@@ -107,11 +110,11 @@ def _dots(labels: Sequence[str], panels: Sequence[Line], title: str) -> Figure:
         axes.set_yticks(range(len(labels)), labels if number == 1 else [""] * len(labels))
         axes.set_title(panel.title, fontsize=9, loc="left")
         axes.set_xlabel("%")
-        _plain(axes)
+        _style_axes(axes)
     return figure
 
 
-def _line(axes: Axes, x: Sequence[float], panel: Line, varied: str) -> None:
+def _line(axes: Axes, x: Sequence[float], panel: ChartPanel, varied: str) -> None:
     known = [(place, stat) for place, stat in zip(x, panel.stats, strict=True) if stat is not None]
     places = np.array([place for place, _ in known])
     mean = np.array([100 * stat.mean for _, stat in known])
@@ -139,17 +142,17 @@ def _line(axes: Axes, x: Sequence[float], panel: Line, varied: str) -> None:
     axes.set_xlabel(varied)
     axes.set_ylabel("%")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    _plain(axes)
+    _style_axes(axes)
 
 
-def _plain(axes: Axes) -> None:
+def _style_axes(axes: Axes) -> None:
     axes.grid(visible=True, linewidth=0.4, color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    # ids within an SVG are random without a salt
+    # without a salt, ids within an SVG are random
     with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
         yield
 

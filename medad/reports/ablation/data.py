@@ -1,4 +1,4 @@
-"""Where the results of an ablation lie on disk, and reading what its report needs of them."""
+"""Reading of an ablation's results for its report."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from medad.base.text import natural_order
 from medad.evaluation.metrics import CaseEvaluation, summarise
-from medad.reporting.figures import Stat, statistic
+from medad.reporting.seed_statistics import Stat, mean_and_sd
 from medad.reports.ablation.document import FIGURES, CaseFigures, SeedFigures
 from medad.steps.results import CaseResult
 
 
 def read_seed(seed: int, cases: Sequence[CaseResult[Path]]) -> SeedFigures:
-    """One training's figures over its test cases. Raises InputError for a file that is missing or damaged."""
+    """Read the metrics of one training over its test cases. Raises InputError if a file is missing or damaged."""
     ordered = sorted(cases, key=lambda case: natural_order(case.case_id))
     evaluations = [CaseEvaluation.load(case.evaluated) for case in ordered if case.evaluated is not None]
     summary = summarise(evaluations)
@@ -37,10 +37,10 @@ def read_seed(seed: int, cases: Sequence[CaseResult[Path]]) -> SeedFigures:
 
 
 def read_seeds(seeds: Mapping[int, Sequence[CaseResult[Path]]]) -> tuple[SeedFigures, ...]:
-    """`read_seed` for each, seeds rising."""
+    """Read the metrics of all seeds in ascending order."""
     return tuple(read_seed(seed, seeds[seed]) for seed in sorted(seeds))
 
 
-def over_seeds(seeds: Sequence[SeedFigures]) -> dict[str, Stat | None]:
-    """Mean and sd (ddof = 1; none below two) of each figure over the seeds that define it."""
-    return {key: statistic(value for one in seeds if (value := one.figures[key]) is not None) for key in FIGURES}
+def mean_over_seeds(seeds: Sequence[SeedFigures]) -> dict[str, Stat | None]:
+    """Return mean and sd (ddof = 1) of each metric over the seeds for which it is defined."""
+    return {key: mean_and_sd(value for one in seeds if (value := one.figures[key]) is not None) for key in FIGURES}

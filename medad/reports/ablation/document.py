@@ -1,4 +1,4 @@
-"""`report.json` of an ablation, part by part. No path and no patient data goes in: cases appear under their ids."""
+"""Schema of an ablation's `report.json`. It contains no paths and no patient data; cases appear under their ids."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.config.ablation import PublishedFigures, PublishedRow
-from medad.reporting.failures import ShownFailure
-from medad.reporting.figures import Stat
+from medad.reporting.failures import FailureRow
+from medad.reporting.seed_statistics import Stat
 from medad.reports.run.document import Inserted
 
 SCHEMA_VERSION = 1
@@ -22,15 +22,17 @@ FIGURES = {
     "lesion_sensitivity": "lesion sensitivity",
     "false_positives_per_case": "false positives per case",
 }
-"""Key of `medad.evaluation.metrics.Summary` -> title of its column. All but the last are fractions, higher is
-better."""
+"""Column title of each metric, by its key in `medad.evaluation.metrics.Summary`.
+
+All but the last are fractions, and higher is better.
+"""
 FRACTIONS = tuple(key for key in FIGURES if key != "false_positives_per_case")
-OF_CASE = {
+CASE_FIGURES = {
     "micro_dice_2d": "micro_dice_2d",
     "dice_3d_mean": "dice_3d",
     "voxel_auroc_mean": "voxel_auroc",
 }
-"""Figures that are tested, and what each is of a single case."""
+"""Metrics that are tested, with the name of each in a single case."""
 
 Number = float | int | None
 
@@ -40,7 +42,7 @@ class _Part(BaseModel):
 
 
 class CaseFigures(_Part):
-    """One case, one seed; None where a figure is undefined."""
+    """Metrics of one case and one seed. None: undefined."""
 
     case_id: str
     micro_dice_2d: float | None
@@ -53,7 +55,7 @@ class CaseFigures(_Part):
 
 
 class SeedFigures(_Part):
-    """One training: the figures over its test cases, by key of `FIGURES`."""
+    """Metrics of one training over its test cases, by key of `FIGURES`."""
 
     seed: int
     figures: dict[str, float | None]
@@ -61,42 +63,42 @@ class SeedFigures(_Part):
 
 
 class RowReport(_Part):
-    """A row of a table, a value of a sweep, or a snapshot of the curve."""
+    """One table row, or one value of a sweep."""
 
     name: str
     label: str
     changes: dict[str, Any]
-    """What differs from the base, by dotted key."""
+    """Settings that differ from the base, by dotted key."""
     seeded: bool
-    """Whether it depends on the seed. If not it has one value and no deviation."""
+    """True if the row depends on the seed. Otherwise it has one value and no deviation."""
     seeds: tuple[SeedFigures, ...]
     missing_seeds: tuple[int, ...]
-    """Of those asked for: they failed, for reasons that the list of failures has."""
+    """Requested seeds that failed. The list of failures has the reasons."""
     stats: dict[str, Stat | None]
-    """By key of `FIGURES`; None where no seed defines the figure."""
+    """Mean and sd by key of `FIGURES`. None: the metric is undefined for all seeds."""
     published: PublishedFigures | None
 
 
 class PairedTest(_Part):
-    """Row a against row b; the difference is a minus b."""
+    """Test of row a against row b. The difference is a minus b."""
 
     a: str
     b: str
     difference: float | None
     sd: float | None
-    """Of the differences (ddof = 1)."""
+    """Standard deviation of the differences (ddof = 1)."""
     t: float | None
     p: float | None
-    """Two-sided paired t-test. None: undefined, for the reason given."""
+    """p-value of the two-sided paired t-test. None: undefined, see `reason`."""
     p_holm: float | None
-    """Corrected over the pairs of its table."""
+    """p-value after Holm's correction over the pairs of the table."""
     n: int
-    """Pairs: seeds, or cases."""
+    """Number of pairs: seeds or cases."""
     reason: str
 
 
 class PairedTable(_Part):
-    """One figure, paired in one way."""
+    """Tests of one metric, paired by seed or by case."""
 
     figure: str
     paired_by: Literal["seed", "case"]
@@ -117,10 +119,10 @@ class CurvePoint(_Part):
 
 
 class CurveReport(_Part):
-    """Figures over the length of phase two."""
+    """Metrics over the number of epochs of phase two."""
 
     row: str
-    """The varied row; empty for the base."""
+    """Row for which the epochs are varied. Empty: the base."""
     points: tuple[CurvePoint, ...]
     missing_seeds: tuple[int, ...]
 
@@ -132,12 +134,12 @@ class EmbeddedSlices(_Part):
 
 
 class EmbeddingReport(_Part):
-    """Slices by pooled bottleneck features of a restoration network, projected to two axes."""
+    """Slices by pooled bottleneck features of a restoration network, projected onto two axes."""
 
     row: str
     seed: int
     explained: tuple[float, float]
-    """Share of the variance along either axis, 0 to 1."""
+    """Share of the variance along each axis, 0 to 1."""
     slices: tuple[EmbeddedSlices, ...]
 
 
@@ -147,7 +149,7 @@ class BaselineReport(_Part):
 
 
 class AblationDocument(_Part):
-    """Everything in the report; `report.json` is this, field by field."""
+    """Complete content of the report. `report.json` has the same fields."""
 
     schema_version: int
     kind: str
@@ -157,7 +159,7 @@ class AblationDocument(_Part):
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
     figures: dict[str, str]
-    """Key -> title."""
+    """Title of each metric, by key."""
     rows: tuple[RowReport, ...]
     baseline: BaselineReport | None
     published_rows: tuple[PublishedRow, ...]
@@ -165,7 +167,7 @@ class AblationDocument(_Part):
     sweeps: tuple[SweepReport, ...]
     curve: CurveReport | None
     embedding: EmbeddingReport | None
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]

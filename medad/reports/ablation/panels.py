@@ -1,4 +1,4 @@
-"""The pictures of an ablation: the same slices as each row sees them (figures 3.4 and 3.5 of the thesis)."""
+"""Pictures of an ablation: the same slices for each row (figures 3.4 and 3.5 of the thesis)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PANEL_PX = 168
 
 @dataclass(frozen=True)
 class PanelRow:
-    """One row's picture of a slice."""
+    """Picture of a slice for one row."""
 
     row: str
     """Name of the row."""
@@ -33,40 +33,41 @@ class PanelRow:
 
 @dataclass(frozen=True)
 class ShownSlice:
-    """One slice, as each row sees it."""
+    """Pictures of one slice for all rows."""
 
     title: str
     rows: Sequence[PanelRow]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TumourSlice:
     case_id: str
     z: int
     tumour_px: int
 
 
 def test_panels(results: Sequence[VariantResult[Path]], count: int) -> list[ShownSlice]:
-    """Test slices with tumour, from the largest tumour to the smallest, as the first seed of each row sees them.
+    """Return pictures of test slices with tumour, from the largest tumour to the smallest.
 
-    Each picture: slice, restoration, difference, probability, outlines (`pictures.panel_row`).
+    They show the first seed of each row. Each has slice, restoration, difference, probability and outlines
+    (`pictures.panel_row`).
 
     Parameters
     ----------
     results
         Rows in the order of the table.
     count
-        Slices to show; evenly spaced in the order of tumour size, over all cases.
+        Number of slices, evenly spaced in the order of tumour size over all cases.
     """
     first_seeds = [(one.name, one.seeds[min(one.seeds)]) for one in results if one.seeds]
     if not first_seeds or not count:
         return []
     shown = []
-    for place in _spread(_places(first_seeds[-1][1]), count):
+    for place in _evenly_spaced(_tumour_slices(first_seeds[-1][1]), count):
         rows = []
         for name, cases in first_seeds:
             case = next((one for one in cases if one.case_id == place.case_id), None)
-            picture = None if case is None else _panel(case, place.z)
+            picture = None if case is None else _slice_picture(case, place.z)
             if picture is not None:
                 rows.append(PanelRow(name, picture))
         shown.append(ShownSlice(f"{place.case_id}, z = {place.z}: {place.tumour_px:,} tumour pixels", rows))
@@ -74,36 +75,36 @@ def test_panels(results: Sequence[VariantResult[Path]], count: int) -> list[Show
 
 
 def example_panels(results: Sequence[VariantResult[Path]], count: int) -> list[PanelRow]:
-    """For each row its synthesised slices, one under another: clean, synthesised, mask, restored, difference."""
+    """Return for each row its synthesised slices as a column: clean, synthesised, mask, restored, difference."""
     found = []
     for result in results:
         if result.examples is None:
             continue
         arrays = load_file(result.examples / EXAMPLES)
-        strips = [_example({name: array[number] for name, array in arrays.items()}) for number in range(count)
+        strips = [_example_picture({name: array[number] for name, array in arrays.items()}) for number in range(count)
                   if number < len(arrays["clean"])]  # fmt: skip
         if strips:
-            found.append(PanelRow(result.name, _stacked(strips)))
+            found.append(PanelRow(result.name, _stack(strips)))
     return found
 
 
-def _places(cases: Sequence[CaseResult[Path]]) -> list[_Place]:
+def _tumour_slices(cases: Sequence[CaseResult[Path]]) -> list[_TumourSlice]:
     places = []
     for case in cases:
         if case.segmented is None or case.evaluated is None:
             continue
         area = read_tensor(case.evaluated / "truth.safetensors", "tumour").sum(axis=(1, 2), dtype=np.int64)
         z = read_tensor(case.segmented / "slices.safetensors", "z")
-        places += [_Place(case.case_id, int(z[i]), int(area[i])) for i in np.flatnonzero(area)]
+        places += [_TumourSlice(case.case_id, int(z[i]), int(area[i])) for i in np.flatnonzero(area)]
     return sorted(places, key=lambda one: (-one.tumour_px, natural_order(one.case_id), one.z))
 
 
-def _spread(places: Sequence[_Place], count: int) -> list[_Place]:
+def _evenly_spaced(places: Sequence[_TumourSlice], count: int) -> list[_TumourSlice]:
     chosen = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))
     return [places[i] for i in chosen] if places else []
 
 
-def _panel(case: CaseResult[Path], z: int) -> Image.Image | None:
+def _slice_picture(case: CaseResult[Path], z: int) -> Image.Image | None:
     if case.segmented is None or case.evaluated is None:
         return None
     path = case.segmented / "slices.safetensors"
@@ -127,7 +128,7 @@ def _panel(case: CaseResult[Path], z: int) -> Image.Image | None:
     return pictures.panel_row(view, crop, PANEL_PX, px_mm=px_mm)
 
 
-def _example(arrays: dict[str, ndarray]) -> Image.Image:
+def _example_picture(arrays: dict[str, ndarray]) -> Image.Image:
     organ: Bool[ndarray, "S S"] = arrays["organ"].astype(bool)
     crop = pictures.crop_around(organ, min_side=len(organ) // 4)
     restored = np.where(organ, arrays["restored"], 0).astype(np.uint8)
@@ -137,14 +138,14 @@ def _example(arrays: dict[str, ndarray]) -> Image.Image:
             arrays["spoilt"],
             (arrays["mask"] * 255).astype(np.uint8),
             restored,
-            pictures.difference_of(arrays["clean"], restored, organ),
+            pictures.difference_picture(arrays["clean"], restored, organ),
         ],
         crop,
         PANEL_PX,
     )
 
 
-def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
+def _stack(strips: Sequence[Image.Image]) -> Image.Image:
     gap = 4
     height = sum(strip.height for strip in strips) + gap * (len(strips) - 1)
     picture = Image.new("RGB", (strips[0].width, height), (128, 128, 128))

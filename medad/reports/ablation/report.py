@@ -1,6 +1,6 @@
-"""The report of an ablation: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
+"""Report of an ablation: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
 
-Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+Equal inputs give equal bytes. The report contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import yaml
 
 from medad.base.storage import write_bytes
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures
-from medad.reporting.figures import Stat, percent, points
 from medad.reporting.page import jpeg_uri, page_environment
+from medad.reporting.seed_statistics import Stat, percent, percentage_points
 from medad.reporting.tables import write_csv
 from medad.reports import pictures
-from medad.reports.ablation.charts import Line, Printed, dots_png, dots_svg, embedding_svg, lines_svg
+from medad.reports.ablation.charts import ChartPanel, PublishedValue, dots_png, dots_svg, embedding_svg, lines_svg
 from medad.reports.ablation.document import FRACTIONS, AblationDocument, RowReport, SweepReport
 from medad.reports.ablation.panels import example_panels, test_panels
 from medad.reports.ablation.summary import make_document
@@ -30,16 +30,17 @@ from medad.reports.ablation.tables import (
     seed_rows,
     summary_rows,
 )
+from medad.reports.run.document import METRIC_HEADINGS
 from medad.steps.results import AblationResults
 
-CHARTED = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
+CHARTED_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_auroc")
 SIGNIFICANT = 0.05
 JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A row's picture as a data URI."""
+    """Picture of a row as a data URI."""
 
     row: str
     uri: str
@@ -50,9 +51,9 @@ class Pictures:
     """All pictures of the page."""
 
     slices: Sequence[tuple[str, Sequence[Picture]]]
-    """A test slice's title, and its picture by each row."""
+    """Title of each test slice with its picture for each row."""
     examples: Sequence[Picture]
-    """By row: clean, synthesised, mask, restored, difference; a slice under another."""
+    """One picture per row: slices as clean, synthesised, mask, restored, difference, one below the other."""
 
 
 def write_ablation_report(
@@ -63,30 +64,31 @@ def write_ablation_report(
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write report.html, report.json, the CSV and LaTeX tables and, where a row has figures, preview.png.
+    """Write report.html, report.json and the CSV and LaTeX tables, and preview.png if a row has results.
 
-    summary.csv has a row a row; seeds.csv a row a training; cases.csv a row a training and case; paired.csv a row a
-    test; curve.csv a row a length of phase two; table.tex and table_SWEEP.tex are for papers.
+    summary.csv has one line per table row. seeds.csv has one line per training, and cases.csv one per training and
+    case. paired.csv has one line per test, and curve.csv one per number of epochs of phase two. table.tex and
+    table_SWEEP.tex are for papers.
 
     Parameters
     ----------
     out
         An existing folder.
     settings
-        The run's settings; folders and names of files in them are withheld.
+        Settings of the run. Folders and file names in them are left out.
     results
-        In any order; the tables have the order of the settings.
+        Results in any order. The tables have the order of the settings.
     versions
-        Name -> version of what computed the results.
+        Version of each program and library that computed the results.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
 
     Raises
     ------
     InputError
         A result's file is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports stay complete.
     """
     document = make_document(settings, results, versions=versions, notes=notes)
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
@@ -99,33 +101,33 @@ def write_ablation_report(
     write_bytes(out / "table.tex", latex_table(document).encode())
     for sweep in document.sweeps:
         write_bytes(out / f"table_{sweep.name}.tex", latex_sweep(document, sweep.name).encode())
-    ours = _charted_rows(document)
-    if any(row.seeds for row in ours):
+    rows = _charted_rows(document)
+    if any(row.seeds for row in rows):
         kind = f" ({document.inserted.tag})" if document.inserted.any else ""
-        write_bytes(out / "preview.png", dots_png(document.name + kind, *_dots(ours)))
+        write_bytes(out / "preview.png", dots_png(document.name + kind, *_dots(rows)))
 
 
 def render_html(document: AblationDocument, shown: Pictures) -> str:
-    """The document as one self-contained page."""
+    """Return the document as one self-contained page."""
     environment = page_environment("medad.reports", "medad.reports.ablation")
     environment.filters.update(
         percent=percent,
         figure=_figure,
-        quoted=_quoted,
-        points=points,
+        published=_published,
+        percentage_points=percentage_points,
         p=_p,
         heading=_heading,
         changes=_changes,
-        lines=_lines,
+        wrapped=_wrapped_title,
     )
-    ours = _charted_rows(document)
+    rows = _charted_rows(document)
     labels = {row.name: row.label for row in document.rows}
     return environment.get_template("ablation_template.html").render(
         doc=document,
         labels=labels,
         fractions=FRACTIONS,
         significant=SIGNIFICANT,
-        dots_uri=pictures.svg_uri(dots_svg(*_dots(ours))) if any(row.seeds for row in ours) else None,
+        dots_uri=pictures.svg_uri(dots_svg(*_dots(rows))) if any(row.seeds for row in rows) else None,
         sweep_uris={sweep.name: _sweep_chart(sweep) for sweep in document.sweeps},
         curve_uri=_curve_chart(document),
         embedding_uri=pictures.svg_uri(embedding_svg(document.embedding)) if document.embedding else None,
@@ -152,39 +154,41 @@ def _charted_rows(document: AblationDocument) -> list[RowReport]:
     return [*document.rows, *([document.baseline.row] if document.baseline else [])]
 
 
-def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[Line]]:
+def _dots(rows: Sequence[RowReport]) -> tuple[list[str], list[ChartPanel]]:
     panels = [
-        Line(title, [row.stats[key] for row in rows], [_printed(row.published, key) for row in rows])
-        for key, title in _titles().items()
+        ChartPanel(title, [row.stats[key] for row in rows], [_published_value(row.published, key) for row in rows])
+        for key, title in _chart_titles().items()
     ]
     return [row.label for row in rows], panels
 
 
-def _titles() -> dict[str, str]:
+def _chart_titles() -> dict[str, str]:
     names = {"micro_dice_2d": "micro 2-D Dice", "dice_3d_mean": "3-D Dice", "voxel_auroc_mean": "voxel AUROC"}
-    return {key: names.get(key, "slice AUROC") for key in CHARTED}
+    return {key: names.get(key, "slice AUROC") for key in CHARTED_FIGURES}
 
 
-def _printed(published: PublishedFigures | None, key: str) -> Printed | None:
-    """The papers' Dice is over all pixels of all slices, their AUROC of slices."""
+def _published_value(published: PublishedFigures | None, key: str) -> PublishedValue | None:
+    """Return a published value. The papers' Dice is over all pixels of all slices, their AUROC is over slices."""
     if published is None:
         return None
     mean, sd = {
         "micro_dice_2d": (published.dice_percent, published.dice_sd),
         "slice_auroc": (published.auroc_percent, published.auroc_sd),
     }.get(key, (None, None))
-    return None if mean is None else Printed(mean, sd)
+    return None if mean is None else PublishedValue(mean, sd)
 
 
 def _sweep_chart(sweep: SweepReport) -> str | None:
-    """None for a sweep over what is no number, or one without any figure."""
+    """Return the chart of a sweep. None: its values are not numbers, or it has no results."""
     try:
         x = [float(row.name) for row in sweep.rows]
     except ValueError:
         return None
     panels = [
-        Line(title, [row.stats[key] for row in sweep.rows], [_printed(row.published, key) for row in sweep.rows])
-        for key, title in _titles().items()
+        ChartPanel(
+            title, [row.stats[key] for row in sweep.rows], [_published_value(row.published, key) for row in sweep.rows]
+        )
+        for key, title in _chart_titles().items()
     ]
     if not any(stat for panel in panels for stat in panel.stats):
         return None
@@ -195,7 +199,10 @@ def _curve_chart(document: AblationDocument) -> str | None:
     if document.curve is None:
         return None
     x = [float(point.epochs) for point in document.curve.points]
-    panels = [Line(title, [point.stats[key] for point in document.curve.points]) for key, title in _titles().items()]
+    panels = [
+        ChartPanel(title, [point.stats[key] for point in document.curve.points])
+        for key, title in _chart_titles().items()
+    ]
     return pictures.svg_uri(lines_svg(x, panels, "epochs of phase two"))
 
 
@@ -205,7 +212,7 @@ def _figure(stat: Stat | None) -> str:
     return f"{stat.mean:.1f}" + ("" if stat.sd is None else f" ± {stat.sd:.1f}")
 
 
-def _quoted(mean: float | None, sd: float | None) -> str:
+def _published(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
@@ -217,18 +224,19 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _lines(title: str) -> str:
-    """A column's title on several short lines."""
+def _wrapped_title(title: str) -> str:
+    """Return a column title on several short lines."""
     for word in ("mean over cases", "in the liver", "per case", "Dice", "AUROC", "sensitivity"):
         title = title.replace(f" {word}", f"\n{word}")
     return title
 
 
 def _changes(changes: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in changes.items()) or "the base as it is"
+    return ", ".join(f"{key} = {value}" for key, value in changes.items()) or "base settings, unchanged"
 
 
 def _heading(key: str) -> str:
-    words = {"2d": "2-D", "3d": "3-D", "dice": "Dice", "auroc": "AUROC", "sd": "sd", "hu": "HU", "t": "t"}
-    text = " ".join(words.get(word, word) for word in key.split("_"))
+    if key in METRIC_HEADINGS:
+        return METRIC_HEADINGS[key]
+    text = key.replace("_", " ").replace("hu ", "HU ").replace(" t test", " t-test")
     return text[0].upper() + text[1:]

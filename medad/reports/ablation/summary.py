@@ -1,4 +1,4 @@
-"""From the results of an ablation to its document: statistics over seeds, paired tests, what stands beside."""
+"""Document of an ablation from its results: statistics over seeds, paired tests, baseline, curve, embedding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metrics import definitions
-from medad.reporting.failures import shown_failures
+from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import PairedOutcome, holm, paired_t
-from medad.reports.ablation.data import over_seeds, read_seeds
+from medad.reports.ablation.data import mean_over_seeds, read_seeds
 from medad.reports.ablation.document import (
+    CASE_FIGURES,
     FIGURES,
     KIND,
-    OF_CASE,
     SCHEMA_VERSION,
     AblationDocument,
     BaselineReport,
@@ -54,7 +54,7 @@ def make_document(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> AblationDocument:
-    """Everything in the report. Raises InputError for a result's file that is missing or damaged."""
+    """Return the content of the report. Raises InputError if a result's file is missing or damaged."""
     by_name = {(one.group, one.name): one for one in results.variants}
     reports = {
         (variant.group, variant.name): _row_report(variant, settings, by_name.get((variant.group, variant.name)))
@@ -87,8 +87,8 @@ def make_document(
         sweeps=sweeps,
         curve=_curve(settings, results),
         embedding=_embedding(results),
-        failures=shown_failures(
-            results.failures, hidden=base.test_data.pseudonyms or base.train_data.pseudonyms, group="row"
+        failures=failure_rows(
+            results.failures, hide_files=base.test_data.pseudonyms or base.train_data.pseudonyms, group="row"
         ),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),
@@ -97,11 +97,11 @@ def make_document(
 
 
 def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[PairedTable, ...]:
-    """Paired t-tests between consecutive rows, and of each row against the reference, else the best by micro Dice.
+    """Return paired t-tests between consecutive rows, and of each row against the reference.
 
-    Paired by seed, each seed's figure over its cases; and by case, each case's own figure as its mean over the seeds
-    that both rows have, so that a case counts once however many seeds there are. Holm's correction is over the pairs
-    of a table.
+    Without a reference, the row with the best micro Dice is used. Pairing by seed uses each seed's metric over its
+    cases. Pairing by case uses each case's mean over the seeds that both rows have. A case thus counts once for any
+    number of seeds. Holm's correction covers the pairs of one table.
     """
     with_figures = [row for row in rows if row.seeds]
     best = max(with_figures, key=_mean_dice, default=None)
@@ -112,7 +112,7 @@ def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[Pai
     compared = {frozenset((a.name, b.name)) for a, b in pairs}
     pairs += [(row, chosen) for row in with_figures if row is not chosen and {row.name, chosen.name} not in compared]
     tables = []
-    for figure in OF_CASE:
+    for figure in CASE_FIGURES:
         by_seed = [(a, b, paired_t(_by_seed(a, figure), _by_seed(b, figure))) for a, b in pairs]
         tables.append(PairedTable(figure=figure, paired_by="seed", reference=chosen.name, pairs=_tests(by_seed)))
         by_case = [(a, b, paired_t(*_by_case(a, b, figure))) for a, b in pairs]
@@ -122,7 +122,7 @@ def paired_tables(rows: Sequence[RowReport], reference: str | None) -> tuple[Pai
 
 
 def shown_settings(settings: AblationSettings) -> dict[str, Any]:
-    """Return the settings that decide results as JSON values, all that is private withheld."""
+    """Return the settings that determine results as JSON values, without private values."""
     return settings.public(*MACHINE_FIELDS) | {"base": settings.base.public(*MACHINE_FIELDS)}
 
 
@@ -136,7 +136,7 @@ def _row_report(variant: Variant, settings: AblationSettings, result: VariantRes
         seeded=True,
         seeds=seeds,
         missing_seeds=tuple(seed for seed in settings.seeds if seed not in present),
-        stats=over_seeds(seeds),
+        stats=mean_over_seeds(seeds),
         published=_published(variant, settings),
     )
 
@@ -170,15 +170,15 @@ def _by_seed(row: RowReport, figure: str) -> dict[int, float | None]:
 def _by_case(a: RowReport, b: RowReport, figure: str) -> tuple[dict[str, float | None], dict[str, float | None]]:
     seeds = {one.seed for one in a.seeds} & {one.seed for one in b.seeds}
 
-    def of(row: RowReport) -> dict[str, float | None]:
+    def case_means(row: RowReport) -> dict[str, float | None]:
         values: dict[str, list[float | None]] = {}
         for one in row.seeds:
             for case in one.cases if one.seed in seeds else ():
-                values.setdefault(case.case_id, []).append(getattr(case, OF_CASE[figure]))
-        whole = {case: [value for value in found if value is not None] for case, found in values.items()}
-        return {case: statistics.fmean(found) if len(found) == len(seeds) else None for case, found in whole.items()}
+                values.setdefault(case.case_id, []).append(getattr(case, CASE_FIGURES[figure]))
+        defined = {case: [value for value in found if value is not None] for case, found in values.items()}
+        return {case: statistics.fmean(found) if len(found) == len(seeds) else None for case, found in defined.items()}
 
-    return of(a), of(b)
+    return case_means(a), case_means(b)
 
 
 def _tests(outcomes: Sequence[tuple[RowReport, RowReport, PairedOutcome]]) -> tuple[PairedTest, ...]:
@@ -221,7 +221,7 @@ def _baseline(settings: AblationSettings, results: AblationResults[Path]) -> Bas
         seeded=False,
         seeds=seeds,
         missing_seeds=(),
-        stats=over_seeds(seeds),
+        stats=mean_over_seeds(seeds),
         published=None,
     )
     return BaselineReport(sigma_mm=settings.baseline_sigma_mm, row=row)
@@ -235,7 +235,7 @@ def _curve(settings: AblationSettings, results: AblationResults[Path]) -> CurveR
     for snapshot in sorted(results.snapshots, key=lambda one: one.epochs):
         seeds = read_seeds(snapshot.seeds)
         present |= {one.seed for one in seeds}
-        points.append(CurvePoint(epochs=snapshot.epochs, stats=over_seeds(seeds)))
+        points.append(CurvePoint(epochs=snapshot.epochs, stats=mean_over_seeds(seeds)))
     missing = tuple(seed for seed in settings.seeds if seed not in present)
     return CurveReport(row=settings.curve.row or "", points=tuple(points), missing_seeds=missing)
 
@@ -261,15 +261,16 @@ def _embedding(results: AblationResults[Path]) -> EmbeddingReport | None:
 def _definitions(settings: AblationSettings) -> dict[str, str]:
     found = {
         "mean_and_sd": (
-            "Over seeds, of each seed's figure over all test cases; sample standard deviation (ddof = 1). A single "
-            "seed has none."
+            "Mean and sample standard deviation (ddof = 1) over seeds, of each seed's result over all test cases. A "
+            "single seed has no standard deviation."
         ),
         "paired_t_test": (
-            "Student's, two-sided. By seed: would other trainings show the difference too? By case, each case's mean "
-            "over the seeds: would other patients? n is the number of pairs; undefined below two. p Holm is "
-            "corrected over the pairs of its table (Holm 1979)."
+            "Two-sided paired t-test (Student 1908): t = mean of the differences / (their sd / sqrt(n)), where n is "
+            "the number of pairs. Pairing by seed asks if other trainings would show the difference too. Pairing by "
+            "case uses each case's mean over seeds and asks if other patients would. A small p speaks against equal "
+            "rows. p Holm is corrected over the pairs of its table (Holm 1979). Undefined below two pairs."
         ),
-        "published": "Printed in the source named beside it, on its own data; part of no test and no mean here.",
+        "published": "Value printed in the named source, on its own data. It is not used in any test or mean.",
     }
     if settings.baseline:
         found["hu_baseline"] = baseline_step.DEFINITION.format(sigma=settings.baseline_sigma_mm)

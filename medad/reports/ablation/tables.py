@@ -1,4 +1,4 @@
-"""The tables of an ablation for programs and papers: CSV rows, and LaTeX in booktabs style."""
+"""Tables of an ablation for programs and papers: CSV rows, and LaTeX in booktabs style."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medad.config.ablation import PublishedFigures
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from medad.reporting.tables import latex_escaped
 from medad.reports.ablation.document import FIGURES, FRACTIONS, AblationDocument, CaseFigures, RowReport
 
@@ -14,7 +14,7 @@ LATEX_FIGURES = ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean", "slice_aur
 
 
 def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
-    """Every row with its group: `rows`, `baseline`, then each sweep under its name."""
+    """Yield every row with its group: `rows`, `baseline`, then the name of each sweep."""
     yield from (("rows", row) for row in document.rows)
     if document.baseline is not None:
         yield "baseline", document.baseline.row
@@ -23,23 +23,29 @@ def grouped_rows(document: AblationDocument) -> Iterator[tuple[str, RowReport]]:
 
 
 def summary_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
-    """summary.csv: a row a row, with mean, sd and number of seeds of each figure, and what is published for it."""
+    """Yield summary.csv: one line per table row, with mean, sd and number of seeds per metric, and published values."""
     for group, row in grouped_rows(document):
-        yield {"group": group, "row": row.name, "label": row.label, **_stat_columns(row.stats), **_printed(row)}
+        yield {
+            "group": group,
+            "row": row.name,
+            "label": row.label,
+            **_stat_columns(row.stats),
+            **_published_columns(row.published),
+        }
     nothing = dict.fromkeys(_stat_columns(dict.fromkeys(FIGURES)))
     for published in document.published_rows:
-        yield {"group": "published", "row": "", "label": published.label, **nothing, **_printed_columns(published)}
+        yield {"group": "published", "row": "", "label": published.label, **nothing, **_published_columns(published)}
 
 
 def seed_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
-    """seeds.csv: a row a row and seed; the seed of what depends on none is empty."""
+    """Yield seeds.csv: one line per row and seed. The seed is empty if the row does not depend on it."""
     for group, row in grouped_rows(document):
         for one in row.seeds:
             yield {"group": group, "row": row.name, "seed": one.seed if row.seeded else None, **one.figures}
 
 
 def case_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
-    """cases.csv: a row a row, seed and test case."""
+    """Yield cases.csv: one line per row, seed and test case."""
     for group, row in grouped_rows(document):
         for one in row.seeds:
             for case in one.cases:
@@ -48,39 +54,39 @@ def case_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
 
 
 def paired_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
-    """paired.csv: a row a figure, way of pairing and pair of rows."""
+    """Yield paired.csv: one line per metric, way of pairing, and pair of rows."""
     for table in document.paired:
         for pair in table.pairs:
             yield {"figure": table.figure, "paired_by": table.paired_by, **pair.model_dump()}
 
 
 def curve_rows(document: AblationDocument) -> Iterator[dict[str, Any]]:
-    """curve.csv: a row a length of phase two."""
+    """Yield curve.csv: one line per number of epochs of phase two."""
     for point in document.curve.points if document.curve else ():
         yield {"epochs": point.epochs, **_stat_columns(point.stats)}
 
 
 def latex_table(document: AblationDocument) -> str:
-    """The rows as one LaTeX table (package booktabs), in percent; below a rule what is published."""
+    """Return the rows as a LaTeX table (package booktabs), in percent. Published values are below a rule."""
     published = [(row.label, row.published) for row in document.rows if row.published is not None]
     published += [(row.label, row) for row in document.published_rows]
     ours = list(document.rows) + ([document.baseline.row] if document.baseline else [])
-    caption = f"{latex_escaped(document.name)}: test figures in percent, {_over(document)}."
+    caption = f"{latex_escaped(document.name)}: test results in percent, {_caption_end(document)}."
     return _latex("Row", [_latex_row(row) for row in ours], [_latex_published(*one) for one in published], caption)
 
 
 def latex_sweep(document: AblationDocument, name: str) -> str:
-    """One sweep as a LaTeX table, published values below a rule."""
+    """Return one sweep as a LaTeX table. Published values are below a rule."""
     sweep = next(one for one in document.sweeps if one.name == name)
     printed = [_latex_published(row.label, row.published) for row in sweep.rows if row.published is not None]
-    caption = f"{latex_escaped(sweep.label)}: test figures in percent, {_over(document)}."
+    caption = f"{latex_escaped(sweep.label)}: test results in percent, {_caption_end(document)}."
     return _latex(latex_escaped(sweep.label), [_latex_row(row) for row in sweep.rows], printed, caption)
 
 
-def _over(document: AblationDocument) -> str:
+def _caption_end(document: AblationDocument) -> str:
     count = len(document.seeds)
     seeds = f"{count} seed{'' if count == 1 else 's'}"
-    return f"mean $\\pm$ standard deviation over {seeds}; below the rule figures as published"
+    return f"mean $\\pm$ standard deviation over {seeds}. Values below the rule are published ones"
 
 
 def _latex(first: str, ours: Sequence[str], published: Sequence[str], caption: str) -> str:
@@ -133,9 +139,5 @@ def _stat_columns(stats: dict[str, Stat | None] | dict[str, None]) -> dict[str, 
     return columns
 
 
-def _printed(row: RowReport) -> dict[str, Any]:
-    return _printed_columns(row.published)
-
-
-def _printed_columns(row: PublishedFigures | None) -> dict[str, Any]:
+def _published_columns(row: PublishedFigures | None) -> dict[str, Any]:
     return {f"published_{key}": None if row is None else getattr(row, key) for key in PublishedFigures.model_fields}

@@ -1,1 +1,1 @@
-"""The report of a liver run."""
+"""Report of a liver run."""

@@ -1,6 +1,6 @@
-"""What a report holds: the schema of `report.json`, and how it is read from the folders of a run.
+"""Content of a liver report: the schema of `report.json`, and its parts read from a run's folders.
 
-No path and no patient data goes in: cases appear under their ids.
+It contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -18,25 +18,37 @@ from medad.base.storage import read_json, read_record
 from medad.base.text import clean
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
-from medad.reporting.failures import ShownFailure
+from medad.reporting.failures import FailureRow
 from medad.steps.results import CaseResult
 
 SCHEMA_VERSION = 1
 
 STATEMENT = (
-    "Research use only. Not a medical device: nothing here may guide the care of a patient.",
-    "The networks were trained on livers without known lesions, with synthetic anomalies drawn into them. "
+    "Research use only. Not a medical device. Do not use these results for the care of a patient.",
+    "The networks were trained on livers without known lesions. Synthetic anomalies were added to the training slices. "
     "No tumour label was used for training.",
 )
 INSERTED_REAL, INSERTED_GENERATED = "inserted lesions, real CT", "inserted lesions, generated phantom"
 INSERTED_STATEMENT = (
-    "The lesions looked for were drawn into the scans by this program before preprocessing, "
-    "with known shape and contrast. The figures tell how well inserted lesions are found; they are no estimate for "
-    "tumours."
+    "Before preprocessing, this program inserted lesions of known shape and contrast into the scans. The results show "
+    "how well inserted lesions are found. They are not an estimate for real tumours."
 )
 
+METRIC_HEADINGS = {
+    "micro_dice_2d": "Micro 2-D Dice",
+    "dice_3d_mean": "3-D Dice, mean over cases",
+    "dice_3d_sd": "3-D Dice, standard deviation over cases",
+    "slice_auroc": "Slice AUROC",
+    "voxel_auroc_mean": "Voxel AUROC in the liver, mean over cases",
+    "voxel_auroc_pooled": "Voxel AUROC in the liver, pooled",
+    "voxel_auroc_pooled_resolution": "Resolution of the pooled voxel AUROC",
+    "lesion_sensitivity": "Lesion sensitivity",
+    "false_positives_per_case": "False positives per case",
+}
+"""Heading of each definition, by its key in `medad.evaluation.metrics.definitions`."""
+
 CURVE_POINTS = 500
-"""A longer training curve is averaged over equal stretches of steps."""
+"""Most points of a training curve. A longer curve is averaged over equal ranges of steps."""
 
 
 Number = int | float | None
@@ -49,17 +61,17 @@ class _Part(BaseModel):
 
 
 class Inserted(_Part):
-    """Whether lesions were inserted into scans, said in words, and into which."""
+    """Inserted lesions: whether there are any, in which cases, and the statement for the reader."""
 
     any: bool
     tag: str | None
-    """In three words: inserted into what."""
+    """Short text: what the lesions were inserted into. None: no lesion was inserted."""
     statement: str | None
     cases: tuple[str, ...]
 
 
 class CaseFacts(_Part):
-    """From the prepared folder's case.json."""
+    """Facts about a case from case.json of its prepared folder."""
 
     liver_ml: float
     slices: int
@@ -69,7 +81,7 @@ class CaseFacts(_Part):
 
 
 class LesionList(_Part):
-    """lesions.json of a segmented case."""
+    """Content of lesions.json of a segmented case."""
 
     status: str
     threshold: float
@@ -81,13 +93,13 @@ class LesionList(_Part):
 
 
 class ShownSlice(_Part):
-    """A slice that the HTML shows."""
+    """A slice shown in the HTML report."""
 
     rank: Rank
     z: int
-    """Index from the feet, from 0, in the scan brought to the fixed orientation."""
+    """Slice index in the reoriented scan, counted from 0 at the feet."""
     dice: float | None
-    """None without truth, and where neither mask has a pixel."""
+    """Dice of the slice. None: no ground truth, or both masks are empty."""
     true_px: int | None
     predicted_px: int
     max_probability: float
@@ -99,7 +111,7 @@ class CaseReport(_Part):
     inserted_lesions: tuple[dict[str, Number | list[Number]], ...]
     facts: CaseFacts
     seconds: dict[str, float]
-    """What the segmentation's case.json says in seconds."""
+    """Durations from case.json of the segmentation."""
     lesions: LesionList
     metrics: CaseMetrics | None
     micro_dice_2d: float | None
@@ -108,10 +120,10 @@ class CaseReport(_Part):
 
 
 class Curve(_Part):
-    """curve.json of a trained phase, averaged to at most `CURVE_POINTS` points."""
+    """Training curve from curve.json of a phase, averaged to at most `CURVE_POINTS` points."""
 
     phase: str
-    """`restoration`, `segmentation`, or `joint`: one curve of both networks."""
+    """Phase: `restoration`, `segmentation`, or `joint` (one curve for both networks)."""
     epochs: int
     restoration_loss: str = "l1"
     seconds: float | None = None
@@ -120,7 +132,7 @@ class Curve(_Part):
 
 
 class ReportDocument(_Part):
-    """Everything in the report; `report.json` is this, field by field."""
+    """Complete content of the report. `report.json` has the same fields."""
 
     schema_version: int
     kind: str
@@ -129,10 +141,10 @@ class ReportDocument(_Part):
     inserted: Inserted
     notes: tuple[str, ...]
     summary: Summary | None
-    """None when no case has truth."""
+    """Metrics over all cases. None: no case has ground truth."""
     definitions: dict[str, str]
     cases: tuple[CaseReport, ...]
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     curves: tuple[Curve, ...]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -141,7 +153,7 @@ class ReportDocument(_Part):
 def read_case(
     result: CaseResult[Path], evaluation: CaseEvaluation | None, shown_slices: Sequence[ShownSlice]
 ) -> CaseReport:
-    """What the report says about a case. Raises InputError for a file that is missing or damaged."""
+    """Read the report's content about a case. Raises InputError if a file is missing or damaged."""
     assert result.segmented is not None, "a finished case is segmented"
     facts = read_record(CaseFacts, result.prepared / "case.json")
     metrics = evaluation.metrics if evaluation else None
@@ -152,12 +164,12 @@ def read_case(
     return CaseReport(
         case_id=result.case_id,
         inserted=result.inserted is not None,
-        # numbers only: free text could name a person
+        # numbers only: free text could contain a person's name
         inserted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in inserted),
         facts=facts.model_copy(update={"warnings": tuple(clean(text) for text in facts.warnings)}),
         seconds={key: float(timing[key]) for key in sorted(timing) if "seconds" in key and _is_numeric(timing[key])},
         lesions=read_record(LesionList, result.segmented / "lesions.json"),
-        # an evaluation is cached by content and may have been made under another id
+        # evaluations are cached by content, so this one can have another case's id
         metrics=metrics.model_copy(update={"case_id": result.case_id}) if metrics else None,
         micro_dice_2d=metrics.micro_dice_2d if metrics else None,
         slice_auroc=metrics.slice_auroc if metrics else None,
@@ -166,7 +178,7 @@ def read_case(
 
 
 def read_curve(folder: Path) -> Curve:
-    """The training curve of a trained folder. Raises InputError for one that is missing or damaged."""
+    """Read the training curve of a network folder. Raises InputError if it is missing or damaged."""
     curve = read_record(Curve, folder / "curve.json")
     if len(curve.steps) != len(curve.loss):
         raise InputError(folder / "curve.json", f"{len(curve.steps)} steps but {len(curve.loss)} losses")
@@ -186,11 +198,11 @@ def _is_numeric(value: object) -> bool:
 
 
 def read_tensor(path: Path, name: str, index: int | None = None) -> Any:
-    """One tensor of a safetensors file, or its entry `index` along the first axis."""
+    """Return one tensor of a safetensors file, or its entry `index` along the first axis."""
     try:
         with safe_open(path, framework="np") as file:
             return file.get_tensor(name) if index is None else file.get_slice(name)[index]
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise InputError(path, f"no whole tensor {name}: {error}") from error
+        raise InputError(path, f"cannot read tensor {name}: {error}") from error

@@ -1,6 +1,6 @@
-"""The report of a run: `report.html` for people, `report.json` for programs, from one document.
+"""Report of a liver run: `report.html` for people and `report.json` for programs, from one document.
 
-Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+Equal inputs give equal bytes. The report contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from medad.base.text import clean, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
-from medad.reporting.failures import shown_failures
+from medad.reporting.failures import failure_rows
 from medad.reporting.page import jpeg_uri, page_environment
 from medad.reports import pictures
 from medad.reports.run.document import (
     INSERTED_GENERATED,
     INSERTED_REAL,
     INSERTED_STATEMENT,
+    METRIC_HEADINGS,
     SCHEMA_VERSION,
     STATEMENT,
     CaseReport,
@@ -47,12 +48,21 @@ from medad.steps.results import CaseResult
 __all__ = ["render_html", "write_report"]
 
 LESION_ROWS = 20
-"""Lesions of a case shown in the HTML; the JSON holds all."""
+"""Most lesions per case in the HTML. The JSON contains all."""
+
+RANK_TITLES: dict[Rank, str] = {
+    "best": "Best slice",
+    "median": "Median slice",
+    "worst": "Worst slice",
+    "highest": "Largest predicted area",
+    "lowest": "Smallest predicted area",
+}
+"""Caption of a shown slice, by its rank."""
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A shown slice and its picture."""
+class _PictureRow:
+    """A shown slice with its picture."""
 
     shown: ShownSlice
     picture: Image.Image
@@ -69,35 +79,35 @@ def write_report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write report.html, report.json and, where a case succeeded, preview.png into an existing folder.
+    """Write report.html and report.json into an existing folder, and preview.png if a case succeeded.
 
     Parameters
     ----------
     settings
-        The run's settings; paths in them are withheld.
+        Settings of the run. Paths in them are left out.
     results, failures
-        Cases in any order; the report sorts them by id. Both may be empty.
+        Cases in any order. The report sorts them by id. Both may be empty.
     restoration, segmentation
-        Trained folders (curve.json), None where a phase was not trained here.
+        Folders of the trained networks (curve.json). None: this run did not train the network.
     versions
-        Name -> version of what computed the results.
+        Version of each program and library that computed the results.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
 
     Raises
     ------
     InputError
         A result's file is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports stay complete.
     """
     ordered = sorted(results, key=lambda result: natural_order(result.case_id))
-    # 130 cases of three rows each must stay a few megabytes
+    # a page with 130 cases of three rows each must have only a few megabytes
     panel_px, quality = (224, 85) if len(ordered) <= 12 else (176, 80) if len(ordered) <= 40 else (128, 60)
     cases, evaluations, pictured = [], [], []
     for result in ordered:
         evaluation = None if result.evaluated is None else CaseEvaluation.load(result.evaluated)
-        rows = _rows(result, panel_px)
+        rows = _picture_rows(result, panel_px)
         cases.append(read_case(result, evaluation, [row.shown for row in rows]))
         evaluations.extend([evaluation] if evaluation else [])
         pictured.append(rows)
@@ -118,8 +128,8 @@ def write_report(
         summary=summarise(evaluations) if evaluations else None,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
-        failures=shown_failures(failures, hidden=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
-        # networks trained together have one curve, in either's folder
+        failures=failure_rows(failures, hide_files=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
+        # networks trained together have the same curve in both folders
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
@@ -131,10 +141,10 @@ def write_report(
 
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:
-    """The document as one self-contained page; `row_uris` holds a picture for each shown slice of each case."""
+    """Return the document as one self-contained page. `row_uris` has a picture for each shown slice of each case."""
     environment = page_environment("medad.reports", "medad.reports.run")
     environment.filters.update(
-        figure=_figure, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
+        figure=_number, volume=_volume, duration=_duration, numbers=_numbers, heading=_heading, caption=slice_caption
     )
     curves = [(_curve_title(curve), curve.steps, curve.loss) for curve in document.curves]
     return environment.get_template("report_template.html").render(
@@ -154,11 +164,11 @@ def pick_slices(
     prediction: Bool[np.ndarray, "N S S"],
     max_probability: Sequence[float],
 ) -> list[tuple[Rank, int]]:
-    """Which slices to show, each once, as (rank, index).
+    """Return the slices to show, each once, as (rank, index).
 
-    With truth: best, median and worst Dice among the slices where truth or prediction has a pixel; of equal Dice, more
-    pixels in disagreement is worse. Without truth, or with nothing to compare: highest, median and lowest by predicted
-    area, then by the largest probability.
+    With ground truth: the best, median and worst Dice among slices with a pixel in truth or prediction. Of slices with
+    equal Dice, the one with the larger union is worse. Without ground truth, or if all masks are empty: the highest,
+    median and lowest predicted area, then largest probability.
     """
     ranks: tuple[Rank, Rank, Rank] = ("highest", "median", "lowest")
     order = sorted(range(len(prediction)), key=lambda i: (-np.count_nonzero(prediction[i]), -max_probability[i], i))
@@ -176,8 +186,8 @@ def pick_slices(
     return [(places[place], order[place]) for place in sorted(places)]
 
 
-def _rows(result: CaseResult[Path], panel_px: int) -> list[_Row]:
-    """The shown slices of a case; only those are read from disk whole."""
+def _picture_rows(result: CaseResult[Path], panel_px: int) -> list[_PictureRow]:
+    """Return the shown slices of a case. Only their images are read from disk completely."""
     assert result.segmented is not None, "a finished case is segmented"
     path = result.segmented / "slices.safetensors"
     truth = None
@@ -211,9 +221,9 @@ def _rows(result: CaseResult[Path], panel_px: int) -> list[_Row]:
             predicted_px=int(np.count_nonzero(prediction[i])),
             max_probability=largest[i],
         )
-        # the liver's tip, enlarged, but never into a few huge pixels
+        # enlarge the tip of the liver, but not to a few huge pixels
         crop = pictures.crop_around(organ[i], min_side=case_side // 3)
-        rows.append(_Row(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
+        rows.append(_PictureRow(shown, pictures.panel_row(view, crop, panel_px, px_mm=px_mm)))
     return rows
 
 
@@ -227,8 +237,10 @@ def _curve_title(curve: Curve) -> str:
     return f"{names.get(curve.phase, curve.phase)}, {curve.epochs} epoch{'' if curve.epochs == 1 else 's'}"
 
 
-def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_Row]], tag: str) -> None:
-    """The case in the middle by 3-D Dice, neither the best nor the worst; without truth the first."""
+def _write_preview(
+    path: Path, cases: Sequence[CaseReport], pictured: Sequence[Sequence[_PictureRow]], tag: str
+) -> None:
+    """Write a picture of the case with the median 3-D Dice. Without ground truth it is the first case."""
     drawable = [(case, rows) for case, rows in zip(cases, pictured, strict=True) if rows]
     if not drawable:
         return
@@ -244,7 +256,8 @@ def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[S
             "restoration",
             "|difference|",
             "probability 0 to 1",
-            "orange: prediction" + (f"; blue: {'inserted' if case.inserted else 'truth'}" if case.metrics else ""),
+            "orange: prediction"
+            + (f"; blue: {'inserted' if case.inserted else 'ground truth'}" if case.metrics else ""),
         ],
     )
     with atomic_path(path) as temporary:
@@ -252,10 +265,13 @@ def _write_preview(path: Path, cases: Sequence[CaseReport], pictured: Sequence[S
 
 
 def slice_caption(shown: ShownSlice) -> str:
-    """`Best slice, z = 41: Dice 0.812`, or without truth the predicted area and the largest probability."""
-    head = f"{shown.rank.capitalize()} slice, z = {shown.z}"
+    """Return a caption, e.g. `Best slice, z = 41: Dice 0.812`.
+
+    Without ground truth it gives the predicted area and the largest probability.
+    """
+    head = f"{RANK_TITLES[shown.rank]}, z = {shown.z}"
     if shown.true_px is not None:
-        return f"{head}: Dice {_figure(shown.dice)}"
+        return f"{head}: Dice {_number(shown.dice)}"
     return f"{head}: {shown.predicted_px:,} px predicted, largest probability {shown.max_probability:.2f}"
 
 
@@ -264,7 +280,7 @@ def _slice_dice(truth: Bool[np.ndarray, "S S"], prediction: Bool[np.ndarray, "S 
     return dice_of_counts(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(truth)) - both)
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
+def _number(value: float | None, digits: int = 3) -> str:
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 
@@ -279,8 +295,10 @@ def _numbers(value: Number | list[Number]) -> str:
 
 
 def _heading(key: str) -> str:
-    words = {"mm3": "mm³", "hu": "HU", "2d": "2-D", "3d": "3-D", "dice": "Dice", "auroc": "AUROC", "sd": "(sd)"}
-    text = " ".join(words.get(word, word) for word in key.split("_"))
+    if key in METRIC_HEADINGS:
+        return METRIC_HEADINGS[key]
+    units = {"mm": ", mm", "mm3": ", mm³", "hu": ", HU"}
+    text = " ".join(units.get(word, word) for word in key.split("_")).replace(" ,", ",")
     return text[0].upper() + text[1:]
 
 

@@ -1,1 +1,1 @@
-"""The report of a study of inserted lesions."""
+"""Report of an inserted-lesion study."""

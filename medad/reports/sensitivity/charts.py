@@ -1,4 +1,4 @@
-"""The picture of a study of inserted lesions: sensitivity by size and contrast, as a heat map. No pyplot, no state."""
+"""Heat map of an inserted-lesion study: sensitivity by size and contrast. No pyplot, no state."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medad.reports.pictures import svg_uri
 DPI = 120
 _COLOURS = "viridis"
 _DARK_BELOW = 0.6
-"""Sensitivities below have a dark colour, on which text is white."""
+"""Sensitivity below which the colour is dark and its text white."""
 
 
 def heat_map_uri(rows: Sequence[Row]) -> str:
-    """`_heat_map` as an SVG data URI; equal rows give equal bytes."""
-    # ids within an SVG are random without a salt
+    """Return the heat map as an SVG data URI. Equal rows give equal bytes."""
+    # without a salt, ids within an SVG are random
     with matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9}):
         buffer = io.StringIO()
         _heat_map(rows).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -27,7 +27,7 @@ def heat_map_uri(rows: Sequence[Row]) -> str:
 
 
 def heat_map_png(rows: Sequence[Row]) -> bytes:
-    """`_heat_map` as a PNG."""
+    """Return the heat map as a PNG."""
     with matplotlib.rc_context({"font.size": 9}):
         buffer = io.BytesIO()
         _heat_map(rows).savefig(buffer, format="png", dpi=DPI)
@@ -35,13 +35,15 @@ def heat_map_png(rows: Sequence[Row]) -> bytes:
 
 
 def size_label(size_mm: tuple[float, float]) -> str:
-    """A size bin as tables show it."""
+    """Return a size bin as shown in tables, e.g. `5–8 mm`."""
     return f"{size_mm[0]:g}–{size_mm[1]:g} mm"
 
 
 def _heat_map(rows: Sequence[Row]) -> Figure:
-    """Sizes down, contrasts across, one panel a place (or one for all): sensitivity 0..1 on one fixed scale, with found
-    of inserted in each cell; a cell without lesions is left white."""
+    """Draw sizes as rows and contrasts as columns, with one panel per place or one for all places.
+
+    The colour shows sensitivity on a fixed scale, 0..1. The text shows found/inserted. Cells without lesions are white.
+    """
     places = list(dict.fromkeys(row.place for row in rows))
     contrasts = list(dict.fromkeys(row.contrast or "" for row in rows))
     sizes = list(dict.fromkeys(row.size_mm for row in rows if row.size_mm is not None))
@@ -54,14 +56,14 @@ def _heat_map(rows: Sequence[Row]) -> Figure:
         for row in rows:
             if row.place != place or row.size_mm is None:
                 continue
-            x, y, own = contrasts.index(row.contrast or ""), sizes.index(row.size_mm), row.figures
-            if own.sensitivity is None:
+            x, y, figures = contrasts.index(row.contrast or ""), sizes.index(row.size_mm), row.figures
+            if figures.sensitivity is None:
                 continue
             axes.add_patch(
-                matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colours(own.sensitivity), linewidth=0)
+                matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colours(figures.sensitivity), linewidth=0)
             )
-            ink = "white" if own.sensitivity < _DARK_BELOW else "black"
-            axes.text(x, y, f"{own.found}/{own.inserted}", ha="center", va="center", color=ink, fontsize=8)
+            ink = "white" if figures.sensitivity < _DARK_BELOW else "black"
+            axes.text(x, y, f"{figures.found}/{figures.inserted}", ha="center", va="center", color=ink, fontsize=8)
         axes.set_xlim(-0.5, len(contrasts) - 0.5)
         axes.set_ylim(len(sizes) - 0.5, -0.5)
         axes.set_xticks(range(len(contrasts)), [one.replace(", ", ",\n") for one in contrasts], rotation=60, ha="right")

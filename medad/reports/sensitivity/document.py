@@ -1,4 +1,4 @@
-"""What the report of a study of inserted lesions holds, and how it is made from the records of its volumes."""
+"""Content of the report of an inserted-lesion study, made from the records of its volumes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
 from medad.base.text import clean, natural_order
 from medad.config.sensitivity import SensitivitySettings
-from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
-from medad.reporting.failures import ShownFailure, shown_failures
+from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord, sensitivity_table, summarise_lesions
+from medad.reporting.failures import FailureRow, failure_rows
 from medad.reports.run.document import INSERTED_REAL, STATEMENT
 from medad.steps.results import VolumeResult
 
 SCHEMA_VERSION = 1
 UNKNOWN_TRAINING = (
-    "What the model was trained on is not known: it may have seen these scans, and what is measured then is no measure "
-    "of new patients."
+    "The training data of the model is not known. If it contains these scans, the results do not apply to new patients."
 )
-TRAINED_ON = "The model was trained on some of these scans: what is measured on them is no measure of new patients."
+TRAINED_ON = "The model was trained on some of these scans. Results on these scans do not apply to new patients."
 INSERTED_STATEMENT = (
-    "The lesions looked for were drawn into scans of healthy livers by this program, with known shape and contrast. "
-    "The figures tell how well inserted lesions are found; they are no estimate for tumours."
+    "This program inserted lesions of known shape and contrast into scans of healthy livers. The results show how well "
+    "inserted lesions are found. They are not an estimate for real tumours."
 )
 
 
@@ -36,14 +35,14 @@ class _Part(BaseModel):
 
 
 class Summary(_Part):
-    """All lesions together, each counted once."""
+    """Results over all lesions, each counted once."""
 
     sensitivity: float | None
     low: float | None
     high: float | None
     chance: float | None
     voxel_auroc_mean: float | None
-    """Mean over lesions."""
+    """Mean voxel AUROC over lesions."""
     dice_mean: float | None
     planned: int
     inserted: int
@@ -57,21 +56,21 @@ class Inserted(_Part):
 
 
 class ScanReport(_Part):
-    """One healthy scan, over the volumes inserted into it."""
+    """Results of one healthy scan over all its inserted volumes."""
 
     case_id: str
     trained_on: bool
-    """Whether the model had seen this scan in training."""
+    """True if the model was trained on this scan."""
     volumes: int
     threshold: float
     healthy_false_positive_ml: float
     inserted_false_positive_ml: float
-    """Marked outside lesions once these are there: mean over volumes."""
-    figures: Figures
+    """Volume marked outside lesions in the scans with lesions, mean over volumes."""
+    figures: LesionFigures
 
 
 class SensitivityDocument(_Part):
-    """Everything in the report; `report.json` is this, field by field."""
+    """Complete content of the report. `report.json` has the same fields."""
 
     schema_version: int = SCHEMA_VERSION
     kind: str = "adflows liver sensitivity report"
@@ -79,24 +78,27 @@ class SensitivityDocument(_Part):
     statement: tuple[str, ...] = STATEMENT
     inserted: Inserted = Inserted()
     warnings: tuple[str, ...]
-    """What a reader must know first."""
+    """Warnings shown first."""
     notes: tuple[str, ...]
     summary: Summary | None
-    """None when no volume was measured."""
+    """Results over all lesions. None: no volume was measured."""
     by_size: tuple[Row, ...]
     by_contrast: tuple[Row, ...]
     by_place: tuple[Row, ...]
     cells: tuple[Row, ...]
-    """Size, contrast and place."""
+    """Rows by size, contrast and place."""
     scans: tuple[ScanReport, ...]
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]
 
 
 def read_volumes(results: Sequence[VolumeResult[Path]]) -> list[tuple[str, VolumeRecord]]:
-    """Records with their cases, by case, place, contrast and repeat. Raises InputError for a damaged one."""
+    """Read records with their case ids, sorted by case, place, contrast and repeat.
+
+    Raises InputError if a record is damaged.
+    """
     from medad.steps.inserted import RECORD
 
     records = [(one.case_id, read_record(VolumeRecord, one.folder / RECORD)) for one in results]
@@ -114,98 +116,107 @@ def make_document(
     failures: Sequence[CaseFailure],
     versions: Mapping[str, str],
     notes: Sequence[str],
-    named: bool,
+    show_file_names: bool,
 ) -> SensitivityDocument:
-    """The report's content.
+    """Return the report's content.
 
     Parameters
     ----------
     trained_on
-        Cases that the model had seen in training. None: nobody knows.
-    named
-        Whether the base names of offending files may be shown.
+        Cases on which the model was trained. None: not known.
+    show_file_names
+        True: base names of files with errors may be shown.
     """
     records = [record for _, record in volumes]
     axes = (settings.bins, [one.label for one in settings.contrasts_hu], settings.places)
-    cells = table(records, *axes, ("size", "contrast", "place"))
+    cells = sensitivity_table(records, *axes, ("size", "contrast", "place"))
     missing = sum(row.figures.planned - row.figures.inserted for row in cells)
-    asked = sum(row.figures.planned for row in cells)
-    no_room = f"{missing} of {asked} lesions found no room in these livers and are in no figure." if missing else ""
-    seen = {case_id for case_id, _ in volumes} & (trained_on or set())
+    planned = sum(row.figures.planned for row in cells)
+    no_room = (
+        f"{missing} of {planned} planned lesions did not fit into these livers and are not counted." if missing else ""
+    )
+    trained_scans = {case_id for case_id, _ in volumes} & (trained_on or set())
     return SensitivityDocument(
         name=settings.name,
-        warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if seen else (),
+        warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if trained_scans else (),
         notes=tuple(clean(note) for note in (no_room, *notes) if note),
-        summary=_summary(table(records, *axes, ())[0].figures) if records else None,
-        by_size=tuple(table(records, *axes, ("size",))),
-        by_contrast=tuple(table(records, *axes, ("contrast",))),
-        by_place=tuple(table(records, *axes, ("place",))),
+        summary=_summary(sensitivity_table(records, *axes, ())[0].figures) if records else None,
+        by_size=tuple(sensitivity_table(records, *axes, ("size",))),
+        by_contrast=tuple(sensitivity_table(records, *axes, ("contrast",))),
+        by_place=tuple(sensitivity_table(records, *axes, ("place",))),
         cells=tuple(cells),
-        scans=tuple(_scans(volumes, seen)),
-        failures=shown_failures(failures, hidden=not named),
+        scans=tuple(_scans(volumes, trained_scans)),
+        failures=failure_rows(failures, hide_files=not show_file_names),
         definitions=definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: clean(versions[name]) for name in sorted(versions)},
     )
 
 
-def _summary(figures: Figures) -> Summary:
-    kept = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "inserted", "found"})
-    return Summary(voxel_auroc_mean=figures.voxel_auroc, dice_mean=figures.dice, **kept)
+def _summary(figures: LesionFigures) -> Summary:
+    shared = figures.model_dump(include={"sensitivity", "low", "high", "chance", "planned", "inserted", "found"})
+    return Summary(voxel_auroc_mean=figures.voxel_auroc, dice_mean=figures.dice, **shared)
 
 
-def _scans(volumes: Sequence[tuple[str, VolumeRecord]], seen: Set[str]) -> Iterator[ScanReport]:
+def _scans(volumes: Sequence[tuple[str, VolumeRecord]], trained_scans: Set[str]) -> Iterator[ScanReport]:
     for case_id in dict.fromkeys(case_id for case_id, _ in volumes):
-        own = [record for of, record in volumes if of == case_id]
-        lesions = [lesion for record in own for lesion in record.lesions]
-        missing = sum(len(record.bins_mm) for record in own) - len(lesions)
+        records = [record for other_id, record in volumes if other_id == case_id]
+        lesions = [lesion for record in records for lesion in record.lesions]
+        missing = sum(len(record.bins_mm) for record in records) - len(lesions)
         yield ScanReport(
             case_id=case_id,
-            trained_on=case_id in seen,
-            volumes=len(own),
-            threshold=own[0].threshold,
-            healthy_false_positive_ml=own[0].healthy_false_positive_ml,
-            inserted_false_positive_ml=statistics.fmean(record.inserted_false_positive_ml for record in own),
-            figures=figures_of([*lesions, *[None] * missing]),
+            trained_on=case_id in trained_scans,
+            volumes=len(records),
+            threshold=records[0].threshold,
+            healthy_false_positive_ml=records[0].healthy_false_positive_ml,
+            inserted_false_positive_ml=statistics.fmean(record.inserted_false_positive_ml for record in records),
+            figures=summarise_lesions([*lesions, *[None] * missing]),
         )
 
 
 def definitions(settings: SensitivitySettings) -> dict[str, str]:
-    """What each figure means, one text a column."""
+    """Return one text per column: its meaning, formula and direction."""
     return {
         "Threshold": (
-            "One a scan, taken from the scan without inserted lesions: the lowest probability from which on no more "
-            f"than {settings.false_positive_ml:g} mL of its liver is marked. Voxels of one probability are marked "
-            "together or not at all. It needs no label of a tumour, and no inserted lesion has a part in it."
+            f"Lowest probability threshold that marks at most {settings.false_positive_ml:g} mL of the liver "
+            "in the scan without lesions. Each scan has its own threshold. Voxels at or above it are marked. It uses "
+            "neither tumour labels nor inserted lesions."
         ),
         "Found": (
-            f"At least {settings.overlap:.0%} of the lesion's voxels, and one at least, are marked in the scan with "
-            "the lesion at that threshold. No smallest size of a component is asked for."
+            f"Number of lesions with at least {settings.overlap:.0%} of their voxels, and at least one voxel, marked "
+            "at that threshold. Higher is better. Marked components have no minimum size."
         ),
-        "Sensitivity": "Found of inserted. The interval is Wilson's at 95 %, as if lesions were independent.",
+        "Sensitivity": (
+            "Sensitivity = found / inserted. Higher is better. The interval is Wilson's 95 % interval (Wilson 1927), "
+            "which assumes independent lesions."
+        ),
         "By chance": (
-            "The share of lesions whose voxels would have counted as found in the scan without them: what lies where "
-            "the networks mark anyway. A sensitivity no higher than this shows nothing."
+            "Share of lesions that would also count as found in the scan without lesions, because the networks mark "
+            "that place anyway. Lower is better. Only a sensitivity above this value shows detection."
         ),
         "Voxel AUROC": (
-            "The lesion's voxels against all voxels of that liver outside lesions, exact, ties counting half; mean "
-            "over lesions. 0.5 is chance, 1 is best."
+            "Area under the ROC curve for the voxels of a lesion against all liver voxels outside lesions. It is "
+            "P(lesion voxel has the higher probability) + P(tie) / 2 (Hanley and McNeil 1982), averaged over lesions. "
+            "0.5 is chance, 1 is best; higher is better."
         ),
         "Dice": (
-            f"Of marked and true voxels within {settings.surroundings_mm:g} mm of the lesion, outside other lesions; "
-            "mean over lesions. Over the whole liver the fixed false-positive volume would decide it."
+            "Overlap of marked and true voxels: Dice = 2 TP / (2 TP + FP + FN) (Dice 1945), averaged over lesions. "
+            "TP, FP and FN are true-positive, false-positive and false-negative voxels. Higher is better. Only voxels "
+            f"within {settings.surroundings_mm:g} mm of the lesion and outside other lesions count. Over the whole "
+            "liver, the fixed false-positive volume would dominate it."
         ),
         "Inserted": (
-            "Lesions asked for that found room in the liver, clear of each other. Up to "
-            f"{settings.lesions_per_volume} of different sizes are inserted at a time, all of one contrast; for every "
-            "contrast they have the same sizes, shapes and places."
+            "Number of planned lesions that fit into the liver without touching each other. Up to "
+            f"{settings.lesions_per_volume} lesions of different sizes and the same contrast are inserted into one "
+            "scan. Sizes, shapes and places are the same for all contrasts."
         ),
         "Inside, rim": (
-            "Inside: clear of the liver's surface. Rim: touching or crossing it; truth is the part inside the liver, "
-            "and nothing outside is changed. Where the scan ends is no surface."
+            "Inside: the lesion does not touch the surface of the liver. Rim: the lesion touches or crosses it. Its "
+            "ground truth is the part inside the liver; nothing outside is changed. The end of the scan does not count "
+            "as a surface."
         ),
         "Mixed": (
-            "The contrast in an irregular core with 42 % of the volume, its opposite in the rim around it, smooth "
-            "between."
+            "A lesion with an irregular core of 42 % of its volume. The core has the given contrast, the rim around it "
+            "has the opposite contrast, and the transition is smooth."
         ),
     }

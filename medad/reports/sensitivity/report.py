@@ -1,6 +1,6 @@
-"""The report of a study of inserted lesions: `report.html`, `report.json`, CSV and LaTeX, from one document.
+"""Report of an inserted-lesion study: `report.html`, `report.json`, CSV and LaTeX, from one document.
 
-Equal inputs give equal bytes. No path and no patient data goes in: cases appear under their ids.
+Equal inputs give equal bytes. The report contains no paths and no patient data. Cases appear under their ids.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
 from medad.config.sensitivity import SensitivitySettings
-from medad.evaluation.sensitivity import Figures, Row, VolumeRecord
+from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord
 from medad.reporting.page import page_environment
 from medad.reporting.tables import latex_escaped, write_csv
 from medad.reports.sensitivity.charts import heat_map_png, heat_map_uri, size_label
@@ -36,32 +36,32 @@ def write_sensitivity_report(
     failures: Sequence[CaseFailure] = (),
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
-    named: bool = True,
+    show_file_names: bool = True,
 ) -> None:
-    """Write `REPORT_FILES` into an existing folder; preview.png only where a lesion was inserted.
+    """Write `REPORT_FILES` into an existing folder. preview.png is written only if a lesion was inserted.
 
-    lesions.csv has a row for each inserted lesion; sensitivity.csv a row a size, contrast and place, with the margins;
-    sensitivity.tex is a table of sizes by contrasts for papers.
+    lesions.csv has one row per inserted lesion. sensitivity.csv has one row per size, contrast and place, and rows
+    pooled over them. sensitivity.tex is a table of sizes by contrasts for papers.
 
     Parameters
     ----------
     results, failures
-        In any order; may be empty.
+        Results and failures in any order. Both may be empty.
     trained_on
-        Cases that the model was trained on, which the report then says at its head. None: nobody knows.
+        Cases on which the model was trained. The report then starts with a warning. None: not known.
     versions
-        Name -> version of what computed the results.
+        Version of each program and library that computed the results.
     notes
-        Plain sentences to show near the top.
-    named
-        Whether the base names of offending files may be shown.
+        Sentences to show near the top.
+    show_file_names
+        True: base names of files with errors may be shown.
 
     Raises
     ------
     InputError
         A record is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports stay complete.
     """
     volumes = read_volumes(results)
     document = make_document(
@@ -71,7 +71,7 @@ def write_sensitivity_report(
         failures=failures,
         versions=versions,
         notes=notes,
-        named=named,
+        show_file_names=show_file_names,
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     write_bytes(out / "report.html", render_html(document).encode())
@@ -83,7 +83,7 @@ def write_sensitivity_report(
 
 
 def render_html(document: SensitivityDocument) -> str:
-    """The document as one self-contained page."""
+    """Return the document as one self-contained page."""
     environment = page_environment("medad.reports", "medad.reports.sensitivity")
     environment.filters.update(share=_share, rate=_rate, figure=_figure, title=_title)
     inserted = document.summary is not None and document.summary.inserted
@@ -95,19 +95,22 @@ def render_html(document: SensitivityDocument) -> str:
 
 
 def latex_table(document: SensitivityDocument) -> str:
-    """Sensitivity in percent with found of inserted, a row a size and place, a column a contrast (package booktabs)."""
+    """Return a LaTeX table (package booktabs) of sensitivity in percent and found/inserted.
+
+    It has one row per size and place, and one column per contrast.
+    """
     contrasts = list(dict.fromkeys(row.contrast or "" for row in document.cells))
     lines = []
     for place in dict.fromkeys(row.place for row in document.cells):
         for size in dict.fromkeys(row.size_mm for row in document.cells):
-            own = [row.figures for row in document.cells if (row.place, row.size_mm) == (place, size)]
+            figures = [row.figures for row in document.cells if (row.place, row.size_mm) == (place, size)]
             head = f"{size_label(size).replace('–', '--')}, {_PLACES[place]}" if size and place else ""
-            lines.append(" & ".join([head, *map(_latex_cell, own)]) + r" \\")
-    measured = document.settings["false_positive_ml"]
+            lines.append(" & ".join([head, *map(_latex_cell, figures)]) + r" \\")
+    allowed_ml = document.settings["false_positive_ml"]
     warned = "".join(f" {latex_escaped(warning)}" for warning in document.warnings)
     caption = (
-        f"{latex_escaped(document.name)}: sensitivity to inserted lesions in percent (found of inserted) at "
-        f"{measured:g} mL of false positives a liver, by largest diameter and contrast.{warned}"
+        f"{latex_escaped(document.name)}: sensitivity to inserted lesions in percent (found/inserted) at "
+        f"{allowed_ml:g} mL of false positives per liver, by largest diameter and contrast.{warned}"
     )
     return "\n".join(
         [
@@ -128,7 +131,7 @@ def latex_table(document: SensitivityDocument) -> str:
     )
 
 
-def _latex_cell(figures: Figures) -> str:
+def _latex_cell(figures: LesionFigures) -> str:
     if figures.sensitivity is None:
         return "--"
     return f"{100 * figures.sensitivity:.0f} ({figures.found}/{figures.inserted})"
@@ -167,7 +170,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def _rate(figures: Figures) -> str:
+def _rate(figures: LesionFigures) -> str:
     if figures.sensitivity is None or figures.low is None or figures.high is None:
         return "–"
     return f"{100 * figures.sensitivity:.0f} % ({100 * figures.low:.0f} to {100 * figures.high:.0f})"

@@ -418,6 +418,6 @@ def test_slices_without_a_tumour_label_are_refused(world: Any, finished: Any, cl
     ran = cli("liver", "export-slices", world.config, "--out", tmp_path / "slices", "--json", *healthy)
     assert ran.code == 2
     assert [failure["rule"] for failure in ran.answer["failures"]] == [
-        "no tumour label to tell slices with tumour from normal ones"
+        "no tumour label, so slices with tumour cannot be distinguished from normal ones"
     ] * 2
     assert not (tmp_path / "slices" / "liver").exists()

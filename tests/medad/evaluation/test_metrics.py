@@ -1,4 +1,4 @@
-"""Metrics against literal O(n^2) references on inputs full of ties, laws, and cases whose figures are known by hand."""
+"""Metrics against literal O(n^2) references, general laws, and cases computed by hand. Many inputs have ties."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def scored(draw: st.DrawFn, elements: st.SearchStrategy[float] = few_values) -> 
 
 @st.composite
 def volumes(draw: st.DrawFn) -> dict[str, Array]:
-    """Truth, prediction, probability and liver on one small grid; the slice grid is the same data, slices first."""
+    """Draw truth, prediction, probability and liver on one small grid."""
     shape = draw(hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=4))
     liver = draw(hnp.arrays(bool, shape))
     prediction = draw(hnp.arrays(bool, shape)) & liver
@@ -98,7 +98,7 @@ def test_auroc_is_the_definition(case: tuple[Array, Array]) -> None:
 @given(scored())
 def test_auroc_ignores_monotone_maps_and_order(case: tuple[Array, Array]) -> None:
     scores, truth = case
-    # ranks are a strictly rising map that rounding cannot spoil
+    # ranks are a strictly increasing map without rounding errors
     ranks = np.unique(scores, return_inverse=True)[1].astype(np.float64)
     assert auroc(ranks, truth) == auroc(scores, truth)
     assert auroc(8.0 * scores, truth) == auroc(scores, truth)
@@ -125,7 +125,7 @@ def test_auroc_known_values() -> None:
 
 
 def test_auroc_of_two_gaussians() -> None:
-    # P(a > b) for unit normals a distance d apart is Phi(d / sqrt 2)
+    # for two unit normal distributions at distance d, P(a > b) = Phi(d / sqrt 2)
     rng = np.random.default_rng(5)
     scores = np.concatenate([rng.normal(1.0, 1.0, 200_000), rng.normal(0.0, 1.0, 300_000)])
     truth = np.arange(500_000) < 200_000
@@ -136,7 +136,7 @@ def test_auroc_refuses_nan() -> None:
     with pytest.raises(ValueError, match="NaN"):
         auroc(np.array([0.1, math.nan]), np.array([True, False]))
     with pytest.raises(ValueError, match="NaN"):
-        LogitHistogram.of(np.array([0.1, math.nan]), np.array([True, False]))
+        LogitHistogram.from_probabilities(np.array([0.1, math.nan]), np.array([True, False]))
 
 
 # ---------------------------------------------------------------- pooled histograms
@@ -144,7 +144,7 @@ def test_auroc_refuses_nan() -> None:
 
 @given(scored(st.floats(0.0, 1.0)))
 def test_histogram_auroc_is_within_its_own_resolution(case: tuple[Array, Array]) -> None:
-    histogram = LogitHistogram.of(*case)
+    histogram = LogitHistogram.from_probabilities(*case)
     exact, resolution = auroc(*case), histogram.resolution()
     if exact is None:
         assert histogram.auroc() is None
@@ -158,15 +158,17 @@ def test_histogram_resolves_smooth_scores() -> None:
     rng = np.random.default_rng(6)
     logit = np.concatenate([rng.normal(-1.0, 2.0, 30_000), rng.normal(-4.0, 2.0, 60_000)])
     scores, truth = 1 / (1 + np.exp(-logit)), np.arange(90_000) < 30_000
-    histogram = LogitHistogram.of(scores, truth)
+    histogram = LogitHistogram.from_probabilities(scores, truth)
     assert (histogram.resolution() or 1) < 1e-4
     assert histogram.auroc() == pytest.approx(auroc(scores, truth), abs=1e-4)
 
 
 @given(scored(), scored())
 def test_histograms_merge_like_their_voxels(first: tuple[Array, Array], second: tuple[Array, Array]) -> None:
-    merged = LogitHistogram.of(*first) + LogitHistogram.of(*second)
-    together = LogitHistogram.of(np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]]))
+    merged = LogitHistogram.from_probabilities(*first) + LogitHistogram.from_probabilities(*second)
+    together = LogitHistogram.from_probabilities(
+        np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+    )
     np.testing.assert_array_equal(merged.tumour, together.tumour)
     np.testing.assert_array_equal(merged.healthy, together.healthy)
 
@@ -215,12 +217,12 @@ def test_case_known_by_hand() -> None:
     case["truth"][0:2, 8, 3] = True
     case["prediction"][0:3, 0, 0] = True
     case["prediction"][0:2, 4, 0] = True
-    # a false positive of 4 voxels, and one that only neighbours lesion C without sharing a voxel
+    # a false positive of 4 voxels, and one that touches lesion C but shares no voxel with it
     case["prediction"][8:12, 11, 2] = True
     case["prediction"][2, 9, 3] = True
     case["probability"][case["prediction"]] = 0.9
     case["probability"][0, 8, 3] = 0.4
-    # outside the liver, must not count anywhere
+    # outside the liver: must not count
     case["probability"][:, :, 5] = 1.0
     metrics = run(case).metrics
     assert (metrics.true_lesions, metrics.found_lesions) == (3, 1)
@@ -230,7 +232,7 @@ def test_case_known_by_hand() -> None:
     assert (metrics.true_mm3, metrics.predicted_mm3) == (44.0, 20.0)
     np.testing.assert_allclose(metrics.slice_scores, [0.9, 0.0, 0.9, 0.9, 0.0, 0.0], atol=1e-7)
     assert metrics.slice_truth == (True, False, False, True, False, False)
-    # slice pairs: 2 with tumour x 4 without; each of the 0.9 beats three and ties one
+    # slice pairs: 2 with tumour x 4 without; each score of 0.9 beats three and ties with one
     assert metrics.slice_auroc == (2 * 3 + 2 * 0.5) / 8
     # voxels: tumour 5 at 0.9, 1 at 0.4, 16 at 0; healthy 5 at 0.9, the rest of 5 x 144 at 0
     healthy = 5 * 144 - 22
@@ -260,8 +262,8 @@ def test_empty_masks_follow_the_documented_rules() -> None:
     missed = run(case).metrics
     assert (missed.dice_3d, missed.micro_dice_2d, missed.voxel_auroc) == (0.0, 0.0, 0.5)
     text = definitions(OVERLAP)
-    assert "both empty counts 1" in text["dice_3d_mean"]
-    assert "Undefined when neither" in text["micro_dice_2d"]
+    assert "both empty, the case counts as 1" in text["dice_3d_mean"]
+    assert "Undefined if truth and prediction are both empty" in text["micro_dice_2d"]
     assert "30%" in text["lesion_sensitivity"]
     assert set(text) <= set(Summary.model_fields)
 
@@ -386,7 +388,7 @@ def test_metrics_that_contradict_themselves_are_refused() -> None:
     metrics = run(empty_case()).metrics
     with pytest.raises(ValueError, match="more lesions"):
         type(metrics).model_validate({**metrics.model_dump(), "found_lesions": 1})
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="equal length"):
         type(metrics).model_validate({**metrics.model_dump(), "slice_truth": ()})
 
 

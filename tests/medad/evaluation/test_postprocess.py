@@ -1,4 +1,4 @@
-"""Masks and lesion tables against literal references, analytic shapes, and laws of geometry."""
+"""Masks and lesion tables against literal references, analytic shapes and laws of geometry."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
 from medad.config.liver import PostprocessSettings
-from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, threshold_of
+from medad.evaluation.postprocess import bounding_box, lesion_table, postprocess, resolve_threshold
 from tests.flood import flood_fill
 
 Array = np.ndarray[Any, Any]
 Voxel = tuple[int, int, int]
 
 small_shapes = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
-# few distinct values, so that the threshold is often met exactly
+# few distinct values, so that probabilities often equal the threshold
 coarse = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
@@ -38,7 +38,7 @@ def cases(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @st.composite
 def affines(draw: st.DrawFn) -> Array:
-    """Any rotation, reflection and spacing, some with shear: what scanners and registrations write."""
+    """Draw any rotation, reflection and spacing, sometimes with shear, as scanners and registrations write."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
@@ -117,7 +117,7 @@ def test_memory_follows_the_liver_not_the_volume() -> None:
     finally:
         tracemalloc.stop()
     assert np.count_nonzero(mask) == 1000
-    # the mask itself is one byte a voxel, and so is the workspace of bounding_box's any() at the very most
+    # the mask is one byte per voxel, and so is at most the workspace of any() in bounding_box
     assert peak < 1.1 * volume + 30 * organ
 
 
@@ -151,7 +151,7 @@ def test_lesion_table_against_literal_reference(case: tuple[Array, Array], affin
     ]
     assert [one.id for one in lesions] == list(range(1, len(expected) + 1))
     assert all(a.volume_mm3 >= b.volume_mm3 for a, b in itertools.pairwise(lesions))
-    # equal volumes may come in any order of the reference's set
+    # equal volumes may have any order in the reference's set
     unmatched = list(expected)
     for row in got:
         match = [other for other in unmatched if np.allclose(row, other, rtol=1e-9, atol=1e-7)]
@@ -193,7 +193,7 @@ def test_hull_finds_the_farthest_pair_of_a_large_ragged_lesion(affine: Array, se
     mask = ((grid / semi) ** 2).sum(axis=-1) <= 1 + rng.normal(0, 0.15, (20, 20, 20))
     largest = max(flood_fill(mask), key=len)
     points = np.array(sorted(largest)) @ affine[:3, :3].T
-    # the farthest pair by exhaustion, a row at a time
+    # the farthest pair by comparing all, one row at a time
     farthest = max(float(np.linalg.norm(points - point, axis=1).max()) for point in points)
     lesion = lesion_table(mask, mask.astype(np.float32), affine)[0]
     assert lesion.diameter_mm == pytest.approx(farthest, rel=1e-9)
@@ -240,13 +240,13 @@ def test_the_automatic_threshold_parts_two_kinds_of_voxels_and_spares_a_healthy_
     probability[5:9, 5:9, 2:6] = 0.6
     probability[:2] = 0.9
     settings = PostprocessSettings(threshold="auto")
-    assert 0.35 <= threshold_of(probability, liver, settings) < 0.5
+    assert 0.35 <= resolve_threshold(probability, liver, settings) < 0.5
     np.testing.assert_array_equal(postprocess(probability, liver, 1.0, settings), (probability == 0.6) & liver)
-    assert threshold_of(healthy, liver, settings) == 0.35, "never below the range, however little there is to see"
+    assert resolve_threshold(healthy, liver, settings) == 0.35, "never below the range"
     assert not postprocess(healthy, liver, 1.0, settings).any()
-    assert threshold_of(np.full_like(healthy, 0.3), liver, settings) == 0.5, "one value: nothing to part"
-    assert threshold_of(probability, np.zeros_like(liver), settings) == 0.5
-    assert threshold_of(probability, liver, PostprocessSettings(threshold=0.7)) == 0.7
+    assert resolve_threshold(np.full_like(healthy, 0.3), liver, settings) == 0.5, "one value: nothing to separate"
+    assert resolve_threshold(probability, np.zeros_like(liver), settings) == 0.5
+    assert resolve_threshold(probability, liver, PostprocessSettings(threshold=0.7)) == 0.7
 
 
 def test_an_automatic_range_that_does_not_rise_is_refused() -> None:
@@ -255,7 +255,7 @@ def test_an_automatic_range_that_does_not_rise_is_refused() -> None:
 
 
 def test_the_automatic_threshold_ends_the_healthy_peak_where_tumour_is_a_small_part() -> None:
-    """A broad healthy peak that a tumour of 1.6 % overlaps, as networks give it: Otsu's halves the peak."""
+    """A broad healthy peak overlaps with a tumour of 1.6 %, as in network outputs. Otsu's method halves the peak."""
     rng = np.random.default_rng(0)
     liver = np.ones((50, 50, 20), bool)
     probability = np.abs(rng.normal(0.13, 0.085, liver.shape)).astype(np.float32)
@@ -269,5 +269,5 @@ def test_the_automatic_threshold_ends_the_healthy_peak_where_tumour_is_a_small_p
 
     best = max(dice(threshold) for threshold in np.arange(0.05, 0.95, 0.01))
     settings = PostprocessSettings(threshold="auto", auto_range=(0.05, 0.95))
-    assert dice(threshold_of(probability, liver, settings)) > best - 0.05
+    assert dice(resolve_threshold(probability, liver, settings)) > best - 0.05
     assert dice(threshold_otsu(probability)) < 0.1

@@ -1,4 +1,4 @@
-"""Thresholds, lesions and tables against loops and known answers; the step with segmenters made by hand."""
+"""Thresholds, lesions and tables against loops and known answers, and the step with artificial segmenters."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from medad.config.sensitivity import (
 from medad.evaluation.metrics import auroc
 from medad.evaluation.sensitivity import (
     VolumeRecord,
-    bin_of,
-    figures_of,
+    find_bin,
     measure_lesions,
     operating_point,
-    table,
-    wilson,
+    sensitivity_table,
+    summarise_lesions,
+    wilson_interval,
 )
 from medad.reports.sensitivity.report import REPORT_FILES, write_sensitivity_report
 from medad.steps.cases import PROBABILITY
@@ -63,7 +63,7 @@ MM = (1.0, 1.2, 2.0)
 def test_the_threshold_is_the_lowest_that_marks_no_more_than_allowed(
     values: list[float], allowed: int, voxel: float
 ) -> None:
-    """Oracle: every probability that occurs is tried as threshold, by loops."""
+    """Compare with a loop that tries every occurring probability as threshold."""
     probability = np.array(values, np.float32)
     wanted_ml = allowed * voxel / 1000
     found = operating_point(probability, voxel, wanted_ml or 1e-12)
@@ -129,11 +129,11 @@ def test_wilson_interval_is_its_formula(found: int, inserted: int) -> None:
     z, p, n = 1.959963984540054, found / inserted, inserted
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert wilson(found, inserted) == pytest.approx((middle - half, middle + half), abs=1e-9)
+    assert wilson_interval(found, inserted) == pytest.approx((middle - half, middle + half), abs=1e-9)
 
 
 class Scan:
-    """A liver in a volume of noise, and segmenters that know it."""
+    """A liver in a volume of noise, with segmenters that know it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ class Scan:
         return folder
 
     def profile(self, case: LabelledScan, work: Path) -> None:
-        """What was inserted is the probability: 100 HU are 1."""
+        """Write the inserted contrast as probability: 100 HU give 1."""
         inserted = np.asarray(nibabel.load(case.scan).dataobj)
         labels = np.asarray(nibabel.load(case.label).dataobj)
         assert not list(work.iterdir())
@@ -177,7 +177,7 @@ def insertion(**values: Any) -> InsertionSettings:
 
 @contextmanager
 def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[None]:
-    """Within, `segment` stands in for preparation and networks: it gets the inserted scan and an empty folder."""
+    """Replace preparation and networks by `segment`, which gets the inserted scan and an empty folder."""
     inserted: list[LabelledScan] = []
 
     def prepare(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
@@ -207,7 +207,7 @@ def measured(
         measure_inserted(
             scan.case, insertion(**values), MEASURE, healthy, SEGMENTER, out, device="cpu", largest_batch=2
         )
-    assert [path.name for path in out.iterdir()] == [RECORD], "the inserted scan is gone"
+    assert [path.name for path in out.iterdir()] == [RECORD], "the inserted scan is removed"
     return read_record(VolumeRecord, out / RECORD)
 
 
@@ -223,7 +223,7 @@ def test_a_segmenter_that_sees_what_was_inserted_finds_all(
     assert record.healthy_false_positive_ml == 0
     for lesion in record.lesions:
         assert lesion.voxel_auroc is not None
-        assert lesion.voxel_auroc > 0.9  # the soft edge lies outside, and a mixed one is 0 between core and rim
+        assert lesion.voxel_auroc > 0.9  # the soft edge lies outside, and a mixed lesion is 0 between core and rim
         assert contrast["hu"][0] <= lesion.contrast_hu <= contrast["hu"][1]
     assert not scan.seen[0][~scan.liver].any()
 
@@ -236,7 +236,7 @@ def test_a_segmenter_that_says_one_thing_everywhere_finds_none(scan: Scan, tmp_p
 
 
 def test_a_segmenter_blind_to_lesions_finds_as_many_as_by_chance(scan: Scan, tmp_path: Path) -> None:
-    """Its map of noise is the same with lesions and without."""
+    """Use the same map of noise with and without lesions."""
     noise = ndimage.gaussian_filter(np.random.default_rng(1).random(SHAPE), 2)
     healthy = scan.write(tmp_path / "healthy", noise)
     for seed in range(4):
@@ -261,13 +261,13 @@ def test_contrasts_are_compared_on_the_same_lesions_and_repeats_on_others(scan: 
     assert sizes[0] != sizes[3]
     assert sizes[3] != sizes[4]
     for record in records:
-        assert [bin_of(lesion.diameter_mm, record.bins_mm) for lesion in record.lesions] == [(12, 20), (5, 8)]
+        assert [find_bin(lesion.diameter_mm, record.bins_mm) for lesion in record.lesions] == [(12, 20), (5, 8)]
 
 
 def test_what_finds_no_room_is_left_out_and_counted(scan: Scan, tmp_path: Path) -> None:
     nothing = scan.write(tmp_path / "healthy", np.zeros(SHAPE))
     record = measured(scan, tmp_path / "out", nothing, scan.profile, bins_mm=[(5, 8), (70, 90)])
-    rows = table([record], [(5.0, 8.0), (70.0, 90.0)], [record.contrast.label], ["inside"], ("size",))
+    rows = sensitivity_table([record], [(5.0, 8.0), (70.0, 90.0)], [record.contrast.label], ["inside"], ("size",))
     assert [(row.figures.planned, row.figures.inserted) for row in rows] == [(1, 1), (1, 0)]
 
     def never(_: LabelledScan, work: Path) -> None:
@@ -281,15 +281,15 @@ def test_scans_that_are_not_healthy_or_too_small_are_refused(tmp_path: Path, sca
     (tmp_path / "lits").mkdir()
     (path,) = write_lits_phantoms(tmp_path / "lits", 1)
     ill = LabelledScan(path, path.with_name("segmentation-0.nii.gz"), (1, 2), 2)
-    with pytest.raises(InputError, match=r"this label holds tumour \(2\)"):
+    with pytest.raises(InputError, match=r"this label contains tumour \(2\)"):
         measure_inserted(ill, insertion(), MEASURE, path, SEGMENTER, tmp_path)
     large = MEASURE.model_copy(update={"false_positive_ml": 1000.0})
-    with pytest.raises(InputError, match="no less than this liver's"):
+    with pytest.raises(InputError, match="must be smaller than this liver"):
         measure_inserted(scan.case, insertion(), large, path, SEGMENTER, tmp_path)
 
 
 def volume(place: str, hu: tuple[float, float], found: list[bool], **values: Any) -> VolumeRecord:
-    """A lesion of 6 mm and one of 10 mm, so many as are given."""
+    """Return a record with lesions of 6 and 10 mm, as many as `found` has entries."""
     lesions = [
         {
             "diameter_mm": size, "contrast_hu": hu[0], "volume_mm3": 9.0, "voxels": 9, "found": one, "by_chance": False,
@@ -323,7 +323,7 @@ def test_tables_pool_over_what_they_do_not_show() -> None:
     labels = [ContrastSettings(hu=DARK).label, ContrastSettings(hu=BRIGHT).label]
 
     def counts(*by: Any) -> list[tuple[int, int, int]]:
-        rows = table(VOLUMES, bins, labels, ["inside", "rim"], by)
+        rows = sensitivity_table(VOLUMES, bins, labels, ["inside", "rim"], by)
         return [(row.figures.planned, row.figures.inserted, row.figures.found) for row in rows]
 
     assert counts() == [(8, 7, 3)]
@@ -331,12 +331,12 @@ def test_tables_pool_over_what_they_do_not_show() -> None:
     assert counts("contrast") == [(6, 5, 3), (2, 2, 0)]
     assert counts("place") == [(6, 6, 3), (2, 1, 0)]
     assert counts("size", "place") == [(3, 3, 1), (1, 1, 0), (3, 3, 2), (1, 0, 0)]
-    (everything,) = table(VOLUMES, bins, labels, ["inside", "rim"], ())
+    (everything,) = sensitivity_table(VOLUMES, bins, labels, ["inside", "rim"], ())
     assert everything.figures.sensitivity == 3 / 7
     assert everything.figures.dice == pytest.approx(3 * 0.5 / 7)
     assert everything.figures.voxel_auroc == pytest.approx((3 * 1 + 4 * 0.5) / 7)
-    assert (everything.figures.low, everything.figures.high) == wilson(3, 7)
-    assert figures_of([]).sensitivity is None
+    assert (everything.figures.low, everything.figures.high) == wilson_interval(3, 7)
+    assert summarise_lesions([]).sensitivity is None
 
 
 def test_the_volumes_of_a_study_hold_every_lesion_once() -> None:
@@ -385,7 +385,7 @@ def test_the_report_says_what_was_found_and_no_path(tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert (report["summary"]["found"], report["summary"]["inserted"], report["summary"]["planned"]) == (3, 7, 8)
     assert report["warnings"] == []
-    assert any("1 of 8 lesions found no room" in note for note in report["notes"])
+    assert any("1 of 8 planned lesions did not fit" in note for note in report["notes"])
     text = "".join((out / name).read_text(encoding="utf-8") for name in REPORT_FILES if not name.endswith(".png"))
     assert "doe_jane" not in text
     with (out / "lesions.csv").open(encoding="utf-8", newline="") as file:
@@ -414,7 +414,9 @@ def test_scans_of_training_are_told_at_the_head(tmp_path: Path) -> None:
 def test_a_study_without_results_has_a_report_too(tmp_path: Path) -> None:
     settings_ = SensitivitySettings.model_validate(STUDY)
     failures = [CaseFailure("case-1", "find", "no such file", "")]
-    write_sensitivity_report(tmp_path, settings=settings_, results=[], failures=failures, versions={}, named=False)
+    write_sensitivity_report(
+        tmp_path, settings=settings_, results=[], failures=failures, versions={}, show_file_names=False
+    )
     assert "No lesion was measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "preview.png").exists()
 

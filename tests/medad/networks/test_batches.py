@@ -1,4 +1,4 @@
-"""What a training step sees: lesions, augmentation and mirroring in HU, and the rate by which it learns."""
+"""Batches of a training step: lesions, augmentation and flips in HU; and the learning rate."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_mirroring_turns_slice_and_organ_together_and_both_ways() -> None:
     organs = torch.stack([organ, organ.flip(-1), organ.flip(-2), organ.flip(-1).flip(-2)])
     outside = ~organs[kinds.float().argmax(1)]
     assert not (batch.mask & outside).any()
-    assert torch.equal(batch.image[outside], clean[outside]), "lesions lie in the organ that was turned with its slice"
+    assert torch.equal(batch.image[outside], clean[outside]), (
+        "lesions lie in the organ, which is flipped with its slice"
+    )
 
 
 def test_variation_is_in_the_target_and_noise_is_not() -> None:
@@ -71,9 +73,9 @@ def test_variation_is_in_the_target_and_noise_is_not() -> None:
     batch, clean = draw_batch(data, torch.arange(16), settings, generator(), None)
     organ, untouched = data.organ, data.organ & ~batch.mask
     shift = torch.where(organ, clean - data.pixels, 0.0).flatten(1).sum(1) / organ.flatten(1).sum(1)
-    assert shift.std() > 5, "the offset moved the target"
+    assert shift.std() > 5, "the offset changed the target"
     residual = (batch.image - clean)[untouched]
-    assert abs(float(residual.std()) - 15 * 0.85) < 3, "the noise is in the query alone"
+    assert abs(float(residual.std()) - 15 * 0.85) < 3, "the noise is in the query only"
 
 
 def test_lesions_need_slices_that_are_linear_in_hu() -> None:
@@ -138,7 +140,7 @@ def test_the_one_cycle_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 
 def test_training_leaves_the_process_its_smallest_numbers(prepared: list[Path], tmp_path: Path) -> None:
-    """Training flushes denormals; what runs after it in the process must not."""
+    """Training flushes denormals, but code that runs later in the process must not."""
     train_restoration(prepared, _settings(), tmp_path, device="cpu")
     assert float(torch.tensor([1e-40]) * 1.0) > 0
     assert np.nextafter(np.float32(0), np.float32(1)) * np.float32(1) > 0

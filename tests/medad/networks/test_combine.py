@@ -1,4 +1,4 @@
-"""Combining the networks' maps: against literal loops, and the laws of normalised smoothing."""
+"""Combination of the networks' maps, against literal loops and the laws of normalised smoothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from medad.config.liver import CombineSettings, InferenceSettings
-from medad.networks.combine import combine, smooth, unusual
+from medad.networks.combine import combine, outlier_map, smooth
 from medad.networks.infer import Prediction
 from medad.slices.grid import SliceGrid, Slices
 
@@ -29,7 +29,7 @@ def _case(seed: int = 0) -> tuple[Slices, Prediction]:
 
 
 def _smooth_literally(values: ndarray, slices: Slices, sigma_mm: float) -> ndarray:
-    """Every liver pixel's mean over all liver pixels, weighed by a Gaussian of the distance in mm."""
+    """Return for each liver pixel the mean over all liver pixels, with Gaussian weights of the distance in mm."""
     at = np.argwhere(slices.organ)
     place = np.stack([slices.z[at[:, 0]] * SPACING_MM[2], at[:, 1] * SPACING_MM[1], at[:, 2] * SPACING_MM[0]], 1)
     mean = np.zeros(values.shape)
@@ -86,13 +86,13 @@ def test_weights_mix_linearly() -> None:
 
 
 def test_unusual_is_one_half_at_the_chosen_z() -> None:
-    """By the definition: z from the liver's median and MAD of the smoothed difference."""
+    """Compute z by its definition, from median and MAD of the smoothed difference in the liver."""
     slices, _ = _case()
     difference = np.abs(slices.pixels.astype(np.float32) - 125)
     settings = CombineSettings(scale_mm=3.0, centre_z=2.0)
     mean = smooth(difference, slices, SPACING_MM, 3.0)[slices.organ]
     z = (mean - np.median(mean)) / (1.4826 * np.median(np.abs(mean - np.median(mean))))
-    got = unusual(difference, slices, SPACING_MM, settings)
+    got = outlier_map(difference, slices, SPACING_MM, settings)
     assert np.allclose(got[slices.organ], 1 / (1 + np.exp(-np.clip(z - 2, -30, 30))), atol=1e-4)
     assert (got[~slices.organ] == 0).all()
 

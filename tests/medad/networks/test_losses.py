@@ -1,4 +1,4 @@
-"""DRAEM's restoration loss against scikit-image; the thesis's losses are in test_train."""
+"""DRAEM's restoration loss against scikit-image. The thesis's losses are tested in test_train."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from medad.networks.losses import l2_ssim_loss, ssim_loss
 
 
 def _slices(seed: int, side: int = 40) -> torch.Tensor:
-    """Grey / 255, smooth enough that the similarity is neither 0 nor 1."""
+    """Return slices as grey / 255, smooth enough that the similarity is neither 0 nor 1."""
     noise = torch.rand(3, 1, side // 4, side // 4, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, size=(side, side), mode="bilinear")
 
 
 def _skimage(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of a slice on black, whose outermost 5 px scikit-image leaves out: there no window is whole."""
+    """Return the SSIM of a slice padded with zeros.
+
+    scikit-image leaves out the outermost 5 px, because windows are incomplete there.
+    """
     return float(
         structural_similarity(
             np.pad(one.double().numpy(), 5),

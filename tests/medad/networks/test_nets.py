@@ -1,4 +1,4 @@
-"""Networks: weight standardisation, files, shapes."""
+"""Networks: weight standardisation, files, and shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _net(role: nets.Role, seed: int = 0) -> nn.Module:
 
 
 def _original(module: nn.Module) -> torch.Tensor:
-    """The weight before standardisation."""
+    """Return the weight before standardisation."""
     return module.get_parameter("parametrizations.weight.original").detach()
 
 
@@ -34,7 +34,7 @@ def test_standardised_weights_have_mean_zero_and_variance_one_over_fan_in() -> N
     convolutions = [
         module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
     ]
-    assert len(convolutions) == 2 * (2 * len(SMALL.widths) - 1)  # two a block, an encoder and a decoder
+    assert len(convolutions) == 2 * (2 * len(SMALL.widths) - 1)  # two per block, in encoder and decoder
     for module in convolutions:
         assert parametrize.is_parametrized(module, "weight")
         kernels = module.weight.detach().flatten(1).double()
@@ -63,7 +63,7 @@ def test_bake_keeps_the_output() -> None:
     net, x = _net("restoration").eval(), torch.rand(1, 1, 32, 32)
     with torch.no_grad():
         before = net(x)
-        assert torch.equal(nets.bake(net)(x), before)
+        assert torch.equal(nets.fold_standardisation(net)(x), before)
     assert not any(parametrize.is_parametrized(module) for module in net.modules())
 
 
@@ -102,7 +102,7 @@ def test_file_round_trip(tmp_path: Path, role: nets.Role, shape: NetSettings) ->
 
 
 def test_a_file_without_an_architecture_holds_a_u_net(tmp_path: Path) -> None:
-    """As they were written before there was another."""
+    """Files from before the second architecture have no such entry."""
     path, net = tmp_path / "model.safetensors", _net("restoration")
     net_settings = SMALL.model_dump(mode="json", exclude={"architecture"})
     metadata = {"format": nets.FORMAT, "role": "restoration", "net": net_settings}
@@ -112,7 +112,7 @@ def test_a_file_without_an_architecture_holds_a_u_net(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shape", "blind"), [(SMALL, False), (NARROW, True)], ids=["unet", "autoencoder"])
 def test_all_that_an_autoencoder_knows_goes_through_its_narrowest_level(shape: NetSettings, blind: bool) -> None:
-    """With that level's features replaced by zeros, two pictures are restored alike; a U-Net still tells them apart."""
+    """Replace that level's features by zeros: an auto-encoder restores two images alike, a U-Net differently."""
     net = nets.build("restoration", shape, torch.Generator().manual_seed(0)).eval()
     narrowest = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm) and m.num_channels == shape.widths[-1]]
     hooks = [module.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)) for module in narrowest]

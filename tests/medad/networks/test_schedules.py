@@ -1,4 +1,4 @@
-"""Joint training against a plain loop; snapshots against shorter trainings; both over kills."""
+"""Joint training against a plain loop, and snapshots against shorter trainings, also after kills."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def one(prepared: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phase one."""
+    """Return the folder of phase one."""
     out = tmp_path_factory.mktemp("one")
     train_restoration(prepared, _settings(), out, device="cpu")
     return out
@@ -52,14 +52,14 @@ def _folder(path: Path) -> Path:
 
 
 def _networks(folder: Path) -> dict[str, bytes]:
-    """All networks' files: equal bytes are equal settings and equal weights."""
+    """Return the files of all networks. Equal bytes mean equal settings and equal weights."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2_ssim"])
 @pytest.mark.parametrize("architecture", ["unet", "autoencoder"])
 def test_joint_training_is_the_plain_loop(prepared: list[Path], tmp_path: Path, loss: str, architecture: str) -> None:
-    """One Adam over both networks, the sum of both losses, gradients through the restoration into both."""
+    """Compare with one Adam over both networks, the sum of both losses, and gradients through the restoration."""
     from medad.networks.losses import focal_loss, l2_ssim_loss
 
     settings = _settings(
@@ -107,7 +107,7 @@ def test_joint_training_starts_where_phase_one_does_and_goes_another_way(
 
 
 def _cut(train: Callable[..., None], out: Path, checkpoint: Path, at_step: int, *arguments: Any) -> None:
-    """Train until the checkpoint of step `at_step` is on disk, and no further."""
+    """Train until the checkpoint of step `at_step` is on disk, then stop."""
     with pytest.raises(Killed):
         train(*arguments, out, device="cpu", checkpoint=checkpoint, on_progress=kill_at(at_step + 1))
     assert checkpoint.is_file()
@@ -157,7 +157,7 @@ def test_a_snapshot_is_the_network_of_a_training_of_so_many_epochs(
         assert taken[f"snapshot-000{epochs}.safetensors"] == alone[nets.MODEL]
     assert taken[nets.MODEL] == taken["snapshot-0005.safetensors"]
 
-    # and it can be segmented with, by its file
+    # the file of a snapshot can be used for segmentation
     by_file = load_networks(one, tmp_path / "taken" / "snapshot-0002.safetensors", "cpu")
     by_folder = load_networks(one, tmp_path / "alone2", "cpu")
     first, second = (predict(PIXELS, networks, 4).probability for networks in (by_file, by_folder))
@@ -174,7 +174,9 @@ def test_snapshots_survive_a_kill(
     phase = {"epochs": 5, "batch_size": BATCH_SIZE, "learning_rate": RATE}
     settings = _settings(train={"snapshot_epochs": 1, "segmentation": phase})
     kept = tmp_path / "kept"
-    _cut(train_segmentation, cut, kept / "fit.pt", 7, prepared, one, settings)  # 2 steps an epoch: within the fourth
+    _cut(
+        train_segmentation, cut, kept / "fit.pt", 7, prepared, one, settings
+    )  # 2 steps per epoch: within the fourth epoch
     assert not list(cut.iterdir())
     if lost:
         next(kept.glob("*0002*")).unlink()

@@ -1,4 +1,4 @@
-"""Both phases on small slices: the loss falls, phase one stays frozen, a killed run resumes to the same weights."""
+"""Both phases on small slices: the loss falls, phase one stays frozen, a resumed run gives the same weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _settings(epochs: int = EPOCHS, rate: float = 1e-3, **changes: Any) -> Liver
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two cases, 6 and 4 slices of a disc of equalised noise."""
+    """Return two cases with 6 and 4 slices: a disc of equalised noise."""
     root, rng = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0)
     folders = []
     for number, count in enumerate((6, 4)):
@@ -49,7 +49,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def whole(prepared: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phase one of a training that nothing stopped."""
+    """Return the folder of phase one of an uninterrupted training."""
     out = tmp_path_factory.mktemp("whole")
     train_restoration(prepared, _settings(), out)
     return out
@@ -77,7 +77,7 @@ def _curve(folder: Path) -> dict[str, Any]:
 
 def test_losses_by_hand() -> None:
     logits = torch.zeros(1, 2, 2, 2)
-    logits[0, 1, 0, 0] = torch.tensor(3.0).log()  # probability 3/4 of class 1 there, 1/2 elsewhere
+    logits[0, 1, 0, 0] = torch.tensor(3.0).log()  # probability of class 1: 3/4 there, 1/2 elsewhere
     mask = torch.tensor([[[[True, True], [False, False]]]])
     expected = -(0.25**2 * np.log(0.75) + 3 * 0.5**2 * np.log(0.5)) / 4
     assert float(focal_loss(logits, mask, FocalSettings())) == pytest.approx(expected, rel=1e-6)
@@ -99,7 +99,7 @@ def test_generators_depend_on_every_argument() -> None:
 
 @pytest.mark.parametrize("largest", [1, 3])
 def test_smaller_parts_of_a_batch_give_the_same_weights(prepared: list[Path], tmp_path: Path, largest: int) -> None:
-    """The gradient of a mean is the mean of the parts' gradients: only rounding tells them apart."""
+    """The gradient of a mean is the mean of the parts' gradients, so results differ by rounding only."""
     settings = _settings(train={name: {"epochs": 1, "batch_size": 4} for name in ("restoration", "segmentation")})
     trained = []
     for name, parts in (("whole", None), ("parts", largest)):
@@ -108,7 +108,7 @@ def test_smaller_parts_of_a_batch_give_the_same_weights(prepared: list[Path], tm
         train_segmentation(prepared, one, settings, two, largest_batch=parts)
         trained.append({**_weights(one), **{f"two.{key}": value for key, value in _weights(two).items()}})
     whole, parted = trained
-    # Adam divides by the gradient's size, so that rounding near zero may move a weight by a part of the step of 1e-4
+    # Adam divides by the size of the gradient, so rounding near zero can change a weight by part of the step of 1e-4
     for key, value in whole.items():
         torch.testing.assert_close(value, parted[key], rtol=0, atol=1e-4)
         assert float((value - parted[key]).abs().mean()) < 1e-6
@@ -129,7 +129,7 @@ def test_both_phases_learn(prepared: list[Path], tmp_path: Path) -> None:
         assert np.mean(curve["loss"][-20:]) < 0.5 * np.mean(curve["loss"][:20])
     assert (seen[-1].step, seen[-1].epoch, seen[-1].seconds_left) == (96, 32, 0.0)
 
-    # what it learnt: a bright square in healthy noise is more anomalous than the rest
+    # a bright square in healthy noise must be more anomalous than the rest
     rng = np.random.default_rng(5)
     pixels = (rng.integers(100, 140, (1, SIDE, SIDE)) * DISC).astype(np.uint8)
     pixels[0, 12:19, 12:19] += 80
@@ -165,7 +165,7 @@ def test_resume_equals_the_uninterrupted_run(
 
 
 def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
-    """The same in a process that gets SIGKILL somewhere in the middle."""
+    """Resume a training that got SIGKILL at some point."""
     settings = _settings(epochs=20)
     out, whole, checkpoint = _folder(tmp_path / "out"), _folder(tmp_path / "whole"), tmp_path / "fit.ckpt"
     script = (

@@ -1,9 +1,9 @@
-"""What a report shows of failed cases."""
+"""Failed cases in a report."""
 
 from __future__ import annotations
 
 from medad.base.errors import CaseFailure
-from medad.reporting.failures import shown_failures
+from medad.reporting.failures import failure_rows
 
 
 def test_a_failure_is_shown_once_in_natural_order_without_its_folder() -> None:
@@ -13,20 +13,20 @@ def test_a_failure_is_shown_once_in_natural_order_without_its_folder() -> None:
         CaseFailure("lits-10", "prepare", "is 4-D", "/share/lits/volume-10.nii"),
     ]
 
-    assert [dict(one) for one in shown_failures(failures, hidden=False)] == [
+    assert [dict(one) for one in failure_rows(failures, hide_files=False)] == [
         {"case_id": f"lits-{number}", "stage": "prepare", "file": f"volume-{number}.nii", "rule": "is 4-D"}
         for number in (2, 10)
     ]
 
 
-def test_files_of_opaque_ids_are_not_named() -> None:
+def test_files_of_pseudonyms_are_not_named() -> None:
     failures = [
         CaseFailure("case-1", "find", "no label", "/share/Doe.nii", pseudonymous=True),
         CaseFailure("case-2", "find", "no label", "/share/scan-2.nii"),
     ]
 
-    assert [one["file"] for one in shown_failures(failures, hidden=False)] == ["", "scan-2.nii"]
-    assert [one["file"] for one in shown_failures(failures, hidden=True)] == ["", ""]
+    assert [one["file"] for one in failure_rows(failures, hide_files=False)] == ["", "scan-2.nii"]
+    assert [one["file"] for one in failure_rows(failures, hide_files=True)] == ["", ""]
 
 
 def test_images_appear_under_their_category_and_groups_under_their_key() -> None:
@@ -35,7 +35,7 @@ def test_images_appear_under_their_category_and_groups_under_their_key() -> None
         CaseFailure("nut", "text", "no weights"),
     ]
 
-    shown = shown_failures(failures, hidden=False, group="system", images=True)
+    shown = failure_rows(failures, hide_files=False, group="system", images=True)
 
     assert [tuple(one.values()) for one in shown] == [
         ("", "nut", "", "text", "", "no weights"),

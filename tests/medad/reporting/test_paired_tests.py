@@ -1,4 +1,4 @@
-"""Paired tests against enumeration, the formulas written out, and the laws that a p-value obeys."""
+"""Paired tests against enumeration, explicit formulas, and laws of p-values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shared(a: Any, b: Any, anomalous: list[bool]) -> SharedImages:
 def drawn(
     rng: np.random.Generator, normal: int, anomalous: int, shift_a: float, shift_b: float, seeds: int = 1
 ) -> SharedImages:
-    """Scores of two systems that agree in part: normal, the anomalous ones higher by a system's shift."""
+    """Draw correlated normal scores of two systems. A system's shift is added to anomalous images."""
     labels = np.arange(normal + anomalous) >= normal
     common = rng.normal(size=labels.size)
     a, b = (common + rng.normal(size=(seeds, labels.size)) + labels * shift for shift in (shift_a, shift_b))
@@ -96,7 +96,7 @@ def auroc_by_pairs(scores: Any, labels: list[bool]) -> float:
 
 
 def delong_written_out(a: Any, b: Any, labels: list[bool]) -> tuple[float, float]:
-    """Difference and two-sided p of one category and one seed by the paper's covariance matrices S10 and S01."""
+    """Return difference and two-sided p of one category and seed, from the paper's covariance matrices S10 and S01."""
     bad = [i for i, label in enumerate(labels) if label]
     good = [i for i, label in enumerate(labels) if not label]
     m, n = len(bad), len(good)
@@ -116,7 +116,7 @@ def delong_written_out(a: Any, b: Any, labels: list[bool]) -> tuple[float, float
 @pytest.mark.parametrize("seed", range(4))
 def test_delong_is_the_papers_formula(seed: int) -> None:
     one = drawn(np.random.default_rng(seed), 13, 11, 1.0, 0.3)
-    # coarse scores tie
+    # coarse scores have ties
     a, b = np.round(one.a), np.round(one.b)
     labels = one.anomalous.tolist()
     difference, p = delong_written_out(a[0], b[0], labels)
@@ -153,7 +153,7 @@ def test_difference_is_that_of_means_over_seeds_and_then_categories() -> None:
 
 
 def test_variance_of_a_mean_over_categories_is_that_of_independent_ones() -> None:
-    """Twice the same category: the same difference, half the variance."""
+    """The same category twice gives the same difference and half the variance."""
     one = drawn(np.random.default_rng(1), 20, 20, 1.0, 0.5)
     once, twice = delong([one]), delong([one, one])
     assert once.low is not None
@@ -167,7 +167,7 @@ def test_equal_systems_differ_by_nothing_whatever_their_scale() -> None:
     one = drawn(np.random.default_rng(2), 20, 20, 1.0, 1.0, seeds=3)
     outcome = delong([shared(one.a, np.exp(3 * one.a), one.anomalous.tolist())])
     assert (outcome.difference, outcome.p) == (0.0, 1.0)
-    # the seeds in another order are the same system, though sums round otherwise
+    # seeds in another order are the same system, but sums are rounded differently
     assert delong([shared(one.a, one.a[[2, 0, 1]], one.anomalous.tolist())]).p == 1.0
     # a system that does not depend on the seed has one row
     assert delong([shared(one.a[:1], one.a[[0, 0]], one.anomalous.tolist())]).p == 1.0
@@ -188,7 +188,7 @@ def test_large_difference_is_found_and_swapping_systems_turns_it_round() -> None
 def test_p_is_uniform_where_there_is_no_difference() -> None:
     rng = np.random.default_rng(4)
     ps = [delong([drawn(rng, 40, 40, 1.0, 1.0), drawn(rng, 30, 50, 0.5, 0.5)]).p for _ in range(400)]
-    # Kolmogorov and Smirnov's own p; of a wrong variance it is about 0
+    # p of the Kolmogorov-Smirnov test; with a wrong variance it is about 0
     assert stats.kstest([p for p in ps if p is not None], "uniform").pvalue > 0.01
 
 
@@ -198,7 +198,7 @@ def test_too_few_images_are_said_to_be() -> None:
     assert few.p is None
     assert "9 anomalous and 10 normal" in few.reason
     assert few.difference is not None
-    # together they are enough
+    # together there are enough
     assert delong([drawn(rng, 6, 6, 2.0, 0.0), drawn(rng, 6, 6, 2.0, 0.0)]).p is not None
     alone = delong([shared([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [False, False, True])])
     assert (alone.p, alone.difference, alone.n) == (None, None, 0)
@@ -221,7 +221,7 @@ def named(values: list[float]) -> dict[str, float]:
 
 
 def by_enumeration(differences: list[float]) -> float:
-    """Two-sided p over all 2^n signs of the non-zero differences' mid-ranks."""
+    """Return the two-sided p over all 2^n signs of the mid-ranks of non-zero differences."""
     kept = [d for d in differences if d]
     ranks = [sum(abs(o) < abs(d) for o in kept) + (sum(abs(o) == abs(d) for o in kept) + 1) / 2 for d in kept]
     middle = sum(ranks) / 2
@@ -238,7 +238,7 @@ def by_enumeration(differences: list[float]) -> float:
     [
         [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
         [0.1, -0.2, 0.3, 0.4, -0.5, 0.6, 0.7],
-        # two of a size, and one of none
+        # equal sizes, and in the next case a zero
         [0.1, -0.1, 0.3, 0.4, 0.4, 0.6, 0.7],
         [0.0, 0.2, 0.3, -0.4, 0.5, 0.6, 0.7, 0.8],
     ],
@@ -282,11 +282,11 @@ def test_wilcoxons_p_under_no_difference_errs_no_more_often_than_its_level() -> 
 
 
 def test_holm_by_hand() -> None:
-    # rising 0.01, 0.02, 0.03, 0.5 by 4, 3, 2, 1; the third may not fall below the second
+    # ascending 0.01, 0.02, 0.03, 0.5 times 4, 3, 2, 1; the third must not be below the second
     assert holm([0.03, 0.01, None, 0.5, 0.02]) == pytest.approx([0.06, 0.04, None, 0.5, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([None, None]) == [None, None]
-    # rising: 0.01 x 3, 0.02 x 2, 0.04 x 1 (never below one before it); None takes no part
+    # ascending: 0.01 x 3, 0.02 x 2, 0.04 x 1 (never below the previous one); None is not counted
     assert holm([0.04, None, 0.01, 0.02]) == [pytest.approx(0.04), None, pytest.approx(0.03), pytest.approx(0.04)]
     assert holm([0.9, 0.6]) == [1.0, 1.0]
     assert holm([]) == []

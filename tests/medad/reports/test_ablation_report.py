@@ -1,4 +1,4 @@
-"""An ablation's report on results made by hand: every figure is known beforehand."""
+"""Report of an ablation on artificial results with known metrics."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ SETTINGS: dict[str, Any] = {
     "published_rows": [{"label": "ASC-Net", "dice_percent": 32.24, "source": "thesis, table 3.1"}],
 }
 DICE = {"a": {0: (2, 4), 1: (4, 6)}, "b": {0: (6, 8), 1: (8, 8)}}
-"""Row -> seed -> true positives of either case, of ten true and ten predicted pixels: Dice is a tenth of them."""
+"""True positives of both cases by row and seed. Truth and prediction have ten pixels, so Dice = TP / 10."""
 
 
 def evaluated(folder: Path, tp: int) -> Path:
-    """A case of Dice tp / 10 in two and three dimensions, with a voxel AUROC of as much."""
+    """Write a case with 2-D Dice, 3-D Dice and voxel AUROC of tp / 10."""
     folder.mkdir(parents=True)
     metrics = CaseMetrics(
         case_id="case",
@@ -145,7 +145,7 @@ def document(out: Path) -> Any:
 def test_means_and_sds_are_over_seeds(written: Path) -> None:
     found = document(written)
     a, b, c = found.rows
-    # micro Dice of a seed: all pixels together, (2 + 4) / 20 and (4 + 6) / 20
+    # micro Dice of a seed, over all pixels together: (2 + 4) / 20 and (4 + 6) / 20
     dice = a.stats["micro_dice_2d"]
     assert dice.mean == pytest.approx(0.4)
     assert dice.n == 2
@@ -156,7 +156,9 @@ def test_means_and_sds_are_over_seeds(written: Path) -> None:
     assert (c.seeds, c.missing_seeds) == ((), (0, 1))
     (low, high) = found.sweeps[0].rows
     assert low.seeds == ()
-    assert (high.stats["micro_dice_2d"].sd, high.missing_seeds) == (None, (1,)), "a single seed has no deviation"
+    assert (high.stats["micro_dice_2d"].sd, high.missing_seeds) == (None, (1,)), (
+        "a single seed has no standard deviation"
+    )
     assert found.baseline.row.stats["voxel_auroc_mean"].mean == 0.9
 
 
@@ -167,7 +169,7 @@ def test_rows_are_paired_by_seed_and_by_case(written: Path) -> None:
     assert (pair.a, pair.b, pair.n) == ("b", "a", 2)
     assert pair.difference == pytest.approx(0.35)
     assert pair.t == pytest.approx(7.0)
-    # t with one degree of freedom is Cauchy's distribution; one pair alone needs no correction
+    # t with one degree of freedom has Cauchy's distribution; a single pair needs no correction
     assert pair.p == pytest.approx(1 - 2 * math.atan(7.0) / math.pi)
     assert pair.p_holm == pair.p
     (by_case,) = tables["dice_3d_mean", "case"].pairs
@@ -189,7 +191,7 @@ def test_each_pair_is_tested_once() -> None:
 
 
 def document_rows(names: Sequence[str]) -> list[Any]:
-    from medad.reports.ablation.data import over_seeds
+    from medad.reports.ablation.data import mean_over_seeds
     from medad.reports.ablation.document import FIGURES, RowReport, SeedFigures
 
     rows = []
@@ -206,7 +208,7 @@ def document_rows(names: Sequence[str]) -> list[Any]:
                 seeded=True,
                 seeds=seeds,
                 missing_seeds=(),
-                stats=over_seeds(seeds),
+                stats=mean_over_seeds(seeds),
                 published=None,
             )
         )
@@ -228,11 +230,11 @@ def test_the_page_is_whole_and_says_whose_figures_are_whose(written: Path) -> No
     assert "ASC-Net" in page.words
     assert "52.6" in page.words
     assert "A & co" in page.words
-    assert "no result: see what failed" in page.words
+    assert "no result: see failures" in page.words
     assert "prefers-color-scheme: dark" in text
     assert all((image["src"] or "").startswith("data:") for image in page.images)
     assert all(image["alt"] for image in page.images)
-    # two slices by two rows, examples of two rows, chart of rows, of the sweep, of the curve
+    # two slices for two rows, examples of two rows, and charts of rows, sweep and curve
     assert len(page.images) == 4 + 2 + 3
 
 

@@ -1,4 +1,4 @@
-"""The report, from folders built here with known content: what it says, what it never says, and its pictures."""
+"""Liver report from folders with known content: its text, its privacy, and its pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from medad.reports import pictures
 from medad.reports.run.document import (
     CURVE_POINTS,
 )
-from medad.reports.run.report import pick_slices, write_report
+from medad.reports.run.report import RANK_TITLES, pick_slices, write_report
 from medad.steps.results import CaseResult
 from tests.medad.prepared import save_slices
 from tests.page import Written
@@ -59,7 +59,7 @@ def write_case(
     inserted: Sequence[dict[str, Any]] | None = None,
     warnings: Sequence[str] = (),
 ) -> CaseResult[Path]:
-    """The folders of one case, as the steps before the report leave them; the scan's grid is the slice grid."""
+    """Write the folders of one case as the steps before the report do. The scan's grid is the slice grid."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIZE, :SIZE]
     organ = np.stack([((x - 20) / 14) ** 2 + ((y - 24) / 18) ** 2 <= 1] * DEPTH)
@@ -68,7 +68,7 @@ def write_case(
     tumour, mask = np.zeros_like(organ), np.zeros_like(organ)
     if lesions:
         tumour[3:7] = (x - 16) ** 2 + (y - 20) ** 2 <= 25
-        # a slice later each time, the prediction is a pixel further off
+        # in each next slice, the prediction is shifted by one more pixel
         for z in range(3, 7):
             mask[z] = (x - 13 - z) ** 2 + (y - 20) ** 2 <= 25
         mask[8, 30:33, 22:25] = True
@@ -237,23 +237,23 @@ def test_page_shows_what_the_json_holds(report: Report, tmp_path: Path) -> None:
     assert "lits-5 prepare volume-5.nii.gz the gzip stream ends early" in words
     assert "torch 2.99.1" in words
     assert "slice_px: 256" in words
-    assert "no truth given" in words
-    assert "lanted" not in words
+    assert "no ground truth" in words
+    assert "nserted" not in words
     for case in done.json["cases"]:
         if case["metrics"]:
             both = f"3-D Dice {case['metrics']['dice_3d']:.3f}, micro 2-D Dice {case['micro_dice_2d']:.3f},"
-            assert both in words, "one definition is never shown without the other"
+            assert both in words, "the two Dice values are always shown together"
         for lesion in case["lesions"]["lesions"]:
             assert f"{lesion['diameter_mm']:.1f}" in words
             assert ", ".join(f"{value:.1f}" for value in lesion["centroid_ras_mm"]) in words
         for shown in case["shown_slices"]:
-            assert f"{shown['rank'].capitalize()} slice, z = {shown['z']}" in words
+            assert f"{RANK_TITLES[shown['rank']]}, z = {shown['z']}" in words
     pictures_shown = sum(len(case["shown_slices"]) for case in done.json["cases"])
     assert len(done.page.images) == pictures_shown + 1
 
 
 def test_best_median_and_worst_slices_are_the_known_ones(report: Report, tmp_path: Path) -> None:
-    # prediction and truth coincide in slice 3 and drift apart to slice 6; slice 8 is a false alarm
+    # prediction and truth are equal in slice 3 and differ more and more up to slice 6; slice 8 is a false positive
     (case,) = report([write_case(tmp_path, "a")]).json["cases"]
     assert [(one["rank"], one["z"]) for one in case["shown_slices"]] == [("best", 3), ("median", 5), ("worst", 8)]
     assert case["shown_slices"][0]["dice"] == 1.0
@@ -278,12 +278,12 @@ def test_inserted_lesions_are_said_at_the_top_in_the_heading_and_in_the_json(rep
     assert "-51.5" in done.page.words
     assert done.json["inserted"]["any"] is True
     assert done.json["inserted"]["cases"] == ["demo"]
-    assert "no estimate for tumours" in done.json["inserted"]["statement"]
+    assert "not an estimate for real tumours" in done.json["inserted"]["statement"]
     assert [case["inserted"] for case in done.json["cases"]] == [True, False]
     assert done.json["cases"][0]["inserted_lesions"] == [lesion]
 
 
-def test_planting_is_said_even_when_every_case_failed(report: Report) -> None:
+def test_insertion_is_stated_even_when_every_case_failed(report: Report) -> None:
     data = DatasetSettings(root="samples:dicom", layout="lits", insert=InsertSettings())
     done = report([], [CaseFailure("a", "insert", "no liver", "")], settings=liver_settings(test_data=data))
     assert "Inserted lesions, real CT." in done.page.words
@@ -301,7 +301,7 @@ def test_nothing_succeeded(report: Report) -> None:
 
 def test_without_truth_nothing_is_claimed(report: Report, tmp_path: Path) -> None:
     done = report([write_case(tmp_path, "new", truth=False)])
-    assert "nothing here says how good the masks are" in done.page.words
+    assert "the quality of the masks is not known" in done.page.words
     assert done.json["summary"] is None
     (case,) = done.json["cases"]
     assert case["metrics"] is None
@@ -372,7 +372,7 @@ def test_no_path_and_no_free_text_goes_in(report: Report, tmp_path: Path) -> Non
     assert done.json["failures"][1]["rule"] == f"see '{PLACEHOLDER}', ratio 1/2"
 
 
-def test_opaque_ids_hide_file_names_too(report: Report) -> None:
+def test_pseudonyms_hide_file_names_too(report: Report) -> None:
     data = DatasetSettings(root="x", layout="lits", pseudonyms=True)
     done = report(
         [], [CaseFailure("3fa9", "prepare", "truncated", "Smith.nii")], settings=liver_settings(test_data=data)
@@ -534,7 +534,7 @@ def panels(one: pictures.SliceView, panel_px: int = 160) -> dict[str, Array]:
 
 
 def drawn_in(panel: Array, colour: tuple[int, int, int]) -> Array:
-    """Where a grey panel carries the hue of `colour`, however thin the line."""
+    """Return where a grey panel has the hue of `colour`, even for thin lines."""
     red_to_blue = panel[:, :, 0] - panel[:, :, 2]
     found: Array = red_to_blue * np.sign(colour[0] - colour[2]) > 50
     return found
@@ -542,7 +542,7 @@ def drawn_in(panel: Array, colour: tuple[int, int, int]) -> Array:
 
 def test_patients_right_front_is_top_left() -> None:
     base = view()
-    # columns run to the patient's left and rows to the back: low row, low column is right and front
+    # columns run to the patient's left and rows to the back, so a low row and column is right and front
     base.pixels[14:20, 12:18] = 255
     grey = panels(base)["slice"][:, :, 0]
     rows, cols = np.nonzero(grey[30:130, 20:140] > 200)
@@ -618,7 +618,7 @@ def test_report_of_many_cases_stays_small(report: Report, tmp_path: Path) -> Non
     one = write_case(tmp_path, "a")
     few = report([dataclasses.replace(one, case_id=f"c-{n}") for n in range(2)])
     many = report([dataclasses.replace(one, case_id=f"c-{n}") for n in range(41)])
-    # 130 cases at this size are below six megabytes, though noise is what JPEG is worst at
+    # 130 cases at this size are below six megabytes, although noise is the worst case for JPEG
     assert len(many.html) / 41 < 45_000
     assert len(many.html) / 41 < 0.75 * len(few.html) / 2
     assert len(many.page.images) == 3 * 41

@@ -1,4 +1,4 @@
-"""The HU baseline on volumes whose answer is known."""
+"""The HU baseline on volumes with known answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.evaluation.metrics import CaseEvaluation, auroc
-from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, baseline_case, deviation_score, smoothed_inside
+from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, baseline_case, deviation_score, smooth_within_liver
 from medad.steps.cases import prepare_case
 
 
@@ -20,20 +20,20 @@ def test_what_lies_outside_the_liver_has_no_part() -> None:
     liver[2:7, 2:6, 1:6] = True
     rng = np.random.default_rng(0)
     hu = np.where(liver, 100.0, rng.normal(-500, 300, liver.shape)).astype(np.float32)
-    np.testing.assert_allclose(smoothed_inside(hu, liver, (1.5, 1.0, 2.0)), 100.0, rtol=1e-5)
+    np.testing.assert_allclose(smooth_within_liver(hu, liver, (1.5, 1.0, 2.0)), 100.0, rtol=1e-5)
 
 
 def test_a_flat_average_within_the_liver() -> None:
-    """A very wide Gaussian weighs all liver voxels nearly alike: their mean."""
+    """A very wide Gaussian gives nearly equal weights, so the result is the mean of the liver voxels."""
     liver = np.ones((5, 5, 5), bool)
     liver[0, 0, 0] = False
     hu = np.arange(125, dtype=np.float32).reshape(5, 5, 5)
-    np.testing.assert_allclose(smoothed_inside(hu, liver, (60.0, 60.0, 60.0)), hu[liver].mean(), rtol=0.02)
+    np.testing.assert_allclose(smooth_within_liver(hu, liver, (60.0, 60.0, 60.0)), hu[liver].mean(), rtol=0.02)
 
 
 def test_the_threshold_is_three_robust_sds() -> None:
     smooth = np.array([90.0, 98.0, 99.0, 100.0, 101.0, 102.0, 140.0])
-    t = THRESHOLD_SDS * MAD_TO_SD * 2.0  # distances 10, 2, 1, 0, 1, 2, 40: their median is 2
+    t = THRESHOLD_SDS * MAD_TO_SD * 2.0  # distances 10, 2, 1, 0, 1, 2, 40: the median is 2
     score = deviation_score(smooth, 100.0)
     np.testing.assert_allclose(score, [d / (d + t) for d in (10, 2, 1, 0, 1, 2, 40)])
     assert [bool(one) for one in score >= 0.5] == [True, False, False, False, False, False, True]
@@ -63,9 +63,9 @@ def test_a_case_is_judged_on_the_same_voxels_as_the_networks(tmp_path: Path) -> 
     metrics = CaseEvaluation.load(out).metrics
     assert metrics.true_lesions >= 1
     assert metrics.voxel_auroc is not None
-    assert metrics.voxel_auroc > 0.8, "the phantom's lesions differ from its liver by their HU alone"
+    assert metrics.voxel_auroc > 0.8, "the phantom's lesions differ from its liver only in HU"
     larger = tmp_path / "larger"
     larger.mkdir()
     baseline_case(case, prepared, 3.0, 1e9, EvaluationSettings(), larger)
-    assert CaseEvaluation.load(larger).metrics.predicted_lesions == 0, "all are smaller than that"
+    assert CaseEvaluation.load(larger).metrics.predicted_lesions == 0, "all lesions are smaller"
     assert CaseEvaluation.load(larger).metrics.voxel_auroc == pytest.approx(metrics.voxel_auroc)

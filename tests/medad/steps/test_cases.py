@@ -1,4 +1,4 @@
-"""The file-to-file steps on phantoms, and facts of real scans that are known from elsewhere."""
+"""The steps of the liver flow on phantoms, and known facts of real scans."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> LabelledScan:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Both networks with seeded random weights; what they say does not matter here, where it goes does."""
+    """Return both networks with seeded random weights. Their outputs do not matter here, only the files do."""
     root = tmp_path_factory.mktemp("model")
     for role in nets.PHASES:
         (root / role).mkdir()
@@ -81,13 +81,13 @@ def test_prepare_tells_what_is_there(healthy: LabelledScan, tmp_path: Path) -> N
 
 
 def test_training_refuses_tumour_and_testing_does_not(ill: LabelledScan, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"training needs healthy livers; this label holds tumour \(2\)"):
+    with pytest.raises(InputError, match=r"training needs healthy livers, but this label contains tumour \(2\)"):
         prepare_case(ill, PREPROCESS, _folder(tmp_path / "a"), training=True)
     prepare_case(ill, PREPROCESS, _folder(tmp_path / "b"), training=False)
 
 
 def test_prepared_slices_do_not_depend_on_the_tumour_label(ill: LabelledScan, tmp_path: Path) -> None:
-    """With every tumour voxel relabelled as liver the prepared case is the same: its truth is nowhere in it."""
+    """Relabel every tumour voxel as liver: the prepared case stays the same, so it contains no ground truth."""
     image = nibabel.load(ill.label)
     merged = np.minimum(np.asarray(image.dataobj), 1).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(merged, image.affine, image.header), tmp_path / "merged.nii.gz")
@@ -146,7 +146,7 @@ def test_segmentation_lies_on_the_scans_grid(
 def test_evaluation_of_a_perfect_and_of_an_empty_answer(
     ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Networks replaced by an oracle that knows the truth on the slice grid, and by one that sees nothing."""
+    """Replace the networks by one that knows the ground truth on the slice grid, and by one that finds nothing."""
     from medad.networks.infer import Networks, Prediction
 
     prepared = _folder(tmp_path / "prepared")
@@ -205,7 +205,7 @@ def test_case_without_truth_cannot_be_evaluated(healthy: LabelledScan, tmp_path:
 
 @pytest.mark.data
 def test_real_scan_has_the_facts_known_of_it(real_data: Path, tmp_path: Path) -> None:
-    """LiTS volume-17: 118 planes, 113 with liver, 36 with tumour, two tumours of 164 mL together."""
+    """LiTS volume-17 has 118 planes, 113 with liver and 36 with tumour, and two tumours of 164 mL in total."""
     data = DatasetSettings(root=str(real_data / "liver" / "lits"), layout="lits")
     (found,), _ = find_cases(data)
     case = LabelledScan.of(found, data)
@@ -238,7 +238,7 @@ def test_real_training_cases_are_healthy(real_data: Path, tmp_path: Path) -> Non
 def test_evaluation_follows_the_affine_the_settings_chose(
     ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sform and qform that mirror each other, `qform` chosen: a perfect answer is still found perfect."""
+    """With sform and qform mirrored and `qform` chosen, a perfect answer is still evaluated as perfect."""
     from medad.networks.infer import Networks, Prediction
 
     paths = {}

@@ -1,4 +1,4 @@
-"""Slices by pooled features, against loops; principal components, against the covariance's own directions."""
+"""Pooled features against loops, and principal components against the eigenvectors of the covariance."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 from medad.config.anomalies import SynthesisSettings
 from medad.config.liver import NetSettings
 from medad.networks import nets
-from medad.steps.embedding import KINDS, describe, principal_components, read_features, write_features
+from medad.steps.embedding import KINDS, liver_features, principal_components, read_features, write_features
 from medad.steps.examples import EXAMPLES, write_examples
 from tests.medad.prepared import write_prepared
 
 
 class _Halves(nn.Module):
-    """A network whose deepest features are 2 x 2 means of the input, once as they are and once negated."""
+    """A network with 2 x 2 means of the input and their negatives as deepest features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def test_features_are_averaged_over_the_liver() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
     organ = rng.random((3, 8, 8)) < 0.4
-    found = describe(_Halves(), pixels, organ, torch.device("cpu"), 2)
+    found = liver_features(_Halves(), pixels, organ, torch.device("cpu"), 2)
     for n in range(3):
         total = weight = 0.0
         for row in range(0, 8, 2):

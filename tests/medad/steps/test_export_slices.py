@@ -1,4 +1,4 @@
-"""Slices as pictures: pixels and masks as they were, read back by the reader of images, and nothing beside them."""
+"""Slices exported as images: pixels and masks are unchanged when read back, and nothing else is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medad.config.liver import DatasetSettings, PreprocessSettings
 from medad.slices.grid import SliceGrid, Slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import prepare_case
-from medad.steps.export_slices import export_case, write_healthy, write_judged
+from medad.steps.export_slices import export_case, write_test_slices, write_training_slices
 from tests.medad.prepared import write_prepared
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import find_categories, normal_training_images
@@ -33,8 +33,8 @@ def test_what_is_written_is_read_back(slices: Slices, tmp_path: Path) -> None:
     tumour = np.zeros((4, 9, 9), bool)
     tumour[1, 2:4, 5:8] = True
     tumour[3, 8, 8] = True
-    write_judged(slices, tumour, tmp_path / "liver")
-    write_healthy(slices, tmp_path / "liver")
+    write_test_slices(slices, tumour, tmp_path / "liver")
+    write_training_slices(slices, tmp_path / "liver")
     data = ImagesSettings(root=str(tmp_path))
     [category], problems = find_categories(data)
     assert not problems
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(slices: Slices, tmp_path: Path) -> None:
 
 
 def test_a_case_is_told_by_its_tumour_label(tmp_path: Path) -> None:
-    # as many pixels as voxels, so that a mask is the label's plane
+    # as many pixels as voxels, so that a mask equals the label's plane
     write_lits_phantoms(tmp_path / "lits", 1, shape=(48, 48, 10), spacing_mm=(6.0, 6.0, 12.0))
     data = DatasetSettings(root=str(tmp_path / "lits"), layout="lits")
     [found], _ = find_cases(data)

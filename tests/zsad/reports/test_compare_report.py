@@ -13,7 +13,7 @@ from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from tests.page import Written
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import MadeBy
@@ -308,8 +308,8 @@ def test_pairs_are_tested_on_the_same_images_and_categories(report: Report, tmp_
 def test_too_few_categories_and_images_are_said_plainly(report: Report, tmp_path: Path) -> None:
     done = report(*trio(tmp_path))
     assert all(row["p"] == "" for row in done.table("paired.csv"))
-    assert "Nothing can be said: 4 anomalous and 4 normal images; the test needs 10 of either" in done.page.words
-    assert "Nothing can be said: 2 of the 6 categories that the test needs" in done.page.words
+    assert "Nothing can be said: 4 anomalous and 4 normal images; the test needs 10 of each" in done.page.words
+    assert "Nothing can be said: only 2 of the 6 categories that the test needs" in done.page.words
 
 
 # ---------------------------------------------------------------- cost

@@ -18,7 +18,7 @@ from PIL import Image
 
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
-from medad.reporting.figures import Stat, statistic
+from medad.reporting.seed_statistics import Stat, mean_and_sd
 from tests.page import Written
 from tests.zsad.scored_sets import (
     BACKGROUND,
@@ -240,7 +240,7 @@ def test_a_seed_that_one_category_lacks_is_in_no_mean_over_categories(report: Re
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=8))
 def test_statistic_is_mean_and_sample_deviation(values: list[float]) -> None:
-    stat = statistic(values)
+    stat = mean_and_sd(values)
     if not values:
         assert stat is None
         return
@@ -249,11 +249,11 @@ def test_statistic_is_mean_and_sample_deviation(values: list[float]) -> None:
     assert (stat.sd is None) == (len(values) == 1)
     if stat.sd is not None:
         assert stat.sd == pytest.approx(np.std(values, ddof=1), abs=1e-6, rel=1e-6)
-    assert statistic([*values, None]) is None
+    assert mean_and_sd([*values, None]) is None
 
 
 def test_equal_values_have_no_deviation_at_all() -> None:
-    assert statistic([0.1] * 6) == Stat(mean=0.1, sd=0.0, n=6)
+    assert mean_and_sd([0.1] * 6) == Stat(mean=0.1, sd=0.0, n=6)
 
 
 # ---------------------------------------------------------------- the papers' figures, oracle thresholds, notices

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medad.reporting.figures import Stat
+from medad.reporting.seed_statistics import Stat
 from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_uri
 from zsad.reports.published import Quoted
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from medad.reporting.failures import ShownFailure
-from medad.reporting.figures import Stat
+from medad.reporting.failures import FailureRow
+from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import MadeBy
 from zsad.config.compare import Ablation
 from zsad.reports.published import (
@@ -158,7 +158,7 @@ class CompareDocument(_Part):
     encoders: tuple[EncoderCost, ...]
     paired: tuple[PairedTable, ...]
     ablations: tuple[AblationReport, ...]
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     metrics: dict[str, str]
     """Key -> title of the figures shown."""
     definitions: dict[str, str]

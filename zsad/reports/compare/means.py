@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from medad.reporting.figures import Stat, statistic
+from medad.reporting.seed_statistics import Stat, mean_and_sd
 from zsad.reports.compare.document import MacroFigures, SystemCategory
 from zsad.reports.run.document import METRICS, SeedFigures
 from zsad.reports.run.figures import macro_mean
@@ -54,7 +54,7 @@ def figures_by_category(
     reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
     for name in names:
         metrics = [
-            {key: statistic(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
+            {key: mean_and_sd(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
         ]
         placed = {key: ranks([own[key] for own in metrics]) for key in METRICS}
         for number, own in enumerate(figures):

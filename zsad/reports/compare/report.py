@@ -14,7 +14,7 @@ import yaml
 
 from medad.base.errors import CaseFailure
 from medad.base.storage import write_bytes
-from medad.reporting.figures import points
+from medad.reporting.seed_statistics import percentage_points
 from medad.reporting.tables import write_csv
 from zsad.config.compare import CompareSettings
 from zsad.reports.compare.charts import Dots, Panel, line_chart, overview_png
@@ -99,7 +99,7 @@ def write_compare_report(
 def render_html(document: CompareDocument) -> str:
     """The document as one self-contained page."""
     environment = page_environment("zsad.reports.compare")
-    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=points)
+    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, percentage_points=percentage_points)
     return environment.get_template("compare_template.html").render(
         doc=document,
         remarks={one.name: _remarks(one, document) for one in document.systems},

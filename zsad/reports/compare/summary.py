@@ -10,9 +10,9 @@ from typing import Literal
 from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import clean, natural_order
-from medad.reporting.failures import shown_failures
-from medad.reporting.figures import statistic
+from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
+from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.system_settings import SystemSettings
@@ -141,7 +141,7 @@ def make_document(
         encoders=_encoders(systems),
         paired=_paired(systems, [category.name for category in categories]),
         ablations=tuple(_ablation(one, settings) for one in ablations),
-        failures=shown_failures(failures, hidden=settings.data.pseudonyms, group="system", images=True),
+        failures=failure_rows(failures, hide_files=settings.data.pseudonyms, group="system", images=True),
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=_definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
@@ -239,7 +239,7 @@ def _paired(systems: Sequence[LoadedSystem], categories: Sequence[str]) -> tuple
             key: {
                 name: stat.mean
                 for name in categories
-                if (stat := statistic(seed.metrics.get(key) for seed in one.figures(name).values()))
+                if (stat := mean_and_sd(seed.metrics.get(key) for seed in one.figures(name).values()))
             }
             for key in TESTED_BY_CATEGORY
         }

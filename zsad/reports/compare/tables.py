@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medad.reporting.figures import percent
+from medad.reporting.seed_statistics import percent
 from medad.reporting.tables import latex_escaped
 from zsad.reports.compare.data import LoadedSystem
 from zsad.reports.compare.document import CompareDocument, MacroFigures, SystemReport

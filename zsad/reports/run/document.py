@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import clean
-from medad.reporting.failures import ShownFailure
-from medad.reporting.figures import Stat
+from medad.reporting.failures import FailureRow
+from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import MadeBy
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
@@ -193,7 +193,7 @@ class ReportDocument(_Part):
     published: PublishedTable | None
     colour_scale: ColourScale | None
     categories: tuple[CategoryReport, ...]
-    failures: tuple[ShownFailure, ...]
+    failures: tuple[FailureRow, ...]
     metrics: dict[str, str]
     """Key -> title of the figures shown."""
     definitions: dict[str, str]
@@ -207,7 +207,7 @@ def make_document(
     encoders: Sequence[MadeBy],
     macro: Sequence[Macro],
     colour_scale: ColourScale | None,
-    failures: Sequence[ShownFailure],
+    failures: Sequence[FailureRow],
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from medad.base.text import natural_order
-from medad.reporting.figures import Stat, statistic
+from medad.reporting.seed_statistics import Stat, mean_and_sd
 from zsad.config.run import Variant
 from zsad.reports.run.document import (
     METRICS,
@@ -25,12 +25,12 @@ def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> Varia
     return VariantFigures(
         variant=variant,
         seeds=ordered,
-        metrics={key: statistic(one.metrics.get(key) for one in each) for key in METRICS},
-        deployable_threshold=statistic(one.deployable_threshold for one in each),
-        deployable_f1=statistic(one.deployable_f1 for one in each),
-        flagged=statistic(one.flagged for one in each),
-        found=statistic(one.found for one in each),
-        false_alarms=statistic(one.false_alarms for one in each),
+        metrics={key: mean_and_sd(one.metrics.get(key) for one in each) for key in METRICS},
+        deployable_threshold=mean_and_sd(one.deployable_threshold for one in each),
+        deployable_f1=mean_and_sd(one.deployable_f1 for one in each),
+        flagged=mean_and_sd(one.flagged for one in each),
+        found=mean_and_sd(one.found for one in each),
+        false_alarms=mean_and_sd(one.false_alarms for one in each),
     )
 
 
@@ -71,7 +71,7 @@ def macro_mean(rows: Sequence[Mapping[int, float]]) -> tuple[Stat | None, int]:
     """
     defined = [row for row in rows if row]
     seeds = sorted(set.intersection(*(set(row) for row in defined))) if defined else []
-    return statistic(statistics.fmean(row[seed] for row in defined) for seed in seeds), len(defined)
+    return mean_and_sd(statistics.fmean(row[seed] for row in defined) for seed in seeds), len(defined)
 
 
 def pick_images(

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from medad.base.errors import CaseFailure
 from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import readable
-from medad.reporting.failures import shown_failures
+from medad.reporting.failures import failure_rows
 from medad.reporting.tables import write_csv
 from zsad.clip.models import MadeBy, describe
 from zsad.config.run import Variant, ZsadSettings
@@ -164,7 +164,7 @@ def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[di
 
 
 def _failure_rows(failures: Sequence[CaseFailure], settings: ZsadSettings) -> Iterator[dict[str, Any]]:
-    for failure in shown_failures(failures, hidden=settings.data.pseudonyms, images=True):
+    for failure in failure_rows(failures, hide_files=settings.data.pseudonyms, images=True):
         yield {
             "id": failure["id"],
             "file": failure["file"],

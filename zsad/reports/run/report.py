@@ -16,9 +16,9 @@ from PIL import Image
 from medad.base.errors import CaseFailure
 from medad.base.storage import atomic_path, write_bytes
 from medad.base.text import natural_order
-from medad.reporting.failures import shown_failures
-from medad.reporting.figures import Stat
+from medad.reporting.failures import failure_rows
 from medad.reporting.page import jpeg_uri
+from medad.reporting.seed_statistics import Stat
 from medad.reporting.tables import write_csv
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, read_mask
@@ -126,7 +126,7 @@ def write_pages(
         encoders,
         macro_means(reports, variants),
         scale,
-        shown_failures(failures, hidden=settings.data.pseudonyms, images=True),
+        failure_rows(failures, hide_files=settings.data.pseudonyms, images=True),
         versions,
         notes,
     )

@@ -1,4 +1,4 @@
-"""Figures over seeds, and how reports write them."""
+"""Mean and standard deviation over seeds, and their text in reports."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class Stat(BaseModel):
     """Number of seeds."""
 
 
-def statistic(values: Iterable[float | None]) -> Stat | None:
-    """Return mean and sample standard deviation, or None if any value is missing or there is none."""
+def mean_and_sd(values: Iterable[float | None]) -> Stat | None:
+    """Return mean and sample standard deviation. None: no values, or one is missing."""
     known = list(values)
     numbers = [value for value in known if value is not None]
     if not numbers or len(numbers) != len(known):
         return None
-    # exact, so that equal values have themselves for a mean and a deviation of 0
+    # exact: equal values give that value as mean, and a deviation of 0
     sd = statistics.stdev(numbers) if len(numbers) > 1 else None
     return Stat(mean=statistics.mean(numbers), sd=sd, n=len(numbers))
 
 
 def percent(stat: Stat | None) -> str:
-    """Write a mean of fractions in percent, with its standard deviation where there is one."""
+    """Format a mean of fractions in percent, with its standard deviation if it has one."""
     if stat is None:
         return "–"
     return f"{100 * stat.mean:.1f}" + ("" if stat.sd is None else f" ± {100 * stat.sd:.1f}")
 
 
-def points(difference: float | None) -> str:
-    """Write a difference of fractions in points of percent, with its sign."""
-    # adding 0 turns -0.0, which a small difference rounds to, into 0.0
+def percentage_points(difference: float | None) -> str:
+    """Format a difference of fractions in percentage points, with its sign."""
+    # adding 0 turns a rounded -0.0 into 0.0
     return "–" if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
