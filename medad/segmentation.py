@@ -133,7 +133,7 @@ def segment(
             device,
             out,
         )
-        return _read(prepared, out, affine_from)
+        return _read_results(prepared, out, affine_from)
 
 
 def _run_folder(model: Path) -> Path:
@@ -142,7 +142,7 @@ def _run_folder(model: Path) -> Path:
     return inside.parent if inside.name == "model" and not (inside / MANIFEST).exists() else model
 
 
-def _read(prepared: Path, segmented: Path, affine_from: AffineFrom) -> Segmentation:
+def _read_results(prepared: Path, segmented: Path, affine_from: AffineFrom) -> Segmentation:
     """Read what the two steps wrote."""
     mask = read_labels(segmented / MASK, affine_from=affine_from)
     probability = read_scan(segmented / PROBABILITY, affine_from=affine_from).hu

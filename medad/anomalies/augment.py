@@ -19,7 +19,7 @@ from medad.config.anomalies import AugmentationSettings
 _CURVE_POINTS = 12
 
 
-def vary(
+def augment(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     scale: Scale,
@@ -48,7 +48,7 @@ def vary(
     return torch.where(organ, varied.clamp(0, 255), image)
 
 
-def degrade(
+def add_noise(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     scale: Scale,
@@ -86,33 +86,33 @@ def vessels_hu(
     organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
     """HU of curved tubes, most of one slice with one strength: bright in one contrast phase, dark in another."""
-    batch, side, many = len(organ), organ.shape[-1], settings.vessels
-    row, column = draw_centres(organ, many, generator)
-    count = torch.randint(0, many + 1, (batch, 1), generator=generator, device=organ.device)
-    shown = torch.arange(many, device=organ.device)[None] < count
-    shape = (batch, many)
+    batch, side, most = len(organ), organ.shape[-1], settings.vessels
+    row, column = draw_centres(organ, most, generator)
+    count = torch.randint(0, most + 1, (batch, 1), generator=generator, device=organ.device)
+    shown = torch.arange(most, device=organ.device)[None] < count
+    shape = (batch, most)
     radius = uniform(*settings.vessel_mm, shape, generator, logarithmic=True) / 2 / scale.pixel_mm[:, None]
     length = radius * uniform(*settings.vessel_length, shape, generator, logarithmic=True)
     angle = uniform(0.0, 2 * pi, shape, generator)
     bend = uniform(-0.4, 0.4, shape, generator)
     along = torch.linspace(-1, 1, _CURVE_POINTS, device=organ.device)[None, None] * length[..., None]
-    aside = bend[..., None] * along * along / length[..., None].clamp_min(1e-3)
-    down = row[..., None] + along * angle.cos()[..., None] - aside * angle.sin()[..., None]
-    right = column[..., None] + along * angle.sin()[..., None] + aside * angle.cos()[..., None]
+    sideways = bend[..., None] * along * along / length[..., None].clamp_min(1e-3)
+    down = row[..., None] + along * angle.cos()[..., None] - sideways * angle.sin()[..., None]
+    right = column[..., None] + along * angle.sin()[..., None] + sideways * angle.cos()[..., None]
     place = torch.arange(side, device=organ.device, dtype=torch.float32)
-    distance = torch.full((batch, many, side, side), float("inf"), device=organ.device)
+    distance = torch.full((batch, most, side, side), float("inf"), device=organ.device)
     for point in range(_CURVE_POINTS - 1):
-        distance = torch.minimum(distance, _to_segment(place, down, right, point))
+        distance = torch.minimum(distance, _distance_to_segment(place, down, right, point))
     inside = soft_inside(distance - radius[..., None, None], torch.full_like(distance[..., :1, :1], 0.5))
     common = uniform(*settings.vessel_hu, (batch, 1), generator)
-    own = uniform(*settings.vessel_hu, shape, generator)
-    strength = torch.where(uniform(0.0, 1.0, shape, generator) < 0.8, common, own) * shown
+    individual = uniform(*settings.vessel_hu, shape, generator)
+    strength = torch.where(uniform(0.0, 1.0, shape, generator) < 0.8, common, individual) * shown
     painted = inside * strength[..., None, None]
     strongest = painted.abs().argmax(1, keepdim=True)
     return painted.gather(1, strongest)
 
 
-def _to_segment(
+def _distance_to_segment(
     place: Float[Tensor, " S"], down: Float[Tensor, "B K P"], right: Float[Tensor, "B K P"], point: int
 ) -> Float[Tensor, "B K S S"]:
     """Distance of every pixel to the segment from a curve's `point` to its next, pixels."""

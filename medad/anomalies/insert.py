@@ -25,7 +25,7 @@ edge: a neighbour adds less than 0.01 % of its contrast."""
 _SHORTEST_AXIS = 0.7
 _ARRANGEMENTS = 30
 _FEWER_ARRANGEMENTS = 5
-_LEAST_INSIDE = 0.4
+_MIN_SHARE_INSIDE = 0.4
 """Of a sphere at the rim, the share that is to lie inside the liver."""
 _TRIES_AT_RIM = 200
 _CORE_RADIUS, _CORE_WOBBLE, _CORE_BLEND = 0.75, 0.12, 0.12
@@ -157,7 +157,7 @@ def insert_sizes(
         in the best of five arrangements are missing.
     """
     wanted = np.sort(np.asarray(diameters_mm, dtype=np.float64))[::-1]
-    centres = _arrange(liver, spacing_mm, wanted / 2, settings, rng, path)
+    centres = _place_spheres(liver, spacing_mm, wanted / 2, settings, rng, path)
     fitting = [(centre, diameter) for centre, diameter in zip(centres, wanted, strict=True) if centre is not None]
     shapes = []
     for centre, diameter in fitting:
@@ -172,7 +172,7 @@ def insert_sizes(
         if settings.edge_mm > 0:
             profile = (erfc(offset / (np.sqrt(2) * settings.edge_mm)) / 2).astype(np.float32)
         if settings.kind == "mixed":
-            profile *= _core_to_rim(radius, float(axes[0]), spacing_mm, rng)
+            profile *= _core_and_rim(radius, float(axes[0]), spacing_mm, rng)
         inserted[box] += np.float32(contrast) * profile * liver[box]
         inside = (offset <= 0) & liver[box]
         number[box][inside] = count
@@ -191,7 +191,7 @@ def insert_sizes(
     return Inserted(inserted, number, lesions)
 
 
-class _Room:
+class _CandidateCentres:
     """Where in a liver lesions may have their centres.
 
     Attributes
@@ -218,7 +218,7 @@ class _Room:
         # a rim of zeros: the volume's end bounds the liver too
         inside = np.pad(self._organ, 1)
         if self.at_rim:
-            _continue_beyond(inside, self._box, liver.shape)
+            _extend_past_volume_ends(inside, self._box, liver.shape)
         if inside.all():
             depth_mm = np.full(self._organ.shape, np.inf)
         else:
@@ -232,7 +232,7 @@ class _Room:
         self.depth_mm = depth_mm[tuple(self._candidates.T)]
         self.positions_mm = self._candidates * np.array(spacing_mm)
 
-    def unoccupied(self) -> NDArray[np.float64]:
+    def initial_free_mm(self) -> NDArray[np.float64]:
         """The widest radius at each candidate before any lesion is placed, mm."""
         return np.full(len(self.depth_mm), np.inf) if self.at_rim else self.depth_mm.copy()
 
@@ -244,7 +244,7 @@ class _Room:
         fitting = np.flatnonzero(fits)
         for _ in range(min(_TRIES_AT_RIM, fitting.size)):
             pick = int(rng.choice(fitting))
-            if not self.at_rim or self._share_inside(pick, radius_mm) >= _LEAST_INSIDE:
+            if not self.at_rim or self._share_inside(pick, radius_mm) >= _MIN_SHARE_INSIDE:
                 return pick
         return None
 
@@ -266,7 +266,7 @@ class _Room:
         return float(voxels * np.prod(self._spacing_mm) / (4 / 3 * pi * radius_mm**3))
 
 
-def _continue_beyond(inside: NDArray[np.bool_], box: tuple[slice, ...], shape: tuple[int, ...]) -> None:
+def _extend_past_volume_ends(inside: NDArray[np.bool_], box: tuple[slice, ...], shape: tuple[int, ...]) -> None:
     """Let a padded organ go on where the volume ends: there nobody knows where its surface is."""
     for axis, (part, length) in enumerate(zip(box, shape, strict=True)):
         planes = np.moveaxis(inside, axis, 0)
@@ -276,7 +276,7 @@ def _continue_beyond(inside: NDArray[np.bool_], box: tuple[slice, ...], shape: t
             planes[-1] = planes[-2]
 
 
-def _arrange(
+def _place_spheres(
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
     radii_mm: NDArray[np.float64],
@@ -288,32 +288,32 @@ def _arrange(
 
     None, with `fit="fewer"` alone, for a sphere without room.
     """
-    room = _Room(liver, spacing_mm, radii_mm, settings, path)
+    candidates = _CandidateCentres(liver, spacing_mm, radii_mm, settings, path)
     fewer = settings.fit == "fewer"
     best: list[Voxel | None] = [None] * len(radii_mm)
     for _ in range(_FEWER_ARRANGEMENTS if fewer else _ARRANGEMENTS):
         placed: list[Voxel | None] = []
-        free = room.unoccupied()
+        free = candidates.initial_free_mm()
         for radius in radii_mm:
-            pick = room.pick(float(radius), free, rng)
+            pick = candidates.pick(float(radius), free, rng)
             if pick is None:
                 if not fewer:
                     break
                 placed.append(None)
                 continue
-            placed.append(room.voxel(pick))
-            apart = np.linalg.norm(room.positions_mm - room.positions_mm[pick], axis=1)
-            np.minimum(free, apart - radius - _GAP_EDGES * settings.edge_mm, out=free)
+            placed.append(candidates.voxel(pick))
+            distance_mm = np.linalg.norm(candidates.positions_mm - candidates.positions_mm[pick], axis=1)
+            np.minimum(free, distance_mm - radius - _GAP_EDGES * settings.edge_mm, out=free)
         if len(placed) == len(radii_mm) and placed.count(None) <= best.count(None):
             best = placed
             if None not in placed:
                 return placed
     if fewer:
         return best
-    alone = "" if room.at_rim else f"; the widest that fits alone is {max(room.widest_mm, 0):.3g} mm"
+    alone = "" if candidates.at_rim else f"; the widest that fits alone is {max(candidates.widest_mm, 0):.3g} mm"
     raise InputError(
         path,
-        f"lesions cannot be inserted: no room {'at the rim ' * room.at_rim}for {len(radii_mm)} of "
+        f"lesions cannot be inserted: no room {'at the rim ' * candidates.at_rim}for {len(radii_mm)} of "
         f"{2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} mm{alone}",
     )
 
@@ -347,7 +347,7 @@ def _ellipsoid(
     return tuple(slice(*b) for b in bounds), distance, radius
 
 
-def _core_to_rim(
+def _core_and_rim(
     radius: NDArray[np.float64], diameter_mm: float, spacing_mm: tuple[float, float, float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """1 in the core, -1 in the rim, smooth between."""

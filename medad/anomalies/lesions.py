@@ -17,7 +17,7 @@ from torch import Tensor
 from medad.base.noise import gaussian_blur
 from medad.config.anomalies import LesionSettings
 
-_DEEPER = 0.5
+_MAX_CONTRAST_GROWTH = 0.5
 """By how much, at most, a lesion's contrast grows from its edge to its middle, as a fraction."""
 
 
@@ -98,18 +98,18 @@ def paint_lesions(
     The slices, clipped to 0..255, and where a lesion is: inside its outline and the organ.
     """
     batch, _, side, _ = image.shape
-    many = settings.most
-    total, device = batch * many, image.device
+    most = settings.most
+    total, device = batch * most, image.device
 
     def draw(low: float, high: float, *, logarithmic: bool = False) -> Float[Tensor, " N"]:
         return uniform(low, high, (total,), generator, logarithmic=logarithmic)
 
-    count = torch.randint(1, many + 1, (batch,), generator=generator, device=device)
+    count = torch.randint(1, most + 1, (batch,), generator=generator, device=device)
     count = torch.where(uniform(0.0, 1.0, (batch,), generator) < settings.empty_share, 0, count)
-    painted = (torch.arange(many, device=device)[None] < count[:, None]).flatten()
+    painted = (torch.arange(most, device=device)[None] < count[:, None]).flatten()
 
-    row, column = (each.flatten()[:, None, None] for each in draw_centres(organ, many, generator))
-    pixel_mm = scale.pixel_mm.repeat_interleave(many)
+    row, column = (each.flatten()[:, None, None] for each in draw_centres(organ, most, generator))
+    pixel_mm = scale.pixel_mm.repeat_interleave(most)
     radius = draw(*settings.diameter_mm, logarithmic=True) / 2 / pixel_mm
     other = radius * draw(settings.shortest_axis, 1.0)
     angle = draw(0.0, pi)[:, None, None]
@@ -128,8 +128,8 @@ def paint_lesions(
 
     contrast = _contrast(reach, fine, coarse, large, settings, draw)
     contrast += fine * draw(*settings.texture_hu)[:, None, None]
-    added = (inside * contrast).view(batch, many, side, side)
-    covered = (inside.view(batch, many, side, side) > 0.5).any(1, keepdim=True)
+    added = (inside * contrast).view(batch, most, side, side)
+    covered = (inside.view(batch, most, side, side) > 0.5).any(1, keepdim=True)
     shift = added.sum(1, keepdim=True) * scale.grey_per_hu
     return torch.where(organ, (image + shift).clamp(0, 255), image), covered & organ
 
@@ -146,7 +146,7 @@ def _contrast(
     kind, bright = draw(0.0, 1.0), draw(0.0, 1.0) < settings.bright_share
     size = draw(*settings.contrast_hu, logarithmic=True)
     main = torch.where(bright, size, -size)[:, None, None]
-    main = main * (1 + draw(0.0, _DEEPER)[:, None, None] * (1 - reach).clamp_min(0))
+    main = main * (1 + draw(0.0, _MAX_CONTRAST_GROWTH)[:, None, None] * (1 - reach).clamp_min(0))
     part = draw(*settings.contrast_hu, logarithmic=True) * torch.where(draw(0.0, 1.0) < 0.5, 1.0, -1.0)
     # a fifth to a half of the inside, in patches whose size follows the lesion's
     patches = torch.sigmoid(((fine * (1 - large) + coarse * large) - draw(0.0, 0.8)[:, None, None]) * 4)

@@ -53,7 +53,7 @@ def draw_shift(batch: int, settings: SynthesisSettings, generator: torch.Generat
     return torch.copysign(magnitude, uniform)
 
 
-def overlay(
+def add_shift(
     image: Float[Tensor, "B 1 S S"], mask: Bool[Tensor, "B 1 S S"], shift_grey: Float[Tensor, "B 1 1 1"]
 ) -> Float[Tensor, "B 1 S S"]:
     """I_s = M * (I + C) + (1 - M) * I, clipped to [0, 255].
@@ -104,7 +104,7 @@ def synthesise(
         return Synthesised(*paint_lesions(image, organ, scale, settings.lesions, generator))
     if settings.kind == "perlin_texture":
         opened = textures or open_textures(settings.texture, image.shape[-1])
-        return _textured(image, organ, settings.texture, generator, opened)
+        return _paint_textures(image, organ, settings.texture, generator, opened)
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     mask = organ & blob_masks(
         noise,
@@ -112,10 +112,10 @@ def synthesise(
         threshold_grey=settings.threshold_grey,
         ellipse_px=settings.ellipse_px,
     )
-    return Synthesised(overlay(image, mask, draw_shift(len(image), settings, generator)), mask)
+    return Synthesised(add_shift(image, mask, draw_shift(len(image), settings, generator)), mask)
 
 
-def _textured(
+def _paint_textures(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     settings: TextureSettings,
@@ -124,16 +124,18 @@ def _textured(
 ) -> Synthesised:
     """A texture over a Perlin mask, in the liver. Each slice's numbers come from a generator of its own, on the CPU."""
     seeds = torch.randint(2**62, (len(image),), generator=generator, device=generator.device).tolist()
-    own = [torch.Generator().manual_seed(seed) for seed in seeds]
-    drawn = torch.stack([torch.rand(2, generator=each) for each in own]).to(image.device)[:, :, None, None, None]
+    image_generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = torch.stack([torch.rand(2, generator=each) for each in image_generators]).to(image.device)[
+        :, :, None, None, None
+    ]
     low, high = settings.opacity
     opacity = low + (high - low) * drawn[:, 0]
     mask = perlin_masks(
-        own,
+        image_generators,
         (image.shape[-2], image.shape[-1]),
         scale_exponents=settings.scale_exponents,
         threshold=settings.threshold,
         device=image.device,
     )[:, None]
     mask = mask & organ & (drawn[:, 1] >= settings.clean_share)
-    return Synthesised(blend(image, mask, textures.draw(own, image.device), opacity), mask)
+    return Synthesised(blend(image, mask, textures.draw(image_generators, image.device), opacity), mask)

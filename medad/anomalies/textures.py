@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
-from medad.base.textures import TAU, clouds, texture_files
+from medad.base.textures import TAU, perlin_clouds, texture_files
 from medad.config.anomalies import TextureSettings
 
 
@@ -51,7 +51,7 @@ class FolderTextures(Textures):
     """Pictures of a folder, grey and squeezed to a square, each drawn in one of many variants.
 
     DRAEM changes each picture in three ways out of a list (brightness, contrast, sharpness, solarising, hue, ...), of
-    which those in colour mean nothing here. In their place a picture is turned by quarters, mirrored, inverted half of
+    which those in colour mean nothing here. In their place a picture is turned by quarters, flipped, inverted half of
     the time, and put through a gamma of 2^U(-1, 1).
     """
 
@@ -60,13 +60,13 @@ class FolderTextures(Textures):
         self.digest = hashlib.sha256(self._pictures.numpy().tobytes()).hexdigest()
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
-        return torch.stack([self._one(generator) for generator in generators])[:, None].to(device)
+        return torch.stack([self._draw_one(generator) for generator in generators])[:, None].to(device)
 
-    def _one(self, generator: torch.Generator) -> Float[Tensor, "S S"]:
+    def _draw_one(self, generator: torch.Generator) -> Float[Tensor, "S S"]:
         which = int(torch.randint(len(self._pictures), (), generator=generator))
-        quarters, mirrored, inverted = torch.randint(4, (3,), generator=generator).tolist()
+        quarters, flipped, inverted = torch.randint(4, (3,), generator=generator).tolist()
         share = torch.rot90(self._pictures[which], quarters).float() / 255
-        if mirrored % 2:
+        if flipped % 2:
             share = share.flip(-1)
         if inverted % 2:
             share = 1 - share
@@ -101,7 +101,7 @@ class GeneratedTextures(Textures):
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
         side = self._size_px
-        cloud = clouds(generators, side, device)
+        cloud = perlin_clouds(generators, side, device)
         numbers = torch.stack([torch.rand(6, generator=generator) for generator in generators])
         share, angle, cycles, phase, level, contrast = (column[:, None, None].to(device) for column in numbers.T)
         place = (torch.arange(side, device=device) + 0.5) / side

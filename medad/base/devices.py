@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def denormals_flushed() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Within it, the CPU takes numbers below 1e-38 for zero, on this thread and on those of torch that begin there.
 
     Where a network is sure of flat background, gradients and Adam's second moments fall that low, and each operation on

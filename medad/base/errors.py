@@ -66,7 +66,7 @@ class CaseFailure:
     """Error that shows a fault of the program rather than of a file; it is raised once all else is done."""
     transient: bool = field(default=False, repr=False)
     """Whether the share did not answer, so that the same step may succeed at once."""
-    of_machine: bool = field(default=False, repr=False)
+    machine_fault: bool = field(default=False, repr=False)
     """Whether the machine is to blame and no file (a full disk, a missing GPU), so that it may succeed later."""
     pseudonymous: bool = field(default=False, repr=False)
     """Whether the id hides the names of the case's files, so that reports must not show them."""

@@ -65,7 +65,7 @@ def _half_widths(radius: int) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _boxes(side_px: int) -> tuple[tuple[int, int], ...]:
+def _ellipse_boxes(side_px: int) -> tuple[tuple[int, int], ...]:
     """The ellipse as a union of centred boxes (half height, half width): its rows narrow away from the middle."""
     halves = _half_widths(side_px // 2)[side_px // 2 :]
     corners = [(height, half) for height, half in enumerate(halves)]
@@ -73,7 +73,7 @@ def _boxes(side_px: int) -> tuple[tuple[int, int], ...]:
     return (*keep, corners[-1])
 
 
-def _reach(mask: Tensor, half: int, dim: int) -> Tensor:
+def _dilate_line(mask: Tensor, half: int, dim: int) -> Tensor:
     """OR of all shifts of -half..half along `dim`, by doubling."""
     length = mask.shape[dim]
     half = min(half, length - 1)
@@ -85,8 +85,8 @@ def _reach(mask: Tensor, half: int, dim: int) -> Tensor:
     done = 1
     while done < width:
         step = min(done, width - done)
-        kept = run.shape[dim] - step
-        run = run.narrow(dim, 0, kept) | run.narrow(dim, step, kept)
+        length_left = run.shape[dim] - step
+        run = run.narrow(dim, 0, length_left) | run.narrow(dim, step, length_left)
         done += step
     return run.narrow(dim, 0, length)
 
@@ -94,8 +94,8 @@ def _reach(mask: Tensor, half: int, dim: int) -> Tensor:
 def dilate(mask: Bool[Tensor, "B 1 H W"], side_px: int) -> Bool[Tensor, "B 1 H W"]:
     """Dilation by the ellipse; nothing enters from outside the image."""
     out = torch.zeros_like(mask)
-    for half_height, half_width in _boxes(side_px):
-        out |= _reach(_reach(mask, half_width, -1), half_height, -2)
+    for half_height, half_width in _ellipse_boxes(side_px):
+        out |= _dilate_line(_dilate_line(mask, half_width, -1), half_height, -2)
     return out
 
 
@@ -205,10 +205,10 @@ def perlin_noise(lattice: PerlinLattice, size_hw: tuple[int, int], device: torch
     stride = angles.shape[2]
     gradient_down, gradient_right = angles.sin().flatten(1), angles.cos().flatten(1)
 
-    def corner(below: int, beside: int) -> Tensor:
-        at = ((row + below) * stride + (column + beside)).flatten(1)
-        dot_down = gradient_down.gather(1, at).view_as(down) * (down - below)
-        return dot_down + gradient_right.gather(1, at).view_as(right) * (right - beside)
+    def corner(row_step: int, column_step: int) -> Tensor:
+        at = ((row + row_step) * stride + (column + column_step)).flatten(1)
+        dot_down = gradient_down.gather(1, at).view_as(down) * (down - row_step)
+        return dot_down + gradient_right.gather(1, at).view_as(right) * (right - column_step)
 
     along, across = fade(down), fade(right)
     upper = torch.lerp(corner(0, 0), corner(0, 1), across)

@@ -113,7 +113,7 @@ def private_fields(settings: type[BaseModel]) -> frozenset[str]:
     return frozenset(
         name
         for name, kind in field_types(settings).items()
-        if any(isinstance(part, Private) for part in parts_of(kind))
+        if any(isinstance(part, Private) for part in nested_types(kind))
     )
 
 
@@ -121,7 +121,7 @@ def is_private(kind: Any) -> bool:
     """Whether a type, or any type within it, is private."""
     return any(
         isinstance(part, Private) or (_is_model(part) and any(map(is_private, field_types(part).values())))
-        for part in parts_of(kind)
+        for part in nested_types(kind)
     )
 
 
@@ -131,15 +131,15 @@ def type_at(settings: type[BaseModel], key: str) -> Any:
     kind = field_types(settings).get(name)
     if not rest:
         return kind
-    found = (type_at(part, rest) for part in parts_of(kind) if _is_model(part))
+    found = (type_at(part, rest) for part in nested_types(kind) if _is_model(part))
     return next((each for each in found if each is not None), None)
 
 
-def parts_of(kind: Any) -> Iterator[Any]:
+def nested_types(kind: Any) -> Iterator[Any]:
     """A type, what it is made of, and its marks."""
     yield kind
     for part in get_args(kind):
-        yield from parts_of(part)
+        yield from nested_types(part)
 
 
 def _is_model(kind: Any) -> bool:

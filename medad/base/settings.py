@@ -111,10 +111,10 @@ def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | Non
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level")
-    return parse_settings(model, put_over(values, overrides or {}, source=str(path)), source=str(path))
+    return parse_settings(model, apply_overrides(values, overrides or {}, source=str(path)), source=str(path))
 
 
-def put_over(values: dict[str, Any], overrides: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+def apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """`values`, changed, with others put over them by dotted key; `source` names them in the error.
 
     Raises

@@ -59,12 +59,12 @@ def disk_full_as_user_error(final: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if _says_disk_full(error):
+        if _is_disk_full(error):
             raise DiskFullError(f"{final}: no room left on the disk; nothing was kept of it") from error
         raise
 
 
-def _says_disk_full(error: Exception) -> bool:
+def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL
     # safetensors raises its own error: "I/O error: No space left on device (os error 28)"

@@ -14,11 +14,11 @@ def natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def readable(name: str) -> str:
+def escape_bad_bytes(name: str) -> str:
     """A file's name as text that any file can hold: bytes that are no UTF-8 become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def clean(text: str) -> str:
+def hide_paths(text: str) -> str:
     """One line without absolute paths; callers leave paths out already, this is the net below them."""
-    return _PATH.sub(PLACEHOLDER, " ".join(readable(text).split()))
+    return _PATH.sub(PLACEHOLDER, " ".join(escape_bad_bytes(text).split()))

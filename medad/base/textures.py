@@ -43,7 +43,7 @@ def textures_digest(folder: Path) -> str:
     return lines_digest(map(file_digest, texture_files(folder)))
 
 
-def clouds(generators: Sequence[torch.Generator], size_px: int, device: torch.device) -> Float[Tensor, "B S S"]:
+def perlin_clouds(generators: Sequence[torch.Generator], size_px: int, device: torch.device) -> Float[Tensor, "B S S"]:
     """Draw three octaves of Perlin noise for each generator, computed on the device."""
     cloud = torch.zeros(len(generators), size_px, size_px, device=device)
     for exponents, gain in zip(OCTAVES, GAINS, strict=True):

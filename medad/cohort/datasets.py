@@ -81,7 +81,7 @@ def case_with_lesions(case: Case, folder: Path) -> Case:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FoundCase:
     key: str  # what the layout calls the case
     id: str
     scan: Path
@@ -135,12 +135,12 @@ def find_cases(
         raise InputError(root, "no such folder of cases")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
     found = sorted(search(root, data), key=lambda item: natural_order(item.key))
-    found = _with_unique_ids([_named(item, data) for item in found], pseudonyms)
+    found = _with_unique_ids([_with_safe_id(item, data) for item in found], pseudonyms)
     if not found and not may_be_empty:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
-    asked = data.cases
+    requested = data.cases
     # a pseudonymous case can also be chosen by its file's name, which the author of the settings knows
-    wanted = found if asked is None else [item for item in found if not {item.id, item.name}.isdisjoint(asked)]
+    wanted = found if requested is None else [item for item in found if not {item.id, item.name}.isdisjoint(requested)]
     liver = data.liver_labels if data.liver_labels is not None else _LAYOUT_LIVER[data.layout]
     tumour = data.tumour_label if data.tumour_label is not None else _LAYOUT_TUMOUR[data.layout]
     cases = [
@@ -163,13 +163,13 @@ def _failed(case_id: str, path: Path, rule: str, pseudonymous: bool) -> CaseFail
     return CaseFailure(case_id, "find", rule, str(path), pseudonymous=pseudonymous)
 
 
-def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[CaseFailure]:
+def _missing(root: Path, found: list[_FoundCase], data: DatasetSettings) -> list[CaseFailure]:
     """Cases that the settings ask for and that are not there; by their place in the settings where names are hidden."""
     there = {item.id for item in found} | {item.name for item in found}
     hidden = data.pseudonyms or any(item.pseudonymous for item in found)
     problems = []
-    asked = enumerate(dict.fromkeys(data.cases or ()), start=1)
-    for place, name in sorted(asked, key=lambda item: natural_order(item[1])):
+    requested = enumerate(dict.fromkeys(data.cases or ()), start=1)
+    for place, name in sorted(requested, key=lambda item: natural_order(item[1])):
         if name not in there:
             shown = f"asked-{place}" if hidden and not _PSEUDONYM.fullmatch(name) else name
             rule = "the settings ask for this case, the folder does not hold it"
@@ -185,15 +185,15 @@ def _expected(data: DatasetSettings) -> str:
     }[data.layout]
 
 
-def _btcv(root: Path, data: DatasetSettings) -> Iterator[_Found]:
+def _btcv(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
     yield from _numbered(root / "img", "img", root / "label", "label", prefix="btcv-")
 
 
-def _lits(root: Path, data: DatasetSettings) -> Iterator[_Found]:
+def _lits(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
     yield from _numbered(root, "volume-", root, "segmentation-", prefix="lits-")
 
 
-def _numbered(images: Path, image_stem: str, labels: Path, label_stem: str, *, prefix: str) -> Iterator[_Found]:
+def _numbered(images: Path, image_stem: str, labels: Path, label_stem: str, *, prefix: str) -> Iterator[_FoundCase]:
     scans = _by_number(images, image_stem)
     partners = _by_number(labels, label_stem)
     for number, paths in scans.items():
@@ -210,7 +210,7 @@ def _by_number(folder: Path, stem: str) -> dict[str, list[Path]]:
     return result
 
 
-def _folder(root: Path, data: DatasetSettings) -> Iterator[_Found]:
+def _folder(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
     if data.images is None:
         raise ValueError("layout folder without `images`")  # the settings' own validation forbids it
     partners: dict[str, list[Path]] = {}
@@ -250,7 +250,7 @@ def _without_ending(name: str) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, expected: str) -> _Found:
+def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, expected: str) -> _FoundCase:
     rule = None
     if len(scans) > 1:
         rule = f"{len(scans)} scans for one case: {', '.join(path.name for path in scans)}"
@@ -258,17 +258,17 @@ def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, 
         rule = f"no label for this scan; expected {expected}"
     elif labels is not None and len(labels) > 1:
         rule = f"{len(labels)} labels for one scan: {', '.join(path.name for path in labels)}"
-    return _Found(key, case_id, scans[0], labels[0] if labels else None, rule)
+    return _FoundCase(key, case_id, scans[0], labels[0] if labels else None, rule)
 
 
-def _named(item: _Found, data: DatasetSettings) -> _Found:
+def _with_safe_id(item: _FoundCase, data: DatasetSettings) -> _FoundCase:
     """With an id that is safe as a file name."""
     safe = (_ID_CHARACTERS.sub("-", item.id).strip("-.") or "case")[:64]
     item = _with_patient(item, data)
     return replace(item, id=safe, name=safe, pseudonymous=data.pseudonyms or item.scan.is_dir())
 
 
-def _with_patient(item: _Found, data: DatasetSettings) -> _Found:
+def _with_patient(item: _FoundCase, data: DatasetSettings) -> _FoundCase:
     """With whose scan it is, by the layout's own name for it."""
     if data.patients is None:
         return item
@@ -280,7 +280,7 @@ def _with_patient(item: _Found, data: DatasetSettings) -> _Found:
     return replace(item, patient=patient)
 
 
-def _with_unique_ids(found: list[_Found], pseudonyms: Pseudonyms | None) -> list[_Found]:
+def _with_unique_ids(found: list[_FoundCase], pseudonyms: Pseudonyms | None) -> list[_FoundCase]:
     """Pseudonyms where they are due; then no two ids that a file system which ignores case would mix up."""
     hidden = [item for item in found if item.pseudonymous]
     if pseudonyms is not None and hidden:

@@ -14,12 +14,12 @@ from typing import Literal
 from medad.base.text import natural_order
 from medad.config.liver import FoldSettings
 
-Kind = Literal["patient", "scan", "liver"]
+MarkKind = Literal["patient", "scan", "liver"]
 """By what two cases are told to be of one patient: who it is said to be, the scan's files, the liver's voxels."""
-KINDS: tuple[Kind, ...] = ("patient", "scan", "liver")
+MARK_KINDS: tuple[MarkKind, ...] = ("patient", "scan", "liver")
 """In the order in which they name a patient."""
 
-SHARED: dict[Kind, str] = {
+LEAK_TEXTS: dict[MarkKind, str] = {
     "scan": "are one scan",
     "liver": "show one liver, voxel for voxel",
     "patient": "are scans of one patient",
@@ -28,20 +28,20 @@ SHARED: dict[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Mark:
+class PatientMark:
     """What all scans of one patient may have in common."""
 
-    kind: Kind
+    kind: MarkKind
     digest: str
     """Hexadecimal. A patient's is plain, and short texts are found out from it: it stays in memory."""
 
 
 @dataclass(frozen=True)
-class Member:
+class MarkedCase:
     """A case, as far as telling patients apart goes. Two that share a mark are of one patient."""
 
     case_id: str
-    marks: frozenset[Mark]
+    marks: frozenset[PatientMark]
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,29 @@ class Leak:
 
     train: str
     test: str
-    kind: Kind
+    kind: MarkKind
 
     @property
     def rule(self) -> str:
         """One sentence, with both ids."""
-        return f"{self.train} in training and {self.test} in testing {SHARED[self.kind]}"
+        return f"{self.train} in training and {self.test} in testing {LEAK_TEXTS[self.kind]}"
 
 
-def patient_mark(patient: str) -> Mark:
+def patient_mark(patient: str) -> PatientMark:
     """The mark of a patient who is known by a text: a DICOM PatientID, or part of a name."""
-    return Mark("patient", hashlib.sha256(f"patient {patient}".encode(errors="surrogateescape")).hexdigest())
+    return PatientMark("patient", hashlib.sha256(f"patient {patient}".encode(errors="surrogateescape")).hexdigest())
 
 
-def patients_of(members: Sequence[Member]) -> list[str]:
+def patients_of(members: Sequence[MarkedCase]) -> list[str]:
     """For each case a key of its patient, whatever the order: equal if and only if marks link the two cases.
 
     Links are transitive: a copy of a patient's second scan is of that patient as well. The key is the kind and
     the smallest digest of all linked marks of the first kind that there is. A case without marks, whose
     file cannot be read, has the key "".
     """
-    parent: dict[Mark, Mark] = {}
+    parent: dict[PatientMark, PatientMark] = {}
 
-    def root(mark: Mark) -> Mark:
+    def root(mark: PatientMark) -> PatientMark:
         while (above := parent.setdefault(mark, mark)) != mark:
             mark = above
         return mark
@@ -81,7 +81,7 @@ def patients_of(members: Sequence[Member]) -> list[str]:
         marks = list(member.marks)
         for mark in marks:
             parent[root(mark)] = root(marks[0])
-    linked: dict[Mark, list[Mark]] = {}
+    linked: dict[PatientMark, list[PatientMark]] = {}
     for mark in list(parent):
         linked.setdefault(root(mark), []).append(mark)
     names = {first: min(marks, key=_by_kind) for first, marks in linked.items()}
@@ -89,8 +89,8 @@ def patients_of(members: Sequence[Member]) -> list[str]:
     return [keys[root(next(iter(member.marks)))] if member.marks else "" for member in members]
 
 
-def _by_kind(mark: Mark) -> tuple[int, str]:
-    return KINDS.index(mark.kind), mark.digest
+def _by_kind(mark: PatientMark) -> tuple[int, str]:
+    return MARK_KINDS.index(mark.kind), mark.digest
 
 
 def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
@@ -116,21 +116,21 @@ def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> 
     return dealt
 
 
-def find_leaks(train: Sequence[Member], test: Sequence[Member]) -> list[Leak]:
+def find_leaks(train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> list[Leak]:
     """Patients on both sides, each by its first case of either in natural order of ids; empty where all is well."""
     patients = patients_of([*train, *test])
-    sides: dict[str, tuple[list[Member], list[Member]]] = {}
+    sides: dict[str, tuple[list[MarkedCase], list[MarkedCase]]] = {}
     for place, (member, patient) in enumerate(zip([*train, *test], patients, strict=True)):
         if patient:
             sides.setdefault(patient, ([], []))[place >= len(train)].append(member)
-    leaks = [_leak(*both) for both in sides.values() if all(both)]
+    leaks = [_leak(*pair) for pair in sides.values() if all(pair)]
     return sorted(leaks, key=lambda leak: (natural_order(leak.train), natural_order(leak.test)))
 
 
-def _leak(train: list[Member], test: list[Member]) -> Leak:
+def _leak(train: list[MarkedCase], test: list[MarkedCase]) -> Leak:
     """Linked cases of two sides: wherever the links cross from one to the other, two cases share a mark."""
-    marks = [frozenset[Mark]().union(*(member.marks for member in side)) for side in (train, test)]
-    shared = min(marks[0] & marks[1], key=lambda mark: (list(SHARED).index(mark.kind), mark.digest))
+    marks = [frozenset[PatientMark]().union(*(member.marks for member in side)) for side in (train, test)]
+    shared = min(marks[0] & marks[1], key=lambda mark: (list(LEAK_TEXTS).index(mark.kind), mark.digest))
     ids = [
         min((member.case_id for member in side if shared in member.marks), key=natural_order) for side in (train, test)
     ]

@@ -92,8 +92,8 @@ class Samples:
 
 def samples_dir() -> Path:
     """$ADFLOWS_CACHE/samples, else $XDG_CACHE_HOME/adflows/samples, else ~/.cache/adflows/samples."""
-    if own := os.environ.get("ADFLOWS_CACHE"):
-        return Path(own).expanduser().absolute() / "samples"
+    if cache_dir := os.environ.get("ADFLOWS_CACHE"):
+        return Path(cache_dir).expanduser().absolute() / "samples"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser().absolute() / "adflows" / "samples"
 
@@ -104,11 +104,11 @@ def find_samples(target: Path) -> Samples | None:
         manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["layout"] != _LAYOUT_VERSION:
             return None
-        whole = all((target / name).stat().st_size == size for name, size in manifest["files"].items())
+        complete = all((target / name).stat().st_size == size for name, size in manifest["files"].items())
         generated = bool(manifest["generated"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Samples(target, target / "nifti", target / "dicom", generated) if whole else None
+    return Samples(target, target / "nifti", target / "dicom", generated) if complete else None
 
 
 def fetch_samples(
@@ -135,7 +135,7 @@ def fetch_samples(
     target = target.absolute()
     if (here := find_samples(target)) is not None and not here.generated:
         return here
-    with _replacing(target) as (found, fresh):
+    with _locked_replacement(target) as (found, fresh):
         if found is not None and not found.generated:
             return found  # another process was quicker
         work = fresh.with_name(f"{fresh.name}-work")
@@ -162,7 +162,7 @@ def generate_samples(target: Path, *, seed: int = 0, say: Callable[[str], None])
     target = target.absolute()
     if (here := find_samples(target)) is not None:
         return here
-    with _replacing(target) as (found, fresh):
+    with _locked_replacement(target) as (found, fresh):
         if found is not None:
             return found  # another process was quicker
         say("generating two abdominal phantoms")
@@ -180,13 +180,13 @@ def generate_samples(target: Path, *, seed: int = 0, say: Callable[[str], None])
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[tuple[Samples | None, Path]]:
+def _locked_replacement(target: Path) -> Iterator[tuple[Samples | None, Path]]:
     """One process at a time: what is complete in `target`, and a fresh folder beside it that goes when left over."""
     with disk_full_as_user_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(f".{target.name}.lock")
-        with lock.open("w", encoding="utf-8") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)  # the kernel frees it, also after kill -9
+        with lock.open("w", encoding="utf-8") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_EX)  # the kernel frees it, also after kill -9
             for stale in target.parent.glob(f".tmp-{target.name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
             if target.exists() and any(target.iterdir()) and not (target / _MANIFEST).exists():

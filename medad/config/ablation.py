@@ -63,8 +63,8 @@ class RowSettings(Settings):
 
     @field_validator("set", mode="after")
     @classmethod
-    def _flat(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return dict(by_dotted_key(values))
+    def _flatten_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return dict(flatten_changes(values))
 
 
 class SweepSettings(Settings):
@@ -158,8 +158,8 @@ class AblationSettings(MachineSettings):
 
     @field_validator("set", mode="after")
     @classmethod
-    def _flat(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return dict(by_dotted_key(values))
+    def _flatten_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return dict(flatten_changes(values))
 
     @model_validator(mode="after")
     def _names_fit_and_variants_load(self) -> AblationSettings:
@@ -181,27 +181,29 @@ class AblationSettings(MachineSettings):
     @property
     def main_row(self) -> str | None:
         """The row that pictures show where one must do: the reference, else the last chosen. None without rows."""
-        names = [row.name for row in self.chosen_rows]
+        names = [row.name for row in self.selected_rows]
         if self.reference in names:
             return self.reference
         return names[-1] if names else None
 
     def variants(self) -> tuple[Variant, ...]:
         """All that is trained, rows first. Raises ValueError naming the row and the key that does not load."""
-        return tuple(one for one in self._all_variants() if self.has(one.name if one.group == ROWS else one.group))
+        return tuple(
+            one for one in self._all_variants() if self.is_selected(one.name if one.group == ROWS else one.group)
+        )
 
     def _all_variants(self) -> tuple[Variant, ...]:
         found = [Variant(ROWS, row.name, row.label, self._settings(f"rows.{row.name}", row.set)) for row in self.rows]
         for sweep in self.sweeps:
-            over = self._set_of(sweep.row)
+            changes = self._row_changes(sweep.row)
             for value in sweep.values:
                 where = f"sweeps.{sweep.name}={value}"
                 found.append(
-                    Variant(sweep.name, str(value), f"{value}", self._settings(where, over | {sweep.key: value}))
+                    Variant(sweep.name, str(value), f"{value}", self._settings(where, changes | {sweep.key: value}))
                 )
         if self.curve is not None:
-            long = {EPOCHS_KEY: self.curve.epochs, SNAPSHOT_KEY: self.curve.every}
-            settings = self._settings("curve", self._set_of(self.curve.row) | long)
+            long_phase = {EPOCHS_KEY: self.curve.epochs, SNAPSHOT_KEY: self.curve.every}
+            settings = self._settings("curve", self._row_changes(self.curve.row) | long_phase)
             found.append(Variant(CURVE, "", "Length of phase two", settings))
         return tuple(found)
 
@@ -209,14 +211,14 @@ class AblationSettings(MachineSettings):
         """The base with `set` over it."""
         return self._settings("set", {})
 
-    def _set_of(self, row: str | None) -> dict[str, Any]:
+    def _row_changes(self, row: str | None) -> dict[str, Any]:
         return next((one.set for one in self.rows if one.name == row), {})
 
     def _settings(self, where: str, changes: Mapping[str, Any]) -> LiverSettings:
         values = self.base.model_dump(exclude=set(MACHINE_FIELDS))
         values["name"] = self.name
         try:
-            put_over(values, self.set | dict(changes))
+            apply_changes(values, self.set | dict(changes))
             return LiverSettings.model_validate(values | self.machine.model_dump())
         except ValidationError as error:
             first = error.errors()[0]
@@ -225,30 +227,30 @@ class AblationSettings(MachineSettings):
         except ConfigError as error:
             raise ValueError(f"{where}: {error}") from error
 
-    def chosen(self, names: str) -> AblationSettings:
+    def select_parts(self, names: str) -> AblationSettings:
         """These settings with some parts alone: names of rows or sweeps, `curve`, `baseline`, with commas between.
 
         Raises ConfigError for an unknown name.
         """
         wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-        known = [row.name for row in self.rows] + [sweep.name for sweep in self.sweeps]
-        known += [CURVE] * (self.curve is not None) + [BASELINE] * self.baseline
-        if not wanted or (unknown := [name for name in wanted if name not in known]):
-            one = f"{unknown[0]}: no such row" if wanted else "none given"
-            raise ConfigError(f"--rows {one}; the configuration has {', '.join(known)}")
+        available = [row.name for row in self.rows] + [sweep.name for sweep in self.sweeps]
+        available += [CURVE] * (self.curve is not None) + [BASELINE] * self.baseline
+        if not wanted or (unknown := [name for name in wanted if name not in available]):
+            problem = f"{unknown[0]}: no such row" if wanted else "none given"
+            raise ConfigError(f"--rows {problem}; the configuration has {', '.join(available)}")
         return self.model_copy(update={"only": wanted})
 
-    def has(self, name: str) -> bool:
+    def is_selected(self, name: str) -> bool:
         """Whether a row, a sweep, the curve or the baseline is among the chosen."""
         return self.only is None or name in self.only
 
     @property
-    def chosen_rows(self) -> tuple[RowSettings, ...]:
-        return tuple(row for row in self.rows if self.has(row.name))
+    def selected_rows(self) -> tuple[RowSettings, ...]:
+        return tuple(row for row in self.rows if self.is_selected(row.name))
 
     @property
-    def chosen_sweeps(self) -> tuple[SweepSettings, ...]:
-        return tuple(sweep for sweep in self.sweeps if self.has(sweep.name))
+    def selected_sweeps(self) -> tuple[SweepSettings, ...]:
+        return tuple(sweep for sweep in self.sweeps if self.is_selected(sweep.name))
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> AblationSettings:
@@ -278,12 +280,18 @@ def load(
         and the rule.
     """
     given = dict(overrides or {})
-    own = {key: value for key, value in given.items() if key.partition(".")[0] in AblationSettings.model_fields}
-    values = dict(load_settings(_AsGiven, path, {k: v for k, v in own.items() if not k.startswith("base.")}))
-    for_all = {key: value for key, value in given.items() if key not in own}
-    for_all |= {key.removeprefix("base."): value for key, value in own.items() if key.startswith("base.")}
+    ablation_overrides = {
+        key: value for key, value in given.items() if key.partition(".")[0] in AblationSettings.model_fields
+    }
+    values = dict(
+        load_settings(_RawValues, path, {k: v for k, v in ablation_overrides.items() if not k.startswith("base.")})
+    )
+    base_overrides = {key: value for key, value in given.items() if key not in ablation_overrides}
+    base_overrides |= {
+        key.removeprefix("base."): value for key, value in ablation_overrides.items() if key.startswith("base.")
+    }
     if isinstance(values.get("set", {}), Mapping):
-        values["set"] = dict(by_dotted_key(values.get("set") or {})) | for_all
+        values["set"] = dict(flatten_changes(values.get("set") or {})) | base_overrides
     if isinstance(base := values.get("base"), str):
         values["base"] = load_liver(_base_file(path, base, find)).model_dump()
     if isinstance(values.get("base"), Mapping):
@@ -292,16 +300,16 @@ def load(
     return parse(values, source=str(path))
 
 
-class _AsGiven(BaseModel):
+class _RawValues(BaseModel):
     """A YAML file's values, whatever they are."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def _base_file(path: Path, base: str, find: Callable[[str], Path] | None) -> Path:
-    beside = path.parent / base
-    named = beside.with_name(f"{beside.name}.yaml")
-    for file in (beside, named):
+    exact = path.parent / base
+    named = exact.with_name(f"{exact.name}.yaml")
+    for file in (exact, named):
         if file.is_file():
             return file
     if find is not None and not Path(base).suffix and len(Path(base).parts) == 1:
@@ -309,16 +317,16 @@ def _base_file(path: Path, base: str, find: Callable[[str], Path] | None) -> Pat
     raise ConfigError(f"{path}: base: no file {base} beside it")
 
 
-def by_dotted_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_changes(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested settings by dotted key; an empty mapping is a leaf."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from by_dotted_key(value, f"{parent}{key}.")
+            yield from flatten_changes(value, f"{parent}{key}.")
         else:
             yield f"{parent}{key}", value
 
 
-def put_over(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def apply_changes(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Put values by dotted key over nested settings, in place. Raises ConfigError where a value has no keys below."""
     for key, value in changes.items():
         *parents, leaf = key.split(".")

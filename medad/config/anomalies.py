@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from medad.base.private import DataRoot
 from medad.base.settings import Settings
 
-MOST_SCALE_EXPONENT = 8
+MAX_SCALE_EXPONENT = 8
 """2^8 lattice cells a side: one a pixel at the thesis's 256 px."""
 
 
@@ -91,8 +91,8 @@ class TextureSettings(Settings):
     def _ranges(self) -> TextureSettings:
         if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
             raise ValueError("opacity must be (low, high) with 0 <= low <= high <= 1")
-        if not 0 <= self.scale_exponents[0] <= self.scale_exponents[1] <= MOST_SCALE_EXPONENT:
-            raise ValueError(f"scale_exponents must be (low, high) with 0 <= low <= high <= {MOST_SCALE_EXPONENT}")
+        if not 0 <= self.scale_exponents[0] <= self.scale_exponents[1] <= MAX_SCALE_EXPONENT:
+            raise ValueError(f"scale_exponents must be (low, high) with 0 <= low <= high <= {MAX_SCALE_EXPONENT}")
         return self
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from medad.base.private import DataRoot, PrivatePattern
 from medad.base.settings import RunName, Settings, load_settings
-from medad.config.liver import DatasetSettings, LiverChanges, by_key
+from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
 
 
 class InboxSettings(Settings):
@@ -75,7 +75,7 @@ class InboxSettings(Settings):
     @property
     def settings_by_key(self) -> dict[str, Any]:
         """`settings` by dotted key, however deep they were nested."""
-        return dict(by_key(self.settings))
+        return dict(flatten_keys(self.settings))
 
     def data(self, root: str) -> DatasetSettings:
         """The inbox as a data set, at `root`; file names name no case."""

@@ -349,11 +349,11 @@ LiverChanges = Annotated[dict[str, Any], changes_of(LiverSettings)]
 """Values by dotted key, put over settings of the liver flow."""
 
 
-def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_keys(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
     """Nested values by dotted key, however deep."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from by_key(value, f"{parent}{key}.")
+            yield from flatten_keys(value, f"{parent}{key}.")
         else:
             yield f"{parent}{key}", value
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config.liver import DatasetSettings, InsertSettings, LiverChanges, by_key
+from medad.config.liver import DatasetSettings, InsertSettings, LiverChanges, flatten_keys
 
 LesionPlace = Literal["inside", "rim"]
-Kind = Literal["uniform", "mixed"]
+LesionKind = Literal["uniform", "mixed"]
 
 
 class ContrastSettings(Settings):
@@ -20,7 +20,7 @@ class ContrastSettings(Settings):
 
     hu: tuple[float, float]
     """Range of the contrast against the surrounding liver; for a mixed lesion, of its core."""
-    kind: Kind = "uniform"
+    kind: LesionKind = "uniform"
     """Kind of lesion."""
 
     @model_validator(mode="before")
@@ -100,7 +100,7 @@ class SensitivitySettings(MachineSettings):
     @property
     def settings_by_key(self) -> dict[str, Any]:
         """`settings` by dotted key, however deep they were nested."""
-        return dict(by_key(self.settings))
+        return dict(flatten_keys(self.settings))
 
     @property
     def bins(self) -> list[tuple[float, float]]:
@@ -108,7 +108,7 @@ class SensitivitySettings(MachineSettings):
         return list(zip(self.diameters_mm, self.diameters_mm[1:], strict=False))
 
     @property
-    def measure(self) -> MeasureSettings:
+    def measure_settings(self) -> MeasureSettings:
         """What decides an inserted volume's figures, beside its lesions."""
         return MeasureSettings(
             false_positive_ml=self.false_positive_ml, overlap=self.overlap, surroundings_mm=self.surroundings_mm

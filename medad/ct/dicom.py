@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from medad.ct.geometry import Geometry, check_affine
-from medad.ct.itk import quiet
+from medad.ct.itk import silence_itk_warnings
 from medad.ct.voxels import Sink
 
 POSITION_TOLERANCE = 0.05
@@ -36,9 +36,11 @@ _THICKNESS, _BETWEEN = "0018|0050", "0018|0088"
 _SLOPE, _INTERCEPT, _BITS = "0028|1053", "0028|1052", "0028|0100"
 _UNDEFINED_LENGTH = 0xFFFFFFFF  # compressed frames follow, each with its own length
 _KNOWN_MODALITIES = frozenset({"MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "SEG", "RTSTRUCT", "RTDOSE", "OT", "SR"})
-_NOBODY = frozenset({"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "unknown"})
+_ANONYMOUS_IDS = frozenset(
+    {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "unknown"}
+)
 """What anonymisers write for the PatientID of everyone."""
-_BESIDE_IMAGES = frozenset({".txt", ".xml", ".json", ".md", ".csv", ".pdf", ".ini", ".db", ".html"})
+_OTHER_ENDINGS = frozenset({".txt", ".xml", ".json", ".md", ".csv", ".pdf", ".ini", ".db", ".html"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +64,10 @@ def read_dicom(folder: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometr
         No DICOM file; one that cannot be read; several series, sizes or orientations; another modality; a missing
         slice or uneven spacing; a tilted gantry; RescaleSlope zero, negative or absent.
     """
-    quiet()
+    silence_itk_warnings()
     slices = [_inspect(path, folder) for path in series_files(folder)]
     _check_one_series(slices, folder)
-    slices, affine = _place(slices, folder)
+    slices, affine = _ordered(slices, folder)
     columns, rows = slices[0].size
     received = sink(columns * rows * len(slices))
     for index, item in enumerate(slices):
@@ -81,7 +83,7 @@ def series_files(folder: Path) -> list[Path]:
         path
         for path in files
         if not path.name.startswith(".")
-        and path.suffix.lower() not in _BESIDE_IMAGES
+        and path.suffix.lower() not in _OTHER_ENDINGS
         and path.name.upper() not in ("DICOMDIR", "VERSION", "LICENSE")
     ]
     if not files:
@@ -95,14 +97,14 @@ def patient_id(folder: Path) -> str | None:
     None where there is none, where it is what anonymisers write for everyone, or where the files cannot be read:
     reading the scan then says why. One file is looked at, since a series is one patient's.
     """
-    quiet()
+    silence_itk_warnings()
     try:
         reader = _reader(series_files(folder)[0])
         reader.ReadImageInformation()
     except (InputError, OSError, RuntimeError):
         return None
     found: str = reader.GetMetaData(_PATIENT).strip("\0 ") if reader.HasMetaDataKey(_PATIENT) else ""
-    return None if re.sub(r"[\W_]", "", found.casefold()) in _NOBODY else found
+    return None if re.sub(r"[\W_]", "", found.casefold()) in _ANONYMOUS_IDS else found
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
@@ -181,12 +183,12 @@ def _check_one_series(slices: list[_Slice], folder: Path) -> None:
             raise InputError(folder, "mixed series: slices of different pixel spacing; separate them")
 
 
-def _place(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np.float64]]:
+def _ordered(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np.float64]]:
     """Slices in ascending order along the normal, and the affine to RAS mm."""
     row, column = slices[0].orientation
     normal = np.cross(row, column)
     slices = sorted(slices, key=lambda item: float(item.position @ normal))
-    step = _step(slices, normal, folder)
+    step = _slice_step(slices, normal, folder)
     affine = np.eye(4)
     affine[:3, 0] = row * slices[0].spacing[0]
     affine[:3, 1] = column * slices[0].spacing[1]
@@ -198,7 +200,7 @@ def _place(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np
     return slices, affine
 
 
-def _step(slices: list[_Slice], normal: NDArray[np.float64], folder: Path) -> NDArray[np.float64]:
+def _slice_step(slices: list[_Slice], normal: NDArray[np.float64], folder: Path) -> NDArray[np.float64]:
     if len(slices) == 1:
         thickness = slices[0].thickness
         if thickness is None or not (math.isfinite(thickness) and thickness > 0):
@@ -272,7 +274,7 @@ def write_dicom(folder: Path, hu: NDArray[np.floating], affine: NDArray[np.float
     lps[:2] *= -1
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     axes = lps[:3, :3] / spacing
-    shared = {
+    series_tags = {
         _MODALITY: "CT",
         _SERIES: f"{root}.1",
         "0020|000d": root,  # study
@@ -285,16 +287,16 @@ def write_dicom(folder: Path, hu: NDArray[np.floating], affine: NDArray[np.float
     }
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    quiet()
+    silence_itk_warnings()
     for index in range(hu.shape[2]):
         image = sitk.GetImageFromArray(np.rint(hu[:, :, index].T)[None].astype(np.int16))
         image.SetSpacing([float(value) for value in spacing])
-        own = {
+        slice_tags = {
             _POSITION: _decimals(lps[:3, :3] @ [0, 0, index] + lps[:3, 3]),
             "0020|0013": str(index + 1),
             "0008|0018": f"{root}.3.{index + 1}",
         }
-        for tag, value in (shared | own).items():
+        for tag, value in (series_tags | slice_tags).items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"slice{index + 1:04d}.dcm"))
         writer.Execute(image)

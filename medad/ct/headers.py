@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from medad.base.errors import InputError
 from medad.ct.dicom import series_files
-from medad.ct.itk import quiet
+from medad.ct.itk import silence_itk_warnings
 
 _NIFTI_TEXTS = {
     # sizeof_hdr -> (start, length) of each text field: data_type, db_name, descrip, aux_file, intent_name
@@ -104,7 +104,7 @@ def _dicom(folder: Path) -> Iterator[str]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(first))
-    quiet()
+    silence_itk_warnings()
     reader.ReadImageInformation()
     keys = set(reader.GetMetaDataKeys())
     charset = reader.GetMetaData("0008|0005").strip("\0 ") if "0008|0005" in keys else ""

@@ -23,7 +23,7 @@ _HEADER_LIMIT_BYTES = 1 << 20
 _COMPONENTS_BY_NAME = ("vector", "complex", "label")
 
 
-def quiet() -> None:
+def silence_itk_warnings() -> None:
     """Keep ITK's and GDCM's warnings off stderr, which may be a worker's log: they quote tags and paths.
 
     For good: threads that turn one switch off and on again undo each other's.
@@ -34,7 +34,7 @@ def quiet() -> None:
 def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
     """Read one MetaImage or NRRD file into `sink`. Raises InputError."""
     _check_files(path)
-    quiet()
+    silence_itk_warnings()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # else it goes by lower case
     reader.SetFileName(str(path))
@@ -45,7 +45,7 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
             word in sitk.GetPixelIDValueAsString(reader.GetPixelID()) for word in _COMPONENTS_BY_NAME
         ):
             raise InputError(path, "voxels hold several values (colour, vector or complex); expected one real number")
-        affine = lps_affine(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
+        affine = affine_from_itk(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
         check_affine(affine, path)
         image = reader.Execute()
     except RuntimeError as error:
@@ -57,7 +57,7 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
     return received, Geometry(shape, affine)
 
 
-def lps_affine(
+def affine_from_itk(
     direction: tuple[float, ...], spacing: tuple[float, ...], origin: tuple[float, ...]
 ) -> NDArray[np.float64]:
     """ITK's direction (row-major), spacing and origin in LPS mm -> 4 x 4 affine to RAS mm; the first three axes."""
@@ -71,7 +71,7 @@ def lps_affine(
 
 def data_files(path: Path) -> list[Path]:
     """The header and, where it points to one, its file of voxels. Raises InputError."""
-    name = _detached(_header_text(path), path)
+    name = _detached_data_file(_header_text(path), path)
     return [path] if name is None else [path, path.parent / name]
 
 
@@ -94,7 +94,7 @@ def _field(text: str, name: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _detached(text: str, path: Path) -> str | None:
+def _detached_data_file(text: str, path: Path) -> str | None:
     nrrd = path.suffix.lower() in NRRD
     name = _field(text, "data ?file" if nrrd else "ElementDataFile")
     if name is None and not nrrd:
@@ -118,7 +118,7 @@ def _check_files(path: Path) -> None:
         spacing = [float(word) for word in re.findall(r"[-+.\deE]+|nan|inf", _field(text, "ElementSpacing") or "")]
         if not all(np.isfinite(value) and value > 0 for value in spacing):
             raise InputError(path, f"voxel size must be above 0 mm along every axis, found {spacing}")
-    name = _detached(text, path)
+    name = _detached_data_file(text, path)
     data = path if name is None else path.parent / name
     if not data.is_file():
         raise InputError(path, "the file of voxels that the header names is missing")

@@ -55,12 +55,12 @@ class LabelSink(Sink):
         if not np.isfinite([low, high]).all():
             raise InputError(self._path, "label values are NaN or infinite")
         if values.dtype.kind == "f":
-            whole = np.rint(values)
-            off = np.abs(values - whole)
+            rounded = np.rint(values)
+            off = np.abs(values - rounded)
             worst = int(off.argmax())
             if off[worst] > LABEL_TOLERANCE:
                 raise InputError(self._path, f"label values must be whole numbers, found {values[worst]:.6g}")
-            values, low, high = whole, whole.min(), whole.max()
+            values, low, high = rounded, rounded.min(), rounded.max()
         if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
             raise InputError(self._path, f"label values reach from {low} to {high}, beyond 32 bits")
         if self.flat.dtype == np.uint8 and (low < 0 or high > 255):

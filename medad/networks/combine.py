@@ -30,7 +30,7 @@ def combine(
     slices
         The query.
     spacing_mm
-        A pixel along columns and rows, and the distance of planes (`Prepared.spacing_mm`).
+        A pixel along columns and rows, and the distance of planes (`PreparedCase.spacing_mm`).
     settings
         `combine` and `smooth_mm`; at their defaults the segmentation network's probability is returned as it is.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from medad.base.errors import CaseFailure
-from medad.base.text import clean, natural_order, readable
+from medad.base.text import escape_bad_bytes, hide_paths, natural_order
 
 ShownFailure = Mapping[str, str]
 """Key of a column -> text, in the order of the columns, with the keys that `shown_failures` names."""
@@ -28,17 +28,17 @@ def shown_failures(
     """
     rows: dict[tuple[str, ...], ShownFailure] = {}
     for one in failures:
-        row = {group: readable(one.group)} if group else {}
+        row = {group: escape_bad_bytes(one.group)} if group else {}
         if images:
             category = one.category or one.case_id
             own = "" if one.case_id == category else one.case_id.removeprefix(f"{category}/")
-            row |= {"category": readable(category), "id": readable(own)}
+            row |= {"category": escape_bad_bytes(category), "id": escape_bad_bytes(own)}
         else:
-            row["case_id"] = readable(one.case_id)
+            row["case_id"] = escape_bad_bytes(one.case_id)
         row |= {
             "stage": one.stage,
-            "file": "" if hidden or one.pseudonymous else readable(one.file),
-            "rule": clean(one.rule),
+            "file": "" if hidden or one.pseudonymous else escape_bad_bytes(one.file),
+            "rule": hide_paths(one.rule),
         }
         rows[tuple(row.values())] = row
     return tuple(rows[values] for values in sorted(rows, key=lambda values: [natural_order(one) for one in values]))

@@ -130,7 +130,7 @@ def slice_volume(
         Slices with fewer liver pixels after resizing are left out.
     """
     candidates = np.flatnonzero(liver.any((0, 1)))
-    kept_pixels, kept_organ, kept_z = [], [], []
+    pixels_parts, organ_parts, z_parts = [], [], []
     for start in range(0, len(candidates), CHUNK_SLICES):
         z = candidates[start : start + CHUNK_SLICES]
         organ = _nearest_planes(liver, z, grid)
@@ -140,13 +140,13 @@ def slice_volume(
         z, organ = z[enough], organ[enough]
         planes = torch.from_numpy(_padded_planes(grey, z, grid, background)).float()
         pixels = _resize_linear(planes, grid.size_px).round_().to(torch.uint8).numpy()
-        kept_pixels.append(np.where(organ, pixels, np.uint8(background)))
-        kept_organ.append(organ)
-        kept_z.append(z.astype(np.int64))
-    if not kept_z:
+        pixels_parts.append(np.where(organ, pixels, np.uint8(background)))
+        organ_parts.append(organ)
+        z_parts.append(z.astype(np.int64))
+    if not z_parts:
         empty = np.zeros((0, grid.size_px, grid.size_px), np.uint8)
         return Slices(empty, empty.astype(bool), np.zeros(0, np.int64), grid)
-    return Slices(np.concatenate(kept_pixels), np.concatenate(kept_organ), np.concatenate(kept_z), grid)
+    return Slices(np.concatenate(pixels_parts), np.concatenate(organ_parts), np.concatenate(z_parts), grid)
 
 
 def mask_to_slices(mask: Bool[ndarray, "X Y Z"], slices: Slices) -> Bool[ndarray, "N S S"]:

@@ -21,7 +21,7 @@ FORMAT, METADATA = "adflows-prepared-2", "adflows"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCase:
     """A case after preprocessing.
 
     Attributes
@@ -75,7 +75,7 @@ def save_prepared(
     save_file(arrays, path, {METADATA: json.dumps(metadata)})
 
 
-def load_prepared(path: Path, *, with_liver: bool = False) -> Prepared:
+def load_prepared(path: Path, *, with_liver: bool = False) -> PreparedCase:
     """Read what `save_prepared` wrote.
 
     Raises
@@ -97,7 +97,7 @@ def load_prepared(path: Path, *, with_liver: bool = False) -> Prepared:
             liver = _unpack(file.get_tensor("liver_bits"), metadata["liver_box"], slices.grid) if with_liver else None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(path, f"prepared slices cannot be read ({error})") from error
-    return Prepared(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"])
+    return PreparedCase(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"])
 
 
 def _grid_from(values: dict[str, Any]) -> SliceGrid:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from medad.base.errors import InputError
 from medad.base.storage import read_json, read_record
-from medad.base.text import clean
+from medad.base.text import hide_paths
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
 from medad.reporting.failures import ShownFailure
@@ -154,7 +154,7 @@ def read_case(
         inserted=result.inserted is not None,
         # numbers only: free text could name a person
         inserted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in inserted),
-        facts=facts.model_copy(update={"warnings": tuple(clean(text) for text in facts.warnings)}),
+        facts=facts.model_copy(update={"warnings": tuple(hide_paths(text) for text in facts.warnings)}),
         seconds={key: float(timing[key]) for key in sorted(timing) if "seconds" in key and _is_numeric(timing[key])},
         lesions=read_record(LesionList, result.segmented / "lesions.json"),
         # an evaluation is cached by content and may have been made under another id

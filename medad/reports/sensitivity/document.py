@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
-from medad.base.text import clean, natural_order
+from medad.base.text import hide_paths, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import Figures, Row, VolumeRecord, figures_of, table
 from medad.reporting.failures import ShownFailure, shown_failures
@@ -135,7 +135,7 @@ def make_document(
     return SensitivityDocument(
         name=settings.name,
         warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if seen else (),
-        notes=tuple(clean(note) for note in (no_room, *notes) if note),
+        notes=tuple(hide_paths(note) for note in (no_room, *notes) if note),
         summary=_summary(table(records, *axes, ())[0].figures) if records else None,
         by_size=tuple(table(records, *axes, ("size",))),
         by_contrast=tuple(table(records, *axes, ("contrast",))),
@@ -145,7 +145,7 @@ def make_document(
         failures=shown_failures(failures, hidden=not named),
         definitions=definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
-        versions={name: clean(versions[name]) for name in sorted(versions)},
+        versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from flows.cli.settings_page import CHAPTERS, description, settings_page
-from medad.base.private import field_types, parts_of
+from medad.base.private import field_types, nested_types
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 LONGEST_SENTENCE = 25
@@ -27,7 +27,9 @@ def models() -> Iterator[type[BaseModel]]:
             seen.add(model)
             yield model
             for kind in field_types(model).values():
-                pending += [part for part in parts_of(kind) if isinstance(part, type) and issubclass(part, BaseModel)]
+                pending += [
+                    part for part in nested_types(kind) if isinstance(part, type) and issubclass(part, BaseModel)
+                ]
 
 
 FIELDS = [(model, name) for model in models() for name in model.model_fields]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medad.anomalies.augment import degrade, rim_hu, shade_hu, vary, vessels_hu
+from medad.anomalies.augment import add_noise, augment, rim_hu, shade_hu, vessels_hu
 from medad.anomalies.lesions import Scale
 from medad.config.anomalies import AugmentationSettings
 from tests.seeded import generator
@@ -28,13 +28,13 @@ def _scale(batch: int) -> Scale:
 
 def test_at_zero_strength_nothing_changes() -> None:
     image, organ = _liver(4)
-    assert torch.allclose(vary(image, organ, _scale(4), NONE, generator()), image, atol=1e-4)
-    assert torch.equal(degrade(image, organ, _scale(4), NONE, generator()), image)
+    assert torch.allclose(augment(image, organ, _scale(4), NONE, generator()), image, atol=1e-4)
+    assert torch.equal(add_noise(image, organ, _scale(4), NONE, generator()), image)
 
 
 def test_only_the_liver_changes_and_equal_generators_agree() -> None:
     image, organ = _liver(8)
-    for change in (vary, degrade):
+    for change in (augment, add_noise):
         first, again = (change(image, organ, _scale(8), AugmentationSettings(), generator(5)) for _ in range(2))
         assert torch.equal(first, again)
         assert torch.equal(first[~organ], image[~organ])
@@ -45,13 +45,13 @@ def test_only_the_liver_changes_and_equal_generators_agree() -> None:
 
 def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
     image, organ = _liver(64)
-    moved = vary(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), generator())
+    moved = augment(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), generator())
     shift = (moved - image).masked_fill(~organ, 0).flatten(1)
     mean = shift.sum(1) / organ.flatten(1).sum(1)
     spread = torch.where(organ.flatten(1), (shift - mean[:, None]).abs(), 0.0)
     assert spread.max() < 1e-3
     assert 0.5 * 10 * 0.85 < mean.abs().max() <= 10 * 0.85 + 1e-3
-    gained = vary(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), generator())
+    gained = augment(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), generator())
     sd = torch.stack([part[where].std() for part, where in zip(gained, organ, strict=True)])
     before = torch.stack([part[where].std() for part, where in zip(image, organ, strict=True)])
     means = torch.stack([part[where].mean() for part, where in zip(gained - image, organ, strict=True)])
@@ -63,7 +63,7 @@ def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
 def test_noise_has_the_strength_that_was_asked_for() -> None:
     image, organ = _liver(6)
     flat = torch.full_like(image, 128.0)
-    noisy = degrade(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), generator())
+    noisy = add_noise(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), generator())
     for part, where in zip(noisy, organ, strict=True):
         assert abs(float(part[where].std()) / 0.85 - 12) < 2
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from medad.anomalies.synthesis import blend, draw_shift, overlay, synthesise
+from medad.anomalies.synthesis import add_shift, blend, draw_shift, synthesise
 from medad.anomalies.textures import Textures
 from medad.config.anomalies import SynthesisSettings, TextureSettings
 from tests.seeded import generator
@@ -25,12 +25,12 @@ def _healthy(batch: int = 4, side: int = 64) -> tuple[torch.Tensor, torch.Tensor
     return image, organ
 
 
-def test_overlay_by_hand() -> None:
+def test_add_shift_by_hand() -> None:
     image = torch.tensor([[[[10.0, 200.0], [10.0, 200.0]]]])
     mask = torch.tensor([[[[True, True], [False, False]]]])
-    shifted = overlay(image, mask, torch.full((1, 1, 1, 1), 80.0))
+    shifted = add_shift(image, mask, torch.full((1, 1, 1, 1), 80.0))
     assert shifted.flatten().tolist() == [90.0, 255.0, 10.0, 200.0]
-    shifted = overlay(image, mask, torch.full((1, 1, 1, 1), -80.0))
+    shifted = add_shift(image, mask, torch.full((1, 1, 1, 1), -80.0))
     assert shifted.flatten().tolist() == [0.0, 120.0, 10.0, 200.0]
 
 

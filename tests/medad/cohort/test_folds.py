@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad.cohort.folds import Leak, Mark, Member, deal, find_leaks, patient_mark, patients_of
+from medad.cohort.folds import Leak, MarkedCase, PatientMark, deal, find_leaks, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 from medad.ct.dicom import patient_id, write_dicom
 from medad.ct.fingerprint import liver_fingerprint
@@ -26,16 +26,16 @@ FOLDS = st.builds(
     st.integers(0, 100),
     st.integers(0, 3),
 )
-MARKS = st.builds(Mark, st.sampled_from(["patient", "scan", "liver"]), st.sampled_from("abcde"))
+MARKS = st.builds(PatientMark, st.sampled_from(["patient", "scan", "liver"]), st.sampled_from("abcde"))
 MEMBERS = st.lists(st.frozensets(MARKS, max_size=3), max_size=8).map(
-    lambda found: [Member(f"case-{number}", marks) for number, marks in enumerate(found)]
+    lambda found: [MarkedCase(f"case-{number}", marks) for number, marks in enumerate(found)]
 )
 
 
-def member(case_id: str, *marks: str) -> Member:
+def member(case_id: str, *marks: str) -> MarkedCase:
     """Marks as `scan:a`."""
     pairs = [mark.split(":") for mark in marks]
-    return Member(case_id, frozenset(Mark(kind, digest) for kind, digest in pairs))  # type: ignore[arg-type]
+    return MarkedCase(case_id, frozenset(PatientMark(kind, digest) for kind, digest in pairs))  # type: ignore[arg-type]
 
 
 @given(KEYS, KEYS, FOLDS)
@@ -70,7 +70,7 @@ def test_the_seed_deals_anew_and_every_patient_meets_every_fold() -> None:
         assert {each[patient] for each in dealt} == set(range(5))
 
 
-def partners(members: Sequence[Member]) -> list[set[int]]:
+def partners(members: Sequence[MarkedCase]) -> list[set[int]]:
     """The literal definition: whoever is reached by going from case to case along shared marks."""
     reached = []
     for start in range(len(members)):
@@ -86,7 +86,7 @@ def partners(members: Sequence[Member]) -> list[set[int]]:
 
 
 @given(MEMBERS)
-def test_a_patient_is_whoever_is_reached_along_shared_marks(members: list[Member]) -> None:
+def test_a_patient_is_whoever_is_reached_along_shared_marks(members: list[MarkedCase]) -> None:
     keys = patients_of(members)
     for here, reached in enumerate(partners(members)):
         assert bool(keys[here]) == bool(members[here].marks)
@@ -95,15 +95,15 @@ def test_a_patient_is_whoever_is_reached_along_shared_marks(members: list[Member
 
 
 @given(MEMBERS, st.randoms(use_true_random=False))
-def test_keys_depend_on_marks_alone(members: list[Member], random: object) -> None:
-    renamed = [Member(f"other-{place}", each.marks) for place, each in enumerate(members)]
+def test_keys_depend_on_marks_alone(members: list[MarkedCase], random: object) -> None:
+    renamed = [MarkedCase(f"other-{place}", each.marks) for place, each in enumerate(members)]
     pairs = list(zip(renamed, patients_of(members), strict=True))
     random.shuffle(pairs)  # type: ignore[attr-defined]
     assert patients_of([each for each, _ in pairs]) == [key for _, key in pairs]
 
 
 @given(MEMBERS, MEMBERS)
-def test_a_leak_is_found_if_and_only_if_there_is_one(train: list[Member], test: list[Member]) -> None:
+def test_a_leak_is_found_if_and_only_if_there_is_one(train: list[MarkedCase], test: list[MarkedCase]) -> None:
     together = partners([*train, *test])
     crossing = {
         frozenset(reached)

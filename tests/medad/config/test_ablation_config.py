@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from medad.base.errors import ConfigError
-from medad.config.ablation import CURVE, ROWS, AblationSettings, by_dotted_key, load
+from medad.config.ablation import CURVE, ROWS, AblationSettings, flatten_changes, load
 from medad.config.liver import load as load_liver
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "liver"
@@ -111,17 +111,19 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, changes: dict[str, Any], rule
 def test_parts_are_chosen_by_name(tmp_path: Path) -> None:
     sweep = {"name": "th", "label": "T", "key": "synthesis.threshold_grey", "values": [150], "row": "b"}
     settings = load(write(tmp_path, sweeps=[sweep], reference="b"))
-    assert {one.id for one in settings.chosen("a").variants()} == {"a"}
-    assert {one.id for one in settings.chosen("th,a").variants()} == {"a", "th 150"}, "a sweep needs no chosen row"
+    assert {one.id for one in settings.select_parts("a").variants()} == {"a"}
+    assert {one.id for one in settings.select_parts("th,a").variants()} == {"a", "th 150"}, (
+        "a sweep needs no chosen row"
+    )
     assert settings.main_row == "b"
-    assert settings.chosen("a").main_row == "a"
-    assert not settings.chosen("a").has("baseline")
+    assert settings.select_parts("a").main_row == "a"
+    assert not settings.select_parts("a").is_selected("baseline")
     with pytest.raises(ConfigError, match="z: no such row; the configuration has a, b, th, baseline"):
-        settings.chosen("a,z")
+        settings.select_parts("a,z")
 
 
 def test_dotted_keys_are_leaves() -> None:
-    assert dict(by_dotted_key({"a": {"b": 1, "c": {}}, "d.e": [2]})) == {"a.b": 1, "a.c": {}, "d.e": [2]}
+    assert dict(flatten_changes({"a": {"b": 1, "c": {}}, "d.e": [2]})) == {"a.b": 1, "a.c": {}, "d.e": [2]}
 
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_small"])
