@@ -1,4 +1,4 @@
-"""The preprocessing steps that can be run by hand: one table for the command, the server's form and the step."""
+"""The preprocessing steps that can be run by hand. The command, the server's form and the steps share this table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ManualStepName = Literal["window", "roi", "slice", "equalise"]
 
 @dataclass(frozen=True)
 class ManualStep:
-    """What a form or a command says of a step."""
+    """A preprocessing step as the form and the command describe it."""
 
     description: str
     needs_liver: bool
@@ -18,12 +18,12 @@ class ManualStep:
 
 MANUAL_STEPS: dict[ManualStepName, ManualStep] = {
     "window": ManualStep("HU to grey", needs_liver=False),
-    "roi": ManualStep("the liver alone", needs_liver=True),
+    "roi": ManualStep("zeros outside the liver", needs_liver=True),
     "slice": ManualStep("axial slices", needs_liver=True),
-    "equalise": ManualStep("each slice's histogram", needs_liver=False),
+    "equalise": ManualStep("histogram equalisation of each slice", needs_liver=False),
 }
-"""The order in which each step takes what the one before wrote."""
+"""Steps by name, in their order. Each step reads the output of the step before it."""
 assert tuple(MANUAL_STEPS) == get_args(ManualStepName)
 
 STEPS_HELP = "; ".join(f"{name}: {step.description}" for name, step in MANUAL_STEPS.items())
-"""One line for people."""
+"""All steps and their descriptions on one line, for help texts."""

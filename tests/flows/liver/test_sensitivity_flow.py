@@ -130,7 +130,7 @@ def test_a_model_whose_training_nobody_knows_is_refused(
         (("--set", "settings.preprocess.slice_px=128"), "differs from what the model"),
         (("--set", "settings.train_data.root=x"), "those of `healthy`"),
         (("--set", "overlap=2"), "overlap"),
-        (("--set", "healthy=5", "--set", "healthy.layout=lits"), "holds no further keys"),
+        (("--set", "healthy=5", "--set", "healthy.layout=lits"), "is not a group of settings"),
     ],
 )
 def test_wrong_values_are_one_line(study: Callable[..., Any], options: tuple[str, ...], rule: str) -> None:

@@ -284,7 +284,7 @@ def test_reports_hold_no_name(report: str, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["train_data.root", "train_data", "test_data.patients", "synthesis.texture"])
 def test_nothing_private_is_swept_over(key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key} cannot be swept over; give each of its values a row"):
+    with pytest.raises(ValueError, match=f"{key} is private and cannot be swept; write one row per value instead"):
         SweepSettings(name="a", label="A", key=key, values=(FOLDER,))
 
 

@@ -230,7 +230,7 @@ def test_samples_root(tmp_path: Path) -> None:
     touch(tmp_path, "nifti/img/img0001.nii.gz", "nifti/label/label0001.nii.gz")
     data = DatasetSettings(root="samples:nifti", layout="btcv")
     assert [case.id for case in find_cases(data, tmp_path)[0]] == ["btcv-0001"]
-    with pytest.raises(InputError, match="sample data are not at hand"):
+    with pytest.raises(InputError, match="sample data are missing"):
         find_cases(data)
     for name in ("samples:", "samples:../other", "samples:..", "samples:a/b"):
         with pytest.raises(InputError, match="name of one folder"):

@@ -56,12 +56,12 @@ def test_thesis_file_states_the_defaults() -> None:
         (GOOD + "train_data: {root: x, layout: btcv, insert: {}}\n", "inserted into test scans only"),
         (GOOD.replace("layout: btcv", "layout: folder"), "layout folder needs `images`"),
         (GOOD.replace("name: a", "name: ../a"), "name: String should match pattern"),
-        (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "leave out tumour (2)"),
+        (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "must include the tumour's value (2)"),
         ("name: a\n", "train_data: Field required (and 1 more)"),
-        (GOOD + "folds: {count: 5, index: 5}\n", "folds: folds.index = 5, but 5 folds are counted from 0"),
+        (GOOD + "folds: {count: 5, index: 5}\n", "folds: folds.index = 5, but it must be below folds.count = 5"),
         (GOOD + "folds: {count: 1, index: 0}\n", "folds.count: Input should be greater than or equal to 2"),
         (GOOD + "folds: {count: 5}\n", "folds.index: Field required"),
-        (GOOD.replace("layout: lits", "layout: lits, patients: 'a('"), "`patients` is no regular expression"),
+        (GOOD.replace("layout: lits", "layout: lits, patients: 'a('"), "`patients` is not a regular expression"),
         (GOOD.replace("layout: lits", "layout: lits, patients: 'a'"), "`patients` needs exactly one group"),
     ],
 )
@@ -88,7 +88,7 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     assert settings.train.restoration.epochs == 3
     assert settings.seed == 7
     assert settings.train_data == DatasetSettings(root="z", layout="btcv")
-    with pytest.raises(ConfigError, match="name holds no further keys"):
+    with pytest.raises(ConfigError, match="name is not a group of settings"):
         load(path, {"name.first": 1})
 
 
