@@ -102,7 +102,7 @@ class DatasetSettings(Settings):
         tumour = self.tumour_label if self.tumour_label is not None else (2 if self.layout == "lits" else None)
         if tumour is not None and self.liver_labels is not None and tumour not in self.liver_labels:
             raise ValueError(
-                f"liver_labels {list(self.liver_labels)} must include the tumour's value ({tumour}): it is part of the liver"
+                f"liver_labels {list(self.liver_labels)} must include the tumour's value ({tumour}): it is liver too"
             )
         return self
 

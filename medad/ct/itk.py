@@ -1,4 +1,4 @@
-"""MetaImage (.mhd, .mha) and NRRD (.nrrd, .nhdr) through SimpleITK, and the checks that it leaves out."""
+"""Reading of MetaImage (.mhd, .mha) and NRRD (.nrrd, .nhdr) with SimpleITK, and checks that SimpleITK does not make."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _COMPONENTS_BY_NAME = ("vector", "complex", "label")
 
 
 def silence_itk_warnings() -> None:
-    """Keep ITK's and GDCM's warnings off stderr, which may be a worker's log: they quote tags and paths.
+    """Turn off the warnings of ITK and GDCM on stderr. They quote tags and paths, and stderr may be a worker's log.
 
-    For good: threads that turn one switch off and on again undo each other's.
+    The switch stays off: threads that turned it off and on would disturb each other.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -36,7 +36,7 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
     _check_files(path)
     silence_itk_warnings()
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # else it goes by lower case
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # also for upper-case endings
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -49,7 +49,7 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
         check_affine(affine, path)
         image = reader.Execute()
     except RuntimeError as error:
-        raise InputError(path, "not readable as MetaImage or NRRD; cut short, or its header is wrong") from error
+        raise InputError(path, "not readable as MetaImage or NRRD: it is cut short or its header is wrong") from error
     flat = sitk.GetArrayViewFromImage(image).reshape(-1)
     received = sink(flat.size)
     for start in range(0, flat.size, _SLAB_VOXELS):
@@ -60,7 +60,10 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
 def affine_from_itk(
     direction: tuple[float, ...], spacing: tuple[float, ...], origin: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """ITK's direction (row-major), spacing and origin in LPS mm -> 4 x 4 affine to RAS mm; the first three axes."""
+    """Convert ITK's direction (row-major), spacing and origin in LPS mm to a 4 x 4 affine to RAS mm.
+
+    Only the first three axes count.
+    """
     rank = len(spacing)
     affine = np.eye(4)
     affine[:3, :3] = np.array(direction).reshape(rank, rank)[:3, :3] * np.array(spacing[:3])
@@ -70,7 +73,7 @@ def affine_from_itk(
 
 
 def data_files(path: Path) -> list[Path]:
-    """The header and, where it points to one, its file of voxels. Raises InputError."""
+    """Return the header file and, if the voxels are in another file, that file too. Raises InputError."""
     name = _detached_data_file(_header_text(path), path)
     return [path] if name is None else [path, path.parent / name]
 
@@ -102,12 +105,12 @@ def _detached_data_file(text: str, path: Path) -> str | None:
     if name is None or name.upper() == "LOCAL":
         return None
     if name.upper().startswith("LIST") or "%" in name or Path(name).name != name:
-        raise InputError(path, "the voxels must lie in one file beside the header")
+        raise InputError(path, "the voxels must be in one file in the header's folder")
     return name
 
 
 def _check_files(path: Path) -> None:
-    """What SimpleITK does not check: the data file is there, geometry is stated, compressed data is undamaged."""
+    """Check what SimpleITK does not: the data file exists, the header has a geometry, compressed data is undamaged."""
     text = _header_text(path)
     nrrd = path.suffix.lower() in NRRD
     if nrrd and not text.startswith("NRRD"):
@@ -121,7 +124,7 @@ def _check_files(path: Path) -> None:
     name = _detached_data_file(text, path)
     data = path if name is None else path.parent / name
     if not data.is_file():
-        raise InputError(path, "the file of voxels that the header names is missing")
+        raise InputError(path, "the voxel file named in the header is missing")
     if nrrd:
         compressed = (_field(text, "encoding") or "").lower() in ("gzip", "gz")
     else:
@@ -131,7 +134,7 @@ def _check_files(path: Path) -> None:
 
 
 def _check_stream(data: Path, offset: int, path: Path) -> None:
-    """Inflate to the end and drop it: MetaImage ignores its checksum, and a flipped bit reads as voxels."""
+    """Decompress to the end to check the checksum. MetaImage ignores it and would read a flipped bit as voxels."""
     inflate = zlib.decompressobj(47)  # zlib or gzip wrapper, whichever is there
     with reading(data), data.open("rb") as file:
         file.seek(offset)

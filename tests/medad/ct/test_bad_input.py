@@ -137,9 +137,9 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(DIM, "<i2", [4, 6, 5, 2, 2])], "3 dimensions, found 4"),
         ([(DIM, "<i2", [5, 6, 5, 2, 1, 2])], "3 dimensions, found 5"),
         ([(DIM, "<i2", [2, 6, 20])], "3 dimensions, found 2"),
-        ([(DIM, "<i2", [0, 6, 5, 4])], "sizes make no sense"),
-        ([(DIM, "<i2", [3, 6, -5, 4])], "sizes make no sense"),
-        ([(DIM, "<i2", [3, 6, 0, 4])], "sizes make no sense"),
+        ([(DIM, "<i2", [0, 6, 5, 4])], "sizes are invalid"),
+        ([(DIM, "<i2", [3, 6, -5, 4])], "sizes are invalid"),
+        ([(DIM, "<i2", [3, 6, 0, 4])], "sizes are invalid"),
         ([(PIXDIM + 4, "<f4", 0.0)], "voxel size must be above 0"),
         ([(PIXDIM + 8, "<f4", -1.0)], "voxel size must be above 0"),
         ([(PIXDIM + 12, "<f4", np.nan)], "voxel size must be above 0"),
@@ -151,7 +151,7 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(SROW_X + 12, "<f4", 0.5)], "sform and qform differ by up to 0.5 voxels"),
         ([(QFORM_CODE, "<i2", 0), (PIXDIM + 4, "<f4", 1.5)], "by sform but .* by pixdim"),
         ([(QFORM_CODE, "<i2", [0, 0])], "no affine"),
-        ([(QUATERN_B, "<f4", [2.0, 2.0, 2.0])], "qform is no rotation"),
+        ([(QUATERN_B, "<f4", [2.0, 2.0, 2.0])], "qform is not a rotation"),
         ([(XYZT_UNITS, "u1", 1)], "expected mm"),
         ([(XYZT_UNITS, "u1", 3)], "expected mm"),
         ([(SCL_SLOPE, "<f4", np.inf)], "wrong rescale slope"),
@@ -231,9 +231,9 @@ def plausible(scale: float = 1.0, offset: float = 0.0) -> tuple[Volume, NDArray[
         (1.0, 1024.0, "liver's median is"),
         (1.0, -1024.0, "liver's median is"),
         (-1.0, 0.0, "liver's median is"),
-        (0.02, 0.0, "values reach from"),
-        (40.0, 0.0, "values reach from"),
-        (1e-4, 0.0, "values reach from"),
+        (0.02, 0.0, "values are from"),
+        (40.0, 0.0, "values are from"),
+        (1e-4, 0.0, "values are from"),
     ],
 )
 def test_wrong_rescale_slope(scale: float, offset: float, rule: str) -> None:
@@ -246,7 +246,9 @@ def test_wrong_rescale_slope(scale: float, offset: float, rule: str) -> None:
 def test_liver_without_any_noise_is_no_ct() -> None:
     volume, liver = plausible()
     volume.hu[liver] = 80
-    refused(Path("s.nii.gz"), "80 % of values lie within 0 HU", lambda path: io.check_hu(volume, liver, path))
+    refused(
+        Path("s.nii.gz"), "80 % of the liver's values lie within 0 HU", lambda path: io.check_hu(volume, liver, path)
+    )
 
 
 def test_itk_files(tmp_path: Path) -> None:
