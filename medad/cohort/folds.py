@@ -1,7 +1,7 @@
-"""Who is who among the scans, which patients train and which test, and whether one is on both sides.
+"""The patients behind the scans, the train/test split by patient, and the search for patients in both parts.
 
-Published code for this method splits its folds by slice, so that slices of one patient train and test; here a patient
-is never divided. Everything follows from content and ids: names and order of files play no part.
+Published code for this method splits its folds by slice, so that slices of one patient are in training and testing.
+Here a patient is never divided. Everything depends on content and ids only, not on names or order of files.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from medad.base.text import natural_order
 from medad.config.liver import FoldSettings
 
 MarkKind = Literal["patient", "scan", "liver"]
-"""By what two cases are told to be of one patient: who it is said to be, the scan's files, the liver's voxels."""
+"""Evidence that two cases show one patient: the stated patient, equal files of the scan, equal voxels of the liver."""
 MARK_KINDS: tuple[MarkKind, ...] = ("patient", "scan", "liver")
-"""In the order in which they name a patient."""
+"""All kinds of marks. The first kind that a patient has gives the patient's key."""
 
 LEAK_TEXTS: dict[MarkKind, str] = {
     "scan": "are one scan",
     "liver": "show one liver, voxel for voxel",
     "patient": "are scans of one patient",
 }
-"""What is said of two cases that share a mark, the most certain first."""
+"""Texts about two cases that share a mark, with the strongest evidence first."""
 
 
 @dataclass(frozen=True)
 class PatientMark:
-    """What all scans of one patient may have in common."""
+    """A property that scans of one patient may share."""
 
     kind: MarkKind
     digest: str
-    """Hexadecimal. A patient's is plain, and short texts are found out from it: it stays in memory."""
+    """Digest of the property, hexadecimal. A patient's digest has no key, so short texts can be guessed from it.
+    It must stay in memory."""
 
 
 @dataclass(frozen=True)
 class MarkedCase:
-    """A case, as far as telling patients apart goes. Two that share a mark are of one patient."""
+    """A case with its marks. Two cases with a common mark show one patient."""
 
     case_id: str
     marks: frozenset[PatientMark]
@@ -46,7 +47,7 @@ class MarkedCase:
 
 @dataclass(frozen=True)
 class Leak:
-    """A patient on both sides, by one case of either."""
+    """A patient in both training and testing, shown by one case of each."""
 
     train: str
     test: str
@@ -54,21 +55,21 @@ class Leak:
 
     @property
     def rule(self) -> str:
-        """One sentence, with both ids."""
+        """Return a sentence with both ids."""
         return f"{self.train} in training and {self.test} in testing {LEAK_TEXTS[self.kind]}"
 
 
 def patient_mark(patient: str) -> PatientMark:
-    """The mark of a patient who is known by a text: a DICOM PatientID, or part of a name."""
+    """Return the mark of a patient given by a text: a DICOM PatientID, or part of a name."""
     return PatientMark("patient", hashlib.sha256(f"patient {patient}".encode(errors="surrogateescape")).hexdigest())
 
 
 def patients_of(members: Sequence[MarkedCase]) -> list[str]:
-    """For each case a key of its patient, whatever the order: equal if and only if marks link the two cases.
+    """Return a patient's key for each case. Two keys are equal if and only if marks link the two cases.
 
-    Links are transitive: a copy of a patient's second scan is of that patient as well. The key is the kind and
-    the smallest digest of all linked marks of the first kind that there is. A case without marks, whose
-    file cannot be read, has the key "".
+    Links are transitive: a copy of a patient's second scan shows that patient too. The key holds the first kind in
+    `MARK_KINDS` that the linked marks have, and the smallest digest of that kind. It does not depend on the order of
+    the cases. A case without marks has the key "": its file cannot be read.
     """
     parent: dict[PatientMark, PatientMark] = {}
 
@@ -96,13 +97,13 @@ def _by_kind(mark: PatientMark) -> tuple[int, str]:
 def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
     """Deal patients into folds: key of a patient -> number of its fold, 0 to `folds.count` - 1.
 
-    Of the patients of either data set every fold gets the same number, or one more; a patient of both sets gets one
-    fold. A function of the two sets of keys, the count and the seed alone.
+    The numbers of a data set's patients in two folds differ by at most one. A patient in both data sets gets one fold.
+    The result depends only on the two sets of keys, the count and the seed.
 
     Parameters
     ----------
     train, test
-        Keys of the patients of each data set, as `patients_of` gives them.
+        Keys of the patients of each data set, from `patients_of`.
     """
 
     def shuffled(patients: set[str]) -> list[str]:
@@ -111,13 +112,13 @@ def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> 
     both = set(train) & set(test)
     dealt = {key: place % folds.count for place, key in enumerate(shuffled(both))}
     for alone in (set(train) - both, set(test) - both):
-        # each goes on where the patients of both sets ended, so that either set is dealt round and round
+        # continue after the patients of both sets, so that the folds of each set stay equally large
         dealt |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
     return dealt
 
 
 def find_leaks(train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> list[Leak]:
-    """Patients on both sides, each by its first case of either in natural order of ids; empty where all is well."""
+    """Return the patients in both training and testing, each by its first case of both in natural order of ids."""
     patients = patients_of([*train, *test])
     sides: dict[str, tuple[list[MarkedCase], list[MarkedCase]]] = {}
     for place, (member, patient) in enumerate(zip([*train, *test], patients, strict=True)):
@@ -128,7 +129,10 @@ def find_leaks(train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> list[
 
 
 def _leak(train: list[MarkedCase], test: list[MarkedCase]) -> Leak:
-    """Linked cases of two sides: wherever the links cross from one to the other, two cases share a mark."""
+    """Return the leak of a patient with cases in both parts: one case of each that share a mark.
+
+    Such a pair exists, because the links between the two parts must cross from one to the other somewhere.
+    """
     marks = [frozenset[PatientMark]().union(*(member.marks for member in side)) for side in (train, test)]
     shared = min(marks[0] & marks[1], key=lambda mark: (list(LEAK_TEXTS).index(mark.kind), mark.digest))
     ids = [

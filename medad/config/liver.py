@@ -129,7 +129,7 @@ class PreprocessSettings(Settings):
     equalise: bool = True
     """Histogram equalisation of each slice."""
     lift_dark: bool = True
-    """Shift of equalised values 1..149 to 30..150, so that dark liver never merges with the background."""
+    """Shift of equalised values 0..149 to 30..150, so that dark liver never merges with the background."""
     min_liver_px: Annotated[int, Field(ge=1)] = 1
     """Smallest number of liver pixels in a slice. Slices with fewer liver pixels are left out."""
     standardise: Literal["none", "median"] = "none"

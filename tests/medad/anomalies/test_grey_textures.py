@@ -99,5 +99,5 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torn\.png: not a readable picture"):
         open_textures(TextureSettings(folder=str(tmp_path)), SIDE)
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "torn.png")
-    with pytest.raises(InputError, match=r"torn\.png: expected a picture of 8 bits a channel"):
+    with pytest.raises(InputError, match=r"torn\.png: expected a picture of 8 bits per channel"):
         open_textures(TextureSettings(folder=str(tmp_path)), SIDE)

@@ -262,7 +262,7 @@ def test_patients_are_told_by_the_layouts_names(tmp_path: Path) -> None:
             tmp_path, "folder", images="*/ct.nii.gz", patients=r"^(P \d+)-", pseudonyms=pseudonymous
         )
         assert [case.patient for case in cases] == ["P 1", "P 1", "P 2"]
-        assert [problem.rule for problem in problems] == ["its name tells no patient by the settings' `patients`"]
+        assert [problem.rule for problem in problems] == ["the setting `patients` finds no patient in its name"]
     cases, _ = search(tmp_path, "folder", images="*/ct.nii.gz")
     assert {case.patient for case in cases} == {None}
 

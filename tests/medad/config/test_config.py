@@ -116,7 +116,7 @@ def test_there_is_an_example_of_an_inbox() -> None:
         (INBOX + "settle_s: -1\n", "settle_s: Input should be greater than or equal to 0"),
         (INBOX + "liver_labels: []\n", "liver_labels"),
         (INBOX.replace("out: out", "out: in/out"), "neither inside the other"),
-        (INBOX.replace("out: out", "out: m"), "results need one of their own"),
+        (INBOX.replace("out: out", "out: m"), "`out` must not be the model's folder"),
         (INBOX.replace("*/scan", "scan"), "`scans` must be a pattern with exactly one *"),
         (INBOX.replace("*/scan", "../*/scan"), "`scans` must be a pattern below the inbox"),
         (INBOX.replace("*/liver.nii.gz", "*/scan"), "the same pattern"),
