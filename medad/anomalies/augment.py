@@ -126,7 +126,7 @@ def _distance_to_segment(
 def rim_hu(
     organ: Bool[Tensor, "B 1 S S"], settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
-    """Draw an uneven change in HU along the organ's outline, where masks are inaccurate and voxels hold other tissue."""
+    """Draw an uneven change in HU along the organ's outline, where masks are inaccurate and tissue is mixed."""
     batch, _, side, _ = organ.shape
     outside = (~organ).float()
     near = gaussian_blur(outside, settings.rim_px / 2) * 2

@@ -155,8 +155,8 @@ def insert_sizes(
     Raises
     ------
     InputError
-        There is no liver. Or `settings.fit` is `error` and there is no room for all lesions. With `fewer`, the lesions
-        without room in the best of five arrangements are left out.
+        The liver mask is empty, or `settings.fit` is `error` and the liver has no room for all lesions. With `fewer`,
+        the lesions without room in the best of five arrangements are left out.
     """
     wanted = np.sort(np.asarray(diameters_mm, dtype=np.float64))[::-1]
     centres = _place_spheres(liver, spacing_mm, wanted / 2, settings, rng, path)
@@ -212,7 +212,7 @@ class _CandidateCentres:
     ) -> None:
         found = ndimage.find_objects(liver.astype(np.uint8))
         if not found:
-            raise InputError(path, "lesions cannot be inserted: there is no liver")
+            raise InputError(path, "lesions cannot be inserted: the liver mask is empty")
         self._box = found[0]
         self._organ = liver[self._box]
         self._spacing_mm = spacing_mm

@@ -61,8 +61,8 @@ def read_dicom(folder: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometr
     Raises
     ------
     InputError
-        There is no DICOM file, or a file cannot be read. The files have several series, sizes or orientations, or
-        another modality. A slice is missing, or the spacing is uneven. The gantry is tilted. RescaleSlope is zero,
+        The folder holds no DICOM file, or a file cannot be read. The files have several series, sizes or orientations,
+        or another modality. A slice is missing, or the spacing is uneven. The gantry is tilted. RescaleSlope is zero,
         negative or missing.
     """
     silence_itk_warnings()

@@ -117,7 +117,7 @@ def test_a_liver_without_room_is_an_input_error() -> None:
         insert_lesions(hu, liver, FINE, InsertSettings(count=1, diameter_mm=(90.0, 90.0)), rng(), path=path)
     with pytest.raises(InputError, match="no room for 50"):
         insert_lesions(hu, liver, FINE, InsertSettings(count=50, diameter_mm=(20.0, 20.0)), rng(), path=path)
-    with pytest.raises(InputError, match="there is no liver"):
+    with pytest.raises(InputError, match="the liver mask is empty"):
         insert_lesions(hu, np.zeros_like(liver), FINE, InsertSettings(), rng(), path=path)
 
 
