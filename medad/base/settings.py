@@ -126,7 +126,7 @@ def apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any], *, sou
         *parents, leaf = key.split(".")
         place = values
         for parent in parents:
-            if place.get(parent) is None:  # not there, or written as null
+            if place.get(parent) is None:  # missing, or written as null
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):

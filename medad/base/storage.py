@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK_BYTES = 1 << 18
-_GZIP_WBITS = 31  # a gzip wrapper: zlib then writes and checks CRC and length itself
+_GZIP_WBITS = 31  # gzip format: zlib itself writes and checks CRC and length
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ class _FoundCase:
     scan: Path
     label: Path | None
     rule: str | None
-    name: str = ""  # the id that the layout would give
+    name: str = ""  # the id without a pseudonym
     pseudonymous: bool = False
     patient: str | None = None
 
@@ -133,7 +133,7 @@ def find_cases(
     """
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
-        raise InputError(root, "the folder of the data set does not exist")
+        raise InputError(root, "no such folder")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
     found = sorted(search(root, data), key=lambda item: natural_order(item.key))
     found = _with_unique_ids([_with_safe_id(item, data) for item in found], pseudonyms)

@@ -90,7 +90,7 @@ class SweepSettings(Settings):
             raise ValueError(f"published holds {len(self.published)} entries for {len(self.values)} values")
         if len({str(value) for value in self.values}) != len(self.values):
             raise ValueError("values must not contain a value twice")
-        if is_private(type_at(LiverSettings, self.key)):  # values name what is shown everywhere
+        if is_private(type_at(LiverSettings, self.key)):  # the values become names in tables and files
             raise ValueError(f"{self.key} is private and cannot be swept; write one row per value instead")
         return self
 

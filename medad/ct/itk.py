@@ -135,7 +135,7 @@ def _check_files(path: Path) -> None:
 
 def _check_stream(data: Path, offset: int, path: Path) -> None:
     """Decompress to the end to check the checksum. MetaImage ignores it and would read a flipped bit as voxels."""
-    inflate = zlib.decompressobj(47)  # zlib or gzip wrapper, whichever is there
+    inflate = zlib.decompressobj(47)  # zlib or gzip format, detected automatically
     with reading(data), data.open("rb") as file:
         file.seek(offset)
         pending = b""

@@ -118,18 +118,18 @@ def slice_volume(
     min_liver_px: int = 1,
     background: int = 0,
 ) -> Slices:
-    """Cut the axial slices that contain liver; linear for grey values, nearest for the mask.
+    """Cut the axial slices that contain liver. Grey values are resized linearly, the mask by nearest neighbour.
 
     Parameters
     ----------
     grey
-        Grey values, outside the liver already `background`.
+        Grey values. Outside the liver they must already be `background`.
     liver
         Liver mask on the same grid.
     grid
-        From `slice_grid`.
+        Grid of the slices, from `slice_grid`.
     min_liver_px
-        Slices with fewer liver pixels after resizing are left out.
+        Smallest number of liver pixels in a resized slice. Slices with fewer are left out.
     """
     candidates = np.flatnonzero(liver.any((0, 1)))
     pixels_parts, organ_parts, z_parts = [], [], []

@@ -48,13 +48,13 @@ def test_the_page_has_every_setting() -> None:
 
 def test_known_rows_are_as_known_beforehand() -> None:
     rows = settings_page().splitlines()
-    assert "| `preprocess.slice_px` | integer 32 to 1024, multiple of 16 | `256` | Side of a slice. |" in rows, (
-        "an integer with limits"
-    )
+    assert (
+        "| `preprocess.slice_px` | integer 32 to 1024, multiple of 16 | `256` | Side of a slice, in pixels. |" in rows
+    ), "an integer with limits"
     assert "| `train.flip` | true or false | `false` | Random flips of slices, left-right and front-back. |" in rows
     assert "| `data.categories` | list (text) or none | `null` | Categories to use. None: all. |" in rows
     (root,) = [row for row in rows if row.startswith("| `train_data.root` |")]
-    assert root.startswith("| `train_data.root` | private text | needed | Folder of the data set;")
+    assert root.startswith("| `train_data.root` | private text | needed | Folder of the data set.")
     (test_data,) = [row for row in rows if row.startswith("| `test_data` |")]
     assert test_data.startswith("| `test_data` | group, as `train_data` | needed |")
     (healthy,) = [row for row in rows if row.startswith("| `healthy` |")]

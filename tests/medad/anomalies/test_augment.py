@@ -1,4 +1,4 @@
-"""Augmentation: it stays inside the liver, does nothing at zero strength, and each kind does what its name says."""
+"""Augmentation: it changes only the liver, does nothing at zero strength, and each kind has its intended effect."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
         assert hu.max() <= 0
         down, right = (hu[:, 2:, 1:-1] - hu[:, :-2, 1:-1]) / 2, (hu[:, 1:-1, 2:] - hu[:, 1:-1, :-2]) / 2
         steepest.append(torch.hypot(down, right).flatten(1).amax(1).median())
-    # a logistic step of width w px is steepest in its middle: 30 / w a pixel, here of 2 mm; waves make it steeper
+    # a logistic step of width w px is steepest in its middle: 30 / w per pixel of 2 mm; waves make it steeper
     assert 0.85 * 30 / 4 < steepest[0] < 1.3 * 30 / 4
     assert 0.85 * 30 / 16 < steepest[1] < 1.3 * 30 / 16
     hu = shade_hu(organ, _scale(32), AugmentationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), generator())
@@ -95,7 +95,7 @@ def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
     assert abs(float(hu.max()) - 50) < 0.5
     shown = hu.flatten(1).amax(1) > 25
     assert 0 < int(shown.sum()) < 16, "none or one a slice"
-    # a straight run of 4 px width: a disc of radius 2 px fits into it, one of 4 px does not
+    # in a straight vessel of 4 px width a disc of radius 2 px fits, but a disc of radius 4 px does not
     for part in hu[shown, 0] > 25:
         width = torch.nn.functional.max_pool2d(-part[None, None].float(), 7, 1, 3)
         assert width.max() == 0, "no 7 x 7 square fits into a tube of 4 px"

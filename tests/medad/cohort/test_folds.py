@@ -1,4 +1,4 @@
-"""Patients: who is who, dealt into folds, and found on both sides. Laws, and cases by construction."""
+"""Patients: identification, folds, and detection of patients in both training and testing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEMBERS = st.lists(st.frozensets(MARKS, max_size=3), max_size=8).map(
 
 
 def member(case_id: str, *marks: str) -> MarkedCase:
-    """Marks as `scan:a`."""
+    """Return a case with marks given as `scan:a`."""
     pairs = [mark.split(":") for mark in marks]
     return MarkedCase(case_id, frozenset(PatientMark(kind, digest) for kind, digest in pairs))  # type: ignore[arg-type]
 
@@ -66,12 +66,12 @@ def test_the_seed_deals_anew_and_every_patient_meets_every_fold() -> None:
     patients = {f"patient {number}" for number in range(20)}
     dealt = [deal(patients, patients, FoldSettings(count=5, index=0, seed=seed)) for seed in range(100)]
     assert dealt[0] != dealt[1]
-    for patient in patients:  # a fold is missed by chance once in 0.8**-100
+    for patient in patients:  # a patient misses one fold by chance with probability 0.8**100
         assert {each[patient] for each in dealt} == set(range(5))
 
 
 def partners(members: Sequence[MarkedCase]) -> list[set[int]]:
-    """The literal definition: whoever is reached by going from case to case along shared marks."""
+    """Return for each case all cases that are reached along shared marks, by the literal definition."""
     reached = []
     for start in range(len(members)):
         found, fresh = {start}, [start]
@@ -126,7 +126,7 @@ def test_a_leak_names_the_first_cases_and_the_surest_reason() -> None:
     ]
     [leak] = find_leaks(train, [member("lits-1", "scan:a", "patient:p")])
     assert leak.rule == "btcv-10 in training and lits-1 in testing are one scan"
-    assert find_leaks(train, [member("btcv-3")]) == []  # a file that cannot be read is nobody's
+    assert find_leaks(train, [member("btcv-3")]) == []  # a file that cannot be read has no patient
 
 
 def test_a_copy_of_a_patients_second_scan_is_that_patients() -> None:
@@ -143,7 +143,7 @@ def test_patients_are_told_by_their_text_alone() -> None:
 
 @pytest.fixture(scope="module")
 def scan() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """HU in whole numbers with noise, a liver in the middle, an affine."""
+    """Return noisy HU in whole numbers, a liver in the middle, and an affine."""
     rng = np.random.default_rng(7)
     hu = np.rint(rng.normal(60, 20, (20, 18, 12))).astype(np.float32)
     liver = np.zeros(hu.shape, dtype=np.bool_)
@@ -199,7 +199,7 @@ def test_one_voxel_makes_another_liver(scan: tuple[np.ndarray, np.ndarray, np.nd
 
 
 def series(folder: Path, identity: str | None) -> Path:
-    """Three slices, with a PatientID or without the tag."""
+    """Write three slices, with or without a PatientID."""
     import pydicom
 
     folder.mkdir()

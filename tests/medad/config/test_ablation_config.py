@@ -1,4 +1,4 @@
-"""An ablation's configuration: variants by hand, and one line for what is wrong, before anything runs."""
+"""Configuration of an ablation: variants checked by hand, and one-line errors before anything runs."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_dotted_keys_are_leaves() -> None:
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_small"])
 def test_committed_ablations_are_table_3_2(name: str) -> None:
-    """Rows and figures by hand from the thesis."""
+    """Compare rows and figures with those of the thesis."""
     settings = load(CONFIGS / f"{name}.yaml")
     rows = {one.name: one.settings for one in settings.variants() if one.group == ROWS}
     method = rows["tp_pa_unet"]
@@ -159,7 +159,7 @@ def test_committed_ablations_are_table_3_2(name: str) -> None:
 
 
 def test_the_small_ablations_row_in_hu_is_hu_small() -> None:
-    """The row says again what hu_small.yaml says, since all rows of an ablation stand on one base."""
+    """Check that the row repeats hu_small.yaml, because all rows of an ablation change one base."""
     rows = {one.name: one.settings for one in load(CONFIGS / "ablation_small.yaml").variants() if one.group == ROWS}
     hu_small = load_liver(CONFIGS / "hu_small.yaml")
     without_blobs: Any = {"name": True, "synthesis": set(hu_small.synthesis.model_dump()) - {"kind", "lesions"}}

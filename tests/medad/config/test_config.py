@@ -1,4 +1,4 @@
-"""Settings: the committed files load, the defaults are the thesis's, a wrong value is named in one line."""
+"""Settings: the configurations load, the defaults are the thesis's, and a wrong value gives a one-line error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_committed_file_loads(path: Path) -> None:
 
 
 def test_thesis_file_states_the_defaults() -> None:
-    """Numbers of section 3.4.1, by hand; and the file adds nothing that a bare configuration would not have."""
+    """Compare with the numbers of section 3.4.1, and check that the file only repeats the defaults."""
     thesis = load(next(path for path in CONFIGS if path.stem == "thesis"))
     assert thesis.preprocess.slice_px == 256
     assert thesis.synthesis.threshold_grey == 200

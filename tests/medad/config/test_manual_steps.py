@@ -1,4 +1,4 @@
-"""The table of steps by hand and the functions that it names."""
+"""The table of manual steps and the functions that it names."""
 
 from __future__ import annotations
 

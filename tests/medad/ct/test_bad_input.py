@@ -1,4 +1,4 @@
-"""Every bad input is an InputError of one line that names the file and the rule, and never wrong voxels."""
+"""Bad input files: each raises a one-line InputError that names the file and the rule, and none gives wrong voxels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def save(path: Path, array: NDArray[Any], affine: NDArray[np.float64] = LPS) -> 
 
 
 def patched(folder: Path, *changes: tuple[int, str, Any], name: str = "scan.nii") -> Path:
-    """A good file with header fields overwritten: (offset, type, value)."""
+    """Write a good file with some header fields overwritten: (offset, type, value)."""
     path = save(folder / "good.nii", values())
     content = bytearray(path.read_bytes())
     for offset, dtype, value in changes:
@@ -95,7 +95,10 @@ def test_gzip_cut_anywhere_is_refused(tmp_path: Path, packed: bytes) -> None:
 
 
 def test_every_flipped_bit_is_refused_or_harmless(tmp_path: Path, packed: bytes) -> None:
-    """What passes is the same to the last bit: gzip's time and system fields, or another coding of the same bytes."""
+    """Check that files with a flipped bit are refused or have equal voxels.
+
+    Harmless bits are in gzip's time and system fields, or give another coding of the same bytes.
+    """
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(packed)
     good = io.read_scan(path)
@@ -213,7 +216,7 @@ def test_label_without_liver(tmp_path: Path) -> None:
 
 
 def plausible(scale: float = 1.0, offset: float = 0.0) -> tuple[Volume, NDArray[np.bool_]]:
-    """Air, fat, and a liver of 100 +- 20 HU, scaled as a wrong header would."""
+    """Return air, fat, and a liver of 100 +- 20 HU, scaled as by a wrong header."""
     rng = np.random.default_rng(0)
     hu = np.full((20, 20, 20), -1000.0)
     hu[3:17, 3:17] = -100
@@ -311,7 +314,7 @@ def test_itk_images_of_other_kinds(tmp_path: Path) -> None:
 def write_series(
     folder: Path, change: dict[int, dict[str, Any]], *, skip: tuple[int, ...] = (), tilt: float = 0
 ) -> None:
-    """Six good CT slices 2 mm apart; `change` overwrites tags of some."""
+    """Write six good CT slices with 2 mm spacing. `change` overwrites tags of some slices."""
     folder.mkdir()
     for k in set(range(6)) - set(skip):
         tags: dict[str, Any] = {
@@ -396,7 +399,7 @@ def test_unreadable_file_names_the_reason(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_labels_hold_what_the_file_held(tmp_path: Path) -> None:
-    """The reader's own damage check, seen from outside: a wrong CRC alone is enough."""
+    """Check the reader's damage check from outside: a wrong CRC is enough."""
     content = bytearray(gzip.compress(save(tmp_path / "good.nii", values()).read_bytes()))
     assert zlib.crc32((tmp_path / "good.nii").read_bytes()) == int.from_bytes(content[-8:-4], "little")
     content[-8] ^= 1
