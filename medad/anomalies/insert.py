@@ -312,11 +312,13 @@ def _place_spheres(
                 return placed
     if fewer:
         return best
-    alone = "" if candidates.at_rim else f"; the widest that fits alone is {max(candidates.widest_mm, 0):.3g} mm"
+    largest_mm = max(candidates.widest_mm, 0)
+    largest = "" if candidates.at_rim else f"; the largest single lesion that fits has {largest_mm:.3g} mm"
+    number = f"{len(radii_mm)} lesion{'s' * (len(radii_mm) > 1)}"
     raise InputError(
         path,
-        f"lesions cannot be inserted: no room {'at the rim ' * candidates.at_rim}for {len(radii_mm)} of "
-        f"{2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} mm{alone}",
+        f"lesions cannot be inserted: no room {'at the rim ' * candidates.at_rim}for {number} of "
+        f"{2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} mm{largest}",
     )
 
 

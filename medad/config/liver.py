@@ -269,7 +269,7 @@ class CombineSettings(Settings):
     scale_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
     """Standard deviation of the Gaussian that smooths residual and deviation, in mm."""
     centre_z: Annotated[float, Field(gt=0)] = 3.0
-    """Number of robust standard deviations above the liver's median at which residual and deviation become
+    """Number of robust standard deviations above the map's median in the liver at which residual and deviation become
     probability 1/2."""
 
     @model_validator(mode="after")

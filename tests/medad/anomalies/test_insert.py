@@ -63,7 +63,7 @@ def test_where_the_scan_ends_is_no_rim() -> None:
     for seed in range(10):
         (lesion,) = insert_sizes(flat(liver), liver, MM, [12.0], wanted, np.random.default_rng(seed)).lesions
         assert lesion.centre_voxel[0] <= 0.7 * 6
-    with pytest.raises(InputError, match="no room at the rim for 1 of 12 to 12 mm"):
+    with pytest.raises(InputError, match="no room at the rim for 1 lesion of 12 to 12 mm"):
         insert_sizes(flat(liver), np.ones_like(liver), MM, [12.0], wanted, np.random.default_rng(0))
 
 
@@ -120,7 +120,7 @@ def test_fewer_are_inserted_where_not_all_fit_and_an_error_says_so_otherwise() -
     assert sizes(70.0, 40.0, 8.0) == [40.0, 8.0]
     assert sizes(40.0, 40.0) == [40.0]
     assert sizes(20.0, 10.0) == [20.0, 10.0]
-    with pytest.raises(InputError, match="no room for 2 of 40 to 70 mm"):
+    with pytest.raises(InputError, match="no room for 2 lesions of 40 to 70 mm"):
         insert_sizes(flat(liver), liver, MM, [70.0, 40.0], InsertSettings(), np.random.default_rng(0))
 
 

@@ -113,7 +113,7 @@ def test_one_seed_one_result() -> None:
 def test_a_liver_without_room_is_an_input_error() -> None:
     hu, liver = block()
     path = Path("liver.nii.gz")
-    with pytest.raises(InputError, match=r"liver\.nii\.gz: .*no room for 1 of 90 to 90 mm; the widest that fits"):
+    with pytest.raises(InputError, match=r"liver\.nii\.gz: .*no room for 1 lesion of 90 to 90 mm; the largest"):
         insert_lesions(hu, liver, FINE, InsertSettings(count=1, diameter_mm=(90.0, 90.0)), rng(), path=path)
     with pytest.raises(InputError, match="no room for 50"):
         insert_lesions(hu, liver, FINE, InsertSettings(count=50, diameter_mm=(20.0, 20.0)), rng(), path=path)
