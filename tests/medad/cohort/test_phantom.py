@@ -126,7 +126,7 @@ def test_the_widest_that_fits_is_told_right() -> None:
     liver = np.zeros((80, 80, 21), dtype=np.bool_)
     liver[2:-2, 2:-2] = True
     hu = np.zeros(liver.shape, dtype=np.float32)
-    with pytest.raises(InputError, match="fits alone is 18 mm"):
+    with pytest.raises(InputError, match="that fits has 18 mm"):
         insert_lesions(hu, liver, (1.0, 1.0, 1.0), InsertSettings(count=1, diameter_mm=(30.0, 30.0)), rng())
     insert_lesions(hu, liver, (1.0, 1.0, 1.0), InsertSettings(count=1, diameter_mm=(17.9, 17.9)), rng())
 
