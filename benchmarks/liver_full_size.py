@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medad.anomalies.synthesis import synthesise
-from medad.base.devices import denormals_flushed, keep_freed_memory
+from medad.base.devices import flush_denormals, keep_freed_memory
 from medad.config.liver import LiverSettings, load
 from medad.networks import nets
 from medad.networks.losses import focal_loss, l1_loss
@@ -130,7 +130,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     total, here, least = 0.0, 0.0, 1.0
     for phase in both:
-        with denormals_flushed():
+        with flush_denormals():
             work, taken = flops_of(phase.step), seconds_of(phase.step, arguments.steps, device)
         share, steps = work / taken / bound, phase.steps(arguments.slices)
         total, here, least = total + steps * work, here + steps * taken, min(least, share)

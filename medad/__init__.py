@@ -1,6 +1,6 @@
 """Medical anomaly detection: liver tumours in CT, learned without any tumour label.
 
-`medad.segment` is the front door: a scan, its liver mask and a trained model go in, a `Segmentation` comes out.
+`medad.segment` is the main function. It takes a scan, its liver mask and a trained model, and returns a `Segmentation`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ __all__ = ["Segmentation", "segment"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the front door when it is first used, so that `import medad` loads neither numpy nor torch."""
+    """Load `medad.segmentation` when it is first used, so that `import medad` loads neither numpy nor torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import medad.segmentation as door
+    from medad import segmentation
 
-    return getattr(door, name)
+    return getattr(segmentation, name)

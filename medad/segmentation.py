@@ -1,4 +1,4 @@
-"""`medad.segment`: tumours of one CT from Python, without Prefect, cache or server."""
+"""`medad.segment`: segmentation of the tumours in one CT from Python, without Prefect, cache or server."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case, se
 FilePath = str | os.PathLike[str]
 
 NO_LIVER = (
-    "segment needs a liver mask on the scan's own grid: liver=MASK; "
+    "segment needs a liver mask on the scan's grid: liver=MASK; "
     "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver writes FOLDER/liver.nii.gz"
 )
 NO_MODEL = (
-    "segment needs a trained model: model=RUN_FOLDER; none comes with the package, and "
+    "segment needs a trained model: model=RUN_FOLDER; the package contains no model, but "
     "`adflows liver train small --train FOLDER` trains one on healthy scans into runs/liver/small"
 )
 
@@ -39,20 +39,20 @@ NO_MODEL = (
 class Segmentation:
     """The tumours found in one scan.
 
-    Arrays have the voxel order of the scan's file: for a NIfTI, shape, order and affine are those that nibabel gives
-    for it. For MetaImage and NRRD the first axis is the file's fastest one; for DICOM it runs along a slice's rows.
+    Arrays have the voxel order of the scan's file. For a NIfTI, shape, order and affine are those that nibabel returns.
+    For MetaImage and NRRD the first axis is the file's fastest axis. For DICOM it runs along a slice's rows.
     """
 
     mask: Bool[np.ndarray, "I J K"]
-    """True where tumour was found."""
+    """Mask of the tumours: True in tumour voxels."""
     probability: Float32[np.ndarray, "I J K"]
-    """Probability of tumour, 0 to 1; 0 outside the liver."""
+    """Probability of tumour, 0 to 1. It is 0 outside the liver."""
     lesions: tuple[Lesion, ...]
     """Connected parts of the mask, the largest first."""
     threshold: float
-    """Probability from which on a voxel is in the mask."""
+    """Probability from which a voxel is in the mask."""
     warnings: tuple[str, ...]
-    """Oddities of the files that did not prevent the work, one line each."""
+    """Warnings about the files, one line each. They did not stop the segmentation."""
     geometry: Geometry
     """Grid of the scan's file."""
 
@@ -86,28 +86,28 @@ def segment(
     Parameters
     ----------
     scan
-        A CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
+        CT scan: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
     liver
-        Liver mask on the scan's grid. It cannot be left out yet.
+        Liver mask on the scan's grid. It is required for now.
     model
-        Folder that `adflows liver train` or `run` wrote, or its folder `model`. It cannot be left out yet.
+        Run folder written by `adflows liver train` or `run`, or its sub-folder `model`. It is required for now.
     liver_labels
         Values of the mask that are liver.
     inference, postprocess
-        Batch size, threshold, smallest lesion and the like. None: those of the model's run.
+        Batch size, threshold, smallest lesion and similar settings. None: the settings of the model's run.
     device
-        `auto`, `cpu`, `cuda` or `cuda:N`.
+        Device: `auto`, `cpu`, `cuda` or `cuda:N`.
     affine_from
-        NIfTI affine that counts; `agree` refuses a file whose sform and qform differ.
+        NIfTI affine to use. `agree` refuses a file with different sform and qform.
     affine_mismatch
-        What to do if scan and mask have one shape but different affines: `warn` matches their voxels by index.
+        Reaction if scan and mask have the same shape but different affines. `warn` matches their voxels by index.
 
     Raises
     ------
     ConfigError
-        Mask or model was not given, the folder holds no model, or the device does not exist.
+        The mask or the model is missing, the folder holds no model, or the device does not exist.
     InputError
-        A file cannot be used; the message names the file and the rule.
+        A file cannot be used. The message names the file and the rule.
     DiskFullError
         The temporary folder has no room left.
     """
@@ -133,17 +133,17 @@ def segment(
             device,
             out,
         )
-        return _read(prepared, out, affine_from)
+        return _read_results(prepared, out, affine_from)
 
 
 def _run_folder(model: Path) -> Path:
-    """Return the run folder where its folder `model` was given."""
+    """Return the run folder. If `model` is the sub-folder `model` of a run, return its parent."""
     inside = model.absolute()
     return inside.parent if inside.name == "model" and not (inside / MANIFEST).exists() else model
 
 
-def _read(prepared: Path, segmented: Path, affine_from: AffineFrom) -> Segmentation:
-    """Read what the two steps wrote."""
+def _read_results(prepared: Path, segmented: Path, affine_from: AffineFrom) -> Segmentation:
+    """Read the outputs of the two steps."""
     mask = read_labels(segmented / MASK, affine_from=affine_from)
     probability = read_scan(segmented / PROBABILITY, affine_from=affine_from).hu
     table = read_json(segmented / LESIONS)

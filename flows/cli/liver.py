@@ -27,7 +27,7 @@ from flows.cli.options import (
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
-from medad.config.by_hand import BY_HAND, IN_ORDER, HandStepName
+from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
 
 if TYPE_CHECKING:
     from medad.config.liver import LiverSettings
@@ -270,7 +270,7 @@ def segment(
 
 @app.command()
 def step(
-    name: Annotated[HandStepName, typer.Argument(metavar="STEP", help=IN_ORDER)],
+    name: Annotated[ManualStepName, typer.Argument(metavar="STEP", help=STEPS_HELP)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="What the step before wrote; for window a CT.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder to write it into.")],
     liver: Annotated[Path | None, typer.Option("--liver", help="Liver mask, for roi and slice.")] = None,
@@ -285,7 +285,7 @@ def step(
 ) -> None:
     """One preprocessing step by hand; each takes what the one before it wrote."""
     start(verbose=verbose)
-    if BY_HAND[name].needs_liver and liver is None:
+    if MANUAL_STEPS[name].needs_liver and liver is None:
         raise ConfigError(HOW_TO_GET_A_MASK)
     from pydantic import ValidationError
 

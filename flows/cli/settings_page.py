@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from medad.base.private import Private, field_types, parts_of
+from medad.base.private import Private, field_types, nested_types
 from medad.base.settings import MACHINE_FIELDS, MachineSettings
 from medad.config.ablation import AblationSettings
 from medad.config.inbox import InboxSettings
@@ -91,7 +91,7 @@ def _tables(model: Model, prefix: str, chapter: Chapter, known: dict[Model, tupl
         yield "| setting | value | default | description |\n|---|---|---|---|"
     for name in own:
         kind, key = field_types(model)[name], f"{prefix}{name}"
-        inner = [part for part in parts_of(kind) if _is_model(part)]
+        inner = [part for part in nested_types(kind) if _is_model(part)]
         value = _value(kind)
         if len(inner) == 1:
             at = "[]" if get_origin(_plain(kind)) is tuple else ".NAME" if get_origin(_plain(kind)) is dict else ""

@@ -62,7 +62,7 @@ def ablate(
 
     settings = load(find_config(config, "liver"), values, lambda base: find_config(Path(base), "liver"))
     if rows is not None:
-        settings = settings.chosen(rows)
+        settings = settings.select_parts(rows)
     from flows.liver.ablate import ablate as ablate_flow
     from flows.runs.run_folder import writable
 
@@ -118,7 +118,7 @@ def sensitivity(
 ) -> None:
     """Insert lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
     start(verbose=verbose)
-    from medad.base.settings import put_over
+    from medad.base.settings import apply_overrides
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 
     root = None if healthy is None else str(healthy)
@@ -128,7 +128,9 @@ def sensitivity(
     elif root is None:
         raise ConfigError("the study needs healthy scans: --healthy FOLDER, or a --config that names them")
     else:
-        study = parse_sensitivity(put_over({"healthy": {"layout": "btcv"}}, values, source="--set"), source="--set")
+        study = parse_sensitivity(
+            apply_overrides({"healthy": {"layout": "btcv"}}, values, source="--set"), source="--set"
+        )
     from flows.liver.sensitivity import SensitivityRequest, settings_for
     from flows.liver.sensitivity import sensitivity as sensitivity_flow
     from flows.runs.run_folder import writable

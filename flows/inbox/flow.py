@@ -245,7 +245,7 @@ class Pass:
         failure = next((each for each in runner.failures if each.case_id == taken.id), None)
         if failure is None or self.dry:
             return
-        if failure.of_machine:
+        if failure.machine_fault:
             self.trouble = failure
             return
         if failure.bug is None and not still_holds(taken.arrival, content):

@@ -99,7 +99,7 @@ class AblationStages:
 
     @property
     def has_baseline(self) -> bool:
-        return self.settings.baseline and self.settings.has(BASELINE)
+        return self.settings.baseline and self.settings.is_selected(BASELINE)
 
     def data(self, settings: LiverSettings) -> Data | None:
         """None where the data set as a whole cannot be used; why is noted."""
@@ -256,7 +256,7 @@ class AblationStages:
         return replace(outcome, headline={})
 
     def _copies(self, report: Ref | None) -> tuple[Copied, ...]:
-        names = [f"table_{sweep.name}.tex" for sweep in self.settings.chosen_sweeps]
+        names = [f"table_{sweep.name}.tex" for sweep in self.settings.selected_sweeps]
         return tuple(copied(report, *REPORT_FILES, *names))
 
 

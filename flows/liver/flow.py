@@ -23,8 +23,8 @@ from flows.runs.runner import new_runner
 from medad.base.errors import CaseFailure
 from medad.base.private import PrivatePath
 from medad.base.settings import ANY_MACHINE
-from medad.config.by_hand import HandStepName
 from medad.config.liver import LiverSettings, PreprocessSettings
+from medad.config.manual_steps import ManualStepName
 
 _DATA = ("train_data", "test_data")
 UNKNOWN_TRAINING = "The model's folder does not say which cases trained it; those tested here may be among them."
@@ -45,7 +45,7 @@ class SegmentRequest(BaseModel):
 class StepRequest(BaseModel):
     """One preprocessing step on one file."""
 
-    name: HandStepName
+    name: ManualStepName
     source: PrivatePath
     liver: PrivatePath | None
     liver_labels: tuple[int, ...]

@@ -119,7 +119,9 @@ class SensitivityStages(Stages):
             refs = self.in_turn(
                 (
                     f"{scan.case.id}, {volume.label}",
-                    steps.measure(scan.scan, volume, study.measure, scan.segmented, segmenter, settings.machine),
+                    steps.measure(
+                        scan.scan, volume, study.measure_settings, scan.segmented, segmenter, settings.machine
+                    ),
                 )
                 for scan, volume in volumes
             )

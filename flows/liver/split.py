@@ -20,7 +20,7 @@ from flows.store.digests import path_digest
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
 from medad.base.manifest import read_manifest
-from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
+from medad.cohort.folds import MARK_KINDS, Leak, MarkedCase, PatientMark, deal, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ class Known:
     """A case and what tells its patient."""
 
     case: Case
-    marks: frozenset[Mark]
+    marks: frozenset[PatientMark]
     """Empty of a file that cannot be read, which its preparation will say."""
 
     @property
-    def member(self) -> Member:
-        return Member(self.case.id, self.marks)
+    def member(self) -> MarkedCase:
+        return MarkedCase(self.case.id, self.marks)
 
     def salted(self) -> str | None:
         """The patient's digest under this machine's secret, where a text names the patient. Raises ConfigError."""
@@ -68,7 +68,7 @@ class Sides:
             known = list(pool.map(_known, [*train, *test]))
         return cls(tuple(known[: len(train)]), tuple(known[len(train) :]))
 
-    def members(self, use: Use) -> list[Member]:
+    def members(self, use: Use) -> list[MarkedCase]:
         return [known.member for known in getattr(self, use)]
 
     def fold(self, folds: FoldSettings) -> Sides:
@@ -110,22 +110,22 @@ class Sides:
         }
         return Sides(self.train, self.test, self.notes, salted)
 
-    def prepared(self, use: Use, case_id: str, ref: Ref) -> Member:
+    def prepared(self, use: Use, case_id: str, ref: Ref) -> MarkedCase:
         """A prepared (or inserted) case, told by its liver's voxels as well."""
         known = next((each for each in getattr(self, use) if each.case.id == case_id), None)
         marks = frozenset() if known is None else known.marks
-        return Member(case_id, marks | _liver_mark(ref))
+        return MarkedCase(case_id, marks | _liver_mark(ref))
 
 
-def salted_member(member: Member, salted: str | None) -> Member:
+def salted_member(member: MarkedCase, salted: str | None) -> MarkedCase:
     """The case as a run's manifest knows it: its patient by the salted digest alone."""
     marks = {mark for mark in member.marks if mark.kind != "patient"}
-    return Member(member.case_id, frozenset(marks | ({Mark("patient", salted)} if salted else set())))
+    return MarkedCase(member.case_id, frozenset(marks | ({PatientMark("patient", salted)} if salted else set())))
 
 
 def _known(case: Case) -> Known:
     try:
-        marks = {Mark("scan", path_digest(case.scan))}
+        marks = {PatientMark("scan", path_digest(case.scan))}
     except UserError:
         return Known(case, frozenset())
     if (patient := _patient(case)) is not None:
@@ -142,9 +142,9 @@ def _patient(case: Case) -> str | None:
     return case.patient
 
 
-def _liver_mark(ref: Ref) -> frozenset[Mark]:
+def _liver_mark(ref: Ref) -> frozenset[PatientMark]:
     digest = liver_digest(ref)
-    return frozenset() if digest is None else frozenset({Mark("liver", digest)})
+    return frozenset() if digest is None else frozenset({PatientMark("liver", digest)})
 
 
 def liver_digest(ref: Ref) -> str | None:
@@ -170,11 +170,11 @@ def training_rows(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and row.get("use") == "train"] if rows else []
 
 
-def trained_members(rows: Iterable[Mapping[str, Any]]) -> list[Member]:
+def trained_members(rows: Iterable[Mapping[str, Any]]) -> list[MarkedCase]:
     """The cases of `training_rows`; their patients by salted digests, which other machines cannot compare."""
     found = []
     for row in rows:
         digests = {"patient": row.get("patient")} | {name: row["sha256"].get(name) for name in ("scan", "liver")}
-        marks = frozenset(Mark(kind, str(digests[kind])) for kind in KINDS if digests[kind])
-        found.append(Member(str(row["case"]), marks))
+        marks = frozenset(PatientMark(kind, str(digests[kind])) for kind in MARK_KINDS if digests[kind])
+        found.append(MarkedCase(str(row["case"]), marks))
     return found

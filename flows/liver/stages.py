@@ -23,7 +23,7 @@ from flows.runs.run_folder import RunFolder, installed_versions
 from flows.runs.runner import Runner, Submitted, describe, new_runner
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, UserError
-from medad.cohort.folds import Member, find_leaks
+from medad.cohort.folds import MarkedCase, find_leaks
 from medad.config.liver import DatasetSettings, LiverSettings
 from medad.steps.results import CaseResult
 
@@ -58,7 +58,7 @@ class Stages:
         """Of an adopted model: what its run's manifest says of the cases that trained it."""
         self._sides: tuple[Any, Sides] | None = None
         self._tested: list[ReadyCase] = []
-        self._trained_on: dict[Models, list[Member]] = {}
+        self._trained_on: dict[Models, list[MarkedCase]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether names of files are to be left out of what is shown."""
 
@@ -135,7 +135,7 @@ class Stages:
             return sides
         return Sides()
 
-    def _apart(self, sides: Sides, train: Sequence[Member], test: Sequence[Member]) -> bool:
+    def _apart(self, sides: Sides, train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> bool:
         """Whether no patient is both in `train`, or among those that trained an adopted model, and in `test`."""
         leaks = find_leaks(train, test)
         if self.trained:
@@ -153,7 +153,7 @@ class Stages:
         sides = self.sides()
         return self._apart_from([sides.prepared("train", case_id, ref) for case_id, ref in train], test)
 
-    def _apart_from(self, train: Sequence[Member], test: Sequence[ReadyCase]) -> bool:
+    def _apart_from(self, train: Sequence[MarkedCase], test: Sequence[ReadyCase]) -> bool:
         sides = self.sides()
         tested = [sides.prepared("test", each.case.id, each.inserted or each.prepared) for each in test]
         return self._apart(sides, train, tested)

@@ -16,7 +16,6 @@ from medad.base.errors import CaseFailure, InputError
 from medad.base.settings import MACHINE_FIELDS, MachineSettings
 from medad.config.ablation import AblationSettings
 from medad.config.anomalies import LesionSettings, SynthesisSettings, TextureSettings
-from medad.config.by_hand import BY_HAND, HandStepName
 from medad.config.liver import (
     DatasetSettings,
     EvaluationSettings,
@@ -26,6 +25,7 @@ from medad.config.liver import (
     PostprocessSettings,
     PreprocessSettings,
 )
+from medad.config.manual_steps import MANUAL_STEPS, ManualStepName
 from medad.config.sensitivity import InsertionSettings, MeasureSettings, SensitivitySettings
 from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeResult
 
@@ -104,7 +104,7 @@ SENSITIVITY_REPORT = Step(
     ("jinja2", "matplotlib", "scipy"),
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
-HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in BY_HAND}
+HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in MANUAL_STEPS}
 """Steps by hand, in the order in which one takes what the one before wrote."""
 
 Training = Literal["restoration", "segmentation", "joint"]
@@ -243,7 +243,7 @@ def adopt(folder: Path) -> Call:
 
 
 def hand_step(
-    name: HandStepName, source: Path, liver: Path | None, liver_labels: Sequence[int], settings: PreprocessSettings
+    name: ManualStepName, source: Path, liver: Path | None, liver_labels: Sequence[int], settings: PreprocessSettings
 ) -> Call:
     """One preprocessing step by itself, on a file."""
     return HAND_STEPS[name](source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings)

@@ -41,8 +41,10 @@ def describe(label: str, stage: str, error: Exception) -> CaseFailure:
     transient = is_transient(error)
     if isinstance(error, UserError):
         path, rule = rule_of(error)
-        of_machine = not isinstance(error, InputError)
-        return CaseFailure(label, stage, path_filter.scrub(rule), path, transient=transient, of_machine=of_machine)
+        machine_fault = not isinstance(error, InputError)
+        return CaseFailure(
+            label, stage, path_filter.scrub(rule), path, transient=transient, machine_fault=machine_fault
+        )
     return CaseFailure(label, stage, f"internal error ({type(error).__name__})", bug=error, transient=transient)
 
 

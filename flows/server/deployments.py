@@ -33,8 +33,8 @@ from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.base.settings import ANY_MACHINE
-from medad.config.by_hand import BY_HAND, IN_ORDER, HandStepName
 from medad.config.liver import PreprocessSettings
+from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
@@ -104,8 +104,8 @@ CaseId = Annotated[
     ),
 ]
 StepName = Annotated[
-    HandStepName,
-    Field(json_schema_extra=_form("Step", f"{IN_ORDER}. The steps before it are made where they are not cached.")),
+    ManualStepName,
+    Field(json_schema_extra=_form("Step", f"{STEPS_HELP}. The steps before it are made where they are not cached.")),
 ]
 RefreshStep = Annotated[
     bool, Field(json_schema_extra=_form("Compute the step again", "Steps before it stay as they are cached."))
@@ -206,9 +206,9 @@ def case_step(
     from flows.privacy.case_ids import resolve
 
     case, values = resolve(case_id), settings.settings()
-    names = tuple(BY_HAND)
+    names = tuple(MANUAL_STEPS)
     names = names[: names.index(step) + 1]
-    if case.liver is None and any(BY_HAND[name].needs_liver for name in names):
+    if case.liver is None and any(MANUAL_STEPS[name].needs_liver for name in names):
         raise ConfigError(f"case {case_id} is registered without a liver mask, which {step} needs")
     for path in (case.scan, case.liver):
         if path is not None:
@@ -217,7 +217,7 @@ def case_step(
     source, ref = case.scan, None
     for name in names:
         runner.refresh = refresh and name == step
-        liver = case.liver if BY_HAND[name].needs_liver else None
+        liver = case.liver if MANUAL_STEPS[name].needs_liver else None
         ref = runner.run(case_id, steps.hand_step(name, source, liver, case.liver_labels, values))
         if ref is None:
             break

@@ -1,1 +1,1 @@
-"""What is painted into healthy liver."""
+"""Pseudo anomalies, augmentation and inserted lesions in healthy liver."""

@@ -1,7 +1,7 @@
-"""What healthy livers also look like: other scanners, phases and vessels, painted into training slices as *normal*.
+"""Augmentation of healthy slices: other scanners, contrast phases and vessels, painted into slices as *normal*.
 
-A network that has seen few scanners takes every other noise, sharpness and contrast phase for disease. These changes go
-into the query and, but for noise and blur, into the target of the restoration too.
+A network trained on few scanners mistakes other noise, sharpness and contrast phases for disease. The changes go into
+the query slice and, except for noise, also into the target of the restoration.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from medad.config.anomalies import AugmentationSettings
 _CURVE_POINTS = 12
 
 
-def vary(
+def augment(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     scale: Scale,
     settings: AugmentationSettings,
     generator: torch.Generator,
 ) -> Float[Tensor, "B 1 S S"]:
-    """Offset, contrast, slow inhomogeneity, vessels and rim, inside the organ. Grey values in and out, 0..255."""
+    """Change offset, contrast, slow inhomogeneity, shade, vessels and rim inside the organ. Grey values are 0..255."""
     batch, _, side, _ = image.shape
 
     def draw(bounds: tuple[float, float]) -> Float[Tensor, "B 1 1 1"]:
@@ -48,14 +48,14 @@ def vary(
     return torch.where(organ, varied.clamp(0, 255), image)
 
 
-def degrade(
+def add_noise(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     scale: Scale,
     settings: AugmentationSettings,
     generator: torch.Generator,
 ) -> Float[Tensor, "B 1 S S"]:
-    """Noise of random strength and grain inside the organ, as scanner, dose and kernel give it."""
+    """Add noise of random strength and grain inside the organ, as different scanners, doses and kernels do."""
     batch = len(image)
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     grain = uniform(0.0, 1.0, (batch, 1, 1, 1), generator)
@@ -70,7 +70,7 @@ def degrade(
 def shade_hu(
     organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
-    """HU by which one side of a line through the organ differs from the other; the line is wavy, its step gradual."""
+    """Draw a shade in HU: one side of a wavy line through the organ differs from the other, with a gradual change."""
     batch, side = len(organ), organ.shape[-1]
     row, column = (at[..., None, None] for at in draw_centres(organ, 1, generator))
     angle = uniform(0.0, 2 * pi, (batch, 1, 1, 1), generator)
@@ -85,37 +85,37 @@ def shade_hu(
 def vessels_hu(
     organ: Bool[Tensor, "B 1 S S"], scale: Scale, settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
-    """HU of curved tubes, most of one slice with one strength: bright in one contrast phase, dark in another."""
-    batch, side, many = len(organ), organ.shape[-1], settings.vessels
-    row, column = draw_centres(organ, many, generator)
-    count = torch.randint(0, many + 1, (batch, 1), generator=generator, device=organ.device)
-    shown = torch.arange(many, device=organ.device)[None] < count
-    shape = (batch, many)
+    """Draw curved vessels in HU. Most vessels of a slice have the same strength, as in one contrast phase."""
+    batch, side, most = len(organ), organ.shape[-1], settings.vessels
+    row, column = draw_centres(organ, most, generator)
+    count = torch.randint(0, most + 1, (batch, 1), generator=generator, device=organ.device)
+    shown = torch.arange(most, device=organ.device)[None] < count
+    shape = (batch, most)
     radius = uniform(*settings.vessel_mm, shape, generator, logarithmic=True) / 2 / scale.pixel_mm[:, None]
     length = radius * uniform(*settings.vessel_length, shape, generator, logarithmic=True)
     angle = uniform(0.0, 2 * pi, shape, generator)
     bend = uniform(-0.4, 0.4, shape, generator)
     along = torch.linspace(-1, 1, _CURVE_POINTS, device=organ.device)[None, None] * length[..., None]
-    aside = bend[..., None] * along * along / length[..., None].clamp_min(1e-3)
-    down = row[..., None] + along * angle.cos()[..., None] - aside * angle.sin()[..., None]
-    right = column[..., None] + along * angle.sin()[..., None] + aside * angle.cos()[..., None]
+    sideways = bend[..., None] * along * along / length[..., None].clamp_min(1e-3)
+    down = row[..., None] + along * angle.cos()[..., None] - sideways * angle.sin()[..., None]
+    right = column[..., None] + along * angle.sin()[..., None] + sideways * angle.cos()[..., None]
     place = torch.arange(side, device=organ.device, dtype=torch.float32)
-    distance = torch.full((batch, many, side, side), float("inf"), device=organ.device)
+    distance = torch.full((batch, most, side, side), float("inf"), device=organ.device)
     for point in range(_CURVE_POINTS - 1):
-        distance = torch.minimum(distance, _to_segment(place, down, right, point))
+        distance = torch.minimum(distance, _distance_to_segment(place, down, right, point))
     inside = soft_inside(distance - radius[..., None, None], torch.full_like(distance[..., :1, :1], 0.5))
     common = uniform(*settings.vessel_hu, (batch, 1), generator)
-    own = uniform(*settings.vessel_hu, shape, generator)
-    strength = torch.where(uniform(0.0, 1.0, shape, generator) < 0.8, common, own) * shown
+    individual = uniform(*settings.vessel_hu, shape, generator)
+    strength = torch.where(uniform(0.0, 1.0, shape, generator) < 0.8, common, individual) * shown
     painted = inside * strength[..., None, None]
     strongest = painted.abs().argmax(1, keepdim=True)
     return painted.gather(1, strongest)
 
 
-def _to_segment(
+def _distance_to_segment(
     place: Float[Tensor, " S"], down: Float[Tensor, "B K P"], right: Float[Tensor, "B K P"], point: int
 ) -> Float[Tensor, "B K S S"]:
-    """Distance of every pixel to the segment from a curve's `point` to its next, pixels."""
+    """Return the distance of every pixel to the segment from a curve's `point` to its next point, in pixels."""
     y0, x0 = down[..., point, None, None], right[..., point, None, None]
     dy, dx = down[..., point + 1, None, None] - y0, right[..., point + 1, None, None] - x0
     y, x = place[None, None, :, None] - y0, place[None, None, None, :] - x0
@@ -126,7 +126,7 @@ def _to_segment(
 def rim_hu(
     organ: Bool[Tensor, "B 1 S S"], settings: AugmentationSettings, generator: torch.Generator
 ) -> Float[Tensor, "B 1 S S"]:
-    """HU along the organ's outline, where masks are sloppy and voxels hold fat or other organs too; uneven along it."""
+    """Draw an uneven change in HU along the organ's outline, where masks are inaccurate and tissue is mixed."""
     batch, _, side, _ = organ.shape
     outside = (~organ).float()
     near = gaussian_blur(outside, settings.rim_px / 2) * 2

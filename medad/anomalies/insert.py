@@ -1,6 +1,6 @@
-"""Lesions of known shape, contrast and place, inserted in HU into a healthy liver, generated or real.
+"""Insertion of lesions of known shape, contrast and place, in HU, into a healthy liver. The scan is generated or real.
 
-What is added is added to the scan's own voxels, so a lesion has the noise and the resolution of its surroundings.
+The contrast is added to the scan's own voxels, so a lesion has the noise and the resolution of its surroundings.
 """
 
 from __future__ import annotations
@@ -20,39 +20,41 @@ from medad.base.errors import InputError
 from medad.config.liver import InsertSettings
 
 _MARGIN_EDGES, _GAP_EDGES = 2.0, 4.0
-"""Least distance from a lesion to the liver's surface, and to another lesion, in standard deviations of the soft
-edge: a neighbour adds less than 0.01 % of its contrast."""
+"""Smallest distances from a lesion to the liver's surface and to another lesion, in standard deviations of the soft
+edge. At this distance a neighbour adds less than 0.01 % of its contrast."""
 _SHORTEST_AXIS = 0.7
 _ARRANGEMENTS = 30
 _FEWER_ARRANGEMENTS = 5
-_LEAST_INSIDE = 0.4
-"""Of a sphere at the rim, the share that is to lie inside the liver."""
+_MIN_SHARE_INSIDE = 0.4
+"""Smallest share of a sphere at the rim that must lie inside the liver."""
 _TRIES_AT_RIM = 200
 _CORE_RADIUS, _CORE_WOBBLE, _CORE_BLEND = 0.75, 0.12, 0.12
-"""Of a mixed lesion, as fractions of its radius: where core becomes rim, how far that wanders (standard deviation),
-how wide the change is. A core of 0.75 radii has 42 % of the volume."""
+"""Shape of a mixed lesion, as fractions of its radius: radius of the core, standard deviation of this radius, and width
+of the transition to the rim. A core of 0.75 radii has 42 % of the volume."""
 _TEXTURE_DIAMETERS = 1 / 8
-"""Standard deviation of the Gaussian that the core's wobble is blurred with, in diameters."""
+"""Standard deviation of the Gaussian that blurs the core's wobble, in diameters."""
 
 Voxel = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class InsertedLesion:
-    """One inserted lesion, exact by construction.
+    """One inserted lesion with exactly known properties.
 
     Attributes
     ----------
     centre_voxel
-        Index in canonical LPS order.
+        Index of the centre in canonical LPS order.
     diameter_mm
-        Longest axis of the ellipsoid, of a lesion at the rim with the part outside the liver.
+        Longest axis of the ellipsoid. For a lesion at the rim it includes the part outside the liver.
     axes_mm
         All three axes, longest first.
     contrast_hu
-        HU added well inside; half of it at the surface. Of a mixed lesion: in the core, and the opposite in the rim.
+        HU added inside the lesion. At the surface it is half of that. A mixed lesion has this contrast in the core and
+        the opposite in the rim.
     volume_mm3
-        Of the ellipsoid, pi / 6 times the product of its axes. At the rim: of its voxels inside the liver.
+        Volume of the ellipsoid, pi / 6 times the product of its axes. At the rim it is the volume of the voxels inside
+        the liver.
     """
 
     centre_voxel: tuple[int, int, int]
@@ -64,16 +66,16 @@ class InsertedLesion:
 
 @dataclass(frozen=True)
 class Inserted:
-    """A scan with lesions.
+    """A scan with inserted lesions.
 
     Attributes
     ----------
     hu
-        The scan.
+        HU of the scan with lesions.
     number
-        0, or n in the voxels whose centre is inside lesion n, counted from 1. At the rim a lesion may be in pieces.
+        Number n (from 1) in voxels with their centre inside lesion n, else 0. At the rim a lesion may be in pieces.
     lesions
-        In the order of their numbers: largest diameter first.
+        Lesions in the order of their numbers: largest diameter first.
     """
 
     hu: Float32[np.ndarray, "X Y Z"]
@@ -94,12 +96,12 @@ def insert_lesions(
 
     Returns
     -------
-    The scan with lesions, the truth (voxels of the liver whose centre is inside an ellipsoid), and the lesions.
+    The scan with lesions, the ground truth (liver voxels with their centre inside an ellipsoid), and the lesions.
 
     Raises
     ------
     InputError
-        The liver has no room for as many lesions of that size, and `settings.fit` is `error`.
+        The liver has no room for that many lesions of that size, and `settings.fit` is `error`.
     """
     diameters = draw_diameters(settings, settings.count, rng)
     inserted = insert_sizes(hu, liver, spacing_mm, diameters, settings, rng, path=path)
@@ -107,10 +109,10 @@ def insert_lesions(
 
 
 def draw_diameters(settings: InsertSettings, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Diameters in mm from `settings.diameter_mm`; log-uniform ones have as many small as large lesions an octave."""
+    """Draw diameters in mm from `settings.diameter_mm`. Log-uniform diameters are equally frequent in every octave."""
     low, high = settings.diameter_mm
     if settings.diameter_distribution == "log_uniform":
-        # exp(log(x)) may leave the range by a rounding
+        # rounding of exp(log(x)) may leave the range
         return np.clip(np.exp(rng.uniform(np.log(low), np.log(high), size=count)), low, high)
     return rng.uniform(low, high, size=count)
 
@@ -125,39 +127,39 @@ def insert_sizes(
     *,
     path: Path = Path("liver"),
 ) -> Inserted:
-    """Insert ellipsoids of given diameters, each in another random orientation, into a liver.
+    """Insert ellipsoids of given diameters, each with a random orientation, into a liver.
 
-    Contrast times a profile is added: 1 inside, 0 outside, a Gaussian-softened edge of standard deviation
-    `settings.edge_mm` between (a step if 0), one half on the ellipsoid. Nothing changes outside the liver. Spheres
-    around the lesions are clear of each other.
+    The added HU are the contrast times a profile. The profile is 1 inside, 1/2 on the ellipsoid and 0 outside, with a
+    Gaussian edge of standard deviation `settings.edge_mm` (a step if 0). Voxels outside the liver do not change. The
+    lesions' circumscribed spheres do not touch each other.
 
-    `place="inside"`: every circumscribed sphere lies inside the liver and the volume, clear of the surface.
-    `place="rim"`: the centre is inside the liver and so near its surface that the ellipsoid reaches a voxel outside it,
-    or is a voxel at the surface; at least 0.4 of the circumscribed sphere is inside. The volume's end is no surface.
+    `place="inside"`: every circumscribed sphere lies inside the liver and the volume, away from the surface.
+    `place="rim"`: the centre is a liver voxel at the surface, or so near it that the ellipsoid reaches a voxel outside.
+    At least 0.4 of the circumscribed sphere is inside. The volume's end does not count as surface.
 
-    `kind="mixed"`: the profile is multiplied by a number that falls smoothly from 1 in the core to -1 in the rim; where
-    it does so wanders with a random field.
+    `kind="mixed"`: the profile is multiplied by a factor that falls smoothly from 1 in the core to -1 in the rim. A
+    random field varies the position of this change.
 
     Parameters
     ----------
     hu, liver
-        Scan and liver, canonical order; left as they are.
+        Scan and liver in canonical order. They are not changed.
     diameters_mm
-        Longest axes; the others are 0.7 to 1 of them.
+        Longest axes. The other axes are 0.7 to 1 times as long.
     settings
-        `contrast_hu`, `edge_mm`, `kind`, `place` and `fit` are used. Equal `rng` gives equal shapes and places whatever
-        contrast and kind are.
+        Settings of the insertion: `contrast_hu`, `edge_mm`, `kind`, `place` and `fit` are used. Equal `rng` gives equal
+        shapes and places for every contrast and kind.
     path
-        Named in the error.
+        File to name in the error.
 
     Raises
     ------
     InputError
-        There is no liver; or, if `settings.fit` is `error`, no room for all. Otherwise the lesions that found no room
-        in the best of five arrangements are missing.
+        The liver mask is empty, or `settings.fit` is `error` and the liver has no room for all lesions. With `fewer`,
+        the lesions without room in the best of five arrangements are left out.
     """
     wanted = np.sort(np.asarray(diameters_mm, dtype=np.float64))[::-1]
-    centres = _arrange(liver, spacing_mm, wanted / 2, settings, rng, path)
+    centres = _place_spheres(liver, spacing_mm, wanted / 2, settings, rng, path)
     fitting = [(centre, diameter) for centre, diameter in zip(centres, wanted, strict=True) if centre is not None]
     shapes = []
     for centre, diameter in fitting:
@@ -172,7 +174,7 @@ def insert_sizes(
         if settings.edge_mm > 0:
             profile = (erfc(offset / (np.sqrt(2) * settings.edge_mm)) / 2).astype(np.float32)
         if settings.kind == "mixed":
-            profile *= _core_to_rim(radius, float(axes[0]), spacing_mm, rng)
+            profile *= _core_and_rim(radius, float(axes[0]), spacing_mm, rng)
         inserted[box] += np.float32(contrast) * profile * liver[box]
         inside = (offset <= 0) & liver[box]
         number[box][inside] = count
@@ -191,13 +193,13 @@ def insert_sizes(
     return Inserted(inserted, number, lesions)
 
 
-class _Room:
-    """Where in a liver lesions may have their centres.
+class _CandidateCentres:
+    """Voxels of a liver that may be centres of lesions.
 
     Attributes
     ----------
     depth_mm
-        Of each candidate: from its centre to that of the nearest voxel outside, less the margin of lesions inside.
+        Distance from each candidate's centre to that of the nearest voxel outside, minus the margin of inside lesions.
     """
 
     def __init__(
@@ -210,15 +212,15 @@ class _Room:
     ) -> None:
         found = ndimage.find_objects(liver.astype(np.uint8))
         if not found:
-            raise InputError(path, "lesions cannot be inserted: there is no liver")
+            raise InputError(path, "lesions cannot be inserted: the liver mask is empty")
         self._box = found[0]
         self._organ = liver[self._box]
         self._spacing_mm = spacing_mm
         self.at_rim = settings.place == "rim"
-        # a rim of zeros: the volume's end bounds the liver too
+        # padded with zeros: the volume's end also limits the liver
         inside = np.pad(self._organ, 1)
         if self.at_rim:
-            _continue_beyond(inside, self._box, liver.shape)
+            _extend_past_volume_ends(inside, self._box, liver.shape)
         if inside.all():
             depth_mm = np.full(self._organ.shape, np.inf)
         else:
@@ -232,24 +234,24 @@ class _Room:
         self.depth_mm = depth_mm[tuple(self._candidates.T)]
         self.positions_mm = self._candidates * np.array(spacing_mm)
 
-    def unoccupied(self) -> NDArray[np.float64]:
-        """The widest radius at each candidate before any lesion is placed, mm."""
+    def initial_free_mm(self) -> NDArray[np.float64]:
+        """Return the largest possible radius at each candidate before any lesion is placed, in mm."""
         return np.full(len(self.depth_mm), np.inf) if self.at_rim else self.depth_mm.copy()
 
     def pick(self, radius_mm: float, free_mm: NDArray[np.float64], rng: np.random.Generator) -> int | None:
-        """A candidate for a sphere where `free_mm` allows it; None where there is none."""
+        """Draw a candidate for a sphere if `free_mm` allows one. None: no candidate has room."""
         fits = free_mm > radius_mm
         if self.at_rim:
             fits &= self.depth_mm <= max(_SHORTEST_AXIS * radius_mm, min(self._spacing_mm))
         fitting = np.flatnonzero(fits)
         for _ in range(min(_TRIES_AT_RIM, fitting.size)):
             pick = int(rng.choice(fitting))
-            if not self.at_rim or self._share_inside(pick, radius_mm) >= _LEAST_INSIDE:
+            if not self.at_rim or self._share_inside(pick, radius_mm) >= _MIN_SHARE_INSIDE:
                 return pick
         return None
 
     def voxel(self, pick: int) -> Voxel:
-        """A candidate's index in the volume."""
+        """Return a candidate's index in the volume."""
         x, y, z = (int(at + axis.start) for at, axis in zip(self._candidates[pick], self._box, strict=True))
         return x, y, z
 
@@ -266,8 +268,8 @@ class _Room:
         return float(voxels * np.prod(self._spacing_mm) / (4 / 3 * pi * radius_mm**3))
 
 
-def _continue_beyond(inside: NDArray[np.bool_], box: tuple[slice, ...], shape: tuple[int, ...]) -> None:
-    """Let a padded organ go on where the volume ends: there nobody knows where its surface is."""
+def _extend_past_volume_ends(inside: NDArray[np.bool_], box: tuple[slice, ...], shape: tuple[int, ...]) -> None:
+    """Extend a padded organ past the ends of the volume, because its surface there is unknown."""
     for axis, (part, length) in enumerate(zip(box, shape, strict=True)):
         planes = np.moveaxis(inside, axis, 0)
         if part.start == 0:
@@ -276,7 +278,7 @@ def _continue_beyond(inside: NDArray[np.bool_], box: tuple[slice, ...], shape: t
             planes[-1] = planes[-2]
 
 
-def _arrange(
+def _place_spheres(
     liver: Bool[np.ndarray, "X Y Z"],
     spacing_mm: tuple[float, float, float],
     radii_mm: NDArray[np.float64],
@@ -284,42 +286,44 @@ def _arrange(
     rng: np.random.Generator,
     path: Path,
 ) -> list[Voxel | None]:
-    """Centres for spheres of the given radii, largest first; the order of drawing is random, the result exact.
+    """Draw centres for spheres of the given radii, largest first, that do not overlap.
 
-    None, with `fit="fewer"` alone, for a sphere without room.
+    None (only with `fit="fewer"`): the sphere found no room.
     """
-    room = _Room(liver, spacing_mm, radii_mm, settings, path)
+    candidates = _CandidateCentres(liver, spacing_mm, radii_mm, settings, path)
     fewer = settings.fit == "fewer"
     best: list[Voxel | None] = [None] * len(radii_mm)
     for _ in range(_FEWER_ARRANGEMENTS if fewer else _ARRANGEMENTS):
         placed: list[Voxel | None] = []
-        free = room.unoccupied()
+        free = candidates.initial_free_mm()
         for radius in radii_mm:
-            pick = room.pick(float(radius), free, rng)
+            pick = candidates.pick(float(radius), free, rng)
             if pick is None:
                 if not fewer:
                     break
                 placed.append(None)
                 continue
-            placed.append(room.voxel(pick))
-            apart = np.linalg.norm(room.positions_mm - room.positions_mm[pick], axis=1)
-            np.minimum(free, apart - radius - _GAP_EDGES * settings.edge_mm, out=free)
+            placed.append(candidates.voxel(pick))
+            distance_mm = np.linalg.norm(candidates.positions_mm - candidates.positions_mm[pick], axis=1)
+            np.minimum(free, distance_mm - radius - _GAP_EDGES * settings.edge_mm, out=free)
         if len(placed) == len(radii_mm) and placed.count(None) <= best.count(None):
             best = placed
             if None not in placed:
                 return placed
     if fewer:
         return best
-    alone = "" if room.at_rim else f"; the widest that fits alone is {max(room.widest_mm, 0):.3g} mm"
+    largest_mm = max(candidates.widest_mm, 0)
+    largest = "" if candidates.at_rim else f"; the largest single lesion that fits has {largest_mm:.3g} mm"
+    number = f"{len(radii_mm)} lesion{'s' * (len(radii_mm) > 1)}"
     raise InputError(
         path,
-        f"lesions cannot be inserted: no room {'at the rim ' * room.at_rim}for {len(radii_mm)} of "
-        f"{2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} mm{alone}",
+        f"lesions cannot be inserted: no room {'at the rim ' * candidates.at_rim}for {number} of "
+        f"{2 * radii_mm[-1]:.3g} to {2 * radii_mm[0]:.3g} mm{largest}",
     )
 
 
 def _rotation(rng: np.random.Generator) -> Float64[np.ndarray, "3 3"]:
-    """Uniform over rotations (Q of a Gaussian matrix; the signs do not matter to an ellipsoid)."""
+    """Draw a uniformly random rotation: Q of a Gaussian matrix. Signs do not matter for an ellipsoid."""
     return np.linalg.qr(rng.standard_normal((3, 3)))[0]
 
 
@@ -331,8 +335,11 @@ def _ellipsoid(
     shape: tuple[int, ...],
     edge_mm: float,
 ) -> tuple[tuple[slice, ...], NDArray[np.float64], NDArray[np.float64]]:
-    """A box around an ellipsoid; each voxel's distance to its surface, mm, negative inside, first order off it; and
-    its radius, 0 in the centre and 1 on the surface."""
+    """Return a box around an ellipsoid, and each voxel's distance to the surface and relative radius.
+
+    The distance is in mm, negative inside, and correct to first order near the surface. The radius is 0 in the centre
+    and 1 on the surface.
+    """
     reach = semi_axes_mm[0] + 4 * edge_mm
     bounds = [
         (max(0, int(np.floor(c - reach / s))), min(n, int(np.ceil(c + reach / s)) + 1))
@@ -347,10 +354,10 @@ def _ellipsoid(
     return tuple(slice(*b) for b in bounds), distance, radius
 
 
-def _core_to_rim(
+def _core_and_rim(
     radius: NDArray[np.float64], diameter_mm: float, spacing_mm: tuple[float, float, float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """1 in the core, -1 in the rim, smooth between."""
+    """Return a smooth factor: 1 in the core, -1 in the rim."""
     sigma = [diameter_mm * _TEXTURE_DIAMETERS / s for s in spacing_mm]
     field = ndimage.gaussian_filter(rng.standard_normal(radius.shape), sigma)
     field /= field.std() or 1.0

@@ -1,4 +1,4 @@
-"""Pseudo anomalies inside the liver, batched on the training device: the thesis's (000, section 3.3.1) and DRAEM's."""
+"""Pseudo anomalies in the liver, in batches on the training device: the thesis's (000, section 3.3.1) and DRAEM's."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Synthesised:
     image
         Grey values in [0, 255].
     mask
-        Where the anomaly is. May be empty: Algorithm 1 then labels the slice normal.
+        Mask of the anomaly. It may be empty. Algorithm 1 then labels the slice normal.
     """
 
     image: Float[Tensor, "B 1 S S"]
     mask: Bool[Tensor, "B 1 S S"]
 
     def take(self, rows: Int64[Tensor, " N"]) -> Synthesised:
-        """Some slices of the batch."""
+        """Return some slices of the batch."""
         return Synthesised(self.image[rows], self.mask[rows])
 
 
 def draw_shift(batch: int, settings: SynthesisSettings, generator: torch.Generator) -> Float[Tensor, "B 1 1 1"]:
-    """One constant C for each image, of either sign, |C| within `shift_grey` (eq. 3.1).
+    """Draw one constant C per image, of either sign, with |C| within `shift_grey` (eq. 3.1).
 
-    The text calls C Gaussian "within a defined range" without giving its sd, so uniform is the default. One uniform
-    number an image is used whatever the distribution (inverse CDF), so no draw is ever repeated.
+    The thesis calls C Gaussian "within a defined range" but gives no standard deviation, so uniform is the default.
+    Each image uses exactly one uniform number for either distribution (inverse CDF). No draw is ever repeated.
     """
     low, high = settings.shift_grey
     uniform = torch.rand(batch, 1, 1, 1, generator=generator, device=generator.device) * 2 - 1
@@ -53,13 +53,13 @@ def draw_shift(batch: int, settings: SynthesisSettings, generator: torch.Generat
     return torch.copysign(magnitude, uniform)
 
 
-def overlay(
+def add_shift(
     image: Float[Tensor, "B 1 S S"], mask: Bool[Tensor, "B 1 S S"], shift_grey: Float[Tensor, "B 1 1 1"]
 ) -> Float[Tensor, "B 1 S S"]:
-    """I_s = M * (I + C) + (1 - M) * I, clipped to [0, 255].
+    """Return I_s = M * (I + C) + (1 - M) * I, clipped to [0, 255].
 
-    Eq. 3.1 prints the two masks swapped, which would shift everything but the anomaly; the text and figure 3.2 show
-    what is meant.
+    Eq. 3.1 is printed with the two masks swapped, which would shift everything except the anomaly. The text and figure
+    3.2 show the intended equation.
     """
     return torch.where(mask, (image + shift_grey).clamp(0.0, 255.0), image)
 
@@ -70,7 +70,7 @@ def blend(
     texture: Float[Tensor, "B 1 S S"],
     opacity: Float[Tensor, "B 1 1 1"],
 ) -> Float[Tensor, "B 1 S S"]:
-    """DRAEM's I_s = M * ((1 - beta) * A + beta * I) + (1 - M) * I, with `opacity` = 1 - beta in 0..1."""
+    """Return DRAEM's I_s = M * ((1 - beta) * A + beta * I) + (1 - M) * I, with `opacity` = 1 - beta in 0..1."""
     return torch.where(mask, torch.lerp(image, texture, opacity), image)
 
 
@@ -89,22 +89,22 @@ def synthesise(
     image
         Healthy slices, grey values in [0, 255], on the generator's device.
     organ
-        Liver; anomalies lie wholly inside it.
+        Mask of the liver. Anomalies are always inside it.
     settings
         Shapes and contrasts.
     generator
-        Source of all randomness; equal states give equal batches.
+        Source of all randomness. Equal states give equal batches.
     textures
-        For kind `perlin_texture`: those of `settings.texture`, where they are open already.
+        Textures of `settings.texture` for kind `perlin_texture`. None: they are opened here.
     scale
-        For kind `lesions`: what a pixel measures.
+        Scale of the slices, required for kind `lesions`.
     """
     if settings.kind == "lesions":
         assert scale is not None
         return Synthesised(*paint_lesions(image, organ, scale, settings.lesions, generator))
     if settings.kind == "perlin_texture":
         opened = textures or open_textures(settings.texture, image.shape[-1])
-        return _textured(image, organ, settings.texture, generator, opened)
+        return _paint_textures(image, organ, settings.texture, generator, opened)
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     mask = organ & blob_masks(
         noise,
@@ -112,28 +112,30 @@ def synthesise(
         threshold_grey=settings.threshold_grey,
         ellipse_px=settings.ellipse_px,
     )
-    return Synthesised(overlay(image, mask, draw_shift(len(image), settings, generator)), mask)
+    return Synthesised(add_shift(image, mask, draw_shift(len(image), settings, generator)), mask)
 
 
-def _textured(
+def _paint_textures(
     image: Float[Tensor, "B 1 S S"],
     organ: Bool[Tensor, "B 1 S S"],
     settings: TextureSettings,
     generator: torch.Generator,
     textures: Textures,
 ) -> Synthesised:
-    """A texture over a Perlin mask, in the liver. Each slice's numbers come from a generator of its own, on the CPU."""
+    """Paint textures in Perlin masks inside the liver. Each slice has its own generator on the CPU."""
     seeds = torch.randint(2**62, (len(image),), generator=generator, device=generator.device).tolist()
-    own = [torch.Generator().manual_seed(seed) for seed in seeds]
-    drawn = torch.stack([torch.rand(2, generator=each) for each in own]).to(image.device)[:, :, None, None, None]
+    image_generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = torch.stack([torch.rand(2, generator=each) for each in image_generators]).to(image.device)[
+        :, :, None, None, None
+    ]
     low, high = settings.opacity
     opacity = low + (high - low) * drawn[:, 0]
     mask = perlin_masks(
-        own,
+        image_generators,
         (image.shape[-2], image.shape[-1]),
         scale_exponents=settings.scale_exponents,
         threshold=settings.threshold,
         device=image.device,
     )[:, None]
     mask = mask & organ & (drawn[:, 1] >= settings.clean_share)
-    return Synthesised(blend(image, mask, textures.draw(own, image.device), opacity), mask)
+    return Synthesised(blend(image, mask, textures.draw(image_generators, image.device), opacity), mask)

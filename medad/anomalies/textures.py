@@ -1,4 +1,4 @@
-"""Grey textures to paint pseudo anomalies with: pictures of a folder, as DRAEM uses DTD, or generated ones.
+"""Grey textures for pseudo anomalies: pictures of a folder, as DRAEM uses DTD, or generated textures.
 
 Each slice's texture comes from that slice's own generator, so it is the same in any batch.
 """
@@ -18,29 +18,30 @@ from torch import Tensor
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
-from medad.base.textures import TAU, clouds, texture_files
+from medad.base.textures import TAU, perlin_clouds, texture_files
 from medad.config.anomalies import TextureSettings
 
 
 class Textures(ABC):
-    """Where textures come from. `digest` names their content."""
+    """A source of textures. `digest` identifies their content."""
 
     digest: str
 
     @abstractmethod
     def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
-        """One texture for each generator, grey values 0..255. The generators are the CPU's."""
+        """Draw one texture per generator, with grey values 0..255. The generators must be on the CPU."""
 
 
 def open_textures(settings: TextureSettings, size_px: int) -> Textures:
-    """The textures of `settings.folder` and its sub-folders, `size_px` a side; generated ones when it is None.
+    """Open the pictures of `settings.folder` and its sub-folders as textures of side `size_px`.
 
-    A folder's pictures are read here, once, into size_px^2 bytes each (DTD at 256 px: 370 MB).
+    If the folder is None, textures are generated. Pictures are read here once, into size_px^2 bytes each. DTD at 256 px
+    needs 370 MB.
 
     Raises
     ------
     InputError
-        There is no such folder, no picture in it, or one that cannot be read.
+        The folder does not exist, holds no picture, or a picture cannot be read.
     """
     if settings.folder is None:
         return GeneratedTextures(size_px)
@@ -48,11 +49,11 @@ def open_textures(settings: TextureSettings, size_px: int) -> Textures:
 
 
 class FolderTextures(Textures):
-    """Pictures of a folder, grey and squeezed to a square, each drawn in one of many variants.
+    """Pictures of a folder, in grey and resized to a square, with random changes.
 
-    DRAEM changes each picture in three ways out of a list (brightness, contrast, sharpness, solarising, hue, ...), of
-    which those in colour mean nothing here. In their place a picture is turned by quarters, mirrored, inverted half of
-    the time, and put through a gamma of 2^U(-1, 1).
+    DRAEM applies three changes out of a list (brightness, contrast, sharpness, solarising, hue, ...) to each picture.
+    Colour changes have no meaning here. Instead, a picture is rotated by quarter turns, flipped or inverted with
+    probability one half each, and gets a gamma of 2^U(-1, 1).
     """
 
     def __init__(self, folder: Path, size_px: int) -> None:
@@ -60,13 +61,13 @@ class FolderTextures(Textures):
         self.digest = hashlib.sha256(self._pictures.numpy().tobytes()).hexdigest()
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
-        return torch.stack([self._one(generator) for generator in generators])[:, None].to(device)
+        return torch.stack([self._draw_one(generator) for generator in generators])[:, None].to(device)
 
-    def _one(self, generator: torch.Generator) -> Float[Tensor, "S S"]:
+    def _draw_one(self, generator: torch.Generator) -> Float[Tensor, "S S"]:
         which = int(torch.randint(len(self._pictures), (), generator=generator))
-        quarters, mirrored, inverted = torch.randint(4, (3,), generator=generator).tolist()
+        quarters, flipped, inverted = torch.randint(4, (3,), generator=generator).tolist()
         share = torch.rot90(self._pictures[which], quarters).float() / 255
-        if mirrored % 2:
+        if flipped % 2:
             share = share.flip(-1)
         if inverted % 2:
             share = 1 - share
@@ -81,7 +82,7 @@ def _read_grey(path: Path, size_px: int) -> UInt8[Tensor, "S S"]:
             picture = Image.open(content)
             picture.draft("L", (size_px, size_px))
             if picture.mode.startswith(("I", "F")):
-                raise InputError(path, f"expected a picture of 8 bits a channel, found mode {picture.mode}")
+                raise InputError(path, f"expected a picture with 8 bits per channel, found mode {picture.mode}")
             grey = ImageOps.exif_transpose(picture).convert("L")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(path, f"not a readable picture ({type(error).__name__})") from error
@@ -89,9 +90,9 @@ def _read_grey(path: Path, size_px: int) -> UInt8[Tensor, "S S"]:
 
 
 class GeneratedTextures(Textures):
-    """Clouds and bands: three octaves of Perlin noise, and waves bent by them, mixed in any share.
+    """Clouds and bands: three octaves of Perlin noise, mixed at random with waves that the noise bends.
 
-    They are made for contrast and variety, not for likeness to any material, and are computed on the device.
+    They give contrast and variety and do not imitate a material. They are computed on the device.
     """
 
     digest = "generated"
@@ -101,7 +102,7 @@ class GeneratedTextures(Textures):
 
     def draw(self, generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B 1 S S"]:
         side = self._size_px
-        cloud = clouds(generators, side, device)
+        cloud = perlin_clouds(generators, side, device)
         numbers = torch.stack([torch.rand(6, generator=generator) for generator in generators])
         share, angle, cycles, phase, level, contrast = (column[:, None, None].to(device) for column in numbers.T)
         place = (torch.arange(side, device=device) + 0.5) / side

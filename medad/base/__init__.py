@@ -1,1 +1,1 @@
-"""What every method stands on: errors, settings, files, devices. zsad imports this and `reporting`, nothing else."""
+"""Common base of all methods: errors, settings, files, devices. zsad imports only this and `reporting` from medad."""

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Devices and memory for torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUT_OF_MEMORY = (
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError when that GPU is not there."""
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device. Raises ConfigError if the GPU does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -33,25 +33,25 @@ def pick_device(name: str) -> torch.device:
 
 
 def gpu_count() -> int:
-    """GPUs that torch can use on this machine. Makes no context on any of them."""
+    """Return the number of GPUs that torch can use on this machine. No CUDA context is created."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this machine, had no memory left for what was asked."""
+    """Return whether an error means that a GPU or this machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    # other libraries' allocations on the GPU, and torch's own on the CPU, are plain runtime errors
+    # a failed allocation by another library on the GPU, or by torch on the CPU, raises a plain RuntimeError
     return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks, as PyTorch's CUDA allocator does on a GPU.
 
-    By default every activation above 32 MiB is mapped from the kernel and unmapped again, and faulting those pages in
-    costs a third of a CPU training step at 256 px. Other threads' arenas are bounded the same way, hence one arena for
-    all. Without glibc this does nothing.
+    By default glibc maps every activation above 32 MiB from the kernel and unmaps it again. The page faults cost a
+    third of a CPU training step at 256 px. The arenas of other threads have such a limit too, so all threads share one.
+    Without glibc this function does nothing.
     """
     if sys.platform == "linux":
         try:
@@ -64,11 +64,11 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Within it, the CPU takes numbers below 1e-38 for zero, on this thread and on those of torch that begin there.
+def flush_denormals() -> Iterator[None]:
+    """Treat numbers below 1e-38 as zero on the CPU, in this thread and in torch threads started inside the block.
 
-    Where a network is sure of flat background, gradients and Adam's second moments fall that low, and each operation on
-    such a number costs the CPU a hundred times another.
+    On flat background, gradients and Adam's second moments become that small. An operation on such a number takes the
+    CPU a hundred times as long as a normal one.
     """
     torch.set_flush_denormal(True)
     try:

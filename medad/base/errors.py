@@ -1,6 +1,6 @@
-"""Errors a user can cause. Everything else is a bug and keeps its traceback.
+"""Errors that a user can cause. Every other error is a bug and keeps its traceback.
 
-`str(error)` is always one line that names the file and the rule it broke.
+`str(error)` is always one line that names the file and the broken rule.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something only the user can mend; command lines print it on one line and exit with code 2."""
+    """An error that only the user can fix. Commands print it on one line and exit with code 2."""
 
 
 class InputError(UserError):
@@ -19,10 +19,10 @@ class InputError(UserError):
     Parameters
     ----------
     path
-        The offending file or folder. Shown on the user's own terminal; reports and Prefect show the
-        pseudonym instead, since paths on hospital shares may hold patient names.
+        The offending file or folder. Only the user's terminal shows it. Reports and Prefect show the case's pseudonym
+        instead, because paths on hospital shares may hold patient names.
     rule
-        What was expected and what came, without the path.
+        The expected and the actual content, without the path.
     """
 
     def __init__(self, path: Path | str, rule: str) -> None:
@@ -39,44 +39,44 @@ class ConfigError(UserError):
 
 
 class LimitError(UserError):
-    """The time or the memory that a step may use was not enough for it."""
+    """A step that needed more time or memory than it may use."""
 
 
 class DiskFullError(UserError):
-    """There was no room left to write an output; what was half-written has been removed."""
+    """A disk without room for an output. The incomplete output has been removed."""
 
 
 @dataclass(frozen=True)
 class CaseFailure:
-    """A case, an image or a whole category that ended early at one step, and why."""
+    """A case, an image or a whole category that failed at one step, with the reason."""
 
     case_id: str
-    """Id that logs and reports show: of an image `CATEGORY/IMAGE`, of a whole category its name."""
+    """Id that logs and reports show. An image has the id `CATEGORY/IMAGE`, a whole category has its name."""
     stage: str
     """Name of the step that failed."""
     rule: str
-    """Rule that was broken: what was expected and what came, without the path."""
+    """Broken rule: the expected and the actual content, without the path."""
     path: str = field(default="", repr=False)
-    """Offending file, or empty. It may hold a patient's name, so only the user's own terminal shows it."""
+    """Offending file, or empty. The path may hold a patient's name, so only the user's terminal shows it."""
     category: str = ""
-    """An image's category. Empty for a CT case and for a whole category."""
+    """Category of the image. Empty for a CT case and for a whole category."""
     group: str = ""
-    """Row of the ablation or system of the comparison that failed. Empty where the failure concerns all."""
+    """Row of the ablation or system of the comparison that failed. Empty if the failure concerns all of them."""
     bug: Exception | None = field(default=None, repr=False, compare=False)
-    """Error that shows a fault of the program rather than of a file; it is raised once all else is done."""
+    """Error that shows a bug in the program, not a bad file. It is raised after all other work is done."""
     transient: bool = field(default=False, repr=False)
-    """Whether the share did not answer, so that the same step may succeed at once."""
-    of_machine: bool = field(default=False, repr=False)
-    """Whether the machine is to blame and no file (a full disk, a missing GPU), so that it may succeed later."""
+    """Whether a network share did not answer. The same step may succeed if it is repeated at once."""
+    machine_fault: bool = field(default=False, repr=False)
+    """Whether the machine caused the failure (a full disk, a missing GPU), not a file. The step may succeed later."""
     pseudonymous: bool = field(default=False, repr=False)
-    """Whether the id hides the names of the case's files, so that reports must not show them."""
+    """Whether the id hides the names of the case's files. Reports must not show those names."""
 
     @property
     def line(self) -> str:
-        """One line for the user's own terminal."""
+        """Return one line for the user's terminal."""
         return f"{self.path or self.case_id}: {self.rule}"
 
     @property
     def file(self) -> str:
-        """Name of the offending file without its folders, or empty."""
+        """Return the name of the offending file without its folders, or an empty text."""
         return Path(self.path).name

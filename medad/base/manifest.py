@@ -1,4 +1,4 @@
-"""The manifest of a run folder: what went into a run, and what came out."""
+"""The manifest of a run folder: the inputs and the outputs of a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MANIFEST = "manifest.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a run folder's manifest. Raises ConfigError where the folder is not a run's."""
+    """Read the manifest of a run folder. Raises ConfigError if the folder is not a run folder."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: not the folder of a run (no readable {MANIFEST})") from error
+        raise ConfigError(f"{folder}: not a run folder (no readable {MANIFEST})") from error
     if not isinstance(manifest, dict):
-        raise ConfigError(f"{folder}: not the folder of a run (no readable {MANIFEST})")
+        raise ConfigError(f"{folder}: not a run folder (no readable {MANIFEST})")
     return manifest

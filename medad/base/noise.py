@@ -1,10 +1,10 @@
-"""LEAF: random-shape masks from blurred noise (000, Algorithm 1) and from Perlin noise (DRAEM), batched on the device.
+"""LEAF: random masks from blurred noise (000, Algorithm 1) and from Perlin noise (DRAEM), in batches on the device.
 
-Blurring is a product with a banded matrix on either side, and the elliptical morphology is a handful of shifted ORs:
-both are the exact operations of the per-image algorithm, without its 121-tap and 81-tap windows.
+Blurring multiplies by a banded matrix from both sides. The elliptical morphology is a few shifted ORs. Both give
+exactly the results of the per-image algorithm, without its 121-tap and 81-tap windows.
 
-Perlin's few random numbers an image come from that image's own generator, on the CPU, and the pixels are computed on
-the device: an image's noise is the same in any batch and on any device.
+The few random numbers of an image's Perlin noise come from that image's own generator on the CPU. The pixels are
+computed on the device. So an image's noise is the same in any batch and on any device.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from torch import Tensor
 
 TRUNCATE_SIGMAS = 4.0
 DRAEM_SCALE_EXPONENTS = (0, 5)
-"""Range of the exponents of 2 that give a mask's lattice cells along each axis (public code of DRAEM, 2021)."""
+"""Range of exponents e: the mask's noise has 2^e lattice cells along an axis (public code of DRAEM, 2021)."""
 DRAEM_ROTATION_DEG = (-90.0, 90.0)
-"""Range of the angle by which a mask is turned (public code of DRAEM, 2021)."""
+"""Range of the angle by which the noise is rotated (public code of DRAEM, 2021)."""
 DRAEM_THRESHOLD = 0.5
-"""Noise above which a mask is set (public code of DRAEM, 2021)."""
+"""Noise value above which a pixel is in the mask (public code of DRAEM, 2021)."""
 
 
 @lru_cache(maxsize=8)
 def _blur_matrix(size_px: int, sigma_px: float, device: torch.device) -> Tensor:
-    """Gaussian blur of a line as a matrix: mirrored edges, cut at 4 sigma, as scipy.ndimage.gaussian_filter does."""
+    """Return the Gaussian blur of a line as a matrix. Like scipy.ndimage.gaussian_filter, it reflects at the edges and
+    is cut at 4 sigma."""
     radius = int(TRUNCATE_SIGMAS * sigma_px + 0.5)
     offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
     weight = torch.exp(-0.5 * (offset / sigma_px) ** 2)
@@ -43,14 +44,17 @@ def _blur_matrix(size_px: int, sigma_px: float, device: torch.device) -> Tensor:
 
 
 def gaussian_blur(image: Float[Tensor, "B 1 H W"], sigma_px: float) -> Float[Tensor, "B 1 H W"]:
-    """Blur with a Gaussian of standard deviation `sigma_px`, edges mirrored (d c b a | a b c d)."""
+    """Blur with a Gaussian of standard deviation `sigma_px`. The image is reflected at its edges (c b a | a b c)."""
     rows = _blur_matrix(image.shape[-2], sigma_px, image.device)
     columns = _blur_matrix(image.shape[-1], sigma_px, image.device)
     return rows @ image @ columns.T
 
 
 def ellipse(side_px: int) -> Bool[Tensor, "K K"]:
-    """Elliptical structuring element of odd side; its row at height dy reaches round(sqrt(r^2 - dy^2)) to each side."""
+    """Return an elliptical structuring element of odd side.
+
+    Its row at height dy reaches round(sqrt(r^2 - dy^2)) pixels to each side.
+    """
     radius = side_px // 2
     element = torch.zeros(side_px, side_px, dtype=torch.bool)
     for row, half in enumerate(_half_widths(radius)):
@@ -65,16 +69,16 @@ def _half_widths(radius: int) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _boxes(side_px: int) -> tuple[tuple[int, int], ...]:
-    """The ellipse as a union of centred boxes (half height, half width): its rows narrow away from the middle."""
+def _ellipse_boxes(side_px: int) -> tuple[tuple[int, int], ...]:
+    """Return the ellipse as a union of centred boxes (half height, half width). Rows narrow away from the middle."""
     halves = _half_widths(side_px // 2)[side_px // 2 :]
     corners = [(height, half) for height, half in enumerate(halves)]
     keep = [corner for corner, following in pairwise(corners) if following[1] < corner[1]]
     return (*keep, corners[-1])
 
 
-def _reach(mask: Tensor, half: int, dim: int) -> Tensor:
-    """OR of all shifts of -half..half along `dim`, by doubling."""
+def _dilate_line(mask: Tensor, half: int, dim: int) -> Tensor:
+    """Return the OR of all shifts from -half to half along `dim`, computed by doubling."""
     length = mask.shape[dim]
     half = min(half, length - 1)
     width = 2 * half + 1
@@ -85,33 +89,33 @@ def _reach(mask: Tensor, half: int, dim: int) -> Tensor:
     done = 1
     while done < width:
         step = min(done, width - done)
-        kept = run.shape[dim] - step
-        run = run.narrow(dim, 0, kept) | run.narrow(dim, step, kept)
+        length_left = run.shape[dim] - step
+        run = run.narrow(dim, 0, length_left) | run.narrow(dim, step, length_left)
         done += step
     return run.narrow(dim, 0, length)
 
 
 def dilate(mask: Bool[Tensor, "B 1 H W"], side_px: int) -> Bool[Tensor, "B 1 H W"]:
-    """Dilation by the ellipse; nothing enters from outside the image."""
+    """Dilate by the ellipse. Outside the image the mask is empty."""
     out = torch.zeros_like(mask)
-    for half_height, half_width in _boxes(side_px):
-        out |= _reach(_reach(mask, half_width, -1), half_height, -2)
+    for half_height, half_width in _ellipse_boxes(side_px):
+        out |= _dilate_line(_dilate_line(mask, half_width, -1), half_height, -2)
     return out
 
 
 def erode(mask: Bool[Tensor, "B 1 H W"], side_px: int) -> Bool[Tensor, "B 1 H W"]:
-    """Erosion by the ellipse; the image's edge does not erode."""
+    """Erode by the ellipse. The image's edge does not erode the mask."""
     return ~dilate(~mask, side_px)
 
 
 def open_close(mask: Bool[Tensor, "B 1 H W"], side_px: int) -> Bool[Tensor, "B 1 H W"]:
-    """Morphological opening, then closing, by the ellipse."""
+    """Open and then close by the ellipse."""
     opened = dilate(erode(mask, side_px), side_px)
     return erode(dilate(opened, side_px), side_px)
 
 
 def stretch(image: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 1 H W"]:
-    """Rescale each image linearly so that its minimum is 0 and its maximum 255; a constant image becomes 0."""
+    """Rescale each image linearly to minimum 0 and maximum 255. A constant image becomes 0."""
     low = image.amin((-2, -1), keepdim=True)
     span = image.amax((-2, -1), keepdim=True) - low
     return (image - low) / span.clamp_min(torch.finfo(image.dtype).tiny) * 255.0
@@ -120,16 +124,16 @@ def stretch(image: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 1 H W"]:
 def blob_masks(
     noise: Float[Tensor, "B 1 H W"], *, blur_sigma_px: float, threshold_grey: float, ellipse_px: int
 ) -> Bool[Tensor, "B 1 H W"]:
-    """Algorithm 1 from its Gaussian noise on: blur, stretch to 0..255, binarise above the threshold, open, close.
+    """Run Algorithm 1 on Gaussian noise: blur, stretch to 0..255, binarise above the threshold, open, close.
 
     Parameters
     ----------
     noise
-        Standard normal noise, one image a mask.
+        Standard normal noise, one image per mask.
     blur_sigma_px
         Standard deviation of the blur.
     threshold_grey
-        Grey value in (0, 255); above it is anomalous. Lower gives larger blobs.
+        Grey value in (0, 255). Pixels above it are anomalous. A lower value gives larger blobs.
     ellipse_px
         Side of the elliptical structuring element, odd.
     """
@@ -143,12 +147,12 @@ class PerlinLattice:
     Attributes
     ----------
     angles_rad
-        Direction of each lattice point's unit gradient. Of an image's lattice only the first cells + 1 rows and columns
-        are used; the rest is padding.
+        Direction of each lattice point's unit gradient. Only the first cells + 1 rows and columns of an image's lattice
+        are used. The rest is padding.
     cells
-        Lattice cells along an image's height and its width.
+        Number of lattice cells along an image's height and width.
     rotation_rad
-        By how much the noise is turned about the image's middle.
+        Angle by which the noise is rotated about the image's centre.
     """
 
     angles_rad: Float[Tensor, "B R C"]
@@ -162,7 +166,10 @@ def draw_lattice(
     scale_exponents: tuple[int, int],
     rotation_deg: tuple[float, float] = (0.0, 0.0),
 ) -> PerlinLattice:
-    """One lattice for each generator, on the CPU: 2^U{low..high} cells on each axis by itself, turned by U(range)."""
+    """Draw one lattice per generator on the CPU: 2^U{low..high} cells per axis, rotated by U(range).
+
+    Each axis draws its own number of cells.
+    """
     low, high = scale_exponents
     drawn = []
     for generator in generators:
@@ -179,20 +186,20 @@ def draw_lattice(
 
 
 def fade(t: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Perlin's blend 6 t^5 - 15 t^4 + 10 t^3 from 0 to 1, flat to the second order at both ends."""
+    """Return Perlin's blend 6 t^5 - 15 t^4 + 10 t^3 from 0 to 1. Its first two derivatives are 0 at both ends."""
     return t * t * t * (t * (t * 6 - 15) + 10)
 
 
 def perlin_noise(lattice: PerlinLattice, size_hw: tuple[int, int], device: torch.device) -> Float[Tensor, "B H W"]:
-    """Gradient noise, about -1..1 (scaled by sqrt 2, as DRAEM does), taken at the pixels' centres.
+    """Return gradient noise at the pixels' centres, about -1..1 (scaled by sqrt 2, as in DRAEM).
 
-    A pixel that the rotation brings from outside the lattice is 0.
+    Pixels that the rotation moves outside the lattice are 0.
     """
     height, width = size_hw
     cells, angle = lattice.cells.to(device), lattice.rotation_rad.to(device)[:, None, None]
     y = torch.arange(height, device=device)[None, :, None] + (0.5 - height / 2)
     x = torch.arange(width, device=device)[None, None, :] + (0.5 - width / 2)
-    # in lattice units; the ratio of cells to pixels differs from axis to axis, so pixels are turned and then scaled
+    # in lattice units; the ratio of cells to pixels differs between axes, so pixels are rotated first and then scaled
     down = (y * angle.cos() + x * angle.sin() + height / 2) * (cells[:, 0, None, None] / height)
     right = (x * angle.cos() - y * angle.sin() + width / 2) * (cells[:, 1, None, None] / width)
     last = (cells - 1)[:, :, None, None]
@@ -205,10 +212,10 @@ def perlin_noise(lattice: PerlinLattice, size_hw: tuple[int, int], device: torch
     stride = angles.shape[2]
     gradient_down, gradient_right = angles.sin().flatten(1), angles.cos().flatten(1)
 
-    def corner(below: int, beside: int) -> Tensor:
-        at = ((row + below) * stride + (column + beside)).flatten(1)
-        dot_down = gradient_down.gather(1, at).view_as(down) * (down - below)
-        return dot_down + gradient_right.gather(1, at).view_as(right) * (right - beside)
+    def corner(row_step: int, column_step: int) -> Tensor:
+        at = ((row + row_step) * stride + (column + column_step)).flatten(1)
+        dot_down = gradient_down.gather(1, at).view_as(down) * (down - row_step)
+        return dot_down + gradient_right.gather(1, at).view_as(right) * (right - column_step)
 
     along, across = fade(down), fade(right)
     upper = torch.lerp(corner(0, 0), corner(0, 1), across)
@@ -225,10 +232,10 @@ def perlin_masks(
     threshold: float = DRAEM_THRESHOLD,
     device: torch.device,
 ) -> Bool[Tensor, "B H W"]:
-    """DRAEM's masks: Perlin noise of random scale, turned, above `threshold`. Some are empty.
+    """Return DRAEM's masks: rotated Perlin noise of random scale, above `threshold`. Some masks are empty.
 
-    DRAEM turns the noise as an image, with interpolation; here it is computed at the turned pixels' places, which is
-    what that approximates, and at pixel centres, so that any image size will do.
+    DRAEM rotates the noise as an image, with interpolation. Here the noise is computed exactly at the rotated pixel
+    centres, for any image size.
     """
     lattice = draw_lattice(generators, scale_exponents=scale_exponents, rotation_deg=rotation_deg)
     return perlin_noise(lattice, size_hw, device) > threshold

@@ -1,7 +1,7 @@
-"""LEAF: field types of settings whose values may name a patient, and what of them may be shown. Also used by `zsad`.
+"""LEAF: types of settings fields that may name a patient, and the part of them that may be shown. zsad uses it too.
 
-JSON made by pydantic holds what may be shown, since JSON is what Prefect, manifests and reports store. The settings
-themselves, and `model_dump()` in its python mode, keep the true values.
+Prefect, manifests and reports store JSON. The JSON that pydantic makes therefore holds only what may be shown. The
+settings objects and `model_dump()` in python mode keep the true values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ORDINARY = frozenset((
     "study", "test", "train", "true", "tumor", "tumour", "unknown", "volume", "volumes",
 ))
 # fmt: on
-"""Names that many layouts and headers share and that say nothing of a patient; hiding them would garble sentences."""
+"""Words that are common in folder names and headers and identify no patient. Hiding them would garble messages."""
 
 _PATTERN_WORDS = ORDINARY | {"ct", "gz", "img", "mask", "mha", "mhd", "nhdr", "nii", "nrrd", "seg", "vol"}
 _PLAIN_ID = re.compile(r"(case|ct|btcv|lits)-[0-9a-f]+(-\d+)?")
@@ -39,7 +39,7 @@ _PLAIN_ID = re.compile(r"(case|ct|btcv|lits)-[0-9a-f]+(-\d+)?")
 
 @dataclass(frozen=True)
 class Private:
-    """Mark of a field's type: JSON holds `shown(value)` in place of the value."""
+    """Marker of a private field type. JSON holds `shown(value)` instead of the value."""
 
     shown: Callable[[Any], Any]
 
@@ -79,28 +79,30 @@ def _hidden_cases(names: Sequence[str]) -> list[str]:
 
 
 PrivatePath = Annotated[Path, Private(_hidden_path)]
-"""A path, shown as a placeholder. (Prefect encodes parameters by value: on a bare parameter this does nothing.)"""
+"""A path, shown as a placeholder. Prefect encodes flow parameters by value, so the marker has no effect on a bare
+parameter."""
 DataRoot = Annotated[str, Private(_hidden_folder)]
-"""A folder, shown as a placeholder; `samples:NAME` is shown."""
+"""A folder, shown as a placeholder. `samples:NAME` is shown as it is."""
 ModelName = Annotated[str, Private(_hidden_model)]
-"""A model's name, shown; `local-dir:FOLDER` is shown without the folder."""
+"""A model's name, shown as it is. `local-dir:FOLDER` is shown without the folder."""
 ModelFile = Annotated[str, Private(_hidden_file)]
-"""A file or folder of weights, shown by its name alone."""
+"""A file or folder of weights, shown by its name without the folders above it."""
 PrivatePattern = Annotated[str, Private(_hidden_pattern)]
-"""A glob pattern, shown where all its words are ordinary: others may name one patient's folder."""
+"""A glob pattern. It is shown if all its words are ordinary: other words may name a patient's folder."""
 PrivateExpression = Annotated[str, Private(_hidden_expression)]
-"""A regular expression with one group, shown where all its words are ordinary. The placeholder is one as well."""
+"""A regular expression with one group. It is shown if all its words are ordinary. The placeholder is also a valid
+expression with one group."""
 PrivateCases = Annotated[tuple[str, ...], Private(_hidden_cases)]
-"""Cases; ids are shown, names of files are not."""
+"""Cases. Ids are shown, file names are hidden."""
 
 
 def changes_of(settings: type[BaseModel]) -> Private:
-    """Mark a mapping of changes by dotted key: each value is withheld as the field of `settings` that it changes."""
+    """Return the marker for a mapping of changes by dotted key. Each value is hidden like the field that it changes."""
     return Private(lambda values: {key: _shown(settings, key, value) for key, value in values.items()})
 
 
 def field_types(settings: type[BaseModel]) -> dict[str, Any]:
-    """Name -> type of each field, marks included."""
+    """Return the type of each field by its name, with its markers."""
     return {
         name: Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         for name, field in settings.model_fields.items()
@@ -109,37 +111,37 @@ def field_types(settings: type[BaseModel]) -> dict[str, Any]:
 
 @functools.cache
 def private_fields(settings: type[BaseModel]) -> frozenset[str]:
-    """Return the names of the fields whose own value is private; those of groups within are not looked at."""
+    """Return the names of the fields with a private value. Fields inside nested settings are not included."""
     return frozenset(
         name
         for name, kind in field_types(settings).items()
-        if any(isinstance(part, Private) for part in parts_of(kind))
+        if any(isinstance(part, Private) for part in nested_types(kind))
     )
 
 
 def is_private(kind: Any) -> bool:
-    """Whether a type, or any type within it, is private."""
+    """Return whether a type, or any type nested in it, is private."""
     return any(
         isinstance(part, Private) or (_is_model(part) and any(map(is_private, field_types(part).values())))
-        for part in parts_of(kind)
+        for part in nested_types(kind)
     )
 
 
 def type_at(settings: type[BaseModel], key: str) -> Any:
-    """The type of the field at a dotted key. None where there is no such field."""
+    """Return the type of the field at a dotted key. None: the field does not exist."""
     name, _, rest = key.partition(".")
     kind = field_types(settings).get(name)
     if not rest:
         return kind
-    found = (type_at(part, rest) for part in parts_of(kind) if _is_model(part))
+    found = (type_at(part, rest) for part in nested_types(kind) if _is_model(part))
     return next((each for each in found if each is not None), None)
 
 
-def parts_of(kind: Any) -> Iterator[Any]:
-    """A type, what it is made of, and its marks."""
+def nested_types(kind: Any) -> Iterator[Any]:
+    """Yield a type, all types nested in it, and their markers."""
     yield kind
     for part in get_args(kind):
-        yield from parts_of(part)
+        yield from nested_types(part)
 
 
 def _is_model(kind: Any) -> bool:
@@ -147,7 +149,7 @@ def _is_model(kind: Any) -> bool:
 
 
 def _shown(settings: type[BaseModel], key: str, value: Any) -> Any:
-    """A changed value as it may be shown; it has not been validated."""
+    """Return the part of a changed value that may be shown. The value is not validated yet."""
     if isinstance(value, Mapping) and value:
         return {name: _shown(settings, f"{key}.{name}", inner) for name, inner in value.items()}
     kind = type_at(settings, key)

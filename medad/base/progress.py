@@ -1,4 +1,4 @@
-"""LEAF: where a training is, for whoever watches it. Light, so that a watcher need not load torch."""
+"""LEAF: the progress of a training. This module does not import torch, so that any process can show progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a phase is. `step` counts from 1 within the whole phase; `loss` is the latest batch's."""
+    """Progress of a training phase. `step` counts from 1 over the whole phase. `loss` is that of the latest batch."""
 
     phase: str
     epoch: int

@@ -1,4 +1,4 @@
-"""LEAF: the base of every settings object, and reading them from YAML with one-line errors. Also used by `zsad`."""
+"""LEAF: the base class of all settings, and their reader for YAML with one-line errors. zsad uses it too."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from medad.base.private import SAMPLES_PREFIX
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Gpus = Literal["auto", "cpu"] | tuple[Annotated[int, Field(ge=0)], ...]
-"""`auto`: any GPU of this machine, the CPU where it has none; `cpu`; or the numbers of the GPUs that may be used."""
+"""`auto`: any GPU of this machine, or the CPU if it has no GPU. `cpu`: no GPU. A list: the GPUs with these numbers."""
 Hours = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseModel):
-    """Immutable, and an unknown key is an error."""
+    """Base class of settings: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def public(self, *leave_out: str) -> dict[str, Any]:
-        """Return the values as JSON, all that is private withheld, without the fields named in `leave_out`."""
+        """Return the values as JSON with private values hidden. Fields named in `leave_out` are missing."""
         return self.model_dump(mode="json", exclude=set(leave_out))
 
 
 class TimeLimits(Settings):
-    """Hours for which one task may hold a device. A training that was ended goes on from its checkpoint."""
+    """Limits on the hours for which one task may hold a device. A stopped training continues from its checkpoint."""
 
     training_hours: Hours = 96.0
-    """Hours for one training."""
+    """Limit in hours for one training."""
     encoding_hours: Hours = 24.0
-    """Hours for encoding the images or prompts of one category."""
+    """Limit in hours for encoding the images or prompts of one category."""
     inference_hours: Hours = 6.0
-    """Hours for segmenting or scoring one case or category."""
+    """Limit in hours for segmenting or scoring one case or category."""
 
 
 class MachineSettings(Settings):
-    """Where and with what a run computes. Nothing of it decides a result, so nothing of it is in a key or a report."""
+    """The machine and the workers that a run uses. They do not change results, so no cache key or report holds them."""
 
     gpus: Gpus = "auto"
-    """GPUs that may be used. `auto`: any of this machine, or the CPU where it has none. `cpu`: no GPU. A list: the
-    GPUs of these numbers."""
+    """GPUs that may be used. `auto`: any GPU of this machine, or the CPU if it has no GPU. `cpu`: no GPU. A list: the
+    GPUs with these numbers, such as `[0, 1]`."""
     engine: Literal["threads", "dask", "ray"] = "threads"
-    """Workers that run the tasks: threads of the flow's process, or those of a Dask or Ray cluster."""
+    """Engine that runs the tasks: threads of the flow's own process, or workers of a Dask or Ray cluster."""
     engine_address: str | None = None
     """Address of a running cluster (`tcp://HOST:8786`, `ray://HOST:10001`). None: start one here for this run."""
     engine_workers: Annotated[int, Field(ge=1)] | None = None
-    """Tasks at a time. None: one per core, as far as memory allows."""
+    """Number of tasks that run at the same time. None: one per core, as far as memory allows."""
     limits: TimeLimits = TimeLimits()
     """Limits on the time for which one task may hold a device."""
 
     @property
     def machine(self) -> MachineSettings:
-        """These settings alone, without those of the run they belong to."""
+        """Return only the machine settings, without the other settings of the run."""
         return MachineSettings.model_validate(self.model_dump(include=set(MACHINE_FIELDS)))
 
     @field_validator("gpus")
     @classmethod
     def _some_gpus_each_once(cls, gpus: Gpus) -> Gpus:
         if isinstance(gpus, tuple) and (not gpus or len(set(gpus)) < len(gpus)):
-            raise ValueError("expected auto, cpu, or a list of numbers of GPUs, each once")
+            raise ValueError("expected auto, cpu, or a list of GPU numbers without repetition")
         return gpus
 
 
@@ -75,12 +75,12 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def data_root(root: str, samples_dir: Path | None) -> Path:
-    """The folder that a setting `root` names: a path, or `samples:NAME` below `samples_dir`. Raises InputError."""
+    """Return the folder of a setting `root`: a path, or `samples:NAME` below `samples_dir`. Raises InputError."""
     if not root.startswith(SAMPLES_PREFIX):
         return Path(root).expanduser()
     name = root.removeprefix(SAMPLES_PREFIX)
     if samples_dir is None:
-        raise InputError(root, "the sample data are not at hand; fetch them first")
+        raise InputError(root, "the sample data are missing; fetch them with `adflows samples`")
     if not name or Path(name).name != name or name in (".", ".."):
         raise InputError(root, "expected samples:NAME with the name of one folder")
     return samples_dir / name
@@ -96,7 +96,7 @@ def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | Non
     path
         The YAML file.
     overrides
-        Values by dotted key (`{"train.restoration.epochs": 3}`), put over the file's.
+        Values by dotted key (`{"train.restoration.epochs": 3}`). They replace the file's values.
 
     Raises
     ------
@@ -111,32 +111,32 @@ def load_settings(model: type[S], path: Path, overrides: Mapping[str, Any] | Non
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top level")
-    return parse_settings(model, put_over(values, overrides or {}, source=str(path)), source=str(path))
+    return parse_settings(model, apply_overrides(values, overrides or {}, source=str(path)), source=str(path))
 
 
-def put_over(values: dict[str, Any], overrides: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """`values`, changed, with others put over them by dotted key; `source` names them in the error.
+def apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Change `values` in place by dotted key and return them. `source` names the settings in the error.
 
     Raises
     ------
     ConfigError
-        A key leads through a value that is no group of settings.
+        A parent in a key is not a group of settings.
     """
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
         place = values
         for parent in parents:
-            if place.get(parent) is None:  # not there, or written as null
+            if place.get(parent) is None:  # missing, or written as null
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):
-                raise ConfigError(f"{source}: {key}: {parent} holds no further keys")
+                raise ConfigError(f"{source}: {key}: {parent} is not a group of settings")
         place[leaf] = value
     return values
 
 
 def parse_settings(model: type[S], values: Mapping[str, Any], *, source: str) -> S:
-    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    """Validate settings that were already read. `source` names them in the error. Raises ConfigError."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

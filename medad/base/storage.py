@@ -1,4 +1,4 @@
-"""LEAF. Files on disk: atomic writes, JSON records, gzip streams read to their end, digests."""
+"""LEAF: files on disk. Atomic writes, JSON records, gzip streams read to their end, and digests."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CHUNK_BYTES = 1 << 18
-_GZIP_WBITS = 31  # a gzip wrapper: zlib then writes and checks CRC and length itself
+_GZIP_WBITS = 31  # gzip format: zlib itself writes and checks CRC and length
 
 
 @contextlib.contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
-    """Give a path to write to; on leaving, what was written there becomes `final`, whole and synced.
+    """Yield a temporary path to write to. At the end of the block, the complete and synced file is renamed to `final`.
 
-    The temporary file lies in the same folder and keeps the name's ending, since some writers go by it. Whatever
-    ends the block early removes it, and `final` stays as it was.
+    The temporary file is in the same folder and has the same ending, because some writers choose the format by the
+    ending. If the block ends early, the temporary file is removed and `final` does not change.
 
     Raises
     ------
     DiskFullError
-        No room left, or the quota is used up.
+        The disk is full or the quota is used up.
     """
     temporary = final.with_name(f".tmp-{secrets.token_hex(6)}-{final.name}")
     try:
@@ -50,21 +50,21 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_full_as_user_error(final: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded", from whichever library, into DiskFullError.
+    """Turn "no space left" and "quota exceeded" errors of any library into DiskFullError.
 
-    The caller removes what is half-written.
+    The caller removes the incomplete file.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if _says_disk_full(error):
-            raise DiskFullError(f"{final}: no room left on the disk; nothing was kept of it") from error
+        if _is_disk_full(error):
+            raise DiskFullError(f"{final}: no room left on the disk; the incomplete output was removed") from error
         raise
 
 
-def _says_disk_full(error: Exception) -> bool:
+def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL
     # safetensors raises its own error: "I/O error: No space left on device (os error 28)"
@@ -72,13 +72,13 @@ def _says_disk_full(error: Exception) -> bool:
 
 
 def write_bytes(final: Path, content: bytes) -> None:
-    """Write a small file whole or not at all. Raises DiskFullError."""
+    """Write a small file completely or not at all. Raises DiskFullError."""
     with atomic_path(final) as temporary:
         temporary.write_bytes(content)
 
 
 def sync_path(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,7 +88,7 @@ def sync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to read `path` into InputError."""
+    """Turn the operating system's errors when reading `path` into InputError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -98,12 +98,12 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class ByteStream:
-    """The bytes of a file, decompressed if it is gzip by content, with its checksums checked on the way.
+    """Reader of a file's bytes. It recognises gzip by content, decompresses it and checks its checksums.
 
     Raises
     ------
     InputError
-        From any method: the gzip stream is cut short or damaged.
+        The gzip stream is cut short or damaged. Every method may raise this.
     """
 
     def __init__(self, file: io.BufferedReader, path: Path) -> None:
@@ -115,12 +115,12 @@ class ByteStream:
         self.stored_bytes = os.fstat(file.fileno()).st_size
 
     def read(self, count: int) -> bytes:
-        """Up to `count` bytes; fewer only at the end."""
+        """Return up to `count` bytes. Only the end of the file gives fewer."""
         buffer = bytearray(count)
         return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def readinto(self, target: memoryview) -> int:
-        """Fill `target`; returns the bytes written, fewer than asked only at the end."""
+        """Fill `target` and return the number of bytes written. Only the end of the file gives fewer."""
         filled = 0
         while filled < len(target):
             block = self._block(len(target) - filled)
@@ -131,12 +131,12 @@ class ByteStream:
         return filled
 
     def drain(self) -> None:
-        """Read and drop what is left, so that the checksum at the end is seen."""
+        """Read and discard the rest, so that the checksum at the end is checked."""
         while self._block(1 << 24):
             pass
 
     def _block(self, limit: int) -> bytes:
-        """Between 1 and `limit` bytes, or none at the end."""
+        """Return between 1 and `limit` bytes, or no bytes at the end of the file."""
         while True:
             data = self._pending or self._file.read(_CHUNK_BYTES)
             self._pending = b""
@@ -144,7 +144,7 @@ class ByteStream:
                 self._pending = data[limit:]
                 return data[:limit]
             if self._inflate.eof:
-                data = data.lstrip(b"\0")  # tape and some servers pad with zeros
+                data = data.lstrip(b"\0")  # tapes and some servers pad files with zeros
                 if not data:
                     if self._file.peek(1):
                         continue
@@ -163,7 +163,7 @@ class ByteStream:
 
 
 class GzipWriter:
-    """Write gzip whose bytes depend on the content alone: no file name, no time. Level 1: speed over size."""
+    """Writer of gzip files that depend only on their content: no file name, no time. Level 1 is fast."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -178,18 +178,18 @@ class GzipWriter:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, hexadecimal. Raises InputError."""
+    """Return the sha256 of a file's bytes, hexadecimal. Raises InputError."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lines_digest(lines: Iterable[str]) -> str:
-    """Return the sha256, hexadecimal, of lines of text: names several files by their digests."""
+    """Return the sha256 of lines of text, hexadecimal. It combines the digests of several files into one."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises InputError."""
+    """Return the content of a JSON file. Raises InputError."""
     with reading(path):
         content = path.read_bytes()
     try:
@@ -199,13 +199,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(model: type[Model], path: Path, kind: str = "") -> Model:
-    """Read a JSON file as a record of ours.
+    """Read a JSON file as a record of type `model`.
 
     Raises
     ------
     InputError
-        The file cannot be read, or is not `kind` (such as "an index of scores"); the first field that does not fit is
-        named.
+        The file cannot be read, or is not `kind` (such as "an index of scores"). The message names the first wrong
+        field.
     """
     head = f"not {kind}: " if kind else ""
     with reading(path):

@@ -1,24 +1,24 @@
-"""LEAF: names and sentences as people read them: natural order, one line, no paths. Also used by `zsad`."""
+"""LEAF: text for people: natural order of names, messages on one line, no paths. zsad uses it too."""
 
 from __future__ import annotations
 
 import re
 
 PLACEHOLDER = "(private path)"
-"""Shown in place of a path. A regular expression with one group, as it may stand in place of one."""
+"""Text that is shown instead of a path. It is also a regular expression with one group, because it may replace one."""
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts tile-2 before tile-10, and numbers before other text."""
+    """Return a sort key that puts tile-2 before tile-10, and numbers before other text."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def readable(name: str) -> str:
-    """A file's name as text that any file can hold: bytes that are no UTF-8 become escapes."""
+def escape_bad_bytes(name: str) -> str:
+    """Return a file's name as valid text. Bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def clean(text: str) -> str:
-    """One line without absolute paths; callers leave paths out already, this is the net below them."""
-    return _PATH.sub(PLACEHOLDER, " ".join(readable(text).split()))
+def hide_paths(text: str) -> str:
+    """Return a text on one line without absolute paths. Callers should not pass paths; this is a second safeguard."""
+    return _PATH.sub(PLACEHOLDER, " ".join(escape_bad_bytes(text).split()))

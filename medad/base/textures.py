@@ -1,4 +1,4 @@
-"""Textures that pseudo anomalies are painted with: pictures of a folder, and the clouds of generated ones."""
+"""Textures of pseudo anomalies: the pictures of a folder, and the clouds of generated textures."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from medad.base.noise import draw_lattice, perlin_noise
 from medad.base.storage import file_digest, lines_digest, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings, in lower case, of files taken for pictures."""
+"""File endings of pictures, in lower case."""
 OCTAVES = ((1, 3), (3, 4), (5, 6))
-"""Lattice cells per side, as exponents of 2, from coarse to fine; each axis by itself, so grains may be elongated."""
+"""Ranges of lattice cells per side, as exponents of 2, from coarse to fine. Each axis draws its own number, so grains
+may be elongated."""
 GAINS = (1.0, 0.6, 0.3)
 TAU = 2 * torch.pi
 
 
 def texture_files(folder: Path) -> list[Path]:
-    """List the pictures of a folder and its sub-folders, hidden ones left out, in the order of their relative paths.
+    """List the pictures of a folder and its sub-folders in the order of their relative paths. Hidden files are skipped.
 
     Raises
     ------
     InputError
-        There is no such folder, or no picture in it.
+        The folder does not exist or holds no picture.
     """
     with reading(folder):
         folder.stat()
@@ -39,11 +40,11 @@ def texture_files(folder: Path) -> list[Path]:
 
 
 def textures_digest(folder: Path) -> str:
-    """Return the sha256 of the pictures' contents in their order, which decide what is drawn. Raises InputError."""
+    """Return the sha256 of the pictures' contents in their order. Raises InputError."""
     return lines_digest(map(file_digest, texture_files(folder)))
 
 
-def clouds(generators: Sequence[torch.Generator], size_px: int, device: torch.device) -> Float[Tensor, "B S S"]:
+def perlin_clouds(generators: Sequence[torch.Generator], size_px: int, device: torch.device) -> Float[Tensor, "B S S"]:
     """Draw three octaves of Perlin noise for each generator, computed on the device."""
     cloud = torch.zeros(len(generators), size_px, size_px, device=device)
     for exponents, gain in zip(OCTAVES, GAINS, strict=True):

@@ -1,1 +1,1 @@
-"""Which cases there are: layouts, folds, samples, phantoms."""
+"""Cases of a run: data set layouts, folds, sample data, phantoms."""

@@ -1,4 +1,4 @@
-"""Layouts of data sets on disk -> cases."""
+"""Search for the cases of a data set on disk, by its layout."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _ENDINGS = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
 _LAYOUT_LIVER = {"btcv": (6,), "lits": (1, 2), "folder": ()}
 _LAYOUT_TUMOUR = {"btcv": None, "lits": 2, "folder": None}
 INSERTED_FILES = ("scan.nii.gz", "label.nii.gz")
-"""Files of a scan with inserted lesions; the label has LiTS's values."""
+"""Files of a scan with inserted lesions. The label has the values of LiTS."""
 INSERTED_LIVER, INSERTED_TUMOUR = 1, 2
 _ID_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 _DIGEST_CHARACTERS = 12
 _PSEUDONYM = re.compile(r"(case|ct)-[0-9a-f]{12}(-\d+)?")
 
 Pseudonyms = Callable[[Sequence[Path]], Sequence[str]]
-"""Scans -> their ids, in order, all at once. Whoever keeps a secret can give ids that nobody guesses from a name."""
+"""Function from all scans to their pseudonyms, in order. With a secret key it gives ids that nobody can guess from a
+name."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan with its label; `liver_labels` are the label values of the liver ROI."""
+    """One scan with its label. `liver_labels` are the label values of the liver ROI."""
 
     id: str
     scan: Path
@@ -40,14 +41,14 @@ class Case:
     liver_labels: tuple[int, ...]
     tumour_label: int | None
     pseudonymous: bool = False
-    """The id tells nothing of the names, and nothing that is shown of the case may."""
+    """Whether the id is a pseudonym. Then no name of the case's files may be shown."""
     patient: str | None = field(default=None, repr=False)
-    """Whose scan it is, by the settings' `patients`; a name, so never shown."""
+    """Patient, found by the setting `patients`. It may be a name, so it is never shown."""
 
 
 @dataclass(frozen=True)
 class LabelledScan:
-    """The files of a case and how they are read: what a result depends on, without the case's name."""
+    """The files of a case and the settings for reading them. A result depends on these, but not on the case's name."""
 
     scan: Path
     label: Path | None
@@ -56,11 +57,11 @@ class LabelledScan:
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     affine_mismatch: Literal["error", "warn"] = "error"
     root: Path | None = field(default=None, repr=False, compare=False, metadata={"in_key": False})
-    """Folder of the data set, whose name and what lies below it no log may show. It changes no result."""
+    """Folder of the data set. Logs must not show its name or anything below it. It does not change results."""
 
     @classmethod
     def of(cls, case: Case, data: DatasetSettings) -> LabelledScan:
-        """Return a case's files, read as its data set is."""
+        """Return a case's files with the reading settings of its data set."""
         labels = tuple(sorted(case.liver_labels))
         root = None if data.root.startswith(SAMPLES_PREFIX) or data.root in ("", "-", ".") else Path(data.root)
         return cls(case.scan, case.label, labels, case.tumour_label, data.affine_from, data.affine_mismatch, root)
@@ -73,7 +74,7 @@ class LabelledScan:
 
 
 def case_with_lesions(case: Case, folder: Path) -> Case:
-    """The case, under the same id, whose files insertion wrote into `folder`."""
+    """Return the case with the same id and the files that insertion wrote into `folder`."""
     scan, label = (folder / name for name in INSERTED_FILES)
     return replace(
         case, scan=scan, label=label, liver_labels=(INSERTED_LIVER, INSERTED_TUMOUR), tumour_label=INSERTED_TUMOUR
@@ -81,13 +82,13 @@ def case_with_lesions(case: Case, folder: Path) -> Case:
 
 
 @dataclass(frozen=True)
-class _Found:
-    key: str  # what the layout calls the case
+class _FoundCase:
+    key: str  # the case's name in the layout
     id: str
     scan: Path
     label: Path | None
     rule: str | None
-    name: str = ""  # the id that the layout would give
+    name: str = ""  # the id without a pseudonym
     pseudonymous: bool = False
     patient: str | None = None
 
@@ -101,46 +102,46 @@ def find_cases(
 ) -> tuple[list[Case], list[CaseFailure]]:
     """List a data set's cases in natural order of their names (2 before 10). Files are not opened here.
 
-    A DICOM series gets a pseudonym whatever the settings say: its folder is named by the machine that wrote it, after
-    a patient, a date or a study.
+    A DICOM series always gets a pseudonym. The machine that wrote it may have named the folder after a patient, a date
+    or a study.
 
     Parameters
     ----------
     data
-        Root, layout, and which cases to take.
+        Root, layout, and cases to use.
     samples_dir
-        Where `samples:NAME` roots lie.
+        Folder of the sample data, for roots `samples:NAME`.
     pseudonyms
-        Gives the pseudonyms, and may read the files. None: a plain digest of what `*` stands for, which anyone who
-        knows the name can compute as well.
+        Function that gives the pseudonyms. It may read the files. None: use a plain digest of the text that `*` stands
+        for. Anyone who knows the name can compute this digest too.
     may_be_empty
-        A root without any case is no error: cases are yet to come.
+        Whether a root without cases is allowed, because cases may arrive later.
 
     Returns
     -------
     cases
-        Scans with their labels. Ids are unique and safe as file names: `btcv-0001`, `lits-17`; in layout `folder`
-        what `*` stands for. A second scan to which `pseudonyms` gives an id gets it with `-2`.
+        Scans with their labels. Ids are unique and safe as file names: `btcv-0001`, `lits-17`, or in layout `folder`
+        the text that `*` stands for. If `pseudonyms` gives two scans the same id, the second one gets the suffix `-2`.
     problems
-        Scans without their label, scans there twice, cases whose name tells no patient though the settings say that
-        it does, and cases asked for that are not there.
+        Scans without a label, cases with several scans, cases without a patient in their name although the settings
+        expect one, and requested cases that do not exist.
 
     Raises
     ------
     InputError
-        The root is missing, or holds no case at all.
+        The root is missing or holds no case.
     """
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
-        raise InputError(root, "no such folder of cases")
+        raise InputError(root, "no such folder")
     search = {"btcv": _btcv, "lits": _lits, "folder": _folder}[data.layout]
     found = sorted(search(root, data), key=lambda item: natural_order(item.key))
-    found = _with_unique_ids([_named(item, data) for item in found], pseudonyms)
+    found = _with_unique_ids([_with_safe_id(item, data) for item in found], pseudonyms)
     if not found and not may_be_empty:
         raise InputError(root, f"no case of layout {data.layout} in this folder; expected {_expected(data)}")
-    asked = data.cases
-    # a pseudonymous case can also be chosen by its file's name, which the author of the settings knows
-    wanted = found if asked is None else [item for item in found if not {item.id, item.name}.isdisjoint(asked)]
+    requested = data.cases
+    # a pseudonymous case can also be selected by its file's name, which the author of the settings knows
+    wanted = found if requested is None else [item for item in found if not {item.id, item.name}.isdisjoint(requested)]
     liver = data.liver_labels if data.liver_labels is not None else _LAYOUT_LIVER[data.layout]
     tumour = data.tumour_label if data.tumour_label is not None else _LAYOUT_TUMOUR[data.layout]
     cases = [
@@ -149,7 +150,7 @@ def find_cases(
         if item.rule is None
     ]
     problems = [
-        # what follows the first mark lists file names, which pseudonyms are there to hide
+        # the text after the first colon or semicolon lists file names, which a pseudonym must hide
         _failed(
             item.id, item.scan, re.split("[:;]", item.rule)[0] if item.pseudonymous else item.rule, item.pseudonymous
         )
@@ -163,16 +164,16 @@ def _failed(case_id: str, path: Path, rule: str, pseudonymous: bool) -> CaseFail
     return CaseFailure(case_id, "find", rule, str(path), pseudonymous=pseudonymous)
 
 
-def _missing(root: Path, found: list[_Found], data: DatasetSettings) -> list[CaseFailure]:
-    """Cases that the settings ask for and that are not there; by their place in the settings where names are hidden."""
+def _missing(root: Path, found: list[_FoundCase], data: DatasetSettings) -> list[CaseFailure]:
+    """Return the requested cases that do not exist. If names are hidden, a case is shown by its place in `cases`."""
     there = {item.id for item in found} | {item.name for item in found}
     hidden = data.pseudonyms or any(item.pseudonymous for item in found)
     problems = []
-    asked = enumerate(dict.fromkeys(data.cases or ()), start=1)
-    for place, name in sorted(asked, key=lambda item: natural_order(item[1])):
+    requested = enumerate(dict.fromkeys(data.cases or ()), start=1)
+    for place, name in sorted(requested, key=lambda item: natural_order(item[1])):
         if name not in there:
             shown = f"asked-{place}" if hidden and not _PSEUDONYM.fullmatch(name) else name
-            rule = "the settings ask for this case, the folder does not hold it"
+            rule = "the settings list this case, but the folder does not hold it"
             problems.append(_failed(shown, root, rule, hidden))
     return problems
 
@@ -185,15 +186,15 @@ def _expected(data: DatasetSettings) -> str:
     }[data.layout]
 
 
-def _btcv(root: Path, data: DatasetSettings) -> Iterator[_Found]:
+def _btcv(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
     yield from _numbered(root / "img", "img", root / "label", "label", prefix="btcv-")
 
 
-def _lits(root: Path, data: DatasetSettings) -> Iterator[_Found]:
+def _lits(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
     yield from _numbered(root, "volume-", root, "segmentation-", prefix="lits-")
 
 
-def _numbered(images: Path, image_stem: str, labels: Path, label_stem: str, *, prefix: str) -> Iterator[_Found]:
+def _numbered(images: Path, image_stem: str, labels: Path, label_stem: str, *, prefix: str) -> Iterator[_FoundCase]:
     scans = _by_number(images, image_stem)
     partners = _by_number(labels, label_stem)
     for number, paths in scans.items():
@@ -210,9 +211,9 @@ def _by_number(folder: Path, stem: str) -> dict[str, list[Path]]:
     return result
 
 
-def _folder(root: Path, data: DatasetSettings) -> Iterator[_Found]:
+def _folder(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
     if data.images is None:
-        raise ValueError("layout folder without `images`")  # the settings' own validation forbids it
+        raise ValueError("layout folder without `images`")  # the validation of the settings forbids this
     partners: dict[str, list[Path]] = {}
     if data.labels is not None:
         for key, path in _matches(root, data.labels):
@@ -228,9 +229,9 @@ def _folder(root: Path, data: DatasetSettings) -> Iterator[_Found]:
 
 
 def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
-    """Paths that match, each with what the pattern's one `*` stands for."""
+    """Yield for each matching path the text that the pattern's `*` stands for, and the path."""
     if Path(pattern).is_absolute():
-        raise ConfigError(f"{pattern}: a pattern is relative to the data set's root")
+        raise ConfigError(f"{pattern}: a pattern must be relative to the data set's root")
     before, after = pattern.split("*")
     expression = re.compile(f"{_literal(before)}([^/]+){_literal(after)}")
     for path in sorted(root.glob(pattern)):
@@ -240,7 +241,7 @@ def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
 
 
 def _literal(part: str) -> str:
-    """A glob's text around its one `*`; `?` and `[...]` stay wildcards of one character."""
+    """Return a part of a glob as a regular expression. `?` and `[...]` remain wildcards of one character."""
     pieces = re.split(r"(\?|\[[^\]]+\])", part)
     return "".join("[^/]" if p == "?" else p if p.startswith("[") and p.endswith("]") else re.escape(p) for p in pieces)
 
@@ -250,7 +251,7 @@ def _without_ending(name: str) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, expected: str) -> _Found:
+def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, expected: str) -> _FoundCase:
     rule = None
     if len(scans) > 1:
         rule = f"{len(scans)} scans for one case: {', '.join(path.name for path in scans)}"
@@ -258,30 +259,30 @@ def _pair(key: str, case_id: str, scans: list[Path], labels: list[Path] | None, 
         rule = f"no label for this scan; expected {expected}"
     elif labels is not None and len(labels) > 1:
         rule = f"{len(labels)} labels for one scan: {', '.join(path.name for path in labels)}"
-    return _Found(key, case_id, scans[0], labels[0] if labels else None, rule)
+    return _FoundCase(key, case_id, scans[0], labels[0] if labels else None, rule)
 
 
-def _named(item: _Found, data: DatasetSettings) -> _Found:
-    """With an id that is safe as a file name."""
+def _with_safe_id(item: _FoundCase, data: DatasetSettings) -> _FoundCase:
+    """Return the case with an id that is safe as a file name."""
     safe = (_ID_CHARACTERS.sub("-", item.id).strip("-.") or "case")[:64]
     item = _with_patient(item, data)
     return replace(item, id=safe, name=safe, pseudonymous=data.pseudonyms or item.scan.is_dir())
 
 
-def _with_patient(item: _Found, data: DatasetSettings) -> _Found:
-    """With whose scan it is, by the layout's own name for it."""
+def _with_patient(item: _FoundCase, data: DatasetSettings) -> _FoundCase:
+    """Return the case with its patient, found in the case's name."""
     if data.patients is None:
         return item
     match = re.search(data.patients, item.id)
     patient = None if match is None else match.group(1)
     if not patient:
-        # guessing would put one patient on both sides
-        return replace(item, rule=item.rule or "its name tells no patient by the settings' `patients`")
+        # a guess could put one patient into both training and testing
+        return replace(item, rule=item.rule or "the setting `patients` finds no patient in its name")
     return replace(item, patient=patient)
 
 
-def _with_unique_ids(found: list[_Found], pseudonyms: Pseudonyms | None) -> list[_Found]:
-    """Pseudonyms where they are due; then no two ids that a file system which ignores case would mix up."""
+def _with_unique_ids(found: list[_FoundCase], pseudonyms: Pseudonyms | None) -> list[_FoundCase]:
+    """Return the cases with pseudonyms where required, and with unique ids even if upper and lower case are ignored."""
     hidden = [item for item in found if item.pseudonymous]
     if pseudonyms is not None and hidden:
         given = iter(pseudonyms([item.scan for item in hidden]))
@@ -292,7 +293,7 @@ def _with_unique_ids(found: list[_Found], pseudonyms: Pseudonyms | None) -> list
     unique, before = [], Counter[str]()
     for item in found:
         case_id = item.id
-        if item.pseudonymous:  # the digest below is of the name
+        if item.pseudonymous:  # the digest below would be that of the name
             before[case_id] += 1
             case_id = case_id if before[case_id] == 1 else f"{case_id}-{before[case_id]}"
         elif seen[case_id.casefold()] > 1:

@@ -1,7 +1,7 @@
-"""Who is who among the scans, which patients train and which test, and whether one is on both sides.
+"""The patients behind the scans, the train/test split by patient, and the search for patients in both parts.
 
-Published code for this method splits its folds by slice, so that slices of one patient train and test; here a patient
-is never divided. Everything follows from content and ids: names and order of files play no part.
+Published code for this method splits its folds by slice, so that slices of one patient are in training and testing.
+Here a patient is never divided. Everything depends on content and ids only, not on names or order of files.
 """
 
 from __future__ import annotations
@@ -14,65 +14,66 @@ from typing import Literal
 from medad.base.text import natural_order
 from medad.config.liver import FoldSettings
 
-Kind = Literal["patient", "scan", "liver"]
-"""By what two cases are told to be of one patient: who it is said to be, the scan's files, the liver's voxels."""
-KINDS: tuple[Kind, ...] = ("patient", "scan", "liver")
-"""In the order in which they name a patient."""
+MarkKind = Literal["patient", "scan", "liver"]
+"""Evidence that two cases show one patient: the stated patient, equal files of the scan, equal voxels of the liver."""
+MARK_KINDS: tuple[MarkKind, ...] = ("patient", "scan", "liver")
+"""All kinds of marks. The first kind that a patient has gives the patient's key."""
 
-SHARED: dict[Kind, str] = {
+LEAK_TEXTS: dict[MarkKind, str] = {
     "scan": "are one scan",
     "liver": "show one liver, voxel for voxel",
     "patient": "are scans of one patient",
 }
-"""What is said of two cases that share a mark, the most certain first."""
+"""Texts about two cases that share a mark, with the strongest evidence first."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """What all scans of one patient may have in common."""
+class PatientMark:
+    """A property that scans of one patient may share."""
 
-    kind: Kind
+    kind: MarkKind
     digest: str
-    """Hexadecimal. A patient's is plain, and short texts are found out from it: it stays in memory."""
+    """Digest of the property, hexadecimal. A patient's digest has no key, so short texts can be guessed from it.
+    It must stay in memory."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """A case, as far as telling patients apart goes. Two that share a mark are of one patient."""
+class MarkedCase:
+    """A case with its marks. Two cases with a common mark show one patient."""
 
     case_id: str
-    marks: frozenset[Mark]
+    marks: frozenset[PatientMark]
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A patient on both sides, by one case of either."""
+    """A patient in both training and testing, shown by one case of each."""
 
     train: str
     test: str
-    kind: Kind
+    kind: MarkKind
 
     @property
     def rule(self) -> str:
-        """One sentence, with both ids."""
-        return f"{self.train} in training and {self.test} in testing {SHARED[self.kind]}"
+        """Return a sentence with both ids."""
+        return f"{self.train} in training and {self.test} in testing {LEAK_TEXTS[self.kind]}"
 
 
-def patient_mark(patient: str) -> Mark:
-    """The mark of a patient who is known by a text: a DICOM PatientID, or part of a name."""
-    return Mark("patient", hashlib.sha256(f"patient {patient}".encode(errors="surrogateescape")).hexdigest())
+def patient_mark(patient: str) -> PatientMark:
+    """Return the mark of a patient given by a text: a DICOM PatientID, or part of a name."""
+    return PatientMark("patient", hashlib.sha256(f"patient {patient}".encode(errors="surrogateescape")).hexdigest())
 
 
-def patients_of(members: Sequence[Member]) -> list[str]:
-    """For each case a key of its patient, whatever the order: equal if and only if marks link the two cases.
+def patients_of(members: Sequence[MarkedCase]) -> list[str]:
+    """Return a patient's key for each case. Two keys are equal if and only if marks link the two cases.
 
-    Links are transitive: a copy of a patient's second scan is of that patient as well. The key is the kind and
-    the smallest digest of all linked marks of the first kind that there is. A case without marks, whose
-    file cannot be read, has the key "".
+    Links are transitive: a copy of a patient's second scan shows that patient too. The key holds the first kind in
+    `MARK_KINDS` that the linked marks have, and the smallest digest of that kind. It does not depend on the order of
+    the cases. A case without marks has the key "": its file cannot be read.
     """
-    parent: dict[Mark, Mark] = {}
+    parent: dict[PatientMark, PatientMark] = {}
 
-    def root(mark: Mark) -> Mark:
+    def root(mark: PatientMark) -> PatientMark:
         while (above := parent.setdefault(mark, mark)) != mark:
             mark = above
         return mark
@@ -81,7 +82,7 @@ def patients_of(members: Sequence[Member]) -> list[str]:
         marks = list(member.marks)
         for mark in marks:
             parent[root(mark)] = root(marks[0])
-    linked: dict[Mark, list[Mark]] = {}
+    linked: dict[PatientMark, list[PatientMark]] = {}
     for mark in list(parent):
         linked.setdefault(root(mark), []).append(mark)
     names = {first: min(marks, key=_by_kind) for first, marks in linked.items()}
@@ -89,20 +90,20 @@ def patients_of(members: Sequence[Member]) -> list[str]:
     return [keys[root(next(iter(member.marks)))] if member.marks else "" for member in members]
 
 
-def _by_kind(mark: Mark) -> tuple[int, str]:
-    return KINDS.index(mark.kind), mark.digest
+def _by_kind(mark: PatientMark) -> tuple[int, str]:
+    return MARK_KINDS.index(mark.kind), mark.digest
 
 
 def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
     """Deal patients into folds: key of a patient -> number of its fold, 0 to `folds.count` - 1.
 
-    Of the patients of either data set every fold gets the same number, or one more; a patient of both sets gets one
-    fold. A function of the two sets of keys, the count and the seed alone.
+    The numbers of a data set's patients in two folds differ by at most one. A patient in both data sets gets one fold.
+    The result depends only on the two sets of keys, the count and the seed.
 
     Parameters
     ----------
     train, test
-        Keys of the patients of each data set, as `patients_of` gives them.
+        Keys of the patients of each data set, from `patients_of`.
     """
 
     def shuffled(patients: set[str]) -> list[str]:
@@ -111,26 +112,29 @@ def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> 
     both = set(train) & set(test)
     dealt = {key: place % folds.count for place, key in enumerate(shuffled(both))}
     for alone in (set(train) - both, set(test) - both):
-        # each goes on where the patients of both sets ended, so that either set is dealt round and round
+        # continue after the patients of both sets, so that the folds of each set stay equally large
         dealt |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
     return dealt
 
 
-def find_leaks(train: Sequence[Member], test: Sequence[Member]) -> list[Leak]:
-    """Patients on both sides, each by its first case of either in natural order of ids; empty where all is well."""
+def find_leaks(train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> list[Leak]:
+    """Return the patients in both training and testing, each by its first case of both in natural order of ids."""
     patients = patients_of([*train, *test])
-    sides: dict[str, tuple[list[Member], list[Member]]] = {}
+    sides: dict[str, tuple[list[MarkedCase], list[MarkedCase]]] = {}
     for place, (member, patient) in enumerate(zip([*train, *test], patients, strict=True)):
         if patient:
             sides.setdefault(patient, ([], []))[place >= len(train)].append(member)
-    leaks = [_leak(*both) for both in sides.values() if all(both)]
+    leaks = [_leak(*pair) for pair in sides.values() if all(pair)]
     return sorted(leaks, key=lambda leak: (natural_order(leak.train), natural_order(leak.test)))
 
 
-def _leak(train: list[Member], test: list[Member]) -> Leak:
-    """Linked cases of two sides: wherever the links cross from one to the other, two cases share a mark."""
-    marks = [frozenset[Mark]().union(*(member.marks for member in side)) for side in (train, test)]
-    shared = min(marks[0] & marks[1], key=lambda mark: (list(SHARED).index(mark.kind), mark.digest))
+def _leak(train: list[MarkedCase], test: list[MarkedCase]) -> Leak:
+    """Return the leak of a patient with cases in both parts: one case of each that share a mark.
+
+    Such a pair exists, because the links between the two parts must cross from one to the other somewhere.
+    """
+    marks = [frozenset[PatientMark]().union(*(member.marks for member in side)) for side in (train, test)]
+    shared = min(marks[0] & marks[1], key=lambda mark: (list(LEAK_TEXTS).index(mark.kind), mark.digest))
     ids = [
         min((member.case_id for member in side if shared in member.marks), key=natural_order) for side in (train, test)
     ]

@@ -1,8 +1,8 @@
-"""Generated abdominal CT, with inserted lesions or without.
+"""Generated abdominal CT, with or without inserted lesions.
 
-The phantom stands in for real CT where none may be had: tests, and the demo on a machine without a registry. It has
-what liver segmentation meets: fat, muscle, bone and organs of their usual HU, vessels brighter than liver, partial
-volume and noise that is correlated between neighbours. It is no anatomical atlas.
+The phantom replaces real CT in tests, and in the demo on a machine without a package index. It has the properties that
+matter for liver segmentation: fat, muscle, bone and organs with their usual HU, vessels brighter than liver, partial
+volume, and noise that is correlated between neighbours. It is not an anatomical atlas.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def generate_phantom(
     *,
     lesions: InsertSettings | None = None,
 ) -> tuple[Float32[np.ndarray, "X Y Z"], UInt8[np.ndarray, "X Y Z"], Float64[np.ndarray, "4 4"]]:
-    """A CT of an abdomen, canonical LPS order.
+    """Generate a CT of an abdomen in canonical LPS order.
 
     Parameters
     ----------
     lesions
-        Insert these (their `seed` is not used: `rng` draws everything). None: a healthy liver.
+        Lesions to insert. `rng` draws everything, and their `seed` is not used. None: a healthy liver.
 
     Returns
     -------
-    HU, whole numbers; labels (0, `LIVER`, `TUMOUR`); affine to RAS mm.
+    HU as whole numbers, labels (0, `LIVER`, `TUMOUR`), and the affine to RAS mm.
 
     Raises
     ------
@@ -70,7 +70,10 @@ def write_btcv_phantoms(
     shape: tuple[int, int, int] = SHAPE,
     spacing_mm: tuple[float, float, float] = SPACING_MM,
 ) -> list[Path]:
-    """Healthy phantoms in BTCV layout (liver 6, spleen 1, kidneys 2 and 3), numbered from 1; returns the scans."""
+    """Write `n` healthy phantoms in BTCV layout (liver 6, spleen 1, kidneys 2 and 3), numbered from 1.
+
+    Return the scans.
+    """
     (root / "img").mkdir(parents=True, exist_ok=True)
     (root / "label").mkdir(parents=True, exist_ok=True)
     scans = []
@@ -91,7 +94,7 @@ def write_lits_phantoms(
     spacing_mm: tuple[float, float, float] = SPACING_MM,
     lesions: InsertSettings | None = InsertSettings(count=2, diameter_mm=(15.0, 30.0)),  # noqa: B008 (frozen)
 ) -> list[Path]:
-    """Phantoms with tumours in LiTS layout (liver 1, tumour 2), numbered from 0; returns the scans."""
+    """Write `n` phantoms with tumours in LiTS layout (liver 1, tumour 2), numbered from 0. Return the scans."""
     root.mkdir(parents=True, exist_ok=True)
     scans = []
     for number in range(n):
@@ -113,8 +116,10 @@ def _write_pair(
 
 
 class _Canvas:
-    """Structures painted over one another, in body coordinates: u to the left and v to the back, both -1..1 at the
-    skin, w upwards, -1..1 at the volume's ends."""
+    """Structures painted one over the other, in body coordinates.
+
+    u grows to the left and v to the back, both -1..1 at the skin. w grows upwards, -1..1 at the volume's ends.
+    """
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]):
         x, y, z = (
@@ -131,7 +136,7 @@ class _Canvas:
     def ellipsoid(
         self, centre: tuple[float, float, float], radii: tuple[float, float, float], bumps: NDArray[np.floating] | None
     ) -> Bool[np.ndarray, "X Y Z"]:
-        """Inside an ellipsoid whose place and size vary a little, its surface moved by `bumps` (relative)."""
+        """Return the inside of an ellipsoid with slightly random place and size. Relative `bumps` move its surface."""
         c = np.array(centre) + self._rng.normal(0, 0.015, 3)
         r = np.array(radii) * self._rng.normal(1, 0.03, 3)
         square = ((self.u - c[0]) / r[0]) ** 2 + ((self.v - c[1]) / r[1]) ** 2 + ((self.w - c[2]) / r[2]) ** 2
@@ -139,14 +144,14 @@ class _Canvas:
         return inside
 
     def column(self, centre: tuple[float, float], radius: float) -> Bool[np.ndarray, "X Y Z"]:
-        """Inside an upright circular cylinder; `radius` as a fraction of the body's half depth."""
+        """Return the inside of an upright circular cylinder. `radius` is a fraction of the body's half depth."""
         across = (self.u - centre[0]) * self.half_mm[0]
         deep = (self.v - centre[1]) * self.half_mm[1]
         inside: NDArray[np.bool_] = np.hypot(across, deep) < radius * self.half_mm[1]
         return np.broadcast_to(inside, self.shape)
 
     def smooth_field(self, scale_mm: float) -> Float32[np.ndarray, "X Y Z"]:
-        """A random field of mean 0 and sd 1 that changes over `scale_mm`: coarse noise, interpolated."""
+        """Return a random field of mean 0 and sd 1 that changes over `scale_mm`. It is interpolated coarse noise."""
         size_mm = np.array(self.shape) * self.spacing_mm
         coarse = self._rng.standard_normal(np.ceil(size_mm / scale_mm).astype(int) + 3).astype(np.float32)
         index = [np.arange(n) * s / scale_mm + 1 for n, s in zip(self.shape, self.spacing_mm, strict=True)]
@@ -162,7 +167,7 @@ class _Canvas:
 def _anatomy(
     rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]:
-    """HU, organs with BTCV's label values, affine."""
+    """Return HU, organs with BTCV's label values, and the affine."""
     canvas = _Canvas(rng, shape, spacing_mm)
     bumps = np.float32(0.12) * canvas.smooth_field(60.0)
     hu = np.full(shape, -1000, dtype=np.float32)
@@ -209,7 +214,7 @@ def _anatomy(
 def _paint_vessels(
     rng: np.random.Generator, canvas: _Canvas, hu: NDArray[np.float32], liver: NDArray[np.bool_]
 ) -> None:
-    """Brighten two trees of vessels, portal and hepatic, that branch from the liver's middle and its back."""
+    """Brighten two vessel trees: the portal one from the liver's middle, and the hepatic one from its back."""
     voxels = np.argwhere(liver)
     if len(voxels) == 0:
         return
@@ -227,7 +232,7 @@ def _paint_vessels(
 def _branches(
     rng: np.random.Generator, root: NDArray[np.float64], size_mm: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points every 2 mm along a binary tree, each with the vessel's radius there, mm."""
+    """Return points every 2 mm along a binary tree, and the vessel's radius at each point, in mm."""
     points, radii = [], []
     tips = [(root, direction / np.linalg.norm(direction), 6.0) for direction in rng.standard_normal((3, 3))]
     while tips:

@@ -1,1 +1,1 @@
-"""Settings; values only."""
+"""Settings of the liver flows. They hold values only."""

@@ -1,4 +1,4 @@
-"""Settings of `adflows liver inbox`: a folder of scans, and the model that segments them."""
+"""Settings of `adflows liver inbox`: a folder of incoming scans, and the model that segments them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ from pydantic import Field, model_validator
 
 from medad.base.private import DataRoot, PrivatePattern
 from medad.base.settings import RunName, Settings, load_settings
-from medad.config.liver import DatasetSettings, LiverChanges, by_key
+from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
 
 
 class InboxSettings(Settings):
-    """A folder into which scans are dropped, and where each goes once it is segmented.
+    """An inbox: a folder that receives scans, a folder for the results, and the model that segments the scans.
 
-    `scans` and `livers` are patterns below `inbox` as in `DatasetSettings`' layout folder: one `*` each, which stands
-    for the case.
+    `scans` and `livers` are glob patterns below `inbox`, as in a data set of layout `folder`. Each has one `*`, which
+    stands for the case.
     """
 
     name: RunName
     """Name of the inbox."""
     inbox: DataRoot
-    """Folder in which scans arrive. It is never written to."""
+    """Folder in which scans arrive. Nothing is ever written into it."""
     out: DataRoot
-    """Folder of results: one folder per case, `failed/`, and the overview."""
+    """Folder of the results: one folder per case, the folder `failed/`, and the overview."""
     model: DataRoot
-    """Folder of a run with trained networks."""
+    """Run folder of the trained model."""
     scans: PrivatePattern
     """Pattern of the scans below `inbox`, with one `*` for the case. A folder is read as a DICOM series."""
     livers: PrivatePattern
     """Pattern of the liver masks below `inbox`, with one `*` for the case."""
     liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
-    """Values of liver in the masks."""
+    """Values of the masks that are liver."""
     settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    """Seconds without a change of its files after which a scan is read. Until then it may still be arriving."""
+    """Number of seconds for which a scan's files must stay unchanged before the scan is read. Until then the scan may
+    still be arriving."""
     affine_mismatch: Literal["error", "warn"] = "error"
-    """Reaction to a mask of the scan's shape with another affine."""
+    """Reaction to a mask with the scan's shape but a different affine. `error`: the case fails. `warn`: voxels are
+    matched by their index."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
-    """NIfTI affine that counts. `agree` refuses a file whose sform and qform differ."""
+    """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
     settings: LiverChanges = Field(default_factory=dict)
-    """Changes of the model run's settings by dotted key, as `postprocess.threshold` or `gpus`."""
+    """Changes of the model's settings by dotted key, such as `postprocess.threshold` or `gpus`."""
 
     @model_validator(mode="after")
     def _patterns_and_folders(self) -> InboxSettings:
@@ -57,7 +59,7 @@ class InboxSettings(Settings):
         if inbox == out or inbox in out.parents or out in inbox.parents:
             raise ValueError("`inbox` and `out` must be two folders, neither inside the other")
         if model == out:
-            raise ValueError("`out` is the model's folder; results need one of their own")
+            raise ValueError("`out` must not be the model's folder")
         return self
 
     @property
@@ -74,11 +76,11 @@ class InboxSettings(Settings):
 
     @property
     def settings_by_key(self) -> dict[str, Any]:
-        """`settings` by dotted key, however deep they were nested."""
-        return dict(by_key(self.settings))
+        """Return `settings` as a flat mapping of dotted keys."""
+        return dict(flatten_keys(self.settings))
 
     def data(self, root: str) -> DatasetSettings:
-        """The inbox as a data set, at `root`; file names name no case."""
+        """Return the inbox as a data set at `root`. Its case ids are pseudonyms."""
         return DatasetSettings(
             root=root,
             layout="folder",
@@ -92,5 +94,5 @@ class InboxSettings(Settings):
 
 
 def load_inbox(path: Path, overrides: Mapping[str, Any] | None = None) -> InboxSettings:
-    """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
+    """Read a YAML configuration and apply overrides by dotted key. Raises ConfigError."""
     return load_settings(InboxSettings, path, overrides)

@@ -1,6 +1,7 @@
-"""Settings of the liver flow: frozen, typed, units in the names. The defaults are the thesis's (000, chapter 3).
+"""Settings of the liver flow. The defaults are the thesis's values (000, chapter 3).
 
-A configuration file holds values only; `load` names the file, the key and the rule when one is wrong.
+The settings are frozen and typed, and names carry their units. If a value is wrong, `load` names the file, the key and
+the rule.
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ class InsertSettings(Settings):
     """Lesions of known shape and contrast, inserted in HU into a healthy liver before preprocessing."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of sizes, shapes and places."""
+    """Seed of the lesions' sizes, shapes and places."""
     count: Annotated[int, Field(ge=1, le=50)] = 4
-    """Number of lesions."""
+    """Number of lesions in each scan."""
     diameter_mm: tuple[float, float] = (12.0, 40.0)
-    """Range of the longest axis."""
+    """Range of the longest axis, in mm."""
     contrast_hu: tuple[float, float] = (-60.0, -40.0)
-    """Range of the added contrast. A negative one is darker than liver, as in the portal venous phase."""
+    """Range of the HU added to the liver. Negative values make a lesion darker than liver, as in the portal venous
+    phase."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
-    """Standard deviation of the Gaussian that softens a lesion's edge."""
+    """Standard deviation of the Gaussian that softens a lesion's edge, in mm."""
     kind: Literal["uniform", "mixed"] = "uniform"
-    """Kind of lesion. `mixed`: the contrast in an irregular core and its opposite in the rim, as in treated tumours
-    and HCC."""
+    """Kind of lesion. `uniform`: one contrast everywhere. `mixed`: the contrast in an irregular core and the opposite
+    contrast in the rim, as in treated tumours and HCC."""
     place: Literal["inside", "rim"] = "inside"
-    """Place of a lesion. `inside`: clear of the liver's surface. `rim`: touching or crossing it; only the part
-    inside the liver counts."""
+    """Place of a lesion. `inside`: away from the liver's surface. `rim`: the lesion touches or crosses the surface;
+    only its part inside the liver counts."""
     fit: Literal["error", "fewer"] = "error"
-    """Reaction where the liver has no room for all lesions: an error, or fewer lesions."""
+    """Reaction if the liver has no room for all lesions. `error`: the case fails. `fewer`: insert as many as fit."""
     diameter_distribution: Literal["uniform", "log_uniform"] = "uniform"
-    """Distribution of sizes within their range."""
+    """Distribution of the lesions' diameters within their range."""
 
     @model_validator(mode="after")
     def _sizes(self) -> InsertSettings:
@@ -49,40 +51,42 @@ class InsertSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """The cases: their folder and the layout of their files.
+    """A data set: its folder and the layout of its files.
 
     `layout="btcv"`: img/img0001.nii.gz + label/label0001.nii.gz, liver = 6.
     `layout="lits"`: volume-N.nii[.gz] + segmentation-N.nii[.gz], liver = 1, tumour = 2.
-    `layout="folder"`: `images` and `labels` are glob patterns below `root`, each with one `*` that stands for the
-    case; a folder matched by `images` is read as a DICOM series.
+    `layout="folder"`: `images` and `labels` are glob patterns below `root`. Each has one `*`, which stands for the
+    case. A folder that matches `images` is read as a DICOM series.
     """
 
     root: DataRoot
-    """Folder of the data set; `samples:NAME` is a folder of the sample data (`adflows samples`)."""
+    """Folder of the data set. `samples:NAME` is a folder of the sample data (`adflows samples`)."""
     layout: Literal["btcv", "lits", "folder"]
-    """Layout of the files, see above."""
+    """Layout of the files: `btcv`, `lits` or `folder`, as described above."""
     images: PrivatePattern | None = None
-    """Pattern of the scans, layout `folder` alone."""
+    """Pattern of the scans, for layout `folder` only."""
     labels: PrivatePattern | None = None
-    """Pattern of the label files, layout `folder` alone. None: there are no labels."""
+    """Pattern of the label files, for layout `folder` only. None: the data set has no labels."""
     liver_labels: tuple[int, ...] | None = None
-    """Label values that make up the liver. None: the layout's own (btcv 6; lits 1 and 2)."""
+    """Label values that make up the liver. None: the layout's own values (btcv 6; lits 1 and 2)."""
     tumour_label: int | None = None
-    """Label value of tumour, used by evaluation alone. None: the layout's own (lits 2)."""
+    """Label value of tumour. Only the evaluation uses it. None: the layout's own value (lits 2)."""
     cases: PrivateCases | None = None
-    """Cases to use, by id or by the name that the file gives. None: all."""
+    """Cases to use, each by its id or by the name in its file name. None: all cases."""
     patients: PrivateExpression | None = None
-    """Regular expression, its one group the patient, for several scans of one patient. It is searched for in a
-    case's name (`btcv-0001`, `lits-17`; in layout `folder` the text that `*` stands for). One text is one patient,
-    in both data sets. A DICOM series' own PatientID has precedence. None: each scan is a patient."""
+    """Regular expression that finds the patient in a case's name, for data with several scans per patient. It has one
+    group, which matches the patient. A case's name is `btcv-0001`, `lits-17` or, in layout `folder`, the text that `*`
+    stands for. Equal matches are one patient, also across both data sets. The PatientID of a DICOM series comes first.
+    None: each scan is its own patient."""
     affine_mismatch: Literal["error", "warn"] = "error"
-    """Reaction to a label of the scan's shape with another affine (LiTS 28 to 47 have identity affines)."""
+    """Reaction to a label with the scan's shape but a different affine (LiTS 28 to 47 have identity affines).
+    `error`: the case fails. `warn`: voxels are matched by their index."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
-    """NIfTI affine that counts. `agree` refuses a file whose sform and qform differ."""
+    """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
     pseudonyms: bool = False
-    """Pseudonyms as case ids, for file names that may hold patient data. DICOM series always have them."""
+    """Use of pseudonyms as case ids, for file names that may hold patient data. DICOM series always get pseudonyms."""
     insert: InsertSettings | None = None
-    """Lesions to insert into the scans, test data alone. None: no lesion is inserted."""
+    """Lesions to insert into the scans, for test data only. None: no lesion is inserted."""
 
     @model_validator(mode="after")
     def _folder_has_patterns(self) -> DatasetSettings:
@@ -98,7 +102,7 @@ class DatasetSettings(Settings):
         tumour = self.tumour_label if self.tumour_label is not None else (2 if self.layout == "lits" else None)
         if tumour is not None and self.liver_labels is not None and tumour not in self.liver_labels:
             raise ValueError(
-                f"liver_labels {list(self.liver_labels)} leave out tumour ({tumour}), which lies in the liver"
+                f"liver_labels {list(self.liver_labels)} must include the tumour's value ({tumour}): it is liver too"
             )
         return self
 
@@ -109,34 +113,35 @@ class DatasetSettings(Settings):
             try:
                 groups = re.compile(patients).groups
             except re.error as error:
-                raise ValueError(f"`patients` is no regular expression ({error})") from error
+                raise ValueError(f"`patients` is not a regular expression ({error})") from error
             if groups != 1:
                 raise ValueError(f"`patients` needs exactly one group, which is the patient; found {groups}")
         return patients
 
 
 class PreprocessSettings(Settings):
-    """HU -> grey -> liver ROI -> axial slices -> histogram equalisation (section 3.4.1)."""
+    """Preprocessing of a scan: HU -> grey -> liver ROI -> axial slices -> histogram equalisation (section 3.4.1)."""
 
     window_hu: tuple[float, float] = (-200.0, 250.0)
-    """HU that become grey 0 and grey 255."""
+    """HU values that become grey 0 and grey 255."""
     slice_px: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 256
-    """Side of a slice."""
+    """Side of a slice, in pixels."""
     equalise: bool = True
     """Histogram equalisation of each slice."""
     lift_dark: bool = True
-    """Shift of equalised values 1..149 to 30..150, so that dark liver never merges with the background."""
+    """Shift of equalised values 0..149 to 30..150, so that dark liver never merges with the background."""
     min_liver_px: Annotated[int, Field(ge=1)] = 1
-    """Smallest number of liver pixels in a slice, on the slice grid. Slices with fewer are left out."""
+    """Smallest number of liver pixels in a slice. Slices with fewer liver pixels are left out."""
     standardise: Literal["none", "median"] = "none"
-    """Origin of the HU. `median`: HU and `window_hu` count from the median of the volume's liver."""
+    """Origin of the HU scale. `median`: HU and `window_hu` are relative to the median HU of the scan's liver."""
     resolution_mm: Annotated[float, Field(ge=0, le=20)] = 0.0
-    """Standard deviation of the point spread to which the liver is smoothed, axis by axis. Voxels of every size, and
-    their noise, become alike. The surroundings of the liver are not used. 0: as scanned."""
+    """Standard deviation of the point spread to which the liver is smoothed along each axis, in mm. Scans with
+    different voxel sizes then look alike, also in their noise. Only voxels of the liver are used. 0: no smoothing."""
     background: Literal["zero", "median"] = "zero"
-    """Grey value outside the liver. `median`: that of the liver's median, so that the rim is not an edge."""
+    """Grey value outside the liver. `median`: the grey value of the liver's median, so that the rim is not an edge."""
     frame_mm: Annotated[float, Field(ge=50, le=600)] | None = None
-    """Side of the square around the liver that slices show, at least the liver's extent. None: whole planes."""
+    """Side of the square around the liver that slices show, in mm. A larger liver makes the square larger. None: slices
+    show whole planes."""
 
     @model_validator(mode="after")
     def _ranges(self) -> PreprocessSettings:
@@ -148,14 +153,15 @@ class PreprocessSettings(Settings):
 
 
 class NetSettings(Settings):
-    """A MONAI U-Net with two 3x3 convolutions per block; or DRAEM's auto-encoder."""
+    """A network: a MONAI U-Net with two 3x3 convolutions per block, or DRAEM's auto-encoder."""
 
     architecture: Literal["unet", "autoencoder"] = "unet"
-    """Architecture. `autoencoder`: DRAEM's, without skip connections, for the restoration network alone."""
+    """Architecture of the network. `autoencoder`: DRAEM's network without skip connections, for the restoration
+    network only."""
     widths: Annotated[tuple[int, ...], Field(min_length=3, max_length=7)] = (64, 128, 256, 512)
-    """Channels of each level."""
+    """Numbers of channels, one per level."""
     groups: Annotated[int, Field(ge=1)] = 8
-    """Groups of the group norm. The number divides every width."""
+    """Number of groups of the group norm. It must divide every width."""
 
     @model_validator(mode="after")
     def _divides(self) -> NetSettings:
@@ -168,18 +174,19 @@ class PhaseSettings(Settings):
     """One training phase with Adam."""
 
     epochs: Annotated[int, Field(ge=1)]
-    """Epochs of training."""
+    """Number of epochs."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Slices per batch."""
+    """Number of slices per batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Learning rate of Adam."""
     rate: Literal["constant", "one_cycle"] = "constant"
-    """Course of the learning rate. `one_cycle`: from a 25th of it up over three tenths of the steps, then down to
-    zero, along cosines. A short training ends settled (Smith and Topin, 2019)."""
+    """Schedule of the learning rate. `one_cycle`: it rises from 1/25 of `learning_rate` to `learning_rate` over the
+    first 30 % of the steps, then falls to zero, both along a cosine. A short training then converges (Smith and Topin,
+    2019)."""
 
 
 class FocalSettings(Settings):
-    """The focal loss."""
+    """Parameters of the focal loss."""
 
     alpha: Annotated[float, Field(gt=0)] = 1.0
     """Factor alpha of the focal loss."""
@@ -188,7 +195,7 @@ class FocalSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The trainings of both networks."""
+    """Training of both networks."""
 
     restoration: PhaseSettings = PhaseSettings(epochs=200)
     """Training of the restoration network."""
@@ -197,41 +204,44 @@ class TrainSettings(Settings):
     focal: FocalSettings = FocalSettings()
     """Focal loss of the segmentation network."""
     schedule: Literal["two_phase", "joint"] = "two_phase"
-    """Order of the trainings. `two_phase`: the restoration network, then the segmentation network with the first one
-    frozen (the thesis). `joint`: both at once, by the sum of their losses (DRAEM), with the values of `restoration`."""
+    """Order of the trainings. `two_phase`: the restoration network first, then the segmentation network while the
+    restoration network is frozen (the thesis). `joint`: both at once on the sum of their losses (DRAEM), with epochs,
+    batch size and learning rate of `restoration`."""
     restoration_loss: Literal["l1", "l2_ssim"] = "l1"
-    """Loss of the restoration network. `l1`: eq. 3.2. `l2_ssim`: DRAEM's, squared error + 1 - SSIM with a window of
-    11 px."""
+    """Loss of the restoration network. `l1`: mean absolute error (eq. 3.2). `l2_ssim`: DRAEM's loss, squared error +
+    1 - SSIM with a window of 11 px."""
     snapshot_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs between stored networks of phase two. 0: only the trained one is stored."""
+    """Number of epochs between snapshots of the segmentation network. 0: only the final network is stored."""
     augmentation: AugmentationSettings | None = None
-    """Augmentation of healthy slices. None: slices as they are (the thesis)."""
+    """Augmentation of healthy slices. None: slices are not augmented (the thesis)."""
     flip: bool = False
     """Random flips of slices, left-right and front-back."""
     mixed_precision: bool = True
-    """bfloat16 autocast on a GPU; never on a CPU."""
+    """Mixed precision (bfloat16 autocast) on a GPU. A CPU never uses it."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
-    """Minutes between checkpoints."""
+    """Minutes between checkpoints. An interrupted training continues from its last checkpoint."""
 
     @model_validator(mode="after")
     def _snapshots_are_phase_twos(self) -> TrainSettings:
         if self.snapshot_epochs and self.schedule == "joint":
             raise ValueError("snapshot_epochs belongs to schedule two_phase: joint training has no phase two")
         if self.snapshot_epochs and self.segmentation.rate != "constant":
-            raise ValueError("snapshot_epochs needs segmentation.rate constant: else a snapshot is no shorter training")
+            raise ValueError(
+                "snapshot_epochs needs segmentation.rate constant: only then does a snapshot equal a shorter training"
+            )
         return self
 
 
 class PostprocessSettings(Settings):
-    """From probabilities to lesions."""
+    """Postprocessing: from probabilities to lesions."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
-    """Probability from which a voxel is tumour. `auto`: the triangle method's threshold inside this scan's liver,
-    kept within `auto_range`; it needs no label."""
+    """Probability from which a voxel is tumour. `auto`: a threshold for each scan by the triangle method, computed in
+    the liver and limited to `auto_range`. It needs no label."""
     auto_range: tuple[float, float] = (0.35, 0.5)
-    """Range of the threshold `auto`."""
+    """Range of thresholds that `auto` may choose."""
     min_lesion_mm3: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest volume of a lesion. Smaller ones are removed."""
+    """Smallest volume of a lesion, in mm³. Smaller lesions are removed."""
 
     @model_validator(mode="after")
     def _range_rises(self) -> PostprocessSettings:
@@ -244,22 +254,23 @@ class EvaluationSettings(Settings):
     """Comparison of lesions with the labels."""
 
     lesion_overlap: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Fraction of a true lesion's voxels in the predicted mask from which the lesion counts as found."""
+    """Fraction of a true lesion's voxels that the predicted mask must contain for the lesion to count as found."""
 
 
 class CombineSettings(Settings):
-    """Weights of the maps that make up the probability; they must add up to one."""
+    """Weights of the maps that make up the probability. The three weights must add up to one."""
 
     segmentation: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Weight of the segmentation network's map."""
     residual: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Weight of the distance between restoration and query."""
+    """Weight of the difference between the slice and its restoration."""
     deviation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Weight of the query's distance from the usual grey value of this liver, which needs no network."""
+    """Weight of the slice's difference from the median grey value of this liver. This map needs no network."""
     scale_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
-    """Standard deviation of the Gaussian neighbourhoods over which residual and deviation are averaged."""
+    """Standard deviation of the Gaussian that smooths residual and deviation, in mm."""
     centre_z: Annotated[float, Field(gt=0)] = 3.0
-    """Robust standard deviations above the liver's median at which both become probability 1/2."""
+    """Number of robust standard deviations above the map's median in the liver at which residual and deviation become
+    probability 1/2."""
 
     @model_validator(mode="after")
     def _weights(self) -> CombineSettings:
@@ -269,53 +280,55 @@ class CombineSettings(Settings):
 
 
 class InferenceSettings(Settings):
-    """From slices to probabilities."""
+    """Inference: from slices to probabilities."""
 
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Slices per batch."""
+    """Number of slices per batch."""
     flips: bool = False
-    """Mean over the slice and its flips: left-right, front-back and both."""
+    """Averaging over four versions of a slice: as it is, flipped left-right, flipped front-back, and flipped both
+    ways."""
     combine: CombineSettings = CombineSettings()
     """Weights of the maps that make up the probability."""
     smooth_mm: Annotated[float, Field(ge=0, le=20)] = 0.0
-    """Standard deviation of a Gaussian over the probabilities of neighbouring liver pixels, planes included. 0:
-    none."""
+    """Standard deviation of the Gaussian that smooths the probabilities in the liver in all three dimensions, in mm.
+    0: no smoothing."""
 
 
 class FoldSettings(Settings):
-    """Cross-validation by patient: one fold is tested, the others train."""
+    """Cross-validation by patient: one fold is tested, and the others train."""
 
     count: Annotated[int, Field(ge=2)]
     """Number of folds."""
     index: Annotated[int, Field(ge=0)]
-    """Fold that is tested, from 0."""
+    """Index of the fold that is tested, counted from 0."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed that assigns patients to folds. It differs from the training's seed, so that seeds compare on one fold."""
+    """Seed that assigns patients to folds. It is separate from the training's seed, so that trainings with different
+    seeds use the same folds."""
 
     @model_validator(mode="after")
     def _index_is_one_of_them(self) -> FoldSettings:
         if self.index >= self.count:
-            raise ValueError(f"folds.index = {self.index}, but {self.count} folds are counted from 0")
+            raise ValueError(f"folds.index = {self.index}, but it must be below folds.count = {self.count}")
         return self
 
 
 class LiverSettings(MachineSettings):
-    """Everything one run of the liver flow depends on."""
+    """All settings of one run of the liver flow."""
 
     name: RunName
-    """Name of the run and its folder."""
+    """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the training."""
     train_data: DatasetSettings
-    """Data set of healthy livers that trains."""
+    """Data set of healthy livers for training."""
     test_data: DatasetSettings
-    """Data set that is segmented and evaluated."""
+    """Data set to segment and evaluate."""
     folds: FoldSettings | None = None
-    """Cross-validation by patient. None: all of `train_data` trains, all of `test_data` is tested."""
+    """Cross-validation by patient. None: all cases of `train_data` train, and all cases of `test_data` are tested."""
     preprocess: PreprocessSettings = PreprocessSettings()
-    """Steps from scan to slices."""
+    """Preprocessing: from scan to slices."""
     synthesis: SynthesisSettings = SynthesisSettings()
-    """Pseudo anomalies of the training."""
+    """Pseudo anomalies for the training."""
     restoration: NetSettings = NetSettings()
     """Restoration network."""
     segmentation: NetSettings = NetSettings()
@@ -323,11 +336,11 @@ class LiverSettings(MachineSettings):
     train: TrainSettings = TrainSettings()
     """Training of both networks."""
     inference: InferenceSettings = InferenceSettings()
-    """Probabilities from the networks."""
+    """Inference: from slices to probabilities."""
     postprocess: PostprocessSettings = PostprocessSettings()
-    """Mask from the probabilities."""
+    """Postprocessing: from probabilities to the mask."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """Comparison with the labels."""
+    """Comparison of the results with the labels."""
 
     @model_validator(mode="after")
     def _train_data_is_healthy(self) -> LiverSettings:
@@ -346,23 +359,23 @@ class LiverSettings(MachineSettings):
 
 
 LiverChanges = Annotated[dict[str, Any], changes_of(LiverSettings)]
-"""Values by dotted key, put over settings of the liver flow."""
+"""Changes of liver settings: new value by dotted key."""
 
 
-def by_key(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted key, however deep."""
+def flatten_keys(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each leaf of nested settings."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from by_key(value, f"{parent}{key}.")
+            yield from flatten_keys(value, f"{parent}{key}.")
         else:
             yield f"{parent}{key}", value
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> LiverSettings:
-    """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
+    """Read a YAML configuration and apply overrides by dotted key. Raises ConfigError."""
     return load_settings(LiverSettings, path, overrides)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> LiverSettings:
-    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    """Validate settings that were already read. `source` names them in the error. Raises ConfigError."""
     return parse_settings(LiverSettings, values, source=source)

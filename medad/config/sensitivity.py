@@ -1,4 +1,4 @@
-"""Settings of `adflows liver sensitivity`: which lesions are inserted, and what counts as found. Frozen, typed."""
+"""Settings of `adflows liver sensitivity`: the lesions to insert, and the rule for a found lesion."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medad.base.settings import MachineSettings, RunName, Settings, load_settings, parse_settings
-from medad.config.liver import DatasetSettings, InsertSettings, LiverChanges, by_key
+from medad.config.liver import DatasetSettings, InsertSettings, LiverChanges, flatten_keys
 
 LesionPlace = Literal["inside", "rim"]
-Kind = Literal["uniform", "mixed"]
+LesionKind = Literal["uniform", "mixed"]
 
 
 class ContrastSettings(Settings):
-    """One contrast of lesions. A pair of numbers alone is the range of a uniform one."""
+    """A contrast of inserted lesions. A plain pair of numbers is the range of a uniform lesion's contrast."""
 
     hu: tuple[float, float]
-    """Range of the contrast against the surrounding liver; for a mixed lesion, of its core."""
-    kind: Kind = "uniform"
-    """Kind of lesion."""
+    """Range of the lesion's contrast to the surrounding liver, in HU. For a mixed lesion it is the core's contrast."""
+    kind: LesionKind = "uniform"
+    """Kind of lesion. `mixed`: the rim has the opposite contrast of the core."""
 
     @model_validator(mode="before")
     @classmethod
@@ -37,24 +37,24 @@ class ContrastSettings(Settings):
 
     @property
     def label(self) -> str:
-        """As tables show it."""
+        """Return the contrast as tables show it."""
         low, high = (f"{value:+g}".replace("-", "−") for value in self.hu)
         return f"{'mixed, core ' if self.kind == 'mixed' else ''}{low} to {high} HU"
 
 
 class SensitivitySettings(MachineSettings):
-    """Everything one study of inserted lesions depends on, beside the model."""
+    """All settings of one study of inserted lesions, except the model."""
 
     name: RunName = "sensitivity"
     """Name of the study."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of sizes, shapes and places."""
+    """Seed of the lesions' sizes, shapes and places."""
     healthy: DatasetSettings
-    """Healthy scans that did not train the model."""
+    """Data set of healthy scans. They must not have trained the model."""
     diameters_mm: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)] = (
         5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0,
     )  # fmt: skip
-    """Edges of the size bins, for the longest axis. Sizes are log-uniform within a bin."""
+    """Edges of the size bins, in mm, for a lesion's longest axis. Sizes are log-uniform within a bin."""
     contrasts_hu: Annotated[tuple[ContrastSettings, ...], Field(min_length=1)] = (
         ContrastSettings(hu=(-80.0, -50.0)),
         ContrastSettings(hu=(-50.0, -30.0)),
@@ -64,33 +64,33 @@ class SensitivitySettings(MachineSettings):
         ContrastSettings(hu=(50.0, 80.0)),
         ContrastSettings(hu=(-60.0, -30.0), kind="mixed"),
     )
-    """Contrasts. A pair of numbers is the range of a uniform one."""
+    """Contrasts of the lesions, in HU. A pair of numbers is the range of a uniform lesion's contrast."""
     places: Annotated[tuple[LesionPlace, ...], Field(min_length=1)] = ("inside", "rim")
-    """Places of the lesions."""
+    """Places of the lesions. `inside`: away from the liver's surface. `rim`: at the surface or across it."""
     repeats: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of lesions per scan, size, contrast and place."""
     lesions_per_volume: Annotated[int, Field(ge=1, le=20)] = 3
-    """Largest number of lesions inserted at a time, each of another size. More save time, but share their
-    surroundings."""
+    """Largest number of lesions in one copy of a scan, each from a different size bin. A larger number saves time, but
+    the lesions then lie closer together."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
-    """Standard deviation of the Gaussian that softens a lesion's edge."""
+    """Standard deviation of the Gaussian that softens a lesion's edge, in mm."""
     false_positive_ml: Annotated[float, Field(gt=0)] = 5.0
-    """Volume that may be marked in the liver without lesions. It fixes the threshold of each scan."""
+    """Volume that may be marked in the liver before lesions are inserted, in ml. It sets the threshold of each scan."""
     overlap: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Fraction of a lesion's voxels that must be marked for the lesion to count as found."""
     surroundings_mm: Annotated[float, Field(gt=0)] = 10.0
-    """Distance from a lesion within which marked voxels count in its Dice."""
+    """Distance from a lesion, in mm, within which marked voxels count in its Dice."""
     settings: LiverChanges = Field(default_factory=dict)
-    """Changes of the model run's settings by dotted key, as `inference.batch_size`."""
+    """Changes of the model's settings by dotted key, such as `inference.batch_size`."""
 
     @model_validator(mode="after")
     def _bins(self) -> SensitivitySettings:
         if any(low >= high for low, high in self.bins):
-            raise ValueError("diameters_mm must rise")
+            raise ValueError("diameters_mm must be in ascending order")
         if len(set(self.places)) < len(self.places) or len({one.label for one in self.contrasts_hu}) < len(
             self.contrasts_hu
         ):
-            raise ValueError("places and contrasts_hu must name each once")
+            raise ValueError("places and contrasts_hu must not contain an entry twice")
         if self.healthy.insert is not None:
             raise ValueError("healthy.insert: the study inserts its own lesions")
         if wrong := [key for key in self.settings if key.split(".")[0] in ("train_data", "test_data")]:
@@ -99,23 +99,23 @@ class SensitivitySettings(MachineSettings):
 
     @property
     def settings_by_key(self) -> dict[str, Any]:
-        """`settings` by dotted key, however deep they were nested."""
-        return dict(by_key(self.settings))
+        """Return `settings` as a flat mapping of dotted keys."""
+        return dict(flatten_keys(self.settings))
 
     @property
     def bins(self) -> list[tuple[float, float]]:
-        """Size bins, (from, to) in mm."""
+        """Return the size bins, each (from, to) in mm."""
         return list(zip(self.diameters_mm, self.diameters_mm[1:], strict=False))
 
     @property
-    def measure(self) -> MeasureSettings:
-        """What decides an inserted volume's figures, beside its lesions."""
+    def measure_settings(self) -> MeasureSettings:
+        """Return the settings that decide how an inserted volume is measured."""
         return MeasureSettings(
             false_positive_ml=self.false_positive_ml, overlap=self.overlap, surroundings_mm=self.surroundings_mm
         )
 
     def volumes(self) -> list[InsertionSettings]:
-        """The volumes to insert in each scan: sizes dealt out so that those of one volume differ as far as they can."""
+        """Return the volumes to make from each scan. Sizes within one volume differ as much as possible."""
         groups = -(-len(self.bins) // self.lesions_per_volume)
         return [
             InsertionSettings(
@@ -135,18 +135,18 @@ class SensitivitySettings(MachineSettings):
 
 
 class MeasureSettings(Settings):
-    """What counts as found; see `SensitivitySettings`."""
+    """The rules that decide whether a lesion is found; see `SensitivitySettings`."""
 
     false_positive_ml: float
-    """Volume that may be marked in the liver without lesions."""
+    """Volume that may be marked in the liver before lesions are inserted, in ml."""
     overlap: float
-    """Fraction of a found lesion's voxels that are marked."""
+    """Fraction of a lesion's voxels that must be marked for the lesion to count as found."""
     surroundings_mm: float
-    """Distance from a lesion within which marked voxels count."""
+    """Distance from a lesion, in mm, within which marked voxels count in its Dice."""
 
 
 class InsertionSettings(Settings):
-    """The lesions of one volume: one a size bin, all of one contrast and place."""
+    """The lesions of one volume: one lesion per size bin, all with one contrast and place."""
 
     seed: int
     repeat: int
@@ -158,12 +158,12 @@ class InsertionSettings(Settings):
 
     @property
     def label(self) -> str:
-        """For a task's name."""
+        """Return a short text for a task's name."""
         low, high = self.contrast.hu
         return f"{self.contrast.kind} {low:g} to {high:g} HU, {self.place}, {self.repeat + 1}.{self.group + 1}"
 
     def insert_settings(self, bin_mm: tuple[float, float]) -> InsertSettings:
-        """As insertion takes them, for lesions of one size bin; what does not fit is left out."""
+        """Return the insertion's settings for lesions of one size bin. Lesions that do not fit are left out."""
         return InsertSettings(
             diameter_mm=bin_mm,
             contrast_hu=self.contrast.hu,
@@ -176,10 +176,10 @@ class InsertionSettings(Settings):
 
 
 def load_sensitivity(path: Path, overrides: Mapping[str, Any] | None = None) -> SensitivitySettings:
-    """Read a YAML configuration of a study, with values by dotted key put over the file's. Raises ConfigError."""
+    """Read a study's YAML configuration and apply overrides by dotted key. Raises ConfigError."""
     return load_settings(SensitivitySettings, path, overrides)
 
 
 def parse_sensitivity(values: Mapping[str, Any], *, source: str) -> SensitivitySettings:
-    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    """Validate settings that were already read. `source` names them in the error. Raises ConfigError."""
     return parse_settings(SensitivitySettings, values, source=source)

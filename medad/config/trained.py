@@ -1,4 +1,4 @@
-"""A trained model in a run folder of the liver flow: its settings, and where its networks lie."""
+"""A trained model in a run folder of the liver flow."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from medad.config.liver import LiverSettings
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Two trained networks, and the settings of the run that trained them."""
+    """Two trained networks and the settings of the run that trained them."""
 
     settings: LiverSettings
     restoration: Path
-    """Folder with `model.safetensors`."""
+    """Folder of the restoration network's `model.safetensors`."""
     segmentation: Path
-    """Folder with `model.safetensors`."""
+    """Folder of the segmentation network's `model.safetensors`."""
 
     @classmethod
     def of_run(cls, run: Path) -> TrainedModel:
-        """Find the model of a run folder. Raises ConfigError where the folder is not a run's, or holds no model."""
+        """Find the model of a run folder. Raises ConfigError if it is not a run folder or holds no model."""
         try:
             settings = LiverSettings.model_validate(read_manifest(run)["settings"])
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"{run}: not the folder of a liver run ({MANIFEST} holds other settings)") from error
+            raise ConfigError(f"{run}: not the run folder of a liver run ({MANIFEST} holds other settings)") from error
         found = cls(settings, run / "model" / "restoration", run / "model" / "segmentation")
         for network in (found.restoration, found.segmentation):
             if not (network / "model.safetensors").is_file():

@@ -1,1 +1,1 @@
-"""CT volumes between disk and memory, in LPS."""
+"""Reading and writing of CT volumes. Arrays in memory are in LPS order."""

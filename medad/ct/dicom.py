@@ -1,7 +1,7 @@
-"""A DICOM CT series: one folder, one file a slice.
+"""Reading and writing of a DICOM CT series: one folder, one file per slice.
 
-Slices are ordered and placed by their own positions, not by file name or instance number. No message ever shows a
-tag's content: names, numbers and free text may be a patient's.
+Slices are ordered and placed by their positions, not by file name or instance number. No message shows the content of a
+tag, because names, numbers and free text may identify a patient.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 from medad.base.storage import reading
 from medad.ct.geometry import Geometry, check_affine
-from medad.ct.itk import quiet
+from medad.ct.itk import silence_itk_warnings
 from medad.ct.voxels import Sink
 
 POSITION_TOLERANCE = 0.05
-"""How far a slice may lie off the regular grid, in slice spacings; positions are rounded decimal strings."""
+"""Largest distance of a slice from the regular grid, in slice spacings. Positions are rounded decimal strings."""
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between two slices' direction cosines."""
@@ -36,9 +36,11 @@ _THICKNESS, _BETWEEN = "0018|0050", "0018|0088"
 _SLOPE, _INTERCEPT, _BITS = "0028|1053", "0028|1052", "0028|0100"
 _UNDEFINED_LENGTH = 0xFFFFFFFF  # compressed frames follow, each with its own length
 _KNOWN_MODALITIES = frozenset({"MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "SEG", "RTSTRUCT", "RTDOSE", "OT", "SR"})
-_NOBODY = frozenset({"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "unknown"})
-"""What anonymisers write for the PatientID of everyone."""
-_BESIDE_IMAGES = frozenset({".txt", ".xml", ".json", ".md", ".csv", ".pdf", ".ini", ".db", ".html"})
+_ANONYMOUS_IDS = frozenset(
+    {"", "0", "anon", "anonymous", "anonymized", "anonymised", "deidentified", "none", "unknown"}
+)
+"""Values that anonymisers write into the PatientID of all patients."""
+_OTHER_ENDINGS = frozenset({".txt", ".xml", ".json", ".md", ".csv", ".pdf", ".ini", ".db", ".html"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +56,19 @@ class _Slice:
 
 
 def read_dicom(folder: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
-    """Read the one CT series in `folder` (not below it) into `sink`.
+    """Read the CT series in `folder` (not in its sub-folders) into `sink`.
 
     Raises
     ------
     InputError
-        No DICOM file; one that cannot be read; several series, sizes or orientations; another modality; a missing
-        slice or uneven spacing; a tilted gantry; RescaleSlope zero, negative or absent.
+        The folder holds no DICOM file, or a file cannot be read. The files have several series, sizes or orientations,
+        or another modality. A slice is missing, or the spacing is uneven. The gantry is tilted. RescaleSlope is zero,
+        negative or missing.
     """
-    quiet()
+    silence_itk_warnings()
     slices = [_inspect(path, folder) for path in series_files(folder)]
     _check_one_series(slices, folder)
-    slices, affine = _place(slices, folder)
+    slices, affine = _ordered(slices, folder)
     columns, rows = slices[0].size
     received = sink(columns * rows * len(slices))
     for index, item in enumerate(slices):
@@ -74,14 +77,14 @@ def read_dicom(folder: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometr
 
 
 def series_files(folder: Path) -> list[Path]:
-    """The files of `folder` that should be slices, by name; directories' indexes and notes are passed over."""
+    """Return the files of `folder` that should be slices, sorted by name. DICOMDIR files and notes are skipped."""
     with reading(folder):
         files = sorted(path for path in folder.iterdir() if path.is_file())
     files = [
         path
         for path in files
         if not path.name.startswith(".")
-        and path.suffix.lower() not in _BESIDE_IMAGES
+        and path.suffix.lower() not in _OTHER_ENDINGS
         and path.name.upper() not in ("DICOMDIR", "VERSION", "LICENSE")
     ]
     if not files:
@@ -90,19 +93,19 @@ def series_files(folder: Path) -> list[Path]:
 
 
 def patient_id(folder: Path) -> str | None:
-    """Content of PatientID in a series. A patient's name or number: to be digested at once, never shown or stored.
+    """Return the PatientID of a series. It may be a name: the caller must hash it at once and never show or store it.
 
-    None where there is none, where it is what anonymisers write for everyone, or where the files cannot be read:
-    reading the scan then says why. One file is looked at, since a series is one patient's.
+    None: the tag is missing or empty, holds a value that anonymisers write for all patients, or the file cannot be
+    read. Reading the scan then reports the error. Only one file is read, because a series belongs to one patient.
     """
-    quiet()
+    silence_itk_warnings()
     try:
         reader = _reader(series_files(folder)[0])
         reader.ReadImageInformation()
     except (InputError, OSError, RuntimeError):
         return None
     found: str = reader.GetMetaData(_PATIENT).strip("\0 ") if reader.HasMetaDataKey(_PATIENT) else ""
-    return None if re.sub(r"[\W_]", "", found.casefold()) in _NOBODY else found
+    return None if re.sub(r"[\W_]", "", found.casefold()) in _ANONYMOUS_IDS else found
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
@@ -119,7 +122,7 @@ def _inspect(path: Path, folder: Path) -> _Slice:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        raise InputError(path, "not a readable DICOM image") from None  # the cause quotes tags
+        raise InputError(path, "not a readable DICOM image") from None  # the original error quotes tags
 
     def text(tag: str) -> str:
         return reader.GetMetaData(tag).strip("\0 ") if reader.HasMetaDataKey(tag) else ""
@@ -130,7 +133,7 @@ def _inspect(path: Path, folder: Path) -> _Slice:
         except ValueError:
             values = np.empty(0)
         if values.size != count or not np.isfinite(values).all():
-            raise InputError(path, f"DICOM slice without a usable {what}")
+            raise InputError(path, f"{what} of the DICOM slice is missing or invalid")
         return values
 
     modality = text(_MODALITY)
@@ -141,7 +144,7 @@ def _inspect(path: Path, folder: Path) -> _Slice:
         raise InputError(path, "a colour image; expected CT")
     columns, rows, *more = reader.GetSize()
     if any(n != 1 for n in more):
-        raise InputError(path, "multi-frame DICOM; expected one file a slice")
+        raise InputError(path, "multi-frame DICOM; expected one file per slice")
     slope = numbers(_SLOPE, 1, "RescaleSlope")[0]
     numbers(_INTERCEPT, 1, "RescaleIntercept")
     if slope <= 0:
@@ -181,12 +184,12 @@ def _check_one_series(slices: list[_Slice], folder: Path) -> None:
             raise InputError(folder, "mixed series: slices of different pixel spacing; separate them")
 
 
-def _place(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np.float64]]:
-    """Slices in ascending order along the normal, and the affine to RAS mm."""
+def _ordered(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np.float64]]:
+    """Return the slices in ascending order along the normal, and the affine to RAS mm."""
     row, column = slices[0].orientation
     normal = np.cross(row, column)
     slices = sorted(slices, key=lambda item: float(item.position @ normal))
-    step = _step(slices, normal, folder)
+    step = _slice_step(slices, normal, folder)
     affine = np.eye(4)
     affine[:3, 0] = row * slices[0].spacing[0]
     affine[:3, 1] = column * slices[0].spacing[1]
@@ -198,18 +201,18 @@ def _place(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np
     return slices, affine
 
 
-def _step(slices: list[_Slice], normal: NDArray[np.float64], folder: Path) -> NDArray[np.float64]:
+def _slice_step(slices: list[_Slice], normal: NDArray[np.float64], folder: Path) -> NDArray[np.float64]:
     if len(slices) == 1:
         thickness = slices[0].thickness
         if thickness is None or not (math.isfinite(thickness) and thickness > 0):
-            raise InputError(folder, "voxel size must be above 0 mm: a single slice without a SliceThickness")
+            raise InputError(folder, "voxel size must be above 0 mm: the only slice has no valid SliceThickness")
         return normal * thickness
     positions = np.array([item.position for item in slices])
     along = positions @ normal
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     if gaps.min() <= POSITION_TOLERANCE * max(usual, 1e-3):
-        raise InputError(folder, "two slices lie at one position; more than one series or phase in the folder")
+        raise InputError(folder, "two slices have the same position; the folder may hold several series or phases")
     widest = int(gaps.argmax())
     if gaps[widest] > 1.5 * usual:
         raise InputError(
@@ -228,10 +231,10 @@ def _step(slices: list[_Slice], normal: NDArray[np.float64], folder: Path) -> ND
 
 
 def _holds_pixels(item: _Slice) -> bool:
-    """Whether some PixelData element is compressed or long enough; GDCM fills up a short one in silence.
+    """Return whether a PixelData element is compressed or long enough. GDCM silently fills up one that is too short.
 
-    Every place that looks like the element's head counts (an icon has one too, and goes before), so that chance can
-    only make the check milder.
+    Every byte sequence that looks like the element's head counts, because an icon before the image has one too. A
+    random match can therefore only make the check less strict.
     """
     content = item.path.read_bytes()
     needed = item.size[0] * item.size[1] * item.bytes_per_pixel
@@ -244,35 +247,37 @@ def _holds_pixels(item: _Slice) -> bool:
 
 def _pixels(item: _Slice, folder: Path) -> NDArray[np.generic]:
     if not _holds_pixels(item):
-        raise InputError(item.path, "DICOM pixels cannot be decoded: there are fewer than rows and columns say")
+        raise InputError(item.path, "DICOM pixels cannot be decoded: there are fewer pixels than rows x columns")
     try:
         image = _reader(item.path).Execute()
     except RuntimeError:
         raise InputError(item.path, "DICOM pixels cannot be decoded; the file is cut short or damaged") from None
     pixels: NDArray[np.generic] = sitk.GetArrayFromImage(image).reshape(-1)
     if pixels.size != item.size[0] * item.size[1]:
-        raise InputError(item.path, "DICOM pixels do not match the header's rows and columns")
+        raise InputError(item.path, "the number of DICOM pixels does not match the header's rows and columns")
     return pixels
 
 
 def write_dicom(folder: Path, hu: NDArray[np.floating], affine: NDArray[np.float64]) -> None:
-    """Write a CT series into an existing empty folder, one file a slice, without any patient's data.
+    """Write a CT series without patient data into an existing empty folder, one file per slice.
+
+    Equal content gives equal DICOM identifiers.
 
     Parameters
     ----------
     hu
-        Shape (columns, rows, slices); rounded to whole HU, -32768..32767.
+        Shape (columns, rows, slices). Values are rounded to whole HU, -32768..32767.
     affine
-        4 x 4, voxel -> RAS mm, without shear. The same content gives the same identifiers.
+        4 x 4, voxel -> RAS mm, without shear.
     """
     check_affine(affine, folder)
     digest = hashlib.sha256(np.ascontiguousarray(hu).tobytes() + affine.tobytes()).digest()
-    root = f"2.25.{int.from_bytes(digest[:12], 'big')}"  # identifiers from any number: DICOM PS3.5, annex B.2
+    root = f"2.25.{int.from_bytes(digest[:12], 'big')}"  # UIDs made from a number: DICOM PS3.5, annex B.2
     lps = affine.copy()
     lps[:2] *= -1
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     axes = lps[:3, :3] / spacing
-    shared = {
+    series_tags = {
         _MODALITY: "CT",
         _SERIES: f"{root}.1",
         "0020|000d": root,  # study
@@ -285,21 +290,21 @@ def write_dicom(folder: Path, hu: NDArray[np.floating], affine: NDArray[np.float
     }
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    quiet()
+    silence_itk_warnings()
     for index in range(hu.shape[2]):
         image = sitk.GetImageFromArray(np.rint(hu[:, :, index].T)[None].astype(np.int16))
         image.SetSpacing([float(value) for value in spacing])
-        own = {
+        slice_tags = {
             _POSITION: _decimals(lps[:3, :3] @ [0, 0, index] + lps[:3, 3]),
             "0020|0013": str(index + 1),
             "0008|0018": f"{root}.3.{index + 1}",
         }
-        for tag, value in (shared | own).items():
+        for tag, value in (series_tags | slice_tags).items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"slice{index + 1:04d}.dcm"))
         writer.Execute(image)
 
 
 def _decimals(values: NDArray[np.float64]) -> str:
-    """DICOM decimal strings hold 16 characters."""
+    """Format values as DICOM decimal strings, which hold at most 16 characters."""
     return "\\".join(f"{value:.9g}" for value in values)

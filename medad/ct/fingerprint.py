@@ -1,4 +1,4 @@
-"""What one scan's liver has in common however the scan is stored: to find it again under another file."""
+"""A fingerprint of a scan's liver that does not depend on the file. It finds copies of a scan under other names."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 FINGERPRINT = "liver_sha256"
-"""Its name in case.json and in a run's manifest."""
+"""Key of the fingerprint in case.json and in a run's manifest."""
 
 
 def liver_fingerprint(hu: Float32[np.ndarray, "X Y Z"], liver: Bool[np.ndarray, "X Y Z"]) -> str:
-    """sha256, hexadecimal, of how often each whole HU occurs among the liver's voxels.
+    """Return the sha256 (hexadecimal) of the liver's histogram of whole HU.
 
-    Where the voxels lie plays no part, so that a scan that was compressed anew, converted, cropped around its liver,
-    mirrored or given another header has the same fingerprint; two livers agree in all their thousands of counts by
-    no chance. A scan that was resampled, filtered or clipped inside the liver, or whose liver was outlined anew, has
-    another one.
+    The fingerprint ignores the positions of the voxels. It stays the same if a scan is compressed again, converted,
+    cropped around its liver, flipped or given another header. Two different livers practically never have the same
+    thousands of counts. The fingerprint changes if the liver is resampled, filtered, clipped or outlined again.
 
     Parameters
     ----------
     hu
-        Any order of axes; rounded to whole HU, as scanners store them.
+        HU in any order of axes. They are rounded to whole HU, as scanners store them.
     liver
-        On the same grid; holds at least one voxel.
+        Mask on the same grid with at least one voxel.
     """
     values, counts = np.unique(np.rint(hu[liver]).astype("<i8"), return_counts=True)
     return hashlib.sha256(values.tobytes() + counts.astype("<i8").tobytes()).hexdigest()

@@ -1,9 +1,9 @@
-"""The grid of a volume: source voxel order, affine to patient space, and the way to canonical LPS order and back.
+"""The grid of a volume: voxel order of the file, affine to patient space, and conversion to canonical LPS order.
 
-Affines map voxel indices to patient millimetres in RAS+ (x grows rightwards, y to anterior, z to superior), as in
-NIfTI and nibabel. Canonical voxel order is LPS: the first index grows to the patient's left, the second to posterior,
-the third to superior, whatever the source file's order was. Oblique grids are kept as they are: axes are permuted and
-flipped to the nearest patient axis, voxels are never resampled.
+Affines map voxel indices to patient millimetres in RAS+, as in NIfTI and nibabel: x grows to the right, y to anterior,
+z to superior. Canonical voxel order is LPS for every source file: the first index grows to the patient's left, the
+second to posterior, the third to superior. Oblique grids stay oblique. Axes are permuted and flipped to the nearest
+patient axis, and voxels are never resampled.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 
 GRID_TOLERANCE_VOXELS = 0.05
-"""Two grids are the same when no corner moves by more than this. Rounding of DICOM decimal strings and of float32
-affines moves corners by less than 0.01 voxel; half a voxel would already blur a lesion's edge."""
+"""Largest distance, in voxels, between the corners of two grids that count as equal. Rounding of DICOM decimal strings
+and float32 affines moves corners by less than 0.01 voxel. Half a voxel would already blur a lesion's edge."""
 
 SHEAR_TOLERANCE = 1e-3
-"""Largest cosine between two voxel axes that still counts as a right angle (0.06 degrees)."""
+"""Largest cosine of the angle between two voxel axes that counts as a right angle (0.06 degrees off)."""
 
 SPACING_TOLERANCE = 1e-3
-"""Largest relative difference between two statements of one voxel size."""
+"""Largest relative difference between two statements of the same voxel size."""
 
 _LPS = (-1, -1, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The source file's own grid.
+    """The grid of a source file.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Geometry:
     affine
         4 x 4 float64: source voxel index -> RAS mm.
     nifti
-        The NIfTI header's raw geometry fields, so that an output carries them bit for bit; None for other formats.
+        Raw geometry fields of the NIfTI header. Outputs copy them bit for bit. None: another format.
     """
 
     shape: tuple[int, int, int]
@@ -61,33 +61,33 @@ class Geometry:
         return hash(self.to_json())
 
     def to_json(self) -> str:
-        """Text that `from_json` turns into an equal geometry, floats bit for bit."""
+        """Return a text from which `from_json` restores an equal geometry, with all floats bit for bit."""
         nifti = None if self.nifti is None else dict(self.nifti)
         return json.dumps({"shape": list(self.shape), "affine": self.affine.tolist(), "nifti": nifti})
 
     @classmethod
     def from_json(cls, text: str) -> Geometry:
-        """The inverse of `to_json`."""
+        """Restore a geometry from the text of `to_json`."""
         values = json.loads(text)
         x, y, z = values["shape"]
         return cls((x, y, z), np.array(values["affine"], dtype=np.float64), values["nifti"])
 
     @functools.cached_property
     def _axes(self) -> tuple[tuple[int, bool], ...]:
-        """For each canonical axis: the source axis it comes from, and whether that axis is reversed."""
+        """Return for each canonical axis its source axis, and whether that axis is reversed."""
         orientation = nibabel.orientations.io_orientation(self.affine)
         found = {int(ras): (source, int(sign)) for source, (ras, sign) in enumerate(orientation)}
         return tuple((found[axis][0], found[axis][1] != _LPS[axis]) for axis in range(3))
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
-        """Number of voxels along left, posterior, superior."""
+        """Return the number of voxels along left, posterior, superior."""
         (x, _), (y, _), (z, _) = self._axes
         return self.shape[x], self.shape[y], self.shape[z]
 
     @property
     def canonical_affine(self) -> NDArray[np.float64]:
-        """4 x 4: canonical voxel index -> RAS mm."""
+        """Return the 4 x 4 affine: canonical voxel index -> RAS mm."""
         result = self.affine.copy()
         for axis, (source, reverse) in enumerate(self._axes):
             column = self.affine[:3, source]
@@ -98,24 +98,24 @@ class Geometry:
 
     @property
     def canonical_spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along left, posterior, superior."""
+        """Return the voxel size along left, posterior, superior, in mm."""
         x, y, z = np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist()
         return x, y, z
 
     @property
     def voxel_mm3(self) -> float:
-        """Volume of one voxel."""
+        """Return the volume of one voxel, in mm³."""
         return abs(float(np.linalg.det(self.affine[:3, :3])))
 
     def to_canonical(self, array_source: Shaped[np.ndarray, "I J K"]) -> Shaped[np.ndarray, "X Y Z"]:
-        """A view of `array_source` (source order) in canonical LPS order; nothing is copied."""
+        """Return a view of `array_source` (source order) in canonical LPS order. Nothing is copied."""
         if array_source.shape != self.shape:
             raise ValueError(f"array of shape {array_source.shape} is not on the source grid {self.shape}")
         view = array_source.transpose([source for source, _ in self._axes])
         return view[self._reversal]
 
     def to_source(self, array_canonical: Shaped[np.ndarray, "X Y Z"]) -> Shaped[np.ndarray, "I J K"]:
-        """A view of `array_canonical` (canonical LPS order) in the source's order; nothing is copied."""
+        """Return a view of `array_canonical` (canonical LPS order) in the source's order. Nothing is copied."""
         if array_canonical.shape != self.canonical_shape:
             raise ValueError(f"array of shape {array_canonical.shape} is not on the canonical {self.canonical_shape}")
         back = np.argsort([source for source, _ in self._axes])
@@ -127,7 +127,7 @@ class Geometry:
 
 
 def check_affine(affine: NDArray[np.float64], path: Path) -> None:
-    """Refuse an affine that is no scaled rotation: not finite, zero voxel size, or sheared. Raises InputError."""
+    """Check that an affine is a scaled rotation: finite, voxel sizes above 0, no shear. Raises InputError."""
     if not np.isfinite(affine).all():
         raise InputError(path, "the affine holds NaN or infinite values")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -143,7 +143,7 @@ def check_affine(affine: NDArray[np.float64], path: Path) -> None:
 
 
 def grid_distance_voxels(first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
-    """Farthest any corner of the grid `shape` moves between two affines, in voxels of the first (largest axis)."""
+    """Return the largest shift of a grid corner between two affines, along one axis, in voxels of the first affine."""
     corners = np.array([[*corner, 1] for corner in itertools.product(*((-0.5, n - 0.5) for n in shape))]).T
     try:
         moved = np.linalg.solve(first, second @ corners)
@@ -155,22 +155,22 @@ def grid_distance_voxels(first: NDArray[np.float64], second: NDArray[np.float64]
 def check_same_grid(
     scan: Geometry, labels: Geometry, labels_path: Path, *, affine_mismatch: Literal["error", "warn"] = "error"
 ) -> str | None:
-    """Check that a label lies on its scan's grid, in whatever axis order each is stored.
+    """Check that a label lies on its scan's grid. The two files may have different axis orders.
 
     Parameters
     ----------
     affine_mismatch
-        `"error"` refuses grids that differ in place; `"warn"` accepts them if the files agree in shape. Then voxels
-        correspond by their index *in the files*, so take the label through `align_labels`.
+        `"error"` refuses grids at different places. `"warn"` accepts them if the files have the same shape. Voxels then
+        correspond by their index *in the files*, so convert the label with `align_labels`.
 
     Returns
     -------
-    A warning's text, or None.
+    The text of a warning, or None.
 
     Raises
     ------
     InputError
-        Different shapes, or different affines beyond `GRID_TOLERANCE_VOXELS`.
+        The shapes differ, or the affines differ by more than `GRID_TOLERANCE_VOXELS`.
     """
     shapes_agree = scan.canonical_shape == labels.canonical_shape
     if shapes_agree:
@@ -184,10 +184,10 @@ def check_same_grid(
             labels_path, f"shape mismatch: the label has {_times(labels.shape)} voxels, the scan {_times(scan.shape)}"
         )
     distance = grid_distance_voxels(scan.affine, labels.affine, scan.shape)
-    rule = f"affine mismatch: the label's grid lies up to {distance:.3g} voxels off the scan's"
+    rule = f"affine mismatch: the label's grid is up to {distance:.3g} voxels away from the scan's grid"
     if affine_mismatch == "warn":
         return f"{rule}; voxels were matched by their index"
-    raise InputError(labels_path, f"{rule} (allowed: {GRID_TOLERANCE_VOXELS}); affine_mismatch: warn takes it anyway")
+    raise InputError(labels_path, f"{rule} (allowed: {GRID_TOLERANCE_VOXELS}); affine_mismatch: warn accepts it")
 
 
 def _triple(values: NDArray[np.float64]) -> str:

@@ -1,7 +1,7 @@
-"""What free text the headers of scans and masks hold: names, ids, dates, comments.
+"""Free text in the headers of scans and masks: names, ids, dates, comments.
 
-Nothing of it is ever written or shown. It is read so that it can be taken out of what other programs say of a file:
-a library's error may quote it.
+This text is never written or shown. It is read only to remove it from messages of other programs: a library's error may
+quote a header.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from medad.base.errors import InputError
 from medad.ct.dicom import series_files
-from medad.ct.itk import quiet
+from medad.ct.itk import silence_itk_warnings
 
 _NIFTI_TEXTS = {
     # sizeof_hdr -> (start, length) of each text field: data_type, db_name, descrip, aux_file, intent_name
@@ -24,7 +24,7 @@ _NIFTI_TEXTS = {
     540: ((240, 80), (320, 24), (508, 16)),
 }
 _DICOM_GROUPS = ("0010", "0032", "0038", "0040", "4000", "4008")
-"""Patient, requests, admissions, procedures, comments."""
+"""DICOM groups of patients, requests, admissions, procedures and comments."""
 # fmt: off
 _DICOM_TAGS = frozenset((
     "0008|0012", "0008|0014", "0008|0018", "0008|0020", "0008|0021", "0008|0022", "0008|0023", "0008|002a",
@@ -34,7 +34,7 @@ _DICOM_TAGS = frozenset((
     "0018|9424", "0020|000d", "0020|000e", "0020|0010", "0020|0052", "0020|0200", "0020|4000", "0028|4000",
 ))
 # fmt: on
-"""Of the image's own groups those that may hold a person, a place, a date or an id (after PS3.15, table E.1-1)."""
+"""Tags of other DICOM groups that may hold a person, a place, a date or an id (after PS3.15, table E.1-1)."""
 _CHARSETS = {
     "ISO_IR 100": "latin-1",
     "ISO_IR 101": "iso8859-2",
@@ -59,9 +59,9 @@ _TECHNICAL = re.compile(
 
 
 def header_texts(path: Path) -> tuple[str, ...]:
-    """Free text in the header of a scan or mask; of a DICOM series that of its first slice.
+    """Return the free text in the header of a scan or mask. For a DICOM series it is that of the first slice.
 
-    Nothing for a file that cannot be read: who has to read it will say so.
+    A file that cannot be read gives no text. The step that has to read it reports the error.
     """
     with contextlib.suppress(OSError, EOFError, ValueError, RuntimeError, InputError):
         if path.is_dir():
@@ -104,7 +104,7 @@ def _dicom(folder: Path) -> Iterator[str]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(first))
-    quiet()
+    silence_itk_warnings()
     reader.ReadImageInformation()
     keys = set(reader.GetMetaDataKeys())
     charset = reader.GetMetaData("0008|0005").strip("\0 ") if "0008|0005" in keys else ""
@@ -117,7 +117,7 @@ def _dicom(folder: Path) -> Iterator[str]:
 
 
 def _decoded(value: bytes, encoding: str) -> Iterator[str]:
-    """A text by the file's own encoding and, where that differs and is possible, as UTF-8; a name's parts as well."""
+    """Yield a text decoded as UTF-8 and with the file's encoding, as far as possible, and the parts of a name."""
     for charset in ("utf-8", encoding):
         with contextlib.suppress(UnicodeDecodeError):
             text = value.decode(charset).strip()

@@ -1,7 +1,7 @@
-"""Scans, labels and masks between disk and memory: the one door for volumes.
+"""Reading and writing of scans, labels and masks. All other modules read and write volumes through this module.
 
-Arrays in memory are in canonical LPS order (`volume[:, :, z].T` shows an axial slice as radiologists look at it);
-files keep their own order. What a reader returns knows the source's grid, and writers go back to it.
+Arrays in memory are in canonical LPS order: `volume[:, :, z].T` shows an axial slice as radiologists look at it. Files
+have their own order. Readers return the source's grid, and writers convert back to it.
 """
 
 from __future__ import annotations
@@ -48,21 +48,24 @@ __all__ = [
 NIFTI = (".nii", ".nii.gz")
 
 LIVER_MEDIAN_HU = (-50.0, 250.0)
-"""Fatty liver reaches 0 HU and below, portal venous phase 150 HU; beyond this the scale is wrong."""
+"""Plausible range of the liver's median. Fatty liver can be below 0 HU, and liver in the portal venous phase reaches
+150 HU. Outside this range the scale is wrong."""
 
 LIVER_SPREAD_HU = 2.0
-"""CT noise alone spreads liver by 5 HU and more; less means values scaled down or a synthetic constant."""
+"""Smallest plausible spread of liver values. CT noise alone causes 5 HU and more. A smaller spread means that values
+are scaled down or constant."""
 
 HU_RANGE = (-32768.0, 32767.0)
-"""What a scanner can store; metal and padding reach far, but not further."""
+"""Range of values that a scanner can store. Metal and padding may reach its ends."""
 
 SCAN_RANGE_HU = 200.0
-"""From fat (-100) to enhanced tissue (150): the least a slice of a body spans."""
+"""Smallest plausible range of a scan's values. Even one slice of a body reaches from fat (-100) to enhanced tissue
+(150)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan: `hu` in canonical LPS order, finite, not clipped; `geometry` of its file."""
+    """A scan: `hu` in canonical LPS order, finite and not clipped, and the `geometry` of its file."""
 
     hu: Float32[np.ndarray, "X Y Z"]
     geometry: Geometry
@@ -70,7 +73,8 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """A label map: whole numbers (uint8 if they fit, else int32) in canonical LPS order; `geometry` of its file."""
+    """A label map: whole numbers (uint8 if they fit, else int32) in canonical LPS order, and the `geometry` of its
+    file."""
 
     values: Integer[np.ndarray, "X Y Z"]
     geometry: Geometry
@@ -79,24 +83,24 @@ class Labels:
 def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
     """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
 
-    Needs 4 bytes a voxel and little more, whatever the file's type.
+    Reading needs little more than 4 bytes of memory per voxel for every file type.
 
     Parameters
     ----------
     affine_from
-        Which NIfTI affine counts; `"agree"` refuses a file whose sform and qform differ.
+        NIfTI affine to use. `"agree"` refuses a file with different sform and qform.
 
     Raises
     ------
     InputError
-        Anything that makes the file unusable, in one line.
+        The file cannot be used. The message is one line.
     """
     flat, geometry = _read(path, lambda voxels: HuSink(voxels, path), affine_from)
     return Volume(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
 
 
 def read_labels(path: Path, *, affine_from: AffineFrom = "agree") -> Labels:
-    """Read a label map; the same formats as a scan, bar DICOM. Raises InputError."""
+    """Read a label map in any format of a scan except DICOM. Raises InputError."""
     return _read_labels(path, affine_from, need_affine=True)
 
 
@@ -107,12 +111,12 @@ def read_labels_on(
     affine_from: AffineFrom = "agree",
     affine_mismatch: Literal["error", "warn"] = "error",
 ) -> tuple[Labels, str | None]:
-    """Read a label map and put it on its scan's grid: voxel for voxel beside `Volume.hu`.
+    """Read a label map and put it on its scan's grid, so that its voxels match those of `Volume.hu`.
 
     Returns
     -------
-    The labels, with the scan's geometry, and a warning's text or None. With `affine_mismatch="warn"` a label whose
-    affine is absent or differs is taken by voxel index.
+    The labels with the scan's geometry, and the text of a warning or None. With `affine_mismatch="warn"`, a label with
+    a missing or different affine is matched by voxel index.
 
     Raises
     ------
@@ -126,10 +130,10 @@ def read_labels_on(
 def align_labels(
     labels: Labels, scan: Geometry, labels_path: Path, *, affine_mismatch: Literal["error", "warn"] = "error"
 ) -> tuple[Labels, str | None]:
-    """Labels beside their scan: the check of `check_same_grid`, then the scan's geometry.
+    """Check labels with `check_same_grid` and return them with the scan's geometry, and a warning or None.
 
-    Where the affines differ and `"warn"` allows it, voxels correspond by their index in the files, so the label's own
-    affine, which may turn it another way, plays no part.
+    If the affines differ and `"warn"` allows it, voxels correspond by their index in the files. The label's own affine,
+    which may have another orientation, is ignored.
     """
     warning = check_same_grid(scan, labels.geometry, labels_path, affine_mismatch=affine_mismatch)
     values = labels.values
@@ -139,12 +143,12 @@ def align_labels(
 
 
 def require_liver(labels: Labels, liver_labels: Sequence[int], path: Path) -> Bool[np.ndarray, "X Y Z"]:
-    """The liver ROI: voxels whose value is one of `liver_labels`, canonical order.
+    """Return the liver ROI in canonical order: voxels with one of the values `liver_labels`.
 
     Raises
     ------
     InputError
-        There is none; the message lists the values that are there.
+        No voxel has such a value. The message lists the values of the label map.
     """
     liver = np.zeros_like(labels.values, dtype=np.bool_)
     for value in liver_labels:
@@ -158,20 +162,20 @@ def require_liver(labels: Labels, liver_labels: Sequence[int], path: Path) -> Bo
 
 
 def check_hu(volume: Volume, liver: Bool[np.ndarray, "X Y Z"], path: Path) -> float:
-    """Check that a scan's values are plausible Hounsfield units, judged by its liver; returns the liver's median HU.
+    """Check by the liver that a scan's values are plausible Hounsfield units. Return the liver's median HU.
 
     Raises
     ------
     InputError
-        Wrong rescale slope or intercept, or not a CT; the message says what was found.
+        The rescale slope or intercept is wrong, or the scan is not a CT. The message shows the values found.
     """
     hu = volume.hu
     low, high = float(hu.min()), float(hu.max())
     if low < HU_RANGE[0] or high > HU_RANGE[1] or high - low < SCAN_RANGE_HU:
         raise InputError(
-            path, f"not plausible HU (wrong rescale slope, or no CT?): values reach from {low:.4g} to {high:.4g}"
+            path, f"not plausible HU (wrong rescale slope, or not a CT?): values are from {low:.4g} to {high:.4g}"
         )
-    # in the file's order memory is walked through straight on, which is several times faster
+    # the file's order is the memory's order, which is several times faster
     inside = volume.geometry.to_source(hu).T[volume.geometry.to_source(liver).T]
     tenth, median, ninetieth = (float(value) for value in np.percentile(inside, [10, 50, 90]))
     if not LIVER_MEDIAN_HU[0] <= median <= LIVER_MEDIAN_HU[1]:
@@ -183,25 +187,25 @@ def check_hu(volume: Volume, liver: Bool[np.ndarray, "X Y Z"], path: Path) -> fl
     if ninetieth - tenth < LIVER_SPREAD_HU:
         raise InputError(
             path,
-            f"not plausible HU (wrong rescale slope?): within the liver 80 % of values lie within "
+            f"not plausible HU (wrong rescale slope?): 80 % of the liver's values lie within "
             f"{ninetieth - tenth:.3g} HU, expected at least {LIVER_SPREAD_HU:g}",
         )
     return median
 
 
 def write_mask(path: Path, mask: Bool[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
-    """Write a mask (canonical order) as .nii.gz, uint8 0 and 1, on the source's grid; read back and compared.
+    """Write a mask (canonical order) as .nii.gz, uint8 0 and 1, on the source's grid. The file is verified.
 
     Raises
     ------
     DiskFullError
-        No room; nothing is left behind.
+        The disk is full. No partial file remains.
     """
     write_nifti(path, geometry.to_source(mask), geometry, np.uint8, verify=True)
 
 
 def write_labels(path: Path, values: Integer[np.ndarray, "X Y Z"], geometry: Geometry) -> None:
-    """Write a label map (canonical order) as .nii.gz on the source's grid, uint8 or int32 as it came."""
+    """Write a label map (canonical order) as .nii.gz on the source's grid, with its own type: uint8 or int32."""
     write_nifti(path, geometry.to_source(values), geometry, values.dtype.type, verify=True)
 
 
@@ -224,16 +228,17 @@ def write_grey(path: Path, grey: UInt8[np.ndarray, "X Y Z"], geometry: Geometry)
 
 
 def source_files(path: Path) -> list[Path]:
-    """The files that make up a scan or label: a DICOM folder's slices, an .mhd with its .raw. Raises InputError."""
+    """Return the files of a scan or label: a DICOM folder's slices, or an .mhd with its .raw. Raises InputError."""
     if path.is_dir():
         return series_files(path)
     return data_files(path) if _suffix(path) in (*METAIMAGE, *NRRD) else [path]
 
 
 def source_digest(path: Path) -> str:
-    """sha256, hexadecimal, of what a scan or label is made of; file names play no part.
+    """Return the sha256 (hexadecimal) of a scan's or label's files. File names do not matter.
 
-    One file: of its bytes. Several (DICOM, .mhd with .raw): of their digests, sorted. Raises InputError.
+    For one file it is the digest of the bytes. For several (DICOM, .mhd with .raw) it is the digest of their sorted
+    digests. Raises InputError.
     """
     digests = sorted(file_digest(file) for file in source_files(path))
     return digests[0] if len(digests) == 1 else lines_digest(digests)
@@ -241,7 +246,7 @@ def source_digest(path: Path) -> str:
 
 def _read_labels(path: Path, affine_from: AffineFrom, *, need_affine: bool) -> Labels:
     if path.is_dir():
-        raise InputError(path, "a folder; a label must be one NIfTI, MetaImage or NRRD file")
+        raise InputError(path, "is a folder; a label must be one NIfTI, MetaImage or NRRD file")
     flat, geometry = _read(path, lambda voxels: LabelSink(voxels, path), affine_from, need_affine=need_affine)
     return Labels(geometry.to_canonical(flat.reshape(geometry.shape, order="F")), geometry)
 
@@ -259,7 +264,7 @@ def _read(
     elif suffix in (*METAIMAGE, *NRRD):
         received, geometry = read_itk(path, sink)
     elif suffix in (".dcm", ".ima"):
-        raise InputError(path, "a single DICOM file; give the folder of its series")
+        raise InputError(path, "is a single DICOM file; give the folder of its series")
     else:
         raise InputError(path, f"unknown format; expected {', '.join((*NIFTI, *METAIMAGE, *NRRD))} or a DICOM folder")
     return received.flat, geometry

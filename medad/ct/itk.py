@@ -1,4 +1,4 @@
-"""MetaImage (.mhd, .mha) and NRRD (.nrrd, .nhdr) through SimpleITK, and the checks that it leaves out."""
+"""Reading of MetaImage (.mhd, .mha) and NRRD (.nrrd, .nhdr) with SimpleITK, and checks that SimpleITK does not make."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HEADER_LIMIT_BYTES = 1 << 20
 _COMPONENTS_BY_NAME = ("vector", "complex", "label")
 
 
-def quiet() -> None:
-    """Keep ITK's and GDCM's warnings off stderr, which may be a worker's log: they quote tags and paths.
+def silence_itk_warnings() -> None:
+    """Turn off the warnings of ITK and GDCM on stderr. They quote tags and paths, and stderr may be a worker's log.
 
-    For good: threads that turn one switch off and on again undo each other's.
+    The switch stays off: threads that turned it off and on would disturb each other.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -34,9 +34,9 @@ def quiet() -> None:
 def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
     """Read one MetaImage or NRRD file into `sink`. Raises InputError."""
     _check_files(path)
-    quiet()
+    silence_itk_warnings()
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # else it goes by lower case
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in NRRD else "MetaImageIO")  # also for upper-case endings
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -45,11 +45,11 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
             word in sitk.GetPixelIDValueAsString(reader.GetPixelID()) for word in _COMPONENTS_BY_NAME
         ):
             raise InputError(path, "voxels hold several values (colour, vector or complex); expected one real number")
-        affine = lps_affine(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
+        affine = affine_from_itk(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
         check_affine(affine, path)
         image = reader.Execute()
     except RuntimeError as error:
-        raise InputError(path, "not readable as MetaImage or NRRD; cut short, or its header is wrong") from error
+        raise InputError(path, "not readable as MetaImage or NRRD: it is cut short or its header is wrong") from error
     flat = sitk.GetArrayViewFromImage(image).reshape(-1)
     received = sink(flat.size)
     for start in range(0, flat.size, _SLAB_VOXELS):
@@ -57,10 +57,13 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
     return received, Geometry(shape, affine)
 
 
-def lps_affine(
+def affine_from_itk(
     direction: tuple[float, ...], spacing: tuple[float, ...], origin: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """ITK's direction (row-major), spacing and origin in LPS mm -> 4 x 4 affine to RAS mm; the first three axes."""
+    """Convert ITK's direction (row-major), spacing and origin in LPS mm to a 4 x 4 affine to RAS mm.
+
+    Only the first three axes count.
+    """
     rank = len(spacing)
     affine = np.eye(4)
     affine[:3, :3] = np.array(direction).reshape(rank, rank)[:3, :3] * np.array(spacing[:3])
@@ -70,8 +73,8 @@ def lps_affine(
 
 
 def data_files(path: Path) -> list[Path]:
-    """The header and, where it points to one, its file of voxels. Raises InputError."""
-    name = _detached(_header_text(path), path)
+    """Return the header file and, if the voxels are in another file, that file too. Raises InputError."""
+    name = _detached_data_file(_header_text(path), path)
     return [path] if name is None else [path, path.parent / name]
 
 
@@ -94,7 +97,7 @@ def _field(text: str, name: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _detached(text: str, path: Path) -> str | None:
+def _detached_data_file(text: str, path: Path) -> str | None:
     nrrd = path.suffix.lower() in NRRD
     name = _field(text, "data ?file" if nrrd else "ElementDataFile")
     if name is None and not nrrd:
@@ -102,12 +105,12 @@ def _detached(text: str, path: Path) -> str | None:
     if name is None or name.upper() == "LOCAL":
         return None
     if name.upper().startswith("LIST") or "%" in name or Path(name).name != name:
-        raise InputError(path, "the voxels must lie in one file beside the header")
+        raise InputError(path, "the voxels must be in one file in the header's folder")
     return name
 
 
 def _check_files(path: Path) -> None:
-    """What SimpleITK does not check: the data file is there, geometry is stated, compressed data is undamaged."""
+    """Check what SimpleITK does not: the data file exists, the header has a geometry, compressed data is undamaged."""
     text = _header_text(path)
     nrrd = path.suffix.lower() in NRRD
     if nrrd and not text.startswith("NRRD"):
@@ -118,10 +121,10 @@ def _check_files(path: Path) -> None:
         spacing = [float(word) for word in re.findall(r"[-+.\deE]+|nan|inf", _field(text, "ElementSpacing") or "")]
         if not all(np.isfinite(value) and value > 0 for value in spacing):
             raise InputError(path, f"voxel size must be above 0 mm along every axis, found {spacing}")
-    name = _detached(text, path)
+    name = _detached_data_file(text, path)
     data = path if name is None else path.parent / name
     if not data.is_file():
-        raise InputError(path, "the file of voxels that the header names is missing")
+        raise InputError(path, "the voxel file named in the header is missing")
     if nrrd:
         compressed = (_field(text, "encoding") or "").lower() in ("gzip", "gz")
     else:
@@ -131,8 +134,8 @@ def _check_files(path: Path) -> None:
 
 
 def _check_stream(data: Path, offset: int, path: Path) -> None:
-    """Inflate to the end and drop it: MetaImage ignores its checksum, and a flipped bit reads as voxels."""
-    inflate = zlib.decompressobj(47)  # zlib or gzip wrapper, whichever is there
+    """Decompress to the end to check the checksum. MetaImage ignores it and would read a flipped bit as voxels."""
+    inflate = zlib.decompressobj(47)  # zlib or gzip format, detected automatically
     with reading(data), data.open("rb") as file:
         file.seek(offset)
         pending = b""

@@ -1,4 +1,4 @@
-"""NIfTI files: the header first, then voxels slab by slab, so that neither way holds a second volume."""
+"""Reading and writing of NIfTI files. Voxels pass in slabs, so that memory never holds a second volume."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def read_nifti(
     Parameters
     ----------
     sink
-        Makes the receiver for a number of voxels; it gets them in the file's order.
+        Function that makes the receiver for a number of voxels. The receiver gets the voxels in the file's order.
     affine_from
-        Which affine counts where both are set; `"agree"` refuses a file whose two differ.
+        Affine to use if both are set. `"agree"` refuses a file with different sform and qform.
     need_affine
-        False: a file without any affine is read as if its voxels lay at identity, for `affine_mismatch: warn`.
+        Whether an affine is required. False: a file without affine gets the identity, for `affine_mismatch: warn`.
 
     Raises
     ------
@@ -65,13 +65,13 @@ def read_nifti(
         slope, inter = _scaling(header, path)
         voxels = math.prod(shape)
         if voxels * dtype.itemsize > stream.stored_bytes * (_DEFLATE_LIMIT if stream.compressed else 1):
-            raise InputError(path, f"the file is cut short: its header promises {voxels} voxels, it cannot hold them")
+            raise InputError(path, f"the file is cut short: it is too small for the {voxels} voxels of its header")
         received = sink(voxels)
         slab = np.empty(min(voxels, _SLAB_VOXELS), dtype)
         for start in range(0, voxels, _SLAB_VOXELS):
             part = slab[: min(_SLAB_VOXELS, voxels - start)]
             if stream.readinto(part.view(np.uint8).data) < part.nbytes:
-                raise InputError(path, f"the file is cut short: its header promises {voxels} voxels")
+                raise InputError(path, f"the file is cut short: it holds fewer than the {voxels} voxels of its header")
             native = part if dtype.isnative else part.astype(dtype.newbyteorder("="))
             received.put(start, _scaled(native, slope, inter))
         stream.drain()
@@ -88,21 +88,21 @@ def write_nifti(
 ) -> None:
     """Write an array in source order as .nii.gz on its source's grid.
 
-    The header is new: no description, no scaling, no extension, nothing of the source's free text. Its geometry
-    fields are the source's own, bit for bit; for other formats sform and qform are set from the affine. Equal content
+    The header is new: no description, no scaling, no extension, no free text of the source. Its geometry fields are
+    copied bit for bit from a NIfTI source. For other formats sform and qform are set from the affine. Equal content
     gives equal bytes.
 
     Parameters
     ----------
     verify
-        Read the file back before it gets its name, and compare header and voxels, by digest.
+        Whether to read the file back before it gets its name, and to compare header and voxels by digest.
 
     Raises
     ------
     DiskFullError
-        No room; nothing is left behind.
+        The disk is full. No partial file remains.
     OSError
-        Anything else, also what was written does not read back the same (EIO).
+        Any other failure, for example different content when the file is read back (EIO).
     """
     header = _fresh_header(geometry, dtype)
     with atomic_path(path) as temporary:
@@ -135,9 +135,9 @@ def _compare(written: Path, final: Path, expected: Any, content: bytes) -> None:
             while block := stream.read(_WRITE_SLAB_BYTES):
                 found.update(block)
         except InputError as error:
-            raise OSError(errno.EIO, f"{final}: what was written does not read back ({error.rule})") from error
+            raise OSError(errno.EIO, f"{final}: the written file cannot be read back ({error.rule})") from error
     if header.binaryblock != expected.binaryblock or found.digest() != content:
-        raise OSError(errno.EIO, f"{final}: what was written does not read back the same")
+        raise OSError(errno.EIO, f"{final}: the written file has different content when it is read back")
 
 
 def _fresh_header(geometry: Geometry, dtype: type[np.generic]) -> Any:
@@ -179,7 +179,7 @@ def _header(stream: ByteStream, path: Path) -> Any:
         raise InputError(path, "not a NIfTI file: the header's magic bytes are wrong")
     offset = float(header["vox_offset"])
     if not size + 4 <= offset <= 1 << 30 or offset != int(offset):
-        raise InputError(path, f"the header puts the voxels at byte {offset:g}, which cannot be")
+        raise InputError(path, f"the header gives an impossible start of the voxels: byte {offset:g}")
     stream.read(int(offset) - size)
     return header
 
@@ -187,7 +187,7 @@ def _header(stream: ByteStream, path: Path) -> Any:
 def _shape(header: Any, path: Path) -> tuple[int, int, int]:
     rank, *sizes = (int(n) for n in header["dim"])
     if not 1 <= rank <= 7 or any(n < 1 for n in sizes[:rank]):
-        raise InputError(path, f"the header's sizes make no sense: dim = {[rank, *sizes]}")
+        raise InputError(path, f"the header's sizes are invalid: dim = {[rank, *sizes]}")
     text = " x ".join(str(n) for n in sizes[:rank])
     if rank < 3:
         raise InputError(path, f"expected a volume of 3 dimensions, found {rank} ({text})")
@@ -203,14 +203,14 @@ def _dtype(header: Any, path: Path) -> np.dtype[Any]:
         raise InputError(path, f"unknown NIfTI datatype code {int(header['datatype'])}") from error
     if dtype.kind == "c" or dtype.fields is not None:
         what = "complex" if dtype.kind == "c" else "RGB"
-        raise InputError(path, f"voxels are {what} values; expected one real number a voxel")
+        raise InputError(path, f"voxels are {what} values; expected one real number per voxel")
     if dtype.kind not in "iuf":
         raise InputError(path, f"voxels of type {dtype} are not supported")
     return dtype
 
 
 def _scaling(header: Any, path: Path) -> tuple[float, float]:
-    """Slope and intercept; the standard says that slope 0 means none, and NaN is nibabel's way to write none."""
+    """Return slope and intercept. Slope 0 means no scaling in the standard, and nibabel writes NaN for no scaling."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
@@ -249,7 +249,7 @@ def _affine(
         qform = header.get_qform(coded=True)[0]
         sform = header.get_sform(coded=True)[0]
     except (ValueError, HeaderDataError) as error:
-        raise InputError(path, "the header's qform is no rotation") from error
+        raise InputError(path, "the header's qform is not a rotation") from error
     if qform is None and sform is None:
         if need_affine:
             raise InputError(path, "no affine: qform_code and sform_code are both 0, so left and right are unknown")
@@ -270,9 +270,11 @@ def _check_agreement(sform: Any, qform: Any, spacing: NDArray[np.float64], shape
         distance = grid_distance_voxels(sform, qform, shape)
         if not distance <= GRID_TOLERANCE_VOXELS:
             raise InputError(
-                path, f"sform and qform differ by up to {distance:.3g} voxels; affine_from: sform or qform picks one"
+                path, f"sform and qform differ by up to {distance:.3g} voxels; choose one with affine_from"
             )
     scale = np.linalg.norm(sform[:3, :3], axis=0)
     if np.abs(scale / spacing - 1).max() > SPACING_TOLERANCE:
         sizes = [" x ".join(f"{value:.4g}" for value in sizes) for sizes in (scale, spacing)]
-        raise InputError(path, f"voxel size is {sizes[0]} mm by sform but {sizes[1]} mm by pixdim; affine_from picks")
+        raise InputError(
+            path, f"voxel size is {sizes[0]} mm by sform but {sizes[1]} mm by pixdim; choose one with affine_from"
+        )

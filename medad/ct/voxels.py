@@ -1,4 +1,4 @@
-"""Receivers of voxels that come in slabs: checked and converted on the way in, so that the raw volume is never held."""
+"""Receivers of voxels in slabs. They check and convert each slab, so that memory never holds the raw volume."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from medad.base.errors import InputError
 
 LABEL_TOLERANCE = 1e-2
-"""A label value this close to an integer is that integer: a scan's scale header (slope 3e-5) in a label's file turns
-1 into 1.000015, while interpolated labels lie anywhere."""
+"""Largest distance from an integer at which a label value counts as that integer. A scan's scaling (slope 3e-5) in a
+label's header turns 1 into 1.000015. Interpolated labels have any value."""
 
 
 class Sink(ABC):
-    """Takes voxels in the file's order; `flat` is the result."""
+    """Receiver of voxels in the file's order. `flat` is the result."""
 
     flat: NDArray[Any]
 
     @abstractmethod
     def put(self, start: int, values: NDArray[Any]) -> None:
-        """Store `values`, a flat run that begins at voxel `start`. Raises InputError."""
+        """Store the flat array `values`, which begins at voxel `start`. Raises InputError."""
 
 
 class HuSink(Sink):
-    """Float32, finite."""
+    """Receiver of HU: finite float32 values."""
 
     def __init__(self, voxels: int, path: Path) -> None:
         self.flat = np.empty(voxels, dtype=np.float32)
@@ -37,14 +37,14 @@ class HuSink(Sink):
         part = self.flat[start : start + values.size]
         with np.errstate(over="ignore", invalid="ignore"):
             part[...] = values
-        # minimum and maximum pass NaN on and need no array of flags
+        # minimum and maximum propagate NaN and need no array of flags
         if values.dtype.kind == "f" and not np.isfinite([part.min(), part.max()]).all():
             bad = int(np.count_nonzero(~np.isfinite(part)))
             raise InputError(self._path, f"voxels are NaN or infinite ({bad} found before reading stopped)")
 
 
 class LabelSink(Sink):
-    """Whole numbers: uint8 for as long as they fit, else int32."""
+    """Receiver of label values: whole numbers, uint8 if they fit, else int32."""
 
     def __init__(self, voxels: int, path: Path) -> None:
         self.flat: NDArray[Any] = np.empty(voxels, dtype=np.uint8)
@@ -55,12 +55,12 @@ class LabelSink(Sink):
         if not np.isfinite([low, high]).all():
             raise InputError(self._path, "label values are NaN or infinite")
         if values.dtype.kind == "f":
-            whole = np.rint(values)
-            off = np.abs(values - whole)
+            rounded = np.rint(values)
+            off = np.abs(values - rounded)
             worst = int(off.argmax())
             if off[worst] > LABEL_TOLERANCE:
                 raise InputError(self._path, f"label values must be whole numbers, found {values[worst]:.6g}")
-            values, low, high = whole, whole.min(), whole.max()
+            values, low, high = rounded, rounded.min(), rounded.max()
         if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
             raise InputError(self._path, f"label values reach from {low} to {high}, beyond 32 bits")
         if self.flat.dtype == np.uint8 and (low < 0 or high > 255):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from medad.anomalies.augment import degrade, vary
+from medad.anomalies.augment import add_noise, augment
 from medad.anomalies.lesions import Scale
 from medad.anomalies.synthesis import Synthesised, synthesise
 from medad.anomalies.textures import Textures
@@ -97,11 +97,11 @@ def draw_batch(
             clean, organ = torch.where(flip, clean.flip(axis), clean), torch.where(flip, organ.flip(axis), organ)
     augmentation = settings.train.augmentation
     if augmentation is not None:
-        clean = vary(clean, organ, data.scale(chosen), augmentation, generator)
+        clean = augment(clean, organ, data.scale(chosen), augmentation, generator)
     scale = data.scale(chosen) if settings.synthesis.kind == "lesions" else None
     batch = synthesise(clean, organ, settings.synthesis, generator, textures, scale)
     if augmentation is not None:
-        noisy = degrade(batch.image, organ, data.scale(chosen), augmentation, generator)
+        noisy = add_noise(batch.image, organ, data.scale(chosen), augmentation, generator)
         batch = Synthesised(noisy, batch.mask)
     return batch, clean
 

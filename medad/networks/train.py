@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from medad.anomalies.synthesis import Synthesised
 from medad.anomalies.textures import Textures, open_textures
-from medad.base.devices import denormals_flushed, keep_freed_memory, pick_device
+from medad.base.devices import flush_denormals, keep_freed_memory, pick_device
 from medad.base.errors import ConfigError
 from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
@@ -233,7 +233,7 @@ def _run(
 
     save = None if saved_state is None else partial(saved_state.save, trained, optimiser)
     part = min(largest_batch or job.phase.batch_size, job.phase.batch_size)
-    with denormals_flushed():
+    with flush_denormals():
         losses = _fit(
             job, trained, optimiser, data, textures, settings, part, earlier_losses, on_progress, save, snapshot
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from medad.base.errors import CaseFailure
-from medad.base.text import clean, natural_order, readable
+from medad.base.text import escape_bad_bytes, hide_paths, natural_order
 
 FailureRow = Mapping[str, str]
 """Text of each column by key, in the order of the columns. `failure_rows` defines the keys."""
@@ -28,17 +28,17 @@ def failure_rows(
     """
     rows: dict[tuple[str, ...], FailureRow] = {}
     for one in failures:
-        row = {group: readable(one.group)} if group else {}
+        row = {group: escape_bad_bytes(one.group)} if group else {}
         if images:
             category = one.category or one.case_id
             image_id = "" if one.case_id == category else one.case_id.removeprefix(f"{category}/")
-            row |= {"category": readable(category), "id": readable(image_id)}
+            row |= {"category": escape_bad_bytes(category), "id": escape_bad_bytes(image_id)}
         else:
-            row["case_id"] = readable(one.case_id)
+            row["case_id"] = escape_bad_bytes(one.case_id)
         row |= {
             "stage": one.stage,
-            "file": "" if hide_files or one.pseudonymous else readable(one.file),
-            "rule": clean(one.rule),
+            "file": "" if hide_files or one.pseudonymous else escape_bad_bytes(one.file),
+            "rule": hide_paths(one.rule),
         }
         rows[tuple(row.values())] = row
     return tuple(rows[values] for values in sorted(rows, key=lambda values: [natural_order(one) for one in values]))

@@ -1,10 +1,10 @@
-"""How axial slices lie in their volume: the way there, and the exact way back.
+"""The position of axial slices in their volume, and the conversions between volume and slices.
 
-Volumes are in canonical LPS order, so the axial slice `volume[:, :, z].T` has rows running to posterior and columns
-to the patient's left: one in-plane orientation, the radiologist's, for every data set.
+Volumes are in canonical LPS order. In the axial slice `volume[:, :, z].T`, rows run to posterior and columns to the
+patient's left. This is the radiologist's view, and it is the same for every data set.
 
-A slice is the volume's plane, centred in a square and resized. The nearest-neighbour maps between the two grids take
-voxel floor((i + 1/2) * from / to), in integers; hence a mask that lives on the slice grid survives the round trip.
+A slice is a plane of the volume, centred in a square and resized. The nearest-neighbour maps between the two grids take
+voxel floor((i + 1/2) * from / to), in integers. A mask on the slice grid therefore survives the round trip.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHUNK_SLICES = 64
 
 @dataclass(frozen=True)
 class SliceGrid:
-    """How slices lie in their volume.
+    """Position of slices in their volume.
 
     Attributes
     ----------
@@ -35,9 +35,9 @@ class SliceGrid:
     size_px
         Side of a slice, pixels.
     frame
-        The part of each plane that is cut out: corner along x and y, and size. None: all of it.
+        Part of each plane that is cut out: corner along x and y, and size. None: the whole plane.
     frame_side
-        Side of the square, in voxels, that the part is centred in. 0: the longer of its sides.
+        Side of the square, in voxels, in which the part is centred. 0: the longer side of the part.
     """
 
     plane_xy: tuple[int, int]
@@ -48,23 +48,23 @@ class SliceGrid:
 
     @property
     def shape_xy(self) -> tuple[int, int]:
-        """Size of the part that is cut out."""
+        """Return the size of the part that is cut out, in voxels."""
         return self.plane_xy if self.frame is None else self.frame[2:]
 
     @property
     def part(self) -> tuple[slice, slice]:
-        """The part that is cut out."""
+        """Return the part that is cut out, as an index along x and y."""
         x, y, nx, ny = self.frame or (0, 0, *self.plane_xy)
         return slice(x, x + nx), slice(y, y + ny)
 
     @property
     def side(self) -> int:
-        """Side of the square, in voxels, that the part is centred in."""
+        """Return the side of the square, in voxels, in which the part is centred."""
         return self.frame_side or max(self.shape_xy)
 
     @property
     def offset_xy(self) -> tuple[int, int]:
-        """Where the part begins in that square."""
+        """Return the start of the part in that square, in voxels."""
         return (self.side - self.shape_xy[0]) // 2, (self.side - self.shape_xy[1]) // 2
 
 
@@ -75,13 +75,13 @@ class Slices:
     Attributes
     ----------
     pixels
-        Grey values 0..255; 0 outside the liver.
+        Grey values 0..255. Outside the liver they are the background value.
     organ
-        Liver.
+        Mask of the liver.
     z
         Plane of each slice in the canonical volume, ascending.
     grid
-        The way back.
+        Position of the slices in the volume, for the conversion back.
     """
 
     pixels: UInt8[ndarray, "N S S"]
@@ -93,8 +93,10 @@ class Slices:
 def slice_grid(
     liver: Bool[ndarray, "X Y Z"], spacing_mm: tuple[float, float, float], settings: PreprocessSettings
 ) -> SliceGrid:
-    """Slices that show whole planes; with `settings.frame_mm` a square about the liver, of that side or of the liver's
-    extent if that is more."""
+    """Return the grid of slices that show whole planes or, with `settings.frame_mm`, a square around the liver.
+
+    The square's side is `frame_mm`, or the liver's extent if that is larger.
+    """
     plane = SliceGrid((liver.shape[0], liver.shape[1]), liver.shape[2], settings.slice_px)
     if settings.frame_mm is None or not liver.any():
         return plane
@@ -116,21 +118,21 @@ def slice_volume(
     min_liver_px: int = 1,
     background: int = 0,
 ) -> Slices:
-    """Cut the axial slices that contain liver; linear for grey values, nearest for the mask.
+    """Cut the axial slices that contain liver. Grey values are resized linearly, the mask by nearest neighbour.
 
     Parameters
     ----------
     grey
-        Grey values, outside the liver already `background`.
+        Grey values. Outside the liver they must already be `background`.
     liver
         Liver mask on the same grid.
     grid
-        From `slice_grid`.
+        Grid of the slices, from `slice_grid`.
     min_liver_px
-        Slices with fewer liver pixels after resizing are left out.
+        Smallest number of liver pixels in a resized slice. Slices with fewer are left out.
     """
     candidates = np.flatnonzero(liver.any((0, 1)))
-    kept_pixels, kept_organ, kept_z = [], [], []
+    pixels_parts, organ_parts, z_parts = [], [], []
     for start in range(0, len(candidates), CHUNK_SLICES):
         z = candidates[start : start + CHUNK_SLICES]
         organ = _nearest_planes(liver, z, grid)
@@ -140,22 +142,22 @@ def slice_volume(
         z, organ = z[enough], organ[enough]
         planes = torch.from_numpy(_padded_planes(grey, z, grid, background)).float()
         pixels = _resize_linear(planes, grid.size_px).round_().to(torch.uint8).numpy()
-        kept_pixels.append(np.where(organ, pixels, np.uint8(background)))
-        kept_organ.append(organ)
-        kept_z.append(z.astype(np.int64))
-    if not kept_z:
+        pixels_parts.append(np.where(organ, pixels, np.uint8(background)))
+        organ_parts.append(organ)
+        z_parts.append(z.astype(np.int64))
+    if not z_parts:
         empty = np.zeros((0, grid.size_px, grid.size_px), np.uint8)
         return Slices(empty, empty.astype(bool), np.zeros(0, np.int64), grid)
-    return Slices(np.concatenate(kept_pixels), np.concatenate(kept_organ), np.concatenate(kept_z), grid)
+    return Slices(np.concatenate(pixels_parts), np.concatenate(organ_parts), np.concatenate(z_parts), grid)
 
 
 def mask_to_slices(mask: Bool[ndarray, "X Y Z"], slices: Slices) -> Bool[ndarray, "N S S"]:
-    """A volume's mask on the slice grid, nearest neighbour."""
+    """Convert a volume's mask to the slice grid, by nearest neighbour."""
     return _nearest_planes(mask, slices.z, slices.grid)
 
 
 def mask_to_volume(mask: Bool[ndarray, "N S S"], slices: Slices) -> Bool[ndarray, "X Y Z"]:
-    """A mask on the slice grid back on the volume's grid, nearest neighbour; planes without slice are empty."""
+    """Convert a mask on the slice grid to the volume's grid, by nearest neighbour. Planes without a slice are empty."""
     grid = slices.grid
     (x0, y0), index = grid.offset_xy, _nearest(grid.size_px, grid.side)
     columns = index[x0 : x0 + grid.shape_xy[0]]
@@ -167,7 +169,7 @@ def mask_to_volume(mask: Bool[ndarray, "N S S"], slices: Slices) -> Bool[ndarray
 
 
 def map_to_volume(values: Float32[ndarray, "N S S"], slices: Slices) -> Float32[ndarray, "X Y Z"]:
-    """A map on the slice grid back on the volume's grid, linear in plane; planes without slice are 0."""
+    """Convert a map on the slice grid to the volume's grid, linearly in plane. Planes without a slice are 0."""
     grid = slices.grid
     x0, y0 = grid.offset_xy
     volume = empty_volume(grid, np.float32)
@@ -195,15 +197,15 @@ def empty_volume(grid: SliceGrid, dtype: type[np.generic]) -> ndarray:
 
 
 def _nearest(count: int, to: int) -> Int64[ndarray, " I"]:
-    """For each of `to` cells the cell of `count` that its centre falls into."""
+    """Return for each of `to` cells the index of the one of `count` cells that contains its centre."""
     index: ndarray = (2 * np.arange(to, dtype=np.int64) + 1) * count // (2 * to)
     return index
 
 
 def _axis_index(count: int, offset: int, grid: SliceGrid) -> tuple[Int64[ndarray, " S"], Bool[ndarray, " S"]]:
-    """For each slice pixel along one axis its voxel, and whether any voxel of the plane lies in that pixel.
+    """Return for each slice pixel along one axis its voxel, and whether the pixel contains any voxel of the plane.
 
-    A pixel that straddles the plane's edge may have its centre in the padding; it takes the voxel at the edge.
+    A pixel across the plane's edge may have its centre in the padding. It takes the voxel at the edge.
     """
     pixels = _nearest(grid.size_px, grid.side)[offset : offset + count]
     index = _nearest(grid.side, grid.size_px) - offset
@@ -225,7 +227,7 @@ def _nearest_planes(mask: Bool[ndarray, "X Y Z"], z: Int64[ndarray, " N"], grid:
 def _padded_planes(
     grey: UInt8[ndarray, "X Y Z"], z: Int64[ndarray, " N"], grid: SliceGrid, background: int
 ) -> UInt8[ndarray, "N A A"]:
-    """Planes as [n, row, column], centred in their square."""
+    """Return planes as [n, row, column], centred in their square."""
     x0, y0 = grid.offset_xy
     planes = np.full((len(z), grid.side, grid.side), background, np.uint8)
     for target, plane in zip(planes, z, strict=True):

@@ -1,4 +1,4 @@
-"""The file of a prepared case: its slices, the scan's grid and the liver, as safetensors."""
+"""The safetensors file of a prepared case: its slices, the scan's grid and the liver."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ FORMAT, METADATA = "adflows-prepared-2", "adflows"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCase:
     """A case after preprocessing.
 
     Attributes
     ----------
     slices
-        What the networks see.
+        Slices for the networks.
     geometry
-        The scan's grid.
+        Grid of the scan.
     liver
-        On that grid; None if it was not asked for.
+        Liver mask on that grid. None: it was not requested.
     grey_per_hu
-        Grey values a HU; None where they are not linear in HU.
+        Number of grey values per HU. None: the grey values are not linear in HU.
     """
 
     slices: Slices
@@ -43,7 +43,7 @@ class Prepared:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """What a pixel measures along columns and rows, and how far planes are apart."""
+        """Return the size of a pixel along x and y and the distance between planes, in mm."""
         x, y, z = self.geometry.canonical_spacing_mm
         grid = self.slices.grid
         return x * grid.side / grid.size_px, y * grid.side / grid.size_px, z
@@ -56,7 +56,7 @@ def save_prepared(
     liver: Bool[ndarray, "X Y Z"],
     grey_per_hu: float | None = None,
 ) -> None:
-    """Write slices, geometry and the liver mask (its bounding box, one bit a voxel) as safetensors."""
+    """Write slices, geometry and the liver mask (its bounding box, one bit per voxel) as safetensors."""
     corner, box = bounding_box(liver)
     metadata = {
         "format": FORMAT,
@@ -71,17 +71,17 @@ def save_prepared(
         "z": slices.z,
         "liver_bits": np.packbits(box, axis=None),
     }
-    # one entry: safetensors writes several in any order, and equal slices must give equal bytes
+    # one metadata entry: safetensors writes several in random order, but equal slices must give equal bytes
     save_file(arrays, path, {METADATA: json.dumps(metadata)})
 
 
-def load_prepared(path: Path, *, with_liver: bool = False) -> Prepared:
+def load_prepared(path: Path, *, with_liver: bool = False) -> PreparedCase:
     """Read what `save_prepared` wrote.
 
     Raises
     ------
     InputError
-        Missing, damaged, or some other file.
+        The file is missing, damaged, or not a file of prepared slices.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -97,7 +97,7 @@ def load_prepared(path: Path, *, with_liver: bool = False) -> Prepared:
             liver = _unpack(file.get_tensor("liver_bits"), metadata["liver_box"], slices.grid) if with_liver else None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(path, f"prepared slices cannot be read ({error})") from error
-    return Prepared(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"])
+    return PreparedCase(slices, Geometry.from_json(metadata["geometry"]), liver, metadata["grey_per_hu"])
 
 
 def _grid_from(values: dict[str, Any]) -> SliceGrid:

@@ -1,4 +1,4 @@
-"""CT volume -> equalised liver slices (000, section 3.4.1)."""
+"""Preprocessing of a CT volume to equalised liver slices (000, section 3.4.1)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LIFT_FROM, LIFT_TO = (1, 149), (30, 150)
 
 
 def window(hu: Float32[ndarray, "X Y Z"], window_hu: tuple[float, float]) -> UInt8[ndarray, "X Y Z"]:
-    """Map HU linearly so that `window_hu` becomes 0..255, clipped, rounded to the nearest grey value."""
+    """Map HU linearly so that `window_hu` becomes 0..255. Values are clipped and rounded to the nearest grey value."""
     low, high = window_hu
-    grey = np.empty_like(hu, dtype=np.uint8)  # keeps the memory order of the scan
+    grey = np.empty_like(hu, dtype=np.uint8)  # has the memory order of the scan
     scale = np.float32(255.0 / (high - low))
     for z in range(hu.shape[2]):
         plane = (hu[:, :, z] - np.float32(low)) * scale
@@ -37,11 +37,11 @@ def liver_roi(grey: UInt8[ndarray, "X Y Z"], liver: Bool[ndarray, "X Y Z"]) -> U
 def equalise(
     pixels: UInt8[ndarray, "N S S"], organ: Bool[ndarray, "N S S"], lift_dark: bool
 ) -> UInt8[ndarray, "N S S"]:
-    """Equalise each slice's histogram over its liver pixels; background stays 0.
+    """Equalise each slice's histogram over its liver pixels. The background stays 0.
 
-    Grey value g becomes round(255 * (cdf(g) - cdf_min) / (n - cdf_min)), cdf counting liver pixels; a slice of one
-    grey value is left as it is. With `lift_dark`, results below 150 move to 30..150, so that dark liver keeps apart
-    from the background (as in the method's public code, where value 0 is the background's alone).
+    Grey value g becomes round(255 * (cdf(g) - cdf_min) / (n - cdf_min)), where cdf counts liver pixels. A slice with
+    only one grey value does not change. With `lift_dark`, results 0..149 move to 30..150. Dark liver then differs from
+    the background, as in the method's public code, where only the background has value 0.
     """
     count = len(pixels)
     slot = (np.arange(count, dtype=np.int64) * 256)[:, None, None] + pixels
@@ -69,10 +69,10 @@ def smooth_inside(
     spacing_mm: tuple[float, float, float],
     resolution_mm: float,
 ) -> Float32[ndarray, "X Y Z"]:
-    """Smooth HU within the liver to a common resolution; elsewhere they stay.
+    """Smooth HU within the liver to a common resolution. Other voxels do not change.
 
-    A voxel of size d averages over a box of variance d^2 / 12. Along each axis a Gaussian adds what is missing to
-    `resolution_mm` squared. Normalised convolution: the mean is over liver voxels alone.
+    A voxel of size d averages over a box of variance d^2 / 12. Along each axis a Gaussian adds the variance that is
+    missing to `resolution_mm` squared. The convolution is normalised: only liver voxels contribute.
     """
     sigma = [sqrt(max(resolution_mm**2 - size**2 / 12, 0)) / size for size in spacing_mm]
     if not any(sigma):
@@ -88,14 +88,15 @@ def prepare(
     settings: PreprocessSettings,
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Slices:
-    """Smooth and standardise where asked for; window, liver ROI, slice and resize, equalise in the thesis's order.
+    """Prepare the slices of a scan.
 
-    Only the planes and the box that hold liver are windowed; the result is that of the whole volume.
+    If requested, the scan is smoothed and standardised. The other steps have the thesis's order: window, liver ROI,
+    slice and resize, equalise. Only planes with liver are processed, which gives the same result as the whole volume.
 
     Parameters
     ----------
     spacing_mm
-        Voxel size, for `settings.resolution_mm`.
+        Voxel size, for `settings.resolution_mm` and `settings.frame_mm`.
     """
     grid = slice_grid(liver, spacing_mm, settings)
     zs = np.flatnonzero(liver.any((0, 1)))
@@ -122,12 +123,12 @@ def prepare(
 
 
 def median_grey(settings: PreprocessSettings) -> int:
-    """Grey value of the liver's median HU under `standardise: median`."""
+    """Return the grey value of the liver's median HU with `standardise: median`."""
     low, high = settings.window_hu
     return int(np.clip(np.rint(-low * 255 / (high - low)), 0, 255))
 
 
 def grey_per_hu(settings: PreprocessSettings) -> float | None:
-    """Grey values a HU; None after equalisation, which keeps no scale."""
+    """Return the number of grey values per HU. None: after equalisation, grey values have no fixed scale."""
     low, high = settings.window_hu
     return None if settings.equalise else 255 / (high - low)

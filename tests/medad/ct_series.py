@@ -1,4 +1,4 @@
-"""CT series by pydicom, with a patient's data in their tags."""
+"""DICOM CT series written with pydicom, with patient data in their tags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def save_slice(path: Path, number: int, stored: NDArray[np.int16] | NDArray[np.uint16], **tags: Any) -> None:
-    """Write slice `number` of a series with these stored values; a tag that is None is left out."""
+    """Write slice `number` of a series with these stored values. Tags that are None are left out."""
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian

@@ -1,4 +1,4 @@
-"""Prepared folders made by hand, and settings by which networks train on them in seconds."""
+"""Prepared folders made by hand, and settings with which networks train on them in seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_slices(
     affine: NDArray[np.float64] | None = None,
     grey_per_hu: float | None = None,
 ) -> Path:
-    """Write prepared.safetensors of these slices, which are their scan's planes."""
+    """Write prepared.safetensors of slices that are the planes of their scan."""
     folder.mkdir(parents=True, exist_ok=True)
     count, side, _ = pixels.shape
     slices = Slices(pixels, organ, np.arange(count), SliceGrid((side, side), count, side))
@@ -38,7 +38,7 @@ def save_slices(
 
 
 def write_prepared(folder: Path, *, slices: int, tumour: int = 0, seed: int = 0) -> Path:
-    """A folder with prepared.safetensors and truth.safetensors: a square liver of noise, tumour in the first slices."""
+    """Write prepared.safetensors and truth.safetensors: a square liver of noise with tumour in the first slices."""
     rng = np.random.default_rng(seed)
     organ = np.zeros((slices, SIDE, SIDE), bool)
     organ[:, 6:26, 6:26] = True
@@ -51,7 +51,7 @@ def write_prepared(folder: Path, *, slices: int, tumour: int = 0, seed: int = 0)
 
 
 def tiny_settings(**changes: Any) -> LiverSettings:
-    """Settings of networks of three levels, with these changes."""
+    """Return settings of small networks with three levels, with these changes."""
     values: dict[str, Any] = {
         "name": "test",
         "gpus": "cpu",

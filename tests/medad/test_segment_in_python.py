@@ -1,4 +1,4 @@
-"""`medad.segment` beside the steps of `adflows liver segment`, on phantoms with a tiny model."""
+"""Comparison of `medad.segment` with the steps of `adflows liver segment`, on phantoms with a tiny model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A scan and its label, in the file's own voxel order: neither LPS nor RAS."""
+    """Write a scan and its label with a voxel order that is neither LPS nor RAS."""
     root = tmp_path_factory.mktemp("lits")
     write_lits_phantoms(root, 1)
     found = []
@@ -45,7 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def steps(pair: tuple[Path, Path], run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the steps of the command write."""
+    """Run the steps of the command and return the folder of their outputs."""
     root = tmp_path_factory.mktemp("steps")
     prepared, out = root / "prepared", root / "out"
     prepared.mkdir()
@@ -85,7 +85,7 @@ def test_settings_take_the_place_of_the_models(pair: tuple[Path, Path], run: Pat
 
 
 def test_other_formats_keep_their_own_voxel_order(pair: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
-    """The same voxels as MetaImage: SimpleITK's first axis is the array's first."""
+    """Segment the same voxels as MetaImage: SimpleITK's first axis is the array's first axis."""
     scan, label = tmp_path / "scan.mhd", tmp_path / "label.mhd"
     for source, target in zip(pair, (scan, label), strict=True):
         sitk.WriteImage(sitk.ReadImage(source), target)

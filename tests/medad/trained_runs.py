@@ -1,4 +1,4 @@
-"""Run folders of the liver flow with tiny networks, as `adflows liver train` leaves them."""
+"""Run folders of the liver flow with tiny networks, as `adflows liver train` writes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETTINGS = LiverSettings(
 
 
 def write_run(folder: Path) -> Path:
-    """Networks with seeded random weights: what they find does not matter, where it goes does."""
+    """Write a run folder of networks with seeded random weights. Tests check where results go, not their quality."""
     for role in nets.PHASES:
         (folder / "model" / role).mkdir(parents=True)
         net = nets.build(role, NET, torch.Generator().manual_seed(1))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from medad.base.textures import TAU, clouds, texture_files
+from medad.base.textures import TAU, perlin_clouds, texture_files
 from zsad.data.images import read_image
 
 AUGMENTATIONS = 3
@@ -133,7 +133,7 @@ class GeneratedTextures(Textures):
     def draw(
         self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
     ) -> Float[Tensor, "B 3 S S"]:
-        cloud = clouds(generators, size_px, device)
+        cloud = perlin_clouds(generators, size_px, device)
         numbers = torch.stack([torch.rand(18, generator=generator) for generator in generators])
         kind, angle, first, second, phase, bend, contrast, grain, colourful = (
             column[:, None, None].to(device) for column in numbers[:, :9].T

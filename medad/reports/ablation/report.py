@@ -138,7 +138,7 @@ def render_html(document: AblationDocument, shown: Pictures) -> str:
 
 def _pictures(settings: AblationSettings, results: AblationResults[Path]) -> Pictures:
     by_name = {one.name: one for one in results.variants if one.group == ROWS}
-    rows = [by_name[row.name] for row in settings.chosen_rows if row.name in by_name]
+    rows = [by_name[row.name] for row in settings.selected_rows if row.name in by_name]
     return Pictures(
         slices=[
             (slice_.title, [Picture(one.row, jpeg_uri(one.picture, JPEG_QUALITY)) for one in slice_.rows])

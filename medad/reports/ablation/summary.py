@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medad.base.settings import MACHINE_FIELDS
-from medad.base.text import clean, natural_order
+from medad.base.text import hide_paths, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.ablation import ROWS, AblationSettings, PublishedFigures, Variant
 from medad.evaluation.metrics import definitions
@@ -60,7 +60,7 @@ def make_document(
         (variant.group, variant.name): _row_report(variant, settings, by_name.get((variant.group, variant.name)))
         for variant in settings.variants()
     }
-    rows = tuple(reports[ROWS, row.name] for row in settings.chosen_rows)
+    rows = tuple(reports[ROWS, row.name] for row in settings.selected_rows)
     sweeps = tuple(
         SweepReport(
             name=sweep.name,
@@ -68,7 +68,7 @@ def make_document(
             key=sweep.key,
             rows=tuple(reports[sweep.name, str(value)] for value in sweep.values),
         )
-        for sweep in settings.chosen_sweeps
+        for sweep in settings.selected_sweeps
     )
     base = settings.base_settings()
     return AblationDocument(
@@ -77,7 +77,7 @@ def make_document(
         name=settings.name,
         statement=STATEMENT,
         inserted=_inserted(settings, results, notes),
-        notes=tuple(clean(note) for note in notes),
+        notes=tuple(hide_paths(note) for note in notes),
         seeds=settings.seeds,
         figures=FIGURES,
         rows=rows,
@@ -92,7 +92,7 @@ def make_document(
         ),
         definitions=definitions(base.evaluation) | _definitions(settings),
         settings=shown_settings(settings),
-        versions={name: clean(versions[name]) for name in sorted(versions)},
+        versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
 
 

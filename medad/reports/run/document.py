@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from medad.base.errors import InputError
 from medad.base.storage import read_json, read_record
-from medad.base.text import clean
+from medad.base.text import hide_paths
 from medad.evaluation.metrics import CaseEvaluation, CaseMetrics, Summary
 from medad.evaluation.postprocess import Lesion
 from medad.reporting.failures import FailureRow
@@ -166,7 +166,7 @@ def read_case(
         inserted=result.inserted is not None,
         # numbers only: free text could contain a person's name
         inserted_lesions=tuple({key: value for key, value in one.items() if _is_numeric(value)} for one in inserted),
-        facts=facts.model_copy(update={"warnings": tuple(clean(text) for text in facts.warnings)}),
+        facts=facts.model_copy(update={"warnings": tuple(hide_paths(text) for text in facts.warnings)}),
         seconds={key: float(timing[key]) for key in sorted(timing) if "seconds" in key and _is_numeric(timing[key])},
         lesions=read_record(LesionList, result.segmented / "lesions.json"),
         # evaluations are cached by content, so this one can have another case's id

@@ -17,7 +17,7 @@ from PIL import Image
 from medad.base.errors import CaseFailure, InputError
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import atomic_path, write_bytes
-from medad.base.text import clean, natural_order
+from medad.base.text import hide_paths, natural_order
 from medad.cohort.samples import PHANTOM_NOTE
 from medad.config.liver import LiverSettings
 from medad.evaluation.metrics import CaseEvaluation, definitions, dice_of_counts, summarise
@@ -124,7 +124,7 @@ def write_report(
             statement=f"{tag[0].upper()}{tag[1:]}. {INSERTED_STATEMENT}" if inserted else None,
             cases=tuple(case.case_id for case in cases if case.inserted),
         ),
-        notes=tuple(clean(note) for note in notes),
+        notes=tuple(hide_paths(note) for note in notes),
         summary=summarise(evaluations) if evaluations else None,
         definitions=definitions(settings.evaluation),
         cases=tuple(cases),
@@ -132,7 +132,7 @@ def write_report(
         # networks trained together have the same curve in both folders
         curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
         settings=settings.public(*MACHINE_FIELDS),
-        versions={name: clean(versions[name]) for name in sorted(versions)},
+        versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
     write_bytes(out / "report.json", (document.model_dump_json(indent=1) + "\n").encode())
     uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
 from medad.base.storage import read_record
-from medad.base.text import clean, natural_order
+from medad.base.text import hide_paths, natural_order
 from medad.config.sensitivity import SensitivitySettings
 from medad.evaluation.sensitivity import LesionFigures, Row, VolumeRecord, sensitivity_table, summarise_lesions
 from medad.reporting.failures import FailureRow, failure_rows
@@ -139,7 +139,7 @@ def make_document(
     return SensitivityDocument(
         name=settings.name,
         warnings=(UNKNOWN_TRAINING,) if trained_on is None else (TRAINED_ON,) if trained_scans else (),
-        notes=tuple(clean(note) for note in (no_room, *notes) if note),
+        notes=tuple(hide_paths(note) for note in (no_room, *notes) if note),
         summary=_summary(sensitivity_table(records, *axes, ())[0].figures) if records else None,
         by_size=tuple(sensitivity_table(records, *axes, ("size",))),
         by_contrast=tuple(sensitivity_table(records, *axes, ("contrast",))),
@@ -149,7 +149,7 @@ def make_document(
         failures=failure_rows(failures, hide_files=not show_file_names),
         definitions=definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
-        versions={name: clean(versions[name]) for name in sorted(versions)},
+        versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from flows.cli.settings_page import CHAPTERS, description, settings_page
-from medad.base.private import field_types, parts_of
+from medad.base.private import field_types, nested_types
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 LONGEST_SENTENCE = 25
@@ -27,7 +27,9 @@ def models() -> Iterator[type[BaseModel]]:
             seen.add(model)
             yield model
             for kind in field_types(model).values():
-                pending += [part for part in parts_of(kind) if isinstance(part, type) and issubclass(part, BaseModel)]
+                pending += [
+                    part for part in nested_types(kind) if isinstance(part, type) and issubclass(part, BaseModel)
+                ]
 
 
 FIELDS = [(model, name) for model in models() for name in model.model_fields]
@@ -46,13 +48,13 @@ def test_the_page_has_every_setting() -> None:
 
 def test_known_rows_are_as_known_beforehand() -> None:
     rows = settings_page().splitlines()
-    assert "| `preprocess.slice_px` | integer 32 to 1024, multiple of 16 | `256` | Side of a slice. |" in rows, (
-        "an integer with limits"
-    )
+    assert (
+        "| `preprocess.slice_px` | integer 32 to 1024, multiple of 16 | `256` | Side of a slice, in pixels. |" in rows
+    ), "an integer with limits"
     assert "| `train.flip` | true or false | `false` | Random flips of slices, left-right and front-back. |" in rows
     assert "| `data.categories` | list (text) or none | `null` | Categories to use. None: all. |" in rows
     (root,) = [row for row in rows if row.startswith("| `train_data.root` |")]
-    assert root.startswith("| `train_data.root` | private text | needed | Folder of the data set;")
+    assert root.startswith("| `train_data.root` | private text | needed | Folder of the data set.")
     (test_data,) = [row for row in rows if row.startswith("| `test_data` |")]
     assert test_data.startswith("| `test_data` | group, as `train_data` | needed |")
     (healthy,) = [row for row in rows if row.startswith("| `healthy` |")]

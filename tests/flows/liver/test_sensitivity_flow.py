@@ -130,7 +130,7 @@ def test_a_model_whose_training_nobody_knows_is_refused(
         (("--set", "settings.preprocess.slice_px=128"), "differs from what the model"),
         (("--set", "settings.train_data.root=x"), "those of `healthy`"),
         (("--set", "overlap=2"), "overlap"),
-        (("--set", "healthy=5", "--set", "healthy.layout=lits"), "holds no further keys"),
+        (("--set", "healthy=5", "--set", "healthy.layout=lits"), "is not a group of settings"),
     ],
 )
 def test_wrong_values_are_one_line(study: Callable[..., Any], options: tuple[str, ...], rule: str) -> None:
@@ -167,7 +167,7 @@ def test_what_a_volume_depends_on(tmp_path: Path) -> None:
 
     def call(
         insertion: InsertionSettings = first,
-        measure: MeasureSettings = study.measure,
+        measure: MeasureSettings = study.measure_settings,
         healthy: Ref | None = None,
         machine: MachineSettings = ANY_MACHINE,
         **segmented: Any,
@@ -178,7 +178,7 @@ def test_what_a_volume_depends_on(tmp_path: Path) -> None:
     same = [call(machine=study.machine), call(inference=InferenceSettings(batch_size=3))]
     other = [
         call(insertion=second),
-        call(measure=study.measure.model_copy(update={"overlap": 0.2})),
+        call(measure=study.measure_settings.model_copy(update={"overlap": 0.2})),
         call(healthy=ref("segment", "b")),
         call(restoration=ref("restoration", "b")),
         call(preprocess=PreprocessSettings(slice_px=64)),

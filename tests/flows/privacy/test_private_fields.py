@@ -23,7 +23,7 @@ from flows.server.deployments import case_step, liver_nightly, zsad_weekly
 from flows.zsad.compare import compare
 from flows.zsad.flow import ScoreRequest, score, zsad
 from medad.base.manifest import MANIFEST
-from medad.base.private import Private, field_types, is_private, parts_of
+from medad.base.private import Private, field_types, is_private, nested_types
 from medad.base.settings import Settings
 from medad.config.ablation import AblationSettings, RowSettings, SweepSettings
 from medad.config.inbox import InboxSettings
@@ -139,7 +139,7 @@ def subclasses(model: type[Settings]) -> Iterator[type[Settings]]:
 
 
 def models_in(kind: Any) -> Iterator[type[BaseModel]]:
-    for part in parts_of(kind):
+    for part in nested_types(kind):
         if inspect.isclass(part) and issubclass(part, BaseModel):
             yield part
             for inner in field_types(part).values():
@@ -158,11 +158,11 @@ def stored_models() -> set[type[BaseModel]]:
 
 
 def holds_private(kind: Any) -> bool:
-    return any(isinstance(part, Private) for part in parts_of(kind))
+    return any(isinstance(part, Private) for part in nested_types(kind))
 
 
 def is_text(kind: Any) -> bool:
-    return any(part is str or (inspect.isclass(part) and issubclass(part, Path)) for part in parts_of(kind))
+    return any(part is str or (inspect.isclass(part) and issubclass(part, Path)) for part in nested_types(kind))
 
 
 def marked_fields(value: Any) -> Iterator[tuple[str, str]]:
@@ -191,7 +191,7 @@ def test_a_field_that_may_hold_a_path_is_private() -> None:
         for name, kind in field_types(model).items()
         if not holds_private(kind)
         and is_text(kind)
-        and (not SUSPECT.isdisjoint(name.split("_")) or any(part is Path for part in parts_of(kind)))
+        and (not SUSPECT.isdisjoint(name.split("_")) or any(part is Path for part in nested_types(kind)))
     ]
     assert not open_fields, "give these a type of medad.base.private"
 
@@ -284,7 +284,7 @@ def test_reports_hold_no_name(report: str, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["train_data.root", "train_data", "test_data.patients", "synthesis.texture"])
 def test_nothing_private_is_swept_over(key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key} cannot be swept over; give each of its values a row"):
+    with pytest.raises(ValueError, match=f"{key} is private and cannot be swept; write one row per value instead"):
         SweepSettings(name="a", label="A", key=key, values=(FOLDER,))
 
 

@@ -184,4 +184,4 @@ def test_a_failure_says_whether_a_file_or_the_machine_is_to_blame() -> None:
     file = describe("case-1", "prepare", InputError("/x/scan.nii", "cut short"))
     disk = describe("case-1", "prepare", DiskFullError("/cache: no room left on this disk"))
     bug = describe("case-1", "prepare", ZeroDivisionError())
-    assert [each.of_machine for each in (file, disk, bug)] == [False, True, False]
+    assert [each.machine_fault for each in (file, disk, bug)] == [False, True, False]

@@ -199,7 +199,7 @@ def test_a_run_that_cannot_begin_says_why_in_one_line_and_without_a_path(site: L
     ended = site.ended(site.ask("liver/liver-nightly", config="lost"))
     assert ended.state is not None
     assert ended.state.name == "Failed"
-    assert "no such folder of cases" in (ended.state.message or "")
+    assert "no such folder" in (ended.state.message or "")
     assert "\n" not in (ended.state.message or "")
     assert "MUSTERMANN" not in (ended.state.message or "")
     assert "MUSTERMANN" not in site.log("worker.log")

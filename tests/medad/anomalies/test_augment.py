@@ -1,10 +1,10 @@
-"""Augmentation: it stays inside the liver, does nothing at zero strength, and each kind does what its name says."""
+"""Augmentation: it changes only the liver, does nothing at zero strength, and each kind has its intended effect."""
 
 from __future__ import annotations
 
 import torch
 
-from medad.anomalies.augment import degrade, rim_hu, shade_hu, vary, vessels_hu
+from medad.anomalies.augment import add_noise, augment, rim_hu, shade_hu, vessels_hu
 from medad.anomalies.lesions import Scale
 from medad.config.anomalies import AugmentationSettings
 from tests.seeded import generator
@@ -28,13 +28,13 @@ def _scale(batch: int) -> Scale:
 
 def test_at_zero_strength_nothing_changes() -> None:
     image, organ = _liver(4)
-    assert torch.allclose(vary(image, organ, _scale(4), NONE, generator()), image, atol=1e-4)
-    assert torch.equal(degrade(image, organ, _scale(4), NONE, generator()), image)
+    assert torch.allclose(augment(image, organ, _scale(4), NONE, generator()), image, atol=1e-4)
+    assert torch.equal(add_noise(image, organ, _scale(4), NONE, generator()), image)
 
 
 def test_only_the_liver_changes_and_equal_generators_agree() -> None:
     image, organ = _liver(8)
-    for change in (vary, degrade):
+    for change in (augment, add_noise):
         first, again = (change(image, organ, _scale(8), AugmentationSettings(), generator(5)) for _ in range(2))
         assert torch.equal(first, again)
         assert torch.equal(first[~organ], image[~organ])
@@ -45,13 +45,13 @@ def test_only_the_liver_changes_and_equal_generators_agree() -> None:
 
 def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
     image, organ = _liver(64)
-    moved = vary(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), generator())
+    moved = augment(image, organ, _scale(64), NONE.model_copy(update={"offset_hu": 10.0}), generator())
     shift = (moved - image).masked_fill(~organ, 0).flatten(1)
     mean = shift.sum(1) / organ.flatten(1).sum(1)
     spread = torch.where(organ.flatten(1), (shift - mean[:, None]).abs(), 0.0)
     assert spread.max() < 1e-3
     assert 0.5 * 10 * 0.85 < mean.abs().max() <= 10 * 0.85 + 1e-3
-    gained = vary(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), generator())
+    gained = augment(image, organ, _scale(64), NONE.model_copy(update={"gain_log": 0.5}), generator())
     sd = torch.stack([part[where].std() for part, where in zip(gained, organ, strict=True)])
     before = torch.stack([part[where].std() for part, where in zip(image, organ, strict=True)])
     means = torch.stack([part[where].mean() for part, where in zip(gained - image, organ, strict=True)])
@@ -63,7 +63,7 @@ def test_the_offset_moves_the_whole_liver_and_the_gain_keeps_its_mean() -> None:
 def test_noise_has_the_strength_that_was_asked_for() -> None:
     image, organ = _liver(6)
     flat = torch.full_like(image, 128.0)
-    noisy = degrade(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), generator())
+    noisy = add_noise(flat, organ, _scale(6), NONE.model_copy(update={"noise_hu": (12.0, 12.0)}), generator())
     for part, where in zip(noisy, organ, strict=True):
         assert abs(float(part[where].std()) / 0.85 - 12) < 2
 
@@ -78,7 +78,7 @@ def test_a_shade_parts_the_slice_in_two_over_the_width_that_was_asked_for() -> N
         assert hu.max() <= 0
         down, right = (hu[:, 2:, 1:-1] - hu[:, :-2, 1:-1]) / 2, (hu[:, 1:-1, 2:] - hu[:, 1:-1, :-2]) / 2
         steepest.append(torch.hypot(down, right).flatten(1).amax(1).median())
-    # a logistic step of width w px is steepest in its middle: 30 / w a pixel, here of 2 mm; waves make it steeper
+    # a logistic step of width w px is steepest in its middle: 30 / w per pixel of 2 mm; waves make it steeper
     assert 0.85 * 30 / 4 < steepest[0] < 1.3 * 30 / 4
     assert 0.85 * 30 / 16 < steepest[1] < 1.3 * 30 / 16
     hu = shade_hu(organ, _scale(32), AugmentationSettings(shade_hu=(20, 20.001), shade_mm=(8, 8.001)), generator())
@@ -95,7 +95,7 @@ def test_vessels_have_the_hu_and_the_width_that_were_asked_for() -> None:
     assert abs(float(hu.max()) - 50) < 0.5
     shown = hu.flatten(1).amax(1) > 25
     assert 0 < int(shown.sum()) < 16, "none or one a slice"
-    # a straight run of 4 px width: a disc of radius 2 px fits into it, one of 4 px does not
+    # in a straight vessel of 4 px width a disc of radius 2 px fits, but a disc of radius 4 px does not
     for part in hu[shown, 0] > 25:
         width = torch.nn.functional.max_pool2d(-part[None, None].float(), 7, 1, 3)
         assert width.max() == 0, "no 7 x 7 square fits into a tube of 4 px"

@@ -1,4 +1,4 @@
-"""Textures of the baseline's pseudo anomalies: generated ones, and a folder's pictures."""
+"""Textures of DRAEM's pseudo anomalies: generated textures, and pictures of a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _folder(path: Path, *names: str, seed: int = 0) -> Path:
     for name in names:
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        # every grey value once or not at all, so that a change of tone shows as the order it keeps or reverses
+        # every grey value occurs at most once, so that the order of values shows whether a change inverts it
         grey = rng.permutation(256)[: 8 * 8].reshape(8, 8).astype(np.uint8)
         Image.fromarray(np.kron(grey, np.ones((SIDE // 8, SIDE // 8), np.uint8))).save(target)
     return path
@@ -99,5 +99,5 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torn\.png: not a readable picture"):
         open_textures(TextureSettings(folder=str(tmp_path)), SIDE)
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "torn.png")
-    with pytest.raises(InputError, match=r"torn\.png: expected a picture of 8 bits a channel"):
+    with pytest.raises(InputError, match=r"torn\.png: expected a picture with 8 bits per channel"):
         open_textures(TextureSettings(folder=str(tmp_path)), SIDE)

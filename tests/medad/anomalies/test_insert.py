@@ -1,4 +1,4 @@
-"""Lesions at the rim, mixed lesions and those without room: what they are, by their own rules."""
+"""Lesions at the rim, mixed lesions and lesions without room, checked by their rules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_lesion_at_the_rim_crosses_the_surface_and_counts_inside_alone(seed: i
         assert lesion.volume_mm3 == pytest.approx(np.count_nonzero(own) * np.prod(MM))
         around = sphere(liver.shape, lesion.centre_voxel, lesion.diameter_mm / 2)
         assert (own <= around).all()
-        # whatever its orientation: the sphere within the ellipsoid reaches a voxel that is no liver
+        # true for every orientation: the sphere within the ellipsoid reaches a voxel outside the liver
         assert (sphere(liver.shape, lesion.centre_voxel, lesion.diameter_mm / 2 * 0.7) & ~liver).any()
         assert np.count_nonzero(around & liver) * np.prod(MM) >= 0.4 * 4 / 3 * np.pi * (lesion.diameter_mm / 2) ** 3
     centres = [np.array(lesion.centre_voxel) * MM for lesion in inserted.lesions]
@@ -56,14 +56,14 @@ def test_a_lesion_at_the_rim_crosses_the_surface_and_counts_inside_alone(seed: i
 
 
 def test_where_the_scan_ends_is_no_rim() -> None:
-    """A liver that fills the volume but for one plane: only there it has a surface."""
+    """Insert into a liver that fills all planes except one: only there it has a surface."""
     liver = np.ones((40, 40, 30), dtype=np.bool_)
     liver[0] = False
     wanted = InsertSettings(place="rim", edge_mm=0)
     for seed in range(10):
         (lesion,) = insert_sizes(flat(liver), liver, MM, [12.0], wanted, np.random.default_rng(seed)).lesions
         assert lesion.centre_voxel[0] <= 0.7 * 6
-    with pytest.raises(InputError, match="no room at the rim for 1 of 12 to 12 mm"):
+    with pytest.raises(InputError, match="no room at the rim for 1 lesion of 12 to 12 mm"):
         insert_sizes(flat(liver), np.ones_like(liver), MM, [12.0], wanted, np.random.default_rng(0))
 
 
@@ -108,7 +108,7 @@ def test_one_generator_one_result(kind: str, place: str) -> None:
 
 
 def test_fewer_are_inserted_where_not_all_fit_and_an_error_says_so_otherwise() -> None:
-    """A ball of 33 mm: one lesion of 70 mm has no room, one of 40 mm has, two of 40 mm have not."""
+    """Insert into a ball of radius 33 mm: one lesion of 40 mm fits, one of 70 mm or two of 40 mm do not."""
     liver = ball()
 
     def sizes(*diameters: float) -> list[float]:
@@ -120,7 +120,7 @@ def test_fewer_are_inserted_where_not_all_fit_and_an_error_says_so_otherwise() -
     assert sizes(70.0, 40.0, 8.0) == [40.0, 8.0]
     assert sizes(40.0, 40.0) == [40.0]
     assert sizes(20.0, 10.0) == [20.0, 10.0]
-    with pytest.raises(InputError, match="no room for 2 of 40 to 70 mm"):
+    with pytest.raises(InputError, match="no room for 2 lesions of 40 to 70 mm"):
         insert_sizes(flat(liver), liver, MM, [70.0, 40.0], InsertSettings(), np.random.default_rng(0))
 
 
@@ -130,5 +130,5 @@ def test_log_uniform_sizes_have_uniform_logarithms() -> None:
     assert drawn.min() >= 5
     assert drawn.max() <= 60
     share = np.log(drawn / 5) / np.log(12)
-    # Kolmogorov's distance of 20,000 uniform numbers exceeds 0.0138 once in a thousand times
+    # the Kolmogorov distance of 20,000 uniform numbers exceeds 0.0138 once in a thousand times
     assert np.abs(np.sort(share) - np.linspace(0, 1, len(share))).max() < 0.0138

@@ -1,4 +1,4 @@
-"""Pseudo lesions in HU: where they may lie, what they add, and that equal generators give equal lesions."""
+"""Pseudo lesions in HU: their places, the HU they add, and equal lesions for equal generators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = 48
 
 
 def _slices(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat liver of grey 128 in a disc; everything else 128 too."""
+    """Return slices of grey 128 everywhere, with a disc as liver."""
     place = torch.arange(SIDE) - SIDE / 2
     organ = (torch.hypot(place[:, None], place[None]) < 18).expand(batch, 1, SIDE, SIDE)
     return torch.full((batch, 1, SIDE, SIDE), 128.0), organ
@@ -45,7 +45,7 @@ def test_equal_generators_give_equal_lesions_and_other_seeds_others() -> None:
 
 @pytest.mark.parametrize(("bright_share", "sign"), [(0.0, -1), (1.0, 1)])
 def test_a_plain_lesion_has_the_contrast_that_was_asked_for(bright_share: float, sign: int) -> None:
-    """One contrast, round, hard edge, no texture: well inside it is between 40 HU and one and a half times that."""
+    """Paint round lesions with one contrast, a hard edge and no texture: inside they add 40 HU to 1.5 times that."""
     image, organ = _slices(16)
     settings = LesionSettings(
         most=1, empty_share=0, diameter_mm=(30, 30.001), shortest_axis=1, contrast_hu=(40, 40.001),
@@ -59,7 +59,7 @@ def test_a_plain_lesion_has_the_contrast_that_was_asked_for(bright_share: float,
 
 
 def test_the_size_is_the_diameter_in_mm_at_any_pixel_size() -> None:
-    """The area of a circle, for a lesion whose centre is far enough from the organ's edge to lie inside whole."""
+    """Compare with the area of a circle, for lesions that lie completely inside the organ."""
     organ = torch.ones(24, 1, SIDE, SIDE, dtype=torch.bool)
     image = torch.full((24, 1, SIDE, SIDE), 128.0)
     settings = LesionSettings(

@@ -1,4 +1,4 @@
-"""The meant eq. 3.1, the laws of the drawn contrast, and DRAEM's textures over Perlin masks."""
+"""The intended eq. 3.1, the distribution of the drawn contrast, and DRAEM's textures in Perlin masks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from medad.anomalies.synthesis import blend, draw_shift, overlay, synthesise
+from medad.anomalies.synthesis import add_shift, blend, draw_shift, synthesise
 from medad.anomalies.textures import Textures
 from medad.config.anomalies import SynthesisSettings, TextureSettings
 from tests.seeded import generator
@@ -25,12 +25,12 @@ def _healthy(batch: int = 4, side: int = 64) -> tuple[torch.Tensor, torch.Tensor
     return image, organ
 
 
-def test_overlay_by_hand() -> None:
+def test_add_shift_by_hand() -> None:
     image = torch.tensor([[[[10.0, 200.0], [10.0, 200.0]]]])
     mask = torch.tensor([[[[True, True], [False, False]]]])
-    shifted = overlay(image, mask, torch.full((1, 1, 1, 1), 80.0))
+    shifted = add_shift(image, mask, torch.full((1, 1, 1, 1), 80.0))
     assert shifted.flatten().tolist() == [90.0, 255.0, 10.0, 200.0]
-    shifted = overlay(image, mask, torch.full((1, 1, 1, 1), -80.0))
+    shifted = add_shift(image, mask, torch.full((1, 1, 1, 1), -80.0))
     assert shifted.flatten().tolist() == [0.0, 120.0, 10.0, 200.0]
 
 
@@ -81,7 +81,7 @@ def test_normal_shift_follows_its_law() -> None:
 
 
 class Flat(Textures):
-    """A texture that is one grey value."""
+    """A texture of one grey value."""
 
     digest = "flat"
     grey = 250.0
@@ -131,7 +131,7 @@ def test_the_opacity_is_one_number_a_slice_and_follows_its_law() -> None:
 def test_a_share_of_slices_stays_clean() -> None:
     organ = torch.ones(200, 1, 64, 64, dtype=torch.bool)
     image = torch.full(organ.shape, 50.0)
-    # the threshold paints almost everything, so that an empty mask is a slice left clean
+    # the threshold paints almost every pixel, so an empty mask means an unchanged slice
     made = synthesise(image, organ, _textured(clean_share=0.5, threshold=-0.9), generator(3), Flat())
     painted = made.mask.flatten(1).any(1)
     assert stats.binomtest(int(painted.sum()), 200).pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""What a failure shows, and to whom."""
+"""Failures: which parts the user's terminal shows, and which parts reports show."""
 
 from __future__ import annotations
 

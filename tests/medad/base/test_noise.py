@@ -1,4 +1,4 @@
-"""Algorithm 1 against the same algorithm written per image with SciPy and scikit-image."""
+"""Comparison of Algorithm 1 with the same algorithm written per image with SciPy and scikit-image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perlin noise against the same formula written per pixel in plain Python."""
+"""Comparison of Perlin noise with the same formula written per pixel in plain Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRAEM = {"scale_exponents": (0, 5), "rotation_deg": (-90.0, 90.0)}
 
 
 def _noise_at(v: float, u: float, angles: list[list[float]]) -> float:
-    """K. Perlin, "Improving noise" (2002), in two dimensions: the four corners' ramps, each weighted by the blend."""
+    """Return K. Perlin's "Improving noise" (2002) in two dimensions: ramps of four corners, weighted by the blend."""
     rows, columns = len(angles) - 1, len(angles[0]) - 1
     if not (0 <= v <= rows and 0 <= u <= columns):
         return 0.0
@@ -53,7 +53,7 @@ def test_noise_is_the_formula(height: int, width: int, rotation_deg: tuple[float
     noise = perlin_noise(lattice, (height, width), CPU)
     for image, ours in enumerate(noise.double()):
         expected = _reference(lattice, image, height, width)
-        # a turned pixel on the lattice's very edge may round to either side of it
+        # a rotated pixel exactly on the lattice's edge may be rounded to either side of it
         edge = (ours == 0) ^ (expected == 0)
         assert edge.sum() <= 2
         torch.testing.assert_close(ours[~edge], expected[~edge], atol=2e-5, rtol=0)
@@ -71,7 +71,7 @@ def test_masks_are_where_the_reference_exceeds_the_threshold() -> None:
 
 def test_noise_vanishes_at_lattice_points_and_outside_the_turned_lattice() -> None:
     lattice = draw_lattice(generators(0), scale_exponents=(1, 1), rotation_deg=(45.0, 45.0))
-    # an odd side puts a pixel's centre on the middle of the image, which is a lattice point of 2 x 2 cells
+    # with an odd side a pixel's centre is the centre of the image, which is a lattice point of 2 x 2 cells
     noise = perlin_noise(lattice, (33, 33), CPU)[0]
     assert noise[16, 16] == 0
     assert (noise[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
@@ -99,7 +99,7 @@ def test_scales_are_drawn_evenly_and_each_axis_by_itself() -> None:
     for axis in (0, 1):
         counts = Counter(cells[:, axis].tolist())
         assert sorted(counts) == [1, 2, 4, 8, 16, 32]
-        # binomial, 1800 draws at 1/6: mean 300, sd 16
+        # binomial distribution, 1800 draws at 1/6: mean 300, sd 16
         assert all(220 < count < 380 for count in counts.values())
     same = (cells[:, 0] == cells[:, 1]).float().mean()
     assert 0.1 < same < 0.24
@@ -110,7 +110,7 @@ def test_rotation_and_directions_fill_their_ranges() -> None:
     degrees = lattice.rotation_rad.rad2deg()
     assert -90 <= degrees.min() < -85
     assert 85 < degrees.max() <= 90
-    # resultant of n random unit vectors is about sqrt(n)
+    # the sum of n random unit vectors has a length of about sqrt(n)
     angles = lattice.angles_rad
     resultant = torch.complex(angles.cos().sum(), angles.sin().sum()).abs()
     assert resultant < 4 * math.sqrt(angles.numel())

@@ -1,4 +1,4 @@
-"""What is shown of private fields, and of changes of them by dotted key."""
+"""The values shown for private fields, and for changes of such fields by dotted key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on disk: what a full disk is told by, and what a record that does not fit is."""
+"""Files on disk: recognition of a full disk, and errors of records that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts on disk -> cases: order, ids, partners. Files are made empty, since finding opens none."""
+"""Search for cases by layout: order, ids, labels. The files are empty, because the search opens none."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def test_ids_are_unique_and_safe_whatever_the_files_are_called(
     touch(root, *(f"{name}.nii.gz" for name in names))
     cases, problems = search(root, "folder", images="*.nii.gz", pseudonyms=pseudonymous)
     ids = [case.id for case in cases]
-    assert len({case_id.casefold() for case_id in ids}) == len(names) == len(ids)  # also where case is ignored
+    assert (
+        len({case_id.casefold() for case_id in ids}) == len(names) == len(ids)
+    )  # even if upper and lower case are ignored
     assert {case.scan.name for case in cases} == {f"{name}.nii.gz" for name in names}
     for case_id in ids:
         assert case_id.isascii()
@@ -178,18 +180,18 @@ def test_dicom_has_opaque_ids_whatever_the_settings_say(tmp_path: Path) -> None:
 
 
 def test_whoever_keeps_a_secret_gives_the_ids(tmp_path: Path) -> None:
-    """All at once, in order; one id for two scans is told apart by number, and not by a digest of a name."""
+    """Check that all scans are given at once, in order. Two scans with one id get a number, not a digest of a name."""
     dicom_sets(tmp_path)
-    asked: list[list[Path]] = []
+    calls: list[list[Path]] = []
 
     def same(scans: Sequence[Path]) -> list[str]:
-        asked.append(list(scans))
+        calls.append(list(scans))
         return ["ct-0123456789ab"] * len(scans)
 
     settings = DatasetSettings(root=str(tmp_path), layout="folder", images="*/CT")
     cases, _ = find_cases(settings, pseudonyms=same)
     assert [case.id for case in cases] == ["ct-0123456789ab", "ct-0123456789ab-2"]
-    assert asked == [[case.scan for case in cases]]
+    assert calls == [[case.scan for case in cases]]
 
 
 def test_an_opaque_case_is_chosen_by_its_name_as_well_and_a_missing_one_is_not_named(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_samples_root(tmp_path: Path) -> None:
     touch(tmp_path, "nifti/img/img0001.nii.gz", "nifti/label/label0001.nii.gz")
     data = DatasetSettings(root="samples:nifti", layout="btcv")
     assert [case.id for case in find_cases(data, tmp_path)[0]] == ["btcv-0001"]
-    with pytest.raises(InputError, match="sample data are not at hand"):
+    with pytest.raises(InputError, match="sample data are missing"):
         find_cases(data)
     for name in ("samples:", "samples:../other", "samples:..", "samples:a/b"):
         with pytest.raises(InputError, match="name of one folder"):
@@ -255,14 +257,14 @@ def test_a_folder_may_be_empty_where_cases_are_yet_to_come(tmp_path: Path) -> No
 
 
 def test_patients_are_told_by_the_layouts_names(tmp_path: Path) -> None:
-    """Also of cases with pseudonyms; a name that tells none is a problem of its own and never a patient by itself."""
+    """Find patients by name, also with pseudonyms. A name without a patient is a problem, not a patient of its own."""
     touch(tmp_path, *(f"{name}/ct.nii.gz" for name in ("P 1-a", "P 1-b", "P 2-a", "other")))
     for pseudonymous in (False, True):
         cases, problems = search(
             tmp_path, "folder", images="*/ct.nii.gz", patients=r"^(P \d+)-", pseudonyms=pseudonymous
         )
         assert [case.patient for case in cases] == ["P 1", "P 1", "P 2"]
-        assert [problem.rule for problem in problems] == ["its name tells no patient by the settings' `patients`"]
+        assert [problem.rule for problem in problems] == ["the setting `patients` finds no patient in its name"]
     cases, _ = search(tmp_path, "folder", images="*/ct.nii.gz")
     assert {case.patient for case in cases} == {None}
 

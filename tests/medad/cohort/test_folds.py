@@ -1,4 +1,4 @@
-"""Patients: who is who, dealt into folds, and found on both sides. Laws, and cases by construction."""
+"""Patients: identification, folds, and detection of patients in both training and testing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad.cohort.folds import Leak, Mark, Member, deal, find_leaks, patient_mark, patients_of
+from medad.cohort.folds import Leak, MarkedCase, PatientMark, deal, find_leaks, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 from medad.ct.dicom import patient_id, write_dicom
 from medad.ct.fingerprint import liver_fingerprint
@@ -26,16 +26,16 @@ FOLDS = st.builds(
     st.integers(0, 100),
     st.integers(0, 3),
 )
-MARKS = st.builds(Mark, st.sampled_from(["patient", "scan", "liver"]), st.sampled_from("abcde"))
+MARKS = st.builds(PatientMark, st.sampled_from(["patient", "scan", "liver"]), st.sampled_from("abcde"))
 MEMBERS = st.lists(st.frozensets(MARKS, max_size=3), max_size=8).map(
-    lambda found: [Member(f"case-{number}", marks) for number, marks in enumerate(found)]
+    lambda found: [MarkedCase(f"case-{number}", marks) for number, marks in enumerate(found)]
 )
 
 
-def member(case_id: str, *marks: str) -> Member:
-    """Marks as `scan:a`."""
+def member(case_id: str, *marks: str) -> MarkedCase:
+    """Return a case with marks given as `scan:a`."""
     pairs = [mark.split(":") for mark in marks]
-    return Member(case_id, frozenset(Mark(kind, digest) for kind, digest in pairs))  # type: ignore[arg-type]
+    return MarkedCase(case_id, frozenset(PatientMark(kind, digest) for kind, digest in pairs))  # type: ignore[arg-type]
 
 
 @given(KEYS, KEYS, FOLDS)
@@ -66,12 +66,12 @@ def test_the_seed_deals_anew_and_every_patient_meets_every_fold() -> None:
     patients = {f"patient {number}" for number in range(20)}
     dealt = [deal(patients, patients, FoldSettings(count=5, index=0, seed=seed)) for seed in range(100)]
     assert dealt[0] != dealt[1]
-    for patient in patients:  # a fold is missed by chance once in 0.8**-100
+    for patient in patients:  # a patient misses one fold by chance with probability 0.8**100
         assert {each[patient] for each in dealt} == set(range(5))
 
 
-def partners(members: Sequence[Member]) -> list[set[int]]:
-    """The literal definition: whoever is reached by going from case to case along shared marks."""
+def partners(members: Sequence[MarkedCase]) -> list[set[int]]:
+    """Return for each case all cases that are reached along shared marks, by the literal definition."""
     reached = []
     for start in range(len(members)):
         found, fresh = {start}, [start]
@@ -86,7 +86,7 @@ def partners(members: Sequence[Member]) -> list[set[int]]:
 
 
 @given(MEMBERS)
-def test_a_patient_is_whoever_is_reached_along_shared_marks(members: list[Member]) -> None:
+def test_a_patient_is_whoever_is_reached_along_shared_marks(members: list[MarkedCase]) -> None:
     keys = patients_of(members)
     for here, reached in enumerate(partners(members)):
         assert bool(keys[here]) == bool(members[here].marks)
@@ -95,15 +95,15 @@ def test_a_patient_is_whoever_is_reached_along_shared_marks(members: list[Member
 
 
 @given(MEMBERS, st.randoms(use_true_random=False))
-def test_keys_depend_on_marks_alone(members: list[Member], random: object) -> None:
-    renamed = [Member(f"other-{place}", each.marks) for place, each in enumerate(members)]
+def test_keys_depend_on_marks_alone(members: list[MarkedCase], random: object) -> None:
+    renamed = [MarkedCase(f"other-{place}", each.marks) for place, each in enumerate(members)]
     pairs = list(zip(renamed, patients_of(members), strict=True))
     random.shuffle(pairs)  # type: ignore[attr-defined]
     assert patients_of([each for each, _ in pairs]) == [key for _, key in pairs]
 
 
 @given(MEMBERS, MEMBERS)
-def test_a_leak_is_found_if_and_only_if_there_is_one(train: list[Member], test: list[Member]) -> None:
+def test_a_leak_is_found_if_and_only_if_there_is_one(train: list[MarkedCase], test: list[MarkedCase]) -> None:
     together = partners([*train, *test])
     crossing = {
         frozenset(reached)
@@ -126,7 +126,7 @@ def test_a_leak_names_the_first_cases_and_the_surest_reason() -> None:
     ]
     [leak] = find_leaks(train, [member("lits-1", "scan:a", "patient:p")])
     assert leak.rule == "btcv-10 in training and lits-1 in testing are one scan"
-    assert find_leaks(train, [member("btcv-3")]) == []  # a file that cannot be read is nobody's
+    assert find_leaks(train, [member("btcv-3")]) == []  # a file that cannot be read has no patient
 
 
 def test_a_copy_of_a_patients_second_scan_is_that_patients() -> None:
@@ -143,7 +143,7 @@ def test_patients_are_told_by_their_text_alone() -> None:
 
 @pytest.fixture(scope="module")
 def scan() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """HU in whole numbers with noise, a liver in the middle, an affine."""
+    """Return noisy HU in whole numbers, a liver in the middle, and an affine."""
     rng = np.random.default_rng(7)
     hu = np.rint(rng.normal(60, 20, (20, 18, 12))).astype(np.float32)
     liver = np.zeros(hu.shape, dtype=np.bool_)
@@ -199,7 +199,7 @@ def test_one_voxel_makes_another_liver(scan: tuple[np.ndarray, np.ndarray, np.nd
 
 
 def series(folder: Path, identity: str | None) -> Path:
-    """Three slices, with a PatientID or without the tag."""
+    """Write three slices, with or without a PatientID."""
     import pydicom
 
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Inserted lesions are what they say, by the ellipsoid's own formulae; phantoms look like an abdomen to the readers."""
+"""Inserted lesions against the formulae of the ellipsoid, and phantoms that the readers accept as an abdomen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINE = (0.8, 0.7, 1.0)
 
 
 def block(shape: tuple[int, int, int] = (90, 90, 70)) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A liver of 100 HU that fills a box inside the volume, but for a hole."""
+    """Return a liver of 100 HU that fills a box inside the volume, except for a hole."""
     liver = np.zeros(shape, dtype=np.bool_)
     liver[5:-5, 5:-5, :] = True  # up to the volume's ends in z
     liver[40:45, 40:45] = False
@@ -44,12 +44,12 @@ def test_volume_and_diameter_are_the_ellipsoids(seed: int) -> None:
     wanted = InsertSettings(count=3, diameter_mm=(14.0, 22.0))
     _, truth, lesions = insert_lesions(hu, liver, FINE, wanted, rng(seed))
     regions, count = ndimage.label(truth, np.ones((3, 3, 3)))
-    assert count == len(lesions) == 3  # none touches another
+    assert count == len(lesions) == 3  # no lesion touches another one
     for lesion in lesions:
         assert lesion.volume_mm3 == pytest.approx(pi / 6 * np.prod(lesion.axes_mm))
         assert 14 <= lesion.diameter_mm == max(lesion.axes_mm) <= 22
         voxels = np.argwhere(regions == regions[lesion.centre_voxel]) * FINE
-        # counting voxels errs with the surface: by far less than a shell of half a voxel
+        # counting voxels is inexact at the surface: by far less than a shell of half a voxel
         assert len(voxels) * np.prod(FINE) == pytest.approx(lesion.volume_mm3, rel=0.03)
         widest = pdist(voxels[ConvexHull(voxels).vertices]).max()
         assert lesion.diameter_mm - 2 * max(FINE) < widest <= lesion.diameter_mm
@@ -67,36 +67,36 @@ def test_laws_of_planting(seed: int, count: int, edge: float, contrast: tuple[fl
     before = hu.copy()
     wanted = InsertSettings(count=count, diameter_mm=(6.0, 14.0), contrast_hu=contrast, edge_mm=edge)
     inserted, truth, lesions = insert_lesions(hu, liver, (1.0, 1.0, 1.0), wanted, rng(seed))
-    np.testing.assert_array_equal(hu, before)  # the input stays
+    np.testing.assert_array_equal(hu, before)  # the input does not change
     assert not truth[~liver].any()
     np.testing.assert_array_equal(inserted[~liver], hu[~liver])
     change = inserted - hu
     assert [lesion.diameter_mm for lesion in lesions] == sorted((le.diameter_mm for le in lesions), reverse=True)
     for lesion in lesions:
         assert contrast[0] <= lesion.contrast_hu <= contrast[1]
-        # the centre is half the shortest axis from the surface: so many standard deviations into the soft edge
+        # distance of the centre from the surface, half the shortest axis, in standard deviations of the soft edge
         depth = min(lesion.axes_mm) / 2 / edge if edge else np.inf
         assert change[lesion.centre_voxel] == pytest.approx(lesion.contrast_hu * NormalDist().cdf(depth), abs=0.02)
         assert truth[lesion.centre_voxel]
-    # a neighbour's tail adds less than 0.02 HU
+    # the edge of a neighbour adds less than 0.02 HU
     strongest = max(abs(lesion.contrast_hu) for lesion in lesions)
     assert np.abs(change).max() <= strongest + 0.02
     if edge == 0:
         np.testing.assert_array_equal(change != 0, truth)
-    else:  # half the contrast on the surface parts inside from outside
+    else:  # half the contrast, which is the value on the surface, separates inside and outside
         weakest = min(abs(lesion.contrast_hu) for lesion in lesions)
         assert np.abs(change[truth]).min() >= weakest / 2 - 0.02
         assert np.abs(change[~truth]).max() <= strongest / 2 + 0.02
 
 
 def test_soft_edge_is_the_blurred_step_of_the_given_width() -> None:
-    """Oracle: along the longest axis of a large lesion the profile is a step blurred by a Gaussian of 2 mm."""
+    """Compare with a blurred step: along a large lesion's longest axis the profile is a step blurred by 2 mm."""
     liver = np.ones((101, 101, 101), dtype=np.bool_)
     hu = np.zeros(liver.shape, dtype=np.float32)
     wanted = InsertSettings(count=1, diameter_mm=(60.0, 60.0), contrast_hu=(-100.0, -100.0), edge_mm=2.0)
     inserted, truth, (lesion,) = insert_lesions(hu, liver, (1.0, 1.0, 1.0), wanted, rng(3))
     blurred = ndimage.gaussian_filter(np.where(truth, -100.0, 0.0), 2.0)
-    # curvature and the voxels' staircase part the two by little; the edge is where they could part
+    # curvature and the voxel grid cause a small difference; it can only occur at the edge
     assert np.abs(inserted - blurred)[truth ^ ndimage.binary_erosion(truth, iterations=4)].mean() < 4
     assert inserted[lesion.centre_voxel] == pytest.approx(-100, abs=0.01)
 
@@ -113,20 +113,20 @@ def test_one_seed_one_result() -> None:
 def test_a_liver_without_room_is_an_input_error() -> None:
     hu, liver = block()
     path = Path("liver.nii.gz")
-    with pytest.raises(InputError, match=r"liver\.nii\.gz: .*no room for 1 of 90 to 90 mm; the widest that fits"):
+    with pytest.raises(InputError, match=r"liver\.nii\.gz: .*no room for 1 lesion of 90 to 90 mm; the largest"):
         insert_lesions(hu, liver, FINE, InsertSettings(count=1, diameter_mm=(90.0, 90.0)), rng(), path=path)
     with pytest.raises(InputError, match="no room for 50"):
         insert_lesions(hu, liver, FINE, InsertSettings(count=50, diameter_mm=(20.0, 20.0)), rng(), path=path)
-    with pytest.raises(InputError, match="there is no liver"):
+    with pytest.raises(InputError, match="the liver mask is empty"):
         insert_lesions(hu, np.zeros_like(liver), FINE, InsertSettings(), rng(), path=path)
 
 
 def test_the_widest_that_fits_is_told_right() -> None:
-    """A slab of 21 planes of 1 mm: the sphere's centre is 11 mm from the planes beyond, less the margin of 2 mm."""
+    """Insert into a slab of 21 planes of 1 mm: the centre is 11 mm from the next plane, minus the margin of 2 mm."""
     liver = np.zeros((80, 80, 21), dtype=np.bool_)
     liver[2:-2, 2:-2] = True
     hu = np.zeros(liver.shape, dtype=np.float32)
-    with pytest.raises(InputError, match="fits alone is 18 mm"):
+    with pytest.raises(InputError, match="that fits has 18 mm"):
         insert_lesions(hu, liver, (1.0, 1.0, 1.0), InsertSettings(count=1, diameter_mm=(30.0, 30.0)), rng())
     insert_lesions(hu, liver, (1.0, 1.0, 1.0), InsertSettings(count=1, diameter_mm=(17.9, 17.9)), rng())
 
@@ -136,7 +136,7 @@ def test_phantom_is_an_abdomen(seed: int) -> None:
     hu, labels, affine = generate_phantom(rng(seed))
     liver = labels == LIVER
     spacing_mm = np.abs(np.diag(affine)[:3])
-    assert 700 < np.count_nonzero(liver) * spacing_mm.prod() / 1000 < 2500  # mL; a man's is about 1500
+    assert 700 < np.count_nonzero(liver) * spacing_mm.prod() / 1000 < 2500  # ml; an adult's liver has about 1500
     assert nibabel.aff2axcodes(affine) == ("L", "P", "S")
     centre = np.argwhere(liver).mean(axis=0) / hu.shape
     assert centre[0] < 0.45  # on the patient's right
@@ -174,7 +174,7 @@ def test_phantom_data_sets_are_read_as_real_ones(tmp_path: Path) -> None:
             labels, warning = io.read_labels_on(scan.geometry, case.label)
             assert warning is None
             io.check_hu(scan, io.require_liver(labels, case.liver_labels, case.label), case.scan)
-            assert (labels.values == TUMOUR).any()  # in btcv this is the right kidney
+            assert (labels.values == TUMOUR).any()  # in BTCV this value is the right kidney
     first = (tmp_path / "btcv" / "img" / "img0001.nii.gz").read_bytes()
     write_btcv_phantoms(tmp_path / "again", 1, 7)
     assert (tmp_path / "again" / "img" / "img0001.nii.gz").read_bytes() == first

@@ -35,13 +35,14 @@ class Log(list[str]):
 
 
 def members(folder: Path) -> dict[str, bytes]:
-    """What the real archive holds, in small: liver = 5 among other organs, the label turned against the scan."""
+    """Return a small version of the archive's content: liver = 5 among other organs, label and scan in different voxel
+    orders."""
     hu, labels, affine = generate_phantom(np.random.default_rng(0), SHAPE, SPACING)
     classes = np.where(labels == LIVER, 5, (hu > 150) * 40).astype(np.uint8)
     geometry = Geometry(SHAPE, affine)
     io.write_hu(folder / "ct.nii.gz", hu, geometry)
     io.write_labels(folder / "seg.nii.gz", classes, geometry)
-    # the real DICOM's label is stored with the second axis running the other way
+    # the label of the real DICOM series is stored with a reversed second axis
     turned = np.diag([1.0, -1.0, 1.0, 1.0])
     turned[1, 3] = SHAPE[1] - 1
     flipped = Geometry(SHAPE, affine @ turned)
@@ -90,7 +91,7 @@ def trust(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stand_in_for_python(path: Path, body: str) -> str:
-    """A program that gets `-m pip download ...` in sys.argv."""
+    """Write a program that replaces Python and gets `-m pip download ...` in sys.argv."""
     path.write_text(f"#!{sys.executable}\nimport sys, shutil, pathlib\nargs = sys.argv[1:]\n{body}\n", encoding="utf-8")
     path.chmod(0o755)
     return str(path)
@@ -117,7 +118,7 @@ def check_cases(found: samples.Samples) -> None:
         assert case.label is not None
         scan = io.read_scan(case.scan)
         labels = io.read_labels(case.label)
-        # as written, not as aligned: the very same grid
+        # read without alignment: exactly the same grid
         assert labels.geometry.shape == scan.geometry.shape
         assert io.check_same_grid(scan.geometry, labels.geometry, case.label) is None
         io.check_hu(scan, io.require_liver(labels, case.liver_labels, case.label), case.scan)
@@ -145,7 +146,7 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
     assert log
     check_cases(found)
     expected = content[f"{REFERENCE}/example_ct.nii.gz"]
-    assert (target / "nifti/img/img0001.nii.gz").read_bytes() == expected  # as is
+    assert (target / "nifti/img/img0001.nii.gz").read_bytes() == expected  # unchanged
     assert "Apache" in (target / "SOURCE.txt").read_text(encoding="utf-8")
     assert (target / "LICENSE").read_bytes() == b"Apache License"
     liver = classes_of(content, tmp_path) == 5
@@ -157,7 +158,7 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
     assert samples.fetch_samples(target, python=python, say=log) == found
     assert samples.find_samples(target) == found
     assert log == []
-    assert (tmp_path / "calls").read_text(encoding="utf-8") == "x"  # asked once
+    assert (tmp_path / "calls").read_text(encoding="utf-8") == "x"  # called once
     assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
     assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
 
@@ -173,7 +174,7 @@ def classes_of(content: dict[str, bytes], folder: Path) -> NDArray[np.uint8]:
 
 
 def test_no_member_leaves_the_folder(tmp_path: Path, archive: Path) -> None:
-    """A link and a path that climbs: neither is followed. The stray file then fails as a DICOM slice."""
+    """Check that a link and a path with `..` are not followed. The extra file then fails as a DICOM slice."""
     target = tmp_path / "cache" / "samples"
     with pytest.raises(UserError, match="escaped: not a readable DICOM"):
         samples.fetch_samples(target, archive=archive, say=Log())
@@ -226,7 +227,7 @@ def test_without_python_and_with_a_pip_that_hangs(tmp_path: Path, monkeypatch: p
 
 
 def test_real_pip_without_an_index_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The options are ones that pip knows: it gets as far as not finding the package."""
+    """Check that pip accepts the options: it fails only because it does not find the package."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -250,7 +251,7 @@ def test_phantoms_in_the_same_layout_and_real_ones_take_their_place(
     archive = plain_archive(tmp_path, content, monkeypatch)
     fetched = samples.fetch_samples(target, archive=archive, say=log)
     assert not fetched.generated
-    assert samples.generate_samples(target, say=log) == fetched  # never the other way round
+    assert samples.generate_samples(target, say=log) == fetched  # phantoms never replace real CTs
     assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
 
 
@@ -263,7 +264,7 @@ def test_a_killed_fetch_leaves_no_half_samples(
 import json, os, pathlib
 from medad.cohort import samples
 samples.ARCHIVE_SHA256 = {samples.ARCHIVE_SHA256!r}
-json.dumps = lambda *args, **kwargs: os._exit(9)  # as by kill -9: everything is laid out but the manifest
+json.dumps = lambda *args, **kwargs: os._exit(9)  # like kill -9: all files are written except the manifest
 samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(archive)!r}), say=print)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[2])}
@@ -271,7 +272,9 @@ samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(a
     assert done.returncode == 9, done.stderr
     assert not target.exists()
     assert samples.find_samples(target) is None
-    check_cases(samples.fetch_samples(target, archive=archive, say=Log()))  # nor does its lock bar the way
+    check_cases(
+        samples.fetch_samples(target, archive=archive, say=Log())
+    )  # the lock of the killed process does not block
     assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
 
 

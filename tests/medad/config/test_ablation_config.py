@@ -1,4 +1,4 @@
-"""An ablation's configuration: variants by hand, and one line for what is wrong, before anything runs."""
+"""Configuration of an ablation: variants checked by hand, and one-line errors before anything runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from medad.base.errors import ConfigError
-from medad.config.ablation import CURVE, ROWS, AblationSettings, by_dotted_key, load
+from medad.config.ablation import CURVE, ROWS, AblationSettings, flatten_changes, load
 from medad.config.liver import load as load_liver
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "liver"
@@ -81,19 +81,19 @@ def test_overrides_go_to_the_ablation_or_to_all_rows(tmp_path: Path) -> None:
     [
         ({"rows": [ROW_A | {"set": {"train.restoraton.epochs": 1}}]}, "rows.a: train.restoraton: Extra inputs"),
         ({"rows": [ROW_A | {"set": {"synthesis.ellipse_px": 4}}]}, "rows.a: synthesis: ellipse_px must be odd"),
-        ({"rows": [ROW_A | {"set": {"seed.of": 4}}]}, "rows.a: seed.of: seed holds no further keys"),
-        ({"rows": [ROW_A, ROW_A]}, "two are called 'a'"),
+        ({"rows": [ROW_A | {"set": {"seed.of": 4}}]}, "rows.a: seed.of: seed is not a group of settings"),
+        ({"rows": [ROW_A, ROW_A]}, "the name 'a' is used twice or is reserved"),
         ({"rows": []}, "nothing to train"),
-        ({"reference": "c"}, "reference: no row 'c' in rows, which has a, b"),
-        ({"seeds": [1, 1]}, "name one twice"),
+        ({"reference": "c"}, "reference: no row 'c'; rows has a, b"),
+        ({"seeds": [1, 1]}, "must not contain a seed twice"),
         ({"sweeps": [{"name": "s", "label": "S", "key": "synthesis.ellipse_px", "values": [4]}]}, "sweeps.s=4: synth"),
-        ({"sweeps": [{"name": "s", "label": "S", "key": "test_data.root", "values": ["z"]}]}, "cannot be swept over"),
+        ({"sweeps": [{"name": "s", "label": "S", "key": "test_data.root", "values": ["z"]}]}, "cannot be swept"),
         ({"sweeps": [{"name": "s", "label": "S", "key": "seed", "values": [4], "row": "q"}]}, "no row 'q'"),
         (
             {"sweeps": [{"name": "s", "label": "S", "key": "seed", "values": [4], "published": [None, None]}]},
             "2 entries for 1 values",
         ),
-        ({"base": "nowhere"}, "base: no file nowhere beside it"),
+        ({"base": "nowhere"}, "base: no file nowhere in the same folder"),
         ({"base": {"name": "x"}}, "base.train_data: Field required"),
         ({"speed": 3}, "speed: Extra inputs"),
     ],
@@ -111,22 +111,24 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, changes: dict[str, Any], rule
 def test_parts_are_chosen_by_name(tmp_path: Path) -> None:
     sweep = {"name": "th", "label": "T", "key": "synthesis.threshold_grey", "values": [150], "row": "b"}
     settings = load(write(tmp_path, sweeps=[sweep], reference="b"))
-    assert {one.id for one in settings.chosen("a").variants()} == {"a"}
-    assert {one.id for one in settings.chosen("th,a").variants()} == {"a", "th 150"}, "a sweep needs no chosen row"
+    assert {one.id for one in settings.select_parts("a").variants()} == {"a"}
+    assert {one.id for one in settings.select_parts("th,a").variants()} == {"a", "th 150"}, (
+        "a sweep needs no chosen row"
+    )
     assert settings.main_row == "b"
-    assert settings.chosen("a").main_row == "a"
-    assert not settings.chosen("a").has("baseline")
+    assert settings.select_parts("a").main_row == "a"
+    assert not settings.select_parts("a").is_selected("baseline")
     with pytest.raises(ConfigError, match="z: no such row; the configuration has a, b, th, baseline"):
-        settings.chosen("a,z")
+        settings.select_parts("a,z")
 
 
 def test_dotted_keys_are_leaves() -> None:
-    assert dict(by_dotted_key({"a": {"b": 1, "c": {}}, "d.e": [2]})) == {"a.b": 1, "a.c": {}, "d.e": [2]}
+    assert dict(flatten_changes({"a": {"b": 1, "c": {}}, "d.e": [2]})) == {"a.b": 1, "a.c": {}, "d.e": [2]}
 
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_small"])
 def test_committed_ablations_are_table_3_2(name: str) -> None:
-    """Rows and figures by hand from the thesis."""
+    """Compare rows and figures with those of the thesis."""
     settings = load(CONFIGS / f"{name}.yaml")
     rows = {one.name: one.settings for one in settings.variants() if one.group == ROWS}
     method = rows["tp_pa_unet"]
@@ -157,7 +159,7 @@ def test_committed_ablations_are_table_3_2(name: str) -> None:
 
 
 def test_the_small_ablations_row_in_hu_is_hu_small() -> None:
-    """The row says again what hu_small.yaml says, since all rows of an ablation stand on one base."""
+    """Check that the row repeats hu_small.yaml, because all rows of an ablation change one base."""
     rows = {one.name: one.settings for one in load(CONFIGS / "ablation_small.yaml").variants() if one.group == ROWS}
     hu_small = load_liver(CONFIGS / "hu_small.yaml")
     without_blobs: Any = {"name": True, "synthesis": set(hu_small.synthesis.model_dump()) - {"kind", "lesions"}}

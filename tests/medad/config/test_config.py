@@ -1,4 +1,4 @@
-"""Settings: the committed files load, the defaults are the thesis's, a wrong value is named in one line."""
+"""Settings: the configurations load, the defaults are the thesis's, and a wrong value gives a one-line error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_committed_file_loads(path: Path) -> None:
 
 
 def test_thesis_file_states_the_defaults() -> None:
-    """Numbers of section 3.4.1, by hand; and the file adds nothing that a bare configuration would not have."""
+    """Compare with the numbers of section 3.4.1, and check that the file only repeats the defaults."""
     thesis = load(next(path for path in CONFIGS if path.stem == "thesis"))
     assert thesis.preprocess.slice_px == 256
     assert thesis.synthesis.threshold_grey == 200
@@ -56,12 +56,12 @@ def test_thesis_file_states_the_defaults() -> None:
         (GOOD + "train_data: {root: x, layout: btcv, insert: {}}\n", "inserted into test scans only"),
         (GOOD.replace("layout: btcv", "layout: folder"), "layout folder needs `images`"),
         (GOOD.replace("name: a", "name: ../a"), "name: String should match pattern"),
-        (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "leave out tumour (2)"),
+        (GOOD.replace("layout: lits", "layout: lits, liver_labels: [1]"), "must include the tumour's value (2)"),
         ("name: a\n", "train_data: Field required (and 1 more)"),
-        (GOOD + "folds: {count: 5, index: 5}\n", "folds: folds.index = 5, but 5 folds are counted from 0"),
+        (GOOD + "folds: {count: 5, index: 5}\n", "folds: folds.index = 5, but it must be below folds.count = 5"),
         (GOOD + "folds: {count: 1, index: 0}\n", "folds.count: Input should be greater than or equal to 2"),
         (GOOD + "folds: {count: 5}\n", "folds.index: Field required"),
-        (GOOD.replace("layout: lits", "layout: lits, patients: 'a('"), "`patients` is no regular expression"),
+        (GOOD.replace("layout: lits", "layout: lits, patients: 'a('"), "`patients` is not a regular expression"),
         (GOOD.replace("layout: lits", "layout: lits, patients: 'a'"), "`patients` needs exactly one group"),
     ],
 )
@@ -88,7 +88,7 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     assert settings.train.restoration.epochs == 3
     assert settings.seed == 7
     assert settings.train_data == DatasetSettings(root="z", layout="btcv")
-    with pytest.raises(ConfigError, match="name holds no further keys"):
+    with pytest.raises(ConfigError, match="name is not a group of settings"):
         load(path, {"name.first": 1})
 
 
@@ -116,7 +116,7 @@ def test_there_is_an_example_of_an_inbox() -> None:
         (INBOX + "settle_s: -1\n", "settle_s: Input should be greater than or equal to 0"),
         (INBOX + "liver_labels: []\n", "liver_labels"),
         (INBOX.replace("out: out", "out: in/out"), "neither inside the other"),
-        (INBOX.replace("out: out", "out: m"), "results need one of their own"),
+        (INBOX.replace("out: out", "out: m"), "`out` must not be the model's folder"),
         (INBOX.replace("*/scan", "scan"), "`scans` must be a pattern with exactly one *"),
         (INBOX.replace("*/scan", "../*/scan"), "`scans` must be a pattern below the inbox"),
         (INBOX.replace("*/liver.nii.gz", "*/scan"), "the same pattern"),

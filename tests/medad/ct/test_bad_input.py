@@ -1,4 +1,4 @@
-"""Every bad input is an InputError of one line that names the file and the rule, and never wrong voxels."""
+"""Bad input files: each raises a one-line InputError that names the file and the rule, and none gives wrong voxels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def save(path: Path, array: NDArray[Any], affine: NDArray[np.float64] = LPS) -> 
 
 
 def patched(folder: Path, *changes: tuple[int, str, Any], name: str = "scan.nii") -> Path:
-    """A good file with header fields overwritten: (offset, type, value)."""
+    """Write a good file with some header fields overwritten: (offset, type, value)."""
     path = save(folder / "good.nii", values())
     content = bytearray(path.read_bytes())
     for offset, dtype, value in changes:
@@ -95,7 +95,10 @@ def test_gzip_cut_anywhere_is_refused(tmp_path: Path, packed: bytes) -> None:
 
 
 def test_every_flipped_bit_is_refused_or_harmless(tmp_path: Path, packed: bytes) -> None:
-    """What passes is the same to the last bit: gzip's time and system fields, or another coding of the same bytes."""
+    """Check that files with a flipped bit are refused or have equal voxels.
+
+    Harmless bits are in gzip's time and system fields, or give another coding of the same bytes.
+    """
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(packed)
     good = io.read_scan(path)
@@ -137,9 +140,9 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(DIM, "<i2", [4, 6, 5, 2, 2])], "3 dimensions, found 4"),
         ([(DIM, "<i2", [5, 6, 5, 2, 1, 2])], "3 dimensions, found 5"),
         ([(DIM, "<i2", [2, 6, 20])], "3 dimensions, found 2"),
-        ([(DIM, "<i2", [0, 6, 5, 4])], "sizes make no sense"),
-        ([(DIM, "<i2", [3, 6, -5, 4])], "sizes make no sense"),
-        ([(DIM, "<i2", [3, 6, 0, 4])], "sizes make no sense"),
+        ([(DIM, "<i2", [0, 6, 5, 4])], "sizes are invalid"),
+        ([(DIM, "<i2", [3, 6, -5, 4])], "sizes are invalid"),
+        ([(DIM, "<i2", [3, 6, 0, 4])], "sizes are invalid"),
         ([(PIXDIM + 4, "<f4", 0.0)], "voxel size must be above 0"),
         ([(PIXDIM + 8, "<f4", -1.0)], "voxel size must be above 0"),
         ([(PIXDIM + 12, "<f4", np.nan)], "voxel size must be above 0"),
@@ -151,7 +154,7 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(SROW_X + 12, "<f4", 0.5)], "sform and qform differ by up to 0.5 voxels"),
         ([(QFORM_CODE, "<i2", 0), (PIXDIM + 4, "<f4", 1.5)], "by sform but .* by pixdim"),
         ([(QFORM_CODE, "<i2", [0, 0])], "no affine"),
-        ([(QUATERN_B, "<f4", [2.0, 2.0, 2.0])], "qform is no rotation"),
+        ([(QUATERN_B, "<f4", [2.0, 2.0, 2.0])], "qform is not a rotation"),
         ([(XYZT_UNITS, "u1", 1)], "expected mm"),
         ([(XYZT_UNITS, "u1", 3)], "expected mm"),
         ([(SCL_SLOPE, "<f4", np.inf)], "wrong rescale slope"),
@@ -159,8 +162,8 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ([(DATATYPE, "<i2", [128, 24])], "RGB"),
         ([(DATATYPE, "<i2", [32, 64])], "complex"),
         ([(DATATYPE, "<i2", [9999, 16])], "datatype"),
-        ([(VOX_OFFSET, "<f4", np.nan)], "cannot be"),
-        ([(VOX_OFFSET, "<f4", 0.0)], "cannot be"),
+        ([(VOX_OFFSET, "<f4", np.nan)], "impossible start of the voxels"),
+        ([(VOX_OFFSET, "<f4", 0.0)], "impossible start of the voxels"),
         ([(MAGIC, "S4", b"ni1")], "pair"),
         ([(MAGIC, "S4", b"xyz")], "magic"),
     ],
@@ -213,7 +216,7 @@ def test_label_without_liver(tmp_path: Path) -> None:
 
 
 def plausible(scale: float = 1.0, offset: float = 0.0) -> tuple[Volume, NDArray[np.bool_]]:
-    """Air, fat, and a liver of 100 +- 20 HU, scaled as a wrong header would."""
+    """Return air, fat, and a liver of 100 +- 20 HU, scaled as by a wrong header."""
     rng = np.random.default_rng(0)
     hu = np.full((20, 20, 20), -1000.0)
     hu[3:17, 3:17] = -100
@@ -231,9 +234,9 @@ def plausible(scale: float = 1.0, offset: float = 0.0) -> tuple[Volume, NDArray[
         (1.0, 1024.0, "liver's median is"),
         (1.0, -1024.0, "liver's median is"),
         (-1.0, 0.0, "liver's median is"),
-        (0.02, 0.0, "values reach from"),
-        (40.0, 0.0, "values reach from"),
-        (1e-4, 0.0, "values reach from"),
+        (0.02, 0.0, "values are from"),
+        (40.0, 0.0, "values are from"),
+        (1e-4, 0.0, "values are from"),
     ],
 )
 def test_wrong_rescale_slope(scale: float, offset: float, rule: str) -> None:
@@ -246,7 +249,9 @@ def test_wrong_rescale_slope(scale: float, offset: float, rule: str) -> None:
 def test_liver_without_any_noise_is_no_ct() -> None:
     volume, liver = plausible()
     volume.hu[liver] = 80
-    refused(Path("s.nii.gz"), "80 % of values lie within 0 HU", lambda path: io.check_hu(volume, liver, path))
+    refused(
+        Path("s.nii.gz"), "80 % of the liver's values lie within 0 HU", lambda path: io.check_hu(volume, liver, path)
+    )
 
 
 def test_itk_files(tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_itk_files(tmp_path: Path) -> None:
         ("scan.mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 0 1", "voxel size"),
         ("scan.mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 1 -2", "voxel size"),
         ("scan.mha", b"ElementSpacing = 1 1 1\n", b"", "no affine"),
-        ("scan.mha", b"ElementDataFile = LOCAL", b"ElementDataFile = ../../other.raw", "beside the header"),
+        ("scan.mha", b"ElementDataFile = LOCAL", b"ElementDataFile = ../../other.raw", "in the header's folder"),
         ("scan.mha", b"1 0 0 0 1 0 0 0 1", b"1 0.2 0 0 1 0 0 0 1", "sheared|header"),
         ("scan.nrrd", b"space directions: (1,0,0) (0,1,0) (0,0,1)\n", b"", "no affine"),
         ("scan.nrrd", b"(1,0,0) (0,1,0) (0,0,1)", b"(1,0,0) (0,0,0) (0,0,1)", "voxel size|header|sheared"),
@@ -309,7 +314,7 @@ def test_itk_images_of_other_kinds(tmp_path: Path) -> None:
 def write_series(
     folder: Path, change: dict[int, dict[str, Any]], *, skip: tuple[int, ...] = (), tilt: float = 0
 ) -> None:
-    """Six good CT slices 2 mm apart; `change` overwrites tags of some."""
+    """Write six good CT slices with 2 mm spacing. `change` overwrites tags of some slices."""
     folder.mkdir()
     for k in set(range(6)) - set(skip):
         tags: dict[str, Any] = {
@@ -330,7 +335,7 @@ def write_series(
         ({3: {"Rows": 5, "Columns": 4}}, "", "mixed series: slices of .* pixels"),
         ({3: {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}}, "", "mixed series: .* orientation"),
         ({3: {"PixelSpacing": [2, 2]}}, "", "mixed series: .* pixel spacing"),
-        ({3: {"ImagePositionPatient": [0, 0, 4]}}, "", "one position"),
+        ({3: {"ImagePositionPatient": [0, 0, 4]}}, "", "the same position"),
         ({5: {"ImagePositionPatient": [0, 0, 10.5]}}, "", "uneven slice spacing"),
         ({2: {"ImagePositionPatient": [1, 0, 4]}}, "", "uneven slice spacing"),
         ({0: {"RescaleSlope": 0}}, "0.dcm", "wrong rescale slope"),
@@ -394,7 +399,7 @@ def test_unreadable_file_names_the_reason(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_labels_hold_what_the_file_held(tmp_path: Path) -> None:
-    """The reader's own damage check, seen from outside: a wrong CRC alone is enough."""
+    """Check the reader's damage check from outside: a wrong CRC is enough."""
     content = bytearray(gzip.compress(save(tmp_path / "good.nii", values()).read_bytes()))
     assert zlib.crc32((tmp_path / "good.nii").read_bytes()) == int.from_bytes(content[-8:-4], "little")
     content[-8] ^= 1

@@ -1,4 +1,4 @@
-"""Free text in headers: what the log's filter has to know, and what no output may carry on."""
+"""Free text in headers: the log filter must know it, and no output may contain it."""
 
 from __future__ import annotations
 

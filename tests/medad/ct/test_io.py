@@ -1,4 +1,4 @@
-"""Volumes between disk and memory: orientation, geometry, exact round trips, memory."""
+"""Reading and writing of volumes: orientation, geometry, exact round trips, memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEADER_GEOMETRY = (
 
 
 def tilt(degrees: float) -> NDArray[np.float64]:
-    """A rotation about an axis that is no coordinate axis (Rodrigues)."""
+    """Return a rotation about an oblique axis, by Rodrigues' formula."""
     axis = np.array([1.0, 2.0, 3.0]) / np.sqrt(14)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     angle = np.radians(degrees)
@@ -54,7 +54,7 @@ def tilt(degrees: float) -> NDArray[np.float64]:
 
 
 def orientation_affine(axes: tuple[int, ...], signs: tuple[int, ...], degrees: float = 0.0) -> NDArray[np.float64]:
-    """Source axis n runs along RAS axis axes[n], up or down by signs[n]."""
+    """Return an affine in which source axis n runs along RAS axis axes[n], in the direction signs[n]."""
     affine = np.eye(4)
     columns = np.zeros((3, 3))
     for source, (ras, sign) in enumerate(zip(axes, signs, strict=True)):
@@ -83,10 +83,10 @@ def test_every_orientation_there_and_back(tmp_path: Path, axes: Any, signs: Any,
     save(tmp_path / "scan.nii.gz", array, affine, forms)
     volume = io.read_scan(tmp_path / "scan.nii.gz")
 
-    # oracle for the order: nibabel's own reorientation to RAS, turned to LPS
+    # the order is compared with nibabel's reorientation to RAS, converted to LPS
     ras = nibabel.as_closest_canonical(nibabel.load(tmp_path / "scan.nii.gz"))
     np.testing.assert_array_equal(volume.hu, np.asarray(ras.dataobj)[::-1, ::-1])
-    # law for the place: every voxel keeps its patient position
+    # every voxel must have the same patient position as before
     index = np.argwhere(np.ones(volume.hu.shape))
     source_index = np.array(np.unravel_index(volume.hu.astype(int).ravel(), SHAPE)).T
     canonical = apply_affine(volume.geometry.canonical_affine, index)
@@ -108,7 +108,7 @@ def test_every_orientation_there_and_back(tmp_path: Path, axes: Any, signs: Any,
 
 
 def assert_on_itk_grid(volume: io.Volume, image: sitk.Image) -> None:
-    """Every voxel, found by its unique value, lies where SimpleITK places it."""
+    """Check that every voxel, found by its unique value, lies where SimpleITK places it."""
     values = sitk.GetArrayViewFromImage(image)
     assert volume.hu.size == values.size
     place = {int(volume.hu[tuple(i)]): i for i in np.argwhere(np.ones(volume.hu.shape))}
@@ -122,7 +122,7 @@ def itk_image(axes: Any = (0, 1, 2), signs: Any = (1, 1, 1), degrees: float = 8.
     affine = orientation_affine(axes, signs, degrees)
     image = sitk.GetImageFromArray(linear_index((4, 3, 5)))
     image.SetSpacing(SPACING)
-    image.SetDirection((affine[:3, :3] / SPACING).ravel().tolist())  # here the matrix means LPS
+    image.SetDirection((affine[:3, :3] / SPACING).ravel().tolist())  # this matrix is in LPS
     image.SetOrigin(affine[:3, 3].tolist())
     return image
 
@@ -133,7 +133,7 @@ def test_metaimage_lies_where_simpleitk_says(tmp_path: Path, axes: Any, signs: A
     sitk.WriteImage(image, tmp_path / "scan.mha")
     volume = io.read_scan(tmp_path / "scan.mha")
     assert_on_itk_grid(volume, image)
-    # the mask overlays in ITK too: same size, same place
+    # the mask also fits in ITK: same size, same place
     io.write_mask(tmp_path / "mask.nii.gz", volume.hu > 20, volume.geometry)
     mask = sitk.ReadImage(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(sitk.GetArrayViewFromImage(mask), sitk.GetArrayViewFromImage(image) > 20)
@@ -157,9 +157,9 @@ def test_every_itk_format(tmp_path: Path, name: str, compress: bool) -> None:
 def write_slices(
     folder: Path, values: NDArray[np.int16], step: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """A tilted CT series, stored with slope 2 and intercept -1024, its files named in shuffled order.
+    """Write a tilted CT series with slope 2 and intercept -1024, and with file names in shuffled order.
 
-    values [slices, rows, columns] in HU must be even. Returns origin, row and column steps in LPS mm.
+    `values` [slices, rows, columns] in HU must be even. Return origin, row step and column step in LPS mm.
     """
     folder.mkdir()
     row, column, _ = tilt(8).T
@@ -249,7 +249,7 @@ def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactor
     shape = data.draw(st.tuples(*[st.integers(1, 6)] * 3))
     axes, signs = data.draw(st.sampled_from(ORIENTATIONS))
     affine = orientation_affine(axes, signs, data.draw(st.sampled_from([0.0, 3.0])))
-    # float32 as in the header, so that the file's affine is this one
+    # float32 as in the header, so that the file has exactly this affine
     geometry = Geometry(shape, affine.astype(np.float32).astype(np.float64))
     size = geometry.canonical_shape
     hu = data.draw(hnp.arrays(np.float32, size, elements=st.floats(-4000, 4000, width=32)))
@@ -367,7 +367,7 @@ def test_one_grid_stored_in_two_orders_is_one_grid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("forms", ["both", "none"])
 def test_mismatch_as_a_warning_matches_voxels_by_index(tmp_path: Path, forms: str) -> None:
-    """The LiTS 28-47 case: right voxels, a label whose affine is identity or absent."""
+    """Read labels like LiTS 28 to 47: their voxels are right, but their affine is the identity or missing."""
     array = linear_index(SHAPE)
     save(tmp_path / "scan.nii.gz", array, orientation_affine((0, 1, 2), (-1, 1, 1)))
     save(tmp_path / "label.nii.gz", array, np.eye(4), forms)
@@ -388,7 +388,7 @@ def test_affine_from_chooses_between_sform_and_qform(tmp_path: Path) -> None:
     np.testing.assert_array_equal(io.read_scan(tmp_path / "scan.nii.gz", affine_from="sform").geometry.affine, sform)
     volume = io.read_scan(tmp_path / "scan.nii.gz", affine_from="qform")
     np.testing.assert_allclose(volume.geometry.affine, qform)
-    # the output carries both forms as they were, whichever a viewer takes
+    # the output holds both forms unchanged, so that any viewer places it correctly
     io.write_mask(tmp_path / "mask.nii.gz", volume.hu > 3, volume.geometry)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(mask.get_sform(), sform)
@@ -453,7 +453,7 @@ def test_full_device_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_full_file_system(tmp_path: Path) -> None:
-    """A file system of 1 MB of our own, in a namespace that goes with its process."""
+    """Write to a file system of 1 MB, in a namespace that ends with its process."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
     script = f"""
@@ -487,13 +487,13 @@ def test_silent_damage_while_writing_is_noticed(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(nifti, "GzipWriter", DamagesIt)
     geometry = Geometry(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]))
-    with pytest.raises(OSError, match="does not read back"):
+    with pytest.raises(OSError, match="read back"):
         io.write_mask(tmp_path / "mask.nii.gz", linear_index(SHAPE) > 3, geometry)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_of_reading_and_writing_is_one_volume(tmp_path: Path) -> None:
-    """4 bytes a voxel and a slab or two, so that 512 x 512 x 1000 stays below 1.9 GB."""
+    """Check that memory is 4 bytes per voxel and a few slabs, so that 512 x 512 x 1000 voxels need less than 1.9 GB."""
     shape = (512, 512, 160)
     deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
     header = nibabel.Nifti1Header()

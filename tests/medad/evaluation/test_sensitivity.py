@@ -351,9 +351,9 @@ def test_the_volumes_of_a_study_hold_every_lesion_once() -> None:
 @pytest.mark.parametrize(
     ("values", "rule"),
     [
-        ({"diameters_mm": [8, 5]}, "must rise"),
+        ({"diameters_mm": [8, 5]}, "must be in ascending order"),
         ({"contrasts_hu": [[-20, 20]]}, "both below 0 or both above 0"),
-        ({"contrasts_hu": [[-20, -10], {"hu": [-20, -10]}]}, "name each once"),
+        ({"contrasts_hu": [[-20, -10], {"hu": [-20, -10]}]}, "must not contain an entry twice"),
         ({"settings": {"test_data.root": "/x"}}, "those of `healthy`"),
         ({"healthy": {"root": "x", "layout": "btcv", "insert": {}}}, "inserts its own lesions"),
         ({"overlap": 0}, "overlap"),

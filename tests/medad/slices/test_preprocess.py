@@ -1,4 +1,4 @@
-"""Volume -> slices -> volume: literal oracles, and the law that nothing is lost on the way back."""
+"""Volume -> slices -> volume: comparison with literal code, and a round trip that loses nothing."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from medad.slices.preprocess import equalise, grey_per_hu, liver_roi, prepare, s
 
 
 def _grid_only(shape: tuple[int, int, int], size_px: int) -> Slices:
-    """Every plane of a volume, nothing painted."""
+    """Return slices of every plane of a volume, all empty."""
     blank = np.zeros((shape[2], size_px, size_px), np.uint8)
     grid = SliceGrid(shape[:2], shape[2], size_px)
     return Slices(blank, blank.astype(bool), np.arange(shape[2]), grid)
 
 
 def grid_of(liver: ndarray, size_px: int) -> SliceGrid:
-    """Whole planes."""
+    """Return a grid of slices that show whole planes."""
     return SliceGrid(liver.shape[:2], liver.shape[2], size_px)
 
 
 def _volume(shape: tuple[int, int, int], seed: int = 0) -> tuple[ndarray, ndarray]:
-    """HU with a liver-like ellipsoid, in the planes between the first and the last."""
+    """Return HU and a liver-like ellipsoid in all planes except the first and the last."""
     rng = np.random.default_rng(seed)
     hu = rng.normal(80, 40, shape).astype(np.float32)
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -63,7 +63,7 @@ def test_roi_zeroes_outside_alone() -> None:
 
 
 def _equalise_literally(image: ndarray, organ: ndarray) -> ndarray:
-    """Loop by loop: count, accumulate, map, then lift."""
+    """Equalise in plain loops: count, accumulate, map, then lift."""
     values = [int(image[place]) for place in zip(*np.nonzero(organ), strict=True)]
     below = [sum(1 for value in values if value <= grey) for grey in range(256)]
     lowest = below[min(values)]
@@ -169,7 +169,7 @@ ORIENTATIONS = [
 def test_way_back_from_all_48_orientations(
     tmp_path: Path, order: tuple[int, int, int], signs: tuple[int, int, int]
 ) -> None:
-    """A mask drawn on the slice grid, written on the scan's grid and read again, is the mask; so is the affine."""
+    """Write a mask of the slice grid on the scan's grid and read it: mask and affine are the same."""
     affine = np.eye(4)
     affine[:3, :3] = np.eye(3)[:, order] * np.array(signs) * (0.7, 0.8, 2.5)
     affine[:3, 3] = (-31.4, 15.9, 26.5)
@@ -193,7 +193,8 @@ def test_way_back_from_all_48_orientations(
 
 
 def test_slices_look_as_a_radiologist_looks(tmp_path: Path) -> None:
-    """A voxel at the patient's right, front, head end shows at the left, top, last slice, whatever the file's order."""
+    """Check for every file order: a voxel at the patient's right, front, head end is at the left, top of the last
+    slice."""
     for order, signs in ORIENTATIONS:
         affine = np.eye(4)
         affine[:3, :3] = np.eye(3)[:, order] * np.array(signs)
@@ -232,7 +233,7 @@ def test_standardised_slices_do_not_change_with_the_scanners_offset() -> None:
 
 
 def test_the_background_has_no_part_in_the_rim() -> None:
-    """A flat liver in air: no pixel of the standardised slices differs from the liver's grey value."""
+    """Prepare a flat liver in air: every pixel of the standardised slices has the liver's grey value."""
     _, liver = _volume((40, 56, 12))
     hu = np.where(liver, np.float32(100), np.float32(-1000))
     assert (prepare(hu, liver, HU_SLICES).pixels == 128).all()
@@ -251,7 +252,7 @@ def test_smoothing_keeps_a_flat_liver_and_lowers_noise_to_the_same_resolution() 
     inner = np.zeros_like(liver)
     inner[12:52, 12:52, 8:32] = True
     got = smooth_inside(noise, liver, (1.0, 1.0, 2.0), 1.5)
-    # the continuous limit of sum(weight^2), 1 / (2 sqrt(pi) sigma), is off by less than a tenth at 0.7 voxels
+    # the continuous limit of sum(weight^2), 1 / (2 sqrt(pi) sigma), is wrong by less than a tenth at 0.7 voxels
     sigma = [np.sqrt(1.5**2 - d**2 / 12) / d for d in (1.0, 1.0, 2.0)]
     expected = 20 * np.sqrt(np.prod([1 / (2 * np.sqrt(np.pi) * s) for s in sigma]))
     assert abs(got[inner].std() / expected - 1) < 0.15

@@ -302,7 +302,7 @@ def test_sample_roots(tmp_path: Path) -> None:
     for root in ("samples:../x", "samples:", "samples:.."):
         with pytest.raises(InputError, match="samples:NAME"):
             find_categories(ImagesSettings(root=root), tmp_path)
-    with pytest.raises(InputError, match="not at hand"):
+    with pytest.raises(InputError, match="sample data are missing"):
         find_categories(ImagesSettings(root="samples:materials"))
 
 

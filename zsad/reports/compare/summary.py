@@ -9,7 +9,7 @@ from typing import Literal
 
 from medad.base.errors import CaseFailure
 from medad.base.settings import MACHINE_FIELDS
-from medad.base.text import clean, natural_order
+from medad.base.text import hide_paths, natural_order
 from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from medad.reporting.seed_statistics import mean_and_sd
@@ -130,7 +130,7 @@ def make_document(
         kind="adflows zsad comparison",
         name=settings.name,
         notices=tuple(notices),
-        notes=tuple(clean(note) for note in notes),
+        notes=tuple(hide_paths(note) for note in notes),
         seeds=tuple(sorted(settings.seeds)),
         categories=categories,
         systems=reports,
@@ -145,7 +145,7 @@ def make_document(
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=_definitions(settings),
         settings=settings.public(*MACHINE_FIELDS),
-        versions={name: clean(versions[name]) for name in sorted(versions)},
+        versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medad.base.errors import InputError
 from medad.base.storage import read_record
-from medad.base.text import clean, natural_order, readable
+from medad.base.text import escape_bad_bytes, hide_paths, natural_order
 from zsad.clip.feature_store import INDEX, FeatureIndex
 from zsad.clip.models import MadeBy, is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
@@ -117,7 +117,9 @@ class LoadedCategory:
             unlabelled=sum(image.anomalous is None for image in self.images),
             masks=sum(image.mask is not None for image in self.images),
             mask_problems=tuple(
-                MaskProblem(id=ids[one.sha256], rule=clean(one.rule)) for one in first.problems if one.sha256 in ids
+                MaskProblem(id=ids[one.sha256], rule=hide_paths(one.rule))
+                for one in first.problems
+                if one.sha256 in ids
             ),
             prompts_per_side=self.prompts_per_side,
             variants=tuple(
@@ -141,7 +143,7 @@ def load_category(result: CategoryResult[Path], variants: Sequence[Variant]) -> 
     seed = min(evaluated)
     # an image scored with some seeds alone would make their means those of different sets
     common = set.intersection(*(set(of) for of in scored.values()))
-    images = [replace(one, id=readable(one.id)) for one in result.images if one.sha256 in common]
+    images = [replace(one, id=escape_bad_bytes(one.id)) for one in result.images if one.sha256 in common]
     return LoadedCategory(
         result=result,
         images=tuple(sorted(images, key=lambda one: natural_order(one.id))),

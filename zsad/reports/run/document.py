@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from medad.base.settings import MACHINE_FIELDS
-from medad.base.text import clean
+from medad.base.text import hide_paths
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import MadeBy
@@ -229,7 +229,7 @@ def make_document(
         kind="adflows zsad report",
         name=settings.name,
         notices=tuple(notices),
-        notes=tuple(clean(note) for note in notes),
+        notes=tuple(hide_paths(note) for note in notes),
         encoders=distinct,
         seeds=tuple(sorted({seed for one in categories for figures in one.variants for seed in figures.seeds})),
         macro=tuple(macro),
@@ -240,7 +240,7 @@ def make_document(
         metrics={key: title for key, title in METRICS.items() if settings.evaluation.pro_200 or key != PRO_200},
         definitions=definitions_shown(settings.evaluation),
         settings=settings.public(*MACHINE_FIELDS),
-        versions={name: clean(versions[name]) for name in sorted(versions)},
+        versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
 
 

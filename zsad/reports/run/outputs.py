@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from medad.base.errors import CaseFailure
 from medad.base.storage import disk_full_as_user_error, write_bytes
-from medad.base.text import readable
+from medad.base.text import escape_bad_bytes
 from medad.reporting.failures import failure_rows
 from medad.reporting.tables import write_csv
 from zsad.clip.models import MadeBy, describe
@@ -153,7 +153,7 @@ def _score_rows(category: LoadedCategory, settings: ZsadSettings) -> Iterator[di
         height, width = category.size_hw(image)
         yield {
             "id": image.id,
-            "file": "" if settings.data.pseudonyms else readable(image.path.name),
+            "file": "" if settings.data.pseudonyms else escape_bad_bytes(image.path.name),
             "score": score,
             "threshold": None if threshold is None else threshold.value,
             "flagged": None if threshold is None else int(score >= threshold.value),

@@ -1,4 +1,4 @@
-"""The table of steps by hand and the functions that it names."""
+"""The table of manual steps and the functions that it names."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import inspect
 import subprocess
 import sys
 
-from medad.config.by_hand import BY_HAND
+from medad.config.manual_steps import MANUAL_STEPS
 from medad.steps import by_hand
 
 
 def test_the_table_has_every_step_and_no_other() -> None:
     functions = [name for name, _ in inspect.getmembers(by_hand, inspect.isfunction) if name.startswith("step_")]
-    assert sorted(functions) == sorted(f"step_{name}" for name in BY_HAND)
+    assert sorted(functions) == sorted(f"step_{name}" for name in MANUAL_STEPS)
 
 
 def test_the_command_line_reads_the_table_without_a_heavy_import() -> None:
-    probe = "import sys; import medad.config.by_hand; print({'numpy', 'torch', 'pydantic'} & sys.modules.keys())"
+    probe = "import sys; import medad.config.manual_steps; print({'numpy', 'torch', 'pydantic'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, encoding="utf-8")
     assert done.stdout.strip() == "set()"

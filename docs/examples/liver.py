@@ -1,0 +1,82 @@
+# %% [markdown]
+# # Find lesions in a liver CT from Python
+#
+# This script segments one CT and compares the result with the ground truth. It needs neither Prefect nor a server.
+#
+# By default it reads what `make demo` left behind: a real CT into which lesions of known shape were inserted, and
+# the networks that `make demo` trained on another, healthy CT. Run it from the folder that holds `runs/`:
+#
+#     python docs/examples/liver.py
+#
+# For your own scan, change the four paths below.
+
+# %%
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from skimage.measure import label
+
+import medad
+from medad.ct.io import read_labels, read_scan
+
+mpl.use("Agg")  # writes files; remove this line in a notebook
+import matplotlib.pyplot as plt
+
+# %% [markdown]
+# ## Paths
+#
+# `scan` is a NIfTI, MetaImage or NRRD file, or the folder of one DICOM series. `liver` is a mask on the scan's grid.
+# `model` is the folder of `adflows liver run` or `adflows liver train`.
+
+# %%
+model = Path("runs/liver/demo")
+case = next((model / "inserted").iterdir())
+scan, truth = case / "scan.nii.gz", case / "label.nii.gz"
+out = Path("out/liver")
+
+# %% [markdown]
+# ## Segment
+#
+# The label of the demo holds 1 for liver and 2 for inserted lesions. Both values together are the liver.
+
+# %%
+found = medad.segment(scan, liver=truth, liver_labels=(1, 2), model=model)
+found.save(out)
+for number, lesion in enumerate(found.lesions, start=1):
+    print(f"lesion {number}: {lesion.volume_mm3 / 1000:.1f} mL, {lesion.diameter_mm:.0f} mm across")
+
+# %% [markdown]
+# ## Compare with the ground truth
+#
+# Dice is twice the overlap divided by the sum of both volumes: 1 is perfect, 0 is no overlap. A lesion counts as
+# found if the mask touches it.
+
+# %%
+labels = np.asarray(read_labels(truth).values)
+lesions = labels == 2
+dice = 2 * np.sum(found.mask & lesions) / max(1, np.sum(found.mask) + np.sum(lesions))
+parts = label(lesions)
+hits = sum(bool(found.mask[parts == part].any()) for part in range(1, parts.max() + 1))
+print(f"Dice {dice:.2f}; {hits} of {parts.max()} inserted lesions found")
+
+# %% [markdown]
+# ## Look at the slice with the most lesion
+#
+# Left: the CT in a soft-tissue window. Middle: the probability of lesion. Right: ground truth (green), mask (red).
+
+# %%
+hu = read_scan(scan).hu
+plane = int(lesions.sum(axis=(0, 1)).argmax())
+figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained")
+for axis, title in zip(axes, ("CT, -60 to 200 HU", "probability", "truth green, mask red"), strict=True):
+    axis.imshow(hu[:, :, plane].T, cmap="gray", vmin=-60, vmax=200)
+    axis.set_title(title)
+    axis.set_axis_off()
+shown = np.ma.masked_less(found.probability[:, :, plane].T, 0.05)
+axes[1].imshow(shown, cmap="inferno", vmin=0, vmax=1, alpha=0.7)
+for mask, colour in ((lesions, "lime"), (found.mask, "red")):
+    if mask[:, :, plane].any():
+        axes[2].contour(mask[:, :, plane].T, levels=[0.5], colors=colour, linewidths=1.2)
+figure.savefig(out / "slice.png", dpi=120)
+print(f"masks and picture: {out}")
