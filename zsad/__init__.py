@@ -15,6 +15,6 @@ def __getattr__(name: str) -> Any:
     """Load the front door when it is first used, so that `import zsad` loads neither numpy nor torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import zsad.scoring as door
+    from zsad import scoring
 
-    return getattr(door, name)
+    return getattr(scoring, name)

@@ -20,9 +20,9 @@ from medad.base.storage import file_digest
 from zsad.clip.encoder import check_outputs, depth_of
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import LearnedSettings
-from zsad.config.run import ALONE_NOTE, EncoderSettings, PromptSettings
+from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
 from zsad.config.systems import DualImage, MutualSettings, System, WinClip
-from zsad.data.datasets import images_of
+from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
 from zsad.scorers.scores_file import ONLY
@@ -97,21 +97,25 @@ def score(
     DiskFullError
         The temporary folder has no room left.
     """
-    model = encoder if isinstance(encoder, EncoderSettings) else _own_model(encoder or "embedded")
-    found = [images_of([path]) for path in _paths(images)] or [images_of([])]
-    shown = [(item.path, file_digest(item.path)) for one in found for item in one.items]
-    given = {} if normal is None else {file_digest(item.path): item.path for item in images_of(_paths(normal)).items}
-    system = _system(method, model, len(given))
+    model = encoder if isinstance(encoder, EncoderSettings) else _encoder_by_name(encoder or "embedded")
+    found = [unlabelled_images([path]) for path in _paths(images)] or [unlabelled_images([])]
+    files = [(item.path, file_digest(item.path)) for one in found for item in one.items]
+    given = (
+        {}
+        if normal is None
+        else {file_digest(item.path): item.path for item in unlabelled_images(_paths(normal)).items}
+    )
+    system = _checked_system(method, model, len(given))
     check_outputs(model, system.outputs)
-    drawn = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
-    shots = {digest: given[digest] for digest in drawn}
-    work = _Work(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
+    chosen = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
+    shots = {digest: given[digest] for digest in chosen}
+    work = _ScoringCall(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
     with TemporaryDirectory(prefix="zsad-") as folder:
-        return work.run(shown, shots, Path(folder))
+        return work.run(files, shots, Path(folder))
 
 
 @dataclass(frozen=True)
-class _Work:
+class _ScoringCall:
     """One call: the steps in a row, file to file."""
 
     system: System
@@ -121,10 +125,10 @@ class _Work:
     seed: int
     device: str
 
-    def run(self, shown: Sequence[tuple[Path, str]], shots: dict[str, Path], folder: Path) -> list[ImageScore]:
+    def run(self, files: Sequence[tuple[Path, str]], shots: dict[str, Path], folder: Path) -> list[ImageScore]:
         """Encode, score and read back."""
         distinct: dict[str, Path] = {}
-        for path, digest in shown:
+        for path, digest in files:
             distinct.setdefault(digest, path)
         features, text, out = self._encode(distinct, folder / "features"), None, folder / "scores"
         if self.system.prompts is not None:
@@ -134,7 +138,7 @@ class _Work:
         memory = self._encode(shots, folder / "shots") if shots else None
         paths = [distinct[digest] for digest in sorted(distinct)]
         variant = self._score(features, text, memory, paths, out)
-        return _read(shown, features, out, variant)
+        return _read_results(files, features, out, variant)
 
     def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
         """Encode each content once, by rising digest. Raises InputError for the first image that cannot be used."""
@@ -153,9 +157,9 @@ class _Work:
         if isinstance(system, DualImage):
             assert text is not None
             settings = system.score
-            if len(paths) == 1 and settings.alone() != settings:
-                settings = settings.alone()
-                warnings.warn(ALONE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
+            if len(paths) == 1 and settings.without_references() != settings:
+                settings = settings.without_references()
+                warnings.warn(NO_REFERENCE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
             score_category(features, text, paths, self.encoder, settings, system.adapt, self.seed, self.device, out)
             return settings.variants[0]
         checkpoint = system.checkpoint if isinstance(system, LearnedSettings) else None
@@ -176,7 +180,7 @@ class _Work:
         return ONLY
 
 
-def _own_model(name: str) -> EncoderSettings:
+def _encoder_by_name(name: str) -> EncoderSettings:
     return parse_settings(EncoderSettings, {"model": name}, source="encoder")
 
 
@@ -185,9 +189,9 @@ def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
     return [Path(path).expanduser() for path in several]
 
 
-def _system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
+def _checked_system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
     """Return a method's settings, once they fit the encoder and the number of normal images. Raises ConfigError."""
-    system = _by_name(method, encoder) if isinstance(method, str) else method
+    system = _default_settings(method, encoder) if isinstance(method, str) else method
     if isinstance(system, LearnedSettings) and system.checkpoint is None:
         raise ConfigError(
             f"{system.title} is trained first: give its settings a checkpoint; "
@@ -204,7 +208,7 @@ def _system(method: str | System, encoder: EncoderSettings, normal: int) -> Syst
     return system
 
 
-def _by_name(name: str, encoder: EncoderSettings) -> System:
+def _default_settings(name: str, encoder: EncoderSettings) -> System:
     if name not in METHODS:
         raise ConfigError(f"{name}: no such method; there are {', '.join(METHODS)}")
     kind = METHODS[name]
@@ -214,13 +218,13 @@ def _by_name(name: str, encoder: EncoderSettings) -> System:
     return kind(blocks=tuple(quarters))
 
 
-def _read(shown: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
+def _read_results(files: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
     """Read scores, and maps at each image's own size."""
     store, scored = FeatureStore(features), open_scores(scores)
     numbers = {digest: number for number, digest in enumerate(scored.order)}
     values = scored.image_score(variant)
     found = []
-    for path, digest in shown:
+    for path, digest in files:
         number = numbers[digest]
         image = store.images[number]
         merged = merge_maps(scored.patch_map(number, variant), store.crops(number))

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsad.clip.models import MadeBy
+from zsad.clip.models import EncoderInfo
 from zsad.config.compare import CompareSettings, parse
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
 from zsad.reports.compare.data import variant_of
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 from zsad.steps.results import Cost, Evaluated, SystemResult
 
-CLIP = MadeBy(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
+CLIP = EncoderInfo(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
 SECRET = "/srv/factory/secret"
 
 
@@ -100,7 +100,7 @@ def write_system(
     system: SystemSettings,
     figures: Mapping[str, Mapping[int, Mapping[str, Any]]],
     *,
-    encoder: MadeBy = CLIP,
+    encoder: EncoderInfo = CLIP,
     cost: Cost | None = None,
 ) -> SystemResult[Path]:
     """A system's evaluations; `figures` is category -> seed -> what `write_evaluation` takes."""
@@ -111,7 +111,7 @@ def write_system(
             category: {
                 seed: Evaluated(
                     write_evaluation(
-                        root / system.shown / category / str(seed),
+                        root / system.display_name / category / str(seed),
                         variant_of(system),
                         seed=seed,
                         category=category,

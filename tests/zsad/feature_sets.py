@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
+from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, output_file
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import EncoderSettings
 from zsad.scorers.interface import CategoryFeatures
@@ -75,21 +75,23 @@ def write_features(
 
 def random_tensors(crops: int, outputs: Mapping[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
     """Of length 1, but for the output `tokens`, which is not normalised."""
-    drawn = {
+    tensors = {
         CLASS_TOKENS: unit(crops, DIM, seed=seed),
-        view_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),
-        **{view_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(outputs.items())},
+        output_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),
+        **{
+            output_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(outputs.items())
+        },
     }
     if "tokens" in outputs:
-        drawn[view_file("tokens")] *= 3.7
-    return drawn
+        tensors[output_file("tokens")] *= 3.7
+    return tensors
 
 
 def category_features(store: FeatureStore, **changes: Any) -> CategoryFeatures:
     values: dict[str, Any] = {
         "store": store,
         "text": unit(2, store.dim, seed=99),
-        "drawn": np.empty((len(store), 0), dtype=np.int64),
+        "references": np.empty((len(store), 0), dtype=np.int64),
         "shots": None,
         "paths": tuple(Path(f"{number}.png") for number in range(len(store))),
         "category": "carpet",

@@ -64,7 +64,7 @@ def category_features(source: Source[Path], encoder: EncoderSettings, checkpoint
     return CategoryFeatures(
         store=store,
         text=read_text(source.text),
-        drawn=np.empty((len(store), 0), dtype=np.int64),
+        references=np.empty((len(store), 0), dtype=np.int64),
         shots=None,
         paths=(),
         category=source.name,

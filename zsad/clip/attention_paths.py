@@ -17,14 +17,14 @@ from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
-from zsad.clip.blocks import VALUES, attend, class_token_alone, heads, leave, project_in
+from zsad.clip.blocks import VALUES, attend, block_class_token, finish_block, project_in, split_heads
 
 Attention = Literal["vv", "qq", "kk"]
 """What the second path's attention takes as both queries and keys (001, DPAM)."""
 
 
 @dataclass(frozen=True)
-class Paths:
+class AttentionPath:
     """What the second path does.
 
     Parameters
@@ -54,7 +54,7 @@ class Paths:
             raise ValueError(f"temperature {self.temperature} is not positive")
 
 
-def obstacle(visual: torch.nn.Module) -> str | None:
+def unsupported_reason(visual: torch.nn.Module) -> str | None:
     """Why this tower cannot have the second path, in a few words; None if it can."""
     if not isinstance(visual, VisionTransformer):
         return f"its image tower is a {type(visual).__name__}, not open_clip's own vision transformer"
@@ -67,7 +67,7 @@ def obstacle(visual: torch.nn.Module) -> str | None:
 
 
 def two_path(
-    visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], paths: Paths
+    visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], path: AttentionPath
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
     """Run both paths in one forward.
 
@@ -78,10 +78,10 @@ def two_path(
     Parameters
     ----------
     visual
-        A tower without `obstacle`; used as it is, in its own mode and dtype.
+        A tower without `unsupported_reason`; used as it is, in its own mode and dtype.
     images
         Normalised by the model's mean and standard deviation.
-    paths
+    path
         Which blocks, and how.
 
     Returns
@@ -95,12 +95,12 @@ def two_path(
     ValueError
         A V-V block that the tower does not have.
     """
-    found = _run(visual, images, paths)
-    return pool(visual, found.x, ln_post=paths.class_ln_post), _project(visual, found.x_vv[:, 1:])
+    found = _run_paths(visual, images, path)
+    return pool(visual, found.x, ln_post=path.class_ln_post), _project(visual, found.x_vv[:, 1:])
 
 
 @dataclass(frozen=True)
-class Views:
+class TowerOutputs:
     """What one forward shows; nothing is normalised.
 
     Attributes
@@ -126,16 +126,16 @@ class Views:
     vv_patches: Mapping[int, Float[Tensor, "B N D"]]
 
 
-def outputs(
+def tower_outputs(
     visual: VisionTransformer,
     images: Float[Tensor, "B 3 S S"],
-    paths: Paths,
+    path: AttentionPath,
     *,
     patches: bool = True,
     plain_patches: bool = False,
     blocks: Sequence[int] = (),
     vv_blocks: Sequence[int] = (),
-) -> Views:
+) -> TowerOutputs:
     """`two_path` with more of what it passes by, or with less; blocks are numbered from 0.
 
     Of the second path, only the blocks are computed that what is asked for needs. Raises ValueError for a block that is
@@ -144,18 +144,18 @@ def outputs(
     wanted = sorted({*blocks, *vv_blocks})
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(visual.transformer.resblocks):
         raise ValueError(f"blocks {wanted} of a tower whose blocks are 0 to {len(visual.transformer.resblocks) - 1}")
-    found = _run(
+    found = _run_paths(
         visual,
         images,
-        paths,
+        path,
         patches=patches,
         plain_patches=plain_patches,
-        taps=frozenset(blocks),
-        vv_taps=frozenset(vv_blocks),
+        wanted_blocks=frozenset(blocks),
+        wanted_vv_blocks=frozenset(vv_blocks),
     )
     last = visual.ln_post(found.x[:, 1:]) if plain_patches else None
-    return Views(
-        class_token=pool(visual, found.x, ln_post=paths.class_ln_post),
+    return TowerOutputs(
+        class_token=pool(visual, found.x, ln_post=path.class_ln_post),
         patches=_project(visual, found.x_vv[:, 1:]) if patches else None,
         last_tokens=last,
         plain_patches=None if last is None else last @ visual.proj,
@@ -164,13 +164,15 @@ def outputs(
     )
 
 
-def patch_path(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], paths: Paths) -> Float[Tensor, "B N D"]:
+def patch_path(
+    visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], path: AttentionPath
+) -> Float[Tensor, "B N D"]:
     """The patch tokens of `two_path` alone: what comes after the last V-V block's values is not computed."""
-    return _project(visual, _run(visual, images, paths, patches_only=True).x_vv[:, 1:])
+    return _project(visual, _run_paths(visual, images, path, patches_only=True).x_vv[:, 1:])
 
 
 @dataclass(frozen=True)
-class _Found:
+class _PathTokens:
     x: Tensor
     """The original path's tokens after the blocks; the class token alone where no more is needed."""
     x_vv: Tensor
@@ -180,67 +182,71 @@ class _Found:
     """The second path's tokens after the blocks asked for."""
 
 
-def _run(
+def _run_paths(
     visual: VisionTransformer,
     images: Tensor,
-    paths: Paths,
+    path: AttentionPath,
     *,
     patches_only: bool = False,
     patches: bool = True,
     plain_patches: bool = False,
-    taps: frozenset[int] = frozenset(),
-    vv_taps: frozenset[int] = frozenset(),
-) -> _Found:
+    wanted_blocks: frozenset[int] = frozenset(),
+    wanted_vv_blocks: frozenset[int] = frozenset(),
+) -> _PathTokens:
     """Both paths through the blocks; of either, what is needed at the end."""
     blocks: Sequence[ResidualAttentionBlock] = visual.transformer.resblocks
-    if paths.vv_blocks[-1] >= len(blocks):
-        raise ValueError(f"V-V block {paths.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
+    if path.vv_blocks[-1] >= len(blocks):
+        raise ValueError(f"V-V block {path.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
     x = embed(visual, images)
     x_vv = x
-    second = {number for number in paths.vv_blocks if patches or any(number <= tap for tap in vv_taps)}
-    tapped: dict[int, Tensor] = {}
-    vv_tapped: dict[int, Tensor] = {}
+    second = {number for number in path.vv_blocks if patches or any(number <= wanted for wanted in wanted_vv_blocks)}
+    block_tokens: dict[int, Tensor] = {}
+    vv_block_tokens: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
-        last = patches_only and number == paths.vv_blocks[-1]
-        whole = plain_patches or number in taps
-        class_alone = number == len(blocks) - 1 and visual.pool_type == "tok" and not whole
+        last = patches_only and number == path.vv_blocks[-1]
+        all_tokens = plain_patches or number in wanted_blocks
+        class_token_only = number == len(blocks) - 1 and visual.pool_type == "tok" and not all_tokens
         if number not in second:
-            x = class_token_alone(block, x) if class_alone else block(x)
-            if number in taps:
-                tapped[number] = x
-            if number in vv_taps:
-                vv_tapped[number] = x if number < paths.vv_blocks[0] else x_vv
+            x = block_class_token(block, x) if class_token_only else block(x)
+            if number in wanted_blocks:
+                block_tokens[number] = x
+            if number in wanted_vv_blocks:
+                vv_block_tokens[number] = x if number < path.vv_blocks[0] else x_vv
             continue
-        if number == paths.vv_blocks[0]:
+        if number == path.vv_blocks[0]:
             x_vv = x
-        q, k, v = _asked(block, x, values_alone=last and paths.attention == "vv")
-        x_vv = _gather(block, x_vv, {"vv": v, "qq": q, "kk": k}[paths.attention], v, paths)
-        if number in vv_taps:
-            vv_tapped[number] = x_vv
+        q, k, v = _queries_keys_values(block, x, values_alone=last and path.attention == "vv")
+        x_vv = _second_path_block(block, x_vv, {"vv": v, "qq": q, "kk": k}[path.attention], v, path)
+        if number in wanted_vv_blocks:
+            vv_block_tokens[number] = x_vv
         if last:
             break
-        if class_alone:
+        if class_token_only:
             x, q = x[:, :1], q[:, :, :1]  # only the class token leaves the original path
-        x = leave(block, x, q, k, v)
-        if number in taps:
-            tapped[number] = x
-    return _Found(x, x_vv, tapped, vv_tapped)
+        x = finish_block(block, x, q, k, v)
+        if number in wanted_blocks:
+            block_tokens[number] = x
+    return _PathTokens(x, x_vv, block_tokens, vv_block_tokens)
 
 
-def _asked(block: ResidualAttentionBlock, x: Tensor, *, values_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _queries_keys_values(
+    block: ResidualAttentionBlock, x: Tensor, *, values_alone: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values by heads; or the values in all three places."""
     normed = block.ln_1(x)
     if values_alone:
-        (v,) = heads(block, project_in(block, normed, VALUES))
+        (v,) = split_heads(block, project_in(block, normed, VALUES))
         return v, v, v
-    q, k, v = heads(block, project_in(block, normed))
+    q, k, v = split_heads(block, project_in(block, normed))
     return q, k, v
 
 
-def _gather(block: ResidualAttentionBlock, x_vv: Tensor, alike: Tensor, v: Tensor, paths: Paths) -> Tensor:
+def _second_path_block(
+    block: ResidualAttentionBlock, x_vv: Tensor, alike: Tensor, v: Tensor, path: AttentionPath
+) -> Tensor:
     """The second path's tokens after a block: attention with the same as queries and keys, added."""
-    x_vv = x_vv + block.ls_1(attend(block, alike, alike, v, v.shape[-1] ** -0.5 / paths.temperature))
-    if paths.feed_forward:
+    x_vv = x_vv + block.ls_1(attend(block, alike, alike, v, v.shape[-1] ** -0.5 / path.temperature))
+    if path.feed_forward:
         x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
     return x_vv
 

@@ -12,12 +12,12 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 from torch.nn import functional
 
-ALL, QUERIES, KEYS_VALUES, VALUES = slice(0, 3), slice(0, 1), slice(1, 3), slice(2, 3)
+QUERIES_KEYS_VALUES, QUERIES, KEYS_VALUES, VALUES = slice(0, 3), slice(0, 1), slice(1, 3), slice(2, 3)
 """Of queries, keys and values, in the order of a block's weights."""
 
 
 def project_in(
-    block: ResidualAttentionBlock, normed: Float[Tensor, "B T W"], parts: slice = ALL
+    block: ResidualAttentionBlock, normed: Float[Tensor, "B T W"], parts: slice = QUERIES_KEYS_VALUES
 ) -> Float[Tensor, "B T _"]:
     """Queries, keys and values, or some of them, by one product and beside each other; `normed` has passed LN1.
 
@@ -29,7 +29,9 @@ def project_in(
     return projected
 
 
-def heads(block: ResidualAttentionBlock, projected: Float[Tensor, "B T _"]) -> tuple[Float[Tensor, "B h T w"], ...]:
+def split_heads(
+    block: ResidualAttentionBlock, projected: Float[Tensor, "B T _"]
+) -> tuple[Float[Tensor, "B h T w"], ...]:
     """What `project_in` gave, one by one, and by attention heads h."""
     shape = (*projected.shape[:2], block.attn.num_heads, -1)
     parts = torch.split(projected, block.attn.embed_dim, dim=-1)
@@ -50,7 +52,7 @@ def attend(
     return projected
 
 
-def leave(
+def finish_block(
     block: ResidualAttentionBlock,
     x: Float[Tensor, "B Q W"],
     q: Float[Tensor, "B h Q w"],
@@ -63,9 +65,9 @@ def leave(
     return left
 
 
-def class_token_alone(block: ResidualAttentionBlock, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B 1 W"]:
+def block_class_token(block: ResidualAttentionBlock, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B 1 W"]:
     """The class token as it leaves the block: it alone asks, and passes the feed-forward."""
     normed = block.ln_1(x)
-    (q,) = heads(block, project_in(block, normed[:, :1], QUERIES))
-    k, v = heads(block, project_in(block, normed, KEYS_VALUES))
-    return leave(block, x[:, :1], q, k, v)
+    (q,) = split_heads(block, project_in(block, normed[:, :1], QUERIES))
+    k, v = split_heads(block, project_in(block, normed, KEYS_VALUES))
+    return finish_block(block, x[:, :1], q, k, v)

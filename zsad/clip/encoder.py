@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest, reading
-from zsad.clip.attention_paths import Paths, obstacle, outputs, patch_path, two_path
-from zsad.clip.models import CONFIG_NAME, describe, folder_of, weights_in
+from zsad.clip.attention_paths import AttentionPath, patch_path, tower_outputs, two_path, unsupported_reason
+from zsad.clip.models import CONFIG_NAME, describe_encoder, find_weights, model_folder
 from zsad.clip.prompts import Ensemble
 from zsad.clip.weights import load_into, read_weights
 from zsad.clip.windows import encode_windows
@@ -49,11 +49,11 @@ class Encoder:
     model: torch.nn.Module
     """open_clip's CLIP or CustomTextCLIP, as its constructor left it."""
     tokenizer: Any
-    paths: Paths
+    attention_path: AttentionPath
     mean: Float32[Tensor, "3 1 1"]
     std: Float32[Tensor, "3 1 1"]
     device: torch.device
-    random: bool
+    random_weights: bool
     """The weights are random: outputs mean nothing and must say so."""
     description: str
     identity: Mapping[str, Any]
@@ -86,20 +86,20 @@ class Encoder:
             quick = weights.openai or bool(open_clip.get_pretrained_cfg(name, settings.tag or "").get("quick_gelu"))
             config["quick_gelu"] = quick or config.get("quick_gelu", False)
         model = _build(config, settings)
-        if reason := obstacle(model.visual):
+        if reason := unsupported_reason(model.visual):
             raise ConfigError(f"encoder.model {settings.model} cannot have V-V patches: {reason}")
         if weights is not None:
-            load_into(model, weights, name=describe(settings), resize=settings.size_px is not None)
+            load_into(model, weights, name=describe_encoder(settings), resize=settings.size_px is not None)
         model.eval().requires_grad_(False).to(device)
         return cls(
             model=model,
             tokenizer=_tokenizer(settings, name, config),
-            paths=_paths(settings, len(model.visual.transformer.resblocks)),
+            attention_path=_attention_path(settings, len(model.visual.transformer.resblocks)),
             mean=_channels(statistics["mean"], device),
             std=_channels(statistics["std"], device),
             device=device,
-            random=settings.seed is not None,
-            description=describe(settings),
+            random_weights=settings.seed is not None,
+            description=describe_encoder(settings),
             identity={"architecture": config, "weights": digest, "mean": statistics["mean"], "std": statistics["std"]},
         )
 
@@ -119,7 +119,7 @@ class Encoder:
         return int(self.model.visual.output_dim)  # type: ignore[union-attr, arg-type]
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens that a prompt may have, start and end included."""
         return int(self.model.context_length)  # type: ignore[arg-type]
 
@@ -130,7 +130,7 @@ class Encoder:
     @torch.no_grad()
     def encode(self, images: Float32[Tensor, "B 3 S S"]) -> Tokens:
         """Class token and patches by one forward; values 0..1, S = `size_px`."""
-        class_token, patches = two_path(self.model.visual, self.normalise(images), self.paths)
+        class_token, patches = two_path(self.model.visual, self.normalise(images), self.attention_path)
         return Tokens(functional.normalize(class_token, dim=-1), functional.normalize(patches, dim=-1))
 
     @property
@@ -151,7 +151,7 @@ class Encoder:
         return self.grid**2, self.dim
 
     @torch.no_grad()
-    def encode_views(
+    def encode_outputs(
         self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
         """Return the class token and the wanted outputs by name, from one forward pass (windows need more).
@@ -162,10 +162,10 @@ class Encoder:
         blocks = [output.number - 1 for output in wanted if output.kind == "block"]
         vv_blocks = [output.number - 1 for output in wanted if output.kind == "vv"]
         kinds = {output.kind for output in wanted}
-        found = outputs(
+        found = tower_outputs(
             visual,
             normalised,
-            self.paths,
+            self.attention_path,
             patches="patches" in kinds,
             plain_patches=not kinds.isdisjoint({"plain", "tokens"}),
             blocks=blocks,
@@ -173,29 +173,29 @@ class Encoder:
         )
         sides = [output.number for output in wanted if output.kind == "window"]
         windows = dict(zip(sides, encode_windows(visual, normalised, sides), strict=True)) if sides else {}
-        shown: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for output in wanted:
             if output.kind == "block":
-                shown[output.name] = found.blocks[output.number - 1]
+                values[output.name] = found.blocks[output.number - 1]
             elif output.kind == "vv":
-                shown[output.name] = functional.normalize(found.vv_patches[output.number - 1], dim=-1)
+                values[output.name] = functional.normalize(found.vv_patches[output.number - 1], dim=-1)
             elif output.kind == "window":
-                shown[output.name] = functional.normalize(windows[output.number], dim=-1)
+                values[output.name] = functional.normalize(windows[output.number], dim=-1)
             elif output.kind == "patches":
                 assert found.patches is not None
-                shown[output.name] = functional.normalize(found.patches, dim=-1)
+                values[output.name] = functional.normalize(found.patches, dim=-1)
             elif output.kind == "plain":
                 assert found.plain_patches is not None
-                shown[output.name] = functional.normalize(found.plain_patches, dim=-1)
+                values[output.name] = functional.normalize(found.plain_patches, dim=-1)
             else:
                 assert found.last_tokens is not None
-                shown[output.name] = found.last_tokens
-        return functional.normalize(found.class_token, dim=-1), shown
+                values[output.name] = found.last_tokens
+        return functional.normalize(found.class_token, dim=-1), values
 
     @torch.no_grad()
     def encode_patches(self, images: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B N D"]:
         """The patches of `encode`, without what only the class token needs."""
-        return functional.normalize(patch_path(self.model.visual, self.normalise(images), self.paths), dim=-1)
+        return functional.normalize(patch_path(self.model.visual, self.normalise(images), self.attention_path), dim=-1)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Float32[Tensor, "n D"]:
@@ -209,11 +209,11 @@ class Encoder:
         tokens = self.tokenizer(list(prompts))
         if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
             # asked for one token more, since a prompt that fits exactly looks like one that was cut off
-            uncut = self.tokenizer(list(prompts), context_length=self.context + 1)
+            uncut = self.tokenizer(list(prompts), context_length=self.context_length + 1)
             if (long := uncut[:, -1] != 0).any():
                 prompt = prompts[int(long.nonzero()[0])]
                 raise ConfigError(
-                    f"the prompt {prompt!r} is longer than the {self.context} tokens that the model reads; "
+                    f"the prompt {prompt!r} is longer than the {self.context_length} tokens that the model reads; "
                     "give its category a shorter name by prompts.names"
                 )
         batches = tokens.to(self.device).split(_PROMPTS_PER_BATCH)
@@ -231,7 +231,7 @@ def check_outputs(settings: EncoderSettings, names: Sequence[str]) -> None:
     vision = config["vision_cfg"]
     grid = int(vision["image_size"]) // int(vision.get("patch_size", 16))
     for output in parse_outputs(names):
-        output.check(int(vision["layers"]), grid, describe(settings))
+        output.check(int(vision["layers"]), grid, describe_encoder(settings))
 
 
 def depth_of(settings: EncoderSettings) -> int:
@@ -242,7 +242,7 @@ def depth_of(settings: EncoderSettings) -> int:
 def _architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
     """open_clip's name of a model, its configuration at the size wanted, and mean and standard deviation of images."""
     statistics: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if folder is not None:
         name = f"local-dir:{folder}"
         config, preprocess = _folder_config(folder)
@@ -303,13 +303,13 @@ def _build(config: Mapping[str, Any], settings: EncoderSettings) -> Any:
 
 def _weights_path(settings: EncoderSettings, name: str) -> Path:
     """The local file of the weights; a tag is looked up in the cache first and downloaded only then."""
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if folder is not None:
-        return weights_in(folder)
+        return find_weights(folder)
     if settings.weights is not None:
         return Path(settings.weights).expanduser()
     tag = open_clip.get_pretrained_cfg(name, settings.tag)
-    if cached := _cached(tag):
+    if cached := _cached_weights(tag):
         return cached
     try:
         return Path(open_clip.download_pretrained(tag))
@@ -321,7 +321,7 @@ def _weights_path(settings: EncoderSettings, name: str) -> Path:
         ) from error
 
 
-def _cached(tag: Mapping[str, Any]) -> Path | None:
+def _cached_weights(tag: Mapping[str, Any]) -> Path | None:
     """The file of a tag in the local hub cache, found without asking the hub whether there is a newer one."""
     if not tag.get("hf_hub"):
         return None
@@ -346,7 +346,7 @@ def _tokenizer(settings: EncoderSettings, name: str, config: Mapping[str, Any]) 
         raise ConfigError(f"encoder.model {settings.model}: its tokenizer cannot be loaded ({reason})") from error
 
 
-def _paths(settings: EncoderSettings, depth: int) -> Paths:
+def _attention_path(settings: EncoderSettings, depth: int) -> AttentionPath:
     """The V-V blocks by number, for a model of `depth` blocks."""
     wanted = settings.vv_blocks
     blocks = tuple(range(depth)) if wanted == "all" else wanted
@@ -355,7 +355,7 @@ def _paths(settings: EncoderSettings, depth: int) -> Paths:
     if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
         raise ConfigError(f"encoder.vv_blocks {wanted}: {settings.model} has {depth} blocks, 0 to {depth - 1}")
     try:
-        return Paths(
+        return AttentionPath(
             blocks, settings.vv_feed_forward, settings.vv_temperature, settings.class_ln_post, settings.vv_attention
         )
     except ValueError as error:

@@ -29,13 +29,13 @@ from zsad.data.images import Crops
 CLASS_TOKENS, INDEX, TEXT = "class_tokens.npy", "index.json", "text.safetensors"
 
 
-class Stored(BaseModel):
+class StoredRecord(BaseModel):
     """What lies on disk as JSON: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ImageRows(Stored):
+class ImageRows(StoredRecord):
     """One encoded image."""
 
     sha256: str
@@ -50,14 +50,14 @@ class ImageRows(Stored):
     """Crops, and rows in every file."""
 
 
-class ImageProblem(Stored):
+class ImageProblem(StoredRecord):
     """An image, by its content, that a step left out."""
 
     sha256: str
     rule: str
 
 
-class FeatureIndex(Stored):
+class FeatureIndex(StoredRecord):
     """Everything about the features but their values."""
 
     format: Literal["adflows zsad features 2"] = Field(default="adflows zsad features 2", alias="schema")
@@ -78,7 +78,7 @@ class FeatureIndex(Stored):
     """By name, the shape of a row."""
 
 
-def view_file(name: str) -> str:
+def output_file(name: str) -> str:
     """Where an output's rows lie."""
     return f"output-{name}.npy"
 
@@ -108,8 +108,8 @@ class FeatureStore:
         self.problems = self.index.problems
         rows = sum(image.rows for image in self.images)
         self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
-        self._view_starts = {
-            name: data_offset(folder / view_file(name), (rows, *shape)) for name, shape in self.index.outputs.items()
+        self._output_starts = {
+            name: data_offset(folder / output_file(name), (rows, *shape)) for name, shape in self.index.outputs.items()
         }
 
     def __len__(self) -> int:
@@ -151,14 +151,14 @@ class FeatureStore:
 
     def patches(self, number: int) -> Float32[Tensor, "C N D"]:
         """V-V patches of each crop of image `number`, row by row, L2-normalised: an output. Raises InputError."""
-        return self.view(number, PATCHES)
+        return self.output(number, PATCHES)
 
-    def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
+    def output(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
         """Return an encoder output for each crop of image `number`. Raises InputError, also if it was not computed."""
         if name not in self.index.outputs:
-            raise InputError(self.folder / view_file(name), "the features were made without this output")
+            raise InputError(self.folder / output_file(name), "the features were made without this output")
         shape = self.index.outputs[name]
-        return self._read(view_file(name), self._view_starts[name], self.rows_of(number), shape)
+        return self._read(output_file(name), self._output_starts[name], self.rows_of(number), shape)
 
     def _read(self, name: str, start: int, rows: range, shape: tuple[int, ...]) -> Tensor:
         count = math.prod(shape)
@@ -170,7 +170,7 @@ class FeatureStore:
         return torch.from_numpy(values).reshape(len(rows), *shape)
 
 
-def batches_alike(store: FeatureStore, batch_size: int) -> list[list[int]]:
+def batches_by_crop_count(store: FeatureStore, batch_size: int) -> list[list[int]]:
     """Numbers of images with equally many crops; at most `batch_size` crops each, but one image at least."""
     alike = defaultdict[int, list[int]](list)
     for number, image in enumerate(store.images):

@@ -23,7 +23,7 @@ WEIGHTS_NAMES = (
 """In a model's folder, in order of preference (open_clip's names)."""
 
 
-def folder_of(settings: EncoderSettings) -> Path | None:
+def model_folder(settings: EncoderSettings) -> Path | None:
     """The folder of a model that brings its own weights; None for one of open_clip's list."""
     if settings.model == "embedded":
         return EMBEDDED_FOLDER
@@ -32,7 +32,7 @@ def folder_of(settings: EncoderSettings) -> Path | None:
     return None
 
 
-def weights_in(folder: Path) -> Path:
+def find_weights(folder: Path) -> Path:
     """The weights file of a model's folder. Raises InputError."""
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
@@ -50,9 +50,9 @@ def weights_digest(settings: EncoderSettings) -> str:
     InputError
         A local file or folder is missing or cannot be read.
     """
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if folder is not None:
-        files = (folder / CONFIG_NAME, weights_in(folder))
+        files = (folder / CONFIG_NAME, find_weights(folder))
         return f"sha256:{lines_digest(map(file_digest, files))}"
     if settings.weights is not None:
         return f"sha256:{file_digest(Path(settings.weights).expanduser())}"
@@ -80,10 +80,10 @@ def is_embedded(settings: EncoderSettings, weights: str | None) -> bool:
     """Whether the embedded model is meant, or features come from its weights (`sha256:...`), wherever they lay."""
     if settings.model == "embedded":
         return True
-    return weights is not None and weights == f"sha256:{file_digest(weights_in(EMBEDDED_FOLDER))}"
+    return weights is not None and weights == f"sha256:{file_digest(find_weights(EMBEDDED_FOLDER))}"
 
 
-class MadeBy(BaseModel):
+class EncoderInfo(BaseModel):
     """What reports say of the encoder that made a result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,18 +93,18 @@ class MadeBy(BaseModel):
     embedded: bool
 
 
-def made_by(settings: EncoderSettings, weights: str) -> MadeBy:
+def encoder_info(settings: EncoderSettings, weights: str) -> EncoderInfo:
     """Return what reports say of an encoder whose weights file has the sha256 `weights`."""
-    return MadeBy(
-        description=describe(settings),
+    return EncoderInfo(
+        description=describe_encoder(settings),
         random_weights=settings.seed is not None,
         embedded=is_embedded(settings, f"sha256:{weights}"),
     )
 
 
-def describe(settings: EncoderSettings) -> str:
+def describe_encoder(settings: EncoderSettings) -> str:
     """The model in words for reports; no folder names, since a path may hold a person's."""
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if settings.model == "embedded":
         return "embedded: the product's own small model, no CLIP"
     if folder is not None:

@@ -22,7 +22,7 @@ def tower_of(model: nn.Module) -> Any:
     return model.text if isinstance(model, CustomTextCLIP) else model
 
 
-def obstacle(model: nn.Module) -> str | None:
+def unsupported_reason(model: nn.Module) -> str | None:
     """Why this model's text tower cannot take learned tokens, in a few words; None if it can."""
     tower = tower_of(model)
     if not hasattr(tower, "token_embedding") or not hasattr(tower, "ln_final"):
@@ -53,7 +53,7 @@ def end_of_text(model: nn.Module, ids: Int64[Tensor, "B T"]) -> Int64[Tensor, " 
     return torch.eq(ids, eos).int().argmax(dim=1)
 
 
-def encode_embedded(
+def encode_embeddings(
     model: nn.Module,
     embedded: Float[Tensor, "B T W"],
     end: Int64[Tensor, " B"],
@@ -69,7 +69,7 @@ def encode_embedded(
     Parameters
     ----------
     model
-        Without `obstacle`; used as it is, in its own mode and dtype.
+        Without `unsupported_reason`; used as it is, in its own mode and dtype.
     embedded
         Word embeddings without positions, start-of-text first. T may be less than the tower's context: what comes
         after the end is never looked at.

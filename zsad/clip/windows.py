@@ -10,7 +10,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from zsad.clip.attention_paths import embed, pool
-from zsad.clip.blocks import class_token_alone, heads, leave, project_in
+from zsad.clip.blocks import block_class_token, finish_block, project_in, split_heads
 
 CPU_TOKENS, GPU_TOKENS = 1 << 10, 1 << 14
 """Tokens that pass the blocks at a time: bounds memory, whatever the batch. On a CPU, what they become in a block stays
@@ -45,7 +45,7 @@ def encode_windows(
     Parameters
     ----------
     visual
-        A tower without `zsad.clip.attention_paths.obstacle`, used as it is.
+        A tower without `zsad.clip.attention_paths.unsupported_reason`, used as it is.
     images
         Normalised by the model's mean and standard deviation.
     sides
@@ -77,9 +77,9 @@ def _class_tokens(
 ) -> Float[Tensor, "n D"]:
     """What the tower makes of tokens that enter block 0, with what `project_in` gave for them there."""
     first, *blocks = visual.transformer.resblocks
-    x = leave(first, x, *heads(first, entering))
+    x = finish_block(first, x, *split_heads(first, entering))
     for block in blocks[:-1]:
         x = block(x)
     if blocks:
-        x = class_token_alone(blocks[-1], x) if visual.pool_type == "tok" else blocks[-1](x)
+        x = block_class_token(blocks[-1], x) if visual.pool_type == "tok" else blocks[-1](x)
     return pool(visual, x)

@@ -20,10 +20,10 @@ Ablation = Literal["references", "map_weights", "image_weights", "steps"]
 """Of the dual-image scorer, by 002: figure 5a (references 0 to 7); supplement, table 1 (lambda 1, 2) and table 2
 (lambda 3, 4, 5); figure 6 (adaptation steps 1 to 6)."""
 
-REFERENCES = tuple(range(8))
+REFERENCE_COUNTS = tuple(range(8))
 MAP_WEIGHTS = ((1.0, 0.5), (1.0, 1.0), (1.0, 1.5), (2.0, 2.0))
 IMAGE_WEIGHTS = ((1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 2.0, 1.0), (2.0, 1.0, 1.0))
-STEPS = tuple(range(1, 7))
+ADAPTATION_STEPS = tuple(range(1, 7))
 
 
 class CompareSettings(MachineSettings):
@@ -55,10 +55,10 @@ class CompareSettings(MachineSettings):
     """Benchmark whose published rows stand beside ours, labelled as the papers'."""
 
     @model_validator(mode="after")
-    def _names_fit(self) -> CompareSettings:
+    def _check_names(self) -> CompareSettings:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} name one twice")
-        twice = [label for label, count in Counter(system.shown for system in self.systems).items() if count > 1]
+        twice = [label for label, count in Counter(system.display_name for system in self.systems).items() if count > 1]
         if twice:
             raise ValueError(f"systems: two are called {twice[0]!r}; give one of them a label")
         used = {system.encoder for system in self.systems} | ({self.ablation_encoder} if self.ablations else set())
@@ -66,20 +66,20 @@ class CompareSettings(MachineSettings):
             raise ValueError(f"no encoder {unknown[0]!r} in encoders, which has {', '.join(self.encoders)}")
         return self
 
-    def chosen(self, names: str) -> CompareSettings:
+    def select_systems(self, names: str) -> CompareSettings:
         """These settings with some systems alone: `all`, or names or labels with commas between. Raises ConfigError."""
         wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
         if wanted == ["all"]:
             return self
-        known = {name.lower() for system in self.systems for name in (system.system, system.shown)}
+        known = {name.lower() for system in self.systems for name in (system.system, system.display_name)}
         if not wanted or (unknown := [name for name in wanted if name not in known]):
             one = f"{unknown[0]}: no such system" if wanted else "none given"
             raise ConfigError(f"--methods {one}; the configuration has {', '.join(sorted(known))}, or all")
-        systems = tuple(s for s in self.systems if s.system in wanted or s.shown.lower() in wanted)
+        systems = tuple(s for s in self.systems if s.system in wanted or s.display_name.lower() in wanted)
         return self.model_copy(update={"systems": systems})
 
 
-def learned(settings: CompareSettings) -> tuple[LearnedSettings, ...]:
+def systems_to_train(settings: CompareSettings) -> tuple[LearnedSettings, ...]:
     """The systems that the run itself has to train."""
     return tuple(s for s in settings.systems if isinstance(s, LearnedSettings) and s.checkpoint is None)
 
@@ -89,7 +89,8 @@ def ablation_systems(ablation: Ablation, encoder: str) -> tuple[tuple[str, DualI
     full = DualImage(encoder=encoder, adaptation=True)
     if ablation == "references":
         return tuple(
-            (f"{count}", full.model_copy(update={"references": ReferenceSettings(count=count)})) for count in REFERENCES
+            (f"{count}", full.model_copy(update={"references": ReferenceSettings(count=count)}))
+            for count in REFERENCE_COUNTS
         )
     if ablation == "map_weights":
         return tuple(
@@ -107,7 +108,7 @@ def ablation_systems(ablation: Ablation, encoder: str) -> tuple[tuple[str, DualI
         )
     return tuple(
         (f"{steps}", full.model_copy(update={"adapt": full.adapt.model_copy(update={"steps": steps})}))
-        for steps in STEPS
+        for steps in ADAPTATION_STEPS
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DeclaredName = Literal[
+PublicSetName = Literal[
     "mpdd", "btad", "dtd_synthetic", "ksdd", "dagm",
     "isic", "colondb", "clinicdb", "kvasir", "endo", "tn3k",
     "headct", "brainmri", "br35h", "covid19",
@@ -20,8 +20,8 @@ DeclaredName = Literal[
 
 MVTEC: Literal["mvtec"] = "mvtec"
 """In the place of a declaration: the layout of MVTec AD."""
-MVTEC_SHOWN = "CATEGORY/test/good/x.png, test/DEFECT/x.png, ground_truth/DEFECT/x_mask.png"
-OWN = "OWN"
+MVTEC_DESCRIPTION = "CATEGORY/test/good/x.png, test/DEFECT/x.png, ground_truth/DEFECT/x_mask.png"
+NEXT_TO_IMAGE = "NEXT_TO_IMAGE"
 """As a folder of masks: the image's own."""
 
 
@@ -43,14 +43,14 @@ class Layout:
     Every visible file with an image's ending, in any case of letters, that a pattern finds is an image.
     """
 
-    shown: str
+    description: str
     """The layout in one line, for people."""
     defect: str
     """What an anomalous image shows, in one word."""
     category: str = ""
     """Name of the set's only category. Empty: each folder that `categories` finds is one, by its own name."""
     categories: str = ""
-    within: tuple[str, ...] = (".",)
+    base_folders: tuple[str, ...] = (".",)
     """Where below the root the set may begin: archives bring a folder or two of their own."""
     test: str = "."
     train: str | None = None
@@ -64,7 +64,7 @@ class Layout:
     labels: LabelList | None = None
     """With `labels_from` mask it only says which masks there must be, and may be missing."""
     masks: str | None = None
-    """Folder of the masks, or `OWN`. None: the set has none, labels are for whole images alone."""
+    """Folder of the masks, or `NEXT_TO_IMAGE`. None: the set has none, labels are for whole images alone."""
     mask_suffix: str = ""
     """What follows the image's stem in its mask's."""
 
@@ -73,31 +73,31 @@ class Layout:
         return self.normal + self.anomalous + self.mixed
 
 
-def _polyps(*within: str) -> Layout:
+def _polyp_layout(*base_folders: str) -> Layout:
     """Images and masks of the same names in two folders; every image shows a polyp."""
     return Layout(
-        shown="images/x.png with masks/x.png",
+        description="images/x.png with masks/x.png",
         defect="polyp",
         category="colon",
-        within=(".", *within),
+        base_folders=(".", *base_folders),
         anomalous=("images/*",),
         masks="masks",
     )
 
 
-def _yes_no(*within: str) -> Layout:
+def _brain_layout(*base_folders: str) -> Layout:
     """Brain MRI: a tumour or none, by folder. `pred` and `Br35H-Mask-RCNN` of Br35H's archive have no such label."""
     return Layout(
-        shown="no/x.jpg (normal) and yes/x.jpg (tumour)",
+        description="no/x.jpg (normal) and yes/x.jpg (tumour)",
         defect="tumour",
         category="brain",
-        within=(".", *within),
+        base_folders=(".", *base_folders),
         normal=("no/*",),
         anomalous=("yes/*",),
     )
 
 
-LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
+LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
     "mpdd": (MVTEC,),
     # normal images in test/ok, defects in test/ko, masks of the same stems, .png or .bmp: all known to layout mvtec
     "btad": (MVTEC,),
@@ -105,13 +105,13 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
     # 50 commutators of 8 pictures, no split of images but three folds of commutators: all are test images
     "ksdd": (
         Layout(
-            shown="kos01/Part0.jpg with kos01/Part0_label.bmp, black where normal",
+            description="kos01/Part0.jpg with kos01/Part0_label.bmp, black where normal",
             defect="crack",
             category="electrical commutators",
-            within=(".", "KolektorSDD"),
+            base_folders=(".", "KolektorSDD"),
             mixed=("kos*/*",),
             labels_from="mask_pixels",
-            masks=OWN,
+            masks=NEXT_TO_IMAGE,
             mask_suffix="_label",
         ),
         MVTEC,  # as the public code of 001 has it
@@ -120,10 +120,10 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
     # from programs that read them and not from the publisher, hence only used to miss masks
     "dagm": (
         Layout(
-            shown="Class1/Test/0001.PNG, with Class1/Test/Label/0001_label.PNG where defective; normal ones in Train",
+            description="Class1/Test/0001.PNG, with Class1/Test/Label/0001_label.PNG if defective; normal: Train",
             defect="defect",
             categories="Class*",
-            within=(".", "DAGM_KaggleUpload"),
+            base_folders=(".", "DAGM_KaggleUpload"),
             test="Test",
             train="Train",
             mixed=("*",),
@@ -136,7 +136,7 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
     # ISIC 2016, part 1, test data (379 images): two archives side by side
     "isic": (
         Layout(
-            shown="ISBI2016_ISIC_Part1_Test_Data/x.jpg with ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
+            description="ISBI2016_ISIC_Part1_Test_Data/x.jpg, ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
             defect="lesion",
             category="skin",
             anomalous=("ISBI2016_ISIC_Part1_Test_Data/*",),
@@ -144,49 +144,49 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
             mask_suffix="_Segmentation",
         ),
         Layout(  # as the public code of 001 has it
-            shown="skin/test/FOLDER/x.jpg with skin/ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
+            description="skin/test/FOLDER/x.jpg with skin/ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
             defect="lesion",
             category="skin",
-            within=("skin", "."),
+            base_folders=("skin", "."),
             anomalous=("test/*/*",),
             masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
             mask_suffix="_Segmentation",
         ),
     ),
     # from the collection of polyp sets (figshare 21221579), PNG throughout
-    "colondb": (_polyps("CVC-ColonDB"),),
+    "colondb": (_polyp_layout("CVC-ColonDB"),),
     "clinicdb": (
-        _polyps("CVC-ClinicDB"),
+        _polyp_layout("CVC-ClinicDB"),
         Layout(  # the publisher's own archive: TIFF, and copies as PNG, which are taken where there are both
-            shown="Original/1.tif with Ground Truth/1.tif, in PNG/ or TIF/ if there",
+            description="Original/1.tif with Ground Truth/1.tif, in PNG/ or TIF/ if there",
             defect="polyp",
             category="colon",
-            within=("PNG", "TIF", ".", "CVC-ClinicDB/PNG", "CVC-ClinicDB/TIF", "CVC-ClinicDB"),
+            base_folders=("PNG", "TIF", ".", "CVC-ClinicDB/PNG", "CVC-ClinicDB/TIF", "CVC-ClinicDB"),
             anomalous=("Original/*",),
             masks="Ground Truth",
         ),
     ),
     # 001 tests the 100 images of the polyp collection; Kvasir-SEG itself has 1,000, images and masks in JPEG
-    "kvasir": (_polyps("Kvasir", "Kvasir-SEG"),),
+    "kvasir": (_polyp_layout("Kvasir", "Kvasir-SEG"),),
     # EndoTect 2020's test set of segmentation, in JPEG
-    "endo": (_polyps("EndoTect_2020_Segmentation_Test_Dataset"),),
+    "endo": (_polyp_layout("EndoTect_2020_Segmentation_Test_Dataset"),),
     # test-mask/ is JPEG too; trainval-image/ has no normal images either and is not read
     "tn3k": (
         Layout(
-            shown="test-image/0000.jpg with test-mask/0000.jpg",
+            description="test-image/0000.jpg with test-mask/0000.jpg",
             defect="nodule",
             category="thyroid",
-            within=(".", "tn3k", "Thyroid Dataset/tn3k"),
+            base_folders=(".", "tn3k", "Thyroid Dataset/tn3k"),
             anomalous=("test-image/*",),
             masks="test-mask",
         ),
     ),
     "headct": (
         Layout(
-            shown="head_ct/head_ct/000.png with labels.csv (id, hemorrhage)",
+            description="head_ct/head_ct/000.png with labels.csv (id, hemorrhage)",
             defect="haemorrhage",
             category="brain",
-            within=(".", "head_ct"),
+            base_folders=(".", "head_ct"),
             mixed=("head_ct/head_ct/*", "head_ct/*"),
             labels_from="list",
             labels=LabelList("labels.csv", image_column=0, anomalous_column=1),
@@ -194,18 +194,18 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
         MVTEC,  # as the public code of 001 has it: brain/test/good and others
     ),
     # the archive holds everything twice, once in brain_tumor_dataset/: only one of them is read
-    "brainmri": (_yes_no("brain_tumor_dataset"),),
-    "br35h": (_yes_no(),),
+    "brainmri": (_brain_layout("brain_tumor_dataset"),),
+    "br35h": (_brain_layout(),),
     # COVID-19 against normal; the set's lung opacities and viral pneumonias are left out, and its masks show lungs.
     # Releases differ: COVID/images and Normal/images now (3,616 + 10,192), COVID-19 and NORMAL without images/ at first
     # (219 + 1,341). 001 must have had the first, without pneumonias: an AP of 8.5 % (table 2) is below what even the
     # worst ranking has with a fourth of all images anomalous
     "covid19": (
         Layout(
-            shown="Normal/images/x.png and COVID/images/x.png, or NORMAL/x.png and COVID/x.png or COVID-19/x.png",
+            description="Normal/images/x.png and COVID/images/x.png, or NORMAL/x.png and COVID/x.png or COVID-19/x.png",
             defect="covid",
             category="chest",
-            within=(".", "COVID-19_Radiography_Dataset", "COVID-19 Radiography Database"),
+            base_folders=(".", "COVID-19_Radiography_Dataset", "COVID-19 Radiography Database"),
             normal=("Normal/images/*", "NORMAL/*"),
             anomalous=("COVID/images/*", "COVID/*", "COVID-19/*"),
         ),
@@ -213,6 +213,6 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
 }
 
 
-def expected(name: DeclaredName) -> str:
+def describe_layouts(name: PublicSetName) -> str:
     """The layouts that a set may have, in one line."""
-    return "; or ".join(MVTEC_SHOWN if layout == MVTEC else layout.shown for layout in LAYOUTS[name])
+    return "; or ".join(MVTEC_DESCRIPTION if layout == MVTEC else layout.description for layout in LAYOUTS[name])

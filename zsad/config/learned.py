@@ -10,7 +10,7 @@ from medad.base.private import ModelFile
 from medad.base.settings import Fraction, Settings
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import NotNegative, Positive, PromptStyle
-from zsad.config.system_settings import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
+from zsad.config.system_base import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
 
 
 class Training(Settings):
@@ -31,7 +31,7 @@ class LearnedSettings(SystemSettings):
 
     checkpoint: ModelFile | None = None
     """File of `adflows zsad train`. None: the run trains the system, on `auxiliary` or on the other categories."""
-    fitted: ClassVar[tuple[str, ...]]
+    fixed_by_training: ClassVar[tuple[str, ...]]
     """Settings that trained weights belong to. A checkpoint of other values is refused."""
 
     @property
@@ -54,7 +54,7 @@ class AprilGan(LearnedSettings):
     map_share: Fraction = 0.0
     """Weight of the map's maximum in the image's score, beside the class token. Published: 0 without shots, 0.5
     with."""
-    fitted: ClassVar[tuple[str, ...]] = ("blocks",)
+    fixed_by_training: ClassVar[tuple[str, ...]] = ("blocks",)
     """Settings that trained weights belong to."""
     training: Training = Training(epochs=3, batch_size=16, learning_rate=1e-3)
     """Training of the system."""
@@ -96,7 +96,7 @@ class AnomalyClip(LearnedSettings):
     """Losses of the training."""
     sigma_px: NotNegative = 4.0
     """Standard deviation of the Gaussian over the map."""
-    fitted: ClassVar[tuple[str, ...]] = ("prompt", "context_tokens", "full_stop", "deep_tokens", "depth")
+    fixed_by_training: ClassVar[tuple[str, ...]] = ("prompt", "context_tokens", "full_stop", "deep_tokens", "depth")
     """Settings that trained weights belong to."""
     training: Training = Training(epochs=15, batch_size=8, learning_rate=1e-3)
     """Training of the system."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from medad.base.private import DataRoot, ModelFile, ModelName
 from medad.base.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
-from zsad.config.layouts import DeclaredName
+from zsad.config.layouts import PublicSetName
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -24,9 +24,9 @@ both with adaptation (the method)."""
 
 WITH_REFERENCES: frozenset[Variant] = frozenset({"visual", "joint", "joint_tta"})
 WITH_ADAPTATION: frozenset[Variant] = frozenset({"text_tta", "joint_tta"})
-ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
+WITHOUT_REFERENCES: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
 """Variants that take the place of `WITH_REFERENCES` where there is no other image to compare with."""
-ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
+NO_REFERENCE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
 
 PRESETS: dict[str, dict[str, Any]] = {
     # AnoVL and 002: every block, no feed-forward, the class token as CLIP makes it
@@ -48,7 +48,7 @@ class ImagesSettings(Settings):
 
     root: DataRoot
     """Folder of the images; `samples:NAME` is a folder of the sample data."""
-    layout: Literal["auto", "mvtec", "visa", "folder", DeclaredName] = "auto"
+    layout: Literal["auto", "mvtec", "visa", "folder", PublicSetName] = "auto"
     """Layout of the files, see above."""
     categories: tuple[str, ...] | None = None
     """Categories to use. None: all."""
@@ -174,9 +174,9 @@ class ScoreSettings(Settings):
             raise ValueError(f"references.count 0 leaves nothing for {bad[0]}; score text or text_tta")
         return self
 
-    def alone(self) -> ScoreSettings:
+    def without_references(self) -> ScoreSettings:
         """Return the settings for an image without another one: each variant keeps only what the text says."""
-        left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in self.variants))
+        left = tuple(dict.fromkeys(WITHOUT_REFERENCES.get(variant, variant) for variant in self.variants))
         return self.model_copy(update={"variants": left})
 
 

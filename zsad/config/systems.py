@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.learned import AnomalyClip, AprilGan, SegmentationModels
 from zsad.config.run import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
-from zsad.config.system_settings import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
+from zsad.config.system_base import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
 
 
 class _PlainClip(SystemSettings):
@@ -162,7 +162,7 @@ class MuSc2(MutualSettings):
     """Number of reference images per query."""
 
     @property
-    def drawn(self) -> int:
+    def reference_count(self) -> int:
         return self.references
 
 
@@ -194,7 +194,7 @@ class DualImage(SystemSettings):
     """Settings of the adaptation."""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return self.label or (f"{self.title} + TTA" if self.adaptation else self.title)
 
     @property
@@ -206,12 +206,12 @@ class DualImage(SystemSettings):
         return "supplement"
 
     @property
-    def drawn(self) -> int:
+    def reference_count(self) -> int:
         return self.references.count
 
     @property
     def seeded(self) -> bool:
-        return self.drawn > 0 or self.adaptation
+        return self.reference_count > 0 or self.adaptation
 
     @property
     def variant(self) -> Literal["text", "text_tta", "joint", "joint_tta"]:

@@ -15,7 +15,7 @@ from typing import Literal, cast
 from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.settings import data_root
 from medad.base.text import natural_order
-from zsad.config.layouts import LAYOUTS, DeclaredName, Layout, expected
+from zsad.config.layouts import LAYOUTS, Layout, PublicSetName, describe_layouts
 from zsad.config.run import ImagesSettings
 from zsad.data.images import IMAGE_SUFFIXES
 from zsad.data.label_folders import (
@@ -27,14 +27,14 @@ from zsad.data.label_folders import (
     plain_images,
     split_file,
     visa_images,
-    visa_split,
+    visa_split_images,
 )
-from zsad.data.listing import Found, folders_in, images_below
-from zsad.data.public_sets import declared_images, place
+from zsad.data.listing import FoundImage, folders_in, images_below
+from zsad.data.public_sets import find_set, public_set_images
 
 _DIGEST_CHARACTERS = 12
 _Reader = Literal["mvtec", "visa", "folder"] | Layout
-_Named = Literal["mvtec", "visa", "folder", DeclaredName]
+_LayoutName = Literal["mvtec", "visa", "folder", PublicSetName]
 _EXPECTED = (
     "CATEGORY/test/good and others (mvtec), CATEGORY/Data/Images/Normal and Anomaly (visa), "
     "label folders with good among them, or images (folder)"
@@ -70,11 +70,11 @@ class Category:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _ImageSet:
     """A root whose layout is known."""
 
     root: Path
-    layout: _Named
+    layout: _LayoutName
     """As the settings say, or as was found out."""
     reader: _Reader
     folders: dict[str, Path]
@@ -113,25 +113,27 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
     ConfigError
         A category's name, a folder of masks or a split is given where the layout has its own, or none.
     """
-    opened = _open(data, samples_dir)
+    opened = _open_set(data, samples_dir)
     missing = [name for name in data.categories or () if name not in opened.folders]
     if missing:
-        raise _unknown(missing[0], opened)
+        raise _unknown_category(missing[0], opened)
     categories: list[Category] = []
     problems: list[CaseFailure] = []
     for name, folder in opened.folders.items():
         if data.categories is None or name in data.categories:
-            found = list(_search(folder, opened.reader, data))
-            whole = [CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule]
-            items, rejected = _with_ids(name, [one for one in found if one.key], pseudonymous=data.pseudonyms)
-            problems += whole + rejected
+            found = list(_list_images(folder, opened.reader, data))
+            of_category = [
+                CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule
+            ]
+            items, rejected = _assign_ids(name, [one for one in found if one.key], pseudonymous=data.pseudonyms)
+            problems += of_category + rejected
             if items:
                 categories.append(Category(name, tuple(items)))
-            elif not whole and not rejected:
+            elif not of_category and not rejected:
                 problems.append(CaseFailure(name, "find", "no test image in this category", str(folder)))
     if not categories:
         why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
-        raise _unusable(opened.root, opened.layout, why)
+        raise _no_usable_image(opened.root, opened.layout, why)
     return categories, problems
 
 
@@ -160,20 +162,20 @@ def normal_training_images(data: ImagesSettings, category: str, samples_dir: Pat
     ConfigError
         As `find_categories`.
     """
-    opened = _open(data, samples_dir)
+    opened = _open_set(data, samples_dir)
     if category not in opened.folders:
-        raise _unknown(category, opened)
+        raise _unknown_category(category, opened)
     folder = opened.folders[category]
     if isinstance(opened.reader, Layout):
         train = None if opened.reader.train is None else folder / opened.reader.train
-        found = declared_images(opened.reader, train) if train is not None and train.is_dir() else ()
+        found = public_set_images(opened.reader, train) if train is not None and train.is_dir() else ()
         images = [one.path for one in found if one.anomalous is False and one.rule is None]
     elif opened.reader == "mvtec":
         train = folder / "train"
         labels = [label for label in (folders_in(train) if train.is_dir() else ()) if is_normal(label)]
         images = [label / below for label in labels for below in images_below(label)]
     elif opened.reader == "visa" and (split := split_file(folder, data)) is not None:
-        rows = visa_split(split, folder, part="train")
+        rows = visa_split_images(split, folder, part="train")
         images = [one.path for one in rows if one.anomalous is False and one.rule is None]
     else:
         images = []
@@ -182,26 +184,26 @@ def normal_training_images(data: ImagesSettings, category: str, samples_dir: Pat
     return tuple(sorted(images, key=lambda path: natural_order(path.relative_to(folder).as_posix())))
 
 
-def _open(data: ImagesSettings, samples_dir: Path | None) -> _Opened:
+def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
     """Find a set's categories. Raises what `find_categories` says of roots, layouts and settings that do not fit."""
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
         raise InputError(root, "no such folder of images")
-    layout = _detect(root) if data.layout == "auto" else data.layout
+    layout = _detect_layout(root) if data.layout == "auto" else data.layout
     if data.masks is not None and layout != "folder":
         raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
     if data.visa_split != VISA_DEFAULT_SPLIT and layout != "visa":
         raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
-    reader, folders, single = _resolve(root, layout)
+    reader, folders, single = _resolve_layout(root, layout)
     if data.category is not None and not single:
         raise ConfigError(f"data.category: {root} holds several categories; data.categories chooses among them")
     if data.category is not None:
         [only] = folders.values()
         folders = {data.category: only}
-    return _Opened(root, layout, reader, folders)
+    return _ImageSet(root, layout, reader, folders)
 
 
-def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool]:
+def _resolve_layout(root: Path, layout: _LayoutName) -> tuple[_Reader, dict[str, Path], bool]:
     """How a root is read, its categories' folders, and whether it is one category; of several layouts the first."""
     own = {root.resolve().name: root}
     match layout:
@@ -214,25 +216,25 @@ def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool
             declared_layouts = LAYOUTS[layout]
     for declared in declared_layouts:
         if not isinstance(declared, Layout):
-            reader, folders, single = _resolve(root, declared)
+            reader, folders, single = _resolve_layout(root, declared)
             if folders:
                 return reader, folders, single
-        elif (placed := place(declared, root)) is not None:
-            return declared, placed.folders, placed.single
-    raise _unusable(root, layout)
+        elif (found := find_set(declared, root)) is not None:
+            return declared, found.folders, found.single
+    raise _no_usable_image(root, layout)
 
 
-def _unknown(category: str, opened: _Opened) -> InputError:
+def _unknown_category(category: str, opened: _ImageSet) -> InputError:
     names = ", ".join(opened.folders) or "none"
     return InputError(opened.root, f"no category {category}; there are {names} (layout {opened.layout})")
 
 
-def _unusable(root: Path, layout: _Named, why: str = "") -> InputError:
-    shape = _EXPECTED if layout in {"mvtec", "visa", "folder"} else expected(cast(DeclaredName, layout))
+def _no_usable_image(root: Path, layout: _LayoutName, why: str = "") -> InputError:
+    shape = _EXPECTED if layout in {"mvtec", "visa", "folder"} else describe_layouts(cast(PublicSetName, layout))
     return InputError(root, f"no usable image of layout {layout}{why}; expected {shape}")
 
 
-def images_of(paths: Sequence[Path]) -> Category:
+def unlabelled_images(paths: Sequence[Path]) -> Category:
     """Images without labels, from files and folders (searched to the bottom), each file once.
 
     A file that is named is taken whatever its ending; in folders, files with `IMAGE_SUFFIXES`. The category is named
@@ -243,7 +245,7 @@ def images_of(paths: Sequence[Path]) -> Category:
     InputError
         A path is missing, or a folder holds no image.
     """
-    found: dict[Path, Found] = {}
+    found: dict[Path, FoundImage] = {}
     for path in paths:
         if path.is_dir():
             files = [(relative, path / relative) for relative in images_below(path)]
@@ -254,16 +256,16 @@ def images_of(paths: Sequence[Path]) -> Category:
         else:
             raise InputError(path, "no such file or folder")
         for relative, file in files:
-            found.setdefault(file.resolve(), Found(relative.as_posix(), file, "", None))
+            found.setdefault(file.resolve(), FoundImage(relative.as_posix(), file, "", None))
     if not found:
         raise InputError("images", "none given")
     first = paths[0].resolve()
     name = first.name if first.is_dir() else first.parent.name
-    items, _ = _with_ids(name, list(found.values()), pseudonymous=False)
+    items, _ = _assign_ids(name, list(found.values()), pseudonymous=False)
     return Category(name or "images", tuple(items))
 
 
-def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
+def _detect_layout(root: Path) -> Literal["mvtec", "visa", "folder"]:
     kinds: tuple[Literal["visa", "mvtec"], ...] = ("visa", "mvtec")
     for layout in kinds:
         if is_category(root, layout) or category_folders(root, layout):
@@ -271,21 +273,21 @@ def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
     return "folder"
 
 
-def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Found]:
+def _list_images(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[FoundImage]:
     """What one category's folder holds."""
     if isinstance(reader, Layout):
-        yield from declared_images(reader, folder / reader.test)
+        yield from public_set_images(reader, folder / reader.test)
     elif reader == "mvtec":
         truth = folder / "ground_truth"
         yield from labelled_images(folder / "test", truth if truth.is_dir() else None)
     elif reader == "visa":
         split = split_file(folder, data)
-        yield from visa_images(folder) if split is None else visa_split(split, folder, part="test")
+        yield from visa_images(folder) if split is None else visa_split_images(split, folder, part="test")
     else:
         yield from plain_images(folder, data.masks)
 
 
-def _with_ids(category: str, found: list[Found], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
+def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
     """Keys lose their ending where they stay unique; where keys are equal (files of several folders) they get -2 ..."""
     stems = Counter(str(Path(key).with_suffix("")) for key in {each.key for each in found})
     taken: set[str] = set()

@@ -35,7 +35,7 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 """Endings of masks: the lossless ones, since JPEG's ringing would pass for defects."""
 MAX_PIXELS = 1 << 27
 """A larger image is refused before it is unpacked: 384 MiB of RGB."""
-READERS = 2
+DECODING_THREADS = 2
 """Images decoded at a time."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -50,13 +50,13 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Quiet:
+class _WarningsState:
     lock: threading.Lock = field(default_factory=threading.Lock)
     inside: int = 0
     saved: warnings.catch_warnings[None] | None = None
 
 
-_quiet = _Quiet()
+_warnings_state = _WarningsState()
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,19 @@ def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"
         The file is missing, is no such image, is broken or cut short, has 32-bit pixels, more than `MAX_PIXELS`, or a
         side shorter than `min_side_px`.
     """
-    image = decoded(path, _to_rgb)
+    image = decode(path, _to_rgb)
     height, width = image.shape[:2]
     if min(height, width) < min_side_px:
         raise InputError(path, f"is {width} x {height} pixels; the shorter side must have {min_side_px} at least")
     return image
 
 
-def beside(read: Callable[[S], T], items: Sequence[S]) -> list[T]:
+def map_in_threads(read: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """`read` of each item, in order, on several threads: Pillow lets go of Python's lock while it decodes.
 
     Raises what the first item that fails raises.
     """
-    with ThreadPoolExecutor(READERS, thread_name_prefix="images") as pool:
+    with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="images") as pool:
         return list(pool.map(read, items))
 
 
@@ -116,7 +116,7 @@ def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     InputError
         As `read_image`, or the mask has not the height and width `shape_hw` of its image.
     """
-    mask = decoded(path, mask_of)
+    mask = decode(path, to_mask)
     if mask.shape != shape_hw:
         raise InputError(
             path, f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image {shape_hw[1]} x {shape_hw[0]}"
@@ -134,7 +134,7 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
     InputError
         Missing, broken, not one channel, no pixel, or with NaN or infinite values.
     """
-    values = _read_npy(path) if path.suffix.lower() == ".npy" else decoded(path, lambda image, _: np.array(image))
+    values = _read_npy(path) if path.suffix.lower() == ".npy" else decode(path, lambda image, _: np.array(image))
     if values.dtype.kind not in "fiub":
         raise InputError(path, f"the map's values are {values.dtype}, expected real numbers")
     plane = values.reshape([side for side in values.shape if side != 1]) if values.ndim > 2 else values
@@ -233,11 +233,11 @@ def mask_to_canvas(mask: Bool[np.ndarray, "H W"], canvas_hw: tuple[int, int]) ->
     return mask[np.ix_(rows, columns)]
 
 
-def decoded(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
+def decode(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
     """Open, check and unpack an image file with `convert`; every failure becomes InputError."""
     with reading(path):
         file = path.open("rb")
-    with file, _pillow_quiet():
+    with file, _without_pillow_warnings():
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 width, height = image.size
@@ -264,25 +264,25 @@ def decoded(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
 
 
 @contextlib.contextmanager
-def _pillow_quiet() -> Iterator[None]:
+def _without_pillow_warnings() -> Iterator[None]:
     """Without Pillow's warnings of odd metadata and large sizes: harmless, or refused here.
 
     Filters are the process's, so that two threads that each saved and restored them could leave them changed for good:
     the first that enters changes them, the last that leaves restores them.
     """
-    with _quiet.lock:
-        if not _quiet.inside:
-            _quiet.saved = warnings.catch_warnings()
-            _quiet.saved.__enter__()
+    with _warnings_state.lock:
+        if not _warnings_state.inside:
+            _warnings_state.saved = warnings.catch_warnings()
+            _warnings_state.saved.__enter__()
             warnings.filterwarnings("ignore", module=r"PIL\.")
-        _quiet.inside += 1
+        _warnings_state.inside += 1
     try:
         yield
     finally:
-        with _quiet.lock:
-            _quiet.inside -= 1
-            if not _quiet.inside and _quiet.saved is not None:
-                _quiet.saved.__exit__(None, None, None)
+        with _warnings_state.lock:
+            _warnings_state.inside -= 1
+            if not _warnings_state.inside and _warnings_state.saved is not None:
+                _warnings_state.saved.__exit__(None, None, None)
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
@@ -302,17 +302,17 @@ def _to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
     if image.mode in {"I", "F"}:
         kind = "integer" if image.mode == "I" else "float"
         raise InputError(path, f"has 32-bit {kind} pixels, whose range is unknown; save 8 or 16 bits")
-    return np.array(_over(image, _WHITE))
+    return np.array(_flattened(image, _WHITE))
 
 
-def mask_of(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
+def to_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
     """What is not black in an opened image; see `read_mask`. To be used with `decoded`."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if not np.isfinite(values).all():
             raise InputError(path, "the mask holds NaN or infinite values")
     else:
-        values = np.asarray(_over(image, _BLACK)).max(axis=2)
+        values = np.asarray(_flattened(image, _BLACK)).max(axis=2)
     return np.asarray(values > (_JPEG_MASK_ABOVE if path.suffix.lower() in _JPEG_SUFFIXES else 0))
 
 
@@ -325,7 +325,7 @@ def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:
         raise InputError(path, "a 16-bit TIFF in separate planes or with white as zero; save it as PNG")
 
 
-def _over(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
+def _flattened(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
     """An RGB image; where it is transparent, `background` shows through."""
     if not image.has_transparency_data:
         return image.convert("RGB")

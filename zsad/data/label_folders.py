@@ -13,7 +13,7 @@ from medad.base.errors import InputError
 from medad.base.storage import reading
 from zsad.config.run import ImagesSettings
 from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
-from zsad.data.listing import Found, files_in, folders_in, images_below
+from zsad.data.listing import FoundImage, files_in, folders_in, images_below
 
 NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
 """Folders, in any case of letters, whose images show no anomaly. Every other label is one."""
@@ -38,16 +38,16 @@ def is_normal(label: Path) -> bool:
     return label.name.lower() in NORMAL_FOLDERS
 
 
-def labelled_images(test: Path, masks: Path | None) -> Iterator[Found]:
+def labelled_images(test: Path, masks: Path | None) -> Iterator[FoundImage]:
     """List images in folders named by label, with masks from folders of the same names, or from one folder."""
     labels = [folder for folder in folders_in(test) if folder != masks and folder.name not in _MASK_FOLDERS]
     for file in files_in(test, IMAGE_SUFFIXES):
-        yield Found(file.name, file, "", None, rule="lies beside the label folders, so it has no label")
-    anomalous: list[Found] = []
+        yield FoundImage(file.name, file, "", None, rule="lies beside the label folders, so it has no label")
+    anomalous: list[FoundImage] = []
     for label in labels:
         normal = is_normal(label)
         images = [
-            Found(f"{label.name}/{below.as_posix()}", label / below, label.name, anomalous=not normal)
+            FoundImage(f"{label.name}/{below.as_posix()}", label / below, label.name, anomalous=not normal)
             for below in images_below(label)
         ]
         if normal or masks is None:
@@ -55,10 +55,10 @@ def labelled_images(test: Path, masks: Path | None) -> Iterator[Found]:
         else:
             anomalous += images
     if masks is not None:
-        yield from _with_masks(anomalous, test, masks)
+        yield from _find_masks(anomalous, test, masks)
 
 
-def plain_images(root: Path, masks_name: str | None) -> Iterator[Found]:
+def plain_images(root: Path, masks_name: str | None) -> Iterator[FoundImage]:
     """List label folders if one is normal or, without images beside them, masks exist; else images without labels."""
     names = _MASK_FOLDERS if masks_name is None else (masks_name,)
     masks = next((root / name for name in names if (root / name).is_dir()), None)
@@ -74,16 +74,16 @@ def plain_images(root: Path, masks_name: str | None) -> Iterator[Found]:
     else:
         for relative in images_below(root):
             if reserved.isdisjoint((root / relative).parents):
-                yield Found(relative.as_posix(), root / relative, "", None)
+                yield FoundImage(relative.as_posix(), root / relative, "", None)
 
 
-def visa_images(folder: Path) -> Iterator[Found]:
+def visa_images(folder: Path) -> Iterator[FoundImage]:
     """List VisA's own folders without a split file: every image is a test image."""
     images, masks = folder / "Data" / "Images", folder / "Data" / "Masks"
     yield from labelled_images(images, masks if masks.is_dir() else None)
 
 
-def visa_split(split: Path, folder: Path, *, part: Literal["train", "test"]) -> Iterator[Found]:
+def visa_split_images(split: Path, folder: Path, *, part: Literal["train", "test"]) -> Iterator[FoundImage]:
     """List one part of one category by VisA's split file, whose paths start where split_csv lies."""
     rows = _split_rows(split)
     top, named = split.parent.parent, list(dict.fromkeys(row["object"] for row in rows))
@@ -92,7 +92,7 @@ def visa_split(split: Path, folder: Path, *, part: Literal["train", "test"]) -> 
         renamed = len(named) == 1 and not (top / named[0]).is_dir()
         if not renamed or len(category_folders(top, "visa")) > 1:
             rule = f"{_VISA_SPLITS}/{split.name} knows no {category}, only {', '.join(named)}"
-            yield Found("", folder, "", None, rule=rule)
+            yield FoundImage("", folder, "", None, rule=rule)
             return
         category = named[0]
     for number, row in enumerate(rows, start=2):
@@ -100,10 +100,10 @@ def visa_split(split: Path, folder: Path, *, part: Literal["train", "test"]) -> 
             continue
         if row["label"] not in {"normal", "anomaly"} or not row["image"]:
             raise InputError(split, f"line {number}: expected label normal or anomaly, and an image")
-        path, anomalous = _listed(row["image"], category, top, folder), row["label"] == "anomaly"
+        path, anomalous = _listed_path(row["image"], category, top, folder), row["label"] == "anomaly"
         defect = path.parent.name
-        image = Found(f"{defect}/{path.name}", path, defect, anomalous)
-        mask = _listed(row["mask"], category, top, folder) if anomalous and row["mask"] else None
+        image = FoundImage(f"{defect}/{path.name}", path, defect, anomalous)
+        mask = _listed_path(row["mask"], category, top, folder) if anomalous and row["mask"] else None
         if not path.is_file():
             yield replace(image, rule=f"listed in {split.name}, but not there")
         elif anomalous and (mask is None or not mask.is_file()):
@@ -133,13 +133,13 @@ def _split_rows(split: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _listed(name: str, category: str, top: Path, folder: Path) -> Path:
+def _listed_path(name: str, category: str, top: Path, folder: Path) -> Path:
     """A file of a split file's row, which calls the category's folder by the category's name."""
     first, _, rest = name.partition("/")
     return folder / rest if first == category else top / name
 
 
-def _with_masks(images: list[Found], test: Path, masks: Path) -> Iterator[Found]:
+def _find_masks(images: list[FoundImage], test: Path, masks: Path) -> Iterator[FoundImage]:
     """Find STEM_mask.* or STEM.* for each image, in the folder of its label or, where there is none, beside all."""
     listings: dict[Path, dict[str, Path]] = {}
     stems = Counter(image.path.stem for image in images)

@@ -13,7 +13,7 @@ from zsad.data.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImage:
     """An image, before it has an id; with a `rule` that it breaks it becomes a problem."""
 
     key: str

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
-from zsad.config.layouts import OWN, LabelList, Layout
-from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decoded, mask_of
-from zsad.data.listing import Found, files_in, folders_in, is_visible
+from zsad.config.layouts import NEXT_TO_IMAGE, LabelList, Layout
+from zsad.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, decode, to_mask
+from zsad.data.listing import FoundImage, files_in, folders_in, is_visible
 
-DECLARED_MASK_SUFFIXES = (".jpg", ".jpeg", *MASK_SUFFIXES)
+PUBLIC_MASK_SUFFIXES = (".jpg", ".jpeg", *MASK_SUFFIXES)
 """Some publishers ship masks as JPEG. The later ones win where a mask is there twice."""
 
 
 @dataclass(frozen=True)
-class Placed:
+class FoundSet:
     """Where a declared set was found."""
 
     folders: dict[str, Path]
@@ -29,23 +29,23 @@ class Placed:
     """Whether the folder is one category, which the user may call otherwise."""
 
 
-def place(layout: Layout, root: Path) -> Placed | None:
+def find_set(layout: Layout, root: Path) -> FoundSet | None:
     """Find the set's categories in a folder. None: it does not have this layout."""
-    for base in (root / below for below in layout.within):
+    for base in (root / below for below in layout.base_folders):
         if layout.categories and base.is_dir():
             folders = {
                 folder.name: folder
                 for folder in folders_in(base)
-                if fnmatch.fnmatchcase(folder.name, layout.categories) and _holds(layout, folder)
+                if fnmatch.fnmatchcase(folder.name, layout.categories) and _has_images(layout, folder)
             }
             if folders:
-                return Placed(folders, single=False)
-        if _holds(layout, base):
-            return Placed({layout.category or base.resolve().name: base}, single=True)
+                return FoundSet(folders, single=False)
+        if _has_images(layout, base):
+            return FoundSet({layout.category or base.resolve().name: base}, single=True)
     return None
 
 
-def declared_images(layout: Layout, folder: Path) -> Iterator[Found]:
+def public_set_images(layout: Layout, folder: Path) -> Iterator[FoundImage]:
     """The images of one part of a category: `folder` is its `test` or `train`.
 
     Anomalous images of a set with masks need one each, and labels that are told by masks or by a list need those:
@@ -57,29 +57,31 @@ def declared_images(layout: Layout, folder: Path) -> Iterator[Found]:
         A folder or the list of labels cannot be read.
     """
     if layout.labels_from == "mask" and layout.mixed and layout.masks and not (folder / layout.masks).is_dir():
-        yield Found("", folder, "", None, rule=f"no folder {layout.masks}/, which tells defects from normal images")
+        yield FoundImage(
+            "", folder, "", None, rule=f"no folder {layout.masks}/, which tells defects from normal images"
+        )
         return
-    masks = _Masks(layout, folder)
+    masks = _MaskFinder(layout, folder)
     seen: set[Path] = set()
     for patterns, anomalous in ((layout.normal, False), (layout.anomalous, True)):
-        for path in _matching(layout, folder, patterns):
+        for path in _matching_images(layout, folder, patterns):
             if path not in seen:
                 seen.add(path)
-                yield _judged(layout, folder, path, masks.of(path), anomalous=anomalous)
+                yield _labelled(layout, folder, path, masks.find(path), anomalous=anomalous)
     listed = _read_list(folder / layout.labels.file, layout.labels) if layout.labels else {}
-    for path in _matching(layout, folder, layout.mixed):
+    for path in _matching_images(layout, folder, layout.mixed):
         flag = listed.pop(_number(path.stem), None)
-        yield _mixed(layout, folder, path, masks.of(path), None if flag is None else flag[1])
+        yield _from_mixed_folder(layout, folder, path, masks.find(path), None if flag is None else flag[1])
     for name, _ in listed.values():
         assert layout.labels is not None, "only a list lists"
         rule = f"listed in {Path(layout.labels.file).name}, but not there"
-        yield Found(name, folder / name, layout.defect, None, rule=rule)
+        yield FoundImage(name, folder / name, layout.defect, None, rule=rule)
 
 
-def _mixed(layout: Layout, folder: Path, path: Path, mask: Path | None, listed: bool | None) -> Found:
+def _from_mixed_folder(layout: Layout, folder: Path, path: Path, mask: Path | None, listed: bool | None) -> FoundImage:
     """One image whose folder does not say what it is."""
     if layout.labels_from == "mask":
-        return _judged(layout, folder, path, mask, anomalous=mask is not None or bool(listed))
+        return _labelled(layout, folder, path, mask, anomalous=mask is not None or bool(listed))
     rule: str | None = None
     anomalous = bool(listed)
     if layout.labels_from == "list":
@@ -90,54 +92,54 @@ def _mixed(layout: Layout, folder: Path, path: Path, mask: Path | None, listed: 
         rule = f"without a label: no {path.stem}{layout.mask_suffix}.* beside it"
     else:
         try:
-            anomalous = bool(decoded(mask, mask_of).any())
+            anomalous = bool(decode(mask, to_mask).any())
         except InputError as error:
             rule = f"without a label: {mask.name} {error.rule}"
-    judged = _judged(layout, folder, path, mask, anomalous=anomalous)
-    return judged if rule is None else replace(judged, rule=rule, mask=None)
+    labelled = _labelled(layout, folder, path, mask, anomalous=anomalous)
+    return labelled if rule is None else replace(labelled, rule=rule, mask=None)
 
 
-def _judged(layout: Layout, folder: Path, path: Path, mask: Path | None, *, anomalous: bool) -> Found:
+def _labelled(layout: Layout, folder: Path, path: Path, mask: Path | None, *, anomalous: bool) -> FoundImage:
     key = path.relative_to(folder).as_posix()
     if not anomalous:
-        return Found(key, path, "good", anomalous=False)
-    image = Found(key, path, layout.defect, anomalous=True, mask=mask)
+        return FoundImage(key, path, "good", anomalous=False)
+    image = FoundImage(key, path, layout.defect, anomalous=True, mask=mask)
     if layout.masks is None or mask is not None:
         return image
-    where = "beside it" if layout.masks == OWN else f"in {layout.masks}/"
+    where = "beside it" if layout.masks == NEXT_TO_IMAGE else f"in {layout.masks}/"
     return replace(image, rule=f"anomalous, but without a mask: no {path.stem}{layout.mask_suffix}.* {where}")
 
 
-class _Masks:
+class _MaskFinder:
     """Finds masks by stem; each folder is listed once."""
 
     def __init__(self, layout: Layout, folder: Path) -> None:
         self._layout, self._folder = layout, folder
         self._listings: dict[Path, dict[str, Path]] = {}
 
-    def of(self, image: Path) -> Path | None:
+    def find(self, image: Path) -> Path | None:
         if self._layout.masks is None:
             return None
-        folder = image.parent if self._layout.masks == OWN else self._folder / self._layout.masks
+        folder = image.parent if self._layout.masks == NEXT_TO_IMAGE else self._folder / self._layout.masks
         if folder not in self._listings:
-            files = files_in(folder, DECLARED_MASK_SUFFIXES) if folder.is_dir() else []
-            files.sort(key=lambda file: DECLARED_MASK_SUFFIXES.index(file.suffix.lower()))
+            files = files_in(folder, PUBLIC_MASK_SUFFIXES) if folder.is_dir() else []
+            files.sort(key=lambda file: PUBLIC_MASK_SUFFIXES.index(file.suffix.lower()))
             self._listings[folder] = {file.stem: file for file in files}
         return self._listings[folder].get(image.stem + self._layout.mask_suffix)
 
 
-def _holds(layout: Layout, folder: Path) -> bool:
+def _has_images(layout: Layout, folder: Path) -> bool:
     test = folder / layout.test
     if layout.labels_from == "list" and layout.labels is not None and not (test / layout.labels.file).is_file():
         return False
-    return any(True for _ in _matching(layout, test, layout.patterns))
+    return any(True for _ in _matching_images(layout, test, layout.patterns))
 
 
-def _matching(layout: Layout, folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+def _matching_images(layout: Layout, folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
     """Images in the order of patterns, then of names, each once; masks that lie among them are none."""
     found = dict.fromkeys(path for pattern in patterns for path in sorted(folder.glob(pattern)))
     for path in found:
-        is_mask = layout.masks == OWN and path.stem.endswith(layout.mask_suffix)
+        is_mask = layout.masks == NEXT_TO_IMAGE and path.stem.endswith(layout.mask_suffix)
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if is_visible(path.name, IMAGE_SUFFIXES) and path.is_file() and not is_mask and not hidden:
             yield path

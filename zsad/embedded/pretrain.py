@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.storage import atomic_path
-from zsad.clip.attention_paths import Paths, two_path
+from zsad.clip.attention_paths import AttentionPath, two_path
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from zsad.embedded.pool import SIZE_PX, Leg, Pool, make_pool, write_held_out
 from zsad.embedded.scenes.objects import OBJECTS
@@ -54,7 +54,7 @@ MODEL: dict[str, Any] = {
 }
 """Half of the 10 MB is CLIP's vocabulary, kept so that the text goes the way of every other model."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-PATHS = Paths(vv_blocks=tuple(range(LAYERS)))
+ATTENTION_PATH = AttentionPath(vv_blocks=tuple(range(LAYERS)))
 DOMAINS = ("industrial", "textural", "surface", "manufacturing")
 GENERIC = ("object", "part", "product", "item", "thing", "sample", "piece", "material")
 TAU = 0.07
@@ -84,10 +84,10 @@ class Plan:
 
 
 def _augmented(rng: Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Turned, mirrored, zoomed, its channels shuffled, perhaps greyed or inverted: pixels in 0..1, and the mask."""
-    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    """Turned, flipped, zoomed, its channels shuffled, perhaps greyed or inverted: pixels in 0..1, and the mask."""
+    turns, flipped = int(rng.integers(4)), rng.random() < 0.5
     both = torch.cat((image.float() / 255.0, mask[None].float())).rot90(turns, (1, 2))
-    both = both.flip(2) if mirrored else both
+    both = both.flip(2) if flipped else both
     if rng.random() < 0.5:
         side = int(SIZE_PX * rng.uniform(0.6, 1.0))
         y, x = (int(rng.integers(SIZE_PX - side + 1)) for _ in range(2))
@@ -144,8 +144,8 @@ def make_batch(pool: Pool, plan: Plan, leg: Leg, step: int, words: list[str]) ->
     else:
         chances = _chances(pool, sharpen=step >= leg.sharpen_from)
         rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False, p=chances)
-    drawn = [_augmented(rng, pool.pixels[row], pool.masks[row]) for row in rows]
-    masks = torch.stack([mask for _, mask in drawn])[:, None]
+    augmented = [_augmented(rng, pool.pixels[row], pool.masks[row]) for row in rows]
+    masks = torch.stack([mask for _, mask in augmented])[:, None]
     share = functional.avg_pool2d(masks, PATCH_PX).flatten(1)
     touched = (share / FULL_TOUCH).clamp(max=1.0)
     names = [pool.kinds[i] for i in rows]
@@ -156,7 +156,7 @@ def make_batch(pool: Pool, plan: Plan, leg: Leg, step: int, words: list[str]) ->
         *(_prompt(rng, ANOMALOUS_STATES, noun) for noun in nouns),
         *(_prompt(rng, state, name) for state, name in zip(states, names, strict=True)),
     )
-    return Batch(torch.stack([image for image, _ in drawn]), touched, tuple(names), prompts)
+    return Batch(torch.stack([image for image, _ in augmented]), touched, tuple(names), prompts)
 
 
 def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
@@ -172,7 +172,7 @@ def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tupl
     false alarm costs little, but it is the maximum that judges an image (eq. 13).
     """
     count = len(batch.images)
-    class_token, patches = two_path(model.visual, normalised(batch.images), PATHS)
+    class_token, patches = two_path(model.visual, normalised(batch.images), ATTENTION_PATH)
     class_token, patches = functional.normalize(class_token, dim=-1), functional.normalize(patches, dim=-1)
     text = functional.normalize(model.encode_text(tokens), dim=-1)
     normal, anomalous, captions = text[:count], text[count : 2 * count], text[2 * count :]
@@ -214,19 +214,19 @@ def train(plan: Plan, out: Path, *, workers: int = 2, start: Path | None = None)
     they would be written, in half precision.
     """
     model = build(plan.seed).train()
-    kept: dict[str, Any] = {"leg": 0}
+    checkpoint: dict[str, Any] = {"leg": 0}
     if (out / CHECKPOINT).is_file():
-        kept = torch.load(out / CHECKPOINT, weights_only=True)
-        model.load_state_dict(kept["model"])
+        checkpoint = torch.load(out / CHECKPOINT, weights_only=True)
+        model.load_state_dict(checkpoint["model"])
     elif start is not None:
         model.load_state_dict(load_file(start))
-        kept = {"leg": 1}
-    curve = list(kept.get("curve", ()))
-    for number in range(kept["leg"], len(plan.legs)):
+        checkpoint = {"leg": 1}
+    curve = list(checkpoint.get("curve", ()))
+    for number in range(checkpoint["leg"], len(plan.legs)):
         leg = plan.legs[number]
-        _train_leg(model, plan, number, make_pool(plan.seed, leg, workers), out, curve, kept)
+        _train_leg(model, plan, number, make_pool(plan.seed, leg, workers), out, curve, checkpoint)
         model.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
-        kept = {}
+        checkpoint = {}
     save(model, out)
     facts = {"plan": asdict(plan), "curve": curve}
     (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -240,9 +240,9 @@ def _train_leg(
     pool: Pool,
     out: Path,
     curve: list[dict[str, Any]],
-    kept: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
 ) -> None:
-    """One leg, from where the checkpoint `kept` left it; `curve` gets a row now and then."""
+    """One leg, from where the checkpoint `checkpoint` left it; `curve` gets a row now and then."""
     leg = plan.legs[number]
     tokenise = get_tokenizer("ViT-B-32", context_length=MODEL["text_cfg"]["context_length"])
     words = sorted(word[:-4] for word in tokenise.encoder if word.endswith("</w>") and word[:-4].isalpha())
@@ -252,10 +252,10 @@ def _train_leg(
     optimiser = torch.optim.AdamW(groups, lr=leg.learning_rate, betas=(0.9, 0.98))
     schedule = learning_rates(optimiser, leg)
     first = 0
-    if "optimiser" in kept:
-        optimiser.load_state_dict(kept["optimiser"])
-        schedule.load_state_dict(kept["schedule"])
-        first = kept["step"]
+    if "optimiser" in checkpoint:
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        first = checkpoint["step"]
     started = time.monotonic()
     for step in range(first, leg.steps):
         batch = make_batch(pool, plan, leg, step, words)
@@ -280,7 +280,7 @@ def _train_leg(
 def learning_rates(optimiser: torch.optim.Optimizer, leg: Leg) -> torch.optim.lr_scheduler.LRScheduler:
     """Warm-up and a cosine's fall; where sharpening begins later, for it a second, lower one."""
 
-    def again(step: int) -> float:
+    def second_fall(step: int) -> float:
         return SHARPEN_FACTOR * 0.5 * (1 + math.cos(math.pi * step / (leg.steps - leg.sharpen_from)))
 
     end = leg.sharpen_from or leg.steps
@@ -288,7 +288,7 @@ def learning_rates(optimiser: torch.optim.Optimizer, leg: Leg) -> torch.optim.lr
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(end - leg.warmup_steps, 1), 1e-6)
     if end == leg.steps:
         return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall], [leg.warmup_steps])
-    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, again)
+    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, second_fall)
     return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall, sharpen], [leg.warmup_steps, end])
 
 

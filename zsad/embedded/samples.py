@@ -21,7 +21,7 @@ from skimage.morphology import closing, disk
 from skimage.transform import resize
 
 from zsad.data.images import write_png
-from zsad.embedded.scenes.scenes import defects, spoil
+from zsad.embedded.scenes.scenes import add_defect, defects
 
 MATERIALS = "materials"
 """The folder's name, in MVTec AD's layout."""
@@ -104,7 +104,7 @@ def _write(folder: Path, pieces: list[Piece]) -> None:
         if number % 2:
             name, defect = kinds[number // 2 % len(kinds)]
             rng = np.random.default_rng([SEED, *folder.name.encode(), number])
-            image, mask = spoil(rng, piece.image, piece.region, defect)
+            image, mask = add_defect(rng, piece.image, piece.region, defect)
         write_png(folder / "test" / name / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))
         if mask is not None:
             write_png(folder / "ground_truth" / name / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)

@@ -315,8 +315,8 @@ def test_folder_gives_what_open_clip_loads_from_it(folder: Path) -> None:
     torch.testing.assert_close(tokens.class_token, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(tokens.patches.norm(dim=-1), torch.ones(2, 16))
     torch.testing.assert_close(encoder.encode_patches(_images()), tokens.patches)
-    assert (encoder.size_px, encoder.grid, encoder.dim, encoder.context) == (32, 4, 24, 32)
-    assert not encoder.random
+    assert (encoder.size_px, encoder.grid, encoder.dim, encoder.context_length) == (32, 4, 24, 32)
+    assert not encoder.random_weights
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert not encoder.model.training
     json.dumps(encoder.identity)
@@ -347,7 +347,7 @@ def test_seed_gives_what_open_clip_makes_of_it_and_leaves_the_generator_alone() 
     torch.testing.assert_close(
         encoder.encode(_images()).class_token, own.encode_image(normalised, normalize=True), atol=1e-5, rtol=0
     )
-    assert encoder.random
+    assert encoder.random_weights
     assert "RANDOM" in encoder.description
     assert not torch.equal(encoder.encode(_images()).patches, _load(model=NAME, seed=12).encode(_images()).patches)
 
@@ -356,16 +356,20 @@ def test_presets_choose_blocks_and_class_token(monkeypatch: pytest.MonkeyPatch, 
     config = tiny_config(layers=24, patch_size=14, image_size=28)
     monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-of-24", config)
     encoder = _load(model="tiny-of-24", seed=0, preset="anomalyclip")
-    assert encoder.paths.vv_blocks == tuple(range(5, 24))
-    assert not encoder.paths.class_ln_post
+    assert encoder.attention_path.vv_blocks == tuple(range(5, 24))
+    assert not encoder.attention_path.class_ln_post
     assert (encoder.size_px, encoder.grid) == (518, 37)
     anovl = _load(model="tiny-of-24", seed=0)
-    assert anovl.paths.vv_blocks == tuple(range(24))
-    assert anovl.paths.class_ln_post
+    assert anovl.attention_path.vv_blocks == tuple(range(24))
+    assert anovl.attention_path.class_ln_post
     assert anovl.size_px == 28
-    assert not anovl.paths.feed_forward
+    assert not anovl.attention_path.feed_forward
     chosen = _load(model="tiny-of-24", seed=0, vv_blocks=(3, 9), vv_feed_forward=True, vv_temperature=0.5)
-    assert (chosen.paths.vv_blocks, chosen.paths.feed_forward, chosen.paths.temperature) == ((3, 9), True, 0.5)
+    assert (chosen.attention_path.vv_blocks, chosen.attention_path.feed_forward, chosen.attention_path.temperature) == (
+        (3, 9),
+        True,
+        0.5,
+    )
 
 
 def _hub_cache(root: Path, repository: str, filename: str) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
 from zsad.config.run import ImagesSettings
-from zsad.data.datasets import Category, Item, find_categories, images_of
+from zsad.data.datasets import Category, Item, find_categories, unlabelled_images
 from zsad.data.images import read_image, read_mask
 
 
@@ -282,7 +282,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-def test_opaque_ids_hide_names_and_stay_the_same(tmp_path: Path) -> None:
+def test_pseudonyms_hide_names_and_stay_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "test/good/secret.png", "test/burnt/secret.png", "ground_truth/x/1.png")
     touch(tmp_path, "test/burnt/hidden.png", "ground_truth/burnt/hidden.png", "test/secret.png")
     first, again = (find_categories(ImagesSettings(root=str(tmp_path), pseudonyms=True)) for _ in range(2))
@@ -310,7 +310,7 @@ def test_images_to_score_each_once_and_under_unique_ids(tmp_path: Path) -> None:
     touch(tmp_path, "parts/1.png", "parts/sub/1.png", "parts/2.png", "parts/readme.txt", "other/1.png", "odd.dat")
     (tmp_path / "link.png").symlink_to(tmp_path / "parts/2.png")
     folder, other = tmp_path / "parts", tmp_path / "other"
-    found = images_of([folder, folder / "1.png", other, tmp_path / "odd.dat", tmp_path / "link.png"])
+    found = unlabelled_images([folder, folder / "1.png", other, tmp_path / "odd.dat", tmp_path / "link.png"])
     assert found.name == "parts"
     assert {i.id: i.path for i in found.items} == {
         "1": other / "1.png",
@@ -320,16 +320,16 @@ def test_images_to_score_each_once_and_under_unique_ids(tmp_path: Path) -> None:
         "sub/1": folder / "sub/1.png",
     }
     assert not found.labelled
-    assert images_of([folder / "1.png"]).name == "parts"
+    assert unlabelled_images([folder / "1.png"]).name == "parts"
 
 
 def test_images_to_score_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        images_of([tmp_path / "x.png"])
+        unlabelled_images([tmp_path / "x.png"])
     with pytest.raises(InputError, match="no image in this folder"):
-        images_of([tmp_path])
+        unlabelled_images([tmp_path])
     with pytest.raises(InputError, match="none given"):
-        images_of([])
+        unlabelled_images([])
 
 
 def test_a_folder_linked_to_itself_ends(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from PIL import Image
 from medad.base.errors import InputError
 from zsad.data.images import (
     Crops,
-    beside,
     crop_image,
+    map_in_threads,
     mask_to_canvas,
     merge_maps,
     plan_crops,
@@ -405,8 +405,8 @@ def test_images_are_read_beside_each_other_in_order_and_the_first_broken_one_is_
     paths = [tmp_path / f"{number}.png" for number in range(6)]
     for number, path in enumerate(paths):
         write_png(path, np.full((8, 8, 3), number, np.uint8))
-    assert [int(image[0, 0, 0]) for image in beside(read_image, paths)] == list(range(6))
+    assert [int(image[0, 0, 0]) for image in map_in_threads(read_image, paths)] == list(range(6))
     for number in (2, 4):
         paths[number].write_bytes(b"broken")
     with pytest.raises(InputError, match=r"2\.png"):
-        beside(read_image, paths)
+        map_in_threads(read_image, paths)

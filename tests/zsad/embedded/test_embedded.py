@@ -29,7 +29,7 @@ SHOWN_PX = 256
 
 
 @dataclass(frozen=True)
-class Judged:
+class MeanAurocs:
     """Mean over the held-out kinds."""
 
     image_auroc: float
@@ -51,7 +51,7 @@ def load(model: str) -> Encoder:
     return Encoder.load(EncoderSettings(model=model, size_px=SHOWN_PX), torch.device("cpu"))
 
 
-def judge(encoder: Encoder, folder: Path, step: int = 1) -> Judged:
+def evaluate_held_out(encoder: Encoder, folder: Path, step: int = 1) -> MeanAurocs:
     """Text and one reference image, as variant `joint`: each image's reference is the next one. Of every nth image."""
     image_aurocs, pixel_aurocs = [], []
     crops = plan_crops(SIZE_PX, SIZE_PX, encoder.size_px, 2)
@@ -83,7 +83,7 @@ def judge(encoder: Encoder, folder: Path, step: int = 1) -> Judged:
         assert pixel.auroc is not None
         image_aurocs.append(image.auroc)
         pixel_aurocs.append(pixel.auroc)
-    return Judged(float(np.mean(image_aurocs)), float(np.mean(pixel_aurocs)))
+    return MeanAurocs(float(np.mean(image_aurocs)), float(np.mean(pixel_aurocs)))
 
 
 def test_the_weights_are_small_half_precision_and_finite() -> None:
@@ -96,9 +96,9 @@ def test_the_weights_are_small_half_precision_and_finite() -> None:
 
 
 def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
-    judged = judge(load("embedded"), held_out)
-    assert judged.image_auroc >= 0.85
-    assert judged.pixel_auroc >= 0.85
+    found = evaluate_held_out(load("embedded"), held_out)
+    assert found.image_auroc >= 0.85
+    assert found.pixel_auroc >= 0.85
 
 
 def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None
     from zsad.embedded.pretrain import build, save
 
     save(build(0), tmp_path)
-    judged = judge(load(f"local-dir:{tmp_path}"), held_out, step=2)
-    assert judged.image_auroc < 0.8
-    assert judged.pixel_auroc < 0.8
+    found = evaluate_held_out(load(f"local-dir:{tmp_path}"), held_out, step=2)
+    assert found.image_auroc < 0.8
+    assert found.pixel_auroc < 0.8
 
 
 def test_its_card_states_the_training_that_made_it() -> None:

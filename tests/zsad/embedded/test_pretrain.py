@@ -19,7 +19,7 @@ from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
 from zsad.config.run import EncoderSettings
 from zsad.embedded import pool as pools
 from zsad.embedded import pretrain
-from zsad.embedded.pool import SIZE_PX, Leg, Pool, draw, draw_twins, make_pool, write_held_out
+from zsad.embedded.pool import SIZE_PX, Leg, Pool, make_pool, numbered_image, numbered_twins, write_held_out
 from zsad.embedded.pretrain import Batch, Plan, build, make_batch, save, train
 
 FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
@@ -192,7 +192,7 @@ def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path
 
 
 def test_the_pools_are_the_supplies_in_order(pool: Pool, twins: Pool) -> None:
-    made = [draw(0, 2), *draw_twins(0, 2)]
+    made = [numbered_image(0, 2), *numbered_twins(0, 2)]
     for one, of, row in zip(made, (pool, twins, twins), (2, 4, 5), strict=True):
         assert np.array_equal(of.pixels[row].numpy(), (one.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
         assert np.array_equal(of.masks[row].numpy(), one.mask)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from zsad.embedded.scenes.fields import band_noise, blob, fractal_noise, line_through, place, stroke
+from zsad.embedded.scenes.fields import band_noise, blob, fractal_noise, line_through, random_pixel, stroke
 
 Picture = Float32[np.ndarray, "S S 3"]
 Region = Bool[np.ndarray, "S S"]
@@ -121,7 +121,7 @@ def _rough(rng: Generator, image: Picture, region: Region) -> Picture:
 def _edge(rng: Generator, region: Region) -> tuple[float, float]:
     """A pixel (y, x) of the region's edge; anywhere in a region without edge."""
     edge = region & (gaussian_filter(region.astype(np.float32), 2, mode="nearest") < 0.8)
-    return place(rng, edge if edge.any() else region)
+    return random_pixel(rng, edge if edge.any() else region)
 
 
 def _ground(rng: Generator, image: Picture, region: Region) -> np.ndarray:
@@ -155,9 +155,9 @@ def _dent(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _burr(rng: Generator, image: Picture, region: Region) -> Picture:
-    """CategoryFeatures that stands out over the edge; on a surface, a lump."""
-    beside = gaussian_filter(region.astype(np.float32), 0.035 * image.shape[0]) > 0.1
-    lump = blob(rng, beside & ~region if (beside & ~region).any() else region, (0.04, 0.12))
+    """Material that stands out over the edge; on a surface, a lump."""
+    around = gaussian_filter(region.astype(np.float32), 0.035 * image.shape[0]) > 0.1
+    lump = blob(rng, around & ~region if (around & ~region).any() else region, (0.04, 0.12))
     colour = image[region].mean(0) * rng.uniform(0.8, 1.2)
     return _mix(image, np.clip(colour + rng.uniform(-0.25, 0.25) * region.all(), 0, 1), lump)
 
@@ -166,19 +166,19 @@ def _bite(rng: Generator, image: Picture, region: Region) -> Picture:
     """A piece broken off at the edge; on a surface, a wedge from the image's border."""
     size_px = image.shape[0]
     edge = region & (gaussian_filter(region.astype(np.float32), 2, mode="constant") < 0.8)
-    cy, cx = place(rng, edge if edge.any() else region)
+    cy, cx = random_pixel(rng, edge if edge.any() else region)
     y, x = np.mgrid[0:size_px, 0:size_px]
     radius = size_px * rng.uniform(0.07, 0.16)
-    gone = np.hypot(y - cy, x - cx) + 6 * (fractal_noise(rng, size_px, 0.5) - 0.5) < radius
+    missing = np.hypot(y - cy, x - cx) + 6 * (fractal_noise(rng, size_px, 0.5) - 0.5) < radius
     outside = image[~region]
     fill = outside.mean(0) if len(outside) > 50 else np.full(3, rng.uniform(0, 0.1))
-    return _mix(image, fill, (gone & region).astype(np.float32))
+    return _mix(image, fill, (missing & region).astype(np.float32))
 
 
 def _fold(rng: Generator, image: Picture, region: Region) -> Picture:
     """The surface twisted around a point, with the shade of a fold."""
     size_px = image.shape[0]
-    cy, cx = place(rng, region)
+    cy, cx = random_pixel(rng, region)
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
     radius = size_px * rng.uniform(0.1, 0.2)
     distance = np.hypot(y - cy, x - cx)
@@ -206,7 +206,7 @@ def _glue(rng: Generator, image: Picture, region: Region) -> Picture:
 def _gouges(rng: Generator, image: Picture, region: Region) -> Picture:
     """Several parallel grooves, each with a dark and a bright side."""
     size_px = image.shape[0]
-    cy, cx = place(rng, region)
+    cy, cx = random_pixel(rng, region)
     angle, length = rng.uniform(0, np.pi), size_px * rng.uniform(0.1, 0.25)
     out = image
     for k in range(int(rng.integers(3, 7))):

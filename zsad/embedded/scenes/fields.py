@@ -69,7 +69,7 @@ class Spot:
         return np.asarray(np.clip(0.5 - distance / self.px, 0, 1), np.float32)
 
 
-def turned(rng: Generator, size_px: int, *, turn: bool) -> Spot:
+def place_object(rng: Generator, size_px: int, *, turn: bool) -> Spot:
     """An object's place: near the middle, turned by a random angle if `turn`."""
     half = size_px * rng.uniform(0.33, 0.44)
     middle = size_px / 2 + rng.uniform(-0.06, 0.06, 2) * size_px
@@ -80,7 +80,7 @@ def turned(rng: Generator, size_px: int, *, turn: bool) -> Spot:
     return Spot(turned_x, (-x * np.sin(angle) + y * np.cos(angle)).astype(np.float32), 1.0 / half)
 
 
-def place(rng: Generator, region: Bool[np.ndarray, "S S"]) -> tuple[float, float]:
+def random_pixel(rng: Generator, region: Bool[np.ndarray, "S S"]) -> tuple[float, float]:
     """A random pixel (y, x) of the region."""
     inside = np.flatnonzero(region)
     y, x = divmod(int(rng.choice(inside)), region.shape[1])
@@ -90,7 +90,7 @@ def place(rng: Generator, region: Bool[np.ndarray, "S S"]) -> tuple[float, float
 def blob(rng: Generator, region: Bool[np.ndarray, "S S"], radius: tuple[float, float]) -> Field:
     """A soft-edged random shape inside the region, 0..1; radius range as a fraction of the side."""
     size_px = region.shape[0]
-    cy, cx = place(rng, region)
+    cy, cx = random_pixel(rng, region)
     r = size_px * rng.uniform(*radius)
     stretch, angle = rng.uniform(0.5, 1.0), rng.uniform(0, np.pi)
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
@@ -112,7 +112,7 @@ def stroke(
 ) -> Field:
     """A line that starts in the region, 0..1: length as a fraction of the side, `bend` the turn a step in radians."""
     size_px = region.shape[0]
-    y, x = place(rng, region)
+    y, x = random_pixel(rng, region)
     steps = max(int(size_px * rng.uniform(*length) / 2), 3)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, steps))
     ys, xs = y + np.cumsum(2 * np.sin(heading)), x + np.cumsum(2 * np.cos(heading))

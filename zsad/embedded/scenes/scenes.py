@@ -1,6 +1,6 @@
 """Images made by rule: textures, simple objects and defects, with exact masks. What the embedded model learns from.
 
-Every kind belongs to one of two halves: the training half is learned from; the other, whole classes of textures,
+Every kind belongs to one of two halves: the training subset is learned from; the other, whole classes of textures,
 objects and defects, is seen in measurements alone. An image is a pure function of its generator.
 """
 
@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float32
 from numpy.random import Generator
 
 from zsad.embedded.scenes.defects import DEFECTS, EDGE_DEFECTS, HELD_OUT_DEFECTS
-from zsad.embedded.scenes.fields import fractal_noise, turned
+from zsad.embedded.scenes.fields import fractal_noise, place_object
 from zsad.embedded.scenes.objects import HELD_OUT_OBJECTS, OBJECTS
 from zsad.embedded.scenes.parts import PARTS
 from zsad.embedded.scenes.textures import HELD_OUT_TEXTURES, TEXTURES
 
-Half = Literal["first", "train", "held_out"]
+Subset = Literal["first", "train", "held_out"]
 """`first` is the part of `train` that training begins with."""
 
 Picture = Float32[np.ndarray, "S S 3"]
@@ -32,7 +32,7 @@ TRIES = 12
 
 
 @dataclass(frozen=True)
-class Made:
+class SceneImage:
     """One image made by rule.
 
     `image` f32[S,S,3] in 0..1; `mask` bool[S,S], True where a defect is to be seen; `kind` in words, for captions;
@@ -46,20 +46,20 @@ class Made:
     defect: str
 
 
-def kinds(half: Half) -> tuple[tuple[str, bool], ...]:
-    """(name, is it a surface) of all textures and objects of one half."""
-    textures = HELD_OUT_TEXTURES if half == "held_out" else TEXTURES
-    objects = {"first": OBJECTS, "train": OBJECTS | PARTS, "held_out": HELD_OUT_OBJECTS}[half]
+def kinds(subset: Subset) -> tuple[tuple[str, bool], ...]:
+    """(name, is it a surface) of all textures and objects of one subset."""
+    textures = HELD_OUT_TEXTURES if subset == "held_out" else TEXTURES
+    objects = {"first": OBJECTS, "train": OBJECTS | PARTS, "held_out": HELD_OUT_OBJECTS}[subset]
     return (*((name, True) for name in textures), *((name, False) for name in objects))
 
 
-def defects(half: Half) -> Mapping[str, Callable[..., Picture]]:
-    """Name -> function of all defects of one half."""
-    return {"first": DEFECTS, "train": DEFECTS | EDGE_DEFECTS, "held_out": HELD_OUT_DEFECTS}[half]
+def defects(subset: Subset) -> Mapping[str, Callable[..., Picture]]:
+    """Name -> function of all defects of one subset."""
+    return {"first": DEFECTS, "train": DEFECTS | EDGE_DEFECTS, "held_out": HELD_OUT_DEFECTS}[subset]
 
 
 @dataclass(frozen=True)
-class Look:
+class Product:
     """What all images of one made-up product share: colours, scale and surface."""
 
     kind: str
@@ -67,14 +67,14 @@ class Look:
     seed: int
 
 
-def make(
+def make_image(
     rng: Generator,
     size_px: int,
     *,
-    look: Look,
+    product: Product,
     defect: str = "",
-    half: Half = "train",
-) -> Made:
+    subset: Subset = "train",
+) -> SceneImage:
     """Draw one image of a product, with a defect or without.
 
     Parameters
@@ -83,31 +83,33 @@ def make(
         Of this image: position, light, noise and the defect.
     size_px
         Side of the image.
-    look
+    product
         The product: `kind` is one of `kinds`, and `seed` fixes its colours and scale.
     defect
-        One of `defects(half)`; empty for a normal image.
-    half
+        One of `defects(subset)`; empty for a normal image.
+    subset
         Where `defect` is looked up.
     """
-    clean, region = _scene(rng, size_px, look)
+    clean, region = _scene(rng, size_px, product)
     image, mask = clean, np.zeros((size_px, size_px), bool)
     if defect:
-        image, mask = spoil(rng, clean, region, defects(half)[defect])
-    return Made(_photographed(rng, image), mask, look.kind, look.surface, defect)
+        image, mask = add_defect(rng, clean, region, defects(subset)[defect])
+    return SceneImage(_with_light_and_noise(rng, image), mask, product.kind, product.surface, defect)
 
 
-def make_twins(rng: Generator, size_px: int, *, look: Look, defect: str, half: Half = "train") -> tuple[Made, Made]:
+def make_twins(
+    rng: Generator, size_px: int, *, product: Product, defect: str, subset: Subset = "train"
+) -> tuple[SceneImage, SceneImage]:
     """One scene twice, whole and with a defect, each in its own light; parameters and errors as of `make`."""
-    clean, region = _scene(rng, size_px, look)
-    spoilt, mask = spoil(rng, clean, region, defects(half)[defect])
+    clean, region = _scene(rng, size_px, product)
+    spoilt, mask = add_defect(rng, clean, region, defects(subset)[defect])
     return (
-        Made(_photographed(rng, clean), np.zeros_like(mask), look.kind, look.surface, ""),
-        Made(_photographed(rng, spoilt), mask, look.kind, look.surface, defect),
+        SceneImage(_with_light_and_noise(rng, clean), np.zeros_like(mask), product.kind, product.surface, ""),
+        SceneImage(_with_light_and_noise(rng, spoilt), mask, product.kind, product.surface, defect),
     )
 
 
-def _photographed(rng: Generator, image: Picture) -> Picture:
+def _with_light_and_noise(rng: Generator, image: Picture) -> Picture:
     """In uneven light, with the noise of a sensor."""
     size_px = image.shape[0]
     light = 1.0 + 0.12 * (fractal_noise(rng, size_px, 1.0) - 0.5) * rng.uniform(0, 2)
@@ -115,7 +117,7 @@ def _photographed(rng: Generator, image: Picture) -> Picture:
     return np.asarray(np.clip(image, 0, 1), np.float32)
 
 
-def spoil(
+def add_defect(
     rng: Generator, clean: Picture, region: Bool[np.ndarray, "S S"], defect: Callable[..., Picture]
 ) -> tuple[Picture, Bool[np.ndarray, "S S"]]:
     """Draw a defect into `region` of an image until it is to be seen; the image and the mask of what changed.
@@ -133,11 +135,11 @@ def spoil(
     raise ValueError("the defect does not show on this image")
 
 
-def _scene(rng: Generator, size_px: int, look: Look) -> tuple[Picture, Bool[np.ndarray, "S S"]]:
+def _scene(rng: Generator, size_px: int, product: Product) -> tuple[Picture, Bool[np.ndarray, "S S"]]:
     """A normal image, and where a defect may lie."""
-    style = np.random.default_rng(look.seed)
-    if look.surface:
-        tone = {**TEXTURES, **HELD_OUT_TEXTURES}[look.kind](style, rng, size_px)
+    style = np.random.default_rng(product.seed)
+    if product.surface:
+        tone = {**TEXTURES, **HELD_OUT_TEXTURES}[product.kind](style, rng, size_px)
         return coloured(style, tone), np.ones((size_px, size_px), bool)
     low, high = _two_colours(style)
     ground = style.uniform(0.02, 0.98, 3) * np.ones((size_px, size_px, 3))
@@ -145,8 +147,8 @@ def _scene(rng: Generator, size_px: int, look: Look) -> tuple[Picture, Bool[np.n
         ground = (
             ground + style.uniform(0.03, 0.12) * (fractal_noise(rng, size_px, style.uniform(0.3, 1.2)) - 0.5)[..., None]
         )
-    spot = turned(rng, size_px, turn=style.random() < 0.7)
-    cover, tone = {**OBJECTS, **PARTS, **HELD_OUT_OBJECTS}[look.kind](style, spot)
+    spot = place_object(rng, size_px, turn=style.random() < 0.7)
+    cover, tone = {**OBJECTS, **PARTS, **HELD_OUT_OBJECTS}[product.kind](style, spot)
     if style.random() < 0.5:
         tone = tone + style.uniform(0.05, 0.25) * (fractal_noise(rng, size_px, style.uniform(0.0, 0.8)) - 0.5)
     tone = np.clip(tone, 0, 1)[..., None]

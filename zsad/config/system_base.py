@@ -36,7 +36,7 @@ class SystemSettings(Settings):
     """Name in tables; defaults to the title. Needed for a system that stands twice."""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return self.label or self.title
 
     @property
@@ -50,14 +50,14 @@ class SystemSettings(Settings):
         return None
 
     @property
-    def drawn(self) -> int:
+    def reference_count(self) -> int:
         """Other images of the category that are drawn for each query by the seed."""
         return 0
 
     @property
     def seeded(self) -> bool:
         """Whether its scores depend on the seed."""
-        return self.drawn > 0
+        return self.reference_count > 0
 
     @property
     def trained(self) -> bool:

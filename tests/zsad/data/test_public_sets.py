@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
-from zsad.config.layouts import LAYOUTS, DeclaredName
+from zsad.config.layouts import LAYOUTS, PublicSetName
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import Category, find_categories, normal_training_images
 from zsad.data.images import read_mask
@@ -54,7 +54,7 @@ def train(root: Path, layout: str, category: str) -> list[str]:
 
 
 def test_every_name_that_the_settings_take_is_declared() -> None:
-    assert set(LAYOUTS) == set(get_args(DeclaredName))
+    assert set(LAYOUTS) == set(get_args(PublicSetName))
     taken = get_args(ImagesSettings.model_fields["layout"].annotation)
     assert set(taken) == {"auto", "mvtec", "visa", "folder"} | set(LAYOUTS)
 
@@ -334,7 +334,7 @@ def test_covid_against_normal(tmp_path: Path, inside: str, normal: str, anomalou
     assert found == expected
 
 
-def test_opaque_ids_hide_names_of_declared_sets(tmp_path: Path) -> None:
+def test_pseudonyms_hide_names_of_declared_sets(tmp_path: Path) -> None:
     touch(tmp_path, "images/secret1.png", "images/secret2.png", "masks/secret1.png")
     categories, problems = find(tmp_path, "kvasir", pseudonyms=True)
     assert "secret" not in str([(i.id, i.defect) for i in categories["colon"].items]) + str(problems)
