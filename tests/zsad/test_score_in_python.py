@@ -217,9 +217,9 @@ def test_what_does_not_fit_is_one_line(images: Path, normal: list[Path], encoder
     assert "Dual-image cannot use normal images" in said("dual", normal)
     assert "3 different normal images, fewer than 4 shots" in said(WinClip(shots=4), normal)
     assert "0 different normal images, fewer than 1 shots" in said(WinClip(shots=1))
-    assert "block 12 is asked for" in said(MuSc(blocks=(12,)))
+    assert "block 12 is requested" in said(MuSc(blocks=(12,)))
     assert "clipseg" in said("segmentation")
-    assert "encoder: give the weights by exactly one of" in said("clip", encoder="ViT-B-16")
+    assert "encoder: set exactly one of" in said("clip", encoder="ViT-B-16")
 
 
 def test_an_image_that_cannot_be_used_is_named(images: Path, encoder: EncoderSettings, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""What the settings of all systems have in common."""
+"""Base class of the settings of all systems.
+
+The systems are in `zsad.config.systems` (without training) and `zsad.config.learned` (with additional weights). Both
+import this module. `systems` also joins all of them into the union `System`.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +14,62 @@ from medad.base.settings import Settings
 from zsad.config.run import PromptStyle
 
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-"""Blocks of the image tower by number from 1, as papers count."""
+"""Numbers of blocks of the image tower, counted from 1 as in the papers."""
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,39}$")]
 
 VIT_L_BLOCKS = (6, 12, 18, 24)
 
 
 def block_outputs(blocks: tuple[int, ...]) -> tuple[str, ...]:
-    """Names of these blocks' outputs."""
+    """Return the names of the encoder outputs of these blocks."""
     return tuple(f"block-{number}" for number in blocks)
 
 
 class SystemSettings(Settings):
-    """What all systems have in common."""
+    """Settings that all systems have in common."""
 
     title: ClassVar[str]
     """Name in papers."""
     source: ClassVar[str]
     """Paper of the system."""
     published: ClassVar[str]
-    """Setting of the published figures, in words."""
+    """Configuration behind the published figures, in words."""
     encoder: str = "main"
-    """Name of an encoder in `encoders`."""
+    """Name of the system's encoder in `encoders`."""
     label: Label | None = None
-    """Name in tables; defaults to the title. Needed for a system that stands twice."""
+    """Name in tables, needed if a system occurs more than once. None: the title."""
 
     @property
     def display_name(self) -> str:
+        """Name in tables and on the command line."""
         return self.label or self.title
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Views of `zsad.config.encoder_outputs` that it reads beside class tokens; no others are made for it."""
+        """Names of the encoder outputs (`zsad.config.encoder_outputs`) that the system reads besides class tokens."""
         return ()
 
     @property
     def prompts(self) -> PromptStyle | None:
-        """Of the text features that it reads. None: it reads none, or makes its own."""
+        """Style of the prompts that the system reads as text features. None: it reads none or encodes its own."""
         return None
 
     @property
     def reference_count(self) -> int:
-        """Other images of the category that are drawn for each query by the seed."""
+        """Number of reference images that the seed chooses for each image."""
         return 0
 
     @property
     def seeded(self) -> bool:
-        """Whether its scores depend on the seed."""
+        """Whether the scores depend on the seed."""
         return self.reference_count > 0
 
     @property
     def trained(self) -> bool:
-        """Whether it is trained on auxiliary data, with labels and masks, first."""
+        """Whether the system must be trained on auxiliary images with labels and masks before it can score."""
         return False
 
     @property
     def loads_encoder(self) -> bool:
-        """Whether scoring loads the encoder itself, beside its features: for prompts or images of its own."""
+        """Whether scoring loads the encoder, to encode prompts or images that are not among the stored features."""
         return False

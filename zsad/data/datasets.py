@@ -1,6 +1,6 @@
-"""Layouts of image sets on disk -> categories of test images, and normal training images where a set has some.
+"""Find the test images of a set by category, and its normal training images, if it has any.
 
-Only names are read; no image is opened, but for the masks of sets whose labels they are (KolektorSDD).
+Only names are read. The only files opened are the masks of sets in which a black mask means normal (KolektorSDD).
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class Item:
     """One test image."""
 
     id: str
-    """Unique in its category, a relative path without ending: `scratch/003`."""
+    """Id, unique in its category: a relative path without suffix, such as `scratch/003`."""
     path: Path
     anomalous: bool | None
-    """None: nobody says."""
+    """Label. None: unknown."""
     defect: str
-    """The label's folder; empty where there is no label."""
+    """Kind of defect, which is the name of the label's folder. Empty without a label."""
     mask: Path | None
-    """None: normal, without label, or of a set that has no masks."""
+    """Mask file. None: the image is normal or has no label, or the set has no masks."""
 
 
 @dataclass(frozen=True)
 class Category:
-    """The test images of one kind of product, in natural order of their ids (2 before 10)."""
+    """Test images of one kind of product, in natural order of their ids (2 before 10)."""
 
     name: str
     items: tuple[Item, ...]
@@ -71,47 +71,47 @@ class Category:
 
 @dataclass(frozen=True)
 class _ImageSet:
-    """A root whose layout is known."""
+    """Image set with a known layout."""
 
     root: Path
     layout: _LayoutName
-    """As the settings say, or as was found out."""
+    """Name of the layout, from the settings or detected."""
     reader: _Reader
     folders: dict[str, Path]
-    """The categories' folders by name."""
+    """Folders of the categories by name."""
 
 
 def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tuple[list[Category], list[CaseFailure]]:
-    """List a set's test images, category by category.
+    """List a set's test images by category.
 
-    Training images are never listed. VisA's split file is used where there is one (its rows with split `test`);
-    without it all images count as test images. Its rows go by the category's folder, or, where it knows one object
-    alone, to the only folder that could be meant. An anomalous image needs a mask, unless the category has no folder of
-    masks at all: then there are labels for images alone. Sets of `zsad.config.layouts` have masks or not as
-    declared there.
-    Hidden files are skipped.
+    Training images are never listed, and hidden files are skipped. If VisA's split file exists, its rows with split
+    `test` are the test images. Without it, all images are test images. Rows of the split file belong to the folder with
+    the name of their object. If the file has a single object and only one folder fits, they belong to that folder.
+
+    An anomalous image needs a mask, unless the category has no folder of masks. Then only image labels are known. For
+    sets of `zsad.config.layouts` the layout says whether there are masks.
 
     Parameters
     ----------
     data
-        Root, layout, and which categories to take.
+        Root, layout and categories to list.
     samples_dir
-        Where `samples:NAME` roots lie.
+        Folder of the sample data, for roots `samples:NAME`.
 
     Returns
     -------
     categories
-        In natural order of names, each with one image at least. With `pseudonyms` an id is a digest of the image's
-        name and `defect` is just `good` or `anomalous`.
+        In natural order of names, each with at least one image. With `pseudonyms` an id is a digest of the image's
+        name, and `defect` is `good` or `anomalous`.
     problems
-        Images without their mask or label, listed but missing; categories that hold nothing usable.
+        Images that lack a mask or a label, images that are listed but missing, and categories without a usable image.
 
     Raises
     ------
     InputError
-        The root is missing, holds no image of the layout, or not a category asked for; a broken split file.
+        The root is missing, has no image in this layout or lacks a requested category, or the split file is broken.
     ConfigError
-        A category's name, a folder of masks or a split is given where the layout has its own, or none.
+        A category name, mask folder or split is set, but the layout does not allow it.
     """
     opened = _open_set(data, samples_dir)
     missing = [name for name in data.categories or () if name not in opened.folders]
@@ -138,27 +138,27 @@ def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tu
 
 
 def normal_training_images(data: ImagesSettings, category: str, samples_dir: Path | None = None) -> tuple[Path, ...]:
-    """A category's normal training images, as references for few-shot systems.
+    """Return a category's normal training images, which few-shot systems use.
 
-    MVTec AD and the like: `train/good`, or another name of `label_folders.NORMAL_FOLDERS`. VisA: rows `train`,
-    `normal` of its split file. Sets of `zsad.config.layouts`: normal images of the part declared as `train`. No test
-    image is among them.
+    Layout `mvtec`: images in `train/good`, or in `train` under another name of `label_folders.NORMAL_FOLDERS`. VisA:
+    rows of the split file with split `train` and label `normal`. Sets of `zsad.config.layouts`: normal images in the
+    layout's `train` folder. Test images are never returned.
 
     Parameters
     ----------
     data
-        As for `find_categories`; `data.categories` plays no part.
+        As for `find_categories`. `data.categories` is ignored.
     category
-        A name that `find_categories` gives.
+        Name of a category that `find_categories` returns.
 
     Returns
     -------
-    Paths in natural order of their names below the category's folder; one at least.
+    Paths in natural order of their names below the category's folder; at least one.
 
     Raises
     ------
     InputError
-        No such category; the set has no training images, or this category no normal ones.
+        The category does not exist, the set has no training images, or the category has no normal training image.
     ConfigError
         As `find_categories`.
     """
@@ -180,23 +180,23 @@ def normal_training_images(data: ImagesSettings, category: str, samples_dir: Pat
     else:
         images = []
     if not images:
-        raise InputError(folder, f"no normal training images (layout {opened.layout}), which few-shot references are")
+        raise InputError(folder, f"no normal training images (layout {opened.layout}); few-shot systems need them")
     return tuple(sorted(images, key=lambda path: natural_order(path.relative_to(folder).as_posix())))
 
 
 def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
-    """Find a set's categories. Raises what `find_categories` says of roots, layouts and settings that do not fit."""
+    """Find a set's layout and categories. Raises InputError and ConfigError as `find_categories` does."""
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
         raise InputError(root, "no such folder of images")
     layout = _detect_layout(root) if data.layout == "auto" else data.layout
     if data.masks is not None and layout != "folder":
-        raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
+        raise ConfigError(f"data.masks: only for layout folder, but the layout is {layout}")
     if data.visa_split != VISA_DEFAULT_SPLIT and layout != "visa":
-        raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
+        raise ConfigError(f"data.visa_split: only for layout visa, but the layout is {layout}")
     reader, folders, single = _resolve_layout(root, layout)
     if data.category is not None and not single:
-        raise ConfigError(f"data.category: {root} holds several categories; data.categories chooses among them")
+        raise ConfigError(f"data.category: {root} holds several categories; select some with data.categories")
     if data.category is not None:
         [only] = folders.values()
         folders = {data.category: only}
@@ -204,7 +204,8 @@ def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
 
 
 def _resolve_layout(root: Path, layout: _LayoutName) -> tuple[_Reader, dict[str, Path], bool]:
-    """How a root is read, its categories' folders, and whether it is one category; of several layouts the first."""
+    """Return how a root is read, its categories' folders, and whether it is one category. The first layout that fits
+    is used."""
     own = {root.resolve().name: root}
     match layout:
         case "folder":
@@ -226,7 +227,7 @@ def _resolve_layout(root: Path, layout: _LayoutName) -> tuple[_Reader, dict[str,
 
 def _unknown_category(category: str, opened: _ImageSet) -> InputError:
     names = ", ".join(opened.folders) or "none"
-    return InputError(opened.root, f"no category {category}; there are {names} (layout {opened.layout})")
+    return InputError(opened.root, f"no category {category}; the set has {names} (layout {opened.layout})")
 
 
 def _no_usable_image(root: Path, layout: _LayoutName, why: str = "") -> InputError:
@@ -235,15 +236,15 @@ def _no_usable_image(root: Path, layout: _LayoutName, why: str = "") -> InputErr
 
 
 def unlabelled_images(paths: Sequence[Path]) -> Category:
-    """Images without labels, from files and folders (searched to the bottom), each file once.
+    """List images without labels from files and folders, each file once.
 
-    A file that is named is taken whatever its ending; in folders, files with `IMAGE_SUFFIXES`. The category is named
-    after the first folder. Ids are paths relative to the folder given, and unique.
+    Folders are searched at all depths for files with `IMAGE_SUFFIXES`. A file given by name may have any suffix. The
+    category has the name of the first folder. Ids are paths relative to the given folder, and unique.
 
     Raises
     ------
     InputError
-        A path is missing, or a folder holds no image.
+        A path does not exist, or a folder holds no image.
     """
     found: dict[Path, FoundImage] = {}
     for path in paths:
@@ -274,7 +275,7 @@ def _detect_layout(root: Path) -> Literal["mvtec", "visa", "folder"]:
 
 
 def _list_images(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[FoundImage]:
-    """What one category's folder holds."""
+    """List the test images of one category's folder."""
     if isinstance(reader, Layout):
         yield from public_set_images(reader, folder / reader.test)
     elif reader == "mvtec":
@@ -288,7 +289,7 @@ def _list_images(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterato
 
 
 def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
-    """Keys lose their ending where they stay unique; where keys are equal (files of several folders) they get -2 ..."""
+    """Assign ids: the key without its suffix if that is unique, else the key. Equal keys get the endings -2, -3, ..."""
     stems = Counter(str(Path(key).with_suffix("")) for key in {each.key for each in found})
     taken: set[str] = set()
     items: list[Item] = []
@@ -308,7 +309,7 @@ def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -
         if each.rule is None:
             items.append(Item(name, each.path, each.anomalous, defect if each.anomalous is not None else "", each.mask))
         else:
-            # what follows the mark may hold file names, which pseudonyms are there to hide
+            # the text after the colon may contain file names, which pseudonyms must hide
             rule = each.rule.split(":")[0] if pseudonymous else each.rule
             problems.append(CaseFailure(f"{category}/{name}", "find", rule, str(each.path), category))
     return items, problems
