@@ -312,7 +312,7 @@ def _to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def to_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
-    """What is not black in an opened image; see `read_mask`. To be used with `decoded`."""
+    """Return which pixels of an opened image are not black, see `read_mask`. Use it with `decode`."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if not np.isfinite(values).all():

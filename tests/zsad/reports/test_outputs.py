@@ -153,7 +153,7 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(category: Category,
     failures = [
         CaseFailure("parts/x/broken", "encode", "the image is broken (truncated)", "broken.png", "parts"),
         CaseFailure(
-            "parts/tiny", "encode", "is 1 x 1 pixels; the shorter side must have 8 at least", "tiny.png", "parts"
+            "parts/tiny", "encode", "is 1 x 1 pixels; the shorter side must have at least 8", "tiny.png", "parts"
         ),
     ]
     rows = write(tmp_path / "out", result, settings, failures)
