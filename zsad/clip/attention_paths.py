@@ -1,9 +1,10 @@
-"""The two-way forward of a CLIP vision transformer (002, section 3.1, eq. 4): class token and V-V patch tokens.
+"""Forward pass of a CLIP vision transformer with two attention paths (002, section 3.1, eq. 4).
 
-Both paths share every block's LayerNorm and value projection, so the V-V path costs one attention and one output
-projection a block. It is a plain function over the public modules of an open_clip tower: nothing is patched or copied.
-What other systems read on the way, the patches of the original path and the tokens that blocks give, comes from the
-same forward (`outputs`).
+The original path gives the class token, the second path (V-V attention) gives the patch tokens. Both paths share each
+block's LayerNorm and value projection. The second path therefore costs only one attention and one output projection per
+block. The code consists of plain functions over the public modules of an open_clip tower, which is not changed or
+copied. `tower_outputs` also returns what other systems read from the same pass: the original path's patches and the
+tokens after each block.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ from torch import Tensor
 from zsad.clip.blocks import VALUES, attend, block_class_token, finish_block, project_in, split_heads
 
 Attention = Literal["vv", "qq", "kk"]
-"""What the second path's attention takes as both queries and keys (001, DPAM)."""
+"""Vectors that the second path uses as both queries and keys: values, queries or keys (DPAM in 001)."""
 
 
 @dataclass(frozen=True)
 class AttentionPath:
-    """What the second path does.
+    """Settings of the second attention path.
 
     Parameters
     ----------
     vv_blocks
-        Numbers of the blocks that add to it, from 0, rising, at least one.
+        Numbers of the blocks on the second path, from 0, rising; at least one.
     feed_forward
-        Whether those blocks' feed-forward runs on it too. The paper's does not.
+        Whether the blocks' feed-forward layers also run on the second path. In the paper they do not.
     temperature
-        Divides the logits of V-V attention, beside 1/sqrt(head width). Lower: each token looks at itself alone.
+        Divisor of the logits of V-V attention, in addition to sqrt(head width). With a low value each token attends
+        only to itself.
     class_ln_post
-        Whether the class token passes the tower's last LayerNorm before the projection, as CLIP makes it.
+        Whether the last LayerNorm is applied to the class token before the projection, as in CLIP.
     attention
-        The values, the queries or the keys in the place of both queries and keys; what is mixed are the values.
+        Vectors used as both queries and keys. The values are always those of the block.
     """
 
     vv_blocks: tuple[int, ...]
@@ -55,7 +57,7 @@ class AttentionPath:
 
 
 def unsupported_reason(visual: torch.nn.Module) -> str | None:
-    """Why this tower cannot have the second path, in a few words; None if it can."""
+    """Return in a few words why a tower cannot have the second path. None: it can."""
     if not isinstance(visual, VisionTransformer):
         return f"its image tower is a {type(visual).__name__}, not open_clip's own vision transformer"
     if visual.attn_pool is not None or visual.pool_type == "none":
@@ -63,37 +65,37 @@ def unsupported_reason(visual: torch.nn.Module) -> str | None:
     if not all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks):
         return "its image tower has custom attention blocks"
     height, width = visual.grid_size
-    return None if height == width else f"its image tower sees {height} x {width} patches, not a square"
+    return None if height == width else f"its image tower has {height} x {width} patches, not a square"
 
 
 def two_path(
     visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], path: AttentionPath
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
-    """Run both paths in one forward.
+    """Run both paths in one forward pass, which is differentiable.
 
-    With `x_l` the tokens that enter block `l` of the original path, `VV_l` its attention with the values as queries
-    and keys, and `f` the first V-V block, `x_vv = x_f + sum_l VV_l(LN1_l(x_l))` (feed-forward off). Then the last
-    LayerNorm and the projection, as for the class token. Differentiable.
+    Let `x_l` be the tokens that enter block `l` of the original path, `f` the first V-V block, and `VV_l` the attention
+    of block `l` with the values as queries and keys. Without feed-forward, `x_vv = x_f + sum_l VV_l(LN1_l(x_l))`. The
+    last LayerNorm and the projection follow, as for the class token.
 
     Parameters
     ----------
     visual
-        A tower without `unsupported_reason`; used as it is, in its own mode and dtype.
+        Tower for which `unsupported_reason` returns None. Its mode and dtype are not changed.
     images
-        Normalised by the model's mean and standard deviation.
+        Images, normalised by the model's mean and standard deviation.
     path
-        Which blocks, and how.
+        Settings of the second path.
 
     Returns
     -------
     tuple
-        The class token, equal to `visual(images)` where `class_ln_post` is set, and the N patch tokens row by row,
-        both in the joint space of dimension D and not normalised.
+        The class token and the N patch tokens (row by row), in the joint space of dimension D and not normalised. The
+        class token equals `visual(images)` if `class_ln_post` is set.
 
     Raises
     ------
     ValueError
-        A V-V block that the tower does not have.
+        The tower lacks a V-V block.
     """
     found = _run_paths(visual, images, path)
     return pool(visual, found.x, ln_post=path.class_ln_post), _project(visual, found.x_vv[:, 1:])
@@ -101,21 +103,22 @@ def two_path(
 
 @dataclass(frozen=True)
 class TowerOutputs:
-    """What one forward shows; nothing is normalised.
+    """Outputs of one forward pass. None of them is L2-normalised.
 
     Attributes
     ----------
     class_token
-        As `two_path` gives it.
+        Class token, as from `two_path`.
     patches
-        As `two_path` gives them; None where not asked for.
-    last_tokens, plain_patches
-        Patch tokens of the original path after the last LayerNorm, in the tower's width, and the same after the
-        projection; None where not asked for.
+        Patches of the second path, as from `two_path`. None: not requested.
+    last_tokens
+        Patches of the original path after the last LayerNorm, in the tower's width. None: not requested.
+    plain_patches
+        `last_tokens` after the projection, in the joint space. None: not requested.
     blocks
-        The tokens that each block asked for gives (the class token first), by its number from 0, in the tower's width.
+        Tokens after each requested block, class token first, in the tower's width, by block number from 0.
     vv_patches
-        Patches of the second path as they are after each block asked for, in the joint space, by its number from 0.
+        Patches of the second path after each requested block, in the joint space, by block number from 0.
     """
 
     class_token: Float[Tensor, "B D"]
@@ -136,10 +139,10 @@ def tower_outputs(
     blocks: Sequence[int] = (),
     vv_blocks: Sequence[int] = (),
 ) -> TowerOutputs:
-    """`two_path` with more of what it passes by, or with less; blocks are numbered from 0.
+    """Run both paths and return the requested outputs. Blocks are numbered from 0.
 
-    Of the second path, only the blocks are computed that what is asked for needs. Raises ValueError for a block that is
-    not there.
+    Only those blocks of the second path are computed that the requested outputs need. Raises ValueError if the tower
+    lacks a requested block.
     """
     wanted = sorted({*blocks, *vv_blocks})
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(visual.transformer.resblocks):
@@ -167,19 +170,22 @@ def tower_outputs(
 def patch_path(
     visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], path: AttentionPath
 ) -> Float[Tensor, "B N D"]:
-    """The patch tokens of `two_path` alone: what comes after the last V-V block's values is not computed."""
+    """Return only the patch tokens of `two_path`. The original path stops at the values of the last V-V block."""
     return _project(visual, _run_paths(visual, images, path, patches_only=True).x_vv[:, 1:])
 
 
 @dataclass(frozen=True)
 class _PathTokens:
+    """Tokens of both paths."""
+
     x: Tensor
-    """The original path's tokens after the blocks; the class token alone where no more is needed."""
+    """Tokens of the original path after all blocks. Only the class token, if nothing else is needed."""
     x_vv: Tensor
-    """The second path's tokens after the last block of it that was needed."""
+    """Tokens of the second path after the last block that was computed."""
     blocks: dict[int, Tensor]
+    """Tokens of the original path after each requested block."""
     vv_blocks: dict[int, Tensor]
-    """The second path's tokens after the blocks asked for."""
+    """Tokens of the second path after each requested block."""
 
 
 def _run_paths(
@@ -193,7 +199,7 @@ def _run_paths(
     wanted_blocks: frozenset[int] = frozenset(),
     wanted_vv_blocks: frozenset[int] = frozenset(),
 ) -> _PathTokens:
-    """Both paths through the blocks; of either, what is needed at the end."""
+    """Run both paths through the blocks. What no requested output needs is not computed."""
     blocks: Sequence[ResidualAttentionBlock] = visual.transformer.resblocks
     if path.vv_blocks[-1] >= len(blocks):
         raise ValueError(f"V-V block {path.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
@@ -222,7 +228,7 @@ def _run_paths(
         if last:
             break
         if class_token_only:
-            x, q = x[:, :1], q[:, :, :1]  # only the class token leaves the original path
+            x, q = x[:, :1], q[:, :, :1]
         x = finish_block(block, x, q, k, v)
         if number in wanted_blocks:
             block_tokens[number] = x
@@ -232,7 +238,7 @@ def _run_paths(
 def _queries_keys_values(
     block: ResidualAttentionBlock, x: Tensor, *, values_alone: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values by heads; or the values in all three places."""
+    """Return queries, keys and values by heads. With `values_alone`, all three are the values."""
     normed = block.ln_1(x)
     if values_alone:
         (v,) = split_heads(block, project_in(block, normed, VALUES))
@@ -244,7 +250,7 @@ def _queries_keys_values(
 def _second_path_block(
     block: ResidualAttentionBlock, x_vv: Tensor, alike: Tensor, v: Tensor, path: AttentionPath
 ) -> Tensor:
-    """The second path's tokens after a block: attention with the same as queries and keys, added."""
+    """Return the second path's tokens after a block. `alike` are the vectors used as both queries and keys."""
     x_vv = x_vv + block.ls_1(attend(block, alike, alike, v, v.shape[-1] ** -0.5 / path.temperature))
     if path.feed_forward:
         x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
@@ -252,7 +258,7 @@ def _second_path_block(
 
 
 def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T W"]:
-    """Tokens that enter block 0: class token, then patches row by row."""
+    """Return the tokens that enter block 0: the class token, then the patches row by row."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
@@ -261,10 +267,12 @@ def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[
 
 
 def pool(visual: VisionTransformer, x: Float[Tensor, "B T W"], *, ln_post: bool = True) -> Float[Tensor, "B D"]:
-    """The image's one token in the joint space, as the tower itself pools."""
+    """Return the image's token in the joint space, pooled as the tower does."""
     normalise = visual.ln_post if ln_post else torch.nn.Identity()
     if visual.pool_type == "tok":
-        pooled = normalise(x[:, 0])  # LayerNorm is by token: picking one first gives the same
+        pooled = normalise(
+            x[:, 0]
+        )  # LayerNorm acts on each token separately, so selecting the token first is equivalent
     elif visual.final_ln_after_pool:
         pooled = normalise(x[:, 1:].mean(dim=1))
     else:

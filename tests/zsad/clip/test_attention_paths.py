@@ -1,4 +1,4 @@
-"""The two-way forward against open_clip, an explicit loop over heads, and the algebra of its sum."""
+"""Check both attention paths against open_clip, against a loop over heads and tokens, and against their equation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _visual(seed: int = 0, **vision: Any) -> VisionTransformer:
 
 
 def _original_tokens(visual: VisionTransformer, images: Tensor) -> list[Tensor]:
-    """Tokens that enter each block: the first by hand, the others as open_clip says they leave the one before."""
+    """Return the tokens that enter each block: the first computed here, the others from open_clip."""
     size = visual.patch_size[0]
     patches = functional.unfold(images, size, stride=size).transpose(1, 2) @ visual.conv1.weight.flatten(1).T
     class_token = visual.class_embedding.repeat(len(images), 1, 1)
@@ -38,7 +38,7 @@ def _original_tokens(visual: VisionTransformer, images: Tensor) -> list[Tensor]:
 
 
 def _by_loop(visual: VisionTransformer, images: Tensor, paths: AttentionPath) -> Tensor:
-    """Eq. 4 as methods read it: token by token and head by head, in double precision."""
+    """Compute eq. 4 token by token and head by head, in double precision."""
     visual, images = deepcopy(visual).double(), images.double()
     entering = _original_tokens(visual, images)
     x_vv = entering[paths.vv_blocks[0]].clone()
@@ -111,7 +111,7 @@ def test_second_path_is_its_start_and_the_sum_of_the_blocks_attention() -> None:
     entering = _original_tokens(visual, images)
     total = entering[0]
     for x, block in zip(entering, visual.transformer.resblocks, strict=True):
-        attention = deepcopy(block.attn)  # torch's own attention, made to ask with its values
+        attention = deepcopy(block.attn)  # torch's own attention with the values' weights for queries and keys
         attention.in_proj_weight.copy_(attention.in_proj_weight.chunk(3)[2].repeat(3, 1))
         attention.in_proj_bias.copy_(attention.in_proj_bias.chunk(3)[2].repeat(3))
         normed = block.ln_1(x)
@@ -123,7 +123,7 @@ def test_second_path_is_its_start_and_the_sum_of_the_blocks_attention() -> None:
 @torch.no_grad()
 def test_at_a_high_temperature_every_token_gains_the_same() -> None:
     visual = _visual(seed=8)
-    visual.ln_post, visual.proj = nn.Identity(), nn.Parameter(torch.eye(32))  # see x_vv itself
+    visual.ln_post, visual.proj = nn.Identity(), nn.Parameter(torch.eye(32))  # so that the result is x_vv itself
     gained = (
         two_path(visual, _images(), AttentionPath((1,), temperature=1e9))[1]
         - _original_tokens(visual, _images())[1][:, 1:]
@@ -185,12 +185,12 @@ def test_gradients_reach_every_weight_that_counts() -> None:
         ({"image_size": (32, 16)}, "4 x 2 patches"),
     ],
 )
-def test_towers_that_cannot_have_the_path_are_told(vision: dict[str, Any], reason: str) -> None:
+def test_towers_that_cannot_have_the_path_are_reported(vision: dict[str, Any], reason: str) -> None:
     visual = open_clip.CLIP(**tiny_config(**vision)).visual
     assert reason in (unsupported_reason(visual) or "")
 
 
-def test_towers_that_can_have_it_have_no_obstacle() -> None:
+def test_towers_that_can_have_the_path_have_no_reason_against_it() -> None:
     assert all(unsupported_reason(_visual(**vision)) is None for vision in ARCHITECTURES.values())
 
 
@@ -205,6 +205,6 @@ def test_temperature_must_be_positive() -> None:
         AttentionPath(ALL, temperature=0.0)
 
 
-def test_a_block_too_many_is_told() -> None:
+def test_a_missing_block_is_reported() -> None:
     with pytest.raises(ValueError, match="0 to 2"):
         two_path(_visual(), _images(), AttentionPath((0, 3)))

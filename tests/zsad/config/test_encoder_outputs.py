@@ -317,7 +317,7 @@ def test_an_output_that_is_not_there_stops_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("keep", "message"), [(0.9, "cut short"), (None, "no such file"), (0.0, r"no \.npy file")])
+@pytest.mark.parametrize(("keep", "message"), [(0.9, "cut short"), (None, "no such file"), (0.0, r"not a \.npy file")])
 def test_a_damaged_output_is_reported(encoded: Path, keep: float | None, message: str, tmp_path: Path) -> None:
     for file in encoded.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
