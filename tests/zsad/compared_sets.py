@@ -1,4 +1,4 @@
-"""Evaluations of several systems on disk, written by hand with figures that a test chooses."""
+"""Write evaluations of several systems to disk, with figures that a test chooses."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def write_evaluation(
     anomalous: Sequence[float] = (0.3, 0.4),
     category: str = "",
 ) -> Path:
-    """`metrics.json` with these figures, whatever the images' scores are.
+    """Write `metrics.json` with these figures, which need not fit the images' scores.
 
     Parameters
     ----------
     image
-        AUROC, AP, F1max.
+        Image AUROC, AP and F1max.
     pixel
-        AUROC, AP, F1max, AUPRO, PRO of 200 thresholds. None: no masks.
+        Pixel AUROC, AP, F1max, AUPRO, and AUPRO over 200 thresholds. None: no masks.
     normal, anomalous
-        Scores of images; the n-th of a class has the same digest in every evaluation of its category.
+        Scores of the images. The n-th image of a class has the same digest in all evaluations of a category.
     """
     auroc, ap, f1max = image
     of_images = ImageMetrics(
@@ -103,7 +103,7 @@ def write_system(
     encoder: EncoderInfo = CLIP,
     cost: Cost | None = None,
 ) -> SystemResult[Path]:
-    """A system's evaluations; `figures` is category -> seed -> what `write_evaluation` takes."""
+    """Write a system's evaluations. `figures` are arguments of `write_evaluation` by category and seed."""
     return SystemResult(
         system,
         encoder,
@@ -127,5 +127,5 @@ def write_system(
 
 
 def seeds_of(*aurocs: float, **values: Any) -> dict[int, dict[str, Any]]:
-    """A category's seeds 0, 1, ... with these image AUROCs."""
+    """Return figures of a category for the seeds 0, 1, ... with these image AUROCs."""
     return {seed: {"image": (auroc, 0.8, 0.7), **values} for seed, auroc in enumerate(aurocs)}

@@ -1,4 +1,4 @@
-"""Features of a category on disk, drawn at random, and what a system needs beside them."""
+"""Write random features of a category to disk, and make the other inputs of a system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRID, DIM, PATCH_PX = 4, 6, 8
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Random vectors of length 1."""
+    """Return random vectors of length 1."""
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
@@ -34,7 +34,7 @@ def write_features(
     tensors: Mapping[str, torch.Tensor],
     names: Sequence[object] | None = None,
 ) -> FeatureStore:
-    """Images of so many crops each; `tensors` by the file's name, one row a crop, in the images' order."""
+    """Write features of images with the given numbers of crops. `tensors` has one row per crop, by file name."""
     folder.mkdir(parents=True)
     size = GRID * PATCH_PX
     rows, first = [], 0
@@ -58,7 +58,7 @@ def write_features(
         size_px=size,
         grid=GRID,
         dim=DIM,
-        model="drawn at random",
+        model="random",
         random_weights=True,
         identity={},
         images=tuple(rows),
@@ -74,7 +74,7 @@ def write_features(
 
 
 def random_tensors(crops: int, outputs: Mapping[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
-    """Of length 1, but for the output `tokens`, which is not normalised."""
+    """Return random outputs. All have length 1 except `tokens`, which is not normalised."""
     tensors = {
         CLASS_TOKENS: unit(crops, DIM, seed=seed),
         output_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),

@@ -1,4 +1,4 @@
-"""Scored categories on disk, as the steps before the report leave them, with scores that are known by construction."""
+"""Write scored categories to disk, as the steps before the report do, with scores known by construction."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from zsad.steps.results import CategoryResult
 SIZE_PX, GRID = 32, 4
 MAX_CROPS = 64
 BACKGROUND = 0.125
-"""A_L, A_V and A_T where there is no defect; whole in binary, so that sums are exact."""
+"""Value of A_L, A_V and A_T without a defect. It is exact in binary, so that sums are exact."""
 
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """One image: what it shows and what the scorer made of it."""
+    """Example image: its content and its scores."""
 
     id: str
     anomalous: bool | None
     score: float
-    """The class token's score, which is the image's score of variant `text`."""
+    """Score of the class token, which is the image's score of variant `text`."""
     peak: float = 0.5
-    """Of all maps, in patches that the defect touches."""
+    """Value of all maps in patches that the defect touches."""
     defect: tuple[int, int, int, int] | None = None
-    """Top, bottom, left, right in the image's pixels."""
+    """Top, bottom, left and right of the defect, px."""
     size_hw: tuple[int, int] = (64, 64)
     has_mask: bool = True
 
@@ -56,7 +56,7 @@ def zsad_settings(**changes: Any) -> ZsadSettings:
 
 
 def usual(n_normal: int = 6, n_anomalous: int = 4) -> list[ExampleImage]:
-    """Anomalous images score 0.5, 0.6, ...; normal ones 0.1, 0.2, ...: the classes overlap from 0.5 on."""
+    """Return normal images with scores 0.1, 0.2, ... and anomalous ones with 0.51, 0.61, ...; the classes overlap."""
     normal = [ExampleImage(f"good/{i}", False, (i + 1) / 10) for i in range(n_normal)]
     anomalous = [
         ExampleImage(f"scratch/{i}", True, (i + 5) / 10 + 0.01, defect=(16, 32, 16, 48), peak=0.5 + i / 8)
@@ -76,7 +76,7 @@ def write_category(
     weights: str = "tag:laion400m_e32",
     shift: Callable[[int], float] = lambda seed: 0.0,
 ) -> CategoryResult[Path]:
-    """Files, features' index, scores and evaluation of a category. `shift` of a seed is added to class scores."""
+    """Write images, features' index, scores and evaluation of a category. `shift(seed)` is added to class scores."""
     folder = root / name
     listed = [_write_image(folder / "images", example, number) for number, example in enumerate(images)]
     rows, first_row = [], 0
@@ -130,7 +130,7 @@ def write_category(
 
 
 def defect_patches(example: ExampleImage) -> np.ndarray[Any, Any]:
-    """Scores of the patches of each crop, f32 [C, GRID^2]: the peak where the defect touches, else the background."""
+    """Return the scores of each crop's patches, f32 [C, GRID^2]: the peak in touched patches, else the background."""
     crops = plan_crops(*example.size_hw, SIZE_PX, MAX_CROPS)
     maps = np.full((len(crops.offsets), GRID, GRID), BACKGROUND, dtype=np.float32)
     if example.defect is not None:
@@ -154,7 +154,7 @@ def without_labels(images: Sequence[ExampleImage]) -> list[ExampleImage]:
 
 
 def _write_image(folder: Path, example: ExampleImage, number: int) -> LabelledImage:
-    """Grey, darker from image to image; a defect is bright red."""
+    """Write a grey image, darker with each number. A defect is bright red."""
     pixels = np.full((*example.size_hw, 3), 200 - number % 150, dtype=np.uint8)
     pixels[0, 0] = number % 256, number // 256, sum(example.id.encode()) % 256
     path = folder / f"{example.id}.png"
@@ -182,7 +182,10 @@ def _write_scores(
     seed: int,
     shift: float,
 ) -> None:
-    """All parts' maps are equal; the class score is the example's, plus `shift`. An image's reference is the next."""
+    """Write scores. All parts have the same map, and the reference of an image is the next one.
+
+    The class score is that of the example plus `shift`.
+    """
     table: dict[Part, list[np.ndarray[Any, Any]]] = {"class": [], "a_l": [], "a_v": [], "a_t": [], "a_t_text": []}
     scored = []
     for number, (example, row) in enumerate(zip(images, rows, strict=True)):
