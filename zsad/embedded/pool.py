@@ -1,4 +1,4 @@
-"""Images that the embedded model learns from, and those of kinds that it never learns from."""
+"""Generate the training images of the embedded model, and held-out images of kinds that it is not trained on."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from zsad.embedded.scenes.scenes import Product, SceneImage, Subset, defects, ki
 
 SIZE_PX = 192
 ANOMALOUS_SHARE = 0.6
-"""Share of the first leg's images that show a defect."""
+"""Fraction of the first leg's images that show a defect."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A part of the training, with images and an optimiser of its own."""
+    """Part of the training. Each leg has separate images and a new optimiser."""
 
     twins: bool
-    """Each scene twice, whole and spoilt, of all kinds; else one image a scene, of the first kinds."""
+    """Whether each scene of all training kinds occurs twice, without and with a defect. Otherwise each scene of the
+    first kinds gives one image."""
     scenes: int
-    """Number of scenes; each is made once and shown again with other augmentations."""
+    """Number of scenes. Each is generated once and used again with other augmentations."""
     steps: int
     sharpen_from: int
-    """The step from which the loss weighs whole images: their state, and the highest of their patches."""
+    """Step from which the loss also weighs image scores, see `zsad.embedded.pretrain.loss_of`."""
     learning_rate: float
     warmup_steps: int
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images to learn from: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and each image's kind.
+    """Training images: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and the kind of each image.
 
-    Of twins the whole one comes first, then the spoilt one.
+    Of two twins the one without a defect comes first.
     """
 
     pixels: UInt8[Tensor, "n 3 S S"]
@@ -48,19 +49,20 @@ class Pool:
 
 
 def numbered_image(seed: int, number: int) -> SceneImage:
-    """Image `number` of a seed's endless supply of the first kinds."""
+    """Return image `number` of the endless sequence that a seed defines, of the first kinds."""
     rng = np.random.default_rng([seed, number, 0])
     while True:
         product = _random_product(rng, "first")
         defect = _random_defect(rng, "first") if rng.random() < ANOMALOUS_SHARE else ""
         try:
             return make_image(rng, SIZE_PX, product=product, defect=defect)
-        except ValueError:  # this defect does not show on this product: draw another pair
+        except ValueError:  # this defect is not visible on this product: choose another pair
             continue
 
 
 def numbered_twins(seed: int, number: int) -> tuple[SceneImage, SceneImage]:
-    """Scene `number` of a seed's endless supply of all training kinds: whole, and with a defect."""
+    """Return scene `number` of the endless sequence that a seed defines, of all training kinds: without and with a
+    defect."""
     rng = np.random.default_rng([seed, number])
     while True:
         product = _random_product(rng, "train")
@@ -82,7 +84,7 @@ def _random_defect(rng: Generator, subset: Subset) -> str:
 
 
 def make_pool(seed: int, leg: Leg, workers: int) -> Pool:
-    """A leg's scenes: the first of a seed."""
+    """Generate the images of a leg: the first scenes of the seed's sequence."""
     count = leg.scenes * (2 if leg.twins else 1)
     pixels = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
     masks = np.empty((count, SIZE_PX, SIZE_PX), bool)
@@ -103,7 +105,7 @@ def _packed_scene(task: tuple[int, int, bool]) -> list[tuple[np.ndarray, np.ndar
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
-    """0..1 -> 0..255, rounded."""
+    """Convert values 0..1 to bytes, rounded."""
     return (image * 255 + 0.5).astype(np.uint8)
 
 
@@ -126,5 +128,5 @@ def _held_out_image(rng: Generator, product: Product, defect: str) -> SceneImage
     while True:
         try:
             return make_image(rng, SIZE_PX, product=product, defect=defect, subset="held_out")
-        except ValueError:  # did not show there; the generator has moved on
+        except ValueError:  # the defect is not visible; the generator now gives another one
             continue

@@ -1,4 +1,4 @@
-"""The committed model: small, safe to load, and far better than chance on kinds it has never seen."""
+"""Check the committed model: its size and type, and its accuracy on kinds that it was not trained on."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from zsad.scorers.dual.scorer import text_scores, visual_scores
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
 TAU = 0.07
 SHOWN_PX = 256
-"""As in configs/zsad/demo.yaml."""
+"""Input size, as in configs/zsad/demo.yaml."""
 
 
 @dataclass(frozen=True)
 class MeanAurocs:
-    """Mean over the held-out kinds."""
+    """Means over the held-out kinds."""
 
     image_auroc: float
     pixel_auroc: float
@@ -38,9 +38,9 @@ class MeanAurocs:
 
 @pytest.fixture(scope="module", params=[8, pytest.param(24, marks=pytest.mark.slow)], ids=["third", "whole"])
 def held_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw a third of what `python -m zsad.embedded.pretrain --held-out` draws, by its seed; the slow suite draws all.
+    """Write a third of the images of `python -m zsad.embedded.pretrain --held-out`, with its seed.
 
-    The card's table is of the whole draw, so no seed was picked for this test.
+    The slow tests write all of them. The table of the model card is based on all, so no seed was chosen for this test.
     """
     folder = tmp_path_factory.mktemp("held-out")
     write_held_out(folder, each=request.param)
@@ -52,7 +52,10 @@ def load(model: str) -> Encoder:
 
 
 def evaluate_held_out(encoder: Encoder, folder: Path, step: int = 1) -> MeanAurocs:
-    """Text and one reference image, as variant `joint`: each image's reference is the next one. Of every nth image."""
+    """Evaluate every `step`-th image with prompts and one reference image, as variant `joint`.
+
+    The reference of an image is the next one.
+    """
     image_aurocs, pixel_aurocs = [], []
     crops = plan_crops(SIZE_PX, SIZE_PX, encoder.size_px, 2)
     for kind, _ in kinds("held_out"):
@@ -89,7 +92,7 @@ def evaluate_held_out(encoder: Encoder, folder: Path, step: int = 1) -> MeanAuro
 def test_the_weights_are_small_half_precision_and_finite() -> None:
     assert WEIGHTS.stat().st_size <= 10_000_000
     with safe_open(WEIGHTS, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - no mapping
+        for name in file.keys():  # noqa: SIM118 - not a mapping
             tensor = file.get_tensor(name)
             assert tensor.dtype == torch.float16
             assert tensor.isfinite().all()
@@ -102,7 +105,7 @@ def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
 
 
 def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None:
-    """Random weights compare images too, so the bounds above must not be theirs."""
+    """Check that random weights, which can also compare images, do not reach the bounds above."""
     from zsad.embedded.pretrain import build, save
 
     save(build(0), tmp_path)

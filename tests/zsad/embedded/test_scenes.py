@@ -1,4 +1,4 @@
-"""Images made by rule: pure functions of their generator, two halves that share nothing, masks that are the defect."""
+"""Check generated images: reproducible, with disjoint subsets and with masks that equal the defect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY_KIND = [(subset, kind, surface) for subset in ("train", "held_out") for ki
 EVERY_DEFECT = [(subset, name) for subset in ("train", "held_out") for name in defects(subset)]
 
 
-def test_halves_share_no_kind_and_no_defect() -> None:
+def test_subsets_share_no_kind_and_no_defect() -> None:
     first, train, held_out = ({name for name, _ in kinds(subset)} for subset in SUBSETS)
     assert first < train
     assert not train & held_out
@@ -38,18 +38,18 @@ def test_halves_share_no_kind_and_no_defect() -> None:
         assert {surface for _, surface in kinds(subset)} == {True, False}
 
 
-def test_what_is_learned_from_is_of_the_training_half_alone() -> None:
+def test_training_images_are_of_the_training_subset_only() -> None:
     names = {name for name, _ in kinds("train")}
-    for whole, spoilt in (numbered_twins(3, number) for number in range(30)):
-        assert whole.kind == spoilt.kind
-        assert whole.kind in names
-        assert whole.defect == ""
-        assert spoilt.defect in defects("train")
-    drawn = [numbered_image(3, number) for number in range(40)]
-    assert {made.kind for made in drawn} <= {name for name, _ in kinds("first")}
-    assert {made.defect for made in drawn} <= {"", *defects("first")}
-    assert any(made.defect for made in drawn)
-    assert any(not made.defect for made in drawn)
+    for normal, defective in (numbered_twins(3, number) for number in range(30)):
+        assert normal.kind == defective.kind
+        assert normal.kind in names
+        assert normal.defect == ""
+        assert defective.defect in defects("train")
+    made_images = [numbered_image(3, number) for number in range(40)]
+    assert {made.kind for made in made_images} <= {name for name, _ in kinds("first")}
+    assert {made.defect for made in made_images} <= {"", *defects("first")}
+    assert any(made.defect for made in made_images)
+    assert any(not made.defect for made in made_images)
 
 
 def test_a_scene_is_a_function_of_seed_and_number() -> None:
@@ -64,13 +64,13 @@ def test_a_scene_is_a_function_of_seed_and_number() -> None:
 
 @pytest.mark.parametrize("name", ["hole", "cut", "burr"])
 def test_twins_differ_where_the_mask_is_and_in_light_alone_elsewhere(name: str) -> None:
-    whole, spoilt = make_twins(np.random.default_rng(5), SIZE_PX, product=Product("dice", False, 4), defect=name)
-    assert not whole.mask.any()
-    assert spoilt.mask.mean() >= LEAST_AREA
-    change = gaussian_filter(np.abs(whole.image - spoilt.image).mean(-1), 1.0)
-    elsewhere = change[~binary_dilation(spoilt.mask, iterations=4)]
-    assert elsewhere.max() < 0.2  # two lights, each within 12 % of one
-    assert change[spoilt.mask].mean() > 2 * elsewhere.mean()
+    normal, defective = make_twins(np.random.default_rng(5), SIZE_PX, product=Product("dice", False, 4), defect=name)
+    assert not normal.mask.any()
+    assert defective.mask.mean() >= LEAST_AREA
+    change = gaussian_filter(np.abs(normal.image - defective.image).mean(-1), 1.0)
+    elsewhere = change[~binary_dilation(defective.mask, iterations=4)]
+    assert elsewhere.max() < 0.2  # light differs by at most 12 % from 1 in each image
+    assert change[defective.mask].mean() > 2 * elsewhere.mean()
 
 
 @pytest.mark.parametrize(("subset", "kind", "surface"), EVERY_KIND)
@@ -101,7 +101,7 @@ def test_a_mask_is_where_the_image_changed_and_lies_in_the_region(subset: str, n
     assert np.abs(image - clean)[~mask].max() <= LEAST_CHANGE
     assert np.abs(image - clean).max(-1)[mask].min() > LEAST_CHANGE
     outside = mask.copy()
-    outside[8:88, 8:88] = False  # a hole's bright rim may reach over the edge by some pixels, no further
+    outside[8:88, 8:88] = False  # a hole's bright rim may extend some pixels beyond the region
     assert not outside.any()
 
 
@@ -111,5 +111,5 @@ def test_a_defect_that_never_shows_is_an_error() -> None:
         return image
 
     clean = np.full((32, 32, 3), 0.5, np.float32)
-    with pytest.raises(ValueError, match="does not show"):
+    with pytest.raises(ValueError, match="is not visible"):
         add_defect(np.random.default_rng(0), clean, np.ones((32, 32), bool), nothing)

@@ -1,6 +1,6 @@
-"""More objects to learn from: outlines with corners, teeth, lobes, slots and holes, faces with rows, rings and spokes.
+"""More objects for the training, with corners, teeth, lobes, slots, holes, rows, rings and spokes.
 
-A model that has seen few normal outlines takes an unknown one for damage.
+They are needed because a model that has seen few normal outlines takes an unknown outline for damage.
 """
 
 from __future__ import annotations

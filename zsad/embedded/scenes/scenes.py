@@ -1,7 +1,7 @@
-"""Images made by rule: textures, simple objects and defects, with exact masks. What the embedded model learns from.
+"""Generate images of textures, simple objects and defects, with exact masks, for the training of the embedded model.
 
-Every kind belongs to one of two halves: the training subset is learned from; the other, whole classes of textures,
-objects and defects, is seen in measurements alone. An image is a pure function of its generator.
+Each kind of texture, object or defect belongs either to the training subset or to the held-out subset. Held-out kinds
+are used only to measure the model. An image is a pure function of its random generator.
 """
 
 from __future__ import annotations
@@ -21,50 +21,55 @@ from zsad.embedded.scenes.parts import PARTS
 from zsad.embedded.scenes.textures import HELD_OUT_TEXTURES, TEXTURES
 
 Subset = Literal["first", "train", "held_out"]
-"""`first` is the part of `train` that training begins with."""
+"""Subset of textures, objects and defects. `first` is the part of `train` that the first leg uses."""
 
 Picture = Float32[np.ndarray, "S S 3"]
 LEAST_CHANGE = 0.06
-"""A pixel belongs to a defect when some channel (0..1) changed by more than this."""
+"""Change of a channel (0..1) above which a pixel belongs to a defect."""
 LEAST_AREA = 0.0015
-"""A defect whose visible part is smaller than this fraction of the image is drawn again."""
+"""Smallest visible fraction of the image for a defect. A smaller one is drawn again."""
 TRIES = 12
+"""Number of attempts to draw a visible defect."""
 
 
 @dataclass(frozen=True)
 class SceneImage:
-    """One image made by rule.
-
-    `image` f32[S,S,3] in 0..1; `mask` bool[S,S], True where a defect is to be seen; `kind` in words, for captions;
-    `surface` tells textures from objects; `defect` is empty for a normal image.
-    """
+    """Generated image with its mask and labels."""
 
     image: Picture
+    """Image f32[S,S,3] with values 0..1."""
     mask: Bool[np.ndarray, "S S"]
+    """Mask bool[S,S], True for pixels of a visible defect."""
     kind: str
+    """Kind of texture or object in words, for captions."""
     surface: bool
+    """Whether the image shows a texture, not an object."""
     defect: str
+    """Kind of defect. Empty for a normal image."""
 
 
 def kinds(subset: Subset) -> tuple[tuple[str, bool], ...]:
-    """(name, is it a surface) of all textures and objects of one subset."""
+    """Return all textures and objects of a subset as pairs of a name and whether it is a texture."""
     textures = HELD_OUT_TEXTURES if subset == "held_out" else TEXTURES
     objects = {"first": OBJECTS, "train": OBJECTS | PARTS, "held_out": HELD_OUT_OBJECTS}[subset]
     return (*((name, True) for name in textures), *((name, False) for name in objects))
 
 
 def defects(subset: Subset) -> Mapping[str, Callable[..., Picture]]:
-    """Name -> function of all defects of one subset."""
+    """Return the functions of all defects of a subset by name."""
     return {"first": DEFECTS, "train": DEFECTS | EDGE_DEFECTS, "held_out": HELD_OUT_DEFECTS}[subset]
 
 
 @dataclass(frozen=True)
 class Product:
-    """What all images of one made-up product share: colours, scale and surface."""
+    """Imaginary product. All its images share colours, scale and surface."""
 
     kind: str
+    """Kind of texture or object, one of `kinds`."""
     surface: bool
+    """Whether the kind is a texture, not an object."""
     seed: int
+    """Seed of the colours and the scale."""
 
 
 def make_image(
@@ -75,20 +80,25 @@ def make_image(
     defect: str = "",
     subset: Subset = "train",
 ) -> SceneImage:
-    """Draw one image of a product, with a defect or without.
+    """Return one image of a product, with or without a defect.
 
     Parameters
     ----------
     rng
-        Of this image: position, light, noise and the defect.
+        Random generator of this image, for position, light, noise and the defect.
     size_px
         Side of the image.
     product
-        The product: `kind` is one of `kinds`, and `seed` fixes its colours and scale.
+        Product in the image.
     defect
-        One of `defects(subset)`; empty for a normal image.
+        One of `defects(subset)`. Empty for a normal image.
     subset
-        Where `defect` is looked up.
+        Subset that contains `defect`.
+
+    Raises
+    ------
+    ValueError
+        The defect is not visible on this image.
     """
     clean, region = _scene(rng, size_px, product)
     image, mask = clean, np.zeros((size_px, size_px), bool)
@@ -100,17 +110,17 @@ def make_image(
 def make_twins(
     rng: Generator, size_px: int, *, product: Product, defect: str, subset: Subset = "train"
 ) -> tuple[SceneImage, SceneImage]:
-    """One scene twice, whole and with a defect, each in its own light; parameters and errors as of `make`."""
+    """Return a scene twice, without and with a defect, in different light. Parameters and errors as in `make_image`."""
     clean, region = _scene(rng, size_px, product)
-    spoilt, mask = add_defect(rng, clean, region, defects(subset)[defect])
+    defective, mask = add_defect(rng, clean, region, defects(subset)[defect])
     return (
         SceneImage(_with_light_and_noise(rng, clean), np.zeros_like(mask), product.kind, product.surface, ""),
-        SceneImage(_with_light_and_noise(rng, spoilt), mask, product.kind, product.surface, defect),
+        SceneImage(_with_light_and_noise(rng, defective), mask, product.kind, product.surface, defect),
     )
 
 
 def _with_light_and_noise(rng: Generator, image: Picture) -> Picture:
-    """In uneven light, with the noise of a sensor."""
+    """Add uneven light and the noise of a sensor."""
     size_px = image.shape[0]
     light = 1.0 + 0.12 * (fractal_noise(rng, size_px, 1.0) - 0.5) * rng.uniform(0, 2)
     image = image * light[..., None] + rng.normal(0, rng.uniform(0.002, 0.02), image.shape)
@@ -120,23 +130,23 @@ def _with_light_and_noise(rng: Generator, image: Picture) -> Picture:
 def add_defect(
     rng: Generator, clean: Picture, region: Bool[np.ndarray, "S S"], defect: Callable[..., Picture]
 ) -> tuple[Picture, Bool[np.ndarray, "S S"]]:
-    """Draw a defect into `region` of an image until it is to be seen; the image and the mask of what changed.
+    """Draw a defect into `region` of an image. Return the new image and the mask of the changed pixels.
 
     Raises
     ------
     ValueError
-        The defect does not show on this image in `TRIES` attempts.
+        The defect is not visible after `TRIES` attempts.
     """
     for _ in range(TRIES):
         image = np.clip(defect(rng, clean, region), 0, 1).astype(np.float32)
         mask = np.abs(image - clean).max(-1) > LEAST_CHANGE
         if mask.mean() >= LEAST_AREA:
             return image, mask
-    raise ValueError("the defect does not show on this image")
+    raise ValueError("the defect is not visible on this image")
 
 
 def _scene(rng: Generator, size_px: int, product: Product) -> tuple[Picture, Bool[np.ndarray, "S S"]]:
-    """A normal image, and where a defect may lie."""
+    """Return a normal image and the region in which a defect may lie."""
     style = np.random.default_rng(product.seed)
     if product.surface:
         tone = {**TEXTURES, **HELD_OUT_TEXTURES}[product.kind](style, rng, size_px)
@@ -164,7 +174,7 @@ def _two_colours(style: Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coloured(style: Generator, tone: Float32[np.ndarray, "S S"]) -> Picture:
-    """Tones 0..1 between two colours of the style."""
+    """Return an image in which tones 0..1 are mixtures of two colours of the style."""
     low, high = _two_colours(style)
     mix = np.clip(tone, 0, 1)[..., None]
     return np.asarray(low * (1 - mix) + high * mix, np.float32)
