@@ -61,8 +61,8 @@ DOMAINS = ("industrial", "textural", "surface", "manufacturing")
 GENERIC = ("object", "part", "product", "item", "thing", "sample", "piece", "material")
 TAU = 0.07
 VALUE_GAIN = 2.5
-"""Factor on the initial value weights; the output projection is divided by it. As in a trained CLIP, V-V attention of a token
-then prefers the token itself instead of all tokens equally."""
+"""Factor on the initial value weights; the output projection is divided by it. As in a trained CLIP, a token's V-V
+attention then prefers the token itself instead of all tokens equally."""
 PEAK_PATCHES = 3
 """Number of patches with the highest scores over which an image's peak is averaged."""
 OBJECT_SHARE = 2 / 3
@@ -110,7 +110,7 @@ def _augmented(rng: Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Ten
 
 
 def _noun(rng: Generator, kind: str, words: list[str]) -> str:
-    """Return a noun for the object in a prompt. Often it is not its kind, so that the model can ignore unknown names."""
+    """Return a noun for the object in a prompt. Often it is not its kind, so that unknown names can be ignored."""
     chance = rng.random()
     if chance < 0.4:
         return kind

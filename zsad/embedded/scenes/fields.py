@@ -37,7 +37,10 @@ def _unit(field: np.ndarray) -> Field:
 
 
 def plane(rng: Generator, size_px: int, period_px: float, angle: float, wobble: float = 0.0) -> tuple[Field, Field]:
-    """Return coordinates (u, v) in periods, turned by `angle` (radians), shifted at random, bent by `wobble` periods."""
+    """Return coordinates (u, v) in periods, turned by `angle` (radians) and shifted at random.
+
+    `wobble` is the amplitude of a smooth random distortion, in periods.
+    """
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
     u = (x * np.cos(angle) + y * np.sin(angle)) / period_px + rng.uniform(0, 64)
     v = (-x * np.sin(angle) + y * np.cos(angle)) / period_px + rng.uniform(0, 64)
