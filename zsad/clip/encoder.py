@@ -73,8 +73,8 @@ class Encoder:
         Raises
         ------
         ConfigError
-            The model or tag is unknown, or the tag is neither cached nor downloadable. Or the model cannot have the
-            second path, or lacks the blocks or cannot have the image size.
+            The model or tag is unknown, or the tag is neither cached nor downloadable. Or the settings do not fit the
+            model: second path, blocks or image size.
         InputError
             A local file or folder is missing, damaged or of another architecture.
         """

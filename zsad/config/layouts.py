@@ -63,7 +63,7 @@ class Layout:
     anomalous: tuple[str, ...] = ()
     """Patterns of anomalous images."""
     mixed: tuple[str, ...] = ()
-    """Patterns of folders with both kinds of images. `labels_from` says how they are distinguished."""
+    """Patterns of images in folders with both kinds. `labels_from` says how they are distinguished."""
     labels_from: Literal["mask", "mask_pixels", "list"] = "mask"
     """Source of the labels of `mixed`. `mask`: an image with a mask is anomalous. `mask_pixels`: an image is anomalous
     if its mask is not black. `list`: the label is in the file `labels`."""

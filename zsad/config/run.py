@@ -67,7 +67,7 @@ class ImagesSettings(Settings):
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
     """Train/test split of VisA, read from split_csv/NAME.csv. Published zero-shot figures use `1cls`."""
     pseudonyms: bool = False
-    """Pseudonyms (digests) as image ids instead of file names."""
+    """Use of pseudonyms (digests) instead of file names as image ids."""
 
 
 class EncoderSettings(Settings):
@@ -96,7 +96,8 @@ class EncoderSettings(Settings):
     vv_temperature: Positive = 1.0
     """Temperature of V-V attention: its logits are divided by this and by the square root of the head's width."""
     vv_attention: Literal["vv", "qq", "kk"] = "vv"
-    """Vectors that serve as both queries and keys on the second path: values, queries or keys (DPAM in 001)."""
+    """Vectors that serve as both queries and keys on the second path (DPAM in 001). `vv`: the values. `qq`: the
+    queries. `kk`: the keys."""
     class_ln_post: bool = True
     """Normalisation of the class token by the last LayerNorm (ln_post) before the projection, as in CLIP."""
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = None
@@ -158,7 +159,7 @@ class ReferenceSettings(Settings):
     """Number of reference images for each image, chosen at random by the seed. 0: score variants of the prompts
     only."""
     aggregate: Literal["min", "mean", "median"] = "min"
-    """Statistic of a patch's distances to the reference images. It matters for two references or more."""
+    """Statistic that joins a patch's distances to several reference images into one distance."""
 
 
 class ScoreSettings(Settings):

@@ -37,7 +37,7 @@ class SystemSettings(Settings):
     encoder: str = "main"
     """Name of the system's encoder in `encoders`."""
     label: Label | None = None
-    """Name in tables, needed if a system occurs more than once. None: the title."""
+    """Name in tables, needed if a system occurs more than once. None: the system's title."""
 
     @property
     def display_name(self) -> str:
