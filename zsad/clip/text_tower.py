@@ -61,10 +61,10 @@ def encode_embeddings(
 ) -> Float[Tensor, "B D"]:
     """Return text features, not normalised. The result is differentiable in `embedded` and `deep`.
 
-    This is eq. 3 with m = 2..L+1: before layer m, the learned tokens q_m replace the output of layer m-1 at their
+    This is eq. 3 with m = 2..L+1. Before layer m, the learned tokens q_m replace the output of layer m-1 at their
     positions. The paper leaves two points open. Here the positions of t^1..t^Q are those after the start-of-text
-    token. Layer M' also receives new tokens, so L = M' - 1. The last line of eq. 3 says otherwise, but the text does not
-    ("until we reach the designated layer M'"), nor does the public code (eight sets for M' = 9).
+    token. Layer M' also receives new tokens, so L = M' - 1. The last line of eq. 3 says otherwise, but the text does
+    not ("until we reach the designated layer M'"), nor does the public code (eight sets for M' = 9).
 
     Parameters
     ----------
