@@ -21,10 +21,10 @@ from benchmarks.beside_anomalib import Anomalib, without_anomalib
 from benchmarks.zsad_images import draw_image, name_of
 from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
 from zsad.clip.encoder import Encoder
-from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
+from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, output_file, read_text
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
-from zsad.data.images import beside, crop_image, merge_maps, plan_crops, read_image
+from zsad.data.images import crop_image, map_in_threads, merge_maps, plan_crops, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.dual.scores_file import Scores
@@ -79,7 +79,7 @@ class Bench:
         """Images to features on disk, over those that are there already."""
         tokens = [self.encoder.encode(part) for part in torch.split(self.images, self.plan.batch)]
         np.save(self.features / CLASS_TOKENS, torch.cat([part.class_token for part in tokens]).cpu().numpy())
-        np.save(self.features / view_file(PATCHES), torch.cat([part.patches for part in tokens]).cpu().numpy())
+        np.save(self.features / output_file(PATCHES), torch.cat([part.patches for part in tokens]).cpu().numpy())
 
     def score(self, seed: int) -> Path:
         """Features to scores on disk by the flow's own step: text and one reference, no adaptation."""
@@ -101,7 +101,7 @@ def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"
         image = read_image(path)
         return crop_image(image, plan_crops(image.shape[0], image.shape[1], size_px, 2))[0]
 
-    return torch.stack(beside(read, paths))
+    return torch.stack(map_in_threads(read, paths))
 
 
 # (a) two paths

@@ -18,7 +18,7 @@ from benchmarks.zsad_images import name_of
 from benchmarks.zsad_scorer import Bench, load_anomalib
 from benchmarks.zsad_timing import Row, at_least, at_most, by_turns, clocked
 from zsad.clip.attention_paths import embed
-from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, view_file
+from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, output_file
 from zsad.clip.windows import window_patches, windows_at_a_time
 from zsad.config.encoder_outputs import parse_outputs
 from zsad.config.systems import WinClip
@@ -52,7 +52,7 @@ def encoding(bench: Bench) -> Row:
         shapes += torch.split(windows, windows_at_a_time(side, device))
 
     def ours() -> None:
-        encoder.encode_views(batches[0], wanted)
+        encoder.encode_outputs(batches[0], wanted)
 
     def blocks() -> None:
         for part in shapes:
@@ -92,10 +92,10 @@ def _faster(bench: Bench, anomalib: Anomalib, text: Path, size: int, what: str) 
     wanted, batch = parse_outputs(WinClip().outputs), bench.images[numbers]
 
     def ours() -> None:
-        class_tokens, shown = bench.encoder.encode_views(batch, wanted)
+        class_tokens, shown = bench.encoder.encode_outputs(batch, wanted)
         np.save(features / CLASS_TOKENS, class_tokens.cpu().numpy())
         for name, values in shown.items():
-            np.save(features / view_file(name), values.cpu().numpy())
+            np.save(features / output_file(name), values.cpu().numpy())
         _maps(features, _score(bench, WinClip(), features, text, None))
 
     def theirs() -> float:

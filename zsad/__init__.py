@@ -1,6 +1,6 @@
-"""Industrial zero-shot anomaly detection: images are scored without training on them.
+"""Zero-shot anomaly detection for industrial images, which needs no training on the objects to inspect.
 
-`zsad.score` is the front door: images go in, an `ImageScore` with a map comes out for each.
+Start with `zsad.score`: it takes images and returns an `ImageScore` with an anomaly map for each.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ __all__ = ["ImageScore", "score"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the front door when it is first used, so that `import zsad` loads neither numpy nor torch."""
+    """Import `zsad.scoring` on first use, so that `import zsad` loads neither numpy nor torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import zsad.scoring as door
+    from zsad import scoring
 
-    return getattr(door, name)
+    return getattr(scoring, name)

@@ -1,4 +1,4 @@
-"""`zsad.score`: anomaly scores and maps of images from Python, without Prefect, cache or server."""
+"""Score images from Python with `zsad.score`, without Prefect, artifact store or server."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from medad.base.storage import file_digest
 from zsad.clip.encoder import check_outputs, depth_of
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import LearnedSettings
-from zsad.config.run import ALONE_NOTE, EncoderSettings, PromptSettings
+from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
 from zsad.config.systems import DualImage, MutualSettings, System, WinClip
-from zsad.data.datasets import images_of
+from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
 from zsad.scorers.scores_file import ONLY
@@ -34,18 +34,18 @@ from zsad.steps.score_dual import score_category
 FilePath = str | os.PathLike[str]
 
 METHODS: dict[str, type[System]] = {kind.model_fields["system"].default: kind for kind in get_args(get_args(System)[0])}
-"""Settings by the name that `score` takes as a method."""
+"""Settings classes by the names of the methods that `score` accepts."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScore:
-    """One scored image. Scores of different methods, encoders or categories do not compare."""
+    """Scored image. Scores of different methods, encoders or categories cannot be compared."""
 
     path: Path
     score: float
-    """Score of the whole image; higher is more anomalous."""
+    """Anomaly score of the image; higher is more anomalous."""
     map: Float32[np.ndarray, "H W"]
-    """Score of each pixel at the image's own size, EXIF orientation applied; higher is more anomalous."""
+    """Anomaly score of each pixel, at the image's own size with EXIF orientation applied; higher is more anomalous."""
 
 
 def score(
@@ -59,60 +59,65 @@ def score(
     seed: int = 0,
     device: str = "auto",
 ) -> list[ImageScore]:
-    """Score images of one kind of thing, as `adflows zsad compare` does.
+    """Score images of one kind of object, as `adflows zsad compare` does.
 
     Parameters
     ----------
     images
-        An image, a folder (searched to the bottom), or a list of both.
+        Image file, folder (searched at all depths), or a list of both.
     method
-        One of `METHODS`, or its settings from `zsad.config.systems`. By name, `musc` and `musc_2` read the blocks at
-        the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
+        Name from `METHODS`, or settings from `zsad.config.systems`. If given by name, `musc` and `musc_2` read the
+        blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
     normal
-        Normal images for WinCLIP's memory. Settings with `shots` draw so many of them; otherwise all are used.
+        Normal images for WinCLIP's memory. If the settings have `shots`, so many of them are chosen at random,
+        otherwise all are used.
     category
-        Words for what the images show. None: the name of the first image's folder.
+        Words for the object in the images, used in prompts. None: the name of the first image's folder.
     encoder
-        Settings, or a model that brings its own weights: `embedded` or `local-dir:FOLDER`. None: `embedded`, a small
-        model that is no CLIP; for work, give CLIP's weights.
+        Settings, or the name of a model that brings its own weights: `embedded` or `local-dir:FOLDER`. None:
+        `embedded`. This small model is not CLIP and serves for trying the software out. For work, give CLIP's weights.
     prompts
-        Domain words and names of categories; the style is the method's own.
+        Domain words and names of categories. The style is ignored: each method defines its own.
     seed
-        Seed of everything that a method draws.
+        Seed of all random choices of a method.
     device
-        `auto`, `cpu`, `cuda` or `cuda:N`.
+        Device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Returns
     -------
-    One result for each image, in the order given; images of a folder come in natural order of their names. Image
-    scores lie between 0 and 2 for `musc` and `musc_2`, between 0 and 4 for `dual` with the default lambdas, and between
-    0 and 1 for all others. A single image cannot be compared with another: `dual` then uses the text alone and warns.
+    One result for each image, in the order given. Images of a folder are in natural order of their names. Image scores
+    are 0 to 2 for `musc` and `musc_2`, 0 to 4 for `dual` with the default lambdas, and 0 to 1 for all other methods.
+    For a single image `dual` has no reference image. It then uses only the prompts and warns.
 
     Raises
     ------
     ConfigError
         The method is unknown, lacks a checkpoint, cannot use normal images or does not fit the encoder.
     InputError
-        An image cannot be used, or the method needs more images than there are.
+        An image cannot be used, or the method needs more images.
     DiskFullError
-        The temporary folder has no room left.
+        The disk of the temporary folder is full.
     """
-    model = encoder if isinstance(encoder, EncoderSettings) else _own_model(encoder or "embedded")
-    found = [images_of([path]) for path in _paths(images)] or [images_of([])]
-    shown = [(item.path, file_digest(item.path)) for one in found for item in one.items]
-    given = {} if normal is None else {file_digest(item.path): item.path for item in images_of(_paths(normal)).items}
-    system = _system(method, model, len(given))
+    model = encoder if isinstance(encoder, EncoderSettings) else _encoder_by_name(encoder or "embedded")
+    found = [unlabelled_images([path]) for path in _paths(images)] or [unlabelled_images([])]
+    files = [(item.path, file_digest(item.path)) for one in found for item in one.items]
+    given = (
+        {}
+        if normal is None
+        else {file_digest(item.path): item.path for item in unlabelled_images(_paths(normal)).items}
+    )
+    system = _checked_system(method, model, len(given))
     check_outputs(model, system.outputs)
-    drawn = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
-    shots = {digest: given[digest] for digest in drawn}
-    work = _Work(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
+    chosen = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
+    shots = {digest: given[digest] for digest in chosen}
+    work = _ScoringCall(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
     with TemporaryDirectory(prefix="zsad-") as folder:
-        return work.run(shown, shots, Path(folder))
+        return work.run(files, shots, Path(folder))
 
 
 @dataclass(frozen=True)
-class _Work:
-    """One call: the steps in a row, file to file."""
+class _ScoringCall:
+    """Steps of one call of `score`, which pass files to each other."""
 
     system: System
     category: str
@@ -121,10 +126,10 @@ class _Work:
     seed: int
     device: str
 
-    def run(self, shown: Sequence[tuple[Path, str]], shots: dict[str, Path], folder: Path) -> list[ImageScore]:
-        """Encode, score and read back."""
+    def run(self, files: Sequence[tuple[Path, str]], shots: dict[str, Path], folder: Path) -> list[ImageScore]:
+        """Encode and score the images, and read the results."""
         distinct: dict[str, Path] = {}
-        for path, digest in shown:
+        for path, digest in files:
             distinct.setdefault(digest, path)
         features, text, out = self._encode(distinct, folder / "features"), None, folder / "scores"
         if self.system.prompts is not None:
@@ -134,10 +139,10 @@ class _Work:
         memory = self._encode(shots, folder / "shots") if shots else None
         paths = [distinct[digest] for digest in sorted(distinct)]
         variant = self._score(features, text, memory, paths, out)
-        return _read(shown, features, out, variant)
+        return _read_results(files, features, out, variant)
 
     def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
-        """Encode each content once, by rising digest. Raises InputError for the first image that cannot be used."""
+        """Encode each distinct image once, in order of digests. Raises InputError for the first unusable image."""
         digests = sorted(by_digest)
         paths = [by_digest[digest] for digest in digests]
         encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs)
@@ -148,14 +153,14 @@ class _Work:
         return out
 
     def _score(self, features: Path, text: Path | None, memory: Path | None, paths: Sequence[Path], out: Path) -> str:
-        """Score all images into `out`; returns the variant to read."""
+        """Write the scores of all images to `out`. Return the variant to read from them."""
         system = self.system
         if isinstance(system, DualImage):
             assert text is not None
             settings = system.score
-            if len(paths) == 1 and settings.alone() != settings:
-                settings = settings.alone()
-                warnings.warn(ALONE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
+            if len(paths) == 1 and settings.without_references() != settings:
+                settings = settings.without_references()
+                warnings.warn(NO_REFERENCE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
             score_category(features, text, paths, self.encoder, settings, system.adapt, self.seed, self.device, out)
             return settings.variants[0]
         checkpoint = system.checkpoint if isinstance(system, LearnedSettings) else None
@@ -176,7 +181,7 @@ class _Work:
         return ONLY
 
 
-def _own_model(name: str) -> EncoderSettings:
+def _encoder_by_name(name: str) -> EncoderSettings:
     return parse_settings(EncoderSettings, {"model": name}, source="encoder")
 
 
@@ -185,28 +190,30 @@ def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
     return [Path(path).expanduser() for path in several]
 
 
-def _system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
-    """Return a method's settings, once they fit the encoder and the number of normal images. Raises ConfigError."""
-    system = _by_name(method, encoder) if isinstance(method, str) else method
+def _checked_system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
+    """Return a method's settings, checked against the number of normal images. Raises ConfigError."""
+    system = _default_settings(method, encoder) if isinstance(method, str) else method
     if isinstance(system, LearnedSettings) and system.checkpoint is None:
         raise ConfigError(
-            f"{system.title} is trained first: give its settings a checkpoint; "
+            f"{system.title} must be trained first: set checkpoint in its settings; "
             f"`adflows zsad train {system.system} --on FOLDER` writes one"
         )
     if not isinstance(system, WinClip):
         if normal:
-            raise ConfigError(f"{system.title} cannot use normal images; WinCLIP can")
+            raise ConfigError(f"{system.title} cannot use normal images; only WinCLIP can")
         return system
     if system.shots > normal:
-        raise ConfigError(f"{system.title}: {normal} different normal images, fewer than {system.shots} shots")
+        raise ConfigError(
+            f"{system.title}: {system.shots} shots need as many different normal images, but there are {normal}"
+        )
     if normal and not system.shots:
         return parse_settings(WinClip, system.model_dump() | {"shots": normal}, source=f"{normal} normal images")
     return system
 
 
-def _by_name(name: str, encoder: EncoderSettings) -> System:
+def _default_settings(name: str, encoder: EncoderSettings) -> System:
     if name not in METHODS:
-        raise ConfigError(f"{name}: no such method; there are {', '.join(METHODS)}")
+        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
     kind = METHODS[name]
     if not issubclass(kind, MutualSettings):
         return kind()
@@ -214,13 +221,13 @@ def _by_name(name: str, encoder: EncoderSettings) -> System:
     return kind(blocks=tuple(quarters))
 
 
-def _read(shown: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
-    """Read scores, and maps at each image's own size."""
+def _read_results(files: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
+    """Read the scores, and resize the maps to each image's own size."""
     store, scored = FeatureStore(features), open_scores(scores)
     numbers = {digest: number for number, digest in enumerate(scored.order)}
     values = scored.image_score(variant)
     found = []
-    for path, digest in shown:
+    for path, digest in files:
         number = numbers[digest]
         image = store.images[number]
         merged = merge_maps(scored.patch_map(number, variant), store.crops(number))

@@ -29,7 +29,7 @@ from medad.config.liver import LiverSettings
 from medad.config.sensitivity import SensitivitySettings
 from zsad.config.compare import CompareSettings
 from zsad.config.run import ZsadSettings
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 
 Model = type[BaseModel]
 

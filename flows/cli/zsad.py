@@ -141,7 +141,7 @@ def compare(
     )
     from zsad.config.compare import load
 
-    settings = load(find_config(config, "zsad"), values).chosen(methods)
+    settings = load(find_config(config, "zsad"), values).select_systems(methods)
     from flows.runs.run_folder import writable
     from flows.zsad.compare import compare as compare_flow
 
@@ -170,7 +170,7 @@ def train(
     from zsad.config.learned import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
-    settings = load(find_config(config, "zsad"), values).chosen(method)
+    settings = load(find_config(config, "zsad"), values).select_systems(method)
     if len(settings.systems) != 1 or not isinstance(settings.systems[0], LearnedSettings):
         raise ConfigError(f"{method}: expected one system that is trained: april_gan or anomalyclip, or a label of one")
     system = settings.systems[0]

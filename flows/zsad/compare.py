@@ -25,7 +25,7 @@ from flows.store.step import Call
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import InputError, UserError
-from zsad.clip.models import made_by
+from zsad.clip.models import encoder_info
 from zsad.config.compare import CompareSettings, ablation_systems
 from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings
 from zsad.config.run import PromptStyle
@@ -118,7 +118,7 @@ class CompareStages(ImageStages):
             try:
                 check_outputs(self.settings.encoders[system.encoder], system.outputs)
             except UserError as error:
-                self.runner.fail(describe(self.runner.tag(system.shown, system.shown, ""), "find", error))
+                self.runner.fail(describe(self.runner.tag(system.display_name, system.display_name, ""), "find", error))
             else:
                 fitting.append(system)
         self.settings = self.settings.model_copy(update={"systems": tuple(fitting)})
@@ -162,7 +162,7 @@ class CompareStages(ImageStages):
                 sets = tuple(one for other in others if (one := self._training_set(system, other)) is not None)
                 if sets:
                     call = steps.train(system, sets, self.settings.encoders[system.encoder], self.settings.machine)
-                    trained[system.shown, category.name] = self.runner.submit(label, call)
+                    trained[system.display_name, category.name] = self.runner.submit(label, call)
         return trained
 
     def train_one(self, categories: Sequence[ImageSet]) -> Ref | None:
@@ -173,7 +173,7 @@ class CompareStages(ImageStages):
         if not sets:
             return None
         call = steps.train(system, sets, self.settings.encoders[system.encoder], self.settings.machine)
-        return self.runner.run(system.shown, call)
+        return self.runner.run(system.display_name, call)
 
     def _training_set(self, system: System, category: ImageSet) -> Source[Ref] | None:
         encoder = self.settings.encoders[system.encoder]
@@ -196,8 +196,8 @@ class CompareStages(ImageStages):
         return self.settings.prompts.names.get(category.name, category.name)
 
     def _label(self, system: System, category: str, seed: int | None = None) -> str:
-        label = f"{category}, {system.shown}" + (f", seed {seed}" if seed is not None and system.seeded else "")
-        return self.runner.tag(label, system.shown, category)
+        label = f"{category}, {system.display_name}" + (f", seed {seed}" if seed is not None and system.seeded else "")
+        return self.runner.tag(label, system.display_name, category)
 
     def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         """All systems on all categories and seeds, judged; then the ablations."""
@@ -218,7 +218,7 @@ class CompareStages(ImageStages):
     def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
         encoder = self.settings.encoders[system.encoder]
         weights = weights_shown(encoder) or {}
-        return SystemResult(system, made_by(encoder, weights.get("weights", "")), found)
+        return SystemResult(system, encoder_info(encoder, weights.get("weights", "")), found)
 
     def _begin(
         self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], Submitted]
@@ -257,7 +257,7 @@ class CompareStages(ImageStages):
             )
         weights = None
         if isinstance(system, LearnedSettings) and system.checkpoint is None:
-            task = trained.get((system.shown, category.name))
+            task = trained.get((system.display_name, category.name))
             if task is None or (weights := self.ref_of(task)) is None:
                 return None
         shots = None

@@ -26,7 +26,7 @@ from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import CaseFailure, UserError
 from medad.base.private import PrivatePath
-from zsad.config.run import ALONE_NOTE, ImagesSettings, ZsadSettings
+from zsad.config.run import NO_REFERENCE_NOTE, ImagesSettings, ZsadSettings
 from zsad.steps.results import CategoryResult
 
 REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
@@ -150,10 +150,10 @@ class Stages(ImageStages):
 
     def use_text_alone(self) -> None:
         """Leave out of each variant what compares with another image, and say so."""
-        alone = self.settings.score.alone()
+        alone = self.settings.score.without_references()
         if alone != self.settings.score:
             self.settings = self.settings.model_copy(update={"score": alone})
-            self.notes.append(ALONE_NOTE.format(variant=alone.variants[-1]))
+            self.notes.append(NO_REFERENCE_NOTE.format(variant=alone.variants[-1]))
 
     def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
         """The report of a labelled or unlabelled data set."""
@@ -195,7 +195,7 @@ def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
 @our_flow("zsad-score", "score")
 def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> Outcome:
     """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
-    from zsad.data.datasets import images_of
+    from zsad.data.datasets import unlabelled_images
 
     started = time.monotonic()
     score_settings = settings.score.model_copy(update={"variants": settings.score.variants[-1:]})
@@ -214,7 +214,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
         if path.is_dir():
             path_filter.learn_root(path, "images")
     try:
-        found = images_of(request.images)
+        found = unlabelled_images(request.images)
     except UserError as error:
         stages.runner.fail(describe("images", "find", error))
     else:

@@ -32,7 +32,7 @@ from zsad.config.run import (
     Variant,
     ZsadSettings,
 )
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
@@ -109,11 +109,11 @@ COMPARE_REPORT = Step(
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
     """Return what identifies an encoder's weights: digests of its files, or its tag or seed. Raises InputError."""
-    from zsad.clip.models import CONFIG_NAME, folder_of, weights_digest, weights_in
+    from zsad.clip.models import CONFIG_NAME, find_weights, model_folder, weights_digest
 
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if folder is not None:
-        return {"config": path_digest(folder / CONFIG_NAME), "weights": path_digest(weights_in(folder))}
+        return {"config": path_digest(folder / CONFIG_NAME), "weights": path_digest(find_weights(folder))}
     if settings.weights is not None:
         return {"model": settings.model, "weights": path_digest(Path(settings.weights).expanduser())}
     return {"model": settings.model, "weights": weights_digest(settings)}
@@ -390,7 +390,7 @@ def compare_report(
     rows = tuple(systems)
     return COMPARE_REPORT(
         settings=shown(settings),
-        systems=Keyed(rows, [{"system": row.system.shown, "categories": row.categories} for row in rows]),
+        systems=Keyed(rows, [{"system": row.system.display_name, "categories": row.categories} for row in rows]),
         ablations=tuple(ablations),
         failures=tuple(failures),
         versions=dict(versions),

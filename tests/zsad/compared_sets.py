@@ -1,4 +1,4 @@
-"""Evaluations of several systems on disk, written by hand with figures that a test chooses."""
+"""Write evaluations of several systems to disk, with figures that a test chooses."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zsad.clip.models import MadeBy
+from zsad.clip.models import EncoderInfo
 from zsad.config.compare import CompareSettings, parse
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics
 from zsad.reports.compare.data import variant_of
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation, ImageScore, VariantEvaluation
 from zsad.steps.results import Cost, Evaluated, SystemResult
 
-CLIP = MadeBy(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
+CLIP = EncoderInfo(description="ViT-B-16-plus-240, laion400m_e32", random_weights=False, embedded=False)
 SECRET = "/srv/factory/secret"
 
 
@@ -41,16 +41,16 @@ def write_evaluation(
     anomalous: Sequence[float] = (0.3, 0.4),
     category: str = "",
 ) -> Path:
-    """`metrics.json` with these figures, whatever the images' scores are.
+    """Write `metrics.json` with these figures, which need not fit the images' scores.
 
     Parameters
     ----------
     image
-        AUROC, AP, F1max.
+        Image AUROC, AP and F1max.
     pixel
-        AUROC, AP, F1max, AUPRO, PRO of 200 thresholds. None: no masks.
+        Pixel AUROC, AP, F1max, AUPRO, and AUPRO over 200 thresholds. None: no masks.
     normal, anomalous
-        Scores of images; the n-th of a class has the same digest in every evaluation of its category.
+        Scores of the images. The n-th image of a class has the same digest in all evaluations of a category.
     """
     auroc, ap, f1max = image
     of_images = ImageMetrics(
@@ -100,10 +100,10 @@ def write_system(
     system: SystemSettings,
     figures: Mapping[str, Mapping[int, Mapping[str, Any]]],
     *,
-    encoder: MadeBy = CLIP,
+    encoder: EncoderInfo = CLIP,
     cost: Cost | None = None,
 ) -> SystemResult[Path]:
-    """A system's evaluations; `figures` is category -> seed -> what `write_evaluation` takes."""
+    """Write a system's evaluations. `figures` are arguments of `write_evaluation` by category and seed."""
     return SystemResult(
         system,
         encoder,
@@ -111,7 +111,7 @@ def write_system(
             category: {
                 seed: Evaluated(
                     write_evaluation(
-                        root / system.shown / category / str(seed),
+                        root / system.display_name / category / str(seed),
                         variant_of(system),
                         seed=seed,
                         category=category,
@@ -127,5 +127,5 @@ def write_system(
 
 
 def seeds_of(*aurocs: float, **values: Any) -> dict[int, dict[str, Any]]:
-    """A category's seeds 0, 1, ... with these image AUROCs."""
+    """Return figures of a category for the seeds 0, 1, ... with these image AUROCs."""
     return {seed: {"image": (auroc, 0.8, 0.7), **values} for seed, auroc in enumerate(aurocs)}

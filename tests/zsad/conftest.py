@@ -1,4 +1,4 @@
-"""What many tests of `zsad` read and none changes: a tiny encoder, and auxiliary sets to learn from."""
+"""Fixtures shared by the tests of `zsad`: a tiny encoder and auxiliary sets for training. No test changes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zsad.steps.results import Source
 
 @pytest.fixture(scope="session", autouse=True)
 def _vocabulary_read_once() -> Iterator[None]:
-    """open_clip reads CLIP's vocabulary of 49,408 words for each model that is loaded."""
+    """Read CLIP's vocabulary of 49,408 words once. open_clip reads it for each loaded model."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(factory, "SimpleTokenizer", functools.cache(factory.SimpleTokenizer))
         yield
@@ -24,7 +24,7 @@ def _vocabulary_read_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def learned_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny CLIP that learned systems are trained with."""
+    """Return the folder of the tiny CLIP with which learned systems are trained."""
     folder = tmp_path_factory.mktemp("learned-model") / "tiny"
     encoder_settings(folder)
     return folder
@@ -37,6 +37,6 @@ def learned_encoder(learned_model: Path) -> EncoderSettings:
 
 @pytest.fixture(scope="session")
 def sources(learned_encoder: EncoderSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Source[Path], ...]:
-    """Two auxiliary categories: metal_nut and bolt."""
+    """Return two auxiliary categories: metal_nut and bolt."""
     root = tmp_path_factory.mktemp("auxiliary")
     return make_source(root, "metal_nut", learned_encoder), make_source(root, "bolt", learned_encoder)

@@ -1,4 +1,4 @@
-"""Features of a category on disk, drawn at random, and what a system needs beside them."""
+"""Write random features of a category to disk, and make the other inputs of a system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
+from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, output_file
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import EncoderSettings
 from zsad.scorers.interface import CategoryFeatures
@@ -20,7 +20,7 @@ GRID, DIM, PATCH_PX = 4, 6, 8
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Random vectors of length 1."""
+    """Return random vectors of length 1."""
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
@@ -34,7 +34,7 @@ def write_features(
     tensors: Mapping[str, torch.Tensor],
     names: Sequence[object] | None = None,
 ) -> FeatureStore:
-    """Images of so many crops each; `tensors` by the file's name, one row a crop, in the images' order."""
+    """Write features of images with the given numbers of crops. `tensors` has one row per crop, by file name."""
     folder.mkdir(parents=True)
     size = GRID * PATCH_PX
     rows, first = [], 0
@@ -58,7 +58,7 @@ def write_features(
         size_px=size,
         grid=GRID,
         dim=DIM,
-        model="drawn at random",
+        model="random",
         random_weights=True,
         identity={},
         images=tuple(rows),
@@ -74,22 +74,24 @@ def write_features(
 
 
 def random_tensors(crops: int, outputs: Mapping[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
-    """Of length 1, but for the output `tokens`, which is not normalised."""
-    drawn = {
+    """Return random outputs. All have length 1 except `tokens`, which is not normalised."""
+    tensors = {
         CLASS_TOKENS: unit(crops, DIM, seed=seed),
-        view_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),
-        **{view_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(outputs.items())},
+        output_file(PATCHES): unit(crops, GRID**2, DIM, seed=seed + 1),
+        **{
+            output_file(name): unit(crops, *shape, seed=seed + 2 + i) for i, (name, shape) in enumerate(outputs.items())
+        },
     }
     if "tokens" in outputs:
-        drawn[view_file("tokens")] *= 3.7
-    return drawn
+        tensors[output_file("tokens")] *= 3.7
+    return tensors
 
 
 def category_features(store: FeatureStore, **changes: Any) -> CategoryFeatures:
     values: dict[str, Any] = {
         "store": store,
         "text": unit(2, store.dim, seed=99),
-        "drawn": np.empty((len(store), 0), dtype=np.int64),
+        "references": np.empty((len(store), 0), dtype=np.int64),
         "shots": None,
         "paths": tuple(Path(f"{number}.png") for number in range(len(store))),
         "category": "carpet",

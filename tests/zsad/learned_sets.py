@@ -1,4 +1,4 @@
-"""Small auxiliary sets for the learned systems, and 001's formulas written out in plain Python loops."""
+"""Small auxiliary sets for the learned systems, and the equations of 001 as plain Python loops."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from zsad.steps.results import Source
 Grid = Sequence[Sequence[float]]
 OUTPUTS = ("patches", "block-1", "block-3", "vv-2", "vv-3")
 SIZES_HW = ((32, 32), (40, 40), (32, 48), (64, 64), (32, 32), (48, 32))
-"""The long ones have two crops."""
+"""Sizes of the images. Those that are not square have two crops."""
 
 
 def encoder_settings(folder: Path, seed: int = 0, **given: object) -> EncoderSettings:
-    """A tiny CLIP of two text layers and three blocks, the last two with V-V patches."""
+    """Return settings of a tiny CLIP with two text layers and three blocks, the last two on the V-V path."""
     values: dict[str, Any] = {"vv_blocks": 2, "class_ln_post": False, "batch_size": 4} | given
     return tiny_encoder(folder, seed, **values)
 
 
 def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) -> Source[Path]:
-    """Noise of a category's own grey; every second image has a bright square, which its mask shows."""
+    """Write noise images. Every second image has a bright square, and its mask shows that square."""
     rng = np.random.default_rng([seed, len(name)])
     folder = root / name
     folder.mkdir(parents=True)
@@ -58,13 +58,13 @@ def make_source(root: Path, name: str, encoder: EncoderSettings, seed: int = 0) 
 
 
 def category_features(source: Source[Path], encoder: EncoderSettings, checkpoint: Path | None) -> CategoryFeatures:
-    """The source's own images as those to score."""
+    """Return the features of the source's images, to be scored."""
     assert source.text is not None
     store = FeatureStore(source.features)
     return CategoryFeatures(
         store=store,
         text=read_text(source.text),
-        drawn=np.empty((len(store), 0), dtype=np.int64),
+        references=np.empty((len(store), 0), dtype=np.int64),
         shots=None,
         paths=(),
         category=source.name,
@@ -77,13 +77,13 @@ def category_features(source: Source[Path], encoder: EncoderSettings, checkpoint
 
 
 def square(patches: Sequence[float]) -> list[list[float]]:
-    """Row by row."""
+    """Return the patches as rows of a square."""
     side = math.isqrt(len(patches))
     return [list(patches[row * side : (row + 1) * side]) for row in range(side)]
 
 
 def up(grid: Grid, size: int) -> list[list[float]]:
-    """Bilinear: each pixel's centre between the centres of four patches, the outermost patches held at the edge."""
+    """Upsample bilinearly between the centres of patches. Beyond the outermost centres values are constant."""
     side = len(grid)
 
     def between(at: int) -> tuple[int, int, float]:
@@ -113,14 +113,14 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def shares(to_normal: float, to_anomalous: float) -> tuple[float, float]:
-    """Softmax of two logits (eq. 1 of 001)."""
+    """Return the softmax of two logits (eq. 1 of 001)."""
     top = max(to_normal, to_anomalous)
     normal, anomalous = math.exp(to_normal - top), math.exp(to_anomalous - top)
     return normal / (normal + anomalous), anomalous / (normal + anomalous)
 
 
 def focal(normal: Sequence[Grid], anomalous: Sequence[Grid], masks: Sequence[Grid]) -> float:
-    """-(1 - p)^2 log p with p the share of the true class; the mean over all pixels."""
+    """Return the mean over all pixels of -(1 - p)^2 log p, with p the share of the true class."""
     total, count = 0.0, 0
     for n, a, mask in zip(normal, anomalous, masks, strict=True):
         for y, row in enumerate(mask):
@@ -132,7 +132,7 @@ def focal(normal: Sequence[Grid], anomalous: Sequence[Grid], masks: Sequence[Gri
 
 
 def dice(predicted: Sequence[Grid], truth: Sequence[Grid]) -> float:
-    """1 - (2 sum p y + 1) / (sum p + sum y + 1) of each map; the mean."""
+    """Return the mean over the maps of 1 - (2 sum p y + 1) / (sum p + sum y + 1)."""
     each = []
     for p, y in zip(predicted, truth, strict=True):
         both = sum(a * b for row_p, row_y in zip(p, y, strict=True) for a, b in zip(row_p, row_y, strict=True))
@@ -141,7 +141,7 @@ def dice(predicted: Sequence[Grid], truth: Sequence[Grid]) -> float:
 
 
 def smoothed(grid: Grid, sigma: float) -> list[list[float]]:
-    """G_sigma, cut off at four sigma, the map mirrored at its edges; one axis after the other."""
+    """Smooth with a Gaussian cut off at four sigma, with edges reflected, one axis after the other."""
     reach = int(4 * sigma + 0.5)
     kernel = [math.exp(-0.5 * (d / sigma) ** 2) for d in range(-reach, reach + 1)]
 

@@ -1,4 +1,4 @@
-"""Scored categories on disk, as the steps before the report leave them, with scores that are known by construction."""
+"""Write scored categories to disk, as the steps before the report do, with scores known by construction."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from zsad.steps.results import CategoryResult
 SIZE_PX, GRID = 32, 4
 MAX_CROPS = 64
 BACKGROUND = 0.125
-"""A_L, A_V and A_T where there is no defect; whole in binary, so that sums are exact."""
+"""Value of A_L, A_V and A_T without a defect. It is exact in binary, so that sums are exact."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One image: what it shows and what the scorer made of it."""
+class ExampleImage:
+    """Example image: its content and its scores."""
 
     id: str
     anomalous: bool | None
     score: float
-    """The class token's score, which is the image's score of variant `text`."""
+    """Score of the class token, which is the image's score of variant `text`."""
     peak: float = 0.5
-    """Of all maps, in patches that the defect touches."""
+    """Value of all maps in patches that the defect touches."""
     defect: tuple[int, int, int, int] | None = None
-    """Top, bottom, left, right in the image's pixels."""
+    """Top, bottom, left and right of the defect, px."""
     size_hw: tuple[int, int] = (64, 64)
     has_mask: bool = True
 
@@ -55,11 +55,11 @@ def zsad_settings(**changes: Any) -> ZsadSettings:
     return ZsadSettings(**(values | changes))
 
 
-def usual(n_normal: int = 6, n_anomalous: int = 4) -> list[Drawn]:
-    """Anomalous images score 0.5, 0.6, ...; normal ones 0.1, 0.2, ...: the classes overlap from 0.5 on."""
-    normal = [Drawn(f"good/{i}", False, (i + 1) / 10) for i in range(n_normal)]
+def usual(n_normal: int = 6, n_anomalous: int = 4) -> list[ExampleImage]:
+    """Return normal images with scores 0.1, 0.2, ... and anomalous ones with 0.51, 0.61, ...; the classes overlap."""
+    normal = [ExampleImage(f"good/{i}", False, (i + 1) / 10) for i in range(n_normal)]
     anomalous = [
-        Drawn(f"scratch/{i}", True, (i + 5) / 10 + 0.01, defect=(16, 32, 16, 48), peak=0.5 + i / 8)
+        ExampleImage(f"scratch/{i}", True, (i + 5) / 10 + 0.01, defect=(16, 32, 16, 48), peak=0.5 + i / 8)
         for i in range(n_anomalous)
     ]
     return normal + anomalous
@@ -68,7 +68,7 @@ def usual(n_normal: int = 6, n_anomalous: int = 4) -> list[Drawn]:
 def write_category(
     root: Path,
     name: str,
-    images: Sequence[Drawn],
+    images: Sequence[ExampleImage],
     settings: ZsadSettings,
     *,
     random_weights: bool = False,
@@ -76,14 +76,14 @@ def write_category(
     weights: str = "tag:laion400m_e32",
     shift: Callable[[int], float] = lambda seed: 0.0,
 ) -> CategoryResult[Path]:
-    """Files, features' index, scores and evaluation of a category. `shift` of a seed is added to class scores."""
+    """Write images, features' index, scores and evaluation of a category. `shift(seed)` is added to class scores."""
     folder = root / name
-    listed = [_write_image(folder / "images", drawn, number) for number, drawn in enumerate(images)]
+    listed = [_write_image(folder / "images", example, number) for number, example in enumerate(images)]
     rows, first_row = [], 0
-    for drawn, image in zip(images, listed, strict=True):
-        crops = plan_crops(*drawn.size_hw, SIZE_PX, MAX_CROPS)
+    for example, image in zip(images, listed, strict=True):
+        crops = plan_crops(*example.size_hw, SIZE_PX, MAX_CROPS)
         count = len(crops.offsets)
-        height, width = drawn.size_hw
+        height, width = example.size_hw
         rows.append(
             ImageRows(
                 sha256=image.sha256,
@@ -129,19 +129,19 @@ def write_category(
     return CategoryResult(name, tuple(listed), folder / "text", folder / "features", scores, evaluated)
 
 
-def defect_patches(drawn: Drawn) -> np.ndarray[Any, Any]:
-    """Scores of the patches of each crop, f32 [C, GRID^2]: the peak where the defect touches, else the background."""
-    crops = plan_crops(*drawn.size_hw, SIZE_PX, MAX_CROPS)
+def defect_patches(example: ExampleImage) -> np.ndarray[Any, Any]:
+    """Return the scores of each crop's patches, f32 [C, GRID^2]: the peak in touched patches, else the background."""
+    crops = plan_crops(*example.size_hw, SIZE_PX, MAX_CROPS)
     maps = np.full((len(crops.offsets), GRID, GRID), BACKGROUND, dtype=np.float32)
-    if drawn.defect is not None:
-        step, scale = SIZE_PX // GRID, min(drawn.size_hw) / SIZE_PX
-        top, bottom, left, right = (edge / scale for edge in drawn.defect)
+    if example.defect is not None:
+        step, scale = SIZE_PX // GRID, min(example.size_hw) / SIZE_PX
+        top, bottom, left, right = (edge / scale for edge in example.defect)
         for crop, (y, x) in enumerate(crops.offsets):
             for row in range(GRID):
                 for column in range(GRID):
                     r, c = y + row * step, x + column * step
                     if r < bottom and r + step > top and c < right and c + step > left:
-                        maps[crop, row, column] = drawn.peak
+                        maps[crop, row, column] = example.peak
     return maps.reshape(len(maps), -1)
 
 
@@ -149,41 +149,49 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
-def without_labels(images: Sequence[Drawn]) -> list[Drawn]:
+def without_labels(images: Sequence[ExampleImage]) -> list[ExampleImage]:
     return [replace(image, anomalous=None, has_mask=False) for image in images]
 
 
-def _write_image(folder: Path, drawn: Drawn, number: int) -> LabelledImage:
-    """Grey, darker from image to image; a defect is bright red."""
-    pixels = np.full((*drawn.size_hw, 3), 200 - number % 150, dtype=np.uint8)
-    pixels[0, 0] = number % 256, number // 256, sum(drawn.id.encode()) % 256
-    path = folder / f"{drawn.id}.png"
+def _write_image(folder: Path, example: ExampleImage, number: int) -> LabelledImage:
+    """Write a grey image, darker with each number. A defect is bright red."""
+    pixels = np.full((*example.size_hw, 3), 200 - number % 150, dtype=np.uint8)
+    pixels[0, 0] = number % 256, number // 256, sum(example.id.encode()) % 256
+    path = folder / f"{example.id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mask_path = None
-    if drawn.defect is not None:
-        top, bottom, left, right = drawn.defect
+    if example.defect is not None:
+        top, bottom, left, right = example.defect
         pixels[top:bottom, left:right] = (255, 30, 30)
-        if drawn.has_mask:
-            mask = np.zeros(drawn.size_hw, dtype=np.uint8)
+        if example.has_mask:
+            mask = np.zeros(example.size_hw, dtype=np.uint8)
             mask[top:bottom, left:right] = 255
-            mask_path = folder / f"{drawn.id}_mask.png"
+            mask_path = folder / f"{example.id}_mask.png"
             Image.fromarray(mask).save(mask_path)
     Image.fromarray(pixels).save(path)
-    defect = "" if drawn.anomalous is None else drawn.id.split("/")[0]
+    defect = "" if example.anomalous is None else example.id.split("/")[0]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LabelledImage(drawn.id, digest, path, drawn.anomalous, defect, mask_path)
+    return LabelledImage(example.id, digest, path, example.anomalous, defect, mask_path)
 
 
 def _write_scores(
-    folder: Path, images: Sequence[Drawn], rows: Sequence[ImageRows], settings: ScoreSettings, seed: int, shift: float
+    folder: Path,
+    images: Sequence[ExampleImage],
+    rows: Sequence[ImageRows],
+    settings: ScoreSettings,
+    seed: int,
+    shift: float,
 ) -> None:
-    """All parts' maps are equal; the class score is the one drawn, plus `shift`. An image's reference is the next."""
+    """Write scores. All parts have the same map, and the reference of an image is the next one.
+
+    The class score is that of the example plus `shift`.
+    """
     table: dict[Part, list[np.ndarray[Any, Any]]] = {"class": [], "a_l": [], "a_v": [], "a_t": [], "a_t_text": []}
     scored = []
-    for number, (drawn, row) in enumerate(zip(images, rows, strict=True)):
-        maps = defect_patches(drawn)
+    for number, (example, row) in enumerate(zip(images, rows, strict=True)):
+        maps = defect_patches(example)
         own: dict[Part, np.ndarray[Any, Any]] = dict.fromkeys(table, maps)
-        own["class"] = np.full(row.rows, drawn.score + shift, dtype=np.float32)
+        own["class"] = np.full(row.rows, example.score + shift, dtype=np.float32)
         for part, values in own.items():
             table[part].append(values)
         evidence = Evidence(own["class"], own["a_l"], own["a_v"], own["a_t"], own["a_t_text"])

@@ -1,4 +1,4 @@
-"""`zsad.score` beside the steps of the flows, with a tiny model, on images of one and of two crops."""
+"""Compare `zsad.score` with the steps of the flows, with a tiny model, on images of one and two crops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zsad.steps.score_dual import score_category
 from zsad.steps.train import train_system
 
 SIZES_HW = ((40, 40), (40, 60), (64, 64), (32, 40), (40, 40))
-"""The second has two crops; the last is a copy of the first."""
+"""Sizes of the images. The second has two crops, and the last is a copy of the first."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def by_steps(
     system: System, paths: Sequence[Path], shots: Sequence[Path], encoder: EncoderSettings, root: Path
 ) -> dict[str, tuple[float, np.ndarray[Any, Any]]]:
-    """Score and map by digest, by the steps in the order of the flows: each content once, by rising digest."""
+    """Return score and map by digest, computed by the steps as in the flows: each digest once, in rising order."""
     distinct = {file_digest(path): path for path in paths}
     ordered = sorted(distinct)
     files = [distinct[digest] for digest in ordered]
@@ -93,7 +93,7 @@ def by_steps(
         ("clip", Clip()),
         ("winclip", WinClip()),
         ("anovl", AnoVl()),
-        ("musc", MuSc(blocks=(1, 2, 3))),  # the quarters of three blocks
+        ("musc", MuSc(blocks=(1, 2, 3))),  # the quarters of a depth of three blocks
         ("musc_2", MuSc2(blocks=(1, 2, 3))),
         ("dual", DualImage()),
         (
@@ -102,7 +102,7 @@ def by_steps(
         ),
     ],
 )
-def test_it_is_what_the_steps_compute(
+def test_scores_equal_those_of_the_steps(
     method: str | System, system: System, images: Path, encoder: EncoderSettings, tmp_path: Path
 ) -> None:
     expected = by_steps(system, sorted(images.iterdir()), (), encoder, tmp_path)
@@ -120,12 +120,12 @@ def test_it_is_what_the_steps_compute(
 def test_normal_images_are_the_memory(
     shots: int, used: int, images: Path, normal: list[Path], encoder: EncoderSettings, tmp_path: Path
 ) -> None:
-    """Without a number of shots all are used; otherwise the seed draws so many."""
-    drawn = draw_shots(map(file_digest, normal), 0, used)
+    """Check that all normal images are used without `shots`, and otherwise as many as `shots`."""
+    chosen = draw_shots(map(file_digest, normal), 0, used)
     expected = by_steps(
         WinClip(shots=used),
         sorted(images.iterdir()),
-        [path for path in normal if file_digest(path) in drawn],
+        [path for path in normal if file_digest(path) in chosen],
         encoder,
         tmp_path,
     )
@@ -137,10 +137,10 @@ def test_normal_images_are_the_memory(
 
 def test_shots_depend_on_contents_and_seed_alone() -> None:
     contents = [f"{number:02}" for number in range(20)]
-    drawn = draw_shots(contents, 0, 5)
-    assert drawn == draw_shots([*reversed(contents), *contents], 0, 5)
-    assert draw_shots(contents, 0, 9)[:5] == drawn
-    assert draw_shots(contents, 1, 5) != drawn
+    chosen = draw_shots(contents, 0, 5)
+    assert chosen == draw_shots([*reversed(contents), *contents], 0, 5)
+    assert draw_shots(contents, 0, 9)[:5] == chosen
+    assert draw_shots(contents, 1, 5) != chosen
     assert sorted(draw_shots(contents, 1, 99)) == contents
 
 
@@ -149,7 +149,7 @@ def test_results_come_in_the_order_given(images: Path, encoder: EncoderSettings)
     found = zsad.score(order, "clip", encoder=encoder, device="cpu")
     assert [one.path for one in found] == [Path(path) for path in order]
     assert found[0].score == found[3].score
-    assert found[1].score == found[2].score, "one content under two names"
+    assert found[1].score == found[2].score, "two names of the same content"
     [alone] = zsad.score(images / "2.png", "clip", encoder=encoder, device="cpu")
     assert alone.score == pytest.approx(found[0].score, abs=1e-6)
 
@@ -169,7 +169,7 @@ def test_words_for_the_category_reach_the_prompts(images: Path, encoder: Encoder
 def test_a_single_image_is_scored_by_the_text_alone(
     adaptation: bool, left: Literal["text", "text_tta"], images: Path, encoder: EncoderSettings, tmp_path: Path
 ) -> None:
-    """Also where its copy is beside it: an image is not its own reference."""
+    """Check this also for an image and its copy, because an image is not its own reference."""
     alone = DualImage(adaptation=adaptation, references={"count": 0})
     assert alone.variant == left
     [(score, scored)] = by_steps(alone, [images / "0.png"], (), encoder, tmp_path).values()
@@ -190,7 +190,7 @@ def test_a_learned_method_takes_its_checkpoint(tmp_path: Path, encoder: EncoderS
     source = make_source(tmp_path, "cloth", encoder)
     train_system(system, [source], encoder, "cpu", tmp_path / "out")
     for method in ("april_gan", "anomalyclip", system):
-        with pytest.raises(ConfigError, match=r"is trained first: .* `adflows zsad train \w+ --on FOLDER`"):
+        with pytest.raises(ConfigError, match=r"must be trained first: .* `adflows zsad train \w+ --on FOLDER`"):
             zsad.score(images, method, encoder=encoder)
     trained = system.model_copy(update={"checkpoint": str(tmp_path / "out" / "checkpoint.safetensors")})
     found = zsad.score(images, trained, encoder=encoder)
@@ -204,7 +204,7 @@ def test_without_an_encoder_it_is_the_embedded_model(images: Path) -> None:
     assert [one.score for one in named] == [one.score for one in given]
 
 
-def test_what_does_not_fit_is_one_line(images: Path, normal: list[Path], encoder: EncoderSettings) -> None:
+def test_errors_in_settings_are_one_line(images: Path, normal: list[Path], encoder: EncoderSettings) -> None:
     def said(*arguments: Any, **options: Any) -> str:
         with pytest.raises(ConfigError) as caught:
             zsad.score(images, *arguments, **({"encoder": encoder} | options))
@@ -215,14 +215,14 @@ def test_what_does_not_fit_is_one_line(images: Path, normal: list[Path], encoder
     assert "no such method" in unknown
     assert all(name in unknown for name in METHODS)
     assert "Dual-image cannot use normal images" in said("dual", normal)
-    assert "3 different normal images, fewer than 4 shots" in said(WinClip(shots=4), normal)
-    assert "0 different normal images, fewer than 1 shots" in said(WinClip(shots=1))
-    assert "block 12 is asked for" in said(MuSc(blocks=(12,)))
+    assert "4 shots need as many different normal images, but there are 3" in said(WinClip(shots=4), normal)
+    assert "1 shots need as many different normal images, but there are 0" in said(WinClip(shots=1))
+    assert "block 12 is requested" in said(MuSc(blocks=(12,)))
     assert "clipseg" in said("segmentation")
-    assert "encoder: give the weights by exactly one of" in said("clip", encoder="ViT-B-16")
+    assert "encoder: set exactly one of" in said("clip", encoder="ViT-B-16")
 
 
-def test_an_image_that_cannot_be_used_is_named(images: Path, encoder: EncoderSettings, tmp_path: Path) -> None:
+def test_an_unusable_image_is_reported(images: Path, encoder: EncoderSettings, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.png: no such file or folder"):
         zsad.score([images, tmp_path / "none.png"], "clip", encoder=encoder)
     (tmp_path / "broken.png").write_bytes(b"no picture")

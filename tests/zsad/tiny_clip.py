@@ -1,4 +1,4 @@
-"""Small CLIPs of open_clip's for tests, seeded, every parameter random, as folders; and images for them to see."""
+"""Make small CLIP models of open_clip for tests, with random parameters from a seed, and images for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "wide feed-forward": {"mlp_ratio": 3.0, "head_width": 16},
     "one block": {"layers": 1},
 }
-"""Differences in vision_cfg."""
+"""Changes of `vision_cfg` by name."""
 
 
 def tiny_config(*, quick_gelu: bool = False, **vision: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def tiny_config(*, quick_gelu: bool = False, **vision: Any) -> dict[str, Any]:
 
 
 def tiny_clip(config: dict[str, Any], seed: int = 0) -> open_clip.CLIP:
-    """A model in which no bias is zero and no gain one, as they are when open_clip has just made it."""
+    """Return a model with random biases and gains. In a new model of open_clip they are 0 and 1."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = open_clip.CLIP(**deepcopy(config)).eval()
@@ -54,7 +54,7 @@ def tiny_clip(config: dict[str, Any], seed: int = 0) -> open_clip.CLIP:
 
 
 def write_folder(folder: Path, model: open_clip.CLIP, config: dict[str, Any], **preprocess: Any) -> Path:
-    """The model as open_clip's `local-dir:` wants it."""
+    """Write a model as a folder that open_clip's `local-dir:` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(content), encoding="utf-8")
@@ -63,7 +63,7 @@ def write_folder(folder: Path, model: open_clip.CLIP, config: dict[str, Any], **
 
 
 def tiny_encoder(folder: Path, seed: int = 0, **settings: Any) -> EncoderSettings:
-    """Write a tiny CLIP, if it is not there yet, and give the settings by which it is loaded."""
+    """Write a tiny CLIP if it does not exist yet, and return the settings that load it."""
     if not folder.exists():
         config = tiny_config()
         write_folder(folder, tiny_clip(config, seed), config)
@@ -71,7 +71,7 @@ def tiny_encoder(folder: Path, seed: int = 0, **settings: Any) -> EncoderSetting
 
 
 def noise_images(folder: Path, sizes_hw: Sequence[tuple[int, int]], seed: int = 0) -> list[Path]:
-    """Write 0.png, 1.png, ... of noise."""
+    """Write noise images 0.png, 1.png, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = [folder / f"{number}.png" for number in range(len(sizes_hw))]

@@ -1,4 +1,4 @@
-"""Small CLIPSeg, SAM and dichotomous models for tests: seeded, every parameter random, saved as users have theirs."""
+"""Make small CLIPSeg, SAM and salient-object models for tests, with random parameters, in the usual file formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLIPSEG_PX = 32
 
 
 def _seeded(model_class: Any, config: Any, seed: int, gain: float = 1.0) -> Any:
-    """A model in which no bias is zero and no gain one; a larger `gain` of its weights makes outputs more extreme."""
+    """Return a model with random parameters, biases included. A larger `gain` makes its outputs more extreme."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = model_class(config).eval()
@@ -46,7 +46,7 @@ def _save(folder: Path, *parts: Any) -> Path:
 
 
 def write_clipseg(folder: Path, seed: int = 0) -> Path:
-    """A CLIPSeg of three layers whose tokens are letters."""
+    """Write a CLIPSeg model with three layers and letters as tokens."""
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
     config = CLIPSegConfig(
         text_config=tower
@@ -71,7 +71,7 @@ def write_clipseg(folder: Path, seed: int = 0) -> Path:
 
 
 def write_sam(folder: Path, seed: int = 0, gain: float = 1.0) -> Path:
-    """A SAM of two layers that sees 64 px."""
+    """Write a SAM model with two layers and an input of 64 px."""
     config = SamConfig(
         vision_config={
             "hidden_size": 16,
@@ -106,15 +106,15 @@ def write_sam(folder: Path, seed: int = 0, gain: float = 1.0) -> Path:
 
 
 class Brightness(nn.Module):
-    """What is bright stands out: the mean of the channels, as a probability."""
+    """Salient-object model that returns the mean of the channels as probability."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.mean(dim=1, keepdim=True)
 
 
 def write_salient(path: Path, network: nn.Module | None = None) -> Path:
-    """A network as a TorchScript file."""
+    """Write a network as a TorchScript file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; such files remain
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but such files are still used
         torch.jit.script(network or Brightness()).save(str(path))  # type: ignore[no-untyped-call]
     return path

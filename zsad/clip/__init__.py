@@ -1,1 +1,1 @@
-"""Frozen encoders: weights, towers, attention paths, prompts, stored features."""
+"""Frozen encoders: weights, image and text towers, the second attention path, prompts and stored features."""

@@ -1,9 +1,10 @@
-"""The two-way forward of a CLIP vision transformer (002, section 3.1, eq. 4): class token and V-V patch tokens.
+"""Forward pass of a CLIP vision transformer with two attention paths (002, section 3.1, eq. 4).
 
-Both paths share every block's LayerNorm and value projection, so the V-V path costs one attention and one output
-projection a block. It is a plain function over the public modules of an open_clip tower: nothing is patched or copied.
-What other systems read on the way, the patches of the original path and the tokens that blocks give, comes from the
-same forward (`outputs`).
+The original path gives the class token, the second path (V-V attention) gives the patch tokens. Both paths share each
+block's LayerNorm and value projection. The second path therefore costs only one attention and one output projection per
+block. The code consists of plain functions over the public modules of an open_clip tower, which is not changed or
+copied. `tower_outputs` also returns what other systems read from the same pass: the original path's patches and the
+tokens after each block.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
-from zsad.clip.blocks import VALUES, attend, class_token_alone, heads, leave, project_in
+from zsad.clip.blocks import VALUES, attend, block_class_token, finish_block, project_in, split_heads
 
 Attention = Literal["vv", "qq", "kk"]
-"""What the second path's attention takes as both queries and keys (001, DPAM)."""
+"""Vectors that the second path uses as both queries and keys: values, queries or keys (DPAM in 001)."""
 
 
 @dataclass(frozen=True)
-class Paths:
-    """What the second path does.
+class AttentionPath:
+    """Settings of the second attention path.
 
     Parameters
     ----------
     vv_blocks
-        Numbers of the blocks that add to it, from 0, rising, at least one.
+        Numbers of the blocks on the second path, from 0, rising; at least one.
     feed_forward
-        Whether those blocks' feed-forward runs on it too. The paper's does not.
+        Whether the blocks' feed-forward layers also run on the second path. In the paper they do not.
     temperature
-        Divides the logits of V-V attention, beside 1/sqrt(head width). Lower: each token looks at itself alone.
+        Divisor of the logits of V-V attention, in addition to sqrt(head width). With a low value each token attends
+        only to itself.
     class_ln_post
-        Whether the class token passes the tower's last LayerNorm before the projection, as CLIP makes it.
+        Whether the last LayerNorm is applied to the class token before the projection, as in CLIP.
     attention
-        The values, the queries or the keys in the place of both queries and keys; what is mixed are the values.
+        Vectors used as both queries and keys. The values are always those of the block.
     """
 
     vv_blocks: tuple[int, ...]
@@ -54,8 +56,8 @@ class Paths:
             raise ValueError(f"temperature {self.temperature} is not positive")
 
 
-def obstacle(visual: torch.nn.Module) -> str | None:
-    """Why this tower cannot have the second path, in a few words; None if it can."""
+def unsupported_reason(visual: torch.nn.Module) -> str | None:
+    """Return in a few words why a tower cannot have the second path. None: it can."""
     if not isinstance(visual, VisionTransformer):
         return f"its image tower is a {type(visual).__name__}, not open_clip's own vision transformer"
     if visual.attn_pool is not None or visual.pool_type == "none":
@@ -63,59 +65,60 @@ def obstacle(visual: torch.nn.Module) -> str | None:
     if not all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks):
         return "its image tower has custom attention blocks"
     height, width = visual.grid_size
-    return None if height == width else f"its image tower sees {height} x {width} patches, not a square"
+    return None if height == width else f"its image tower has {height} x {width} patches, not a square"
 
 
 def two_path(
-    visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], paths: Paths
+    visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], path: AttentionPath
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
-    """Run both paths in one forward.
+    """Run both paths in one forward pass, which is differentiable.
 
-    With `x_l` the tokens that enter block `l` of the original path, `VV_l` its attention with the values as queries
-    and keys, and `f` the first V-V block, `x_vv = x_f + sum_l VV_l(LN1_l(x_l))` (feed-forward off). Then the last
-    LayerNorm and the projection, as for the class token. Differentiable.
+    Let `x_l` be the tokens that enter block `l` of the original path, `f` the first V-V block, and `VV_l` the attention
+    of block `l` with the values as queries and keys. Without feed-forward, `x_vv = x_f + sum_l VV_l(LN1_l(x_l))`. The
+    last LayerNorm and the projection follow, as for the class token.
 
     Parameters
     ----------
     visual
-        A tower without `obstacle`; used as it is, in its own mode and dtype.
+        Tower for which `unsupported_reason` returns None. Its mode and dtype are not changed.
     images
-        Normalised by the model's mean and standard deviation.
-    paths
-        Which blocks, and how.
+        Images, normalised by the model's mean and standard deviation.
+    path
+        Settings of the second path.
 
     Returns
     -------
     tuple
-        The class token, equal to `visual(images)` where `class_ln_post` is set, and the N patch tokens row by row,
-        both in the joint space of dimension D and not normalised.
+        The class token and the N patch tokens (row by row), in the joint space of dimension D and not normalised. The
+        class token equals `visual(images)` if `class_ln_post` is set.
 
     Raises
     ------
     ValueError
-        A V-V block that the tower does not have.
+        The tower lacks a V-V block.
     """
-    found = _run(visual, images, paths)
-    return pool(visual, found.x, ln_post=paths.class_ln_post), _project(visual, found.x_vv[:, 1:])
+    found = _run_paths(visual, images, path)
+    return pool(visual, found.x, ln_post=path.class_ln_post), _project(visual, found.x_vv[:, 1:])
 
 
 @dataclass(frozen=True)
-class Views:
-    """What one forward shows; nothing is normalised.
+class TowerOutputs:
+    """Outputs of one forward pass. None of them is L2-normalised.
 
     Attributes
     ----------
     class_token
-        As `two_path` gives it.
+        Class token, as from `two_path`.
     patches
-        As `two_path` gives them; None where not asked for.
-    last_tokens, plain_patches
-        Patch tokens of the original path after the last LayerNorm, in the tower's width, and the same after the
-        projection; None where not asked for.
+        Patches of the second path, as from `two_path`. None: not requested.
+    last_tokens
+        Patches of the original path after the last LayerNorm, in the tower's width. None: not requested.
+    plain_patches
+        `last_tokens` after the projection, in the joint space. None: not requested.
     blocks
-        The tokens that each block asked for gives (the class token first), by its number from 0, in the tower's width.
+        Tokens after each requested block, class token first, in the tower's width, by block number from 0.
     vv_patches
-        Patches of the second path as they are after each block asked for, in the joint space, by its number from 0.
+        Patches of the second path after each requested block, in the joint space, by block number from 0.
     """
 
     class_token: Float[Tensor, "B D"]
@@ -126,36 +129,36 @@ class Views:
     vv_patches: Mapping[int, Float[Tensor, "B N D"]]
 
 
-def outputs(
+def tower_outputs(
     visual: VisionTransformer,
     images: Float[Tensor, "B 3 S S"],
-    paths: Paths,
+    path: AttentionPath,
     *,
     patches: bool = True,
     plain_patches: bool = False,
     blocks: Sequence[int] = (),
     vv_blocks: Sequence[int] = (),
-) -> Views:
-    """`two_path` with more of what it passes by, or with less; blocks are numbered from 0.
+) -> TowerOutputs:
+    """Run both paths and return the requested outputs. Blocks are numbered from 0.
 
-    Of the second path, only the blocks are computed that what is asked for needs. Raises ValueError for a block that is
-    not there.
+    Only those blocks of the second path are computed that the requested outputs need. Raises ValueError if the tower
+    lacks a requested block.
     """
     wanted = sorted({*blocks, *vv_blocks})
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(visual.transformer.resblocks):
         raise ValueError(f"blocks {wanted} of a tower whose blocks are 0 to {len(visual.transformer.resblocks) - 1}")
-    found = _run(
+    found = _run_paths(
         visual,
         images,
-        paths,
+        path,
         patches=patches,
         plain_patches=plain_patches,
-        taps=frozenset(blocks),
-        vv_taps=frozenset(vv_blocks),
+        wanted_blocks=frozenset(blocks),
+        wanted_vv_blocks=frozenset(vv_blocks),
     )
     last = visual.ln_post(found.x[:, 1:]) if plain_patches else None
-    return Views(
-        class_token=pool(visual, found.x, ln_post=paths.class_ln_post),
+    return TowerOutputs(
+        class_token=pool(visual, found.x, ln_post=path.class_ln_post),
         patches=_project(visual, found.x_vv[:, 1:]) if patches else None,
         last_tokens=last,
         plain_patches=None if last is None else last @ visual.proj,
@@ -164,89 +167,98 @@ def outputs(
     )
 
 
-def patch_path(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], paths: Paths) -> Float[Tensor, "B N D"]:
-    """The patch tokens of `two_path` alone: what comes after the last V-V block's values is not computed."""
-    return _project(visual, _run(visual, images, paths, patches_only=True).x_vv[:, 1:])
+def patch_path(
+    visual: VisionTransformer, images: Float[Tensor, "B 3 S S"], path: AttentionPath
+) -> Float[Tensor, "B N D"]:
+    """Return only the patch tokens of `two_path`. The original path stops at the values of the last V-V block."""
+    return _project(visual, _run_paths(visual, images, path, patches_only=True).x_vv[:, 1:])
 
 
 @dataclass(frozen=True)
-class _Found:
+class _PathTokens:
+    """Tokens of both paths."""
+
     x: Tensor
-    """The original path's tokens after the blocks; the class token alone where no more is needed."""
+    """Tokens of the original path after all blocks. Only the class token, if nothing else is needed."""
     x_vv: Tensor
-    """The second path's tokens after the last block of it that was needed."""
+    """Tokens of the second path after the last block that was computed."""
     blocks: dict[int, Tensor]
+    """Tokens of the original path after each requested block."""
     vv_blocks: dict[int, Tensor]
-    """The second path's tokens after the blocks asked for."""
+    """Tokens of the second path after each requested block."""
 
 
-def _run(
+def _run_paths(
     visual: VisionTransformer,
     images: Tensor,
-    paths: Paths,
+    path: AttentionPath,
     *,
     patches_only: bool = False,
     patches: bool = True,
     plain_patches: bool = False,
-    taps: frozenset[int] = frozenset(),
-    vv_taps: frozenset[int] = frozenset(),
-) -> _Found:
-    """Both paths through the blocks; of either, what is needed at the end."""
+    wanted_blocks: frozenset[int] = frozenset(),
+    wanted_vv_blocks: frozenset[int] = frozenset(),
+) -> _PathTokens:
+    """Run both paths through the blocks. What no requested output needs is not computed."""
     blocks: Sequence[ResidualAttentionBlock] = visual.transformer.resblocks
-    if paths.vv_blocks[-1] >= len(blocks):
-        raise ValueError(f"V-V block {paths.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
+    if path.vv_blocks[-1] >= len(blocks):
+        raise ValueError(f"V-V block {path.vv_blocks[-1]} of a tower whose blocks are 0 to {len(blocks) - 1}")
     x = embed(visual, images)
     x_vv = x
-    second = {number for number in paths.vv_blocks if patches or any(number <= tap for tap in vv_taps)}
-    tapped: dict[int, Tensor] = {}
-    vv_tapped: dict[int, Tensor] = {}
+    second = {number for number in path.vv_blocks if patches or any(number <= wanted for wanted in wanted_vv_blocks)}
+    block_tokens: dict[int, Tensor] = {}
+    vv_block_tokens: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
-        last = patches_only and number == paths.vv_blocks[-1]
-        whole = plain_patches or number in taps
-        class_alone = number == len(blocks) - 1 and visual.pool_type == "tok" and not whole
+        last = patches_only and number == path.vv_blocks[-1]
+        all_tokens = plain_patches or number in wanted_blocks
+        class_token_only = number == len(blocks) - 1 and visual.pool_type == "tok" and not all_tokens
         if number not in second:
-            x = class_token_alone(block, x) if class_alone else block(x)
-            if number in taps:
-                tapped[number] = x
-            if number in vv_taps:
-                vv_tapped[number] = x if number < paths.vv_blocks[0] else x_vv
+            x = block_class_token(block, x) if class_token_only else block(x)
+            if number in wanted_blocks:
+                block_tokens[number] = x
+            if number in wanted_vv_blocks:
+                vv_block_tokens[number] = x if number < path.vv_blocks[0] else x_vv
             continue
-        if number == paths.vv_blocks[0]:
+        if number == path.vv_blocks[0]:
             x_vv = x
-        q, k, v = _asked(block, x, values_alone=last and paths.attention == "vv")
-        x_vv = _gather(block, x_vv, {"vv": v, "qq": q, "kk": k}[paths.attention], v, paths)
-        if number in vv_taps:
-            vv_tapped[number] = x_vv
+        q, k, v = _queries_keys_values(block, x, values_alone=last and path.attention == "vv")
+        x_vv = _second_path_block(block, x_vv, {"vv": v, "qq": q, "kk": k}[path.attention], v, path)
+        if number in wanted_vv_blocks:
+            vv_block_tokens[number] = x_vv
         if last:
             break
-        if class_alone:
-            x, q = x[:, :1], q[:, :, :1]  # only the class token leaves the original path
-        x = leave(block, x, q, k, v)
-        if number in taps:
-            tapped[number] = x
-    return _Found(x, x_vv, tapped, vv_tapped)
+        if class_token_only:
+            x, q = x[:, :1], q[:, :, :1]
+        x = finish_block(block, x, q, k, v)
+        if number in wanted_blocks:
+            block_tokens[number] = x
+    return _PathTokens(x, x_vv, block_tokens, vv_block_tokens)
 
 
-def _asked(block: ResidualAttentionBlock, x: Tensor, *, values_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values by heads; or the values in all three places."""
+def _queries_keys_values(
+    block: ResidualAttentionBlock, x: Tensor, *, values_alone: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values by heads. With `values_alone`, all three are the values."""
     normed = block.ln_1(x)
     if values_alone:
-        (v,) = heads(block, project_in(block, normed, VALUES))
+        (v,) = split_heads(block, project_in(block, normed, VALUES))
         return v, v, v
-    q, k, v = heads(block, project_in(block, normed))
+    q, k, v = split_heads(block, project_in(block, normed))
     return q, k, v
 
 
-def _gather(block: ResidualAttentionBlock, x_vv: Tensor, alike: Tensor, v: Tensor, paths: Paths) -> Tensor:
-    """The second path's tokens after a block: attention with the same as queries and keys, added."""
-    x_vv = x_vv + block.ls_1(attend(block, alike, alike, v, v.shape[-1] ** -0.5 / paths.temperature))
-    if paths.feed_forward:
+def _second_path_block(
+    block: ResidualAttentionBlock, x_vv: Tensor, alike: Tensor, v: Tensor, path: AttentionPath
+) -> Tensor:
+    """Return the second path's tokens after a block. `alike` are the vectors used as both queries and keys."""
+    x_vv = x_vv + block.ls_1(attend(block, alike, alike, v, v.shape[-1] ** -0.5 / path.temperature))
+    if path.feed_forward:
         x_vv = x_vv + block.ls_2(block.mlp(block.ln_2(x_vv)))
     return x_vv
 
 
 def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T W"]:
-    """Tokens that enter block 0: class token, then patches row by row."""
+    """Return the tokens that enter block 0: the class token, then the patches row by row."""
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     tokens = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
@@ -255,10 +267,12 @@ def embed(visual: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> Float[
 
 
 def pool(visual: VisionTransformer, x: Float[Tensor, "B T W"], *, ln_post: bool = True) -> Float[Tensor, "B D"]:
-    """The image's one token in the joint space, as the tower itself pools."""
+    """Return the image's token in the joint space, pooled as the tower does."""
     normalise = visual.ln_post if ln_post else torch.nn.Identity()
     if visual.pool_type == "tok":
-        pooled = normalise(x[:, 0])  # LayerNorm is by token: picking one first gives the same
+        pooled = normalise(
+            x[:, 0]
+        )  # LayerNorm acts on each token separately, so selecting the token first is equivalent
     elif visual.final_ln_after_pool:
         pooled = normalise(x[:, 1:].mean(dim=1))
     else:

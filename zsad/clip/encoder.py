@@ -1,4 +1,4 @@
-"""A frozen CLIP of open_clip's: images to class and V-V patch tokens, prompts to text features."""
+"""Frozen CLIP model of open_clip. It encodes images to class and patch tokens, and prompts to text features."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest, reading
-from zsad.clip.attention_paths import Paths, obstacle, outputs, patch_path, two_path
-from zsad.clip.models import CONFIG_NAME, describe, folder_of, weights_in
+from zsad.clip.attention_paths import AttentionPath, patch_path, tower_outputs, two_path, unsupported_reason
+from zsad.clip.models import CONFIG_NAME, describe_encoder, find_weights, model_folder
 from zsad.clip.prompts import Ensemble
 from zsad.clip.weights import load_into, read_weights
 from zsad.clip.windows import encode_windows
@@ -34,45 +34,47 @@ _PROMPTS_PER_BATCH = 64
 
 @dataclass(frozen=True)
 class Tokens:
-    """What an image becomes, L2-normalised, in the space it shares with text."""
+    """Tokens of a batch of images, L2-normalised, in the joint space of images and text."""
 
     class_token: Float[Tensor, "B D"]
-    """From the original path."""
+    """Class tokens of the original path."""
     patches: Float[Tensor, "B N D"]
-    """From the V-V path, row by row."""
+    """Patch tokens of the V-V path, row by row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A model with its two paths, in evaluation mode, without gradients. Made by `Encoder.load`."""
+    """Model with two attention paths, in evaluation mode and without gradients. `Encoder.load` makes it."""
 
     model: torch.nn.Module
-    """open_clip's CLIP or CustomTextCLIP, as its constructor left it."""
+    """CLIP or CustomTextCLIP of open_clip."""
     tokenizer: Any
-    paths: Paths
+    attention_path: AttentionPath
     mean: Float32[Tensor, "3 1 1"]
     std: Float32[Tensor, "3 1 1"]
     device: torch.device
-    random: bool
-    """The weights are random: outputs mean nothing and must say so."""
+    random_weights: bool
+    """Whether the weights are random. Then scores have no meaning, and every output must say so."""
     description: str
     identity: Mapping[str, Any]
-    """Architecture with its image size, digest of the weights file, and the normalisation; for JSON."""
+    """Architecture with its image size, digest of the weights file, mean and standard deviation, as JSON values."""
 
     @classmethod
     def load(cls, settings: EncoderSettings, device: torch.device) -> Encoder:
-        """Build a model and fill in its weights.
+        """Build a model and load its weights.
 
-        The network is used for nothing but a tag that is not in the local cache (and for the tokenizer of the few
-        tags that have another than CLIP's). The activation is the model's own, unless the weights need OpenAI's quick
-        GELU, which the tag, or a file in OpenAI's own format, says. A state dict of OpenAI's weights that someone saved
-        again does not say so: name a `-quickgelu` model for it.
+        The network is only used for a tag that is not in the local cache. The few tags with a tokenizer other than
+        CLIP's may also download that.
+
+        The activation is that of the model. OpenAI's quick GELU replaces it if the tag or a file in OpenAI's format
+        requires it. A state dict of OpenAI's weights that was saved again does not show this. Name a `-quickgelu` model
+        for such a file.
 
         Raises
         ------
         ConfigError
-            Unknown model or tag, a model that cannot have the second path, blocks or an image size that do not fit it,
-            a tag that is neither cached nor downloadable.
+            The model or tag is unknown, or the tag is neither cached nor downloadable. Or the settings do not fit the
+            model: second path, blocks or image size.
         InputError
             A local file or folder is missing, damaged or of another architecture.
         """
@@ -86,31 +88,31 @@ class Encoder:
             quick = weights.openai or bool(open_clip.get_pretrained_cfg(name, settings.tag or "").get("quick_gelu"))
             config["quick_gelu"] = quick or config.get("quick_gelu", False)
         model = _build(config, settings)
-        if reason := obstacle(model.visual):
+        if reason := unsupported_reason(model.visual):
             raise ConfigError(f"encoder.model {settings.model} cannot have V-V patches: {reason}")
         if weights is not None:
-            load_into(model, weights, name=describe(settings), resize=settings.size_px is not None)
+            load_into(model, weights, name=describe_encoder(settings), resize=settings.size_px is not None)
         model.eval().requires_grad_(False).to(device)
         return cls(
             model=model,
             tokenizer=_tokenizer(settings, name, config),
-            paths=_paths(settings, len(model.visual.transformer.resblocks)),
+            attention_path=_attention_path(settings, len(model.visual.transformer.resblocks)),
             mean=_channels(statistics["mean"], device),
             std=_channels(statistics["std"], device),
             device=device,
-            random=settings.seed is not None,
-            description=describe(settings),
+            random_weights=settings.seed is not None,
+            description=describe_encoder(settings),
             identity={"architecture": config, "weights": digest, "mean": statistics["mean"], "std": statistics["std"]},
         )
 
     @property
     def size_px(self) -> int:
-        """Side of the square images it takes."""
+        """Side of the square input images."""
         return int(self.model.visual.image_size[0])  # type: ignore[index, union-attr]
 
     @property
     def grid(self) -> int:
-        """Patches a side; N = grid squared."""
+        """Number of patches per side. N is its square."""
         return int(self.model.visual.grid_size[0])  # type: ignore[index, union-attr]
 
     @property
@@ -119,27 +121,27 @@ class Encoder:
         return int(self.model.visual.output_dim)  # type: ignore[union-attr, arg-type]
 
     @property
-    def context(self) -> int:
-        """Tokens that a prompt may have, start and end included."""
+    def context_length(self) -> int:
+        """Largest number of tokens of a prompt, including start and end."""
         return int(self.model.context_length)  # type: ignore[arg-type]
 
     def normalise(self, images: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B 3 S S"]:
-        """Values 0..1 to what the model was trained on, on its device."""
+        """Move images with values 0..1 to the model's device and apply its mean and standard deviation."""
         return (images.to(self.device) - self.mean) / self.std
 
     @torch.no_grad()
     def encode(self, images: Float32[Tensor, "B 3 S S"]) -> Tokens:
-        """Class token and patches by one forward; values 0..1, S = `size_px`."""
-        class_token, patches = two_path(self.model.visual, self.normalise(images), self.paths)
+        """Return class tokens and patches of images with values 0..1 and side S = `size_px`."""
+        class_token, patches = two_path(self.model.visual, self.normalise(images), self.attention_path)
         return Tokens(functional.normalize(class_token, dim=-1), functional.normalize(patches, dim=-1))
 
     @property
     def depth(self) -> int:
-        """Blocks of the image tower."""
+        """Number of blocks of the image tower."""
         return len(self.model.visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
 
     def output_shape(self, output: EncoderOutput) -> tuple[int, int]:
-        """Shape of a row of an output. Raises ConfigError where the model has no such output."""
+        """Return the shape of an encoder output for one crop. Raises ConfigError if the model lacks this output."""
         output.check(self.depth, self.grid, self.description)
         width = int(self.model.visual.ln_post.weight.shape[0])  # type: ignore[union-attr, index]
         if output.kind == "block":
@@ -151,21 +153,22 @@ class Encoder:
         return self.grid**2, self.dim
 
     @torch.no_grad()
-    def encode_views(
+    def encode_outputs(
         self, images: Float32[Tensor, "B 3 S S"], wanted: Sequence[EncoderOutput]
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
-        """Return the class token and the wanted outputs by name, from one forward pass (windows need more).
+        """Return the class tokens and the wanted encoder outputs by name.
 
-        Nothing else is computed. All must be there, as `output_shape` tells; what is of dimension D is L2-normalised.
+        One forward pass computes all outputs except windows, which need further passes. Nothing else is computed.
+        Outputs in the joint space are L2-normalised. The model must have all wanted outputs, see `output_shape`.
         """
         normalised, visual = self.normalise(images), self.model.visual
         blocks = [output.number - 1 for output in wanted if output.kind == "block"]
         vv_blocks = [output.number - 1 for output in wanted if output.kind == "vv"]
         kinds = {output.kind for output in wanted}
-        found = outputs(
+        found = tower_outputs(
             visual,
             normalised,
-            self.paths,
+            self.attention_path,
             patches="patches" in kinds,
             plain_patches=not kinds.isdisjoint({"plain", "tokens"}),
             blocks=blocks,
@@ -173,76 +176,77 @@ class Encoder:
         )
         sides = [output.number for output in wanted if output.kind == "window"]
         windows = dict(zip(sides, encode_windows(visual, normalised, sides), strict=True)) if sides else {}
-        shown: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for output in wanted:
             if output.kind == "block":
-                shown[output.name] = found.blocks[output.number - 1]
+                values[output.name] = found.blocks[output.number - 1]
             elif output.kind == "vv":
-                shown[output.name] = functional.normalize(found.vv_patches[output.number - 1], dim=-1)
+                values[output.name] = functional.normalize(found.vv_patches[output.number - 1], dim=-1)
             elif output.kind == "window":
-                shown[output.name] = functional.normalize(windows[output.number], dim=-1)
+                values[output.name] = functional.normalize(windows[output.number], dim=-1)
             elif output.kind == "patches":
                 assert found.patches is not None
-                shown[output.name] = functional.normalize(found.patches, dim=-1)
+                values[output.name] = functional.normalize(found.patches, dim=-1)
             elif output.kind == "plain":
                 assert found.plain_patches is not None
-                shown[output.name] = functional.normalize(found.plain_patches, dim=-1)
+                values[output.name] = functional.normalize(found.plain_patches, dim=-1)
             else:
                 assert found.last_tokens is not None
-                shown[output.name] = found.last_tokens
-        return functional.normalize(found.class_token, dim=-1), shown
+                values[output.name] = found.last_tokens
+        return functional.normalize(found.class_token, dim=-1), values
 
     @torch.no_grad()
     def encode_patches(self, images: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B N D"]:
-        """The patches of `encode`, without what only the class token needs."""
-        return functional.normalize(patch_path(self.model.visual, self.normalise(images), self.paths), dim=-1)
+        """Return only the patches of `encode`. What only the class token needs is not computed."""
+        return functional.normalize(patch_path(self.model.visual, self.normalise(images), self.attention_path), dim=-1)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Float32[Tensor, "n D"]:
-        """Text features, L2-normalised.
+        """Return the text features of prompts, L2-normalised.
 
         Raises
         ------
         ConfigError
-            A prompt is longer than the model reads; open_clip would cut it off.
+            A prompt has too many tokens. open_clip would cut it off without an error.
         """
         tokens = self.tokenizer(list(prompts))
         if isinstance(self.tokenizer, open_clip.SimpleTokenizer):
-            # asked for one token more, since a prompt that fits exactly looks like one that was cut off
-            uncut = self.tokenizer(list(prompts), context_length=self.context + 1)
+            # one token more, because a prompt that fits exactly looks like one that was cut off
+            uncut = self.tokenizer(list(prompts), context_length=self.context_length + 1)
             if (long := uncut[:, -1] != 0).any():
                 prompt = prompts[int(long.nonzero()[0])]
                 raise ConfigError(
-                    f"the prompt {prompt!r} is longer than the {self.context} tokens that the model reads; "
-                    "give its category a shorter name by prompts.names"
+                    f"the prompt {prompt!r} is longer than the model's limit of {self.context_length} tokens; "
+                    "set a shorter name for its category in prompts.names"
                 )
         batches = tokens.to(self.device).split(_PROMPTS_PER_BATCH)
         return torch.cat([self.model.encode_text(batch, normalize=True) for batch in batches])  # type: ignore[operator]
 
     def encode_ensemble(self, ensemble: Ensemble) -> Float32[Tensor, "2 D"]:
-        """Normal and anomalous: the mean of either side's features, L2-normalised again."""
+        """Return the mean text features of the normal and of the anomalous prompts, L2-normalised again."""
         sides = [self.encode_text(side).mean(dim=0) for side in (ensemble.normal, ensemble.anomalous)]
         return functional.normalize(torch.stack(sides), dim=-1)
 
 
 def check_outputs(settings: EncoderSettings, names: Sequence[str]) -> None:
-    """Raise ConfigError if an encoder lacks one of these outputs. Builds and loads nothing."""
+    """Raise ConfigError if an encoder lacks one of these outputs. The model is not built or loaded."""
     _, config, _ = _architecture(settings)
     vision = config["vision_cfg"]
     grid = int(vision["image_size"]) // int(vision.get("patch_size", 16))
     for output in parse_outputs(names):
-        output.check(int(vision["layers"]), grid, describe(settings))
+        output.check(int(vision["layers"]), grid, describe_encoder(settings))
 
 
 def depth_of(settings: EncoderSettings) -> int:
-    """Return the number of blocks of an encoder's image tower; nothing is built or loaded. Raises ConfigError."""
+    """Return the number of blocks of an encoder's image tower, without building it. Raises ConfigError."""
     return int(_architecture(settings)[1]["vision_cfg"]["layers"])
 
 
 def _architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
-    """open_clip's name of a model, its configuration at the size wanted, and mean and standard deviation of images."""
+    """Return a model's name in open_clip, its configuration at the requested size, and its mean and standard
+    deviation."""
     statistics: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if folder is not None:
         name = f"local-dir:{folder}"
         config, preprocess = _folder_config(folder)
@@ -252,7 +256,7 @@ def _architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], Mappi
         known = open_clip.list_models()
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, n=3)) or "ViT-B-16-plus-240, ViT-L-14-336"
-            raise ConfigError(f"encoder.model {settings.model}: open_clip has no such model; near: {near}")
+            raise ConfigError(f"encoder.model {settings.model}: open_clip has no such model; similar names: {near}")
         config = open_clip.get_model_config(name)
         if settings.tag is not None:
             tag = open_clip.get_pretrained_cfg(name, settings.tag)
@@ -261,21 +265,25 @@ def _architecture(settings: EncoderSettings) -> tuple[str, dict[str, Any], Mappi
                 raise ConfigError(f"encoder.tag {settings.tag}: {name} has no such tag; it has: {tags}")
             statistics |= {key: tag[key] for key in statistics if key in tag}
     vision = config["vision_cfg"]
-    # told before anything is built: these towers are large, or would be fetched from the network
+    # checked before the model is built: these towers are large or would be downloaded
     if vision.get("timm_model_name") or isinstance(vision.get("layers"), list) or "multimodal_cfg" in config:
-        raise ConfigError(f"encoder.model {settings.model} cannot have V-V patches: it is no plain vision transformer")
+        raise ConfigError(
+            f"encoder.model {settings.model} cannot have V-V patches: it is not a plain vision transformer"
+        )
     if config["text_cfg"].get("hf_model_name"):
-        raise ConfigError(f"encoder.model {settings.model}: its text tower lies outside open_clip; not supported")
+        raise ConfigError(f"encoder.model {settings.model}: its text tower is not part of open_clip; not supported")
     if settings.size_px is not None:
         vision["image_size"] = settings.size_px
         patch = vision.get("patch_size", 16)
         if settings.size_px % patch:
-            raise ConfigError(f"encoder.size_px {settings.size_px} is no multiple of the model's patches of {patch} px")
+            raise ConfigError(
+                f"encoder.size_px {settings.size_px} is not a multiple of the model's patch size, {patch} px"
+            )
     return name, config, statistics
 
 
 def _folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Architecture and preprocessing of a model's folder."""
+    """Read the architecture and the preprocessing from a model's folder."""
     path = folder / CONFIG_NAME
     try:
         with reading(path):
@@ -285,11 +293,11 @@ def _folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise TypeError
         return model, dict(config.get("preprocess_cfg", {}))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(path, "is no open_clip configuration: expected JSON with model_cfg") from error
+        raise InputError(path, "is not an open_clip configuration; expected JSON with model_cfg") from error
 
 
 def _build(config: Mapping[str, Any], settings: EncoderSettings) -> Any:
-    """An open_clip model with random weights, from the seed if there is one; the global generator stays as it was."""
+    """Build an open_clip model with random weights from the seed, if set. The global generator is not changed."""
     arguments = deepcopy(dict(config))
     model_class = open_clip.CustomTextCLIP if arguments.pop("custom_text", False) else open_clip.CLIP
     with torch.random.fork_rng(devices=[]):
@@ -302,27 +310,27 @@ def _build(config: Mapping[str, Any], settings: EncoderSettings) -> Any:
 
 
 def _weights_path(settings: EncoderSettings, name: str) -> Path:
-    """The local file of the weights; a tag is looked up in the cache first and downloaded only then."""
-    folder = folder_of(settings)
+    """Return the local file of the weights. A tag is downloaded only if it is not in the cache."""
+    folder = model_folder(settings)
     if folder is not None:
-        return weights_in(folder)
+        return find_weights(folder)
     if settings.weights is not None:
         return Path(settings.weights).expanduser()
     tag = open_clip.get_pretrained_cfg(name, settings.tag)
-    if cached := _cached(tag):
+    if cached := _cached_weights(tag):
         return cached
     try:
         return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # whatever the network brings
+    except Exception as error:  # network errors have many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"encoder.tag {settings.tag} of {name} is not in the local cache and cannot be downloaded ({reason}); "
-            "give a local file as encoder.weights"
+            "set encoder.weights to a local file"
         ) from error
 
 
-def _cached(tag: Mapping[str, Any]) -> Path | None:
-    """The file of a tag in the local hub cache, found without asking the hub whether there is a newer one."""
+def _cached_weights(tag: Mapping[str, Any]) -> Path | None:
+    """Return the file of a tag in the local hub cache, or None. The hub is not asked for a newer version."""
     if not tag.get("hf_hub"):
         return None
     repository, filename = os.path.split(tag["hf_hub"])
@@ -335,19 +343,19 @@ def _cached(tag: Mapping[str, Any]) -> Path | None:
 
 
 def _tokenizer(settings: EncoderSettings, name: str, config: Mapping[str, Any]) -> Any:
-    """The model's own; one from the hub only if a tag was asked for, or it is in the cache."""
+    """Return the model's tokenizer. It is downloaded only if a tag is set and it is not in the cache."""
     arguments: dict[str, Any] = {}
     if config["text_cfg"].get("hf_tokenizer_name"):
         arguments["local_files_only"] = settings.tag is None
     try:
         return open_clip.get_tokenizer(name, **arguments)
-    except Exception as error:  # transformers is no dependency of ours, and its loaders raise many things
+    except Exception as error:  # the loaders of transformers raise many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"encoder.model {settings.model}: its tokenizer cannot be loaded ({reason})") from error
 
 
-def _paths(settings: EncoderSettings, depth: int) -> Paths:
-    """The V-V blocks by number, for a model of `depth` blocks."""
+def _attention_path(settings: EncoderSettings, depth: int) -> AttentionPath:
+    """Return the second path's settings, with block numbers for a model with `depth` blocks. Raises ConfigError."""
     wanted = settings.vv_blocks
     blocks = tuple(range(depth)) if wanted == "all" else wanted
     if isinstance(blocks, int):
@@ -355,7 +363,7 @@ def _paths(settings: EncoderSettings, depth: int) -> Paths:
     if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
         raise ConfigError(f"encoder.vv_blocks {wanted}: {settings.model} has {depth} blocks, 0 to {depth - 1}")
     try:
-        return Paths(
+        return AttentionPath(
             blocks, settings.vv_feed_forward, settings.vv_temperature, settings.class_ln_post, settings.vv_attention
         )
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""Features on disk: encoded once, used by every seed, pairing and variant. This half reads them.
+"""Read features from disk. `zsad.steps.encode` writes them once, and every seed, system and variant reads them.
 
-Text: `text.safetensors` with `text` f32 [2 D] (normal, anomalous) and `text.json`. Images: `class_tokens.npy` f32
-[R D], one `output-NAME.npy` f32 [R . .] for each requested encoder output (`zsad.config.encoder_outputs`), with one
-row per crop, and `index.json`. The index is written last; it maps images, named by digest, to rows.
+Text features are in `text.safetensors`, with `text` f32 [2 D] (normal, anomalous), and `text.json`. Image features have
+one row per crop (R rows). `class_tokens.npy` is f32 [R D], and each requested encoder output is in `output-NAME.npy`,
+f32 [R . .] (`zsad.config.encoder_outputs`). `index.json` maps images, identified by digest, to rows; it is written
+last.
 """
 
 from __future__ import annotations
@@ -29,75 +30,75 @@ from zsad.data.images import Crops
 CLASS_TOKENS, INDEX, TEXT = "class_tokens.npy", "index.json", "text.safetensors"
 
 
-class Stored(BaseModel):
-    """What lies on disk as JSON: immutable, and an unknown key is an error."""
+class StoredRecord(BaseModel):
+    """Base class of JSON records on disk. Records are immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ImageRows(Stored):
-    """One encoded image."""
+class ImageRows(StoredRecord):
+    """Encoded image and its rows."""
 
     sha256: str
     height: int
     width: int
     canvas: tuple[int, int]
-    """Height and width once resized, px."""
+    """Height and width after resizing, px."""
     offsets: tuple[tuple[int, int], ...]
-    """Top and left of its crops on the canvas, px."""
+    """Top and left of each crop on the canvas, px."""
     first_row: int
     rows: int
-    """Crops, and rows in every file."""
+    """Number of crops, which is the number of rows in every file."""
 
 
-class ImageProblem(Stored):
-    """An image, by its content, that a step left out."""
+class ImageProblem(StoredRecord):
+    """Image that a step left out, with the rule that it breaks."""
 
     sha256: str
     rule: str
 
 
-class FeatureIndex(Stored):
-    """Everything about the features but their values."""
+class FeatureIndex(StoredRecord):
+    """Description of stored features: images, shapes and model."""
 
     format: Literal["adflows zsad features 2"] = Field(default="adflows zsad features 2", alias="schema")
     size_px: int
     """Side of a crop."""
     grid: int
-    """Patches a side; N = grid squared."""
+    """Number of patches per side. N is its square."""
     dim: int
-    """D."""
+    """Dimension D of the joint space."""
     model: str
-    """In words."""
+    """Description of the model in words."""
     random_weights: bool
     identity: dict[str, Any]
     """Architecture, weights and normalisation."""
     images: tuple[ImageRows, ...]
     problems: tuple[ImageProblem, ...]
     outputs: dict[str, tuple[int, int]]
-    """By name, the shape of a row."""
+    """Shape of a row of each encoder output, by name."""
 
 
-def view_file(name: str) -> str:
-    """Where an output's rows lie."""
+def output_file(name: str) -> str:
+    """Return the name of the file with an encoder output."""
     return f"output-{name}.npy"
 
 
 class FeatureStore:
-    """The features of a set of images, read image by image.
+    """Features of a set of images, read image by image.
 
-    Every read goes to the file by offset and nothing is mapped, so resident memory does not grow with the set. Safe to
-    share between threads.
+    Each read opens the file and seeks to an offset. Files are not mapped, so memory does not grow with the set. Threads
+    can share an object.
 
     Parameters
     ----------
     folder
-        Where `zsad.steps.encode.encode_images` wrote them.
+        Folder that `zsad.steps.encode.encode_images` wrote.
 
     Raises
     ------
     InputError
-        The folder holds no such features, or they are damaged.
+        The folder holds no features, or they are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,8 +109,8 @@ class FeatureStore:
         self.problems = self.index.problems
         rows = sum(image.rows for image in self.images)
         self._tokens_start = data_offset(folder / CLASS_TOKENS, (rows, self.dim))
-        self._view_starts = {
-            name: data_offset(folder / view_file(name), (rows, *shape)) for name, shape in self.index.outputs.items()
+        self._output_starts = {
+            name: data_offset(folder / output_file(name), (rows, *shape)) for name, shape in self.index.outputs.items()
         }
 
     def __len__(self) -> int:
@@ -122,7 +123,7 @@ class FeatureStore:
 
     @property
     def grid(self) -> int:
-        """Patches a side."""
+        """Number of patches per side."""
         return self.index.grid
 
     @property
@@ -132,33 +133,33 @@ class FeatureStore:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """sha256 of each image, in order."""
+        """Digests (sha256) of the images, in order."""
         return tuple(image.sha256 for image in self.images)
 
     def rows_of(self, number: int) -> range:
-        """The rows of image `number`."""
+        """Return the rows of image `number`."""
         image = self.images[number]
         return range(image.first_row, image.first_row + image.rows)
 
     def crops(self, number: int) -> Crops:
-        """Where the crops of image `number` lie."""
+        """Return the crops of image `number`."""
         image = self.images[number]
         return Crops(image.canvas, image.offsets, self.size_px)
 
     def class_tokens(self, number: int) -> Float32[Tensor, "C D"]:
-        """The class token of each crop of image `number`, L2-normalised. Raises InputError."""
+        """Return the class token of each crop of image `number`, L2-normalised. Raises InputError."""
         return self._read(CLASS_TOKENS, self._tokens_start, self.rows_of(number), (self.dim,))
 
     def patches(self, number: int) -> Float32[Tensor, "C N D"]:
-        """V-V patches of each crop of image `number`, row by row, L2-normalised: an output. Raises InputError."""
-        return self.view(number, PATCHES)
+        """Return the V-V patches of each crop of image `number`, row by row, L2-normalised. Raises InputError."""
+        return self.output(number, PATCHES)
 
-    def view(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
-        """Return an encoder output for each crop of image `number`. Raises InputError, also if it was not computed."""
+    def output(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:
+        """Return an encoder output for each crop of image `number`. Raises InputError, also for a missing output."""
         if name not in self.index.outputs:
-            raise InputError(self.folder / view_file(name), "the features were made without this output")
+            raise InputError(self.folder / output_file(name), "the features were made without this output")
         shape = self.index.outputs[name]
-        return self._read(view_file(name), self._view_starts[name], self.rows_of(number), shape)
+        return self._read(output_file(name), self._output_starts[name], self.rows_of(number), shape)
 
     def _read(self, name: str, start: int, rows: range, shape: tuple[int, ...]) -> Tensor:
         count = math.prod(shape)
@@ -170,8 +171,11 @@ class FeatureStore:
         return torch.from_numpy(values).reshape(len(rows), *shape)
 
 
-def batches_alike(store: FeatureStore, batch_size: int) -> list[list[int]]:
-    """Numbers of images with equally many crops; at most `batch_size` crops each, but one image at least."""
+def batches_by_crop_count(store: FeatureStore, batch_size: int) -> list[list[int]]:
+    """Return batches of image numbers. The images of a batch have equally many crops.
+
+    A batch has at most `batch_size` crops, but at least one image.
+    """
     alike = defaultdict[int, list[int]](list)
     for number, image in enumerate(store.images):
         alike[image.rows].append(number)
@@ -184,7 +188,8 @@ def batches_alike(store: FeatureStore, batch_size: int) -> list[list[int]]:
 
 
 def read_text(folder: Path) -> Float32[Tensor, "2 D"]:
-    """The text features that `zsad.steps.encode.encode_category_text` wrote: normal, anomalous. Raises InputError."""
+    """Read the text features (normal, anomalous) that `zsad.steps.encode.encode_category_text` wrote. Raises
+    InputError."""
     path = folder / TEXT
     try:
         with reading(path):
@@ -194,7 +199,7 @@ def read_text(folder: Path) -> Float32[Tensor, "2 D"]:
 
 
 def data_offset(path: Path, shape: tuple[int, ...]) -> int:
-    """Where the data of a .npy file begin, bytes, once its shape and size are as expected. Raises InputError."""
+    """Return the offset in bytes of the data in a .npy file. Raises InputError for another shape, type or size."""
     try:
         with reading(path), path.open("rb") as file:
             npy.read_magic(file)
@@ -202,7 +207,7 @@ def data_offset(path: Path, shape: tuple[int, ...]) -> int:
             start = file.tell()
             end = file.seek(0, 2)
     except ValueError as error:
-        raise InputError(path, "is no .npy file") from error
+        raise InputError(path, "is not a .npy file") from error
     if found != shape or fortran_order or dtype != np.dtype("<f4"):
         raise InputError(path, f"holds {dtype} of shape {found}; the index expects float32 of shape {shape}")
     if end != start + 4 * math.prod(shape):

@@ -1,4 +1,4 @@
-"""Where a model's weights come from, told without loading it."""
+"""Find, identify and describe the weights of a model without loading it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WEIGHTS_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-"""In a model's folder, in order of preference (open_clip's names)."""
+"""Names of the weights file in a model's folder (those of open_clip), in order of preference."""
 
 
-def folder_of(settings: EncoderSettings) -> Path | None:
-    """The folder of a model that brings its own weights; None for one of open_clip's list."""
+def model_folder(settings: EncoderSettings) -> Path | None:
+    """Return the folder of a model that brings its own weights. None for a model of open_clip's list."""
     if settings.model == "embedded":
         return EMBEDDED_FOLDER
     if settings.model.startswith("local-dir:"):
@@ -32,8 +32,8 @@ def folder_of(settings: EncoderSettings) -> Path | None:
     return None
 
 
-def weights_in(folder: Path) -> Path:
-    """The weights file of a model's folder. Raises InputError."""
+def find_weights(folder: Path) -> Path:
+    """Return the weights file in a model's folder. Raises InputError."""
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -41,18 +41,18 @@ def weights_in(folder: Path) -> Path:
 
 
 def weights_digest(settings: EncoderSettings) -> str:
-    """What identifies the weights, for cache keys: `sha256:...` of local files, else `tag:...` or `seed:...`.
+    """Return an identifier of the weights for cache keys: `sha256:...` of local files, else `tag:...` or `seed:...`.
 
-    A tag is taken at its word, since it names the same weights wherever they are downloaded.
+    A tag always names the same weights, so its file is not read.
 
     Raises
     ------
     InputError
         A local file or folder is missing or cannot be read.
     """
-    folder = folder_of(settings)
+    folder = model_folder(settings)
     if folder is not None:
-        files = (folder / CONFIG_NAME, weights_in(folder))
+        files = (folder / CONFIG_NAME, find_weights(folder))
         return f"sha256:{lines_digest(map(file_digest, files))}"
     if settings.weights is not None:
         return f"sha256:{file_digest(Path(settings.weights).expanduser())}"
@@ -60,14 +60,14 @@ def weights_digest(settings: EncoderSettings) -> str:
 
 
 def path_digest(path: Path) -> str:
-    """What identifies a model given by its path, for cache keys: `sha256:...` of a file, or of a folder's files.
+    """Return an identifier `sha256:...` of a model's file or folder for cache keys.
 
-    Files count by content and by their name within the folder; where the folder lies and what it is called does not.
+    It depends on the files' contents and their names in the folder, but not on the folder's own path.
 
     Raises
     ------
     InputError
-        Nothing is there, or it cannot be read.
+        The path does not exist or cannot be read.
     """
     if not path.is_dir():
         return f"sha256:{file_digest(path)}"
@@ -77,14 +77,14 @@ def path_digest(path: Path) -> str:
 
 
 def is_embedded(settings: EncoderSettings, weights: str | None) -> bool:
-    """Whether the embedded model is meant, or features come from its weights (`sha256:...`), wherever they lay."""
+    """Return whether the settings name the embedded model, or `weights` (`sha256:...`) is the digest of its file."""
     if settings.model == "embedded":
         return True
-    return weights is not None and weights == f"sha256:{file_digest(weights_in(EMBEDDED_FOLDER))}"
+    return weights is not None and weights == f"sha256:{file_digest(find_weights(EMBEDDED_FOLDER))}"
 
 
-class MadeBy(BaseModel):
-    """What reports say of the encoder that made a result."""
+class EncoderInfo(BaseModel):
+    """Facts about the encoder of a result that reports show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,20 +93,20 @@ class MadeBy(BaseModel):
     embedded: bool
 
 
-def made_by(settings: EncoderSettings, weights: str) -> MadeBy:
-    """Return what reports say of an encoder whose weights file has the sha256 `weights`."""
-    return MadeBy(
-        description=describe(settings),
+def encoder_info(settings: EncoderSettings, weights: str) -> EncoderInfo:
+    """Return the facts about an encoder for reports. `weights` is the sha256 of its weights file."""
+    return EncoderInfo(
+        description=describe_encoder(settings),
         random_weights=settings.seed is not None,
         embedded=is_embedded(settings, f"sha256:{weights}"),
     )
 
 
-def describe(settings: EncoderSettings) -> str:
-    """The model in words for reports; no folder names, since a path may hold a person's."""
-    folder = folder_of(settings)
+def describe_encoder(settings: EncoderSettings) -> str:
+    """Describe a model in words for reports, without its path, which may contain a person's name."""
+    folder = model_folder(settings)
     if settings.model == "embedded":
-        return "embedded: the product's own small model, no CLIP"
+        return "embedded: the small model of this product, not CLIP"
     if folder is not None:
         return f"the model in folder {folder.name}"
     if settings.weights is not None:

@@ -1,4 +1,4 @@
-"""The prompt ensemble of 002's supplement, section 2 (AnoVL's lists), and those of the systems beside it."""
+"""Prompts: the ensemble of 002's supplement, section 2 (AnoVL's lists), and those of WinCLIP and CLIP."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATES: tuple[str, ...] = (
     "a [d] photo of the [s] for anomaly detection",
     "a [d] photo of a [s] for anomaly detection",
 )
-"""[d] is a domain word, [s] a state; as printed, articles included."""
+"""Templates with a domain word [d] and a state [s], as printed in the supplement, including wrong articles."""
 
 NORMAL_STATES: tuple[str, ...] = (
     "normal [c]",
@@ -42,7 +42,7 @@ NORMAL_STATES: tuple[str, ...] = (
     "[c] without damage",
     "[c] without defect",
 )
-"""[c] is the category."""
+"""States of a normal category [c]."""
 
 ANOMALOUS_STATES: tuple[str, ...] = (
     "damaged [c]",
@@ -53,9 +53,10 @@ ANOMALOUS_STATES: tuple[str, ...] = (
     "[c] with damage",
     "[c] with defect",
 )
+"""States of an anomalous category [c]."""
 
 WINCLIP_TEMPLATES: tuple[str, ...] = tuple(template.replace("[d] ", "") + "." for template in TEMPLATES)
-"""WinCLIP's compositional ensemble: the same 22 without a domain, with a full stop."""
+"""Templates of WinCLIP's compositional ensemble: the same 22 without a domain word and with a full stop."""
 
 WINCLIP_NORMAL_STATES: tuple[str, ...] = (
     "[c]",
@@ -69,7 +70,7 @@ WINCLIP_NORMAL_STATES: tuple[str, ...] = (
 WINCLIP_ANOMALOUS_STATES: tuple[str, ...] = ("damaged [c]", "[c] with flaw", "[c] with defect", "[c] with damage")
 
 CLIP_PROMPTS = ("a photo of a normal [c].", "a photo of an anomalous [c].")
-"""Plain CLIP: one a side."""
+"""Normal and anomalous prompt of plain CLIP."""
 
 SURFACE_DOMAINS: tuple[str, ...] = ("industrial", "textural", "surface")
 OBJECT_DOMAINS: tuple[str, ...] = ("industrial", "manufacturing")
@@ -77,31 +78,34 @@ OBJECT_DOMAINS: tuple[str, ...] = ("industrial", "manufacturing")
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The prompts of one category, all different. Supplement: 22 templates x 7 states x domains on either side."""
+    """Normal and anomalous prompts of one category, all different.
+
+    The supplement's ensemble has 22 templates x 7 states x domain words for each of the two.
+    """
 
     normal: tuple[str, ...]
     anomalous: tuple[str, ...]
 
 
 def category_words(category: str, settings: PromptSettings) -> str:
-    """How prompts call a category: the name given for it, else its own with underscores as spaces."""
+    """Return a category's name in prompts: the one in the settings, else its own with spaces for underscores."""
     return settings.names.get(category) or " ".join(category.replace("_", " ").split())
 
 
 def domain_words(category: str, settings: PromptSettings) -> tuple[str, ...]:
-    """The domain words of a category: those given, else the supplement's for surfaces or for all others."""
+    """Return a category's domain words: those of the settings, else the supplement's for surfaces or for objects."""
     if settings.domains is not None:
         return settings.domains
     return SURFACE_DOMAINS if category.lower() in settings.surface_categories else OBJECT_DOMAINS
 
 
 def ensemble(category: str, settings: PromptSettings) -> Ensemble:
-    """Fill the templates of `settings.style` for one category; the supplement's by default.
+    """Return the prompts of a category in the style of the settings.
 
     Raises
     ------
     ConfigError
-        A category without a name.
+        The category's name consists of underscores only.
 
     Examples
     --------
@@ -111,7 +115,7 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
     """
     words, domains = category_words(category, settings), domain_words(category, settings)
     if not words:
-        raise ConfigError(f"prompts: category {category!r} has no name to put into them")
+        raise ConfigError(f"prompts: category {category!r} has no name for prompts; set it in prompts.names")
 
     if settings.style == "clip":
         normal, anomalous = (prompt.replace("[c]", words) for prompt in CLIP_PROMPTS)

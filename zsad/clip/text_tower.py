@@ -1,7 +1,7 @@
-"""The frozen text tower from word embeddings on, with learned tokens in its layers (001, section 3.3, eq. 3).
+"""Run the frozen text tower on word embeddings, with learned tokens in its layers (001, section 3.3, eq. 3).
 
-A plain function over an open_clip tower's own modules, for CLIP and CustomTextCLIP alike: nothing is patched or copied.
-Without learned parts it is the model's `encode_text`.
+These are plain functions over the modules of an open_clip tower (CLIP or CustomTextCLIP), which is not changed or
+copied. Without learned tokens the result is that of the model's `encode_text`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from open_clip import CustomTextCLIP
 from torch import Tensor, nn
 
 END_POOLING = ("argmax", "eos")
-"""open_clip's two ways to find the end-of-text token."""
+"""Pooling types of open_clip that use the end-of-text token."""
 
 
 def tower_of(model: nn.Module) -> Any:
-    """The module that has the text tower's parts: the model itself, or its `text`."""
+    """Return the module with the parts of the text tower: the model or its attribute `text`."""
     return model.text if isinstance(model, CustomTextCLIP) else model
 
 
-def obstacle(model: nn.Module) -> str | None:
-    """Why this model's text tower cannot take learned tokens, in a few words; None if it can."""
+def unsupported_reason(model: nn.Module) -> str | None:
+    """Return in a few words why a model's text tower cannot take learned tokens. None: it can."""
     tower = tower_of(model)
     if not hasattr(tower, "token_embedding") or not hasattr(tower, "ln_final"):
         return f"its text tower is a {type(tower).__name__}, not open_clip's own transformer"
@@ -35,17 +35,17 @@ def obstacle(model: nn.Module) -> str | None:
 
 
 def layers(model: nn.Module) -> int:
-    """Layers M of the text tower."""
+    """Return the number M of layers of the text tower."""
     return len(tower_of(model).transformer.resblocks)
 
 
 def width(model: nn.Module) -> int:
-    """Dimension of word embeddings."""
+    """Return the dimension of the word embeddings."""
     return int(tower_of(model).ln_final.weight.shape[0])
 
 
 def end_of_text(model: nn.Module, ids: Int64[Tensor, "B T"]) -> Int64[Tensor, " B"]:
-    """Where the token stands at which the tower pools."""
+    """Return the position of the end-of-text token, at which the tower pools."""
     tower = tower_of(model)
     if _pooling(tower) == "argmax":
         return ids.argmax(dim=1)
@@ -53,30 +53,30 @@ def end_of_text(model: nn.Module, ids: Int64[Tensor, "B T"]) -> Int64[Tensor, " 
     return torch.eq(ids, eos).int().argmax(dim=1)
 
 
-def encode_embedded(
+def encode_embeddings(
     model: nn.Module,
     embedded: Float[Tensor, "B T W"],
     end: Int64[Tensor, " B"],
     deep: Float[Tensor, "L Q W"] | None = None,
 ) -> Float[Tensor, "B D"]:
-    """Text features, not normalised; differentiable in `embedded` and `deep`.
+    """Return text features, not normalised. The result is differentiable in `embedded` and `deep`.
 
-    Eq. 3 with m = 2..L+1: what layer m-1 gave in the places of q_m is discarded, and q_m takes its place before
-    layer m. *Reading:* the places of t^1..t^Q are those after the start-of-text token, which is none of the prompt's;
-    eq. 3's last line leaves layer M' without new tokens, the text ("until we reach the designated layer M'") and the
-    public code (eight sets for M' = 9) do not, and so L = M' - 1.
+    This is eq. 3 with m = 2..L+1. Before layer m, the learned tokens q_m replace the output of layer m-1 at their
+    positions. The paper leaves two points open. Here the positions of t^1..t^Q are those after the start-of-text
+    token. Layer M' also receives new tokens, so L = M' - 1. The last line of eq. 3 says otherwise, but the text does
+    not ("until we reach the designated layer M'"), nor does the public code (eight sets for M' = 9).
 
     Parameters
     ----------
     model
-        Without `obstacle`; used as it is, in its own mode and dtype.
+        Model for which `unsupported_reason` returns None. Its mode and dtype are not changed.
     embedded
-        Word embeddings without positions, start-of-text first. T may be less than the tower's context: what comes
-        after the end is never looked at.
+        Word embeddings without positions, start-of-text first. T may be smaller than the tower's context length,
+        because tokens after the end have no effect.
     end
-        From `end_of_text`.
+        Positions from `end_of_text`.
     deep
-        Learned tokens q_2..q_(L+1), one set for all prompts; L + 1 is at most the tower's number of layers.
+        Learned tokens q_2..q_(L+1), the same for all prompts. L + 1 is at most the number of layers.
     """
     tower = tower_of(model)
     length, count = embedded.shape[1], 0 if deep is None else len(deep)

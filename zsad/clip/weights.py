@@ -1,7 +1,7 @@
-"""Weights from local files: safetensors, PyTorch checkpoints, OpenAI's TorchScript archives. No code from a file runs.
+"""Read weights from local files: safetensors, PyTorch checkpoints and OpenAI's TorchScript archives.
 
-`torch.jit.load` is deprecated and would compile an archive's code; `torch.load` refuses archives when told to read
-tensors alone. So an archive's tensors are read here, by an unpickler that knows tensors and nothing else.
+No code from a file is run. For archives this needs an unpickler here that accepts only tensors. `torch.jit.load` is
+deprecated and would compile the archive's code, and `torch.load` with `weights_only` refuses archives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medad.base.errors import InputError
 from medad.base.storage import reading
 
 OPENAI_SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
-"""Numbers that OpenAI's own state dicts carry beside the weights."""
+"""Names of numbers that OpenAI's state dicts contain in addition to the weights."""
 _TRAINING_ONLY = frozenset({"logit_scale", "logit_bias"})
 _POSITIONS = "visual.positional_embedding"
 _DTYPES = {
@@ -42,16 +42,16 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, in float32.
+    """Tensors of a model by name, in float32.
 
     Parameters
     ----------
     path
-        Where they were read, for errors.
+        File of the weights, for error messages.
     tensors
-        By open_clip's names.
+        Tensors by their names in open_clip.
     openai
-        Whether the file is OpenAI's own, so that the model needs their quick GELU.
+        Whether OpenAI published the file, so that the model needs quick GELU.
     """
 
     path: Path
@@ -60,16 +60,19 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a weights file; its kind is told by content, not by its ending.
+    """Read a weights file. Its format is detected from the content, not from the suffix.
 
-    Understood are safetensors, what `torch.save` wrote (a state dict, or a training checkpoint with one under
-    `state_dict`; names with or without the prefix `module.`), and TorchScript archives as OpenAI published CLIP.
-    Half precision becomes float32.
+    - safetensors
+    - a file of `torch.save`: a state dict, or a training checkpoint with one under `state_dict`. Names may have the
+      prefix `module.`.
+    - a TorchScript archive, as OpenAI published CLIP
+
+    Half precision is converted to float32.
 
     Raises
     ------
     InputError
-        The file is missing, of no such kind, damaged, or holds something other than finite numbers.
+        The file is missing, damaged or in another format, or contains values that are not finite.
     """
     with reading(path), path.open("rb") as file:
         head = file.read(9)
@@ -82,7 +85,7 @@ def read_weights(path: Path) -> Weights:
         tensors = _checkpoint(path, new_format=head[:2] == b"PK")
     else:
         raise InputError(
-            path, "is no weights file: expected safetensors, a PyTorch checkpoint or a TorchScript archive"
+            path, "is not a weights file; expected safetensors, a PyTorch checkpoint or a TorchScript archive"
         )
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -101,30 +104,30 @@ def read_weights(path: Path) -> Weights:
 
 
 def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: bool) -> None:
-    """Put weights into a model of open_clip.
+    """Load weights into a model of open_clip.
 
     Parameters
     ----------
     model
         A `CLIP` or `CustomTextCLIP`, changed in place.
     weights
-        All of the model's, by name and shape.
+        All weights of the model.
     name
-        How errors call the model.
+        Name of the model in error messages.
     resize
-        Whether position embeddings of another image size are interpolated to the model's, as open_clip does it.
+        Whether position embeddings of another image size are interpolated to the model's size, as in open_clip.
 
     Raises
     ------
     InputError
-        The weights are of another architecture: the first tensor that tells is named.
+        The weights are of another architecture. The message names the first tensor that differs.
     """
     state = dict(weights.tensors)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     own = model.state_dict()
     for scalar in _TRAINING_ONLY:
-        # not used at inference; their shape, and whether there is one, differs between versions
+        # not used at inference; versions of open_clip differ in their presence and shape
         state.pop(scalar, None)
         if scalar in own:
             state[scalar] = own[scalar]
@@ -139,7 +142,7 @@ def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: bo
 
 
 def _difference(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """The first difference in names and shapes, in words."""
+    """Return the first difference in names and shapes, in words, or None."""
     for name, tensor in own.items():
         if name in state and state[name].shape != tensor.shape:
             hint = "; size_px interpolates them" if name == _POSITIONS else ""
@@ -167,17 +170,17 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _checkpoint(path: Path, *, new_format: bool) -> dict[str, Tensor]:
-    """What torch.save wrote, tensors alone."""
+    """Read the tensors of a file of torch.save."""
     try:
-        if new_format and path.suffix != ".safetensors":  # by a path so named torch.load expects safetensors
-            # mapped: a training checkpoint's optimiser state, twice the weights, is then never read
+        if new_format and path.suffix != ".safetensors":  # for a path with this suffix, torch.load expects safetensors
+            # mapped, so that the optimiser state of a training checkpoint (twice the weights) is not read
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
             with path.open("rb") as file:
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            path, "is no PyTorch checkpoint of tensors alone, and loading more could run its code"
+            path, "is not a PyTorch checkpoint of tensors only, and loading more could run its code"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(path, "the PyTorch checkpoint is damaged or cut short") from error
@@ -189,7 +192,7 @@ def _checkpoint(path: Path, *, new_format: bool) -> dict[str, Tensor]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Only a TorchScript archive has its constants in a file of their own."""
+    """Return whether an archive is TorchScript: only these have a file constants.pkl."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
@@ -198,19 +201,19 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _torchscript(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a TorchScript archive, by the path of attributes to it."""
+    """Return all tensors of a TorchScript archive by their attribute paths."""
     try:
         with zipfile.ZipFile(path) as archive:
             top = next(name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
             with archive.open(top) as file:
                 root = _TensorUnpickler(file, archive, top.removesuffix("data.pkl")).load()
         return dict(_walk(root, ""))
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # damaged pickles raise many types
         raise InputError(path, "the TorchScript archive is damaged or holds more than modules and tensors") from error
 
 
 class _Module:
-    """Stands for any object of the archive; keeps its attributes, has no behaviour."""
+    """Replacement of any object in the archive. It has the object's attributes but no behaviour."""
 
     attributes: Mapping[str, Any]
 
@@ -227,7 +230,7 @@ def _walk(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Resolves no name outside a short list, so that nothing of the file's choosing is called."""
+    """Unpickler that resolves only a short list of names, so that a file cannot call other functions."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
@@ -244,7 +247,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        if module == "torch.jit._pickle":  # typed lists and dicts: the value comes first
+        if module == "torch.jit._pickle":  # typed lists and dicts: the value is the first argument
             return lambda value, *_: value
         raise pickle.UnpicklingError(f"{module}.{name}")
 

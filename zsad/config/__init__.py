@@ -1,1 +1,1 @@
-"""Settings and data-set declarations; loads no torch."""
+"""Settings and layouts of data sets. Importing this package does not load torch."""

@@ -1,4 +1,5 @@
-"""Settings of `adflows zsad compare`: which systems, on which encoders, on what data. Frozen, typed, no torch."""
+"""Settings of `adflows zsad compare`: the systems, their encoders and the data. Frozen and typed; torch is not
+loaded."""
 
 from __future__ import annotations
 
@@ -17,79 +18,88 @@ from zsad.config.systems import DualImage, System
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Ablation = Literal["references", "map_weights", "image_weights", "steps"]
-"""Of the dual-image scorer, by 002: figure 5a (references 0 to 7); supplement, table 1 (lambda 1, 2) and table 2
-(lambda 3, 4, 5); figure 6 (adaptation steps 1 to 6)."""
+"""Ablation of the dual-image scorer, as in 002.
 
-REFERENCES = tuple(range(8))
+`references`: 0 to 7 reference images (figure 5a). `map_weights`: lambda 1 and 2 (supplement, table 1).
+`image_weights`: lambda 3, 4 and 5 (supplement, table 2). `steps`: 1 to 6 adaptation steps (figure 6).
+"""
+
+REFERENCE_COUNTS = tuple(range(8))
 MAP_WEIGHTS = ((1.0, 0.5), (1.0, 1.0), (1.0, 1.5), (2.0, 2.0))
 IMAGE_WEIGHTS = ((1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 2.0, 1.0), (2.0, 1.0, 1.0))
-STEPS = tuple(range(1, 7))
+ADAPTATION_STEPS = tuple(range(1, 7))
 
 
 class CompareSettings(MachineSettings):
-    """Everything one comparison depends on."""
+    """Settings of one comparison of systems."""
 
     name: RunName
-    """Name of the run and its folder."""
+    """Name of the run and of its folder."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
-    """Seeds of reference images and pseudo anomalies. Figures are mean and standard deviation over them."""
+    """Seeds that choose reference images and pseudo anomalies. Reports show the mean and standard deviation over the
+    seeds."""
     data: ImagesSettings
-    """Images."""
+    """Images on which all systems are compared."""
     encoders: Annotated[dict[EncoderName, EncoderSettings], Field(min_length=1)]
-    """Encoders by name. Systems with one encoder share its features."""
+    """Encoders by name. Systems with the same encoder share its features."""
     systems: Annotated[tuple[System, ...], Field(min_length=1)]
     """Systems to compare."""
     ablations: tuple[Ablation, ...] = ()
-    """Ablations of the dual-image scorer by 002: `references` (figure 5a), `map_weights` and `image_weights`
-    (supplement, tables 1 and 2), `steps` (figure 6)."""
+    """Ablations of the dual-image scorer, as in 002. `references`: the number of reference images (figure 5a).
+    `map_weights` and `image_weights`: the lambdas (supplement, tables 1 and 2). `steps`: the adaptation steps (figure
+    6)."""
     ablation_encoder: EncoderName = "main"
-    """Name of the encoder for the ablations."""
+    """Name of the encoder in `encoders` that the ablations use."""
     prompts: PromptSettings = PromptSettings()
-    """Names and domains of categories. The style is each system's own."""
+    """Names and domain words of the categories. The style is ignored: each system defines its own."""
     auxiliary: ImagesSettings | None = None
-    """Labelled images that train learned systems without a checkpoint. None: for each category, the other categories
-    of `data`, so that no system is tested on its training images."""
+    """Labelled images with masks on which learned systems without a checkpoint are trained. None: train on the other
+    categories of `data`, so that no system is tested on its training images."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """Comparison with the masks."""
+    """Evaluation against labels and masks."""
     published: Literal["mvtec", "visa"] | None = None
-    """Benchmark whose published rows stand beside ours, labelled as the papers'."""
+    """Benchmark for which the report also shows the figures published in the papers. None: no published figures."""
 
     @model_validator(mode="after")
-    def _names_fit(self) -> CompareSettings:
+    def _check_names(self) -> CompareSettings:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} name one twice")
-        twice = [label for label, count in Counter(system.shown for system in self.systems).items() if count > 1]
+            raise ValueError(f"seeds {list(self.seeds)} contain a seed twice")
+        twice = [label for label, count in Counter(system.display_name for system in self.systems).items() if count > 1]
         if twice:
-            raise ValueError(f"systems: two are called {twice[0]!r}; give one of them a label")
+            raise ValueError(f"systems: two have the name {twice[0]!r}; give one of them a label")
         used = {system.encoder for system in self.systems} | ({self.ablation_encoder} if self.ablations else set())
         if unknown := sorted(used - self.encoders.keys()):
-            raise ValueError(f"no encoder {unknown[0]!r} in encoders, which has {', '.join(self.encoders)}")
+            raise ValueError(f"encoders has no {unknown[0]!r}; it has {', '.join(self.encoders)}")
         return self
 
-    def chosen(self, names: str) -> CompareSettings:
-        """These settings with some systems alone: `all`, or names or labels with commas between. Raises ConfigError."""
+    def select_systems(self, names: str) -> CompareSettings:
+        """Return these settings with only the named systems. Raises ConfigError.
+
+        `names` is `all`, or names or labels of systems, separated by commas.
+        """
         wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
         if wanted == ["all"]:
             return self
-        known = {name.lower() for system in self.systems for name in (system.system, system.shown)}
+        known = {name.lower() for system in self.systems for name in (system.system, system.display_name)}
         if not wanted or (unknown := [name for name in wanted if name not in known]):
-            one = f"{unknown[0]}: no such system" if wanted else "none given"
-            raise ConfigError(f"--methods {one}; the configuration has {', '.join(sorted(known))}, or all")
-        systems = tuple(s for s in self.systems if s.system in wanted or s.shown.lower() in wanted)
+            one = f"{unknown[0]}: no such system" if wanted else "is empty"
+            raise ConfigError(f"--methods {one}; expected all or some of {', '.join(sorted(known))}")
+        systems = tuple(s for s in self.systems if s.system in wanted or s.display_name.lower() in wanted)
         return self.model_copy(update={"systems": systems})
 
 
-def learned(settings: CompareSettings) -> tuple[LearnedSettings, ...]:
-    """The systems that the run itself has to train."""
+def systems_to_train(settings: CompareSettings) -> tuple[LearnedSettings, ...]:
+    """Return the learned systems without a checkpoint, which the run trains first."""
     return tuple(s for s in settings.systems if isinstance(s, LearnedSettings) and s.checkpoint is None)
 
 
 def ablation_systems(ablation: Ablation, encoder: str) -> tuple[tuple[str, DualImage], ...]:
-    """The rows of one ablation, each with how its table calls it."""
+    """Return the rows of an ablation as pairs of a label and the settings."""
     full = DualImage(encoder=encoder, adaptation=True)
     if ablation == "references":
         return tuple(
-            (f"{count}", full.model_copy(update={"references": ReferenceSettings(count=count)})) for count in REFERENCES
+            (f"{count}", full.model_copy(update={"references": ReferenceSettings(count=count)}))
+            for count in REFERENCE_COUNTS
         )
     if ablation == "map_weights":
         return tuple(
@@ -107,15 +117,15 @@ def ablation_systems(ablation: Ablation, encoder: str) -> tuple[tuple[str, DualI
         )
     return tuple(
         (f"{steps}", full.model_copy(update={"adapt": full.adapt.model_copy(update={"steps": steps})}))
-        for steps in STEPS
+        for steps in ADAPTATION_STEPS
     )
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> CompareSettings:
-    """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
+    """Read a YAML configuration; `overrides` replaces values of the file by dotted key. Raises ConfigError."""
     return load_settings(CompareSettings, path, overrides)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> CompareSettings:
-    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    """Validate settings given as a mapping; `source` names them in errors. Raises ConfigError."""
     return parse_settings(CompareSettings, values, source=source)

@@ -1,9 +1,9 @@
-"""Where public sets keep their images, labels and masks: AnomalyCLIP's evaluation (001, tables 1 and 2) as data.
+"""Layouts of public image sets: the folders of their images, labels and masks.
 
-A new set is one more entry of `LAYOUTS`. Each set has the layout its publisher ships and, where they differ, the one
-that the preparation scripts of 001's public code expect; the first that fits a folder is taken.
-`zsad.data.public_sets` reads.
-Categories are called as in those scripts, since their names go into prompts.
+The sets are those of AnomalyCLIP's evaluation (001, tables 1 and 2). To add a set, add an entry to `LAYOUTS`. An entry
+has the layout that the publisher ships. If the preparation scripts of 001's public code expect another layout, it
+follows. The first layout that fits a folder is used. Categories have the names of those scripts, because the names
+occur in prompts. `zsad.data.public_sets` reads the sets.
 """
 
 from __future__ import annotations
@@ -11,119 +11,129 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DeclaredName = Literal[
+PublicSetName = Literal[
     "mpdd", "btad", "dtd_synthetic", "ksdd", "dagm",
     "isic", "colondb", "clinicdb", "kvasir", "endo", "tn3k",
     "headct", "brainmri", "br35h", "covid19",
 ]  # fmt: skip
-"""Sets that `data.layout` knows by name."""
+"""Names of the public sets, as values of the setting `data.layout`."""
 
 MVTEC: Literal["mvtec"] = "mvtec"
-"""In the place of a declaration: the layout of MVTec AD."""
-MVTEC_SHOWN = "CATEGORY/test/good/x.png, test/DEFECT/x.png, ground_truth/DEFECT/x_mask.png"
-OWN = "OWN"
-"""As a folder of masks: the image's own."""
+"""Layout of MVTec AD, used instead of a `Layout`."""
+MVTEC_DESCRIPTION = "CATEGORY/test/good/x.png, test/DEFECT/x.png, ground_truth/DEFECT/x_mask.png"
+NEXT_TO_IMAGE = "NEXT_TO_IMAGE"
+"""Value of `Layout.masks` for masks in the same folder as their images."""
 
 
 @dataclass(frozen=True)
 class LabelList:
-    """A text file with a row an image, columns set apart by commas or blanks."""
+    """Text file with one row per image. Columns are separated by commas or blanks and numbered from 0."""
 
     file: str
     image_column: int
-    """From 0: the image's number or file name."""
+    """Column of the image's number or file name."""
     anomalous_column: int
-    """From 0: 0 or 1. Rows with anything else in it are headings."""
+    """Column of the label: 0 is normal, 1 is anomalous. Rows with any other value are headings and are skipped."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A set's folders and names. Paths and patterns are relative to `test` (or `train`) in the category's folder.
+    """Folders and file names of a set.
 
-    Every visible file with an image's ending, in any case of letters, that a pattern finds is an image.
+    Paths and patterns are relative to the folder `test` (or `train`) in the category's folder. Images are the visible
+    files that match a pattern and have an image suffix, in upper or lower case.
     """
 
-    shown: str
-    """The layout in one line, for people."""
+    description: str
+    """Description of the layout in one line, for error messages."""
     defect: str
-    """What an anomalous image shows, in one word."""
+    """Kind of defect in the anomalous images, in one word."""
     category: str = ""
-    """Name of the set's only category. Empty: each folder that `categories` finds is one, by its own name."""
+    """Name of the set's only category. Empty: each folder that matches `categories` is a category of that name."""
     categories: str = ""
-    within: tuple[str, ...] = (".",)
-    """Where below the root the set may begin: archives bring a folder or two of their own."""
+    """Pattern of the categories' folders. Empty: the set has one category."""
+    base_folders: tuple[str, ...] = (".",)
+    """Folders, relative to the root, in which the set may begin. Archives often add a folder or two."""
     test: str = "."
+    """Folder of the test images in the category's folder."""
     train: str | None = None
-    """None: the set has no training images; all its images are test images."""
+    """Folder of the training images in the category's folder. None: the set has only test images."""
     normal: tuple[str, ...] = ()
+    """Patterns of normal images."""
     anomalous: tuple[str, ...] = ()
+    """Patterns of anomalous images."""
     mixed: tuple[str, ...] = ()
-    """Images of both kinds in one folder; `labels_from` tells them apart."""
+    """Patterns of images in folders with both kinds. `labels_from` says how they are distinguished."""
     labels_from: Literal["mask", "mask_pixels", "list"] = "mask"
-    """Anomalous is an image that has a mask; whose mask is not black; that the list says is."""
+    """Source of the labels of `mixed`. `mask`: an image with a mask is anomalous. `mask_pixels`: an image is anomalous
+    if its mask is not black. `list`: the label is in the file `labels`."""
     labels: LabelList | None = None
-    """With `labels_from` mask it only says which masks there must be, and may be missing."""
+    """List of labels. With `labels_from` mask it is optional and only says which images must have a mask."""
     masks: str | None = None
-    """Folder of the masks, or `OWN`. None: the set has none, labels are for whole images alone."""
+    """Folder of the masks, or `NEXT_TO_IMAGE`. None: the set has labels but no masks."""
     mask_suffix: str = ""
-    """What follows the image's stem in its mask's."""
+    """Text between the image's stem and the suffix in a mask's file name."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
+        """Patterns of all images."""
         return self.normal + self.anomalous + self.mixed
 
 
-def _polyps(*within: str) -> Layout:
-    """Images and masks of the same names in two folders; every image shows a polyp."""
+def _polyp_layout(*base_folders: str) -> Layout:
+    """Return the layout of a set in which every image shows a polyp. Images and masks have the same names."""
     return Layout(
-        shown="images/x.png with masks/x.png",
+        description="images/x.png with masks/x.png",
         defect="polyp",
         category="colon",
-        within=(".", *within),
+        base_folders=(".", *base_folders),
         anomalous=("images/*",),
         masks="masks",
     )
 
 
-def _yes_no(*within: str) -> Layout:
-    """Brain MRI: a tumour or none, by folder. `pred` and `Br35H-Mask-RCNN` of Br35H's archive have no such label."""
+def _brain_layout(*base_folders: str) -> Layout:
+    """Return the layout of a set of brain MRI with folders for images with and without a tumour.
+
+    The folders `pred` and `Br35H-Mask-RCNN` of Br35H's archive have no labels and are not read.
+    """
     return Layout(
-        shown="no/x.jpg (normal) and yes/x.jpg (tumour)",
+        description="no/x.jpg (normal) and yes/x.jpg (tumour)",
         defect="tumour",
         category="brain",
-        within=(".", *within),
+        base_folders=(".", *base_folders),
         normal=("no/*",),
         anomalous=("yes/*",),
     )
 
 
-LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
+LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
     "mpdd": (MVTEC,),
-    # normal images in test/ok, defects in test/ko, masks of the same stems, .png or .bmp: all known to layout mvtec
+    # normal images in test/ok, defects in test/ko, masks with the images' stems in .png or .bmp: mvtec reads all this
     "btad": (MVTEC,),
     "dtd_synthetic": (MVTEC,),
-    # 50 commutators of 8 pictures, no split of images but three folds of commutators: all are test images
+    # 8 pictures each of 50 commutators; the publisher splits commutators into folds, so all images are test images
     "ksdd": (
         Layout(
-            shown="kos01/Part0.jpg with kos01/Part0_label.bmp, black where normal",
+            description="kos01/Part0.jpg with kos01/Part0_label.bmp, black where normal",
             defect="crack",
             category="electrical commutators",
-            within=(".", "KolektorSDD"),
+            base_folders=(".", "KolektorSDD"),
             mixed=("kos*/*",),
             labels_from="mask_pixels",
-            masks=OWN,
+            masks=NEXT_TO_IMAGE,
             mask_suffix="_label",
         ),
-        MVTEC,  # as the public code of 001 has it
+        MVTEC,  # as in the public code of 001
     ),
-    # Label/ has a mask for each defect and Labels.txt: number, 0 or 1, image, a number, mask. The columns are known
-    # from programs that read them and not from the publisher, hence only used to miss masks
+    # Label/ has a mask for each defect, and Labels.txt with the columns: number, 0 or 1, image, a number, mask.
+    # The columns are known only from other programs, so the list is only used to find missing masks
     "dagm": (
         Layout(
-            shown="Class1/Test/0001.PNG, with Class1/Test/Label/0001_label.PNG where defective; normal ones in Train",
+            description="Class1/Test/0001.PNG, with Class1/Test/Label/0001_label.PNG if defective; normal: Train",
             defect="defect",
             categories="Class*",
-            within=(".", "DAGM_KaggleUpload"),
+            base_folders=(".", "DAGM_KaggleUpload"),
             test="Test",
             train="Train",
             mixed=("*",),
@@ -133,79 +143,79 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
             mask_suffix="_label",
         ),
     ),
-    # ISIC 2016, part 1, test data (379 images): two archives side by side
+    # ISIC 2016, part 1, test data (379 images): two archives, unpacked into one folder
     "isic": (
         Layout(
-            shown="ISBI2016_ISIC_Part1_Test_Data/x.jpg with ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
+            description="ISBI2016_ISIC_Part1_Test_Data/x.jpg, ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
             defect="lesion",
             category="skin",
             anomalous=("ISBI2016_ISIC_Part1_Test_Data/*",),
             masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
             mask_suffix="_Segmentation",
         ),
-        Layout(  # as the public code of 001 has it
-            shown="skin/test/FOLDER/x.jpg with skin/ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
+        Layout(  # as in the public code of 001
+            description="skin/test/FOLDER/x.jpg with skin/ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
             defect="lesion",
             category="skin",
-            within=("skin", "."),
+            base_folders=("skin", "."),
             anomalous=("test/*/*",),
             masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
             mask_suffix="_Segmentation",
         ),
     ),
-    # from the collection of polyp sets (figshare 21221579), PNG throughout
-    "colondb": (_polyps("CVC-ColonDB"),),
+    # from the collection of polyp sets (figshare 21221579); all files are PNG
+    "colondb": (_polyp_layout("CVC-ColonDB"),),
     "clinicdb": (
-        _polyps("CVC-ClinicDB"),
-        Layout(  # the publisher's own archive: TIFF, and copies as PNG, which are taken where there are both
-            shown="Original/1.tif with Ground Truth/1.tif, in PNG/ or TIF/ if there",
+        _polyp_layout("CVC-ClinicDB"),
+        Layout(  # the publisher's archive: TIFF with copies in PNG; if both exist, PNG is read
+            description="Original/1.tif with Ground Truth/1.tif, in PNG/ or TIF/ if there",
             defect="polyp",
             category="colon",
-            within=("PNG", "TIF", ".", "CVC-ClinicDB/PNG", "CVC-ClinicDB/TIF", "CVC-ClinicDB"),
+            base_folders=("PNG", "TIF", ".", "CVC-ClinicDB/PNG", "CVC-ClinicDB/TIF", "CVC-ClinicDB"),
             anomalous=("Original/*",),
             masks="Ground Truth",
         ),
     ),
-    # 001 tests the 100 images of the polyp collection; Kvasir-SEG itself has 1,000, images and masks in JPEG
-    "kvasir": (_polyps("Kvasir", "Kvasir-SEG"),),
-    # EndoTect 2020's test set of segmentation, in JPEG
-    "endo": (_polyps("EndoTect_2020_Segmentation_Test_Dataset"),),
-    # test-mask/ is JPEG too; trainval-image/ has no normal images either and is not read
+    # 001 tests the 100 images of the polyp collection; Kvasir-SEG itself has 1,000, with images and masks in JPEG
+    "kvasir": (_polyp_layout("Kvasir", "Kvasir-SEG"),),
+    # the test set for segmentation of EndoTect 2020, in JPEG
+    "endo": (_polyp_layout("EndoTect_2020_Segmentation_Test_Dataset"),),
+    # test-mask/ is also JPEG; trainval-image/ has no normal images either and is not read
     "tn3k": (
         Layout(
-            shown="test-image/0000.jpg with test-mask/0000.jpg",
+            description="test-image/0000.jpg with test-mask/0000.jpg",
             defect="nodule",
             category="thyroid",
-            within=(".", "tn3k", "Thyroid Dataset/tn3k"),
+            base_folders=(".", "tn3k", "Thyroid Dataset/tn3k"),
             anomalous=("test-image/*",),
             masks="test-mask",
         ),
     ),
     "headct": (
         Layout(
-            shown="head_ct/head_ct/000.png with labels.csv (id, hemorrhage)",
+            description="head_ct/head_ct/000.png with labels.csv (id, hemorrhage)",
             defect="haemorrhage",
             category="brain",
-            within=(".", "head_ct"),
+            base_folders=(".", "head_ct"),
             mixed=("head_ct/head_ct/*", "head_ct/*"),
             labels_from="list",
             labels=LabelList("labels.csv", image_column=0, anomalous_column=1),
         ),
-        MVTEC,  # as the public code of 001 has it: brain/test/good and others
+        MVTEC,  # as in the public code of 001: brain/test/good and others
     ),
-    # the archive holds everything twice, once in brain_tumor_dataset/: only one of them is read
-    "brainmri": (_yes_no("brain_tumor_dataset"),),
-    "br35h": (_yes_no(),),
-    # COVID-19 against normal; the set's lung opacities and viral pneumonias are left out, and its masks show lungs.
-    # Releases differ: COVID/images and Normal/images now (3,616 + 10,192), COVID-19 and NORMAL without images/ at first
-    # (219 + 1,341). 001 must have had the first, without pneumonias: an AP of 8.5 % (table 2) is below what even the
-    # worst ranking has with a fourth of all images anomalous
+    # the archive holds everything twice, once in brain_tumor_dataset/; only one copy is read
+    "brainmri": (_brain_layout("brain_tumor_dataset"),),
+    "br35h": (_brain_layout(),),
+    # COVID-19 against normal. Lung opacities and viral pneumonias are left out, and the set's masks show lungs.
+    # Releases differ. The newest has COVID/images and Normal/images (3,616 + 10,192 images). The first had COVID-19 and
+    # NORMAL without images/ (219 + 1,341). 001 must have used the first, without pneumonias: it reports an AP of 8.5 %
+    # (table 2). If a fourth of the images were anomalous, even the worst ranking would have a higher AP
     "covid19": (
         Layout(
-            shown="Normal/images/x.png and COVID/images/x.png, or NORMAL/x.png and COVID/x.png or COVID-19/x.png",
+            description="Normal/images/x.png and COVID/images/x.png, or NORMAL/x.png and COVID/x.png or COVID-19/x.png",
             defect="covid",
             category="chest",
-            within=(".", "COVID-19_Radiography_Dataset", "COVID-19 Radiography Database"),
+            base_folders=(".", "COVID-19_Radiography_Dataset", "COVID-19 Radiography Database"),
             normal=("Normal/images/*", "NORMAL/*"),
             anomalous=("COVID/images/*", "COVID/*", "COVID-19/*"),
         ),
@@ -213,6 +223,6 @@ LAYOUTS: dict[DeclaredName, tuple[Layout | Literal["mvtec"], ...]] = {
 }
 
 
-def expected(name: DeclaredName) -> str:
-    """The layouts that a set may have, in one line."""
-    return "; or ".join(MVTEC_SHOWN if layout == MVTEC else layout.shown for layout in LAYOUTS[name])
+def describe_layouts(name: PublicSetName) -> str:
+    """Return a description of all layouts of a set, in one line."""
+    return "; or ".join(MVTEC_DESCRIPTION if layout == MVTEC else layout.description for layout in LAYOUTS[name])

@@ -1,6 +1,6 @@
-"""Settings of the flow `zsad`: frozen, typed, units in the names. The defaults are the paper's (002).
+"""Settings of `adflows zsad run`: frozen, typed, with units in the names. The defaults are those of paper 002.
 
-Presets are values, not classes: `encoder.preset` fills what the file leaves out.
+A preset is a set of values, not a class: `encoder.preset` supplies the encoder settings that a file leaves out.
 """
 
 from __future__ import annotations
@@ -13,87 +13,101 @@ from pydantic import Field, model_validator
 
 from medad.base.private import DataRoot, ModelFile, ModelName
 from medad.base.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
-from zsad.config.layouts import DeclaredName
+from zsad.config.layouts import PublicSetName
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 Variant = Literal["text", "text_tta", "visual", "joint", "joint_tta"]
-"""Which evidence a score uses (rows of table 3): the text's alone, with adaptation, the reference image's alone, both,
-both with adaptation (the method)."""
+"""Evidence that a score uses, one row each in table 3 of 002.
+
+`text`: the prompts. `text_tta`: the prompts with test-time adaptation. `visual`: the reference images.
+`joint`: prompts and reference images. `joint_tta`: both, with adaptation; this is the published method.
+"""
 
 WITH_REFERENCES: frozenset[Variant] = frozenset({"visual", "joint", "joint_tta"})
 WITH_ADAPTATION: frozenset[Variant] = frozenset({"text_tta", "joint_tta"})
-ALONE: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
-"""Variants that take the place of `WITH_REFERENCES` where there is no other image to compare with."""
-ALONE_NOTE = "There was no second image to compare with, so the prompts alone were used (variant {variant})."
+WITHOUT_REFERENCES: dict[Variant, Variant] = {"visual": "text", "joint": "text", "joint_tta": "text_tta"}
+"""Variant that replaces each of `WITH_REFERENCES` if a category has only one image."""
+NO_REFERENCE_NOTE = "There was no second image to compare with, so only the prompts were used (variant {variant})."
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # AnoVL and 002: every block, no feed-forward, the class token as CLIP makes it
+    # AnoVL and 002: every block, no feed-forward, the class token as in CLIP
     "anovl": {"vv_blocks": "all", "vv_feed_forward": False, "class_ln_post": True, "size_px": None},
-    # AnomalyCLIP: the last 19 of 24 blocks at 518 px, class token by the projection without ln_post
+    # AnomalyCLIP: the last 19 of 24 blocks at 518 px, the class token projected without ln_post
     "anomalyclip": {"vv_blocks": 19, "vv_feed_forward": False, "class_ln_post": False, "size_px": 518},
 }
 
 
 class ImagesSettings(Settings):
-    """The images: their folder and the layout of their files.
+    """Image set: its folder and the layout of its files.
 
-    `mvtec`: CATEGORY/test/DEFECT/x.png with CATEGORY/ground_truth/DEFECT/x_mask.png, `good` = normal.
-    `visa`: CATEGORY/Data/Images/{Normal,Anomaly}, CATEGORY/Data/Masks/Anomaly, split by split_csv if there.
-    `folder`: one category; sub-folders as labels (`good` = normal) with masks of the same stems, or just images.
-    The other names are public sets as their publishers ship them, see `zsad.config.layouts`; `auto` does not look
-    for them.
+    - `mvtec`: CATEGORY/test/DEFECT/x.png with masks CATEGORY/ground_truth/DEFECT/x_mask.png. `good` is the normal
+      label.
+    - `visa`: CATEGORY/Data/Images/{Normal,Anomaly} with masks in CATEGORY/Data/Masks/Anomaly. A file in split_csv, if
+      present, selects the test images.
+    - `folder`: one category. Its sub-folders are labels (`good` is normal) with masks of the same stems, or it holds
+      images without labels.
+    - `auto`: `mvtec`, `visa` or `folder`, detected from the folders.
+    - Any other name: a public set as its publisher ships it. `auto` does not detect these.
     """
 
     root: DataRoot
-    """Folder of the images; `samples:NAME` is a folder of the sample data."""
-    layout: Literal["auto", "mvtec", "visa", "folder", DeclaredName] = "auto"
-    """Layout of the files, see above."""
+    """Folder of the images. `samples:NAME` is a folder of the sample data."""
+    layout: Literal["auto", "mvtec", "visa", "folder", PublicSetName] = "auto"
+    """Layout of the files, see the list above."""
     categories: tuple[str, ...] | None = None
     """Categories to use. None: all."""
     category: str | None = None
-    """Object that a set of one category shows, in words for the prompts. None: the folder's name, or the declared
-    one."""
+    """Name of the object in a set with one category, used in the prompts. None: the folder's name, or the name that
+    the layout of a public set defines."""
     masks: DataRoot | None = None
-    """Folder of masks, relative to root, layout `folder` alone. None: `ground_truth` or `masks` where there is one."""
+    """Folder of the masks, relative to `root`, for layout `folder` only. None: `ground_truth` or `masks`, if one of
+    them exists."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
-    """Split of VisA, by split_csv/NAME.csv. Zero-shot methods are measured on 1cls."""
+    """Train/test split of VisA, read from split_csv/NAME.csv. Published zero-shot figures use `1cls`."""
     pseudonyms: bool = False
-    """Digests as image ids instead of file names."""
+    """Use of pseudonyms (digests) instead of file names as image ids."""
 
 
 class EncoderSettings(Settings):
-    """An open_clip ViT and its second path of V-V attention (eq. 4)."""
+    """Image and text encoder: a vision transformer of open_clip with a second attention path.
+
+    The second path uses V-V attention (eq. 4 of 002): the values also serve as queries and keys.
+    """
 
     preset: Literal["anovl", "anomalyclip"] = "anovl"
-    """Values that the file leaves out. `anovl`: AnoVL's and 002's. `anomalyclip`: AnomalyCLIP's, at 518 px."""
+    """Defaults for the encoder settings that the file leaves out. `anovl`: as in AnoVL and 002. `anomalyclip`: as in
+    AnomalyCLIP, at 518 px."""
     model: ModelName = "ViT-B-16-plus-240"
-    """Model of open_clip; `embedded`, our own small one; or `local-dir:FOLDER` with open_clip_config.json."""
+    """Model: a name of open_clip, `embedded` (the small model of this package), or `local-dir:FOLDER`. The folder must
+    hold open_clip_config.json."""
     weights: ModelFile | None = None
-    """File of weights (open_clip, OpenAI or safetensors)."""
+    """File with the weights (open_clip, OpenAI or safetensors). Set exactly one of `weights`, `tag` and `seed`, unless
+    the model brings its own weights."""
     tag: str | None = None
-    """Pretrained tag of open_clip, used without `weights`. It downloads what the local hub cache lacks."""
+    """Pretrained tag of open_clip. The weights are downloaded if the local hub cache does not hold them."""
     seed: Annotated[int, Field(ge=0)] | None = None
-    """Seed of random weights, for tests and benchmarks alone. Every output says so."""
+    """Seed of random weights, for tests and benchmarks only. Every output states that the weights are random."""
     vv_blocks: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
-    """Blocks with V-V attention: all, the last n, or by number from 0 (rising)."""
+    """Blocks with V-V attention: `all`, an integer n for the last n, or a rising list of block numbers from 0."""
     vv_feed_forward: bool = False
-    """Feed-forward of the blocks on the V-V path."""
+    """Use of the blocks' feed-forward layers on the V-V path. The papers leave them out."""
     vv_temperature: Positive = 1.0
-    """Divisor of the logits of V-V attention, beside the square root of the head's width."""
+    """Temperature of V-V attention: its logits are divided by this and by the square root of the head's width."""
     vv_attention: Literal["vv", "qq", "kk"] = "vv"
-    """Queries and keys in those blocks (001, DPAM): values, queries or keys."""
+    """Vectors that serve as both queries and keys on the second path (DPAM in 001). `vv`: the values. `qq`: the
+    queries. `kk`: the keys."""
     class_ln_post: bool = True
-    """Normalisation of the class token by ln_post before the projection."""
+    """Normalisation of the class token by the last LayerNorm (ln_post) before the projection, as in CLIP."""
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = None
-    """Side of the square that the encoder sees. None: the model's own."""
+    """Side of the square input image. None: the model's own size."""
     max_crops: Annotated[int, Field(ge=2)] = 64
-    """Largest number of square crops of an image. Longer images are refused."""
+    """Largest number of square crops per image. An image that needs more is refused."""
     min_side_px: Annotated[int, Field(ge=1)] = 8
-    """Smallest side of an image. Smaller images are refused."""
+    """Smallest side of an image. A smaller image is refused."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Crops encoded at a time."""
+    """Number of crops encoded at once. It affects memory and speed, not the results."""
 
     @model_validator(mode="before")
     @classmethod
@@ -109,147 +123,162 @@ class EncoderSettings(Settings):
         if own and given:
             raise ValueError(f"model {self.model} brings its own weights; leave out {given[0]}")
         if not own and len(given) != 1:
-            raise ValueError(
-                "give the weights by exactly one of weights (a local file), tag (may download) or seed (random)"
-            )
+            raise ValueError("set exactly one of weights (a local file), tag (may download) and seed (random weights)")
         return self
 
 
 PromptStyle = Literal["supplement", "winclip", "clip"]
-"""`supplement`: 002's; `winclip`: WinCLIP's compositional ensemble; `clip`: one plain prompt a side."""
+"""`supplement`: the prompts of 002's supplement. `winclip`: WinCLIP's compositional ensemble. `clip`: one normal and
+one anomalous prompt."""
 
 
 class PromptSettings(Settings):
-    """The ensemble of the supplement: 22 templates x 7 states x domains on either side; or another system's."""
+    """Prompts that describe normal and anomalous images of a category.
+
+    The default is the ensemble of 002's supplement: 22 templates x 7 states x 2 or 3 domain words, for normal and for
+    anomalous.
+    """
 
     style: PromptStyle = "supplement"
-    """Lists of prompts. `supplement`: 002's. `winclip`: WinCLIP's ensemble. `clip`: one plain prompt per side."""
+    """Set of prompts. `supplement`: that of 002's supplement. `winclip`: WinCLIP's ensemble. `clip`: one normal and one
+    anomalous prompt."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Domain words, style `supplement` alone. None: the supplement's, by category."""
+    """Domain words for all categories, for style `supplement` only. None: the supplement's words for each category."""
     surface_categories: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")
-    """Categories with the domain words industrial, textural, surface. Others have industrial, manufacturing."""
+    """Categories with the domain words industrial, textural and surface. All others have industrial and
+    manufacturing."""
     names: dict[str, str] = Field(default_factory=dict)
-    """Words for categories, as `{magnetic_tile: magnetic tile}`. Other names lose their underscores."""
+    """Words for categories in the prompts, for example `{pcb1: circuit board}`. In other names underscores become
+    spaces."""
 
 
 class ReferenceSettings(Settings):
-    """The other images that a query is compared with (eq. 5, figure 5a)."""
+    """Reference images: other images of the category with which an image is compared (002, eq. 5 and figure 5a)."""
 
     count: Annotated[int, Field(ge=0, le=64)] = 1
-    """Number of reference images per query."""
+    """Number of reference images for each image, chosen at random by the seed. 0: score variants of the prompts
+    only."""
     aggregate: Literal["min", "mean", "median"] = "min"
-    """Aggregate of each patch's distances over references."""
+    """Statistic that joins a patch's distances to several reference images into one distance."""
 
 
 class ScoreSettings(Settings):
-    """Eq. 1-6, 12 and 13."""
+    """Scores and maps of the dual-image scorer (002, eq. 1-6, 12 and 13).
+
+    A_L is the anomaly map of the prompts, A_T the same after test-time adaptation, and A_V the map of distances to the
+    reference images.
+    """
 
     tau: Positive = 1.0
-    """Temperature of eq. 1-3: AnoVL 1, WinCLIP 0.07, CLIP 0.01."""
+    """Temperature of the softmax over normal and anomalous prompts (eq. 1-3). AnoVL uses 1, WinCLIP 0.07, CLIP 0.01."""
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)] = ("joint_tta",)
-    """Variants to score: evidence of the prompts alone, with adaptation, of the reference image, or of both. The
-    last one's maps are shown."""
+    """Variants to score, by the evidence used. `text`: prompts. `visual`: reference images. `joint`: both.
+    `text_tta` and `joint_tta`: the same with test-time adaptation. The report shows the maps of the last one."""
     lambda_1: NotNegative = 1.0
     """Weight of A_V in the map (eq. 12)."""
     lambda_2: NotNegative = 1.5
     """Weight of A_T in the map (eq. 12)."""
     lambda_3: NotNegative = 1.0
-    """Weight of the class token's score (eq. 13)."""
+    """Weight of the class token's score in the image's score (eq. 13)."""
     lambda_4: NotNegative = 1.0
-    """Weight of max A_V in the image's score (eq. 13)."""
+    """Weight of the maximum of A_V in the image's score (eq. 13)."""
     lambda_5: NotNegative = 1.0
-    """Weight of max A_T in the image's score (eq. 13)."""
+    """Weight of the maximum of A_T in the image's score (eq. 13). Without adaptation: of A_L."""
     lambda_text: NotNegative = 1.0
-    """Weight of A_L in the map without adaptation (eq. 6: 1)."""
+    """Weight of A_L in the map of variant `joint`. Eq. 6 has 1."""
     references: ReferenceSettings = ReferenceSettings()
     """Reference images."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Images scored, and adapted, at a time."""
+    """Number of images scored or adapted at once. It affects memory and speed, not the results."""
 
     @model_validator(mode="after")
     def _variants_can_be_scored(self) -> ScoreSettings:
         if len(set(self.variants)) != len(self.variants):
-            raise ValueError(f"variants {list(self.variants)} name one twice")
+            raise ValueError(f"variants {list(self.variants)} contain a variant twice")
         if self.references.count == 0 and (bad := [v for v in self.variants if v in WITH_REFERENCES]):
-            raise ValueError(f"references.count 0 leaves nothing for {bad[0]}; score text or text_tta")
+            raise ValueError(f"references.count is 0, but {bad[0]} needs a reference image; use text or text_tta")
         return self
 
-    def alone(self) -> ScoreSettings:
-        """Return the settings for an image without another one: each variant keeps only what the text says."""
-        left = tuple(dict.fromkeys(ALONE.get(variant, variant) for variant in self.variants))
+    def without_references(self) -> ScoreSettings:
+        """Return the settings for a category with a single image: each variant uses only the prompts."""
+        left = tuple(dict.fromkeys(WITHOUT_REFERENCES.get(variant, variant) for variant in self.variants))
         return self.model_copy(update={"variants": left})
 
 
 class AdaptSettings(Settings):
-    """Test-time adaptation, eq. 7-11, from scratch for each image."""
+    """Test-time adaptation (002, eq. 7-11): a small adapter, trained from scratch on each image before it is scored.
+
+    It learns to find a pseudo anomaly: a texture that is painted over a part of the image.
+    """
 
     learning_rate: Positive = 1e-3
-    """Learning rate of AdamW."""
+    """Learning rate of the optimiser AdamW."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Steps of adaptation."""
+    """Number of optimiser steps for each image."""
     beta: NotNegative = 0.5
     """Weight of the similarity loss (eq. 11)."""
     weight_decay: NotNegative = 0.01
-    """Weight decay of AdamW, towards zero."""
+    """Weight decay of AdamW."""
     textures: DataRoot | None = None
-    """Folder of texture images (such as DTD). None: textures are generated."""
+    """Folder of texture images for the pseudo anomalies, such as DTD. None: textures are generated."""
     opacity: tuple[Fraction, Fraction] = (0.2, 1.0)
-    """Range of the texture's opacity: DRAEM's 1 - beta, with beta ~ U(0, 0.8)."""
+    """Range of the texture's opacity, drawn uniformly. The default is that of DRAEM (1 - beta, beta from 0 to 0.8)."""
     min_mask_patches: Annotated[int, Field(ge=1)] = 1
-    """Smallest number of patches that a mask touches. A smaller mask is replaced."""
+    """Smallest number of patches that a pseudo anomaly must touch. A smaller one is drawn again."""
 
 
 class EvaluationSettings(Settings):
-    """Comparison of maps with masks."""
+    """Evaluation of scores and maps against labels and masks."""
 
     size_px: Annotated[int, Field(ge=16, le=4096)] | None = None
-    """Shorter side of map and mask. None: the encoder's."""
+    """Shorter side to which maps and masks are resized before they are compared. None: the encoder's input size."""
     smoothing_sigma_px: NotNegative = 0.0
-    """Standard deviation of a Gaussian over the upsampled map."""
+    """Standard deviation of a Gaussian filter on the upsampled map. 0: no filter."""
     max_fpr: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """False positive rate at which PRO's integral ends."""
+    """False positive rate up to which the per-region overlap (PRO) curve is integrated for AUPRO."""
     pro_200: bool = True
-    """AUPRO over 200 linear thresholds, as in the literature, beside the exact one."""
+    """Computation of AUPRO over 200 linear thresholds, as in the literature, in addition to the exact AUPRO."""
     threshold_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Quantile of a category's unlabelled image scores that is the deployable threshold."""
+    """Quantile of a category's image scores that serves as the decision threshold. It needs no labels."""
     threshold: float | None = None
-    """Threshold on the image's score, in place of the quantile."""
+    """Decision threshold on the image's score. None: computed from `threshold_quantile`."""
 
 
 class ZsadSettings(MachineSettings):
-    """Everything one run of the flow depends on."""
+    """Settings of one run of `adflows zsad run`."""
 
     name: RunName
-    """Name of the run and its folder."""
+    """Name of the run and of its folder."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4, 5)
-    """Seeds of reference images and pseudo anomalies. Figures are mean and standard deviation over them."""
+    """Seeds that choose reference images and pseudo anomalies. Reports show the mean and standard deviation over the
+    seeds."""
     data: ImagesSettings
-    """Images."""
+    """Images to score."""
     encoder: EncoderSettings
-    """Encoder."""
+    """Encoder of images and prompts."""
     prompts: PromptSettings = PromptSettings()
-    """Prompts."""
+    """Prompts for normal and anomalous."""
     score: ScoreSettings = ScoreSettings()
-    """Scores."""
+    """Computation of scores and maps."""
     adapt: AdaptSettings = AdaptSettings()
     """Test-time adaptation."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """Comparison with the masks."""
+    """Evaluation against labels and masks."""
     published: Literal["mvtec", "visa"] | None = None
-    """Benchmark whose published row stands beside ours, labelled as the paper's."""
+    """Benchmark for which the report also shows the figures published in the paper. None: no published figures."""
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> ZsadSettings:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} name one twice")
+            raise ValueError(f"seeds {list(self.seeds)} contain a seed twice")
         return self
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> ZsadSettings:
-    """Read a YAML configuration, with values by dotted key put over the file's. Raises ConfigError."""
+    """Read a YAML configuration; `overrides` replaces values of the file by dotted key. Raises ConfigError."""
     return load_settings(ZsadSettings, path, overrides)
 
 
 def parse(values: Mapping[str, Any], *, source: str) -> ZsadSettings:
-    """Validate settings already read; `source` names them in the error. Raises ConfigError."""
+    """Validate settings given as a mapping; `source` names them in errors. Raises ConfigError."""
     return parse_settings(ZsadSettings, values, source=source)

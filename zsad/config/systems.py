@@ -1,7 +1,9 @@
-"""The systems of the papers as settings: one class each, whose defaults are the published setting (its preset).
+"""Settings of the systems that need no training, and the union `System` of all systems.
 
-Nothing here computes or loads torch. `System` is what stands in a configuration's list `systems`; what a system needs
-(encoder outputs, prompts, reference images, training) is told by its properties, so that the flow can prepare it.
+Each system has one class, and its defaults are the published values. `System` is the type of an entry of the list
+`systems` in a configuration. The properties of a class say what the flow must prepare: encoder outputs, prompts,
+reference images, training. The base class is in `zsad.config.system_base`. Systems with additional weights are in
+`zsad.config.learned`. Nothing here computes anything or loads torch.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from pydantic import Field, model_validator
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.learned import AnomalyClip, AprilGan, SegmentationModels
 from zsad.config.run import AdaptSettings, NotNegative, Positive, PromptStyle, ReferenceSettings, ScoreSettings
-from zsad.config.system_settings import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
+from zsad.config.system_base import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
 
 
 class _PlainClip(SystemSettings):
-    """The class token for the image, the original path's patches for the map."""
+    """Score from the class token, map from the patches of CLIP's original attention path."""
 
     tau: Positive = 0.01
-    """Temperature of the softmax over normal and anomalous."""
+    """Temperature of the softmax over normal and anomalous prompts."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -28,11 +30,11 @@ class _PlainClip(SystemSettings):
 
 
 class Clip(_PlainClip):
-    """CLIP with one plain prompt a side."""
+    """CLIP with one normal and one anomalous prompt."""
 
     title: ClassVar[str] = "CLIP"
     source: ClassVar[str] = "Radford et al., CLIP; as a baseline in 001 and 002"
-    published: ClassVar[str] = "ViT-B-16-plus-240 (002) or ViT-L-14-336 (001), one plain prompt a side"
+    published: ClassVar[str] = "ViT-B-16-plus-240 (002) or ViT-L-14-336 (001), one normal and one anomalous prompt"
     system: Literal["clip"] = "clip"
     """Name of the system."""
 
@@ -42,7 +44,7 @@ class Clip(_PlainClip):
 
 
 class ClipAc(_PlainClip):
-    """CLIP with the anomaly prompt ensemble of WinCLIP."""
+    """CLIP with WinCLIP's ensemble of prompts."""
 
     title: ClassVar[str] = "CLIP-AC"
     source: ClassVar[str] = "Jeong et al., WinCLIP; as a baseline in 001"
@@ -56,7 +58,10 @@ class ClipAc(_PlainClip):
 
 
 class WinClip(SystemSettings):
-    """WinCLIP: windows of patches encoded for themselves, harmonic means; with `shots`, a memory of normal images."""
+    """WinCLIP: each window of patches is encoded separately, and the scores of windows are joined by harmonic means.
+
+    With `shots`, images are also compared with a memory of normal images.
+    """
 
     title: ClassVar[str] = "WinCLIP"
     source: ClassVar[str] = "Jeong et al., WinCLIP (CVPR 2023)"
@@ -64,11 +69,11 @@ class WinClip(SystemSettings):
     system: Literal["winclip"] = "winclip"
     """Name of the system."""
     tau: Positive = 0.07
-    """Temperature of the softmax over normal and anomalous."""
+    """Temperature of the softmax over normal and anomalous prompts."""
     windows: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 3)
-    """Sides of the windows, in patches."""
+    """Side lengths of the square windows, in patches."""
     shots: Annotated[int, Field(ge=0, le=64)] = 0
-    """Number of normal images, chosen by the seed from the category's training folder. 0: zero-shot."""
+    """Number of normal images in the memory, chosen by the seed from the category's training images. 0: zero-shot."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -85,7 +90,7 @@ class WinClip(SystemSettings):
 
 
 class AnoVl(SystemSettings):
-    """AnoCLIP / AnoVL: V-V patches against the domain-aware ensemble; its own test-time adaptation."""
+    """AnoCLIP (AnoVL): patches of the V-V path and domain-aware prompts, with its own test-time adaptation."""
 
     title: ClassVar[str] = "AnoCLIP"
     source: ClassVar[str] = "Deng et al., AnoVL (2023)"
@@ -93,13 +98,13 @@ class AnoVl(SystemSettings):
     system: Literal["anovl"] = "anovl"
     """Name of the system."""
     tau: Positive = 1.0
-    """Temperature of the softmax over normal and anomalous."""
+    """Temperature of the softmax over normal and anomalous prompts."""
     steps: Annotated[int, Field(ge=0, le=1000)] = 5
-    """Steps of adaptation. 0: none."""
+    """Number of adaptation steps for each image. 0: no adaptation."""
     learning_rate: Positive = 1e-3
-    """Learning rate of AdamW."""
+    """Learning rate of the optimiser AdamW."""
     noise: NotNegative = 0.055
-    """Standard deviation of the Gaussian noise on tokens."""
+    """Standard deviation of the Gaussian noise that adaptation adds to the tokens."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -115,14 +120,15 @@ class AnoVl(SystemSettings):
 
 
 class MutualSettings(SystemSettings):
-    """Patches of several blocks, LNAMD and mutual scoring; no text."""
+    """Settings shared by MuSc and MuSc-2: patches of several blocks are compared between images, without prompts."""
 
     blocks: Blocks = VIT_L_BLOCKS
-    """Blocks whose patches are compared, from 1."""
+    """Blocks of the image tower that supply the patches, counted from 1."""
     degrees: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 5)
-    """Sides r of LNAMD's neighbourhoods of r x r patches; odd."""
+    """Side lengths r of the neighbourhoods (r x r patches) over which patches are aggregated (LNAMD). Each is odd."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Share of the smallest distances to other images that is averaged; at least one distance."""
+    """Share of the other images, those with the smallest distances, over which a patch's score is averaged. At least
+    one image is used."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -131,12 +137,12 @@ class MutualSettings(SystemSettings):
     @model_validator(mode="after")
     def _degrees_are_odd(self) -> MutualSettings:
         if any(degree % 2 == 0 for degree in self.degrees):
-            raise ValueError(f"degrees {list(self.degrees)}: a neighbourhood has a middle, so an odd side")
+            raise ValueError(f"degrees {list(self.degrees)}: each must be odd")
         return self
 
 
 class MuSc(MutualSettings):
-    """MuSc: every image of the category scored by all others."""
+    """MuSc: every image is compared with all other images of its category."""
 
     title: ClassVar[str] = "MuSc"
     source: ClassVar[str] = "Li et al., MuSc (ICLR 2024)"
@@ -144,12 +150,12 @@ class MuSc(MutualSettings):
     system: Literal["musc"] = "musc"
     """Name of the system."""
     neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
-    """Numbers k of neighbours in RsCIN, the image itself counted. MVTec AD: 1, 2, 3. VisA: 1, 8, 9. Empty: no
-    re-scoring."""
+    """Numbers k of similar images over which an image's score is averaged (RsCIN). The image itself counts. Published:
+    1, 2, 3 for MVTec AD and 1, 8, 9 for VisA. An empty list: no averaging."""
 
 
 class MuSc2(MutualSettings):
-    """MuSc with one reference image a query, as 002 compares itself with it."""
+    """MuSc with one reference image per image, the baseline in table 1 of 002."""
 
     title: ClassVar[str] = "MuSc-2"
     source: ClassVar[str] = "002, table 1: MuSc with two images"
@@ -157,17 +163,20 @@ class MuSc2(MutualSettings):
     system: Literal["musc_2"] = "musc_2"
     """Name of the system."""
     blocks: Blocks = (3, 6, 9, 12)
-    """Blocks whose patches are compared, from 1."""
+    """Blocks of the image tower that supply the patches, counted from 1."""
     references: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of reference images per query."""
+    """Number of reference images for each image, chosen at random by the seed."""
 
     @property
-    def drawn(self) -> int:
+    def reference_count(self) -> int:
         return self.references
 
 
 class DualImage(SystemSettings):
-    """Dual-image enhanced CLIP (002), with test-time adaptation or without."""
+    """Dual-image enhanced CLIP (002): prompts and reference images, with or without test-time adaptation.
+
+    A_V is the map of distances to the reference images. A_T is the map of the prompts after test-time adaptation.
+    """
 
     title: ClassVar[str] = "Dual-image"
     source: ClassVar[str] = "002"
@@ -175,26 +184,26 @@ class DualImage(SystemSettings):
     system: Literal["dual"] = "dual"
     """Name of the system."""
     adaptation: bool = False
-    """Test-time adaptation (eq. 7-13)."""
+    """Use of test-time adaptation (eq. 7-13)."""
     tau: Positive = 1.0
-    """Temperature of eq. 1-3."""
+    """Temperature of the softmax over normal and anomalous prompts (eq. 1-3)."""
     lambda_1: NotNegative = 1.0
     """Weight of A_V in the map (eq. 12)."""
     lambda_2: NotNegative = 1.5
-    """Weight of A_T in the map (eq. 12)."""
+    """Weight of A_T in the map (eq. 12). It is not used without adaptation."""
     lambda_3: NotNegative = 1.0
-    """Weight of the class token's score (eq. 13)."""
+    """Weight of the class token's score in the image's score (eq. 13)."""
     lambda_4: NotNegative = 1.0
-    """Weight of max A_V in the image's score (eq. 13)."""
+    """Weight of the maximum of A_V in the image's score (eq. 13)."""
     lambda_5: NotNegative = 1.0
-    """Weight of max A_T in the image's score (eq. 13)."""
+    """Weight of the maximum of A_T in the image's score (eq. 13). Without adaptation: of the prompts' map."""
     references: ReferenceSettings = ReferenceSettings()
     """Reference images."""
     adapt: AdaptSettings = AdaptSettings()
-    """Settings of the adaptation."""
+    """Test-time adaptation."""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return self.label or (f"{self.title} + TTA" if self.adaptation else self.title)
 
     @property
@@ -206,22 +215,23 @@ class DualImage(SystemSettings):
         return "supplement"
 
     @property
-    def drawn(self) -> int:
+    def reference_count(self) -> int:
         return self.references.count
 
     @property
     def seeded(self) -> bool:
-        return self.drawn > 0 or self.adaptation
+        return self.reference_count > 0 or self.adaptation
 
     @property
     def variant(self) -> Literal["text", "text_tta", "joint", "joint_tta"]:
+        """Variant of `ScoreSettings` that these settings select."""
         if not self.references.count:
             return "text_tta" if self.adaptation else "text"
         return "joint_tta" if self.adaptation else "joint"
 
     @property
     def score(self) -> ScoreSettings:
-        """The same for `zsad.steps.score_dual`."""
+        """These settings in the form that `zsad.steps.score_dual` takes."""
         names = ("tau", "lambda_1", "lambda_2", "lambda_3", "lambda_4", "lambda_5", "references")
         return ScoreSettings(variants=(self.variant,), **{name: getattr(self, name) for name in names})
 
@@ -230,4 +240,4 @@ System = Annotated[
     Clip | ClipAc | WinClip | AnoVl | MuSc | MuSc2 | DualImage | AprilGan | AnomalyClip | SegmentationModels,
     Field(discriminator="system"),
 ]
-"""One system with its settings, told apart by `system`."""
+"""Settings of one system. The field `system` says which one."""

@@ -1,1 +1,1 @@
-"""Image sets on disk."""
+"""Image sets on disk: finding, reading and resizing images and masks."""

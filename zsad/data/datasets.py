@@ -1,6 +1,6 @@
-"""Layouts of image sets on disk -> categories of test images, and normal training images where a set has some.
+"""Find the test images of a set by category, and its normal training images, if it has any.
 
-Only names are read; no image is opened, but for the masks of sets whose labels they are (KolektorSDD).
+Only names are read. The only files opened are the masks of sets in which a black mask means normal (KolektorSDD).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, cast
 from medad.base.errors import CaseFailure, ConfigError, InputError
 from medad.base.settings import data_root
 from medad.base.text import natural_order
-from zsad.config.layouts import LAYOUTS, DeclaredName, Layout, expected
+from zsad.config.layouts import LAYOUTS, Layout, PublicSetName, describe_layouts
 from zsad.config.run import ImagesSettings
 from zsad.data.images import IMAGE_SUFFIXES
 from zsad.data.label_folders import (
@@ -27,14 +27,14 @@ from zsad.data.label_folders import (
     plain_images,
     split_file,
     visa_images,
-    visa_split,
+    visa_split_images,
 )
-from zsad.data.listing import Found, folders_in, images_below
-from zsad.data.public_sets import declared_images, place
+from zsad.data.listing import FoundImage, folders_in, images_below
+from zsad.data.public_sets import find_set, public_set_images
 
 _DIGEST_CHARACTERS = 12
 _Reader = Literal["mvtec", "visa", "folder"] | Layout
-_Named = Literal["mvtec", "visa", "folder", DeclaredName]
+_LayoutName = Literal["mvtec", "visa", "folder", PublicSetName]
 _EXPECTED = (
     "CATEGORY/test/good and others (mvtec), CATEGORY/Data/Images/Normal and Anomaly (visa), "
     "label folders with good among them, or images (folder)"
@@ -46,19 +46,19 @@ class Item:
     """One test image."""
 
     id: str
-    """Unique in its category, a relative path without ending: `scratch/003`."""
+    """Id, unique in its category: a relative path without suffix, such as `scratch/003`."""
     path: Path
     anomalous: bool | None
-    """None: nobody says."""
+    """Label. None: unknown."""
     defect: str
-    """The label's folder; empty where there is no label."""
+    """Kind of defect, which is the name of the label's folder. Empty without a label."""
     mask: Path | None
-    """None: normal, without label, or of a set that has no masks."""
+    """Mask file. None: the image is normal or has no label, or the set has no masks."""
 
 
 @dataclass(frozen=True)
 class Category:
-    """The test images of one kind of product, in natural order of their ids (2 before 10)."""
+    """Test images of one kind of product, in natural order of their ids (2 before 10)."""
 
     name: str
     items: tuple[Item, ...]
@@ -70,139 +70,142 @@ class Category:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A root whose layout is known."""
+class _ImageSet:
+    """Image set with a known layout."""
 
     root: Path
-    layout: _Named
-    """As the settings say, or as was found out."""
+    layout: _LayoutName
+    """Name of the layout, from the settings or detected."""
     reader: _Reader
     folders: dict[str, Path]
-    """The categories' folders by name."""
+    """Folders of the categories by name."""
 
 
 def find_categories(data: ImagesSettings, samples_dir: Path | None = None) -> tuple[list[Category], list[CaseFailure]]:
-    """List a set's test images, category by category.
+    """List a set's test images by category.
 
-    Training images are never listed. VisA's split file is used where there is one (its rows with split `test`);
-    without it all images count as test images. Its rows go by the category's folder, or, where it knows one object
-    alone, to the only folder that could be meant. An anomalous image needs a mask, unless the category has no folder of
-    masks at all: then there are labels for images alone. Sets of `zsad.config.layouts` have masks or not as
-    declared there.
-    Hidden files are skipped.
+    Training images are never listed, and hidden files are skipped. If VisA's split file exists, its rows with split
+    `test` are the test images. Without it, all images are test images. Rows of the split file belong to the folder with
+    the name of their object. If the file has a single object and only one folder fits, they belong to that folder.
+
+    An anomalous image needs a mask, unless the category has no folder of masks. Then only image labels are known. For
+    sets of `zsad.config.layouts` the layout says whether there are masks.
 
     Parameters
     ----------
     data
-        Root, layout, and which categories to take.
+        Root, layout and categories to list.
     samples_dir
-        Where `samples:NAME` roots lie.
+        Folder of the sample data, for roots `samples:NAME`.
 
     Returns
     -------
     categories
-        In natural order of names, each with one image at least. With `pseudonyms` an id is a digest of the image's
-        name and `defect` is just `good` or `anomalous`.
+        In natural order of names, each with at least one image. With `pseudonyms` an id is a digest of the image's
+        name, and `defect` is `good` or `anomalous`.
     problems
-        Images without their mask or label, listed but missing; categories that hold nothing usable.
+        Images that lack a mask or a label, images that are listed but missing, and categories without a usable image.
 
     Raises
     ------
     InputError
-        The root is missing, holds no image of the layout, or not a category asked for; a broken split file.
+        The root is missing, has no image in this layout or lacks a requested category, or the split file is broken.
     ConfigError
-        A category's name, a folder of masks or a split is given where the layout has its own, or none.
+        A category name, mask folder or split is set, but the layout does not allow it.
     """
-    opened = _open(data, samples_dir)
+    opened = _open_set(data, samples_dir)
     missing = [name for name in data.categories or () if name not in opened.folders]
     if missing:
-        raise _unknown(missing[0], opened)
+        raise _unknown_category(missing[0], opened)
     categories: list[Category] = []
     problems: list[CaseFailure] = []
     for name, folder in opened.folders.items():
         if data.categories is None or name in data.categories:
-            found = list(_search(folder, opened.reader, data))
-            whole = [CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule]
-            items, rejected = _with_ids(name, [one for one in found if one.key], pseudonymous=data.pseudonyms)
-            problems += whole + rejected
+            found = list(_list_images(folder, opened.reader, data))
+            of_category = [
+                CaseFailure(name, "find", one.rule, str(one.path)) for one in found if not one.key and one.rule
+            ]
+            items, rejected = _assign_ids(name, [one for one in found if one.key], pseudonymous=data.pseudonyms)
+            problems += of_category + rejected
             if items:
                 categories.append(Category(name, tuple(items)))
-            elif not whole and not rejected:
+            elif not of_category and not rejected:
                 problems.append(CaseFailure(name, "find", "no test image in this category", str(folder)))
     if not categories:
         why = f"; the first of {len(problems)} problems: {problems[0].rule}" if problems else ""
-        raise _unusable(opened.root, opened.layout, why)
+        raise _no_usable_image(opened.root, opened.layout, why)
     return categories, problems
 
 
 def normal_training_images(data: ImagesSettings, category: str, samples_dir: Path | None = None) -> tuple[Path, ...]:
-    """A category's normal training images, as references for few-shot systems.
+    """Return a category's normal training images, which few-shot systems use.
 
-    MVTec AD and the like: `train/good`, or another name of `label_folders.NORMAL_FOLDERS`. VisA: rows `train`,
-    `normal` of its split file. Sets of `zsad.config.layouts`: normal images of the part declared as `train`. No test
-    image is among them.
+    Layout `mvtec`: images in `train/good`, or in `train` under another name of `label_folders.NORMAL_FOLDERS`. VisA:
+    rows of the split file with split `train` and label `normal`. Sets of `zsad.config.layouts`: normal images in the
+    layout's `train` folder. Test images are never returned.
 
     Parameters
     ----------
     data
-        As for `find_categories`; `data.categories` plays no part.
+        As for `find_categories`. `data.categories` is ignored.
     category
-        A name that `find_categories` gives.
+        Name of a category that `find_categories` returns.
 
     Returns
     -------
-    Paths in natural order of their names below the category's folder; one at least.
+    Paths in natural order of their names below the category's folder; at least one.
 
     Raises
     ------
     InputError
-        No such category; the set has no training images, or this category no normal ones.
+        The category does not exist, the set has no training images, or the category has no normal training image.
     ConfigError
         As `find_categories`.
     """
-    opened = _open(data, samples_dir)
+    opened = _open_set(data, samples_dir)
     if category not in opened.folders:
-        raise _unknown(category, opened)
+        raise _unknown_category(category, opened)
     folder = opened.folders[category]
     if isinstance(opened.reader, Layout):
         train = None if opened.reader.train is None else folder / opened.reader.train
-        found = declared_images(opened.reader, train) if train is not None and train.is_dir() else ()
+        found = public_set_images(opened.reader, train) if train is not None and train.is_dir() else ()
         images = [one.path for one in found if one.anomalous is False and one.rule is None]
     elif opened.reader == "mvtec":
         train = folder / "train"
         labels = [label for label in (folders_in(train) if train.is_dir() else ()) if is_normal(label)]
         images = [label / below for label in labels for below in images_below(label)]
     elif opened.reader == "visa" and (split := split_file(folder, data)) is not None:
-        rows = visa_split(split, folder, part="train")
+        rows = visa_split_images(split, folder, part="train")
         images = [one.path for one in rows if one.anomalous is False and one.rule is None]
     else:
         images = []
     if not images:
-        raise InputError(folder, f"no normal training images (layout {opened.layout}), which few-shot references are")
+        raise InputError(folder, f"no normal training images (layout {opened.layout}); few-shot systems need them")
     return tuple(sorted(images, key=lambda path: natural_order(path.relative_to(folder).as_posix())))
 
 
-def _open(data: ImagesSettings, samples_dir: Path | None) -> _Opened:
-    """Find a set's categories. Raises what `find_categories` says of roots, layouts and settings that do not fit."""
+def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
+    """Find a set's layout and categories. Raises InputError and ConfigError as `find_categories` does."""
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
         raise InputError(root, "no such folder of images")
-    layout = _detect(root) if data.layout == "auto" else data.layout
+    layout = _detect_layout(root) if data.layout == "auto" else data.layout
     if data.masks is not None and layout != "folder":
-        raise ConfigError(f"data.masks: only layout folder takes it, this is {layout}")
+        raise ConfigError(f"data.masks: only for layout folder, but the layout is {layout}")
     if data.visa_split != VISA_DEFAULT_SPLIT and layout != "visa":
-        raise ConfigError(f"data.visa_split: only layout visa takes it, this is {layout}")
-    reader, folders, single = _resolve(root, layout)
+        raise ConfigError(f"data.visa_split: only for layout visa, but the layout is {layout}")
+    reader, folders, single = _resolve_layout(root, layout)
     if data.category is not None and not single:
-        raise ConfigError(f"data.category: {root} holds several categories; data.categories chooses among them")
+        raise ConfigError(f"data.category: {root} holds several categories; select some with data.categories")
     if data.category is not None:
         [only] = folders.values()
         folders = {data.category: only}
-    return _Opened(root, layout, reader, folders)
+    return _ImageSet(root, layout, reader, folders)
 
 
-def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool]:
-    """How a root is read, its categories' folders, and whether it is one category; of several layouts the first."""
+def _resolve_layout(root: Path, layout: _LayoutName) -> tuple[_Reader, dict[str, Path], bool]:
+    """Return how a root is read, its categories' folders, and whether it is one category. The first layout that fits
+    is used."""
     own = {root.resolve().name: root}
     match layout:
         case "folder":
@@ -214,36 +217,36 @@ def _resolve(root: Path, layout: _Named) -> tuple[_Reader, dict[str, Path], bool
             declared_layouts = LAYOUTS[layout]
     for declared in declared_layouts:
         if not isinstance(declared, Layout):
-            reader, folders, single = _resolve(root, declared)
+            reader, folders, single = _resolve_layout(root, declared)
             if folders:
                 return reader, folders, single
-        elif (placed := place(declared, root)) is not None:
-            return declared, placed.folders, placed.single
-    raise _unusable(root, layout)
+        elif (found := find_set(declared, root)) is not None:
+            return declared, found.folders, found.single
+    raise _no_usable_image(root, layout)
 
 
-def _unknown(category: str, opened: _Opened) -> InputError:
+def _unknown_category(category: str, opened: _ImageSet) -> InputError:
     names = ", ".join(opened.folders) or "none"
-    return InputError(opened.root, f"no category {category}; there are {names} (layout {opened.layout})")
+    return InputError(opened.root, f"no category {category}; the set has {names} (layout {opened.layout})")
 
 
-def _unusable(root: Path, layout: _Named, why: str = "") -> InputError:
-    shape = _EXPECTED if layout in {"mvtec", "visa", "folder"} else expected(cast(DeclaredName, layout))
+def _no_usable_image(root: Path, layout: _LayoutName, why: str = "") -> InputError:
+    shape = _EXPECTED if layout in {"mvtec", "visa", "folder"} else describe_layouts(cast(PublicSetName, layout))
     return InputError(root, f"no usable image of layout {layout}{why}; expected {shape}")
 
 
-def images_of(paths: Sequence[Path]) -> Category:
-    """Images without labels, from files and folders (searched to the bottom), each file once.
+def unlabelled_images(paths: Sequence[Path]) -> Category:
+    """List images without labels from files and folders, each file once.
 
-    A file that is named is taken whatever its ending; in folders, files with `IMAGE_SUFFIXES`. The category is named
-    after the first folder. Ids are paths relative to the folder given, and unique.
+    Folders are searched at all depths for files with `IMAGE_SUFFIXES`. A file given by name may have any suffix. The
+    category has the name of the first folder. Ids are paths relative to the given folder, and unique.
 
     Raises
     ------
     InputError
-        A path is missing, or a folder holds no image.
+        A path does not exist, or a folder holds no image.
     """
-    found: dict[Path, Found] = {}
+    found: dict[Path, FoundImage] = {}
     for path in paths:
         if path.is_dir():
             files = [(relative, path / relative) for relative in images_below(path)]
@@ -254,16 +257,16 @@ def images_of(paths: Sequence[Path]) -> Category:
         else:
             raise InputError(path, "no such file or folder")
         for relative, file in files:
-            found.setdefault(file.resolve(), Found(relative.as_posix(), file, "", None))
+            found.setdefault(file.resolve(), FoundImage(relative.as_posix(), file, "", None))
     if not found:
         raise InputError("images", "none given")
     first = paths[0].resolve()
     name = first.name if first.is_dir() else first.parent.name
-    items, _ = _with_ids(name, list(found.values()), pseudonymous=False)
+    items, _ = _assign_ids(name, list(found.values()), pseudonymous=False)
     return Category(name or "images", tuple(items))
 
 
-def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
+def _detect_layout(root: Path) -> Literal["mvtec", "visa", "folder"]:
     kinds: tuple[Literal["visa", "mvtec"], ...] = ("visa", "mvtec")
     for layout in kinds:
         if is_category(root, layout) or category_folders(root, layout):
@@ -271,22 +274,22 @@ def _detect(root: Path) -> Literal["mvtec", "visa", "folder"]:
     return "folder"
 
 
-def _search(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[Found]:
-    """What one category's folder holds."""
+def _list_images(folder: Path, reader: _Reader, data: ImagesSettings) -> Iterator[FoundImage]:
+    """List the test images of one category's folder."""
     if isinstance(reader, Layout):
-        yield from declared_images(reader, folder / reader.test)
+        yield from public_set_images(reader, folder / reader.test)
     elif reader == "mvtec":
         truth = folder / "ground_truth"
         yield from labelled_images(folder / "test", truth if truth.is_dir() else None)
     elif reader == "visa":
         split = split_file(folder, data)
-        yield from visa_images(folder) if split is None else visa_split(split, folder, part="test")
+        yield from visa_images(folder) if split is None else visa_split_images(split, folder, part="test")
     else:
         yield from plain_images(folder, data.masks)
 
 
-def _with_ids(category: str, found: list[Found], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
-    """Keys lose their ending where they stay unique; where keys are equal (files of several folders) they get -2 ..."""
+def _assign_ids(category: str, found: list[FoundImage], *, pseudonymous: bool) -> tuple[list[Item], list[CaseFailure]]:
+    """Assign ids: the key without its suffix if that is unique, else the key. Equal keys get the endings -2, -3, ..."""
     stems = Counter(str(Path(key).with_suffix("")) for key in {each.key for each in found})
     taken: set[str] = set()
     items: list[Item] = []
@@ -306,7 +309,7 @@ def _with_ids(category: str, found: list[Found], *, pseudonymous: bool) -> tuple
         if each.rule is None:
             items.append(Item(name, each.path, each.anomalous, defect if each.anomalous is not None else "", each.mask))
         else:
-            # what follows the mark may hold file names, which pseudonyms are there to hide
+            # the text after the colon may contain file names, which pseudonyms must hide
             rule = each.rule.split(":")[0] if pseudonymous else each.rule
             problems.append(CaseFailure(f"{category}/{name}", "find", rule, str(each.path), category))
     return items, problems

@@ -1,8 +1,9 @@
-"""Pictures in and maps out: reading any image file, square crops for the encoder, patch maps back to pixels.
+"""Read images and masks, cut square crops for the encoder, and merge patch maps into maps of pixels.
 
-An image is resized so that its shorter side is the encoder's, exactly as open_clip's own preprocessing resizes it
-(Pillow, bilinear with antialiasing, rounded to bytes), and a longer one is covered by several square crops whose maps
-are merged, overlaps averaged (paper 002, supplement: two crops of VisA's 3:2 images).
+An image is resized so that its shorter side is the encoder's input size. The resizing is that of open_clip's own
+preprocessing (Pillow, bilinear with antialiasing, rounded to bytes). A longer image is covered by several square crops.
+Their maps are merged, and overlaps are averaged. The supplement of paper 002 does the same for VisA: two crops for each
+3:2 image.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from medad.base.errors import InputError
 from medad.base.storage import reading
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings, in lower case, of files taken for images."""
+"""Suffixes of image files, in lower case."""
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-"""Endings of masks: the lossless ones, since JPEG's ringing would pass for defects."""
+"""Suffixes of masks. JPEG is not among them: its compression artifacts would look like defects."""
 MAX_PIXELS = 1 << 27
-"""A larger image is refused before it is unpacked: 384 MiB of RGB."""
-READERS = 2
-"""Images decoded at a time."""
+"""Largest number of pixels of an image (384 MiB of RGB). A larger image is refused before it is decoded."""
+DECODING_THREADS = 2
+"""Number of threads that decode images."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANES = 258, 262, 277, 284
@@ -50,13 +51,13 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Quiet:
+class _WarningsState:
     lock: threading.Lock = field(default_factory=threading.Lock)
     inside: int = 0
     saved: warnings.catch_warnings[None] | None = None
 
 
-_quiet = _Quiet()
+_warnings_state = _WarningsState()
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Crops:
     """Square crops that together cover a resized image, in order along its longer side."""
 
     canvas_hw: tuple[int, int]
-    """Height and width of the resized image, px; the shorter one is `size_px`."""
+    """Height and width of the resized image, px. The shorter one is `size_px`."""
     offsets: tuple[tuple[int, int], ...]
-    """Top and left of each crop on the canvas, px; the first at (0, 0), the last flush with the end."""
+    """Top and left of each crop on the canvas, px. The first is (0, 0); the last crop ends at the canvas's end."""
     size_px: int
     """Side of every crop."""
 
@@ -74,49 +75,50 @@ class Crops:
 def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"]:
     """Read PNG, JPEG, BMP, TIFF or WebP as 8-bit RGB.
 
-    Greyscale and palettes become RGB. Transparent images lie on white, so that the colours hidden under full
-    transparency do not count. Of 16 bits a channel the upper eight are kept: the full range 0..65535, so data that
-    fills only 12 of them comes out dark. EXIF orientation is applied. Of several frames or pages the first is read.
+    Greyscale and palette images become RGB. Transparent images are laid on white, so that colours hidden under full
+    transparency have no effect. Of 16 bits per channel the upper 8 are used. Data that fill only 12 of the 16 bits
+    therefore become dark. EXIF orientation is applied. Of several frames or pages the first is read.
 
     Raises
     ------
     InputError
-        The file is missing, is no such image, is broken or cut short, has 32-bit pixels, more than `MAX_PIXELS`, or a
+        The file is missing, damaged or in another format. Or it has 32-bit pixels, more than `MAX_PIXELS` pixels or a
         side shorter than `min_side_px`.
     """
-    image = decoded(path, _to_rgb)
+    image = decode(path, _to_rgb)
     height, width = image.shape[:2]
     if min(height, width) < min_side_px:
-        raise InputError(path, f"is {width} x {height} pixels; the shorter side must have {min_side_px} at least")
+        raise InputError(path, f"is {width} x {height} pixels; the shorter side must have at least {min_side_px}")
     return image
 
 
-def beside(read: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    """`read` of each item, in order, on several threads: Pillow lets go of Python's lock while it decodes.
+def map_in_threads(read: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Apply `read` to each item in several threads and return the results in order.
 
-    Raises what the first item that fails raises.
+    Pillow releases Python's global lock while it decodes. Raises the error of the first item that fails.
     """
-    with ThreadPoolExecutor(READERS, thread_name_prefix="images") as pool:
+    with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="images") as pool:
         return list(pool.map(read, items))
 
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "H W *channels"]) -> None:
-    """Write a picture or a mask, making its folders."""
+    """Write an image or a mask as PNG. Missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
 def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Read a mask: True, anomalous, where a pixel is not black (by its colour, in a palette; transparent is black).
+    """Read a mask: True (anomalous) for each pixel that is not black.
 
-    In a JPEG, named as one, a pixel must be brighter than half: ringing makes nearly black pixels about each outline.
+    In a palette image the colour counts, not its number, and transparent pixels are black. In a file with a JPEG suffix
+    a pixel must be brighter than half, because compression makes nearly black pixels around each outline.
 
     Raises
     ------
     InputError
-        As `read_image`, or the mask has not the height and width `shape_hw` of its image.
+        As `read_image`, or the mask's height and width are not those of its image, `shape_hw`.
     """
-    mask = decoded(path, mask_of)
+    mask = decode(path, to_mask)
     if mask.shape != shape_hw:
         raise InputError(
             path, f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image {shape_hw[1]} x {shape_hw[0]}"
@@ -125,16 +127,16 @@ def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 
 
 def read_map(path: Path) -> Float[np.ndarray, "H W"]:
-    """Read a map of scores, any tool's: .npy, or a TIFF of one channel. Axes of length 1 beside H and W are dropped.
+    """Read an anomaly map of any tool: .npy, or a TIFF with one channel. Further axes of length 1 are dropped.
 
-    Returns float32 where that holds every value of the file's type, else float64 (a 64-bit TIFF comes as float32).
+    Returns float32 if that type holds every value of the file's type, else float64. A 64-bit TIFF is read as float32.
 
     Raises
     ------
     InputError
-        Missing, broken, not one channel, no pixel, or with NaN or infinite values.
+        The file is missing or damaged, has several channels or no pixel, or contains NaN or infinite values.
     """
-    values = _read_npy(path) if path.suffix.lower() == ".npy" else decoded(path, lambda image, _: np.array(image))
+    values = _read_npy(path) if path.suffix.lower() == ".npy" else decode(path, lambda image, _: np.array(image))
     if values.dtype.kind not in "fiub":
         raise InputError(path, f"the map's values are {values.dtype}, expected real numbers")
     plane = values.reshape([side for side in values.shape if side != 1]) if values.ndim > 2 else values
@@ -147,19 +149,22 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
 
 
 def scaled_hw(height: int, width: int, size_px: int) -> tuple[int, int]:
-    """Height and width once the shorter side is `size_px`; the longer is rounded down, as torchvision's Resize does."""
+    """Return height and width after resizing the shorter side to `size_px`.
+
+    The longer side is rounded down, as in torchvision's Resize.
+    """
     short, long = sorted((height, width))
     scaled = size_px * long // short
     return (size_px, scaled) if height <= width else (scaled, size_px)
 
 
 def plan_crops(height: int, width: int, size_px: int, max_crops: int, path: Path | str = "image") -> Crops:
-    """Where the square crops of an image lie: one if it is square once resized, else max(2, ceil(long / short)).
+    """Return the square crops of an image: one if it is square once resized, else max(2, ceil(long / short)).
 
     Raises
     ------
     InputError
-        More than `max_crops` crops; `path` names the image in it.
+        The image needs more than `max_crops` crops. `path` names the image in the message.
     """
     canvas = scaled_hw(height, width, size_px)
     long = max(canvas)
@@ -171,7 +176,7 @@ def plan_crops(height: int, width: int, size_px: int, max_crops: int, path: Path
 
 
 def crop_image(image: UInt8[np.ndarray, "H W 3"], crops: Crops) -> Float32[Tensor, "C 3 S S"]:
-    """Resize an image to the canvas of `crops` and cut them out; values 0..1, not normalised."""
+    """Resize an image to the canvas of `crops` and cut out the crops. Values are 0..1, not normalised."""
     height, width = crops.canvas_hw
     canvas = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     s = crops.size_px
@@ -185,13 +190,14 @@ def merge_maps(
     size_px_out: int | None = None,
     smoothing_sigma_px: float = 0.0,
 ) -> Float32[np.ndarray, "H W"]:
-    """Lay the crops' patch maps on the canvas of their image.
+    """Merge the patch maps of an image's crops into one map.
 
-    Each is upsampled bilinearly to its crop (align_corners=False), where crops overlap the mean is taken, the canvas
-    is scaled so that its shorter side is `size_px_out` (None: `crops.size_px`), then smoothed by a Gaussian of
-    `smoothing_sigma_px` (edges reflected). All are weighted means, so the map never leaves the patches' range.
+    Each patch map is upsampled bilinearly to its crop (align_corners=False). Overlapping crops are averaged. The canvas
+    is then resized so that its shorter side is `size_px_out` (None: `crops.size_px`). Last, it is smoothed by a
+    Gaussian of `smoothing_sigma_px` (edges reflected). All steps are weighted means, so values stay in the range of the
+    patches.
     """
-    # detached and on the CPU: a map is a result, and its size is nothing to a device
+    # detached and on the CPU: a map is a result, and merging it is too little work for a GPU
     patches = torch.as_tensor(patch_maps).detach().to("cpu", torch.float32)
     s = crops.size_px
     tiles = functional.interpolate(patches[:, None], size=(s, s), mode="bilinear", align_corners=False)[:, 0]
@@ -212,7 +218,7 @@ def merge_maps(
 
 
 def resize_map(scores: Float[np.ndarray, "h w"], shape_hw: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """Resize a map bilinearly (antialiased where it shrinks) to height and width, as to an image's own size."""
+    """Resize a map bilinearly to height and width, antialiased if it shrinks."""
     if scores.shape == shape_hw:
         return scores
     grown = functional.interpolate(
@@ -226,25 +232,25 @@ def resize_map(scores: Float[np.ndarray, "h w"], shape_hw: tuple[int, int]) -> F
 
 
 def mask_to_canvas(mask: Bool[np.ndarray, "H W"], canvas_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Resize a mask: each pixel takes the value at its own centre (nearest), so nothing is in part anomalous."""
+    """Resize a mask by nearest neighbour: each new pixel has the value at its centre, so values stay boolean."""
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, canvas_hw, strict=True)
     )
     return mask[np.ix_(rows, columns)]
 
 
-def decoded(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
-    """Open, check and unpack an image file with `convert`; every failure becomes InputError."""
+def decode(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
+    """Open, check and decode an image file with `convert`. Raises InputError for every failure."""
     with reading(path):
         file = path.open("rb")
-    with file, _pillow_quiet():
+    with file, _without_pillow_warnings():
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise InputError(path, f"is {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
                 if image.format == "PNG":
-                    # Pillow decodes a PNG whose checksums are wrong; verifying them uses up the file
+                    # Pillow decodes a PNG with wrong checksums; after verify() the file must be opened again
                     image.verify()
                 _refuse_misread_tiff(image, path)
             file.seek(0)
@@ -256,7 +262,7 @@ def decoded(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
             raise InputError(path, "not a PNG, JPEG, BMP, TIFF or WebP image, or its header is broken") from error
         except Image.DecompressionBombError as error:
             raise InputError(path, f"has too many pixels; at most {MAX_PIXELS:,} are read") from error
-        # a damaged file makes decoders raise nearly anything: SyntaxError, struct.error, IndexError, ...
+        # decoders raise many types for damaged files: SyntaxError, struct.error, IndexError, ...
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise InputError(path, f"cannot be read ({error.strerror})") from error
@@ -264,31 +270,31 @@ def decoded(path: Path, convert: Callable[[Image.Image, Path], T]) -> T:
 
 
 @contextlib.contextmanager
-def _pillow_quiet() -> Iterator[None]:
-    """Without Pillow's warnings of odd metadata and large sizes: harmless, or refused here.
+def _without_pillow_warnings() -> Iterator[None]:
+    """Suppress Pillow's warnings about odd metadata and large sizes, which are harmless or refused here.
 
-    Filters are the process's, so that two threads that each saved and restored them could leave them changed for good:
-    the first that enters changes them, the last that leaves restores them.
+    Warning filters belong to the process. If two threads saved and restored them separately, they could stay changed.
+    So the first thread that enters changes them, and the last that leaves restores them.
     """
-    with _quiet.lock:
-        if not _quiet.inside:
-            _quiet.saved = warnings.catch_warnings()
-            _quiet.saved.__enter__()
+    with _warnings_state.lock:
+        if not _warnings_state.inside:
+            _warnings_state.saved = warnings.catch_warnings()
+            _warnings_state.saved.__enter__()
             warnings.filterwarnings("ignore", module=r"PIL\.")
-        _quiet.inside += 1
+        _warnings_state.inside += 1
     try:
         yield
     finally:
-        with _quiet.lock:
-            _quiet.inside -= 1
-            if not _quiet.inside and _quiet.saved is not None:
-                _quiet.saved.__exit__(None, None, None)
+        with _warnings_state.lock:
+            _warnings_state.inside -= 1
+            if not _warnings_state.inside and _warnings_state.saved is not None:
+                _warnings_state.saved.__exit__(None, None, None)
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
     with reading(path):
         try:
-            # mapped first: the size that the header claims is checked against the file's before memory is asked for
+            # mapped first, so that the size in the header is checked against the file before memory is allocated
             return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
         except (ValueError, EOFError, SyntaxError) as error:
             raise InputError(path, f"not a .npy file of numbers ({error})") from error
@@ -296,28 +302,31 @@ def _read_npy(path: Path) -> NDArray[Any]:
 
 def _to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "H W 3"]:
     if image.mode.startswith("I;16"):
-        # Pillow keeps the upper byte of 16-bit colour; grey must not be scaled otherwise
+        # Pillow uses the upper byte of 16-bit colour; 16-bit grey is scaled in the same way
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in {"I", "F"}:
         kind = "integer" if image.mode == "I" else "float"
-        raise InputError(path, f"has 32-bit {kind} pixels, whose range is unknown; save 8 or 16 bits")
-    return np.array(_over(image, _WHITE))
+        raise InputError(path, f"has 32-bit {kind} pixels of unknown range; save it with 8 or 16 bits")
+    return np.array(_flattened(image, _WHITE))
 
 
-def mask_of(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
-    """What is not black in an opened image; see `read_mask`. To be used with `decoded`."""
+def to_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
+    """Return which pixels of an opened image are not black, see `read_mask`. Use it with `decode`."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if not np.isfinite(values).all():
             raise InputError(path, "the mask holds NaN or infinite values")
     else:
-        values = np.asarray(_over(image, _BLACK)).max(axis=2)
+        values = np.asarray(_flattened(image, _BLACK)).max(axis=2)
     return np.asarray(values > (_JPEG_MASK_ABOVE if path.suffix.lower() in _JPEG_SUFFIXES else 0))
 
 
 def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:
-    """Pillow gives wrong pixels, and no error, for 16-bit TIFFs in separate planes or with white as zero."""
+    """Raise InputError for 16-bit TIFFs in separate planes or with white as zero.
+
+    Pillow reads wrong pixels from them without an error.
+    """
     tags = getattr(image, "tag_v2", {})
     if max(tags.get(_BITS_PER_SAMPLE, (1,))) <= 8:
         return
@@ -325,8 +334,8 @@ def _refuse_misread_tiff(image: Image.Image, path: Path) -> None:
         raise InputError(path, "a 16-bit TIFF in separate planes or with white as zero; save it as PNG")
 
 
-def _over(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
-    """An RGB image; where it is transparent, `background` shows through."""
+def _flattened(image: Image.Image, background: tuple[int, int, int, int]) -> Image.Image:
+    """Return an image as RGB, with `background` behind its transparent parts."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA")).convert("RGB")

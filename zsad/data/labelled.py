@@ -1,4 +1,4 @@
-"""Images known by their content, with what is known of them."""
+"""Image of a category with its digest, label and mask."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ class LabelledImage:
     """One image of a category."""
 
     id: str
-    """Shown; unique in its category."""
+    """Id, unique in its category. Reports show it."""
     sha256: str
-    """Digest of the file's bytes; features and scores name the image by it."""
+    """Digest of the file's bytes, by which features and scores identify the image."""
     path: Path = field(repr=False)
-    """File, never shown."""
+    """File of the image. Its path is never shown."""
     anomalous: bool | None = None
-    """None without a label."""
+    """Label. None: unknown."""
     defect: str = ""
-    """Kind of defect, or empty."""
+    """Kind of defect. Empty if unknown."""
     mask: Path | None = field(default=None, repr=False)
+    """File of the mask, if there is one."""

@@ -1,4 +1,4 @@
-"""Folders and names of image files, what readers of layouts are made of. Opens nothing, skips hidden files."""
+"""List folders and image files by name, for the readers of layouts. Opens no file and skips hidden files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from zsad.data.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image, before it has an id; with a `rule` that it breaks it becomes a problem."""
+class FoundImage:
+    """Image that has no id yet. With a `rule` that it breaks, it is reported as a problem."""
 
     key: str
-    """Relative path with its ending; empty where the rule is about the whole category."""
+    """Relative path with its suffix. Empty if the rule concerns the whole category."""
     path: Path
     defect: str
+    """Kind of defect, `good` or a similar name for a normal image, or empty without a label."""
     anomalous: bool | None
+    """Label. None: unknown."""
     mask: Path | None = None
     rule: str | None = None
+    """Rule that the image breaks. None: the image is usable."""
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Relative paths, sorted, of all visible files with these endings at any depth.
+    """Return the sorted relative paths of all visible files with these suffixes at any depth.
 
-    Links to folders are not followed, as they may form loops. Raises InputError for a folder that cannot be read.
+    Links to folders are not followed, because they may form loops. Raises InputError if a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -42,23 +45,23 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """`files_below` with an image's ending."""
+    """Return the sorted relative paths of all images at any depth. Raises InputError if a folder cannot be read."""
     return files_below(folder, IMAGE_SUFFIXES)
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Visible folders in natural order. Raises InputError for a folder that cannot be read."""
+    """Return the visible folders in a folder, in natural order. Raises InputError if it cannot be read."""
     with reading(folder):
         found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: natural_order(path.name))
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Visible files with these endings, sorted. Raises InputError for a folder that cannot be read."""
+    """Return the visible files with these suffixes in a folder, sorted. Raises InputError if it cannot be read."""
     with reading(folder):
         return sorted(path for path in folder.iterdir() if is_visible(path.name, suffixes) and path.is_file())
 
 
 def is_visible(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a file's name is not hidden and has one of these endings, in any case of letters."""
+    """Return whether a file name is not hidden and has one of these suffixes, in upper or lower case."""
     return not name.startswith(".") and Path(name).suffix.lower() in suffixes

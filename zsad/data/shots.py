@@ -1,4 +1,4 @@
-"""Normal images for few-shot systems, drawn by their contents."""
+"""Choose the normal images of few-shot systems by their digests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def draw_shots(digests: Iterable[str], seed: int, count: int) -> tuple[str, ...]:
-    """Draw `count` of the distinct contents by the seed, or all of them where there are fewer.
+    """Choose `count` of the distinct digests at random by the seed, or all of them if there are fewer.
 
-    A larger count keeps the contents of a smaller one and adds to them. The order of `digests` changes nothing.
+    The result does not depend on the order of `digests`. A larger count adds to the choice of a smaller one.
     """
     ordered = sorted(set(digests), key=lambda digest: hashlib.sha256(f"shots {seed} {digest}".encode()).digest())
     return tuple(ordered[:count])

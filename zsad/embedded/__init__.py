@@ -1,1 +1,1 @@
-"""The small models in the box and how they were made."""
+"""Embedded model: small weights that are part of this package, and the code that made them."""

@@ -1,4 +1,4 @@
-"""Images that the embedded model learns from, and those of kinds that it never learns from."""
+"""Generate the training images of the embedded model, and held-out images of kinds that it is not trained on."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from numpy.random import Generator
 from torch import Tensor
 
 from zsad.data.images import write_png
-from zsad.embedded.scenes.scenes import Half, Look, Made, defects, kinds, make, make_twins
+from zsad.embedded.scenes.scenes import Product, SceneImage, Subset, defects, kinds, make_image, make_twins
 
 SIZE_PX = 192
 ANOMALOUS_SHARE = 0.6
-"""Share of the first leg's images that show a defect."""
+"""Fraction of the first leg's images that show a defect."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A part of the training, with images and an optimiser of its own."""
+    """Part of the training. Each leg has separate images and a new optimiser."""
 
     twins: bool
-    """Each scene twice, whole and spoilt, of all kinds; else one image a scene, of the first kinds."""
+    """Whether each scene of all training kinds occurs twice, without and with a defect. Otherwise each scene of the
+    first kinds gives one image."""
     scenes: int
-    """Made once, shown again in other ways."""
+    """Number of scenes. Each is generated once and used again with other augmentations."""
     steps: int
     sharpen_from: int
-    """The step from which the loss weighs whole images: their state, and the highest of their patches."""
+    """Step from which the loss also weighs image scores, see `zsad.embedded.pretrain.loss_of`."""
     learning_rate: float
     warmup_steps: int
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images to learn from: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and each image's kind.
+    """Training images: `pixels` u8[n,3,S,S], `masks` bool[n,S,S], and the kind of each image.
 
-    Of twins the whole one comes first, then the spoilt one.
+    Of two twins the one without a defect comes first.
     """
 
     pixels: UInt8[Tensor, "n 3 S S"]
@@ -47,74 +48,75 @@ class Pool:
     kinds: tuple[str, ...]
 
 
-def draw(seed: int, number: int) -> Made:
-    """Image `number` of a seed's endless supply of the first kinds."""
+def numbered_image(seed: int, number: int) -> SceneImage:
+    """Return image `number` of the endless sequence that a seed defines, of the first kinds."""
     rng = np.random.default_rng([seed, number, 0])
     while True:
-        look = _any_look(rng, "first")
-        defect = _any_defect(rng, "first") if rng.random() < ANOMALOUS_SHARE else ""
+        product = _random_product(rng, "first")
+        defect = _random_defect(rng, "first") if rng.random() < ANOMALOUS_SHARE else ""
         try:
-            return make(rng, SIZE_PX, look=look, defect=defect)
-        except ValueError:  # this defect does not show on this product: draw another pair
+            return make_image(rng, SIZE_PX, product=product, defect=defect)
+        except ValueError:  # this defect is not visible on this product: choose another pair
             continue
 
 
-def draw_twins(seed: int, number: int) -> tuple[Made, Made]:
-    """Scene `number` of a seed's endless supply of all training kinds: whole, and with a defect."""
+def numbered_twins(seed: int, number: int) -> tuple[SceneImage, SceneImage]:
+    """Return scene `number` of the endless sequence that a seed defines, of all training kinds: without and with a
+    defect."""
     rng = np.random.default_rng([seed, number])
     while True:
-        look = _any_look(rng, "train")
+        product = _random_product(rng, "train")
         try:
-            return make_twins(rng, SIZE_PX, look=look, defect=_any_defect(rng, "train"))
+            return make_twins(rng, SIZE_PX, product=product, defect=_random_defect(rng, "train"))
         except ValueError:
             continue
 
 
-def _any_look(rng: Generator, half: Half) -> Look:
-    names = kinds(half)
+def _random_product(rng: Generator, subset: Subset) -> Product:
+    names = kinds(subset)
     kind, surface = names[int(rng.integers(len(names)))]
-    return Look(kind, surface, int(rng.integers(2**31)))
+    return Product(kind, surface, int(rng.integers(2**31)))
 
 
-def _any_defect(rng: Generator, half: Half) -> str:
-    names = list(defects(half))
+def _random_defect(rng: Generator, subset: Subset) -> str:
+    names = list(defects(subset))
     return names[int(rng.integers(len(names)))]
 
 
 def make_pool(seed: int, leg: Leg, workers: int) -> Pool:
-    """A leg's scenes: the first of a seed."""
+    """Generate the images of a leg: the first scenes of the seed's sequence."""
     count = leg.scenes * (2 if leg.twins else 1)
     pixels = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
     masks = np.empty((count, SIZE_PX, SIZE_PX), bool)
     names: list[str] = []
     tasks = [(seed, number, leg.twins) for number in range(leg.scenes)]
     with ProcessPoolExecutor(workers) as pool:
-        for scene in pool.map(_packed, tasks, chunksize=32):
+        for scene in pool.map(_packed_scene, tasks, chunksize=32):
             for image, mask, kind in scene:
                 pixels[len(names)], masks[len(names)] = image, mask
                 names.append(kind)
     return Pool(torch.from_numpy(pixels), torch.from_numpy(masks), tuple(names))
 
 
-def _packed(task: tuple[int, int, bool]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+def _packed_scene(task: tuple[int, int, bool]) -> list[tuple[np.ndarray, np.ndarray, str]]:
     seed, number, twins = task
-    made = draw_twins(seed, number) if twins else (draw(seed, number),)
+    made = numbered_twins(seed, number) if twins else (numbered_image(seed, number),)
     return [(_bytes(each.image).transpose(2, 0, 1), each.mask, each.kind) for each in made]
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
-    """0..1 -> 0..255, rounded."""
+    """Convert values 0..1 to bytes, rounded."""
     return (image * 255 + 0.5).astype(np.uint8)
 
 
 def write_held_out(folder: Path, *, seed: int = 0, each: int = 24) -> None:
-    """Images of the held-out half in MVTec AD's layout: of each kind one product, `each` good, `each` with defects."""
+    """Write images of the held-out subset in MVTec AD's layout: `each` good and `each` defective ones per kind."""
     names = list(defects("held_out"))
     for number, (kind, surface) in enumerate(kinds("held_out")):
-        look = Look(kind, surface, int(np.random.default_rng([seed, number, 11]).integers(2**31)))
+        product = Product(kind, surface, int(np.random.default_rng([seed, number, 11]).integers(2**31)))
         for i in range(2 * each):
             defect = "" if i < each else names[i % len(names)]
-            made = _shown(np.random.default_rng([seed, number, i, 13]), look, defect)
+            made = _held_out_image(np.random.default_rng([seed, number, i, 13]), product, defect)
             write_png(folder / kind / "test" / (defect or "good") / f"{i:03}.png", _bytes(made.image))
             if defect:
                 write_png(
@@ -122,9 +124,9 @@ def write_held_out(folder: Path, *, seed: int = 0, each: int = 24) -> None:
                 )
 
 
-def _shown(rng: Generator, look: Look, defect: str) -> Made:
+def _held_out_image(rng: Generator, product: Product, defect: str) -> SceneImage:
     while True:
         try:
-            return make(rng, SIZE_PX, look=look, defect=defect, half="held_out")
-        except ValueError:  # did not show there; the generator has moved on
+            return make_image(rng, SIZE_PX, product=product, defect=defect, subset="held_out")
+        except ValueError:  # the defect is not visible; the generator now gives another one
             continue

@@ -1,14 +1,16 @@
-"""Train the embedded model: a small open_clip ViT with a text tower, on images made by rule alone.
+"""Train the embedded model, a small open_clip ViT with a text tower, on generated images only.
 
     python -m zsad.embedded.pretrain --out FOLDER [--seed 0] [--start WEIGHTS]
-    python -m zsad.embedded.pretrain --held-out FOLDER    # images of the kinds it never learns from
+    python -m zsad.embedded.pretrain --held-out FOLDER    # images of kinds that it is not trained on
 
-Both towers learn from the product's own prompts: the class token by CLIP's contrastive loss over captions and by the
-state it is in, the V-V patch tokens by which patches a defect touches. There are two legs. The first, on fewer kinds,
-brings the towers to where they see defects at all; in the second each scene is shown whole and spoilt in the same
-batch, so that nothing but the defect tells the two apart. Twins from the start leave untrained towers where they are.
-Every batch is a function of seed, leg and step, so a stopped training goes on from its checkpoint as if it had not
-been stopped.
+Both towers are trained with the product's own prompts. The class token learns from CLIP's contrastive loss over
+captions and from the state of the image (normal or anomalous). The V-V patch tokens learn which patches a defect
+touches.
+
+The training has two legs. In the first, on fewer kinds, the towers learn to see defects. In the second, each batch
+contains each scene twice, without and with a defect, so that the two differ only in the defect. Untrained towers do not
+learn from such twins, so the first leg is needed. Each batch is a function of seed, leg and step. A stopped training
+therefore continues from its checkpoint with the same result.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.storage import atomic_path
-from zsad.clip.attention_paths import Paths, two_path
+from zsad.clip.attention_paths import AttentionPath, two_path
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from zsad.embedded.pool import SIZE_PX, Leg, Pool, make_pool, write_held_out
 from zsad.embedded.scenes.objects import OBJECTS
@@ -52,27 +54,29 @@ MODEL: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
 }
-"""Half of the 10 MB is CLIP's vocabulary, kept so that the text goes the way of every other model."""
+"""Architecture. Half of the 10 MB is CLIP's vocabulary, so that text is processed as in all other models."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-PATHS = Paths(vv_blocks=tuple(range(LAYERS)))
+ATTENTION_PATH = AttentionPath(vv_blocks=tuple(range(LAYERS)))
 DOMAINS = ("industrial", "textural", "surface", "manufacturing")
 GENERIC = ("object", "part", "product", "item", "thing", "sample", "piece", "material")
 TAU = 0.07
 VALUE_GAIN = 2.5
-"""At the start, values are this much larger and projected back: V-V attention then looks at a token's own place and not
-at all of them alike, as it does in a trained CLIP."""
+"""Factor on the initial value weights; the output projection is divided by it. As in a trained CLIP, a token's V-V
+attention then prefers the token itself instead of all tokens equally."""
 PEAK_PATCHES = 3
+"""Number of patches with the highest scores over which an image's peak is averaged."""
 OBJECT_SHARE = 2 / 3
+"""Fraction of objects, as opposed to textures, in a batch during sharpening."""
 SHARPEN_FACTOR = 0.6
-"""Of the learning rate, at which sharpening begins anew."""
+"""Factor on the learning rate when sharpening begins."""
 CHECKPOINT, CHECKPOINT_STEPS, CURVE_STEPS = "checkpoint.pt", 100, 20
 FULL_TOUCH = 0.15
-"""A patch counts as wholly anomalous from this share of its pixels on; below, in proportion."""
+"""Fraction of anomalous pixels from which a patch counts as fully anomalous. Below it, the target is proportional."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and from what to train. The defaults take about an hour on two idle cores."""
+    """Plan of the training. The defaults take about an hour on two idle cores."""
 
     seed: int = 0
     legs: tuple[Leg, ...] = (
@@ -84,17 +88,20 @@ class Plan:
 
 
 def _augmented(rng: Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Turned, mirrored, zoomed, its channels shuffled, perhaps greyed or inverted: pixels in 0..1, and the mask."""
-    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    """Augment an image and its mask. Pixels are returned in 0..1.
+
+    The image is turned and its channels are shuffled. It may also be flipped, zoomed, made grey or inverted.
+    """
+    turns, flipped = int(rng.integers(4)), rng.random() < 0.5
     both = torch.cat((image.float() / 255.0, mask[None].float())).rot90(turns, (1, 2))
-    both = both.flip(2) if mirrored else both
+    both = both.flip(2) if flipped else both
     if rng.random() < 0.5:
         side = int(SIZE_PX * rng.uniform(0.6, 1.0))
         y, x = (int(rng.integers(SIZE_PX - side + 1)) for _ in range(2))
         window = both[None, :, y : y + side, x : x + side]
         both = functional.interpolate(window, size=(SIZE_PX, SIZE_PX), mode="bilinear", antialias=True)[0]
     pixels = both[:3][torch.from_numpy(rng.permutation(3))]
-    if rng.random() < 0.4:  # factories photograph in grey more often than rules draw in it
+    if rng.random() < 0.4:  # grey images are more frequent in factories than among the generated ones
         pixels = torch.lerp(pixels, pixels.mean(0, keepdim=True), float(rng.uniform(0.6, 1.0)))
     if rng.random() < 0.3:
         pixels = 1.0 - pixels
@@ -103,7 +110,7 @@ def _augmented(rng: Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Ten
 
 
 def _noun(rng: Generator, kind: str, words: list[str]) -> str:
-    """What a prompt calls the image's subject: often not its name, so that unknown names mean nothing."""
+    """Return a noun for the object in a prompt. Often it is not its kind, so that unknown names can be ignored."""
     chance = rng.random()
     if chance < 0.4:
         return kind
@@ -118,17 +125,20 @@ def _prompt(rng: Generator, states: tuple[str, ...], noun: str) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch: images 0..1, how much of each patch is anomalous, prompts and captions."""
+    """Training batch: images 0..1, the anomalous fraction of each patch (`touched`), kinds and prompts."""
 
     images: Float[Tensor, "B 3 S S"]
     touched: Float[Tensor, "B N"]
     kinds: tuple[str, ...]
     prompts: tuple[str, ...]
-    """B normal ones, B anomalous ones, then B captions."""
+    """Prompts: B normal ones, B anomalous ones, then B captions."""
 
 
 def _chances(pool: Pool, *, sharpen: bool) -> np.ndarray | None:
-    """Of each image to be shown. Sharpening shows more objects: they are the harder half, and fewer."""
+    """Return the probability of each image to be in a batch. None: equal.
+
+    Sharpening uses more objects, because they are harder and fewer than textures.
+    """
     objects = np.array([kind in OBJECTS for kind in pool.kinds])
     if not sharpen or objects.all() or not objects.any():
         return None
@@ -136,7 +146,7 @@ def _chances(pool: Pool, *, sharpen: bool) -> np.ndarray | None:
 
 
 def make_batch(pool: Pool, plan: Plan, leg: Leg, step: int, words: list[str]) -> Batch:
-    """Batch `step` of a leg; twins side by side, but turned and coloured independently."""
+    """Return batch `step` of a leg. Twins are adjacent, but they are augmented independently."""
     rng = np.random.default_rng([plan.seed, step, 7])
     if leg.twins:
         scenes = rng.choice(len(pool.kinds) // 2, plan.batch_size // 2, replace=False)
@@ -144,8 +154,8 @@ def make_batch(pool: Pool, plan: Plan, leg: Leg, step: int, words: list[str]) ->
     else:
         chances = _chances(pool, sharpen=step >= leg.sharpen_from)
         rows = rng.choice(len(pool.kinds), plan.batch_size, replace=False, p=chances)
-    drawn = [_augmented(rng, pool.pixels[row], pool.masks[row]) for row in rows]
-    masks = torch.stack([mask for _, mask in drawn])[:, None]
+    augmented = [_augmented(rng, pool.pixels[row], pool.masks[row]) for row in rows]
+    masks = torch.stack([mask for _, mask in augmented])[:, None]
     share = functional.avg_pool2d(masks, PATCH_PX).flatten(1)
     touched = (share / FULL_TOUCH).clamp(max=1.0)
     names = [pool.kinds[i] for i in rows]
@@ -156,23 +166,24 @@ def make_batch(pool: Pool, plan: Plan, leg: Leg, step: int, words: list[str]) ->
         *(_prompt(rng, ANOMALOUS_STATES, noun) for noun in nouns),
         *(_prompt(rng, state, name) for state, name in zip(states, names, strict=True)),
     )
-    return Batch(torch.stack([image for image, _ in drawn]), touched, tuple(names), prompts)
+    return Batch(torch.stack([image for image, _ in augmented]), touched, tuple(names), prompts)
 
 
 def normalised(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """0..1 -> the model's own range."""
+    """Apply the model's mean and standard deviation to images with values 0..1."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return (images - mean) / std
 
 
 def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tuple[Tensor, dict[str, float]]:
-    """Patches by which are touched, class tokens by their state, and CLIP's loss over captions.
+    """Return the loss of a batch and its parts.
 
-    `sharpen` adds the image's state told by its highest patches: among so many patches of a normal image, a single
-    false alarm costs little, but it is the maximum that judges an image (eq. 13).
+    The parts are: which patches a defect touches, the state of the class token, and CLIP's loss over captions.
+    `sharpen` adds the state predicted from an image's highest patches. Without it, a false alarm in one of many patches
+    costs little. But the maximum over the patches decides an image's score (eq. 13).
     """
     count = len(batch.images)
-    class_token, patches = two_path(model.visual, normalised(batch.images), PATHS)
+    class_token, patches = two_path(model.visual, normalised(batch.images), ATTENTION_PATH)
     class_token, patches = functional.normalize(class_token, dim=-1), functional.normalize(patches, dim=-1)
     text = functional.normalize(model.encode_text(tokens), dim=-1)
     normal, anomalous, captions = text[:count], text[count : 2 * count], text[2 * count :]
@@ -195,7 +206,7 @@ def loss_of(model: CLIP, tokens: Tensor, batch: Batch, *, sharpen: bool) -> tupl
 
 
 def build(seed: int) -> CLIP:
-    """The untrained model."""
+    """Return the untrained model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIP(**MODEL)
@@ -210,23 +221,23 @@ def build(seed: int) -> CLIP:
 def train(plan: Plan, out: Path, *, workers: int = 2, start: Path | None = None) -> None:
     """Train and write open_clip_config.json, open_clip_model.safetensors and training.json to `out`.
 
-    `start` holds the weights of the first leg, which is then left out. A leg begins from its predecessor's weights as
-    they would be written, in half precision.
+    If `start` contains the weights of the first leg, that leg is skipped. A leg starts from the weights of the previous
+    one, rounded to half precision as in a written file.
     """
     model = build(plan.seed).train()
-    kept: dict[str, Any] = {"leg": 0}
+    checkpoint: dict[str, Any] = {"leg": 0}
     if (out / CHECKPOINT).is_file():
-        kept = torch.load(out / CHECKPOINT, weights_only=True)
-        model.load_state_dict(kept["model"])
+        checkpoint = torch.load(out / CHECKPOINT, weights_only=True)
+        model.load_state_dict(checkpoint["model"])
     elif start is not None:
         model.load_state_dict(load_file(start))
-        kept = {"leg": 1}
-    curve = list(kept.get("curve", ()))
-    for number in range(kept["leg"], len(plan.legs)):
+        checkpoint = {"leg": 1}
+    curve = list(checkpoint.get("curve", ()))
+    for number in range(checkpoint["leg"], len(plan.legs)):
         leg = plan.legs[number]
-        _train_leg(model, plan, number, make_pool(plan.seed, leg, workers), out, curve, kept)
+        _train_leg(model, plan, number, make_pool(plan.seed, leg, workers), out, curve, checkpoint)
         model.load_state_dict({name: value.half() for name, value in model.state_dict().items()})
-        kept = {}
+        checkpoint = {}
     save(model, out)
     facts = {"plan": asdict(plan), "curve": curve}
     (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -240,9 +251,9 @@ def _train_leg(
     pool: Pool,
     out: Path,
     curve: list[dict[str, Any]],
-    kept: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
 ) -> None:
-    """One leg, from where the checkpoint `kept` left it; `curve` gets a row now and then."""
+    """Train one leg from the state in `checkpoint`. Add a row to `curve` every `CURVE_STEPS` steps."""
     leg = plan.legs[number]
     tokenise = get_tokenizer("ViT-B-32", context_length=MODEL["text_cfg"]["context_length"])
     words = sorted(word[:-4] for word in tokenise.encoder if word.endswith("</w>") and word[:-4].isalpha())
@@ -252,10 +263,10 @@ def _train_leg(
     optimiser = torch.optim.AdamW(groups, lr=leg.learning_rate, betas=(0.9, 0.98))
     schedule = learning_rates(optimiser, leg)
     first = 0
-    if "optimiser" in kept:
-        optimiser.load_state_dict(kept["optimiser"])
-        schedule.load_state_dict(kept["schedule"])
-        first = kept["step"]
+    if "optimiser" in checkpoint:
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        first = checkpoint["step"]
     started = time.monotonic()
     for step in range(first, leg.steps):
         batch = make_batch(pool, plan, leg, step, words)
@@ -269,7 +280,7 @@ def _train_leg(
             rounded = {name: round(value, 5) for name, value in parts.items()}
             curve.append({"leg": number + 1, "step": step + 1, **rounded})
             left = (leg.steps - step - 1) * (time.monotonic() - started) / (step + 1 - first) / 60
-            print(f"{curve[-1]}  {left:.0f} min of this leg left", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{curve[-1]}  {left:.0f} min left in this leg", file=sys.stderr, flush=True)  # noqa: T201
         if (step + 1) % CHECKPOINT_STEPS == 0:
             with atomic_path(out / CHECKPOINT) as temporary:
                 states = {"model": model, "optimiser": optimiser, "schedule": schedule}
@@ -278,22 +289,22 @@ def _train_leg(
 
 
 def learning_rates(optimiser: torch.optim.Optimizer, leg: Leg) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up and a cosine's fall; where sharpening begins later, for it a second, lower one."""
+    """Return the schedule: warm-up and cosine decay, then a second, lower cosine decay for later sharpening."""
 
-    def again(step: int) -> float:
+    def second_decay(step: int) -> float:
         return SHARPEN_FACTOR * 0.5 * (1 + math.cos(math.pi * step / (leg.steps - leg.sharpen_from)))
 
     end = leg.sharpen_from or leg.steps
     warm = torch.optim.lr_scheduler.LinearLR(optimiser, 1e-2, 1.0, leg.warmup_steps)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(end - leg.warmup_steps, 1), 1e-6)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(end - leg.warmup_steps, 1), 1e-6)
     if end == leg.steps:
-        return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall], [leg.warmup_steps])
-    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, again)
-    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, fall, sharpen], [leg.warmup_steps, end])
+        return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, decay], [leg.warmup_steps])
+    sharpen = torch.optim.lr_scheduler.LambdaLR(optimiser, second_decay)
+    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, decay, sharpen], [leg.warmup_steps, end])
 
 
 def save(model: CLIP, out: Path) -> None:
-    """Weights in half precision, and the configuration that open_clip's local-dir reads."""
+    """Write the weights in half precision and the configuration, as open_clip's `local-dir:` reads them."""
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(out / "open_clip_model.safetensors") as temporary:
         save_file(weights, temporary)
@@ -303,14 +314,14 @@ def save(model: CLIP, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module."""
+    """Run the command line, see the module."""
     parser = argparse.ArgumentParser(prog="python -m zsad.embedded.pretrain", description=__doc__.partition("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="train, and write the model to this folder")
-    what.add_argument("--held-out", type=Path, help="write images of the held-out half to this folder instead")
+    what.add_argument("--out", type=Path, help="train and write the model to this folder")
+    what.add_argument("--held-out", type=Path, help="write images of the held-out kinds to this folder instead")
     parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--start", type=Path, help="weights of the first leg, which is then left out")
-    parser.add_argument("--workers", type=int, default=2, help="processes that make the images")
+    parser.add_argument("--start", type=Path, help="weights of the first leg, which is then skipped")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that generate images")
     given = parser.parse_args(arguments)
     if given.held_out is not None:
         write_held_out(given.held_out, seed=given.seed)

@@ -1,7 +1,8 @@
-"""Photographs of materials with inserted defects, for the demo: from scikit-image's bundled pictures, no download.
+"""Make the samples of the demo: photographs of materials with inserted defects.
 
-Brick, grass and gravel are cut into windows that share no pixel, coins one by one; into every other one a defect is
-drawn by rule, of kinds that the embedded model was not trained on. The photographs are real, the defects are not.
+The photographs are bundled with scikit-image, so nothing is downloaded. Brick, grass and gravel are cut into windows
+that share no pixel, and each coin is cut out. Every second piece gets a generated defect of a kind that the embedded
+model was not trained on. The photographs are real, the defects are not.
 """
 
 from __future__ import annotations
@@ -21,36 +22,37 @@ from skimage.morphology import closing, disk
 from skimage.transform import resize
 
 from zsad.data.images import write_png
-from zsad.embedded.scenes.scenes import defects, spoil
+from zsad.embedded.scenes.scenes import add_defect, defects
 
 MATERIALS = "materials"
-"""The folder's name, in MVTec AD's layout."""
+"""Name of the samples' folder, which has MVTec AD's layout."""
 SURFACES = ("brick", "grass", "gravel")
 WINDOW_PX, COIN_PX, SIDE_PX = 128, 72, 192
 LEAST_COIN_PX = 500
 SEED = 0
 INSERTED_NOTE = (
-    "Defects drawn by rule into scikit-image's photographs (brick, coins, grass, gravel): these figures tell how well "
-    "drawn defects are found, not real ones."
+    "The defects were generated and inserted into scikit-image's photographs (brick, coins, grass, gravel). These "
+    "figures show how well inserted defects are found, not real ones."
 )
 SOURCE = """\
 Photographs bundled with scikit-image. brick, grass, gravel: CC0. coins: Brooklyn Museum, no known restrictions.
-Windows of them, enlarged; the defects were drawn by rule and are not part of the photographs.
+These are enlarged windows of them. The defects were generated and are not part of the photographs.
 """
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A window f32[S,S,3] in 0..1 and where a defect may lie."""
+    """Window f32[S,S,3] of a photograph with values 0..1, and the region in which a defect may lie."""
 
     image: Float32[np.ndarray, "S S 3"]
     region: Bool[np.ndarray, "S S"]
 
 
 def ensure_samples(target: Path, say: Callable[[str], None]) -> Path:
-    """Write `target`/materials unless it is there, and return it: CATEGORY/test/{good,DEFECT}, ground_truth/DEFECT.
+    """Write the samples to `target`/materials unless they exist, and return that folder.
 
-    The folder appears whole or not at all.
+    It contains CATEGORY/test/{good,DEFECT} and CATEGORY/ground_truth/DEFECT. An interrupted call leaves no incomplete
+    folder of this name.
     """
     final = target / MATERIALS
     if (final / "SOURCE.txt").is_file():
@@ -81,7 +83,7 @@ def _windows(photograph: np.ndarray) -> list[Piece]:
 def _coins() -> list[Piece]:
     photograph = data.coins()
     smooth = gaussian(photograph, 1, preserve_range=True)
-    # the ground is lit unevenly: what counts is how much brighter a pixel is than its surroundings
+    # the light is uneven, so a pixel is compared with its surroundings
     bright = smooth - gaussian(photograph, 40, preserve_range=True)
     found = binary_fill_holes(closing(bright > threshold_otsu(bright), disk(3)))
     pieces = []
@@ -97,14 +99,14 @@ def _coins() -> list[Piece]:
 
 
 def _write(folder: Path, pieces: list[Piece]) -> None:
-    """Every other piece gets a defect, the kinds in turn."""
+    """Write the pieces. Every second one gets a defect, with the kinds in turn."""
     kinds = list(defects("held_out").items())
     for number, piece in enumerate(pieces):
         name, image, mask = "good", piece.image, None
         if number % 2:
             name, defect = kinds[number // 2 % len(kinds)]
             rng = np.random.default_rng([SEED, *folder.name.encode(), number])
-            image, mask = spoil(rng, piece.image, piece.region, defect)
+            image, mask = add_defect(rng, piece.image, piece.region, defect)
         write_png(folder / "test" / name / f"{number:03}.png", (image * 255 + 0.5).astype(np.uint8))
         if mask is not None:
             write_png(folder / "ground_truth" / name / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from medad.base.errors import ConfigError
 from zsad.clip.encoder import Encoder
 from zsad.clip.prompts import category_words
-from zsad.clip.text_tower import encode_embedded, end_of_text, layers, obstacle, tower_of, width
+from zsad.clip.text_tower import encode_embeddings, end_of_text, layers, tower_of, unsupported_reason, width
 from zsad.config.learned import AnomalyClip
 from zsad.config.run import PromptSettings
 from zsad.scorers.dual.scorer import text_scores
@@ -47,7 +47,7 @@ def shapes(settings: AnomalyClip, width: int) -> dict[str, tuple[int, ...]]:
 
 def check_tower(encoder: Encoder, settings: AnomalyClip) -> None:
     """Raises ConfigError where the encoder's text tower cannot do what the settings say."""
-    reason = obstacle(encoder.model)
+    reason = unsupported_reason(encoder.model)
     if reason is None and not isinstance(encoder.tokenizer, open_clip.SimpleTokenizer):
         reason = "its tokenizer is not CLIP's"
     if reason is not None:
@@ -66,14 +66,14 @@ def prompt_ids(encoder: Encoder, words: Sequence[str], settings: AnomalyClip) ->
     """
     stop = "." if settings.full_stop else ""
     prompts = [f"{state}{each}{stop}" for each in words for state in ("", "damaged ")]
-    room = encoder.context - settings.context_tokens
-    fixed = encoder.tokenizer(prompts, context_length=encoder.context + 1)
+    room = encoder.context_length - settings.context_tokens
+    fixed = encoder.tokenizer(prompts, context_length=encoder.context_length + 1)
     length = int(fixed.argmax(dim=1).max()) + 1
     if length > room:
         longest = prompts[int(fixed.argmax(dim=1).argmax())]
         raise ConfigError(
             f"{settings.title}: {settings.context_tokens} learned words leave no room for {longest!r} in the "
-            f"{encoder.context} tokens that {encoder.description} reads"
+            f"{encoder.context_length} tokens that {encoder.description} reads"
         )
     learned = torch.zeros(len(prompts), settings.context_tokens, dtype=torch.long)
     ids = torch.cat([fixed[:, :1], learned, fixed[:, 1:length]], dim=1)
@@ -86,7 +86,7 @@ def text_features(encoder: Encoder, ids: Int64[Tensor, "U 2 T"], weights: Weight
     words = tower_of(encoder.model).token_embedding(flat)
     learned = torch.stack([weights["normal"], weights["anomalous"]]).repeat(len(ids), 1, 1)
     embedded = torch.cat([words[:, :1], learned, words[:, 1 + learned.shape[1] :]], dim=1)
-    features = encode_embedded(encoder.model, embedded, end_of_text(encoder.model, flat), weights.get("deep"))
+    features = encode_embeddings(encoder.model, embedded, end_of_text(encoder.model, flat), weights.get("deep"))
     return functional.normalize(features, dim=-1).reshape(len(ids), 2, -1)
 
 

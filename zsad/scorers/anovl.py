@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from zsad.clip.feature_store import batches_alike
+from zsad.clip.feature_store import batches_by_crop_count
 from zsad.config.systems import AnoVl
 from zsad.scorers.dual.adapt import crop_generator
 from zsad.scorers.dual.scorer import text_scores
@@ -62,7 +62,7 @@ def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scor
     """
     store, device = category_features.store, category_features.device
     text = category_features.sides
-    for numbers in batches_alike(store, category_features.batch_size):
+    for numbers in batches_by_crop_count(store, category_features.batch_size):
         patches = torch.stack([store.patches(number).flatten(0, 1) for number in numbers]).to(device)
         maps = text_scores(patches, text, settings.tau)
         if settings.steps:

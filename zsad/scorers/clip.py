@@ -35,5 +35,5 @@ def score(category_features: CategoryFeatures, settings: Clip | ClipAc) -> Itera
     text = category_features.sides
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
-        patches = text_scores(store.view(number, "plain").to(device), text, settings.tau)
+        patches = text_scores(store.output(number, "plain").to(device), text, settings.tau)
         yield Scored(number, float(classes.double().mean()), patches.reshape(-1, store.grid, store.grid))

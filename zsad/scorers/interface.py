@@ -25,7 +25,7 @@ class CategoryFeatures:
         Features of its images, with the outputs that the system's settings name; images go by their number in it.
     text
         Normal and anomalous text features, L2-normalised; None for a system that reads none.
-    drawn
+    references
         For each image the numbers of the other images drawn for it.
     shots
         Features of normal images of the category; None where the system wants none.
@@ -47,7 +47,7 @@ class CategoryFeatures:
 
     store: FeatureStore
     text: Float32[Tensor, "2 D"] | None
-    drawn: Int64[ndarray, "n k"]
+    references: Int64[ndarray, "n k"]
     shots: FeatureStore | None
     paths: tuple[Path, ...]
     category: str

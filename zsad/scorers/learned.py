@@ -68,7 +68,7 @@ class Learner(Protocol):
 
 def patches_of(store: FeatureStore, number: int, name: str) -> Float[Tensor, "C N _"]:
     """Patches of image `number` by output, without class tokens. Raises InputError."""
-    values = store.view(number, name)
+    values = store.output(number, name)
     return values[:, 1:] if name.startswith("block-") else values
 
 

@@ -64,7 +64,7 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
 
 def _against_drawn(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
     passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
-    for number, references in enumerate(category_features.drawn.tolist()):
+    for number, references in enumerate(category_features.references.tolist()):
         found = []
         for output, degree in passes:
             query = operand(read_patches(category_features, output, degree, number))
@@ -77,7 +77,7 @@ def _against_drawn(category_features: CategoryFeatures, settings: MuSc2) -> Iter
 
 def read_patches(category_features: CategoryFeatures, output: str, degree: int, number: int) -> Float[Tensor, "P W"]:
     """All patches of all crops of one image, aggregated, on the category_features's device. Raises InputError."""
-    patches = category_features.store.view(number, output)[:, 1:].to(category_features.device)
+    patches = category_features.store.output(number, output)[:, 1:].to(category_features.device)
     return aggregate(patches, category_features.store.grid, degree).flatten(0, 1)
 
 

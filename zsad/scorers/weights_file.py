@@ -180,7 +180,7 @@ def trained_weights(
     was = found.belonging
     if was.system.system != settings.system:
         raise InputError(path, f"is trained for {was.system.title}, not for {settings.title}")
-    for name in settings.fitted:
+    for name in settings.fixed_by_training:
         trained, asked = getattr(was.system, name), getattr(settings, name)
         if trained != asked:
             raise InputError(path, f"was trained with {name} {_shown(trained)}, the settings say {_shown(asked)}")

@@ -53,7 +53,7 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
         scales = [classes[:, None, None].expand(-1, store.grid, store.grid)]
         for side in settings.windows:
-            windows = store.view(number, f"window-{side}").to(device)
+            windows = store.output(number, f"window-{side}").to(device)
             scales.append(window_map(text_scores(windows, text, settings.tau), store.grid, side))
         patches, image = harmonic_mean(torch.stack(scales)), float(classes.double().mean())
         if memory is not None:
@@ -123,4 +123,4 @@ class _Memory:
         return association(self._read(store, number, name), self._tokens[name])
 
     def _read(self, store: FeatureStore, number: int, name: str) -> Float32[Tensor, "C n d"]:
-        return functional.normalize(store.view(number, name).to(self._device), dim=-1)
+        return functional.normalize(store.output(number, name).to(self._device), dim=-1)

@@ -30,7 +30,7 @@ from zsad.clip.feature_store import (
     FeatureIndex,
     ImageProblem,
     ImageRows,
-    view_file,
+    output_file,
 )
 from zsad.clip.prompts import category_words, domain_words, ensemble
 from zsad.config.encoder_outputs import PATCHES, EncoderOutput, parse_outputs
@@ -66,7 +66,7 @@ def encode_category_text(
         "domains": domain_words(category, prompts),
         "counts": {"normal": len(texts.normal), "anomalous": len(texts.anomalous)},
         "model": model.description,
-        "random_weights": model.random,
+        "random_weights": model.random_weights,
         "identity": model.identity,
         "prompts": {"normal": texts.normal, "anomalous": texts.anomalous},
     }
@@ -129,7 +129,7 @@ def encode_images(
             return _Rows(stack.enter_context(path.open("wb")), shape)
 
         tokens = rows(CLASS_TOKENS, (model.dim,))
-        shown = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
+        shown = {name: rows(output_file(name), shape) for name, shape in shapes.items()}
         batches = _Batches(model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, shown)
         for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
             if isinstance(got, InputError):
@@ -145,7 +145,7 @@ def encode_images(
         grid=model.grid,
         dim=model.dim,
         model=model.description,
-        random_weights=model.random,
+        random_weights=model.random_weights,
         identity=dict(model.identity),
         images=tuple(images),
         problems=tuple(problems),
@@ -252,7 +252,7 @@ class _Batches:
             file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        class_tokens, shown = self.model.encode_views(torch.stack(list(crops)), self.outputs)
+        class_tokens, shown = self.model.encode_outputs(torch.stack(list(crops)), self.outputs)
         self.tokens.append(class_tokens)
         for name, values in shown.items():
             self.shown[name].append(values)

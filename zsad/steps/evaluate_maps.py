@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from medad.base.errors import CaseFailure, InputError
 from zsad.config.run import EvaluationSettings
-from zsad.data.images import MASK_SUFFIXES, decoded, mask_of, mask_to_canvas, read_map, resize_map, scaled_hw
+from zsad.data.images import MASK_SUFFIXES, decode, mask_to_canvas, read_map, resize_map, scaled_hw, to_mask
 from zsad.data.label_folders import NORMAL_FOLDERS
 from zsad.data.listing import files_below
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
@@ -104,7 +104,7 @@ def _pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSe
     raw = read_map(path)
     scored = _at_size(raw, settings)
     if mask_path is not None:
-        mask = decoded(mask_path, mask_of)
+        mask = decode(mask_path, to_mask)
         if not _comparable(raw.shape, mask.shape):
             raise InputError(
                 mask_path,

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from zsad.clip.models import MadeBy
+from zsad.clip.models import EncoderInfo
 from zsad.config.compare import Ablation
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 from zsad.data.labelled import LabelledImage
 
 F = TypeVar("F")
@@ -75,7 +75,7 @@ class SystemResult(Generic[F]):
     """One system with all that was scored by it."""
 
     system: SystemSettings
-    encoder: MadeBy
+    encoder: EncoderInfo
     categories: Mapping[str, Mapping[int, Evaluated[F]]]
     """Category -> seed -> result. A category that failed is left out. A system that does not depend on the seed has
     one seed; were there more, the lowest is taken."""

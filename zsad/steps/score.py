@@ -81,15 +81,15 @@ def score_system(
         raise TypeError("the dual-image scorer has its own step, zsad.steps.score_dual.score_category")
     store = FeatureStore(features)
     drawn = np.empty((len(store), 0), dtype=np.int64)
-    if system.drawn:
-        drawn = draw_references(store.digests, seed, system.drawn)
+    if system.reference_count:
+        drawn = draw_references(store.digests, seed, system.reference_count)
         if drawn.shape[1] == 0:
             raise InputError(paths[0], f"{system.title} needs another image to compare with, and there is none")
     batch_size = min(encoder.batch_size, largest_batch or encoder.batch_size)
     category_features = CategoryFeatures(
         store=store,
         text=None if text is None else read_text(text),
-        drawn=drawn,
+        references=drawn,
         shots=None if shots is None else FeatureStore(shots),
         paths=tuple(paths),
         category=category,

@@ -23,9 +23,9 @@ from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path
 from zsad.clip.encoder import Encoder
-from zsad.clip.feature_store import FeatureStore, batches_alike, read_text
+from zsad.clip.feature_store import FeatureStore, batches_by_crop_count, read_text
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
-from zsad.data.images import beside, crop_image, read_image
+from zsad.data.images import crop_image, map_in_threads, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
@@ -109,7 +109,7 @@ def score_category(
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
     done = 0
-    batches = batches_alike(store, min(score.batch_size, at_most))
+    batches = batches_by_crop_count(store, min(score.batch_size, at_most))
     for numbers, pixels in zip(batches, _pixels(store, paths if adapter else None, batches), strict=True):
         for part, values in scorer.score(numbers, pixels).items():
             for number, own in zip(numbers, values.cpu().numpy(), strict=True):
@@ -198,7 +198,7 @@ def _pixels(
         return
 
     def read(numbers: Sequence[int]) -> Float32[Tensor, "B C 3 S S"]:
-        return torch.stack(beside(lambda number: _crops(store, number, paths[number]), numbers))
+        return torch.stack(map_in_threads(lambda number: _crops(store, number, paths[number]), numbers))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         coming = None

@@ -120,7 +120,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("data__root", "samples:elsewhere", set()),
     ("data__layout", "visa", set()),
     ("data__categories", ["nut"], set()),
-    ("data__opaque_ids", True, set()),
+    ("data__pseudonyms", True, set()),
     ("data__visa_split", "2cls_fewshot", set()),
     ("encoder__batch_size", 3, set()),
     ("encoder__preset", "anomalyclip", {"text", "encode", "score"}),  # random weights: text depends on size_px too
@@ -201,7 +201,7 @@ def test_scores_are_fused_again_only_where_a_lambda_decides(
 def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[LabelledImage, ...]) -> None:
     encoder = settings_with().encoder
     asked: list[tuple[str, ...]] = [("patches",), (), ("plain",), ("patches", "plain"), ("window-2", "window-3")]
-    keys = [key(zsad_steps.encode(images, encoder, ANY_MACHINE, views)) for views in asked]
+    keys = [key(zsad_steps.encode(images, encoder, ANY_MACHINE, outputs)) for outputs in asked]
     assert len(set(keys)) == len(asked)
     assert keys[0] == key(zsad_steps.encode(images, encoder, ANY_MACHINE)), (
         "what the dual-image scorer reads, in either flow"

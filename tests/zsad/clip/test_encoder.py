@@ -1,4 +1,4 @@
-"""Loading every kind of weights, refusing wrong ones in one line, and what comes out against open_clip's own."""
+"""Check loading of all kinds of weights, error messages in one line, and the features against open_clip's own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 @pytest.fixture(autouse=True)
 def _tiny_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    """open_clip's list of models with ours, and no network."""
+    """Add our tiny model to open_clip's list and forbid the network."""
     monkeypatch.setitem(factory._MODEL_CONFIGS, NAME, CONFIG)
 
     def no_network(*_: object, **__: object) -> None:
@@ -71,14 +71,14 @@ def _from_folder(folder: Path, **settings: Any) -> Encoder:
 
 
 class _Node(nn.Module):
-    """A module of an archive: attributes, and something to call."""
+    """Module of an archive: attributes and a method."""
 
     def forward(self) -> int:
         return 0
 
 
 def _save_torchscript(state: Mapping[str, Tensor], path: Path) -> None:
-    """An archive with OpenAI's names, half precision and extras, as they published theirs."""
+    """Write an archive as OpenAI published them, with their names, half precision and extra entries."""
     root = _Node()
     for name, tensor in state.items():
         *parents, leaf = name.split(".")
@@ -92,7 +92,7 @@ def _save_torchscript(state: Mapping[str, Tensor], path: Path) -> None:
         root.register_buffer(name, torch.tensor(value))
     root.get_submodule("transformer").attn_mask = torch.zeros(2, 2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; the archives remain
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but the archives are still used
         torch.jit.script(root).save(str(path))  # type: ignore[no-untyped-call]
 
 
@@ -122,7 +122,7 @@ def test_every_kind_of_file_loads(kind: str, ending: str, model: open_clip.CLIP,
     encoder = _load(model=NAME, weights=str(path))
     atol, rtol = (1e-3, 1e-2) if "half" in kind else (0.0, 0.0)
     for name, tensor in model.state_dict().items():
-        if name != "logit_scale":  # for training alone
+        if name != "logit_scale":  # used by training only
             loaded = encoder.model.state_dict()[name]
             assert loaded.dtype == torch.float32
             torch.testing.assert_close(loaded, tensor, atol=atol, rtol=rtol)
@@ -141,7 +141,7 @@ def test_openai_archive_loads_with_quick_gelu(tmp_path: Path) -> None:
         plain.load_state_dict(model.state_dict())
         with_gelu = plain.encode_image(normalised, normalize=True)
     torch.testing.assert_close(encoder.encode(_images()).class_token, expected, atol=1e-5, rtol=0)
-    assert (expected - with_gelu).abs().max() > 1e-4, "the test cannot tell the activations apart"
+    assert (expected - with_gelu).abs().max() > 1e-4, "the test cannot distinguish the activations"
 
 
 def test_archive_gives_what_torchscript_itself_reads(tmp_path: Path, model: open_clip.CLIP) -> None:
@@ -157,7 +157,7 @@ def test_archive_gives_what_torchscript_itself_reads(tmp_path: Path, model: open
 
 
 class _Trap:
-    """Makes a file when it is unpickled."""
+    """Object that makes a folder when it is unpickled."""
 
     def __init__(self, sprung: Path) -> None:
         self.sprung = sprung
@@ -180,7 +180,10 @@ def test_no_code_of_a_file_runs(tmp_path: Path, model: open_clip.CLIP) -> None:
 
 
 def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], object], str]]:
-    """How to make each wrong file, and what its error must say. Half is left of a file whose kind begins with `cut`."""
+    """Return how to make each wrong file, and the text in its error.
+
+    A file is then cut to half its size if its kind begins with `cut`.
+    """
 
     def save(content: object) -> None:
         torch.save(content, path)
@@ -189,9 +192,9 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
     return {
         "missing": (lambda: None, "no such file"),
         "folder": (path.mkdir, "cannot be read"),
-        "empty": (path.touch, "is no weights file"),
-        "text": (lambda: path.write_text("not weights", encoding="utf-8"), "is no weights file"),
-        "numpy": (lambda: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "is no weights file"),
+        "empty": (path.touch, "is not a weights file"),
+        "text": (lambda: path.write_text("not weights", encoding="utf-8"), "is not a weights file"),
+        "numpy": (lambda: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "is not a weights file"),
         "json": (lambda: path.write_bytes(b"12345678{]"), "safetensors"),
         "cut safetensors": (lambda: save_file(dict(state), path), "safetensors file is damaged"),
         "cut checkpoint": (lambda: save(dict(state)), "damaged or cut short"),
@@ -227,7 +230,7 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
 
 
 @pytest.mark.parametrize("kind", _wrong_files({}, Path()))
-def test_wrong_files_are_told_in_one_line(kind: str, model: open_clip.CLIP, tmp_path: Path) -> None:
+def test_wrong_files_are_reported_in_one_line(kind: str, model: open_clip.CLIP, tmp_path: Path) -> None:
     path = tmp_path / "it.pt"
     make, message = _wrong_files(model.state_dict(), path)[kind]
     make()
@@ -240,7 +243,7 @@ def test_wrong_files_are_told_in_one_line(kind: str, model: open_clip.CLIP, tmp_
     assert caught.value.path == path
 
 
-def test_positions_that_are_no_square_are_told(model: open_clip.CLIP, tmp_path: Path) -> None:
+def test_positions_that_are_not_a_square_are_reported(model: open_clip.CLIP, tmp_path: Path) -> None:
     positions = {"visual.positional_embedding": torch.zeros(12, 32)}
     torch.save(dict(model.state_dict()) | positions, tmp_path / "x.pt")
     with pytest.raises(InputError, match="12 x 32, not of a square"):
@@ -250,16 +253,16 @@ def test_positions_that_are_no_square_are_told(model: open_clip.CLIP, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "ViT-B-16-plus-24", "seed": 0}, "no such model; near: ViT-B-16-plus-240"),
+        ({"model": "ViT-B-16-plus-24", "seed": 0}, "no such model; similar names: ViT-B-16-plus-240"),
         ({"model": "hf-hub:someone/something", "seed": 0}, "no such model"),
-        ({"model": "RN50", "seed": 0}, "no plain vision transformer"),
-        ({"model": "ViT-B-16-SigLIP", "seed": 0}, "no plain vision transformer"),
-        ({"model": "coca_ViT-B-32", "seed": 0}, "no plain vision transformer"),
+        ({"model": "RN50", "seed": 0}, "not a plain vision transformer"),
+        ({"model": "ViT-B-16-SigLIP", "seed": 0}, "not a plain vision transformer"),
+        ({"model": "coca_ViT-B-32", "seed": 0}, "not a plain vision transformer"),
         ({"model": "roberta-ViT-B-32", "seed": 0}, "text tower"),
         ({"model": "ViT-L-14-CLIPA", "seed": 0, "model_as": {"text_cfg": {"hf_tokenizer_name": "x"}}}, "tokenizer"),
         ({"model": NAME, "tag": "nobody"}, "has no such tag; it has: none"),
         ({"model": "ViT-B/16", "tag": "nobody"}, "laion400m_e32"),
-        ({"model": NAME, "seed": 0, "size_px": 36}, "no multiple of the model's patches of 8 px"),
+        ({"model": NAME, "seed": 0, "size_px": 36}, "not a multiple of the model's patch size, 8 px"),
         ({"model": NAME, "seed": 0, "preset": "anomalyclip", "size_px": 32}, "vv_blocks 19"),
         ({"model": NAME, "seed": 0, "vv_blocks": (0, 3)}, "has 3 blocks, 0 to 2"),
         ({"model": NAME, "seed": 0, "vv_blocks": (2, 1)}, "rising"),
@@ -268,7 +271,7 @@ def test_positions_that_are_no_square_are_told(model: open_clip.CLIP, tmp_path: 
         ({"model": NAME, "seed": 0, "model_as": {"vision_cfg": {"no_such": 1}}}, "open_clip cannot build it"),
     ],
 )
-def test_wrong_settings_are_told_in_one_line(
+def test_wrong_settings_are_reported_in_one_line(
     settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change = settings.pop("model_as", None) if "model_as" in settings else None
@@ -293,14 +296,14 @@ def test_wrong_settings_are_told_in_one_line(
         ('{"model_cfg": {"vision_cfg": 3}}', "model_cfg"),
     ],
 )
-def test_wrong_folders_are_told_in_one_line(content: str | None, message: str, tmp_path: Path) -> None:
+def test_wrong_folders_are_reported_in_one_line(content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "open_clip_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         _from_folder(tmp_path)
 
 
-def test_folder_without_weights_is_told(folder: Path, tmp_path: Path) -> None:
+def test_folder_without_weights_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
     with pytest.raises(InputError, match=r"holds no weights; expected open_clip_model\.safetensors"):
         _from_folder(tmp_path)
@@ -315,8 +318,8 @@ def test_folder_gives_what_open_clip_loads_from_it(folder: Path) -> None:
     torch.testing.assert_close(tokens.class_token, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(tokens.patches.norm(dim=-1), torch.ones(2, 16))
     torch.testing.assert_close(encoder.encode_patches(_images()), tokens.patches)
-    assert (encoder.size_px, encoder.grid, encoder.dim, encoder.context) == (32, 4, 24, 32)
-    assert not encoder.random
+    assert (encoder.size_px, encoder.grid, encoder.dim, encoder.context_length) == (32, 4, 24, 32)
+    assert not encoder.random_weights
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     assert not encoder.model.training
     json.dumps(encoder.identity)
@@ -347,7 +350,7 @@ def test_seed_gives_what_open_clip_makes_of_it_and_leaves_the_generator_alone() 
     torch.testing.assert_close(
         encoder.encode(_images()).class_token, own.encode_image(normalised, normalize=True), atol=1e-5, rtol=0
     )
-    assert encoder.random
+    assert encoder.random_weights
     assert "RANDOM" in encoder.description
     assert not torch.equal(encoder.encode(_images()).patches, _load(model=NAME, seed=12).encode(_images()).patches)
 
@@ -356,20 +359,24 @@ def test_presets_choose_blocks_and_class_token(monkeypatch: pytest.MonkeyPatch, 
     config = tiny_config(layers=24, patch_size=14, image_size=28)
     monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-of-24", config)
     encoder = _load(model="tiny-of-24", seed=0, preset="anomalyclip")
-    assert encoder.paths.vv_blocks == tuple(range(5, 24))
-    assert not encoder.paths.class_ln_post
+    assert encoder.attention_path.vv_blocks == tuple(range(5, 24))
+    assert not encoder.attention_path.class_ln_post
     assert (encoder.size_px, encoder.grid) == (518, 37)
     anovl = _load(model="tiny-of-24", seed=0)
-    assert anovl.paths.vv_blocks == tuple(range(24))
-    assert anovl.paths.class_ln_post
+    assert anovl.attention_path.vv_blocks == tuple(range(24))
+    assert anovl.attention_path.class_ln_post
     assert anovl.size_px == 28
-    assert not anovl.paths.feed_forward
+    assert not anovl.attention_path.feed_forward
     chosen = _load(model="tiny-of-24", seed=0, vv_blocks=(3, 9), vv_feed_forward=True, vv_temperature=0.5)
-    assert (chosen.paths.vv_blocks, chosen.paths.feed_forward, chosen.paths.temperature) == ((3, 9), True, 0.5)
+    assert (chosen.attention_path.vv_blocks, chosen.attention_path.feed_forward, chosen.attention_path.temperature) == (
+        (3, 9),
+        True,
+        0.5,
+    )
 
 
 def _hub_cache(root: Path, repository: str, filename: str) -> Path:
-    """Where a file of a repository lies in the hub's cache."""
+    """Return the path of a repository's file in the hub's cache."""
     base = root / f"models--{repository.replace('/', '--')}"
     (base / "refs").mkdir(parents=True)
     (base / "refs" / "main").write_text("abc", encoding="utf-8")
@@ -392,13 +399,13 @@ def test_cached_tag_needs_no_network(filename: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("where", [{"hf_hub": "someone/tiny/"}, {"url": "https://localhost:9/mlfoundations/x-00.pt"}])
-def test_tag_that_cannot_be_downloaded_is_told(
+def test_tag_that_cannot_be_downloaded_is_reported(
     where: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(pretrained._PRETRAINED, NAME, {"far": where})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub's client tries again, ever later
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub's client retries with growing delays
     with pytest.raises(ConfigError, match=r"encoder\.tag far of tiny-for-tests is not in the local cache") as caught:
         _load(model=NAME, tag="far")
     assert "\n" not in str(caught.value)
@@ -419,11 +426,11 @@ def test_text_is_open_clips_and_an_ensemble_is_the_mean_direction(folder: Path) 
     torch.testing.assert_close(encoder.encode_ensemble(prompts), torch.stack(sides), atol=1e-5, rtol=0)
 
 
-def test_prompt_that_would_be_cut_is_told(folder: Path) -> None:
+def test_prompt_that_would_be_cut_is_refused(folder: Path) -> None:
     encoder = _from_folder(folder)
     fits = "a " * 30
     assert encoder.encode_text([fits.strip()]).shape == (1, 24)
-    with pytest.raises(ConfigError, match="longer than the 32 tokens"):
+    with pytest.raises(ConfigError, match="longer than the model's limit of 32 tokens"):
         encoder.encode_ensemble(Ensemble(("a b",), (fits + "b",)))
 
 

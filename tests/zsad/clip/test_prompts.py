@@ -1,4 +1,4 @@
-"""The ensemble against the supplement's own lists, counts and examples."""
+"""Check the prompts against the lists, counts and examples of 002's supplement and of WinCLIP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medad.base.settings import parse_settings
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
 from zsad.config.run import PromptSettings
 
-# the supplement's section 2, verbatim and in its order
+# section 2 of the supplement, verbatim and in its order
 PRINTED_TEMPLATES = [
     "a [d] cropped photo of the [s]",
     "a [d] cropped photo of a [s]",
@@ -55,7 +55,7 @@ PRINTED_ABNORMAL = [
 PRINTED_SURFACES = ["carpet", "leather", "grid", "tile", "wood"]
 PRINTED_DOMAINS = {"all": ["industrial"], "surfaces": ["textural", "surface"], "others": ["manufacturing"]}
 
-# WinCLIP's appendix: 22 templates, every one with both articles, 7 and 4 states
+# WinCLIP's appendix: 22 templates, each with both articles, 7 normal and 4 anomalous states
 WINCLIP_TEMPLATES = [
     "a cropped photo of the [c].",
     "a cropped photo of a [c].",
@@ -96,7 +96,7 @@ def test_winclips_ensemble_is_every_printed_template_and_state(category: str, wo
     assert (len(prompts.normal), len(prompts.anomalous)) == (154, 88)
 
 
-def test_plain_clip_has_one_prompt_a_side_and_knows_no_domains() -> None:
+def test_plain_clip_has_one_prompt_each_and_no_domains() -> None:
     given = PromptSettings(style="clip", names={"pcb1": "circuit board"}, domains=("medical",))
     prompts = ensemble("pcb1", given)
     assert prompts.normal == ("a photo of a normal circuit board.",)
@@ -136,7 +136,7 @@ def test_lists_are_as_long_as_the_supplement_says() -> None:
     assert not set(NORMAL_STATES) & set(ANOMALOUS_STATES)
     assert all(template.count("[d]") == template.count("[s]") == 1 for template in TEMPLATES)
     assert all(state.count("[c]") == 1 for state in NORMAL_STATES + ANOMALOUS_STATES)
-    # every template comes with "a" and with "the"
+    # every template occurs with "a" and with "the"
     assert {t.replace(" the ", " a ") for t in TEMPLATES} == {t for t in TEMPLATES if " the " not in t}
 
 

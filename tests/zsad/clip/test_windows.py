@@ -1,4 +1,4 @@
-"""Windows against open_clip's own forward on the window's pixels alone, and counts by hand."""
+"""Check windows against open_clip's forward pass on only the window's pixels, and against counts by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _images(count: int, seed: int = 1) -> Tensor:
 
 
 def _alone(visual: VisionTransformer, image: Tensor, top: int, left: int, side: int) -> Tensor:
-    """The tower on nothing but the window's pixels, which keep the positions that they have in the image."""
+    """Encode only the window's pixels, with the positions that they have in the image."""
     places = [0] + [1 + GRID * row + column for row in range(top, top + side) for column in range(left, left + side)]
     small = copy(visual)
     small._parameters = visual._parameters | {"positional_embedding": nn.Parameter(visual.positional_embedding[places])}
@@ -56,7 +56,7 @@ def test_the_window_of_all_patches_is_the_image() -> None:
 def test_parts_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     visual, images = tiny_clip(tiny_config(), seed=6).visual, _images(3)
     (whole,) = encode_windows(visual, images, [2])
-    for tokens in (1, 5, 24, 95, 100):  # windows have 5 tokens: one at a time, some, and across images
+    for tokens in (1, 5, 24, 95, 100):  # windows have 5 tokens: one window at once, some, and across images
         monkeypatch.setattr(windows, "CPU_TOKENS", tokens)
         torch.testing.assert_close(encode_windows(visual, images, [2])[0], whole, atol=1e-5, rtol=1e-5)
 
@@ -72,7 +72,7 @@ def test_patches_are_covered_as_often_as_counted_by_hand() -> None:
     for side, counts in by_hand.items():
         found = window_patches(4, side).flatten().bincount(minlength=16).reshape(4, 4)
         assert found.tolist() == counts
-    # WinCLIP's own: 15 x 15 patches, a corner once, inside k^2 times
+    # WinCLIP's grid of 15 x 15 patches: a corner once, inner patches k^2 times
     for side in (2, 3):
         found = window_patches(15, side).flatten().bincount(minlength=225).reshape(15, 15)
         assert [found[0, 0].item(), found[0, 7].item(), found[7, 7].item()] == [1, side, side**2]

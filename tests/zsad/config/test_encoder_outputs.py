@@ -1,4 +1,4 @@
-"""What an encoder shows on the way against open_clip's own forwards, and the same on disk."""
+"""Check encoder outputs against open_clip's own forward passes, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import ARCHITECTURES, noise_images, tiny_clip, tiny_config, tiny_encoder
-from zsad.clip.attention_paths import Attention, Paths, outputs, two_path
+from zsad.clip.attention_paths import Attention, AttentionPath, tower_outputs, two_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.clip.windows import encode_windows
@@ -39,7 +39,7 @@ def _visual(seed: int, architecture: str) -> VisionTransformer:
 
 
 def _blocks(visual: VisionTransformer, images: Tensor) -> list[Tensor]:
-    """What each block gives, by open_clip."""
+    """Return the tokens after each block, as computed by open_clip."""
     leaving = visual.forward_intermediates(images, output_fmt="NLC", output_extra_tokens=True)
     pairs = zip(leaving["image_intermediates_prefix"], leaving["image_intermediates"], strict=True)
     return [torch.cat(pair, dim=1) for pair in pairs]
@@ -48,15 +48,15 @@ def _blocks(visual: VisionTransformer, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("vv_blocks", ["all", "last", "first"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_views_are_open_clips_intermediates(architecture: str, vv_blocks: str) -> None:
+def test_outputs_are_open_clips_intermediates(architecture: str, vv_blocks: str) -> None:
     visual = _visual(3, architecture)
     depth = len(visual.transformer.resblocks)
-    paths = Paths({"all": tuple(range(depth)), "last": (depth - 1,), "first": (0,)}[vv_blocks])
+    paths = AttentionPath({"all": tuple(range(depth)), "last": (depth - 1,), "first": (0,)}[vv_blocks])
     expected = _blocks(visual, _images())
     normed = visual.forward_intermediates(_images(), output_fmt="NLC", normalize_intermediates=True)
     last = normed["image_intermediates"][-1]
 
-    found = outputs(visual, _images(), paths, plain_patches=True, blocks=range(depth))
+    found = tower_outputs(visual, _images(), paths, plain_patches=True, blocks=range(depth))
     assert sorted(found.blocks) == list(range(depth))
     for number, tokens in enumerate(expected):
         torch.testing.assert_close(found.blocks[number], tokens, atol=1e-5, rtol=1e-5)
@@ -64,7 +64,7 @@ def test_views_are_open_clips_intermediates(architecture: str, vv_blocks: str) -
     assert found.plain_patches is not None
     torch.testing.assert_close(found.last_tokens, last, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.plain_patches, last @ visual.proj, atol=1e-5, rtol=1e-5)
-    # and what is there in any case is not disturbed
+    # the class token and the V-V patches do not change
     class_token, patches = two_path(visual, _images(), paths)
     torch.testing.assert_close(found.class_token, visual(_images()), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.class_token, class_token, atol=1e-5, rtol=1e-5)
@@ -73,9 +73,9 @@ def test_views_are_open_clips_intermediates(architecture: str, vv_blocks: str) -
 
 @pytest.mark.parametrize("chosen", [(), (0,), (1,), (2,), (0, 2)])
 @torch.no_grad()
-def test_only_the_blocks_asked_for_are_shown(chosen: tuple[int, ...]) -> None:
+def test_only_the_requested_blocks_are_returned(chosen: tuple[int, ...]) -> None:
     visual = _visual(4, "plain")
-    found = outputs(visual, _images(), Paths((0, 1, 2)), blocks=chosen)
+    found = tower_outputs(visual, _images(), AttentionPath((0, 1, 2)), blocks=chosen)
     assert tuple(sorted(found.blocks)) == chosen
     assert found.last_tokens is None
     assert found.plain_patches is None
@@ -85,21 +85,21 @@ def test_only_the_blocks_asked_for_are_shown(chosen: tuple[int, ...]) -> None:
     torch.testing.assert_close(found.class_token, visual(_images()), atol=1e-5, rtol=1e-5)
 
 
-def _attended(visual: VisionTransformer, paths: Paths, **wanted: Any) -> list[list[int]]:
-    """For each block, how many tokens each attention of ours gave; open_clip's own, inside a block, is not told."""
+def _attended(visual: VisionTransformer, paths: AttentionPath, **wanted: Any) -> list[list[int]]:
+    """Count, for each block, the tokens of each attention that our code computes. open_clip's own is not counted."""
     found: list[list[int]] = []
     for block in visual.transformer.resblocks:
         own: list[int] = []
         block.attn.out_proj.register_forward_pre_hook(lambda _, given, own=own: own.append(given[0].shape[1]))
         found.append(own)
-    outputs(visual, _images(), paths, **wanted)
+    tower_outputs(visual, _images(), paths, **wanted)
     return found
 
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        # the second path's attention over 17 tokens and the original one's; at the end the class token asks alone
+        # the attention of the second and of the original path over 17 tokens; at the end only the class token's
         ({}, [[17, 17], [17, 17], [17, 1]]),
         ({"patches": False}, [[], [], [1]]),
         ({"patches": False, "plain_patches": True}, [[], [], []]),
@@ -109,18 +109,18 @@ def _attended(visual: VisionTransformer, paths: Paths, **wanted: Any) -> list[li
     ],
 )
 @torch.no_grad()
-def test_of_either_path_only_what_is_needed_is_computed(wanted: dict[str, Any], expected: list[list[int]]) -> None:
-    assert _attended(_visual(6, "plain"), Paths((0, 1, 2)), **wanted) == expected
+def test_only_what_is_needed_of_either_path_is_computed(wanted: dict[str, Any], expected: list[list[int]]) -> None:
+    assert _attended(_visual(6, "plain"), AttentionPath((0, 1, 2)), **wanted) == expected
 
 
 @pytest.mark.parametrize("vv_blocks", [(0, 1, 2), (1,), (2,)])
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "one block"])
 @torch.no_grad()
 def test_without_the_second_path_everything_else_stays(architecture: str, vv_blocks: tuple[int, ...]) -> None:
-    visual, paths = _visual(7, architecture), Paths(vv_blocks)
-    whole = outputs(visual, _images(), paths, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
-    less = outputs(visual, _images(), paths, patches=False, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
-    alone = outputs(visual, _images(), paths, patches=False)
+    visual, paths = _visual(7, architecture), AttentionPath(vv_blocks)
+    whole = tower_outputs(visual, _images(), paths, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
+    less = tower_outputs(visual, _images(), paths, patches=False, plain_patches=True, blocks=(0, 2), vv_blocks=(1,))
+    alone = tower_outputs(visual, _images(), paths, patches=False)
     assert less.patches is None
     assert less.last_tokens is not None
     assert whole.last_tokens is not None
@@ -135,21 +135,21 @@ def test_without_the_second_path_everything_else_stays(architecture: str, vv_blo
 @torch.no_grad()
 def test_plain_patches_are_open_clips_output_tokens() -> None:
     visual = _visual(5, "plain")
-    telling = deepcopy(visual)
-    telling.output_tokens = True
-    _, tokens = telling(_images())
-    found = outputs(visual, _images(), Paths((0, 1, 2)), plain_patches=True)
+    with_tokens = deepcopy(visual)
+    with_tokens.output_tokens = True
+    _, tokens = with_tokens(_images())
+    found = tower_outputs(visual, _images(), AttentionPath((0, 1, 2)), plain_patches=True)
     assert found.last_tokens is not None
     torch.testing.assert_close(found.last_tokens, tokens, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("blocks", [(3,), (-1, 0)])
-def test_a_block_that_is_not_there_is_told(blocks: tuple[int, ...]) -> None:
+def test_a_missing_block_is_reported(blocks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="0 to 2"):
-        outputs(_visual(0, "plain"), _images(), Paths((0,)), blocks=blocks)
+        tower_outputs(_visual(0, "plain"), _images(), AttentionPath((0,)), blocks=blocks)
 
 
-# by name
+# names
 
 
 def test_names_and_their_order() -> None:
@@ -167,22 +167,22 @@ def test_names_and_their_order() -> None:
 
 @pytest.mark.parametrize("name", ["", "block", "block-0", "block-01", "window--1", "plain-1", "Tokens", "block-1 "])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no output"):
+    with pytest.raises(ValueError, match="is not an encoder output"):
         EncoderOutput.parse(name)
 
 
 @pytest.mark.parametrize(
     ("output", "rule"),
-    [("block-4", "block 4 is asked for, but tiny has 3 blocks"), ("window-5", "tiny sees 4 x 4")],
+    [("block-4", "block 4 is requested, but tiny has 3 blocks"), ("window-5", "tiny has 4 x 4")],
 )
-def test_a_view_that_the_model_does_not_have_is_one_line(output: str, rule: str) -> None:
+def test_an_output_that_the_model_does_not_have_is_one_line(output: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         EncoderOutput.parse(output).check(3, 4, "tiny")
     EncoderOutput.parse("block-3").check(3, 4, "tiny")
     EncoderOutput.parse("window-4").check(3, 4, "tiny")
 
 
-# from the encoder, and on disk
+# outputs from the encoder and on disk
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EncoderSettings:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Images of one, two, one and three crops by their digest."""
+    """Return images of one, two, one and three crops by digest."""
     paths = noise_images(tmp_path_factory.mktemp("images"), [(40, 40), (32, 48), (64, 64), (80, 32)])
     return {file_digest(path): path for path in paths}
 
@@ -204,10 +204,10 @@ def encoded(settings: EncoderSettings, files: dict[str, Path], tmp_path_factory:
     return out
 
 
-def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settings: EncoderSettings) -> None:
+def test_an_encoders_outputs_are_the_towers_normalised_where_they_are_joint(settings: EncoderSettings) -> None:
     encoder = Encoder.load(settings, torch.device("cpu"))
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    class_tokens, shown = encoder.encode_views(images, parse_outputs(ALL_OUTPUTS))
+    class_tokens, values = encoder.encode_outputs(images, parse_outputs(ALL_OUTPUTS))
     visual, normalised = encoder.model.visual, encoder.normalise(images)
     assert isinstance(visual, VisionTransformer)
     with torch.no_grad():
@@ -223,19 +223,19 @@ def test_an_encoders_views_are_the_towers_normalised_where_they_are_joint(settin
             "window-2": normalize(encode_windows(visual, normalised, [2])[0], dim=-1),
             "window-3": normalize(encode_windows(visual, normalised, [3])[0], dim=-1),
         }
-    assert set(shown) == set(expected)
+    assert set(values) == set(expected)
     for output in parse_outputs(ALL_OUTPUTS):
-        torch.testing.assert_close(shown[output.name], expected[output.name], atol=1e-5, rtol=1e-5)
-        assert shown[output.name].shape[1:] == encoder.output_shape(output)
+        torch.testing.assert_close(values[output.name], expected[output.name], atol=1e-5, rtol=1e-5)
+        assert values[output.name].shape[1:] == encoder.output_shape(output)
     torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
-    # whatever is asked for, and nothing beside it
+    # each output requested by itself
     for name in ALL_OUTPUTS:
-        class_tokens, shown = encoder.encode_views(images, parse_outputs([name]))
-        assert list(shown) == [name]
-        torch.testing.assert_close(shown[name], expected[name], atol=1e-5, rtol=1e-5)
+        class_tokens, values = encoder.encode_outputs(images, parse_outputs([name]))
+        assert list(values) == [name]
+        torch.testing.assert_close(values[name], expected[name], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
-    class_tokens, shown = encoder.encode_views(images, ())
-    assert shown == {}
+    class_tokens, values = encoder.encode_outputs(images, ())
+    assert values == {}
     torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
 
 
@@ -246,24 +246,24 @@ def test_an_encoders_patches_are_of_the_attention_it_is_set_to(settings: Encoder
     assert isinstance(visual, VisionTransformer)
     with torch.no_grad():
         given = encoder.normalise(images)
-        found = {name: two_path(visual, given, Paths((0, 1, 2), attention=name))[1] for name in ATTENTIONS}
+        found = {name: two_path(visual, given, AttentionPath((0, 1, 2), attention=name))[1] for name in ATTENTIONS}
     patches = encoder.encode(images).patches
     for name, expected in found.items():
         assert torch.allclose(patches, normalize(expected, dim=-1), atol=1e-5) == (name == attention)
 
 
-def test_rows_are_what_the_encoder_shows_of_each_crop(
+def test_rows_are_the_encoders_outputs_of_each_crop(
     encoded: Path, files: dict[str, Path], settings: EncoderSettings
 ) -> None:
     encoder, store = Encoder.load(settings, torch.device("cpu")), FeatureStore(encoded)
     assert [image.rows for image in store.images] == [1, 2, 1, 3]
     for number, image in enumerate(store.images):
         crops = crop_image(read_image(files[image.sha256]), store.crops(number))
-        class_tokens, shown = encoder.encode_views(crops, parse_outputs(ALL_OUTPUTS))
-        for name, values in shown.items():
-            torch.testing.assert_close(store.view(number, name), values, atol=1e-5, rtol=1e-5)
+        class_tokens, values = encoder.encode_outputs(crops, parse_outputs(ALL_OUTPUTS))
+        for name, expected in values.items():
+            torch.testing.assert_close(store.output(number, name), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(store.class_tokens(number), class_tokens, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(store.patches(number), shown["patches"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(store.patches(number), values["patches"], atol=1e-5, rtol=1e-5)
     assert np.load(encoded / "output-window-2.npy").shape == (7, 9, 24)
     assert np.load(encoded / "output-block-1.npy").dtype == np.float32
 
@@ -276,47 +276,49 @@ def test_order_and_batch_size_change_nothing_but_the_order(
     encode_images(paths, digests, other_batch, "cpu", tmp_path, outputs=ALL_OUTPUTS[::-1])
     one, other = FeatureStore(encoded), FeatureStore(tmp_path)
     for number, name in ((number, name) for number in range(4) for name in ALL_OUTPUTS):
-        torch.testing.assert_close(other.view(3 - number, name), one.view(number, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other.output(3 - number, name), one.output(number, name), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("names", [("patches",), ("window-2",), ()])
-def test_only_what_is_asked_for_is_kept_and_anything_else_is_told(
+def test_only_requested_outputs_are_stored_and_others_are_reported(
     encoded: Path, files: dict[str, Path], settings: EncoderSettings, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     encode_images(list(files.values()), list(files), settings, "cpu", tmp_path, outputs=names)
     assert list(json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["outputs"]) == list(names)
-    kept = {"class_tokens.npy", "index.json", *(f"output-{name}.npy" for name in names)}
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    files_written = {"class_tokens.npy", "index.json", *(f"output-{name}.npy" for name in names)}
+    assert {path.name for path in tmp_path.iterdir()} == files_written
     every, some = FeatureStore(encoded), FeatureStore(tmp_path)
     for number, name in ((number, name) for number in range(4) for name in ALL_OUTPUTS):
         torch.testing.assert_close(some.class_tokens(number), every.class_tokens(number), atol=1e-5, rtol=1e-5)
         if name in names:
-            torch.testing.assert_close(some.view(number, name), every.view(number, name), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(some.output(number, name), every.output(number, name), atol=1e-5, rtol=1e-5)
         else:
             with pytest.raises(InputError, match=rf"output-{name}\.npy: the features were made without this output"):
-                some.view(number, name)
+                some.output(number, name)
     if "patches" not in names:
         with pytest.raises(InputError, match=r"output-patches\.npy: the features were made without this output"):
             some.patches(0)
 
 
-def test_without_a_say_the_patches_of_the_vv_path_are_kept(
+def test_by_default_the_patches_of_the_vv_path_are_stored(
     files: dict[str, Path], settings: EncoderSettings, tmp_path: Path
 ) -> None:
     encode_images(list(files.values()), list(files), settings, "cpu", tmp_path)
     assert list(FeatureStore(tmp_path).index.outputs) == ["patches"]
 
 
-def test_a_view_that_is_not_there_stops_before_anything_is_written(settings: EncoderSettings, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="block 4 is asked for"):
+def test_an_output_that_is_not_there_stops_before_anything_is_written(
+    settings: EncoderSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="block 4 is requested"):
         encode_images([], [], settings, "cpu", tmp_path / "out", outputs=("block-4",))
-    with pytest.raises(ValueError, match="is no output"):
+    with pytest.raises(ValueError, match="is not an encoder output"):
         encode_images([], [], settings, "cpu", tmp_path / "out", outputs=("block",))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("keep", "message"), [(0.9, "cut short"), (None, "no such file"), (0.0, r"no \.npy file")])
-def test_a_damaged_view_is_told(encoded: Path, keep: float | None, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keep", "message"), [(0.9, "cut short"), (None, "no such file"), (0.0, r"not a \.npy file")])
+def test_a_damaged_output_is_reported(encoded: Path, keep: float | None, message: str, tmp_path: Path) -> None:
     for file in encoded.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "output-block-3.npy"

@@ -1,4 +1,4 @@
-"""Every file in configs/zsad loads and is what it says."""
+"""Check that every file in configs/zsad loads and has the settings that it describes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_papers_configuration_is_the_defaults() -> None:
 
 
 def test_local_weights_take_the_place_of_the_tag() -> None:
-    """As the comment in the file says."""
+    """Check the command in the comment of the file."""
     settings = load(FOLDER / "dual_clip.yaml", {"encoder.weights": "/somewhere/file.pt", "encoder.tag": None})
     assert settings.encoder.weights == "/somewhere/file.pt"
 

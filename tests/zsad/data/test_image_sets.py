@@ -1,4 +1,4 @@
-"""Layouts of image sets: what is found in trees built for it, and what is named as a problem."""
+"""Check which images are found in folders of each layout, and which are reported as problems."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
 from zsad.config.run import ImagesSettings
-from zsad.data.datasets import Category, Item, find_categories, images_of
+from zsad.data.datasets import Category, Item, find_categories, unlabelled_images
 from zsad.data.images import read_image, read_mask
 
 
 def touch(root: Path, *names: str) -> None:
-    """Files with nothing in them: listing opens none."""
+    """Make empty files, which suffice because listing opens no file."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def find(root: Path, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
-    """Categories by name, and rules of problems by CATEGORY/ID."""
+    """Return categories by name, and rules of problems by CATEGORY/ID."""
     categories, problems = find_categories(ImagesSettings(root=str(root), **settings))
     return {c.name: c for c in categories}, {p.case_id: p.rule for p in problems}
 
@@ -46,7 +46,7 @@ def test_mvtec_test_images_with_their_masks(tmp_path: Path) -> None:
     assert list(categories) == ["bottle", "cable"]
     assert not problems
     bottle = categories["bottle"]
-    # natural order; nothing of train/
+    # natural order, without images of train/
     assert ids(bottle) == ["crack/000", "good/000", "good/2", "good/010", "hole/000"]
     assert bottle.labelled
     test, truth = tmp_path / "bottle/test", tmp_path / "bottle/ground_truth"
@@ -63,7 +63,7 @@ def test_a_category_by_itself_may_be_named(tmp_path: Path) -> None:
 
 
 def test_masks_may_have_the_images_own_stems(tmp_path: Path) -> None:
-    """The MVTec-like conversion of VisA: test/{good,bad}, ground_truth/bad/STEM.png, images in upper-case .JPG."""
+    """Check VisA converted to MVTec's layout: test/{good,bad}, ground_truth/bad/STEM.png, images with suffix .JPG."""
     touch(tmp_path, "candle/train/good/0.JPG", "candle/test/good/0001.JPG", "candle/test/bad/000.JPG")
     touch(tmp_path, "candle/ground_truth/bad/000.png")
     candle = find(tmp_path)[0]["candle"]
@@ -74,7 +74,7 @@ def test_masks_may_have_the_images_own_stems(tmp_path: Path) -> None:
     assert candle.items[0].mask == tmp_path / "candle/ground_truth/bad/000.png"
 
 
-def test_an_anomalous_image_without_its_mask_is_named_and_the_rest_found(tmp_path: Path) -> None:
+def test_an_anomalous_image_without_its_mask_is_reported_and_the_rest_found(tmp_path: Path) -> None:
     mvtec(tmp_path / "bottle")
     (tmp_path / "bottle/ground_truth/crack/000_mask.png").unlink()
     categories, problems = find(tmp_path)
@@ -95,7 +95,7 @@ def test_hidden_and_foreign_files_are_skipped_and_stray_images_named(tmp_path: P
     touch(tmp_path / "bottle/test", "good/.git/1.png")
     categories, problems = find(tmp_path)
     assert len(categories["bottle"].items) == 5
-    assert problems == {"bottle/stray": "lies beside the label folders, so it has no label"}
+    assert problems == {"bottle/stray": "is outside the label folders, so it has no label"}
 
 
 def test_images_of_one_stem_keep_their_endings(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_categories_are_chosen_by_name(tmp_path: Path) -> None:
         mvtec(tmp_path / name)
     assert list(find(tmp_path)[0]) == ["a", "b", "c9", "c10"]
     assert list(find(tmp_path, categories=["c9", "a"])[0]) == ["a", "c9"]
-    with pytest.raises(InputError, match="no category d; there are a, b, c9, c10"):
+    with pytest.raises(InputError, match="no category d; the set has a, b, c9, c10"):
         find(tmp_path, categories=["a", "d"])
 
 
@@ -170,25 +170,25 @@ def test_a_renamed_category_is_the_one_object_of_its_split_file(tmp_path: Path) 
     assert categories["wax"].items[0].mask == tmp_path / "wax/Data/Masks/Anomaly/001.png"
 
 
-def test_a_category_that_the_split_file_does_not_know_is_named_and_the_others_found(tmp_path: Path) -> None:
+def test_a_category_without_rows_in_the_split_file_is_reported_and_the_others_found(tmp_path: Path) -> None:
     visa(tmp_path)
     touch(tmp_path, "wax/Data/Images/Normal/0000.JPG")
     split(tmp_path, NORMAL.format("test", 3), "pcb1,test,normal,pcb1/Data/Images/Normal/0000.JPG,")
-    said = "split_csv/1cls.csv knows no wax, only candle, pcb1"
+    said = "split_csv/1cls.csv has no rows for wax, only for candle, pcb1"
     categories, problems = find(tmp_path)
     assert list(categories) == ["candle"]
     assert problems == {"wax": said}
     with pytest.raises(InputError, match=f"the first of 1 problems: {said}"):
         find(tmp_path / "wax")
-    # one object in the file, but two folders: its own must not lend its rows
+    # one object in the file, but two folders: the rows belong to the folder with the object's name
     split(tmp_path, NORMAL.format("test", 3))
-    assert find(tmp_path)[1] == {"wax": "split_csv/1cls.csv knows no wax, only candle"}
+    assert find(tmp_path)[1] == {"wax": "split_csv/1cls.csv has no rows for wax, only for candle"}
     (tmp_path / "candle").rename(tmp_path / "tallow")
-    with pytest.raises(InputError, match="knows no tallow, only candle"):
+    with pytest.raises(InputError, match="has no rows for tallow, only for candle"):
         find(tmp_path)
 
 
-def test_another_split_of_visa_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_another_split_of_visa_is_used_if_requested(tmp_path: Path) -> None:
     visa(tmp_path)
     split(tmp_path, NORMAL.format("test", 3), ANOMALY.format(1)).rename(tmp_path / "split_csv/2cls_highshot.csv")
     split(tmp_path, NORMAL.format("test", 1))
@@ -197,19 +197,19 @@ def test_another_split_of_visa_is_taken_where_it_is_asked_for(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"2cls_fewshot\.csv: no such split file"):
         find(tmp_path, visa_split="2cls_fewshot")
     mvtec(tmp_path / "other/bottle")
-    with pytest.raises(ConfigError, match="only layout visa takes it"):
+    with pytest.raises(ConfigError, match="only for layout visa"):
         find(tmp_path / "other", visa_split="2cls_fewshot")
 
 
-def test_what_visas_split_file_lists_in_vain_is_named(tmp_path: Path) -> None:
+def test_missing_files_of_visas_split_file_are_reported(tmp_path: Path) -> None:
     visa(tmp_path)
     split(tmp_path, NORMAL.format("test", 3), NORMAL.format("test", 9), ANOMALY.format(0), ANOMALY.format(1))
     (tmp_path / "candle/Data/Masks/Anomaly/001.png").unlink()
     categories, problems = find(tmp_path)
     assert ids(categories["candle"]) == ["Anomaly/000", "Normal/0003"]
     assert problems == {
-        "candle/Normal/0009": "listed in 1cls.csv, but not there",
-        "candle/Anomaly/001": "anomalous, but without a mask: 1cls.csv names none that is there",
+        "candle/Normal/0009": "listed in 1cls.csv, but the file is missing",
+        "candle/Anomaly/001": "anomalous, but without a mask: 1cls.csv names no existing one",
     }
 
 
@@ -239,7 +239,7 @@ def test_a_folder_with_labels(tmp_path: Path) -> None:
     assert not problems
 
 
-def test_all_masks_in_one_folder_need_stems_that_tell_images_apart(tmp_path: Path) -> None:
+def test_all_masks_in_one_folder_need_unique_stems(tmp_path: Path) -> None:
     touch(tmp_path, "OK/1.png", "a/2.png", "b/3.png", "b/2.png", "truth/2.png", "truth/3.png")
     categories, problems = find(tmp_path, masks="truth", category="nut")
     assert ids(categories["nut"]) == ["OK/1", "b/3"]
@@ -260,10 +260,10 @@ def test_a_folder_of_mere_images(tmp_path: Path) -> None:
     ("settings", "error", "said"),
     [
         ({"masks": "truth"}, InputError, "no such folder of masks"),
-        ({"masks": "m"}, InputError, "masks need label folders"),
+        ({"masks": "m"}, InputError, "masks can only be used with label folders"),
         ({"layout": "mvtec"}, InputError, "no usable image of layout mvtec"),
         ({"layout": "visa"}, InputError, "no usable image of layout visa"),
-        ({"layout": "mvtec", "masks": "m"}, ConfigError, "only layout folder"),
+        ({"layout": "mvtec", "masks": "m"}, ConfigError, "only for layout folder"),
     ],
 )
 def test_a_tree_of_another_shape_is_one_line(
@@ -282,7 +282,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-def test_opaque_ids_hide_names_and_stay_the_same(tmp_path: Path) -> None:
+def test_pseudonyms_hide_names_and_stay_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "test/good/secret.png", "test/burnt/secret.png", "ground_truth/x/1.png")
     touch(tmp_path, "test/burnt/hidden.png", "ground_truth/burnt/hidden.png", "test/secret.png")
     first, again = (find_categories(ImagesSettings(root=str(tmp_path), pseudonyms=True)) for _ in range(2))
@@ -310,7 +310,7 @@ def test_images_to_score_each_once_and_under_unique_ids(tmp_path: Path) -> None:
     touch(tmp_path, "parts/1.png", "parts/sub/1.png", "parts/2.png", "parts/readme.txt", "other/1.png", "odd.dat")
     (tmp_path / "link.png").symlink_to(tmp_path / "parts/2.png")
     folder, other = tmp_path / "parts", tmp_path / "other"
-    found = images_of([folder, folder / "1.png", other, tmp_path / "odd.dat", tmp_path / "link.png"])
+    found = unlabelled_images([folder, folder / "1.png", other, tmp_path / "odd.dat", tmp_path / "link.png"])
     assert found.name == "parts"
     assert {i.id: i.path for i in found.items} == {
         "1": other / "1.png",
@@ -320,16 +320,16 @@ def test_images_to_score_each_once_and_under_unique_ids(tmp_path: Path) -> None:
         "sub/1": folder / "sub/1.png",
     }
     assert not found.labelled
-    assert images_of([folder / "1.png"]).name == "parts"
+    assert unlabelled_images([folder / "1.png"]).name == "parts"
 
 
 def test_images_to_score_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        images_of([tmp_path / "x.png"])
+        unlabelled_images([tmp_path / "x.png"])
     with pytest.raises(InputError, match="no image in this folder"):
-        images_of([tmp_path])
+        unlabelled_images([tmp_path])
     with pytest.raises(InputError, match="none given"):
-        images_of([])
+        unlabelled_images([])
 
 
 def test_a_folder_linked_to_itself_ends(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_real_sets_are_found_whole(real_data: Path) -> None:
         name: (len(c.items), sum(bool(i.anomalous) for i in c.items), sum(i.mask is not None for i in c.items))
         for name, c in categories.items()
     }
-    # images, defects, masks, as the data's own list says
+    # images, defects and masks, as in the list that comes with the data
     assert counts == {"hazelnut_toy": (23, 17, 17), "magnetic_tile": (160, 80, 80), "screw": (56, 40, 40)}
 
 
@@ -358,7 +358,7 @@ def test_real_masks_fit_their_images(real_data: Path) -> None:
             assert item.mask is not None
             height, width, _ = read_image(item.path).shape
             mask = read_mask(item.mask, (height, width))
-            # a JPEG's grey seam would make far more
+            # a JPEG's grey edges would make far more anomalous pixels
             assert 0 < mask.mean() < 0.6
 
 

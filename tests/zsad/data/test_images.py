@@ -1,4 +1,4 @@
-"""Reading any picture, or saying in one line why not; crops that cover; maps that come back to where they belong."""
+"""Check reading of images and masks, error messages, crops, and merging of maps."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from PIL import Image
 from medad.base.errors import InputError
 from zsad.data.images import (
     Crops,
-    beside,
     crop_image,
+    map_in_threads,
     mask_to_canvas,
     merge_maps,
     plan_crops,
@@ -47,7 +47,7 @@ def colours(height: int = 12, width: int = 9) -> Array:
 
 
 def refused(path: Path, **options: Any) -> str:
-    """The rule that `read_image` names; the whole message is one line with the path once."""
+    """Return the rule of the error that `read_image` raises. Check that the message is one line with the path once."""
     with pytest.raises(InputError) as caught:
         read_image(path, **options)
     message = str(caught.value)
@@ -118,7 +118,7 @@ UPPER = np.array([[0, 0, 1], [0x12, 0xFF, 0xFF]], dtype=np.uint8)
     ],
     ids=["grey tiff", "big endian", "deflated", "colour tiff", "png"],
 )
-def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+def test_the_upper_eight_of_sixteen_bits_are_read(tmp_path: Path, write: Callable[[Path], Any]) -> None:
     write(tmp_path / "a.tif")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.dstack([UPPER] * 3))
 
@@ -145,7 +145,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, ending: str) -> None:
     upright = np.zeros((8, 16, 3), dtype=np.uint8)
     upright[:, 8:] = 255
     exif = Image.Exif()
-    exif[ORIENTATION] = 6  # the camera was turned: a viewer turns it clockwise
+    exif[ORIENTATION] = 6  # the camera was turned, so a viewer turns the image clockwise
     Image.fromarray(upright).save(tmp_path / f"a.{ending}", exif=exif)
     found = read_image(tmp_path / f"a.{ending}")
     assert found.shape == (16, 8, 3)
@@ -167,7 +167,7 @@ def test_an_image_cut_short_is_refused(tmp_path: Path, name: str, kept: float) -
 
 
 def test_any_flipped_bit_of_a_png_is_seen(tmp_path: Path) -> None:
-    """In an image that packs well a flipped bit is decoded without complaint into other pixels."""
+    """Check a PNG that compresses well: without checksums, a flipped bit would only change its pixels."""
     path = tmp_path / "a.png"
     Image.fromarray(np.arange(200, dtype=np.uint8)[None, :, None].repeat(200, 0).repeat(3, 2)).save(path)
     whole = path.read_bytes()
@@ -190,7 +190,7 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path, side: int) -> 
     assert "pixels" in refused(tmp_path / "a.png")
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello", encoding="utf-8")
     assert refused(tmp_path / "a.png").startswith("not a PNG")
     assert refused(tmp_path / "b.png") == "no such file or folder"
@@ -200,7 +200,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 def test_the_shorter_side_has_a_least_length(tmp_path: Path) -> None:
     Image.fromarray(colours(1, 1)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").shape == (1, 1, 3)
-    assert refused(tmp_path / "a.png", min_side_px=8) == "is 1 x 1 pixels; the shorter side must have 8 at least"
+    assert refused(tmp_path / "a.png", min_side_px=8) == "is 1 x 1 pixels; the shorter side must have at least 8"
 
 
 def test_reading_in_threads_leaves_the_warning_filters_as_they_were(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_mask_is_what_is_not_black(tmp_path: Path, mode: str, value: int) -> N
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png", (6, 7)), truth)
 
 
-def test_a_palette_mask_goes_by_colour_and_not_by_number(tmp_path: Path) -> None:
+def test_a_palette_masks_colours_count_and_not_its_numbers(tmp_path: Path) -> None:
     image = Image.new("P", (3, 2), 1)
     image.putpalette([255, 255, 255, 0, 0, 0])
     image.putpixel((2, 1), 0)
@@ -285,7 +285,7 @@ def test_the_canvas_of_a_long_image_is_open_clips_before_its_centre_is_cut() -> 
     image = colours(100, 163)
     crops = plan_crops(100, 163, 64, max_crops=9)
     ours = crop_image(image, crops)
-    # two crops that overlap agree there
+    # the two crops are equal where they overlap
     shift = crops.offsets[1][1]
     assert torch.equal(ours[0, :, :, shift:], ours[1, :, :, : 64 - shift])
     theirs = image_transform(64, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
@@ -375,7 +375,7 @@ def test_float_tiffs_are_read_exactly(tmp_path: Path, compression: str | None) -
     ],
     ids=["nan", "inf", "colour", "empty", "complex", "pickle", "no bytes", "text"],
 )
-def test_what_is_no_map_is_refused(tmp_path: Path, write: Callable[[Path], Any], said: str) -> None:
+def test_other_files_are_refused_as_maps(tmp_path: Path, write: Callable[[Path], Any], said: str) -> None:
     write(tmp_path / "a.npy")
     with pytest.raises(InputError, match=said):
         read_map(tmp_path / "a.npy")
@@ -401,12 +401,12 @@ def test_every_real_image_is_read(real_data: Path) -> None:
         assert len(crops.offsets) > 1
 
 
-def test_images_are_read_beside_each_other_in_order_and_the_first_broken_one_is_named(tmp_path: Path) -> None:
+def test_images_are_read_in_order_by_threads_and_the_first_broken_one_is_reported(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(6)]
     for number, path in enumerate(paths):
         write_png(path, np.full((8, 8, 3), number, np.uint8))
-    assert [int(image[0, 0, 0]) for image in beside(read_image, paths)] == list(range(6))
+    assert [int(image[0, 0, 0]) for image in map_in_threads(read_image, paths)] == list(range(6))
     for number in (2, 4):
         paths[number].write_bytes(b"broken")
     with pytest.raises(InputError, match=r"2\.png"):
-        beside(read_image, paths)
+        map_in_threads(read_image, paths)

@@ -1,4 +1,4 @@
-"""The committed model: small, safe to load, and far better than chance on kinds it has never seen."""
+"""Check the committed model: its size and type, and its accuracy on kinds that it was not trained on."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from zsad.scorers.dual.scorer import text_scores, visual_scores
 WEIGHTS = EMBEDDED_FOLDER / "open_clip_model.safetensors"
 TAU = 0.07
 SHOWN_PX = 256
-"""As in configs/zsad/demo.yaml."""
+"""Input size, as in configs/zsad/demo.yaml."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Mean over the held-out kinds."""
+class MeanAurocs:
+    """Means over the held-out kinds."""
 
     image_auroc: float
     pixel_auroc: float
@@ -38,9 +38,9 @@ class Judged:
 
 @pytest.fixture(scope="module", params=[8, pytest.param(24, marks=pytest.mark.slow)], ids=["third", "whole"])
 def held_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw a third of what `python -m zsad.embedded.pretrain --held-out` draws, by its seed; the slow suite draws all.
+    """Write a third of the images of `python -m zsad.embedded.pretrain --held-out`, with its seed.
 
-    The card's table is of the whole draw, so no seed was picked for this test.
+    The slow tests write all of them. The table of the model card is based on all, so no seed was chosen for this test.
     """
     folder = tmp_path_factory.mktemp("held-out")
     write_held_out(folder, each=request.param)
@@ -51,8 +51,11 @@ def load(model: str) -> Encoder:
     return Encoder.load(EncoderSettings(model=model, size_px=SHOWN_PX), torch.device("cpu"))
 
 
-def judge(encoder: Encoder, folder: Path, step: int = 1) -> Judged:
-    """Text and one reference image, as variant `joint`: each image's reference is the next one. Of every nth image."""
+def evaluate_held_out(encoder: Encoder, folder: Path, step: int = 1) -> MeanAurocs:
+    """Evaluate every `step`-th image with prompts and one reference image, as variant `joint`.
+
+    The reference of an image is the next one.
+    """
     image_aurocs, pixel_aurocs = [], []
     crops = plan_crops(SIZE_PX, SIZE_PX, encoder.size_px, 2)
     for kind, _ in kinds("held_out"):
@@ -83,32 +86,32 @@ def judge(encoder: Encoder, folder: Path, step: int = 1) -> Judged:
         assert pixel.auroc is not None
         image_aurocs.append(image.auroc)
         pixel_aurocs.append(pixel.auroc)
-    return Judged(float(np.mean(image_aurocs)), float(np.mean(pixel_aurocs)))
+    return MeanAurocs(float(np.mean(image_aurocs)), float(np.mean(pixel_aurocs)))
 
 
 def test_the_weights_are_small_half_precision_and_finite() -> None:
     assert WEIGHTS.stat().st_size <= 10_000_000
     with safe_open(WEIGHTS, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - no mapping
+        for name in file.keys():  # noqa: SIM118 - not a mapping
             tensor = file.get_tensor(name)
             assert tensor.dtype == torch.float16
             assert tensor.isfinite().all()
 
 
 def test_it_finds_held_out_defects_on_held_out_kinds(held_out: Path) -> None:
-    judged = judge(load("embedded"), held_out)
-    assert judged.image_auroc >= 0.85
-    assert judged.pixel_auroc >= 0.85
+    found = evaluate_held_out(load("embedded"), held_out)
+    assert found.image_auroc >= 0.85
+    assert found.pixel_auroc >= 0.85
 
 
 def test_its_training_is_what_finds_them(held_out: Path, tmp_path: Path) -> None:
-    """Random weights compare images too, so the bounds above must not be theirs."""
+    """Check that random weights, which can also compare images, do not reach the bounds above."""
     from zsad.embedded.pretrain import build, save
 
     save(build(0), tmp_path)
-    judged = judge(load(f"local-dir:{tmp_path}"), held_out, step=2)
-    assert judged.image_auroc < 0.8
-    assert judged.pixel_auroc < 0.8
+    found = evaluate_held_out(load(f"local-dir:{tmp_path}"), held_out, step=2)
+    assert found.image_auroc < 0.8
+    assert found.pixel_auroc < 0.8
 
 
 def test_its_card_states_the_training_that_made_it() -> None:

@@ -1,4 +1,4 @@
-"""The demo's photographs: real pixels outside the masks, made once, whole or not at all."""
+"""Check the samples of the demo: pixels outside the masks are real, and the folder is made once and completely."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_samples(tmp_path_factory.mktemp("samples"), lambda _: None)
 
 
-def test_each_material_has_good_and_spoilt_pieces_with_masks(folder: Path) -> None:
+def test_each_material_has_good_and_defective_pieces_with_masks(folder: Path) -> None:
     categories, problems = find_categories(ImagesSettings(root=str(folder), layout="mvtec"))
     assert not problems
     assert [category.name for category in categories] == ["brick", "coins", "grass", "gravel"]
     for category in categories:
-        spoilt = [item for item in category.items if item.anomalous]
-        assert len(spoilt) >= 8
-        assert len(category.items) - len(spoilt) >= 8
-        for item in spoilt:
+        defective = [item for item in category.items if item.anomalous]
+        assert len(defective) >= 8
+        assert len(category.items) - len(defective) >= 8
+        for item in defective:
             assert item.mask is not None
             assert read_mask(item.mask, (SIDE_PX, SIDE_PX)).any()
 
@@ -47,11 +47,11 @@ def test_outside_its_mask_a_window_is_the_photograph(folder: Path) -> None:
             assert difference.max() < 0.003
             continue
         mask = np.asarray(Image.open(folder / "gravel/ground_truth" / path.parent.name / f"{path.stem}_mask.png")) > 0
-        assert difference[~mask].max() < samples_least_change() + 0.003
-        assert difference[mask].min() > samples_least_change() - 0.05
+        assert difference[~mask].max() < least_change() + 0.003
+        assert difference[mask].min() > least_change() - 0.05
 
 
-def samples_least_change() -> float:
+def least_change() -> float:
     from zsad.embedded.scenes.scenes import LEAST_CHANGE
 
     return LEAST_CHANGE
@@ -65,7 +65,7 @@ def test_they_are_made_once(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_folder_left_half_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_folder_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(folder: Path, pieces: object) -> None:
         del pieces
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Training of the embedded model: batches by (seed, step), exact resume, and weights that open_clip's loader reads."""
+"""Check the training of the embedded model: reproducible batches, exact resume, and weights that open_clip reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
 from zsad.config.run import EncoderSettings
 from zsad.embedded import pool as pools
 from zsad.embedded import pretrain
-from zsad.embedded.pool import SIZE_PX, Leg, Pool, draw, draw_twins, make_pool, write_held_out
+from zsad.embedded.pool import SIZE_PX, Leg, Pool, make_pool, numbered_image, numbered_twins, write_held_out
 from zsad.embedded.pretrain import Batch, Plan, build, make_batch, save, train
 
 FIRST = Leg(twins=False, scenes=6, steps=5, sharpen_from=3, learning_rate=1e-3, warmup_steps=2)
@@ -71,7 +71,7 @@ def test_touched_patches_follow_the_mask_through_every_turn_and_zoom(everywhere:
     assert torch.allclose(batch.touched, torch.full_like(batch.touched, float(everywhere)))
 
 
-def test_twins_stand_side_by_side_whole_and_spoilt(twins: Pool) -> None:
+def test_twins_are_adjacent_without_and_with_a_defect(twins: Pool) -> None:
     assert len(twins.kinds) == 2 * TWINS.scenes
     assert not twins.masks[0::2].any()
     assert twins.masks[1::2].flatten(1).any(1).all()
@@ -82,7 +82,7 @@ def test_twins_stand_side_by_side_whole_and_spoilt(twins: Pool) -> None:
 
 
 def test_sharpening_shows_more_objects() -> None:
-    # batches are drawn without replacement: of 40 images, 4 coins; a coin is as likely as 18 bricks
+    # batches are drawn without replacement from 4 coins and 36 bricks; a coin is as likely as 18 bricks
     pixels = torch.full((40, 3, SIZE_PX, SIZE_PX), 128, dtype=torch.uint8)
     pool = Pool(pixels, torch.zeros((40, SIZE_PX, SIZE_PX), dtype=torch.bool), ("coin",) * 4 + ("bricks",) * 36)
     plan = Plan(legs=PLAN.legs, batch_size=2)
@@ -103,7 +103,7 @@ def _pools_made_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Weights of a training that nothing stopped."""
+    """Return the weights of a training without interruption."""
     folder = tmp_path_factory.mktemp("straight")
     train(TRAINED, folder, workers=1)
     return (folder / "open_clip_model.safetensors").read_bytes()
@@ -150,7 +150,7 @@ def test_saved_weights_load_as_any_local_folder_and_are_the_model(tmp_path: Path
     assert encoder.size_px == SIZE_PX
     assert tuple(encoder.mean.flatten().tolist()) == pretrain.MEAN
     ours = dict(model.named_parameters())
-    del ours["logit_scale"]  # used by training alone; the loader leaves it out
+    del ours["logit_scale"]  # used by training only; the loader leaves it out
     for name, value in ours.items():
         assert torch.equal(encoder.model.get_parameter(name), value.half().float()), name
 
@@ -192,7 +192,7 @@ def test_the_configuration_that_is_committed_is_the_one_the_code_writes(tmp_path
 
 
 def test_the_pools_are_the_supplies_in_order(pool: Pool, twins: Pool) -> None:
-    made = [draw(0, 2), *draw_twins(0, 2)]
+    made = [numbered_image(0, 2), *numbered_twins(0, 2)]
     for one, of, row in zip(made, (pool, twins, twins), (2, 4, 5), strict=True):
         assert np.array_equal(of.pixels[row].numpy(), (one.image * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
         assert np.array_equal(of.masks[row].numpy(), one.mask)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.zsad.scored_sets import Drawn, write_category, zsad_settings
+from tests.zsad.scored_sets import ExampleImage, write_category, zsad_settings
 from zsad.config.run import ZsadSettings
 from zsad.steps.results import CategoryResult
 
@@ -20,7 +20,7 @@ def category(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Category
     written: dict[str, CategoryResult[Path]] = {}
 
     def make(
-        name: str, images: Sequence[Drawn], settings: ZsadSettings | None = None, **options: Any
+        name: str, images: Sequence[ExampleImage], settings: ZsadSettings | None = None, **options: Any
     ) -> CategoryResult[Path]:
         settings = settings or zsad_settings()
         shift = options.get("shift", lambda seed: 0.0)

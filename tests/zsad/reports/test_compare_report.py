@@ -16,7 +16,7 @@ from medad.base.text import PLACEHOLDER
 from medad.reporting.seed_statistics import Stat
 from tests.page import Written
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
-from zsad.clip.models import MadeBy
+from zsad.clip.models import EncoderInfo
 from zsad.config.compare import Ablation, CompareSettings, ablation_systems
 from zsad.reports.compare.charts import Panel, line_chart
 from zsad.reports.compare.report import write_compare_report
@@ -152,7 +152,7 @@ def test_fewer_seeds_are_said(report: Report, tmp_path: Path) -> None:
 def test_csv_reads_back_as_the_numbers_written(report: Report, tmp_path: Path) -> None:
     settings = compare_settings(*TRIO[:2])
     figures = {
-        system.shown: {
+        system.display_name: {
             category: {
                 seed: {
                     "image": tuple(0.1 + 0.01 * (number + 10 * seed + 3 * c + 7 * s) for number in range(3)),
@@ -165,7 +165,9 @@ def test_csv_reads_back_as_the_numbers_written(report: Report, tmp_path: Path) -
         for s, system in enumerate(settings.systems)
     }
     cost = Cost(1.5, 8.0, 4, 2048)
-    done = report(settings, [write_system(tmp_path, one, figures[one.shown], cost=cost) for one in settings.systems])
+    done = report(
+        settings, [write_system(tmp_path, one, figures[one.display_name], cost=cost) for one in settings.systems]
+    )
     rows = done.table("systems.csv")
     assert len(rows) == 2 + 4
     for row in rows:
@@ -277,7 +279,9 @@ def test_pairs_are_tested_on_the_same_images_and_categories(report: Report, tmp_
             tmp_path,
             one,
             {
-                name: seeds_of(aurocs[one.shown] + number / 100, **(wrong if one.shown == "CLIP" else right))
+                name: seeds_of(
+                    aurocs[one.display_name] + number / 100, **(wrong if one.display_name == "CLIP" else right)
+                )
                 for number, name in enumerate(MANY)
             },
         )
@@ -457,14 +461,22 @@ def test_no_path_and_no_file_name_of_opaque_images_goes_in(report: Report, tmp_p
 @pytest.mark.parametrize(
     ("encoder", "settings", "words"),
     [
-        (MadeBy(description="x", random_weights=True, embedded=False), {"tag": "laion400m_e32"}, "Random weights."),
-        (MadeBy(description="x", random_weights=False, embedded=True), {"tag": "laion400m_e32"}, "Embedded model."),
+        (
+            EncoderInfo(description="x", random_weights=True, embedded=False),
+            {"tag": "laion400m_e32"},
+            "Random weights.",
+        ),
+        (
+            EncoderInfo(description="x", random_weights=False, embedded=True),
+            {"tag": "laion400m_e32"},
+            "Embedded model.",
+        ),
         (CLIP, {"model": "embedded"}, "Embedded model."),
         (CLIP, {"seed": 1}, "Random weights."),
     ],
 )
 def test_whose_weights_are_no_clips_is_said_everywhere(
-    report: Report, tmp_path: Path, encoder: MadeBy, settings: dict[str, Any], words: str
+    report: Report, tmp_path: Path, encoder: EncoderInfo, settings: dict[str, Any], words: str
 ) -> None:
     chosen = compare_settings(*TRIO[:1], encoders={"main": settings}, published="mvtec")
     done = report(chosen, [write_system(tmp_path, chosen.systems[0], {"a": seeds_of(0.9)}, encoder=encoder)])

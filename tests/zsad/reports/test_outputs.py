@@ -16,8 +16,8 @@ from PIL import Image
 from skimage.io import imread
 
 from medad.base.errors import CaseFailure, InputError
-from tests.zsad.scored_sets import BACKGROUND, Drawn, usual, without_labels, write_category, zsad_settings
-from zsad.clip.models import EMBEDDED_FOLDER, describe
+from tests.zsad.scored_sets import BACKGROUND, ExampleImage, usual, without_labels, write_category, zsad_settings
+from zsad.clip.models import EMBEDDED_FOLDER, describe_encoder
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, ScoreSettings, ZsadSettings
 from zsad.data.images import resize_map
 from zsad.reports.run.data import load_category
@@ -57,9 +57,9 @@ def pixels(path: Path) -> Array:
 def test_every_image_has_its_row_and_its_maps_at_its_own_size(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
     drawn = [
-        Drawn("a", None, 0.2),
-        Drawn("wide", None, 0.6, defect=(10, 30, 100, 140), size_hw=(40, 240)),
-        Drawn("line.2/b.c", None, 0.9, defect=(0, 50, 0, 50), size_hw=(99, 65)),
+        ExampleImage("a", None, 0.2),
+        ExampleImage("wide", None, 0.6, defect=(10, 30, 100, 140), size_hw=(40, 240)),
+        ExampleImage("line.2/b.c", None, 0.9, defect=(0, 50, 0, 50), size_hw=(99, 65)),
     ]
     result = category("parts", drawn, settings)
     rows = write(tmp_path / "out", result, settings, formats=("png", "tiff", "npy"))
@@ -81,7 +81,7 @@ def test_every_image_has_its_row_and_its_maps_at_its_own_size(category: Category
 
 def test_a_map_is_high_where_the_defect_is_and_flat_where_none_is(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
-    drawn = [Drawn("flat", None, 0.2), Drawn("hole", None, 0.9, peak=1.0, defect=(16, 48, 16, 48))]
+    drawn = [ExampleImage("flat", None, 0.2), ExampleImage("hole", None, 0.9, peak=1.0, defect=(16, 48, 16, 48))]
     result = category("parts", drawn, settings)
     write(tmp_path / "out", result, settings)
     flat, hole = (imread(tmp_path / "out" / "maps" / f"{name}.tiff") for name in ("flat", "hole"))
@@ -115,7 +115,7 @@ def test_one_colour_scale_for_all_images(category: Category, tmp_path: Path) -> 
     settings = score_settings()
     # of three widths, since equal contents are one image; each touches every patch
     widths = {0.25: 56, 0.5: 58, 1.0: 60}
-    same = [Drawn(f"x{peak}", None, 0.5, peak=peak, defect=(0, 64, 0, wide)) for peak, wide in widths.items()]
+    same = [ExampleImage(f"x{peak}", None, 0.5, peak=peak, defect=(0, 64, 0, wide)) for peak, wide in widths.items()]
     write(tmp_path / "out", category("parts", same, settings), settings)
     shown = [pixels(tmp_path / "out" / "maps" / f"{one.id}.png")[32, 32].astype(int) for one in same]
     # all images are red there; what differs is the score on the common scale, from black to yellow
@@ -128,7 +128,7 @@ def test_flagged_by_the_deployable_threshold(category: Category, tmp_path: Path)
     settings = score_settings(
         score=ScoreSettings(variants=("text",)), evaluation=EvaluationSettings(threshold=0.5), seeds=(7,)
     )
-    drawn = [Drawn(f"x{i}", None, i / 8) for i in range(8)]
+    drawn = [ExampleImage(f"x{i}", None, i / 8) for i in range(8)]
     rows = write(tmp_path / "out", category("parts", drawn, settings), settings)
     # at the threshold counts as flagged
     assert [(float(row["score"]), row["flagged"]) for row in rows] == [(i / 8, str(int(i >= 4))) for i in range(8)]
@@ -137,7 +137,7 @@ def test_flagged_by_the_deployable_threshold(category: Category, tmp_path: Path)
 
 def test_few_images_have_no_quantile_and_no_flags(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
-    drawn = [Drawn("a", None, 0.1), Drawn("b", None, 0.2)]
+    drawn = [ExampleImage("a", None, 0.1), ExampleImage("b", None, 0.2)]
     rows = write(tmp_path / "out", category("parts", drawn, settings), settings)
     assert {(row["threshold"], row["flagged"]) for row in rows} == {("", "")}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -153,7 +153,7 @@ def test_failed_images_are_in_the_table_and_the_rest_goes_on(category: Category,
     failures = [
         CaseFailure("parts/x/broken", "encode", "the image is broken (truncated)", "broken.png", "parts"),
         CaseFailure(
-            "parts/tiny", "encode", "is 1 x 1 pixels; the shorter side must have 8 at least", "tiny.png", "parts"
+            "parts/tiny", "encode", "is 1 x 1 pixels; the shorter side must have at least 8", "tiny.png", "parts"
         ),
     ]
     rows = write(tmp_path / "out", result, settings, failures)
@@ -183,7 +183,7 @@ def test_nothing_could_be_scored(tmp_path: Path) -> None:
 
 def test_opaque_ids_keep_file_names_out(category: Category, tmp_path: Path) -> None:
     settings = score_settings(data=ImagesSettings(root="x", pseudonyms=True))
-    result = category("parts", [Drawn("Order-4711", None, 0.5), Drawn("b", None, 0.1)], settings)
+    result = category("parts", [ExampleImage("Order-4711", None, 0.5), ExampleImage("b", None, 0.1)], settings)
     pseudonymous = tuple(dataclasses.replace(one, id=f"image-{n}") for n, one in enumerate(result.images))
     failed = [CaseFailure("parts/image-9", "encode", "broken", "Order-4712.png", "parts")]
     rows = write(tmp_path / "out", dataclasses.replace(result, images=pseudonymous), settings, failed)
@@ -196,7 +196,7 @@ def test_opaque_ids_keep_file_names_out(category: Category, tmp_path: Path) -> N
 @pytest.mark.parametrize("formats", [(), ("png",), ("npy",), ("png", "npy")])
 def test_only_the_formats_asked_for(category: Category, tmp_path: Path, formats: tuple[MapFormat, ...]) -> None:
     settings = score_settings()
-    result = category("parts", [Drawn("a", None, 0.5), Drawn("b", None, 0.1)], settings)
+    result = category("parts", [ExampleImage("a", None, 0.5), ExampleImage("b", None, 0.1)], settings)
     write(tmp_path / "out", result, settings, formats=formats)
     found = {path.suffix for path in (tmp_path / "out" / "maps").rglob("*") if path.is_file()}
     # a .npy file cannot say whose map it is
@@ -205,8 +205,8 @@ def test_only_the_formats_asked_for(category: Category, tmp_path: Path, formats:
 
 def test_a_very_long_image_keeps_its_float_map_and_gets_a_smaller_picture(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
-    long = Drawn("long", None, 0.5, peak=1.0, defect=(0, 300, 3000, 3300), size_hw=(300, 6000))
-    result = category("parts", [long, Drawn("b", None, 0.1)], settings)
+    long = ExampleImage("long", None, 0.5, peak=1.0, defect=(0, 300, 3000, 3300), size_hw=(300, 6000))
+    result = category("parts", [long, ExampleImage("b", None, 0.1)], settings)
     write(tmp_path / "out", result, settings)
     scores = imread(tmp_path / "out" / "maps" / "long.tiff")
     assert scores.shape == (300, 6000)
@@ -218,7 +218,7 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
     category: Category, tmp_path: Path
 ) -> None:
     settings = score_settings(encoder=EncoderSettings(model="embedded"))
-    result = category("parts", without_labels(usual(2, 2)), settings, model=describe(settings.encoder))
+    result = category("parts", without_labels(usual(2, 2)), settings, model=describe_encoder(settings.encoder))
     told: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
     write_score_outputs(
@@ -236,7 +236,7 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
         with Image.open(maps / f"{image.id}.png") as png, Image.open(maps / f"{image.id}.tiff") as tiff:
             for said in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
                 assert "Embedded model." in said
-                assert "no CLIP" in said
+                assert "not CLIP" in said
     with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as file:
         assert all("embedded" in row["encoder"] for row in csv.DictReader(file))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -256,7 +256,7 @@ def test_maps_without_a_place_for_words_have_them_beside_them(
         "parts",
         without_labels(usual(2, 0)),
         settings,
-        model=describe(settings.encoder),
+        model=describe_encoder(settings.encoder),
         weights=f"sha256:{weights}" if embedded else "sha256:1234",
     )
     rows = write(tmp_path / "out", result, settings, formats=("npy",))
@@ -274,7 +274,7 @@ def test_where_nothing_could_be_scored_the_table_still_names_the_encoder(tmp_pat
     rows = write(
         tmp_path / "out", None, settings, [CaseFailure("parts/a", "encode", "the image is broken", "a.png", "parts")]
     )
-    assert [row["encoder"] for row in rows] == [describe(settings.encoder)]
+    assert [row["encoder"] for row in rows] == [describe_encoder(settings.encoder)]
 
 
 def test_a_lost_image_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from medad.reporting.seed_statistics import Stat, mean_and_sd
 from tests.page import Written
 from tests.zsad.scored_sets import (
     BACKGROUND,
-    Drawn,
+    ExampleImage,
     defect_patches,
     usual,
     without_labels,
@@ -90,7 +90,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def report_of(report: Report, category: Category) -> Report:
     """Write the report of categories: name=images."""
 
-    def of(settings: ZsadSettings | None = None, **images: Sequence[Drawn]) -> Written:
+    def of(settings: ZsadSettings | None = None, **images: Sequence[ExampleImage]) -> Written:
         return report([category(name, drawn, settings) for name, drawn in images.items()], settings=settings)
 
     return of
@@ -150,7 +150,7 @@ def test_everything_is_what_the_evaluation_measured(report: Report, category: Ca
 
 
 def test_macro_mean_is_of_categories_and_leaves_out_what_is_undefined(report_of: Report) -> None:
-    perfect = [Drawn("good/0", False, 0.1), Drawn("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
+    perfect = [ExampleImage("good/0", False, 0.1), ExampleImage("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
     done = report_of(a=usual(), b=perfect, c=usual(5, 0))
     text = done.json["macro"][0]
     # two categories of very different sizes count the same: no pooling
@@ -162,7 +162,7 @@ def test_macro_mean_is_of_categories_and_leaves_out_what_is_undefined(report_of:
 
 
 def test_means_over_categories_and_who_made_them_are_in_the_table(report: Report, category: Category) -> None:
-    perfect = [Drawn("good/0", False, 0.1), Drawn("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
+    perfect = [ExampleImage("good/0", False, 0.1), ExampleImage("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
     sets = [("a", usual(), 0.1), ("b", perfect, 0.0)]
     done = report([category(n, d, shift=lambda seed, s=s: s * seed) for n, d, s in sets])
     rows = done.table("results.csv")
@@ -425,7 +425,7 @@ def test_only_anomalous_images(report_of: Report) -> None:
 def test_one_image(report_of: Report, tmp_path: Path) -> None:
     settings = zsad_settings(score=ScoreSettings(variants=("text",)))
     (tmp_path / "a").mkdir()
-    done = report_of(settings, x=[Drawn("good/0", False, 0.5)])
+    done = report_of(settings, x=[ExampleImage("good/0", False, 0.5)])
     assert "too few images" in done.page.words
     assert [one["rank"] for one in done.json["categories"][0]["shown"]] == ["highest normal"]
     assert done.json["categories"][0]["shown"][0]["flagged"] is None
@@ -491,7 +491,7 @@ def test_equal_files_under_two_names_are_two_images(report: Report, category: Ca
 def test_one_scale_for_all_categories_from_all_patches(report_of: Report) -> None:
     dim, bright = (
         usual(3, 1),
-        [Drawn("good/0", False, 0.2), Drawn("hole/0", True, 0.9, peak=4.0, defect=(0, 64, 0, 64))],
+        [ExampleImage("good/0", False, 0.2), ExampleImage("hole/0", True, 0.9, peak=4.0, defect=(0, 64, 0, 64))],
     )
     done = report_of(a=dim, b=bright)
     # joint: lambda_1 A_V + lambda_text A_L, which are equal here
@@ -557,7 +557,7 @@ def test_the_page_of_2000_images_has_no_more_pictures_than_that_of_20(report_of:
     settings = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text",)))
     few = report_of(settings, a=without_labels(usual(15, 5)))
     rng = np.random.default_rng(0)
-    drawn = [Drawn(f"x{i}", None, float(rng.random()), size_hw=(32, 32)) for i in range(2000)]
+    drawn = [ExampleImage(f"x{i}", None, float(rng.random()), size_hw=(32, 32)) for i in range(2000)]
     many = report_of(settings, a=drawn)
     assert len(many.page.images) == len(few.page.images) == 1 + 6
     assert len(many.html) < 1.25 * len(few.html)
@@ -579,7 +579,7 @@ def test_page_needs_nothing_from_outside(report: Report, category: Category) -> 
 
 def test_text_from_outside_stays_text(report: Report, category: Category) -> None:
     settings = zsad_settings(data=ImagesSettings(root="samples:x", category=HOSTILE))
-    drawn = [Drawn(HOSTILE, True, 0.5), Drawn("good/0", False, 0.4)]
+    drawn = [ExampleImage(HOSTILE, True, 0.5), ExampleImage("good/0", False, 0.4)]
     result = category(HOSTILE, drawn, settings, model=HOSTILE)
     done = report(
         [result],
@@ -623,7 +623,7 @@ def test_opaque_ids_hide_file_names_too(report: Report) -> None:
 
 def test_names_that_are_no_text_are_written_all_the_same(report: Report, category: Category) -> None:
     # a file name of bytes that are no UTF-8, as the file system hands it over
-    result = category("a", [Drawn("one", None, 0.5), Drawn("two", None, 0.6)])
+    result = category("a", [ExampleImage("one", None, 0.5), ExampleImage("two", None, 0.6)])
     odd = dataclasses.replace(result.images[0], id="caf\udce9")
     done = report(
         [dataclasses.replace(result, images=(odd, result.images[1]))], [CaseFailure("a/\udcff", "x", "y", category="a")]

@@ -27,7 +27,7 @@ from tests.zsad.learned_sets import (
 )
 from tests.zsad.tiny_clip import tiny_clip, tiny_config
 from zsad.clip import attention_paths, text_tower
-from zsad.clip.attention_paths import Paths, two_path
+from zsad.clip.attention_paths import AttentionPath, two_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.learned import AnomalyClip
@@ -75,16 +75,16 @@ def _model(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["clip", "quick", "eos", "linear", "scaled", "custom", "custom linear"])
 def test_without_learned_parts_it_is_the_models_own(kind: str) -> None:
     model = _model(kind)
-    assert text_tower.obstacle(model) is None
+    assert text_tower.unsupported_reason(model) is None
     ids = open_clip.SimpleTokenizer(context_length=32)(list(PROMPTS))
     embedded = text_tower.tower_of(model).token_embedding(ids)
     end = text_tower.end_of_text(model, ids)
     with torch.no_grad():
         own = model.encode_text(ids)
-        torch.testing.assert_close(text_tower.encode_embedded(model, embedded, end), own, atol=1e-5, rtol=0)
+        torch.testing.assert_close(text_tower.encode_embeddings(model, embedded, end), own, atol=1e-5, rtol=0)
         # what lies behind the last prompt's end changes nothing
         short = int(end.max()) + 1
-        ours = text_tower.encode_embedded(model, embedded[:, :short], end)
+        ours = text_tower.encode_embeddings(model, embedded[:, :short], end)
         torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)
 
 
@@ -102,9 +102,9 @@ def test_other_towers_are_told_apart(change: dict[str, Any], reason: str) -> Non
     config["text_cfg"] |= change
     if "proj_type" in change:
         config["text_cfg"]["width"] = config["embed_dim"]
-    obstacle = text_tower.obstacle(_custom(config))
-    assert obstacle is not None
-    assert reason in obstacle
+    unsupported_reason = text_tower.unsupported_reason(_custom(config))
+    assert unsupported_reason is not None
+    assert reason in unsupported_reason
 
 
 def _layer(block: torch.nn.Module, tokens: list[np.ndarray]) -> list[np.ndarray]:
@@ -156,7 +156,7 @@ def test_deep_tokens_are_eq_3(kind: str) -> None:
     tokens = _layer(tower.transformer.resblocks[3], tokens)
     last = tower.ln_final(torch.from_numpy(tokens[end]).float())
     expected = last @ tower.text_projection
-    ours = text_tower.encode_embedded(model, words, torch.tensor([end]), deep)[0]
+    ours = text_tower.encode_embeddings(model, words, torch.tensor([end]), deep)[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -248,7 +248,7 @@ def test_scores_are_the_formulas(
             classes.append(shares(cosine(token, text[0]) / system.tau, cosine(token, text[1]) / system.tau)[1])
             summed = np.zeros((SIZE, SIZE))
             for output in [f"vv-{block}" for block in blocks] or [""]:
-                patches = given.store.patches(number) if not output else given.store.view(number, output)
+                patches = given.store.patches(number) if not output else given.store.output(number, output)
                 normal, anomalous = np.array(_maps(patches[crop], text, system.tau))
                 summed += 0.5 * (1 - normal) + 0.5 * anomalous
             expected = smoothed(summed.tolist(), 1.5)
@@ -291,7 +291,7 @@ def test_the_loss_is_eq_2(
         for output in [f"vv-{block}" for block in blocks] or [""]:
             maps = []
             for crop in crops:
-                patches = store.patches(crop.number) if not output else store.view(crop.number, output)
+                patches = store.patches(crop.number) if not output else store.output(crop.number, output)
                 maps.append(_maps(patches[crop.place], text, system.tau))
             s_n, s_a = [pair[0] for pair in maps], [pair[1] for pair in maps]
             inverse = [[[1 - y for y in row] for row in mask] for mask in masks]
@@ -315,20 +315,20 @@ def test_each_crop_meets_the_words_of_its_own_category(source: Source[Path], enc
 
 @pytest.mark.parametrize("attention", ["vv", "qq", "kk"])
 @pytest.mark.parametrize("blocks", [(0, 1, 2), (1, 2), (1,), (0, 2)])
-def test_views_of_the_second_path_are_the_path_ended_there(
+def test_outputs_of_the_second_path_are_the_path_ended_there(
     attention: attention_paths.Attention, blocks: tuple[int, ...]
 ) -> None:
     """The path only gathers, so after block n it is what a path without the later blocks ends in."""
     visual = tiny_clip(tiny_config()).visual
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        found = attention_paths.outputs(
-            visual, images, Paths(blocks, attention=attention), blocks=(0,), vv_blocks=(0, 1, 2)
+        found = attention_paths.tower_outputs(
+            visual, images, AttentionPath(blocks, attention=attention), blocks=(0,), vv_blocks=(0, 1, 2)
         )
         for number in range(3):
             until = tuple(block for block in blocks if block <= number)
             if until:
-                _, expected = two_path(visual, images, Paths(until, attention=attention))
+                _, expected = two_path(visual, images, AttentionPath(until, attention=attention))
             else:
                 expected = visual.ln_post(found.blocks[number][:, 1:]) @ visual.proj
             torch.testing.assert_close(found.vv_patches[number], expected, atol=1e-5, rtol=0)
@@ -337,13 +337,13 @@ def test_views_of_the_second_path_are_the_path_ended_there(
 
 def test_a_view_on_disk_is_normalised(source: Source[Path]) -> None:
     store = FeatureStore(source.features)
-    values = store.view(0, "vv-2")
+    values = store.output(0, "vv-2")
     torch.testing.assert_close(values, normalize(values, dim=-1))
-    torch.testing.assert_close(store.view(0, "vv-3"), store.patches(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(store.output(0, "vv-3"), store.patches(0), atol=1e-6, rtol=0)
     assert not torch.allclose(values, store.patches(0), atol=1e-2)
 
 
 def test_a_block_that_is_not_there_is_refused() -> None:
     visual = tiny_clip(tiny_config()).visual
     with pytest.raises(ValueError, match="0 to 2"):
-        attention_paths.outputs(visual, torch.zeros(1, 3, 32, 32), Paths((1, 2)), vv_blocks=(3,))
+        attention_paths.tower_outputs(visual, torch.zeros(1, 3, 32, 32), AttentionPath((1, 2)), vv_blocks=(3,))

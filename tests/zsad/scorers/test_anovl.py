@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
 from tests.zsad.feature_sets import DIM, GRID, category_features, digest_of, random_tensors, write_features
-from zsad.clip.feature_store import FeatureStore, view_file
+from zsad.clip.feature_store import FeatureStore, output_file
 from zsad.config.systems import AnoVl
 from zsad.scorers import anovl
 from zsad.scorers.dual.adapt import crop_generator
@@ -130,7 +130,7 @@ def test_many_steps_tell_tokens_from_noise() -> None:
 
 def test_features_without_the_second_path_are_told(tmp_path: Path) -> None:
     tensors = random_tensors(1, {"window-2": (9, DIM)}, seed=0)
-    del tensors[view_file("patches")]
+    del tensors[output_file("patches")]
     without = write_features(tmp_path / "without", (1,), tensors)
     with pytest.raises(InputError, match=r"output-patches\.npy: the features were made without this output"):
         list(anovl.score(category_features(without), AnoVl()))
@@ -142,4 +142,4 @@ def test_nothing_is_left_behind(store: FeatureStore) -> None:
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not drawn from"
     assert not first.map.requires_grad
     assert store.patches(0).shape == (1, N, DIM)
-    assert (store.folder / view_file("patches")).exists()
+    assert (store.folder / output_file("patches")).exists()

@@ -84,7 +84,7 @@ def test_scores_are_the_formulas(
         for crop, token in enumerate(given.store.class_tokens(number).double().tolist()):
             classes.append(shares(20 * cosine(token, normal), 20 * cosine(token, anomalous))[1])
             maps = [
-                _upsampled_shares(given.store.view(number, output)[crop], weights, output, given.text)[1]
+                _upsampled_shares(given.store.output(number, output)[crop], weights, output, given.text)[1]
                 for output in ("block-1", "block-3")
             ]
             expected = np.array(maps).sum(axis=0)
@@ -117,7 +117,7 @@ def test_the_loss_is_focal_and_dice_of_each_block(source: Source[Path], learner:
     text = read_text(source.text)
     for output in ("block-1", "block-3"):
         pairs = [
-            _upsampled_shares(store.view(data.crops[i].number, output)[data.crops[i].place], weights, output, text)
+            _upsampled_shares(store.output(data.crops[i].number, output)[data.crops[i].place], weights, output, text)
             for i in chosen
         ]
         normal, anomalous = [n for n, _ in pairs], [a for _, a in pairs]

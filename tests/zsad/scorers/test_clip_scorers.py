@@ -17,7 +17,7 @@ from tests.zsad.feature_sets import DIM, GRID, category_features, random_tensors
 from tests.zsad.learned_sets import cosine, dot
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
-from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, read_text, view_file
+from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, output_file, read_text
 from zsad.config.run import PromptSettings
 from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.data.images import crop_image, read_image
@@ -82,7 +82,7 @@ def _zero_shot(given: CategoryFeatures, number: int, settings: WinClip) -> tuple
         of_class = _anomalous_share(given.store.class_tokens(number)[crop].double().tolist(), given.text, settings.tau)
         scales = [[[of_class] * GRID] * GRID]
         for side in settings.windows:
-            tokens = given.store.view(number, f"window-{side}")[crop].double().tolist()
+            tokens = given.store.output(number, f"window-{side}")[crop].double().tolist()
             scales.append(_over_windows([_anomalous_share(t, given.text, settings.tau) for t in tokens], side))
         maps.append([[_harmonic([scale[r][c] for scale in scales]) for c in range(GRID)] for r in range(GRID)])
         image.append(of_class)
@@ -95,10 +95,10 @@ def _few_shot(given: CategoryFeatures, number: int, settings: WinClip) -> list[l
     def distances(name: str, crop: int) -> list[float]:
         assert given.shots is not None
         memory = [
-            t for i in range(len(given.shots)) for rows in given.shots.view(i, name).double().tolist() for t in rows
+            t for i in range(len(given.shots)) for rows in given.shots.output(i, name).double().tolist() for t in rows
         ]
         found = []
-        for token in given.store.view(number, name)[crop].double().tolist():
+        for token in given.store.output(number, name)[crop].double().tolist():
             found.append((1 - max(cosine(token, m) for m in memory)) / 2)
         return found
 
@@ -121,7 +121,7 @@ def test_clip_is_the_class_token_and_the_plain_patches_against_the_texts(
     assert [one.number for one in scored] == [0, 1, 2, 3]
     for one, crops in zip(scored, CROPS, strict=True):
         classes = store.class_tokens(one.number).double().tolist()
-        patches = store.view(one.number, "plain").double().tolist()
+        patches = store.output(one.number, "plain").double().tolist()
         each = [_anomalous_share(token, given.text, settings.tau) for token in classes]
         assert one.score == pytest.approx(sum(each) / crops, abs=1e-5)
         assert one.map.shape == (crops, GRID, GRID)
@@ -167,7 +167,7 @@ def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -
     tensors[CLASS_TOKENS] = text[1:]
     windows = text[1].repeat(1, (GRID - 1) ** 2, 1)
     windows[0, 4] = text[0]  # the middle one of 3 x 3: rows and columns 1 and 2
-    tensors[view_file("window-2")] = windows
+    tensors[output_file("window-2")] = windows
     store = write_features(tmp_path / "f", (1,), tensors)
     (one,) = winclip.score(category_features(store, text=text), WinClip(windows=(2,), tau=0.005))
     expected = torch.ones(1, GRID, GRID)

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from medad.base.errors import InputError
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
-from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, view_file
+from zsad.clip.feature_store import CLASS_TOKENS, INDEX, FeatureIndex, FeatureStore, ImageRows, output_file
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import MuSc, MuSc2
 from zsad.scorers.dual.scorer import draw_references
@@ -63,13 +63,13 @@ def _category_features(
     folder.mkdir()
     np.save(folder / CLASS_TOKENS, tokens.astype("<f4"))
     for name, rows in blocks.items():
-        np.save(folder / view_file(name), rows.astype("<f4"))
+        np.save(folder / output_file(name), rows.astype("<f4"))
     (folder / INDEX).write_text(index.model_dump_json(by_alias=True), encoding="utf-8")
     store = FeatureStore(folder)
     return CategoryFeatures(
         store=store,
         text=None,
-        drawn=draw_references(store.digests, 0, references),
+        references=draw_references(store.digests, 0, references),
         shots=None,
         paths=tuple(folder / f"{number}.png" for number in range(len(crops))),
         category="object",
@@ -196,7 +196,7 @@ def test_musc_2_is_the_loops_with_the_drawn_images_alone(tmp_path: Path, referen
     blocks, tokens = _features(crops)
     category_features = _category_features(tmp_path / "f", crops, blocks, tokens, references)
     settings = MuSc2(blocks=BLOCKS, degrees=(1, 3, 5), share=0.5, references=references)
-    maps = _maps_by_loops(crops, blocks, (1, 3, 5), 0.5, category_features.drawn.tolist())
+    maps = _maps_by_loops(crops, blocks, (1, 3, 5), 0.5, category_features.references.tolist())
     _assert_scored(list(score(category_features, settings)), crops, maps, [max(each) for each in maps])
 
 

@@ -136,7 +136,7 @@ def test_reading_holds_one_image_at_a_time(tmp_path: Path, settings: EncoderSett
         ("index.json", 0.5, "not an index of image features"),
         ("index.json", 0.0, "not an index of image features"),
         ("output-patches.npy", 0.9, "cut short"),
-        ("output-patches.npy", 0.0, r"no \.npy file"),
+        ("output-patches.npy", 0.0, r"not a \.npy file"),
         ("class_tokens.npy", None, "no such file"),
         ("index.json", None, "no such file"),
     ],

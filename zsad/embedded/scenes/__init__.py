@@ -1,1 +1,1 @@
-"""Images made by rule: textures, objects and defects with exact masks."""
+"""Generated images: textures, objects and defects with exact masks."""

@@ -1,4 +1,7 @@
-"""Defects: each takes an image f32[S,S,3] in 0..1 and the region it may lie in, and returns the spoilt image."""
+"""Defects. Each function takes an image f32[S,S,3] with values 0..1 and the region in which the defect may lie.
+
+It returns the image with the defect.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from jaxtyping import Bool, Float32
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from zsad.embedded.scenes.fields import band_noise, blob, fractal_noise, line_through, place, stroke
+from zsad.embedded.scenes.fields import band_noise, blob, fractal_noise, line_through, random_pixel, stroke
 
 Picture = Float32[np.ndarray, "S S 3"]
 Region = Bool[np.ndarray, "S S"]
@@ -22,7 +25,7 @@ def _mix(image: Picture, other: np.ndarray, weight: np.ndarray) -> Picture:
 
 
 def _contrasting(rng: Generator, image: Picture, region: Region) -> np.ndarray:
-    """A colour that differs from the region's mean."""
+    """Return a colour that differs from the region's mean."""
     mean = image[region].mean(0)
     grey = rng.uniform(-1, 1)
     wanted = mean + np.sign(0.5 - mean.mean() + 0.3 * grey) * rng.uniform(0.3, 0.7)
@@ -119,19 +122,19 @@ def _rough(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _edge(rng: Generator, region: Region) -> tuple[float, float]:
-    """A pixel (y, x) of the region's edge; anywhere in a region without edge."""
+    """Return a random pixel (y, x) of the region's edge, or of the region if it has no edge."""
     edge = region & (gaussian_filter(region.astype(np.float32), 2, mode="nearest") < 0.8)
-    return place(rng, edge if edge.any() else region)
+    return random_pixel(rng, edge if edge.any() else region)
 
 
 def _ground(rng: Generator, image: Picture, region: Region) -> np.ndarray:
-    """The colour beside the region; of a region that is everything, a dark one."""
+    """Return the mean colour outside the region, or a dark colour if the region is the whole image."""
     outside = image[~region]
     return np.asarray(outside.mean(0) if len(outside) > 50 else np.full(3, rng.uniform(0, 0.15)))
 
 
 def _cut(rng: Generator, image: Picture, region: Region) -> Picture:
-    """A corner or side cut off straight."""
+    """Cut off a corner or side along a straight line."""
     cy, cx = _edge(rng, region)
     y, x = np.mgrid[0 : image.shape[0], 0 : image.shape[0]]
     middle_y, middle_x = (float(axis[region].mean()) for axis in (y, x))
@@ -142,7 +145,7 @@ def _cut(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _dent(rng: Generator, image: Picture, region: Region) -> Picture:
-    """What lies around a place of the edge pushed in."""
+    """Push the surroundings of a pixel of the edge inwards."""
     size_px = image.shape[0]
     cy, cx = _edge(rng, region)
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
@@ -155,30 +158,30 @@ def _dent(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _burr(rng: Generator, image: Picture, region: Region) -> Picture:
-    """CategoryFeatures that stands out over the edge; on a surface, a lump."""
-    beside = gaussian_filter(region.astype(np.float32), 0.035 * image.shape[0]) > 0.1
-    lump = blob(rng, beside & ~region if (beside & ~region).any() else region, (0.04, 0.12))
+    """Add material outside the edge, or a lump on a surface."""
+    around = gaussian_filter(region.astype(np.float32), 0.035 * image.shape[0]) > 0.1
+    lump = blob(rng, around & ~region if (around & ~region).any() else region, (0.04, 0.12))
     colour = image[region].mean(0) * rng.uniform(0.8, 1.2)
     return _mix(image, np.clip(colour + rng.uniform(-0.25, 0.25) * region.all(), 0, 1), lump)
 
 
 def _bite(rng: Generator, image: Picture, region: Region) -> Picture:
-    """A piece broken off at the edge; on a surface, a wedge from the image's border."""
+    """Break off a piece at the edge, or at the image's border on a surface."""
     size_px = image.shape[0]
     edge = region & (gaussian_filter(region.astype(np.float32), 2, mode="constant") < 0.8)
-    cy, cx = place(rng, edge if edge.any() else region)
+    cy, cx = random_pixel(rng, edge if edge.any() else region)
     y, x = np.mgrid[0:size_px, 0:size_px]
     radius = size_px * rng.uniform(0.07, 0.16)
-    gone = np.hypot(y - cy, x - cx) + 6 * (fractal_noise(rng, size_px, 0.5) - 0.5) < radius
+    missing = np.hypot(y - cy, x - cx) + 6 * (fractal_noise(rng, size_px, 0.5) - 0.5) < radius
     outside = image[~region]
     fill = outside.mean(0) if len(outside) > 50 else np.full(3, rng.uniform(0, 0.1))
-    return _mix(image, fill, (gone & region).astype(np.float32))
+    return _mix(image, fill, (missing & region).astype(np.float32))
 
 
 def _fold(rng: Generator, image: Picture, region: Region) -> Picture:
-    """The surface twisted around a point, with the shade of a fold."""
+    """Twist the surface around a point and add the shade of a fold."""
     size_px = image.shape[0]
-    cy, cx = place(rng, region)
+    cy, cx = random_pixel(rng, region)
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
     radius = size_px * rng.uniform(0.1, 0.2)
     distance = np.hypot(y - cy, x - cx)
@@ -195,7 +198,7 @@ def _fold(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _glue(rng: Generator, image: Picture, region: Region) -> Picture:
-    """A translucent drop: what lies below blurred and tinted, a bright rim and a highlight."""
+    """Add a translucent drop that blurs and tints the image, with a bright rim and a highlight."""
     drop = blob(rng, region, (0.06, 0.16))
     below = gaussian_filter(image, (2.5, 2.5, 0)) * rng.uniform(0.55, 0.8) + rng.uniform(0.15, 0.35)
     rim = np.clip(1.6 * gaussian_filter(drop, 1.5) * (1 - gaussian_filter(drop, 1.5)) * 2, 0, 1) * drop
@@ -204,9 +207,9 @@ def _glue(rng: Generator, image: Picture, region: Region) -> Picture:
 
 
 def _gouges(rng: Generator, image: Picture, region: Region) -> Picture:
-    """Several parallel grooves, each with a dark and a bright side."""
+    """Add several parallel grooves, each with a dark and a bright side."""
     size_px = image.shape[0]
-    cy, cx = place(rng, region)
+    cy, cx = random_pixel(rng, region)
     angle, length = rng.uniform(0, np.pi), size_px * rng.uniform(0.1, 0.25)
     out = image
     for k in range(int(rng.integers(3, 7))):

@@ -1,4 +1,4 @@
-"""Noise, cells, coordinates and blobs that textures, objects and defects are drawn with."""
+"""Noise, cells, coordinates and blobs from which textures, objects and defects are made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Distance = Float[np.ndarray, "S S"]
 
 
 def fractal_noise(rng: Generator, size_px: int, slope: float) -> Field:
-    """Noise with amplitude spectrum f^-(1 + slope), rescaled to 0..1; a higher slope is smoother. Wraps around."""
+    """Return noise with amplitude spectrum f^-(1 + slope), rescaled to 0..1.
+
+    A higher slope gives smoother noise. The noise is periodic.
+    """
     spectrum = np.fft.rfft2(rng.standard_normal((size_px, size_px), dtype=np.float32))
     frequency = np.hypot(np.fft.fftfreq(size_px)[:, None], np.fft.rfftfreq(size_px)[None, :])
     frequency[0, 0] = np.inf
@@ -23,7 +26,7 @@ def fractal_noise(rng: Generator, size_px: int, slope: float) -> Field:
 
 
 def band_noise(rng: Generator, size_px: int, sigma_px: tuple[float, float]) -> Field:
-    """White noise blurred by (vertical, horizontal) Gaussians, rescaled to 0..1."""
+    """Return white noise blurred by (vertical, horizontal) Gaussians and rescaled to 0..1."""
     noise = rng.standard_normal((size_px, size_px), dtype=np.float32)
     return _unit(gaussian_filter(noise, sigma_px, mode="wrap", truncate=3.0))
 
@@ -34,7 +37,10 @@ def _unit(field: np.ndarray) -> Field:
 
 
 def plane(rng: Generator, size_px: int, period_px: float, angle: float, wobble: float = 0.0) -> tuple[Field, Field]:
-    """Coordinates (u, v) in periods, turned by `angle` (radians), shifted by `rng`, bent by `wobble` periods."""
+    """Return coordinates (u, v) in periods, turned by `angle` (radians) and shifted at random.
+
+    `wobble` is the amplitude of a smooth random distortion, in periods.
+    """
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
     u = (x * np.cos(angle) + y * np.sin(angle)) / period_px + rng.uniform(0, 64)
     v = (-x * np.sin(angle) + y * np.cos(angle)) / period_px + rng.uniform(0, 64)
@@ -45,7 +51,7 @@ def plane(rng: Generator, size_px: int, period_px: float, angle: float, wobble: 
 
 
 def cells(rng: Generator, size_px: int, spacing_px: float) -> tuple[Field, Field, np.ndarray]:
-    """Worley cells: distances (px) to the nearest and second nearest seed, and the nearest seed's number."""
+    """Return Worley cells: distances (px) to the nearest and second nearest seed, and the nearest seed's number."""
     margin = 2 * spacing_px
     count = int(((size_px + 2 * margin) / spacing_px) ** 2)
     seeds = rng.uniform(-margin, size_px + margin, (count, 2))
@@ -58,19 +64,19 @@ def cells(rng: Generator, size_px: int, spacing_px: float) -> tuple[Field, Field
 
 @dataclass(frozen=True)
 class Spot:
-    """Coordinates of an object: x, y in about -1..1, its half size being 1; `px` is a pixel's width there."""
+    """Coordinates of an object: x and y are about -1..1, with half its size as unit. `px` is a pixel's width."""
 
     x: Field
     y: Field
     px: float
 
     def cover(self, distance: Distance) -> Field:
-        """Anti-aliased coverage of `distance` < 0."""
+        """Return the anti-aliased coverage of the area with `distance` < 0."""
         return np.asarray(np.clip(0.5 - distance / self.px, 0, 1), np.float32)
 
 
-def turned(rng: Generator, size_px: int, *, turn: bool) -> Spot:
-    """An object's place: near the middle, turned by a random angle if `turn`."""
+def place_object(rng: Generator, size_px: int, *, turn: bool) -> Spot:
+    """Return the coordinates of an object near the middle, turned by a random angle if `turn`."""
     half = size_px * rng.uniform(0.33, 0.44)
     middle = size_px / 2 + rng.uniform(-0.06, 0.06, 2) * size_px
     angle = rng.uniform(0, 2 * np.pi) if turn else rng.uniform(-0.05, 0.05)
@@ -80,17 +86,17 @@ def turned(rng: Generator, size_px: int, *, turn: bool) -> Spot:
     return Spot(turned_x, (-x * np.sin(angle) + y * np.cos(angle)).astype(np.float32), 1.0 / half)
 
 
-def place(rng: Generator, region: Bool[np.ndarray, "S S"]) -> tuple[float, float]:
-    """A random pixel (y, x) of the region."""
+def random_pixel(rng: Generator, region: Bool[np.ndarray, "S S"]) -> tuple[float, float]:
+    """Return a random pixel (y, x) of the region."""
     inside = np.flatnonzero(region)
     y, x = divmod(int(rng.choice(inside)), region.shape[1])
     return float(y), float(x)
 
 
 def blob(rng: Generator, region: Bool[np.ndarray, "S S"], radius: tuple[float, float]) -> Field:
-    """A soft-edged random shape inside the region, 0..1; radius range as a fraction of the side."""
+    """Return a random shape with soft edges inside the region, 0..1. `radius` is a range in fractions of the side."""
     size_px = region.shape[0]
-    cy, cx = place(rng, region)
+    cy, cx = random_pixel(rng, region)
     r = size_px * rng.uniform(*radius)
     stretch, angle = rng.uniform(0.5, 1.0), rng.uniform(0, np.pi)
     y, x = np.mgrid[0:size_px, 0:size_px].astype(np.float32)
@@ -110,9 +116,12 @@ def stroke(
     width_px: tuple[float, float],
     bend: float,
 ) -> Field:
-    """A line that starts in the region, 0..1: length as a fraction of the side, `bend` the turn a step in radians."""
+    """Return a line that starts in the region, 0..1.
+
+    `length` is a range in fractions of the side. `bend` is the standard deviation of the turn per step, in radians.
+    """
     size_px = region.shape[0]
-    y, x = place(rng, region)
+    y, x = random_pixel(rng, region)
     steps = max(int(size_px * rng.uniform(*length) / 2), 3)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, steps))
     ys, xs = y + np.cumsum(2 * np.sin(heading)), x + np.cumsum(2 * np.cos(heading))
@@ -121,7 +130,7 @@ def stroke(
 
 
 def line_through(ys: np.ndarray, xs: np.ndarray, width_px: float, size_px: int) -> Field:
-    """Anti-aliased polyline of dense points as a field 0..1."""
+    """Return an anti-aliased line through dense points as a field 0..1."""
     grid_y, grid_x = np.mgrid[0:size_px, 0:size_px]
     distance, _ = cKDTree(np.stack([ys, xs], -1)).query(
         np.stack([grid_y.ravel(), grid_x.ravel()], -1), distance_upper_bound=width_px + 3.0

@@ -1,4 +1,4 @@
-"""Simple objects: their coverage 0..1 and the tone 0..1 of their surface, over an object's own coordinates."""
+"""Simple objects. Each function returns coverage 0..1 and surface tone 0..1 over the object's coordinates."""
 
 from __future__ import annotations
 

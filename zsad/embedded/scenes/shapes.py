@@ -1,4 +1,4 @@
-"""Signed distances (below 0 inside) and tones over an object's own coordinates, which objects are composed of."""
+"""Signed distances (negative inside) and tones over an object's coordinates, from which objects are composed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zsad.embedded.scenes.fields import Distance, Field, Spot
 
 
 def box(spot: Spot, half_x: float, half_y: float, corner: float = 0.0, at: tuple[float, float] = (0.0, 0.0)) -> Field:
-    """Signed distance to a rounded rectangle."""
+    """Return the signed distance to a rounded rectangle."""
     dx = np.abs(spot.x - at[0]) - half_x + corner
     dy = np.abs(spot.y - at[1]) - half_y + corner
     outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
@@ -16,34 +16,34 @@ def box(spot: Spot, half_x: float, half_y: float, corner: float = 0.0, at: tuple
 
 
 def disc(spot: Spot, radius: float, at: tuple[float, float] = (0.0, 0.0)) -> Field:
-    """Signed distance to a disc."""
+    """Return the signed distance to a disc."""
     return np.asarray(np.hypot(spot.x - at[0], spot.y - at[1]) - radius, np.float32)
 
 
 def polar(spot: Spot) -> tuple[Field, Field]:
-    """Radius and angle (radians)."""
+    """Return radius and angle (radians)."""
     return np.hypot(spot.x, spot.y), np.arctan2(spot.y, spot.x)
 
 
 def polygon(spot: Spot, corners: int, inner_radius: float) -> Field:
-    """Distance to the sides of a regular polygon."""
+    """Return the signed distance to the sides of a regular polygon."""
     radius, angle = polar(spot)
     sector = 2 * np.pi / corners
     return np.asarray(radius * np.cos((angle + sector / 2) % sector - sector / 2) - inner_radius, np.float32)
 
 
 def ring_of_discs(spot: Spot, count: int, at_radius: float, radius: float) -> Field:
-    """Signed distance to `count` discs, evenly on a circle."""
+    """Return the signed distance to `count` discs that are evenly spaced on a circle."""
     angles = 2 * np.pi * np.arange(count) / count
     centres = [(float(at_radius * np.cos(angle)), float(at_radius * np.sin(angle))) for angle in angles]
     return np.asarray(np.min([disc(spot, radius, centre) for centre in centres], axis=0), np.float32)
 
 
 def sawtooth(along: np.ndarray, per_unit: float) -> np.ndarray:
-    """A triangle wave 0..1 of `per_unit` periods a unit."""
+    """Return a triangle wave 0..1 with `per_unit` periods per unit."""
     return np.asarray(np.abs(2 * ((along * per_unit) % 1) - 1))
 
 
 def rim(distance: Distance, width: float) -> Field:
-    """Tone that darkens towards the edge."""
+    """Return a tone that becomes darker towards the edge."""
     return np.asarray(np.clip(0.25 - distance / width, 0, 1), np.float32)

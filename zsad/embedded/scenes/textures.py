@@ -1,4 +1,4 @@
-"""Textures as tones 0..1. `style` fixes what a product's images share, `rng` what differs from image to image."""
+"""Textures as tones 0..1. `style` fixes what all images of a product share, `rng` what differs between images."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from medad.base.errors import InputError
 from medad.base.text import natural_order
 from medad.reporting.paired_tests import SharedImages
 from zsad.config.compare import ablation_systems
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 from zsad.config.systems import DualImage
 from zsad.reports.run.data import seed_figures
 from zsad.reports.run.document import SeedFigures
@@ -31,7 +31,7 @@ class LoadedSystem:
 
     @property
     def name(self) -> str:
-        return self.result.system.shown
+        return self.result.system.display_name
 
     @property
     def variant(self) -> str:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
-from zsad.clip.models import MadeBy
+from zsad.clip.models import EncoderInfo
 from zsad.config.compare import Ablation
 from zsad.reports.published import (
     CategoryFigures,
@@ -76,7 +76,7 @@ class SystemReport(_Part):
     published_setting: str
     encoder: str
     """A name of the configuration's `encoders`."""
-    made_by: MadeBy
+    made_by: EncoderInfo
     seeded: bool
     """Whether its scores depend on the seed. If not, it has one value and no deviation."""
     trained: bool

@@ -65,7 +65,7 @@ def write_compare_report(
     settings
         The run's settings; paths in them are withheld.
     systems
-        In the order of the tables. Their names, `system.shown`, differ. May be empty.
+        In the order of the tables. Their names, `system.display_name`, differ. May be empty.
     ablations
         Any part of those that the settings name.
     failures

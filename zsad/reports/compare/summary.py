@@ -13,9 +13,9 @@ from medad.base.text import hide_paths, natural_order
 from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from medad.reporting.seed_statistics import mean_and_sd
-from zsad.clip.models import describe
+from zsad.clip.models import describe_encoder
 from zsad.config.compare import Ablation, CompareSettings
-from zsad.config.system_settings import SystemSettings
+from zsad.config.system_base import SystemSettings
 from zsad.config.systems import DualImage, WinClip
 from zsad.reports.comparable import why_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
@@ -301,7 +301,7 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
         ablation=result.ablation,
         title=title,
         varied=varied,
-        encoder=describe(settings.encoders[settings.ablation_encoder]),
+        encoder=describe_encoder(settings.encoders[settings.ablation_encoder]),
         rows=rows,
         published=tuple(one for one in printed if one.system not in labels),
         remark=ABLATION_REMARKS.get(result.ablation, "") if settings.published else "",
@@ -310,7 +310,7 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
 
 def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
     """Whose scores are those of no CLIP, by the names of the systems where not all are; also where nothing came."""
-    used = {system.shown: settings.encoders[system.encoder] for system in settings.systems}
+    used = {system.display_name: settings.encoders[system.encoder] for system in settings.systems}
     if settings.ablations:
         used["the ablations"] = settings.encoders[settings.ablation_encoder]
     made_by = {one.name: one.result.encoder for one in systems}

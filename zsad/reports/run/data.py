@@ -16,7 +16,7 @@ from medad.base.errors import InputError
 from medad.base.storage import read_record
 from medad.base.text import escape_bad_bytes, hide_paths, natural_order
 from zsad.clip.feature_store import INDEX, FeatureIndex
-from zsad.clip.models import MadeBy, is_embedded
+from zsad.clip.models import EncoderInfo, is_embedded
 from zsad.config.run import EncoderSettings, EvaluationSettings, Variant
 from zsad.data.images import Crops, merge_maps
 from zsad.data.labelled import LabelledImage
@@ -88,15 +88,15 @@ class LoadedCategory:
         named = self.scores.index.images[self._scored[image.sha256]].references
         return next((other for digest in named[:1] for other in self.images if other.sha256 == digest), None)
 
-    def encoder(self, settings: EncoderSettings) -> MadeBy:
+    def encoder(self, settings: EncoderSettings) -> EncoderInfo:
         """What made the features; a copy of the embedded model is told by its weights."""
         embedded = is_embedded(settings, self.index.identity.get("weights"))
         description = self.index.model
         if embedded and settings.model != "embedded":
             description += " (the embedded model)"
-        return MadeBy(description=description, random_weights=self.index.random_weights, embedded=embedded)
+        return EncoderInfo(description=description, random_weights=self.index.random_weights, embedded=embedded)
 
-    def report(self, variants: Sequence[Variant], encoder: MadeBy, shown: Sequence[ShownImage]) -> CategoryReport:
+    def report(self, variants: Sequence[Variant], encoder: EncoderInfo, shown: Sequence[ShownImage]) -> CategoryReport:
         """What the report says about the category, with the images that it shows."""
         ids = {image.sha256: image.id for image in self.images}
         first = self.evaluated[self.shown_seed]

@@ -14,7 +14,7 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.base.text import hide_paths
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
-from zsad.clip.models import MadeBy
+from zsad.clip.models import EncoderInfo
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
 from zsad.reports.comparable import why_not_comparable
@@ -186,7 +186,7 @@ class ReportDocument(_Part):
     name: str
     notices: tuple[Notice, ...]
     notes: tuple[str, ...]
-    encoders: tuple[MadeBy, ...]
+    encoders: tuple[EncoderInfo, ...]
     seeds: tuple[int, ...]
     macro: tuple[Macro, ...]
     """Empty when nothing is labelled."""
@@ -204,7 +204,7 @@ class ReportDocument(_Part):
 def make_document(
     settings: ZsadSettings,
     categories: Sequence[CategoryReport],
-    encoders: Sequence[MadeBy],
+    encoders: Sequence[EncoderInfo],
     macro: Sequence[Macro],
     colour_scale: ColourScale | None,
     failures: Sequence[FailureRow],
@@ -244,7 +244,7 @@ def make_document(
     )
 
 
-def notices_of(settings: ZsadSettings, encoders: Sequence[MadeBy]) -> list[Notice]:
+def notices_of(settings: ZsadSettings, encoders: Sequence[EncoderInfo]) -> list[Notice]:
     """What every output must say of whose scores it shows, even where nothing came of them; empty for CLIP's."""
     notices = []
     if settings.encoder.seed is not None or any(one.random_weights for one in encoders):

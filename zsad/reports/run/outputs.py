@@ -19,7 +19,7 @@ from medad.base.storage import disk_full_as_user_error, write_bytes
 from medad.base.text import escape_bad_bytes
 from medad.reporting.failures import failure_rows
 from medad.reporting.tables import write_csv
-from zsad.clip.models import MadeBy, describe
+from zsad.clip.models import EncoderInfo, describe_encoder
 from zsad.config.run import Variant, ZsadSettings
 from zsad.data.images import read_image, resize_map
 from zsad.data.labelled import LabelledImage
@@ -80,7 +80,7 @@ def write_score_outputs(
     loaded = None if category is None else load_category(category, settings.score.variants)
     scale = None if loaded is None or not loaded.images else colour_scale([loaded], variant)
     rows: list[dict[str, Any]] = []
-    encoder = describe(settings.encoder)
+    encoder = describe_encoder(settings.encoder)
     if loaded is not None and scale is not None:
         made_by = loaded.encoder(settings.encoder)
         encoder = made_by.description
@@ -138,7 +138,7 @@ def _write_maps(
                 Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF", tiffinfo=tags)
 
 
-def _about(variant: Variant, encoder: MadeBy, settings: ZsadSettings) -> str:
+def _about(variant: Variant, encoder: EncoderInfo, settings: ZsadSettings) -> str:
     """What a map is and who made it, in one line."""
     notices = [notice.text for notice in notices_of(settings, [encoder])]
     what = f"Anomaly map, higher is more anomalous. System: {variant}. Encoder: {encoder.description}."

@@ -1,4 +1,4 @@
-"""Public sets by name: what is listed of a small copy of each, whose files are written here by hand."""
+"""Check what is listed for each public set, on a small copy written by hand."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from medad.base.errors import ConfigError, InputError
-from zsad.config.layouts import LAYOUTS, DeclaredName
+from zsad.config.layouts import LAYOUTS, PublicSetName
 from zsad.config.run import ImagesSettings
 from zsad.data.datasets import Category, find_categories, normal_training_images
 from zsad.data.images import read_mask
 
 Listed = tuple[str, bool, str | None]
-"""Id, anomalous, mask below the root."""
+"""Id, label, and mask relative to the root."""
 
 
 def touch(root: Path, *names: str) -> None:
@@ -27,7 +27,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def picture(path: Path, *, spot: int = 0) -> None:
-    """Black, 8 x 8 px, with a square of 4 x 4 px of this grey value."""
+    """Write a black image of 8 x 8 px with a square of 4 x 4 px of grey value `spot`."""
     pixels = np.zeros((8, 8), np.uint8)
     pixels[2:6, 2:6] = spot
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def picture(path: Path, *, spot: int = 0) -> None:
 
 
 def find(root: Path, layout: str, **settings: Any) -> tuple[dict[str, Category], dict[str, str]]:
-    """Categories by name, and rules of problems by CATEGORY/ID."""
+    """Return categories by name, and rules of problems by CATEGORY/ID."""
     categories, problems = find_categories(ImagesSettings(root=str(root), layout=layout, **settings))
     return {c.name: c for c in categories}, {p.case_id: p.rule for p in problems}
 
@@ -48,19 +48,19 @@ def listed(root: Path, category: Category) -> list[Listed]:
 
 
 def train(root: Path, layout: str, category: str) -> list[str]:
-    """Normal training images, below the root."""
+    """Return the paths of normal training images relative to the root."""
     data = ImagesSettings(root=str(root), layout=layout)
     return [path.relative_to(root).as_posix() for path in normal_training_images(data, category)]
 
 
-def test_every_name_that_the_settings_take_is_declared() -> None:
-    assert set(LAYOUTS) == set(get_args(DeclaredName))
+def test_every_layout_name_in_the_settings_has_a_layout() -> None:
+    assert set(LAYOUTS) == set(get_args(PublicSetName))
     taken = get_args(ImagesSettings.model_fields["layout"].annotation)
     assert set(taken) == {"auto", "mvtec", "visa", "folder"} | set(LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_a_wrong_root_is_one_line_and_says_what_was_expected(tmp_path: Path, layout: str) -> None:
+def test_an_error_for_a_wrong_root_is_one_line_with_the_expected_layout(tmp_path: Path, layout: str) -> None:
     touch(tmp_path, "Pictures/1.png", "Pictures/.hidden.png", "readme.txt")
     with pytest.raises(InputError, match=f"no usable image of layout {layout}; expected ") as caught:
         find(tmp_path, layout)
@@ -119,13 +119,13 @@ def test_btad(tmp_path: Path) -> None:
         train(tmp_path, "btad", "03")
 
 
-def test_ksdd_tells_by_the_blackness_of_its_labels(tmp_path: Path) -> None:
+def test_labels_of_ksdd_are_black_or_other_masks(tmp_path: Path) -> None:
     touch(tmp_path, *(f"kos{c}/Part{n}.jpg" for c, n in (("10", 0), ("02", 5), ("02", 10), ("02", 7))))
     touch(tmp_path, "kos02/.Part1.jpg", "kos02/notes.txt", "kos02/Part3.JPG")
     picture(tmp_path / "kos10/Part0_label.bmp", spot=1)
     picture(tmp_path / "kos02/Part5_label.bmp")
     picture(tmp_path / "kos02/Part10_label.bmp", spot=255)
-    touch(tmp_path, "kos02/Part3_label.bmp")  # a broken file
+    touch(tmp_path, "kos02/Part3_label.bmp")  # a damaged file
     categories, problems = find(tmp_path, "ksdd")
     assert listed(tmp_path, categories["electrical commutators"]) == [
         ("kos02/Part5", False, None),
@@ -134,7 +134,7 @@ def test_ksdd_tells_by_the_blackness_of_its_labels(tmp_path: Path) -> None:
     ]
     assert {item.defect for item in categories["electrical commutators"].items} == {"good", "crack"}
     assert set(problems) == {"electrical commutators/kos02/Part3", "electrical commutators/kos02/Part7"}
-    assert problems["electrical commutators/kos02/Part7"] == "without a label: no Part7_label.* beside it"
+    assert problems["electrical commutators/kos02/Part7"] == "without a label: no Part7_label.* next to it"
     assert problems["electrical commutators/kos02/Part3"].startswith("without a label: Part3_label.bmp ")
     with pytest.raises(InputError, match="no normal training images"):
         train(tmp_path, "ksdd", "electrical commutators")
@@ -178,14 +178,14 @@ def test_dagm_has_a_mask_for_each_defect_and_a_list_of_those_it_should_have(tmp_
         ("0010", True, "Class1/Test/Label/0010_label.PNG"),
         ("0100", False, None),
     ]
-    # without the list the masks tell
+    # without the list the masks are the labels
     assert listed(tmp_path, categories["Class10"]) == [("0001", True, "Class10/Test/Label/0001_label.PNG")]
     assert problems == {
         "Class1/0011": "anomalous, but without a mask: no 0011_label.* in Label/",
-        "Class1/0101": "listed in Labels.txt, but not there",
-        "Class2": "no folder Label/, which tells defects from normal images",
+        "Class1/0101": "listed in Labels.txt, but the file is missing",
+        "Class2": "no folder Label/, which defines the labels",
     }
-    # what is anomalous, with or without its mask, is no normal training image
+    # an anomalous image, with or without its mask, is not a normal training image
     assert train(tmp_path, "dagm", "Class1") == ["Class1/Train/0009.PNG", "Class1/Train/0100.PNG"]
     with pytest.raises(InputError, match="no normal training images"):
         train(tmp_path, "dagm", "Class10")
@@ -196,7 +196,7 @@ def test_one_class_of_dagm_and_a_folder_around_it(tmp_path: Path) -> None:
     assert list(find(tmp_path, "dagm", categories=("Class1",))[0]) == ["Class1"]
     assert list(find(tmp_path / "DAGM_KaggleUpload/Class1", "dagm")[0]) == ["Class1"]
     assert list(find(tmp_path / "DAGM_KaggleUpload/Class1", "dagm", category="texture")[0]) == ["texture"]
-    with pytest.raises(InputError, match="no category Class3; there are Class1, Class2, Class10"):
+    with pytest.raises(InputError, match="no category Class3; the set has Class1, Class2, Class10"):
         find(tmp_path, "dagm", categories=("Class3",))
     with pytest.raises(ConfigError, match="several categories"):
         find(tmp_path, "dagm", category="texture")
@@ -205,7 +205,7 @@ def test_one_class_of_dagm_and_a_folder_around_it(tmp_path: Path) -> None:
 def test_a_list_without_a_label_is_one_line(tmp_path: Path) -> None:
     dagm(tmp_path)
     (tmp_path / "Class1/Test/Label/Labels.txt").write_text("nothing to see here at all\n\x00\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"Labels\.txt: holds no row with an image and 0 or 1"):
+    with pytest.raises(InputError, match=r"Labels\.txt: has no row with an image and the label 0 or 1"):
         find(tmp_path, "dagm")
 
 
@@ -260,17 +260,17 @@ def test_clinicdbs_copies_in_png_are_read_alone(tmp_path: Path) -> None:
     assert listed(tmp_path, find(tmp_path, "clinicdb")[0]["colon"]) == [("Original/1", True, "PNG/Ground Truth/1.png")]
 
 
-def test_a_jpeg_masks_ringing_is_no_anomaly(tmp_path: Path) -> None:
+def test_compression_artifacts_of_a_jpeg_mask_are_not_anomalous(tmp_path: Path) -> None:
     picture(tmp_path / "masks/1.jpg", spot=255)
     with Image.open(tmp_path / "masks/1.jpg") as raw:
         values = np.asarray(raw)
     truth = np.zeros((8, 8), bool)
     truth[2:6, 2:6] = True
-    assert (values[~truth] > 0).any()  # else there is no ringing to see through
+    assert (values[~truth] > 0).any()  # otherwise the test checks nothing
     np.testing.assert_array_equal(read_mask(tmp_path / "masks/1.jpg", (8, 8)), truth)
 
 
-def test_headct_is_told_by_its_list(tmp_path: Path) -> None:
+def test_labels_of_headct_come_from_its_list(tmp_path: Path) -> None:
     touch(tmp_path, *(f"head_ct/head_ct/{n:03}.png" for n in (0, 1, 2, 10, 11)), "head_ct/head_ct/.001.png")
     (tmp_path / "labels.csv").write_text("id, hemorrhage\n0,1\n1, 0\n2,1\n10,0\n12,0\n", encoding="utf-8")
     categories, problems = find(tmp_path, "headct")
@@ -282,7 +282,7 @@ def test_headct_is_told_by_its_list(tmp_path: Path) -> None:
         (f"{at}/010", False, None),
     ]
     assert problems == {
-        "brain/12": "listed in labels.csv, but not there",
+        "brain/12": "listed in labels.csv, but the file is missing",
         f"brain/{at}/011": "without a label: labels.csv does not name it",
     }
     (tmp_path / "labels.csv").unlink()
@@ -323,7 +323,7 @@ def test_the_second_copy_in_brain_mris_archive_is_not_read(tmp_path: Path) -> No
 def test_covid_against_normal(tmp_path: Path, inside: str, normal: str, anomalous: str) -> None:
     root = tmp_path / inside
     touch(root, *(normal.format(n) for n in (10, 2)), anomalous.format(1), "Viral Pneumonia/images/1.png")
-    # outlines of lungs, not of what is wrong with them
+    # these masks show lungs, not defects
     touch(
         root, "COVID/masks/COVID-1.png", "Normal/masks/Normal-2.png", "Lung_Opacity/images/1.png", "Lung_Opacity/2.png"
     )
@@ -334,7 +334,7 @@ def test_covid_against_normal(tmp_path: Path, inside: str, normal: str, anomalou
     assert found == expected
 
 
-def test_opaque_ids_hide_names_of_declared_sets(tmp_path: Path) -> None:
+def test_pseudonyms_hide_names_of_public_sets(tmp_path: Path) -> None:
     touch(tmp_path, "images/secret1.png", "images/secret2.png", "masks/secret1.png")
     categories, problems = find(tmp_path, "kvasir", pseudonyms=True)
     assert "secret" not in str([(i.id, i.defect) for i in categories["colon"].items]) + str(problems)
@@ -342,11 +342,11 @@ def test_opaque_ids_hide_names_of_declared_sets(tmp_path: Path) -> None:
     assert list(problems.values()) == ["anomalous, but without a mask"]
 
 
-def test_normal_training_images_of_the_sets_known_before(tmp_path: Path) -> None:
+def test_normal_training_images_of_mvtec_visa_and_folders(tmp_path: Path) -> None:
     bottle, candle, nuts = tmp_path / "mvtec/bottle", tmp_path / "visa/candle", tmp_path / "nuts"
     touch(bottle, "train/good/10.png", "train/good/2.png", "train/good/.3.png", "test/good/1.png", "train/odd/1.png")
     assert train(tmp_path / "mvtec", "auto", "bottle") == ["bottle/train/good/2.png", "bottle/train/good/10.png"]
-    with pytest.raises(InputError, match="no category cable; there are bottle"):
+    with pytest.raises(InputError, match="no category cable; the set has bottle"):
         train(tmp_path / "mvtec", "auto", "cable")
     touch(candle, *(f"Data/Images/Normal/{n:04}.JPG" for n in (1, 2, 10)), "Data/Images/Anomaly/000.JPG")
     with pytest.raises(InputError, match=r"no normal training images \(layout visa\)"):

@@ -1,0 +1,75 @@
+"""Base class of the settings of all systems.
+
+The systems are in `zsad.config.systems` (without training) and `zsad.config.learned` (with additional weights). Both
+import this module. `systems` also joins all of them into the union `System`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from medad.base.settings import Settings
+from zsad.config.run import PromptStyle
+
+Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+"""Numbers of blocks of the image tower, counted from 1 as in the papers."""
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,39}$")]
+
+VIT_L_BLOCKS = (6, 12, 18, 24)
+
+
+def block_outputs(blocks: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the encoder outputs of these blocks."""
+    return tuple(f"block-{number}" for number in blocks)
+
+
+class SystemSettings(Settings):
+    """Settings that all systems have in common."""
+
+    title: ClassVar[str]
+    """Name in papers."""
+    source: ClassVar[str]
+    """Paper of the system."""
+    published: ClassVar[str]
+    """Configuration behind the published figures, in words."""
+    encoder: str = "main"
+    """Name of the system's encoder in `encoders`."""
+    label: Label | None = None
+    """Name in tables, needed if a system occurs more than once. None: the system's title."""
+
+    @property
+    def display_name(self) -> str:
+        """Name in tables and on the command line."""
+        return self.label or self.title
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the encoder outputs (`zsad.config.encoder_outputs`) that the system reads besides class tokens."""
+        return ()
+
+    @property
+    def prompts(self) -> PromptStyle | None:
+        """Style of the prompts that the system reads as text features. None: it reads none or encodes its own."""
+        return None
+
+    @property
+    def reference_count(self) -> int:
+        """Number of reference images that the seed chooses for each image."""
+        return 0
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the scores depend on the seed."""
+        return self.reference_count > 0
+
+    @property
+    def trained(self) -> bool:
+        """Whether the system must be trained on auxiliary images with labels and masks before it can score."""
+        return False
+
+    @property
+    def loads_encoder(self) -> bool:
+        """Whether scoring loads the encoder, to encode prompts or images that are not among the stored features."""
+        return False
