@@ -25,7 +25,7 @@ from zsad.config.systems import DualImage, MutualSettings, System, WinClip
 from zsad.data.datasets import images_of
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
-from zsad.scorers.scores_file import ONLY
+from zsad.scorers.scores_file import ONLY_VARIANT
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
@@ -173,7 +173,7 @@ class _Work:
             out,
             largest_batch=self.encoder.batch_size,
         )
-        return ONLY
+        return ONLY_VARIANT
 
 
 def _own_model(name: str) -> EncoderSettings:
@@ -217,7 +217,7 @@ def _by_name(name: str, encoder: EncoderSettings) -> System:
 def _read(shown: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
     """Read scores, and maps at each image's own size."""
     store, scored = FeatureStore(features), open_scores(scores)
-    numbers = {digest: number for number, digest in enumerate(scored.order)}
+    numbers = {digest: number for number, digest in enumerate(scored.digests)}
     values = scored.image_score(variant)
     found = []
     for path, digest in shown:

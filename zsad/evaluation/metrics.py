@@ -26,7 +26,7 @@ from zsad.evaluation.curves import Counts
 
 CHUNK_PIXELS = 1 << 23
 """Pixels sorted at a time by a thread: 32 MiB. Smaller chunks take longer: each is searched for all thresholds."""
-SEARCHED = 1 << 13
+THRESHOLDS_PER_SEARCH = 1 << 13
 """Thresholds looked up at a time, in their own part of a chunk: what a thread makes of them stays in its cache."""
 COUNTING_THREADS = 2
 """Chunks sorted beside each other; one more is being filled."""
@@ -132,10 +132,10 @@ def pixel_curves(
     ValueError
         A value that is NaN or infinite, a mask of another shape, or a source that differs at its second call.
     """
-    first = _Anomalous.collect(source())
+    first = _AnomalousPixels.collect(source())
     # the thresholds of pro_200 are looked up with the rest, so that there is one pass for all
     steps = first.pro_200_thresholds() if pro_200 else np.empty(0, dtype=first.dtype)
-    (thresholds, tp, overlap), (at, above, above_steps) = _count_all(source(), steps, first, chunk_pixels)
+    (thresholds, tp, overlap), (at, above, above_steps) = _count_at_thresholds(source(), steps, first, chunk_pixels)
     counts = Counts(
         thresholds,
         true_positives=tp,
@@ -189,7 +189,7 @@ def definitions(max_fpr: float) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Anomalous:
+class _AnomalousPixels:
     """Result of the first pass."""
 
     scores: Float[np.ndarray, " p"]
@@ -207,15 +207,15 @@ class _Anomalous:
         return self.scores.dtype
 
     @classmethod
-    def collect(cls, maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> _Anomalous:
+    def collect(cls, maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> _AnomalousPixels:
         scores: list[NDArray[Any]] = [np.empty(0, dtype=np.float32)]
         sizes: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         regions = images = pixels = 0
         low, high = np.inf, -np.inf
-        under_way: deque[Future[tuple[NDArray[np.int64], int]]] = deque()
+        running: deque[Future[tuple[NDArray[np.int64], int]]] = deque()
 
-        def take() -> int:
-            size, found = under_way.popleft().result()
+        def finish_oldest() -> int:
+            size, found = running.popleft().result()
             sizes.append(size)
             return found
 
@@ -234,11 +234,11 @@ class _Anomalous:
                 # of an image without anomaly the type alone
                 scores.append(scored[mask] if mask.any() else np.empty(0, dtype=scored.dtype))
                 if scores[-1].size:
-                    under_way.append(pool.submit(_region_sizes, mask))
-                    if len(under_way) > 2 * COUNTING_THREADS:
-                        regions += take()
-            while under_way:
-                regions += take()
+                    running.append(pool.submit(_region_sizes, mask))
+                    if len(running) > 2 * COUNTING_THREADS:
+                        regions += finish_oldest()
+            while running:
+                regions += finish_oldest()
         return cls(np.concatenate(scores), np.concatenate(sizes), regions, images, pixels, low, high)
 
     def by_score(self) -> tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
@@ -280,10 +280,10 @@ def _region_sizes(mask: Bool[np.ndarray, "H W"]) -> tuple[Int64[np.ndarray, " p"
     return np.bincount(own, minlength=found + 1)[own].astype(np.int64), int(found)
 
 
-def _count_all(
+def _count_at_thresholds(
     maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]],
     steps: Float[np.ndarray, " t"],
-    first: _Anomalous,
+    first: _AnomalousPixels,
     chunk_pixels: int,
 ) -> tuple[
     tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]],
@@ -295,10 +295,10 @@ def _count_all(
     next chunk takes over; the first ones are sorted while the scores are still being put in order. Whole numbers are
     added, so their order changes nothing.
     """
-    adding = Lock()
+    lock = Lock()
     above_steps = np.zeros(steps.size, dtype=np.int64)
 
-    def order() -> tuple[
+    def sort_scores() -> tuple[
         tuple[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any], NDArray[np.int64], NDArray[np.int64]
     ]:
         by_score = first.by_score()
@@ -308,30 +308,30 @@ def _count_all(
     def count(chunk: Shaped[np.ndarray, " n"]) -> None:
         chunk.sort()
         _, rising, at, above = ordered.result()
-        edges = [*chunk.searchsorted(rising[::SEARCHED], side="left").tolist(), chunk.size]
-        for number, begin in enumerate(range(0, rising.size, SEARCHED)):
-            some = slice(begin, begin + SEARCHED)
+        edges = [*chunk.searchsorted(rising[::THRESHOLDS_PER_SEARCH], side="left").tolist(), chunk.size]
+        for number, begin in enumerate(range(0, rising.size, THRESHOLDS_PER_SEARCH)):
+            some = slice(begin, begin + THRESHOLDS_PER_SEARCH)
             low, high = edges[number : number + 2]
-            left, right = _both_ends(chunk[low:high], rising[some])
-            with adding:
+            left, right = _count_below(chunk[low:high], rising[some])
+            with lock:
                 at[some] += chunk.size - low - left
                 above[some] += chunk.size - low - right
-        with adding:
+        with lock:
             above_steps[:] += chunk.size - chunk.searchsorted(steps, side="right")
 
     # chunks of one size, so that the threads end together
     size = -(-first.pixels // max(1, -(-first.pixels // chunk_pixels)))
     buffers = [np.empty(size, dtype=first.dtype)]
-    under_way: deque[tuple[Future[None], NDArray[Any]]] = deque()
+    running: deque[tuple[Future[None], NDArray[Any]]] = deque()
     filled = seen = 0
     with ThreadPoolExecutor(COUNTING_THREADS) as pool:
-        ordered = pool.submit(order)  # before every chunk, so that none can wait for it in vain
+        ordered = pool.submit(sort_scores)  # before every chunk, so that none can wait for it in vain
 
         def flush() -> None:
             buffer = buffers.pop()
-            under_way.append((pool.submit(count, buffer[:filled]), buffer))
-            if len(under_way) > COUNTING_THREADS:
-                counted, free = under_way.popleft()
+            running.append((pool.submit(count, buffer[:filled]), buffer))
+            if len(running) > COUNTING_THREADS:
+                counted, free = running.popleft()
                 counted.result()
                 buffers.append(free)
             else:
@@ -350,7 +350,7 @@ def _count_all(
                     filled = 0
         if filled:
             flush()
-        for counted, _ in under_way:
+        for counted, _ in running:
             counted.result()
     if seen != first.pixels:
         raise ValueError(f"the maps had {first.pixels} pixels at first and {seen} when asked again")
@@ -358,7 +358,7 @@ def _count_all(
     return by_score, (at[::-1].copy(), above[::-1].copy(), above_steps)
 
 
-def _both_ends(
+def _count_below(
     ordered: Shaped[np.ndarray, " n"], wanted: Float[np.ndarray, " k"]
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
     """How many of the rising values are < and how many are <= each one wanted (rising, all different)."""

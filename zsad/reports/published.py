@@ -92,7 +92,7 @@ class CategoryFigures:
     """As printed."""
 
 
-def compared_rows(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
+def rows_for_comparison(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
     """Rows beside a comparison of systems: `published_rows`, then the rest of 001's table 1 and of 003's tables."""
     known = published_rows(benchmark)
     others = [row for row in anomaly_clip_rows(TITLES[benchmark]) if row.system != "AnomalyCLIP"]

@@ -32,7 +32,7 @@ INITIAL_STD = 0.02
 """Of learned embeddings at the start; CLIP's word embeddings start so too."""
 
 
-def words_of(category: str, settings: AnomalyClip) -> str:
+def object_words(category: str, settings: AnomalyClip) -> str:
     """`object`, or in the object-aware form what prompts call the category."""
     return "object" if settings.prompt == "object_agnostic" else category_words(category, PromptSettings())
 
@@ -154,7 +154,7 @@ def score(category_features: CategoryFeatures, settings: AnomalyClip) -> Iterato
     encoder = Encoder.load(category_features.encoder, category_features.device)
     check_tower(encoder, settings)
     weights = trained_weights(category_features, settings, shapes(settings, width(encoder.model)))
-    ids = prompt_ids(encoder, [words_of(category_features.category, settings)], settings)
+    ids = prompt_ids(encoder, [object_words(category_features.category, settings)], settings)
     text = text_features(encoder, ids, weights)[0]
     store = category_features.store
     for number in range(len(store)):

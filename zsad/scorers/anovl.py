@@ -61,7 +61,7 @@ def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scor
         The features are damaged.
     """
     store, device = category_features.store, category_features.device
-    text = category_features.sides
+    text = category_features.text_on_device
     for numbers in batches_alike(store, category_features.batch_size):
         patches = torch.stack([store.patches(number).flatten(0, 1) for number in numbers]).to(device)
         maps = text_scores(patches, text, settings.tau)

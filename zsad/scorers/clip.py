@@ -32,7 +32,7 @@ def score(category_features: CategoryFeatures, settings: Clip | ClipAc) -> Itera
         The features are damaged, or were made without the output.
     """
     store, device = category_features.store, category_features.device
-    text = category_features.sides
+    text = category_features.text_on_device
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
         patches = text_scores(store.view(number, "plain").to(device), text, settings.tau)

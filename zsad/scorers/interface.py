@@ -58,7 +58,7 @@ class CategoryFeatures:
     batch_size: int
 
     @property
-    def sides(self) -> Float32[Tensor, "2 D"]:
+    def text_on_device(self) -> Float32[Tensor, "2 D"]:
         """`text` on the device, for a system that reads it.
 
         Raises

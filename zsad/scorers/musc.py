@@ -36,7 +36,7 @@ def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterat
         Features are missing or damaged, or there is no other image to compare with.
     """
     if isinstance(settings, MuSc2):
-        return _against_drawn(category_features, settings)
+        return _against_references(category_features, settings)
     return _against_all(category_features, settings)
 
 
@@ -62,7 +62,7 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
         yield Scored(number, float(scores[number]), _by_crop(category_features, patches))
 
 
-def _against_drawn(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
+def _against_references(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
     passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
     for number, references in enumerate(category_features.drawn.tolist()):
         found = []

@@ -21,7 +21,7 @@ PIECE_PATCHES = 1 << 12
 
 Operand = tuple[Tensor, ...]
 """An image's patches in pieces, ready to be multiplied."""
-Read = Callable[[int], Float[Tensor, "P D"]]
+ReadPatches = Callable[[int], Float[Tensor, "P D"]]
 
 
 def operand(patches: Float[Tensor, "P D"]) -> Operand:
@@ -67,7 +67,7 @@ def lowest_mean(cosines: Float[Tensor, "M P"], share: float) -> Float[Tensor, " 
 
 
 def mutual_scores(
-    read: Read, sizes: Sequence[int], share: float, batch_size: int, device: torch.device
+    read: ReadPatches, sizes: Sequence[int], share: float, batch_size: int, device: torch.device
 ) -> Iterator[tuple[int, Float[Tensor, " P"]]]:
     """Score every image of a set by all others: its number and its patches' scores, 0..2, higher is more anomalous.
 
@@ -95,32 +95,32 @@ def mutual_scores(
     if count < 2:
         raise ValueError(f"{count} images cannot score one another")
     batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    for together in _scored_together(batches, sizes):
-        cosines = {i: torch.empty(count - 1, sizes[i], device=device) for b in together for i in batches[b]}
-        for i, j, first, second in _pairs(read, batches, together):
-            forth, back = largest_cosines(first, second)
+    for scored in _batches_in_memory(batches, sizes):
+        cosines = {i: torch.empty(count - 1, sizes[i], device=device) for b in scored for i in batches[b]}
+        for i, j, first, second in _pairs(read, batches, scored):
+            to_second, to_first = largest_cosines(first, second)
             # an image has no row for itself
             if i in cosines:
-                cosines[i][j - 1] = forth
+                cosines[i][j - 1] = to_second
             if j in cosines:
-                cosines[j][i] = back
+                cosines[j][i] = to_first
         for i in list(cosines):
             yield i, lowest_mean(cosines.pop(i), share)
 
 
-def _scored_together(batches: Sequence[range], sizes: Sequence[int]) -> Iterator[range]:
+def _batches_in_memory(batches: Sequence[range], sizes: Sequence[int]) -> Iterator[range]:
     """Runs of batches, by number, whose largest cosines fit in memory."""
     start, held = 0, 0
     for number, batch in enumerate(batches):
-        own = 4 * len(sizes) * sum(sizes[i] for i in batch)
-        if number > start and held + own > COSINES_BYTES:
+        needed = 4 * len(sizes) * sum(sizes[i] for i in batch)
+        if number > start and held + needed > COSINES_BYTES:
             yield range(start, number)
             start, held = number, 0
-        held += own
+        held += needed
     yield range(start, len(batches))
 
 
-def _pairs(read: Read, batches: Sequence[range], scored: range) -> Iterator[tuple[int, int, Operand, Operand]]:
+def _pairs(read: ReadPatches, batches: Sequence[range], scored: range) -> Iterator[tuple[int, int, Operand, Operand]]:
     """All pairs i < j of images of which one at least is in a scored batch, batch by batch."""
     for a, batch in enumerate(batches):
         partners = range(a if a in scored else max(a, scored.start), len(batches) if a in scored else scored.stop)
@@ -128,11 +128,11 @@ def _pairs(read: Read, batches: Sequence[range], scored: range) -> Iterator[tupl
             continue
         firsts = [operand(read(i)) for i in batch]
         for b in partners:
-            yield from _crossed(read, batch, firsts, batches[b])
+            yield from _pairs_of_batches(read, batch, firsts, batches[b])
 
 
-def _crossed(
-    read: Read, batch: range, firsts: Sequence[Operand], others: range
+def _pairs_of_batches(
+    read: ReadPatches, batch: range, firsts: Sequence[Operand], others: range
 ) -> Iterator[tuple[int, int, Operand, Operand]]:
     """The pairs i < j of two batches, or of one. A function, so that the second's patches go before others come."""
     seconds = firsts if others == batch else [operand(read(j)) for j in others]

@@ -21,7 +21,7 @@ from zsad.clip.feature_store import FeatureStore, data_offset
 from zsad.scorers.interface import Scored
 
 MAPS_FILE, INDEX_FILE = "maps.npy", "system_scores.json"
-ONLY = "system"
+ONLY_VARIANT = "system"
 """The one variant that such scores have."""
 
 
@@ -77,13 +77,13 @@ def write_system_scores(
                 side = maps.shape[-1]
                 npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, side, side)})
                 start = file.tell()
-            mine = store.rows_of(one.number)
-            if maps.shape != (len(mine), side, side) or not np.isfinite(maps).all() or not np.isfinite(one.score):
+            image_rows = store.rows_of(one.number)
+            if maps.shape != (len(image_rows), side, side) or not np.isfinite(maps).all() or not np.isfinite(one.score):
                 raise ValueError(f"image {one.number}: score {one.score}, maps of shape {maps.shape}, side {side}")
             if one.number in scores:
                 raise ValueError(f"image {one.number} was scored twice")
             scores[one.number] = float(one.score)
-            file.seek(start + 4 * side * side * mine.start)
+            file.seek(start + 4 * side * side * image_rows.start)
             file.write(maps.data)
     if sorted(scores) != list(range(len(store))):
         raise ValueError(f"{len(scores)} of {len(store)} images were scored")
@@ -116,16 +116,16 @@ class SystemScores:
         return self.index.seed
 
     @property
-    def order(self) -> Sequence[str]:
+    def digests(self) -> Sequence[str]:
         """sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]
 
-    def image_score(self, variant: str = ONLY) -> Float64[ndarray, " n"]:
+    def image_score(self, variant: str = ONLY_VARIANT) -> Float64[ndarray, " n"]:
         """Each image's score; higher is more anomalous."""
         _require(variant)
         return np.array([image.score for image in self.index.images], dtype=np.float64)
 
-    def patch_map(self, i: int, variant: str = ONLY) -> Float32[ndarray, "C g g"]:
+    def patch_map(self, i: int, variant: str = ONLY_VARIANT) -> Float32[ndarray, "C g g"]:
         """Maps of image `i`'s crops; higher is more anomalous."""
         _require(variant)
         image, side = self.index.images[i], self.index.side
@@ -140,5 +140,5 @@ class SystemScores:
 
 
 def _require(variant: str) -> None:
-    if variant != ONLY:
-        raise ValueError(f"variant {variant} of scores that have {ONLY} alone")
+    if variant != ONLY_VARIANT:
+        raise ValueError(f"variant {variant} of scores that have {ONLY_VARIANT} alone")

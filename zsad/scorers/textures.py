@@ -18,7 +18,7 @@ from torch import Tensor
 from medad.base.textures import TAU, clouds, texture_files
 from zsad.data.images import read_image
 
-AUGMENTATIONS = 3
+AUGMENTATIONS_PER_TEXTURE = 3
 """How many different changes a picture from a folder goes through (DRAEM)."""
 
 
@@ -52,38 +52,38 @@ class TextureFolder(Textures):
     def draw(
         self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
     ) -> Float[Tensor, "B 3 S S"]:
-        return torch.stack([self._one(generator, size_px) for generator in generators]).to(device)
+        return torch.stack([self._draw_one(generator, size_px) for generator in generators]).to(device)
 
-    def _one(self, generator: torch.Generator, size_px: int) -> Float[Tensor, "3 S S"]:
-        path = self._paths[_integer(0, len(self._paths), generator)]
+    def _draw_one(self, generator: torch.Generator, size_px: int) -> Float[Tensor, "3 S S"]:
+        path = self._paths[_draw_integer(0, len(self._paths), generator)]
         picture = Image.fromarray(read_image(path)).resize((size_px, size_px), Image.Resampling.BILINEAR)
-        for which in torch.randperm(len(CHANGES), generator=generator)[:AUGMENTATIONS].tolist():
-            picture = CHANGES[which](picture, generator)
+        for which in torch.randperm(len(AUGMENTATIONS), generator=generator)[:AUGMENTATIONS_PER_TEXTURE].tolist():
+            picture = AUGMENTATIONS[which](picture, generator)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
 
 
-def _integer(low: int, high: int, generator: torch.Generator) -> int:
+def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
     """Uniform in low..high - 1."""
     return int(torch.randint(low, high, (), generator=generator))
 
 
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+def _draw_uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def posterize(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Keep the upper 1 to 7 bits."""
-    return ImageOps.posterize(picture, _integer(1, 8, generator))
+    return ImageOps.posterize(picture, _draw_integer(1, 8, generator))
 
 
 def sharpen(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Between blurred (0) and twice as sharp (2)."""
-    return ImageEnhance.Sharpness(picture).enhance(_uniform(0.0, 2.0, generator))
+    return ImageEnhance.Sharpness(picture).enhance(_draw_uniform(0.0, 2.0, generator))
 
 
 def solarize(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Invert what is brighter than a threshold."""
-    return ImageOps.solarize(picture, _integer(32, 129, generator))
+    return ImageOps.solarize(picture, _draw_integer(32, 129, generator))
 
 
 def equalise(picture: Image.Image, generator: torch.Generator) -> Image.Image:
@@ -93,13 +93,13 @@ def equalise(picture: Image.Image, generator: torch.Generator) -> Image.Image:
 
 def brighten(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Scale and shift all channels alike."""
-    factor, shift = _uniform(0.8, 1.2, generator), _uniform(-30.0, 30.0, generator)
+    factor, shift = _draw_uniform(0.8, 1.2, generator), _draw_uniform(-30.0, 30.0, generator)
     return picture.point([round(level * factor + shift) for level in range(256)] * 3)
 
 
 def recolour(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Turn the hue by up to a fifth of the circle and change the saturation by up to a fifth."""
-    turn, factor = _integer(-51, 52, generator), _uniform(0.8, 1.2, generator)
+    turn, factor = _draw_integer(-51, 52, generator), _draw_uniform(0.8, 1.2, generator)
     hue, saturation, value = picture.convert("HSV").split()
     turned = hue.point([(level + turn) % 256 for level in range(256)])
     return Image.merge(
@@ -112,7 +112,7 @@ def stretch(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     return ImageOps.autocontrast(picture)
 
 
-CHANGES: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
+AUGMENTATIONS: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
     posterize,
     sharpen,
     solarize,

@@ -34,10 +34,10 @@ OFFICIAL_KEY = "prompt_learner"
 FULL_STOP = 269
 """Its token in CLIP's vocabulary, at a word's end."""
 _PRIVATE = {"checkpoint", "label", "encoder"}
-_PATHS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "vv_attention", "class_ln_post")
+_ATTENTION_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "vv_attention", "class_ln_post")
 
 
-class Belonging(BaseModel):
+class CheckpointMetadata(BaseModel):
     """The metadata: what weights belong to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -49,7 +49,7 @@ class Belonging(BaseModel):
     paths: dict[str, Any] | None
     """How V-V patches and class tokens were made; None where it does not matter, or is not known."""
 
-    def dumped(self) -> str:
+    def to_json(self) -> str:
         """As JSON, without what is private or changes nothing."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"system": _PRIVATE})
         return json.dumps(content, sort_keys=True)
@@ -59,19 +59,19 @@ class Belonging(BaseModel):
 class Checkpoint:
     """Weights, and what they belong to."""
 
-    belonging: Belonging
+    metadata: CheckpointMetadata
     weights: Weights
 
     def write(self, path: Path) -> None:
         """Write it whole or not at all. Raises DiskFullError."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={METADATA: self.belonging.dumped()})
+            save_file(tensors, temporary, metadata={METADATA: self.metadata.to_json()})
 
 
-def paths_of(settings: EncoderSettings) -> dict[str, Any]:
+def attention_settings_of(settings: EncoderSettings) -> dict[str, Any]:
     """How an encoder makes V-V patches and class tokens, as its settings say it; for JSON."""
-    return settings.model_dump(mode="json", include=set(_PATHS))
+    return settings.model_dump(mode="json", include=set(_ATTENTION_SETTINGS))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -86,11 +86,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return import_official(path)
     try:
         with reading(path), safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA)
+            stored = (file.metadata() or {}).get(METADATA)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if metadata is None:
+        if stored is None:
             raise InputError(path, "holds no trained system: its metadata do not say of which")
-        return Checkpoint(Belonging.model_validate_json(metadata), weights)
+        return Checkpoint(CheckpointMetadata.model_validate_json(stored), weights)
     except SafetensorError as error:
         raise InputError(path, "is no safetensors file, or is cut short") from error
     except ValidationError as error:
@@ -121,8 +121,8 @@ def import_official(path: Path) -> Checkpoint:
     learner = state.get(OFFICIAL_KEY, state) if isinstance(state, dict) else None
     if not isinstance(learner, dict) or not {"ctx_pos", "ctx_neg"} <= learner.keys():
         raise InputError(path, "holds no prompt learner of AnomalyCLIP: ctx_pos and ctx_neg are not there")
-    deep = _deep(path, learner)
-    normal, anomalous = (_context(path, learner, name) for name in ("ctx_pos", "ctx_neg"))
+    deep = _read_deep_tokens(path, learner)
+    normal, anomalous = (_read_context(path, learner, name) for name in ("ctx_pos", "ctx_neg"))
     if normal.shape != anomalous.shape or (deep is not None and deep.shape[2] != normal.shape[1]):
         raise InputError(path, "its prompts and deep tokens are of different lengths or widths")
     tokens = learner.get("tokenized_prompts_pos")
@@ -136,17 +136,17 @@ def import_official(path: Path) -> Checkpoint:
     except ValidationError as error:
         raise InputError(path, f"its prompts fit no setting: {error.errors()[0]['msg']}") from error
     weights = {"normal": normal, "anomalous": anomalous} | ({} if deep is None else {"deep": deep})
-    return Checkpoint(Belonging(system=system, encoder=None, paths=None), weights)
+    return Checkpoint(CheckpointMetadata(system=system, encoder=None, paths=None), weights)
 
 
-def _context(path: Path, learner: Mapping[str, Any], name: str) -> Tensor:
+def _read_context(path: Path, learner: Mapping[str, Any], name: str) -> Tensor:
     value = learner[name]
     if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[:2] != (1, 1):
         raise InputError(path, f"{name} is not of shape [1 1 words width]: one prompt a side")
     return value[0, 0].detach().float().contiguous()
 
 
-def _deep(path: Path, learner: Mapping[str, Any]) -> Tensor | None:
+def _read_deep_tokens(path: Path, learner: Mapping[str, Any]) -> Tensor | None:
     parts: list[Tensor] = []
     while (name := f"compound_prompts_text.{len(parts)}") in learner:
         value = learner[name]
@@ -177,32 +177,33 @@ def trained_weights(
     if path is None:
         raise ConfigError(f"{settings.title} is trained first, and there is no checkpoint of it")
     found = read_checkpoint(path)
-    was = found.belonging
-    if was.system.system != settings.system:
-        raise InputError(path, f"is trained for {was.system.title}, not for {settings.title}")
+    trained_with = found.metadata
+    if trained_with.system.system != settings.system:
+        raise InputError(path, f"is trained for {trained_with.system.title}, not for {settings.title}")
     for name in settings.fitted:
-        trained, asked = getattr(was.system, name), getattr(settings, name)
-        if trained != asked:
-            raise InputError(path, f"was trained with {name} {_shown(trained)}, the settings say {_shown(asked)}")
-    if was.encoder is not None and was.encoder != category_features.store.index.identity:
+        trained, wanted = getattr(trained_with.system, name), getattr(settings, name)
+        if trained != wanted:
+            raise InputError(path, f"was trained with {name} {_as_text(trained)}, the settings say {_as_text(wanted)}")
+    if trained_with.encoder is not None and trained_with.encoder != category_features.store.index.identity:
         raise InputError(path, f"was trained on another encoder than {category_features.store.index.model}")
-    if was.paths is not None:
-        mine = paths_of(category_features.encoder)
-        if other := [name for name in _PATHS if was.paths.get(name) != mine[name]]:
-            said = f"{other[0]} {_shown(was.paths.get(other[0]))}, the settings say {_shown(mine[other[0]])}"
-            raise InputError(path, f"was trained on an encoder with {said}")
-    have = {name: tuple(value.shape) for name, value in found.weights.items()}
-    if have != dict(shapes):
-        wrong = min(name for name in {*have, *shapes} if have.get(name) != shapes.get(name))
+    if trained_with.paths is not None:
+        current = attention_settings_of(category_features.encoder)
+        if differing := [name for name in _ATTENTION_SETTINGS if trained_with.paths.get(name) != current[name]]:
+            name = differing[0]
+            before, now = _as_text(trained_with.paths.get(name)), _as_text(current[name])
+            raise InputError(path, f"was trained on an encoder with {name} {before}, the settings say {now}")
+    shapes_found = {name: tuple(value.shape) for name, value in found.weights.items()}
+    if shapes_found != dict(shapes):
+        wrong = min(name for name in {*shapes_found, *shapes} if shapes_found.get(name) != shapes.get(name))
         raise InputError(
-            path, f"tensor {wrong} has shape {have.get(wrong, 'none')}, expected {shapes.get(wrong, 'none')}"
+            path, f"tensor {wrong} has shape {shapes_found.get(wrong, 'none')}, expected {shapes.get(wrong, 'none')}"
         )
     if not all(bool(torch.isfinite(value).all()) for value in found.weights.values()):
         raise InputError(path, "its weights are not all finite")
     return {name: value.to(category_features.device, torch.float32) for name, value in found.weights.items()}
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return " ".join(str(part) for part in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

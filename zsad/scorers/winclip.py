@@ -47,7 +47,7 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
         The features are damaged or were made without an output, or no normal image is in `category_features.shots`.
     """
     store, device = category_features.store, category_features.device
-    text = category_features.sides
+    text = category_features.text_on_device
     memory = _Memory(category_features.shots, settings, device) if settings.shots else None
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
@@ -106,7 +106,7 @@ class _Memory:
             raise ValueError("few-shot WinCLIP was given no normal images")
         if not len(shots):
             raise InputError(shots.folder, f"{settings.title} needs a normal image to remember, and there is none")
-        self._sides, self._device = settings.windows, device
+        self._windows, self._device = settings.windows, device
         self._tokens = {
             name: torch.cat([self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))])
             for name in settings.outputs
@@ -115,7 +115,7 @@ class _Memory:
     def map(self, store: FeatureStore, number: int) -> Float32[Tensor, "C g g"]:
         """The mean over {image, each window size} of eq. 4's scores."""
         scales = [self._association(store, number, "tokens").reshape(-1, store.grid, store.grid)]
-        for side in self._sides:
+        for side in self._windows:
             scales.append(window_map(self._association(store, number, f"window-{side}"), store.grid, side))
         return torch.stack(scales).mean(0)
 

@@ -32,7 +32,7 @@ class StepCost(BaseModel):
 
 
 @contextlib.contextmanager
-def measured(out: Path, device: str) -> Iterator[None]:
+def measure_cost(out: Path, device: str) -> Iterator[None]:
     """Write `cost.json` into `out`, made if it is not there, once the block has ended well.
 
     Parameters
@@ -43,23 +43,23 @@ def measured(out: Path, device: str) -> Iterator[None]:
         `auto`, `cpu`, `cuda` or `cuda:N`.
     """
     place = pick_device(device)
-    before = _begin(place)
+    before = _reset_peak(place)
     started = time.perf_counter()
     yield
     seconds = time.perf_counter() - started
-    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak(place, before))
+    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak_since(place, before))
     out.mkdir(parents=True, exist_ok=True)
     (out / COST_FILE).write_text(json.dumps(cost.model_dump()) + "\n", encoding="utf-8")
 
 
-def measuring(step: Callable[P, None]) -> Callable[P, None]:
+def writes_cost(step: Callable[P, None]) -> Callable[P, None]:
     """Let a step that takes `out` and `device` write `cost.json` beside its result."""
     signature = inspect.signature(step)
 
     @functools.wraps(step)
     def measured_step(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = signature.bind(*args, **kwargs).arguments
-        with measured(given["out"], given["device"]):
+        arguments = signature.bind(*args, **kwargs).arguments
+        with measure_cost(arguments["out"], arguments["device"]):
             step(*args, **kwargs)
 
     return measured_step
@@ -73,7 +73,7 @@ def read_cost(folder: Path) -> StepCost | None:
         return None
 
 
-def _begin(place: torch.device) -> int | None:
+def _reset_peak(place: torch.device) -> int | None:
     """Set the peak back and give what is held now, bytes."""
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
@@ -82,17 +82,17 @@ def _begin(place: torch.device) -> int | None:
         _CLEAR.write_text("5", encoding="ascii")  # Linux: the peak begins anew
     except OSError:
         return None
-    return _status("VmRSS")
+    return _read_status("VmRSS")
 
 
-def _peak(place: torch.device, before: int | None) -> int | None:
+def _peak_since(place: torch.device, before: int | None) -> int | None:
     if before is None:
         return None
-    after = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else _status("VmHWM")
+    after = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else _read_status("VmHWM")
     return None if after is None else max(0, after - before)
 
 
-def _status(name: str) -> int | None:
+def _read_status(name: str) -> int | None:
     try:
         lines = _STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -124,19 +124,21 @@ def encode_images(
     problems: list[ImageProblem] = []
     with ExitStack() as stack:
 
-        def rows(name: str, shape: tuple[int, ...]) -> _Rows:
+        def rows(name: str, shape: tuple[int, ...]) -> _RowFile:
             path = stack.enter_context(atomic_path(out / name))
-            return _Rows(stack.enter_context(path.open("wb")), shape)
+            return _RowFile(stack.enter_context(path.open("wb")), shape)
 
         tokens = rows(CLASS_TOKENS, (model.dim,))
-        shown = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
-        batches = _Batches(model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, shown)
-        for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
-            if isinstance(got, InputError):
-                problems.append(ImageProblem(sha256=digest, rule=got.rule))
+        outputs_written = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
+        batches = _CropBatches(
+            model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, outputs_written
+        )
+        for number, (digest, read) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
+            if isinstance(read, InputError):
+                problems.append(ImageProblem(sha256=digest, rule=read.rule))
             else:
-                images.append(got.described(digest, batches.rows))
-                batches.add(got.pixels)
+                images.append(read.index_entry(digest, batches.rows))
+                batches.add(read.pixels)
             if on_progress is not None:
                 on_progress(number + 1, len(paths))
         batches.finish()
@@ -156,7 +158,7 @@ def encode_images(
 
 
 @dataclass(frozen=True)
-class _Read:
+class _ReadImage:
     """One image, ready to be encoded."""
 
     height: int
@@ -164,7 +166,7 @@ class _Read:
     crops: Crops
     pixels: Float32[Tensor, "C 3 S S"]
 
-    def described(self, sha256: str, first_row: int) -> ImageRows:
+    def index_entry(self, sha256: str, first_row: int) -> ImageRows:
         return ImageRows(
             sha256=sha256,
             height=self.height,
@@ -176,19 +178,19 @@ class _Read:
         )
 
 
-def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _Read | InputError:
+def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _ReadImage | InputError:
     try:
         image = read_image(path, min_side_px=settings.min_side_px)
         height, width = image.shape[:2]
         crops = plan_crops(height, width, size_px, settings.max_crops, path)
-        return _Read(height, width, crops, crop_image(image, crops))
+        return _ReadImage(height, width, crops, crop_image(image, crops))
     except InputError as error:
         return error
 
 
-def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_Read | InputError]:
+def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_ReadImage | InputError]:
     """Images in order, a few of them read before they are wanted."""
-    pending: deque[Future[_Read | InputError]] = deque()
+    pending: deque[Future[_ReadImage | InputError]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         for path in paths:
             pending.append(reader.submit(_read_one, path, settings, size_px))
@@ -199,7 +201,7 @@ def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) 
 
 
 @dataclass
-class _Rows:
+class _RowFile:
     """A .npy file of rows of one shape, whose number is known only at the end."""
 
     file: BinaryIO
@@ -207,9 +209,9 @@ class _Rows:
     count: int = 0
 
     def __post_init__(self) -> None:
-        self._header()
+        self._write_header()
 
-    def _header(self) -> None:
+    def _write_header(self) -> None:
         # version 1.0 leaves room for the first axis to grow, for this very use
         shape = (self.count, *self.shape)
         npy.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -220,19 +222,19 @@ class _Rows:
 
     def finish(self) -> None:
         self.file.seek(0)
-        self._header()
+        self._write_header()
         self.file.flush()
 
 
 @dataclass
-class _Batches:
+class _CropBatches:
     """Gathers the crops of successive images into batches of one size."""
 
     model: Encoder
     size: int
     outputs: tuple[EncoderOutput, ...]
-    tokens: _Rows
-    shown: dict[str, _Rows]
+    tokens: _RowFile
+    outputs_written: dict[str, _RowFile]
     """A file for each output."""
     rows: int = 0
     """Crops added so far."""
@@ -248,11 +250,11 @@ class _Batches:
     def finish(self) -> None:
         if self.waiting:
             self._encode(self.waiting)
-        for file in (self.tokens, *self.shown.values()):
+        for file in (self.tokens, *self.outputs_written.values()):
             file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        class_tokens, shown = self.model.encode_views(torch.stack(list(crops)), self.outputs)
+        class_tokens, outputs_written = self.model.encode_views(torch.stack(list(crops)), self.outputs)
         self.tokens.append(class_tokens)
-        for name, values in shown.items():
-            self.shown[name].append(values)
+        for name, values in outputs_written.items():
+            self.outputs_written[name].append(values)

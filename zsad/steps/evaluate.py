@@ -126,7 +126,7 @@ class CategoryCurves(_Record):
 
 
 @dataclass(frozen=True)
-class _Image:
+class _EvaluatedImage:
     """One image to judge: where its scores are, how its map is made, what is true."""
 
     number: int
@@ -163,20 +163,20 @@ def evaluate_category(
         A file of features or scores is missing or damaged, or none of the images is in it.
     """
     store, scored = FeatureStore(features), open_scores(scores)
-    evaluated, drawn = judge(
+    evaluated, category_curves = evaluate_scores(
         items,
         seed=scored.seed,
         crops={
             image.sha256: (store.crops(number), (image.height, image.width))
             for number, image in enumerate(store.images)
         },
-        order=scored.order,
+        digests=scored.digests,
         scores=scored,
         variants=variants,
         settings=settings,
     )
     _save(evaluated, out / METRICS_FILE)
-    _save(drawn, out / CURVES_FILE)
+    _save(category_curves, out / CURVES_FILE)
 
 
 def open_scores(folder: Path) -> Scores | SystemScores:
@@ -184,12 +184,12 @@ def open_scores(folder: Path) -> Scores | SystemScores:
     return SystemScores(folder) if (folder / SYSTEM_INDEX).exists() else Scores(folder)
 
 
-def judge(
+def evaluate_scores(
     items: Sequence[LabelledImage],
     *,
     seed: int,
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
-    order: Sequence[str],
+    digests: Sequence[str],
     scores: PatchScores,
     variants: Sequence[str],
     settings: EvaluationSettings,
@@ -200,38 +200,38 @@ def judge(
     ----------
     crops
         By digest: how the image was cropped, and its own height and width.
-    order
+    digests
         Digests in the order of the scores.
     """
-    numbers = {digest: number for number, digest in enumerate(order)}
-    known = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
-    if not known:
+    numbers = {digest: number for number, digest in enumerate(digests)}
+    scored_items = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
+    if not scored_items:
         raise InputError("images", "none of them has scores")
-    images, problems = _with_masks(known, numbers, crops, settings)
+    images, problems = _read_masks(scored_items, numbers, crops, settings)
     image_scores = {variant: scores.image_score(variant)[[image.number for image in images]] for variant in variants}
-    labelled = np.array([item.anomalous is not None for item in known])
-    anomalous = np.array([bool(item.anomalous) for item in known])
+    labelled = np.array([item.anomalous is not None for item in scored_items])
+    anomalous = np.array([bool(item.anomalous) for item in scored_items])
     masked = [image for image in images if image.mask is not None]
-    judged: dict[str, VariantEvaluation] = {}
-    drawn: CategoryCurves | None = None
+    evaluations: dict[str, VariantEvaluation] = {}
+    category_curves: CategoryCurves | None = None
     for variant in variants:
-        own = image_scores[variant]
+        variant_scores = image_scores[variant]
         pixel = None
-        if _has_masks(known):
+        if _has_masks(scored_items):
             pixel = pixel_curves(
                 _maps_of(masked, scores, variant, settings), max_fpr=settings.max_fpr, pro_200=settings.pro_200
             )
-        judged[variant] = VariantEvaluation(
-            image=image_metrics(own[labelled], anomalous[labelled]) if labelled.any() else None,
+        evaluations[variant] = VariantEvaluation(
+            image=image_metrics(variant_scores[labelled], anomalous[labelled]) if labelled.any() else None,
             pixel=pixel.metrics if pixel else None,
-            threshold=deployable_threshold(own, anomalous if labelled.all() else None, settings),
+            threshold=deployable_threshold(variant_scores, anomalous if labelled.all() else None, settings),
         )
-        drawn = CategoryCurves(
+        category_curves = CategoryCurves(
             variant=variant,
-            image=_curves(curves.count(own[labelled], anomalous[labelled])) if labelled.any() else None,
+            image=_curves(curves.count(variant_scores[labelled], anomalous[labelled])) if labelled.any() else None,
             pixel=_curves(pixel.counts) if pixel else None,
         )
-    assert drawn is not None, "at least one variant"
+    assert category_curves is not None, "at least one variant"
     evaluated = CategoryEvaluation(
         seed=seed,
         size_px=min(images[0].shape_hw),
@@ -243,12 +243,12 @@ def judge(
                 defect=item.defect,
                 scores={variant: float(image_scores[variant][i]) for variant in variants},
             )
-            for i, item in enumerate(known)
+            for i, item in enumerate(scored_items)
         ),
-        variants=judged,
+        variants=evaluations,
         problems=tuple(problems),
     )
-    return evaluated, drawn
+    return evaluated, category_curves
 
 
 def deployable_threshold(
@@ -289,18 +289,20 @@ def _has_masks(items: Sequence[LabelledImage]) -> bool:
     )
 
 
-def _with_masks(
+def _read_masks(
     items: Sequence[LabelledImage],
     numbers: Mapping[str, int],
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     settings: EvaluationSettings,
-) -> tuple[list[_Image], list[ImageProblem]]:
+) -> tuple[list[_EvaluatedImage], list[ImageProblem]]:
     """Each mask is read once and kept as packed bits, 1/8 byte a pixel, for all variants and passes."""
-    images: list[_Image] = []
+    images: list[_EvaluatedImage] = []
     problems: list[ImageProblem] = []
     for item in items:
-        own, image_hw = crops[item.sha256]
-        shape = own.canvas_hw if settings.size_px is None else scaled_hw(*own.canvas_hw, settings.size_px)
+        image_crops, image_hw = crops[item.sha256]
+        shape = (
+            image_crops.canvas_hw if settings.size_px is None else scaled_hw(*image_crops.canvas_hw, settings.size_px)
+        )
         packed = None
         if item.anomalous is False:
             packed = np.packbits(np.zeros(shape, dtype=bool))
@@ -312,11 +314,13 @@ def _with_masks(
                 packed = np.packbits(mask_to_canvas(mask, shape))
             except InputError as error:
                 problems.append(ImageProblem(sha256=item.sha256, rule=error.rule))
-        images.append(_Image(numbers[item.sha256], own, packed, shape))
+        images.append(_EvaluatedImage(numbers[item.sha256], image_crops, packed, shape))
     return images, problems
 
 
-def _maps_of(images: Sequence[_Image], scores: PatchScores, variant: str, settings: EvaluationSettings) -> Maps:
+def _maps_of(
+    images: Sequence[_EvaluatedImage], scores: PatchScores, variant: str, settings: EvaluationSettings
+) -> Maps:
     def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
         for image in images:
             patches = scores.patch_map(image.number, variant)

@@ -21,7 +21,7 @@ MAP_SUFFIXES = (".npy", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class FolderEvaluation:
     """Figures of a folder of maps."""
 
     image: ImageMetrics
@@ -39,7 +39,7 @@ class _Pair:
     anomalous: bool
 
 
-def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> Evaluated:
+def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> FolderEvaluation:
     """Metrics of all maps of a folder, read one at a time (three times each).
 
     Maps and masks are paired by path relative to their folders without ending; a mask's name may end in `_mask`. A
@@ -56,13 +56,13 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> E
     InputError
         A folder is missing, or no map can be used.
     """
-    map_files = _by_stem(maps, MAP_SUFFIXES)
-    mask_files = {stem.removesuffix("_mask"): path for stem, path in _by_stem(masks, MASK_SUFFIXES).items()}
+    map_files = _files_by_stem(maps, MAP_SUFFIXES)
+    mask_files = {stem.removesuffix("_mask"): path for stem, path in _files_by_stem(masks, MASK_SUFFIXES).items()}
     pairs: list[_Pair] = []
     problems: list[CaseFailure] = []
     for stem, path in map_files.items():
         try:
-            pairs.append(_pair(path, Path(stem), mask_files.get(stem), settings))
+            pairs.append(_read_pair(path, Path(stem), mask_files.get(stem), settings))
         except InputError as error:
             problems.append(CaseFailure(stem, "find", error.rule, str(error.path)))
     problems += [
@@ -78,7 +78,7 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> E
             scored = _at_size(read_map(pair.map), settings)
             yield scored, np.unpackbits(pair.mask, count=scored.size).view(bool).reshape(scored.shape)
 
-    return Evaluated(
+    return FolderEvaluation(
         image=image_metrics(
             np.array([pair.score for pair in pairs]), np.array([pair.anomalous for pair in pairs], dtype=bool)
         ),
@@ -87,7 +87,7 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> E
     )
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(folder, "no such folder")
     found: dict[str, Path] = {}
@@ -99,7 +99,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSettings) -> _Pair:
+def _read_pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSettings) -> _Pair:
     """Read a map and its mask, check both, keep the mask and the score."""
     raw = read_map(path)
     scored = _at_size(raw, settings)

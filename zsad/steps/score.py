@@ -17,7 +17,7 @@ from zsad.config.systems import DualImage, System
 from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.scores_file import write_system_scores
-from zsad.steps.cost import measuring
+from zsad.steps.cost import writes_cost
 
 SCORERS = {
     "clip": "zsad.scorers.clip",
@@ -33,7 +33,7 @@ SCORERS = {
 """Where a system's `score(category_features, settings)` lies."""
 
 
-@measuring
+@writes_cost
 def score_system(
     system: System,
     category: str,
@@ -100,11 +100,13 @@ def score_system(
         batch_size=largest_batch or encoder.batch_size,
     )
     scorer: Any = importlib.import_module(SCORERS[system.system])
-    scored = _counted(scorer.score(category_features, system), len(store), on_progress)
+    scored = _with_progress(scorer.score(category_features, system), len(store), on_progress)
     write_system_scores(out, store, scored, system=system.public(), seed=seed)
 
 
-def _counted(scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None) -> Iterator[Scored]:
+def _with_progress(
+    scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[Scored]:
     for done, one in enumerate(scored, start=1):
         yield one
         if on_progress is not None:

@@ -30,10 +30,10 @@ from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.scorers.textures import Textures, open_textures
-from zsad.steps.cost import measuring
+from zsad.steps.cost import writes_cost
 
 
-@measuring
+@writes_cost
 def score_category(
     features: Path,
     text: Path,
@@ -84,7 +84,7 @@ def score_category(
         No room left.
     """
     place = pick_device(device)
-    at_most = largest_batch or max(encoder.batch_size, score.batch_size)
+    batch_limit = largest_batch or max(encoder.batch_size, score.batch_size)
     store = FeatureStore(features)
     parts = tuple(dict.fromkeys(part for variant in score.variants for part in PARTS[variant]))
     references = np.empty((len(store), 0), dtype=np.int64)
@@ -93,9 +93,11 @@ def score_category(
         if references.shape[1] == 0:
             rule = "there is no other image to compare with; add images, or score the variants text and text_tta"
             raise InputError(paths[0] if paths else features, rule)
-    sides = read_text(text)
-    if sides.shape != (2, store.dim):
-        raise InputError(text, f"text features of shape {tuple(sides.shape)} do not fit patches of {store.dim} numbers")
+    text_features = read_text(text)
+    if text_features.shape != (2, store.dim):
+        raise InputError(
+            text, f"text features of shape {tuple(text_features.shape)} do not fit patches of {store.dim} numbers"
+        )
     adapter = None
     if "a_t" in parts or "a_t_text" in parts:
         if paths is None or len(paths) != len(store):
@@ -103,22 +105,22 @@ def score_category(
         model = Encoder.load(encoder, place)
         if json.loads(json.dumps(dict(model.identity))) != store.index.identity:
             raise InputError(features, f"the features are those of another model ({store.index.model})")
-        adapter = _Adapter(model, min(encoder.batch_size, at_most), adapt, open_textures(adapt.textures), seed)
-    scorer = _Scorer(store, references, sides.to(place), score, frozenset(parts), adapter)
+        adapter = _Adapter(model, min(encoder.batch_size, batch_limit), adapt, open_textures(adapt.textures), seed)
+    scorer = _Scorer(store, references, text_features.to(place), score, frozenset(parts), adapter)
 
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
     done = 0
-    batches = batches_alike(store, min(score.batch_size, at_most))
-    for numbers, pixels in zip(batches, _pixels(store, paths if adapter else None, batches), strict=True):
+    batches = batches_alike(store, min(score.batch_size, batch_limit))
+    for numbers, pixels in zip(batches, _read_crops_ahead(store, paths if adapter else None, batches), strict=True):
         for part, values in scorer.score(numbers, pixels).items():
             for number, own in zip(numbers, values.cpu().numpy(), strict=True):
-                mine = store.rows_of(number)
-                table[part][mine.start : mine.stop] = own.reshape(len(mine), *table[part].shape[1:])
+                image_rows = store.rows_of(number)
+                table[part][image_rows.start : image_rows.stop] = own.reshape(len(image_rows), *table[part].shape[1:])
         done += len(numbers)
         if on_progress is not None:
             on_progress(done, len(store))
-    _write(out, store, references, table, score, seed)
+    _write_scores(out, store, references, table, score, seed)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class _Scorer:
 
     store: FeatureStore
     references: Int64[ndarray, "n k"]
-    sides: Float32[Tensor, "2 D"]
+    text: Float32[Tensor, "2 D"]
     settings: ScoreSettings
     parts: frozenset[Part]
     adapter: _Adapter | None
@@ -162,10 +164,10 @@ class _Scorer:
         """The parts wanted of images with equally many crops: for each image its crops, or all their patches."""
         tau = self.settings.tau
         tokens = torch.stack([self._patches(number) for number in numbers])
-        scored: dict[Part, Tensor] = {"a_l": text_scores(tokens, self.sides, tau)}
+        scored: dict[Part, Tensor] = {"a_l": text_scores(tokens, self.text, tau)}
         if "class" in self.parts:
             classes = torch.stack([self.store.class_tokens(number) for number in numbers])
-            scored["class"] = text_scores(classes.to(self.sides.device), self.sides, tau)
+            scored["class"] = text_scores(classes.to(self.text.device), self.text, tau)
         if "a_v" in self.parts:
             scored["a_v"] = torch.stack(
                 [self._visual(number, own) for number, own in zip(numbers, tokens, strict=True)]
@@ -177,19 +179,19 @@ class _Scorer:
             if "a_v" in scored:
                 targets["a_t"] = scored["a_v"] + scored["a_l"]
             for part in targets.keys() & self.parts:
-                scored[part] = adapt(tokens, corrupted, mask, targets[part], self.sides, self.adapter.settings, tau)
+                scored[part] = adapt(tokens, corrupted, mask, targets[part], self.text, self.adapter.settings, tau)
         return {part: values for part, values in scored.items() if part in self.parts}
 
     def _patches(self, number: int) -> Float32[Tensor, "M D"]:
         """All patches of all crops."""
-        return self.store.patches(number).flatten(0, 1).to(self.sides.device)
+        return self.store.patches(number).flatten(0, 1).to(self.text.device)
 
     def _visual(self, number: int, query: Float32[Tensor, "M D"]) -> Float32[Tensor, " M"]:
         memory = [self._patches(int(other)) for other in self.references[number]]
         return visual_scores(query, memory, self.settings.references.aggregate)
 
 
-def _pixels(
+def _read_crops_ahead(
     store: FeatureStore, paths: Sequence[Path] | None, batches: Sequence[Sequence[int]]
 ) -> Iterator[Float32[Tensor, "B C 3 S S"] | None]:
     """The crops of each batch, the next one's read while this one's are scored; None where no file is wanted."""
@@ -198,7 +200,7 @@ def _pixels(
         return
 
     def read(numbers: Sequence[int]) -> Float32[Tensor, "B C 3 S S"]:
-        return torch.stack(beside(lambda number: _crops(store, number, paths[number]), numbers))
+        return torch.stack(beside(lambda number: _read_crops(store, number, paths[number]), numbers))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         coming = None
@@ -210,14 +212,14 @@ def _pixels(
             yield coming.result()
 
 
-def _crops(store: FeatureStore, number: int, path: Path) -> Float32[Tensor, "C 3 S S"]:
+def _read_crops(store: FeatureStore, number: int, path: Path) -> Float32[Tensor, "C 3 S S"]:
     image = read_image(path)
     if image.shape[:2] != (store.images[number].height, store.images[number].width):
         raise InputError(path, "is not the image that the features were made of")
     return crop_image(image, store.crops(number))
 
 
-def _write(
+def _write_scores(
     out: Path,
     store: FeatureStore,
     references: Int64[ndarray, "n k"],

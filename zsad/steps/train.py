@@ -33,10 +33,10 @@ from zsad.config.learned import AnomalyClip, AprilGan, Training
 from zsad.config.run import EncoderSettings
 from zsad.data.images import mask_to_canvas, read_mask
 from zsad.data.labelled import LabelledImage
-from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
+from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, object_words, prompt_ids
 from zsad.scorers.april_gan import AprilGanLearner, width_of
 from zsad.scorers.learned import Batch, Learner, Weights, patches_of
-from zsad.scorers.weights_file import CHECKPOINT, Belonging, Checkpoint, paths_of
+from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, CheckpointMetadata, attention_settings_of
 from zsad.steps.results import Source
 
 CURVE = "training.json"
@@ -58,7 +58,7 @@ class _Crop:
 
 
 @dataclass
-class Data:
+class TrainingData:
     """Crops to learn from: features stay on disk and are read batch by batch."""
 
     stores: list[FeatureStore] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Data:
         )
 
 
-def gather(sources: Sequence[Source[Path]]) -> Data:
+def gather_crops(sources: Sequence[Source[Path]]) -> TrainingData:
     """Read labels and masks of all sources, each crop with its own part of the mask.
 
     Images without a label teach nothing and are passed over. An anomalous image without a mask that can be used, whose
@@ -104,7 +104,7 @@ def gather(sources: Sequence[Source[Path]]) -> Data:
     InputError
         Features are missing, or of different encoders; or no crop is normal, or none anomalous.
     """
-    data = Data()
+    data = TrainingData()
     for place, source in enumerate(sources):
         store = FeatureStore(source.features)
         data.stores.append(store)
@@ -184,14 +184,14 @@ def train_system(
     """
     place = pick_device(device)
     ordered = sorted(sources, key=lambda source: (source.name, str(source.features)))
-    data = gather(ordered)
-    learner = learner_of(system, ordered, data, encoder, place)
-    belonging = Belonging(
+    data = gather_crops(ordered)
+    learner = make_learner(system, ordered, data, encoder, place)
+    metadata = CheckpointMetadata(
         system=system,
         encoder=data.stores[0].index.identity,
-        paths=paths_of(encoder) if isinstance(system, AnomalyClip) else None,
+        paths=attention_settings_of(encoder) if isinstance(system, AnomalyClip) else None,
     )
-    fingerprint = _fingerprint(belonging, ordered, data)
+    fingerprint = _fingerprint(metadata, ordered, data)
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     fitted = fit(
@@ -205,7 +205,7 @@ def train_system(
         largest_batch=largest_batch,
         on_progress=on_progress,
     )
-    Checkpoint(belonging, fitted.weights).write(out / CHECKPOINT)
+    Checkpoint(metadata, fitted.weights).write(out / CHECKPOINT)
     curve = {
         "system": system.title,
         "images": data.images,
@@ -225,10 +225,10 @@ def train_system(
         checkpoint.unlink(missing_ok=True)
 
 
-def learner_of(
+def make_learner(
     system: AprilGan | AnomalyClip,
     sources: Sequence[Source[Path]],
-    data: Data,
+    data: TrainingData,
     encoder: EncoderSettings,
     device: torch.device,
 ) -> Learner:
@@ -242,7 +242,7 @@ def learner_of(
     if json.loads(json.dumps(model.identity)) != data.stores[0].index.identity:
         raise InputError(sources[0].features, f"these features are of another encoder than {model.description}")
     check_tower(model, system)
-    return AnomalyClipLearner(system, model, prompt_ids(model, [words_of(s.name, system) for s in sources], system))
+    return AnomalyClipLearner(system, model, prompt_ids(model, [object_words(s.name, system) for s in sources], system))
 
 
 @dataclass
@@ -256,7 +256,7 @@ class Fitted:
 
 def fit(
     learner: Learner,
-    data: Data,
+    data: TrainingData,
     training: Training,
     device: torch.device,
     *,
@@ -274,7 +274,7 @@ def fit(
     names = sorted(weights)
     optimiser = torch.optim.Adam([weights[name] for name in names], lr=training.learning_rate, betas=BETAS)
     losses: list[float] = []
-    if (state := _kept(checkpoint, fingerprint)) is not None:
+    if (state := _load_state(checkpoint, fingerprint)) is not None:
         with torch.no_grad():
             for name in names:
                 weights[name].copy_(state["weights"][name])
@@ -309,7 +309,7 @@ def fit(
         if not np.isfinite(losses).all():
             raise ConfigError(f"{title}: the loss became NaN or infinite in epoch {epoch + 1}; lower learning_rate")
         if checkpoint is not None and epoch + 1 < training.epochs:
-            _keep(checkpoint, fingerprint, {name: weights[name].detach() for name in names}, optimiser, losses)
+            _save_state(checkpoint, fingerprint, {name: weights[name].detach() for name in names}, optimiser, losses)
     return Fitted({name: weights[name].detach() for name in names}, losses, first)
 
 
@@ -318,9 +318,9 @@ def _generator(seed: int, *purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _fingerprint(belonging: Belonging, sources: Sequence[Source[Path]], data: Data) -> str:
+def _fingerprint(metadata: CheckpointMetadata, sources: Sequence[Source[Path]], data: TrainingData) -> str:
     """Digest of all that decides the weights: a state of anything else must not be resumed."""
-    digest = hashlib.sha256(belonging.dumped().encode())
+    digest = hashlib.sha256(metadata.to_json().encode())
     digest.update(torch.__version__.encode())
     for source in sources:
         digest.update(f"\n{source.name}".encode())
@@ -332,7 +332,7 @@ def _fingerprint(belonging: Belonging, sources: Sequence[Source[Path]], data: Da
     return digest.hexdigest()
 
 
-def _keep(
+def _save_state(
     path: Path, fingerprint: str, weights: Weights, optimiser: torch.optim.Optimizer, losses: list[float]
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,7 +341,7 @@ def _keep(
         torch.save(state, temporary)
 
 
-def _kept(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
+def _load_state(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
     """The state kept, or None when there is none, it is damaged, or it belongs to another training."""
     if path is None or not path.is_file():
         return None

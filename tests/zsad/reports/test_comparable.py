@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from zsad.config.run import ZsadSettings, load
-from zsad.reports.comparable import why_not_comparable
+from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import CATEGORIES, TEST_IMAGES, Benchmark
 
 PAPER = Path(__file__).parents[3] / "configs" / "zsad" / "dual_clip.yaml"
 DTD = {"adapt.textures": "/data/dtd"}
 
 
-def whole(benchmark: Benchmark) -> dict[str, int]:
+def all_test_images(benchmark: Benchmark) -> dict[str, int]:
     names = CATEGORIES[benchmark]
     first, rest = divmod(TEST_IMAGES[benchmark], len(names))
     return {name: first + (number < rest) for number, name in enumerate(names)}
@@ -24,18 +24,18 @@ def whole(benchmark: Benchmark) -> dict[str, int]:
 def reasons(**changes: Any) -> list[str]:
     values = DTD | {key.replace("__", "."): value for key, value in changes.items()}
     settings: ZsadSettings = load(PAPER, values)
-    return why_not_comparable(settings, "mvtec", whole("mvtec"))
+    return reasons_not_comparable(settings, "mvtec", all_test_images("mvtec"))
 
 
 def test_the_papers_configuration_on_the_whole_set_compares() -> None:
     assert reasons() == []
     assert reasons(published="visa") == []
-    assert why_not_comparable(load(PAPER, DTD), "visa", whole("visa")) == []
+    assert reasons_not_comparable(load(PAPER, DTD), "visa", all_test_images("visa")) == []
     # said in other words it is the same
     assert reasons(encoder__vv_blocks=12, encoder__size_px=240, evaluation__size_px=240) == []
     assert reasons(encoder__vv_blocks=list(range(12))) == []
     local = {"encoder.weights": "/models/vit.pt", "encoder.tag": None}
-    assert why_not_comparable(load(PAPER, DTD | local), "mvtec", whole("mvtec")) == []
+    assert reasons_not_comparable(load(PAPER, DTD | local), "mvtec", all_test_images("mvtec")) == []
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_what_has_no_part_in_the_figures_is_no_difference(variants: list[str], c
 
 def test_other_images_are_another_set() -> None:
     settings = load(PAPER, DTD)
-    scored = whole("mvtec")
+    scored = all_test_images("mvtec")
     less = scored | {"screw": scored["screw"] - 4}
-    assert why_not_comparable(settings, "mvtec", less) == [
+    assert reasons_not_comparable(settings, "mvtec", less) == [
         "they are of the 1,725 test images of MVTec AD, this run is of 1,721"
     ]
-    [reason] = why_not_comparable(settings, "mvtec", {"screw": 160, "nut": 3})
+    [reason] = reasons_not_comparable(settings, "mvtec", {"screw": 160, "nut": 3})
     assert "15 categories of MVTec AD, of which 1 is here among others" in reason

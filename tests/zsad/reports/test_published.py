@@ -18,10 +18,10 @@ from zsad.reports.published import (
     Quoted,
     anomaly_clip_rows,
     category_figures,
-    compared_rows,
     published_ablation,
     published_row,
     published_rows,
+    rows_for_comparison,
 )
 
 FIGURES = ("image_auroc", "image_f1max", "image_ap", "pixel_auroc", "pixel_f1max", "aupro")
@@ -136,13 +136,15 @@ def test_001_has_seventeen_data_sets_in_two_tables() -> None:
 
 def test_compared_rows_name_each_system_once_a_paper() -> None:
     for benchmark in BENCHMARKS:
-        rows = compared_rows(benchmark)
+        rows = rows_for_comparison(benchmark)
         assert rows[: len(published_rows(benchmark))] == published_rows(benchmark)
         assert len({(row.system, row.paper) for row in rows}) == len(rows)
         assert {row.system for row in rows if row.paper == ANOMALY_CLIP} == set(SYSTEMS_001)
     # both papers print AnomalyCLIP's figures; they agree
     assert means(anomaly_clip_rows("MVTec AD")[-1]) == [91.5, None, 96.2, 91.1, None, 81.4]
-    of_003 = {row.system: (means(row)[1], means(row)[4]) for row in compared_rows("visa") if row.paper == SEGMENTATION}
+    of_003 = {
+        row.system: (means(row)[1], means(row)[4]) for row in rows_for_comparison("visa") if row.paper == SEGMENTATION
+    }
     assert of_003 == {"WinCLIP": (79.0, 14.8), "APRIL-GAN": (78.7, 32.3), "Segmentation models": (81.5, 24.2)}
 
 

@@ -67,15 +67,15 @@ def write(
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Write the report of these categories, or take that of equal ones. Equal scores and curves share a chart, too."""
     written: dict[str, Written] = {}
-    drawn: dict[bytes, str] = {}
+    chart_cache: dict[bytes, str] = {}
 
     def chart(*parts: Any) -> str:
         key = pickle.dumps(parts)
-        if key not in drawn:
-            drawn[key] = category_chart(*parts)
-        return drawn[key]
+        if key not in chart_cache:
+            chart_cache[key] = category_chart(*parts)
+        return chart_cache[key]
 
-    def once(*results: Any, **settings: Any) -> Written:
+    def write_cached(*results: Any, **settings: Any) -> Written:
         key = repr((results, settings))
         if key not in written:
             with pytest.MonkeyPatch.context() as patched:
@@ -83,7 +83,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
                 written[key] = write(tmp_path_factory.mktemp("report") / "out", *results, **settings)
         return written[key]
 
-    return once
+    return write_cached
 
 
 @pytest.fixture(scope="session")

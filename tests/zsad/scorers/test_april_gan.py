@@ -17,9 +17,9 @@ from zsad.config.learned import AprilGan
 from zsad.config.run import EncoderSettings
 from zsad.scorers.april_gan import AprilGanLearner, score
 from zsad.scorers.learned import Batch, Weights
-from zsad.scorers.weights_file import Belonging, Checkpoint
+from zsad.scorers.weights_file import Checkpoint, CheckpointMetadata
 from zsad.steps.results import Source
-from zsad.steps.train import gather
+from zsad.steps.train import gather_crops
 
 SETTINGS = AprilGan(blocks=(1, 3), scale=20.0)
 BOTH = AprilGan(blocks=(1, 3), scale=20.0, map_share=0.5)
@@ -44,7 +44,7 @@ def learner(source: Source[Path]) -> AprilGanLearner:
 @pytest.fixture(scope="module")
 def checkpoint(learner: AprilGanLearner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "checkpoint.safetensors"
-    Checkpoint(Belonging(system=SETTINGS, encoder=None, paths=None), _weights(learner)).write(path)
+    Checkpoint(CheckpointMetadata(system=SETTINGS, encoder=None, paths=None), _weights(learner)).write(path)
     return path
 
 
@@ -108,7 +108,7 @@ def test_with_the_texts_exchanged_the_map_is_its_complement(
 
 
 def test_the_loss_is_focal_and_dice_of_each_block(source: Source[Path], learner: AprilGanLearner) -> None:
-    data, store, weights = gather([source]), FeatureStore(source.features), _weights(learner)
+    data, store, weights = gather_crops([source]), FeatureStore(source.features), _weights(learner)
     chosen = [0, len(data.crops) - 1, 1]
     batch = data.batch(chosen, learner.reads, torch.device("cpu"))
     expected = 0.0
@@ -129,7 +129,7 @@ def test_each_crop_meets_the_text_of_its_own_source(source: Source[Path], learne
     text = learner.texts[0]
     two = AprilGanLearner(SETTINGS, torch.stack([text, text.flip(0)]), 32)
     weights = _weights(learner)
-    batch = gather([source]).batch([0, 1], learner.reads, torch.device("cpu"))
+    batch = gather_crops([source]).batch([0, 1], learner.reads, torch.device("cpu"))
 
     def of(sources: list[int]) -> float:
         mixed = Batch(batch.class_tokens, batch.patches, batch.masks, torch.tensor(sources))
@@ -143,7 +143,7 @@ def test_each_crop_meets_the_text_of_its_own_source(source: Source[Path], learne
 def test_an_extreme_scale_gives_a_finite_loss(source: Source[Path], learner: AprilGanLearner) -> None:
     steep = AprilGanLearner(AprilGan(blocks=(1, 3), scale=1e4), learner.texts, 32)
     weights = {name: value.requires_grad_() for name, value in _weights(learner).items()}
-    loss = steep.loss(weights, gather([source]).batch([0, 1, 2], steep.reads, torch.device("cpu")))
+    loss = steep.loss(weights, gather_crops([source]).batch([0, 1, 2], steep.reads, torch.device("cpu")))
     loss.backward()  # type: ignore[no-untyped-call]
     assert math.isfinite(loss.item())
     for value in weights.values():

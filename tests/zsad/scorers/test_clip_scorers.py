@@ -156,9 +156,9 @@ def test_few_shot_is_the_mean_with_the_memory_of_all_shots(
 def test_an_image_in_the_memory_is_as_normal_as_can_be(store: FeatureStore) -> None:
     plain = list(winclip.score(category_features(store), WinClip()))
     remembered = list(winclip.score(category_features(store, shots=store), WinClip(shots=4)))
-    for alone, beside in zip(plain, remembered, strict=True):
-        torch.testing.assert_close(beside.map, alone.map / 2, atol=1e-6, rtol=0)
-        assert beside.score == pytest.approx(alone.score / 2, abs=1e-6)
+    for alone, combined in zip(plain, remembered, strict=True):
+        torch.testing.assert_close(combined.map, alone.map / 2, atol=1e-6, rtol=0)
+        assert combined.score == pytest.approx(alone.score / 2, abs=1e-6)
 
 
 def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.config.run import AdaptSettings, PromptSettings, ScoreSettings, Variant
-from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, unweighted
+from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, with_default_weights
 from zsad.scorers.dual.scores_file import Scores
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.score_dual import score_category
@@ -71,4 +71,4 @@ def test_a_folder_without_scores_is_an_input_error(tmp_path: Path) -> None:
 
 def test_every_weight_is_known() -> None:
     assert set(LAMBDAS) == {f"lambda_{name}" for name in ("1", "2", "3", "4", "5", "text")}
-    assert unweighted(OTHER) == unweighted(PAPER) == PAPER
+    assert with_default_weights(OTHER) == with_default_weights(PAPER) == PAPER

@@ -14,7 +14,7 @@ from PIL import Image
 from medad.base.errors import InputError
 from tests.seeded import generators
 from zsad.scorers import textures
-from zsad.scorers.textures import CHANGES, GeneratedTextures, TextureFolder, Textures, open_textures
+from zsad.scorers.textures import AUGMENTATIONS, GeneratedTextures, TextureFolder, Textures, open_textures
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_generated_textures_have_contrast_and_variety() -> None:
 
 
 def test_without_changes_a_folders_picture_is_pillows_resize(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(textures, "AUGMENTATIONS", 0)
+    monkeypatch.setattr(textures, "AUGMENTATIONS_PER_TEXTURE", 0)
     drawn = TextureFolder(folder).draw(generators(*range(300)), 16, CPU)
     paths = list(folder.rglob("t?.*"))
     expected = {
@@ -78,7 +78,7 @@ def test_three_different_changes_in_an_order_of_their_own(folder: Path, monkeypa
 
         return change
 
-    monkeypatch.setattr(textures, "CHANGES", [recorder(number) for number in range(len(CHANGES))])
+    monkeypatch.setattr(textures, "AUGMENTATIONS", [recorder(number) for number in range(len(AUGMENTATIONS))])
     TextureFolder(folder).draw(generators(*range(70)), 8, CPU)
     triples = [tuple(seen[i : i + 3]) for i in range(0, len(seen), 3)]
     assert len(triples) == 70
@@ -87,7 +87,7 @@ def test_three_different_changes_in_an_order_of_their_own(folder: Path, monkeypa
     assert len(set(triples)) > 30
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=[change.__name__ for change in CHANGES])
+@pytest.mark.parametrize("change", AUGMENTATIONS, ids=[change.__name__ for change in AUGMENTATIONS])
 def test_changes_keep_size_and_mode_and_do_something(
     change: Callable[[Image.Image, torch.Generator], Image.Image],
 ) -> None:

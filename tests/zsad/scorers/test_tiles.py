@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsad.scorers.segmentation.foreground import Component
-from zsad.scorers.segmentation.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+from zsad.scorers.segmentation.tiles import Tile, cut_tile, harmonic_mean, mean_of_highest, merge_tiles, place_tiles
 
 
 def _tiles(component: Component, image_hw: tuple[int, int], min_side_px: int = 352) -> tuple[Tile, ...]:
-    return tiles_of(component, image_hw, min_side_px=min_side_px, long_aspect=1.5, many_parts=20)
+    return place_tiles(component, image_hw, min_side_px=min_side_px, long_aspect=1.5, many_parts=20)
 
 
 def test_a_square_centred_on_the_component_with_its_larger_extent() -> None:
@@ -93,9 +93,9 @@ def test_laws_of_tiles(box: tuple[int, int, int, int], parts: int, min_side: int
     component = Component(top, left, top + height, left + width, parts)
     image_hw = (top + height + more[0], left + width + more[1])
     tiles = _tiles(component, image_hw, min_side)
-    sides = {tile.side for tile in tiles}
-    assert len(sides) == 1
-    side = sides.pop()
+    side_lengths = {tile.side for tile in tiles}
+    assert len(side_lengths) == 1
+    side = side_lengths.pop()
     assert side >= min_side
     assert len(set(tiles)) == len(tiles)
     for tile in tiles:
@@ -127,23 +127,23 @@ def test_laws_of_tiles(box: tuple[int, int, int, int], parts: int, min_side: int
 
 def test_cut_is_a_slice_inside_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    assert (cut(image, Tile(3, 7, 20)) == image[3:23, 7:27]).all()
+    assert (cut_tile(image, Tile(3, 7, 20)) == image[3:23, 7:27]).all()
 
 
 @pytest.mark.parametrize("tile", [Tile(-2, -3, 9), Tile(-14, 1, 21), Tile(-7, -8, 23)])
 def test_over_a_border_the_image_is_mirrored(tile: Tile) -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
 
-    def mirrored(place: int, length: int) -> int:
+    def reflected(place: int, length: int) -> int:
         while not 0 <= place < length:
             place = -1 - place if place < 0 else 2 * length - 1 - place
         return place
 
-    ours = cut(image, tile)
+    ours = cut_tile(image, tile)
     assert ours.shape == (tile.side, tile.side, 3)
     for y in range(tile.side):
         for x in range(tile.side):
-            expected = image[mirrored(tile.top + y, 5), mirrored(tile.left + x, 6)]
+            expected = image[reflected(tile.top + y, 5), reflected(tile.left + x, 6)]
             assert (ours[y, x] == expected).all()
 
 

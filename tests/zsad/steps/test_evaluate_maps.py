@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
 from zsad.config.run import EvaluationSettings
-from zsad.steps.evaluate_maps import Evaluated, evaluate_folders
+from zsad.steps.evaluate_maps import FolderEvaluation, evaluate_folders
 
 Array = NDArray[Any]
 SHAPE = (24, 30)
@@ -39,11 +39,11 @@ def box(shape: tuple[int, int] = SHAPE) -> Array:
     return mask
 
 
-def run(folder: Path, **settings: Any) -> Evaluated:
+def run(folder: Path, **settings: Any) -> FolderEvaluation:
     return evaluate_folders(folder / "maps", folder / "masks", EvaluationSettings(**settings))
 
 
-def rules(found: Evaluated) -> dict[str, str]:
+def rules(found: FolderEvaluation) -> dict[str, str]:
     return {problem.case_id: problem.rule for problem in found.problems}
 
 

@@ -35,7 +35,7 @@ from zsad.steps import train as learning
 from zsad.steps.evaluate import CategoryEvaluation, evaluate_category
 from zsad.steps.results import Source
 from zsad.steps.score import score_system
-from zsad.steps.train import CURVE, Data, fit, gather, learner_of, train_system
+from zsad.steps.train import CURVE, TrainingData, fit, gather_crops, make_learner, train_system
 
 CPU = torch.device("cpu")
 SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, seed=1)
@@ -138,8 +138,8 @@ def test_squares_are_found_in_images_never_seen(
 def test_the_encoder_does_not_move(
     system: System, sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings
 ) -> None:
-    data = gather(sources)
-    learner = learner_of(system, sources, data, learned_encoder, CPU)
+    data = gather_crops(sources)
+    learner = make_learner(system, sources, data, learned_encoder, CPU)
     frozen = learner.encoder if isinstance(learner, AnomalyClipLearner) else Encoder.load(learned_encoder, CPU)
     before = _digest(frozen.model)
     features = [hashlib.sha256(path.read_bytes()).digest() for path in sorted(sources[0].features.iterdir())]
@@ -176,17 +176,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 ) -> None:
     """16 crops, four steps an epoch: killed within an epoch, and at its end just before its state is kept."""
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
-    kept, killed, whole = tmp_path / "kept" / "state.pt", tmp_path / "killed", trained[system.system]
+    state, killed, whole = tmp_path / "kept" / "state.pt", tmp_path / "killed", trained[system.system]
 
     def kill(progress: Progress) -> None:
         assert (progress.epoch, progress.epochs, progress.steps) == ((progress.step - 1) // 4 + 1, 3, 12)
         kill_at(step)(progress)
 
     with pytest.raises(Killed):
-        train(system, killed, checkpoint=kept, on_progress=kill)
+        train(system, killed, checkpoint=state, on_progress=kill)
     assert not (killed / CHECKPOINT).exists()
-    assert _same(train(system, killed, checkpoint=kept), load_file(whole / CHECKPOINT))
-    assert not kept.exists()
+    assert _same(train(system, killed, checkpoint=state), load_file(whole / CHECKPOINT))
+    assert not state.exists()
     assert _curve(killed)["loss"] == _curve(whole)["loss"]
     assert _curve(whole)["resumed_at_epoch"] == 0
     assert _curve(killed)["resumed_at_epoch"] == (step - 1) // 4
@@ -196,15 +196,15 @@ def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
     train: Train, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
-    kept = tmp_path / "state.pt"
+    state = tmp_path / "state.pt"
     with pytest.raises(Killed):
-        train(APRIL, tmp_path / "killed", checkpoint=kept, on_progress=kill_at(5))
-    content = kept.read_bytes()
+        train(APRIL, tmp_path / "killed", checkpoint=state, on_progress=kill_at(5))
+    content = state.read_bytes()
     slower = _with(APRIL, learning_rate=1e-3)
     expected = train(slower, tmp_path / "slower")
-    assert _same(train(slower, tmp_path / "resumed", checkpoint=kept), expected)
-    kept.write_bytes(content[:200])
-    again = train(APRIL, tmp_path / "again", checkpoint=kept)
+    assert _same(train(slower, tmp_path / "resumed", checkpoint=state), expected)
+    state.write_bytes(content[:200])
+    again = train(APRIL, tmp_path / "again", checkpoint=state)
     assert _curve(tmp_path / "again")["resumed_at_epoch"] == 0
     assert _same(again, load_file(trained["april_gan"] / CHECKPOINT))
 
@@ -263,7 +263,7 @@ def test_kinds_of_dpam_train_each_on_its_own_features(
 
 
 def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...]) -> None:
-    data = gather(sources[:1])
+    data = gather_crops(sources[:1])
     store = FeatureStore(sources[0].features)
     masks = {item.sha256: item for item in sources[0].items}
     assert len(data.crops) == sum(image.rows for image in store.images)
@@ -303,7 +303,9 @@ def test_what_cannot_be_used_is_left_out_and_noted(
         items[3].sha256: "mask",
     }
     items[1] = dataclasses.replace(items[1], mask=small)
-    left_out = {each["sha256"]: each["rule"] for each in gather([dataclasses.replace(source, items=items)]).left_out}
+    left_out = {
+        each["sha256"]: each["rule"] for each in gather_crops([dataclasses.replace(source, items=items)]).left_out
+    }
     assert "the mask is 5 x 5 pixels" in left_out[items[1].sha256]
 
 
@@ -312,7 +314,7 @@ def test_sets_that_teach_nothing_are_refused(train: Train, sources: tuple[Source
     for wanted, missing in ((True, "normal image"), (False, "anomalous image with a mask")):
         some = [item for item in source.items if item.anomalous is wanted]
         with pytest.raises(InputError, match=f"holds no {missing} to learn from"):
-            gather([dataclasses.replace(source, items=some)])
+            gather_crops([dataclasses.replace(source, items=some)])
     with pytest.raises(ConfigError, match="reads text features"):
         train(APRIL, tmp_path, (dataclasses.replace(source, text=None),))
     with pytest.raises(InputError, match="without output block-2"):
@@ -335,17 +337,17 @@ def test_a_checkpoint_is_read_as_it_was_written_and_holds_no_path(
     assert b"smith" not in content.lower()
     assert str(tmp_path).encode() not in content
     found = read_checkpoint(tmp_path / CHECKPOINT)
-    assert found.belonging.system == system
-    assert found.belonging.encoder == FeatureStore(sources[0].features).index.identity
+    assert found.metadata.system == system
+    assert found.metadata.encoder == FeatureStore(sources[0].features).index.identity
     found.write(tmp_path / "again.safetensors")
     again = read_checkpoint(tmp_path / "again.safetensors")
-    assert again.belonging == found.belonging
+    assert again.metadata == found.metadata
     assert _same(again.weights, found.weights)
 
 
 def _rewrite(path: Path, change: Callable[[Weights], Weights]) -> None:
     found = read_checkpoint(path)
-    Checkpoint(found.belonging, change(found.weights)).write(path)
+    Checkpoint(found.metadata, change(found.weights)).write(path)
 
 
 def _refused(given: CategoryFeatures, system: System) -> str:
@@ -440,7 +442,7 @@ def test_the_public_layout_is_imported(outer: bool, given: Given, tmp_path: Path
     assert torch.equal(found.weights["normal"], state["ctx_pos"][0, 0])
     assert torch.equal(found.weights["anomalous"], state["ctx_neg"][0, 0])
     assert torch.equal(found.weights["deep"], state["compound_prompts_text.0"][None])
-    system = found.belonging.system
+    system = found.metadata.system
     assert isinstance(system, AnomalyClip)
     assert (system.context_tokens, system.deep_tokens, system.depth, system.full_stop) == (3, 2, 2, True)
     # it scores as it is, and so it does once written as ours
@@ -459,7 +461,7 @@ def test_imported_prompts_without_deep_tokens_or_full_stop(tmp_path: Path) -> No
     tokens = open_clip.SimpleTokenizer(context_length=77)(["X X X object"])[None]
     torch.save(_official(**{"compound_prompts_text.0": None, "tokenized_prompts_pos": tokens}), path)
     found = import_official(path)
-    system = found.belonging.system
+    system = found.metadata.system
     assert isinstance(system, AnomalyClip)
     assert (system.deep_tokens, system.full_stop) == (0, False)
     assert found.weights.keys() == {"normal", "anomalous"}
@@ -504,8 +506,8 @@ def test_a_torch_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 
 def test_data_of_no_source_has_no_crops() -> None:
     with pytest.raises(InputError, match="holds no anomalous image"):
-        gather([])
-    assert not Data().crops
+        gather_crops([])
+    assert not TrainingData().crops
 
 
 class _Recorder:
@@ -525,7 +527,7 @@ class _Recorder:
 
 
 def test_each_epoch_shows_every_crop_once_in_an_order_of_its_own(sources: tuple[Source[Path], ...]) -> None:
-    data, recorder = gather(sources), _Recorder()
+    data, recorder = gather_crops(sources), _Recorder()
     assert fit(recorder, data, SHORT, CPU).losses == [0.0] * 12
     assert [len(batch) for batch in recorder.shown] == [5, 5, 5, 1] * 3
     epochs = [[token for batch in recorder.shown[at : at + 4] for token in batch] for at in (0, 4, 8)]

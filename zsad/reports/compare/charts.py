@@ -16,7 +16,7 @@ from medad.reporting.figures import Stat
 from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_uri
 from zsad.reports.published import Quoted
 
-LEAST_SPAN = 1.0
+SMALLEST_SPAN = 1.0
 """Percent: a flat line looks flat."""
 DOTS_DPI = 120
 
@@ -72,9 +72,9 @@ def _lines(axes: Axes, panel: Panel, varied: str) -> None:
             label="published, MVTec AD",
         )
     low, high = axes.get_ylim()
-    if high - low < LEAST_SPAN:
+    if high - low < SMALLEST_SPAN:
         middle = (low + high) / 2
-        axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+        axes.set_ylim(middle - SMALLEST_SPAN / 2, middle + SMALLEST_SPAN / 2)
     if known or printed:
         axes.legend(frameon=False, fontsize=7.5)
     axes.set_title(panel.title, fontsize=9, loc="left")

@@ -16,7 +16,7 @@ from zsad.config.system_settings import SystemSettings
 from zsad.config.systems import DualImage
 from zsad.reports.run.data import seed_figures
 from zsad.reports.run.document import SeedFigures
-from zsad.scorers.scores_file import ONLY
+from zsad.scorers.scores_file import ONLY_VARIANT
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
 from zsad.steps.results import AblationResult, AblationRow, SystemResult
 
@@ -60,7 +60,7 @@ class LoadedSystem:
 
 def variant_of(system: SystemSettings) -> str:
     """Under which name a system's evaluations hold its figures."""
-    return system.variant if isinstance(system, DualImage) else ONLY
+    return system.variant if isinstance(system, DualImage) else ONLY_VARIANT
 
 
 def load_system(result: SystemResult[Path]) -> LoadedSystem:

@@ -25,7 +25,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class CategoryShown(_Part):
+class CategoryCounts(_Part):
     name: str
     normal: int
     anomalous: int
@@ -34,7 +34,7 @@ class CategoryShown(_Part):
     """Images left out of the pixel figures, for their mask is unusable."""
 
 
-class Figures(_Part):
+class RankedFigures(_Part):
     """A row of a table."""
 
     metrics: dict[str, Stat | None]
@@ -44,11 +44,11 @@ class Figures(_Part):
     None: no figure, or a mean over fewer categories than others have. Published rows have no rank."""
 
 
-class SystemCategory(Figures):
+class SystemCategory(RankedFigures):
     seeds: dict[int, SeedFigures]
 
 
-class MacroFigures(Figures):
+class MacroFigures(RankedFigures):
     """The macro mean over categories, seed by seed, and its mean and sd over the seeds; pixels are never pooled."""
 
     categories: dict[str, int]
@@ -150,7 +150,7 @@ class CompareDocument(_Part):
     notices: tuple[Notice, ...]
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
-    categories: tuple[CategoryShown, ...]
+    categories: tuple[CategoryCounts, ...]
     systems: tuple[SystemReport, ...]
     published: PublishedTable | None
     """Rows that no system here stands for."""

@@ -14,14 +14,14 @@ def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> 
     """Macro means of several rows, each given as category -> seed -> figures, with their ranks."""
     found: list[dict[str, tuple[Stat | None, int]]] = []
     for table in tables:
-        own = {}
+        row_means = {}
         for key in METRICS:
             rows = [
                 {seed: value for seed, one in seeds.items() if (value := one.metrics.get(key)) is not None}
                 for seeds in table.values()
             ]
-            own[key] = macro_mean(rows)
-        found.append(own)
+            row_means[key] = macro_mean(rows)
+        found.append(row_means)
     complete = {}
     for key in METRICS:
         # all are given the same images and masks: a category without the figure for one has it for none, or failed
@@ -31,19 +31,21 @@ def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> 
             for name, seeds in table.items()
             if any(one.metrics.get(key) is not None for one in seeds.values())
         }
-        complete[key] = [own[key][1] == len(known) for own in found]
+        complete[key] = [row_means[key][1] == len(known) for row_means in found]
     placed = {
-        key: ranks([own[key][0] if whole else None for own, whole in zip(found, complete[key], strict=True)])
+        key: ranks(
+            [row_means[key][0] if has_all else None for row_means, has_all in zip(found, complete[key], strict=True)]
+        )
         for key in METRICS
     }
     return [
         MacroFigures(
-            metrics={key: stat for key, (stat, _) in own.items()},
+            metrics={key: stat for key, (stat, _) in row_means.items()},
             ranks={key: placed[key][number] for key in METRICS},
-            categories={key: count for key, (_, count) in own.items()},
+            categories={key: count for key, (_, count) in row_means.items()},
             complete={key: complete[key][number] for key in METRICS},
         )
-        for number, own in enumerate(found)
+        for number, row_means in enumerate(found)
     ]
 
 
@@ -54,15 +56,16 @@ def figures_by_category(
     reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
     for name in names:
         metrics = [
-            {key: statistic(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
+            {key: statistic(one.metrics.get(key) for one in row_means[name].values()) for key in METRICS}
+            for row_means in figures
         ]
-        placed = {key: ranks([own[key] for own in metrics]) for key in METRICS}
-        for number, own in enumerate(figures):
-            if own[name]:
+        placed = {key: ranks([row_means[key] for row_means in metrics]) for key in METRICS}
+        for number, row_means in enumerate(figures):
+            if row_means[name]:
                 reports[number][name] = SystemCategory(
                     metrics=metrics[number],
                     ranks={key: placed[key][number] for key in METRICS},
-                    seeds=dict(own[name]),
+                    seeds=dict(row_means[name]),
                 )
     return reports
 

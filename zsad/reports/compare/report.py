@@ -99,13 +99,13 @@ def write_compare_report(
 def render_html(document: CompareDocument) -> str:
     """The document as one self-contained page."""
     environment = page_environment("zsad.reports.compare")
-    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, points=points)
+    environment.filters.update(duration=_duration, bytes=_bytes, p=_p_text, points=points)
     return environment.get_template("compare_template.html").render(
         doc=document,
         remarks={one.name: _remarks(one, document) for one in document.systems},
         matrices=[_matrix(table, document) for table in document.paired],
-        charts=[_chart(one, _pro(document)) for one in document.ablations],
-        quoted_of_category=lambda name: _of_category(document, name),
+        charts=[_chart(one, _pro_key(document)) for one in document.ablations],
+        published_of_category=lambda name: _published_of_category(document, name),
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
     )
 
@@ -118,7 +118,7 @@ class _Cell:
     difference: float | None
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         return self.pair.p_holm is not None and self.pair.p_holm < SIGNIFICANT
 
 
@@ -169,7 +169,7 @@ def _fewest_seeds(mean: MacroFigures) -> int:
     return min((stat.n for stat in mean.metrics.values() if stat is not None), default=0)
 
 
-def _of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:
+def _published_of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:
     """Published figures of one category: system, where printed, and figure by metric."""
     rows: dict[str, list[CategoryFigures]] = {}
     for one in document.published_by_category:
@@ -212,7 +212,7 @@ def _preview(document: CompareDocument) -> bytes:
     title = document.name + (f" ({', '.join(kinds)})" if kinds else "")
     panels = [
         Dots(document.metrics[key], stats)
-        for key in ("image_auroc", "pixel_auroc", _pro(document))
+        for key in ("image_auroc", "pixel_auroc", _pro_key(document))
         if any(stats := [one.mean.metrics[key] for one in document.systems])
     ]
     counts = {one.name: len(one.categories) for one in document.systems}
@@ -221,7 +221,7 @@ def _preview(document: CompareDocument) -> bytes:
     return overview_png(title, names, panels)
 
 
-def _pro(document: CompareDocument) -> str:
+def _pro_key(document: CompareDocument) -> str:
     """Whose curve is the papers' PRO, as far as it was computed."""
     return PRO_200 if PRO_200 in document.metrics else "pixel_aupro"
 
@@ -243,5 +243,5 @@ def _bytes(count: int | float | None) -> str:
     return f"{count / 1024**step:.3g} {('B', 'KiB', 'MiB', 'GiB')[step]}"
 
 
-def _p(value: float) -> str:
+def _p_text(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p {value:.3f}"

@@ -17,12 +17,12 @@ from zsad.clip.models import describe
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.system_settings import SystemSettings
 from zsad.config.systems import DualImage, WinClip
-from zsad.reports.comparable import why_other_images
+from zsad.reports.comparable import reasons_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
     AblationReport,
     AblationRowReport,
-    CategoryShown,
+    CategoryCounts,
     CompareDocument,
     EncoderCost,
     PairedResult,
@@ -39,8 +39,8 @@ from zsad.reports.published import (
     TITLES,
     PublishedRow,
     category_figures,
-    compared_rows,
     published_ablation,
+    rows_for_comparison,
 )
 from zsad.reports.run.document import (
     EMBEDDED_NOTICE,
@@ -87,14 +87,14 @@ def make_document(
 ) -> CompareDocument:
     """The document. Raises InputError for an evaluation of an ablation that is missing or damaged."""
     categories = _categories(systems)
-    rows = compared_rows(settings.published) if settings.published else ()
+    rows = rows_for_comparison(settings.published) if settings.published else ()
     figures = [{category.name: one.figures(category.name) for category in categories} for one in systems]
     means = macro_figures(figures)
     by_category = figures_by_category([category.name for category in categories], figures)
     reports = tuple(
         SystemReport(
             name=one.name,
-            system=_key(one.result.system),
+            system=_system_name(one.result.system),
             source=one.result.system.source,
             published_setting=one.result.system.published,
             encoder=one.result.system.encoder,
@@ -103,7 +103,7 @@ def make_document(
             trained=one.result.system.trained,
             mean=mean,
             categories=own,
-            published=tuple(row for row in rows if stands_for(one.result.system, row)),
+            published=tuple(row for row in rows if is_published_row_of(one.result.system, row)),
             cost=_cost(one),
         )
         for one, mean, own in zip(systems, means, by_category, strict=True)
@@ -112,7 +112,7 @@ def make_document(
     published = None
     if settings.published is not None:
         scored = {one.name: one.normal + one.anomalous + one.unlabelled for one in categories}
-        reasons = [*why_other_images(settings.published, scored)]
+        reasons = [*reasons_other_images(settings.published, scored)]
         if notices:
             reasons.insert(0, "not all encoders here are CLIP")
         taken = [row for one in reports for row in one.published]
@@ -149,20 +149,20 @@ def make_document(
     )
 
 
-def stands_for(system: SystemSettings, row: PublishedRow) -> bool:
+def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
     """Whether a published row is of this system, in the variant that it is configured as."""
     if isinstance(system, DualImage):
         return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     if isinstance(system, WinClip) and system.shots:
         return False
-    return row.variant is None and row.system in PUBLISHED_AS.get(_key(system), ())
+    return row.variant is None and row.system in PUBLISHED_AS.get(_system_name(system), ())
 
 
-def _key(system: SystemSettings) -> str:
+def _system_name(system: SystemSettings) -> str:
     return str(system.model_dump(include={"system"})["system"])
 
 
-def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
+def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryCounts, ...]:
     """Counts are those of the first system that has the category: all are given the same images."""
     names = sorted({name for one in systems for name in one.evaluated}, key=natural_order)
     shown = []
@@ -170,7 +170,7 @@ def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
         evaluated = next(iter(next(one.evaluated[name] for one in systems if name in one.evaluated).values()))
         labels = [image.anomalous for image in evaluated.images]
         shown.append(
-            CategoryShown(
+            CategoryCounts(
                 name=name,
                 normal=labels.count(False),
                 anomalous=labels.count(True),
@@ -181,14 +181,14 @@ def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
     return tuple(shown)
 
 
-def _results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated[Path]]]:
+def _evaluated_results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated[Path]]]:
     for category, seeds in one.evaluated.items():
         for seed in seeds:
             yield category, one.result.categories[category][seed]
 
 
 def _cost(one: LoadedSystem) -> SystemCost | None:
-    costs = [result.cost for _, result in _results(one) if result.cost is not None]
+    costs = [result.cost for _, result in _evaluated_results(one) if result.cost is not None]
     images = sum(cost.images for cost in costs)
     if not images:
         return None
@@ -210,7 +210,7 @@ def _encoders(systems: Sequence[LoadedSystem]) -> tuple[EncoderCost, ...]:
         sharing = [one for one in systems if one.result.system.encoder == name]
         passes: dict[str, tuple[float, int]] = {}
         for one in sharing:
-            for category, result in _results(one):
+            for category, result in _evaluated_results(one):
                 if result.cost is not None:
                     taken = (result.cost.encoding_s, result.cost.images)
                     passes[category] = max(taken, passes.get(category, taken))
@@ -327,9 +327,13 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
         ),
     ]
     return [
-        Notice(kind=kind, text=text + ("" if len(whose) == len(used) else f" This concerns {', '.join(whose)} alone."))
-        for kind, text, whose in kinds
-        if whose
+        Notice(
+            kind=kind,
+            text=text
+            + ("" if len(systems_concerned) == len(used) else f" This concerns {', '.join(systems_concerned)} alone."),
+        )
+        for kind, text, systems_concerned in kinds
+        if systems_concerned
     ]
 
 

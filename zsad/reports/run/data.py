@@ -178,9 +178,9 @@ def seed_figures(one: VariantEvaluation) -> SeedFigures:
     )
 
 
-class _Read(BaseModel):
+class _IgnoresOtherFields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _TextFile(_Read):
+class _TextFile(_IgnoresOtherFields):
     counts: dict[str, int] = Field(default_factory=dict)

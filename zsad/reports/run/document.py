@@ -17,7 +17,7 @@ from medad.reporting.figures import Stat
 from zsad.clip.models import MadeBy
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
-from zsad.reports.comparable import why_not_comparable
+from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import TITLES, PublishedRow, published_rows
 from zsad.steps.evaluate import CategoryCurves
 
@@ -217,7 +217,7 @@ def make_document(
     published = None
     if settings.published is not None:
         scored = {one.name: len(one.images) for one in categories}
-        reasons = why_not_comparable(settings, settings.published, scored)
+        reasons = reasons_not_comparable(settings, settings.published, scored)
         published = PublishedTable(
             benchmark=TITLES[settings.published], comparable=not reasons, rows=published_rows(settings.published)
         )

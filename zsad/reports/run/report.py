@@ -41,7 +41,7 @@ from zsad.steps.results import CategoryResult
 
 __all__ = ["write_report"]
 
-LISTED = 20
+LISTED_IMAGES = 20
 """Highest-scored images listed in the HTML where there are no labels; the CSV holds all."""
 PREVIEW_ROWS = 4
 SCALE_QUANTILES = (0.01, 0.999)
@@ -141,12 +141,12 @@ def write_pages(
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]) -> str:
     """The document as one self-contained page; `row_uris` holds a picture for each shown image of each category."""
     environment = page_environment("zsad.reports.run")
-    environment.filters.update(plain=_plain, count=_count)
+    environment.filters.update(plain=_number, count=_count)
     return environment.get_template("report_template.html").render(
         doc=document,
         row_uris=row_uris,
         chart_uris=chart_uris,
-        listed=[_listed(category) for category in document.categories],
+        listed=[_highest_scored(category) for category in document.categories],
         colour_bar=pictures.colour_bar_uri(),
         variants=VARIANTS,
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
@@ -234,7 +234,7 @@ def _chart(category: LoadedCategory, variant: Variant) -> str:
     return charts.category_chart(sets, named("roc"), named("pr") if sets.normal else [])
 
 
-def _listed(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
+def _highest_scored(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
     """The highest-scored images, where labels do not tell what to look at: id, score, flagged."""
     if not category.unlabelled:
         return []
@@ -244,7 +244,7 @@ def _listed(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
         ((image.scores[figures.variant][category.shown_seed], image.id) for image in category.images),
         key=lambda one: (-one[0], natural_order(one[1])),
     )
-    return [(name, score, None if threshold is None else score >= threshold) for score, name in falling[:LISTED]]
+    return [(name, score, None if threshold is None else score >= threshold) for score, name in falling[:LISTED_IMAGES]]
 
 
 def _write_preview(
@@ -270,7 +270,7 @@ def _write_preview(
         picture.save(temporary, "PNG", optimize=True)
 
 
-def _plain(stat: Stat | None) -> str:
+def _number(stat: Stat | None) -> str:
     if stat is None:
         return "too few images"
     return f"{stat.mean:.4g}" + ("" if stat.sd is None else f" ± {stat.sd:.2g}")

@@ -77,17 +77,17 @@ def score_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
 def curve_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
     """curves.csv: a row a point, along each curve that the report draws."""
     for category in document.categories:
-        drawn = category.curves
-        for of in ("image", "pixel"):
-            pair: CurvePair | None = getattr(drawn, of)
+        curves = category.curves
+        for level in ("image", "pixel"):
+            pair: CurvePair | None = getattr(curves, level)
             for kind, columns in CURVE_COLUMNS.items():
                 curve: Curve | None = getattr(pair, kind, None)
                 for point in zip(curve.x, curve.y, strict=True) if curve else ():
                     yield {
                         "category": category.name,
-                        "variant": drawn.variant,
+                        "variant": curves.variant,
                         "seed": category.shown_seed,
-                        "of": of,
+                        "of": level,
                         "curve": kind,
                         **dict.fromkeys(("false_positive_rate", "recall", "precision")),
                         **dict(zip(columns, point, strict=True)),

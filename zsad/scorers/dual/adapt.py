@@ -157,14 +157,14 @@ def adapt(
     with torch.inference_mode(mode=False), torch.enable_grad():
         tokens = torch.cat((patches, corrupted), 1)
         weight = mask / (mask > 0).sum(1, keepdim=True).clamp_min(1)
-        goal, sides = target * 1.0, text * 1.0
+        goal, text_features = target * 1.0, text * 1.0
         adapter = torch.eye(tokens.shape[2], dtype=tokens.dtype, device=tokens.device).repeat(len(tokens), 1, 1)
         adapter.requires_grad_()
         optimiser = torch.optim.AdamW(
             [adapter], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         for _ in range(settings.steps):
-            scores = _adapted_scores(tokens, adapter, sides, tau)
+            scores = _adapted_scores(tokens, adapter, text_features, tau)
             clean, pseudo = scores[:, :n], scores[:, n:]
             # -log(exp(A'_T) / (exp(A_T) + exp(A'_T)))
             loss_pseudo = (weight * functional.softplus(clean - pseudo)).sum(1)

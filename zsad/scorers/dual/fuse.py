@@ -14,7 +14,7 @@ LAMBDAS = tuple(name for name in ScoreSettings.model_fields if name.startswith("
 """The settings that only weigh the parts: all else decides the parts themselves."""
 
 
-def unweighted(settings: ScoreSettings) -> ScoreSettings:
+def with_default_weights(settings: ScoreSettings) -> ScoreSettings:
     """The same settings with the paper's weights, and without the batch size, which changes nothing."""
     return ScoreSettings(**settings.model_dump(exclude={*LAMBDAS, "batch_size"}))
 
@@ -43,7 +43,7 @@ def fuse_category(scores: Path, settings: ScoreSettings, out: Path) -> None:
         No room left.
     """
     source = Scores(scores)
-    if unweighted(source.index.settings) != unweighted(settings):
+    if with_default_weights(source.index.settings) != with_default_weights(settings):
         raise ValueError("the scores were made with settings that differ in more than the lambdas")
     images = tuple(
         image.model_copy(

@@ -150,17 +150,17 @@ def fuse_map(evidence: Evidence, variant: Variant, settings: ScoreSettings) -> F
     """
     match variant:
         case "text":
-            return _given(evidence.a_l)
+            return _require_part(evidence.a_l)
         case "text_tta":
-            return np.float32(settings.lambda_2) * _given(evidence.a_t_text)
+            return np.float32(settings.lambda_2) * _require_part(evidence.a_t_text)
         case "visual":
-            return _given(evidence.a_v)
+            return _require_part(evidence.a_v)
         case "joint":
-            text = np.float32(settings.lambda_text) * _given(evidence.a_l)
-            return np.float32(settings.lambda_1) * _given(evidence.a_v) + text
+            text = np.float32(settings.lambda_text) * _require_part(evidence.a_l)
+            return np.float32(settings.lambda_1) * _require_part(evidence.a_v) + text
         case "joint_tta":
-            adapted = np.float32(settings.lambda_2) * _given(evidence.a_t)
-            return np.float32(settings.lambda_1) * _given(evidence.a_v) + adapted
+            adapted = np.float32(settings.lambda_2) * _require_part(evidence.a_t)
+            return np.float32(settings.lambda_1) * _require_part(evidence.a_v) + adapted
 
 
 def fuse_image(evidence: Evidence, variant: Variant, settings: ScoreSettings) -> float:
@@ -178,26 +178,26 @@ def fuse_image(evidence: Evidence, variant: Variant, settings: ScoreSettings) ->
     """
     match variant:
         case "text":
-            return _class(evidence)
+            return _class_score(evidence)
         case "text_tta":
-            return settings.lambda_3 * _class(evidence) + settings.lambda_5 * _top(evidence.a_t_text)
+            return settings.lambda_3 * _class_score(evidence) + settings.lambda_5 * _maximum(evidence.a_t_text)
         case "visual":
-            return _top(evidence.a_v)
+            return _maximum(evidence.a_v)
         case "joint" | "joint_tta":
             last = evidence.a_l if variant == "joint" else evidence.a_t
-            visual = settings.lambda_4 * _top(evidence.a_v)
-            return settings.lambda_3 * _class(evidence) + visual + settings.lambda_5 * _top(last)
+            visual = settings.lambda_4 * _maximum(evidence.a_v)
+            return settings.lambda_3 * _class_score(evidence) + visual + settings.lambda_5 * _maximum(last)
 
 
-def _given(part: ndarray | None) -> ndarray:
+def _require_part(part: ndarray | None) -> ndarray:
     if part is None:
         raise ValueError("this variant was not scored")
     return part
 
 
-def _class(evidence: Evidence) -> float:
-    return float(_given(evidence.class_text).mean(dtype=np.float64))
+def _class_score(evidence: Evidence) -> float:
+    return float(_require_part(evidence.class_text).mean(dtype=np.float64))
 
 
-def _top(part: ndarray | None) -> float:
-    return float(_given(part).max())
+def _maximum(part: ndarray | None) -> float:
+    return float(_require_part(part).max())

@@ -82,7 +82,7 @@ class Scores:
         return self.index.seed
 
     @property
-    def order(self) -> Sequence[str]:
+    def digests(self) -> Sequence[str]:
         """sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]
 

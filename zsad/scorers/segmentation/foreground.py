@@ -44,12 +44,12 @@ def covered_segments(
 
     003: 80 %, since a shadow, part of which the mask takes in, is mostly a segment of its own. Empty ones are left out.
     """
-    kept = []
+    foreground_segments = []
     for segment in segments:
         area = np.count_nonzero(segment)
         if area and np.count_nonzero(segment & dichotomous) / area >= covered:
-            kept.append(segment)
-    return kept
+            foreground_segments.append(segment)
+    return foreground_segments
 
 
 def find_components(
@@ -75,13 +75,13 @@ def find_components(
     tuple of Component
         In the order of their first pixels, row by row; one at least.
     """
-    kept = covered_segments(segments, dichotomous, covered)
+    foreground_segments = covered_segments(segments, dichotomous, covered)
     height, width = dichotomous.shape
-    if not kept:
+    if not foreground_segments:
         return (Component(0, 0, height, width, parts=0),)
-    labels, count = ndimage.label(np.logical_or.reduce(kept), structure=_EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(np.logical_or.reduce(foreground_segments), structure=_EIGHT_NEIGHBOURS)
     parts = [0] * (count + 1)
-    for segment in kept:
+    for segment in foreground_segments:
         for label in np.unique(labels[segment]):
             parts[label] += 1
     return tuple(
@@ -90,7 +90,7 @@ def find_components(
     )
 
 
-def scaled(component: Component, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Component:
+def scale_component(component: Component, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Component:
     """The same box on the image at another height and width; every pixel that it touches there is in it."""
     (height, width), (new_height, new_width) = from_hw, to_hw
     return Component(

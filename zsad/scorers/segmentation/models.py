@@ -42,7 +42,7 @@ class ClipSeg:
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> ClipSeg:
         """Read a folder of `CLIPSegForImageSegmentation` and `CLIPSegProcessor`. Raises ConfigError, InputError."""
-        model, processor = _read(folder, "CLIPSegForImageSegmentation", "CLIPSegProcessor", device)
+        model, processor = _load_folder(folder, "CLIPSegForImageSegmentation", "CLIPSegProcessor", device)
         return cls(model, processor, device)
 
     @torch.no_grad()
@@ -61,9 +61,9 @@ class ClipSeg:
         The image tower runs once for all prompts.
         """
         pixels = self._processor.image_processor(images=Image.fromarray(tile), return_tensors="pt")["pixel_values"]
-        seen = self._model.clip.vision_model(pixel_values=pixels.to(self._device), output_hidden_states=True)
+        vision = self._model.clip.vision_model(pixel_values=pixels.to(self._device), output_hidden_states=True)
         # the first hidden state is what enters the first layer
-        tokens = [seen.hidden_states[layer + 1].expand(len(prompts), -1, -1) for layer in self._model.extract_layers]
+        tokens = [vision.hidden_states[layer + 1].expand(len(prompts), -1, -1) for layer in self._model.extract_layers]
         logits: Tensor = self._model.decoder(tokens, prompts).logits
         return torch.sigmoid(logits)
 
@@ -101,8 +101,8 @@ class Sam:
     @classmethod
     def load(cls, folder: Path, device: torch.device, **grid: Any) -> Sam:
         """Read a folder of `SamModel` and `SamImageProcessor`. Raises ConfigError, InputError."""
-        model, processor = _read(folder, "SamModel", "SamImageProcessor", device)
-        with _quiet():
+        model, processor = _load_folder(folder, "SamModel", "SamImageProcessor", device)
+        with _silence_transformers():
             generator = _transformers().MaskGenerationPipeline(model=model, image_processor=processor, device=device)
         return cls(generator, **grid)
 
@@ -164,15 +164,15 @@ class Salient:
         size = (self._size_px, self._size_px)
         resized = functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
         try:
-            given = self._network(resized.clamp(0, 1))
+            output = self._network(resized.clamp(0, 1))
         except Exception as error:  # whatever the file's own code brings
             raise InputError(self._path, f"fails on an image of {size[0]} px ({_first_line(error)})") from error
-        while isinstance(given, tuple | list) and given:
-            given = given[0]
-        if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[:2] != (1, 1):
-            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        while isinstance(output, tuple | list) and output:
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[:2] != (1, 1):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(self._path, f"gives {shape} for one image, expected one channel: (1, 1, height, width)")
-        values: Float[Tensor, "h w"] = given[0, 0].float().cpu()
+        values: Float[Tensor, "h w"] = output[0, 0].float().cpu()
         if self._output == "logits":
             values = torch.sigmoid(values)
         if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
@@ -190,7 +190,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def _read(folder: Path, model_class: str, processor_class: str, device: torch.device) -> tuple[Any, Any]:
+def _load_folder(folder: Path, model_class: str, processor_class: str, device: torch.device) -> tuple[Any, Any]:
     """A model in evaluation mode without gradients, and what prepares its inputs, from one folder."""
     library = _transformers()
     with reading(folder):
@@ -198,7 +198,7 @@ def _read(folder: Path, model_class: str, processor_class: str, device: torch.de
     if not folder.is_dir():
         raise InputError(folder, f"is no folder; expected one with the files of a {model_class}")
     try:
-        with _quiet():
+        with _silence_transformers():
             processor = getattr(library, processor_class).from_pretrained(folder, local_files_only=True)
             model, report = getattr(library, model_class).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
@@ -212,7 +212,7 @@ def _read(folder: Path, model_class: str, processor_class: str, device: torch.de
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """Without transformers' own progress bars and log; it goes on as it was set afterwards."""
     logs = _transformers().utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()

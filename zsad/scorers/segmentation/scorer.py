@@ -9,7 +9,7 @@ What 003 leaves open, and what is done here:
 |---|---|
 | tau of the softmax | WinCLIP's 0.07; a setting |
 | size at which the foreground is found | SAM's own input, 1024 px of the longer side, at most; a setting |
-| a tile larger than the image | the image goes on as its mirror image (`zsad.scorers.segmentation.tiles.cut`) |
+| a tile larger than the image | the image goes on as its mirror image (`zsad.scorers.segmentation.tiles.cut_tile`) |
 | no foreground | the whole image is one component (`zsad.scorers.segmentation.foreground.find_components`) |
 | pixels of no tile | 0, the lowest score |
 | where the harmonic mean is taken | at CLIPSeg's own resolution, of probabilities; then resized to the tile |
@@ -37,10 +37,10 @@ from zsad.config.run import PromptSettings
 from zsad.data.images import Crops, read_image, resize_map
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
-from zsad.scorers.segmentation.foreground import Component, find_components, scaled
+from zsad.scorers.segmentation.foreground import Component, find_components, scale_component
 from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
-from zsad.scorers.segmentation.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+from zsad.scorers.segmentation.tiles import Tile, cut_tile, harmonic_mean, mean_of_highest, merge_tiles, place_tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def score(category_features: CategoryFeatures, settings: SegmentationModels) -> 
     for number in range(len(category_features.store)):
         image = read_image(category_features.paths[number])
         tiles = [
-            tiles_of(
+            place_tiles(
                 component,
                 image.shape[:2],
                 min_side_px=settings.tile_px,
@@ -103,16 +103,16 @@ def score(category_features: CategoryFeatures, settings: SegmentationModels) -> 
             )
             for component in foreground(image, models, settings)
         ]
-        flat = [tile for own in tiles for tile in own]
+        flat = [tile for component_tiles in tiles for tile in component_tiles]
         scores = tile_scores(image, flat, encoder, text, settings.tau, category_features.batch_size)
         maps = (
-            (tile, tile_score * _anomaly_map(cut(image, tile), models.clipseg, localising))
+            (tile, tile_score * _anomaly_map(cut_tile(image, tile), models.clipseg, localising))
             for tile, tile_score in zip(flat, scores, strict=True)
         )
         crops = category_features.store.crops(number)
         yield Scored(
             number=number,
-            score=image_score(scores, [len(own) for own in tiles], settings.top_share),
+            score=image_score(scores, [len(component_tiles) for component_tiles in tiles], settings.top_share),
             map=cut_crops(resize_map(merge_tiles(maps, image.shape[:2]), crops.canvas_hw), crops),
         )
 
@@ -129,7 +129,7 @@ def foreground(image: UInt8[ndarray, "H W 3"], models: Models, settings: Segment
         new_hw = [max(1, round(side * settings.foreground_px / longer)) for side in (height, width)]
         reduced = np.asarray(Image.fromarray(image).resize((new_hw[1], new_hw[0]), Image.Resampling.BILINEAR))
     found = find_components(models.sam.segments(reduced), models.salient.mask(reduced), settings.covered)
-    return tuple(scaled(component, reduced.shape[:2], (height, width)) for component in found)
+    return tuple(scale_component(component, reduced.shape[:2], (height, width)) for component in found)
 
 
 def mean_alignment(text: Float[Tensor, "n D"]) -> Float[Tensor, " D"]:
@@ -164,7 +164,7 @@ def tile_scores(
     scores: list[float] = []
     size = (encoder.size_px, encoder.size_px)
     for first in range(0, len(tiles), batch_size):
-        cuts = (Image.fromarray(cut(image, tile)) for tile in tiles[first : first + batch_size])
+        cuts = (Image.fromarray(cut_tile(image, tile)) for tile in tiles[first : first + batch_size])
         pixels = np.stack([np.asarray(one.resize(size, Image.Resampling.BILINEAR)) for one in cuts])
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div(255)
         scores.extend(text_scores(encoder.encode(batch).class_token, text, tau).tolist())

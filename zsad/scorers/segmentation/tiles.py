@@ -23,7 +23,7 @@ class Tile:
     side: int
 
 
-def tiles_of(
+def place_tiles(
     component: Component, image_hw: tuple[int, int], *, min_side_px: int, long_aspect: float, many_parts: int
 ) -> tuple[Tile, ...]:
     """The tiles that one component is looked at in.
@@ -35,7 +35,7 @@ def tiles_of(
 
     A tile that would reach over a border of the image is moved inside, so that within a quarter of a tile of the border
     only the outer part of a tile is left. Along an axis on which the image is smaller than the tile, the tile covers
-    all of it; `cut` fills the rest.
+    all of it; `cut_tile` fills the rest.
 
     Parameters
     ----------
@@ -54,11 +54,13 @@ def tiles_of(
     if lengthwise:
         step = max(1, short // 2)
         if component.height > component.width:
-            tops = _along(component.top, component.bottom, side, step)
+            tops = _starts_along(component.top, component.bottom, side, step)
         else:
-            lefts = _along(component.left, component.right, side, step)
+            lefts = _starts_along(component.left, component.right, side, step)
     height, width = image_hw
-    placed = (Tile(_inside(top, side, height), _inside(left, side, width), side) for top in tops for left in lefts)
+    placed = (
+        Tile(_moved_inside(top, side, height), _moved_inside(left, side, width), side) for top in tops for left in lefts
+    )
     return tuple(dict.fromkeys(placed))
 
 
@@ -66,7 +68,7 @@ def _centred(start: int, stop: int, side: int) -> int:
     return (start + stop - side) // 2
 
 
-def _along(start: int, stop: int, side: int, step: int) -> list[int]:
+def _starts_along(start: int, stop: int, side: int, step: int) -> list[int]:
     """Starts of tiles whose middle halves together cover start..stop: the first begins there, the last ends there."""
     quarter = side // 4
     first, last = start - quarter, stop - side + quarter
@@ -75,23 +77,23 @@ def _along(start: int, stop: int, side: int, step: int) -> list[int]:
     return [*range(first, last, step), last]
 
 
-def _inside(start: int, side: int, length: int) -> int:
+def _moved_inside(start: int, side: int, length: int) -> int:
     """The start nearest to `start` from which a tile lies in 0..length, or covers it where it is shorter."""
     return min(max(start, min(0, length - side)), max(0, length - side))
 
 
-def cut(image: UInt8[ndarray, "H W 3"], tile: Tile) -> UInt8[ndarray, "S S 3"]:
+def cut_tile(image: UInt8[ndarray, "H W 3"], tile: Tile) -> UInt8[ndarray, "S S 3"]:
     """The pixels of a tile, S = its side. Over a border the image goes on as its own mirror image.
 
     A square cut this way shows the object in its own proportions, and no frame that could pass for a defect.
     """
     height, width = image.shape[:2]
-    rows, columns = _mirrored(tile.top, tile.side, height), _mirrored(tile.left, tile.side, width)
+    rows, columns = _reflected(tile.top, tile.side, height), _reflected(tile.left, tile.side, width)
     pixels: UInt8[ndarray, "S S 3"] = image[np.ix_(rows, columns)]
     return pixels
 
 
-def _mirrored(start: int, side: int, length: int) -> Int64[ndarray, " side"]:
+def _reflected(start: int, side: int, length: int) -> Int64[ndarray, " side"]:
     place = np.arange(start, start + side, dtype=np.int64) % (2 * length)
     return np.where(place < length, place, 2 * length - 1 - place)
 
