@@ -1,4 +1,4 @@
-"""What sets a run apart from the published setting, so that its figures do not compare with the published ones."""
+"""Reasons why the figures of a run are not comparable with published figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zsad.config.run import (
 from zsad.reports.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
 
 METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
-"""Of `METHOD_MODEL`: these values, given, are what None and `all` stand for."""
+"""Number of blocks and input size of `METHOD_MODEL`. None and `all` mean these values."""
 _EQUIVALENT: dict[str, set[Any]] = {
     "vv_blocks": {METHOD_BLOCKS, tuple(range(METHOD_BLOCKS)), "all"},
     "size_px": {METHOD_SIZE_PX, None},
@@ -39,22 +39,22 @@ _VARIANTS_USING: dict[str, frozenset[Variant]] = {
     "lambda_text": frozenset({"joint"}),
     "references": WITH_REFERENCES,
 }
-"""Which variants' scores each value has a part in."""
+"""Variants that use each setting."""
 
 
 def reasons_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored: Mapping[str, int]) -> list[str]:
-    """Why the published figures cannot be set beside this run's; empty if nothing speaks against it.
+    """Return the reasons why this run is not comparable with the published figures. Empty: it is comparable.
 
-    Weights from a local file are taken to be the published ones: nothing in a file says which they are.
+    Weights from a local file are assumed to be the published weights, because a file does not identify them.
 
     Parameters
     ----------
     settings
-        The run's.
+        Settings of the run.
     benchmark
-        Whose published figures.
+        Benchmark of the published figures.
     scored
-        Category -> images that were scored.
+        Number of scored images by category.
     """
     return [*_encoder_differences(settings), *_settings_differences(settings), *reasons_other_images(benchmark, scored)]
 
@@ -64,13 +64,13 @@ def _encoder_differences(settings: ZsadSettings) -> Iterator[str]:
     if encoder.seed is not None:
         yield "the encoder has random weights"
     elif encoder.model != METHOD_MODEL:
-        yield f"they were made with {METHOD_MODEL} ({METHOD_TAG}), this run with another encoder"
+        yield f"the paper uses the encoder {METHOD_MODEL} ({METHOD_TAG}), this run uses another encoder"
     elif encoder.tag not in {None, METHOD_TAG}:
-        yield f"they were made with the weights {METHOD_TAG}, this run with {encoder.tag}"
+        yield f"the paper uses the weights {METHOD_TAG}, this run uses {encoder.tag}"
 
 
 def _settings_differences(settings: ZsadSettings) -> Iterator[str]:
-    """Values that differ from the defaults, which are the paper's, as far as the variants depend on them."""
+    """Yield the settings that differ from the paper's, if the variants depend on them. Defaults are the paper's."""
     variants: set[Variant] = set(settings.score.variants)
     adapted = bool(variants & WITH_ADAPTATION)
     published = EncoderSettings(model=METHOD_MODEL, tag=METHOD_TAG)
@@ -84,11 +84,11 @@ def _settings_differences(settings: ZsadSettings) -> Iterator[str]:
         *_differing_values("evaluation", settings.evaluation, EvaluationSettings(), _EVALUATION_SETTINGS),
     ]
     if found:
-        yield f"its settings are others than the published: {', '.join(found)}"
+        yield f"settings of this run differ from the paper's: {', '.join(found)}"
     if adapted and settings.adapt.textures is None:
-        yield "they were adapted with photographed textures (DTD), this run with generated ones"
+        yield "the paper uses photographed textures (DTD) for the adaptation, this run uses generated textures"
     if len(settings.seeds) != METHOD_SEEDS:
-        yield f"they are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
+        yield f"the published figures are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
 
 
 def _differing_values(group: str, ours: BaseModel, published: BaseModel, keys: Iterable[str]) -> Iterator[str]:
@@ -111,13 +111,13 @@ def _as_text(value: Any) -> str:
 
 
 def reasons_other_images(benchmark: Benchmark, scored: Mapping[str, int]) -> Iterator[str]:
-    """What sets the images apart from the benchmark's; `scored` as in `reasons_not_comparable`."""
+    """Yield the differences between the scored images and the benchmark. See `reasons_not_comparable`."""
     wanted, title = CATEGORIES[benchmark], TITLES[benchmark]
     here = [name for name in wanted if name in scored]
     if set(scored) != set(wanted):
         yield (
-            f"they are means over the {len(wanted)} categories of {title}, of which {len(here)} "
-            f"{'is' if len(here) == 1 else 'are'} here{' among others' if len(here) < len(scored) else ''}"
+            f"the published figures are means over the {len(wanted)} categories of {title}, this run has {len(here)} "
+            f"of them{' and other categories' if len(here) < len(scored) else ''}"
         )
     elif (count := sum(scored.values())) != TEST_IMAGES[benchmark]:
-        yield f"they are of the {TEST_IMAGES[benchmark]:,} test images of {title}, this run is of {count:,}"
+        yield f"{title} has {TEST_IMAGES[benchmark]:,} test images, this run scored {count:,}"

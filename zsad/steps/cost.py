@@ -1,4 +1,4 @@
-"""What a step cost where it ran: seconds and peak memory, beside the result and no part of it."""
+"""Time and peak memory of a step. They are saved next to the result but are not part of it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class StepCost(BaseModel):
-    """`cost.json`."""
+    """Content of `cost.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: float
     peak_memory_bytes: int | None
-    """Most that was held at a time beyond what the process held before; of a GPU its own memory. None: not known."""
+    """Peak memory above the memory in use before the step. On a GPU, this is GPU memory. None: unknown."""
 
 
 @contextlib.contextmanager
 def measure_cost(out: Path, device: str) -> Iterator[None]:
-    """Write `cost.json` into `out`, made if it is not there, once the block has ended well.
+    """Measure the block and write `cost.json` into `out` after it ends without an error.
 
     Parameters
     ----------
     out
-        The step's folder.
+        Folder of the step, created if it does not exist.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     """
@@ -53,7 +53,7 @@ def measure_cost(out: Path, device: str) -> Iterator[None]:
 
 
 def writes_cost(step: Callable[P, None]) -> Callable[P, None]:
-    """Let a step that takes `out` and `device` write `cost.json` beside its result."""
+    """Decorate a step with parameters `out` and `device`, so that it writes `cost.json` next to its result."""
     signature = inspect.signature(step)
 
     @functools.wraps(step)
@@ -66,7 +66,7 @@ def writes_cost(step: Callable[P, None]) -> Callable[P, None]:
 
 
 def read_cost(folder: Path) -> StepCost | None:
-    """What a step wrote; None where it wrote none, or it cannot be read."""
+    """Read the `cost.json` of a step. Return None if it is missing or cannot be read."""
     try:
         return StepCost.model_validate_json((folder / COST_FILE).read_bytes())
     except (OSError, ValidationError):
@@ -74,12 +74,12 @@ def read_cost(folder: Path) -> StepCost | None:
 
 
 def _reset_peak(place: torch.device) -> int | None:
-    """Set the peak back and give what is held now, bytes."""
+    """Reset the peak and return the memory in use now, bytes."""
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
         return torch.cuda.memory_allocated(place)
     try:
-        _CLEAR.write_text("5", encoding="ascii")  # Linux: the peak begins anew
+        _CLEAR.write_text("5", encoding="ascii")  # Linux: reset the peak
     except OSError:
         return None
     return _read_status("VmRSS")

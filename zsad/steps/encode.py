@@ -1,5 +1,7 @@
-"""Encoding the images and the prompts of one category into features on disk, as `zsad.clip.feature_store` describes
-them."""
+"""Steps that encode the images and the prompts of one category and write the features to disk.
+
+`zsad.clip.feature_store` describes and reads the files.
+"""
 
 from __future__ import annotations
 
@@ -38,20 +40,20 @@ from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import Crops, crop_image, plan_crops, read_image
 
 TEXT_SCHEMA = "adflows zsad text 1"
-_AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory
+_AHEAD = 4  # images read while earlier ones are encoded; more would need more memory
 
 
 def encode_category_text(
     category: str, encoder: EncoderSettings, prompts: PromptSettings, device: str, out: Path
 ) -> None:
-    """Encode the prompt ensemble of a category into `out`, a folder, made if it is not there.
+    """Encode the prompt ensemble of a category into the folder `out`, which is created if it does not exist.
 
     Raises
     ------
     ConfigError, InputError
         The model cannot be loaded, or a prompt is too long for it.
     DiskFullError
-        No room left; nothing is left behind.
+        The disk is full. No partial file remains.
     """
     model = Encoder.load(encoder, pick_device(device))
     texts = ensemble(category, prompts)
@@ -84,37 +86,38 @@ def encode_images(
     outputs: Sequence[str] = (PATCHES,),
     largest_batch: int | None = None,
 ) -> None:
-    """Encode images into `out`, a folder, in the order given.
+    """Encode images into the folder `out`, in the given order.
 
-    One thread reads images ahead; their crops are encoded in batches of `settings.batch_size` and go straight to disk,
-    so memory does not grow with their number. An image that cannot be used is noted as a problem and the rest go on.
+    One thread reads images ahead. Crops are encoded in batches of `settings.batch_size` and written to disk at once,
+    so memory does not grow with the number of images. An image that cannot be used is recorded as a problem, and the
+    other images are encoded.
 
     Parameters
     ----------
     paths
         Image files.
     digests
-        The sha256 of each, by which the index names it.
+        sha256 of each image; the index identifies images by it.
     settings
-        The model.
+        Settings of the model.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     out
-        Made if it is not there.
+        Output folder, created if it does not exist.
     on_progress
-        Called after each image with the number done and the number of all.
+        Function called after each image with the number of finished images and the number of all images.
     outputs
-        Names of `zsad.config.encoder_outputs` wanted beside class tokens; no others are computed. Without a say the V-V
-        patches alone, which the dual-image scorer reads.
+        Names of the encoder outputs (`zsad.config.encoder_outputs`) to compute in addition to class tokens. The default
+        is the V-V patches, which the dual-image scorer reads.
     largest_batch
-        Crops at a time, at most, where memory allows fewer than `settings.batch_size`.
+        Largest number of crops per batch, if memory is too small for `settings.batch_size`.
 
     Raises
     ------
     ConfigError, InputError
-        The model cannot be loaded, or has no such output.
+        The model cannot be loaded, or it does not have a requested output.
     DiskFullError
-        No room left; nothing is left behind.
+        The disk is full. No partial file remains.
     """
     model = Encoder.load(settings, pick_device(device))
     wanted = parse_outputs(outputs)
@@ -159,7 +162,7 @@ def encode_images(
 
 @dataclass(frozen=True)
 class _ReadImage:
-    """One image, ready to be encoded."""
+    """One image that was read and cropped, ready to be encoded."""
 
     height: int
     width: int
@@ -189,7 +192,7 @@ def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _ReadImage
 
 
 def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_ReadImage | InputError]:
-    """Images in order, a few of them read before they are wanted."""
+    """Yield images in order; a few are read ahead."""
     pending: deque[Future[_ReadImage | InputError]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         for path in paths:
@@ -202,7 +205,7 @@ def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) 
 
 @dataclass
 class _RowFile:
-    """A .npy file of rows of one shape, whose number is known only at the end."""
+    """A .npy file of rows of one shape. The number of rows is known only at the end."""
 
     file: BinaryIO
     shape: tuple[int, ...]
@@ -212,7 +215,7 @@ class _RowFile:
         self._write_header()
 
     def _write_header(self) -> None:
-        # version 1.0 leaves room for the first axis to grow, for this very use
+        # a version 1.0 header has room for a larger first axis, so it can be rewritten at the end
         shape = (self.count, *self.shape)
         npy.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
@@ -228,16 +231,16 @@ class _RowFile:
 
 @dataclass
 class _CropBatches:
-    """Gathers the crops of successive images into batches of one size."""
+    """Collects the crops of successive images into batches of one size and encodes them."""
 
     model: Encoder
     size: int
     outputs: tuple[EncoderOutput, ...]
     tokens: _RowFile
     outputs_written: dict[str, _RowFile]
-    """A file for each output."""
+    """File of each output."""
     rows: int = 0
-    """Crops added so far."""
+    """Number of crops added so far."""
     waiting: list[Tensor] = field(default_factory=list)
 
     def add(self, crops: Tensor) -> None:

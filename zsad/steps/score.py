@@ -1,4 +1,4 @@
-"""From features to one system's scores, file to file: one category, one seed."""
+"""Step that scores one category by one system with one seed: it reads features and writes scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORERS = {
     "anomalyclip": "zsad.scorers.anomalyclip",
     "segmentation": "zsad.scorers.segmentation.scorer",
 }
-"""Where a system's `score(category_features, settings)` lies."""
+"""Module of each system's `score(category_features, settings)`."""
 
 
 @writes_cost
@@ -50,41 +50,44 @@ def score_system(
     largest_batch: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Score a category's images by one system; writes what `zsad.steps.evaluate.evaluate_category` reads into `out`.
+    """Score a category's images by one system. Write the scores into `out`, for `zsad.steps.evaluate`.
 
     Parameters
     ----------
     system
-        Which one, and its settings.
-    features, text, shots
-        Folders of `encode_images` (with the system's outputs) and `encode_category_text` (in its style of prompts), and
-        for a system that wants normal images, the features of those.
+        Settings of the system.
+    features
+        Folder of `encode_images`, with the system's outputs.
+    text
+        Folder of `encode_category_text`, in the system's prompt style. None: the system reads no text.
+    shots
+        Folder of `encode_images` for normal images. None: the system uses none.
     checkpoint
-        For a trained system, the file of its weights.
+        File with the weights of a trained system.
     paths
-        The image files in the order of the features' index, those without features left out.
+        Image files in the order of the features' index, without images that have no features.
     encoder
-        The model that made the features.
+        Settings of the model that made the features.
     seed
-        Of the references drawn, and of whatever the system draws.
+        Seed of the reference images and of all random choices of the system.
     largest_batch
-        Images at a time, at most. None: the encoder's batch size.
+        Largest number of images per batch. None: the encoder's batch size.
 
     Raises
     ------
     ConfigError, InputError
-        What the system needs is missing or damaged, or there is no other image to compare with.
+        A file that the system needs is missing or damaged, or the category has too few images to compare.
     DiskFullError
-        No room left.
+        The disk is full.
     """
     if isinstance(system, DualImage):
-        raise TypeError("the dual-image scorer has its own step, zsad.steps.score_dual.score_category")
+        raise TypeError("use zsad.steps.score_dual.score_category for the dual-image scorer")
     store = FeatureStore(features)
     drawn = np.empty((len(store), 0), dtype=np.int64)
     if system.drawn:
         drawn = draw_references(store.digests, seed, system.drawn)
         if drawn.shape[1] == 0:
-            raise InputError(paths[0], f"{system.title} needs another image to compare with, and there is none")
+            raise InputError(paths[0], f"{system.title} needs at least two different images: it compares them")
     batch_size = min(encoder.batch_size, largest_batch or encoder.batch_size)
     category_features = CategoryFeatures(
         store=store,

@@ -333,7 +333,7 @@ def test_a_score_that_is_no_number_is_refused(bad: float, anomalous: bool) -> No
 
 def test_a_source_that_runs_dry_is_refused() -> None:
     spent = iter([(np.zeros((2, 2), dtype=np.float32), np.eye(2, dtype=bool))])
-    with pytest.raises(ValueError, match="when asked again"):
+    with pytest.raises(ValueError, match="in the second"):
         pixel_metrics(lambda: spent)
 
 

@@ -1,4 +1,4 @@
-"""What a run must share with the published setting: every value that has a part in its figures, and no other."""
+"""Tests of the reasons why a run is not comparable with published figures: all settings that affect them, no others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
     assert reasons() == []
     assert reasons(published="visa") == []
     assert reasons_not_comparable(load(PAPER, DTD), "visa", all_test_images("visa")) == []
-    # said in other words it is the same
+    # the same settings in other words
     assert reasons(encoder__vv_blocks=12, encoder__size_px=240, evaluation__size_px=240) == []
     assert reasons(encoder__vv_blocks=list(range(12))) == []
     local = {"encoder.weights": "/models/vit.pt", "encoder.tag": None}
@@ -52,7 +52,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("score__references", {"aggregate": "mean"}, "score.references.aggregate mean (published min)"),
         ("adapt__steps", 5, "adapt.steps 5 (published 2)"),
         ("adapt__beta", 0, "adapt.beta 0 (published 0.5)"),
-        ("adapt__textures", None, "this run with generated ones"),
+        ("adapt__textures", None, "this run uses generated textures"),
         ("encoder__vv_blocks", 6, "encoder.vv_blocks 6 (published all)"),
         ("encoder__vv_feed_forward", True, "encoder.vv_feed_forward True"),
         ("encoder__size_px", 336, "encoder.size_px 336"),
@@ -61,7 +61,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("evaluation__max_fpr", 0.1, "evaluation.max_fpr 0.1 (published 0.3)"),
         ("prompts__domains", ["medical"], "prompts.domains medical"),
         ("seeds", [0, 1], "means over 6 seeds, this run has 2"),
-        ("encoder__tag", "laion400m_e31", "this run with laion400m_e31"),
+        ("encoder__tag", "laion400m_e31", "this run uses laion400m_e31"),
     ],
 )
 def test_each_difference_is_named(key: str, value: Any, said: str) -> None:
@@ -88,8 +88,6 @@ def test_other_images_are_another_set() -> None:
     settings = load(PAPER, DTD)
     scored = all_test_images("mvtec")
     less = scored | {"screw": scored["screw"] - 4}
-    assert reasons_not_comparable(settings, "mvtec", less) == [
-        "they are of the 1,725 test images of MVTec AD, this run is of 1,721"
-    ]
+    assert reasons_not_comparable(settings, "mvtec", less) == ["MVTec AD has 1,725 test images, this run scored 1,721"]
     [reason] = reasons_not_comparable(settings, "mvtec", {"screw": 160, "nut": 3})
-    assert "15 categories of MVTec AD, of which 1 is here among others" in reason
+    assert "15 categories of MVTec AD, this run has 1 of them and other categories" in reason

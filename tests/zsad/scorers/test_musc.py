@@ -265,7 +265,7 @@ def test_images_of_equal_features_score_nothing(tmp_path: Path) -> None:
 
 def test_a_lone_image_is_an_error_of_one_line(tmp_path: Path) -> None:
     blocks, tokens = _features((2,))
-    with pytest.raises(InputError, match=r"0\.png: MuSc needs another image"):
+    with pytest.raises(InputError, match=r"0\.png: MuSc needs at least two different images"):
         list(score(_category_features(tmp_path / "f", (2,), blocks, tokens), MuSc(blocks=BLOCKS)))
 
 

@@ -268,7 +268,7 @@ def test_a_folder_of_another_model_is_one_line(clipseg: Path, sam: Path, tmp_pat
 def test_a_file_that_is_no_torchscript_is_one_line(tmp_path: Path) -> None:
     missing, junk = tmp_path / "missing.pt", tmp_path / "junk.pt"
     junk.write_bytes(b"junk")
-    for path, rule in ((missing, "(?i)no such file"), (tmp_path, "(?i)directory"), (junk, "no TorchScript file")):
+    for path, rule in ((missing, "(?i)no such file"), (tmp_path, "(?i)directory"), (junk, "not a TorchScript file")):
         with pytest.raises(InputError, match=rule) as caught:
             Salient.load(path, CPU)
         _one_line(caught.value, path)

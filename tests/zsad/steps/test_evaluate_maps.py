@@ -171,5 +171,5 @@ def test_two_maps_of_one_stem_are_refused(tmp_path: Path) -> None:
     put_map(tmp_path / "maps/0.npy", box().astype(np.float32))
     put_map(tmp_path / "maps/0.tiff", box().astype(np.float32))
     put_mask(tmp_path / "masks/0.png", box())
-    with pytest.raises(InputError, match=r"there is also 0\.npy"):
+    with pytest.raises(InputError, match=r"has the same name as 0\.npy"):
         run(tmp_path)

@@ -283,7 +283,7 @@ def test_from_files_to_files(case: Case, tmp_path: Path) -> None:
 
 def test_a_damaged_result_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"schema": "another"}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"metrics\.json: not what this step reads") as caught:
+    with pytest.raises(InputError, match=r"metrics\.json: is not a file of this step") as caught:
         CategoryEvaluation.load(tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):

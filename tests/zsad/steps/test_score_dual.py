@@ -206,7 +206,7 @@ def test_text_alone_needs_no_files_no_other_image_and_no_model(encoded: Encoded,
     assert 0 < scores.image_score("text")[0] < 1
     with pytest.raises(ValueError, match="variant joint was not scored, only text"):
         scores.patch_map(0, "joint")
-    with pytest.raises(InputError, match=r"0\.png: there is no other image to compare with; add images"):
+    with pytest.raises(InputError, match=r"0\.png: this is the only image, but it needs a reference; add images"):
         alone.score(tmp_path / "scores", ALL)
 
 
@@ -230,10 +230,10 @@ def test_what_does_not_fit_the_features_is_one_line(encoded: Encoded, tmp_path: 
     with pytest.raises(InputError, match=r"text features of shape \(2, 9\) do not fit patches of 24 numbers"):
         Encoded(encoded.encoder, encoded.features, tmp_path, encoded.paths).score(tmp_path / "scores")
 
-    with pytest.raises(InputError, match="features are those of another model"):
+    with pytest.raises(InputError, match="features were made with another model"):
         encoded.score(tmp_path / "scores", encoder=tiny_encoder(tmp_path / "other", seed=9))
 
-    with pytest.raises(InputError, match=r"1\.png: is not the image that the features were made of"):
+    with pytest.raises(InputError, match=r"1\.png: is not the image that the features were computed from"):
         encoded.score(tmp_path / "scores", paths=(encoded.paths[1], *encoded.paths[1:]))
     with pytest.raises(ValueError, match="8 images' files"):
         encoded.score(tmp_path / "scores", paths=encoded.paths[1:])

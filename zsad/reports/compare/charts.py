@@ -1,4 +1,4 @@
-"""Charts of a comparison: the lines of its ablations, and the systems at a glance."""
+"""Charts of a comparison: lines for its ablations, and an overview of the systems."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_
 from zsad.reports.published import Quoted
 
 SMALLEST_SPAN = 1.0
-"""Percent: a flat line looks flat."""
+"""Smallest range of the y axis, in percent, so that a flat line looks flat."""
 DOTS_DPI = 120
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric against what is varied; published figures are marks of their own, on no line."""
+    """One metric against the varied parameter. Published figures are separate marks, not on the line."""
 
     title: str
     x: Sequence[float]
@@ -40,7 +40,7 @@ class Dots:
 
 
 def line_chart(panels: Sequence[Panel], varied: str) -> str:
-    """Panels in a row as an SVG data URI: means as a line, mean +- sd as a band, published figures as diamonds."""
+    """Return panels in a row as an SVG data URI: means as a line, mean +- sd as a band, published as diamonds."""
     with svg_style():
         width = 3.3 * len(panels)
         figure = Figure(figsize=(width, 2.9))
@@ -86,7 +86,7 @@ def _lines(axes: Axes, panel: Panel, varied: str) -> None:
 
 
 def overview_png(title: str, names: Sequence[str], panels: Sequence[Dots]) -> bytes:
-    """The systems' means with bars of one sd, a panel a metric, as PNG."""
+    """Return a PNG with one panel per metric: the systems' means with bars of one sd."""
     with matplotlib.rc_context({"font.size": 9}):
         longest = max(map(len, names), default=0)
         left = 0.4 + 0.075 * longest

@@ -1,4 +1,4 @@
-"""Means of a comparison's rows over seeds and categories, with their ranks."""
+"""Means over seeds and categories of a comparison's rows, with ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zsad.reports.run.figures import macro_mean
 
 
 def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> list[MacroFigures]:
-    """Macro means of several rows, each given as category -> seed -> figures, with their ranks."""
+    """Return the macro means of several rows, with ranks. Each row maps category and seed to figures."""
     found: list[dict[str, tuple[Stat | None, int]]] = []
     for table in tables:
         row_means = {}
@@ -24,7 +24,7 @@ def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> 
         found.append(row_means)
     complete = {}
     for key in METRICS:
-        # all are given the same images and masks: a category without the figure for one has it for none, or failed
+        # all systems get the same images and masks: if only some systems lack a metric, they failed on the category
         known = {
             name
             for table in tables
@@ -52,7 +52,7 @@ def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> 
 def figures_by_category(
     names: Iterable[str], figures: Sequence[Mapping[str, Mapping[int, SeedFigures]]]
 ) -> list[dict[str, SystemCategory]]:
-    """For each system, its figures of the categories that it has, with ranks within each category."""
+    """Return for each system its figures by category, with ranks within each category, without failed categories."""
     reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
     for name in names:
         metrics = [
@@ -71,7 +71,7 @@ def figures_by_category(
 
 
 def ranks(stats: Sequence[Stat | None]) -> list[int | None]:
-    """Rank of each mean, 1 the highest; equal in percent to one decimal, as tables print it, is equal rank."""
+    """Return the rank of each mean; 1 is the highest. Means equal in percent to one decimal have the same rank."""
     printed = [None if stat is None else round(100 * stat.mean, 1) for stat in stats]
     known = [value for value in printed if value is not None]
     return [None if value is None else 1 + sum(other > value for other in known) for value in printed]

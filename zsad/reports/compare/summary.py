@@ -1,4 +1,4 @@
-"""A comparison's evaluations -> its document: means and ranks, tests between systems, costs, ablations, notices."""
+"""Creation of a comparison's document from evaluations: means, ranks, tests, cost, ablations and notices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
 TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")
-"""Metrics that Wilcoxon's test is run on; each has its own correction."""
+"""Metrics for Wilcoxon's test. Each metric has its own correction."""
 PUBLISHED_AS: dict[str, tuple[str, ...]] = {
     "clip": ("CLIP",),
     "clip_ac": ("CLIP-AC",),
@@ -67,14 +67,14 @@ PUBLISHED_AS: dict[str, tuple[str, ...]] = {
     "anomalyclip": ("AnomalyCLIP",),
     "segmentation": ("Segmentation models",),
 }
-"""Our system -> what published rows call it."""
+"""Names of each system in published rows."""
 ABLATIONS: dict[Ablation, tuple[str, str]] = {
     "references": ("Reference images", "references"),
     "map_weights": ("Weights of the map (eq. 12)", "lambda 1, lambda 2"),
-    "image_weights": ("Weights of the image's score (eq. 13)", "lambda 3, lambda 4, lambda 5"),
+    "image_weights": ("Weights of the image score (eq. 13)", "lambda 3, lambda 4, lambda 5"),
     "steps": ("Steps of adaptation", "steps"),
 }
-"""Ablation -> its title, and what its rows vary."""
+"""Title of each ablation, and the parameters that its rows vary."""
 
 
 def make_document(
@@ -85,7 +85,7 @@ def make_document(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> CompareDocument:
-    """The document. Raises InputError for an evaluation of an ablation that is missing or damaged."""
+    """Return the document. Raise InputError for an evaluation of an ablation that is missing or damaged."""
     categories = _categories(systems)
     rows = rows_for_comparison(settings.published) if settings.published else ()
     figures = [{category.name: one.figures(category.name) for category in categories} for one in systems]
@@ -150,7 +150,7 @@ def make_document(
 
 
 def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
-    """Whether a published row is of this system, in the variant that it is configured as."""
+    """Return whether a published row belongs to this system, in its configured variant."""
     if isinstance(system, DualImage):
         return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     if isinstance(system, WinClip) and system.shots:
@@ -163,7 +163,7 @@ def _system_name(system: SystemSettings) -> str:
 
 
 def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryCounts, ...]:
-    """Counts are those of the first system that has the category: all are given the same images."""
+    """Count the images of each category. All systems get the same images, so the first one with results is used."""
     names = sorted({name for one in systems for name in one.evaluated}, key=natural_order)
     shown = []
     for name in names:
@@ -204,7 +204,7 @@ def _cost(one: LoadedSystem) -> SystemCost | None:
 
 
 def _encoders(systems: Sequence[LoadedSystem]) -> tuple[EncoderCost, ...]:
-    """Each encoder's pass over each category counts once."""
+    """Sum up each encoder's time. Its pass over a category counts once."""
     costs = []
     for name in dict.fromkeys(one.result.system.encoder for one in systems):
         sharing = [one for one in systems if one.result.system.encoder == name]
@@ -309,7 +309,10 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
 
 
 def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
-    """Whose scores are those of no CLIP, by the names of the systems where not all are; also where nothing came."""
+    """Return notices on encoders that are not CLIP. They name the systems concerned unless all are.
+
+    Systems without results are included.
+    """
     used = {system.shown: settings.encoders[system.encoder] for system in settings.systems}
     if settings.ablations:
         used["the ablations"] = settings.encoders[settings.ablation_encoder]
@@ -330,7 +333,7 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
         Notice(
             kind=kind,
             text=text
-            + ("" if len(systems_concerned) == len(used) else f" This concerns {', '.join(systems_concerned)} alone."),
+            + ("" if len(systems_concerned) == len(used) else f" This concerns only {', '.join(systems_concerned)}."),
         )
         for kind, text, systems_concerned in kinds
         if systems_concerned
@@ -341,20 +344,21 @@ def _definitions(settings: CompareSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
         "001, 002, 003": f"Papers: {ANOMALY_CLIP}; {DUAL_IMAGE}; {SEGMENTATION}.",
         "Rank": (
-            "The best figure of a column is bold, the second underlined; figures that print alike rank alike. A mean "
-            "over fewer categories than others have is marked and has no rank, and no published row has one."
+            "The best figure of a column is bold, the second is underlined. Figures that are printed the same have "
+            "the same rank. A mean over fewer categories than others is marked and has no rank. Published rows have "
+            "no rank."
         ),
         "DeLong's test": (
-            "Of the difference of two systems' image AUROC, in its mean over seeds and categories, on the images that "
-            "both scored (DeLong et al. 1988). It asks whether other images of these categories would show the "
-            f"difference too; the seeds are taken as given. It needs {MIN_IMAGES} images of either class."
+            "Test of the difference of two systems' image AUROC, mean over seeds and categories, on images that both "
+            "scored (DeLong et al. 1988). It tests whether the difference would also appear on other images of these "
+            f"categories, with the same seeds. It needs at least {MIN_IMAGES} images of each class."
         ),
         "Wilcoxon's test": (
-            "Signed-rank test of two systems' figures by category, means over seeds. It asks whether other categories "
-            f"would show the difference too, whatever their images; it needs {MIN_CATEGORIES} categories."
+            "Signed-rank test of two systems' figures by category, means over seeds (Wilcoxon 1945). It tests whether "
+            f"the difference would also appear on other categories. It needs at least {MIN_CATEGORIES} categories."
         ),
         "Holm's correction": (
-            "p-values are multiplied so that the chance of even one false finding among all pairs of a table is at "
-            "most the level that they are held against (Holm 1979)."
+            "Correction of the p-values for the number of pairs in a table (Holm 1979). If pairs with p below 0.05 "
+            "count as different, the chance of one or more false findings in the table is at most 5 %."
         ),
     }
