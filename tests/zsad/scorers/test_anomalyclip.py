@@ -1,4 +1,4 @@
-"""AnomalyCLIP against the formulas of 001 in loops: text tower, losses, scores, encoder outputs."""
+"""Tests of AnomalyCLIP against the formulas of 001 in loops: text tower, losses, scores, encoder outputs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_without_learned_parts_it_is_the_models_own(kind: str) -> None:
     with torch.no_grad():
         own = model.encode_text(ids)
         torch.testing.assert_close(text_tower.encode_embedded(model, embedded, end), own, atol=1e-5, rtol=0)
-        # what lies behind the last prompt's end changes nothing
+        # tokens after the end of the last prompt have no effect
         short = int(end.max()) + 1
         ours = text_tower.encode_embedded(model, embedded[:, :short], end)
         torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)
@@ -108,7 +108,7 @@ def test_other_towers_are_told_apart(change: dict[str, Any], reason: str) -> Non
 
 
 def _layer(block: torch.nn.Module, tokens: list[np.ndarray]) -> list[np.ndarray]:
-    """One pre-norm layer with causal attention, token by token in float64."""
+    """Compute one pre-norm layer with causal attention, token by token in float64."""
     state = {name: value.double().numpy() for name, value in block.state_dict().items()}
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
@@ -192,7 +192,7 @@ def test_prompts_are_those_of_section_3_2(encoder: Encoder, full_stop: bool, sto
 
 
 def test_learned_words_that_are_real_words_give_their_sentence(encoder: Encoder) -> None:
-    """V = "a photo of", W = "photo of a": the features are those of the sentences that come out."""
+    """With V = "a photo of" and W = "photo of a", the features are those of the resulting sentences."""
     system = AnomalyClip(context_tokens=3, deep_tokens=0, full_stop=True)
     embedding = text_tower.tower_of(encoder.model).token_embedding
     said = encoder.tokenizer(["a photo of", "photo of a"])[:, 1:4]
@@ -225,7 +225,7 @@ def _text(encoder: Encoder, system: AnomalyClip, weights: Weights, words: str = 
 
 
 def _maps(tokens: torch.Tensor, text: list[list[float]], tau: float) -> list[list[list[float]]]:
-    """Up(S_n) and Up(S_a) of one crop."""
+    """Return Up(S_n) and Up(S_a) of one crop."""
     pairs = [shares(cosine(t, text[0]) / tau, cosine(t, text[1]) / tau) for t in tokens.double().tolist()]
     return [up(square([pair[side] for pair in pairs]), SIZE) for side in (0, 1)]
 
@@ -318,7 +318,7 @@ def test_each_crop_meets_the_words_of_its_own_category(source: Source[Path], enc
 def test_views_of_the_second_path_are_the_path_ended_there(
     attention: attention_paths.Attention, blocks: tuple[int, ...]
 ) -> None:
-    """The path only gathers, so after block n it is what a path without the later blocks ends in."""
+    """The path only sums up, so its value after block n is the result of a path without the later blocks."""
     visual = tiny_clip(tiny_config()).visual
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""APRIL-GAN's scores and loss against its formulas in plain Python loops."""
+"""Tests of APRIL-GAN's scores and loss against its formulas in plain Python loops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def checkpoint(learner: AprilGanLearner, tmp_path_factory: pytest.TempPathFactor
 
 
 def _logits(tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor) -> tuple[list[float], list[float]]:
-    """scale * cosine of each patch, projected, with the normal and the anomalous text; class token left out."""
+    """Return scale * cosine of each projected patch with the normal and the anomalous text, without class token."""
     matrix, bias = weights[f"{output}.weight"].double().tolist(), weights[f"{output}.bias"].double().tolist()
     normal, anomalous = text.double().tolist()
     found: tuple[list[float], list[float]] = ([], [])
@@ -63,7 +63,7 @@ def _logits(tokens: torch.Tensor, weights: Weights, output: str, text: torch.Ten
 def _upsampled_shares(
     tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Both logits upsampled first, then the softmax pixel by pixel."""
+    """Upsample both logits first, then compute the softmax pixel by pixel."""
     low, high = (up(square(logits), SIZE) for logits in _logits(tokens, weights, output, text))
     both = [[shares(low[y][x], high[y][x]) for x in range(SIZE)] for y in range(SIZE)]
     return [[n for n, _ in row] for row in both], [[a for _, a in row] for row in both]
@@ -78,7 +78,7 @@ def test_scores_are_the_formulas(
     scored = {one.number: one for one in score(given, SETTINGS)}
     halved = {one.number: one for one in score(given, BOTH)}
     assert sorted(scored) == list(range(len(given.store)))
-    for number in (0, 2):  # one crop, and two
+    for number in (0, 2):  # images with one crop and with two crops
         classes = []
         tops = []
         for crop, token in enumerate(given.store.class_tokens(number).double().tolist()):

@@ -1,4 +1,4 @@
-"""CLIP and WinCLIP against their formulas in plain loops, and through files from images to scores."""
+"""Tests of CLIP and WinCLIP against their formulas in plain loops, and from image files to scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _harmonic(values: Sequence[float]) -> float:
 
 
 def _over_windows(scores: Vector, side: int) -> list[list[float]]:
-    """Each patch: the harmonic mean over the windows that it lies in, which are numbered row by row."""
+    """Return for each patch the harmonic mean over the windows that contain it. Windows are numbered row by row."""
     places = list(product(range(GRID - side + 1), repeat=2))
     assert len(places) == len(scores)
     return [
@@ -166,7 +166,7 @@ def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -
     tensors = random_tensors(1, OUTPUTS, seed=7)
     tensors[CLASS_TOKENS] = text[1:]
     windows = text[1].repeat(1, (GRID - 1) ** 2, 1)
-    windows[0, 4] = text[0]  # the middle one of 3 x 3: rows and columns 1 and 2
+    windows[0, 4] = text[0]  # the middle window of 3 x 3: rows and columns 1 and 2
     tensors[view_file("window-2")] = windows
     store = write_features(tmp_path / "f", (1,), tensors)
     (one,) = winclip.score(category_features(store, text=text), WinClip(windows=(2,), tau=0.005))

@@ -1,4 +1,4 @@
-"""Scores under other weights are those that scoring with these weights gives."""
+"""Tests that scores fused with new weights equal scores computed with these weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER = ScoreSettings(
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same images scored by the paper's weights and by others."""
+    """Score the same images with the paper's weights and with other weights."""
     root = tmp_path_factory.mktemp("category")
     encoder = tiny_encoder(root / "model")
     paths = noise_images(root, [(40, 40), (40, 40), (40, 70)])

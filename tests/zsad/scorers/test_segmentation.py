@@ -1,4 +1,4 @@
-"""The whole system of 003 on small models, against its rules written out in loops."""
+"""Tests of the complete system of 003 with small models, against its rules in loops."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ IMAGES = (_image(48, 48, 0), _image(60, 100, 1))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every model, two images of different sizes, and their features."""
+    """Write all models, two images of different sizes, and their features."""
     folder = tmp_path_factory.mktemp("segmentation")
     tiny_encoder(folder / "clip")
     write_clipseg(folder / "clipseg")
@@ -85,7 +85,7 @@ def _encode(folder: Path, order: Sequence[int]) -> Path:
 
 
 def _settings(folder: Path, **other: Any) -> SegmentationModels:
-    """Thresholds at which the random models find a few segments; tiles of 20 px at least."""
+    """Return settings with which the random models find a few segments. Tiles have at least 20 px."""
     values = {
         "clipseg": str(folder / "clipseg"),
         "sam": str(folder / "sam"),
@@ -128,7 +128,7 @@ def _mean_cosine(token: Sequence[float], prompts: Sequence[Sequence[float]]) -> 
 
 
 PromptFeatures = tuple[list[list[float]], list[list[float]]]
-"""Features of the normal and of the anomalous prompts, each for itself."""
+"""Features of each normal prompt, and of each anomalous prompt."""
 
 
 def _prompt_features(encoder: Encoder, words: str) -> PromptFeatures:
@@ -137,7 +137,7 @@ def _prompt_features(encoder: Encoder, words: str) -> PromptFeatures:
 
 
 def _tile_score(image: Picture, tile: Tile, encoder: Encoder, prompts: PromptFeatures, tau: float) -> float:
-    """The tile-level predictor as the paper puts it: the mean of the alignments, then a softmax over the two sides."""
+    """Return the tile score as in the paper: mean alignment with each kind of prompt, then a softmax over the two."""
     resized = Image.fromarray(cut_tile(image, tile)).resize((32, 32), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255
     token = encoder.encode(pixels).class_token[0].double().tolist()
@@ -146,7 +146,7 @@ def _tile_score(image: Picture, tile: Tile, encoder: Encoder, prompts: PromptFea
 
 
 def _expected(image: Picture, encoder: Encoder, settings: SegmentationModels) -> tuple[float, Any, list[int]]:
-    """Score and map of an image, tile by tile and pixel by pixel; and the number of each component's tiles."""
+    """Return score and map of an image, tile by tile and pixel by pixel, and the number of tiles per component."""
     height, width = image.shape[:2]
     models, prompts = Models.load(settings, CPU), _prompt_features(encoder, "metal nut")
     localising = models.clipseg.embed(LOCALISING_PROMPTS)
@@ -194,7 +194,7 @@ def test_scores_and_maps_are_those_of_the_rules_in_loops(folder: Path, encoder: 
         assert ours.shape == (len(crops.offsets), 32, 32)
         for one, (top, left) in zip(ours, crops.offsets, strict=True):
             assert np.allclose(one, canvas[top : top + 32, left : left + 32], rtol=1e-5, atol=1e-6)
-    # several components and one of several tiles, without which this would say little
+    # the test needs several components, and one with several tiles
     assert max(map(len, tiles)) > 3
     assert max(map(max, tiles)) > 1
     assert [len(scores.patch_map(number)) for number in (0, 1)] == [1, 2]
@@ -220,15 +220,15 @@ def test_maps_lie_between_0_and_the_highest_tile(folder: Path, tmp_path: Path) -
 
 
 def test_alignment_is_averaged_and_not_the_embedding() -> None:
-    # an image halfway between the normal prompts and one of two anomalous ones that mean different things
+    # an image halfway between the normal prompts and one of two anomalous prompts with different meanings
     text = torch.eye(3)
     normal, anomalous = text[:1].repeat(2, 1), text[1:]
     token = normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0)
     prompts = torch.stack([mean_alignment(normal), mean_alignment(anomalous)])
-    # mean cosines: 1/sqrt(2) and 1/sqrt(8)
+    # the mean cosines are 1/sqrt(2) and 1/sqrt(8)
     expected = 1 / (1 + math.exp((1 / math.sqrt(2) - 1 / math.sqrt(8)) / 0.07))
     assert text_scores(token, prompts, 0.07).item() == pytest.approx(expected, rel=1e-5)
-    # the mean embedding, normalised, would be at 1/2 to the image instead
+    # the cosine of the normalised mean embedding would be 1/2 instead
     assert text_scores(token, normalize(prompts, dim=-1), 0.07).item() > 2 * expected
 
 
@@ -246,10 +246,10 @@ def test_tile_scores_are_mean_cosines_and_a_softmax(encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     ("scores", "counts", "share", "expected"),
     [
-        # components 0.3, 0.9, 0.2, 0.5: the highest quarter is one of them
+        # components 0.3, 0.9, 0.2, 0.5: the highest quarter is one component
         ([0.2, 0.4, 0.9, 0.1, 0.2, 0.3, 0.5], [2, 1, 3, 1], 0.25, 0.9),
         ([0.2, 0.4, 0.9, 0.1, 0.2, 0.3, 0.5], [2, 1, 3, 1], 0.5, 0.7),
-        # one component of many tiles is their mean, not the highest of them
+        # the score of one component with many tiles is their mean, not their maximum
         ([0.1, 0.8, 0.3], [3], 0.25, 0.4),
     ],
 )
@@ -258,7 +258,7 @@ def test_image_score_by_hand(scores: list[float], counts: list[int], share: floa
 
 
 def _models(segments: Sequence[Any], folder: Path, seen: list[tuple[int, int]]) -> Models:
-    """SAM that gives these segments, beside a real salient model."""
+    """Return models with a SAM that returns these segments and a real salient model."""
 
     def generator(image: Image.Image, **_: Any) -> dict[str, Sequence[Any]]:
         seen.append(image.size)

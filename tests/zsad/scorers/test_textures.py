@@ -1,4 +1,4 @@
-"""Textures: each its generator's own, whatever the company; a folder's pictures come out as Pillow would make them."""
+"""Tests of textures: each depends only on its generator, and pictures of a folder are processed as Pillow does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures of other sizes and formats in two folders, a note, and a hidden file."""
+    """Write six pictures of different sizes and formats in two folders, a text file, and a hidden file."""
     rng = np.random.default_rng(0)
     for i, suffix in enumerate(["png", "jpg", "bmp", "tif", "webp", "jpeg"]):
         place = tmp_path / "textures" / ("banded", "woven")[i % 2]
@@ -48,7 +48,7 @@ def test_a_texture_is_its_generators_own(kind: str, folder: Path) -> None:
 def test_generated_textures_have_contrast_and_variety() -> None:
     drawn = GeneratedTextures().draw(generators(*range(64)), 64, CPU)
     assert drawn.std((1, 2, 3)).min() > 0.02
-    # any two differ by more than rounding: mean colours spread over the cube
+    # any two differ by more than rounding: mean colours are spread over the colour cube
     assert (drawn.mean((2, 3)).std(0) > 0.1).all()
 
 
@@ -100,7 +100,7 @@ def test_changes_keep_size_and_mode_and_do_something(
 def test_recolouring_keeps_how_light_a_pixel_is() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     (changed,) = (textures.recolour(picture, generator) for generator in generators(1))
-    # value, the largest of the three channels
+    # the value (V of HSV) is the largest of the three channels
     np.testing.assert_allclose(np.asarray(changed).max(2).astype(int), np.asarray(picture).max(2).astype(int), atol=1)
 
 

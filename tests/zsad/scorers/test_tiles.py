@@ -1,4 +1,4 @@
-"""Tiles by hand and by the rules of 003; their merging against loops over pixels."""
+"""Tests of tiles against values by hand and the rules of 003, and of merging against loops over pixels."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_at_a_border_the_tile_is_moved_inside(component: Component, top: int, le
 
 
 def test_a_tile_larger_than_the_image_covers_all_of_it() -> None:
-    # of 352 px around (90, 180) it would leave out the last rows: 90 - 176 + 352 = 266 < 300
+    # a tile of 352 px around (90, 180) would miss the last rows: 90 - 176 + 352 = 266 < 300
     assert _tiles(Component(80, 170, 100, 190, 1), (300, 500)) == (Tile(-52, 4, 352),)
-    # the whole image as one component: centred
+    # the whole image is one component, so its tile is centred
     assert _tiles(Component(0, 0, 200, 300, 0), (200, 300)) == (Tile(-76, -26, 352),)
 
 
@@ -57,7 +57,7 @@ def test_only_a_long_component_of_many_parts_is_tiled_along_its_length(width: in
 
 
 def test_tiles_along_the_length_in_steps_of_half_the_short_side() -> None:
-    # 400 x 1400: the middle half of the first tile begins where the component does, that of the last ends where it ends
+    # 400 x 1400: the middle half of the first tile begins with the component, that of the last ends with it
     tiles = _tiles(Component(500, 300, 900, 1700, 21), (2000, 2000))
     assert tiles == tuple(Tile(500, left, 400) for left in (200, 400, 600, 800, 1000, 1200, 1400))
 
@@ -70,7 +70,7 @@ def test_the_last_step_may_be_shorter() -> None:
 def test_a_thin_component_has_tiles_of_352_px_in_steps_of_half_its_own_short_side() -> None:
     tiles = _tiles(Component(500, 300, 600, 800, 21), (2000, 2000))
     assert {(tile.top, tile.side) for tile in tiles} == {(550 - 176, 352)}
-    # 88 px, a quarter of a tile, before the start; 264 px before the end
+    # the first tile starts 88 px (a quarter of a tile) before the component, the last 264 px before its end
     assert [tile.left for tile in tiles] == [212, 262, 312, 362, 412, 462, 512, 536]
 
 
@@ -80,7 +80,7 @@ def test_a_component_shorter_than_half_a_tile_has_one() -> None:
 
 def test_tiles_that_the_border_makes_equal_are_one() -> None:
     tiles = _tiles(Component(0, 0, 40, 400, 21), (352, 400))
-    # -88, -68, ... 132, 136 before they are moved into 0..48
+    # the starts are -88, -68, ... 132, 136 before tiles are moved into 0..48
     assert [(tile.top, tile.left) for tile in tiles] == [(0, 0), (0, 12), (0, 32), (0, 48)]
 
 

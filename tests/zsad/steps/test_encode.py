@@ -1,4 +1,4 @@
-"""Features on disk against the encoder's own output, in any order and batch, with broken images among them."""
+"""Tests of features on disk against the output of the encoder, for any order and batch size, with broken images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zsad.steps.encode import encode_category_text, encode_images
 
 SIZES_HW = ((32, 32), (50, 50), (32, 48), (90, 30), (40, 400), (1, 1), (20, 5000))
 GOOD = 5
-"""The last two are refused: too small, and too long for `max_crops`."""
+"""Sizes of the images. The last two are refused: too small, and too long for `max_crops`."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_rows_are_what_the_encoder_gives_for_each_crop(
         assert (image.height, image.width) == (height, width)
         assert store.rows_of(number) == range(row, row := row + len(crops.offsets))
     assert [image.rows for image in store.images] == [1, 1, 2, 3, 10]
-    # plain .npy files, for whoever has no FeatureStore
+    # plain .npy files can be read without FeatureStore
     assert np.load(encoded / "output-patches.npy").shape == (17, 16, 24)
     assert np.load(encoded / "class_tokens.npy").dtype == np.float32
 

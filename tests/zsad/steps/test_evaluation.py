@@ -1,6 +1,6 @@
-"""Judging a category: figures against scikit-learn on maps made for it, thresholds and faults known by construction.
+"""Tests of evaluating a category: figures against scikit-learn, thresholds and errors known by construction.
 
-Crops of 16 px on a grid of 16 patches need no interpolation, so that a map is its patches.
+Crops of 16 px on a grid of 16 patches need no interpolation, so a map equals its patches.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ S = 16
 
 
 def labelled_image(sha256: str, anomalous: bool | None, defect: str = "", mask: Path | None = None) -> LabelledImage:
-    """An image of which the file does not matter."""
+    """Return an image; its file is never read."""
     return LabelledImage(sha256[:8], sha256, Path("-"), anomalous, defect, mask)
 
 
 @dataclass(frozen=True)
 class Made:
-    """Scores in memory: the image's score is its map's maximum, of every variant plus that variant's shift."""
+    """Scores in memory. The score of an image is the maximum of its map; each variant adds its shift to both."""
 
     maps: Sequence[Array]
     shift: float = 0.0
@@ -65,7 +65,7 @@ def mask_file(folder: Path, number: int, mask: Array) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """Eight images, four with a defect; maps are noise, warmer at the defects."""
+    """Eight images, four with a defect. Maps are noise with higher values at the defects."""
 
     items: list[LabelledImage]
     maps: list[Array]
@@ -125,7 +125,7 @@ def test_the_order_of_images_changes_no_figure(case: Case) -> None:
 def test_variants_are_judged_each_and_the_last_one_drawn(case: Case) -> None:
     found, curves = case.both(variants=("text", "joint"))
     text, joint = found.variants["text"], found.variants["joint"]
-    # joint's maps are text's plus 1: the same ranks, a threshold 1 higher
+    # maps of joint are those of text plus 1: the ranks are equal, the threshold is higher by 1
     assert joint.pixel.auroc == text.pixel.auroc
     assert joint.pixel.f1max_threshold == pytest.approx(text.pixel.f1max_threshold + 1, abs=1e-6)
     assert curves.variant == "joint"
@@ -173,7 +173,7 @@ def test_images_without_scores_are_passed_over(case: Case) -> None:
 
 
 def test_a_mask_is_resized_before_anything_is_counted(tmp_path: Path) -> None:
-    """Values 1 of a mask at 4 times the size: neither averaged away nor compared with a half."""
+    """Pixels of a mask at 4 times the size have the value 1. They must not be averaged away or compared with 1/2."""
     truth = np.zeros((S, S), dtype=bool)
     truth[3:7, 2:10] = True
     path = tmp_path / "m.png"
@@ -196,7 +196,9 @@ def test_the_evaluation_size_and_long_images(tmp_path: Path) -> None:
     wide[10:30, 40:55] = True
     crops = plan_crops(40, 60, S, 9)
     tiles = np.zeros((len(crops.offsets), S, S), dtype=np.float32)
-    tiles[-1, 4:12, 8:14] = 1.0  # canvas 16 x 24, last crop from 8: columns 16..22 of 24, as 40..55 of 60
+    tiles[-1, 4:12, 8:14] = (
+        1.0  # canvas 16 x 24, last crop from column 8: columns 16..22 of 24 correspond to 40..55 of 60
+    )
     found, _ = evaluate_scores(
         [labelled_image("a", True, "x", mask_file(tmp_path, 0, wide))],
         seed=0,
@@ -226,14 +228,14 @@ def test_a_given_threshold_is_taken_as_it_is() -> None:
     scores, truth = np.array([0.1, 0.5, 0.5, 0.9]), np.array([False, True, False, True])
     found = deployable_threshold(scores, truth, EvaluationSettings(threshold=0.5))
     assert found is not None
-    # at 0.5 and above: three, of which two are anomalous
+    # three scores are 0.5 or more; two of these images are anomalous
     assert (found.value, found.source, found.quantile) == (0.5, "given", None)
     assert (found.flagged, found.found, found.false_alarms) == (3, 2, 1)
     assert found.f1 == pytest.approx(0.8)
 
 
 def write(folder: Path, case: Case) -> tuple[Path, Path]:
-    """Features and scores on disk, as the encoder and the scorer leave them."""
+    """Write features and scores to disk, as the encoder and the scorer do."""
     features, scores = folder / "features", folder / "scores"
     features.mkdir()
     scores.mkdir()

@@ -1,4 +1,4 @@
-"""Training on features: it learns, is a function of seed and content, survives a kill; checkpoints, good and bad."""
+"""Tests of training on features: it learns, depends only on seed and content, survives a kill; and of checkpoints."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Given = Callable[[Path], CategoryFeatures]
 
 @pytest.fixture(scope="module")
 def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Train:
-    """Train a system, on both categories and their own encoder if not told otherwise."""
+    """Return a function that trains a system, by default on both categories with their encoder."""
 
     def run(
         system: System,
@@ -68,7 +68,7 @@ def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -
 
 @pytest.fixture(scope="module")
 def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of each system's training that nothing stopped."""
+    """Train each system without interruption and return its folder."""
     folders: dict[str, Path] = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
     for system in (APRIL, ANOMALY):
         train(system, folders[system.system])
@@ -77,7 +77,7 @@ def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def given(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Given:
-    """The first category's own images as those to score by a checkpoint."""
+    """Return a function from a checkpoint to the first category's features, for scoring."""
     return lambda checkpoint: category_features(sources[0], learned_encoder, checkpoint)
 
 
@@ -119,7 +119,7 @@ def test_squares_are_found_in_images_never_seen(
     learned_encoder: EncoderSettings,
     tmp_path: Path,
 ) -> None:
-    """Trained, scored and judged as the flow does it; with random weights words mean nothing, so of one category."""
+    """Train, score and evaluate as the flow does. Random weights have no meaning for words, so use one category."""
     own = sources[1]
     train(_with(system, epochs=40), tmp_path, (own,))
     unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
@@ -174,7 +174,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """16 crops, four steps an epoch: killed within an epoch, and at its end just before its state is kept."""
+    """With 16 crops and four steps per epoch: kill within an epoch, and at its end just before the state is saved."""
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
     state, killed, whole = tmp_path / "kept" / "state.pt", tmp_path / "killed", trained[system.system]
 
@@ -211,7 +211,7 @@ def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
 
 @EACH
 def test_parts_of_a_batch_add_up(system: System, train: Train, tmp_path: Path) -> None:
-    # one step: what Adam makes of rounding grows with their number
+    # only one step: Adam's rounding differences grow with the number of steps
     one = _with(system, epochs=1, batch_size=100, learning_rate=1e-3)
     whole = train(one, tmp_path / "whole")
     parts = train(one, tmp_path / "parts", largest_batch=4)
@@ -277,7 +277,7 @@ def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...
         ours = data.mask(crop)
         for y in range(32):
             for x in range(32):
-                # nearest: the pixel of the mask in which the centre of the canvas's pixel lies
+                # nearest neighbour: the pixel of the mask that contains the centre of the canvas's pixel
                 row = int((top + y + 0.5) * image.height / image.canvas[0])
                 column = int((left + x + 0.5) * image.width / image.canvas[1])
                 assert ours[y, x] == (whole[row, column] if item.anomalous else False)
@@ -410,7 +410,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(given: Given, tmp
 
 
 def _official(**change: Any) -> dict[str, Any]:
-    """A prompt learner's state as the public code saves it: E 3, Q 2, M' 2, width 16."""
+    """Return the state of a prompt learner as the public code saves it: E 3, Q 2, M' 2, width 16."""
     generator = torch.Generator().manual_seed(7)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -445,7 +445,7 @@ def test_the_public_layout_is_imported(outer: bool, given: Given, tmp_path: Path
     system = found.metadata.system
     assert isinstance(system, AnomalyClip)
     assert (system.context_tokens, system.deep_tokens, system.depth, system.full_stop) == (3, 2, 2, True)
-    # it scores as it is, and so it does once written as ours
+    # it gives the same scores as it is, and after it is saved in our layout
     found.write(tmp_path / CHECKPOINT)
     maps = [[one.map for one in anomalyclip.score(given(file), system)] for file in (path, tmp_path / CHECKPOINT)]
     assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
@@ -511,7 +511,7 @@ def test_data_of_no_source_has_no_crops() -> None:
 
 
 class _Recorder:
-    """Learns nothing, and notes which crops it is shown."""
+    """A learner that learns nothing and records the crops of its batches."""
 
     reads: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""A category scored file to file, with a tiny model, images of one, two and three crops, and a broken one."""
+"""Tests of scoring a category from files to files: a tiny model, images of one to three crops, and a broken image."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ ADAPT = AdaptSettings(learning_rate=0.01)
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images, their features and the text's."""
+    """Images with the features of images and text."""
 
     encoder: EncoderSettings
     features: Path
     text: Path
     paths: tuple[Path, ...]
-    """Those with features, in their order."""
+    """Images with features, in the order of the features."""
 
     def score(self, out: Path, settings: ScoreSettings = ALL, seed: int = 0, **others: Any) -> Scores:
         values: dict[str, Any] = {"paths": self.paths, "encoder": self.encoder, "adapt": ADAPT} | others
@@ -120,7 +120,7 @@ def test_every_variant_is_the_equations_image_by_image(encoded: Encoded, scored:
             distances.append([min(1 - float(q @ r) for r in memory) for q in query])
         a_v = np.mean(distances, axis=0)
 
-        # adaptation of this image alone; `adapt` itself has its own oracle
+        # adapt only this image; `adapt` itself has its own tests
         crops = crop_image(read_image(encoded.paths[i]), store.crops(i))
         generators = [crop_generator(0, image.sha256, crop) for crop in range(n_crops)]
         bad = corrupt(crops, generators, model.grid, ADAPT, open_textures(None))
@@ -263,7 +263,7 @@ def test_damaged_scores_are_one_line(encoded: Encoded, tmp_path: Path) -> None:
     fewer = copy("fewer")
     save_file({"a_v": np.zeros((5, 16), np.float32)}, fewer / "scores.safetensors")
     assert Scores(fewer).patch_map(0, "visual").shape == (1, 4, 4)
-    for i in (3, 7):  # the fourth image's rows are there in part
+    for i in (3, 7):  # only some rows of the fourth image exist
         with pytest.raises(InputError, match=r"fewer rows than its index says|damaged or incomplete"):
             Scores(fewer).patch_map(i, "visual")
     (fewer / "scores.safetensors").unlink()
