@@ -46,12 +46,12 @@ def count(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> 
     """Return the counts of scores in memory. Raise ValueError for a score that is NaN or infinite."""
     if not np.isfinite(scores).all():
         raise ValueError("a score is NaN or infinite")
-    thresholds, each = np.unique(scores[positive], return_counts=True)
+    thresholds, counts_at = np.unique(scores[positive], return_counts=True)
     negatives = np.sort(scores[~positive])
-    thresholds, each = thresholds[::-1].copy(), each[::-1]
+    thresholds, counts_at = thresholds[::-1].copy(), counts_at[::-1]
     return Counts(
         thresholds,
-        np.cumsum(each, dtype=np.int64),
+        np.cumsum(counts_at, dtype=np.int64),
         negatives.size - np.searchsorted(negatives, thresholds, side="left").astype(np.int64),
         negatives.size - np.searchsorted(negatives, thresholds, side="right").astype(np.int64),
         int(negatives.size),
@@ -63,10 +63,10 @@ def auroc(counts: Counts) -> float | None:
     pairs = counts.positives * counts.negatives
     if not pairs:
         return None
-    each = np.diff(counts.true_positives, prepend=0)
+    counts_at = np.diff(counts.true_positives, prepend=0)
     # twice the number of negatives below, plus ties once; the products are exact as floats up to 2**53
     below = 2 * counts.negatives - counts.false_positives - counts.false_positives_above
-    return min(1.0, float(np.sum(each * below.astype(np.float64))) / (2.0 * pairs))
+    return min(1.0, float(np.sum(counts_at * below.astype(np.float64))) / (2.0 * pairs))
 
 
 def average_precision(counts: Counts) -> float | None:
@@ -74,8 +74,8 @@ def average_precision(counts: Counts) -> float | None:
     if not counts.positives:
         return None
     precision = counts.true_positives / (counts.true_positives + counts.false_positives)
-    each = np.diff(counts.true_positives, prepend=0)
-    return min(1.0, float(np.sum(each * precision)) / counts.positives)
+    counts_at = np.diff(counts.true_positives, prepend=0)
+    return min(1.0, float(np.sum(counts_at * precision)) / counts.positives)
 
 
 def f1_max(counts: Counts) -> tuple[float, float] | None:

@@ -176,14 +176,14 @@ def definitions(max_fpr: float) -> dict[str, str]:
             "threshold, so a real system rarely reaches it. Undefined without anomalous images (pixels)."
         ),
         "aupro": (
-            f"Area under the mean share of each defect's pixels found, up to a false positive rate of {max_fpr:g}, "
-            "divided by this rate (Bergmann et al. 2021, MVTec AD). Higher is better. A defect is an 8-connected "
-            "region of a mask at evaluation size. Small and large defects count the same. The curve starts at (0, 0) "
-            "and is interpolated at its end. Undefined without defects or without normal pixels."
+            f"Area under per-region overlap against the false positive rate, up to a rate of {max_fpr:g} and divided "
+            "by it (Bergmann et al. 2021, MVTec AD). Higher is better. The overlap is the share of a defect's pixels "
+            "found, mean over defects. A defect is an 8-connected region of a mask at evaluation size. The curve "
+            "starts at (0, 0) and is interpolated at its end. Undefined without defects or without normal pixels."
         ),
         "pro_200": (
-            "AUPRO from 200 evenly spaced thresholds, with false positive rates below 0.3 stretched to 0..1, as in "
-            "many papers' code. Higher is better. It compares with papers but depends on the range of the scores."
+            "AUPRO from 200 evenly spaced thresholds, with false positive rates below 0.3 stretched to 0..1, as in the "
+            "code of many papers. Higher is better. Use it to compare with papers. It depends on the scores' range."
         ),
         "mean": "The mean of the categories' figures. Pixels of different categories are never pooled.",
     }
@@ -277,8 +277,8 @@ def _region_sizes(mask: Bool[np.ndarray, "H W"]) -> tuple[Int64[np.ndarray, " p"
     # defects are small, so only their bounding box is labelled
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     labels, found = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-    own = labels[mask]
-    return np.bincount(own, minlength=found + 1)[own].astype(np.int64), int(found)
+    region = labels[mask]
+    return np.bincount(region, minlength=found + 1)[region].astype(np.int64), int(found)
 
 
 def _count_at_thresholds(

@@ -71,9 +71,9 @@ def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scor
                 [crop_generator(category_features.seed, digest, crop) for crop in crops] for digest in digests
             ]
             maps = adapt_to_noise(patches, maps, text, generators, settings)
-        for number, own in zip(numbers, maps, strict=True):
+        for number, image_map in zip(numbers, maps, strict=True):
             classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
-            yield Scored(number, float(classes.double().mean()), own.reshape(-1, store.grid, store.grid))
+            yield Scored(number, float(classes.double().mean()), image_map.reshape(-1, store.grid, store.grid))
 
 
 def adapt_to_noise(
@@ -127,7 +127,7 @@ def adapt_to_noise(
 def _noise(generators: Sequence[Sequence[torch.Generator]], patches: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
     """Return Gaussian noise of standard deviation 1, crop by crop."""
     size = (patches.shape[1] // len(generators[0]), patches.shape[2])
-    drawn = [torch.cat([torch.randn(size, generator=own) for own in crops]) for crops in generators]
+    drawn = [torch.cat([torch.randn(size, generator=generator) for generator in crops]) for crops in generators]
     return torch.stack(drawn).to(patches)
 
 

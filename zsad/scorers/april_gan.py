@@ -87,11 +87,11 @@ class AprilGanLearner:
     def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
         """Return focal loss plus Dice loss, summed over the blocks."""
         text = self.texts.to(batch.masks.device)[batch.sources]
-        each = [
+        losses = [
             local_loss(upsample(self._logits(weights, batch.patches, output, text), batch.masks.shape[-1]), batch.masks)
             for output in self.reads
         ]
-        return torch.stack(each).sum()
+        return torch.stack(losses).sum()
 
     def _logits(self, weights: Weights, patches: Mapping[str, Tensor], output: str, text: Tensor) -> Tensor:
         scale = self.settings.scale

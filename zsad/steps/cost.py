@@ -42,12 +42,12 @@ def measure_cost(out: Path, device: str) -> Iterator[None]:
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     """
-    place = pick_device(device)
-    before = _reset_peak(place)
+    torch_device = pick_device(device)
+    before = _reset_peak(torch_device)
     started = time.perf_counter()
     yield
     seconds = time.perf_counter() - started
-    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak_since(place, before))
+    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak_since(torch_device, before))
     out.mkdir(parents=True, exist_ok=True)
     (out / COST_FILE).write_text(json.dumps(cost.model_dump()) + "\n", encoding="utf-8")
 
@@ -73,11 +73,11 @@ def read_cost(folder: Path) -> StepCost | None:
         return None
 
 
-def _reset_peak(place: torch.device) -> int | None:
+def _reset_peak(torch_device: torch.device) -> int | None:
     """Reset the peak and return the memory in use now, bytes."""
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-        return torch.cuda.memory_allocated(place)
+    if torch_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(torch_device)
+        return torch.cuda.memory_allocated(torch_device)
     try:
         _CLEAR.write_text("5", encoding="ascii")  # Linux: reset the peak
     except OSError:
@@ -85,10 +85,10 @@ def _reset_peak(place: torch.device) -> int | None:
     return _read_status("VmRSS")
 
 
-def _peak_since(place: torch.device, before: int | None) -> int | None:
+def _peak_since(torch_device: torch.device, before: int | None) -> int | None:
     if before is None:
         return None
-    after = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else _read_status("VmHWM")
+    after = torch.cuda.max_memory_allocated(torch_device) if torch_device.type == "cuda" else _read_status("VmHWM")
     return None if after is None else max(0, after - before)
 
 

@@ -114,9 +114,11 @@ def score_category(
     batches = batches_alike(store, min(score.batch_size, batch_limit))
     for numbers, pixels in zip(batches, _read_crops_ahead(store, paths if adapter else None, batches), strict=True):
         for part, values in scorer.score(numbers, pixels).items():
-            for number, own in zip(numbers, values.cpu().numpy(), strict=True):
+            for number, image_values in zip(numbers, values.cpu().numpy(), strict=True):
                 image_rows = store.rows_of(number)
-                table[part][image_rows.start : image_rows.stop] = own.reshape(len(image_rows), *table[part].shape[1:])
+                table[part][image_rows.start : image_rows.stop] = image_values.reshape(
+                    len(image_rows), *table[part].shape[1:]
+                )
         done += len(numbers)
         if on_progress is not None:
             on_progress(done, len(store))
@@ -173,7 +175,7 @@ class _Scorer:
             scored["class"] = text_scores(classes.to(self.text.device), self.text, tau)
         if "a_v" in self.parts:
             scored["a_v"] = torch.stack(
-                [self._visual(number, own) for number, own in zip(numbers, tokens, strict=True)]
+                [self._visual(number, query) for number, query in zip(numbers, tokens, strict=True)]
             )
         if self.adapter is not None and pixels is not None:
             corrupted, mask = self.adapter.corrupted([self.store.images[number].sha256 for number in numbers], pixels)
@@ -233,8 +235,8 @@ def _write_scores(
     images = []
     for number, image in enumerate(store.images):
         rows = slice(image.first_row, image.first_row + image.rows)
-        own = {part: values[rows] for part, values in table.items()}
-        evidence = Evidence(own.pop("class", None), **own)
+        image_parts = {part: values[rows] for part, values in table.items()}
+        evidence = Evidence(image_parts.pop("class", None), **image_parts)
         images.append(
             ScoredImage(
                 sha256=image.sha256,

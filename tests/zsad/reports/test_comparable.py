@@ -39,7 +39,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("score__tau", 0.07, "score.tau 0.07 (published 1)"),
         ("score__lambda_1", 2, "score.lambda_1 2 (published 1)"),
@@ -64,9 +64,9 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("encoder__tag", "laion400m_e31", "this run uses laion400m_e31"),
     ],
 )
-def test_each_difference_is_named(key: str, value: Any, said: str) -> None:
+def test_each_difference_is_named(key: str, value: Any, expected: str) -> None:
     [reason] = reasons(**{key: value})
-    assert said in reason
+    assert expected in reason
     assert "\n" not in reason
 
 

@@ -123,7 +123,7 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
     assert done.mean(1)["mean"] == pytest.approx(0.9)
     assert [done.rank(number) for number in range(3)] == [2, None, 1]
     assert done.json["systems"][1]["mean"]["categories"]["image_auroc"] == 1
-    assert done.page.words.count("of 1 only") == len(METRICS)
+    assert done.page.words.count("mean of only 1") == len(METRICS)
     assert "failed on b_2" in done.page.words
     assert r"$90.0^{\dag}" in done.tex("image")
     assert [(one["system"], one["category"], one["rule"]) for one in done.json["failures"]] == [
@@ -142,7 +142,7 @@ def test_what_is_undefined_for_all_leaves_no_one_incomplete(report: Report, tmp_
     done = report(settings, systems)
     assert [done.rank(number) for number in range(2)] == [1, 1]
     assert done.json["systems"][0]["mean"]["complete"]["image_auroc"] is True
-    assert "of 1 only" not in done.page.words
+    assert "mean of only 1" not in done.page.words
 
 
 def test_fewer_seeds_are_said(report: Report, tmp_path: Path) -> None:

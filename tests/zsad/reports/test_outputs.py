@@ -219,7 +219,7 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
 ) -> None:
     settings = score_settings(encoder=EncoderSettings(model="embedded"))
     result = category("parts", without_labels(usual(2, 2)), settings, model=describe(settings.encoder))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
     write_score_outputs(
         tmp_path / "out",
@@ -228,15 +228,15 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
         failures=[],
         versions={},
         notes=["Four images."],
-        on_progress=lambda done, of: told.append((done, of)),
+        on_progress=lambda done, of: progress.append((done, of)),
     )
-    assert told == [(n, 4) for n in range(1, 5)]
+    assert progress == [(n, 4) for n in range(1, 5)]
     maps = tmp_path / "out" / "maps"
     for image in result.images:
         with Image.open(maps / f"{image.id}.png") as png, Image.open(maps / f"{image.id}.tiff") as tiff:
-            for said in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
-                assert "Embedded model." in said
-                assert "no CLIP" in said
+            for description in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
+                assert "Embedded model." in description
+                assert "no CLIP" in description
     with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as file:
         assert all("embedded" in row["encoder"] for row in csv.DictReader(file))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -153,7 +153,7 @@ def test_macro_mean_is_of_categories_and_leaves_out_what_is_undefined(report_of:
     perfect = [Drawn("good/0", False, 0.1), Drawn("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
     done = report_of(a=usual(), b=perfect, c=usual(5, 0))
     text = done.json["macro"][0]
-    # two categories of very different sizes have the same weight: there is no pooling
+    # two categories of very different sizes have the same weight, because they are not pooled
     assert text["metrics"]["image_auroc"]["mean"] == pytest.approx((AUROC_OF_USUAL + 1) / 2, abs=1e-12)
     assert text["categories"]["image_auroc"] == 2
     assert of_variant(done.json, 2, "text")["metrics"]["image_auroc"] is None

@@ -94,13 +94,13 @@ def _sam_written_out(
                     dropped["stability"] += 1
                 else:
                     found.append((iou, logits > 0))
-    kept: list[Any] = []
+    selected: list[Any] = []
     for _, mask in sorted(found, key=lambda pair: -pair[0]):
-        if any(_box_iou(mask, other) > max_box_iou for other in kept):
+        if any(_box_iou(mask, other) > max_box_iou for other in selected):
             dropped["overlap"] += 1
         else:
-            kept.append(mask)
-    return kept, dropped
+            selected.append(mask)
+    return selected, dropped
 
 
 def _box_iou(first: Any, second: Any) -> float:
@@ -134,18 +134,18 @@ def test_sam_is_asked_at_every_point_and_filtered(sam: Path, settings: dict[str,
 
 
 def test_sam_asks_for_fewer_points_at_a_time_of_a_large_image() -> None:
-    asked = []
+    calls = []
 
     def generator(image: Image.Image, points_per_batch: int, **_: Any) -> dict[str, list[Any]]:
-        asked.append((image.size, points_per_batch))
+        calls.append((image.size, points_per_batch))
         return {"masks": [], "scores": []}
 
     small, large = Sam(generator), np.zeros((4000, 8000, 3), dtype=np.uint8)
     assert small.segments(_image(50, 80)) == []
     assert small.segments(large) == []
-    assert asked[0][0] == (80, 50)
+    assert calls[0][0] == (80, 50)
     # three masks per point, together at most 64 Mi pixels; a small image also counts as 1024 x 1024
-    assert [points for _, points in asked] == [21, 1]
+    assert [points for _, points in calls] == [21, 1]
 
 
 def test_what_is_bright_stands_out(tmp_path: Path) -> None:

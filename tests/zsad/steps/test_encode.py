@@ -82,10 +82,10 @@ def test_rows_are_what_the_encoder_gives_for_each_crop(
 def test_broken_images_are_named_by_digest_and_the_rest_go_on(encoded: Path, paths: list[Path]) -> None:
     store = FeatureStore(encoded)
     digests = dict(zip(_digests(paths), paths, strict=True))
-    told = {digests[problem.sha256].name: problem.rule for problem in store.problems}
-    assert set(told) == {"patient broken.png", "patient 5.png", "patient 6.png"}
-    assert "1 x 1" in told["patient 5.png"]
-    assert "crops" in told["patient 6.png"]
+    rules = {digests[problem.sha256].name: problem.rule for problem in store.problems}
+    assert set(rules) == {"patient broken.png", "patient 5.png", "patient 6.png"}
+    assert "1 x 1" in rules["patient 5.png"]
+    assert "crops" in rules["patient 6.png"]
     text = (encoded / "index.json").read_text(encoding="utf-8")
     assert "patient" not in text
     assert str(paths[0].parent) not in text
@@ -100,9 +100,9 @@ def test_order_and_batch_size_change_nothing_but_the_order(
     one, other = FeatureStore(encoded), FeatureStore(tmp_path)
     assert other.digests == one.digests[::-1]
     for number in range(GOOD):
-        mirrored = GOOD - 1 - number
-        torch.testing.assert_close(other.patches(mirrored), one.patches(number), atol=1e-5, rtol=0)
-        torch.testing.assert_close(other.class_tokens(mirrored), one.class_tokens(number), atol=1e-5, rtol=0)
+        reversed_number = GOOD - 1 - number
+        torch.testing.assert_close(other.patches(reversed_number), one.patches(number), atol=1e-5, rtol=0)
+        torch.testing.assert_close(other.class_tokens(reversed_number), one.class_tokens(number), atol=1e-5, rtol=0)
 
 
 def test_no_image_at_all_is_an_empty_store(settings: EncoderSettings, paths: list[Path], tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ class Encoded:
 def _encode(paths: Sequence[Path], encoder: EncoderSettings, text: Path, out: Path) -> Encoded:
     digests = [file_digest(path) for path in paths]
     encode_images(paths, digests, encoder, "cpu", out)
-    kept = {image.sha256 for image in FeatureStore(out).images}
-    good = tuple(path for path, digest in zip(paths, digests, strict=True) if digest in kept)
+    encoded = {image.sha256 for image in FeatureStore(out).images}
+    good = tuple(path for path, digest in zip(paths, digests, strict=True) if digest in encoded)
     return Encoded(encoder, out, text, good)
 
 

@@ -219,8 +219,10 @@ def _preview(document: CompareDocument) -> bytes:
         if any(stats := [one.mean.metrics[key] for one in document.systems])
     ]
     counts = {one.name: len(one.categories) for one in document.systems}
-    whole = len(document.categories)
-    names = [name if n == whole else f"{name} ({n} of {whole} categories)" for name, n in counts.items()]
+    category_count = len(document.categories)
+    names = [
+        name if n == category_count else f"{name} ({n} of {category_count} categories)" for name, n in counts.items()
+    ]
     return overview_png(title, names, panels)
 
 

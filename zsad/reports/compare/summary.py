@@ -102,11 +102,11 @@ def make_document(
             seeded=one.result.system.seeded,
             trained=one.result.system.trained,
             mean=mean,
-            categories=own,
+            categories=figures_of_system,
             published=tuple(row for row in rows if is_published_row_of(one.result.system, row)),
             cost=_cost(one),
         )
-        for one, mean, own in zip(systems, means, by_category, strict=True)
+        for one, mean, figures_of_system in zip(systems, means, by_category, strict=True)
     )
     notices = _notices(settings, systems)
     published = None
@@ -122,7 +122,7 @@ def make_document(
             rows=tuple(row for row in rows if row not in taken),
         )
         if reasons:
-            text = f"The published rows are not comparable with this run: {'; '.join(reasons)}."
+            text = f"The published rows are not comparable with this run for these reasons: {'; '.join(reasons)}."
             notices.append(Notice(kind="published", text=text))
     names = {one.name for one in categories}
     return CompareDocument(
@@ -342,7 +342,7 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
 
 def _definitions(settings: CompareSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
-        "001, 002, 003": f"Papers: {ANOMALY_CLIP}; {DUAL_IMAGE}; {SEGMENTATION}.",
+        "001, 002, 003": f"Papers. 001: {ANOMALY_CLIP}. 002: {DUAL_IMAGE}. 003: {SEGMENTATION}.",
         "Rank": (
             "The best figure of a column is bold, the second is underlined. Figures that are printed the same have "
             "the same rank. A mean over fewer categories than others is marked and has no rank. Published rows have "

@@ -20,8 +20,8 @@ def system_rows(document: CompareDocument, systems: Sequence[LoadedSystem]) -> I
     """Yield systems.csv: one row per system, category and seed, with all metrics (fractions), time and memory."""
     counts = {one.name: one for one in document.categories}
     for report, loaded in zip(document.systems, systems, strict=True):
-        for category, own in report.categories.items():
-            for seed, one in own.seeds.items():
+        for category, figures in report.categories.items():
+            for seed, one in figures.seeds.items():
                 values = one.model_dump()
                 metrics = values.pop("metrics")
                 cost = loaded.result.categories[category][seed].cost

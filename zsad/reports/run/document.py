@@ -34,11 +34,11 @@ EMBEDDED_NOTICE = (
 )
 
 VARIANTS: dict[Variant, str] = {
-    "text": "only text: patches and class token are compared with the prompts",
+    "text": "patches and class token are compared with the prompts, without a reference image",
     "text_tta": "text, with test-time adaptation",
-    "visual": "only a reference image: distance of each patch to the nearest patch of another image",
+    "visual": "each patch is compared with the nearest patch of a reference image, without text",
     "joint": "text and reference image",
-    "joint_tta": "text and reference image, with test-time adaptation: the complete method",
+    "joint_tta": "text and reference image, with test-time adaptation (the complete method)",
 }
 
 Rank = Literal[
@@ -225,7 +225,7 @@ def make_document(
             benchmark=TITLES[settings.published], comparable=not reasons, rows=published_rows(settings.published)
         )
         if reasons:
-            text = f"The published rows are not comparable with this run: {'; '.join(reasons)}."
+            text = f"The published rows are not comparable with this run for these reasons: {'; '.join(reasons)}."
             notices.append(Notice(kind="published", text=text))
     return ReportDocument(
         schema_version=SCHEMA_VERSION,

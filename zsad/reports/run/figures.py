@@ -21,16 +21,16 @@ from zsad.reports.run.document import (
 def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> VariantFigures:
     """Return the figures of a variant, with means over seeds."""
     ordered = {seed: seeds[seed] for seed in sorted(seeds)}
-    each = list(ordered.values())
+    seed_values = list(ordered.values())
     return VariantFigures(
         variant=variant,
         seeds=ordered,
-        metrics={key: statistic(one.metrics.get(key) for one in each) for key in METRICS},
-        deployable_threshold=statistic(one.deployable_threshold for one in each),
-        deployable_f1=statistic(one.deployable_f1 for one in each),
-        flagged=statistic(one.flagged for one in each),
-        found=statistic(one.found for one in each),
-        false_alarms=statistic(one.false_alarms for one in each),
+        metrics={key: statistic(one.metrics.get(key) for one in seed_values) for key in METRICS},
+        deployable_threshold=statistic(one.deployable_threshold for one in seed_values),
+        deployable_f1=statistic(one.deployable_f1 for one in seed_values),
+        flagged=statistic(one.flagged for one in seed_values),
+        found=statistic(one.found for one in seed_values),
+        false_alarms=statistic(one.false_alarms for one in seed_values),
     )
 
 

@@ -173,8 +173,8 @@ def _rows(
     """Return the images of a category to show. Only these are read from disk."""
     images = category.images
     evaluated = category.evaluated[category.shown_seed]
-    own = category.image_scores[category.shown_seed]
-    scores = [own[image.sha256][variant] for image in images]
+    scores_by_digest = category.image_scores[category.shown_seed]
+    scores = [scores_by_digest[image.sha256][variant] for image in images]
     threshold = evaluated.variants[variant].threshold
     unusable = {problem.sha256 for problem in evaluated.problems}
     rows = []
@@ -205,11 +205,11 @@ def _rows(
 
 
 def _chart(category: LoadedCategory, variant: Variant) -> str:
-    own = category.image_scores[category.shown_seed]
+    scores_by_digest = category.image_scores[category.shown_seed]
     figures = category.evaluated[category.shown_seed].variants[variant]
 
     def scores(label: bool | None) -> list[float]:
-        return [own[image.sha256][variant] for image in category.images if image.anomalous is label]
+        return [scores_by_digest[image.sha256][variant] for image in category.images if image.anomalous is label]
 
     def named(kind: str) -> list[NamedCurve]:
         pairs: list[tuple[str, CurvePair | None, bool]] = [

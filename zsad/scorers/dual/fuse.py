@@ -56,8 +56,8 @@ def fuse_category(scores: Path, settings: ScoreSettings, out: Path) -> None:
         )
         for number, image in enumerate(source.index.images)
     )
-    own = ScoreSettings(**settings.model_dump(exclude={"batch_size"}))
-    index = source.index.model_copy(update={"settings": own, "images": images})
+    stored_settings = ScoreSettings(**settings.model_dump(exclude={"batch_size"}))
+    index = source.index.model_copy(update={"settings": stored_settings, "images": images})
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / SCORES_FILE) as path:
         shutil.copyfile(scores / SCORES_FILE, path)

@@ -101,12 +101,12 @@ def draw_references(digests: Sequence[str], seed: int, count: int) -> Int64[ndar
     k = min(count, max(len(distinct) - 1, 0))
     drawn = np.empty((len(digests), k), dtype=np.int64)
     for row, digest in enumerate(digests):
-        own = rank[digest]
+        own_rank = rank[digest]
         entropy = hashlib.sha256(f"references {seed} {digest}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(entropy[:16], "big"))
         for place, other in enumerate(_distinct_integers(rng, len(distinct) - 1, k)):
             # the numbers 0..n-2 count all images except this one
-            drawn[row, place] = first_row[distinct[other + (other >= own)]]
+            drawn[row, place] = first_row[distinct[other + (other >= own_rank)]]
     return drawn
 
 
