@@ -127,14 +127,14 @@ def encode_images(
     problems: list[ImageProblem] = []
     with ExitStack() as stack:
 
-        def rows(name: str, shape: tuple[int, ...]) -> _RowFile:
+        def open_rows(name: str, shape: tuple[int, ...]) -> _RowFile:
             path = stack.enter_context(atomic_path(out / name))
             return _RowFile(stack.enter_context(path.open("wb")), shape)
 
-        tokens = rows(CLASS_TOKENS, (model.dim,))
-        outputs_written = {name: rows(view_file(name), shape) for name, shape in shapes.items()}
+        tokens = open_rows(CLASS_TOKENS, (model.dim,))
+        output_files = {name: open_rows(view_file(name), shape) for name, shape in shapes.items()}
         batches = _CropBatches(
-            model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, outputs_written
+            model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, output_files
         )
         for number, (digest, read) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
             if isinstance(read, InputError):
@@ -237,7 +237,7 @@ class _CropBatches:
     size: int
     outputs: tuple[EncoderOutput, ...]
     tokens: _RowFile
-    outputs_written: dict[str, _RowFile]
+    output_files: dict[str, _RowFile]
     """File of each output."""
     rows: int = 0
     """Number of crops added so far."""
@@ -253,11 +253,11 @@ class _CropBatches:
     def finish(self) -> None:
         if self.waiting:
             self._encode(self.waiting)
-        for file in (self.tokens, *self.outputs_written.values()):
+        for file in (self.tokens, *self.output_files.values()):
             file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        class_tokens, outputs_written = self.model.encode_views(torch.stack(list(crops)), self.outputs)
+        class_tokens, values_by_output = self.model.encode_views(torch.stack(list(crops)), self.outputs)
         self.tokens.append(class_tokens)
-        for name, values in outputs_written.items():
-            self.outputs_written[name].append(values)
+        for name, values in values_by_output.items():
+            self.output_files[name].append(values)

@@ -51,7 +51,7 @@ class Threshold(_Record):
     value: float
     source: Literal["quantile", "given"]
     quantile: float | None
-    """Quantile of all image scores of the category, with any label. None: the settings give the threshold."""
+    """Quantile of all image scores of the category; labels are not used. None: the settings give the threshold."""
     flagged: int
     found: int | None
     """Number of flagged images that are anomalous. None: some images have no label."""

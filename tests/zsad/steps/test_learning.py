@@ -404,7 +404,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(given: Given, tmp
     path.write_bytes(b"not a checkpoint")
     assert _refused(given(path), APRIL) == "is not a safetensors file, or is cut short"
     save_file({"x": torch.zeros(1)}, path)
-    assert "metadata do not say" in _refused(given(path), APRIL)
+    assert "metadata name no system" in _refused(given(path), APRIL)
     save_file({"x": torch.zeros(1)}, path, metadata={"adflows": '{"schema": "adflows zsad learned 99"}'})
     assert "no trained system that this version reads: schema" in _refused(given(path), APRIL)
 
