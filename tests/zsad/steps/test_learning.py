@@ -406,7 +406,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(given: Given, tmp
     save_file({"x": torch.zeros(1)}, path)
     assert "metadata name no system" in _refused(given(path), APRIL)
     save_file({"x": torch.zeros(1)}, path, metadata={"adflows": '{"schema": "adflows zsad learned 99"}'})
-    assert "no trained system that this version reads: schema" in _refused(given(path), APRIL)
+    assert "not a checkpoint that this version can read: schema" in _refused(given(path), APRIL)
 
 
 def _official(**change: Any) -> dict[str, Any]:
