@@ -172,8 +172,9 @@ def definitions(max_fpr: float) -> dict[str, str]:
             "scikit-learn). Higher is better. Undefined without anomalous images (pixels)."
         ),
         "f1max": (
-            "Largest F1 over all thresholds (Jeong et al. 2023, WinCLIP). Higher is better. The labels select its "
-            "threshold, so a real system rarely reaches it. Undefined without anomalous images (pixels)."
+            "Largest F1, the harmonic mean of precision and recall, over all thresholds (Jeong et al. 2023, WinCLIP). "
+            "Higher is better. The labels select the threshold, so a real system rarely reaches this value. Undefined "
+            "without anomalous images (pixels)."
         ),
         "aupro": (
             f"Area under per-region overlap against the false positive rate, up to a rate of {max_fpr:g} and divided "

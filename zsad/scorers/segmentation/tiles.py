@@ -44,7 +44,8 @@ def place_tiles(
     min_side_px
         Smallest side of a tile. 003 uses 352, the input size of CLIPSeg.
     long_aspect, many_parts
-        A component gets several tiles if its aspect ratio and its number of parts exceed both. 003 uses 1.5 and 20.
+        Largest aspect ratio and number of parts for a single tile. A component that exceeds both gets several tiles.
+        003 uses 1.5 and 20.
     """
     short, long = sorted((component.height, component.width))
     lengthwise = long > long_aspect * short and component.parts > many_parts
