@@ -25,7 +25,7 @@ from zsad.config.systems import DualImage, MutualSettings, System, WinClip
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
-from zsad.scorers.scores_file import ONLY
+from zsad.scorers.scores_file import ONLY_VARIANT
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
@@ -178,7 +178,7 @@ class _ScoringCall:
             out,
             largest_batch=self.encoder.batch_size,
         )
-        return ONLY
+        return ONLY_VARIANT
 
 
 def _encoder_by_name(name: str) -> EncoderSettings:
@@ -224,7 +224,7 @@ def _default_settings(name: str, encoder: EncoderSettings) -> System:
 def _read_results(files: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:
     """Read the scores, and resize the maps to each image's own size."""
     store, scored = FeatureStore(features), open_scores(scores)
-    numbers = {digest: number for number, digest in enumerate(scored.order)}
+    numbers = {digest: number for number, digest in enumerate(scored.digests)}
     values = scored.image_score(variant)
     found = []
     for path, digest in files:

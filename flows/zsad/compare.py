@@ -190,9 +190,9 @@ class CompareStages(ImageStages):
         text = self._text_ref(system, category)
         if text is None and system.prompts is not None:
             return None
-        return Source(self._words(category), prepared.features, text, prepared.images.images)
+        return Source(self._category_words(category), prepared.features, text, prepared.images.images)
 
-    def _words(self, category: ImageSet) -> str:
+    def _category_words(self, category: ImageSet) -> str:
         return self.settings.prompts.names.get(category.name, category.name)
 
     def _label(self, system: System, category: str, seed: int | None = None) -> str:
@@ -208,12 +208,12 @@ class CompareStages(ImageStages):
                     for label, system in ablation_systems(name, self.settings.ablation_encoder)])
             for name in self.settings.ablations
         ]  # fmt: skip
-        judged = [self._result(system, self._judge(begun)) for system, begun in rows]
-        shown = [
-            AblationResult(name, [AblationRow(label, _folders(self._judge(begun))) for label, begun in one])
+        results = [self._result(system, self._evaluate(begun)) for system, begun in rows]
+        ablated = [
+            AblationResult(name, [AblationRow(label, _folders(self._evaluate(begun))) for label, begun in one])
             for name, one in ablations
         ]
-        return judged, shown
+        return results, ablated
 
     def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
         encoder = self.settings.encoders[system.encoder]
@@ -268,8 +268,8 @@ class CompareStages(ImageStages):
         ):
             return None
         return steps.score_system(
-            system, self._words(category), category.images, prepared.features, text, shots, weights, encoder, seed,
-            settings.machine,
+            system, self._category_words(category), category.images, prepared.features, text, shots, weights, encoder,
+            seed, settings.machine,
         )  # fmt: skip
 
     def _shots(self, system: WinClip, category: ImageSet, seed: int, label: str) -> Ref | None:
@@ -296,7 +296,7 @@ class CompareStages(ImageStages):
         call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.outputs)
         return self.runner.run(label, call)
 
-    def _judge(self, begun: Iterable[Scoring]) -> ByCategory:
+    def _evaluate(self, begun: Iterable[Scoring]) -> ByCategory:
         tasks = []
         for one in begun:
             scores = self.ref_of(one.scores)

@@ -179,7 +179,7 @@ def test_a_single_image_is_scored_by_the_text_alone(
         for one in found:
             assert one.score == score
             np.testing.assert_array_equal(one.map, scored)
-    with pytest.raises(InputError, match="MuSc needs another image"):
+    with pytest.raises(InputError, match="MuSc needs at least two different images"):
         zsad.score(images / "0.png", "musc", encoder=encoder)
 
 

@@ -1,1 +1,1 @@
-"""Exact metrics."""
+"""Exact metrics of image scores and anomaly maps."""

@@ -1,7 +1,7 @@
-"""Exact ROC, precision-recall and PRO curves from sorted scores, ties and all.
+"""Exact ROC, precision-recall and PRO curves from sorted scores, including ties.
 
-Between two scores of positives nothing but the number of false positives changes, so the curves are known from what
-lies above and at each *distinct score of a positive*. Only positives are kept; negatives are counted and dropped.
+Between two scores of positives, only the number of false positives changes. So the counts at and above each *distinct
+score of a positive* determine the curves. Only the scores of positives are stored; negatives are counted.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 MAX_POINTS = 400
-"""Points of a curve that is drawn; the figures never come from thinned curves."""
+"""Largest number of points of a plotted curve. Metrics are computed from all points."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What lies at and above each distinct score of a positive, from the highest down."""
+    """Counts at and above each distinct score of a positive, from the highest score down."""
 
     thresholds: Float[np.ndarray, " k"]
-    """The distinct scores, falling. "At t" below means score >= t."""
+    """Distinct scores t of positives, falling."""
     true_positives: Int64[np.ndarray, " k"]
-    """Positives at t; the last is all of them."""
+    """Number of positives with score >= t. The last value counts all positives."""
     false_positives: Int64[np.ndarray, " k"]
-    """Negatives at t."""
+    """Number of negatives with score >= t."""
     false_positives_above: Int64[np.ndarray, " k"]
-    """Negatives with score > t; differs from `false_positives` where positives and negatives tie."""
+    """Number of negatives with score > t. It differs from `false_positives` if positives and negatives tie."""
     negatives: int
 
     @property
@@ -36,22 +36,22 @@ class Counts:
 
 @dataclass(frozen=True)
 class Points:
-    """A curve to draw, in order; both axes 0..1."""
+    """Points of a curve to plot, in order; both axes are 0..1."""
 
     x: Float64[np.ndarray, " n"]
     y: Float64[np.ndarray, " n"]
 
 
 def count(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> Counts:
-    """Counts of scores that are all at hand. Raises ValueError for a score that is NaN or infinite."""
+    """Return the counts of scores in memory. Raise ValueError for a score that is NaN or infinite."""
     if not np.isfinite(scores).all():
         raise ValueError("a score is NaN or infinite")
-    thresholds, each = np.unique(scores[positive], return_counts=True)
+    thresholds, counts_at = np.unique(scores[positive], return_counts=True)
     negatives = np.sort(scores[~positive])
-    thresholds, each = thresholds[::-1].copy(), each[::-1]
+    thresholds, counts_at = thresholds[::-1].copy(), counts_at[::-1]
     return Counts(
         thresholds,
-        np.cumsum(each, dtype=np.int64),
+        np.cumsum(counts_at, dtype=np.int64),
         negatives.size - np.searchsorted(negatives, thresholds, side="left").astype(np.int64),
         negatives.size - np.searchsorted(negatives, thresholds, side="right").astype(np.int64),
         int(negatives.size),
@@ -59,30 +59,30 @@ def count(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> 
 
 
 def auroc(counts: Counts) -> float | None:
-    """P(a positive scores higher than a negative) + half P(they tie), 0..1; None when either class is absent."""
+    """Return P(a positive scores higher than a negative) + half P(they tie), 0..1. None: a class is missing."""
     pairs = counts.positives * counts.negatives
     if not pairs:
         return None
-    each = np.diff(counts.true_positives, prepend=0)
-    # twice the negatives below, ties counted once; the products stay exact as floats up to 2**53
+    counts_at = np.diff(counts.true_positives, prepend=0)
+    # twice the number of negatives below, plus ties once; the products are exact as floats up to 2**53
     below = 2 * counts.negatives - counts.false_positives - counts.false_positives_above
-    return min(1.0, float(np.sum(each * below.astype(np.float64))) / (2.0 * pairs))
+    return min(1.0, float(np.sum(counts_at * below.astype(np.float64))) / (2.0 * pairs))
 
 
 def average_precision(counts: Counts) -> float | None:
-    """Step sum of precision over rises of recall (not the trapezoid), 0..1; None without positives."""
+    """Return the sum of precision times the rise of recall (not the trapezoid), 0..1. None: no positives."""
     if not counts.positives:
         return None
     precision = counts.true_positives / (counts.true_positives + counts.false_positives)
-    each = np.diff(counts.true_positives, prepend=0)
-    return min(1.0, float(np.sum(each * precision)) / counts.positives)
+    counts_at = np.diff(counts.true_positives, prepend=0)
+    return min(1.0, float(np.sum(counts_at * precision)) / counts.positives)
 
 
 def f1_max(counts: Counts) -> tuple[float, float] | None:
-    """Largest F1 = 2 TP / (2 TP + FP + FN) over all thresholds, and its threshold t (positive: score >= t).
+    """Return the largest F1 = 2 TP / (2 TP + FP + FN) over all thresholds, and its threshold t (positive: score >= t).
 
-    Of equal F1 the highest threshold is given. An oracle: it is chosen with the labels. None without positives; with
-    one positive at least no denominator is 0.
+    If several thresholds give the same F1, the highest is returned. It is an oracle threshold: the labels select it.
+    None: no positives. With at least one positive, no denominator is 0.
     """
     if not counts.positives:
         return None
@@ -92,26 +92,26 @@ def f1_max(counts: Counts) -> tuple[float, float] | None:
 
 
 def aupro(counts: Counts, overlap: Float64[np.ndarray, " k"], max_fpr: float) -> float | None:
-    """Area under per-region overlap against the false positive rate up to `max_fpr`, divided by it, 0..1.
+    """Return the area under per-region overlap against false positive rate up to `max_fpr`, divided by `max_fpr`.
 
     Parameters
     ----------
     counts
-        Of all pixels.
+        Counts of all pixels.
     overlap
-        Mean over the regions of their share of pixels at each threshold, 0..1 (MVTec AD's definition).
+        Share of each region's pixels at or above each threshold, mean over regions, 0..1 (MVTec AD's definition).
     max_fpr
         End of the integral, 0 < max_fpr <= 1. The curve starts at (0, 0) and is interpolated at the end.
 
     Returns
     -------
-    None when there is no region or no negative pixel.
+    A value in 0..1. None: no region or no negative pixel.
     """
     if not counts.positives or not counts.negatives:
         return None
-    # thresholds up to the first whose rate is past the end, or all
+    # thresholds up to the first with a rate above max_fpr, or all
     needed = min(overlap.size, 1 + int(np.searchsorted(counts.false_positives, max_fpr * counts.negatives, "right")))
-    # two points a threshold: just above it (the overlap so far) and at it; in between, ties make the line slant
+    # two points per threshold: just above it (with the overlap so far) and at it; ties make the line between them slant
     fpr = np.empty(2 * needed + 2)
     pro = np.empty_like(fpr)
     fpr[0] = pro[0] = 0.0
@@ -123,14 +123,14 @@ def aupro(counts: Counts, overlap: Float64[np.ndarray, " k"], max_fpr: float) ->
     inside = int(np.searchsorted(fpr, max_fpr, side="right"))
     x, y = fpr[:inside], pro[:inside]
     if inside < fpr.size:
-        # the first point past the end has a larger rate than the last one inside, so the slope is finite
+        # the first point beyond max_fpr has a larger rate than the last point inside, so the slope is finite
         slope = (pro[inside] - y[-1]) / (fpr[inside] - x[-1])
         x, y = np.append(x, max_fpr), np.append(y, y[-1] + slope * (max_fpr - x[-1]))
     return min(1.0, float(np.trapezoid(y, x)) / max_fpr)
 
 
 def roc_points(counts: Counts, max_points: int = MAX_POINTS) -> Points | None:
-    """False positive rate against recall, from (0, 0) to (1, 1); None when either class is absent."""
+    """Return the ROC curve: false positive rate and recall, from (0, 0) to (1, 1). None: a class is missing."""
     if not counts.positives or not counts.negatives:
         return None
     recall = np.concatenate([[0], counts.true_positives]) / counts.positives
@@ -140,7 +140,7 @@ def roc_points(counts: Counts, max_points: int = MAX_POINTS) -> Points | None:
 
 
 def pr_points(counts: Counts, max_points: int = MAX_POINTS) -> Points | None:
-    """Recall against precision at the distinct scores of positives, recall rising; None without positives."""
+    """Return recall and precision at the distinct scores of positives, with rising recall. None: no positives."""
     if not counts.positives:
         return None
     precision = counts.true_positives / (counts.true_positives + counts.false_positives)
@@ -148,7 +148,7 @@ def pr_points(counts: Counts, max_points: int = MAX_POINTS) -> Points | None:
 
 
 def _thin(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], max_points: int) -> Points:
-    """Points that lie evenly along the curve, its ends among them."""
+    """Select points evenly spaced along the curve, including both ends."""
     if x.size > max_points:
         along = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
         chosen = np.searchsorted(along, np.linspace(0.0, along[-1], max_points))

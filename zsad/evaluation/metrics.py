@@ -1,9 +1,9 @@
-"""How well scores and maps agree with the truth: exact, with ties, and streaming over images.
+"""Metrics of scores and maps against the ground truth: exact with ties, and streaming over images.
 
-Two passes over the maps. The first keeps the anomalous pixels, each with its region's size; the second sorts all
-pixels in chunks of bounded size and counts how many lie at and above each score of an anomalous one. Memory is bounded
-by the anomalous pixels. Whole numbers are counted and sums run in an order that the scores alone set, so the order of
-images and the chunks change nothing, not even the last bit.
+There are two passes over the maps. The first stores the anomalous pixels, each with the size of its region. The second
+sorts all pixels in chunks of bounded size and counts the pixels at and above each score of an anomalous pixel. Memory
+grows only with the anomalous pixels. Counts are whole numbers, and the order of sums depends only on the scores.
+So the order of images and the chunk size do not change a single bit of the results.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from zsad.evaluation import curves
 from zsad.evaluation.curves import Counts
 
 CHUNK_PIXELS = 1 << 23
-"""Pixels sorted at a time by a thread: 32 MiB. Smaller chunks take longer: each is searched for all thresholds."""
-SEARCHED = 1 << 13
-"""Thresholds looked up at a time, in their own part of a chunk: what a thread makes of them stays in its cache."""
+"""Number of pixels sorted at a time by a thread: 32 MiB. Smaller chunks are slower, each is searched for all scores."""
+THRESHOLDS_PER_SEARCH = 1 << 13
+"""Number of thresholds searched at a time, in the matching part of a chunk, so that the results fit in the cache."""
 COUNTING_THREADS = 2
-"""Chunks sorted beside each other; one more is being filled."""
+"""Number of chunks sorted in parallel; one more is being filled."""
 PRO_200_STEPS = 200
 PRO_200_MAX_FPR = 0.3
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Maps = Callable[[], Iterable[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]]
-"""Gives the maps with their masks, image by image, anew at each call and the same each time."""
+"""Function that yields the maps with their masks, image by image. Each call yields the same."""
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
@@ -46,30 +46,30 @@ class _Record(BaseModel):
 
 
 class ImageMetrics(_Record):
-    """Does an image's score tell whether it shows an anomaly? Higher is better; see `definitions`."""
+    """Metrics of image scores: how well they detect anomalous images. Higher is better; see `definitions`."""
 
     auroc: Unit | None
     ap: Unit | None
     f1max: Unit | None
     f1max_threshold: float | None
-    """Oracle threshold: chosen with the labels; images with score >= it are called anomalous."""
+    """Oracle threshold, chosen with the labels. Images with score >= threshold count as anomalous."""
     n_normal: Count
     n_anomalous: Count
 
 
 class PixelMetrics(_Record):
-    """Does a map show where the anomaly is? Higher is better; see `definitions`."""
+    """Metrics of maps: how well they localise anomalies. Higher is better; see `definitions`."""
 
     auroc: Unit | None
     ap: Unit | None
     f1max: Unit | None
     f1max_threshold: float | None
-    """Oracle threshold on the map, as in `ImageMetrics`."""
+    """Oracle threshold on the map; see `ImageMetrics`."""
     aupro: Unit | None
     max_fpr: Unit
-    """Where AUPRO's integral ends."""
+    """False positive rate where AUPRO's integral ends."""
     pro_200: Unit | None
-    """None also where it was not asked for."""
+    """PRO from 200 thresholds. None: undefined or not requested."""
     n_images: Count
     n_normal_px: Count
     n_anomalous_px: Count
@@ -78,17 +78,17 @@ class PixelMetrics(_Record):
 
 @dataclass(frozen=True)
 class PixelCurves:
-    """Pixel metrics with the counts they come from, to draw curves."""
+    """Pixel metrics, and the counts to plot curves from."""
 
     metrics: PixelMetrics
     counts: Counts
 
 
 def image_metrics(scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"]) -> ImageMetrics:
-    """Metrics of image scores (higher: more anomalous).
+    """Return the metrics of image scores (higher: more anomalous).
 
-    One class only, or no image: AUROC is None. No anomalous image: AP and F1max are None as well. Raises ValueError
-    for a score that is NaN or infinite.
+    AUROC is None if a class is missing. AP and F1max are None without anomalous images. Raise ValueError for a score
+    that is NaN or infinite.
     """
     counts = curves.count(scores, anomalous)
     best = curves.f1_max(counts)
@@ -103,39 +103,39 @@ def image_metrics(scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray,
 
 
 def pixel_metrics(source: Maps, *, max_fpr: float = 0.3, pro_200: bool = False) -> PixelMetrics:
-    """Metrics over all pixels of all images together; see `pixel_curves`."""
+    """Return the metrics over all pixels of all images together; see `pixel_curves`."""
     return pixel_curves(source, max_fpr=max_fpr, pro_200=pro_200).metrics
 
 
 def pixel_curves(
     source: Maps, *, max_fpr: float = 0.3, pro_200: bool = False, chunk_pixels: int = CHUNK_PIXELS
 ) -> PixelCurves:
-    """Metrics over all pixels of all images together, and their counts.
+    """Return the metrics over all pixels of all images together, and their counts.
 
     Parameters
     ----------
     source
-        Maps with their masks; called twice. A map's values are finite and of any range; its mask has its shape.
+        Maps with their masks; called twice. Map values are finite, in any range. A mask has the shape of its map.
     max_fpr
-        Where AUPRO's integral ends.
+        False positive rate where AUPRO's integral ends.
     pro_200
-        Whether to compute it too.
+        Whether to compute `pro_200` too.
     chunk_pixels
-        Pixels sorted at a time; changes no figure.
+        Number of pixels sorted at a time; it does not change the results.
 
     Returns
     -------
-    No anomalous pixel: all figures are None. No normal pixel: AUROC, AUPRO and pro_200 are None.
+    Metrics and counts. Without anomalous pixels all metrics are None; without normal ones, AUROC, AUPRO and pro_200.
 
     Raises
     ------
     ValueError
-        A value that is NaN or infinite, a mask of another shape, or a source that differs at its second call.
+        A value is NaN or infinite, a mask has another shape than its map, or the second call yields other maps.
     """
-    first = _Anomalous.collect(source())
-    # the thresholds of pro_200 are looked up with the rest, so that there is one pass for all
+    first = _AnomalousPixels.collect(source())
+    # the thresholds of pro_200 are searched in the same pass as the others
     steps = first.pro_200_thresholds() if pro_200 else np.empty(0, dtype=first.dtype)
-    (thresholds, tp, overlap), (at, above, above_steps) = _count_all(source(), steps, first, chunk_pixels)
+    (thresholds, tp, overlap), (at, above, above_steps) = _count_at_thresholds(source(), steps, first, chunk_pixels)
     counts = Counts(
         thresholds,
         true_positives=tp,
@@ -161,41 +161,43 @@ def pixel_curves(
 
 
 def definitions(max_fpr: float) -> dict[str, str]:
-    """What each figure means, when it is undefined, one text a metric."""
+    """Return the definition of each metric: what it is, which direction is better, and when it is undefined."""
     return {
         "auroc": (
-            "Probability that an anomalous image (pixel) scores higher than a normal one, ties counting half. "
-            "Undefined unless there are both."
+            "Probability that an anomalous image (pixel) scores higher than a normal one; ties count half (Hanley and "
+            "McNeil 1982). Higher is better; 50 % is chance. Undefined if normal or anomalous ones are missing."
         ),
         "ap": (
-            "Average precision: the sum of precision times rise of recall over all distinct scores, not the trapezoid. "
-            "Undefined without anomalous images (pixels)."
+            "Average precision: the precision at each distinct score, weighted by the rise in recall (as in "
+            "scikit-learn). Higher is better. Undefined without anomalous images (pixels)."
         ),
         "f1max": (
-            "Largest F1 over all thresholds. The oracle threshold that gives it is chosen with the labels, so no "
-            "deployed system reaches it but by luck. Undefined without anomalous images (pixels)."
+            "Largest F1, the harmonic mean of precision and recall, over all thresholds (Jeong et al. 2023, WinCLIP). "
+            "Higher is better. The labels select the threshold, so a real system rarely reaches this value. Undefined "
+            "without anomalous images (pixels)."
         ),
         "aupro": (
-            "Area under the mean share of each defect found against the false positive rate, up to a rate of "
-            f"{max_fpr:g} and divided by it. A defect is an 8-connected region of a mask at evaluation size; each "
-            "counts the same whatever its area. The curve starts at (0, 0) and is interpolated at its end."
+            f"Area under per-region overlap against the false positive rate, up to a rate of {max_fpr:g} and divided "
+            "by it (Bergmann et al. 2021, MVTec AD). Higher is better. The overlap is the share of a defect's pixels "
+            "found, mean over defects. A defect is an 8-connected region of a mask at evaluation size. The curve "
+            "starts at (0, 0) and is interpolated at its end. Undefined without defects or without normal pixels."
         ),
         "pro_200": (
-            "The same from 200 evenly spaced thresholds, false positive rates below 0.3 stretched to 0..1, as many "
-            "papers compute it. Comparable with them, but it depends on the range of the scores."
+            "AUPRO from 200 evenly spaced thresholds, with false positive rates below 0.3 stretched to 0..1, as in the "
+            "code of many papers. Higher is better. Use it to compare with papers. It depends on the scores' range."
         ),
-        "mean": "Means over categories are means of their figures; pixels of several categories are never pooled.",
+        "mean": "The mean of the categories' figures. Pixels of different categories are never pooled.",
     }
 
 
 @dataclass(frozen=True)
-class _Anomalous:
-    """Result of the first pass."""
+class _AnomalousPixels:
+    """Result of the first pass: the anomalous pixels."""
 
     scores: Float[np.ndarray, " p"]
-    """Of every anomalous pixel, in order of images."""
+    """Score of every anomalous pixel, in the order of the images."""
     sizes: Int64[np.ndarray, " p"]
-    """Pixels of the region that each belongs to."""
+    """Size of each pixel's region, in pixels."""
     regions: int
     images: int
     pixels: int
@@ -207,15 +209,15 @@ class _Anomalous:
         return self.scores.dtype
 
     @classmethod
-    def collect(cls, maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> _Anomalous:
+    def collect(cls, maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> _AnomalousPixels:
         scores: list[NDArray[Any]] = [np.empty(0, dtype=np.float32)]
         sizes: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         regions = images = pixels = 0
         low, high = np.inf, -np.inf
-        under_way: deque[Future[tuple[NDArray[np.int64], int]]] = deque()
+        running: deque[Future[tuple[NDArray[np.int64], int]]] = deque()
 
-        def take() -> int:
-            size, found = under_way.popleft().result()
+        def finish_oldest() -> int:
+            size, found = running.popleft().result()
             sizes.append(size)
             return found
 
@@ -226,26 +228,26 @@ class _Anomalous:
                 if not scored.size:
                     raise ValueError(f"a map has shape {scored.shape}")
                 least, most = float(scored.min()), float(scored.max())
-                # NaN runs through both; infinities are an extreme
+                # if any value is NaN, both are NaN
                 if not (np.isfinite(least) and np.isfinite(most)):
-                    raise ValueError("a map holds NaN or infinite values")
+                    raise ValueError("a map has NaN or infinite values")
                 low, high = min(low, least), max(high, most)
                 images, pixels = images + 1, pixels + scored.size
-                # of an image without anomaly the type alone
+                # an empty array keeps the type of a map without anomaly
                 scores.append(scored[mask] if mask.any() else np.empty(0, dtype=scored.dtype))
                 if scores[-1].size:
-                    under_way.append(pool.submit(_region_sizes, mask))
-                    if len(under_way) > 2 * COUNTING_THREADS:
-                        regions += take()
-            while under_way:
-                regions += take()
+                    running.append(pool.submit(_region_sizes, mask))
+                    if len(running) > 2 * COUNTING_THREADS:
+                        regions += finish_oldest()
+            while running:
+                regions += finish_oldest()
         return cls(np.concatenate(scores), np.concatenate(sizes), regions, images, pixels, low, high)
 
     def by_score(self) -> tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
-        """Distinct scores, falling; anomalous pixels at each and above; the regions' mean share at each and above."""
-        # equal scores are ordered by size, so that the sum of weights rounds the same whatever the order of images
+        """Return the distinct scores, falling, with the pixels and the regions' mean share at or above each score."""
+        # equal scores are ordered by size, so the sum of weights rounds the same for any order of images
         if self.dtype == np.float32:
-            # one sort of whole numbers: the score's bits, made to rise with it, above the size's
+            # one sort of whole numbers: the upper bits rise with the score, the lower bits are the size
             bits = (self.scores + np.float32(0)).view(np.uint32)  # -0 becomes 0
             rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
             keys = rising.astype(np.uint64) << np.uint64(32) | self.sizes.astype(np.uint64)
@@ -262,7 +264,7 @@ class _Anomalous:
         return scores[last], (last + 1).astype(np.int64), np.minimum(share, 1.0)
 
     def pro_200_thresholds(self) -> Float[np.ndarray, " t"]:
-        """The literature's linear thresholds, rising, rounded down to the maps' type: x > t is unchanged by that."""
+        """Return the literature's linear thresholds, rising. Rounding down to the maps' type does not change x > t."""
         if not self.high > self.low:
             return np.empty(0, dtype=self.dtype)
         exact = np.arange(self.low, self.high, (self.high - self.low) / PRO_200_STEPS)
@@ -271,34 +273,34 @@ class _Anomalous:
 
 
 def _region_sizes(mask: Bool[np.ndarray, "H W"]) -> tuple[Int64[np.ndarray, " p"], int]:
-    """For each True pixel (one at least), row by row, the area of its 8-connected region; and the number of regions."""
+    """Return the area of each True pixel's 8-connected region, row by row, and the number of regions (at least one)."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    # defects are small: the rest of the image has no label to give
+    # defects are small, so only their bounding box is labelled
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     labels, found = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-    own = labels[mask]
-    return np.bincount(own, minlength=found + 1)[own].astype(np.int64), int(found)
+    region = labels[mask]
+    return np.bincount(region, minlength=found + 1)[region].astype(np.int64), int(found)
 
 
-def _count_all(
+def _count_at_thresholds(
     maps: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]],
     steps: Float[np.ndarray, " t"],
-    first: _Anomalous,
+    first: _AnomalousPixels,
     chunk_pixels: int,
 ) -> tuple[
     tuple[Float[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]],
     tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " t"]],
 ]:
-    """`first.by_score()`, and of all pixels: how many are >= and how many > each score, how many > each step (rising).
+    """Return `first.by_score()`, and the numbers of pixels >= each score, > each score, and > each step (rising).
 
-    Chunks are sorted and searched on several threads (NumPy lets go of Python's lock there), each in a buffer that the
-    next chunk takes over; the first ones are sorted while the scores are still being put in order. Whole numbers are
-    added, so their order changes nothing.
+    Several threads sort and search chunks; NumPy releases Python's lock there. Buffers are reused. The first chunks are
+    sorted while the scores are still being sorted. Only whole numbers are added, so the order of the threads does not
+    change the result.
     """
-    adding = Lock()
+    lock = Lock()
     above_steps = np.zeros(steps.size, dtype=np.int64)
 
-    def order() -> tuple[
+    def sort_scores() -> tuple[
         tuple[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any], NDArray[np.int64], NDArray[np.int64]
     ]:
         by_score = first.by_score()
@@ -308,30 +310,30 @@ def _count_all(
     def count(chunk: Shaped[np.ndarray, " n"]) -> None:
         chunk.sort()
         _, rising, at, above = ordered.result()
-        edges = [*chunk.searchsorted(rising[::SEARCHED], side="left").tolist(), chunk.size]
-        for number, begin in enumerate(range(0, rising.size, SEARCHED)):
-            some = slice(begin, begin + SEARCHED)
+        edges = [*chunk.searchsorted(rising[::THRESHOLDS_PER_SEARCH], side="left").tolist(), chunk.size]
+        for number, begin in enumerate(range(0, rising.size, THRESHOLDS_PER_SEARCH)):
+            some = slice(begin, begin + THRESHOLDS_PER_SEARCH)
             low, high = edges[number : number + 2]
-            left, right = _both_ends(chunk[low:high], rising[some])
-            with adding:
+            left, right = _count_below(chunk[low:high], rising[some])
+            with lock:
                 at[some] += chunk.size - low - left
                 above[some] += chunk.size - low - right
-        with adding:
+        with lock:
             above_steps[:] += chunk.size - chunk.searchsorted(steps, side="right")
 
-    # chunks of one size, so that the threads end together
+    # all chunks have the same size, so the threads finish together
     size = -(-first.pixels // max(1, -(-first.pixels // chunk_pixels)))
     buffers = [np.empty(size, dtype=first.dtype)]
-    under_way: deque[tuple[Future[None], NDArray[Any]]] = deque()
+    running: deque[tuple[Future[None], NDArray[Any]]] = deque()
     filled = seen = 0
     with ThreadPoolExecutor(COUNTING_THREADS) as pool:
-        ordered = pool.submit(order)  # before every chunk, so that none can wait for it in vain
+        ordered = pool.submit(sort_scores)  # submitted first, because every chunk waits for it
 
         def flush() -> None:
             buffer = buffers.pop()
-            under_way.append((pool.submit(count, buffer[:filled]), buffer))
-            if len(under_way) > COUNTING_THREADS:
-                counted, free = under_way.popleft()
+            running.append((pool.submit(count, buffer[:filled]), buffer))
+            if len(running) > COUNTING_THREADS:
+                counted, free = running.popleft()
                 counted.result()
                 buffers.append(free)
             else:
@@ -350,22 +352,22 @@ def _count_all(
                     filled = 0
         if filled:
             flush()
-        for counted, _ in under_way:
+        for counted, _ in running:
             counted.result()
     if seen != first.pixels:
-        raise ValueError(f"the maps had {first.pixels} pixels at first and {seen} when asked again")
+        raise ValueError(f"the maps had {first.pixels} pixels in the first pass and {seen} in the second")
     by_score, _, at, above = ordered.result()
     return by_score, (at[::-1].copy(), above[::-1].copy(), above_steps)
 
 
-def _both_ends(
+def _count_below(
     ordered: Shaped[np.ndarray, " n"], wanted: Float[np.ndarray, " k"]
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """How many of the rising values are < and how many are <= each one wanted (rising, all different)."""
+    """Return the numbers of `ordered` values that are < and <= each wanted value (both rising, `wanted` distinct)."""
     left = ordered.searchsorted(wanted, side="left")
     if not ordered.size:
         return left, left
-    # few of those wanted equal a value, fewer still more than one: the right end is searched for those
+    # few wanted values equal a value, and very few equal several: only those need a second search
     right = left + (ordered[np.minimum(left, ordered.size - 1)] == wanted)
     tied = np.flatnonzero((right > left) & (ordered[np.minimum(right, ordered.size - 1)] == wanted))
     right[tied] = ordered.searchsorted(wanted[tied], side="right")
@@ -378,13 +380,13 @@ def _pro_200(
     steps: Float[np.ndarray, " t"],
     above_steps: Int64[np.ndarray, " t"],
 ) -> float | None:
-    """The literature's AUPRO: 200 linear thresholds, rates below 0.3 only, stretched to 0..1.
+    """Return the literature's AUPRO: 200 linear thresholds, only rates below 0.3, stretched to 0..1.
 
-    None where that loop has no answer: no region, no normal pixel, a constant map, or one rate alone below 0.3.
+    None: no region, no normal pixel, a constant map, or only one rate below 0.3.
     """
     if not counts.positives or not counts.negatives or not steps.size:
         return None
-    # how many of the falling distinct scores lie above each step; nothing above: overlap 0
+    # number of distinct scores above each step; with none above, the overlap is 0
     higher = counts.thresholds.size - np.searchsorted(counts.thresholds[::-1], steps, side="right")
     pro = np.concatenate([[0.0], overlap])[higher]
     fpr = (above_steps - np.concatenate([[0], counts.true_positives])[higher]) / counts.negatives
@@ -393,5 +395,5 @@ def _pro_200(
     if not fpr.size or fpr.max() == fpr.min():
         return None
     fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
-    # the rates fall as the thresholds rise
+    # the rates fall while the thresholds rise
     return min(1.0, max(0.0, -float(np.trapezoid(pro, fpr))))

@@ -1,1 +1,1 @@
-"""HTML, JSON, CSV, LaTeX."""
+"""Reports of runs and comparisons: HTML, JSON, CSV and LaTeX."""

@@ -1,4 +1,4 @@
-"""Charts of reports as SVG: how the scores of a category lie, and its ROC and precision-recall curves."""
+"""Charts of reports as SVG: a histogram of a category's scores, and its ROC and precision-recall curves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from medad.reporting.page import data_uri
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR = "#0072b2", "#d55e00"
-"""Blue and vermilion of Okabe and Ito's palette."""
+"""Blue and vermilion from Okabe and Ito's palette."""
 BINS = 30
 
 Points = tuple[Sequence[float], Sequence[float]]
-"""x and y of a curve."""
+"""Coordinates x and y of a curve."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ScoreSets:
 
 @dataclass(frozen=True)
 class NamedCurve:
-    """A curve and what the legend says of it."""
+    """A curve with its label in the legend."""
 
     label: str
     points: Points
@@ -44,12 +44,12 @@ class NamedCurve:
 
 
 def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[NamedCurve]) -> str:
-    """One row of charts as a data URI: histogram of scores, then ROC and precision-recall where there are curves."""
+    """Return one row of charts as a data URI: histogram of scores, then the ROC and precision-recall curves, if any."""
     panels = 1 + bool(roc) + bool(pr)
     with svg_style():
         width, left = 4.4 + 3.1 * (panels - 1), 4.9
         figure = Figure(figsize=(width, 2.9))
-        # places in inches: matplotlib's own layout takes longer than the drawing
+        # positions in inches: matplotlib's layout takes longer than plotting
         _histogram(figure.add_axes((0.5 / width, 0.16, 3.7 / width, 0.74)), scores)
         for curves, names, diagonal in (
             (roc, ("ROC", "false positive rate", "true positive rate"), True),
@@ -62,13 +62,13 @@ def category_chart(scores: ScoreSets, roc: Sequence[NamedCurve], pr: Sequence[Na
 
 
 def svg_style() -> AbstractContextManager[None]:
-    """What charts are drawn under, so that equal ones have equal bytes."""
-    # ids within an SVG are random without a salt
+    """Return the matplotlib settings for charts. With them, equal charts have equal bytes."""
+    # without a salt, ids in an SVG are random
     return matplotlib.rc_context({"svg.hashsalt": "adflows", "svg.fonttype": "none", "font.size": 9})
 
 
 def svg_uri(figure: Figure) -> str:
-    """A figure as a data URI; to be made within `svg_style`."""
+    """Return a figure as a data URI. Create the figure inside `svg_style`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return data_uri("image/svg+xml", buffer.getvalue().encode())
@@ -101,7 +101,7 @@ def _histogram(axes: Axes, scores: ScoreSets) -> None:
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Edges of equal bins over the values' range; a range of nothing gets some width."""
+    """Return edges of equal bins over the range of the values. An empty range is widened a little."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     margin = max(1e-6, 1e-3 * abs(low)) if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300) else 0.0
     return np.linspace(low - margin, high + margin, BINS + 1)

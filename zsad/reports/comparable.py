@@ -1,4 +1,4 @@
-"""What sets a run apart from the published setting, so that its figures do not compare with the published ones."""
+"""Reasons why the figures of a run are not comparable with published figures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from zsad.config.run import (
 from zsad.reports.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
 
 METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
-"""Of `METHOD_MODEL`: these values, given, are what None and `all` stand for."""
-_SAME: dict[str, set[Any]] = {
+"""Number of blocks and input size of `METHOD_MODEL`. None and `all` mean these values."""
+_EQUIVALENT: dict[str, set[Any]] = {
     "vv_blocks": {METHOD_BLOCKS, tuple(range(METHOD_BLOCKS)), "all"},
     "size_px": {METHOD_SIZE_PX, None},
 }
-_ENCODER = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", "size_px")
-_EVALUATION = ("size_px", "smoothing_sigma_px", "max_fpr")
+_ENCODER_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", "size_px")
+_EVALUATION_SETTINGS = ("size_px", "smoothing_sigma_px", "max_fpr")
 _JOINT: frozenset[Variant] = frozenset({"joint", "joint_tta"})
-_SCORE: dict[str, frozenset[Variant]] = {
+_VARIANTS_USING: dict[str, frozenset[Variant]] = {
     "tau": frozenset({"text", "text_tta", "joint", "joint_tta"}),
     "lambda_1": _JOINT,
     "lambda_2": WITH_ADAPTATION,
@@ -39,81 +39,85 @@ _SCORE: dict[str, frozenset[Variant]] = {
     "lambda_text": frozenset({"joint"}),
     "references": WITH_REFERENCES,
 }
-"""Which variants' scores each value has a part in."""
+"""Variants that use each setting."""
 
 
-def why_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored: Mapping[str, int]) -> list[str]:
-    """Why the published figures cannot be set beside this run's; empty if nothing speaks against it.
+def reasons_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored: Mapping[str, int]) -> list[str]:
+    """Return the reasons why this run is not comparable with the published figures. Empty: it is comparable.
 
-    Weights from a local file are taken to be the published ones: nothing in a file says which they are.
+    Weights from a local file are assumed to be the published weights, because a file does not identify them.
 
     Parameters
     ----------
     settings
-        The run's.
+        Settings of the run.
     benchmark
-        Whose published figures.
+        Benchmark of the published figures.
     scored
-        Category -> images that were scored.
+        Number of scored images by category.
     """
-    return [*_of_encoder(settings), *_of_settings(settings), *why_other_images(benchmark, scored)]
+    return [*_encoder_differences(settings), *_settings_differences(settings), *reasons_other_images(benchmark, scored)]
 
 
-def _of_encoder(settings: ZsadSettings) -> Iterator[str]:
+def _encoder_differences(settings: ZsadSettings) -> Iterator[str]:
     encoder = settings.encoder
     if encoder.seed is not None:
         yield "the encoder has random weights"
     elif encoder.model != METHOD_MODEL:
-        yield f"they were made with {METHOD_MODEL} ({METHOD_TAG}), this run with another encoder"
+        yield f"the paper uses the encoder {METHOD_MODEL} ({METHOD_TAG}), this run uses another encoder"
     elif encoder.tag not in {None, METHOD_TAG}:
-        yield f"they were made with the weights {METHOD_TAG}, this run with {encoder.tag}"
+        yield f"the paper uses the weights {METHOD_TAG}, this run uses {encoder.tag}"
 
 
-def _of_settings(settings: ZsadSettings) -> Iterator[str]:
-    """Values that differ from the defaults, which are the paper's, as far as the variants depend on them."""
+def _settings_differences(settings: ZsadSettings) -> Iterator[str]:
+    """Yield the settings that differ from the paper's, if the variants depend on them. Defaults are the paper's."""
     variants: set[Variant] = set(settings.score.variants)
     adapted = bool(variants & WITH_ADAPTATION)
     published = EncoderSettings(model=METHOD_MODEL, tag=METHOD_TAG)
     found = [
-        *_differing("encoder", settings.encoder, published, _ENCODER),
-        *_differing("prompts", settings.prompts, PromptSettings(), PromptSettings.model_fields),
-        *_differing("score", settings.score, ScoreSettings(), [key for key, of in _SCORE.items() if variants & of]),
-        *(_differing("adapt", settings.adapt, AdaptSettings(), AdaptSettings.model_fields) if adapted else ()),
-        *_differing("evaluation", settings.evaluation, EvaluationSettings(), _EVALUATION),
+        *_differing_values("encoder", settings.encoder, published, _ENCODER_SETTINGS),
+        *_differing_values("prompts", settings.prompts, PromptSettings(), PromptSettings.model_fields),
+        *_differing_values(
+            "score", settings.score, ScoreSettings(), [key for key, of in _VARIANTS_USING.items() if variants & of]
+        ),
+        *(_differing_values("adapt", settings.adapt, AdaptSettings(), AdaptSettings.model_fields) if adapted else ()),
+        *_differing_values("evaluation", settings.evaluation, EvaluationSettings(), _EVALUATION_SETTINGS),
     ]
     if found:
-        yield f"its settings are others than the published: {', '.join(found)}"
+        yield f"settings of this run differ from the paper's: {', '.join(found)}"
     if adapted and settings.adapt.textures is None:
-        yield "they were adapted with photographed textures (DTD), this run with generated ones"
+        yield "the paper uses photographed textures (DTD) for the adaptation, this run uses generated textures"
     if len(settings.seeds) != METHOD_SEEDS:
-        yield f"they are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
+        yield f"the published figures are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
 
 
-def _differing(group: str, ours: BaseModel, published: BaseModel, keys: Iterable[str]) -> Iterator[str]:
+def _differing_values(group: str, ours: BaseModel, published: BaseModel, keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
         one, other = getattr(ours, key), getattr(published, key)
         if isinstance(one, BaseModel):
-            yield from _differing(f"{group}.{key}", one, other, type(one).model_fields)
-        elif key == "textures" or one == other or (key in _SAME and one in _SAME[key]):
+            yield from _differing_values(f"{group}.{key}", one, other, type(one).model_fields)
+        elif key == "textures" or one == other or (key in _EQUIVALENT and one in _EQUIVALENT[key]):
             continue
         else:
-            yield f"{group}.{key} {_plain(one)}" + ("" if other in (None, {}, ()) else f" (published {_plain(other)})")
+            yield f"{group}.{key} {_as_text(one)}" + (
+                "" if other in (None, {}, ()) else f" (published {_as_text(other)})"
+            )
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return ", ".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(_as_text, value)) if isinstance(value, tuple) else str(value)
 
 
-def why_other_images(benchmark: Benchmark, scored: Mapping[str, int]) -> Iterator[str]:
-    """What sets the images apart from the benchmark's; `scored` as in `why_not_comparable`."""
+def reasons_other_images(benchmark: Benchmark, scored: Mapping[str, int]) -> Iterator[str]:
+    """Yield the differences between the scored images and the benchmark. See `reasons_not_comparable`."""
     wanted, title = CATEGORIES[benchmark], TITLES[benchmark]
     here = [name for name in wanted if name in scored]
     if set(scored) != set(wanted):
         yield (
-            f"they are means over the {len(wanted)} categories of {title}, of which {len(here)} "
-            f"{'is' if len(here) == 1 else 'are'} here{' among others' if len(here) < len(scored) else ''}"
+            f"the published figures are means over the {len(wanted)} categories of {title}, this run has {len(here)} "
+            f"of them{' and other categories' if len(here) < len(scored) else ''}"
         )
     elif (count := sum(scored.values())) != TEST_IMAGES[benchmark]:
-        yield f"they are of the {TEST_IMAGES[benchmark]:,} test images of {title}, this run is of {count:,}"
+        yield f"{title} has {TEST_IMAGES[benchmark]:,} test images, this run scored {count:,}"

@@ -1,4 +1,4 @@
-"""What the pages of reports share: the template environment, and how figures are written."""
+"""Code that the pages of all reports share: the template environment and the format of figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from zsad.reports.run.document import PRO_200
 
 
 def page_environment(room: str) -> jinja2.Environment:
-    """Templates of `reports` and of one of its rooms, escaped, with the filters percent, quoted and heading."""
+    """Return an environment for the templates of `reports` and of the package `room`.
+
+    It escapes text and adds the filters percent, quoted and heading.
+    """
     environment = pages.page_environment("zsad.reports", room)
     environment.tests["in_group"] = lambda title, group: title.startswith(group)
     environment.filters.update(percent=percent, quoted=quoted, heading=_heading)
@@ -20,15 +23,15 @@ def page_environment(room: str) -> jinja2.Environment:
 
 
 def published_figure(row: PublishedRow, key: str, *, pro_200_shown: bool) -> Quoted | None:
-    """A published figure under the column of ours that it compares with: the papers' PRO under `pro_200` if shown."""
-    # the papers' PRO comes from the loop over thresholds
+    """Return the published figure for one of our columns. The papers' PRO belongs to `pro_200` if that is shown."""
+    # the papers compute PRO with a loop over 200 thresholds
     name = {"pixel_aupro": "" if pro_200_shown else "aupro", PRO_200: "aupro"}.get(key, key)
     figure: Quoted | None = getattr(row, name, None)
     return figure
 
 
 def quoted(row: PublishedRow, key: str, pro_200_shown: bool) -> str:
-    """`published_figure` as printed, in percent."""
+    """Return `published_figure` as text, in percent."""
     figure = published_figure(row, key, pro_200_shown=pro_200_shown)
     if figure is None:
         return "–"
@@ -36,6 +39,6 @@ def quoted(row: PublishedRow, key: str, pro_200_shown: bool) -> str:
 
 
 def _heading(title: str) -> Markup:
-    """A metric's title below `image` or `pixel`, in short lines."""
+    """Return a metric's title without `image` or `pixel`, broken into short lines."""
     lines = title.split(" ", 1)[1].replace("F1max at oracle ", "F1max at\noracle\n").replace(" 200 ", " 200\n")
     return Markup("<br>").join(map(escape, lines.split("\n")))

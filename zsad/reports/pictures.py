@@ -1,4 +1,7 @@
-"""Pictures of reports: an image, its reference, its heat map, and the true mask's outline. No pyplot, no state."""
+"""Pictures of reports: an image, its reference image, its heat map, and the outline of the true mask.
+
+Nothing here uses pyplot or global state.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from skimage.measure import block_reduce, find_contours
 from medad.reporting.page import png_uri
 
 OUTLINE_RGB = (86, 180, 233)
-"""Sky blue of Okabe and Ito's palette: no colour of the heat map comes near it, to any kind of colour vision."""
+"""Sky blue from Okabe and Ito's palette. It differs from all colours of the heat map for all types of colour vision."""
 OVERLAY_OPACITY = 0.55
-"""Of the heat map over the image in `overlay`, where the score is highest."""
+"""Opacity of the heat map in `overlay` at the highest score."""
 
 _HEAT_RGB: UInt8[np.ndarray, "256 3"] = np.round(matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(
     np.uint8
@@ -25,45 +28,45 @@ _PAPER_RGB = (255, 255, 255)
 _GAP_PX = 4
 _SUPERSAMPLE = 3
 _CONTOUR_PX = 1024
-"""A larger mask is reduced to about this before its outline is sought; no region is lost by it."""
+"""Side to which a larger mask is reduced before its outline is computed. No region is lost."""
 
 
 @dataclass(frozen=True)
 class HeatScale:
-    """What the colours mean: one for a whole report, so that panels compare."""
+    """Colour scale of heat maps. A report has one scale, so its panels are comparable."""
 
     low: float
-    """Scores up to this are shown black."""
+    """Scores of this value or less are black."""
     high: float
-    """Scores from this on are shown in the brightest yellow."""
+    """Scores of this value or more are bright yellow."""
 
     def colours(self, scores: Float32[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Scores as colours."""
+        """Return the colours of the scores."""
         colours: UInt8[np.ndarray, "H W 3"] = _HEAT_RGB[np.round(self.levels(scores) * 255).astype(np.uint8)]
         return colours
 
     def levels(self, scores: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
-        """Scores as 0..1, clipped at both ends."""
-        # limits closer than float32 tells apart would divide by zero
+        """Return the scores scaled to 0..1, clipped at both ends."""
+        # limits that are equal in float32 would divide by zero
         span = max(self.high - self.low, float(np.finfo(np.float32).tiny))
         return np.clip((scores - self.low) / span, 0.0, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """What is shown of one image. Map and mask have any size, but the image's proportions."""
+    """Data for the panels of one image. Map and mask can have any size, but have the proportions of the image."""
 
     image: UInt8[np.ndarray, "H W 3"]
     scores: Float32[np.ndarray, "h w"]
     mask: Bool[np.ndarray, "H W"] | None
     reference: UInt8[np.ndarray, "G K 3"] | None
-    """The other image that this one was compared with."""
+    """The reference image. None: the image was not compared with another."""
 
 
 def panel_row(view: ImageView, scale: HeatScale, panel_px: int) -> Image.Image:
-    """Panels side by side, each fitted into a square of `panel_px`: image, reference if there is one, heat map.
+    """Return panels side by side: image, reference image if any, heat map. Each fits into a square of `panel_px`.
 
-    The mask's outline is drawn into image and heat map.
+    The outline of the mask is drawn on the image and on the heat map.
     """
     size = _fitted(view.image.shape[:2], panel_px)
     image = _resized(view.image, size)
@@ -83,18 +86,18 @@ def panel_row(view: ImageView, scale: HeatScale, panel_px: int) -> Image.Image:
 
 
 def row_width_px(panels: int, panel_px: int) -> int:
-    """Width of a row of panels."""
+    """Return the width of a row of panels."""
     return panels * (panel_px + _GAP_PX) - _GAP_PX
 
 
 def overlay(image: UInt8[np.ndarray, "H W 3"], scores: Float32[np.ndarray, "H W"], scale: HeatScale) -> Image.Image:
-    """The heat map over the image, at the image's own size; the higher the score, the more opaque."""
+    """Draw the heat map over the image, at the image's size. Higher scores are more opaque."""
     alpha = Image.fromarray(np.round(scale.levels(scores) * 255 * OVERLAY_OPACITY).astype(np.uint8))
     return Image.composite(Image.fromarray(scale.colours(scores)), Image.fromarray(image), alpha)
 
 
 def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str], scale: HeatScale) -> Image.Image:
-    """Rows under each other, each above its caption, with headings and the colour bar: a picture that stands alone."""
+    """Return one picture with all rows, their captions below them, headings, and the colour bar."""
     width = max(row.width for _, row in rows)
     font, line = ImageFont.load_default(15), 24
     picture = Image.new("RGB", (width, 2 * line + sum(row.height + line for _, row in rows)), _PAPER_RGB)
@@ -118,19 +121,19 @@ def stack_rows(rows: Sequence[tuple[str, Image.Image]], headings: Sequence[str],
 
 
 def colour_bar_uri() -> str:
-    """The heat map's colours from low (left) to high (right), as a data URI."""
+    """Return the heat map's colours from low (left) to high (right), as a data URI."""
     return png_uri(Image.fromarray(_HEAT_RGB[None]))
 
 
 def _fitted(shape_hw: tuple[int, ...], side_px: int) -> tuple[int, int]:
-    """Width and height, in this order, of an image in a square of `side_px`."""
+    """Return width and height, in this order, of an image fitted into a square of `side_px`."""
     height, width = shape_hw[:2]
     longer = max(height, width)
     return max(1, round(width * side_px / longer)), max(1, round(height * side_px / longer))
 
 
 def _resized(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Image.Image:
-    # box-reduced first where it is much larger: as good to the eye, and many times faster
+    # much larger images are first reduced by a box filter: it looks the same and is many times faster
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
@@ -139,20 +142,20 @@ def _resized_map(scores: Float32[np.ndarray, "h w"], size: tuple[int, int]) -> F
 
 
 def _outline(panel: Image.Image, mask: Bool[np.ndarray, "H W"]) -> None:
-    """Draw the mask's outline into the panel, smooth-edged, with a dark rim for contrast."""
+    """Draw the outline of the mask on the panel, with smooth edges and a dark rim for contrast."""
     block = -(-max(mask.shape) // _CONTOUR_PX)
     small = block_reduce(mask, block, np.any) if block > 1 else mask
     size = (panel.width * _SUPERSAMPLE, panel.height * _SUPERSAMPLE)
     scale = np.array([size[0] * block / mask.shape[1], size[1] * block / mask.shape[0]])
     width = max(4, round(max(size) / 110))
     ink, rim = Image.new("L", size), Image.new("L", size)
-    # a margin of one closes outlines at the edge; find_contours puts pixel centres at whole numbers
+    # a margin of one pixel closes outlines at the edge; find_contours has pixel centres at whole numbers
     for contour in find_contours(np.pad(small, 1).astype(np.float32), 0.5):
         points = [(float(x), float(y)) for x, y in (contour[:, ::-1] - 0.5) * scale]
         for layer, pen in ((rim, width + 4), (ink, width)):
             draw = ImageDraw.Draw(layer)
             draw.line(points, fill=255, width=pen, joint="curve")
-            # a region smaller than the pen would leave no line
+            # a region smaller than the pen would have no visible line
             draw.circle(points[0], pen / 2, fill=255)
     for layer, fill in ((rim, (0, 0, 0)), (ink, OUTLINE_RGB)):
         panel.paste(fill, (0, 0), layer.resize(panel.size, Image.Resampling.BOX))

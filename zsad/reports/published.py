@@ -1,7 +1,7 @@
-"""What papers print: rows for the reports, each with its paper and table. None is our result.
+"""Published figures: rows for the reports, each with its paper and table. They are not our results.
 
-All figures are in percent, as printed, and means over a data set's categories unless they name one category. The
-papers' F1max is taken at the best threshold in hindsight, as ours is.
+All figures are in percent, as printed. They are means over the categories of a data set unless they name a category.
+The papers' F1max uses the best threshold chosen with the labels, as ours does.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ CATEGORIES: dict[Benchmark, tuple[str, ...]] = {
         *("pcb4", "pipe_fryum"),
     ),
 }
-"""The benchmark's categories; a mean over others does not compare with the published one."""
+"""Categories of each benchmark. A mean over other categories is not comparable with the published mean."""
 
 TEST_IMAGES: dict[Benchmark, int] = {"mvtec": 1725, "visa": 2162}
-"""In all categories together; VisA's by its one-class split (962 normal, 1,200 anomalous)."""
+"""Number of test images in all categories. For VisA, this is the one-class split (962 normal, 1,200 anomalous)."""
 
 TITLES: dict[Benchmark, str] = {"mvtec": "MVTec AD", "visa": "VisA"}
 
 METHOD_MODEL, METHOD_TAG = "ViT-B-16-plus-240", "laion400m_e32"
-"""open_clip's name of the encoder behind the Dual-Image rows."""
+"""Encoder of the Dual-Image rows, as open_clip names it."""
 METHOD_SEEDS = 6
-"""Of the Dual-Image rows."""
+"""Number of seeds of the Dual-Image rows."""
 
 DUAL_IMAGE = "Zhang et al., Dual-Image Enhanced CLIP"
 ANOMALY_CLIP = "Zhou et al., AnomalyCLIP"
@@ -43,7 +43,7 @@ MUSC = "Li et al., MuSc"
 
 @dataclass(frozen=True)
 class Quoted:
-    """A printed figure in percent, with its standard deviation where the paper gives one."""
+    """A printed figure in percent, with its standard deviation if the paper gives one."""
 
     mean: float
     sd: float | None = None
@@ -51,12 +51,12 @@ class Quoted:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A system's row in a paper's table. None: the paper prints no such figure."""
+    """Row of a system in a paper's table. Figures that the paper does not print are None."""
 
     system: str
-    """As the paper calls it; in an ablation, its row as our table calls it."""
+    """Name of the system in the paper. In an ablation: name of the row in our table."""
     variant: Variant | None
-    """Our variant that the row is the published figure of; None for other systems."""
+    """Our variant that corresponds to the row. None: another system."""
     paper: str
     table: str
     image_auroc: Quoted | None
@@ -65,35 +65,35 @@ class PublishedRow:
     pixel_auroc: Quoted | None
     pixel_f1max: Quoted | None
     aupro: Quoted | None
-    """The papers' PRO: FPR up to 0.3, mostly by the loop over 200 thresholds (our `pro_200`)."""
+    """PRO in the papers: FPR up to 0.3, mostly from 200 thresholds (our `pro_200`)."""
 
 
 def published_rows(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
-    """The rows for a benchmark: the Dual-Image rows first, then the other systems in the order of their papers."""
+    """Return the rows for a benchmark: the Dual-Image rows first, then the other systems in the papers' order."""
     return _MVTEC if benchmark == "mvtec" else _VISA
 
 
 def published_row(benchmark: Benchmark, variant: Variant) -> PublishedRow | None:
-    """The published figures of one of our variants, or None: no paper printed them."""
+    """Return the published figures of one of our variants. Return None if no paper prints them."""
     return next((row for row in published_rows(benchmark) if row.variant == variant), None)
 
 
 @dataclass(frozen=True)
 class CategoryFigures:
-    """A system's row of a table that has a column a category."""
+    """Row of a system in a table with one column per category."""
 
     system: str
     paper: str
     table: str
     metric: Literal["image_f1max", "pixel_f1max"]
     figures: dict[str, float]
-    """By category, percent."""
+    """Figure of each category, percent."""
     mean: float
-    """As printed."""
+    """Mean over the categories, as printed."""
 
 
-def compared_rows(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
-    """Rows beside a comparison of systems: `published_rows`, then the rest of 001's table 1 and of 003's tables."""
+def rows_for_comparison(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
+    """Return the rows for a comparison of systems: `published_rows`, the rest of 001's table 1, and 003's tables."""
     known = published_rows(benchmark)
     others = [row for row in anomaly_clip_rows(TITLES[benchmark]) if row.system != "AnomalyCLIP"]
     if benchmark == "visa":
@@ -102,9 +102,10 @@ def compared_rows(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
 
 
 def anomaly_clip_rows(data_set: str) -> tuple[PublishedRow, ...]:
-    """The six systems of 001's tables 1 and 2 on one of their 17 data sets, in the tables' order.
+    """Return the six systems of 001's tables 1 and 2 on one of their 17 data sets, in the tables' order.
 
-    Medical sets have figures of images or of pixels alone. A system without any figure is left out. Raises KeyError.
+    Medical data sets have only image figures or only pixel figures. A system without figures is left out. Raise
+    KeyError for another data set.
     """
     rows = []
     images, pixels = _IMAGES_001.get(data_set), _PIXELS_001.get(data_set)
@@ -121,14 +122,14 @@ def anomaly_clip_rows(data_set: str) -> tuple[PublishedRow, ...]:
 
 
 def category_figures() -> tuple[CategoryFigures, ...]:
-    """003's tables 1 (images) and 2 (pixels): F1max of three systems on each category of VisA."""
+    """Return 003's tables 1 (images) and 2 (pixels): F1max of three systems on each category of VisA."""
     return _BY_CATEGORY
 
 
 def published_ablation(ablation: str) -> tuple[PublishedRow, ...]:
-    """002's rows of one ablation on MVTec AD, called as our rows are; empty where it prints no number.
+    """Return 002's rows of one ablation on MVTec AD, named as our rows. Empty: 002 prints no numbers.
 
-    Figures 5a and 6 print none. Their rows of 0 and 1 reference, and of 2 steps, are rows of table 3 as well.
+    Figures 5a and 6 print no numbers. But 0 references, 1 reference and 2 steps are also rows of table 3.
     """
     return _ABLATIONS.get(ablation, ())
 
@@ -142,7 +143,7 @@ def _f1max_means(system: str) -> PublishedRow:
 
 
 def _row(system: str, variant: Variant | None, paper: str, table: str, *figures: float | str | None) -> PublishedRow:
-    """Figures in the order of PublishedRow: a number, text as "92.8 ± 0.2", or None."""
+    """Return a row from figures in the order of PublishedRow: a number, a text such as "92.8 ± 0.2", or None."""
 
     def quoted(figure: float | str | None) -> Quoted | None:
         if isinstance(figure, str):
@@ -159,7 +160,7 @@ def _row(system: str, variant: Variant | None, paper: str, table: str, *figures:
 _ABLATION = (DUAL_IMAGE, "table 3 (6 seeds)")
 _MAIN = (DUAL_IMAGE, "table 1")
 
-# columns: image AUROC, F1max, AP; pixel AUROC, F1max, PRO. Table 3's ticks read: none, adaptation, reference, both
+# columns: image AUROC, F1max, AP; pixel AUROC, F1max, PRO. Rows of table 3: no part, adaptation, reference, both
 _MVTEC = (
     _row(
         "text", "text", *_ABLATION, "91.6 ± 0.0", "92.9 ± 0.1", "96.4 ± 0.0", "85.3 ± 0.0", "29.1 ± 0.1", "71.8 ± 0.4"
@@ -197,7 +198,7 @@ _VISA = (
 )
 
 SYSTEMS_001 = ("CLIP", "CLIP-AC", "WinCLIP", "VAND", "CoOp", "AnomalyCLIP")
-"""001 calls APRIL-GAN VAND. Its figures of WinCLIP and VAND on MVTec AD and VisA are those of their own papers."""
+"""Systems in 001. VAND is APRIL-GAN. Figures of WinCLIP and VAND on MVTec AD and VisA come from their own papers."""
 INDUSTRIAL_001 = ("MVTec AD", "VisA", "MPDD", "BTAD", "SDD", "DAGM", "DTD-Synthetic")
 _Pairs = tuple[tuple[float, float] | None, ...]
 _IMAGES_001: dict[str, _Pairs] = {
@@ -213,7 +214,7 @@ _IMAGES_001: dict[str, _Pairs] = {
     "Br35H": ((78.4, 78.8), (82.7, 81.3), (80.5, 82.2), (93.1, 92.9), (86.0, 87.5), (94.6, 94.7)),
     "COVID-19": ((73.7, 42.4), (75.0, 45.9), (66.4, 42.9), (15.5, 8.5), (25.3, 9.2), (80.1, 58.7)),
 }
-"""AUROC and AP of images, by data set, in the order of SYSTEMS_001."""
+"""Image AUROC and AP by data set, in the order of SYSTEMS_001."""
 _PIXELS_001: dict[str, _Pairs] = {
     "MVTec AD": ((38.4, 11.3), (38.2, 11.6), (85.1, 64.6), (87.6, 44.0), (33.3, 6.7), (91.1, 81.4)),
     "VisA": ((46.6, 14.8), (47.8, 17.3), (79.6, 56.8), (94.2, 86.8), (24.2, 3.8), (95.5, 87.0)),
@@ -222,7 +223,7 @@ _PIXELS_001: dict[str, _Pairs] = {
     "SDD": ((39.0, 8.9), (32.5, 5.8), (68.8, 24.2), (79.8, 65.1), (28.9, 7.1), (90.6, 67.8)),
     "DAGM": ((28.2, 2.9), (32.7, 4.8), (87.6, 65.7), (82.4, 66.2), (17.5, 2.1), (95.6, 91.0)),
     "DTD-Synthetic": ((33.9, 12.5), (23.7, 5.5), (83.9, 57.8), (95.3, 86.9), None, (97.9, 92.3)),
-    # skin, which has masks: the set that the text calls ISIC
+    # the skin data set with masks, which the paper's text calls ISIC
     "ISIC": ((33.1, 5.8), (36.0, 7.7), (83.3, 55.1), (89.4, 77.2), (51.7, 15.9), (89.7, 78.4)),
     "CVC-ColonDB": ((49.5, 15.8), (49.5, 11.5), (70.3, 32.5), (78.4, 64.6), (40.5, 2.6), (81.9, 71.3)),
     "CVC-ClinicDB": ((47.5, 18.9), (48.5, 12.6), (51.2, 13.8), (80.5, 60.7), (34.8, 2.4), (82.9, 67.8)),
@@ -230,9 +231,9 @@ _PIXELS_001: dict[str, _Pairs] = {
     "Endo": ((45.2, 15.9), (46.6, 12.6), (68.2, 28.3), (81.9, 54.9), (40.6, 3.9), (84.1, 63.6)),
     "TN3K": ((42.3, 7.3), (35.6, 5.2), (70.7, 39.8), (73.6, 37.8), (34.0, 9.5), (81.5, 50.4)),
 }
-"""AUROC and PRO of pixels, likewise."""
+"""Pixel AUROC and PRO by data set, in the order of SYSTEMS_001."""
 DATA_SETS_001 = (*INDUSTRIAL_001, *(name for name in (_IMAGES_001 | _PIXELS_001) if name not in INDUSTRIAL_001))
-"""All 17 of 001's tables 1 and 2."""
+"""All 17 data sets of 001's tables 1 and 2."""
 
 _COLUMNS_003 = (
     *("pcb1", "pcb2", "pcb3", "pcb4", "capsules", "candle", "macaroni1", "macaroni2", "cashew", "chewinggum"),
@@ -285,12 +286,12 @@ _ABLATIONS: dict[str, tuple[PublishedRow, ...]] = {
 }
 ABLATION_REMARKS = {
     "references": (
-        "002, figure 5a, prints no numbers: image and pixel AUROC rise most from 0 to 1 reference, then less and less. "
-        "The published points are rows of its table 3."
+        "Figure 5a of 002 prints no numbers. It shows that image and pixel AUROC rise most from 0 to 1 reference, and "
+        "more slowly after that. The published points here are rows of its table 3."
     ),
     "steps": (
-        "002, figure 6, prints no numbers: AUROC and PRO of images and pixels are said to be best at 2 steps and to "
-        "fall from there. The published point is a row of its table 3."
+        "Figure 6 of 002 prints no numbers. According to the paper, AUROC and PRO are best at 2 steps and fall with "
+        "more steps. The published point here is a row of its table 3."
     ),
 }
-"""What 002 says of an ablation whose numbers it does not print."""
+"""Remarks on ablations for which 002 prints no numbers."""

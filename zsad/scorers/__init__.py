@@ -1,1 +1,1 @@
-"""Zero-shot scorers: one module for each system, from features to scores."""
+"""Zero-shot scorers: one module per system. Each turns features into scores."""

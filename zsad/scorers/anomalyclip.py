@@ -1,7 +1,7 @@
 """AnomalyCLIP (001): two learned prompts, deep tokens in the frozen text tower, and DPAM patches.
 
-The image side is the frozen encoder's (preset `anomalyclip`): its class tokens and V-V patches (qq and kk are the
-encoder's `vv_attention`) are features on disk. What is learned is on the text's side alone.
+Only the text tower has learned parts. The image tower is the frozen encoder (preset `anomalyclip`).
+Its class tokens and V-V patches are features on disk. The encoder's setting `vv_attention` selects q-q, k-k or v-v.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_
 from zsad.scorers.weights_file import trained_weights
 
 INITIAL_STD = 0.02
-"""Of learned embeddings at the start; CLIP's word embeddings start so too."""
+"""Standard deviation of the learned embeddings before training, as CLIP uses for its word embeddings."""
 
 
-def words_of(category: str, settings: AnomalyClip) -> str:
-    """`object`, or in the object-aware form what prompts call the category."""
+def object_words(category: str, settings: AnomalyClip) -> str:
+    """Return the word that prompts use: `object`, or the category's words if prompts are object-aware."""
     return "object" if settings.prompt == "object_agnostic" else category_words(category, PromptSettings())
 
 
 def shapes(settings: AnomalyClip, width: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights: V, W, and q_2..q_M' (none where Q is 0 or M' is 1)."""
+    """Return names and shapes of the weights: V, W, and q_2..q_M'. The q are left out if Q is 0 or M' is 1."""
     found: dict[str, tuple[int, ...]] = dict.fromkeys(("normal", "anomalous"), (settings.context_tokens, width))
     if settings.deep_tokens and settings.depth > 1:
         found["deep"] = (settings.depth - 1, settings.deep_tokens, width)
@@ -46,7 +46,7 @@ def shapes(settings: AnomalyClip, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_tower(encoder: Encoder, settings: AnomalyClip) -> None:
-    """Raises ConfigError where the encoder's text tower cannot do what the settings say."""
+    """Raise ConfigError if the encoder's text tower cannot do what the settings say."""
     reason = unsupported_reason(encoder.model)
     if reason is None and not isinstance(encoder.tokenizer, open_clip.SimpleTokenizer):
         reason = "its tokenizer is not CLIP's"
@@ -55,14 +55,15 @@ def check_tower(encoder: Encoder, settings: AnomalyClip) -> None:
     depth = layers(encoder.model)
     if settings.deep_tokens and settings.depth > depth:
         raise ConfigError(
-            f"depth {settings.depth} is asked for, but the text tower of {encoder.description} has {depth}"
+            f"depth {settings.depth} is too large: the text tower of {encoder.description} has {depth} layers"
         )
 
 
 def prompt_ids(encoder: Encoder, words: Sequence[str], settings: AnomalyClip) -> Int64[Tensor, "U 2 T"]:
-    """Tokens of `[V_1]..[V_E][words]` and `[W_1]..[W_E][damaged][words]`, start first, cut after the longest's end.
+    """Return the tokens of `[V_1]..[V_E][words]` and `[W_1]..[W_E][damaged][words]`.
 
-    In the places of learned words stands 0, of no meaning. Raises ConfigError for words too long.
+    Each row begins with the start token. All rows are cut after the end of the longest prompt.
+    Positions of learned words hold 0 as a placeholder. Raise ConfigError if a prompt is too long.
     """
     stop = "." if settings.full_stop else ""
     prompts = [f"{state}{each}{stop}" for each in words for state in ("", "damaged ")]
@@ -81,7 +82,7 @@ def prompt_ids(encoder: Encoder, words: Sequence[str], settings: AnomalyClip) ->
 
 
 def text_features(encoder: Encoder, ids: Int64[Tensor, "U 2 T"], weights: Weights) -> Float[Tensor, "U 2 D"]:
-    """g_n and g_a, L2-normalised (section 3.2, eq. 3); differentiable in the weights."""
+    """Return g_n and g_a, L2-normalised (section 3.2, eq. 3). The result is differentiable in the weights."""
     flat = ids.flatten(0, 1)
     words = tower_of(encoder.model).token_embedding(flat)
     learned = torch.stack([weights["normal"], weights["anomalous"]]).repeat(len(ids), 1, 1)
@@ -93,20 +94,25 @@ def text_features(encoder: Encoder, ids: Int64[Tensor, "U 2 T"], weights: Weight
 def global_loss(
     class_tokens: Float[Tensor, "B D"], text: Float[Tensor, "B 2 D"], anomalous: Bool[Tensor, " B"], tau: float
 ) -> Float[Tensor, ""]:
-    """L_global of eq. 2: cross-entropy of the softmax of eq. 1."""
+    """Return L_global of eq. 2: the cross-entropy of the softmax of eq. 1."""
     return functional.cross_entropy(torch.einsum("bd,bcd->bc", class_tokens, text) / tau, anomalous.long())
 
 
 def local_loss(shares: Float[Tensor, "B 2 S S"], masks: Bool[Tensor, "B S S"]) -> Float[Tensor, ""]:
-    """L_local: Focal(Up([S_n, S_a]), S) + Dice(Up(S_n), I - S) + Dice(Up(S_a), S), of the upsampled shares."""
+    """Return L_local = Focal(Up([S_n, S_a]), S) + Dice(Up(S_n), I - S) + Dice(Up(S_a), S).
+
+    `shares` are already upsampled.
+    """
     logarithms = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
     return focal_loss(logarithms, masks) + dice_loss(shares[:, 0], ~masks) + dice_loss(shares[:, 1], masks)
 
 
 @dataclass(frozen=True, eq=False)
 class AnomalyClipLearner:
-    """Its training, on features; see `zsad.scorers.learned.Learner`. `ids` are each source's prompts, of
-    `prompt_ids`."""
+    """Training of AnomalyCLIP on features; see `zsad.scorers.learned.Learner`.
+
+    `ids` are the prompts of each source, from `prompt_ids`.
+    """
 
     settings: AnomalyClip
     encoder: Encoder
@@ -117,12 +123,12 @@ class AnomalyClipLearner:
         return self.settings.outputs
 
     def initial(self, generator: torch.Generator) -> Weights:
-        """Normal, standard deviation 0.02."""
+        """Return weights from a normal distribution with standard deviation 0.02."""
         wanted = shapes(self.settings, width(self.encoder.model))
         return {name: INITIAL_STD * torch.randn(shape, generator=generator) for name, shape in sorted(wanted.items())}
 
     def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
-        """L_total of eq. 2, of the terms that the settings name."""
+        """Return L_total of eq. 2, with the terms that the settings name."""
         settings = self.settings
         ids, which = self.ids[:1], torch.zeros_like(batch.sources)
         if settings.prompt == "object_aware":
@@ -141,20 +147,22 @@ class AnomalyClipLearner:
 
 
 def score(category_features: CategoryFeatures, settings: AnomalyClip) -> Iterator[Scored]:
-    """Map: G_sigma(sum over M of (1/2 (I - Up(S_n)) + 1/2 Up(S_a))), in pixels. Image: P(g_a, f), mean over crops.
+    """Score all images of a category.
 
-    The two shares add up to one and upsampling keeps that, so each term of the sum is Up(S_a).
+    The map is G_sigma(sum over M of (1/2 (I - Up(S_n)) + 1/2 Up(S_a))), one value per pixel.
+    The image score is P(g_a, f), the mean over crops.
+    The two shares add up to one, also after upsampling. So each term of the sum equals Up(S_a).
 
     Raises
     ------
     ConfigError, InputError
-        There is no checkpoint, or it is not one of this system, these settings and this encoder; or the text tower
-        cannot take what was learned.
+        The checkpoint is missing, or it belongs to another system, other settings or another encoder.
+        Or the text tower cannot use the learned weights.
     """
     encoder = Encoder.load(category_features.encoder, category_features.device)
     check_tower(encoder, settings)
     weights = trained_weights(category_features, settings, shapes(settings, width(encoder.model)))
-    ids = prompt_ids(encoder, [words_of(category_features.category, settings)], settings)
+    ids = prompt_ids(encoder, [object_words(category_features.category, settings)], settings)
     text = text_features(encoder, ids, weights)[0]
     store = category_features.store
     for number in range(len(store)):
@@ -171,7 +179,7 @@ def score(category_features: CategoryFeatures, settings: AnomalyClip) -> Iterato
 
 
 def _smoothed(maps: Float[Tensor, "C S S"], sigma_px: float) -> Float[Tensor, "C S S"]:
-    """G_sigma over each map, edges reflected."""
+    """Smooth each map with a Gaussian of `sigma_px`; edges are reflected."""
     if not sigma_px:
         return maps
     smoothed: np.ndarray = ndimage.gaussian_filter(maps.numpy(), (0, sigma_px, sigma_px))

@@ -1,27 +1,27 @@
 """AnoVL, also called AnoCLIP (Deng et al. 2023): V-V patches against a domain-aware ensemble, adapted at test time.
 
-Without adaptation it is 002's scorer without a reference: the class token for the image, A_L (002, eq. 3) for the map.
-Test-time adaptation refines the map alone: a light adapter learns from the method's own pseudo-labels and from
-noise-corrupted tokens. The objective is that of the authors' public code but for the points below. For an image's patch
-tokens q, over all patches of all its crops,
+Without adaptation it is 002's scorer without a reference. The class token gives the image score, and A_L (002, eq. 3)
+is the map. Test-time adaptation changes only the map. A small adapter learns from the method's own pseudo-labels and
+from tokens with noise. The objective is that of the authors' public code, except for the points in the table.
+For the patch tokens q of an image, over all patches of all its crops:
 
     q_T = (G(q) + q) / 2, L2-normalised;  A_T = its share of the anomalous text at tau
-    q'  = q + n, n Gaussian, drawn anew for each step;  A'_T the same of q'
+    q'  = q + n, n Gaussian, a new sample in each step;  A'_T the same of q'
     L_soft = mean of -(A_L log A_T + (1 - A_L) log(1 - A_T))
     L_hard = mean of -log A'_T - log(1 - A_T)
-    L = L_soft + L_hard / 2, by AdamW from scratch for each image; the map is A_T after the last step
+    L = L_soft + L_hard / 2, minimised by AdamW from scratch for each image; the map is A_T after the last step
 
 | point | authors' code | here |
 |---|---|---|
-| pseudo-labels in L_soft | A_T itself, so that it is an entropy | A_L, the map before adaptation |
-| G | by way of the prompts: text features x tanh(linear layer) | one linear layer, as 002's adapter |
+| pseudo-labels in L_soft | A_T itself, so L_soft is an entropy | A_L, the map before adaptation |
+| G | acts on the prompts: text features x tanh(linear layer) | one linear layer, as 002's adapter |
 | start of G | random, with a bias | the identity, without bias: before the first step A_T is A_L |
-| state of AdamW | goes on from image to image | from scratch with the adapter, so that no score depends on order |
-| decay of AdamW | torch's default, 0.01 | the same |
-| tokens that noise is added to | as the projection leaves them | L2-normalised, as they are stored |
-| several crops | none | one adapter an image |
+| state of AdamW | continues from image to image | reset for each image, so no score depends on the order |
+| weight decay of AdamW | torch's default, 0.01 | the same |
+| tokens that get noise | the projection's output | L2-normalised, as they are stored |
+| several crops | not supported | one adapter per image |
 | image score | mean over augmented copies of the image | the image itself, mean over crops |
-| map | smoothed by a 3 x 3 mean | as it is |
+| map | smoothed by a 3 x 3 mean | not smoothed |
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ WEIGHT_DECAY = 0.01
 
 
 def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scored]:
-    """Score every image of a category; all scores are 0..1, higher is more anomalous.
+    """Score all images of a category. All scores are 0..1; higher is more anomalous.
 
-    An image's scores follow from its features, its digest and the seed: not from its company, nor from the order.
+    The scores of an image depend on its features, its digest and the seed. Other images and the order have no effect.
 
     Parameters
     ----------
     category_features
-        With text.
+        Features of the category, with text.
     settings
-        `tau`, and of adaptation its `steps` (0: none), `learning_rate` and `noise`.
+        `tau`, and for the adaptation `steps` (0: no adaptation), `learning_rate` and `noise`.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scor
         The features are damaged.
     """
     store, device = category_features.store, category_features.device
-    text = category_features.sides
+    text = category_features.text_on_device
     for numbers in batches_by_crop_count(store, category_features.batch_size):
         patches = torch.stack([store.patches(number).flatten(0, 1) for number in numbers]).to(device)
         maps = text_scores(patches, text, settings.tau)
@@ -71,9 +71,9 @@ def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scor
                 [crop_generator(category_features.seed, digest, crop) for crop in crops] for digest in digests
             ]
             maps = adapt_to_noise(patches, maps, text, generators, settings)
-        for number, own in zip(numbers, maps, strict=True):
+        for number, image_map in zip(numbers, maps, strict=True):
             classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
-            yield Scored(number, float(classes.double().mean()), own.reshape(-1, store.grid, store.grid))
+            yield Scored(number, float(classes.double().mean()), image_map.reshape(-1, store.grid, store.grid))
 
 
 def adapt_to_noise(
@@ -83,7 +83,7 @@ def adapt_to_noise(
     generators: Sequence[Sequence[torch.Generator]],
     settings: AnoVl,
 ) -> Float[Tensor, "B M"]:
-    """A_T once each image's adapter has been trained on that image alone; see the module's text.
+    """Train one adapter per image, on that image only, and return A_T. The module's docstring has the equations.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def adapt_to_noise(
     text
         Normal and anomalous text features, L2-normalised.
     generators
-        For each image, one for each of its crops, on the CPU: where its noise comes from.
+        Generators of the noise, on the CPU: one per crop of each image.
     settings
         `tau`, `steps`, `learning_rate` and `noise`.
 
@@ -105,7 +105,7 @@ def adapt_to_noise(
     n = patches.shape[1]
     direction = (text[1] - text[0]) / settings.tau
     with torch.enable_grad():
-        # one tensor of adapters: AdamW works on each number by itself, so these are B independent optimisers
+        # one tensor holds all adapters: AdamW updates each number independently, so this equals B optimisers
         adapter = torch.eye(patches.shape[2], dtype=patches.dtype, device=patches.device).repeat(len(patches), 1, 1)
         adapter.requires_grad_()
         optimiser = torch.optim.AdamW([adapter], lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
@@ -117,7 +117,7 @@ def adapt_to_noise(
             loss_soft = (functional.softplus(clean) - labels * clean).mean(1)
             loss_hard = (functional.softplus(-spoilt) + functional.softplus(clean)).mean(1)
             optimiser.zero_grad()
-            # a sum, so that each image's gradient is its own
+            # a sum over images: the gradient of each adapter depends on its own image only
             torch.autograd.backward((loss_soft + HARD_WEIGHT * loss_hard).sum())
             optimiser.step()
     with torch.no_grad():
@@ -125,9 +125,9 @@ def adapt_to_noise(
 
 
 def _noise(generators: Sequence[Sequence[torch.Generator]], patches: Float[Tensor, "B M D"]) -> Float[Tensor, "B M D"]:
-    """Of standard deviation 1, crop by crop."""
+    """Return Gaussian noise of standard deviation 1, crop by crop."""
     size = (patches.shape[1] // len(generators[0]), patches.shape[2])
-    drawn = [torch.cat([torch.randn(size, generator=own) for own in crops]) for crops in generators]
+    drawn = [torch.cat([torch.randn(size, generator=generator) for generator in crops]) for crops in generators]
     return torch.stack(drawn).to(patches)
 
 

@@ -1,7 +1,7 @@
-"""APRIL-GAN (Chen et al. 2023, VAND challenge): a trained linear layer brings each block's patches to the text.
+"""APRIL-GAN (Chen et al. 2023, VAND challenge): trained linear layers project patches to the space of the text.
 
-The image tower's patches of some blocks, tokens of its own width, are not in the joint space; one linear layer a block,
-the only trained part, takes them there. All else is CLIP's.
+Patches of inner blocks have the image tower's width and are not in the joint space of image and text.
+One linear layer per block projects them into it. These layers are the only trained part; all else is CLIP.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from zsad.scorers.weights_file import trained_weights
 
 
 def width_of(store: FeatureStore, settings: AprilGan) -> int:
-    """The image tower's width, by the features. Raises InputError where they lack one of the blocks."""
+    """Return the image tower's width, read from the features. Raise InputError if they lack one of the blocks."""
     if missing := [output for output in settings.outputs if output not in store.index.outputs]:
         raise InputError(store.folder, f"the features were made without output {missing[0]}")
     return store.index.outputs[settings.outputs[0]][1]
 
 
 def shapes(settings: AprilGan, width: int, dim: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights for a tower of `width` and a joint space of `dim`."""
+    """Return names and shapes of the weights for a tower of `width` and a joint space of `dim`."""
     found: dict[str, tuple[int, ...]] = {}
     for output in settings.outputs:
         found[f"{output}.weight"], found[f"{output}.bias"] = (dim, width), (dim,)
@@ -46,24 +46,27 @@ def patch_logits(
     text: Float[Tensor, "B 2 D"],
     scale: float,
 ) -> Float[Tensor, "B N"]:
-    """scale (cos(v, g_a) - cos(v, g_n)) with v the projected patch.
+    """Return scale * (cos(v, g_a) - cos(v, g_n)), where v is the projected patch.
 
-    Of two classes the softmax depends on this difference alone, and bilinear upsampling is linear, so that
-    upsampling the difference is upsampling both logits.
+    With two classes, the softmax depends on this difference only. Bilinear upsampling is linear.
+    So upsampling the difference gives the same as upsampling both logits.
     """
     joint = functional.normalize(functional.linear(patches, weight, bias), dim=-1)
     return scale * torch.einsum("bnd,bd->bn", joint, text[:, 1] - text[:, 0])
 
 
 def local_loss(logits: Float[Tensor, "B S S"], masks: Tensor) -> Float[Tensor, ""]:
-    """Of one block: focal over both shares, and Dice of the anomalous one; upsampled logits in."""
+    """Return the loss of one block: focal loss over both shares plus Dice loss of the anomalous share.
+
+    `logits` are already upsampled.
+    """
     shares = torch.stack([functional.logsigmoid(-logits), functional.logsigmoid(logits)], dim=1)
     return focal_loss(shares, masks) + dice_loss(torch.sigmoid(logits), masks)
 
 
 @dataclass(frozen=True, eq=False)
 class AprilGanLearner:
-    """Its training, on features; see `zsad.scorers.learned.Learner`. `texts` are the sources' text features."""
+    """Training of APRIL-GAN on features; see `zsad.scorers.learned.Learner`. `texts` are the sources' text features."""
 
     settings: AprilGan
     texts: Float[Tensor, "n 2 D"]
@@ -74,7 +77,7 @@ class AprilGanLearner:
         return self.settings.outputs
 
     def initial(self, generator: torch.Generator) -> Weights:
-        """Uniform within 1 / sqrt(width), as linear layers start in torch."""
+        """Return weights uniform in +-1 / sqrt(width), as torch initialises linear layers."""
         bound = 1 / math.sqrt(self.width)
         wanted = shapes(self.settings, self.width, self.texts.shape[-1])
         return {
@@ -82,13 +85,13 @@ class AprilGanLearner:
         }
 
     def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
-        """Focal + Dice, summed over the blocks."""
+        """Return focal loss plus Dice loss, summed over the blocks."""
         text = self.texts.to(batch.masks.device)[batch.sources]
-        each = [
+        losses = [
             local_loss(upsample(self._logits(weights, batch.patches, output, text), batch.masks.shape[-1]), batch.masks)
             for output in self.reads
         ]
-        return torch.stack(each).sum()
+        return torch.stack(losses).sum()
 
     def _logits(self, weights: Weights, patches: Mapping[str, Tensor], output: str, text: Tensor) -> Tensor:
         scale = self.settings.scale
@@ -96,21 +99,24 @@ class AprilGanLearner:
 
 
 def score(category_features: CategoryFeatures, settings: AprilGan) -> Iterator[Scored]:
-    """Map: the anomalous softmax shares of upsampled logits, summed over the blocks (0 to their number), in pixels.
+    """Score all images of a category.
 
-    Image: the class token's anomalous share at the same scale, mean over crops. As published, that is all without
-    shots; in the few-shot setting the map's maximum has half the weight. Here `map_share` s is a setting:
-    (1 - s) share + s max(map) / blocks, without the public code's stretching to the range found in the category,
-    by which a score would depend on other images.
+    The map has one value per pixel: the anomalous softmax shares of the upsampled logits, summed over the blocks.
+    It ranges from 0 to the number of blocks.
+
+    The image score is (1 - s) share + s max(map) / blocks. `share` is the class token's anomalous share at the same
+    scale, mean over crops; s is the setting `map_share`. The paper uses s = 0 without shots and s = 1/2 with shots.
+    The public code also stretches the map's maximum to its range over the category. That is left out here,
+    because a score would then depend on other images.
 
     Raises
     ------
     ConfigError, InputError
-        There is no checkpoint, or it is not one of this system, these settings and this encoder.
+        The checkpoint is missing, or it belongs to another system, other settings or another encoder.
     """
     store = category_features.store
     weights = trained_weights(category_features, settings, shapes(settings, width_of(store, settings), store.dim))
-    assert category_features.text is not None, "the settings ask for prompts"
+    assert category_features.text is not None, "this system's settings have prompts"
     text = category_features.text.to(category_features.device)
     for number in range(len(store)):
         class_share = text_scores(

@@ -1,7 +1,8 @@
-"""CLIP and CLIP-AC: the class token against the two texts for the image, the original path's patches for the map.
+"""CLIP and CLIP-AC: the class token is compared with the two texts for the image score, and patches for the map.
 
-The two differ in their prompts alone: one plain prompt a side (CLIP; Radford et al. 2021), or the mean over WinCLIP's
-ensemble (CLIP-AC; Jeong et al., WinCLIP, table 1). Both are baselines of 001 and 002.
+The patches are those of the original attention path. The two systems differ only in their prompts. CLIP (Radford et
+al. 2021) has one plain normal and one plain anomalous prompt. CLIP-AC (Jeong et al., WinCLIP, table 1) has the mean
+over WinCLIP's ensemble. Both are baselines in 001 and 002.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from zsad.scorers.interface import CategoryFeatures, Scored
 
 
 def score(category_features: CategoryFeatures, settings: Clip | ClipAc) -> Iterator[Scored]:
-    """Score every image of a category, in order, each by itself.
+    """Score all images of a category in order. No image affects the scores of another.
 
-    Both scores are the softmax share of the anomalous text at `tau` (002, eq. 1-3), 0..1; higher is more anomalous.
-    The image's is the mean over its crops.
+    Image score and map are the softmax share of the anomalous text at `tau` (002, eq. 1-3), 0..1.
+    Higher is more anomalous. The image score is the mean over crops.
 
     Parameters
     ----------
     category_features
-        With text, and with the output `plain`.
+        Features of the category, with text and with the output `plain`.
     settings
         `tau`.
 
     Raises
     ------
     InputError
-        The features are damaged, or were made without the output.
+        The features are damaged or lack the output `plain`.
     """
     store, device = category_features.store, category_features.device
-    text = category_features.sides
+    text = category_features.text_on_device
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
         patches = text_scores(store.output(number, "plain").to(device), text, settings.tau)

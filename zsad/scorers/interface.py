@@ -1,4 +1,4 @@
-"""What every system reads, and what it gives: one function, `score(category_features, settings)`."""
+"""Input and output of every system: its function `score(category_features, settings)` yields one `Scored` per image."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from zsad.config.run import EncoderSettings
 
 @dataclass(frozen=True)
 class CategoryFeatures:
-    """One category, ready to be scored.
+    """Features of one category, and everything else that a system needs to score it.
 
     Attributes
     ----------
     store
-        Features of its images, with the outputs that the system's settings name; images go by their number in it.
+        Features of the images, with the outputs that the system's settings name. Images are identified by their
+        number in it.
     text
-        Normal and anomalous text features, L2-normalised; None for a system that reads none.
-    references
+        Normal and anomalous text features, L2-normalised. None: the system reads no text features.
+    drawn
         For each image the numbers of the other images drawn for it.
     shots
-        Features of normal images of the category; None where the system wants none.
+        Features of normal images of the category. None: the system uses no normal images.
     paths
-        The image files, by number.
+        Image files, by number.
     category
-        Its name, for prompts that a system makes itself.
+        Name of the category, for prompts that a system makes itself.
     encoder
-        The model that made the features.
+        Settings of the model that made the features.
     checkpoint
-        What the system was trained to; None where it is not trained.
+        File of the system's trained weights. None: the system is not trained.
     seed
-        Of whatever the system draws.
+        Seed of all random choices of the system.
     device
-        Where to compute.
+        Device to compute on.
     batch_size
-        Images at a time, at most.
+        Largest number of images per batch.
     """
 
     store: FeatureStore
@@ -58,16 +59,16 @@ class CategoryFeatures:
     batch_size: int
 
     @property
-    def sides(self) -> Float32[Tensor, "2 D"]:
-        """`text` on the device, for a system that reads it.
+    def text_on_device(self) -> Float32[Tensor, "2 D"]:
+        """Return `text` on the device.
 
         Raises
         ------
         InputError
-            It is of another dimension than the features.
+            `text` has another dimension than the features.
         """
         if self.text is None:
-            raise ValueError("a system that reads text features was given none")
+            raise ValueError("this system needs text features")
         if self.text.shape != (2, self.store.dim):
             rule = f"features of {self.store.dim} numbers do not fit text features of shape {tuple(self.text.shape)}"
             raise InputError(self.store.folder, rule)
@@ -76,16 +77,16 @@ class CategoryFeatures:
 
 @dataclass(frozen=True)
 class Scored:
-    """One image's result; higher is more anomalous.
+    """Scores of one image; higher is more anomalous.
 
     Attributes
     ----------
     number
-        The image's, in `CategoryFeatures.store`.
+        Number of the image in `CategoryFeatures.store`.
     score
-        Of the image.
+        Score of the image.
     map
-        Of each of its crops: patches, or pixels of a crop; one side g for all images.
+        Scores of the patches, or pixels, of each crop. The side g is the same for all images.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""What the learned systems share: their training batch, upsampling, and the losses that 001's eq. 2 names."""
+"""Code that the learned systems share: the training batch, upsampling, and the losses of 001's eq. 2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from zsad.clip.feature_store import FeatureStore
 
 GAMMA = 2.0
-"""Of the focal loss: Lin et al. 2017."""
+"""Exponent of the focal loss (Lin et al. 2017)."""
 DICE_SMOOTH = 1.0
 
 Weights = dict[str, Tensor]
@@ -23,18 +23,18 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops to learn from, as the frozen encoder shows them.
+    """Crops to learn from: features of the frozen encoder, and masks.
 
     Attributes
     ----------
     class_tokens
-        L2-normalised.
+        Class tokens, L2-normalised.
     patches
-        By output, class tokens left out.
+        Patches by output, without class tokens.
     masks
-        True, anomalous, at crop size.
+        Masks at crop size; True is anomalous.
     sources
-        Which source, and with it which category, each crop is of.
+        Number of the source of each crop. One source is one category.
     """
 
     class_tokens: Float[Tensor, "B D"]
@@ -44,36 +44,39 @@ class Batch:
 
     @property
     def anomalous(self) -> Bool[Tensor, " B"]:
-        """Whether any pixel of the crop is."""
+        """Return for each crop whether any of its pixels is anomalous."""
         return self.masks.flatten(1).any(dim=1)
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """What a learned system is for its training."""
+    """Interface of a learned system for its training."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Views whose patches a batch must have."""
+        """Names of the encoder outputs that a batch must have."""
         ...
 
     def initial(self, generator: torch.Generator) -> Weights:
-        """Untrained weights, on the CPU."""
+        """Return untrained weights, on the CPU."""
         ...
 
     def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
-        """Mean over the batch's crops; lower is better."""
+        """Return the mean loss over the batch's crops; lower is better."""
         ...
 
 
 def patches_of(store: FeatureStore, number: int, name: str) -> Float[Tensor, "C N _"]:
-    """Patches of image `number` by output, without class tokens. Raises InputError."""
+    """Return the patches of image `number` from one encoder output, without class tokens. Raise InputError."""
     values = store.output(number, name)
     return values[:, 1:] if name.startswith("block-") else values
 
 
 def upsample(patches: Float[Tensor, "*C N"], size_px: int) -> Float[Tensor, "*C S S"]:
-    """Up of 001: values of the patches, row by row, bilinear to a crop's size (align_corners=False, as all maps)."""
+    """Return Up of 001: values of the patches (row by row), interpolated bilinearly to the size of a crop.
+
+    As for all maps, align_corners is False.
+    """
     grid = round(patches.shape[-1] ** 0.5)
     maps = patches.reshape(-1, 1, grid, grid)
     grown = functional.interpolate(maps, size=(size_px, size_px), mode="bilinear", align_corners=False)
@@ -81,21 +84,23 @@ def upsample(patches: Float[Tensor, "*C N"], size_px: int) -> Float[Tensor, "*C 
 
 
 def focal_loss(log_shares: Float[Tensor, "B 2 S S"], masks: Bool[Tensor, "B S S"]) -> Float[Tensor, ""]:
-    """-(1 - p)^gamma log p, p the share of the true class; the mean over pixels (Lin et al. 2017, without alpha).
+    """Return the mean over pixels of -(1 - p)^gamma log p (Lin et al. 2017, without alpha).
+
+    p is the share of the true class.
 
     Parameters
     ----------
     log_shares
         Logarithms of the normal and the anomalous share.
     masks
-        True, anomalous.
+        Masks; True is anomalous.
     """
     log_p = log_shares.gather(1, masks[:, None].long())
     return (-((1 - log_p.exp()) ** GAMMA) * log_p).mean()
 
 
 def dice_loss(shares: Float[Tensor, "B S S"], truth: Bool[Tensor, "B S S"]) -> Float[Tensor, ""]:
-    """1 - (2 sum p y + 1) / (sum p + sum y + 1) for each crop, then the mean (Li et al. 2019, their smooth form)."""
+    """Return the mean over crops of 1 - (2 sum p y + 1) / (sum p + sum y + 1) (Li et al. 2019, smooth form)."""
     p, y = shares.flatten(1), truth.flatten(1).to(shares.dtype)
     both = 2 * (p * y).sum(1) + DICE_SMOOTH
     return (1 - both / (p.sum(1) + y.sum(1) + DICE_SMOOTH)).mean()

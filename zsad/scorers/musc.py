@@ -1,8 +1,11 @@
-"""MuSc (Li et al., ICLR 2024), and MuSc-2, the same with drawn references alone (002, table 1): no text, no training.
+"""MuSc (Li et al., ICLR 2024) and MuSc-2. Neither uses text or training.
 
-Patches of several blocks of the tower; local neighbourhood aggregation with multiple degrees (LNAMD, `aggregate`); the
-mutual scoring mechanism (MSM, `zsad.scorers.mutual`); re-scoring with constrained image-level neighbourhood (RsCIN,
-`rescore`).
+MuSc compares each image with all others. MuSc-2 compares it only with its reference images (002, table 1).
+Both read patches of several blocks of the image tower. The parts of the method:
+
+- `aggregate`: local neighbourhood aggregation with multiple degrees (LNAMD);
+- `zsad.scorers.mutual`: the mutual scoring mechanism (MSM);
+- `rescore`: re-scoring with constrained image-level neighbourhood (RsCIN), for MuSc only.
 """
 
 from __future__ import annotations
@@ -22,21 +25,21 @@ from zsad.scorers.mutual import largest_cosines, lowest_mean, mutual_scores, ope
 
 
 def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterator[Scored]:
-    """Score a category's images; scores and maps are distances, 0..2, higher is more anomalous.
+    """Score the images of a category. Scores and maps are distances, 0..2; higher is more anomalous.
 
-    An image's map is the mean over blocks and degrees of its patches' scores, its score the map's maximum; for MuSc,
-    re-scored. An image of several crops is one image: its memory is all patches of all its crops.
+    The map of an image is the mean of its patches' scores over blocks and degrees. The image score is the map's
+    maximum; MuSc then re-scores it. The patches of all crops of an image count as one set.
 
-    For MuSc all images come at the end, since each is scored by all: the maps of all are held, and what
-    `zsad.scorers.mutual.mutual_scores` holds. For MuSc-2 they come one by one.
+    MuSc yields all images at the end, because every image is scored by all others. It holds the maps of all images,
+    and what `zsad.scorers.mutual.mutual_scores` holds. MuSc-2 yields images one by one.
 
     Raises
     ------
     InputError
-        Features are missing or damaged, or there is no other image to compare with.
+        Features are missing or damaged, or the category has only one image.
     """
     if isinstance(settings, MuSc2):
-        return _against_drawn(category_features, settings)
+        return _against_references(category_features, settings)
     return _against_all(category_features, settings)
 
 
@@ -45,7 +48,7 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
     sizes = [image.rows * store.grid**2 for image in store.images]
     if len(sizes) == 1:
         raise InputError(
-            category_features.paths[0], f"{settings.title} needs another image to compare with, and there is none"
+            category_features.paths[0], f"{settings.title} needs at least two different images: it compares them"
         )
     maps = [torch.zeros(size) for size in sizes]
     passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
@@ -62,7 +65,7 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
         yield Scored(number, float(scores[number]), _by_crop(category_features, patches))
 
 
-def _against_drawn(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
+def _against_references(category_features: CategoryFeatures, settings: MuSc2) -> Iterator[Scored]:
     passes = [(output, degree) for output in settings.outputs for degree in settings.degrees]
     for number, references in enumerate(category_features.references.tolist()):
         found = []
@@ -76,26 +79,26 @@ def _against_drawn(category_features: CategoryFeatures, settings: MuSc2) -> Iter
 
 
 def read_patches(category_features: CategoryFeatures, output: str, degree: int, number: int) -> Float[Tensor, "P W"]:
-    """All patches of all crops of one image, aggregated, on the category_features's device. Raises InputError."""
+    """Return all patches of all crops of one image, aggregated, on the device. Raise InputError."""
     patches = category_features.store.output(number, output)[:, 1:].to(category_features.device)
     return aggregate(patches, category_features.store.grid, degree).flatten(0, 1)
 
 
 def aggregate(patches: Float[Tensor, "C N W"], grid: int, degree: int) -> Float[Tensor, "C N W"]:
-    """LNAMD with one degree: what `degree` x `degree` neighbouring patches have in common, L2-normalised.
+    """Average each patch over its `degree` x `degree` neighbourhood and L2-normalise (LNAMD with one degree).
 
-    Each crop's map is normalised to mean 0 and variance 1 over channels and places together (LayerNorm over C, H and W
-    without gain or bias, epsilon 1e-5), then averaged over the neighbourhood of each patch. Outside the map are zeros,
-    as in the public code; whether these count in the average changes nothing, since the length is normalised away.
+    First, the tokens of each crop are normalised to mean 0 and variance 1 over channels and positions together:
+    LayerNorm over C, H and W without gain or bias, epsilon 1e-5. Outside the map are zeros, as in the public code.
+    Whether these zeros count in the average does not matter, because the result is normalised to length 1.
 
     Parameters
     ----------
     patches
         Tokens of one block, without the class token, row by row.
     grid
-        Patches a side.
+        Number of patches per side.
     degree
-        r, odd. 1: each patch alone.
+        Side r of the neighbourhood in patches; odd. 1: no averaging.
     """
     normed = functional.layer_norm(patches, patches.shape[1:])
     places = normed.reshape(-1, grid, grid, patches.shape[-1]).permute(0, 3, 1, 2)
@@ -106,31 +109,32 @@ def aggregate(patches: Float[Tensor, "C N W"], grid: int, degree: int) -> Float[
 def rescore(
     scores: Float64[Tensor, " n"], class_tokens: Float64[Tensor, "n D"], neighbours: Sequence[int]
 ) -> Float64[Tensor, " n"]:
-    """RsCIN: each image's score becomes a weighted mean over the images that are like it as a whole.
+    """Replace each image's score by a weighted mean over the most similar images (RsCIN).
 
-    `s'_i = mean over k of (sum_j w_ij s_j) / (sum_j w_ij)`, j over the window of the k images whose class tokens are
-    most similar to image i's, itself included and counted; `w_ij = max(0, cos(c_i, c_j))`. k = 1 is the score itself,
-    and a window of more images than there are has all of them.
+    `s'_i = mean over k of (sum_j w_ij s_j) / (sum_j w_ij)`, with `w_ij = max(0, cos(c_i, c_j))`. j runs over the k
+    images with the class tokens most similar to that of image i. Image i itself is one of the k.
+    k = 1 gives the score itself. If k is larger than the number of images, all images are used.
 
-    The public code scales scores to 0..1 over the set first. That is left out: the weights of a window add up to 1, so
-    it would change all scores by one and the same rising line, and no order. It lets negative cosines weigh, which one
-    category's images do not have; here they weigh nothing, so that the sum of weights is never zero.
+    There are two differences from the public code. It first scales scores to 0..1 over the set. That is left out here:
+    the normalised weights add up to 1, so scaling would not change the order of the scores. It also uses negative
+    cosines as weights. Here they count as 0, so the sum of the weights is never zero.
+    Images of one category have no negative cosines in practice.
 
     Parameters
     ----------
     scores
-        Of each image.
+        Score of each image.
     class_tokens
-        Of each image, L2-normalised.
+        Class token of each image, L2-normalised.
     neighbours
-        The k, one at least, each at least 1.
+        Values of k: at least one, each at least 1.
     """
     sizes = torch.tensor([min(k, len(scores)) for k in neighbours])
     widest = int(sizes.max())
     rescored = torch.empty_like(scores)
     for i, token in enumerate(class_tokens):
         similar = class_tokens @ token
-        similar[i] = torch.inf  # the image itself is in every window, also where another is its equal
+        similar[i] = torch.inf  # the image itself is in every window, even if another image is equal to it
         window = similar.topk(widest).indices
         similar[i] = 1
         weights = similar[window].clamp(min=0)
@@ -140,7 +144,7 @@ def rescore(
 
 
 def _class_tokens(category_features: CategoryFeatures) -> Float64[Tensor, "n D"]:
-    """One for each image: the mean over its crops, L2-normalised."""
+    """Return one class token per image: the mean over its crops, L2-normalised."""
     store = category_features.store
     tokens = torch.stack([store.class_tokens(number).double().mean(0) for number in range(len(store))])
     return functional.normalize(tokens, dim=-1)

@@ -1,8 +1,8 @@
 """The mutual scoring mechanism of MuSc (Li et al., ICLR 2024): the images of a set score one another, patch by patch.
 
-Patches are L2-normalised, so that ||a - b|| = sqrt(2 - 2 cos), and the product of two images' patches tells both how
-far the first image's are from the second (the largest cosine of each row) and the reverse (of each column). Cosines are
-float32: a distance below 1e-3 is rounding.
+Patches are L2-normalised, so ||a - b|| = sqrt(2 - 2 cos). One matrix product gives the distances in both directions:
+the largest cosine of each row is for patches of the first image, that of each column for patches of the second.
+Cosines are float32, so distances below 1e-3 are rounding errors.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 from torch.nn import functional
 
 COSINES_BYTES = 1 << 31
-"""Largest cosines held at a time, at most: those of the images that are being scored to all others."""
+"""Limit for the cosines held at a time, bytes. They belong to the images being scored."""
 PIECE_PATCHES = 1 << 12
-"""Of an image, multiplied at a time, at most: a product holds 64 MiB, however many crops images have."""
+"""Largest number of patches of an image multiplied at a time. So a product takes at most 64 MiB for any image."""
 
 Operand = tuple[Tensor, ...]
-"""An image's patches in pieces, ready to be multiplied."""
-Read = Callable[[int], Float[Tensor, "P D"]]
+"""Patches of an image in pieces, ready to be multiplied."""
+ReadPatches = Callable[[int], Float[Tensor, "P D"]]
 
 
 def operand(patches: Float[Tensor, "P D"]) -> Operand:
-    """The patches of one image for `largest_cosines`."""
+    """Prepare the patches of one image for `largest_cosines`."""
     pieces = torch.split(patches, PIECE_PATCHES)
-    # oneDNN took half the time of torch's own product (MKL) on an AMD processor
+    # oneDNN took half the time of torch's default (MKL) on an AMD processor
     in_one_dnn = patches.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return tuple(piece.to_mkldnn() for piece in pieces) if in_one_dnn else pieces
 
 
 def largest_cosines(first: Operand, second: Operand) -> tuple[Float[Tensor, " P"], Float[Tensor, " Q"]]:
-    """For each patch of the first image the largest cosine to one of the second, and the reverse, by one product."""
+    """Return each first-image patch's largest cosine to the second image, and the reverse, from one product."""
     rows: list[Tensor] = []
     columns: list[Tensor] = []
     for piece in first:
@@ -50,16 +50,16 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
 
 
 def lowest_mean(cosines: Float[Tensor, "M P"], share: float) -> Float[Tensor, " P"]:
-    """Interval average: the mean of the lowest `share` of each patch's distances to M images, 0..2.
+    """Return the interval average: the mean of the lowest `share` of each patch's distances to M images, 0..2.
 
-    floor(share M) distances are averaged, and where that is none (M < 4 by the published 0.3), the lowest alone.
+    floor(share M) distances are averaged, but at least one. With the published share 0.3, M < 4 gives one.
 
     Parameters
     ----------
     cosines
         Largest cosine of each patch to each image.
     share
-        0 to 1, above 0.
+        Share of the distances, above 0 and at most 1.
     """
     count = max(1, int(share * len(cosines)))
     lowest = (2 - 2 * cosines.topk(count, dim=0).values).clamp(min=0).sqrt()
@@ -67,74 +67,79 @@ def lowest_mean(cosines: Float[Tensor, "M P"], share: float) -> Float[Tensor, " 
 
 
 def mutual_scores(
-    read: Read, sizes: Sequence[int], share: float, batch_size: int, device: torch.device
+    read: ReadPatches, sizes: Sequence[int], share: float, batch_size: int, device: torch.device
 ) -> Iterator[tuple[int, Float[Tensor, " P"]]]:
-    """Score every image of a set by all others: its number and its patches' scores, 0..2, higher is more anomalous.
+    """Score every image of a set by all others.
 
-    For patch p of image i, `a(j) = min over patches q of image j of ||p - q||` for each j other than i; the score is
-    the mean of the lowest `share` of these. Each unordered pair of images is multiplied once.
+    Yield each image's number with the scores of its patches, 0..2; higher is more anomalous.
+    For patch p of image i, `a(j) = min over patches q of image j of ||p - q||` for each j other than i.
+    The score of p is the mean of the lowest `share` of these values. Each unordered pair of images is multiplied once.
 
-    Memory: two batches of patches, one product, and for each image being scored one largest cosine a patch and image
-    of the set: 4 N bytes a patch. Where those of all images would take more than `COSINES_BYTES`, as many batches as do
-    not are scored at a time (one at least), and only pairs of which both are scored at once are still multiplied once.
+    Memory holds two batches of patches, one product, and one cosine per patch and other image: 4 N bytes per patch.
+    If the cosines of all images need more than `COSINES_BYTES`, only some batches are scored at a time, at least one.
+    Then a pair is multiplied once only if both its images are scored at the same time.
 
     Parameters
     ----------
     read
-        Patches of an image by its number, L2-normalised, on `device`. Called N / (2 batch_size) times for each image.
+        Function from an image's number to its patches, L2-normalised, on `device`.
+        It is called N / (2 batch_size) times per image.
     sizes
-        Patches of each image; two images at least.
+        Number of patches of each image; at least two images.
     share
-        Of the distances to other images that are averaged, see `lowest_mean`.
+        Share of the distances that is averaged; see `lowest_mean`.
     batch_size
-        Images whose patches are held at a time, twice. It changes no score but by rounding.
+        Number of images per batch. Two batches are in memory at a time. It changes scores only by rounding.
     device
-        Of what is returned.
+        Device of the returned scores.
     """
     count = len(sizes)
     if count < 2:
         raise ValueError(f"{count} images cannot score one another")
     batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    for together in _scored_together(batches, sizes):
-        cosines = {i: torch.empty(count - 1, sizes[i], device=device) for b in together for i in batches[b]}
-        for i, j, first, second in _pairs(read, batches, together):
-            forth, back = largest_cosines(first, second)
-            # an image has no row for itself
+    for scored in _batches_in_memory(batches, sizes):
+        cosines = {i: torch.empty(count - 1, sizes[i], device=device) for b in scored for i in batches[b]}
+        for i, j, first, second in _pairs(read, batches, scored):
+            to_second, to_first = largest_cosines(first, second)
+            # an image is not compared with itself, so later images move up one row
             if i in cosines:
-                cosines[i][j - 1] = forth
+                cosines[i][j - 1] = to_second
             if j in cosines:
-                cosines[j][i] = back
+                cosines[j][i] = to_first
         for i in list(cosines):
             yield i, lowest_mean(cosines.pop(i), share)
 
 
-def _scored_together(batches: Sequence[range], sizes: Sequence[int]) -> Iterator[range]:
-    """Runs of batches, by number, whose largest cosines fit in memory."""
+def _batches_in_memory(batches: Sequence[range], sizes: Sequence[int]) -> Iterator[range]:
+    """Yield ranges of batch numbers. The cosines of each range fit in memory."""
     start, held = 0, 0
     for number, batch in enumerate(batches):
-        own = 4 * len(sizes) * sum(sizes[i] for i in batch)
-        if number > start and held + own > COSINES_BYTES:
+        needed = 4 * len(sizes) * sum(sizes[i] for i in batch)
+        if number > start and held + needed > COSINES_BYTES:
             yield range(start, number)
             start, held = number, 0
-        held += own
+        held += needed
     yield range(start, len(batches))
 
 
-def _pairs(read: Read, batches: Sequence[range], scored: range) -> Iterator[tuple[int, int, Operand, Operand]]:
-    """All pairs i < j of images of which one at least is in a scored batch, batch by batch."""
+def _pairs(read: ReadPatches, batches: Sequence[range], scored: range) -> Iterator[tuple[int, int, Operand, Operand]]:
+    """Yield all pairs i < j of images with at least one image in a scored batch, batch by batch."""
     for a, batch in enumerate(batches):
         partners = range(a if a in scored else max(a, scored.start), len(batches) if a in scored else scored.stop)
         if not partners:
             continue
         firsts = [operand(read(i)) for i in batch]
         for b in partners:
-            yield from _crossed(read, batch, firsts, batches[b])
+            yield from _pairs_of_batches(read, batch, firsts, batches[b])
 
 
-def _crossed(
-    read: Read, batch: range, firsts: Sequence[Operand], others: range
+def _pairs_of_batches(
+    read: ReadPatches, batch: range, firsts: Sequence[Operand], others: range
 ) -> Iterator[tuple[int, int, Operand, Operand]]:
-    """The pairs i < j of two batches, or of one. A function, so that the second's patches go before others come."""
+    """Yield the pairs i < j of two batches, or of one batch.
+
+    It is a function of its own so that the second batch's patches are freed before the next are read.
+    """
     seconds = firsts if others == batch else [operand(read(j)) for j in others]
     for i, first in zip(batch, firsts, strict=True):
         for j, second in zip(others, seconds, strict=True):

@@ -1,6 +1,6 @@
-"""Scores of one system on disk: `maps.npy` f32 [R g g], one row a crop, and `system_scores.json`, written last.
+"""Scores of one system on disk: `maps.npy` f32 [R g g], one row per crop, and `system_scores.json`, written last.
 
-Images are named by their digest alone. Maps are written as they come, so memory does not grow with the set.
+Images are identified only by their digest. Each map is written at once, so memory does not grow with the set.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from zsad.clip.feature_store import FeatureStore, data_offset
 from zsad.scorers.interface import Scored
 
 MAPS_FILE, INDEX_FILE = "maps.npy", "system_scores.json"
-ONLY = "system"
-"""The one variant that such scores have."""
+ONLY_VARIANT = "system"
+"""Name of the only variant of such scores."""
 
 
 class _Stored(BaseModel):
@@ -30,7 +30,7 @@ class _Stored(BaseModel):
 
 
 class SystemScore(_Stored):
-    """One image."""
+    """Score of one image, and the rows of its maps."""
 
     sha256: str
     first_row: int
@@ -40,30 +40,31 @@ class SystemScore(_Stored):
 
 
 class SystemIndex(_Stored):
-    """`system_scores.json`."""
+    """Content of `system_scores.json`."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_name: Literal["adflows zsad system scores 1"] = Field(default="adflows zsad system scores 1", alias="schema")
     system: dict[str, Any]
-    """The system's settings."""
+    """Settings of the system."""
     seed: int
     side: int
-    """g of the maps."""
+    """Side g of the maps."""
     images: tuple[SystemScore, ...]
 
 
 def write_system_scores(
     out: Path, store: FeatureStore, scored: Iterable[Scored], *, system: dict[str, Any], seed: int
 ) -> None:
-    """Write what a system gives, in whatever order, into `out`, made if it is not there.
+    """Write a system's results into `out`. Results may come in any order. `out` is created if it does not exist.
 
     Raises
     ------
     ValueError
-        An image is missing or comes twice, or a map or score is of a wrong shape or not finite: a bug of the system.
+        The system has a bug: an image is missing or appears twice, or a map or score has a wrong shape or is not
+        finite.
     DiskFullError
-        No room left; nothing is left behind.
+        The disk is full. No partial file remains.
     """
     rows = sum(image.rows for image in store.images)
     scores: dict[int, float] = {}
@@ -77,13 +78,13 @@ def write_system_scores(
                 side = maps.shape[-1]
                 npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, side, side)})
                 start = file.tell()
-            mine = store.rows_of(one.number)
-            if maps.shape != (len(mine), side, side) or not np.isfinite(maps).all() or not np.isfinite(one.score):
+            image_rows = store.rows_of(one.number)
+            if maps.shape != (len(image_rows), side, side) or not np.isfinite(maps).all() or not np.isfinite(one.score):
                 raise ValueError(f"image {one.number}: score {one.score}, maps of shape {maps.shape}, side {side}")
             if one.number in scores:
                 raise ValueError(f"image {one.number} was scored twice")
             scores[one.number] = float(one.score)
-            file.seek(start + 4 * side * side * mine.start)
+            file.seek(start + 4 * side * side * image_rows.start)
             file.write(maps.data)
     if sorted(scores) != list(range(len(store))):
         raise ValueError(f"{len(scores)} of {len(store)} images were scored")
@@ -101,7 +102,7 @@ def write_system_scores(
 
 
 class SystemScores:
-    """What `write_system_scores` wrote, read image by image. Raises InputError where it is missing or damaged."""
+    """Scores written by `write_system_scores`, read image by image. Missing or damaged files raise InputError."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / INDEX_FILE
@@ -112,21 +113,21 @@ class SystemScores:
 
     @property
     def seed(self) -> int:
-        """Of what the system drew."""
+        """Return the seed of the system's random choices."""
         return self.index.seed
 
     @property
-    def order(self) -> Sequence[str]:
-        """sha256 of each image, by number."""
+    def digests(self) -> Sequence[str]:
+        """Return the sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]
 
-    def image_score(self, variant: str = ONLY) -> Float64[ndarray, " n"]:
-        """Each image's score; higher is more anomalous."""
+    def image_score(self, variant: str = ONLY_VARIANT) -> Float64[ndarray, " n"]:
+        """Return the score of each image; higher is more anomalous."""
         _require(variant)
         return np.array([image.score for image in self.index.images], dtype=np.float64)
 
-    def patch_map(self, i: int, variant: str = ONLY) -> Float32[ndarray, "C g g"]:
-        """Maps of image `i`'s crops; higher is more anomalous."""
+    def patch_map(self, i: int, variant: str = ONLY_VARIANT) -> Float32[ndarray, "C g g"]:
+        """Return the maps of image `i`'s crops; higher is more anomalous."""
         _require(variant)
         image, side = self.index.images[i], self.index.side
         count = image.rows * side * side
@@ -140,5 +141,5 @@ class SystemScores:
 
 
 def _require(variant: str) -> None:
-    if variant != ONLY:
-        raise ValueError(f"variant {variant} of scores that have {ONLY} alone")
+    if variant != ONLY_VARIANT:
+        raise ValueError(f"no variant {variant}: these scores have only {ONLY_VARIANT}")

@@ -1,6 +1,6 @@
-"""Textures to paint pseudo anomalies with: a folder of pictures, as DRAEM uses DTD, or generated ones.
+"""Textures for pseudo anomalies: pictures from a folder, as DRAEM uses DTD, or generated textures.
 
-Each image's texture comes from that image's own generator, so it is the same in any batch.
+The texture of an image comes from that image's generator. So it does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from torch import Tensor
 from medad.base.textures import TAU, perlin_clouds, texture_files
 from zsad.data.images import read_image
 
-AUGMENTATIONS = 3
-"""How many different changes a picture from a folder goes through (DRAEM)."""
+AUGMENTATIONS_PER_TEXTURE = 3
+"""Number of different augmentations applied to each picture from a folder (DRAEM)."""
 
 
 class Textures(ABC):
-    """Where textures come from."""
+    """Source of textures."""
 
     @abstractmethod
     def draw(
         self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
     ) -> Float[Tensor, "B 3 S S"]:
-        """One texture for each generator, values 0..1. Raises InputError for a picture that cannot be read."""
+        """Return one texture per generator, values 0..1. Raise InputError for a picture that cannot be read."""
 
 
 def open_textures(folder: str | Path | None) -> Textures:
-    """The textures of a folder and its sub-folders; generated ones when it is None.
+    """Return the textures of a folder and its sub-folders. None: return generated textures.
 
     Raises
     ------
     InputError
-        There is no such folder, or no picture in it.
+        The folder does not exist or contains no picture.
     """
     return GeneratedTextures() if folder is None else TextureFolder(Path(folder).expanduser())
 
 
 class TextureFolder(Textures):
-    """Pictures of a folder, squeezed to a square, each changed in three of DRAEM's seven ways."""
+    """Pictures of a folder, resized to a square. Each gets three of DRAEM's seven augmentations."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = texture_files(folder)
@@ -52,38 +52,38 @@ class TextureFolder(Textures):
     def draw(
         self, generators: Sequence[torch.Generator], size_px: int, device: torch.device
     ) -> Float[Tensor, "B 3 S S"]:
-        return torch.stack([self._one(generator, size_px) for generator in generators]).to(device)
+        return torch.stack([self._draw_one(generator, size_px) for generator in generators]).to(device)
 
-    def _one(self, generator: torch.Generator, size_px: int) -> Float[Tensor, "3 S S"]:
-        path = self._paths[_integer(0, len(self._paths), generator)]
+    def _draw_one(self, generator: torch.Generator, size_px: int) -> Float[Tensor, "3 S S"]:
+        path = self._paths[_draw_integer(0, len(self._paths), generator)]
         picture = Image.fromarray(read_image(path)).resize((size_px, size_px), Image.Resampling.BILINEAR)
-        for which in torch.randperm(len(CHANGES), generator=generator)[:AUGMENTATIONS].tolist():
-            picture = CHANGES[which](picture, generator)
+        for which in torch.randperm(len(AUGMENTATIONS), generator=generator)[:AUGMENTATIONS_PER_TEXTURE].tolist():
+            picture = AUGMENTATIONS[which](picture, generator)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
 
 
-def _integer(low: int, high: int, generator: torch.Generator) -> int:
-    """Uniform in low..high - 1."""
+def _draw_integer(low: int, high: int, generator: torch.Generator) -> int:
+    """Return a random integer, uniform in low..high - 1."""
     return int(torch.randint(low, high, (), generator=generator))
 
 
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+def _draw_uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def posterize(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Keep the upper 1 to 7 bits."""
-    return ImageOps.posterize(picture, _integer(1, 8, generator))
+    return ImageOps.posterize(picture, _draw_integer(1, 8, generator))
 
 
 def sharpen(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    """Between blurred (0) and twice as sharp (2)."""
-    return ImageEnhance.Sharpness(picture).enhance(_uniform(0.0, 2.0, generator))
+    """Change the sharpness, from blurred (0) to twice as sharp (2)."""
+    return ImageEnhance.Sharpness(picture).enhance(_draw_uniform(0.0, 2.0, generator))
 
 
 def solarize(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    """Invert what is brighter than a threshold."""
-    return ImageOps.solarize(picture, _integer(32, 129, generator))
+    """Invert all values above a threshold."""
+    return ImageOps.solarize(picture, _draw_integer(32, 129, generator))
 
 
 def equalise(picture: Image.Image, generator: torch.Generator) -> Image.Image:
@@ -92,14 +92,14 @@ def equalise(picture: Image.Image, generator: torch.Generator) -> Image.Image:
 
 
 def brighten(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    """Scale and shift all channels alike."""
-    factor, shift = _uniform(0.8, 1.2, generator), _uniform(-30.0, 30.0, generator)
+    """Scale and shift all channels by the same amounts."""
+    factor, shift = _draw_uniform(0.8, 1.2, generator), _draw_uniform(-30.0, 30.0, generator)
     return picture.point([round(level * factor + shift) for level in range(256)] * 3)
 
 
 def recolour(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    """Turn the hue by up to a fifth of the circle and change the saturation by up to a fifth."""
-    turn, factor = _integer(-51, 52, generator), _uniform(0.8, 1.2, generator)
+    """Shift the hue by up to a fifth of the colour circle and change the saturation by up to a fifth."""
+    turn, factor = _draw_integer(-51, 52, generator), _draw_uniform(0.8, 1.2, generator)
     hue, saturation, value = picture.convert("HSV").split()
     turned = hue.point([(level + turn) % 256 for level in range(256)])
     return Image.merge(
@@ -112,7 +112,7 @@ def stretch(picture: Image.Image, generator: torch.Generator) -> Image.Image:
     return ImageOps.autocontrast(picture)
 
 
-CHANGES: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
+AUGMENTATIONS: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
     posterize,
     sharpen,
     solarize,
@@ -121,13 +121,14 @@ CHANGES: tuple[Callable[[Image.Image, torch.Generator], Image.Image], ...] = (
     recolour,
     stretch,
 )
-"""The changes that DRAEM's paper names."""
+"""Augmentations named in DRAEM's paper."""
 
 
 class GeneratedTextures(Textures):
-    """Bands, weaves and clouds: waves bent by three octaves of Perlin noise, coloured by a random palette.
+    """Generated textures (bands, weaves and clouds): waves distorted by Perlin noise, with a random palette.
 
-    They are made for contrast and variety, not for likeness to any category_features, and are computed on the device.
+    The noise has three octaves. The textures are meant to have contrast and variety, not to look like a real material.
+    They are computed on the device.
     """
 
     def draw(
@@ -138,7 +139,7 @@ class GeneratedTextures(Textures):
         kind, angle, first, second, phase, bend, contrast, grain, colourful = (
             column[:, None, None].to(device) for column in numbers[:, :9].T
         )
-        # three colours, from grey to vivid; the first is dark and the last light, so that no texture is flat
+        # three colours, from grey to vivid; one is dark and one is light, so no texture is flat
         palette = numbers[:, 9:].view(-1, 3, 3, 1, 1).to(device)
         palette = torch.lerp(palette.mean(2, keepdim=True), palette, colourful[:, None, None])
         dark, middle, light = palette[:, 0] / 2, palette[:, 1], (1 + palette[:, 2]) / 2
@@ -146,7 +147,7 @@ class GeneratedTextures(Textures):
         place = (torch.arange(size_px, device=device) + 0.5) / size_px - 0.5
         y, x = place[None, :, None], place[None, None, :]
         angle = angle * torch.pi
-        # a third each: clouds (no wave), bands (one), weaves (two)
+        # one third of the textures each: clouds (no wave), bands (one wave), weaves (two waves)
         along = torch.where(kind < 1 / 3, 0.0, 2 ** (1 + 4 * first)) * (x * angle.cos() + y * angle.sin())
         across = torch.where(kind < 2 / 3, 0.0, 2 ** (1 + 4 * second)) * (y * angle.cos() - x * angle.sin())
         warp = (0.3 + bend) * cloud

@@ -1,7 +1,7 @@
-"""Trained weights of a learned system on disk: tensors as safetensors, and in their metadata what they belong to.
+"""Trained weights of a learned system on disk: a safetensors file with metadata.
 
-The metadata hold the system's settings, the encoder's identity and, for weights that were fitted to V-V patches, how
-those were made; no path and nothing of the images.
+The metadata hold the system's settings and the encoder's identity. For weights trained on V-V patches, they also hold
+how the patches were made. They contain no path and nothing about the images.
 """
 
 from __future__ import annotations
@@ -32,81 +32,82 @@ SCHEMA: Literal["adflows zsad learned 1"] = "adflows zsad learned 1"
 OFFICIAL_SUFFIXES = (".pth", ".pt")
 OFFICIAL_KEY = "prompt_learner"
 FULL_STOP = 269
-"""Its token in CLIP's vocabulary, at a word's end."""
+"""Token of a full stop at the end of a word, in CLIP's vocabulary."""
 _PRIVATE = {"checkpoint", "label", "encoder"}
-_PATHS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "vv_attention", "class_ln_post")
+_ATTENTION_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "vv_attention", "class_ln_post")
 
 
-class Belonging(BaseModel):
-    """The metadata: what weights belong to."""
+class CheckpointMetadata(BaseModel):
+    """Metadata of trained weights: the system, encoder and attention settings that they belong to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_name: Literal["adflows zsad learned 1"] = Field(default=SCHEMA, alias="schema")
     system: Annotated[AprilGan | AnomalyClip, Field(discriminator="system")]
     encoder: dict[str, Any] | None
-    """Its identity; None for imported weights, which do not say."""
+    """Identity of the encoder. None: unknown, as for imported weights."""
     paths: dict[str, Any] | None
-    """How V-V patches and class tokens were made; None where it does not matter, or is not known."""
+    """Settings of the attention path for V-V patches and class tokens. None: irrelevant or unknown."""
 
-    def dumped(self) -> str:
-        """As JSON, without what is private or changes nothing."""
+    def to_json(self) -> str:
+        """Return the metadata as JSON, without private fields and fields that have no effect."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"system": _PRIVATE})
         return json.dumps(content, sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Weights, and what they belong to."""
+    """Trained weights with their metadata."""
 
-    belonging: Belonging
+    metadata: CheckpointMetadata
     weights: Weights
 
     def write(self, path: Path) -> None:
-        """Write it whole or not at all. Raises DiskFullError."""
+        """Write the file completely or not at all. Raise DiskFullError."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={METADATA: self.belonging.dumped()})
+            save_file(tensors, temporary, metadata={METADATA: self.metadata.to_json()})
 
 
-def paths_of(settings: EncoderSettings) -> dict[str, Any]:
-    """How an encoder makes V-V patches and class tokens, as its settings say it; for JSON."""
-    return settings.model_dump(mode="json", include=set(_PATHS))
+def attention_settings_of(settings: EncoderSettings) -> dict[str, Any]:
+    """Return the encoder settings that decide how V-V patches and class tokens are made, ready for JSON."""
+    return settings.model_dump(mode="json", include=set(_ATTENTION_SETTINGS))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what `Checkpoint.write` wrote, or AnomalyCLIP's public checkpoints (.pth), see `import_official`.
+    """Read a file of `Checkpoint.write`, or one of AnomalyCLIP's public checkpoints (.pth, see `import_official`).
 
     Raises
     ------
     InputError
-        The file is missing, damaged, or none of these.
+        The file is missing, damaged, or of another kind.
     """
     if path.suffix.lower() in OFFICIAL_SUFFIXES:
         return import_official(path)
     try:
         with reading(path), safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(METADATA)
+            stored = (file.metadata() or {}).get(METADATA)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if metadata is None:
-            raise InputError(path, "holds no trained system: its metadata do not say of which")
-        return Checkpoint(Belonging.model_validate_json(metadata), weights)
+        if stored is None:
+            raise InputError(path, "is not a checkpoint of a trained system: its metadata name no system")
+        return Checkpoint(CheckpointMetadata.model_validate_json(stored), weights)
     except SafetensorError as error:
-        raise InputError(path, "is no safetensors file, or is cut short") from error
+        raise InputError(path, "is not a safetensors file, or is cut short") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(path, f"is no trained system that this version reads: {where}: {first['msg']}") from error
+        raise InputError(path, f"is not a checkpoint that this version can read: {where}: {first['msg']}") from error
 
 
 def import_official(path: Path) -> Checkpoint:
-    """Read AnomalyCLIP's public layout: a state dict of its prompt learner, by itself or under `prompt_learner`.
+    """Read a checkpoint in AnomalyCLIP's public layout: a state dict of its prompt learner.
 
-    `ctx_pos` and `ctx_neg`, [1 1 E W], are V and W; `compound_prompts_text.i`, [Q W], is q_(i+2). Buffers repeat what
-    the text tower has, but for `tokenized_prompts_pos`, which tells whether the prompts end in a full stop (they do, in
-    the public code, and are taken to where it is not there). Projections that the public code never uses are ignored.
+    The dict is the whole file or its entry `prompt_learner`. `ctx_pos` and `ctx_neg`, [1 1 E W], are V and W.
+    `compound_prompts_text.i`, [Q W], is q_(i+2). The buffer `tokenized_prompts_pos` shows whether prompts end with a
+    full stop. If it is missing, they do, as in the public code. All other buffers repeat the text tower.
+    Projections that the public code never uses are ignored.
 
-    The file says nothing of its encoder: the published ones are of ViT-L-14-336, openai, at 518 px.
+    The file does not name its encoder. The published checkpoints were trained with ViT-L-14-336, openai, at 518 px.
 
     Raises
     ------
@@ -117,14 +118,14 @@ def import_official(path: Path) -> Checkpoint:
         with reading(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(path, "is no torch file of plain tensors, or is cut short") from error
+        raise InputError(path, "is not a torch file of plain tensors, or is cut short") from error
     learner = state.get(OFFICIAL_KEY, state) if isinstance(state, dict) else None
     if not isinstance(learner, dict) or not {"ctx_pos", "ctx_neg"} <= learner.keys():
-        raise InputError(path, "holds no prompt learner of AnomalyCLIP: ctx_pos and ctx_neg are not there")
-    deep = _deep(path, learner)
-    normal, anomalous = (_context(path, learner, name) for name in ("ctx_pos", "ctx_neg"))
+        raise InputError(path, "is not a prompt learner of AnomalyCLIP: ctx_pos and ctx_neg are missing")
+    deep = _read_deep_tokens(path, learner)
+    normal, anomalous = (_read_context(path, learner, name) for name in ("ctx_pos", "ctx_neg"))
     if normal.shape != anomalous.shape or (deep is not None and deep.shape[2] != normal.shape[1]):
-        raise InputError(path, "its prompts and deep tokens are of different lengths or widths")
+        raise InputError(path, "its prompts and deep tokens have different lengths or widths")
     tokens = learner.get("tokenized_prompts_pos")
     try:
         system = AnomalyClip(
@@ -134,24 +135,24 @@ def import_official(path: Path) -> Checkpoint:
             full_stop=tokens is None or bool((tokens == FULL_STOP).any()),
         )
     except ValidationError as error:
-        raise InputError(path, f"its prompts fit no setting: {error.errors()[0]['msg']}") from error
+        raise InputError(path, f"its prompts match no valid settings: {error.errors()[0]['msg']}") from error
     weights = {"normal": normal, "anomalous": anomalous} | ({} if deep is None else {"deep": deep})
-    return Checkpoint(Belonging(system=system, encoder=None, paths=None), weights)
+    return Checkpoint(CheckpointMetadata(system=system, encoder=None, paths=None), weights)
 
 
-def _context(path: Path, learner: Mapping[str, Any], name: str) -> Tensor:
+def _read_context(path: Path, learner: Mapping[str, Any], name: str) -> Tensor:
     value = learner[name]
     if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[:2] != (1, 1):
-        raise InputError(path, f"{name} is not of shape [1 1 words width]: one prompt a side")
+        raise InputError(path, f"{name} is not of shape [1 1 words width], one normal or one anomalous prompt")
     return value[0, 0].detach().float().contiguous()
 
 
-def _deep(path: Path, learner: Mapping[str, Any]) -> Tensor | None:
+def _read_deep_tokens(path: Path, learner: Mapping[str, Any]) -> Tensor | None:
     parts: list[Tensor] = []
     while (name := f"compound_prompts_text.{len(parts)}") in learner:
         value = learner[name]
         if not isinstance(value, Tensor) or value.ndim != 2 or value.shape != (parts or [value])[0].shape:
-            raise InputError(path, f"{name} is not of shape [tokens width], the same in all layers")
+            raise InputError(path, f"{name} is not of shape [tokens width], equal in all layers")
         parts.append(value.detach().float())
     return torch.stack(parts) if parts and parts[0].numel() else None
 
@@ -159,50 +160,55 @@ def _deep(path: Path, learner: Mapping[str, Any]) -> Tensor | None:
 def trained_weights(
     category_features: CategoryFeatures, settings: AprilGan | AnomalyClip, shapes: Mapping[str, tuple[int, ...]]
 ) -> Weights:
-    """The weights to score with, on the category_features's device, once they are known to belong to it.
+    """Read the trained weights and check that they fit the system, its settings and the encoder.
 
     Parameters
     ----------
     shapes
-        Of every tensor that the system wants.
+        Expected shape of each tensor, by name.
+
+    Returns
+    -------
+    The weights on the device.
 
     Raises
     ------
     ConfigError
-        There is no checkpoint.
+        The checkpoint is missing.
     InputError
-        It is damaged, or of another system, other settings, another encoder, or has other tensors.
+        The checkpoint is damaged, belongs to another system, other settings or another encoder, or has other tensors.
     """
     path = category_features.checkpoint
     if path is None:
-        raise ConfigError(f"{settings.title} is trained first, and there is no checkpoint of it")
+        raise ConfigError(f"{settings.title} must be trained first: it has no checkpoint")
     found = read_checkpoint(path)
-    was = found.belonging
-    if was.system.system != settings.system:
-        raise InputError(path, f"is trained for {was.system.title}, not for {settings.title}")
+    trained_with = found.metadata
+    if trained_with.system.system != settings.system:
+        raise InputError(path, f"was trained for {trained_with.system.title}, not for {settings.title}")
     for name in settings.fixed_by_training:
-        trained, asked = getattr(was.system, name), getattr(settings, name)
-        if trained != asked:
-            raise InputError(path, f"was trained with {name} {_shown(trained)}, the settings say {_shown(asked)}")
-    if was.encoder is not None and was.encoder != category_features.store.index.identity:
-        raise InputError(path, f"was trained on another encoder than {category_features.store.index.model}")
-    if was.paths is not None:
-        mine = paths_of(category_features.encoder)
-        if other := [name for name in _PATHS if was.paths.get(name) != mine[name]]:
-            said = f"{other[0]} {_shown(was.paths.get(other[0]))}, the settings say {_shown(mine[other[0]])}"
-            raise InputError(path, f"was trained on an encoder with {said}")
-    have = {name: tuple(value.shape) for name, value in found.weights.items()}
-    if have != dict(shapes):
-        wrong = min(name for name in {*have, *shapes} if have.get(name) != shapes.get(name))
+        trained, wanted = getattr(trained_with.system, name), getattr(settings, name)
+        if trained != wanted:
+            raise InputError(path, f"was trained with {name} {_as_text(trained)}, the settings say {_as_text(wanted)}")
+    if trained_with.encoder is not None and trained_with.encoder != category_features.store.index.identity:
+        raise InputError(path, f"was trained with another encoder, not with {category_features.store.index.model}")
+    if trained_with.paths is not None:
+        current = attention_settings_of(category_features.encoder)
+        if differing := [name for name in _ATTENTION_SETTINGS if trained_with.paths.get(name) != current[name]]:
+            name = differing[0]
+            before, now = _as_text(trained_with.paths.get(name)), _as_text(current[name])
+            raise InputError(path, f"was trained with an encoder with {name} {before}, the settings say {now}")
+    shapes_found = {name: tuple(value.shape) for name, value in found.weights.items()}
+    if shapes_found != dict(shapes):
+        wrong = min(name for name in {*shapes_found, *shapes} if shapes_found.get(name) != shapes.get(name))
         raise InputError(
-            path, f"tensor {wrong} has shape {have.get(wrong, 'none')}, expected {shapes.get(wrong, 'none')}"
+            path, f"tensor {wrong} has shape {shapes_found.get(wrong, 'none')}, expected {shapes.get(wrong, 'none')}"
         )
     if not all(bool(torch.isfinite(value).all()) for value in found.weights.values()):
-        raise InputError(path, "its weights are not all finite")
+        raise InputError(path, "some of its weights are NaN or infinite")
     return {name: value.to(category_features.device, torch.float32) for name, value in found.weights.items()}
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return " ".join(str(part) for part in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

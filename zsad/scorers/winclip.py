@@ -1,13 +1,13 @@
-"""WinCLIP and WinCLIP+ (Jeong et al., CVPR 2023): windows of patches against the texts, and against normal images.
+"""WinCLIP and WinCLIP+ (Jeong et al., CVPR 2023): windows of patches are compared with texts and with normal images.
 
-Equations are the paper's: eq. 1 is a token's score by text, eq. 4 its score by a memory of normal tokens (reference
-association). What it leaves open:
+Equation numbers are those of the paper. Eq. 1 scores a token by text. Eq. 4 scores it by a memory of normal tokens
+(reference association). The paper leaves some points open; this is what the code does:
 
 | point | here |
 |---|---|
 | scores of 0 in a harmonic mean | the mean is 0, its limit |
-| scale of the whole image among the few-shot maps | patch tokens of the last block after its LayerNorm, unprojected |
-| several crops of one image | each has maps of its own; class scores are averaged, the maximum is over all crops |
+| the scale "whole image" among the few-shot maps | patch tokens of the last block after its LayerNorm, not projected |
+| several crops of one image | each crop has its own maps; class scores are averaged, the maximum is over all crops |
 | several crops of a normal image | all are in the memory |
 """
 
@@ -28,26 +28,27 @@ from zsad.scorers.interface import CategoryFeatures, Scored
 
 
 def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Scored]:
-    """Score every image of a category, in order, each by itself.
+    """Score all images of a category in order. No image affects the scores of another.
 
-    Zero-shot, the image's score is the class token's, and the map the harmonic mean over {image, each window size}.
-    With normal images, the map is the mean of that and of the memory's map, and the image's score the mean of the class
-    token's and of the memory's map's maximum. All are 0..1; higher is more anomalous.
+    Zero-shot, the image score is the class token's score. The map is the harmonic mean over {image, each window size}.
+    With normal images, the map is the mean of the zero-shot map and the memory's map. The image score is the mean of
+    the class token's score and the maximum of the memory's map. All scores are 0..1; higher is more anomalous.
 
     Parameters
     ----------
     category_features
-        With text and the outputs `settings.outputs`; unless `settings.shots` is 0, `shots` has those outputs too.
+        Features of the category, with text and the outputs `settings.outputs`. If `settings.shots` is above 0,
+        `shots` must have these outputs too.
     settings
-        `tau`, `windows`, and whether there is a memory; it holds all of `category_features.shots`, however many.
+        `tau`, `windows`, and `shots`. If `shots` is above 0, the memory holds all of `category_features.shots`.
 
     Raises
     ------
     InputError
-        The features are damaged or were made without an output, or no normal image is in `category_features.shots`.
+        The features are damaged or lack an output, or `category_features.shots` contains no image.
     """
     store, device = category_features.store, category_features.device
-    text = category_features.sides
+    text = category_features.text_on_device
     memory = _Memory(category_features.shots, settings, device) if settings.shots else None
     for number in range(len(store)):
         classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
@@ -63,59 +64,59 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
 
 
 def window_map(scores: Float[Tensor, "C n"], grid: int, side: int) -> Float[Tensor, "C g g"]:
-    """Each patch's harmonic mean over the windows that cover it (harmonic aggregation).
+    """Return for each patch the harmonic mean over the windows that cover it (harmonic aggregation).
 
     Parameters
     ----------
     scores
-        Of the windows of side x side patches, in the order of `zsad.clip.windows.window_patches`, not negative.
+        Scores of the windows of side x side patches, in the order of `zsad.clip.windows.window_patches`; at least 0.
     grid
-        g, patches a side.
+        Number g of patches per side of a crop.
     side
-        Of a window, patches.
+        Side of a window, in patches.
     """
 
     def over_patches(values: Float[Tensor, "C n"]) -> Float[Tensor, "C 1 g g"]:
-        """The sum, for each patch, over the windows that cover it."""
+        """Return for each patch the sum over the windows that cover it."""
         return functional.fold(values[:, None].expand(-1, side**2, -1), (grid, grid), side)
 
-    # 1/0 is infinite and so is every sum with it, which makes a mean of 0
+    # 1/0 is infinite, and so is each sum that contains it: the mean becomes 0
     return (over_patches(torch.ones_like(scores[:1])) / over_patches(1 / scores))[:, 0]
 
 
 def harmonic_mean(scores: Float[Tensor, "k C g g"]) -> Float[Tensor, "C g g"]:
-    """Over the scales, of scores that are not negative; one of 0 makes it 0."""
+    """Return the harmonic mean over the scales. Scores must not be negative; a score of 0 makes the mean 0."""
     return len(scores) / (1 / scores).sum(0)
 
 
 def association(tokens: Float[Tensor, "C n d"], memory: Float[Tensor, "m d"]) -> Float[Tensor, "C n"]:
-    """How far each token is from the memory: min over it of (1 - cos) / 2, 0..1 (eq. 4).
+    """Return the distance of each token from the memory: the minimum of (1 - cos) / 2 over its tokens, 0..1 (eq. 4).
 
-    Both L2-normalised.
+    `tokens` and `memory` are L2-normalised.
     """
     distances = visual_scores(tokens.flatten(0, 1), [memory]) / 2
-    # of equal tokens rounding can make it negative, and its inverse then a large number of the wrong sign
+    # rounding can make the distance of equal tokens negative; its inverse would be large with the wrong sign
     return distances.clamp_min(0).reshape(tokens.shape[:2])
 
 
 class _Memory:
-    """All tokens of all normal images, by scale."""
+    """Memory of all tokens of all normal images, by scale."""
 
     def __init__(self, shots: FeatureStore | None, settings: WinClip, device: torch.device) -> None:
         if shots is None:
-            raise ValueError("few-shot WinCLIP was given no normal images")
+            raise ValueError("few-shot WinCLIP needs normal images")
         if not len(shots):
-            raise InputError(shots.folder, f"{settings.title} needs a normal image to remember, and there is none")
-        self._sides, self._device = settings.windows, device
+            raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
+        self._windows, self._device = settings.windows, device
         self._tokens = {
             name: torch.cat([self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))])
             for name in settings.outputs
         }
 
     def map(self, store: FeatureStore, number: int) -> Float32[Tensor, "C g g"]:
-        """The mean over {image, each window size} of eq. 4's scores."""
+        """Return the mean of eq. 4's scores over {image, each window size}."""
         scales = [self._association(store, number, "tokens").reshape(-1, store.grid, store.grid)]
-        for side in self._sides:
+        for side in self._windows:
             scales.append(window_map(self._association(store, number, f"window-{side}"), store.grid, side))
         return torch.stack(scales).mean(0)
 

@@ -1,4 +1,4 @@
-"""What a step cost where it ran: seconds and peak memory, beside the result and no part of it."""
+"""Time and peak memory of a step. They are saved next to the result but are not part of it."""
 
 from __future__ import annotations
 
@@ -22,77 +22,77 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class StepCost(BaseModel):
-    """`cost.json`."""
+    """Content of `cost.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: float
     peak_memory_bytes: int | None
-    """Most that was held at a time beyond what the process held before; of a GPU its own memory. None: not known."""
+    """Peak memory above the memory in use before the step. On a GPU, this is GPU memory. None: unknown."""
 
 
 @contextlib.contextmanager
-def measured(out: Path, device: str) -> Iterator[None]:
-    """Write `cost.json` into `out`, made if it is not there, once the block has ended well.
+def measure_cost(out: Path, device: str) -> Iterator[None]:
+    """Measure the block and write `cost.json` into `out` after it ends without an error.
 
     Parameters
     ----------
     out
-        The step's folder.
+        Folder of the step, created if it does not exist.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     """
-    place = pick_device(device)
-    before = _begin(place)
+    torch_device = pick_device(device)
+    before = _reset_peak(torch_device)
     started = time.perf_counter()
     yield
     seconds = time.perf_counter() - started
-    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak(place, before))
+    cost = StepCost(seconds=seconds, peak_memory_bytes=_peak_since(torch_device, before))
     out.mkdir(parents=True, exist_ok=True)
     (out / COST_FILE).write_text(json.dumps(cost.model_dump()) + "\n", encoding="utf-8")
 
 
-def measuring(step: Callable[P, None]) -> Callable[P, None]:
-    """Let a step that takes `out` and `device` write `cost.json` beside its result."""
+def writes_cost(step: Callable[P, None]) -> Callable[P, None]:
+    """Decorate a step with parameters `out` and `device`, so that it writes `cost.json` next to its result."""
     signature = inspect.signature(step)
 
     @functools.wraps(step)
     def measured_step(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = signature.bind(*args, **kwargs).arguments
-        with measured(given["out"], given["device"]):
+        arguments = signature.bind(*args, **kwargs).arguments
+        with measure_cost(arguments["out"], arguments["device"]):
             step(*args, **kwargs)
 
     return measured_step
 
 
 def read_cost(folder: Path) -> StepCost | None:
-    """What a step wrote; None where it wrote none, or it cannot be read."""
+    """Read the `cost.json` of a step. Return None if it is missing or cannot be read."""
     try:
         return StepCost.model_validate_json((folder / COST_FILE).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _begin(place: torch.device) -> int | None:
-    """Set the peak back and give what is held now, bytes."""
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-        return torch.cuda.memory_allocated(place)
+def _reset_peak(torch_device: torch.device) -> int | None:
+    """Reset the peak and return the memory in use now, bytes."""
+    if torch_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(torch_device)
+        return torch.cuda.memory_allocated(torch_device)
     try:
-        _CLEAR.write_text("5", encoding="ascii")  # Linux: the peak begins anew
+        _CLEAR.write_text("5", encoding="ascii")  # Linux: reset the peak
     except OSError:
         return None
-    return _status("VmRSS")
+    return _read_status("VmRSS")
 
 
-def _peak(place: torch.device, before: int | None) -> int | None:
+def _peak_since(torch_device: torch.device, before: int | None) -> int | None:
     if before is None:
         return None
-    after = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else _status("VmHWM")
+    after = torch.cuda.max_memory_allocated(torch_device) if torch_device.type == "cuda" else _read_status("VmHWM")
     return None if after is None else max(0, after - before)
 
 
-def _status(name: str) -> int | None:
+def _read_status(name: str) -> int | None:
     try:
         lines = _STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,5 +1,7 @@
-"""Encoding the images and the prompts of one category into features on disk, as `zsad.clip.feature_store` describes
-them."""
+"""Steps that encode the images and the prompts of one category and write the features to disk.
+
+`zsad.clip.feature_store` describes and reads the files.
+"""
 
 from __future__ import annotations
 
@@ -38,20 +40,20 @@ from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import Crops, crop_image, plan_crops, read_image
 
 TEXT_SCHEMA = "adflows zsad text 1"
-_AHEAD = 4  # images read while earlier ones are encoded; more would hold more memory
+_AHEAD = 4  # images read while earlier ones are encoded; more would need more memory
 
 
 def encode_category_text(
     category: str, encoder: EncoderSettings, prompts: PromptSettings, device: str, out: Path
 ) -> None:
-    """Encode the prompt ensemble of a category into `out`, a folder, made if it is not there.
+    """Encode the prompt ensemble of a category into the folder `out`, which is created if it does not exist.
 
     Raises
     ------
     ConfigError, InputError
         The model cannot be loaded, or a prompt is too long for it.
     DiskFullError
-        No room left; nothing is left behind.
+        The disk is full. No partial file remains.
     """
     model = Encoder.load(encoder, pick_device(device))
     texts = ensemble(category, prompts)
@@ -84,37 +86,38 @@ def encode_images(
     outputs: Sequence[str] = (PATCHES,),
     largest_batch: int | None = None,
 ) -> None:
-    """Encode images into `out`, a folder, in the order given.
+    """Encode images into the folder `out`, in the given order.
 
-    One thread reads images ahead; their crops are encoded in batches of `settings.batch_size` and go straight to disk,
-    so memory does not grow with their number. An image that cannot be used is noted as a problem and the rest go on.
+    One thread reads images ahead. Crops are encoded in batches of `settings.batch_size` and written to disk at once,
+    so memory does not grow with the number of images. An image that cannot be used is recorded as a problem, and the
+    other images are encoded.
 
     Parameters
     ----------
     paths
         Image files.
     digests
-        The sha256 of each, by which the index names it.
+        sha256 of each image; the index identifies images by it.
     settings
-        The model.
+        Settings of the model.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     out
-        Made if it is not there.
+        Output folder, created if it does not exist.
     on_progress
-        Called after each image with the number done and the number of all.
+        Function called after each image with the number of finished images and the number of all images.
     outputs
-        Names of `zsad.config.encoder_outputs` wanted beside class tokens; no others are computed. Without a say the V-V
-        patches alone, which the dual-image scorer reads.
+        Names of the encoder outputs (`zsad.config.encoder_outputs`) to compute in addition to class tokens. The default
+        is the V-V patches, which the dual-image scorer reads.
     largest_batch
-        Crops at a time, at most, where memory allows fewer than `settings.batch_size`.
+        Largest number of crops per batch, if memory is too small for `settings.batch_size`.
 
     Raises
     ------
     ConfigError, InputError
-        The model cannot be loaded, or has no such output.
+        The model cannot be loaded, or it does not have a requested output.
     DiskFullError
-        No room left; nothing is left behind.
+        The disk is full. No partial file remains.
     """
     model = Encoder.load(settings, pick_device(device))
     wanted = parse_outputs(outputs)
@@ -124,19 +127,21 @@ def encode_images(
     problems: list[ImageProblem] = []
     with ExitStack() as stack:
 
-        def rows(name: str, shape: tuple[int, ...]) -> _Rows:
+        def open_rows(name: str, shape: tuple[int, ...]) -> _RowFile:
             path = stack.enter_context(atomic_path(out / name))
-            return _Rows(stack.enter_context(path.open("wb")), shape)
+            return _RowFile(stack.enter_context(path.open("wb")), shape)
 
-        tokens = rows(CLASS_TOKENS, (model.dim,))
-        shown = {name: rows(output_file(name), shape) for name, shape in shapes.items()}
-        batches = _Batches(model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, shown)
-        for number, (digest, got) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
-            if isinstance(got, InputError):
-                problems.append(ImageProblem(sha256=digest, rule=got.rule))
+        tokens = open_rows(CLASS_TOKENS, (model.dim,))
+        output_files = {name: open_rows(output_file(name), shape) for name, shape in shapes.items()}
+        batches = _CropBatches(
+            model, min(settings.batch_size, largest_batch or settings.batch_size), wanted, tokens, output_files
+        )
+        for number, (digest, read) in enumerate(zip(digests, _read_ahead(paths, settings, model.size_px), strict=True)):
+            if isinstance(read, InputError):
+                problems.append(ImageProblem(sha256=digest, rule=read.rule))
             else:
-                images.append(got.described(digest, batches.rows))
-                batches.add(got.pixels)
+                images.append(read.index_entry(digest, batches.rows))
+                batches.add(read.pixels)
             if on_progress is not None:
                 on_progress(number + 1, len(paths))
         batches.finish()
@@ -156,15 +161,15 @@ def encode_images(
 
 
 @dataclass(frozen=True)
-class _Read:
-    """One image, ready to be encoded."""
+class _ReadImage:
+    """One image that was read and cropped, ready to be encoded."""
 
     height: int
     width: int
     crops: Crops
     pixels: Float32[Tensor, "C 3 S S"]
 
-    def described(self, sha256: str, first_row: int) -> ImageRows:
+    def index_entry(self, sha256: str, first_row: int) -> ImageRows:
         return ImageRows(
             sha256=sha256,
             height=self.height,
@@ -176,19 +181,19 @@ class _Read:
         )
 
 
-def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _Read | InputError:
+def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _ReadImage | InputError:
     try:
         image = read_image(path, min_side_px=settings.min_side_px)
         height, width = image.shape[:2]
         crops = plan_crops(height, width, size_px, settings.max_crops, path)
-        return _Read(height, width, crops, crop_image(image, crops))
+        return _ReadImage(height, width, crops, crop_image(image, crops))
     except InputError as error:
         return error
 
 
-def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_Read | InputError]:
-    """Images in order, a few of them read before they are wanted."""
-    pending: deque[Future[_Read | InputError]] = deque()
+def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) -> Iterator[_ReadImage | InputError]:
+    """Yield images in order; a few are read ahead."""
+    pending: deque[Future[_ReadImage | InputError]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         for path in paths:
             pending.append(reader.submit(_read_one, path, settings, size_px))
@@ -199,18 +204,18 @@ def _read_ahead(paths: Sequence[Path], settings: EncoderSettings, size_px: int) 
 
 
 @dataclass
-class _Rows:
-    """A .npy file of rows of one shape, whose number is known only at the end."""
+class _RowFile:
+    """A .npy file of rows of one shape. The number of rows is known only at the end."""
 
     file: BinaryIO
     shape: tuple[int, ...]
     count: int = 0
 
     def __post_init__(self) -> None:
-        self._header()
+        self._write_header()
 
-    def _header(self) -> None:
-        # version 1.0 leaves room for the first axis to grow, for this very use
+    def _write_header(self) -> None:
+        # a version 1.0 header has room for a larger first axis, so it can be rewritten at the end
         shape = (self.count, *self.shape)
         npy.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
@@ -220,22 +225,22 @@ class _Rows:
 
     def finish(self) -> None:
         self.file.seek(0)
-        self._header()
+        self._write_header()
         self.file.flush()
 
 
 @dataclass
-class _Batches:
-    """Gathers the crops of successive images into batches of one size."""
+class _CropBatches:
+    """Collects the crops of successive images into batches of one size and encodes them."""
 
     model: Encoder
     size: int
     outputs: tuple[EncoderOutput, ...]
-    tokens: _Rows
-    shown: dict[str, _Rows]
-    """A file for each output."""
+    tokens: _RowFile
+    output_files: dict[str, _RowFile]
+    """File of each output."""
     rows: int = 0
-    """Crops added so far."""
+    """Number of crops added so far."""
     waiting: list[Tensor] = field(default_factory=list)
 
     def add(self, crops: Tensor) -> None:
@@ -248,11 +253,11 @@ class _Batches:
     def finish(self) -> None:
         if self.waiting:
             self._encode(self.waiting)
-        for file in (self.tokens, *self.shown.values()):
+        for file in (self.tokens, *self.output_files.values()):
             file.finish()
 
     def _encode(self, crops: Sequence[Tensor]) -> None:
-        class_tokens, shown = self.model.encode_outputs(torch.stack(list(crops)), self.outputs)
+        class_tokens, values_by_output = self.model.encode_outputs(torch.stack(list(crops)), self.outputs)
         self.tokens.append(class_tokens)
-        for name, values in shown.items():
-            self.shown[name].append(values)
+        for name, values in values_by_output.items():
+            self.output_files[name].append(values)

@@ -1,6 +1,6 @@
-"""Scores and maps of one category against its labels and masks.
+"""Step that evaluates the scores and maps of one category against its labels and masks.
 
-Figures belong to one category. Over categories their mean is taken (in the report); pixels are never pooled.
+Metrics are computed per category. Reports average them over categories; pixels of different categories are not pooled.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @runtime_checkable
-@runtime_checkable
 class PatchScores(Protocol):
-    """Fused scores of a category's images, by number."""
+    """Interface of a category's scores: image scores and patch maps by the images' numbers."""
 
     def image_score(self, variant: str) -> Float64[np.ndarray, " n"]: ...
     def patch_map(self, i: int, variant: str) -> Float32[np.ndarray, "C g g"]: ...
@@ -47,27 +46,27 @@ class _Record(BaseModel):
 
 
 class Threshold(_Record):
-    """A threshold that needs no labels. Images with score >= value are flagged."""
+    """Threshold found without labels. Images with score >= value are flagged."""
 
     value: float
     source: Literal["quantile", "given"]
     quantile: float | None
-    """Of all image scores of the category, whatever their labels. None: the threshold was given."""
+    """Quantile of all image scores of the category; labels are not used. None: the settings give the threshold."""
     flagged: int
     found: int | None
-    """Flagged images that are anomalous. None where not all have labels."""
+    """Number of flagged images that are anomalous. None: some images have no label."""
     false_alarms: int | None
     f1: float | None
-    """F1 at this threshold. None without labels or without anomalous images."""
+    """F1 at this threshold. None: some images have no label, or none is anomalous."""
 
 
 class VariantEvaluation(_Record):
     image: ImageMetrics | None
-    """None where not one image has a label."""
+    """Metrics of image scores. None: no image has a label."""
     pixel: PixelMetrics | None
-    """None where no image has a label, or the anomalous ones have no masks."""
+    """Metrics of maps. None: no image has a label, or the anomalous images have no masks."""
     threshold: Threshold | None
-    """None for a quantile of so few images that less than one lies above it."""
+    """Deployable threshold. None: there are so few images that none would be above the quantile."""
 
 
 class ImageScore(_Record):
@@ -78,28 +77,28 @@ class ImageScore(_Record):
 
 
 class CategoryEvaluation(_Record):
-    """`metrics.json`: one category, one seed."""
+    """Content of `metrics.json`: the metrics of one category with one seed."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_version: Literal["adflows zsad evaluation 1"] = Field(default="adflows zsad evaluation 1", alias="schema")
     seed: int
     size_px: int
-    """Shorter side at which maps and masks were compared."""
+    """Shorter side of maps and masks when they were compared."""
     max_fpr: float
     images: tuple[ImageScore, ...]
     variants: dict[str, VariantEvaluation]
     problems: tuple[ImageProblem, ...]
-    """Images that are left out of the pixel figures; their labels still count."""
+    """Images that are left out of the pixel metrics. Their labels still count."""
 
     @classmethod
     def load(cls, folder: Path) -> CategoryEvaluation:
-        """Read it back. Raises InputError."""
+        """Read `metrics.json` of a folder. Raise InputError."""
         return _load(cls, folder / METRICS_FILE)
 
 
 class Curve(_Record):
-    """Points of a drawn curve, both axes 0..1."""
+    """Points of a curve to plot, both axes 0..1."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -107,13 +106,13 @@ class Curve(_Record):
 
 class CurvePair(_Record):
     roc: Curve | None
-    """False positive rate, recall. None when a class is absent."""
+    """False positive rate and recall. None: a class is missing."""
     pr: Curve | None
-    """Recall, precision. None without anomalous ones."""
+    """Recall and precision. None: nothing is anomalous."""
 
 
 class CategoryCurves(_Record):
-    """`curves.json`: thinned curves of the last variant."""
+    """Content of `curves.json`: thinned curves of the last variant."""
 
     variant: str
     image: CurvePair | None
@@ -121,21 +120,21 @@ class CategoryCurves(_Record):
 
     @classmethod
     def load(cls, folder: Path) -> CategoryCurves:
-        """Read it back. Raises InputError."""
+        """Read `curves.json` of a folder. Raise InputError."""
         return _load(cls, folder / CURVES_FILE)
 
 
 @dataclass(frozen=True)
-class _Image:
-    """One image to judge: where its scores are, how its map is made, what is true."""
+class _EvaluatedImage:
+    """One image to evaluate: the number of its scores, its crops, and its mask."""
 
     number: int
-    """In the scores."""
+    """Number of the image in the scores."""
     crops: Crops
     mask: UInt8[np.ndarray, " bytes"] | None
-    """Packed bits at evaluation size. None: the pixel figures go without this image."""
+    """Mask as packed bits, at evaluation size. None: the image is left out of the pixel metrics."""
     shape_hw: tuple[int, int]
-    """Evaluation size."""
+    """Evaluation size of map and mask."""
 
 
 def evaluate_category(
@@ -146,92 +145,93 @@ def evaluate_category(
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
-    """Judge one seed's scores of one category; write `metrics.json` and `curves.json` into the existing folder `out`.
+    """Evaluate one category's scores with one seed. Write `metrics.json` and `curves.json` into the existing `out`.
 
     Parameters
     ----------
     items
-        The category's images. Those without features (broken files) are passed over.
+        Images of the category. Images without features (broken files) are ignored.
     features, scores
         Folders of `encode_images` and `score_category` or `score_system`.
     variants
-        Names that the scores know; a system's own is `system`. LabelledImage all; the last one's curves are kept.
+        Names of variants in the scores; a system's only variant is `system`. All are evaluated. Curves are written for
+        the last one.
 
     Raises
     ------
     InputError
-        A file of features or scores is missing or damaged, or none of the images is in it.
+        A file of features or scores is missing or damaged, or none of the images has scores.
     """
     store, scored = FeatureStore(features), open_scores(scores)
-    evaluated, drawn = judge(
+    evaluated, category_curves = evaluate_scores(
         items,
         seed=scored.seed,
         crops={
             image.sha256: (store.crops(number), (image.height, image.width))
             for number, image in enumerate(store.images)
         },
-        order=scored.order,
+        digests=scored.digests,
         scores=scored,
         variants=variants,
         settings=settings,
     )
     _save(evaluated, out / METRICS_FILE)
-    _save(drawn, out / CURVES_FILE)
+    _save(category_curves, out / CURVES_FILE)
 
 
 def open_scores(folder: Path) -> Scores | SystemScores:
-    """The scores in a folder, of the dual-image scorer or of any other system. Raises InputError."""
+    """Open the scores in a folder, of the dual-image scorer or of any other system. Raise InputError."""
     return SystemScores(folder) if (folder / SYSTEM_INDEX).exists() else Scores(folder)
 
 
-def judge(
+def evaluate_scores(
     items: Sequence[LabelledImage],
     *,
     seed: int,
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
-    order: Sequence[str],
+    digests: Sequence[str],
     scores: PatchScores,
     variants: Sequence[str],
     settings: EvaluationSettings,
 ) -> tuple[CategoryEvaluation, CategoryCurves]:
-    """As `evaluate_category`, of scores in memory.
+    """Evaluate scores in memory; see `evaluate_category`.
 
     Parameters
     ----------
     crops
-        By digest: how the image was cropped, and its own height and width.
-    order
-        Digests in the order of the scores.
+        Crops of each image, and its height and width, by digest.
+    digests
+        Digests of the images in the order of the scores.
     """
-    numbers = {digest: number for number, digest in enumerate(order)}
-    known = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
-    if not known:
+    numbers = {digest: number for number, digest in enumerate(digests)}
+    scored_items = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
+    if not scored_items:
         raise InputError("images", "none of them has scores")
-    images, problems = _with_masks(known, numbers, crops, settings)
+    images, problems = _read_masks(scored_items, numbers, crops, settings)
     image_scores = {variant: scores.image_score(variant)[[image.number for image in images]] for variant in variants}
-    labelled = np.array([item.anomalous is not None for item in known])
-    anomalous = np.array([bool(item.anomalous) for item in known])
+    labelled = np.array([item.anomalous is not None for item in scored_items])
+    anomalous = np.array([bool(item.anomalous) for item in scored_items])
     masked = [image for image in images if image.mask is not None]
-    judged: dict[str, VariantEvaluation] = {}
-    drawn: CategoryCurves | None = None
+    evaluations: dict[str, VariantEvaluation] = {}
+    category_curves: CategoryCurves | None = None
     for variant in variants:
-        own = image_scores[variant]
+        variant_scores = image_scores[variant]
         pixel = None
-        if _has_masks(known):
+        if _has_masks(scored_items):
             pixel = pixel_curves(
                 _maps_of(masked, scores, variant, settings), max_fpr=settings.max_fpr, pro_200=settings.pro_200
             )
-        judged[variant] = VariantEvaluation(
-            image=image_metrics(own[labelled], anomalous[labelled]) if labelled.any() else None,
+        evaluations[variant] = VariantEvaluation(
+            image=image_metrics(variant_scores[labelled], anomalous[labelled]) if labelled.any() else None,
             pixel=pixel.metrics if pixel else None,
-            threshold=deployable_threshold(own, anomalous if labelled.all() else None, settings),
+            threshold=deployable_threshold(variant_scores, anomalous if labelled.all() else None, settings),
         )
-        drawn = CategoryCurves(
+        category_curves = CategoryCurves(
             variant=variant,
-            image=_curves(curves.count(own[labelled], anomalous[labelled])) if labelled.any() else None,
+            image=_curves(curves.count(variant_scores[labelled], anomalous[labelled])) if labelled.any() else None,
             pixel=_curves(pixel.counts) if pixel else None,
         )
-    assert drawn is not None, "at least one variant"
+    assert category_curves is not None, "at least one variant"
     evaluated = CategoryEvaluation(
         seed=seed,
         size_px=min(images[0].shape_hw),
@@ -243,20 +243,21 @@ def judge(
                 defect=item.defect,
                 scores={variant: float(image_scores[variant][i]) for variant in variants},
             )
-            for i, item in enumerate(known)
+            for i, item in enumerate(scored_items)
         ),
-        variants=judged,
+        variants=evaluations,
         problems=tuple(problems),
     )
-    return evaluated, drawn
+    return evaluated, category_curves
 
 
 def deployable_threshold(
     scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"] | None, settings: EvaluationSettings
 ) -> Threshold | None:
-    """A threshold on image scores found without labels, and what it would flag; labels only tell how well it does.
+    """Return a threshold on image scores, found without labels, and the number of images that it flags.
 
-    None for a quantile of fewer than 1 / (1 - quantile) images: not one of them would lie above it.
+    Labels are used only to measure how good the threshold is. Return None for fewer than 1 / (1 - quantile) images,
+    because none of them would be above the quantile.
     """
     if settings.threshold is not None:
         value, quantile = settings.threshold, None
@@ -282,25 +283,27 @@ def deployable_threshold(
 
 
 def _has_masks(items: Sequence[LabelledImage]) -> bool:
-    """Whether pixels can be judged: there are labels, and masks unless all is normal."""
+    """Return whether pixel metrics are possible: there are labels, and also masks if an image is anomalous."""
     anomalous = [item for item in items if item.anomalous]
     return any(item.anomalous is not None for item in items) and (
         not anomalous or any(item.mask is not None for item in anomalous)
     )
 
 
-def _with_masks(
+def _read_masks(
     items: Sequence[LabelledImage],
     numbers: Mapping[str, int],
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     settings: EvaluationSettings,
-) -> tuple[list[_Image], list[ImageProblem]]:
-    """Each mask is read once and kept as packed bits, 1/8 byte a pixel, for all variants and passes."""
-    images: list[_Image] = []
+) -> tuple[list[_EvaluatedImage], list[ImageProblem]]:
+    """Read each mask once and pack it into bits (1/8 byte per pixel), for use by all variants and passes."""
+    images: list[_EvaluatedImage] = []
     problems: list[ImageProblem] = []
     for item in items:
-        own, image_hw = crops[item.sha256]
-        shape = own.canvas_hw if settings.size_px is None else scaled_hw(*own.canvas_hw, settings.size_px)
+        image_crops, image_hw = crops[item.sha256]
+        shape = (
+            image_crops.canvas_hw if settings.size_px is None else scaled_hw(*image_crops.canvas_hw, settings.size_px)
+        )
         packed = None
         if item.anomalous is False:
             packed = np.packbits(np.zeros(shape, dtype=bool))
@@ -308,15 +311,17 @@ def _with_masks(
             try:
                 mask = read_mask(item.mask, image_hw)
                 if not mask.any():
-                    raise InputError(item.mask, "the image counts as anomalous, but its mask is black")
+                    raise InputError(item.mask, "the image is labelled anomalous, but its mask is black")
                 packed = np.packbits(mask_to_canvas(mask, shape))
             except InputError as error:
                 problems.append(ImageProblem(sha256=item.sha256, rule=error.rule))
-        images.append(_Image(numbers[item.sha256], own, packed, shape))
+        images.append(_EvaluatedImage(numbers[item.sha256], image_crops, packed, shape))
     return images, problems
 
 
-def _maps_of(images: Sequence[_Image], scores: PatchScores, variant: str, settings: EvaluationSettings) -> Maps:
+def _maps_of(
+    images: Sequence[_EvaluatedImage], scores: PatchScores, variant: str, settings: EvaluationSettings
+) -> Maps:
     def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
         for image in images:
             patches = scores.patch_map(image.number, variant)
@@ -347,4 +352,4 @@ def _load(model: type[M], path: Path) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(path, f"not what this step reads: {where}: {first['msg']}") from error
+        raise InputError(path, f"is not a file of this step, or is damaged: {where}: {first['msg']}") from error

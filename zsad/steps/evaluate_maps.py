@@ -1,4 +1,4 @@
-"""Metrics of any tool's maps: a folder of maps beside a folder of masks."""
+"""Metrics of maps from any tool: a folder of maps and a folder of masks."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ MAP_SUFFIXES = (".npy", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """Figures of a folder of maps."""
+class FolderEvaluation:
+    """Metrics of a folder of maps."""
 
     image: ImageMetrics
     pixel: PixelMetrics
     problems: list[CaseFailure]
-    """Maps and masks that were left out; their ids are paths without ending."""
+    """Maps and masks that were left out; their ids are paths without suffix."""
 
 
 @dataclass(frozen=True)
 class _Pair:
     map: Path
     mask: UInt8[np.ndarray, " bytes"]
-    """Packed bits at evaluation size."""
+    """Mask as packed bits, at evaluation size."""
     score: float
     anomalous: bool
 
 
-def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> Evaluated:
-    """Metrics of all maps of a folder, read one at a time (three times each).
+def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> FolderEvaluation:
+    """Compute the metrics of all maps of a folder. Maps are read one at a time, three times each.
 
-    Maps and masks are paired by path relative to their folders without ending; a mask's name may end in `_mask`. A
-    map's image is normal if its mask is black, or if it lies in a folder named good, normal or ok and has no mask.
-    Any other map without a mask is a problem, as is a mask without a map: a slip in a name must not make a defect
-    normal. An image's score is the largest value of its map.
+    Maps and masks are paired by their paths relative to the folders, without suffix. A mask's name may end in `_mask`.
+    An image is normal if its mask is black. It is also normal if it has no mask and its map is in a folder named good,
+    normal or ok. Any other map without a mask is a problem, and so is a mask without a map: a typo in a name must not
+    turn a defect into a normal image. The score of an image is the maximum of its map.
 
-    A mask of another size is brought to the map's by nearest neighbour if both have the same shape up to rounding, or
-    if the map is square, as from tools that squash their input. `settings.size_px` then scales the shorter side of
-    both; None keeps the map's own size.
+    A mask of another size is resized to the map by nearest neighbour. Both must have the same proportions, up to
+    rounding, or the map must be square, as from tools that squash their input. `settings.size_px` then scales the
+    shorter side of both; None keeps the size of the map.
 
     Raises
     ------
     InputError
         A folder is missing, or no map can be used.
     """
-    map_files = _by_stem(maps, MAP_SUFFIXES)
-    mask_files = {stem.removesuffix("_mask"): path for stem, path in _by_stem(masks, MASK_SUFFIXES).items()}
+    map_files = _files_by_stem(maps, MAP_SUFFIXES)
+    mask_files = {stem.removesuffix("_mask"): path for stem, path in _files_by_stem(masks, MASK_SUFFIXES).items()}
     pairs: list[_Pair] = []
     problems: list[CaseFailure] = []
     for stem, path in map_files.items():
         try:
-            pairs.append(_pair(path, Path(stem), mask_files.get(stem), settings))
+            pairs.append(_read_pair(path, Path(stem), mask_files.get(stem), settings))
         except InputError as error:
             problems.append(CaseFailure(stem, "find", error.rule, str(error.path)))
     problems += [
@@ -78,7 +78,7 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> E
             scored = _at_size(read_map(pair.map), settings)
             yield scored, np.unpackbits(pair.mask, count=scored.size).view(bool).reshape(scored.shape)
 
-    return Evaluated(
+    return FolderEvaluation(
         image=image_metrics(
             np.array([pair.score for pair in pairs]), np.array([pair.anomalous for pair in pairs], dtype=bool)
         ),
@@ -87,20 +87,20 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> E
     )
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(folder, "no such folder")
     found: dict[str, Path] = {}
     for relative in files_below(folder, suffixes):
         stem = relative.with_suffix("").as_posix()
         if stem in found:
-            raise InputError(folder / relative, f"there is also {found[stem].name}; one file a stem is expected")
+            raise InputError(folder / relative, f"has the same name as {found[stem].name}, apart from the suffix")
         found[stem] = folder / relative
     return found
 
 
-def _pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSettings) -> _Pair:
-    """Read a map and its mask, check both, keep the mask and the score."""
+def _read_pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSettings) -> _Pair:
+    """Read and check a map and its mask. Return the packed mask and the score."""
     raw = read_map(path)
     scored = _at_size(raw, settings)
     if mask_path is not None:
@@ -113,13 +113,13 @@ def _pair(path: Path, stem: Path, mask_path: Path | None, settings: EvaluationSe
     elif stem.parent.name.lower() in NORMAL_FOLDERS:
         mask = np.zeros(raw.shape, dtype=bool)
     else:
-        raise InputError(path, "no mask of this name; a normal image needs a black one, or a map in a folder good/")
+        raise InputError(path, "no mask of this name; a normal image needs a black mask, or its map in a folder good/")
     packed = np.packbits(mask_to_canvas(mask, scored.shape))
     return _Pair(path, packed, float(scored.max()), bool(mask.any()))
 
 
 def _comparable(map_hw: tuple[int, ...], mask_hw: tuple[int, ...]) -> bool:
-    """Whether one is the other resized: the same shape up to a pixel's rounding, or squashed to a square."""
+    """Return whether the map can be a resized version of the mask: same proportions up to a pixel, or a square map."""
     (h, w), (height, width) = map_hw, mask_hw
     return h == w or abs(h * width - w * height) <= max(height, width)
 

@@ -1,6 +1,6 @@
-"""What steps hand to one another and to reports: names, and where results lie.
+"""Results that steps pass to one another and to reports: names, and folders of files.
 
-`F` is the folder of a result: a `Path` for the methods; whoever keeps results may have references of its own.
+The type `F` stands for the folder of a result. Steps and reports use a `Path`. A cache may use its own references.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ F = TypeVar("F")
 
 @dataclass(frozen=True)
 class Source(Generic[F]):
-    """One category of the auxiliary images that a learned system is trained on."""
+    """One category of the auxiliary images for training a learned system."""
 
     name: str
-    """Category in words, for prompts that a system makes itself."""
+    """Name of the category in words, for prompts that a system makes itself."""
     features: F
     """Folder of `encode_images`, with the system's outputs."""
     text: F | None
-    """Folder of `encode_category_text` in the system's style; None for a system that makes its own prompts."""
+    """Folder of `encode_category_text` in the system's style. None: the system makes its own prompts."""
     items: Sequence[LabelledImage]
-    """Labels and masks, by digest. Images without features are passed over."""
+    """Labels and masks, by digest. Images without features are ignored."""
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,50 @@ class CategoryResult(Generic[F]):
 
     name: str
     images: tuple[LabelledImage, ...]
-    """Any order. Those without scores are passed over; they belong into the failures."""
+    """Images in any order. Images without scores are ignored; list them as failures."""
     text: F
     """Folder of `encode_category_text`."""
     features: F
     """Folder of `encode_images`."""
     scores: Mapping[int, F]
-    """Seed -> folder of `score_category`. At least one."""
+    """Folder of `score_category` by seed; at least one."""
     evaluated: Mapping[int, F]
-    """Seed -> folder of `evaluate_category`; the same seeds."""
+    """Folder of `evaluate_category` by seed, for the same seeds."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one system's scores of one category with one seed took."""
+    """Time and memory to score one category by one system with one seed."""
 
     scoring_s: float
     encoding_s: float
-    """Time of the one pass of its encoder over the category, which all systems and seeds of that encoder share."""
+    """Time of the encoder's pass over the category. All systems and seeds with this encoder share it."""
     images: int
     peak_memory_bytes: int | None = None
-    """Peak while scoring. None: not measured."""
+    """Peak memory while scoring. None: not measured."""
 
 
 @dataclass(frozen=True)
 class Evaluated(Generic[F]):
-    """One category, one seed."""
+    """Evaluation of one category with one seed."""
 
     folder: F
     """Folder of `evaluate_category`."""
     cost: Cost | None = None
-    """None where it was not measured, as for a result that was at hand already."""
+    """Time and memory of the scoring. None: not measured, for example because the result came from the cache."""
 
 
 @dataclass(frozen=True)
 class SystemResult(Generic[F]):
-    """One system with all that was scored by it."""
+    """One system with all its evaluations."""
 
     system: SystemSettings
     encoder: EncoderInfo
     categories: Mapping[str, Mapping[int, Evaluated[F]]]
-    """Category -> seed -> result. A category that failed is left out. A system that does not depend on the seed has
-    one seed; were there more, the lowest is taken."""
+    """Evaluation by category and seed, without categories that failed.
+
+    A system that does not depend on the seed has one seed. If there are more, the lowest is used.
+    """
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,14 @@ class AblationRow(Generic[F]):
     """One row of an ablation."""
 
     label: str
-    """Name that `ablation_systems` gives it."""
+    """Name of the row in `ablation_systems`."""
     categories: Mapping[str, Mapping[int, F]]
-    """Category -> seed -> folder of `evaluate_category`. What failed is left out."""
+    """Folder of `evaluate_category` by category and seed, without failures."""
 
 
 @dataclass(frozen=True)
 class AblationResult(Generic[F]):
-    """One ablation."""
+    """One ablation with its rows."""
 
     ablation: Ablation
     rows: Sequence[AblationRow[F]]

@@ -1,4 +1,4 @@
-"""From features to one system's scores, file to file: one category, one seed."""
+"""Step that scores one category by one system with one seed: it reads features and writes scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zsad.config.systems import DualImage, System
 from zsad.scorers.dual.scorer import draw_references
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.scores_file import write_system_scores
-from zsad.steps.cost import measuring
+from zsad.steps.cost import writes_cost
 
 SCORERS = {
     "clip": "zsad.scorers.clip",
@@ -30,10 +30,10 @@ SCORERS = {
     "anomalyclip": "zsad.scorers.anomalyclip",
     "segmentation": "zsad.scorers.segmentation.scorer",
 }
-"""Where a system's `score(category_features, settings)` lies."""
+"""Module of each system's `score(category_features, settings)`."""
 
 
-@measuring
+@writes_cost
 def score_system(
     system: System,
     category: str,
@@ -50,41 +50,44 @@ def score_system(
     largest_batch: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Score a category's images by one system; writes what `zsad.steps.evaluate.evaluate_category` reads into `out`.
+    """Score a category's images by one system. Write the scores into `out`, for `zsad.steps.evaluate`.
 
     Parameters
     ----------
     system
-        Which one, and its settings.
-    features, text, shots
-        Folders of `encode_images` (with the system's outputs) and `encode_category_text` (in its style of prompts), and
-        for a system that wants normal images, the features of those.
+        Settings of the system.
+    features
+        Folder of `encode_images`, with the system's outputs.
+    text
+        Folder of `encode_category_text`, in the system's prompt style. None: the system reads no text.
+    shots
+        Folder of `encode_images` for normal images. None: the system uses none.
     checkpoint
-        For a trained system, the file of its weights.
+        File with the weights of a trained system.
     paths
-        The image files in the order of the features' index, those without features left out.
+        Image files in the order of the features' index, without images that have no features.
     encoder
-        The model that made the features.
+        Settings of the model that made the features.
     seed
-        Of the references drawn, and of whatever the system draws.
+        Seed of the reference images and of all random choices of the system.
     largest_batch
-        Images at a time, at most. None: the encoder's batch size.
+        Largest number of images per batch. None: the encoder's batch size.
 
     Raises
     ------
     ConfigError, InputError
-        What the system needs is missing or damaged, or there is no other image to compare with.
+        A file that the system needs is missing or damaged, or the category has too few images to compare.
     DiskFullError
-        No room left.
+        The disk is full.
     """
     if isinstance(system, DualImage):
-        raise TypeError("the dual-image scorer has its own step, zsad.steps.score_dual.score_category")
+        raise TypeError("use zsad.steps.score_dual.score_category for the dual-image scorer")
     store = FeatureStore(features)
     drawn = np.empty((len(store), 0), dtype=np.int64)
     if system.reference_count:
         drawn = draw_references(store.digests, seed, system.reference_count)
         if drawn.shape[1] == 0:
-            raise InputError(paths[0], f"{system.title} needs another image to compare with, and there is none")
+            raise InputError(paths[0], f"{system.title} needs at least two different images: it compares them")
     batch_size = min(encoder.batch_size, largest_batch or encoder.batch_size)
     category_features = CategoryFeatures(
         store=store,
@@ -100,11 +103,13 @@ def score_system(
         batch_size=largest_batch or encoder.batch_size,
     )
     scorer: Any = importlib.import_module(SCORERS[system.system])
-    scored = _counted(scorer.score(category_features, system), len(store), on_progress)
+    scored = _with_progress(scorer.score(category_features, system), len(store), on_progress)
     write_system_scores(out, store, scored, system=system.public(), seed=seed)
 
 
-def _counted(scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None) -> Iterator[Scored]:
+def _with_progress(
+    scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[Scored]:
     for done, one in enumerate(scored, start=1):
         yield one
         if on_progress is not None:

@@ -1,7 +1,7 @@
-"""From features to scores, file to file: one category, one seed.
+"""Step that scores one category by the dual-image scorer with one seed: it reads features and writes scores.
 
-Features stream from disk in batches of images with equally many crops; of the whole set only the scores are held,
-about a thousandth of its features.
+Features are read from disk in batches of images with the same number of crops. Only the scores of the whole set are
+held in memory; they are about a thousandth of the size of the features.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
 from zsad.scorers.textures import Textures, open_textures
-from zsad.steps.cost import measuring
+from zsad.steps.cost import writes_cost
 
 
-@measuring
+@writes_cost
 def score_category(
     features: Path,
     text: Path,
@@ -47,83 +47,87 @@ def score_category(
     on_progress: Callable[[int, int], None] | None = None,
     largest_batch: int | None = None,
 ) -> None:
-    """Score a category's images for all variants of `score`; writes `scores.safetensors` and `scores.json` into `out`.
+    """Score a category's images for all variants of `score`. Write `scores.safetensors` and `scores.json` into `out`.
 
-    An image's scores depend on its content, its references' and the seed: not on names, order, or batch size (to
-    rounding), nor on other images but by which references are drawn.
+    The scores of an image depend on its content, the content of its reference images, and the seed. Names, order and
+    batch size have no effect, except for rounding. Other images affect only the choice of the reference images.
 
     Parameters
     ----------
     features, text
         Folders of `encode_images` and `encode_category_text`.
     paths
-        The image files in the order of the features' index, those without features left out. Needed for variants with
-        adaptation alone, which encodes corrupted copies.
+        Image files in the order of the features' index, without images that have no features. Only variants with
+        adaptation need them: they encode corrupted copies.
     encoder
-        The model that made the features.
+        Settings of the model that made the features.
     score, adapt
-        What to compute. `score.batch_size` bounds the crops held at a time.
+        Settings of the scorer and of the adaptation. `score.batch_size` limits the crops in memory.
     seed
-        Of the references drawn and of the pseudo anomalies.
+        Seed of the reference images and of the pseudo anomalies.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     out
-        Made if it is not there.
+        Output folder, created if it does not exist.
     on_progress
-        Called with the images done, and their number, after each batch.
+        Function called after each batch with the number of finished images and the number of all images.
     largest_batch
-        Crops at a time, at most, where memory allows fewer than the settings' batch sizes.
+        Largest number of crops per batch, if memory is too small for the settings' batch sizes.
 
     Raises
     ------
     ConfigError
-        The model or the masks cannot be had.
+        The model cannot be loaded, or no mask of a pseudo anomaly is large enough.
     InputError
-        Features, text, an image or a texture cannot be used, or there is no other image to compare with.
+        Features, text, an image or a texture cannot be used, or the category has too few images to compare.
     DiskFullError
-        No room left.
+        The disk is full.
     """
     place = pick_device(device)
-    at_most = largest_batch or max(encoder.batch_size, score.batch_size)
+    batch_limit = largest_batch or max(encoder.batch_size, score.batch_size)
     store = FeatureStore(features)
     parts = tuple(dict.fromkeys(part for variant in score.variants for part in PARTS[variant]))
     references = np.empty((len(store), 0), dtype=np.int64)
     if "a_v" in parts:
         references = draw_references(store.digests, seed, score.references.count)
         if references.shape[1] == 0:
-            rule = "there is no other image to compare with; add images, or score the variants text and text_tta"
+            rule = "this is the only image, but it needs a reference; add images, or use the variants text and text_tta"
             raise InputError(paths[0] if paths else features, rule)
-    sides = read_text(text)
-    if sides.shape != (2, store.dim):
-        raise InputError(text, f"text features of shape {tuple(sides.shape)} do not fit patches of {store.dim} numbers")
+    text_features = read_text(text)
+    if text_features.shape != (2, store.dim):
+        raise InputError(
+            text, f"text features of shape {tuple(text_features.shape)} do not fit patches of {store.dim} numbers"
+        )
     adapter = None
     if "a_t" in parts or "a_t_text" in parts:
         if paths is None or len(paths) != len(store):
             raise ValueError(f"adaptation needs the {len(store)} images' files, in the order of the features")
         model = Encoder.load(encoder, place)
         if json.loads(json.dumps(dict(model.identity))) != store.index.identity:
-            raise InputError(features, f"the features are those of another model ({store.index.model})")
-        adapter = _Adapter(model, min(encoder.batch_size, at_most), adapt, open_textures(adapt.textures), seed)
-    scorer = _Scorer(store, references, sides.to(place), score, frozenset(parts), adapter)
+            raise InputError(features, f"the features were made with another model ({store.index.model})")
+        adapter = _Adapter(model, min(encoder.batch_size, batch_limit), adapt, open_textures(adapt.textures), seed)
+    scorer = _Scorer(store, references, text_features.to(place), score, frozenset(parts), adapter)
 
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
     done = 0
-    batches = batches_by_crop_count(store, min(score.batch_size, at_most))
-    for numbers, pixels in zip(batches, _pixels(store, paths if adapter else None, batches), strict=True):
+    batches = batches_by_crop_count(store, min(score.batch_size, batch_limit))
+    for numbers, pixels in zip(batches, _read_crops_ahead(store, paths if adapter else None, batches), strict=True):
         for part, values in scorer.score(numbers, pixels).items():
-            for number, own in zip(numbers, values.cpu().numpy(), strict=True):
-                mine = store.rows_of(number)
-                table[part][mine.start : mine.stop] = own.reshape(len(mine), *table[part].shape[1:])
+            for number, image_values in zip(numbers, values.cpu().numpy(), strict=True):
+                image_rows = store.rows_of(number)
+                table[part][image_rows.start : image_rows.stop] = image_values.reshape(
+                    len(image_rows), *table[part].shape[1:]
+                )
         done += len(numbers)
         if on_progress is not None:
             on_progress(done, len(store))
-    _write(out, store, references, table, score, seed)
+    _write_scores(out, store, references, table, score, seed)
 
 
 @dataclass(frozen=True)
 class _Adapter:
-    """What adaptation needs beside the features."""
+    """Inputs of the adaptation in addition to the features."""
 
     encoder: Encoder
     batch_size: int
@@ -134,7 +138,7 @@ class _Adapter:
     def corrupted(
         self, digests: Sequence[str], pixels: Float32[Tensor, "B C 3 S S"]
     ) -> tuple[Float[Tensor, "B M D"], Float[Tensor, "B M"]]:
-        """Tokens of corrupted copies, and M_a, over all patches of each image's crops."""
+        """Return the tokens of corrupted copies, and M_a, over all patches of each image's crops."""
         images, crops = pixels.shape[:2]
         generators = [crop_generator(self.seed, digest, crop) for digest in digests for crop in range(crops)]
         made = corrupt(
@@ -146,11 +150,11 @@ class _Adapter:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """All that a batch's scores depend on beside its images."""
+    """Scorer of batches, with everything that scores depend on in addition to the images."""
 
     store: FeatureStore
     references: Int64[ndarray, "n k"]
-    sides: Float32[Tensor, "2 D"]
+    text: Float32[Tensor, "2 D"]
     settings: ScoreSettings
     parts: frozenset[Part]
     adapter: _Adapter | None
@@ -159,46 +163,49 @@ class _Scorer:
     def score(
         self, numbers: Sequence[int], pixels: Float32[Tensor, "B C 3 S S"] | None
     ) -> dict[Part, Float32[Tensor, "B _"]]:
-        """The parts wanted of images with equally many crops: for each image its crops, or all their patches."""
+        """Return the requested parts for images with the same number of crops.
+
+        The part `class` has one value per crop. The others have one value per patch of all crops.
+        """
         tau = self.settings.tau
         tokens = torch.stack([self._patches(number) for number in numbers])
-        scored: dict[Part, Tensor] = {"a_l": text_scores(tokens, self.sides, tau)}
+        scored: dict[Part, Tensor] = {"a_l": text_scores(tokens, self.text, tau)}
         if "class" in self.parts:
             classes = torch.stack([self.store.class_tokens(number) for number in numbers])
-            scored["class"] = text_scores(classes.to(self.sides.device), self.sides, tau)
+            scored["class"] = text_scores(classes.to(self.text.device), self.text, tau)
         if "a_v" in self.parts:
             scored["a_v"] = torch.stack(
-                [self._visual(number, own) for number, own in zip(numbers, tokens, strict=True)]
+                [self._visual(number, query) for number, query in zip(numbers, tokens, strict=True)]
             )
         if self.adapter is not None and pixels is not None:
             corrupted, mask = self.adapter.corrupted([self.store.images[number].sha256 for number in numbers], pixels)
-            # eq. 6 without lambdas, whatever weights other variants are fused with
+            # eq. 6 without lambdas: the weights of the fusion do not affect the adaptation
             targets: dict[Part, Tensor] = {"a_t_text": scored["a_l"]}
             if "a_v" in scored:
                 targets["a_t"] = scored["a_v"] + scored["a_l"]
             for part in targets.keys() & self.parts:
-                scored[part] = adapt(tokens, corrupted, mask, targets[part], self.sides, self.adapter.settings, tau)
+                scored[part] = adapt(tokens, corrupted, mask, targets[part], self.text, self.adapter.settings, tau)
         return {part: values for part, values in scored.items() if part in self.parts}
 
     def _patches(self, number: int) -> Float32[Tensor, "M D"]:
-        """All patches of all crops."""
-        return self.store.patches(number).flatten(0, 1).to(self.sides.device)
+        """Return all patches of all crops."""
+        return self.store.patches(number).flatten(0, 1).to(self.text.device)
 
     def _visual(self, number: int, query: Float32[Tensor, "M D"]) -> Float32[Tensor, " M"]:
         memory = [self._patches(int(other)) for other in self.references[number]]
         return visual_scores(query, memory, self.settings.references.aggregate)
 
 
-def _pixels(
+def _read_crops_ahead(
     store: FeatureStore, paths: Sequence[Path] | None, batches: Sequence[Sequence[int]]
 ) -> Iterator[Float32[Tensor, "B C 3 S S"] | None]:
-    """The crops of each batch, the next one's read while this one's are scored; None where no file is wanted."""
+    """Yield the crops of each batch. The next batch is read during scoring. Yield None if no crops are needed."""
     if paths is None:
         yield from (None for _ in batches)
         return
 
     def read(numbers: Sequence[int]) -> Float32[Tensor, "B C 3 S S"]:
-        return torch.stack(map_in_threads(lambda number: _crops(store, number, paths[number]), numbers))
+        return torch.stack(map_in_threads(lambda number: _read_crops(store, number, paths[number]), numbers))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         coming = None
@@ -210,14 +217,14 @@ def _pixels(
             yield coming.result()
 
 
-def _crops(store: FeatureStore, number: int, path: Path) -> Float32[Tensor, "C 3 S S"]:
+def _read_crops(store: FeatureStore, number: int, path: Path) -> Float32[Tensor, "C 3 S S"]:
     image = read_image(path)
     if image.shape[:2] != (store.images[number].height, store.images[number].width):
-        raise InputError(path, "is not the image that the features were made of")
+        raise InputError(path, "is not the image that the features were computed from")
     return crop_image(image, store.crops(number))
 
 
-def _write(
+def _write_scores(
     out: Path,
     store: FeatureStore,
     references: Int64[ndarray, "n k"],
@@ -228,8 +235,8 @@ def _write(
     images = []
     for number, image in enumerate(store.images):
         rows = slice(image.first_row, image.first_row + image.rows)
-        own = {part: values[rows] for part, values in table.items()}
-        evidence = Evidence(own.pop("class", None), **own)
+        image_parts = {part: values[rows] for part, values in table.items()}
+        evidence = Evidence(image_parts.pop("class", None), **image_parts)
         images.append(
             ScoredImage(
                 sha256=image.sha256,

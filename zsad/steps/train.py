@@ -1,9 +1,8 @@
-"""Training of the learned systems (APRIL-GAN, AnomalyCLIP) on features of auxiliary images, the encoder frozen.
+"""Step that trains the learned systems (APRIL-GAN, AnomalyCLIP) on features of auxiliary images.
 
-The image tower never runs here: what it shows of each image lies on disk, made once by
-`zsad.steps.encode.encode_images`
-with the system's outputs. Batch t of an epoch is a function of (seed, epoch, t), so that a training killed at any time
-and resumed from its last epoch ends, on a CPU, in the weights of one that was never killed.
+The encoder is frozen and its image tower does not run here. `zsad.steps.encode.encode_images` has already written its
+outputs to disk. Batch t of an epoch depends only on (seed, epoch, t). So a training that is killed and resumed from
+its last epoch gives, on a CPU, the same weights as an uninterrupted training.
 """
 
 from __future__ import annotations
@@ -33,38 +32,38 @@ from zsad.config.learned import AnomalyClip, AprilGan, Training
 from zsad.config.run import EncoderSettings
 from zsad.data.images import mask_to_canvas, read_mask
 from zsad.data.labelled import LabelledImage
-from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, prompt_ids, words_of
+from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, object_words, prompt_ids
 from zsad.scorers.april_gan import AprilGanLearner, width_of
 from zsad.scorers.learned import Batch, Learner, Weights, patches_of
-from zsad.scorers.weights_file import CHECKPOINT, Belonging, Checkpoint, paths_of
+from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, CheckpointMetadata, attention_settings_of
 from zsad.steps.results import Source
 
 CURVE = "training.json"
 PROGRESS_SECONDS = 0.5
 BETAS = (0.5, 0.999)
-"""Adam's decay rates, in the public code of APRIL-GAN and of AnomalyCLIP alike."""
-INITIAL, ORDER = 0, 1  # what a generator is for
+"""Decay rates of Adam, as in the public code of both APRIL-GAN and AnomalyCLIP."""
+INITIAL, ORDER = 0, 1  # purpose of a random generator
 
 
 @dataclass(frozen=True)
 class _Crop:
     source: int
     number: int
-    """The image's, in its source's features."""
+    """Number of the image in its source's features."""
     place: int
-    """Among the image's crops."""
+    """Number of the crop in its image."""
     mask: UInt8[np.ndarray, " bytes"]
-    """Packed bits at crop size: an eighth of a byte a pixel, so that all masks fit into memory."""
+    """Mask as packed bits, at crop size: 1/8 byte per pixel, so that all masks fit into memory."""
 
 
 @dataclass
-class Data:
-    """Crops to learn from: features stay on disk and are read batch by batch."""
+class TrainingData:
+    """Crops to learn from. Their features stay on disk and are read batch by batch."""
 
     stores: list[FeatureStore] = field(default_factory=list)
     crops: list[_Crop] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
-    """Digest and rule of anomalous images that could not be used."""
+    """Digest of each anomalous image that could not be used, with the reason."""
     images: int = 0
 
     @property
@@ -76,7 +75,7 @@ class Data:
         return np.unpackbits(crop.mask, count=side * side).view(bool).reshape(side, side)
 
     def batch(self, chosen: Sequence[int], reads: Sequence[str], device: torch.device) -> Batch:
-        """Crops by number. Raises InputError where features are damaged."""
+        """Read a batch of crops, chosen by number. Raise InputError if features are damaged."""
         crops = [self.crops[i] for i in chosen]
 
         def stacked(values: Sequence[Tensor]) -> Tensor:
@@ -93,23 +92,23 @@ class Data:
         )
 
 
-def gather(sources: Sequence[Source[Path]]) -> Data:
-    """Read labels and masks of all sources, each crop with its own part of the mask.
+def gather_crops(sources: Sequence[Source[Path]]) -> TrainingData:
+    """Read the labels and masks of all sources. Each crop gets its own part of the mask.
 
-    Images without a label teach nothing and are passed over. An anomalous image without a mask that can be used, whose
-    crops nobody could tell apart, is left out and noted.
+    Images without a label are ignored. An anomalous image without a usable mask is left out and recorded, because the
+    labels of its crops are unknown.
 
     Raises
     ------
     InputError
-        Features are missing, or of different encoders; or no crop is normal, or none anomalous.
+        Features are missing or from different encoders, or all crops are normal, or all are anomalous.
     """
-    data = Data()
+    data = TrainingData()
     for place, source in enumerate(sources):
         store = FeatureStore(source.features)
         data.stores.append(store)
         if store.index.identity != data.stores[0].index.identity or store.size_px != data.size_px:
-            raise InputError(source.features, "these features are of another encoder than the other categories'")
+            raise InputError(source.features, "these features were made with another encoder than other categories'")
         numbers = {digest: number for number, digest in enumerate(store.digests)}
         items = {item.sha256: item for item in source.items if item.anomalous is not None and item.sha256 in numbers}
         for digest in sorted(items):
@@ -124,7 +123,7 @@ def gather(sources: Sequence[Source[Path]]) -> Data:
     anomalous = sum(bool(crop.mask.any()) for crop in data.crops)
     if not anomalous or anomalous == len(data.crops):
         kind = "anomalous image with a mask" if not anomalous else "normal image"
-        raise InputError("training data", f"holds no {kind} to learn from")
+        raise InputError("training data", f"contains no {kind} to learn from")
     return data
 
 
@@ -133,10 +132,10 @@ def _crop_masks(item: LabelledImage, store: FeatureStore, number: int) -> list[B
     if not item.anomalous:
         return [np.zeros((side, side), dtype=bool)] * len(crops.offsets)
     if item.mask is None:
-        raise InputError("mask", "the image counts as anomalous and has no mask")
+        raise InputError("mask", "the image is labelled anomalous but has no mask")
     mask = read_mask(item.mask, (image.height, image.width))
     if not mask.any():
-        raise InputError(item.mask, "the image counts as anomalous, but its mask is black")
+        raise InputError(item.mask, "the image is labelled anomalous, but its mask is black")
     canvas = mask_to_canvas(mask, crops.canvas_hw)
     return [canvas[top : top + side, left : left + side] for top, left in crops.offsets]
 
@@ -152,46 +151,48 @@ def train_system(
     largest_batch: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Train a system; writes `checkpoint.safetensors` and `training.json` into `out`, made if it is not there.
+    """Train a system. Write `checkpoint.safetensors` and `training.json` into `out`.
 
     Parameters
     ----------
     system
-        Which one, and its settings.
+        Settings of the system.
     sources
-        The auxiliary categories, in any order: the result does not depend on it.
+        Auxiliary categories. Their order does not change the result.
     encoder
-        The model that made the features.
+        Settings of the model that made the features.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
+    out
+        Output folder, created if it does not exist.
     checkpoint
-        A file that survives a kill: written after each epoch, resumed from if it is of this very training, removed at
-        the end.
+        File for the state of the training, written after each epoch. If the training is killed, the same training
+        resumes from it. It is removed at the end.
     largest_batch
-        Crops whose loss is computed at a time. Fewer than a batch has: its gradient is the sum over the parts, the
-        same to rounding, in less memory.
+        Largest number of crops processed at a time. If it is smaller than a batch, the gradients of the parts are
+        summed. The result is the same up to rounding and needs less memory.
     on_progress
-        Called at most twice a second, and after each epoch.
+        Function called at most twice per second, and after each epoch.
 
     Raises
     ------
     ConfigError
-        The model cannot be loaded or cannot learn this, or the loss is no longer finite.
+        The model cannot be loaded or cannot be used for this system, or the loss is NaN or infinite.
     InputError
-        Features, text or all masks are missing or damaged.
+        Features or text are missing or damaged, or no mask can be used.
     DiskFullError
-        No room left.
+        The disk is full.
     """
     place = pick_device(device)
     ordered = sorted(sources, key=lambda source: (source.name, str(source.features)))
-    data = gather(ordered)
-    learner = learner_of(system, ordered, data, encoder, place)
-    belonging = Belonging(
+    data = gather_crops(ordered)
+    learner = make_learner(system, ordered, data, encoder, place)
+    metadata = CheckpointMetadata(
         system=system,
         encoder=data.stores[0].index.identity,
-        paths=paths_of(encoder) if isinstance(system, AnomalyClip) else None,
+        paths=attention_settings_of(encoder) if isinstance(system, AnomalyClip) else None,
     )
-    fingerprint = _fingerprint(belonging, ordered, data)
+    fingerprint = _fingerprint(metadata, ordered, data)
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     fitted = fit(
@@ -205,7 +206,7 @@ def train_system(
         largest_batch=largest_batch,
         on_progress=on_progress,
     )
-    Checkpoint(belonging, fitted.weights).write(out / CHECKPOINT)
+    Checkpoint(metadata, fitted.weights).write(out / CHECKPOINT)
     curve = {
         "system": system.title,
         "images": data.images,
@@ -225,29 +226,29 @@ def train_system(
         checkpoint.unlink(missing_ok=True)
 
 
-def learner_of(
+def make_learner(
     system: AprilGan | AnomalyClip,
     sources: Sequence[Source[Path]],
-    data: Data,
+    data: TrainingData,
     encoder: EncoderSettings,
     device: torch.device,
 ) -> Learner:
-    """What trains a system on these sources, in their order. Raises ConfigError and InputError."""
+    """Return the learner that trains a system on these sources, in their order. Raise ConfigError and InputError."""
     if isinstance(system, AprilGan):
         if any(source.text is None for source in sources):
-            raise ConfigError(f"{system.title} reads text features, and there are none")
+            raise ConfigError(f"{system.title} needs text features, but a category has none")
         texts = torch.stack([read_text(source.text) for source in sources if source.text is not None])
         return AprilGanLearner(system, texts.to(device), width_of(data.stores[0], system))
     model = Encoder.load(encoder, device)
     if json.loads(json.dumps(model.identity)) != data.stores[0].index.identity:
-        raise InputError(sources[0].features, f"these features are of another encoder than {model.description}")
+        raise InputError(sources[0].features, f"these features were made with another encoder, not {model.description}")
     check_tower(model, system)
-    return AnomalyClipLearner(system, model, prompt_ids(model, [words_of(s.name, system) for s in sources], system))
+    return AnomalyClipLearner(system, model, prompt_ids(model, [object_words(s.name, system) for s in sources], system))
 
 
 @dataclass
 class Fitted:
-    """Trained weights, each step's loss, and the epoch (from 0) that a kept state was resumed at."""
+    """Trained weights, the loss of each step, and the epoch (from 0) at which a saved state was resumed."""
 
     weights: Weights
     losses: list[float]
@@ -256,7 +257,7 @@ class Fitted:
 
 def fit(
     learner: Learner,
-    data: Data,
+    data: TrainingData,
     training: Training,
     device: torch.device,
     *,
@@ -266,7 +267,7 @@ def fit(
     largest_batch: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Fitted:
-    """Adam over batches in an order that seed and epoch draw; see `train_system`."""
+    """Run Adam over batches. Seed and epoch determine their order. See `train_system`."""
     weights = {
         name: value.to(device).requires_grad_()
         for name, value in learner.initial(_generator(training.seed, INITIAL)).items()
@@ -274,7 +275,7 @@ def fit(
     names = sorted(weights)
     optimiser = torch.optim.Adam([weights[name] for name in names], lr=training.learning_rate, betas=BETAS)
     losses: list[float] = []
-    if (state := _kept(checkpoint, fingerprint)) is not None:
+    if (state := _load_state(checkpoint, fingerprint)) is not None:
         with torch.no_grad():
             for name in names:
                 weights[name].copy_(state["weights"][name])
@@ -286,14 +287,14 @@ def fit(
     begun = reported = time.monotonic()
     for epoch in range(first, training.epochs):
         order = torch.randperm(len(data.crops), generator=_generator(training.seed, ORDER, epoch)).tolist()
-        pending: list[Tensor] = []  # losses stay on the device until someone looks
+        pending: list[Tensor] = []  # losses stay on the device until the end of the epoch
         for step in range(per_epoch):
             chosen = order[step * training.batch_size : (step + 1) * training.batch_size]
             optimiser.zero_grad(set_to_none=True)
             loss = torch.zeros((), device=device)
             for at in range(0, len(chosen), part):
                 some = chosen[at : at + part]
-                # all losses are means over crops, or over pixels, of which each crop has as many
+                # all losses are means over crops, or over pixels, and all crops have the same number of pixels
                 share = learner.loss(weights, data.batch(some, learner.reads, device)) * (len(some) / len(chosen))
                 torch.autograd.backward(share)
                 loss += share.detach()
@@ -309,7 +310,7 @@ def fit(
         if not np.isfinite(losses).all():
             raise ConfigError(f"{title}: the loss became NaN or infinite in epoch {epoch + 1}; lower learning_rate")
         if checkpoint is not None and epoch + 1 < training.epochs:
-            _keep(checkpoint, fingerprint, {name: weights[name].detach() for name in names}, optimiser, losses)
+            _save_state(checkpoint, fingerprint, {name: weights[name].detach() for name in names}, optimiser, losses)
     return Fitted({name: weights[name].detach() for name in names}, losses, first)
 
 
@@ -318,9 +319,9 @@ def _generator(seed: int, *purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _fingerprint(belonging: Belonging, sources: Sequence[Source[Path]], data: Data) -> str:
-    """Digest of all that decides the weights: a state of anything else must not be resumed."""
-    digest = hashlib.sha256(belonging.dumped().encode())
+def _fingerprint(metadata: CheckpointMetadata, sources: Sequence[Source[Path]], data: TrainingData) -> str:
+    """Return the digest of everything that affects the weights. Only a state with the same digest may be resumed."""
+    digest = hashlib.sha256(metadata.to_json().encode())
     digest.update(torch.__version__.encode())
     for source in sources:
         digest.update(f"\n{source.name}".encode())
@@ -332,7 +333,7 @@ def _fingerprint(belonging: Belonging, sources: Sequence[Source[Path]], data: Da
     return digest.hexdigest()
 
 
-def _keep(
+def _save_state(
     path: Path, fingerprint: str, weights: Weights, optimiser: torch.optim.Optimizer, losses: list[float]
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,8 +342,8 @@ def _keep(
         torch.save(state, temporary)
 
 
-def _kept(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
-    """The state kept, or None when there is none, it is damaged, or it belongs to another training."""
+def _load_state(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
+    """Load the saved state. Return None if it is missing, damaged, or belongs to another training."""
     if path is None or not path.is_file():
         return None
     try:

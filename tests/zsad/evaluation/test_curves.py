@@ -1,4 +1,7 @@
-"""Metrics against scikit-learn, exact fractions and the literature's loop on inputs full of ties; laws; known cases."""
+"""Tests of metrics against scikit-learn, exact fractions and the literature's loop, on inputs with many ties.
+
+There are also tests of properties and of known cases.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,14 @@ from zsad.evaluation.metrics import (
 Array = NDArray[Any]
 Pairs = list[tuple[Array, Array]]
 
-# outside 0..1, negative, huge, and neighbours that a clamp, a sigmoid or a cast to half would tie
+# values outside 0..1, negative, huge, and neighbours that a clamp, a sigmoid or a cast to half would make equal
 VALUES = [-1e30, -3.0, -0.0, 0.0, 1e-30, 0.25, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 1.0, 7.0, 1e6]
 few_values = st.sampled_from([float(np.float32(value)) for value in VALUES])
 
 
 @st.composite
 def scored(draw: st.DrawFn) -> tuple[Array, Array]:
-    """Image scores of both classes, with ties."""
+    """Draw image scores of both classes, with ties."""
     n = draw(st.integers(2, 30))
     labels = draw(hnp.arrays(bool, n).filter(lambda y: 0 < y.sum() < y.size))
     return draw(hnp.arrays(np.float64, n, elements=few_values)), labels
@@ -50,7 +53,7 @@ def scored(draw: st.DrawFn) -> tuple[Array, Array]:
 
 @st.composite
 def map_sets(draw: st.DrawFn, dtype: Any = np.float32, elements: st.SearchStrategy[float] = few_values) -> Pairs:
-    """Maps of several sizes with masks."""
+    """Draw maps of several sizes with masks."""
     pairs = []
     for _ in range(draw(st.integers(1, 4))):
         shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6))
@@ -83,7 +86,7 @@ def f1_at(threshold: float, labels: Array, scores: Array) -> float:
 
 
 def aupro_by_fractions(pairs: Pairs, max_fpr: Fraction) -> Fraction:
-    """MVTec AD's definition, threshold by threshold, in exact arithmetic."""
+    """Compute AUPRO by MVTec AD's definition, threshold by threshold, in exact arithmetic."""
     regions = [[m[place].item() for place in region] for m, k in pairs for region in flood_fill(k)]
     scores, labels = pooled(pairs)
     negatives = scores[~labels].tolist()
@@ -103,7 +106,7 @@ def aupro_by_fractions(pairs: Pairs, max_fpr: Fraction) -> Fraction:
 
 
 def pro_200_by_loop(pairs: Pairs) -> float | None:
-    """The loop of the literature's code, with its divisions by zero as None."""
+    """Compute PRO with the loop of the literature's code. Return None for a division by zero."""
     scores = [m.astype(np.float64) for m, _ in pairs]
     low, high = min(m.min() for m in scores), max(m.max() for m in scores)
     delta = (high - low) / 200
@@ -167,7 +170,7 @@ def test_pro_200_is_the_loop_of_the_literature(pairs: Pairs) -> None:
 
 
 def test_pro_200_when_scores_lie_on_its_thresholds() -> None:
-    """Thresholds k/200 rounded up to float32 would equal scores that lie above them."""
+    """Thresholds k/200, rounded up to float32, would equal scores above them."""
     scores = np.random.default_rng(0).choice(np.arange(201) / 200, (30, 40)).astype(np.float32)
     scores[0, :2] = 0.0, 1.0
     pairs = [(scores, square(40, (3, 3, 9, 9), (20, 20, 2, 5))[:30])]
@@ -191,7 +194,7 @@ def test_order_of_images_and_chunks_change_not_one_bit(pairs: Pairs, chunk_pixel
 @pytest.mark.parametrize(
     "rising",
     [
-        lambda x: 1024 * x - 300,  # leaves 0..1, where a library that then applies a sigmoid a batch makes ties
+        lambda x: 1024 * x - 300,  # outside 0..1, some libraries apply a sigmoid per batch and create ties
         lambda x: 1 + x * 2.0**-20,
         np.exp2,
         lambda x: x.astype(np.float64) * (1 + 1e-12),
@@ -245,7 +248,7 @@ def test_a_perfect_map_and_its_opposite() -> None:
     pairs = [(mask.astype(np.float32), mask), (np.zeros((20, 20), dtype=np.float32), square(20))]
     found = pixel_metrics(of(pairs), pro_200=True)
     assert (found.auroc, found.ap, found.f1max, found.aupro, found.f1max_threshold) == (1.0, 1.0, 1.0, 1.0, 1.0)
-    # the loop sees one false positive rate alone and divides by zero
+    # the loop finds only one false positive rate and divides by zero
     assert found.pro_200 is None
     worst = pixel_metrics(of([(-m, k) for m, k in pairs]))
     assert (worst.auroc, worst.aupro) == (0.0, 0.0)
@@ -254,14 +257,14 @@ def test_a_perfect_map_and_its_opposite() -> None:
 def test_a_constant_map_is_chance() -> None:
     mask = square(10, (0, 0, 5, 5))
     found = pixel_metrics(of([(np.full((10, 10), 0.7, dtype=np.float32), mask)]), pro_200=True)
-    # everything ties: the curve is the diagonal, and its area up to 0.3 over 0.3 is 0.15
+    # all values are equal: the curve is the diagonal, and its area up to 0.3, divided by 0.3, is 0.15
     assert (found.auroc, found.ap, found.f1max) == (0.5, 0.25, 0.4)
     assert found.aupro == pytest.approx(0.15, abs=1e-15)
     assert found.pro_200 is None
 
 
 def test_each_defect_counts_the_same_whatever_its_area() -> None:
-    # the small defect of 1 pixel is found at no false positive, the large one of 100 never
+    # the small defect of 1 pixel is found without false positives, the large one of 100 pixels never
     mask = square(40, (0, 0, 1, 1), (20, 20, 10, 10))
     scores = np.linspace(0.1, 0.2, 1600, dtype=np.float32).reshape(40, 40)
     scores[0, 0], scores[20:30, 20:30] = 1.0, 0.0
@@ -274,14 +277,14 @@ def test_pixels_that_touch_at_a_corner_are_one_defect() -> None:
 
 
 def test_average_precision_is_a_step_sum() -> None:
-    # scores 3 2 1 with labels 1 0 1: precision 1 at recall 1/2, 2/3 at recall 1; the trapezoid would say 0.79
+    # scores 3 2 1 with labels 1 0 1: precision 1 at recall 1/2, 2/3 at recall 1; the trapezoid would give 0.79
     found = image_metrics(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
     assert found.ap == pytest.approx(0.5 * 1 + 0.5 * 2 / 3, abs=1e-15)
 
 
 def test_of_equal_f1_the_highest_threshold_is_named() -> None:
     found = image_metrics(np.array([4.0, 3.0, 2.0, 1.0, 0.0]), np.array([True, False, False, True, False]))
-    # at 4: 2/3; at 1: 4/6
+    # F1 is 2/3 at threshold 4 and 4/6 at threshold 1
     assert found.f1max == pytest.approx(2 / 3)
     assert found.f1max_threshold == 4.0
 
@@ -333,7 +336,7 @@ def test_a_score_that_is_no_number_is_refused(bad: float, anomalous: bool) -> No
 
 def test_a_source_that_runs_dry_is_refused() -> None:
     spent = iter([(np.zeros((2, 2), dtype=np.float32), np.eye(2, dtype=bool))])
-    with pytest.raises(ValueError, match="when asked again"):
+    with pytest.raises(ValueError, match="in the second"):
         pixel_metrics(lambda: spent)
 
 
@@ -378,12 +381,12 @@ def test_memory_of_many_maps_is_that_of_few_at_the_size_of_chunks_in_use() -> No
         assert counted.n_normal_px + counted.n_anomalous_px == images * side * side
         return found
 
-    # whole chunks, and more of them than are ever under way at once; the anomalous pixels are the same
+    # complete chunks, and more of them than are processed in parallel; the anomalous pixels are the same
     few = (COUNTING_THREADS + 1) * CHUNK_PIXELS // side**2
     of_few = peak(few)
-    # a little more or less: the scores are put in order beside the first chunks, however many there are by then
+    # it varies a little, because the scores are sorted in parallel with the first chunks
     assert peak(2 * few) < 1.1 * of_few
-    # float32 buffers, five maps with masks on their way, and not 80 B an anomalous pixel
+    # float32 buffers, five maps with masks in progress, and less than 80 B per anomalous pixel
     assert of_few < (COUNTING_THREADS + 1) * CHUNK_PIXELS * 4 + 5 * 5 * side**2 + 80 * mask.sum()
 
 
@@ -395,7 +398,7 @@ def test_drawn_curves_are_scikit_learns(pairs: Pairs) -> None:
     assert roc is not None
     assert pr is not None
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-    # ours has the corners only: the line through them must pass through all of theirs
+    # our curve has only the corners: the line through them must pass through all points of scikit-learn
     assert {(0.0, 0.0), (1.0, 1.0)} <= set(zip(roc.x.tolist(), roc.y.tolist(), strict=True))
     assert auc(roc.x, roc.y) == pytest.approx(auc(fpr, tpr), abs=1e-12)
     precision, recall, _ = precision_recall_curve(labels, scores)
@@ -430,7 +433,7 @@ def test_every_figure_is_defined_in_words() -> None:
 
 @given(st.lists(st.tuples(few_values, st.integers(1, 9)), min_size=1, max_size=30))
 def test_regions_of_any_size_weigh_one(rows: list[tuple[float, int]]) -> None:
-    """With one normal pixel far below everything, each region is found whole before any false positive."""
+    """With one normal pixel far below all others, each region is found completely before any false positive."""
     assume(all(value > -1e30 for value, _ in rows))
     pairs = [(np.full((1, size), value, dtype=np.float32), np.ones((1, size), dtype=bool)) for value, size in rows]
     pairs.append((np.full((1, 1), -2e30, dtype=np.float32), np.zeros((1, 1), dtype=bool)))

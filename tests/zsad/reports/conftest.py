@@ -1,4 +1,4 @@
-"""Scored categories that are written once for all tests that read them."""
+"""Fixture of scored categories, each written once for all tests that read it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zsad.steps.results import CategoryResult
 
 @pytest.fixture(scope="session")
 def category(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CategoryResult[Path]]:
-    """Write a category as `write_category` does, or take an equal one; its files must stay as they are."""
+    """Write a category with `write_category`, or return an equal one. Tests must not change its files."""
     written: dict[str, CategoryResult[Path]] = {}
 
     def make(

@@ -1,4 +1,4 @@
-"""What a run must share with the published setting: every value that has a part in its figures, and no other."""
+"""Tests of the reasons why a run is not comparable with published figures: all settings that affect them, no others."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from zsad.config.run import ZsadSettings, load
-from zsad.reports.comparable import why_not_comparable
+from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import CATEGORIES, TEST_IMAGES, Benchmark
 
 PAPER = Path(__file__).parents[3] / "configs" / "zsad" / "dual_clip.yaml"
 DTD = {"adapt.textures": "/data/dtd"}
 
 
-def whole(benchmark: Benchmark) -> dict[str, int]:
+def all_test_images(benchmark: Benchmark) -> dict[str, int]:
     names = CATEGORIES[benchmark]
     first, rest = divmod(TEST_IMAGES[benchmark], len(names))
     return {name: first + (number < rest) for number, name in enumerate(names)}
@@ -24,22 +24,22 @@ def whole(benchmark: Benchmark) -> dict[str, int]:
 def reasons(**changes: Any) -> list[str]:
     values = DTD | {key.replace("__", "."): value for key, value in changes.items()}
     settings: ZsadSettings = load(PAPER, values)
-    return why_not_comparable(settings, "mvtec", whole("mvtec"))
+    return reasons_not_comparable(settings, "mvtec", all_test_images("mvtec"))
 
 
 def test_the_papers_configuration_on_the_whole_set_compares() -> None:
     assert reasons() == []
     assert reasons(published="visa") == []
-    assert why_not_comparable(load(PAPER, DTD), "visa", whole("visa")) == []
-    # said in other words it is the same
+    assert reasons_not_comparable(load(PAPER, DTD), "visa", all_test_images("visa")) == []
+    # the same settings in other words
     assert reasons(encoder__vv_blocks=12, encoder__size_px=240, evaluation__size_px=240) == []
     assert reasons(encoder__vv_blocks=list(range(12))) == []
     local = {"encoder.weights": "/models/vit.pt", "encoder.tag": None}
-    assert why_not_comparable(load(PAPER, DTD | local), "mvtec", whole("mvtec")) == []
+    assert reasons_not_comparable(load(PAPER, DTD | local), "mvtec", all_test_images("mvtec")) == []
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("score__tau", 0.07, "score.tau 0.07 (published 1)"),
         ("score__lambda_1", 2, "score.lambda_1 2 (published 1)"),
@@ -52,7 +52,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("score__references", {"aggregate": "mean"}, "score.references.aggregate mean (published min)"),
         ("adapt__steps", 5, "adapt.steps 5 (published 2)"),
         ("adapt__beta", 0, "adapt.beta 0 (published 0.5)"),
-        ("adapt__textures", None, "this run with generated ones"),
+        ("adapt__textures", None, "this run uses generated textures"),
         ("encoder__vv_blocks", 6, "encoder.vv_blocks 6 (published all)"),
         ("encoder__vv_feed_forward", True, "encoder.vv_feed_forward True"),
         ("encoder__size_px", 336, "encoder.size_px 336"),
@@ -61,12 +61,12 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("evaluation__max_fpr", 0.1, "evaluation.max_fpr 0.1 (published 0.3)"),
         ("prompts__domains", ["medical"], "prompts.domains medical"),
         ("seeds", [0, 1], "means over 6 seeds, this run has 2"),
-        ("encoder__tag", "laion400m_e31", "this run with laion400m_e31"),
+        ("encoder__tag", "laion400m_e31", "this run uses laion400m_e31"),
     ],
 )
-def test_each_difference_is_named(key: str, value: Any, said: str) -> None:
+def test_each_difference_is_named(key: str, value: Any, expected: str) -> None:
     [reason] = reasons(**{key: value})
-    assert said in reason
+    assert expected in reason
     assert "\n" not in reason
 
 
@@ -86,10 +86,8 @@ def test_what_has_no_part_in_the_figures_is_no_difference(variants: list[str], c
 
 def test_other_images_are_another_set() -> None:
     settings = load(PAPER, DTD)
-    scored = whole("mvtec")
+    scored = all_test_images("mvtec")
     less = scored | {"screw": scored["screw"] - 4}
-    assert why_not_comparable(settings, "mvtec", less) == [
-        "they are of the 1,725 test images of MVTec AD, this run is of 1,721"
-    ]
-    [reason] = why_not_comparable(settings, "mvtec", {"screw": 160, "nut": 3})
-    assert "15 categories of MVTec AD, of which 1 is here among others" in reason
+    assert reasons_not_comparable(settings, "mvtec", less) == ["MVTec AD has 1,725 test images, this run scored 1,721"]
+    [reason] = reasons_not_comparable(settings, "mvtec", {"screw": 160, "nut": 3})
+    assert "15 categories of MVTec AD, this run has 1 of them and other categories" in reason

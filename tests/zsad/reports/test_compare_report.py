@@ -1,4 +1,4 @@
-"""The report of a comparison, from evaluations written by hand: its means, ranks, tables, and what it never says."""
+"""Tests of the comparison report, with evaluations written by hand: means, ranks, tables, and private data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRIO: list[dict[str, Any]] = [{"system": "clip"}, {"system": "anovl"}, {"system"
 
 
 class Compared(Written):
-    """The report of a comparison."""
+    """A written report of a comparison."""
 
     def tex(self, of: str) -> str:
         return (self.folder / f"table_{of}.tex").read_text(encoding="utf-8")
@@ -60,7 +60,11 @@ def report(tmp_path: Path) -> Report:
 def trio(
     root: Path, *, categories: Sequence[str] = ("a_1", "b_2"), **changes: Any
 ) -> tuple[Any, list[SystemResult[Path]]]:
-    """CLIP 0.6 and 0.8; AnoCLIP 0.9 and 0.9 or 1.0 by the seed; dual-image 0.7 and 0.8, then 0.9 and 0.8."""
+    """Write three systems with these image AUROCs on two categories.
+
+    CLIP has 0.6 and 0.8. AnoCLIP has 0.9 and 0.9 with the first seed, 0.9 and 1.0 with the second.
+    Dual-image has 0.7 and 0.8 with the first seed, 0.9 and 0.8 with the second.
+    """
     settings = compare_settings(*TRIO, **changes)
     clip, anovl, dual = settings.systems
     one, two, *_ = categories
@@ -78,14 +82,14 @@ def test_means_are_over_categories_and_then_seeds(report: Report, tmp_path: Path
     done = report(*trio(tmp_path))
     clip, anovl, dual = (done.mean(number) for number in range(3))
     assert clip == {"mean": pytest.approx(0.7), "sd": None, "n": 1}
-    # seed by seed 0.9 and 0.95; sd of two values is their distance through the root of 2
+    # the means per seed are 0.9 and 0.95; the sd of two values is their distance divided by the root of 2
     assert anovl == {"mean": pytest.approx(0.925), "sd": pytest.approx(0.05 / 2**0.5), "n": 2}
     assert dual == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1 / 2**0.5), "n": 2}
     assert [done.rank(number) for number in range(3)] == [3, 1, 2]
     assert "<strong>92.5 ± 3.5</strong>" in done.html
     assert "<u>80.0 ± 7.1</u>" in done.html
-    assert "does not depend on the seed: one value, no deviation" in done.page.words
-    assert done.page.words.count("does not depend on the seed: one value") == 1
+    assert "does not depend on the seed, so it has one value and no deviation" in done.page.words
+    assert done.page.words.count("does not depend on the seed, so it has one value") == 1
 
 
 def test_what_prints_alike_ranks_alike(report: Report, tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
     assert done.mean(1)["mean"] == pytest.approx(0.9)
     assert [done.rank(number) for number in range(3)] == [2, None, 1]
     assert done.json["systems"][1]["mean"]["categories"]["image_auroc"] == 1
-    assert done.page.words.count("of 1 only") == len(METRICS)
+    assert done.page.words.count("mean of only 1") == len(METRICS)
     assert "failed on b_2" in done.page.words
     assert r"$90.0^{\dag}" in done.tex("image")
     assert [(one["system"], one["category"], one["rule"]) for one in done.json["failures"]] == [
@@ -131,14 +135,14 @@ def test_failed_category_is_marked_and_out_of_ranks(report: Report, tmp_path: Pa
 
 
 def test_what_is_undefined_for_all_leaves_no_one_incomplete(report: Report, tmp_path: Path) -> None:
-    """A category of normal images alone has no AUROC, whoever scores it."""
+    """A category with only normal images has no AUROC for any system."""
     settings = compare_settings(*TRIO[:2], seeds=(0,))
     nothing = {0: {"image": (None, None, None), "pixel": None, "anomalous": ()}}
     systems = [write_system(tmp_path, one, {"a": seeds_of(0.6), "b": nothing}) for one in settings.systems]
     done = report(settings, systems)
     assert [done.rank(number) for number in range(2)] == [1, 1]
     assert done.json["systems"][0]["mean"]["complete"]["image_auroc"] is True
-    assert "of 1 only" not in done.page.words
+    assert "mean of only 1" not in done.page.words
 
 
 def test_fewer_seeds_are_said(report: Report, tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_latex_tables_have_four_columns_and_escape_what_is_special(report: Repor
     assert [cell.strip() for cell in latex_rows(done.tex("pixel"))[2][1:]] == [
         r"$\mathbf{60.0} \pm 0.0$",
         r"$\mathbf{40.0} \pm 0.0$",
-        # the PRO of 200 thresholds, as the papers'
+        # PRO from 200 thresholds, as in the papers
         r"$\mathbf{20.0} \pm 0.0$",
     ]
     published = done.tex("image").split(r"\midrule")[2]
@@ -235,7 +239,7 @@ def test_latex_tables_have_four_columns_and_escape_what_is_special(report: Repor
 def test_published_rows_are_labelled_and_ranked_with_none(report: Report, tmp_path: Path) -> None:
     settings, systems = trio(tmp_path, published="visa", categories=("candle", "pcb1"))
     done = report(settings, systems)
-    # figures far above ours: MuSc's 92.8 would be second
+    # some published figures are far above ours: MuSc's 92.8 would be second
     assert [done.rank(number) for number in range(3)] == [3, 1, 2]
     by_system = {one["name"]: [row["system"] for row in one["published"]] for one in done.json["systems"]}
     assert by_system == {"CLIP": ["CLIP", "CLIP"], "AnoCLIP": ["AnoCLIP"], "Dual-image": ["Dual-image"]}
@@ -246,7 +250,7 @@ def test_published_rows_are_labelled_and_ranked_with_none(report: Report, tmp_pa
         assert "table" in row or "main results" in row
         assert "<strong>" not in row
         assert "<u>" not in row
-    assert "of which 2 are here" in done.page.words
+    assert "this run has 2 of them" in done.page.words
     # 003's figures of candle and of pcb1
     assert {"82.1", "20.2", "74.3", "29.5"} <= set(done.page.words.split())
 
@@ -271,7 +275,7 @@ def test_without_a_benchmark_nothing_is_quoted(report: Report, tmp_path: Path) -
 def test_pairs_are_tested_on_the_same_images_and_categories(report: Report, tmp_path: Path) -> None:
     settings = compare_settings(*TRIO, seeds=(0,))
     right = {"normal": [n / 100 for n in range(12)], "anomalous": [1 + n / 100 for n in range(12)]}
-    # good and bad images in turns: chance, with a spread
+    # scores of normal and anomalous images alternate: nearly chance
     wrong = {"normal": [n / 10 for n in range(12)], "anomalous": [n / 10 + 0.05 for n in range(12)]}
     aurocs = {"CLIP": 0.5, "AnoCLIP": 0.9, "Dual-image": 0.9}
     systems = [
@@ -294,13 +298,13 @@ def test_pairs_are_tested_on_the_same_images_and_categories(report: Report, tmp_
     assert (float(equal["difference"]), float(equal["p"]), float(equal["p_holm"])) == (0.0, 1.0, 1.0)
     apart = rows["DeLong", "image_auroc", "CLIP", "AnoCLIP"]
     assert (apart["categories"], apart["images"]) == ("7", str(7 * 24))
-    # of 144 pairs an anomalous image is higher in 78: 12 + 11 + ... + 1
+    # the anomalous image is higher in 78 of 144 pairs: 12 + 11 + ... + 1
     assert float(apart["difference"]) == pytest.approx(78 / 144 - 1)
     assert float(apart["p_holm"]) < 1e-3
     signed = rows["Wilcoxon", "image_auroc", "CLIP", "AnoCLIP"]
     assert float(signed["difference"]) == pytest.approx(-0.4)
     assert float(signed["p"]) == pytest.approx(2 / 2**7)
-    # of three pairs, the two smallest p are equal: three times either
+    # the two smallest p of the three pairs are equal: both are multiplied by three
     assert float(signed["p_holm"]) == pytest.approx(6 / 2**7)
     assert float(rows["Wilcoxon", "pixel_auroc", "CLIP", "AnoCLIP"]["p"]) == 1.0
     words = done.page.words
@@ -312,8 +316,8 @@ def test_pairs_are_tested_on_the_same_images_and_categories(report: Report, tmp_
 def test_too_few_categories_and_images_are_said_plainly(report: Report, tmp_path: Path) -> None:
     done = report(*trio(tmp_path))
     assert all(row["p"] == "" for row in done.table("paired.csv"))
-    assert "Nothing can be said: 4 anomalous and 4 normal images; the test needs 10 of each" in done.page.words
-    assert "Nothing can be said: only 2 of the 6 categories that the test needs" in done.page.words
+    assert "No pair could be tested: 4 anomalous and 4 normal images; the test needs 10 of either" in done.page.words
+    assert "No pair could be tested: 2 of the 6 categories that the test needs" in done.page.words
 
 
 # ---------------------------------------------------------------- cost
@@ -338,7 +342,7 @@ def test_encoding_is_counted_once_for_the_systems_that_share_it(report: Report, 
     assert [one["images"] for one in found] == [8, 16, 16, 8]
     assert [one["peak_memory_bytes"] for one in found] == [4096, 8192, None, None]
     assert found[1]["memory_bytes_an_image"] == 2048.0
-    # milliseconds below a second; the encoder's own 16 s are 2 s an image
+    # times below a second are in milliseconds; the encoder's 16 s are 2 s per image
     assert "125 ms – –" in done.page.words
     assert "250 ms 8 KiB 2 KiB" in done.page.words
     assert "8 16 s 2 s CLIP, AnoCLIP, Dual-image" in done.page.words
@@ -354,7 +358,7 @@ def test_unmeasured_cost_leaves_no_section(report: Report, tmp_path: Path) -> No
 
 
 def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> AblationResult[Path]:
-    """A row's figures are its image AUROC by seed, and 0.1 less for pixels' PRO."""
+    """Write an ablation from the image AUROC of each row and seed. The pixel PRO is 0.1 lower."""
     rows = []
     for (label, system), aurocs in zip(ablation_systems(name, "main"), values, strict=False):
         folders = {
@@ -388,7 +392,7 @@ def test_ablations_have_their_rows_beside_the_papers(report: Report, tmp_path: P
     )
     assert [row["mean"]["ranks"]["image_auroc"] for row in references["rows"]] == [3, 2, 1]
     assert [[one["system"] for one in row["published"]] for row in references["rows"]] == [["0"], ["1"], []]
-    # our row of 2, 2 failed; the paper's is there none the less
+    # our row "2, 2" failed; the paper's row is still shown
     assert [one["system"] for one in weights["published"]] == ["2, 2"]
     assert "84.1 ± 0.3" in done.page.words
     charts = [
@@ -483,7 +487,7 @@ def test_whose_weights_are_no_clips_is_said_everywhere(
     assert words in done.page.words
     assert "not all encoders here are CLIP" in done.page.words
     assert words in done.tex("image")
-    # also where nothing came of it
+    # also without any result
     if encoder is CLIP:
         assert words in report(chosen).page.words
 
@@ -492,7 +496,7 @@ def test_notice_names_the_systems_it_concerns(report: Report, tmp_path: Path) ->
     encoders = {"main": {"tag": "laion400m_e32"}, "small": {"model": "embedded"}}
     settings = compare_settings({"system": "clip"}, {"system": "dual", "encoder": "small"}, encoders=encoders)
     done = report(settings, [write_system(tmp_path, settings.systems[0], {"a": seeds_of(0.9)})])
-    assert "This concerns Dual-image alone." in done.page.words
+    assert "This concerns only Dual-image." in done.page.words
 
 
 def test_nothing_evaluated_is_said(report: Report) -> None:
@@ -505,7 +509,7 @@ def test_nothing_evaluated_is_said(report: Report) -> None:
 def test_damaged_or_foreign_evaluations_are_errors_of_one_line(report: Report, tmp_path: Path) -> None:
     settings, systems = trio(tmp_path)
     other = write_evaluation(tmp_path / "other", "text")
-    with pytest.raises(InputError, match="holds no variant system"):
+    with pytest.raises(InputError, match="contains no variant system"):
         report(
             settings,
             [
@@ -515,7 +519,7 @@ def test_damaged_or_foreign_evaluations_are_errors_of_one_line(report: Report, t
             ],
         )
     (_first(systems[0]).folder / METRICS_FILE).write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="not what this step reads"):
+    with pytest.raises(InputError, match="is not a file of this step"):
         report(settings, systems)
 
 

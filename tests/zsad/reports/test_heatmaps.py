@@ -1,4 +1,4 @@
-"""Pictures of the report, from views built here: colours, outlines, sizes, charts."""
+"""Tests of the report's pictures, with images made here: colours, outlines, sizes and charts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def panels(one: ImageView, scale: HeatScale = SCALE, panel_px: int = 120) -> lis
 
 
 def outlined(panel: Array) -> Array:
-    """Where a grey or black panel is blue."""
+    """Return the mask of the blue pixels of a grey or black panel."""
     found: Array = panel[:, :, 2] - panel[:, :, 0] > 60
     return found
 
@@ -57,7 +57,7 @@ def test_a_colour_means_the_same_score_whatever_else_is_shown() -> None:
     here, there = (panels(view(scores=scores))[1] for scores in (alone, crowded))
     np.testing.assert_array_equal(here[20, 60], there[20, 60])
     np.testing.assert_array_equal(here[20, 60], bar()[round(0.25 * 255)])
-    # above the scale: its brightest colour, not a wrapped one
+    # scores above the scale have its brightest colour, not a wrapped one
     np.testing.assert_array_equal(there[110, 60], bar()[255])
 
 
@@ -92,7 +92,7 @@ def test_one_pixel_of_a_large_mask_is_still_outlined_in_its_place(row: int, colu
     found = outlined(shown)
     assert found.any()
     rows, columns = np.nonzero(found)
-    # 3000 px in 150: a twentieth
+    # 3000 px are shown in 150 px: a twentieth
     assert abs(rows.mean() + 0.5 - row / 20) < 3
     assert abs(columns.mean() + 0.5 - column / 20) < 3
 
@@ -141,9 +141,9 @@ def svg(uri: str) -> str:
     ],
 )
 def test_odd_scores_are_drawn_the_same_each_time(sets: ScoreSets) -> None:
-    once = category_chart(sets, [], [])
-    assert once == category_chart(sets, [], [])
-    assert "<svg" in svg(once)
+    first = category_chart(sets, [], [])
+    assert first == category_chart(sets, [], [])
+    assert "<svg" in svg(first)
 
 
 def test_chart_names_thresholds_and_curves() -> None:

@@ -1,4 +1,4 @@
-"""What `score` leaves: a table, heat maps at the images' own size, a report."""
+"""Tests of the outputs of `score`: a table, heat maps at the size of the images, and a report."""
 
 from __future__ import annotations
 
@@ -85,17 +85,17 @@ def test_a_map_is_high_where_the_defect_is_and_flat_where_none_is(category: Cate
     result = category("parts", drawn, settings)
     write(tmp_path / "out", result, settings)
     flat, hole = (imread(tmp_path / "out" / "maps" / f"{name}.tiff") for name in ("flat", "hole"))
-    # joint is A_V + A_L, and both are the same here
+    # joint is A_V + A_L, and both are equal here
     np.testing.assert_array_equal(flat, np.float32(2 * BACKGROUND))
-    # between the centres of the peak's patches, less the pixels that both resizings reach over
+    # between the centres of the peak's patches, without the pixels that the two resizings blur
     assert hole[26:38, 26:38].min() == 2.0
     assert hole[:6, :6].max() == 2 * BACKGROUND
-    # the flat image's heat map is the image itself
+    # the heat map PNG of the flat image is the image itself
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "maps" / "flat.png"), pixels(result.images[0].path))
 
 
 def test_written_maps_measure_what_the_scores_measure(category: Category, tmp_path: Path) -> None:
-    """The command `evaluate` on the maps of `score` gives the figures of the run at the image's own size."""
+    """The command `evaluate` on the maps of `score` gives the metrics of the run, at the size of the images."""
     settings = score_settings(evaluation=EvaluationSettings(size_px=64))
     result = category("screw", usual(3, 3), settings)
     write(tmp_path / "out", result, settings)
@@ -113,12 +113,12 @@ def test_written_maps_measure_what_the_scores_measure(category: Category, tmp_pa
 
 def test_one_colour_scale_for_all_images(category: Category, tmp_path: Path) -> None:
     settings = score_settings()
-    # of three widths, since equal contents are one image; each touches every patch
+    # three different widths, because equal contents count as one image; each defect touches every patch
     widths = {0.25: 56, 0.5: 58, 1.0: 60}
     same = [ExampleImage(f"x{peak}", None, 0.5, peak=peak, defect=(0, 64, 0, wide)) for peak, wide in widths.items()]
     write(tmp_path / "out", category("parts", same, settings), settings)
     shown = [pixels(tmp_path / "out" / "maps" / f"{one.id}.png")[32, 32].astype(int) for one in same]
-    # all images are red there; what differs is the score on the common scale, from black to yellow
+    # all images are red there; only the score on the common scale differs, from black to yellow
     greens = [int(colour[1]) for colour in shown]
     assert greens == sorted(greens)
     assert greens[2] > greens[0] + 60
@@ -130,7 +130,7 @@ def test_flagged_by_the_deployable_threshold(category: Category, tmp_path: Path)
     )
     drawn = [ExampleImage(f"x{i}", None, i / 8) for i in range(8)]
     rows = write(tmp_path / "out", category("parts", drawn, settings), settings)
-    # at the threshold counts as flagged
+    # a score equal to the threshold is flagged
     assert [(float(row["score"]), row["flagged"]) for row in rows] == [(i / 8, str(int(i >= 4))) for i in range(8)]
     assert {row["threshold"] for row in rows} == {"0.5"}
 
@@ -142,7 +142,7 @@ def test_few_images_have_no_quantile_and_no_flags(category: Category, tmp_path: 
     assert {(row["threshold"], row["flagged"]) for row in rows} == {("", "")}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "too few images" in page
-    # neither flagged nor cleared
+    # neither flagged nor not flagged
     assert page.count('<td class="text">–</td></tr>') == 2
     assert "outline of the true mask" not in page
 
@@ -199,7 +199,7 @@ def test_only_the_formats_asked_for(category: Category, tmp_path: Path, formats:
     result = category("parts", [ExampleImage("a", None, 0.5), ExampleImage("b", None, 0.1)], settings)
     write(tmp_path / "out", result, settings, formats=formats)
     found = {path.suffix for path in (tmp_path / "out" / "maps").rglob("*") if path.is_file()}
-    # a .npy file cannot say whose map it is
+    # a .npy file has no description of its map
     assert found == {f".{name}" for name in formats} | ({".txt"} if "npy" in formats else set())
 
 
@@ -219,7 +219,7 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
 ) -> None:
     settings = score_settings(encoder=EncoderSettings(model="embedded"))
     result = category("parts", without_labels(usual(2, 2)), settings, model=describe_encoder(settings.encoder))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
     write_score_outputs(
         tmp_path / "out",
@@ -228,15 +228,15 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
         failures=[],
         versions={},
         notes=["Four images."],
-        on_progress=lambda done, of: told.append((done, of)),
+        on_progress=lambda done, of: progress.append((done, of)),
     )
-    assert told == [(n, 4) for n in range(1, 5)]
+    assert progress == [(n, 4) for n in range(1, 5)]
     maps = tmp_path / "out" / "maps"
     for image in result.images:
         with Image.open(maps / f"{image.id}.png") as png, Image.open(maps / f"{image.id}.tiff") as tiff:
-            for said in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
-                assert "Embedded model." in said
-                assert "not CLIP" in said
+            for description in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
+                assert "Embedded model." in description
+                assert "no CLIP" in description
     with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as file:
         assert all("embedded" in row["encoder"] for row in csv.DictReader(file))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -249,7 +249,7 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
 def test_maps_without_a_place_for_words_have_them_beside_them(
     category: Category, tmp_path: Path, embedded: bool
 ) -> None:
-    """Also those of a copy of the embedded model, which its weights tell."""
+    """This includes a copy of the embedded model, which is recognised by its weights."""
     settings = score_settings(encoder=EncoderSettings(model="local-dir:/somewhere/mine"))
     weights = hashlib.sha256((EMBEDDED_FOLDER / "open_clip_model.safetensors").read_bytes()).hexdigest()
     result = category(

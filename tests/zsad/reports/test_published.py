@@ -1,4 +1,4 @@
-"""The quoted rows against the papers' own prose and tables, and against each other."""
+"""Tests of the published rows: they must agree with the papers' texts and tables, and with each other."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from zsad.reports.published import (
     Quoted,
     anomaly_clip_rows,
     category_figures,
-    compared_rows,
     published_ablation,
     published_row,
     published_rows,
+    rows_for_comparison,
 )
 
 FIGURES = ("image_auroc", "image_f1max", "image_ap", "pixel_auroc", "pixel_f1max", "aupro")
@@ -56,11 +56,11 @@ def test_the_methods_rows_are_the_printed_ones(benchmark: Benchmark, variant: Va
 
 
 def test_margins_over_anoclip_are_those_of_the_papers_text() -> None:
-    """Outperforming AnoCLIP "by margins of 2.2%, 6.0%, 6.2% in AUROC, F1Max, and PRO for anomaly localization"."""
+    """Check 002's text: better than AnoCLIP "by margins of 2.2%, 6.0%, 6.2% in AUROC, F1Max, and PRO ..."."""
     ours = published_row("mvtec", "joint_tta")
     anoclip = next(row for row in published_rows("mvtec") if row.system == "AnoCLIP")
     margins = [a - b for a, b in zip(means(ours)[3:], means(anoclip)[3:], strict=True) if a is not None and b]
-    # the text reckons with table 1, whose pixel F1max is 42.5
+    # the text uses table 1, with a pixel F1max of 42.5
     assert margins == pytest.approx([2.2, 6.0, 6.2], abs=0.11)
 
 
@@ -73,7 +73,7 @@ def test_every_row_names_its_paper_and_table_and_is_in_percent(benchmark: Benchm
         assert row.table
         values = [value for value in means(row) if value is not None]
         assert values
-        # fractions by mistake would all lie below 1
+        # fractions by mistake would all be below 1
         assert max(values) > 10
         assert max(values) <= 100
 
@@ -91,7 +91,7 @@ def test_benchmarks_have_their_fifteen_and_twelve_categories() -> None:
 # ---------------------------------------------------------------- 001, tables 1 and 2
 
 
-# a line of the printed table each: data set, level, then AUROC and AP (images) or PRO (pixels) of each system
+# each line is a row of the printed table: data set, level, then AUROC and AP (images) or PRO (pixels) of each system
 PRINTED_001 = """
 MPDD image (54.3, 65.4) (56.2, 66.0) (63.6, 69.9) (73.0, 80.2) (55.1, 64.2) (77.0, 82.0)
 SDD image (65.7, 45.2) (65.2, 45.7) (84.3, 77.4) (79.8, 71.4) (74.9, 65.1) (84.7, 80.0)
@@ -125,7 +125,7 @@ def test_001_has_seventeen_data_sets_in_two_tables() -> None:
     tables = {data_set: {row.table for row in anomaly_clip_rows(data_set)} for data_set in DATA_SETS_001}
     assert [name for name, of in tables.items() if of == {"table 1"}] == list(DATA_SETS_001[:7])
     assert all(of == {"table 2"} for name, of in tables.items() if name not in DATA_SETS_001[:7])
-    # no medical set has both labels and masks
+    # medical sets have either labels or masks, not both
     medical = [row for name in DATA_SETS_001[7:] for row in anomaly_clip_rows(name)]
     assert all((row.image_auroc is None) != (row.pixel_auroc is None) for row in medical)
     assert all(row.paper == ANOMALY_CLIP for row in medical)
@@ -136,13 +136,15 @@ def test_001_has_seventeen_data_sets_in_two_tables() -> None:
 
 def test_compared_rows_name_each_system_once_a_paper() -> None:
     for benchmark in BENCHMARKS:
-        rows = compared_rows(benchmark)
+        rows = rows_for_comparison(benchmark)
         assert rows[: len(published_rows(benchmark))] == published_rows(benchmark)
         assert len({(row.system, row.paper) for row in rows}) == len(rows)
         assert {row.system for row in rows if row.paper == ANOMALY_CLIP} == set(SYSTEMS_001)
     # both papers print AnomalyCLIP's figures; they agree
     assert means(anomaly_clip_rows("MVTec AD")[-1]) == [91.5, None, 96.2, 91.1, None, 81.4]
-    of_003 = {row.system: (means(row)[1], means(row)[4]) for row in compared_rows("visa") if row.paper == SEGMENTATION}
+    of_003 = {
+        row.system: (means(row)[1], means(row)[4]) for row in rows_for_comparison("visa") if row.paper == SEGMENTATION
+    }
     assert of_003 == {"WinCLIP": (79.0, 14.8), "APRIL-GAN": (78.7, 32.3), "Segmentation models": (81.5, 24.2)}
 
 
@@ -150,7 +152,7 @@ def test_compared_rows_name_each_system_once_a_paper() -> None:
 
 
 def test_tables_of_003_have_their_printed_means() -> None:
-    """A slip of a digit in any column would move the mean away from the printed one."""
+    """A wrong digit in any column would give a mean that differs from the printed one."""
     tables = category_figures()
     assert len(tables) == 6
     for one in tables:
@@ -190,7 +192,7 @@ def test_weights_of_the_supplement_are_the_printed_ones() -> None:
     }
     assert classes["1, 1, 2"] == (Quoted(93.1, 0.8), Quoted(94.0, 0.3), Quoted(96.8, 0.4))
     assert classes["1, 2, 1"] == (Quoted(91.9, 0.8), Quoted(93.2, 0.2), Quoted(94.8, 0.4))
-    # what the supplement calls the chosen weights is the method of table 3
+    # the weights that the supplement chooses are those of the method in table 3
     method = published_row("mvtec", "joint_tta")
     assert method is not None
     assert maps["1, 1.5"] == (method.pixel_auroc, method.pixel_f1max, method.aupro)
@@ -206,7 +208,7 @@ def test_ablation_rows_are_called_as_ours_are() -> None:
         assert set(printed) <= ours
         if ablation in ("map_weights", "image_weights"):
             assert set(printed) == ours
-    # adaptation alone, and with one reference
+    # only adaptation, and adaptation with one reference
     assert [means(row)[3] for row in published_ablation("references")] == [88.7, 92.8]
     assert [row.system for row in published_ablation("steps")] == ["2"]
     assert published_ablation("none such") == ()

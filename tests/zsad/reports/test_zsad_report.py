@@ -1,4 +1,4 @@
-"""The report, from scored sets with known figures: what it says, what it never says, and what it picks."""
+"""Tests of the report of a run, from scored sets with known figures: texts, private data, and selected images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from zsad.steps.results import CategoryResult
 
 HOSTILE = "<script>alert('x')<!--& \"quoted\""
 AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
-"""Of `usual()` by its class scores: the pairs in which the anomalous image scores higher."""
+"""AUROC of `usual()` by its class scores: the share of pairs in which the anomalous image scores higher."""
 
 
 Category = Callable[..., CategoryResult[Path]]
@@ -56,7 +56,7 @@ def write(
     settings: ZsadSettings | None = None,
     **changes: Any,
 ) -> Written:
-    """Write a report to a new folder."""
+    """Write a report into a new folder."""
     out.mkdir()
     arguments: dict[str, Any] = {"versions": {"adflows": "0.2.0"}, "notes": []} | changes
     write_report(out, settings=settings or zsad_settings(), categories=categories, failures=failures, **arguments)
@@ -65,17 +65,17 @@ def write(
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Write the report of these categories, or take that of equal ones. Equal scores and curves share a chart, too."""
+    """Write the report of these categories, or return an earlier report of equal ones. Equal charts are shared too."""
     written: dict[str, Written] = {}
-    drawn: dict[bytes, str] = {}
+    chart_cache: dict[bytes, str] = {}
 
     def chart(*parts: Any) -> str:
         key = pickle.dumps(parts)
-        if key not in drawn:
-            drawn[key] = category_chart(*parts)
-        return drawn[key]
+        if key not in chart_cache:
+            chart_cache[key] = category_chart(*parts)
+        return chart_cache[key]
 
-    def once(*results: Any, **settings: Any) -> Written:
+    def write_cached(*results: Any, **settings: Any) -> Written:
         key = repr((results, settings))
         if key not in written:
             with pytest.MonkeyPatch.context() as patched:
@@ -83,12 +83,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
                 written[key] = write(tmp_path_factory.mktemp("report") / "out", *results, **settings)
         return written[key]
 
-    return once
+    return write_cached
 
 
 @pytest.fixture(scope="session")
 def report_of(report: Report, category: Category) -> Report:
-    """Write the report of categories: name=images."""
+    """Write the report of categories, given as name=images."""
 
     def of(settings: ZsadSettings | None = None, **images: Sequence[ExampleImage]) -> Written:
         return report([category(name, drawn, settings) for name, drawn in images.items()], settings=settings)
@@ -117,7 +117,7 @@ def test_known_figures_reach_page_json_and_csv(report_of: Report) -> None:
 
 def test_everything_is_what_the_evaluation_measured(report: Report, category: Category) -> None:
     settings = zsad_settings(seeds=(3, 1, 2))
-    # every seed has scores of its own, so nothing can be mixed up unseen
+    # scores differ between seeds, so a mix-up would be seen
     results = [
         category(name, usual(6, n), settings, shift=lambda seed: seed / 8) for name, n in [("tile10", 4), ("tile2", 5)]
     ]
@@ -153,7 +153,7 @@ def test_macro_mean_is_of_categories_and_leaves_out_what_is_undefined(report_of:
     perfect = [ExampleImage("good/0", False, 0.1), ExampleImage("hole/0", True, 0.9, defect=(0, 32, 0, 32))]
     done = report_of(a=usual(), b=perfect, c=usual(5, 0))
     text = done.json["macro"][0]
-    # two categories of very different sizes count the same: no pooling
+    # two categories of very different sizes have the same weight, because they are not pooled
     assert text["metrics"]["image_auroc"]["mean"] == pytest.approx((AUROC_OF_USUAL + 1) / 2, abs=1e-12)
     assert text["categories"]["image_auroc"] == 2
     assert of_variant(done.json, 2, "text")["metrics"]["image_auroc"] is None
@@ -190,7 +190,7 @@ def test_one_seed_has_no_sd_in_the_table_and_no_labels_have_no_means(report_of: 
 
 
 def test_curves_are_in_json_and_table_point_by_point(report: Report, category: Category) -> None:
-    """The area under the points is the figure, since so few images' curves are whole."""
+    """The area under the points is the metric, because curves of so few images are not thinned."""
     done = report([category(name, usual(), zsad_settings(seeds=(3, 2))) for name in "ab"])
     table = done.table("curves.csv")
     for shown in done.json["categories"]:
@@ -211,13 +211,13 @@ def test_curves_are_in_json_and_table_point_by_point(report: Report, category: C
 
 def test_sd_is_over_seeds_of_the_macro_mean(report: Report, category: Category) -> None:
     settings = zsad_settings(evaluation=EvaluationSettings(threshold=0.605))
-    # at 0.605 seed 0 flags .61 .71 .81, seed 1 with its shift all of .51 and up: found 3 and 4 of 4
+    # at 0.605, seed 0 flags .61 .71 .81, and seed 1, with its shift, all from .51: it finds 3 and 4 of 4
     results = [category(name, usual(5, 4), settings, shift=lambda seed: seed / 10) for name in "ab"]
     done = report(results, settings=settings)
     f1 = [2 * 3 / (3 + 4), 2 * 4 / (4 + 4)]
     assert done.json["macro"][0]["deployable_f1"]["mean"] == pytest.approx(np.mean(f1), rel=1e-12)
     assert done.json["macro"][0]["deployable_f1"]["sd"] == pytest.approx(np.std(f1, ddof=1), rel=1e-12)
-    assert "A given threshold: 0.605." in done.page.words
+    assert "The settings give the threshold: 0.605." in done.page.words
 
 
 def test_one_seed_has_no_deviation(report_of: Report) -> None:
@@ -225,7 +225,7 @@ def test_one_seed_has_no_deviation(report_of: Report) -> None:
     done = report_of(settings, screw=usual())
     assert of_variant(done.json, 0, "text")["metrics"]["image_auroc"]["sd"] is None
     assert re.search(r"\d ± \d", done.page.words) is None
-    assert "one seed: no deviation" in done.page.words
+    assert "one seed has no deviation" in done.page.words
     assert "with seed 4" in done.page.words
 
 
@@ -235,7 +235,7 @@ def test_a_seed_that_one_category_lacks_is_in_no_mean_over_categories(report: Re
     done = report([whole, part])
     assert done.json["macro"][0]["metrics"]["image_auroc"]["n"] == 1
     assert [one["shown_seed"] for one in done.json["categories"]] == [0, 1]
-    assert "Shown with seed 1." in done.page.words
+    assert "This category is shown with seed 1." in done.page.words
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=8))
@@ -272,7 +272,7 @@ def test_published_rows_stand_beside_ours_and_say_whose_they_are(
     assert words.count("table 3 (6 seeds); not our result") == 2 + 2 + 2  # text and joint twice, two others once
     assert done.json["published"]["comparable"] is True
     assert not done.json["notices"]
-    # their PRO is the loop's, so it stands in our column of that name, which is the last
+    # the papers compute PRO from 200 thresholds, so it is in our column of that name, the last one
     row = re.search(r"<tr class=\"paper\"><td>published: text<br>.*?</tr>", done.html, re.DOTALL)
     assert row is not None
     cells = re.findall(r"<td>([^<]*)</td>", row.group(0))
@@ -291,10 +291,10 @@ def test_without_the_loop_their_pro_stands_under_aupro(report_of: Report) -> Non
 @pytest.mark.parametrize(
     ("encoder", "reason"),
     [
-        (EncoderSettings(model="embedded"), "this run with another encoder"),
+        (EncoderSettings(model="embedded"), "this run uses another encoder"),
         (EncoderSettings(seed=3), "the encoder has random weights"),
-        (EncoderSettings(tag="laion400m_e31"), "this run with laion400m_e31"),
-        (EncoderSettings(tag="laion400m_e32"), "the 15 categories of MVTec AD, of which 1 is here"),
+        (EncoderSettings(tag="laion400m_e31"), "this run uses laion400m_e31"),
+        (EncoderSettings(tag="laion400m_e32"), "the 15 categories of MVTec AD, this run has 1 of them"),
         (EncoderSettings(tag="laion400m_e32"), "means over 6 seeds, this run has 2"),
     ],
 )
@@ -355,7 +355,7 @@ def test_random_weights_and_the_embedded_model_are_told_at_the_top(
         done = report([result], settings=settings)
         assert done.page.words.index(text) < done.page.words.index("Deployable threshold")
         assert done.page.words.index(text) < done.page.words.index("was used for training")
-        # even where nothing came of it
+        # even without any result
         assert text in report([], [CaseFailure("screw", "text", "no room")], settings=settings).page.words
 
 
@@ -365,7 +365,7 @@ def test_f1max_is_never_shown_without_the_word_oracle(report_of: Report) -> None
     found = [match.start() for match in re.finditer("F1max", done.page.words)]
     assert len(found) > 5
     for place in found:
-        # the sentence about classes that are missing shows no figure
+        # the sentence about missing classes shows no figure
         near = done.page.words[max(0, place - 30) : place + 60]
         assert "oracle" in near or "undefined" in near
     assert sum("F1max" in label for label in done.page.labels) == sum(
@@ -378,14 +378,14 @@ def test_f1max_is_never_shown_without_the_word_oracle(report_of: Report) -> None
 def test_deployable_threshold_and_what_it_finds(report_of: Report) -> None:
     settings = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text",)))
     done = report_of(settings, screw=usual())
-    # the 0.9 quantile of ten scores, linear, lies a tenth of the way from the ninth to the tenth
+    # the linear 0.9 quantile of ten scores is a tenth of the way from the ninth to the tenth
     (category,) = done.json["categories"]
     figures = category["variants"][0]["seeds"]["0"]
     assert figures["deployable_threshold"] == pytest.approx(0.71 + 0.1 * 0.1, abs=1e-6)
     assert (figures["flagged"], figures["found"], figures["false_alarms"]) == (1, 1, 0)
     assert figures["deployable_f1"] == pytest.approx(2 / 5)
     assert "0.72 1 1 of 4 0 of 6 40.0" in done.page.words
-    assert "The 90 % quantile" in done.page.words
+    assert "The threshold is the 90 % quantile" in done.page.words
 
 
 # ---------------------------------------------------------------- less than everything
@@ -393,7 +393,7 @@ def test_deployable_threshold_and_what_it_finds(report_of: Report) -> None:
 
 def test_without_labels_nothing_is_claimed(report_of: Report) -> None:
     done = report_of(new=without_labels(usual(20, 10)))
-    assert "nothing here says how good the scores are" in done.page.words
+    assert "cannot show how good the scores are" in done.page.words
     assert done.json["macro"] == []
     (category,) = done.json["categories"]
     assert (category["normal"], category["anomalous"], category["unlabelled"]) == (0, 0, 30)
@@ -464,7 +464,7 @@ def test_a_mask_that_cannot_be_used_is_named_and_not_drawn(report: Report, tmp_p
             result.evaluated[seed],
         )
     done = report([result])
-    assert "scratch/0: left out of the pixel figures" in done.page.words
+    assert "scratch/0 is left out of the pixel figures" in done.page.words
     (category,) = done.json["categories"]
     assert [one["id"] for one in category["mask_problems"]] == ["scratch/0"]
     assert {one["id"]: one["masked"] for one in category["shown"]}["scratch/0"] is False
@@ -494,14 +494,14 @@ def test_one_scale_for_all_categories_from_all_patches(report_of: Report) -> Non
         [ExampleImage("good/0", False, 0.2), ExampleImage("hole/0", True, 0.9, peak=4.0, defect=(0, 64, 0, 64))],
     )
     done = report_of(a=dim, b=bright)
-    # joint: lambda_1 A_V + lambda_text A_L, which are equal here
+    # joint is lambda_1 A_V + lambda_text A_L, and both terms are equal here
     patches = np.concatenate([2 * defect_patches(drawn).ravel() for drawn in [*dim, *bright]])
     low, high = np.quantile(patches, SCALE_QUANTILES)
     scale = done.json["colour_scale"]
     assert (scale["low"], scale["high"]) == (pytest.approx(low), pytest.approx(high))
     assert scale["low"] == 2 * BACKGROUND
     assert (scale["variant"], scale["seed"]) == ("joint", 0)
-    assert "one scale for all heat maps of this report" in done.page.words
+    assert "all heat maps of this report have the same scale" in done.page.words
 
 
 def test_picked_images_are_the_known_ones_and_show_their_reference(report_of: Report) -> None:
@@ -517,7 +517,7 @@ def test_picked_images_are_the_known_ones_and_show_their_reference(report_of: Re
         ("highest normal", "good/3"),
         ("median normal", "good/2"),
     ]
-    # the text's score has nothing to do with a reference
+    # the variant text does not use a reference
     assert {one["reference"] for one in category["shown"]} == {None}
     joint = zsad_settings(seeds=(0,), score=ScoreSettings(variants=("text", "joint")))
     (category,) = report_of(joint, screw=usual(5, 5)).json["categories"]
@@ -544,7 +544,7 @@ def test_picked_images_are_extremes_and_each_is_picked_once(
     got = {rank: scores[index] for rank, index in reversed(picked)}
     if bad:
         assert got["highest anomalous"] == max(bad)
-        # nobody who was not picked is a worse miss
+        # no image that was not picked is a worse error
         rest = [scores[i] for i, label in enumerate(labels) if label and i not in indices]
         assert all(scores[i] <= min(rest) for rank, i in picked if rank == "lowest anomalous" and rest)
     if good:
@@ -622,7 +622,7 @@ def test_opaque_ids_hide_file_names_too(report: Report) -> None:
 
 
 def test_names_that_are_no_text_are_written_all_the_same(report: Report, category: Category) -> None:
-    # a file name of bytes that are no UTF-8, as the file system hands it over
+    # a file name with bytes that are not UTF-8, as the file system returns it
     result = category("a", [ExampleImage("one", None, 0.5), ExampleImage("two", None, 0.6)])
     odd = dataclasses.replace(result.images[0], id="caf\udce9")
     done = report(

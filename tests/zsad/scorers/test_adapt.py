@@ -1,4 +1,4 @@
-"""Adaptation against a literal transcription, one image at a time, with torch's own Linear and AdamW."""
+"""Tests of the adaptation against a literal transcription with torch's Linear and AdamW, one image at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Batch:
 
 
 def _literal(batch: _Batch, image: int, settings: AdaptSettings, tau: float) -> torch.Tensor:
-    """Eq. 7-11 for one image, in double precision, patch by patch."""
+    """Compute eq. 7-11 for one image, in double precision, patch by patch."""
     q, q_bad = batch.patches[image].double(), batch.corrupted[image].double()
     mask, a_vl = batch.mask[image].double(), batch.target[image].double()
     t_n, t_a = batch.text.double()
@@ -104,11 +104,11 @@ def test_equal_images_get_equal_scores_in_one_batch() -> None:
 def test_more_steps_lower_both_losses() -> None:
     batch, tau = _Batch(4, patches=49, dim=32), 0.07
     consistent = AdaptSettings(steps=30, beta=50.0, weight_decay=0.0)
-    # a target of which the map says nothing yet: with a heavy beta the cosine must rise
+    # the target is unrelated to the map: with a large beta the cosine must rise
     before, after = (batch.adapt(s, tau) for s in (AdaptSettings(learning_rate=1e-9), consistent))
     cosine = torch.nn.functional.cosine_similarity
     assert (cosine(after, batch.target) > cosine(before, batch.target)).all()
-    # without it, clean patches under the mask must look more normal
+    # with beta 0, clean patches under the mask must look more normal
     apart = batch.adapt(AdaptSettings(steps=30, beta=0.0, weight_decay=0.0), tau)
     masked = batch.mask > 0
     assert apart[masked].mean() < before[masked].mean() - 0.01
@@ -162,7 +162,7 @@ def test_corruption_stays_inside_its_mask_and_is_as_opaque_as_told() -> None:
     changed = (made.images != crops).any(1)
     patches = changed.view(8, 6, 8, 6, 8).any(4).any(2).flatten(1)
     assert (patches <= (made.mask > 0)).all()
-    # I' = I + opacity (T - I): one opacity an image, wherever it is painted
+    # I' = I + opacity (T - I), with one opacity per image for all painted pixels
     ratio = (made.images - crops) / (texture - crops)
     for image in range(8):
         opaque = ratio[image][(texture - crops)[image].abs().gt(0.1) & changed[image]]

@@ -1,4 +1,4 @@
-"""AnomalyCLIP against the formulas of 001 in loops: text tower, losses, scores, encoder outputs."""
+"""Tests of AnomalyCLIP against the formulas of 001 in loops: text tower, losses, scores, encoder outputs."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from zsad.config.run import EncoderSettings
 from zsad.scorers.anomalyclip import (
     AnomalyClipLearner,
     check_tower,
+    object_words,
     prompt_ids,
     score,
     text_features,
-    words_of,
 )
 from zsad.scorers.learned import Weights
-from zsad.scorers.weights_file import Belonging, Checkpoint
+from zsad.scorers.weights_file import Checkpoint, CheckpointMetadata
 from zsad.steps.results import Source
-from zsad.steps.train import gather
+from zsad.steps.train import gather_crops
 
 SMALL = AnomalyClip(context_tokens=3, deep_tokens=2, depth=2, tau=0.2, sigma_px=1.5)
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_without_learned_parts_it_is_the_models_own(kind: str) -> None:
     with torch.no_grad():
         own = model.encode_text(ids)
         torch.testing.assert_close(text_tower.encode_embeddings(model, embedded, end), own, atol=1e-5, rtol=0)
-        # what lies behind the last prompt's end changes nothing
+        # tokens after the end of the last prompt have no effect
         short = int(end.max()) + 1
         ours = text_tower.encode_embeddings(model, embedded[:, :short], end)
         torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)
@@ -108,7 +108,7 @@ def test_other_towers_are_told_apart(change: dict[str, Any], reason: str) -> Non
 
 
 def _layer(block: torch.nn.Module, tokens: list[np.ndarray]) -> list[np.ndarray]:
-    """One pre-norm layer with causal attention, token by token in float64."""
+    """Compute one pre-norm layer with causal attention, token by token in float64."""
     state = {name: value.double().numpy() for name, value in block.state_dict().items()}
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
@@ -192,7 +192,7 @@ def test_prompts_are_those_of_section_3_2(encoder: Encoder, full_stop: bool, sto
 
 
 def test_learned_words_that_are_real_words_give_their_sentence(encoder: Encoder) -> None:
-    """V = "a photo of", W = "photo of a": the features are those of the sentences that come out."""
+    """With V = "a photo of" and W = "photo of a", the features are those of the resulting sentences."""
     system = AnomalyClip(context_tokens=3, deep_tokens=0, full_stop=True)
     embedding = text_tower.tower_of(encoder.model).token_embedding
     said = encoder.tokenizer(["a photo of", "photo of a"])[:, 1:4]
@@ -204,8 +204,8 @@ def test_learned_words_that_are_real_words_give_their_sentence(encoder: Encoder)
 
 
 def test_words_by_the_form_of_the_prompt() -> None:
-    assert words_of("metal_nut", AnomalyClip()) == "object"
-    assert words_of("metal_nut", AnomalyClip(prompt="object_aware")) == "metal nut"
+    assert object_words("metal_nut", AnomalyClip()) == "object"
+    assert object_words("metal_nut", AnomalyClip(prompt="object_aware")) == "metal nut"
 
 
 def test_what_does_not_fit_the_tower_is_refused(encoder: Encoder) -> None:
@@ -225,7 +225,7 @@ def _text(encoder: Encoder, system: AnomalyClip, weights: Weights, words: str = 
 
 
 def _maps(tokens: torch.Tensor, text: list[list[float]], tau: float) -> list[list[list[float]]]:
-    """Up(S_n) and Up(S_a) of one crop."""
+    """Return Up(S_n) and Up(S_a) of one crop."""
     pairs = [shares(cosine(t, text[0]) / tau, cosine(t, text[1]) / tau) for t in tokens.double().tolist()]
     return [up(square([pair[side] for pair in pairs]), SIZE) for side in (0, 1)]
 
@@ -237,7 +237,7 @@ def test_scores_are_the_formulas(
     system = SMALL.model_copy(update={"blocks": blocks})
     weights = _weights(encoder, system)
     path = tmp_path / "checkpoint.safetensors"
-    Checkpoint(Belonging(system=system, encoder=None, paths=None), weights).write(path)
+    Checkpoint(CheckpointMetadata(system=system, encoder=None, paths=None), weights).write(path)
     given = category_features(source, learned_encoder, path)
     text = _text(encoder, system, weights)
     scored = {one.number: one for one in score(given, system)}
@@ -260,7 +260,7 @@ def test_the_last_block_alone_is_what_is_segmented_by_default(
     source: Source[Path], learned_encoder: EncoderSettings, encoder: Encoder, tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    Checkpoint(Belonging(system=SMALL, encoder=None, paths=None), _weights(encoder, SMALL)).write(path)
+    Checkpoint(CheckpointMetadata(system=SMALL, encoder=None, paths=None), _weights(encoder, SMALL)).write(path)
     given = category_features(source, learned_encoder, path)
     last = SMALL.model_copy(update={"blocks": (3,)})
     for one, other in zip(score(given, SMALL), score(given, last), strict=True):
@@ -274,7 +274,7 @@ def test_the_loss_is_eq_2(
 ) -> None:
     system = AnomalyClip.model_validate({**SMALL.model_dump(), "losses": losses, "blocks": blocks, "lambda_local": 0.7})
     learner, weights = _learner(encoder, system), _weights(encoder, system)
-    data, store = gather([source]), FeatureStore(source.features)
+    data, store = gather_crops([source]), FeatureStore(source.features)
     anomalous = next(i for i, crop in enumerate(data.crops) if data.mask(crop).any())
     normal = next(i for i, crop in enumerate(data.crops) if not data.mask(crop).any())
     chosen = [normal, anomalous, len(data.crops) - 1]
@@ -304,7 +304,7 @@ def test_each_crop_meets_the_words_of_its_own_category(source: Source[Path], enc
     system = SMALL.model_copy(update={"prompt": "object_aware", "losses": ("global",)})
     names = ("bolt", "metal nut", "carpet")
     learner, weights = _learner(encoder, system, names), _weights(encoder, system)
-    batch = gather([source]).batch([0, 1, 2, 3], learner.reads, CPU)
+    batch = gather_crops([source]).batch([0, 1, 2, 3], learner.reads, CPU)
     own = torch.tensor([2, 0, 2, 1])
     mixed = type(batch)(batch.class_tokens, batch.patches, batch.masks, own)
     texts = torch.tensor([_text(encoder, system, weights, names[i]) for i in own.tolist()])
@@ -318,7 +318,7 @@ def test_each_crop_meets_the_words_of_its_own_category(source: Source[Path], enc
 def test_outputs_of_the_second_path_are_the_path_ended_there(
     attention: attention_paths.Attention, blocks: tuple[int, ...]
 ) -> None:
-    """The path only gathers, so after block n it is what a path without the later blocks ends in."""
+    """The path only sums up, so its value after block n is the result of a path without the later blocks."""
     visual = tiny_clip(tiny_config()).visual
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""AnoVL's adaptation against a literal transcription, one image at a time, with torch's own Linear and AdamW."""
+"""Tests of AnoVL's adaptation against a literal transcription with torch's Linear and AdamW, one image at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _by_number(given: CategoryFeatures, settings: AnoVl) -> dict[int, Scored]:
 
 
 def _literal(given: CategoryFeatures, number: int, settings: AnoVl) -> torch.Tensor:
-    """The module's formulas for one image, patch by patch, in double precision."""
+    """Compute the module's formulas for one image, patch by patch, in double precision."""
     assert given.text is not None
     q = [token for crop in given.store.patches(number).double() for token in crop]
     t_n, t_a = given.text.double()
@@ -116,7 +116,7 @@ def test_seed_and_content_decide_the_noise(store: FeatureStore, tmp_path: Path) 
 
 
 def test_many_steps_tell_tokens_from_noise() -> None:
-    """What L_hard is for: clean patches become more normal, and noisy ones less so than they."""
+    """L_hard makes clean patches more normal, and noisy patches less normal than clean ones."""
     generator = torch.Generator().manual_seed(0)
     text = torch.eye(2, 32)
     middle = torch.ones(32)

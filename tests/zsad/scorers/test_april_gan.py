@@ -1,4 +1,4 @@
-"""APRIL-GAN's scores and loss against its formulas in plain Python loops."""
+"""Tests of APRIL-GAN's scores and loss against its formulas in plain Python loops."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from zsad.config.learned import AprilGan
 from zsad.config.run import EncoderSettings
 from zsad.scorers.april_gan import AprilGanLearner, score
 from zsad.scorers.learned import Batch, Weights
-from zsad.scorers.weights_file import Belonging, Checkpoint
+from zsad.scorers.weights_file import Checkpoint, CheckpointMetadata
 from zsad.steps.results import Source
-from zsad.steps.train import gather
+from zsad.steps.train import gather_crops
 
 SETTINGS = AprilGan(blocks=(1, 3), scale=20.0)
 BOTH = AprilGan(blocks=(1, 3), scale=20.0, map_share=0.5)
@@ -44,12 +44,12 @@ def learner(source: Source[Path]) -> AprilGanLearner:
 @pytest.fixture(scope="module")
 def checkpoint(learner: AprilGanLearner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "checkpoint.safetensors"
-    Checkpoint(Belonging(system=SETTINGS, encoder=None, paths=None), _weights(learner)).write(path)
+    Checkpoint(CheckpointMetadata(system=SETTINGS, encoder=None, paths=None), _weights(learner)).write(path)
     return path
 
 
 def _logits(tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor) -> tuple[list[float], list[float]]:
-    """scale * cosine of each patch, projected, with the normal and the anomalous text; class token left out."""
+    """Return scale * cosine of each projected patch with the normal and the anomalous text, without class token."""
     matrix, bias = weights[f"{output}.weight"].double().tolist(), weights[f"{output}.bias"].double().tolist()
     normal, anomalous = text.double().tolist()
     found: tuple[list[float], list[float]] = ([], [])
@@ -63,7 +63,7 @@ def _logits(tokens: torch.Tensor, weights: Weights, output: str, text: torch.Ten
 def _upsampled_shares(
     tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Both logits upsampled first, then the softmax pixel by pixel."""
+    """Upsample both logits first, then compute the softmax pixel by pixel."""
     low, high = (up(square(logits), SIZE) for logits in _logits(tokens, weights, output, text))
     both = [[shares(low[y][x], high[y][x]) for x in range(SIZE)] for y in range(SIZE)]
     return [[n for n, _ in row] for row in both], [[a for _, a in row] for row in both]
@@ -78,7 +78,7 @@ def test_scores_are_the_formulas(
     scored = {one.number: one for one in score(given, SETTINGS)}
     halved = {one.number: one for one in score(given, BOTH)}
     assert sorted(scored) == list(range(len(given.store)))
-    for number in (0, 2):  # one crop, and two
+    for number in (0, 2):  # images with one crop and with two crops
         classes = []
         tops = []
         for crop, token in enumerate(given.store.class_tokens(number).double().tolist()):
@@ -108,7 +108,7 @@ def test_with_the_texts_exchanged_the_map_is_its_complement(
 
 
 def test_the_loss_is_focal_and_dice_of_each_block(source: Source[Path], learner: AprilGanLearner) -> None:
-    data, store, weights = gather([source]), FeatureStore(source.features), _weights(learner)
+    data, store, weights = gather_crops([source]), FeatureStore(source.features), _weights(learner)
     chosen = [0, len(data.crops) - 1, 1]
     batch = data.batch(chosen, learner.reads, torch.device("cpu"))
     expected = 0.0
@@ -129,7 +129,7 @@ def test_each_crop_meets_the_text_of_its_own_source(source: Source[Path], learne
     text = learner.texts[0]
     two = AprilGanLearner(SETTINGS, torch.stack([text, text.flip(0)]), 32)
     weights = _weights(learner)
-    batch = gather([source]).batch([0, 1], learner.reads, torch.device("cpu"))
+    batch = gather_crops([source]).batch([0, 1], learner.reads, torch.device("cpu"))
 
     def of(sources: list[int]) -> float:
         mixed = Batch(batch.class_tokens, batch.patches, batch.masks, torch.tensor(sources))
@@ -143,7 +143,7 @@ def test_each_crop_meets_the_text_of_its_own_source(source: Source[Path], learne
 def test_an_extreme_scale_gives_a_finite_loss(source: Source[Path], learner: AprilGanLearner) -> None:
     steep = AprilGanLearner(AprilGan(blocks=(1, 3), scale=1e4), learner.texts, 32)
     weights = {name: value.requires_grad_() for name, value in _weights(learner).items()}
-    loss = steep.loss(weights, gather([source]).batch([0, 1, 2], steep.reads, torch.device("cpu")))
+    loss = steep.loss(weights, gather_crops([source]).batch([0, 1, 2], steep.reads, torch.device("cpu")))
     loss.backward()  # type: ignore[no-untyped-call]
     assert math.isfinite(loss.item())
     for value in weights.values():

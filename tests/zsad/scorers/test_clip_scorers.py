@@ -1,4 +1,4 @@
-"""CLIP and WinCLIP against their formulas in plain loops, and through files from images to scores."""
+"""Tests of CLIP and WinCLIP against their formulas in plain loops, and from image files to scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _harmonic(values: Sequence[float]) -> float:
 
 
 def _over_windows(scores: Vector, side: int) -> list[list[float]]:
-    """Each patch: the harmonic mean over the windows that it lies in, which are numbered row by row."""
+    """Return for each patch the harmonic mean over the windows that contain it. Windows are numbered row by row."""
     places = list(product(range(GRID - side + 1), repeat=2))
     assert len(places) == len(scores)
     return [
@@ -156,9 +156,9 @@ def test_few_shot_is_the_mean_with_the_memory_of_all_shots(
 def test_an_image_in_the_memory_is_as_normal_as_can_be(store: FeatureStore) -> None:
     plain = list(winclip.score(category_features(store), WinClip()))
     remembered = list(winclip.score(category_features(store, shots=store), WinClip(shots=4)))
-    for alone, beside in zip(plain, remembered, strict=True):
-        torch.testing.assert_close(beside.map, alone.map / 2, atol=1e-6, rtol=0)
-        assert beside.score == pytest.approx(alone.score / 2, abs=1e-6)
+    for alone, combined in zip(plain, remembered, strict=True):
+        torch.testing.assert_close(combined.map, alone.map / 2, atol=1e-6, rtol=0)
+        assert combined.score == pytest.approx(alone.score / 2, abs=1e-6)
 
 
 def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_score_of_zero_makes_a_mean_of_zero_and_nothing_else(tmp_path: Path) -
     tensors = random_tensors(1, OUTPUTS, seed=7)
     tensors[CLASS_TOKENS] = text[1:]
     windows = text[1].repeat(1, (GRID - 1) ** 2, 1)
-    windows[0, 4] = text[0]  # the middle one of 3 x 3: rows and columns 1 and 2
+    windows[0, 4] = text[0]  # the middle window of 3 x 3: rows and columns 1 and 2
     tensors[output_file("window-2")] = windows
     store = write_features(tmp_path / "f", (1,), tensors)
     (one,) = winclip.score(category_features(store, text=text), WinClip(windows=(2,), tau=0.005))
@@ -220,13 +220,13 @@ def test_what_is_missing_is_told(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"output-window-2\.npy"):
         list(winclip.score(category_features(bare), WinClip()))
     none = write_features(tmp_path / "none", (), random_tensors(0, OUTPUTS, seed=0))
-    with pytest.raises(InputError, match="WinCLIP needs a normal image"):
+    with pytest.raises(InputError, match="WinCLIP needs at least one normal image"):
         list(winclip.score(category_features(store, shots=none), WinClip(shots=1)))
     with pytest.raises(InputError, match=r"features of 6 numbers do not fit text features of shape \(2, 7\)"):
         list(clip.score(category_features(store, text=unit(2, 7, seed=0)), Clip()))
-    with pytest.raises(ValueError, match="was given none"):
+    with pytest.raises(ValueError, match="needs text features"):
         list(clip.score(category_features(store, text=None), Clip()))
-    with pytest.raises(ValueError, match="no normal images"):
+    with pytest.raises(ValueError, match="needs normal images"):
         list(winclip.score(category_features(store), WinClip(shots=1)))
 
 

@@ -1,4 +1,4 @@
-"""Scores against eq. 1-6, 12 and 13 written out in plain Python loops, and the laws of drawing references."""
+"""Tests of scores against eq. 1-6, 12 and 13 in plain Python loops, and of the choice of references."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ LAMBDAS = ScoreSettings(
 
 
 def _f(v: Vector, t_a: Vector, t_n: Vector, tau: float) -> float:
-    """Eq. 1, as printed."""
+    """Compute eq. 1 as printed."""
     up = math.exp(dot(v, t_a) / tau)
     return up / (math.exp(dot(v, t_n) / tau) + up)
 
 
 def _a_v(query: list[Vector], reference: list[Vector]) -> list[float]:
-    """Eq. 5, as printed."""
+    """Compute eq. 5 as printed."""
     out = []
     for q in query:
         least = math.inf
@@ -167,9 +167,9 @@ def test_laws_of_drawing(contents: list[int], seed: int, count: int, shuffle: ob
         assert [digests[other] for other in drawn[row]] == chosen[digest], "equal content, equal references"
         assert digest not in chosen[digest], "never itself"
         assert len(set(chosen[digest])) == len(chosen[digest]), "no reference twice"
-    # a larger count only adds
+    # a larger count only adds references
     np.testing.assert_array_equal(draw_references(digests, seed, count + 1)[:, : drawn.shape[1]], drawn)
-    # another order of the files gives the same contents
+    # another order of the files gives the same references
     mixed = digests.copy()
     shuffle.shuffle(mixed)  # type: ignore[attr-defined]
     again = draw_references(mixed, seed, count)

@@ -1,4 +1,4 @@
-"""Scores under other weights are those that scoring with these weights gives."""
+"""Tests that scores fused with new weights equal scores computed with these weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medad.base.errors import InputError
 from medad.base.storage import file_digest
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.config.run import AdaptSettings, PromptSettings, ScoreSettings, Variant
-from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, unweighted
+from zsad.scorers.dual.fuse import LAMBDAS, fuse_category, with_default_weights
 from zsad.scorers.dual.scores_file import Scores
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.score_dual import score_category
@@ -25,7 +25,7 @@ OTHER = ScoreSettings(
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same images scored by the paper's weights and by others."""
+    """Score the same images with the paper's weights and with other weights."""
     root = tmp_path_factory.mktemp("category")
     encoder = tiny_encoder(root / "model")
     paths = noise_images(root, [(40, 40), (40, 40), (40, 70)])
@@ -71,4 +71,4 @@ def test_a_folder_without_scores_is_an_input_error(tmp_path: Path) -> None:
 
 def test_every_weight_is_known() -> None:
     assert set(LAMBDAS) == {f"lambda_{name}" for name in ("1", "2", "3", "4", "5", "text")}
-    assert unweighted(OTHER) == unweighted(PAPER) == PAPER
+    assert with_default_weights(OTHER) == with_default_weights(PAPER) == PAPER

@@ -1,4 +1,4 @@
-"""MuSc and MuSc-2 against the paper's words written out as loops over numbers, and their laws."""
+"""Tests of MuSc and MuSc-2 against loops over numbers that follow the paper, and tests of their properties."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Blocks = dict[str, np.ndarray]
 def _category_features(
     folder: Path, crops: Sequence[int], blocks: Blocks, tokens: np.ndarray, references: int = 0
 ) -> CategoryFeatures:
-    """Features as they lie on disk: a row a crop, blocks with the class token first."""
+    """Write features as on disk: one row per crop, blocks with the class token first."""
     firsts = np.cumsum([0, *crops])
     images = tuple(
         ImageRows(
@@ -82,7 +82,7 @@ def _category_features(
 
 
 def _features(crops: Sequence[int], seed: int = 0) -> tuple[Blocks, np.ndarray]:
-    """Random blocks with a class token that nothing may read, and class tokens that are alike, as CLIP's are."""
+    """Return random blocks with class tokens that must not be read, and class tokens as similar as CLIP's."""
     rng = np.random.default_rng(seed)
     blocks = {f"block-{number}": rng.normal(0.3, 2, (sum(crops), 1 + GRID**2, WIDTH)) for number in BLOCKS}
     for rows in blocks.values():
@@ -92,7 +92,7 @@ def _features(crops: Sequence[int], seed: int = 0) -> tuple[Blocks, np.ndarray]:
 
 
 def _lnamd(patches: Matrix, degree: int) -> Matrix:
-    """LayerNorm over the whole map, the mean of degree x degree neighbours with zeros outside, length one."""
+    """Apply LayerNorm over the whole map, average degree x degree neighbours with zeros outside, and normalise."""
     values = [value for patch in patches for value in patch]
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / len(values)
@@ -115,7 +115,7 @@ def _lnamd(patches: Matrix, degree: int) -> Matrix:
 def _maps_by_loops(
     crops: Sequence[int], blocks: Blocks, degrees: Sequence[int], share: float, compared: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """Each image's patches' scores, crop after crop, by the images that it is compared with."""
+    """Return the patch scores of each image, crop after crop, from the images that it is compared with."""
     sums = [[0.0] * (rows * GRID**2) for rows in crops]
     firsts = [sum(crops[:number]) for number in range(len(crops))]
     for rows in blocks.values():
@@ -149,7 +149,7 @@ def _rescored_by_loops(scores: Sequence[float], tokens: Matrix, neighbours: Sequ
 
 
 def _image_tokens(crops: Sequence[int], tokens: np.ndarray) -> Matrix:
-    """The mean over an image's crops, of length one."""
+    """Return the normalised mean over the crops of each image."""
     out: Matrix = []
     first = 0
     for count in crops:
@@ -265,7 +265,7 @@ def test_images_of_equal_features_score_nothing(tmp_path: Path) -> None:
 
 def test_a_lone_image_is_an_error_of_one_line(tmp_path: Path) -> None:
     blocks, tokens = _features((2,))
-    with pytest.raises(InputError, match=r"0\.png: MuSc needs another image"):
+    with pytest.raises(InputError, match=r"0\.png: MuSc needs at least two different images"):
         list(score(_category_features(tmp_path / "f", (2,), blocks, tokens), MuSc(blocks=BLOCKS)))
 
 
@@ -312,7 +312,7 @@ def test_a_window_of_all_equal_images_has_their_mean() -> None:
 
 @pytest.mark.parametrize("change", [lambda s: 3 * s - 1, lambda s: (s - s.min()) / (s.max() - s.min())])
 def test_scaling_before_is_scaling_after(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """So the public code's scaling to 0..1 changes no order."""
+    """This shows that scaling to 0..1, as in the public code, does not change the order of the scores."""
     scores = torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     low, high = change(scores).min(), change(scores).max()
     slope = (high - low) / (scores.max() - scores.min())

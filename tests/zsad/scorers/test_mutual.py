@@ -1,4 +1,4 @@
-"""Mutual scoring against the paper's words written out as loops over numbers, and its laws."""
+"""Tests of mutual scoring against loops over numbers that follow the paper, and tests of its properties."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _scores(images: Sequence[torch.Tensor], share: float = 0.3, batch_size: int 
 
 
 def _by_loops(images: Sequence[torch.Tensor], share: float) -> list[list[float]]:
-    """For each patch, the least distance to each other image; the lowest share of these, averaged."""
+    """Return for each patch the mean of the lowest share of its smallest distances to the other images."""
     values = [image.double().tolist() for image in images]
     out = []
     for i, query in enumerate(values):
@@ -107,7 +107,7 @@ def test_both_products_of_a_cpu_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _counting(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """How often two images, told apart by their sizes, are multiplied, in either order."""
+    """Count how often two images are multiplied, in either order. Images are identified by their sizes."""
     seen: Counter[int] = Counter()
     original = mutual.largest_cosines
 
@@ -120,7 +120,7 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17)
-"""Sizes whose products tell every pair apart."""
+"""Sizes with a different product for every pair."""
 
 
 def test_each_pair_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:

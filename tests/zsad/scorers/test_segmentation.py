@@ -1,4 +1,4 @@
-"""The whole system of 003 on small models, against its rules written out in loops."""
+"""Tests of the complete system of 003 with small models, against its rules in loops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from zsad.scorers.segmentation.foreground import Component, find_components
 from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
 from zsad.scorers.segmentation.scorer import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
-from zsad.scorers.segmentation.tiles import Tile, cut, tiles_of
+from zsad.scorers.segmentation.tiles import Tile, cut_tile, place_tiles
 from zsad.steps.encode import encode_images
 from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
@@ -52,7 +52,7 @@ IMAGES = (_image(48, 48, 0), _image(60, 100, 1))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every model, two images of different sizes, and their features."""
+    """Write all models, two images of different sizes, and their features."""
     folder = tmp_path_factory.mktemp("segmentation")
     tiny_encoder(folder / "clip")
     write_clipseg(folder / "clipseg")
@@ -85,7 +85,7 @@ def _encode(folder: Path, order: Sequence[int]) -> Path:
 
 
 def _settings(folder: Path, **other: Any) -> SegmentationModels:
-    """Thresholds at which the random models find a few segments; tiles of 20 px at least."""
+    """Return settings with which the random models find a few segments. Tiles have at least 20 px."""
     values = {
         "clipseg": str(folder / "clipseg"),
         "sam": str(folder / "sam"),
@@ -127,35 +127,35 @@ def _mean_cosine(token: Sequence[float], prompts: Sequence[Sequence[float]]) -> 
     return sum(cosine(token, prompt) for prompt in prompts) / len(prompts)
 
 
-Sides = tuple[list[list[float]], list[list[float]]]
-"""Features of the normal and of the anomalous prompts, each for itself."""
+PromptFeatures = tuple[list[list[float]], list[list[float]]]
+"""Features of each normal prompt, and of each anomalous prompt."""
 
 
-def _sides(encoder: Encoder, words: str) -> Sides:
+def _prompt_features(encoder: Encoder, words: str) -> PromptFeatures:
     prompts = tile_ensemble(words)
     return encoder.encode_text(prompts.normal).tolist(), encoder.encode_text(prompts.anomalous).tolist()
 
 
-def _tile_score(image: Picture, tile: Tile, encoder: Encoder, sides: Sides, tau: float) -> float:
-    """The tile-level predictor as the paper puts it: the mean of the alignments, then a softmax over the two sides."""
-    resized = Image.fromarray(cut(image, tile)).resize((32, 32), Image.Resampling.BILINEAR)
+def _tile_score(image: Picture, tile: Tile, encoder: Encoder, prompts: PromptFeatures, tau: float) -> float:
+    """Return the tile score as in the paper: mean alignment with each kind of prompt, then a softmax over the two."""
+    resized = Image.fromarray(cut_tile(image, tile)).resize((32, 32), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255
     token = encoder.encode(pixels).class_token[0].double().tolist()
-    normal, anomalous = (math.exp(_mean_cosine(token, side) / tau) for side in sides)
+    normal, anomalous = (math.exp(_mean_cosine(token, side) / tau) for side in prompts)
     return anomalous / (normal + anomalous)
 
 
 def _expected(image: Picture, encoder: Encoder, settings: SegmentationModels) -> tuple[float, Any, list[int]]:
-    """Score and map of an image, tile by tile and pixel by pixel; and the number of each component's tiles."""
+    """Return score and map of an image, tile by tile and pixel by pixel, and the number of tiles per component."""
     height, width = image.shape[:2]
-    models, sides = Models.load(settings, CPU), _sides(encoder, "metal nut")
+    models, prompts = Models.load(settings, CPU), _prompt_features(encoder, "metal nut")
     localising = models.clipseg.embed(LOCALISING_PROMPTS)
     tile_maps, components, counts = [], [], []
     for component in foreground(image, models, settings):
         own = []
-        for tile in tiles_of(component, (height, width), min_side_px=20, long_aspect=1.5, many_parts=1):
-            value = _tile_score(image, tile, encoder, sides, settings.tau)
-            maps = models.clipseg.segment(cut(image, tile), localising).double().numpy()
+        for tile in place_tiles(component, (height, width), min_side_px=20, long_aspect=1.5, many_parts=1):
+            value = _tile_score(image, tile, encoder, prompts, settings.tau)
+            maps = models.clipseg.segment(cut_tile(image, tile), localising).double().numpy()
             harmonic = np.array(
                 [[len(maps) / sum(1 / prompt[y, x] for prompt in maps) for x in range(32)] for y in range(32)]
             )
@@ -194,7 +194,7 @@ def test_scores_and_maps_are_those_of_the_rules_in_loops(folder: Path, encoder: 
         assert ours.shape == (len(crops.offsets), 32, 32)
         for one, (top, left) in zip(ours, crops.offsets, strict=True):
             assert np.allclose(one, canvas[top : top + 32, left : left + 32], rtol=1e-5, atol=1e-6)
-    # several components and one of several tiles, without which this would say little
+    # the test needs several components, and one with several tiles
     assert max(map(len, tiles)) > 3
     assert max(map(max, tiles)) > 1
     assert [len(scores.patch_map(number)) for number in (0, 1)] == [1, 2]
@@ -204,7 +204,7 @@ def test_scores_depend_neither_on_the_order_nor_on_the_batch(
     folder: Path, scores: SystemScores, tmp_path: Path
 ) -> None:
     second = _score(folder, tmp_path, order=(1, 0), batch_size=1)
-    assert scores.order == second.order[::-1]
+    assert scores.digests == second.digests[::-1]
     assert np.allclose(scores.image_score(), second.image_score()[::-1], rtol=1e-5)
     for number in (0, 1):
         assert np.allclose(scores.patch_map(number), second.patch_map(1 - number), rtol=1e-5, atol=1e-7)
@@ -220,25 +220,25 @@ def test_maps_lie_between_0_and_the_highest_tile(folder: Path, tmp_path: Path) -
 
 
 def test_alignment_is_averaged_and_not_the_embedding() -> None:
-    # an image halfway between the normal prompts and one of two anomalous ones that mean different things
+    # an image halfway between the normal prompts and one of two anomalous prompts with different meanings
     text = torch.eye(3)
     normal, anomalous = text[:1].repeat(2, 1), text[1:]
     token = normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0)
-    sides = torch.stack([mean_alignment(normal), mean_alignment(anomalous)])
-    # mean cosines: 1/sqrt(2) and 1/sqrt(8)
+    prompts = torch.stack([mean_alignment(normal), mean_alignment(anomalous)])
+    # the mean cosines are 1/sqrt(2) and 1/sqrt(8)
     expected = 1 / (1 + math.exp((1 / math.sqrt(2) - 1 / math.sqrt(8)) / 0.07))
-    assert text_scores(token, sides, 0.07).item() == pytest.approx(expected, rel=1e-5)
-    # the mean embedding, normalised, would be at 1/2 to the image instead
-    assert text_scores(token, normalize(sides, dim=-1), 0.07).item() > 2 * expected
+    assert text_scores(token, prompts, 0.07).item() == pytest.approx(expected, rel=1e-5)
+    # the cosine of the normalised mean embedding would be 1/2 instead
+    assert text_scores(token, normalize(prompts, dim=-1), 0.07).item() > 2 * expected
 
 
 def test_tile_scores_are_mean_cosines_and_a_softmax(encoder: Encoder) -> None:
-    prompts = tile_ensemble("cashew")
-    text = torch.stack([mean_alignment(encoder.encode_text(side)) for side in (prompts.normal, prompts.anomalous)])
+    ensemble = tile_ensemble("cashew")
+    text = torch.stack([mean_alignment(encoder.encode_text(side)) for side in (ensemble.normal, ensemble.anomalous)])
     tiles = [Tile(0, 0, 48), Tile(5, 9, 20), Tile(-3, 11, 60), Tile(20, 20, 25), Tile(1, 2, 31)]
     ours = tile_scores(IMAGES[0], tiles, encoder, text, 0.07, batch_size=2)
-    sides = _sides(encoder, "cashew")
-    expected = [_tile_score(IMAGES[0], tile, encoder, sides, 0.07) for tile in tiles]
+    prompts = _prompt_features(encoder, "cashew")
+    expected = [_tile_score(IMAGES[0], tile, encoder, prompts, 0.07) for tile in tiles]
     assert ours == pytest.approx(expected, rel=1e-5)
     assert len({round(value, 4) for value in ours}) > 1
 
@@ -246,10 +246,10 @@ def test_tile_scores_are_mean_cosines_and_a_softmax(encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     ("scores", "counts", "share", "expected"),
     [
-        # components 0.3, 0.9, 0.2, 0.5: the highest quarter is one of them
+        # components 0.3, 0.9, 0.2, 0.5: the highest quarter is one component
         ([0.2, 0.4, 0.9, 0.1, 0.2, 0.3, 0.5], [2, 1, 3, 1], 0.25, 0.9),
         ([0.2, 0.4, 0.9, 0.1, 0.2, 0.3, 0.5], [2, 1, 3, 1], 0.5, 0.7),
-        # one component of many tiles is their mean, not the highest of them
+        # the score of one component with many tiles is their mean, not their maximum
         ([0.1, 0.8, 0.3], [3], 0.25, 0.4),
     ],
 )
@@ -258,7 +258,7 @@ def test_image_score_by_hand(scores: list[float], counts: list[int], share: floa
 
 
 def _models(segments: Sequence[Any], folder: Path, seen: list[tuple[int, int]]) -> Models:
-    """SAM that gives these segments, beside a real salient model."""
+    """Return models with a SAM that returns these segments and a real salient model."""
 
     def generator(image: Image.Image, **_: Any) -> dict[str, Sequence[Any]]:
         seen.append(image.size)
@@ -295,7 +295,7 @@ def test_without_foreground_the_image_is_one_tile(folder: Path, encoder: Encoder
     scores = _score(folder, tmp_path, sam_min_iou=1e9)
     assert find_components([], np.zeros((60, 100), dtype=bool), 0.8) == (Component(0, 0, 60, 100, 0),)
     for number, tile in enumerate((Tile(0, 0, 48), Tile(-20, 0, 100))):
-        expected = _tile_score(IMAGES[number], tile, encoder, _sides(encoder, "metal nut"), 0.07)
+        expected = _tile_score(IMAGES[number], tile, encoder, _prompt_features(encoder, "metal nut"), 0.07)
         assert scores.image_score()[number] == pytest.approx(expected, rel=1e-5)
 
 

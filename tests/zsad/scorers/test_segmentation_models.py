@@ -1,4 +1,4 @@
-"""CLIPSeg, SAM and a dichotomous model from local files, against their own forwards written out."""
+"""Tests of CLIPSeg, SAM and a dichotomous model from local files, against their forward passes written out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROMPTS = ("a tear", "some damage", "an error", "a missing component")
 
 
 def _image(height: int, width: int, seed: int = 0) -> UInt8[ndarray, "H W 3"]:
-    """Noise with a bright box."""
+    """Return an image of noise with a bright box."""
     image = np.random.default_rng(seed).integers(0, 120, (height, width, 3), dtype=np.uint8)
     image[height // 5 : height // 2, width // 8 : width // 2] = 240
     return image
@@ -59,13 +59,13 @@ def test_clipseg_gives_what_the_model_gives_for_each_prompt_alone(clipseg: Path)
         with torch.no_grad():
             expected = torch.sigmoid(model(**inputs).logits.reshape(32, 32))
         assert torch.allclose(ours_of_it, expected, atol=1e-5)
-    assert (maps[0] - maps[1]).abs().max() > 1e-3  # far above the tolerance: prompts matter
+    assert (maps[0] - maps[1]).abs().max() > 1e-3  # far above the tolerance, so prompts have an effect
 
 
 def _sam_written_out(
     folder: Path, image: UInt8[ndarray, "H W 3"], side: int, min_iou: float, min_stability: float, max_box_iou: float
 ) -> tuple[list[Bool[ndarray, "H W"]], Counter[str]]:
-    """Automatic mask generation as its paper describes it, point by point; and what dropped how many masks."""
+    """Generate masks as SAM's paper describes, point by point. Also return how many masks each rule dropped."""
     logging.disable_progress_bar()
     model = SamModel.from_pretrained(folder, local_files_only=True).eval()
     logging.enable_progress_bar()
@@ -94,17 +94,17 @@ def _sam_written_out(
                     dropped["stability"] += 1
                 else:
                     found.append((iou, logits > 0))
-    kept: list[Any] = []
+    selected: list[Any] = []
     for _, mask in sorted(found, key=lambda pair: -pair[0]):
-        if any(_box_iou(mask, other) > max_box_iou for other in kept):
+        if any(_box_iou(mask, other) > max_box_iou for other in selected):
             dropped["overlap"] += 1
         else:
-            kept.append(mask)
-    return kept, dropped
+            selected.append(mask)
+    return selected, dropped
 
 
 def _box_iou(first: Any, second: Any) -> float:
-    """Of the boxes from the first to the last pixel, whose width is the difference of the two."""
+    """Return the IoU of boxes from the first to the last pixel. Their width is the difference of the two."""
     boxes = []
     for mask in (first, second):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -134,18 +134,18 @@ def test_sam_is_asked_at_every_point_and_filtered(sam: Path, settings: dict[str,
 
 
 def test_sam_asks_for_fewer_points_at_a_time_of_a_large_image() -> None:
-    asked = []
+    calls = []
 
     def generator(image: Image.Image, points_per_batch: int, **_: Any) -> dict[str, list[Any]]:
-        asked.append((image.size, points_per_batch))
+        calls.append((image.size, points_per_batch))
         return {"masks": [], "scores": []}
 
     small, large = Sam(generator), np.zeros((4000, 8000, 3), dtype=np.uint8)
     assert small.segments(_image(50, 80)) == []
     assert small.segments(large) == []
-    assert asked[0][0] == (80, 50)
-    # three masks a point, 64 Mi pixels together at most, of which a small image's take 1024 x 1024 as well
-    assert [points for _, points in asked] == [21, 1]
+    assert calls[0][0] == (80, 50)
+    # three masks per point, together at most 64 Mi pixels; a small image also counts as 1024 x 1024
+    assert [points for _, points in calls] == [21, 1]
 
 
 def test_what_is_bright_stands_out(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_what_is_bright_stands_out(tmp_path: Path) -> None:
 
 
 class _Constant(nn.Module):
-    """One value everywhere, wrapped as networks with side outputs wrap their maps."""
+    """Returns one value everywhere, nested as in networks with side outputs."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ def test_a_folder_of_another_model_is_one_line(clipseg: Path, sam: Path, tmp_pat
 def test_a_file_that_is_no_torchscript_is_one_line(tmp_path: Path) -> None:
     missing, junk = tmp_path / "missing.pt", tmp_path / "junk.pt"
     junk.write_bytes(b"junk")
-    for path, rule in ((missing, "(?i)no such file"), (tmp_path, "(?i)directory"), (junk, "no TorchScript file")):
+    for path, rule in ((missing, "(?i)no such file"), (tmp_path, "(?i)directory"), (junk, "not a TorchScript file")):
         with pytest.raises(InputError, match=rule) as caught:
             Salient.load(path, CPU)
         _one_line(caught.value, path)

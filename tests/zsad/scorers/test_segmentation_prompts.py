@@ -1,4 +1,4 @@
-"""The prompts of figure 2 of 003, against the figure's table."""
+"""Tests of the prompts of 003 against the table in its figure 2."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ new [o] | incomplete [o] | a mark
 | burst [o] | a mistake
 | [o] in pieces | an error
 """
-"""Row by row, as printed."""
+"""Table of figure 2, row by row, as printed."""
 
 
 def test_lists_are_those_of_figure_2() -> None:

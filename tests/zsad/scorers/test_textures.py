@@ -1,4 +1,4 @@
-"""Textures: each its generator's own, whatever the company; a folder's pictures come out as Pillow would make them."""
+"""Tests of textures: each depends only on its generator, and pictures of a folder are processed as Pillow does."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from medad.base.errors import InputError
 from tests.seeded import generators
 from zsad.scorers import textures
-from zsad.scorers.textures import CHANGES, GeneratedTextures, TextureFolder, Textures, open_textures
+from zsad.scorers.textures import AUGMENTATIONS, GeneratedTextures, TextureFolder, Textures, open_textures
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures of other sizes and formats in two folders, a note, and a hidden file."""
+    """Write six pictures of different sizes and formats in two folders, a text file, and a hidden file."""
     rng = np.random.default_rng(0)
     for i, suffix in enumerate(["png", "jpg", "bmp", "tif", "webp", "jpeg"]):
         place = tmp_path / "textures" / ("banded", "woven")[i % 2]
@@ -48,12 +48,12 @@ def test_a_texture_is_its_generators_own(kind: str, folder: Path) -> None:
 def test_generated_textures_have_contrast_and_variety() -> None:
     drawn = GeneratedTextures().draw(generators(*range(64)), 64, CPU)
     assert drawn.std((1, 2, 3)).min() > 0.02
-    # any two differ by more than rounding: mean colours spread over the cube
+    # any two differ by more than rounding: mean colours are spread over the colour cube
     assert (drawn.mean((2, 3)).std(0) > 0.1).all()
 
 
 def test_without_changes_a_folders_picture_is_pillows_resize(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(textures, "AUGMENTATIONS", 0)
+    monkeypatch.setattr(textures, "AUGMENTATIONS_PER_TEXTURE", 0)
     drawn = TextureFolder(folder).draw(generators(*range(300)), 16, CPU)
     paths = list(folder.rglob("t?.*"))
     expected = {
@@ -78,7 +78,7 @@ def test_three_different_changes_in_an_order_of_their_own(folder: Path, monkeypa
 
         return change
 
-    monkeypatch.setattr(textures, "CHANGES", [recorder(number) for number in range(len(CHANGES))])
+    monkeypatch.setattr(textures, "AUGMENTATIONS", [recorder(number) for number in range(len(AUGMENTATIONS))])
     TextureFolder(folder).draw(generators(*range(70)), 8, CPU)
     triples = [tuple(seen[i : i + 3]) for i in range(0, len(seen), 3)]
     assert len(triples) == 70
@@ -87,7 +87,7 @@ def test_three_different_changes_in_an_order_of_their_own(folder: Path, monkeypa
     assert len(set(triples)) > 30
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=[change.__name__ for change in CHANGES])
+@pytest.mark.parametrize("change", AUGMENTATIONS, ids=[change.__name__ for change in AUGMENTATIONS])
 def test_changes_keep_size_and_mode_and_do_something(
     change: Callable[[Image.Image, torch.Generator], Image.Image],
 ) -> None:
@@ -100,7 +100,7 @@ def test_changes_keep_size_and_mode_and_do_something(
 def test_recolouring_keeps_how_light_a_pixel_is() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     (changed,) = (textures.recolour(picture, generator) for generator in generators(1))
-    # value, the largest of the three channels
+    # the value (V of HSV) is the largest of the three channels
     np.testing.assert_allclose(np.asarray(changed).max(2).astype(int), np.asarray(picture).max(2).astype(int), atol=1)
 
 

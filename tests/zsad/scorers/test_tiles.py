@@ -1,4 +1,4 @@
-"""Tiles by hand and by the rules of 003; their merging against loops over pixels."""
+"""Tests of tiles against values by hand and the rules of 003, and of merging against loops over pixels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsad.scorers.segmentation.foreground import Component
-from zsad.scorers.segmentation.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+from zsad.scorers.segmentation.tiles import Tile, cut_tile, harmonic_mean, mean_of_highest, merge_tiles, place_tiles
 
 
 def _tiles(component: Component, image_hw: tuple[int, int], min_side_px: int = 352) -> tuple[Tile, ...]:
-    return tiles_of(component, image_hw, min_side_px=min_side_px, long_aspect=1.5, many_parts=20)
+    return place_tiles(component, image_hw, min_side_px=min_side_px, long_aspect=1.5, many_parts=20)
 
 
 def test_a_square_centred_on_the_component_with_its_larger_extent() -> None:
@@ -43,9 +43,9 @@ def test_at_a_border_the_tile_is_moved_inside(component: Component, top: int, le
 
 
 def test_a_tile_larger_than_the_image_covers_all_of_it() -> None:
-    # of 352 px around (90, 180) it would leave out the last rows: 90 - 176 + 352 = 266 < 300
+    # a tile of 352 px around (90, 180) would miss the last rows: 90 - 176 + 352 = 266 < 300
     assert _tiles(Component(80, 170, 100, 190, 1), (300, 500)) == (Tile(-52, 4, 352),)
-    # the whole image as one component: centred
+    # the whole image is one component, so its tile is centred
     assert _tiles(Component(0, 0, 200, 300, 0), (200, 300)) == (Tile(-76, -26, 352),)
 
 
@@ -57,7 +57,7 @@ def test_only_a_long_component_of_many_parts_is_tiled_along_its_length(width: in
 
 
 def test_tiles_along_the_length_in_steps_of_half_the_short_side() -> None:
-    # 400 x 1400: the middle half of the first tile begins where the component does, that of the last ends where it ends
+    # 400 x 1400: the middle half of the first tile begins with the component, that of the last ends with it
     tiles = _tiles(Component(500, 300, 900, 1700, 21), (2000, 2000))
     assert tiles == tuple(Tile(500, left, 400) for left in (200, 400, 600, 800, 1000, 1200, 1400))
 
@@ -70,7 +70,7 @@ def test_the_last_step_may_be_shorter() -> None:
 def test_a_thin_component_has_tiles_of_352_px_in_steps_of_half_its_own_short_side() -> None:
     tiles = _tiles(Component(500, 300, 600, 800, 21), (2000, 2000))
     assert {(tile.top, tile.side) for tile in tiles} == {(550 - 176, 352)}
-    # 88 px, a quarter of a tile, before the start; 264 px before the end
+    # the first tile starts 88 px (a quarter of a tile) before the component, the last 264 px before its end
     assert [tile.left for tile in tiles] == [212, 262, 312, 362, 412, 462, 512, 536]
 
 
@@ -80,7 +80,7 @@ def test_a_component_shorter_than_half_a_tile_has_one() -> None:
 
 def test_tiles_that_the_border_makes_equal_are_one() -> None:
     tiles = _tiles(Component(0, 0, 40, 400, 21), (352, 400))
-    # -88, -68, ... 132, 136 before they are moved into 0..48
+    # the starts are -88, -68, ... 132, 136 before tiles are moved into 0..48
     assert [(tile.top, tile.left) for tile in tiles] == [(0, 0), (0, 12), (0, 32), (0, 48)]
 
 
@@ -93,9 +93,9 @@ def test_laws_of_tiles(box: tuple[int, int, int, int], parts: int, min_side: int
     component = Component(top, left, top + height, left + width, parts)
     image_hw = (top + height + more[0], left + width + more[1])
     tiles = _tiles(component, image_hw, min_side)
-    sides = {tile.side for tile in tiles}
-    assert len(sides) == 1
-    side = sides.pop()
+    side_lengths = {tile.side for tile in tiles}
+    assert len(side_lengths) == 1
+    side = side_lengths.pop()
     assert side >= min_side
     assert len(set(tiles)) == len(tiles)
     for tile in tiles:
@@ -127,23 +127,23 @@ def test_laws_of_tiles(box: tuple[int, int, int, int], parts: int, min_side: int
 
 def test_cut_is_a_slice_inside_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    assert (cut(image, Tile(3, 7, 20)) == image[3:23, 7:27]).all()
+    assert (cut_tile(image, Tile(3, 7, 20)) == image[3:23, 7:27]).all()
 
 
 @pytest.mark.parametrize("tile", [Tile(-2, -3, 9), Tile(-14, 1, 21), Tile(-7, -8, 23)])
 def test_over_a_border_the_image_is_mirrored(tile: Tile) -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
 
-    def mirrored(place: int, length: int) -> int:
+    def reflected(place: int, length: int) -> int:
         while not 0 <= place < length:
             place = -1 - place if place < 0 else 2 * length - 1 - place
         return place
 
-    ours = cut(image, tile)
+    ours = cut_tile(image, tile)
     assert ours.shape == (tile.side, tile.side, 3)
     for y in range(tile.side):
         for x in range(tile.side):
-            expected = image[mirrored(tile.top + y, 5), mirrored(tile.left + x, 6)]
+            expected = image[reflected(tile.top + y, 5), reflected(tile.left + x, 6)]
             assert (ours[y, x] == expected).all()
 
 

@@ -1,4 +1,4 @@
-"""Features on disk against the encoder's own output, in any order and batch, with broken images among them."""
+"""Tests of features on disk against the output of the encoder, for any order and batch size, with broken images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zsad.steps.encode import encode_category_text, encode_images
 
 SIZES_HW = ((32, 32), (50, 50), (32, 48), (90, 30), (40, 400), (1, 1), (20, 5000))
 GOOD = 5
-"""The last two are refused: too small, and too long for `max_crops`."""
+"""Sizes of the images. The last two are refused: too small, and too long for `max_crops`."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_rows_are_what_the_encoder_gives_for_each_crop(
         assert (image.height, image.width) == (height, width)
         assert store.rows_of(number) == range(row, row := row + len(crops.offsets))
     assert [image.rows for image in store.images] == [1, 1, 2, 3, 10]
-    # plain .npy files, for whoever has no FeatureStore
+    # plain .npy files can be read without FeatureStore
     assert np.load(encoded / "output-patches.npy").shape == (17, 16, 24)
     assert np.load(encoded / "class_tokens.npy").dtype == np.float32
 
@@ -82,10 +82,10 @@ def test_rows_are_what_the_encoder_gives_for_each_crop(
 def test_broken_images_are_named_by_digest_and_the_rest_go_on(encoded: Path, paths: list[Path]) -> None:
     store = FeatureStore(encoded)
     digests = dict(zip(_digests(paths), paths, strict=True))
-    told = {digests[problem.sha256].name: problem.rule for problem in store.problems}
-    assert set(told) == {"patient broken.png", "patient 5.png", "patient 6.png"}
-    assert "1 x 1" in told["patient 5.png"]
-    assert "crops" in told["patient 6.png"]
+    rules = {digests[problem.sha256].name: problem.rule for problem in store.problems}
+    assert set(rules) == {"patient broken.png", "patient 5.png", "patient 6.png"}
+    assert "1 x 1" in rules["patient 5.png"]
+    assert "crops" in rules["patient 6.png"]
     text = (encoded / "index.json").read_text(encoding="utf-8")
     assert "patient" not in text
     assert str(paths[0].parent) not in text
@@ -100,9 +100,9 @@ def test_order_and_batch_size_change_nothing_but_the_order(
     one, other = FeatureStore(encoded), FeatureStore(tmp_path)
     assert other.digests == one.digests[::-1]
     for number in range(GOOD):
-        mirrored = GOOD - 1 - number
-        torch.testing.assert_close(other.patches(mirrored), one.patches(number), atol=1e-5, rtol=0)
-        torch.testing.assert_close(other.class_tokens(mirrored), one.class_tokens(number), atol=1e-5, rtol=0)
+        reversed_number = GOOD - 1 - number
+        torch.testing.assert_close(other.patches(reversed_number), one.patches(number), atol=1e-5, rtol=0)
+        torch.testing.assert_close(other.class_tokens(reversed_number), one.class_tokens(number), atol=1e-5, rtol=0)
 
 
 def test_no_image_at_all_is_an_empty_store(settings: EncoderSettings, paths: list[Path], tmp_path: Path) -> None:

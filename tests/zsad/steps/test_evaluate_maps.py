@@ -1,4 +1,4 @@
-"""`evaluate_folders` on folders whose figures are known: scikit-learn's on the same pixels, or by construction."""
+"""Tests of `evaluate_folders` against scikit-learn on the same pixels, or against figures known by construction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medad.base.errors import InputError
 from zsad.config.run import EvaluationSettings
-from zsad.steps.evaluate_maps import Evaluated, evaluate_folders
+from zsad.steps.evaluate_maps import FolderEvaluation, evaluate_folders
 
 Array = NDArray[Any]
 SHAPE = (24, 30)
@@ -39,11 +39,11 @@ def box(shape: tuple[int, int] = SHAPE) -> Array:
     return mask
 
 
-def run(folder: Path, **settings: Any) -> Evaluated:
+def run(folder: Path, **settings: Any) -> FolderEvaluation:
     return evaluate_folders(folder / "maps", folder / "masks", EvaluationSettings(**settings))
 
 
-def rules(found: Evaluated) -> dict[str, str]:
+def rules(found: FolderEvaluation) -> dict[str, str]:
     return {problem.case_id: problem.rule for problem in found.problems}
 
 
@@ -55,7 +55,7 @@ def test_figures_are_scikit_learns(tmp_path: Path, ending: str, dtype: Any) -> N
     maps, masks = [], []
     for n in range(6):
         mask = box() if n % 2 else np.zeros(SHAPE, dtype=bool)
-        # less than 1e-12 apart in float64: rounded to float32 they would all tie
+        # differences below 1e-12 in float64: rounded to float32, all values would be equal
         step = 1e-12 if dtype == np.float64 else 1e-3
         maps.append((0.5 + step * (rng.random(SHAPE) + 0.5 * mask)).astype(dtype))
         masks.append(mask)
@@ -102,7 +102,7 @@ def test_each_bad_file_is_named_and_the_rest_measured(tmp_path: Path) -> None:
         put_mask(tmp_path / f"masks/{name}.png", box())
     put_map(tmp_path / "maps/nan.npy", np.full(SHAPE, np.nan))
     put_map(tmp_path / "maps/colour.npy", np.zeros((*SHAPE, 3)))
-    put_map(tmp_path / "maps/wide.npy", good.T.copy())  # axes swapped: must not pass for another size
+    put_map(tmp_path / "maps/wide.npy", good.T.copy())  # swapped axes must not count as another size
     (tmp_path / "maps/cut.npy").write_bytes((tmp_path / "maps/cut.npy").read_bytes()[:-4])
     (tmp_path / "masks/mask.png").write_bytes(b"broken")
     found = run(tmp_path)
@@ -138,7 +138,7 @@ def test_the_evaluation_size_scales_both(tmp_path: Path) -> None:
 
 
 def test_smoothing_reaches_the_images_score(tmp_path: Path) -> None:
-    # one hot pixel in the normal image, a broad warm area in the other: smoothing turns their order
+    # one high pixel in the normal image, a large medium area in the other: smoothing reverses their order
     hot = np.zeros(SHAPE, dtype=np.float32)
     hot[12, 12] = 1.0
     put_map(tmp_path / "maps/good/0.npy", hot)
@@ -171,5 +171,5 @@ def test_two_maps_of_one_stem_are_refused(tmp_path: Path) -> None:
     put_map(tmp_path / "maps/0.npy", box().astype(np.float32))
     put_map(tmp_path / "maps/0.tiff", box().astype(np.float32))
     put_mask(tmp_path / "masks/0.png", box())
-    with pytest.raises(InputError, match=r"there is also 0\.npy"):
+    with pytest.raises(InputError, match=r"has the same name as 0\.npy"):
         run(tmp_path)

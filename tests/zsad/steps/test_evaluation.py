@@ -1,6 +1,6 @@
-"""Judging a category: figures against scikit-learn on maps made for it, thresholds and faults known by construction.
+"""Tests of evaluating a category: figures against scikit-learn, thresholds and errors known by construction.
 
-Crops of 16 px on a grid of 16 patches need no interpolation, so that a map is its patches.
+Crops of 16 px on a grid of 16 patches need no interpolation, so a map equals its patches.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from zsad.steps.evaluate import (
     CategoryEvaluation,
     deployable_threshold,
     evaluate_category,
-    judge,
+    evaluate_scores,
 )
 
 Array = NDArray[Any]
 S = 16
 
 
-def known(sha256: str, anomalous: bool | None, defect: str = "", mask: Path | None = None) -> LabelledImage:
-    """An image of which the file does not matter."""
+def labelled_image(sha256: str, anomalous: bool | None, defect: str = "", mask: Path | None = None) -> LabelledImage:
+    """Return an image; its file is never read."""
     return LabelledImage(sha256[:8], sha256, Path("-"), anomalous, defect, mask)
 
 
 @dataclass(frozen=True)
 class Made:
-    """Scores in memory: the image's score is its map's maximum, of every variant plus that variant's shift."""
+    """Scores in memory. The score of an image is the maximum of its map; each variant adds its shift to both."""
 
     maps: Sequence[Array]
     shift: float = 0.0
@@ -65,23 +65,23 @@ def mask_file(folder: Path, number: int, mask: Array) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """Eight images, four with a defect; maps are noise, warmer at the defects."""
+    """Eight images, four with a defect. Maps are noise with higher values at the defects."""
 
     items: list[LabelledImage]
     maps: list[Array]
     masks: list[Array]
 
-    def judge(self, items: Sequence[LabelledImage] | None = None, **options: Any) -> Any:
+    def evaluate(self, items: Sequence[LabelledImage] | None = None, **options: Any) -> Any:
         return self.both(items, **options)[0]
 
     def both(
         self, items: Sequence[LabelledImage] | None = None, variants: Sequence[Variant] = ("text",), **options: Any
     ) -> tuple[Any, Any]:
-        return judge(
+        return evaluate_scores(
             self.items if items is None else items,
             seed=3,
             crops={item.sha256: (plan_crops(S, S, S, 9), (S, S)) for item in self.items},
-            order=[item.sha256 for item in self.items],
+            digests=[item.sha256 for item in self.items],
             scores=Made(self.maps, shift=1.0),
             variants=variants,
             settings=EvaluationSettings(**options),
@@ -99,12 +99,12 @@ def case(tmp_path: Path) -> Case:
         maps.append((rng.random((1, S, S)) + 0.4 * mask).astype(np.float32))
         masks.append(mask)
         path = mask_file(tmp_path, n, mask) if n % 2 else None
-        items.append(known(f"{n:064x}", bool(n % 2), "scratch" if n % 2 else "good", path))
+        items.append(labelled_image(f"{n:064x}", bool(n % 2), "scratch" if n % 2 else "good", path))
     return Case(items, maps, masks)
 
 
 def test_figures_are_scikit_learns(case: Case) -> None:
-    found = case.judge()
+    found = case.evaluate()
     scores, labels = np.concatenate([m.ravel() for m in case.maps]), np.concatenate([k.ravel() for k in case.masks])
     text = found.variants["text"]
     assert text.pixel.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
@@ -117,38 +117,38 @@ def test_figures_are_scikit_learns(case: Case) -> None:
 
 
 def test_the_order_of_images_changes_no_figure(case: Case) -> None:
-    turned = case.judge(case.items[::-1])
-    assert turned.variants == case.judge().variants
+    turned = case.evaluate(case.items[::-1])
+    assert turned.variants == case.evaluate().variants
     assert [image.sha256 for image in turned.images] == [item.sha256 for item in case.items[::-1]]
 
 
 def test_variants_are_judged_each_and_the_last_one_drawn(case: Case) -> None:
-    found, drawn = case.both(variants=("text", "joint"))
+    found, curves = case.both(variants=("text", "joint"))
     text, joint = found.variants["text"], found.variants["joint"]
-    # joint's maps are text's plus 1: the same ranks, a threshold 1 higher
+    # maps of joint are those of text plus 1: the ranks are equal, the threshold is higher by 1
     assert joint.pixel.auroc == text.pixel.auroc
     assert joint.pixel.f1max_threshold == pytest.approx(text.pixel.f1max_threshold + 1, abs=1e-6)
-    assert drawn.variant == "joint"
-    assert (drawn.pixel.roc.x[0], drawn.pixel.roc.y[-1]) == (0.0, 1.0)
+    assert curves.variant == "joint"
+    assert (curves.pixel.roc.x[0], curves.pixel.roc.y[-1]) == (0.0, 1.0)
 
 
 def test_images_without_labels_get_a_threshold_and_no_figures(case: Case) -> None:
-    items = [known(item.sha256, None) for item in case.items]
-    found, drawn = case.both(items, threshold_quantile=0.75)
+    items = [labelled_image(item.sha256, None) for item in case.items]
+    found, curves = case.both(items, threshold_quantile=0.75)
     text = found.variants["text"]
-    assert (text.image, text.pixel, drawn.image, drawn.pixel) == (None, None, None, None)
+    assert (text.image, text.pixel, curves.image, curves.pixel) == (None, None, None, None)
     assert (text.threshold.flagged, text.threshold.found, text.threshold.f1) == (2, None, None)
 
 
 def test_labels_without_masks_give_image_figures_alone(case: Case) -> None:
-    found = case.judge([replace(item, mask=None) for item in case.items])
+    found = case.evaluate([replace(item, mask=None) for item in case.items])
     text = found.variants["text"]
     assert text.pixel is None
-    assert text.image == case.judge().variants["text"].image
+    assert text.image == case.evaluate().variants["text"].image
 
 
 def test_normal_images_alone(case: Case) -> None:
-    text = case.judge(case.items[::2]).variants["text"]
+    text = case.evaluate(case.items[::2]).variants["text"]
     assert (text.image.auroc, text.image.ap, text.pixel.auroc, text.pixel.aupro) == (None, None, None, None)
     assert (text.image.n_normal, text.pixel.n_normal_px) == (4, 4 * S * S)
 
@@ -159,30 +159,30 @@ def test_a_mask_that_cannot_be_used_is_named_and_its_label_still_counts(case: Ca
     broken.mask.write_bytes(b"broken")
     mask_file(tmp_path, 3, np.ones((4, 4), dtype=bool))
     mask_file(tmp_path, 5, np.zeros((S, S), dtype=bool))
-    found = case.judge()
+    found = case.evaluate()
     assert {p.sha256 for p in found.problems} == {broken.sha256, small.sha256, black.sha256}
     text = found.variants["text"]
     assert (text.image.n_anomalous, text.pixel.n_images, text.pixel.n_regions) == (4, 5, 1)
 
 
 def test_images_without_scores_are_passed_over(case: Case) -> None:
-    extra = known("f" * 64, True, "scratch")
-    assert case.judge([*case.items, extra]) == case.judge()
+    extra = labelled_image("f" * 64, True, "scratch")
+    assert case.evaluate([*case.items, extra]) == case.evaluate()
     with pytest.raises(InputError, match="none of them has scores"):
-        case.judge([extra])
+        case.evaluate([extra])
 
 
 def test_a_mask_is_resized_before_anything_is_counted(tmp_path: Path) -> None:
-    """Values 1 of a mask at 4 times the size: neither averaged away nor compared with a half."""
+    """Pixels of a mask at 4 times the size have the value 1. They must not be averaged away or compared with 1/2."""
     truth = np.zeros((S, S), dtype=bool)
     truth[3:7, 2:10] = True
     path = tmp_path / "m.png"
     Image.fromarray(truth.repeat(4, 0).repeat(4, 1).astype(np.uint8)).save(path)
-    found, _ = judge(
-        [known("a", True, "x", path)],
+    found, _ = evaluate_scores(
+        [labelled_image("a", True, "x", path)],
         seed=0,
         crops={"a": (plan_crops(4 * S, 4 * S, S, 9), (4 * S, 4 * S))},
-        order=["a"],
+        digests=["a"],
         scores=Made([truth[None].astype(np.float32)]),
         variants=["text"],
         settings=EvaluationSettings(),
@@ -196,12 +196,14 @@ def test_the_evaluation_size_and_long_images(tmp_path: Path) -> None:
     wide[10:30, 40:55] = True
     crops = plan_crops(40, 60, S, 9)
     tiles = np.zeros((len(crops.offsets), S, S), dtype=np.float32)
-    tiles[-1, 4:12, 8:14] = 1.0  # canvas 16 x 24, last crop from 8: columns 16..22 of 24, as 40..55 of 60
-    found, _ = judge(
-        [known("a", True, "x", mask_file(tmp_path, 0, wide))],
+    tiles[-1, 4:12, 8:14] = (
+        1.0  # canvas 16 x 24, last crop from column 8: columns 16..22 of 24 correspond to 40..55 of 60
+    )
+    found, _ = evaluate_scores(
+        [labelled_image("a", True, "x", mask_file(tmp_path, 0, wide))],
         seed=0,
         crops={"a": (crops, (40, 60))},
-        order=["a"],
+        digests=["a"],
         scores=Made([tiles]),
         variants=["text"],
         settings=EvaluationSettings(size_px=32),
@@ -226,14 +228,14 @@ def test_a_given_threshold_is_taken_as_it_is() -> None:
     scores, truth = np.array([0.1, 0.5, 0.5, 0.9]), np.array([False, True, False, True])
     found = deployable_threshold(scores, truth, EvaluationSettings(threshold=0.5))
     assert found is not None
-    # at 0.5 and above: three, of which two are anomalous
+    # three scores are 0.5 or more; two of these images are anomalous
     assert (found.value, found.source, found.quantile) == (0.5, "given", None)
     assert (found.flagged, found.found, found.false_alarms) == (3, 2, 1)
     assert found.f1 == pytest.approx(0.8)
 
 
 def write(folder: Path, case: Case) -> tuple[Path, Path]:
-    """Features and scores on disk, as the encoder and the scorer leave them."""
+    """Write features and scores to disk, as the encoder and the scorer do."""
     features, scores = folder / "features", folder / "scores"
     features.mkdir()
     scores.mkdir()
@@ -272,9 +274,9 @@ def test_from_files_to_files(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     evaluate_category(case.items, features, scores, ["text"], EvaluationSettings(), out)
-    expected, drawn = case.both()
+    expected, curves = case.both()
     assert CategoryEvaluation.load(out) == expected
-    assert CategoryCurves.load(out) == drawn
+    assert CategoryCurves.load(out) == curves
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["schema"] == "adflows zsad evaluation 1"
     first = (out / "metrics.json").read_bytes(), (out / "curves.json").read_bytes()
     evaluate_category(case.items, features, scores, ["text"], EvaluationSettings(), out)
@@ -283,7 +285,7 @@ def test_from_files_to_files(case: Case, tmp_path: Path) -> None:
 
 def test_a_damaged_result_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"schema": "another"}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"metrics\.json: not what this step reads") as caught:
+    with pytest.raises(InputError, match=r"metrics\.json: is not a file of this step") as caught:
         CategoryEvaluation.load(tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):

@@ -1,4 +1,4 @@
-"""Training on features: it learns, is a function of seed and content, survives a kill; checkpoints, good and bad."""
+"""Tests of training on features: it learns, depends only on seed and content, survives a kill; and of checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from zsad.steps import train as learning
 from zsad.steps.evaluate import CategoryEvaluation, evaluate_category
 from zsad.steps.results import Source
 from zsad.steps.score import score_system
-from zsad.steps.train import CURVE, Data, fit, gather, learner_of, train_system
+from zsad.steps.train import CURVE, TrainingData, fit, gather_crops, make_learner, train_system
 
 CPU = torch.device("cpu")
 SHORT = Training(epochs=3, batch_size=5, learning_rate=1e-2, seed=1)
@@ -51,7 +51,7 @@ Given = Callable[[Path], CategoryFeatures]
 
 @pytest.fixture(scope="module")
 def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Train:
-    """Train a system, on both categories and their own encoder if not told otherwise."""
+    """Return a function that trains a system, by default on both categories with their encoder."""
 
     def run(
         system: System,
@@ -68,7 +68,7 @@ def train(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -
 
 @pytest.fixture(scope="module")
 def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of each system's training that nothing stopped."""
+    """Train each system without interruption and return its folder."""
     folders: dict[str, Path] = {system.system: tmp_path_factory.mktemp(system.system) for system in (APRIL, ANOMALY)}
     for system in (APRIL, ANOMALY):
         train(system, folders[system.system])
@@ -77,7 +77,7 @@ def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def given(sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings) -> Given:
-    """The first category's own images as those to score by a checkpoint."""
+    """Return a function from a checkpoint to the first category's features, for scoring."""
     return lambda checkpoint: category_features(sources[0], learned_encoder, checkpoint)
 
 
@@ -119,7 +119,7 @@ def test_squares_are_found_in_images_never_seen(
     learned_encoder: EncoderSettings,
     tmp_path: Path,
 ) -> None:
-    """Trained, scored and judged as the flow does it; with random weights words mean nothing, so of one category."""
+    """Train, score and evaluate as the flow does. Random weights have no meaning for words, so use one category."""
     own = sources[1]
     train(_with(system, epochs=40), tmp_path, (own,))
     unseen = make_source(tmp_path, own.name, learned_encoder, seed=5)
@@ -138,8 +138,8 @@ def test_squares_are_found_in_images_never_seen(
 def test_the_encoder_does_not_move(
     system: System, sources: tuple[Source[Path], ...], learned_encoder: EncoderSettings
 ) -> None:
-    data = gather(sources)
-    learner = learner_of(system, sources, data, learned_encoder, CPU)
+    data = gather_crops(sources)
+    learner = make_learner(system, sources, data, learned_encoder, CPU)
     frozen = learner.encoder if isinstance(learner, AnomalyClipLearner) else Encoder.load(learned_encoder, CPU)
     before = _digest(frozen.model)
     features = [hashlib.sha256(path.read_bytes()).digest() for path in sorted(sources[0].features.iterdir())]
@@ -174,19 +174,19 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """16 crops, four steps an epoch: killed within an epoch, and at its end just before its state is kept."""
+    """With 16 crops and four steps per epoch: kill within an epoch, and at its end just before the state is saved."""
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
-    kept, killed, whole = tmp_path / "kept" / "state.pt", tmp_path / "killed", trained[system.system]
+    state, killed, whole = tmp_path / "kept" / "state.pt", tmp_path / "killed", trained[system.system]
 
     def kill(progress: Progress) -> None:
         assert (progress.epoch, progress.epochs, progress.steps) == ((progress.step - 1) // 4 + 1, 3, 12)
         kill_at(step)(progress)
 
     with pytest.raises(Killed):
-        train(system, killed, checkpoint=kept, on_progress=kill)
+        train(system, killed, checkpoint=state, on_progress=kill)
     assert not (killed / CHECKPOINT).exists()
-    assert _same(train(system, killed, checkpoint=kept), load_file(whole / CHECKPOINT))
-    assert not kept.exists()
+    assert _same(train(system, killed, checkpoint=state), load_file(whole / CHECKPOINT))
+    assert not state.exists()
     assert _curve(killed)["loss"] == _curve(whole)["loss"]
     assert _curve(whole)["resumed_at_epoch"] == 0
     assert _curve(killed)["resumed_at_epoch"] == (step - 1) // 4
@@ -196,22 +196,22 @@ def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
     train: Train, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
-    kept = tmp_path / "state.pt"
+    state = tmp_path / "state.pt"
     with pytest.raises(Killed):
-        train(APRIL, tmp_path / "killed", checkpoint=kept, on_progress=kill_at(5))
-    content = kept.read_bytes()
+        train(APRIL, tmp_path / "killed", checkpoint=state, on_progress=kill_at(5))
+    content = state.read_bytes()
     slower = _with(APRIL, learning_rate=1e-3)
     expected = train(slower, tmp_path / "slower")
-    assert _same(train(slower, tmp_path / "resumed", checkpoint=kept), expected)
-    kept.write_bytes(content[:200])
-    again = train(APRIL, tmp_path / "again", checkpoint=kept)
+    assert _same(train(slower, tmp_path / "resumed", checkpoint=state), expected)
+    state.write_bytes(content[:200])
+    again = train(APRIL, tmp_path / "again", checkpoint=state)
     assert _curve(tmp_path / "again")["resumed_at_epoch"] == 0
     assert _same(again, load_file(trained["april_gan"] / CHECKPOINT))
 
 
 @EACH
 def test_parts_of_a_batch_add_up(system: System, train: Train, tmp_path: Path) -> None:
-    # one step: what Adam makes of rounding grows with their number
+    # only one step: Adam's rounding differences grow with the number of steps
     one = _with(system, epochs=1, batch_size=100, learning_rate=1e-3)
     whole = train(one, tmp_path / "whole")
     parts = train(one, tmp_path / "parts", largest_batch=4)
@@ -258,12 +258,12 @@ def test_kinds_of_dpam_train_each_on_its_own_features(
     train(ANOMALY, tmp_path / "out", (source,), encoder)
     list(anomalyclip.score(category_features(source, encoder, tmp_path / "out" / CHECKPOINT), ANOMALY))
     other = encoder_settings(learned_model, vv_attention="kk" if attention == "qq" else "qq")
-    with pytest.raises(InputError, match=f"trained on an encoder with vv_attention {attention}, the settings say"):
+    with pytest.raises(InputError, match=f"trained with an encoder with vv_attention {attention}, the settings say"):
         next(anomalyclip.score(category_features(source, other, tmp_path / "out" / CHECKPOINT), ANOMALY))
 
 
 def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...]) -> None:
-    data = gather(sources[:1])
+    data = gather_crops(sources[:1])
     store = FeatureStore(sources[0].features)
     masks = {item.sha256: item for item in sources[0].items}
     assert len(data.crops) == sum(image.rows for image in store.images)
@@ -277,7 +277,7 @@ def test_each_crop_has_its_own_part_of_the_mask(sources: tuple[Source[Path], ...
         ours = data.mask(crop)
         for y in range(32):
             for x in range(32):
-                # nearest: the pixel of the mask in which the centre of the canvas's pixel lies
+                # nearest neighbour: the pixel of the mask that contains the centre of the canvas's pixel
                 row = int((top + y + 0.5) * image.height / image.canvas[0])
                 column = int((left + x + 0.5) * image.width / image.canvas[1])
                 assert ours[y, x] == (whole[row, column] if item.anomalous else False)
@@ -303,7 +303,9 @@ def test_what_cannot_be_used_is_left_out_and_noted(
         items[3].sha256: "mask",
     }
     items[1] = dataclasses.replace(items[1], mask=small)
-    left_out = {each["sha256"]: each["rule"] for each in gather([dataclasses.replace(source, items=items)]).left_out}
+    left_out = {
+        each["sha256"]: each["rule"] for each in gather_crops([dataclasses.replace(source, items=items)]).left_out
+    }
     assert "the mask is 5 x 5 pixels" in left_out[items[1].sha256]
 
 
@@ -311,17 +313,17 @@ def test_sets_that_teach_nothing_are_refused(train: Train, sources: tuple[Source
     source = sources[0]
     for wanted, missing in ((True, "normal image"), (False, "anomalous image with a mask")):
         some = [item for item in source.items if item.anomalous is wanted]
-        with pytest.raises(InputError, match=f"holds no {missing} to learn from"):
-            gather([dataclasses.replace(source, items=some)])
-    with pytest.raises(ConfigError, match="reads text features"):
+        with pytest.raises(InputError, match=f"contains no {missing} to learn from"):
+            gather_crops([dataclasses.replace(source, items=some)])
+    with pytest.raises(ConfigError, match="needs text features"):
         train(APRIL, tmp_path, (dataclasses.replace(source, text=None),))
     with pytest.raises(InputError, match="without output block-2"):
         train(APRIL.model_copy(update={"blocks": (2,)}), tmp_path)
     other = encoder_settings(tmp_path / "other", seed=9)
-    with pytest.raises(InputError, match="of another encoder than"):
+    with pytest.raises(InputError, match="made with another encoder"):
         train(ANOMALY, tmp_path, encoder=other)
     mixed = (source, make_source(tmp_path, "bolt", other))
-    with pytest.raises(InputError, match="of another encoder than the other categories"):
+    with pytest.raises(InputError, match="made with another encoder than other categories"):
         train(ANOMALY, tmp_path, mixed)
 
 
@@ -335,17 +337,17 @@ def test_a_checkpoint_is_read_as_it_was_written_and_holds_no_path(
     assert b"smith" not in content.lower()
     assert str(tmp_path).encode() not in content
     found = read_checkpoint(tmp_path / CHECKPOINT)
-    assert found.belonging.system == system
-    assert found.belonging.encoder == FeatureStore(sources[0].features).index.identity
+    assert found.metadata.system == system
+    assert found.metadata.encoder == FeatureStore(sources[0].features).index.identity
     found.write(tmp_path / "again.safetensors")
     again = read_checkpoint(tmp_path / "again.safetensors")
-    assert again.belonging == found.belonging
+    assert again.metadata == found.metadata
     assert _same(again.weights, found.weights)
 
 
 def _rewrite(path: Path, change: Callable[[Weights], Weights]) -> None:
     found = read_checkpoint(path)
-    Checkpoint(found.belonging, change(found.weights)).write(path)
+    Checkpoint(found.metadata, change(found.weights)).write(path)
 
 
 def _refused(given: CategoryFeatures, system: System) -> str:
@@ -366,8 +368,8 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     )
     whole = learned.read_bytes()
 
-    assert _refused(given(prompts), APRIL) == "is trained for AnomalyCLIP, not for APRIL-GAN"
-    assert _refused(given(learned), ANOMALY) == "is trained for APRIL-GAN, not for AnomalyCLIP"
+    assert _refused(given(prompts), APRIL) == "was trained for AnomalyCLIP, not for APRIL-GAN"
+    assert _refused(given(learned), ANOMALY) == "was trained for APRIL-GAN, not for AnomalyCLIP"
     fewer = APRIL.model_copy(update={"blocks": (3,)})
     assert _refused(given(learned), fewer) == "was trained with blocks 1 3, the settings say 3"
     for change, rule in (
@@ -385,7 +387,7 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     other = encoder_settings(tmp_path / "other", seed=9)
     strange = make_source(tmp_path, "strange", other)
     for path, wanted in ((learned, APRIL), (prompts, ANOMALY)):
-        assert "was trained on another encoder than" in _refused(category_features(strange, other, path), wanted)
+        assert "was trained with another encoder" in _refused(category_features(strange, other, path), wanted)
 
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"][:5]})
     assert _refused(given(learned), APRIL) == "tensor block-1.bias has shape (5,), expected (24,)"
@@ -393,22 +395,22 @@ def test_checkpoints_that_do_not_belong_are_refused_in_one_line(
     assert _refused(given(prompts), ANOMALY) == "tensor deep has shape none, expected (1, 2, 16)"
     learned.write_bytes(whole)
     _rewrite(learned, lambda w: w | {"block-1.bias": w["block-1.bias"] * float("nan")})
-    assert _refused(given(learned), APRIL) == "its weights are not all finite"
+    assert _refused(given(learned), APRIL) == "some of its weights are NaN or infinite"
 
 
 def test_files_that_are_no_checkpoints_are_refused_in_one_line(given: Given, tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     assert _refused(given(path), APRIL) == "no such file or folder"
     path.write_bytes(b"not a checkpoint")
-    assert _refused(given(path), APRIL) == "is no safetensors file, or is cut short"
+    assert _refused(given(path), APRIL) == "is not a safetensors file, or is cut short"
     save_file({"x": torch.zeros(1)}, path)
-    assert "metadata do not say" in _refused(given(path), APRIL)
+    assert "metadata name no system" in _refused(given(path), APRIL)
     save_file({"x": torch.zeros(1)}, path, metadata={"adflows": '{"schema": "adflows zsad learned 99"}'})
-    assert "no trained system that this version reads: schema" in _refused(given(path), APRIL)
+    assert "not a checkpoint that this version can read: schema" in _refused(given(path), APRIL)
 
 
 def _official(**change: Any) -> dict[str, Any]:
-    """A prompt learner's state as the public code saves it: E 3, Q 2, M' 2, width 16."""
+    """Return the state of a prompt learner as the public code saves it: E 3, Q 2, M' 2, width 16."""
     generator = torch.Generator().manual_seed(7)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -440,10 +442,10 @@ def test_the_public_layout_is_imported(outer: bool, given: Given, tmp_path: Path
     assert torch.equal(found.weights["normal"], state["ctx_pos"][0, 0])
     assert torch.equal(found.weights["anomalous"], state["ctx_neg"][0, 0])
     assert torch.equal(found.weights["deep"], state["compound_prompts_text.0"][None])
-    system = found.belonging.system
+    system = found.metadata.system
     assert isinstance(system, AnomalyClip)
     assert (system.context_tokens, system.deep_tokens, system.depth, system.full_stop) == (3, 2, 2, True)
-    # it scores as it is, and so it does once written as ours
+    # it gives the same scores as it is, and after it is saved in our layout
     found.write(tmp_path / CHECKPOINT)
     maps = [[one.map for one in anomalyclip.score(given(file), system)] for file in (path, tmp_path / CHECKPOINT)]
     assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
@@ -459,21 +461,21 @@ def test_imported_prompts_without_deep_tokens_or_full_stop(tmp_path: Path) -> No
     tokens = open_clip.SimpleTokenizer(context_length=77)(["X X X object"])[None]
     torch.save(_official(**{"compound_prompts_text.0": None, "tokenized_prompts_pos": tokens}), path)
     found = import_official(path)
-    system = found.belonging.system
+    system = found.metadata.system
     assert isinstance(system, AnomalyClip)
     assert (system.deep_tokens, system.full_stop) == (0, False)
     assert found.weights.keys() == {"normal", "anomalous"}
 
 
 BAD_OFFICIAL: dict[str, tuple[Any, str]] = {
-    "a list": ([1, 2], "ctx_pos and ctx_neg are not there"),
-    "another model": ({"weight": torch.zeros(2)}, "ctx_pos and ctx_neg are not there"),
+    "a list": ([1, 2], "ctx_pos and ctx_neg are missing"),
+    "another model": ({"weight": torch.zeros(2)}, "ctx_pos and ctx_neg are missing"),
     "no tensor": (_official(ctx_pos=3), "ctx_pos is not of shape"),
     "two classes": (_official(ctx_pos=torch.zeros(2, 1, 3, 16)), "ctx_pos is not of shape"),
-    "unlike sides": (_official(ctx_neg=torch.zeros(1, 1, 4, 16)), "of different lengths or widths"),
-    "unlike widths": (_official(**{"compound_prompts_text.0": torch.zeros(2, 8)}), "of different lengths or widths"),
+    "unlike sides": (_official(ctx_neg=torch.zeros(1, 1, 4, 16)), "have different lengths or widths"),
+    "unlike widths": (_official(**{"compound_prompts_text.0": torch.zeros(2, 8)}), "have different lengths or widths"),
     "unlike layers": (_official(**{"compound_prompts_text.1": torch.zeros(1, 16)}), "compound_prompts_text.1"),
-    "too many deep tokens": (_official(**{"compound_prompts_text.0": torch.zeros(4, 16)}), "fit no setting"),
+    "too many deep tokens": (_official(**{"compound_prompts_text.0": torch.zeros(4, 16)}), "match no valid settings"),
 }
 
 
@@ -495,21 +497,21 @@ class _Evil:
 def test_a_torch_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"prompt_learner": _Evil()}, path)
-    with pytest.raises(InputError, match="no torch file of plain tensors"):
+    with pytest.raises(InputError, match="not a torch file of plain tensors"):
         read_checkpoint(path)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match="no torch file of plain tensors"):
+    with pytest.raises(InputError, match="not a torch file of plain tensors"):
         read_checkpoint(path)
 
 
 def test_data_of_no_source_has_no_crops() -> None:
-    with pytest.raises(InputError, match="holds no anomalous image"):
-        gather([])
-    assert not Data().crops
+    with pytest.raises(InputError, match="contains no anomalous image"):
+        gather_crops([])
+    assert not TrainingData().crops
 
 
 class _Recorder:
-    """Learns nothing, and notes which crops it is shown."""
+    """A learner that learns nothing and records the crops of its batches."""
 
     reads: tuple[str, ...] = ()
 
@@ -525,7 +527,7 @@ class _Recorder:
 
 
 def test_each_epoch_shows_every_crop_once_in_an_order_of_its_own(sources: tuple[Source[Path], ...]) -> None:
-    data, recorder = gather(sources), _Recorder()
+    data, recorder = gather_crops(sources), _Recorder()
     assert fit(recorder, data, SHORT, CPU).losses == [0.0] * 12
     assert [len(batch) for batch in recorder.shown] == [5, 5, 5, 1] * 3
     epochs = [[token for batch in recorder.shown[at : at + 4] for token in batch] for at in (0, 4, 8)]

@@ -1,4 +1,4 @@
-"""A category scored file to file, with a tiny model, images of one, two and three crops, and a broken one."""
+"""Tests of scoring a category from files to files: a tiny model, images of one to three crops, and a broken image."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ ADAPT = AdaptSettings(learning_rate=0.01)
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images, their features and the text's."""
+    """Images with the features of images and text."""
 
     encoder: EncoderSettings
     features: Path
     text: Path
     paths: tuple[Path, ...]
-    """Those with features, in their order."""
+    """Images with features, in the order of the features."""
 
     def score(self, out: Path, settings: ScoreSettings = ALL, seed: int = 0, **others: Any) -> Scores:
         values: dict[str, Any] = {"paths": self.paths, "encoder": self.encoder, "adapt": ADAPT} | others
@@ -63,8 +63,8 @@ class Encoded:
 def _encode(paths: Sequence[Path], encoder: EncoderSettings, text: Path, out: Path) -> Encoded:
     digests = [file_digest(path) for path in paths]
     encode_images(paths, digests, encoder, "cpu", out)
-    kept = {image.sha256 for image in FeatureStore(out).images}
-    good = tuple(path for path, digest in zip(paths, digests, strict=True) if digest in kept)
+    encoded = {image.sha256 for image in FeatureStore(out).images}
+    good = tuple(path for path, digest in zip(paths, digests, strict=True) if digest in encoded)
     return Encoded(encoder, out, text, good)
 
 
@@ -120,7 +120,7 @@ def test_every_variant_is_the_equations_image_by_image(encoded: Encoded, scored:
             distances.append([min(1 - float(q @ r) for r in memory) for q in query])
         a_v = np.mean(distances, axis=0)
 
-        # adaptation of this image alone; `adapt` itself has its own oracle
+        # adapt only this image; `adapt` itself has its own tests
         crops = crop_image(read_image(encoded.paths[i]), store.crops(i))
         generators = [crop_generator(0, image.sha256, crop) for crop in range(n_crops)]
         bad = corrupt(crops, generators, model.grid, ADAPT, open_textures(None))
@@ -206,7 +206,7 @@ def test_text_alone_needs_no_files_no_other_image_and_no_model(encoded: Encoded,
     assert 0 < scores.image_score("text")[0] < 1
     with pytest.raises(ValueError, match="variant joint was not scored, only text"):
         scores.patch_map(0, "joint")
-    with pytest.raises(InputError, match=r"0\.png: there is no other image to compare with; add images"):
+    with pytest.raises(InputError, match=r"0\.png: this is the only image, but it needs a reference; add images"):
         alone.score(tmp_path / "scores", ALL)
 
 
@@ -230,10 +230,10 @@ def test_what_does_not_fit_the_features_is_one_line(encoded: Encoded, tmp_path: 
     with pytest.raises(InputError, match=r"text features of shape \(2, 9\) do not fit patches of 24 numbers"):
         Encoded(encoded.encoder, encoded.features, tmp_path, encoded.paths).score(tmp_path / "scores")
 
-    with pytest.raises(InputError, match="features are those of another model"):
+    with pytest.raises(InputError, match="features were made with another model"):
         encoded.score(tmp_path / "scores", encoder=tiny_encoder(tmp_path / "other", seed=9))
 
-    with pytest.raises(InputError, match=r"1\.png: is not the image that the features were made of"):
+    with pytest.raises(InputError, match=r"1\.png: is not the image that the features were computed from"):
         encoded.score(tmp_path / "scores", paths=(encoded.paths[1], *encoded.paths[1:]))
     with pytest.raises(ValueError, match="8 images' files"):
         encoded.score(tmp_path / "scores", paths=encoded.paths[1:])
@@ -263,7 +263,7 @@ def test_damaged_scores_are_one_line(encoded: Encoded, tmp_path: Path) -> None:
     fewer = copy("fewer")
     save_file({"a_v": np.zeros((5, 16), np.float32)}, fewer / "scores.safetensors")
     assert Scores(fewer).patch_map(0, "visual").shape == (1, 4, 4)
-    for i in (3, 7):  # the fourth image's rows are there in part
+    for i in (3, 7):  # only some rows of the fourth image exist
         with pytest.raises(InputError, match=r"fewer rows than its index says|damaged or incomplete"):
             Scores(fewer).patch_map(i, "visual")
     (fewer / "scores.safetensors").unlink()

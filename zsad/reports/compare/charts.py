@@ -1,4 +1,4 @@
-"""Charts of a comparison: the lines of its ablations, and the systems at a glance."""
+"""Charts of a comparison: lines for its ablations, and an overview of the systems."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from medad.reporting.seed_statistics import Stat
 from zsad.reports.charts import ANOMALOUS_COLOUR, NORMAL_COLOUR, svg_style, svg_uri
 from zsad.reports.published import Quoted
 
-LEAST_SPAN = 1.0
-"""Percent: a flat line looks flat."""
+SMALLEST_SPAN = 1.0
+"""Smallest range of the y axis, in percent, so that a flat line looks flat."""
 DOTS_DPI = 120
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric against what is varied; published figures are marks of their own, on no line."""
+    """One metric against the varied parameter. Published figures are separate marks, not on the line."""
 
     title: str
     x: Sequence[float]
@@ -40,7 +40,7 @@ class Dots:
 
 
 def line_chart(panels: Sequence[Panel], varied: str) -> str:
-    """Panels in a row as an SVG data URI: means as a line, mean +- sd as a band, published figures as diamonds."""
+    """Return panels in a row as an SVG data URI: means as a line, mean +- sd as a band, published as diamonds."""
     with svg_style():
         width = 3.3 * len(panels)
         figure = Figure(figsize=(width, 2.9))
@@ -72,9 +72,9 @@ def _lines(axes: Axes, panel: Panel, varied: str) -> None:
             label="published, MVTec AD",
         )
     low, high = axes.get_ylim()
-    if high - low < LEAST_SPAN:
+    if high - low < SMALLEST_SPAN:
         middle = (low + high) / 2
-        axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+        axes.set_ylim(middle - SMALLEST_SPAN / 2, middle + SMALLEST_SPAN / 2)
     if known or printed:
         axes.legend(frameon=False, fontsize=7.5)
     axes.set_title(panel.title, fontsize=9, loc="left")
@@ -86,7 +86,7 @@ def _lines(axes: Axes, panel: Panel, varied: str) -> None:
 
 
 def overview_png(title: str, names: Sequence[str], panels: Sequence[Dots]) -> bytes:
-    """The systems' means with bars of one sd, a panel a metric, as PNG."""
+    """Return a PNG with one panel per metric: the systems' means with bars of one sd."""
     with matplotlib.rc_context({"font.size": 9}):
         longest = max(map(len, names), default=0)
         left = 0.4 + 0.075 * longest

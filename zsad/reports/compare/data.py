@@ -1,4 +1,4 @@
-"""Where the results of a comparison lie on disk, and reading what its report needs of them."""
+"""Reading of a comparison's results from disk, for its report."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from zsad.config.system_base import SystemSettings
 from zsad.config.systems import DualImage
 from zsad.reports.run.data import seed_figures
 from zsad.reports.run.document import SeedFigures
-from zsad.scorers.scores_file import ONLY
+from zsad.scorers.scores_file import ONLY_VARIANT
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
 from zsad.steps.results import AblationResult, AblationRow, SystemResult
 
 
 @dataclass(frozen=True)
 class LoadedSystem:
-    """A system's evaluations, read."""
+    """Evaluations of a system, read from disk."""
 
     result: SystemResult[Path]
     evaluated: Mapping[str, Mapping[int, CategoryEvaluation]]
-    """Category -> seed, rising; categories in natural order, none without a seed."""
+    """Evaluation by category and seed. Categories are in natural order, seeds rise. Each category has a seed."""
 
     @property
     def name(self) -> str:
@@ -38,12 +38,12 @@ class LoadedSystem:
         return variant_of(self.result.system)
 
     def figures(self, category: str) -> dict[int, SeedFigures]:
-        """By seed."""
+        """Return the figures of a category by seed."""
         seeds = self.evaluated.get(category, {})
         return {seed: seed_figures(one.variants[self.variant]) for seed, one in seeds.items()}
 
     def image_scores(self, category: str) -> dict[str, list[float]]:
-        """Digest -> score by seed, of labelled images that every seed has. Equal contents count once."""
+        """Return scores by digest, one per seed, for labelled images that all seeds have. Equal images count once."""
         seeds = [
             {image.sha256: image.scores[self.variant] for image in one.images if image.anomalous is not None}
             for one in self.evaluated.get(category, {}).values()
@@ -52,19 +52,19 @@ class LoadedSystem:
         return {digest: [scores[digest] for scores in seeds] for digest in sorted(common)}
 
     def labels(self, category: str) -> dict[str, bool]:
-        """Digest -> whether it is anomalous."""
+        """Return for each digest whether the image is anomalous."""
         first = next(iter(self.evaluated.get(category, {}).values()), None)
         images = first.images if first else ()
         return {image.sha256: image.anomalous for image in images if image.anomalous is not None}
 
 
 def variant_of(system: SystemSettings) -> str:
-    """Under which name a system's evaluations hold its figures."""
-    return system.variant if isinstance(system, DualImage) else ONLY
+    """Return the variant under which a system's figures are in its evaluations."""
+    return system.variant if isinstance(system, DualImage) else ONLY_VARIANT
 
 
 def load_system(result: SystemResult[Path]) -> LoadedSystem:
-    """Read a system's evaluations. Raises InputError for a file that is missing, damaged, or of another system."""
+    """Read a system's evaluations. Raise InputError for a file that is missing, damaged, or of another system."""
     variant = variant_of(result.system)
     read = {}
     for name in sorted(result.categories, key=natural_order):
@@ -79,7 +79,10 @@ def load_system(result: SystemResult[Path]) -> LoadedSystem:
 def load_ablation(
     result: AblationResult[Path], encoder: str
 ) -> list[tuple[AblationRow[Path], DualImage, dict[str, dict[int, SeedFigures]]]]:
-    """Each row with its settings and its figures by category and seed. Raises InputError, and KeyError for a label."""
+    """Read each row with its settings and figures by category and seed.
+
+    Raise InputError for a file that cannot be used, and KeyError for an unknown label.
+    """
     systems = dict(ablation_systems(result.ablation, encoder))
     loaded = []
     for row in result.rows:
@@ -96,7 +99,7 @@ def load_ablation(
 
 
 def shared_images(a: LoadedSystem, b: LoadedSystem) -> list[SharedImages]:
-    """Category by category, the labelled images that both systems scored."""
+    """Return by category the labelled images that both systems scored."""
     shared = []
     for category in a.evaluated:
         ours, theirs, labels = a.image_scores(category), b.image_scores(category), a.labels(category)
@@ -115,5 +118,5 @@ def shared_images(a: LoadedSystem, b: LoadedSystem) -> list[SharedImages]:
 def _load(folder: Path, variant: str) -> CategoryEvaluation:
     evaluated = CategoryEvaluation.load(folder)
     if variant not in evaluated.variants:
-        raise InputError(folder / METRICS_FILE, f"holds no variant {variant}")
+        raise InputError(folder / METRICS_FILE, f"contains no variant {variant}")
     return evaluated

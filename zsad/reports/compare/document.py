@@ -1,4 +1,4 @@
-"""`report.json` of a comparison, part by part. No path goes in, and no image but by number."""
+"""Document of a comparison: the schema of `report.json`. It contains no path, and no data of single images."""
 
 from __future__ import annotations
 
@@ -25,71 +25,74 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class CategoryShown(_Part):
+class CategoryCounts(_Part):
     name: str
     normal: int
     anomalous: int
     unlabelled: int
     mask_problems: int
-    """Images left out of the pixel figures, for their mask is unusable."""
+    """Number of images left out of the pixel metrics because their masks cannot be used."""
 
 
-class Figures(_Part):
-    """A row of a table."""
+class RankedFigures(_Part):
+    """Metrics and ranks in one row of a table."""
 
     metrics: dict[str, Stat | None]
-    """By key of `METRICS`: mean over seeds of a fraction, or of its macro mean over categories."""
+    """Mean over seeds by key of `METRICS`, of a fraction or of its macro mean over categories."""
     ranks: dict[str, int | None]
-    """Among the rows of the table, 1 the best, by the figures as they are printed: what prints alike ranks alike.
-    None: no figure, or a mean over fewer categories than others have. Published rows have no rank."""
+    """Rank among the rows of the table by key of `METRICS`; 1 is best.
+
+    Figures that are printed the same have the same rank. A rank is None if the row has no figure, or if its mean is
+    over fewer categories than that of others. Published rows have no rank.
+    """
 
 
-class SystemCategory(Figures):
+class SystemCategory(RankedFigures):
     seeds: dict[int, SeedFigures]
 
 
-class MacroFigures(Figures):
-    """The macro mean over categories, seed by seed, and its mean and sd over the seeds; pixels are never pooled."""
+class MacroFigures(RankedFigures):
+    """Macro mean over categories for each seed, and its mean and sd over the seeds. Pixels are never pooled."""
 
     categories: dict[str, int]
-    """How many categories each mean is of."""
+    """Number of categories of each mean."""
     complete: dict[str, bool]
-    """Whether those are all that any row of the table has."""
+    """Whether each mean includes all categories that any row of the table has."""
 
 
 class SystemCost(_Part):
-    """Means over all categories and seeds that were measured."""
+    """Time and memory of a system, over all measured categories and seeds."""
 
     scoring_s_an_image: float
     images: int
-    """Scored, each once a seed."""
+    """Number of scored images. Each counts once per seed."""
     peak_memory_bytes: int | None
     memory_bytes_an_image: float | None
-    """The largest of peak memory through the images of its category."""
+    """Largest value over categories of peak memory divided by the number of images of the category."""
 
 
 class SystemReport(_Part):
     name: str
     system: str
-    """Its name in a configuration."""
+    """Name of the system in a configuration."""
     source: str
     published_setting: str
     encoder: str
-    """A name of the configuration's `encoders`."""
+    """Name of its encoder in the configuration's `encoders`."""
     made_by: EncoderInfo
     seeded: bool
     """Whether its scores depend on the seed. If not, it has one value and no deviation."""
     trained: bool
-    """On auxiliary data, with labels and masks."""
+    """Whether it was trained on auxiliary data, with labels and masks."""
     mean: MacroFigures
     categories: dict[str, SystemCategory]
     published: tuple[PublishedRow, ...]
-    """What papers print for it."""
+    """Published figures of this system."""
     cost: SystemCost | None
 
 
 class EncoderCost(_Part):
-    """One pass over the images, whatever number of systems and seeds use its features."""
+    """Time of an encoder's one pass over the images. All systems and seeds with this encoder share it."""
 
     name: str
     description: str
@@ -100,7 +103,7 @@ class EncoderCost(_Part):
 
 
 class PairedResult(_Part):
-    """Two systems by one test. `difference` is a's figure minus b's, a fraction."""
+    """Result of one test between two systems. `difference` is a's figure minus b's, a fraction."""
 
     a: str
     b: str
@@ -112,11 +115,11 @@ class PairedResult(_Part):
     categories: int
     images: int | None
     reason: str
-    """Why there is no p."""
+    """Reason why p is missing; empty if p is given."""
 
 
 class PairedTable(_Part):
-    """All pairs; p_holm is corrected over them."""
+    """All pairs of one test and metric. p_holm is corrected over these pairs."""
 
     test: Literal["DeLong", "Wilcoxon"]
     metric: str
@@ -137,12 +140,12 @@ class AblationReport(_Part):
     encoder: str
     rows: tuple[AblationRowReport, ...]
     published: tuple[PublishedRow, ...]
-    """Rows of the paper that none of ours stands for."""
+    """Rows of the paper without a corresponding row here."""
     remark: str
 
 
 class CompareDocument(_Part):
-    """Everything in the report; `report.json` is this, field by field."""
+    """Content of the report; `report.json` has the same fields."""
 
     schema_version: int
     kind: str
@@ -150,17 +153,17 @@ class CompareDocument(_Part):
     notices: tuple[Notice, ...]
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
-    categories: tuple[CategoryShown, ...]
+    categories: tuple[CategoryCounts, ...]
     systems: tuple[SystemReport, ...]
     published: PublishedTable | None
-    """Rows that no system here stands for."""
+    """Published rows without a corresponding system here."""
     published_by_category: tuple[CategoryFigures, ...]
     encoders: tuple[EncoderCost, ...]
     paired: tuple[PairedTable, ...]
     ablations: tuple[AblationReport, ...]
     failures: tuple[FailureRow, ...]
     metrics: dict[str, str]
-    """Key -> title of the figures shown."""
+    """Titles of the shown metrics by key."""
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]

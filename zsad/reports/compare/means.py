@@ -1,4 +1,4 @@
-"""Means of a comparison's rows over seeds and categories, with their ranks."""
+"""Means over seeds and categories of a comparison's rows, with ranks."""
 
 from __future__ import annotations
 
@@ -11,64 +11,67 @@ from zsad.reports.run.figures import macro_mean
 
 
 def macro_figures(tables: Sequence[Mapping[str, Mapping[int, SeedFigures]]]) -> list[MacroFigures]:
-    """Macro means of several rows, each given as category -> seed -> figures, with their ranks."""
+    """Return the macro means of several rows, with ranks. Each row maps category and seed to figures."""
     found: list[dict[str, tuple[Stat | None, int]]] = []
     for table in tables:
-        own = {}
+        row_means = {}
         for key in METRICS:
             rows = [
                 {seed: value for seed, one in seeds.items() if (value := one.metrics.get(key)) is not None}
                 for seeds in table.values()
             ]
-            own[key] = macro_mean(rows)
-        found.append(own)
+            row_means[key] = macro_mean(rows)
+        found.append(row_means)
     complete = {}
     for key in METRICS:
-        # all are given the same images and masks: a category without the figure for one has it for none, or failed
+        # all systems get the same images and masks: if only some systems lack a metric, they failed on the category
         known = {
             name
             for table in tables
             for name, seeds in table.items()
             if any(one.metrics.get(key) is not None for one in seeds.values())
         }
-        complete[key] = [own[key][1] == len(known) for own in found]
+        complete[key] = [row_means[key][1] == len(known) for row_means in found]
     placed = {
-        key: ranks([own[key][0] if whole else None for own, whole in zip(found, complete[key], strict=True)])
+        key: ranks(
+            [row_means[key][0] if has_all else None for row_means, has_all in zip(found, complete[key], strict=True)]
+        )
         for key in METRICS
     }
     return [
         MacroFigures(
-            metrics={key: stat for key, (stat, _) in own.items()},
+            metrics={key: stat for key, (stat, _) in row_means.items()},
             ranks={key: placed[key][number] for key in METRICS},
-            categories={key: count for key, (_, count) in own.items()},
+            categories={key: count for key, (_, count) in row_means.items()},
             complete={key: complete[key][number] for key in METRICS},
         )
-        for number, own in enumerate(found)
+        for number, row_means in enumerate(found)
     ]
 
 
 def figures_by_category(
     names: Iterable[str], figures: Sequence[Mapping[str, Mapping[int, SeedFigures]]]
 ) -> list[dict[str, SystemCategory]]:
-    """For each system, its figures of the categories that it has, with ranks within each category."""
+    """Return for each system its figures by category, with ranks within each category, without failed categories."""
     reports: list[dict[str, SystemCategory]] = [{} for _ in figures]
     for name in names:
         metrics = [
-            {key: mean_and_sd(one.metrics.get(key) for one in own[name].values()) for key in METRICS} for own in figures
+            {key: mean_and_sd(one.metrics.get(key) for one in row_means[name].values()) for key in METRICS}
+            for row_means in figures
         ]
-        placed = {key: ranks([own[key] for own in metrics]) for key in METRICS}
-        for number, own in enumerate(figures):
-            if own[name]:
+        placed = {key: ranks([row_means[key] for row_means in metrics]) for key in METRICS}
+        for number, row_means in enumerate(figures):
+            if row_means[name]:
                 reports[number][name] = SystemCategory(
                     metrics=metrics[number],
                     ranks={key: placed[key][number] for key in METRICS},
-                    seeds=dict(own[name]),
+                    seeds=dict(row_means[name]),
                 )
     return reports
 
 
 def ranks(stats: Sequence[Stat | None]) -> list[int | None]:
-    """Rank of each mean, 1 the highest; equal in percent to one decimal, as tables print it, is equal rank."""
+    """Return the rank of each mean; 1 is the highest. Means equal in percent to one decimal have the same rank."""
     printed = [None if stat is None else round(100 * stat.mean, 1) for stat in stats]
     known = [value for value in printed if value is not None]
     return [None if value is None else 1 + sum(other > value for other in known) for value in printed]

@@ -1,6 +1,6 @@
-"""The report of a comparison: `report.html` for people, `report.json`, CSV and LaTeX tables, from one document.
+"""Report of a comparison: `report.html` for people, `report.json`, CSV and LaTeX tables, all from one document.
 
-Equal inputs give equal bytes. No path goes in.
+Equal inputs give equal bytes. The report contains no path.
 """
 
 from __future__ import annotations
@@ -53,34 +53,37 @@ def write_compare_report(
     versions: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write report.html, report.json, five CSV tables, two LaTeX tables and, where a system has figures, preview.png.
+    """Write report.html, report.json, four CSV tables and two LaTeX tables. If a system has figures, write preview.png.
 
-    systems.csv has a row a system, category and seed; summary.csv a row a system; paired.csv a row a test and pair;
-    ablations.csv a row a row of an ablation; table_image.tex and table_pixel.tex are for papers.
+    - systems.csv: one row per system, category and seed
+    - summary.csv: one row per system
+    - paired.csv: one row per test and pair of systems
+    - ablations.csv: one row per row of an ablation
+    - table_image.tex, table_pixel.tex: tables for papers
 
     Parameters
     ----------
     out
         An existing folder.
     settings
-        The run's settings; paths in them are withheld.
+        Settings of the run. Paths in them are left out of the report.
     systems
-        In the order of the tables. Their names, `system.display_name`, differ. May be empty.
+        Results in the order of the tables. Their names, `system.shown`, differ. May be empty.
     ablations
-        Any part of those that the settings name.
+        Results of ablations; some that the settings name may be missing.
     failures
-        In any order; `group` is the system, by its name in tables.
+        Failures in any order. `group` is the name of the system in the tables.
     versions
-        Name -> version of what computed the results.
+        Versions of the programs that computed the results, by name.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
 
     Raises
     ------
     InputError
-        A result's file is missing or damaged.
+        A file of a result is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports are unchanged.
     """
     loaded = [load_system(one) for one in systems]
     document = make_document(settings, loaded, ablations, failures, versions, notes)
@@ -97,41 +100,41 @@ def write_compare_report(
 
 
 def render_html(document: CompareDocument) -> str:
-    """The document as one self-contained page."""
+    """Render the document as one self-contained page."""
     environment = page_environment("zsad.reports.compare")
-    environment.filters.update(duration=_duration, bytes=_bytes, p=_p, percentage_points=percentage_points)
+    environment.filters.update(duration=_duration, bytes=_bytes, p=_p_text, points=percentage_points)
     return environment.get_template("compare_template.html").render(
         doc=document,
         remarks={one.name: _remarks(one, document) for one in document.systems},
         matrices=[_matrix(table, document) for table in document.paired],
-        charts=[_chart(one, _pro(document)) for one in document.ablations],
-        quoted_of_category=lambda name: _of_category(document, name),
+        charts=[_chart(one, _pro_key(document)) for one in document.ablations],
+        published_of_category=lambda name: _published_of_category(document, name),
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
     )
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A pair in a matrix, the row's figure minus the column's."""
+    """One pair in a matrix: the figure of the row minus that of the column."""
 
     pair: PairedResult
     difference: float | None
 
     @property
-    def found(self) -> bool:
+    def significant(self) -> bool:
         return self.pair.p_holm is not None and self.pair.p_holm < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """All pairs of one test, row against column; None on the diagonal."""
+    """Matrix of all pairs of one test. Cells on the diagonal are None."""
 
     table: PairedTable
     title: str
     rows: Sequence[tuple[str, Sequence[_Cell | None]]]
     tested: int
     reasons: Sequence[str]
-    """Why pairs were not tested."""
+    """Reasons why some pairs were not tested."""
 
 
 def _matrix(table: PairedTable, document: CompareDocument) -> _Matrix:
@@ -151,17 +154,17 @@ def _matrix(table: PairedTable, document: CompareDocument) -> _Matrix:
 
 
 def _remarks(one: SystemReport, document: CompareDocument) -> list[str]:
-    """What a reader must know of a system's row."""
+    """Return remarks that a reader needs to understand a system's row."""
     remarks = []
     lacking = [category.name for category in document.categories if category.name not in one.categories]
     if lacking:
-        remarks.append(f"failed on {', '.join(lacking)}: its means are over fewer categories and have no rank")
+        remarks.append(f"failed on {', '.join(lacking)}, so its means are over fewer categories and have no rank")
     if not one.seeded:
-        remarks.append("does not depend on the seed: one value, no deviation")
+        remarks.append("does not depend on the seed, so it has one value and no deviation")
     elif (seeds := _fewest_seeds(one.mean)) < len(document.seeds):
         remarks.append(f"mean over {seeds} of {len(document.seeds)} seeds")
     if one.trained:
-        remarks.append("trained on labelled auxiliary images; its encoder was not")
+        remarks.append("was trained on labelled auxiliary images, its encoder was not")
     return remarks
 
 
@@ -169,8 +172,8 @@ def _fewest_seeds(mean: MacroFigures) -> int:
     return min((stat.n for stat in mean.metrics.values() if stat is not None), default=0)
 
 
-def _of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:
-    """Published figures of one category: system, where printed, and figure by metric."""
+def _published_of_category(document: CompareDocument, name: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Return the published figures of one category: system, source, and figure by metric."""
     rows: dict[str, list[CategoryFigures]] = {}
     for one in document.published_by_category:
         if name in one.figures:
@@ -186,7 +189,7 @@ def _of_category(document: CompareDocument, name: str) -> list[tuple[str, str, d
 
 
 def _chart(ablation: AblationReport, pro: str) -> tuple[str, str] | None:
-    """An ablation along one number as chart and alternative text; None for those along several."""
+    """Return the chart of an ablation and its alternative text. Return None if it varies several numbers."""
     try:
         x = [float(row.label) for row in ablation.rows]
     except ValueError:
@@ -212,17 +215,19 @@ def _preview(document: CompareDocument) -> bytes:
     title = document.name + (f" ({', '.join(kinds)})" if kinds else "")
     panels = [
         Dots(document.metrics[key], stats)
-        for key in ("image_auroc", "pixel_auroc", _pro(document))
+        for key in ("image_auroc", "pixel_auroc", _pro_key(document))
         if any(stats := [one.mean.metrics[key] for one in document.systems])
     ]
     counts = {one.name: len(one.categories) for one in document.systems}
-    whole = len(document.categories)
-    names = [name if n == whole else f"{name} ({n} of {whole} categories)" for name, n in counts.items()]
+    category_count = len(document.categories)
+    names = [
+        name if n == category_count else f"{name} ({n} of {category_count} categories)" for name, n in counts.items()
+    ]
     return overview_png(title, names, panels)
 
 
-def _pro(document: CompareDocument) -> str:
-    """Whose curve is the papers' PRO, as far as it was computed."""
+def _pro_key(document: CompareDocument) -> str:
+    """Return the key of the metric that corresponds to the papers' PRO."""
     return PRO_200 if PRO_200 in document.metrics else "pixel_aupro"
 
 
@@ -243,5 +248,5 @@ def _bytes(count: int | float | None) -> str:
     return f"{count / 1024**step:.3g} {('B', 'KiB', 'MiB', 'GiB')[step]}"
 
 
-def _p(value: float) -> str:
+def _p_text(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p {value:.3f}"

@@ -1,4 +1,4 @@
-"""A comparison's evaluations -> its document: means and ranks, tests between systems, costs, ablations, notices."""
+"""Creation of a comparison's document from evaluations: means, ranks, tests, cost, ablations and notices."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from zsad.clip.models import describe_encoder
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.system_base import SystemSettings
 from zsad.config.systems import DualImage, WinClip
-from zsad.reports.comparable import why_other_images
+from zsad.reports.comparable import reasons_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
     AblationReport,
     AblationRowReport,
-    CategoryShown,
+    CategoryCounts,
     CompareDocument,
     EncoderCost,
     PairedResult,
@@ -39,8 +39,8 @@ from zsad.reports.published import (
     TITLES,
     PublishedRow,
     category_figures,
-    compared_rows,
     published_ablation,
+    rows_for_comparison,
 )
 from zsad.reports.run.document import (
     EMBEDDED_NOTICE,
@@ -55,7 +55,7 @@ from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
 TESTED_BY_CATEGORY = ("image_auroc", "image_f1max", "pixel_auroc", "pixel_f1max", "pixel_aupro")
-"""Metrics that Wilcoxon's test is run on; each has its own correction."""
+"""Metrics for Wilcoxon's test. Each metric has its own correction."""
 PUBLISHED_AS: dict[str, tuple[str, ...]] = {
     "clip": ("CLIP",),
     "clip_ac": ("CLIP-AC",),
@@ -67,14 +67,14 @@ PUBLISHED_AS: dict[str, tuple[str, ...]] = {
     "anomalyclip": ("AnomalyCLIP",),
     "segmentation": ("Segmentation models",),
 }
-"""Our system -> what published rows call it."""
+"""Names of each system in published rows."""
 ABLATIONS: dict[Ablation, tuple[str, str]] = {
     "references": ("Reference images", "references"),
     "map_weights": ("Weights of the map (eq. 12)", "lambda 1, lambda 2"),
-    "image_weights": ("Weights of the image's score (eq. 13)", "lambda 3, lambda 4, lambda 5"),
+    "image_weights": ("Weights of the image score (eq. 13)", "lambda 3, lambda 4, lambda 5"),
     "steps": ("Steps of adaptation", "steps"),
 }
-"""Ablation -> its title, and what its rows vary."""
+"""Title of each ablation, and the parameters that its rows vary."""
 
 
 def make_document(
@@ -85,16 +85,16 @@ def make_document(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> CompareDocument:
-    """The document. Raises InputError for an evaluation of an ablation that is missing or damaged."""
+    """Return the document. Raise InputError for an evaluation of an ablation that is missing or damaged."""
     categories = _categories(systems)
-    rows = compared_rows(settings.published) if settings.published else ()
+    rows = rows_for_comparison(settings.published) if settings.published else ()
     figures = [{category.name: one.figures(category.name) for category in categories} for one in systems]
     means = macro_figures(figures)
     by_category = figures_by_category([category.name for category in categories], figures)
     reports = tuple(
         SystemReport(
             name=one.name,
-            system=_key(one.result.system),
+            system=_system_name(one.result.system),
             source=one.result.system.source,
             published_setting=one.result.system.published,
             encoder=one.result.system.encoder,
@@ -102,17 +102,17 @@ def make_document(
             seeded=one.result.system.seeded,
             trained=one.result.system.trained,
             mean=mean,
-            categories=own,
-            published=tuple(row for row in rows if stands_for(one.result.system, row)),
+            categories=figures_of_system,
+            published=tuple(row for row in rows if is_published_row_of(one.result.system, row)),
             cost=_cost(one),
         )
-        for one, mean, own in zip(systems, means, by_category, strict=True)
+        for one, mean, figures_of_system in zip(systems, means, by_category, strict=True)
     )
     notices = _notices(settings, systems)
     published = None
     if settings.published is not None:
         scored = {one.name: one.normal + one.anomalous + one.unlabelled for one in categories}
-        reasons = [*why_other_images(settings.published, scored)]
+        reasons = [*reasons_other_images(settings.published, scored)]
         if notices:
             reasons.insert(0, "not all encoders here are CLIP")
         taken = [row for one in reports for row in one.published]
@@ -122,7 +122,7 @@ def make_document(
             rows=tuple(row for row in rows if row not in taken),
         )
         if reasons:
-            text = f"The published rows are not comparable with this run: {'; '.join(reasons)}."
+            text = f"The published rows are not comparable with this run for these reasons: {'; '.join(reasons)}."
             notices.append(Notice(kind="published", text=text))
     names = {one.name for one in categories}
     return CompareDocument(
@@ -149,28 +149,28 @@ def make_document(
     )
 
 
-def stands_for(system: SystemSettings, row: PublishedRow) -> bool:
-    """Whether a published row is of this system, in the variant that it is configured as."""
+def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
+    """Return whether a published row belongs to this system, in its configured variant."""
     if isinstance(system, DualImage):
         return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
     if isinstance(system, WinClip) and system.shots:
         return False
-    return row.variant is None and row.system in PUBLISHED_AS.get(_key(system), ())
+    return row.variant is None and row.system in PUBLISHED_AS.get(_system_name(system), ())
 
 
-def _key(system: SystemSettings) -> str:
+def _system_name(system: SystemSettings) -> str:
     return str(system.model_dump(include={"system"})["system"])
 
 
-def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
-    """Counts are those of the first system that has the category: all are given the same images."""
+def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryCounts, ...]:
+    """Count the images of each category. All systems get the same images, so the first one with results is used."""
     names = sorted({name for one in systems for name in one.evaluated}, key=natural_order)
     shown = []
     for name in names:
         evaluated = next(iter(next(one.evaluated[name] for one in systems if name in one.evaluated).values()))
         labels = [image.anomalous for image in evaluated.images]
         shown.append(
-            CategoryShown(
+            CategoryCounts(
                 name=name,
                 normal=labels.count(False),
                 anomalous=labels.count(True),
@@ -181,14 +181,14 @@ def _categories(systems: Sequence[LoadedSystem]) -> tuple[CategoryShown, ...]:
     return tuple(shown)
 
 
-def _results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated[Path]]]:
+def _evaluated_results(one: LoadedSystem) -> Iterable[tuple[str, Evaluated[Path]]]:
     for category, seeds in one.evaluated.items():
         for seed in seeds:
             yield category, one.result.categories[category][seed]
 
 
 def _cost(one: LoadedSystem) -> SystemCost | None:
-    costs = [result.cost for _, result in _results(one) if result.cost is not None]
+    costs = [result.cost for _, result in _evaluated_results(one) if result.cost is not None]
     images = sum(cost.images for cost in costs)
     if not images:
         return None
@@ -204,13 +204,13 @@ def _cost(one: LoadedSystem) -> SystemCost | None:
 
 
 def _encoders(systems: Sequence[LoadedSystem]) -> tuple[EncoderCost, ...]:
-    """Each encoder's pass over each category counts once."""
+    """Sum up each encoder's time. Its pass over a category counts once."""
     costs = []
     for name in dict.fromkeys(one.result.system.encoder for one in systems):
         sharing = [one for one in systems if one.result.system.encoder == name]
         passes: dict[str, tuple[float, int]] = {}
         for one in sharing:
-            for category, result in _results(one):
+            for category, result in _evaluated_results(one):
                 if result.cost is not None:
                     taken = (result.cost.encoding_s, result.cost.images)
                     passes[category] = max(taken, passes.get(category, taken))
@@ -309,7 +309,10 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
 
 
 def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
-    """Whose scores are those of no CLIP, by the names of the systems where not all are; also where nothing came."""
+    """Return notices on encoders that are not CLIP. They name the systems concerned unless all are.
+
+    Systems without results are included.
+    """
     used = {system.display_name: settings.encoders[system.encoder] for system in settings.systems}
     if settings.ablations:
         used["the ablations"] = settings.encoders[settings.ablation_encoder]
@@ -327,30 +330,35 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
         ),
     ]
     return [
-        Notice(kind=kind, text=text + ("" if len(whose) == len(used) else f" This concerns {', '.join(whose)} alone."))
-        for kind, text, whose in kinds
-        if whose
+        Notice(
+            kind=kind,
+            text=text
+            + ("" if len(systems_concerned) == len(used) else f" This concerns only {', '.join(systems_concerned)}."),
+        )
+        for kind, text, systems_concerned in kinds
+        if systems_concerned
     ]
 
 
 def _definitions(settings: CompareSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
-        "001, 002, 003": f"Papers: {ANOMALY_CLIP}; {DUAL_IMAGE}; {SEGMENTATION}.",
+        "001, 002, 003": f"Papers. 001: {ANOMALY_CLIP}. 002: {DUAL_IMAGE}. 003: {SEGMENTATION}.",
         "Rank": (
-            "The best figure of a column is bold, the second underlined; figures that print alike rank alike. A mean "
-            "over fewer categories than others have is marked and has no rank, and no published row has one."
+            "The best figure of a column is bold, the second is underlined. Figures that are printed the same have "
+            "the same rank. A mean over fewer categories than others is marked and has no rank. Published rows have "
+            "no rank."
         ),
         "DeLong's test": (
-            "Of the difference of two systems' image AUROC, in its mean over seeds and categories, on the images that "
-            "both scored (DeLong et al. 1988). It asks whether other images of these categories would show the "
-            f"difference too; the seeds are taken as given. It needs {MIN_IMAGES} images of either class."
+            "Test of the difference of two systems' image AUROC, mean over seeds and categories, on images that both "
+            "scored (DeLong et al. 1988). It tests whether the difference would also appear on other images of these "
+            f"categories, with the same seeds. It needs at least {MIN_IMAGES} images of each class."
         ),
         "Wilcoxon's test": (
-            "Signed-rank test of two systems' figures by category, means over seeds. It asks whether other categories "
-            f"would show the difference too, whatever their images; it needs {MIN_CATEGORIES} categories."
+            "Signed-rank test of two systems' figures by category, means over seeds (Wilcoxon 1945). It tests whether "
+            f"the difference would also appear on other categories. It needs at least {MIN_CATEGORIES} categories."
         ),
         "Holm's correction": (
-            "p-values are multiplied so that the chance of even one false finding among all pairs of a table is at "
-            "most the level that they are held against (Holm 1979)."
+            "Correction of the p-values for the number of pairs in a table (Holm 1979). If pairs with p below 0.05 "
+            "count as different, the chance of one or more false findings in the table is at most 5 %."
         ),
     }

@@ -1,4 +1,4 @@
-"""The tables of a comparison for programs and papers: CSV rows, and LaTeX in booktabs style."""
+"""Tables of a comparison for programs and papers: CSV rows, and LaTeX in booktabs style."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FEWER, ONE_VALUE = r"\dag", r"\ddag"
 
 
 def system_rows(document: CompareDocument, systems: Sequence[LoadedSystem]) -> Iterator[dict[str, Any]]:
-    """systems.csv: a row a system, category and seed, with all figures (fractions) and what it took."""
+    """Yield systems.csv: one row per system, category and seed, with all metrics (fractions), time and memory."""
     counts = {one.name: one for one in document.categories}
     for report, loaded in zip(document.systems, systems, strict=True):
-        for category, own in report.categories.items():
-            for seed, one in own.seeds.items():
+        for category, figures in report.categories.items():
+            for seed, one in figures.seeds.items():
                 values = one.model_dump()
                 metrics = values.pop("metrics")
                 cost = loaded.result.categories[category][seed].cost
@@ -41,7 +41,7 @@ def system_rows(document: CompareDocument, systems: Sequence[LoadedSystem]) -> I
 
 
 def summary_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
-    """summary.csv: a row a system, with the mean and sd of its macro means (fractions), and its ranks."""
+    """Yield summary.csv: one row per system, with mean and sd of its macro means (fractions), and ranks."""
     for one in document.systems:
         yield {
             "system": one.name,
@@ -54,7 +54,7 @@ def summary_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
 
 
 def ablation_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
-    """ablations.csv: a row a row of an ablation, as summary.csv has them."""
+    """Yield ablations.csv: one row per row of an ablation, with the figures of summary.csv."""
     for ablation in document.ablations:
         for row in ablation.rows:
             yield {
@@ -67,17 +67,17 @@ def ablation_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
 
 
 def paired_rows(document: CompareDocument) -> Iterator[dict[str, Any]]:
-    """paired.csv: a row a test and pair of systems."""
+    """Yield paired.csv: one row per test and pair of systems."""
     for table in document.paired:
         for pair in table.pairs:
             yield {"test": table.test, "metric": table.metric, **pair.model_dump()}
 
 
 def latex_table(document: CompareDocument, of: str) -> str:
-    """One LaTeX table (package booktabs) with AUROC, F1max and AP of images, or AUROC, F1max and PRO of pixels.
+    """Return a LaTeX table (package booktabs) with AUROC, F1max and AP of images, or AUROC, F1max and PRO of pixels.
 
-    Systems with the mean and sd over seeds of their macro means, in percent, best bold and second underlined; below a
-    rule the published rows, which are ranked with nothing.
+    Each system has the mean and sd over seeds of its macro means, in percent. The best is bold, the second underlined.
+    Published rows follow below a rule and have no rank.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def latex_table(document: CompareDocument, of: str) -> str:
     notes = "".join(f" {latex_escaped(notice.text)}" for notice in document.notices)
     caption = (
         f"{latex_escaped(document.name)}: {of} figures in percent, mean $\\pm$ standard deviation over "
-        f"{len(document.seeds)} seeds of the mean over {len(document.categories)} categories. F1max is taken at an "
-        f"oracle threshold. ${ONE_VALUE}$: does not depend on the seed. ${FEWER}$: mean over fewer categories, not "
+        f"{len(document.seeds)} seeds of the mean over {len(document.categories)} categories. F1max uses an oracle "
+        f"threshold. ${ONE_VALUE}$: does not depend on the seed. ${FEWER}$: mean over fewer categories, not "
         f"ranked.{benchmark}{notes}"
     )
     return "\n".join(
@@ -151,7 +151,7 @@ def _latex_row(one: SystemReport, keys: Sequence[str]) -> str:
 
 
 def _latex_published(row: PublishedRow, keys: Sequence[str], *, pro_200_shown: bool) -> str | None:
-    """None where the paper prints none of these figures."""
+    """Return the row of a paper, or None if the paper prints none of these figures."""
     figures = [published_figure(row, key, pro_200_shown=pro_200_shown) for key in keys]
     if not any(figures):
         return None

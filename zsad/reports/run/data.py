@@ -1,4 +1,4 @@
-"""Where a scored category lies on disk, and reading what a report shows of it."""
+"""Reading of a scored category from disk, for a report."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class LoadedCategory:
-    """What lies in the folders of a category, checked. Patch maps are read when asked for."""
+    """Results of a category, read and checked. Patch maps are read only when they are needed."""
 
     result: CategoryResult[Path]
     images: tuple[LabelledImage, ...]
-    """Those with scores, in natural order of their ids."""
+    """Images with scores, in natural order of their ids."""
     evaluated: Mapping[int, CategoryEvaluation]
-    """By seed, rising."""
+    """Evaluations by seed, rising."""
     image_scores: Mapping[int, Mapping[str, Mapping[str, float]]]
-    """Seed -> digest -> variant -> score."""
+    """Image scores by seed, digest and variant."""
     index: FeatureIndex
     curves: CategoryCurves
-    """Of the shown seed."""
+    """Curves of the shown seed."""
     scores: Scores
-    """Of the shown seed."""
+    """Scores of the shown seed."""
     prompts_per_side: int | None
 
     @property
     def shown_seed(self) -> int:
-        """The lowest: its maps, curves and histogram are shown."""
+        """Return the lowest seed. The report shows its maps, curves and histogram."""
         return min(self.evaluated)
 
     @cached_property
@@ -67,29 +67,29 @@ class LoadedCategory:
         return {image.sha256: number for number, image in enumerate(self.scores.index.images)}
 
     def size_hw(self, image: LabelledImage) -> tuple[int, int]:
-        """Height and width of the image file, px."""
+        """Return height and width of the image file, px."""
         row = self.index.images[self._rows[image.sha256]]
         return row.height, row.width
 
     def patch_map(self, image: LabelledImage, variant: Variant) -> Float32[np.ndarray, "C g g"]:
-        """Scores of the image's patches with the shown seed."""
+        """Return the scores of the image's patches with the shown seed."""
         return self.scores.patch_map(self._scored[image.sha256], variant)
 
     def score_map(
         self, image: LabelledImage, variant: Variant, settings: EvaluationSettings
     ) -> Float32[np.ndarray, "h w"]:
-        """The map that is compared with masks, at evaluation size, with the shown seed."""
+        """Return the map that is compared with masks, at evaluation size, with the shown seed."""
         row = self.index.images[self._rows[image.sha256]]
         crops = Crops(row.canvas, row.offsets, self.index.size_px)
         return merge_maps(self.patch_map(image, variant), crops, settings.size_px, settings.smoothing_sigma_px)
 
     def reference(self, image: LabelledImage) -> LabelledImage | None:
-        """The first other image that this one was compared with."""
+        """Return the first reference image of an image, or None."""
         named = self.scores.index.images[self._scored[image.sha256]].references
         return next((other for digest in named[:1] for other in self.images if other.sha256 == digest), None)
 
     def encoder(self, settings: EncoderSettings) -> EncoderInfo:
-        """What made the features; a copy of the embedded model is told by its weights."""
+        """Return the encoder that made the features. A copy of the embedded model is recognised by its weights."""
         embedded = is_embedded(settings, self.index.identity.get("weights"))
         description = self.index.model
         if embedded and settings.model != "embedded":
@@ -97,7 +97,7 @@ class LoadedCategory:
         return EncoderInfo(description=description, random_weights=self.index.random_weights, embedded=embedded)
 
     def report(self, variants: Sequence[Variant], encoder: EncoderInfo, shown: Sequence[ShownImage]) -> CategoryReport:
-        """What the report says about the category, with the images that it shows."""
+        """Return the part of the report about this category, with the images to show."""
         ids = {image.sha256: image.id for image in self.images}
         first = self.evaluated[self.shown_seed]
         return CategoryReport(
@@ -133,15 +133,15 @@ class LoadedCategory:
 
 
 def load_category(result: CategoryResult[Path], variants: Sequence[Variant]) -> LoadedCategory:
-    """Read all but the maps. Raises InputError for a file that is missing, damaged, or lacks a variant."""
+    """Read everything except the maps. Raise InputError for a file that is missing, damaged, or lacks a variant."""
     evaluated = {seed: CategoryEvaluation.load(result.evaluated[seed]) for seed in sorted(result.evaluated)}
     for seed, one in evaluated.items():
         if lacking := set(variants) - set(one.variants):
-            raise InputError(result.evaluated[seed] / METRICS_FILE, f"holds no variant {min(lacking)}")
+            raise InputError(result.evaluated[seed] / METRICS_FILE, f"contains no variant {min(lacking)}")
     index = read_record(FeatureIndex, result.features / INDEX)
     scored = {seed: {one.sha256: one.scores for one in of.images} for seed, of in evaluated.items()}
     seed = min(evaluated)
-    # an image scored with some seeds alone would make their means those of different sets
+    # only images scored with all seeds: otherwise the seeds' means would be over different images
     common = set.intersection(*(set(of) for of in scored.values()))
     images = [replace(one, id=escape_bad_bytes(one.id)) for one in result.images if one.sha256 in common]
     return LoadedCategory(
@@ -157,7 +157,7 @@ def load_category(result: CategoryResult[Path], variants: Sequence[Variant]) -> 
 
 
 def seed_figures(one: VariantEvaluation) -> SeedFigures:
-    """An evaluation's figures as reports hold them."""
+    """Convert an evaluation to the figures of a report."""
     image, pixel, threshold = one.image, one.pixel, one.threshold
     return SeedFigures(
         metrics={
@@ -180,9 +180,9 @@ def seed_figures(one: VariantEvaluation) -> SeedFigures:
     )
 
 
-class _Read(BaseModel):
+class _IgnoresOtherFields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _TextFile(_Read):
+class _TextFile(_IgnoresOtherFields):
     counts: dict[str, int] = Field(default_factory=dict)

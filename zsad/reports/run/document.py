@@ -1,6 +1,6 @@
-"""What a report holds: the schema of `report.json`, and how it is computed from the folders of a run.
+"""Document of a report: the schema of `report.json`, and its creation from the results of a run.
 
-No path goes in: images appear under their ids.
+It contains no path; images are identified by their ids.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import EncoderInfo
 from zsad.config.run import EvaluationSettings, Variant, ZsadSettings
 from zsad.evaluation.metrics import definitions
-from zsad.reports.comparable import why_not_comparable
+from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import TITLES, PublishedRow, published_rows
 from zsad.steps.evaluate import CategoryCurves
 
 SCHEMA_VERSION = 1
 
 RANDOM_NOTICE = (
-    "Random weights. The encoder was never trained: every figure and every map here is a test of the machinery and "
-    "says nothing about the method or the images."
+    "Random weights. The encoder was never trained. All figures and maps here only test the program. They say nothing "
+    "about the method or the images."
 )
 EMBEDDED_NOTICE = (
-    "Embedded model. The encoder is the small model that comes with this program, trained on generated pictures so "
-    "that the flow runs without any download. These are not results of the published method, which uses a CLIP model "
+    "Embedded model. The encoder is the small model that comes with this program. It was trained on generated pictures "
+    "so that the flow runs without a download. These are not results of the published method: that uses a CLIP model "
     "trained on hundreds of millions of photographs."
 )
 
 VARIANTS: dict[Variant, str] = {
-    "text": "text alone: the patches and the class token against the prompts",
-    "text_tta": "text with test-time adaptation",
-    "visual": "reference image alone: each patch's distance to the nearest patch of another image",
+    "text": "patches and class token are compared with the prompts, without a reference image",
+    "text_tta": "text, with test-time adaptation",
+    "visual": "each patch is compared with the nearest patch of a reference image, without text",
     "joint": "text and reference image",
-    "joint_tta": "text and reference image with test-time adaptation: the method",
+    "joint_tta": "text and reference image, with test-time adaptation (the complete method)",
 }
 
 Rank = Literal[
@@ -64,7 +64,10 @@ METRICS: dict[str, str] = {
     "pixel_aupro": "pixel AUPRO",
     "pixel_pro_200": "pixel PRO, 200 thresholds",
 }
-"""Key -> title, in the order of the tables. Fractions; undefined ones are None and left out of means."""
+"""Titles of the metrics by key, in the order of the tables.
+
+Metrics are fractions. Undefined metrics are None and are left out of means.
+"""
 
 
 class _Part(BaseModel):
@@ -77,17 +80,17 @@ class Notice(_Part):
 
 
 class SeedFigures(_Part):
-    """One seed of one variant of one category."""
+    """Figures of one variant of one category with one seed."""
 
     metrics: dict[str, float | None]
-    """By key of `METRICS`; a fraction."""
+    """Metrics by key of `METRICS`; fractions."""
     image_oracle_threshold: float | None
     pixel_oracle_threshold: float | None
     deployable_threshold: float | None
     flagged: int | None
-    """Images scored at the deployable threshold or above."""
+    """Number of images with a score at or above the deployable threshold."""
     found: int | None
-    """Of the anomalous ones. None without labels."""
+    """Number of flagged images that are anomalous. None: some images have no label."""
     false_alarms: int | None
     deployable_f1: float | None
 
@@ -108,11 +111,11 @@ class ImageScores(_Part):
     anomalous: bool | None
     defect: str
     scores: dict[Variant, dict[int, float]]
-    """Variant -> seed -> score of the image."""
+    """Score of the image by variant and seed."""
 
 
 class ShownImage(_Part):
-    """An image that the HTML shows."""
+    """An image that the HTML page shows."""
 
     rank: Rank
     id: str
@@ -122,12 +125,12 @@ class ShownImage(_Part):
     flagged: bool | None
     """Whether the score reaches the deployable threshold."""
     reference: str | None
-    """Id of the reference shown beside it."""
+    """Id of the reference image shown next to it."""
     masked: bool
 
 
 class MaskProblem(_Part):
-    """An image that is in no pixel figure."""
+    """An image that is left out of the pixel metrics because of its mask."""
 
     id: str
     rule: str
@@ -136,7 +139,7 @@ class MaskProblem(_Part):
 class CategoryReport(_Part):
     name: str
     encoder: str
-    """What its features were made with, in words."""
+    """Description of the encoder that made the features."""
     images: tuple[ImageScores, ...]
     normal: int
     anomalous: int
@@ -146,9 +149,9 @@ class CategoryReport(_Part):
     prompts_per_side: int | None
     variants: tuple[VariantFigures, ...]
     shown_seed: int
-    """Of pictures, histogram and curves."""
+    """Seed of the pictures, the histogram and the curves."""
     curves: CategoryCurves
-    """ROC and precision-recall of the last variant with the shown seed: at most some 400 points each."""
+    """ROC and precision-recall curves of the last variant with the shown seed; at most about 400 points each."""
     shown: tuple[ShownImage, ...]
 
 
@@ -158,12 +161,12 @@ class Macro(_Part):
     variant: Variant
     metrics: dict[str, Stat | None]
     categories: dict[str, int]
-    """How many categories each mean is of."""
+    """Number of categories of each mean."""
     deployable_f1: Stat | None
 
 
 class ColourScale(_Part):
-    """What the heat maps' colours mean, in all panels."""
+    """Colour scale of all heat maps."""
 
     variant: Variant
     seed: int
@@ -174,12 +177,12 @@ class ColourScale(_Part):
 class PublishedTable(_Part):
     benchmark: str
     comparable: bool
-    """Whether nothing that is known of the run sets it apart from the published setting; a notice says what does."""
+    """Whether no known difference from the published setting exists. A notice lists the differences."""
     rows: tuple[PublishedRow, ...]
 
 
 class ReportDocument(_Part):
-    """Everything in the report; `report.json` is this, field by field."""
+    """Content of the report; `report.json` has the same fields."""
 
     schema_version: int
     kind: str
@@ -189,13 +192,13 @@ class ReportDocument(_Part):
     encoders: tuple[EncoderInfo, ...]
     seeds: tuple[int, ...]
     macro: tuple[Macro, ...]
-    """Empty when nothing is labelled."""
+    """Means over categories by variant. Empty: no image has a label."""
     published: PublishedTable | None
     colour_scale: ColourScale | None
     categories: tuple[CategoryReport, ...]
     failures: tuple[FailureRow, ...]
     metrics: dict[str, str]
-    """Key -> title of the figures shown."""
+    """Titles of the shown metrics by key."""
     definitions: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -211,18 +214,18 @@ def make_document(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:
-    """The document, of parts that are in order already."""
+    """Return the document from its parts, which are already sorted."""
     distinct = tuple(dict.fromkeys(encoders))
     notices = notices_of(settings, distinct)
     published = None
     if settings.published is not None:
         scored = {one.name: len(one.images) for one in categories}
-        reasons = why_not_comparable(settings, settings.published, scored)
+        reasons = reasons_not_comparable(settings, settings.published, scored)
         published = PublishedTable(
             benchmark=TITLES[settings.published], comparable=not reasons, rows=published_rows(settings.published)
         )
         if reasons:
-            text = f"The published rows are not comparable with this run: {'; '.join(reasons)}."
+            text = f"The published rows are not comparable with this run for these reasons: {'; '.join(reasons)}."
             notices.append(Notice(kind="published", text=text))
     return ReportDocument(
         schema_version=SCHEMA_VERSION,
@@ -245,7 +248,7 @@ def make_document(
 
 
 def notices_of(settings: ZsadSettings, encoders: Sequence[EncoderInfo]) -> list[Notice]:
-    """What every output must say of whose scores it shows, even where nothing came of them; empty for CLIP's."""
+    """Return the notices on the encoder that every output must show, even without results. Empty for CLIP."""
     notices = []
     if settings.encoder.seed is not None or any(one.random_weights for one in encoders):
         notices.append(Notice(kind="random weights", text=RANDOM_NOTICE))
@@ -255,7 +258,7 @@ def notices_of(settings: ZsadSettings, encoders: Sequence[EncoderInfo]) -> list[
 
 
 def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
-    """Term -> what a report means by it, under these settings."""
+    """Return the definition of each term of a report, with these settings."""
     titles = {
         "auroc": "AUROC",
         "ap": "AP",
@@ -268,15 +271,15 @@ def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
     size = evaluation.size_px
     return {titles.get(key, key): text for key, text in texts.items()} | {
         "± over seeds": (
-            "Sample standard deviation (n - 1) over seeds. A seed draws each image's references and pseudo anomalies; "
-            "the mean over categories is taken seed by seed."
+            "Sample standard deviation (n - 1) over seeds. The seed decides the reference images and pseudo anomalies. "
+            "For means over categories, the mean is computed for each seed first."
         ),
         "Deployable threshold": (
-            "A threshold on the image's score that is given, or a quantile of the category's scores; no label has a "
-            "part in it. Images that reach it are flagged. A quantile of too few images is none."
+            "A threshold on the image score that needs no labels: a given value, or a quantile of the category's "
+            "scores. Images with this score or more are flagged. A category with too few images has no quantile."
         ),
         "Evaluation size": (
-            f"Maps and masks are compared with the shorter side at {f'{size} px' if size else 'the size of a crop'}; "
-            "masks are resized by the nearest pixel."
+            "Maps and masks are resized before they are compared. Their shorter side is then "
+            f"{f'{size} px' if size else 'that of a crop'}. Masks are resized by nearest neighbour."
         ),
     }

@@ -19,25 +19,25 @@ from zsad.reports.run.document import (
 
 
 def variant_figures(variant: Variant, seeds: Mapping[int, SeedFigures]) -> VariantFigures:
-    """Add means over seeds."""
+    """Return the figures of a variant, with means over seeds."""
     ordered = {seed: seeds[seed] for seed in sorted(seeds)}
-    each = list(ordered.values())
+    seed_values = list(ordered.values())
     return VariantFigures(
         variant=variant,
         seeds=ordered,
-        metrics={key: mean_and_sd(one.metrics.get(key) for one in each) for key in METRICS},
-        deployable_threshold=mean_and_sd(one.deployable_threshold for one in each),
-        deployable_f1=mean_and_sd(one.deployable_f1 for one in each),
-        flagged=mean_and_sd(one.flagged for one in each),
-        found=mean_and_sd(one.found for one in each),
-        false_alarms=mean_and_sd(one.false_alarms for one in each),
+        metrics={key: mean_and_sd(one.metrics.get(key) for one in seed_values) for key in METRICS},
+        deployable_threshold=mean_and_sd(one.deployable_threshold for one in seed_values),
+        deployable_f1=mean_and_sd(one.deployable_f1 for one in seed_values),
+        flagged=mean_and_sd(one.flagged for one in seed_values),
+        found=mean_and_sd(one.found for one in seed_values),
+        false_alarms=mean_and_sd(one.false_alarms for one in seed_values),
     )
 
 
 def macro_means(categories: Sequence[CategoryReport], variants: Sequence[Variant]) -> tuple[Macro, ...]:
-    """The mean over categories of each figure, seed by seed, and then its mean and sd over the seeds.
+    """Return the mean over categories of each metric for each seed, then its mean and sd over the seeds.
 
-    A category without the figure is left out. Only seeds count that all the others have.
+    A category without the metric is left out. Only seeds that all other categories have are used.
     """
     macros = []
     for variant in variants:
@@ -61,13 +61,13 @@ def macro_means(categories: Sequence[CategoryReport], variants: Sequence[Variant
 
 
 def macro_mean(rows: Sequence[Mapping[int, float]]) -> tuple[Stat | None, int]:
-    """Mean over categories of one figure, seed by seed, then over seeds; and how many categories it is of.
+    """Return the mean of one metric over categories for each seed, then over seeds, and the number of categories.
 
     Parameters
     ----------
     rows
-        A category each: seed -> figure. Empty: the category has no such figure and is left out. Only seeds count that
-        all the others have.
+        One mapping per category, from seed to metric. A category with an empty mapping is left out. Only seeds that
+        all other categories have are used.
     """
     defined = [row for row in rows if row]
     seeds = sorted(set.intersection(*(set(row) for row in defined))) if defined else []
@@ -77,11 +77,11 @@ def macro_mean(rows: Sequence[Mapping[int, float]]) -> tuple[Stat | None, int]:
 def pick_images(
     ids: Sequence[str], scores: Sequence[float], anomalous: Sequence[bool | None], misses: int
 ) -> list[tuple[Rank, int]]:
-    """Which images to show, each once, as (rank, index).
+    """Return the images to show as (rank, index), each image once.
 
-    With labels: the `misses` lowest-scored anomalous and the `misses` highest-scored normal images, the highest-scored
-    anomalous one, and the median of either kind. Without: the 2 x `misses` highest, the median and the lowest. Equal
-    scores go by id.
+    With labels, these are the highest-scored anomalous image, the median anomalous and the median normal image, the
+    `misses` lowest-scored anomalous and the `misses` highest-scored normal images. Without labels, these are the
+    2 x `misses` highest-scored images, the median and the lowest. Equal scores are ordered by id.
     """
     rising = sorted(range(len(ids)), key=lambda i: (scores[i], natural_order(ids[i])))
     bad, good = [i for i in rising if anomalous[i]], [i for i in rising if anomalous[i] is False]

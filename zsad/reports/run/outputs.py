@@ -1,7 +1,7 @@
-"""What `adflows zsad score` leaves: scores.csv, a heat map for each image, and a report.
+"""Outputs of `adflows zsad score`: scores.csv, a heat map for each image, and a report.
 
-Images keep the names of their ids: `scratch/003` becomes maps/scratch/003.png and maps/scratch/003.tiff, so that maps
-can be evaluated beside masks that lie in the same way.
+Files are named by the ids of the images: `scratch/003` becomes maps/scratch/003.png and maps/scratch/003.tiff. So maps
+can be evaluated with masks in folders of the same structure.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MapFormat = Literal["png", "tiff", "npy"]
 
 MAPS = "maps"
 ABOUT = "about.txt"
-"""In the folder of maps: what they are, for .npy files, which cannot say it themselves."""
+"""Name of a file in the folder of maps that describes them, because .npy files have no description."""
 PNG_SIDE_PX = 2048
-"""A larger image's heat map PNG is made smaller; the float map is not."""
+"""Longer side to which the heat map PNG of a larger image is reduced. The float map is not reduced."""
 
 
 def write_score_outputs(
@@ -49,32 +49,33 @@ def write_score_outputs(
     formats: Sequence[MapFormat] = ("png", "tiff"),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write scores.csv, maps/ID.png and .tiff, or .npy, report.html, report.json and preview.png.
+    """Write scores.csv, maps (maps/ID.png, .tiff or .npy), report.html, report.json and preview.png.
 
-    Maps and scores are those of the lowest seed and the last variant. Float maps hold float32 at the image file's own
-    size, higher is more anomalous; the PNG is the same map in colours over the image, on one scale for all images.
-    TIFF and PNG say whose maps they are in their description, beside .npy files maps/about.txt does; each row of
-    scores.csv names the encoder.
+    Maps and scores are those of the lowest seed and the last variant. Float maps are float32 at the size of the image
+    file; higher is more anomalous. The PNG shows the same map in colours over the image, with one scale for all images.
+    The description in TIFF and PNG files names the system and the encoder; maps/about.txt does so for .npy files. Each
+    row of scores.csv names the encoder.
 
     Parameters
     ----------
     out
         An existing folder.
     settings, failures, versions, notes
-        As for `zsad.reports.run.report.write_report`. Failed images are in scores.csv too, without a score.
+        See `zsad.reports.run.report.write_report`. Failed images are also in scores.csv, without a score.
     category
-        None when no image could be scored.
+        Results of the category. None: no image could be scored.
     formats
-        Of the maps: `png` for the eye; `tiff` and `npy` for programs, of which `adflows zsad evaluate` takes one a map.
+        Formats of the maps: `png` for people, `tiff` and `npy` for programs. `adflows zsad evaluate` reads one file
+        per map, `tiff` or `npy`.
     on_progress
-        Called with the maps done, and their number.
+        Function called with the number of finished maps and the number of all maps.
 
     Raises
     ------
     InputError
-        A result's file, or an image, is missing or damaged.
+        A file of a result or an image is missing or damaged.
     DiskFullError
-        No room to write.
+        The disk is full.
     """
     variant = settings.score.variants[-1]
     loaded = None if category is None else load_category(category, settings.score.variants)
@@ -116,7 +117,7 @@ def _write_maps(
 ) -> None:
     scores = category.score_map(image, scale.variant, settings.evaluation)
     height, width = category.size_hw(image)
-    # no with_suffix: an id may hold dots
+    # with_suffix is not used, because an id may contain dots
     base = folder / image.id
     with disk_full_as_user_error(base):
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -133,13 +134,13 @@ def _write_maps(
             if "npy" in formats:
                 np.save(base.with_name(f"{base.name}.npy"), full, allow_pickle=False)
             if "tiff" in formats:
-                # uncompressed, which every reader of TIFF takes
+                # uncompressed, because every TIFF reader can read that
                 tags = {TiffImagePlugin.IMAGEDESCRIPTION: about}
                 Image.fromarray(full).save(base.with_name(f"{base.name}.tiff"), "TIFF", tiffinfo=tags)
 
 
 def _about(variant: Variant, encoder: EncoderInfo, settings: ZsadSettings) -> str:
-    """What a map is and who made it, in one line."""
+    """Return one line that describes a map: its meaning, the system and the encoder."""
     notices = [notice.text for notice in notices_of(settings, [encoder])]
     what = f"Anomaly map, higher is more anomalous. System: {variant}. Encoder: {encoder.description}."
     return " ".join([what, *notices])

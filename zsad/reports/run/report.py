@@ -1,6 +1,6 @@
-"""The report of a run: `report.html` for people, `report.json` and three CSV tables for programs, from one document.
+"""Report of a run: `report.html` for people, `report.json` and three CSV tables for programs, all from one document.
 
-Equal inputs give equal bytes. No path goes in: images appear under their ids.
+Equal inputs give equal bytes. The report contains no path; images are identified by their ids.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from zsad.steps.results import CategoryResult
 
 __all__ = ["write_report"]
 
-LISTED = 20
-"""Highest-scored images listed in the HTML where there are no labels; the CSV holds all."""
+LISTED_IMAGES = 20
+"""Number of highest-scored images listed in the HTML if labels are missing. The CSV has all images."""
 PREVIEW_ROWS = 4
 SCALE_QUANTILES = (0.01, 0.999)
-"""Of all patches' scores in the report: what the heat maps show as black and as the brightest yellow."""
+"""Quantiles of all patch scores in the report. Heat maps show the first as black and the second as bright yellow."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A shown image and its picture."""
+    """An image of the report with its picture."""
 
     shown: ShownImage
     picture: Image.Image
@@ -65,27 +65,27 @@ def write_report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    """Write report.html, report.json, results.csv, scores.csv, curves.csv and, where an image was scored, preview.png.
+    """Write report.html, report.json, results.csv, scores.csv and curves.csv. With scored images, write preview.png.
 
     Parameters
     ----------
     out
         An existing folder.
     settings
-        The run's settings; paths in them are withheld.
+        Settings of the run. Paths in them are left out of the report.
     categories, failures
-        In any order; the report sorts them. Both may be empty.
+        Results and failures in any order; the report sorts them. Both may be empty.
     versions
-        Name -> version of what computed the results.
+        Versions of the programs that computed the results, by name.
     notes
-        Plain sentences to show near the top.
+        Sentences to show near the top.
 
     Raises
     ------
     InputError
-        A result's file is missing or damaged.
+        A file of a result is missing or damaged.
     DiskFullError
-        No room to write; earlier reports stay whole.
+        The disk is full. Earlier reports are unchanged.
     """
     document = write_pages(
         out, settings=settings, categories=categories, failures=failures, versions=versions, notes=notes
@@ -104,13 +104,13 @@ def write_pages(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> ReportDocument:
-    """As `write_report`, without the CSV tables."""
+    """Write the report without the CSV tables; see `write_report`. Return the document."""
     ordered = sorted(categories, key=lambda one: natural_order(one.name))
     variants = settings.score.variants
     loaded = [category for one in ordered if (category := load_category(one, variants)).images]
     variant = variants[-1]
     scale = colour_scale(loaded, variant)
-    # a hundred categories of seven rows each must stay a few megabytes
+    # smaller pictures for more categories: a report of 100 categories should be only a few megabytes
     panel_px, quality, misses = (
         (256, 82, 2) if len(loaded) <= 8 else (208, 75, 2) if len(loaded) <= 20 else (144, 65, 1)
     )
@@ -139,14 +139,14 @@ def write_pages(
 
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], chart_uris: Sequence[str]) -> str:
-    """The document as one self-contained page; `row_uris` holds a picture for each shown image of each category."""
+    """Render the document as one self-contained page. `row_uris` has a picture for each shown image by category."""
     environment = page_environment("zsad.reports.run")
-    environment.filters.update(plain=_plain, count=_count)
+    environment.filters.update(plain=_number, count=_count)
     return environment.get_template("report_template.html").render(
         doc=document,
         row_uris=row_uris,
         chart_uris=chart_uris,
-        listed=[_listed(category) for category in document.categories],
+        listed=[_highest_scored(category) for category in document.categories],
         colour_bar=pictures.colour_bar_uri(),
         variants=VARIANTS,
         settings_yaml=yaml.safe_dump(document.settings, sort_keys=False, default_flow_style=None, allow_unicode=True),
@@ -154,7 +154,7 @@ def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], cha
 
 
 def colour_scale(categories: Sequence[LoadedCategory], variant: Variant) -> ColourScale | None:
-    """One scale for every heat map of a report, from the scores of all patches; None without images."""
+    """Return one colour scale for all heat maps of a report, from the scores of all patches. None: no images."""
     scores = [one.patch_map(image, variant).ravel() for one in categories for image in one.images]
     if not scores:
         return None
@@ -163,18 +163,18 @@ def colour_scale(categories: Sequence[LoadedCategory], variant: Variant) -> Colo
 
 
 def heat_scale(scale: ColourScale) -> pictures.HeatScale:
-    """The scale as pictures take it."""
+    """Return the scale in the type that `zsad.reports.pictures` uses."""
     return pictures.HeatScale(scale.low, scale.high)
 
 
 def _rows(
     category: LoadedCategory, variant: Variant, settings: ZsadSettings, scale: ColourScale, panel_px: int, misses: int
 ) -> list[_Row]:
-    """The shown images of a category; only those are read from disk."""
+    """Return the images of a category to show. Only these are read from disk."""
     images = category.images
     evaluated = category.evaluated[category.shown_seed]
-    own = category.image_scores[category.shown_seed]
-    scores = [own[image.sha256][variant] for image in images]
+    scores_by_digest = category.image_scores[category.shown_seed]
+    scores = [scores_by_digest[image.sha256][variant] for image in images]
     threshold = evaluated.variants[variant].threshold
     unusable = {problem.sha256 for problem in evaluated.problems}
     rows = []
@@ -205,11 +205,11 @@ def _rows(
 
 
 def _chart(category: LoadedCategory, variant: Variant) -> str:
-    own = category.image_scores[category.shown_seed]
+    scores_by_digest = category.image_scores[category.shown_seed]
     figures = category.evaluated[category.shown_seed].variants[variant]
 
     def scores(label: bool | None) -> list[float]:
-        return [own[image.sha256][variant] for image in category.images if image.anomalous is label]
+        return [scores_by_digest[image.sha256][variant] for image in category.images if image.anomalous is label]
 
     def named(kind: str) -> list[NamedCurve]:
         pairs: list[tuple[str, CurvePair | None, bool]] = [
@@ -230,12 +230,12 @@ def _chart(category: LoadedCategory, variant: Variant) -> str:
         deployable_threshold=figures.threshold.value if figures.threshold else None,
         oracle_threshold=figures.image.f1max_threshold if figures.image else None,
     )
-    # precision is 1 throughout where nothing is normal, so the curve would say nothing
+    # without normal images, precision is always 1, so the curve has no information
     return charts.category_chart(sets, named("roc"), named("pr") if sets.normal else [])
 
 
-def _listed(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
-    """The highest-scored images, where labels do not tell what to look at: id, score, flagged."""
+def _highest_scored(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
+    """Return id, score and flag of the highest-scored images, if labels are missing."""
     if not category.unlabelled:
         return []
     figures = category.variants[-1]
@@ -244,13 +244,13 @@ def _listed(category: CategoryReport) -> list[tuple[str, float, bool | None]]:
         ((image.scores[figures.variant][category.shown_seed], image.id) for image in category.images),
         key=lambda one: (-one[0], natural_order(one[1])),
     )
-    return [(name, score, None if threshold is None else score >= threshold) for score, name in falling[:LISTED]]
+    return [(name, score, None if threshold is None else score >= threshold) for score, name in falling[:LISTED_IMAGES]]
 
 
 def _write_preview(
     path: Path, document: ReportDocument, pictured: Sequence[Sequence[_Row]], scale: ColourScale
 ) -> None:
-    """The median anomalous image of the first few categories; without labels the highest-scored."""
+    """Write a picture with one image of each of the first categories: the median anomalous or the highest-scored."""
     kinds = [notice.kind for notice in document.notices if notice.kind != "published"]
     tag = f" ({', '.join(kinds)})" if kinds else ""
     captioned = []
@@ -270,7 +270,7 @@ def _write_preview(
         picture.save(temporary, "PNG", optimize=True)
 
 
-def _plain(stat: Stat | None) -> str:
+def _number(stat: Stat | None) -> str:
     if stat is None:
         return "too few images"
     return f"{stat.mean:.4g}" + ("" if stat.sd is None else f" ± {stat.sd:.2g}")

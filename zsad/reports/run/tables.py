@@ -1,4 +1,4 @@
-"""The CSV tables of a report."""
+"""CSV tables of a report."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from zsad.reports.run.document import METRICS, ReportDocument, SeedFigures
 from zsad.steps.evaluate import Curve, CurvePair
 
 MEAN = "mean over categories"
-"""In the column `category` of results.csv, with `mean` or `sd` for the seed."""
+"""Value of the column `category` of results.csv in rows of means. Their column `seed` is `mean` or `sd`."""
 CURVE_COLUMNS = {"roc": ("false_positive_rate", "recall"), "pr": ("recall", "precision")}
-"""Curve -> what its axes are."""
+"""Axes of each curve."""
 
 
 def result_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
-    """results.csv: a row a category, variant and seed; then the means over categories, and their sd, over seeds."""
+    """Yield results.csv: one row per category, variant and seed, then the means over categories and their sd."""
     for category in document.categories:
         for figures in category.variants:
             for seed, one in figures.seeds.items():
@@ -49,7 +49,7 @@ def result_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
 
 
 def score_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
-    """scores.csv: a row an image, variant and seed."""
+    """Yield scores.csv: one row per image, variant and seed."""
     for category in document.categories:
         thresholds = {
             (figures.variant, seed): one.deployable_threshold
@@ -75,19 +75,19 @@ def score_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
 
 
 def curve_rows(document: ReportDocument) -> Iterator[dict[str, Any]]:
-    """curves.csv: a row a point, along each curve that the report draws."""
+    """Yield curves.csv: one row per point of each curve in the report."""
     for category in document.categories:
-        drawn = category.curves
-        for of in ("image", "pixel"):
-            pair: CurvePair | None = getattr(drawn, of)
+        curves = category.curves
+        for level in ("image", "pixel"):
+            pair: CurvePair | None = getattr(curves, level)
             for kind, columns in CURVE_COLUMNS.items():
                 curve: Curve | None = getattr(pair, kind, None)
                 for point in zip(curve.x, curve.y, strict=True) if curve else ():
                     yield {
                         "category": category.name,
-                        "variant": drawn.variant,
+                        "variant": curves.variant,
                         "seed": category.shown_seed,
-                        "of": of,
+                        "of": level,
                         "curve": kind,
                         **dict.fromkeys(("false_positive_rate", "recall", "precision")),
                         **dict(zip(columns, point, strict=True)),

@@ -1,7 +1,8 @@
 """Test-time adaptation with pseudo anomalies (002, section 3.3, eq. 7-11): a pure function of one image's features.
 
-Each image has its own adapter and its own optimiser state, so no score depends on another image. Adapters of a batch
-are one tensor [B, D, D]; AdamW works on each number by itself, so one optimiser over that tensor is B independent ones.
+Each image has its own adapter and its own optimiser state, so no score depends on another image.
+The adapters of a batch are one tensor [B, D, D]. AdamW updates each number independently.
+So one optimiser for the tensor is equal to B independent optimisers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.textures import Textures
 
 MAX_MASK_DRAWS = 100
-"""About one mask in twenty is empty with DRAEM's values; a hundred in a row means that the settings forbid masks."""
+"""Number of masks tried per crop. With DRAEM's values, about one mask in twenty is empty.
+
+A hundred empty masks in a row mean that the settings allow no mask.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Corrupted:
     Attributes
     ----------
     images
-        Values 0..1.
+        Pixel values, 0..1.
     mask
-        M_a of eq. 10: which share of each patch's pixels is painted over, 0..1, patches in the encoder's order.
+        M_a of eq. 10: the share of painted pixels in each patch, 0..1. Patches are in the encoder's order.
     """
 
     images: Float[Tensor, "B 3 S S"]
@@ -42,7 +46,7 @@ class Corrupted:
 
 
 def crop_generator(seed: int, sha256: str, crop: int) -> torch.Generator:
-    """The source of one crop's pseudo anomaly: by the run's seed and the image's own content, in whatever company."""
+    """Return the generator of one crop's pseudo anomaly. It depends only on the arguments, not on other images."""
     digest = hashlib.sha256(f"pseudo anomaly {seed} {sha256} {crop}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
@@ -54,25 +58,25 @@ def corrupt(
     settings: AdaptSettings,
     textures: Textures,
 ) -> Corrupted:
-    """DRAEM's pseudo anomalies: textures laid, half transparent, over Perlin masks.
+    """Paint DRAEM's pseudo anomalies on crops: textures, partly transparent, in the shape of Perlin masks.
 
     Parameters
     ----------
     crops
-        Values 0..1; all work is done on their device. Crops of one image are corrupted each by itself.
+        Pixel values, 0..1. All work is done on their device. Each crop of an image gets its own pseudo anomaly.
     generators
-        One for each crop, on the CPU.
+        One generator per crop, on the CPU.
     grid
-        Patches along a crop's side.
+        Number of patches per side of a crop.
     settings
-        Shapes, opacity and textures' source.
+        Range of the opacity, and the smallest mask.
     textures
-        Where textures come from.
+        Source of the textures.
 
     Raises
     ------
     ConfigError
-        No mask that the settings allow reaches `min_mask_patches` patches.
+        No mask touches `min_mask_patches` patches.
     InputError
         A texture cannot be read.
     """
@@ -86,14 +90,14 @@ def corrupt(
 
 
 def patch_shares(painted: Float[Tensor, "B S S"], grid: int) -> Float[Tensor, "B N"]:
-    """Each patch's share of painted pixels; what the patches leave over at the right and below is not looked at."""
+    """Return the share of painted pixels in each patch. Pixels right of and below the last patch are ignored."""
     return functional.avg_pool2d(painted[:, None], painted.shape[-1] // grid)[:, 0, :grid, :grid].flatten(1)
 
 
 def _masks(
     generators: Sequence[torch.Generator], size_px: int, grid: int, settings: AdaptSettings, device: torch.device
 ) -> Float[Tensor, "B S S"]:
-    """One mask for each generator; those that touch too few patches are drawn again from their own generators."""
+    """Return one mask per generator. A mask that touches too few patches is replaced by the generator's next one."""
     masks = torch.zeros(len(generators), size_px, size_px, device=device)
     open_rows = list(range(len(generators)))
     for _ in range(MAX_MASK_DRAWS):
@@ -122,29 +126,30 @@ def adapt(
     settings: AdaptSettings,
     tau: float,
 ) -> Float[Tensor, "B N"]:
-    """A_T (eq. 9) after each image's adapter has been trained on that image alone (eq. 7, 8, 10, 11).
+    """Train one adapter per image, on that image only (eq. 7, 8, 10, 11), and return A_T (eq. 9).
 
-    The adapter G is a matrix without bias that starts at the identity, so q_T = q before the first step. Adapted
-    tokens are L2-normalised before they meet the text, as all tokens are.
+    The adapter G is a matrix without bias. It starts at the identity, so q_T = q before the first step. Adapted
+    tokens are L2-normalised before they are compared with the text, as all tokens are.
 
-    Eq. 10 is taken literally: the mean, over the patches with M_a > 0, of -M_a log(softmax), M_a being the painted
-    share of a patch.
+    Eq. 10 is taken literally: the mean, over the patches with M_a > 0, of -M_a log(softmax).
+    M_a is the painted share of a patch.
 
-    *Erratum:* eq. 11 prints L_sim = sim(A_VL, A_T). To minimise that would push the two maps apart; the text asks to
-    "ensure consistency", which is 1 - cos(A_VL, A_T), the cosine of the two maps as vectors of N numbers.
+    *Erratum:* eq. 11 prints L_sim = sim(A_VL, A_T). Minimising this would make the two maps less similar. But the text
+    says that the loss should "ensure consistency". So L_sim = 1 - cos(A_VL, A_T) here, the cosine of the two maps as
+    vectors of N numbers.
 
     Parameters
     ----------
     patches, corrupted
-        Tokens of the images and of their corrupted copies, L2-normalised; N are all patches of an image's crops.
+        Tokens of the images and of their corrupted copies, L2-normalised. N counts all patches of an image's crops.
     mask
         M_a, 0..1.
     target
-        The map to stay consistent with: A_VL (eq. 6), or A_L where there is no reference.
+        Map that A_T should stay consistent with: A_VL (eq. 6), or A_L without a reference.
     text
         Normal and anomalous text features, L2-normalised.
     settings
-        AdamW's, the number of steps, and beta.
+        Settings of AdamW, the number of steps, and beta.
     tau
         Temperature of eq. 1-3.
 
@@ -153,24 +158,24 @@ def adapt(
     A_T of the clean images, 0..1; higher is more anomalous.
     """
     n = patches.shape[1]
-    # under inference_mode too: what autograd keeps must come from operations outside it
+    # the caller may be in inference_mode: tensors that autograd saves must be created outside of it
     with torch.inference_mode(mode=False), torch.enable_grad():
         tokens = torch.cat((patches, corrupted), 1)
         weight = mask / (mask > 0).sum(1, keepdim=True).clamp_min(1)
-        goal, sides = target * 1.0, text * 1.0
+        goal, text_features = target * 1.0, text * 1.0
         adapter = torch.eye(tokens.shape[2], dtype=tokens.dtype, device=tokens.device).repeat(len(tokens), 1, 1)
         adapter.requires_grad_()
         optimiser = torch.optim.AdamW(
             [adapter], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         for _ in range(settings.steps):
-            scores = _adapted_scores(tokens, adapter, sides, tau)
+            scores = _adapted_scores(tokens, adapter, text_features, tau)
             clean, pseudo = scores[:, :n], scores[:, n:]
             # -log(exp(A'_T) / (exp(A_T) + exp(A'_T)))
             loss_pseudo = (weight * functional.softplus(clean - pseudo)).sum(1)
             loss_similar = 1 - functional.cosine_similarity(goal, clean, dim=1)
             optimiser.zero_grad()
-            # a sum, so that each image's gradient is its own
+            # a sum over images: the gradient of each adapter depends on its own image only
             torch.autograd.backward((loss_pseudo + settings.beta * loss_similar).sum())
             optimiser.step()
     with torch.no_grad():
@@ -180,6 +185,6 @@ def adapt(
 def _adapted_scores(
     tokens: Float[Tensor, "B N D"], adapter: Float[Tensor, "B D D"], text: Float[Tensor, "2 D"], tau: float
 ) -> Float[Tensor, "B N"]:
-    """Eq. 7 and 8, then F: q_T = (G(q) + q) / 2."""
+    """Return F of the adapted tokens q_T = (G(q) + q) / 2 (eq. 7 and 8)."""
     adapted = (tokens @ adapter.mT + tokens) / 2
     return text_scores(functional.normalize(adapted, dim=-1), text, tau)

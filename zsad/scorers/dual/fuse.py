@@ -1,4 +1,4 @@
-"""Other weights on scores that are there already: the lambdas of eq. 6, 12 and 13 cost no second scoring."""
+"""New weights for existing scores: changing the lambdas of eq. 6, 12 and 13 needs no new scoring."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from zsad.scorers.dual.scorer import fuse_image
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, Scores
 
 LAMBDAS = tuple(name for name in ScoreSettings.model_fields if name.startswith("lambda_"))
-"""The settings that only weigh the parts: all else decides the parts themselves."""
+"""Settings that only weight the parts of a score. All other settings change the parts themselves."""
 
 
-def unweighted(settings: ScoreSettings) -> ScoreSettings:
-    """The same settings with the paper's weights, and without the batch size, which changes nothing."""
+def with_default_weights(settings: ScoreSettings) -> ScoreSettings:
+    """Return the settings with the paper's weights and the default batch size, which has no effect on scores."""
     return ScoreSettings(**settings.model_dump(exclude={*LAMBDAS, "batch_size"}))
 
 
 def fuse_category(scores: Path, settings: ScoreSettings, out: Path) -> None:
-    """Write a copy of the scores in a folder into `out`, fused by the weights of `settings`.
+    """Copy the scores of a folder into `out`, fused with the weights of `settings`.
 
-    The result is what `score_category` gives for these settings.
+    The result is equal to that of `score_category` with these settings.
 
     Parameters
     ----------
     scores
-        Folder of `score_category`, of the same settings but for the lambdas.
+        Folder of `score_category`. Its settings may differ only in the lambdas.
     settings
-        The weights wanted.
+        Settings with the new weights.
     out
-        Made if it is not there.
+        Output folder, created if it does not exist.
 
     Raises
     ------
     InputError
         The scores are missing or damaged.
     ValueError
-        They are of settings that differ in more than the lambdas.
+        The settings of the scores differ in more than the lambdas.
     DiskFullError
-        No room left.
+        The disk is full.
     """
     source = Scores(scores)
-    if unweighted(source.index.settings) != unweighted(settings):
-        raise ValueError("the scores were made with settings that differ in more than the lambdas")
+    if with_default_weights(source.index.settings) != with_default_weights(settings):
+        raise ValueError("the settings of the scores differ in more than the lambdas")
     images = tuple(
         image.model_copy(
             update={
@@ -56,8 +56,8 @@ def fuse_category(scores: Path, settings: ScoreSettings, out: Path) -> None:
         )
         for number, image in enumerate(source.index.images)
     )
-    own = ScoreSettings(**settings.model_dump(exclude={"batch_size"}))
-    index = source.index.model_copy(update={"settings": own, "images": images})
+    stored_settings = ScoreSettings(**settings.model_dump(exclude={"batch_size"}))
+    index = source.index.model_copy(update={"settings": stored_settings, "images": images})
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / SCORES_FILE) as path:
         shutil.copyfile(scores / SCORES_FILE, path)

@@ -1,4 +1,4 @@
-"""Dual-image enhanced CLIP (002): what the text says, what another image says, and their fusion (eq. 1-6, 12, 13)."""
+"""Dual-image enhanced CLIP (002): scores by text, scores by reference images, and their fusion (eq. 1-6, 12, 13)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from zsad.config.run import ScoreSettings, Variant
 
 Aggregate = Literal["min", "mean", "median"]
 Part = Literal["class", "a_l", "a_v", "a_t", "a_t_text"]
-"""A_cls of the text, and the maps of the text, of the references, and of the adapter (with and without references)."""
+"""Parts of a score: `class` is A_cls of the text, the others are maps.
+
+`a_l` is the map of the text and `a_v` that of the references. `a_t` and `a_t_text` are the maps of the adapter, with
+and without references.
+"""
 
 PARTS: dict[Variant, tuple[Part, ...]] = {
     "text": ("class", "a_l"),
@@ -26,13 +30,13 @@ PARTS: dict[Variant, tuple[Part, ...]] = {
     "joint": ("class", "a_l", "a_v"),
     "joint_tta": ("class", "a_l", "a_v", "a_t"),
 }
-"""What each variant is computed from."""
+"""Parts from which each variant is computed."""
 MAX_COSINES = 1 << 24
-"""Cosines held at a time: 64 MiB, however many crops the images have."""
+"""Largest number of cosines in memory at a time: 64 MiB for images with any number of crops."""
 
 
 def text_scores(tokens: Float[Tensor, "*S D"], text: Float[Tensor, "2 D"], tau: float) -> Float[Tensor, "*S"]:
-    """F of eq. 1-3: the softmax share of the anomalous text, 0..1.
+    """Return F of eq. 1-3: the softmax share of the anomalous text, 0..1.
 
     Parameters
     ----------
@@ -43,26 +47,26 @@ def text_scores(tokens: Float[Tensor, "*S D"], text: Float[Tensor, "2 D"], tau: 
     tau
         Temperature.
     """
-    # of two terms the softmax is the logistic function of their difference, which cannot overflow
+    # the softmax of two terms is the logistic function of their difference, which cannot overflow
     return torch.sigmoid(tokens @ (text[1] - text[0]) / tau)
 
 
 def visual_scores(
     query: Float[Tensor, "N D"], references: Sequence[Float[Tensor, "_ D"]], aggregate: Aggregate = "min"
 ) -> Float[Tensor, " N"]:
-    """Eq. 5: how far each patch is from the most similar patch of a reference, 1 - cos, 0..2.
+    """Return the distance 1 - cos of each patch to the most similar patch of a reference, 0..2 (eq. 5).
 
-    Over several references the minimum (one memory of all their patches), the mean or the median (of an even number:
-    the mean of the middle two) is taken.
+    With several references, their distances are combined. The minimum treats the patches of all references as one
+    memory. The median of an even number is the mean of the middle two.
 
     Parameters
     ----------
     query
         Patches of all crops of the query image, L2-normalised.
     references
-        The same of each reference, which may have another number of crops; at least one.
+        Patches of each reference, L2-normalised; at least one reference. The number of crops may differ.
     aggregate
-        How the references' distances become one.
+        Rule that combines the distances to the references.
     """
     distances = torch.stack([1 - _highest_cosine(query, reference) for reference in references])
     if aggregate == "min":
@@ -76,20 +80,20 @@ def _highest_cosine(query: Float[Tensor, "N D"], reference: Float[Tensor, "M D"]
 
 
 def draw_references(digests: Sequence[str], seed: int, count: int) -> Int64[ndarray, "n k"]:
-    """For each image, the rows of `count` random other images; fewer where there are fewer others.
+    """Return for each image the rows of `count` random other images. If there are fewer, return all others.
 
-    What is drawn depends on the seed and on which contents there are, not on their order. A larger count keeps the
-    references of a smaller one and adds to them. Files of equal content are one image: none is another's reference,
-    and all have the same.
+    The choice depends on the seed and on the contents of the images, not on their order. A larger count adds to the
+    references of a smaller one. Files of equal content count as one image. They have the same references, and none is
+    a reference of another.
 
     Parameters
     ----------
     digests
         sha256 of each image, by row.
     seed
-        Other seeds pair images otherwise.
+        Seed of the choice.
     count
-        References wanted an image, k of figure 5a.
+        Number of references per image, k of figure 5a.
     """
     first_row = {digest: row for row, digest in reversed(list(enumerate(digests)))}
     distinct = sorted(first_row)
@@ -97,17 +101,17 @@ def draw_references(digests: Sequence[str], seed: int, count: int) -> Int64[ndar
     k = min(count, max(len(distinct) - 1, 0))
     drawn = np.empty((len(digests), k), dtype=np.int64)
     for row, digest in enumerate(digests):
-        own = rank[digest]
+        own_rank = rank[digest]
         entropy = hashlib.sha256(f"references {seed} {digest}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(entropy[:16], "big"))
         for place, other in enumerate(_distinct_integers(rng, len(distinct) - 1, k)):
-            # numbers 0..n-2 stand for all images but this one
-            drawn[row, place] = first_row[distinct[other + (other >= own)]]
+            # the numbers 0..n-2 count all images except this one
+            drawn[row, place] = first_row[distinct[other + (other >= own_rank)]]
     return drawn
 
 
 def _distinct_integers(rng: np.random.Generator, below: int, count: int) -> list[int]:
-    """The first `count` steps of a Fisher-Yates shuffle of 0..below-1, without the rest of it."""
+    """Return the first `count` results of a Fisher-Yates shuffle of 0..below-1, without shuffling the rest."""
     moved: dict[int, int] = {}
     taken = []
     for step in range(count):
@@ -119,15 +123,20 @@ def _distinct_integers(rng: np.random.Generator, below: int, count: int) -> list
 
 @dataclass(frozen=True)
 class Evidence:
-    """The scores of one image that variants are fused from; None where no variant asked for it.
+    """Scores of one image from which variants are fused. A part is None if no variant needs it.
 
     Attributes
     ----------
     class_text
-        Eq. 1 for each crop, 0..1.
-    a_l, a_v, a_t, a_t_text
-        Patch maps: of the text (eq. 3), of the references (eq. 5), of the adapter (eq. 9), and of the adapter that had
-        no references to be consistent with.
+        Score of eq. 1 for each crop, 0..1.
+    a_l
+        Patch map of the text (eq. 3).
+    a_v
+        Patch map of the references (eq. 5).
+    a_t
+        Patch map of the adapter (eq. 9).
+    a_t_text
+        Patch map of the adapter trained without references.
     """
 
     class_text: Float32[ndarray, " C"] | None = None
@@ -138,7 +147,7 @@ class Evidence:
 
 
 def fuse_map(evidence: Evidence, variant: Variant, settings: ScoreSettings) -> Float32[ndarray, "C N"]:
-    """Patch map of a variant: eq. 12 for `joint_tta`, eq. 6 for `joint`; higher is more anomalous.
+    """Return the patch map of a variant: eq. 12 for `joint_tta`, eq. 6 for `joint`. Higher is more anomalous.
 
     | variant | map |
     |---|---|
@@ -150,23 +159,23 @@ def fuse_map(evidence: Evidence, variant: Variant, settings: ScoreSettings) -> F
     """
     match variant:
         case "text":
-            return _given(evidence.a_l)
+            return _require_part(evidence.a_l)
         case "text_tta":
-            return np.float32(settings.lambda_2) * _given(evidence.a_t_text)
+            return np.float32(settings.lambda_2) * _require_part(evidence.a_t_text)
         case "visual":
-            return _given(evidence.a_v)
+            return _require_part(evidence.a_v)
         case "joint":
-            text = np.float32(settings.lambda_text) * _given(evidence.a_l)
-            return np.float32(settings.lambda_1) * _given(evidence.a_v) + text
+            text = np.float32(settings.lambda_text) * _require_part(evidence.a_l)
+            return np.float32(settings.lambda_1) * _require_part(evidence.a_v) + text
         case "joint_tta":
-            adapted = np.float32(settings.lambda_2) * _given(evidence.a_t)
-            return np.float32(settings.lambda_1) * _given(evidence.a_v) + adapted
+            adapted = np.float32(settings.lambda_2) * _require_part(evidence.a_t)
+            return np.float32(settings.lambda_1) * _require_part(evidence.a_v) + adapted
 
 
 def fuse_image(evidence: Evidence, variant: Variant, settings: ScoreSettings) -> float:
-    """Score of an image: eq. 13 for `joint_tta`; higher is more anomalous.
+    """Return the score of an image: eq. 13 for `joint_tta`. Higher is more anomalous.
 
-    The class token's score is the mean over crops, a map's the maximum over all crops' patches.
+    A_L_cls is the mean over crops. The maximum of a map is taken over the patches of all crops.
 
     | variant | score |
     |---|---|
@@ -178,26 +187,26 @@ def fuse_image(evidence: Evidence, variant: Variant, settings: ScoreSettings) ->
     """
     match variant:
         case "text":
-            return _class(evidence)
+            return _class_score(evidence)
         case "text_tta":
-            return settings.lambda_3 * _class(evidence) + settings.lambda_5 * _top(evidence.a_t_text)
+            return settings.lambda_3 * _class_score(evidence) + settings.lambda_5 * _maximum(evidence.a_t_text)
         case "visual":
-            return _top(evidence.a_v)
+            return _maximum(evidence.a_v)
         case "joint" | "joint_tta":
             last = evidence.a_l if variant == "joint" else evidence.a_t
-            visual = settings.lambda_4 * _top(evidence.a_v)
-            return settings.lambda_3 * _class(evidence) + visual + settings.lambda_5 * _top(last)
+            visual = settings.lambda_4 * _maximum(evidence.a_v)
+            return settings.lambda_3 * _class_score(evidence) + visual + settings.lambda_5 * _maximum(last)
 
 
-def _given(part: ndarray | None) -> ndarray:
+def _require_part(part: ndarray | None) -> ndarray:
     if part is None:
         raise ValueError("this variant was not scored")
     return part
 
 
-def _class(evidence: Evidence) -> float:
-    return float(_given(evidence.class_text).mean(dtype=np.float64))
+def _class_score(evidence: Evidence) -> float:
+    return float(_require_part(evidence.class_text).mean(dtype=np.float64))
 
 
-def _top(part: ndarray | None) -> float:
-    return float(_given(part).max())
+def _maximum(part: ndarray | None) -> float:
+    return float(_require_part(part).max())

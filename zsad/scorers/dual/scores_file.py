@@ -1,6 +1,7 @@
-"""Scores of the dual-image scorer on disk, as `zsad.steps.score_dual` writes them, read image by image.
+"""Scores of the dual-image scorer on disk, written by `zsad.steps.score_dual` and read image by image.
 
-`scores.safetensors` has one row a crop with the unfused maps; `scores.json` names images by their digest alone.
+`scores.safetensors` has one row per crop, with the maps before fusion. `scores.json` identifies images only by their
+digest.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ SCORES_FILE, INDEX_FILE = "scores.safetensors", "scores.json"
 
 
 class ScoredImage(BaseModel):
-    """One image of scores.json."""
+    """Entry of one image in scores.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str
     first_row: int
     rows: int
-    """Crops, and rows of scores.safetensors."""
+    """Number of crops, which is the number of rows in scores.safetensors."""
     references: tuple[str, ...]
-    """sha256 of the images it was compared with; empty where no variant needs any."""
+    """sha256 of the reference images; empty if no variant needs any."""
     image_score: dict[Variant, float]
-    """Higher is more anomalous."""
+    """Image score by variant; higher is more anomalous."""
 
 
 class ScoresIndex(BaseModel):
-    """scores.json."""
+    """Content of scores.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -48,22 +49,22 @@ class ScoresIndex(BaseModel):
     seed: int
     tau: float
     settings: ScoreSettings
-    """Without the batch size, which changes nothing."""
+    """Settings, without the batch size, which has no effect on scores."""
     images: tuple[ScoredImage, ...]
 
 
 class Scores:
-    """The scores that `zsad.steps.score_dual.score_category` wrote, read image by image.
+    """Scores written by `zsad.steps.score_dual.score_category`, read image by image.
 
     Parameters
     ----------
     folder
-        Where they were written.
+        Folder of the scores.
 
     Raises
     ------
     InputError
-        The folder holds no such scores, or they are damaged.
+        The scores are missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,28 +79,28 @@ class Scores:
 
     @property
     def seed(self) -> int:
-        """Of the references drawn and the pseudo anomalies."""
+        """Return the seed of the reference images and the pseudo anomalies."""
         return self.index.seed
 
     @property
-    def order(self) -> Sequence[str]:
-        """sha256 of each image, by number."""
+    def digests(self) -> Sequence[str]:
+        """Return the sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]
 
     def image_score(self, variant: str) -> Float64[ndarray, " n"]:
-        """Each image's score, in the order of the index; higher is more anomalous."""
+        """Return the score of each image, in the order of the index; higher is more anomalous."""
         known = self._require(variant)
         return np.array([image.image_score[known] for image in self.index.images], dtype=np.float64)
 
     def patch_map(self, i: int, variant: str) -> Float32[ndarray, "C g g"]:
-        """Fused patch maps of image `i`'s crops; higher is more anomalous. Raises InputError."""
+        """Return the fused patch maps of image `i`'s crops; higher is more anomalous. Raise InputError."""
         known = self._require(variant)
         fused = fuse_map(self.evidence(i, known), known, self.index.settings)
         grid = round(fused.shape[1] ** 0.5)
         return fused.reshape(len(fused), grid, grid)
 
     def evidence(self, i: int, variant: Variant) -> Evidence:
-        """What image `i`'s score of a variant was fused from. Raises InputError."""
+        """Return the parts from which image `i`'s score of a variant was fused. Raise InputError."""
         self._require(variant)
         image = self.index.images[i]
         rows = slice(image.first_row, image.first_row + image.rows)
@@ -109,7 +110,7 @@ class Scores:
         except SafetensorError as error:
             raise InputError(self._path, "the scores are damaged or incomplete") from error
         if any(len(part) != image.rows for part in parts.values()):
-            raise InputError(self._path, "holds fewer rows than its index says")
+            raise InputError(self._path, "has fewer rows than its index says")
         return Evidence(parts.pop("class", None), **parts)
 
     def _require(self, variant: str) -> Variant:

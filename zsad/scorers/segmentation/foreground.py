@@ -1,7 +1,8 @@
-"""Where the objects of an image are (003, section 2, foreground extraction): segments filtered by a second opinion.
+"""Foreground extraction (003, section 2): find the objects of an image from two segmentations.
 
-SAM cuts an image into segments of anything; a dichotomous segmentation says what stands out, shadows included. Segments
-that lie in it form the foreground, and each connected component of the foreground is one instance of the object.
+SAM divides an image into segments of any kind. A dichotomous segmentation marks what is salient, including shadows.
+Segments that lie mostly in the dichotomous mask form the foreground.
+Each connected component of the foreground is one instance of the object.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 @dataclass(frozen=True)
 class Component:
-    """Bounding box of one connected component of the foreground, px; `bottom` and `right` lie just outside."""
+    """Bounding box of one connected component of the foreground, px. `bottom` and `right` are exclusive."""
 
     top: int
     left: int
     bottom: int
     right: int
     parts: int
-    """Segments in it."""
+    """Number of segments in it."""
 
     @property
     def height(self) -> int:
@@ -40,48 +41,48 @@ class Component:
 def covered_segments(
     segments: Sequence[Bool[ndarray, "H W"]], dichotomous: Bool[ndarray, "H W"], covered: float
 ) -> list[Bool[ndarray, "H W"]]:
-    """The segments of which the share `covered` (0..1) of their own area, or more, lies in the dichotomous mask.
+    """Return the segments with at least the share `covered` (0..1) of their area in the dichotomous mask.
 
-    003: 80 %, since a shadow, part of which the mask takes in, is mostly a segment of its own. Empty ones are left out.
+    003 uses 80 %. The mask can include part of a shadow, but a shadow is mostly a segment of its own and is then
+    removed. Empty segments are left out.
     """
-    kept = []
+    foreground_segments = []
     for segment in segments:
         area = np.count_nonzero(segment)
         if area and np.count_nonzero(segment & dichotomous) / area >= covered:
-            kept.append(segment)
-    return kept
+            foreground_segments.append(segment)
+    return foreground_segments
 
 
 def find_components(
     segments: Sequence[Bool[ndarray, "H W"]], dichotomous: Bool[ndarray, "H W"], covered: float
 ) -> tuple[Component, ...]:
-    """The connected components of the foreground, which is the union of the `covered_segments`.
+    """Return the connected components of the foreground, which is the union of the `covered_segments`.
 
-    Pixels that touch at a corner are connected. A segment counts as a part of every component that it has a pixel in,
-    since a segment need not be connected itself. Without any foreground the whole image is one component, of no parts:
-    an image in which nothing stands out, such as a texture, is judged as one object.
+    Pixels that touch at a corner are connected. A segment may be disconnected, so it counts as a part of every
+    component in which it has a pixel. An image without foreground, such as a texture, is one component with no parts.
 
     Parameters
     ----------
     segments
-        SAM's, overlapping or not, in any order.
+        Segments from SAM, in any order; they may overlap.
     dichotomous
-        What stands out of the image.
+        Mask of what is salient in the image.
     covered
         See `covered_segments`.
 
     Returns
     -------
     tuple of Component
-        In the order of their first pixels, row by row; one at least.
+        At least one component, in the order of their first pixels, row by row.
     """
-    kept = covered_segments(segments, dichotomous, covered)
+    foreground_segments = covered_segments(segments, dichotomous, covered)
     height, width = dichotomous.shape
-    if not kept:
+    if not foreground_segments:
         return (Component(0, 0, height, width, parts=0),)
-    labels, count = ndimage.label(np.logical_or.reduce(kept), structure=_EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(np.logical_or.reduce(foreground_segments), structure=_EIGHT_NEIGHBOURS)
     parts = [0] * (count + 1)
-    for segment in kept:
+    for segment in foreground_segments:
         for label in np.unique(labels[segment]):
             parts[label] += 1
     return tuple(
@@ -90,8 +91,8 @@ def find_components(
     )
 
 
-def scaled(component: Component, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Component:
-    """The same box on the image at another height and width; every pixel that it touches there is in it."""
+def scale_component(component: Component, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Component:
+    """Return the same box on the image at another height and width. It includes every pixel that it touches."""
     (height, width), (new_height, new_width) = from_hw, to_hw
     return Component(
         top=component.top * new_height // height,

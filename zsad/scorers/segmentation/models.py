@@ -1,7 +1,7 @@
-"""The three models that 003 joins, each read from the local disk: CLIPSeg, SAM, and a dichotomous segmentation.
+"""The three models of 003, read from the local disk: CLIPSeg, SAM, and a dichotomous segmentation.
 
-CLIPSeg and SAM are transformers' (the extra `segmentation`), from folders as `save_pretrained` writes them; the
-dichotomous model is any network as a TorchScript file. Nothing is looked for anywhere else.
+CLIPSeg and SAM are models of transformers (the extra `segmentation`), read from folders of `save_pretrained`.
+The dichotomous model is any network saved as a TorchScript file. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ from medad.base.storage import reading
 from zsad.data.images import resize_map
 
 SALIENT_THRESHOLD = 0.5
-"""Probability at which a pixel is salient; 003 names none, and a sigmoid is as likely as not there."""
+"""Probability from which a pixel is salient. 003 gives no value; 0.5 is the midpoint of a sigmoid."""
 _MASK_PIXELS_AT_A_TIME = 1 << 26
-"""Of SAM's masks before they are filtered: 256 MiB."""
+"""Largest number of mask pixels that SAM computes at a time, before filtering: 256 MiB."""
 _MASKS_A_POINT = 3
 _SAM_INPUT_PX = 1024
 _ROUNDING = 1e-3
 
 
 class ClipSeg:
-    """Text to probability maps (Lueddecke and Ecker, CVPR 2022). Made by `ClipSeg.load`."""
+    """CLIPSeg: maps of probability from an image and text prompts (Lueddecke and Ecker, CVPR 2022).
+
+    Create it with `ClipSeg.load`.
+    """
 
     def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
         self._model, self._processor, self._device = model, processor, device
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> ClipSeg:
-        """Read a folder of `CLIPSegForImageSegmentation` and `CLIPSegProcessor`. Raises ConfigError, InputError."""
-        model, processor = _read(folder, "CLIPSegForImageSegmentation", "CLIPSegProcessor", device)
+        """Read a folder of `CLIPSegForImageSegmentation` and `CLIPSegProcessor`. Raise ConfigError, InputError."""
+        model, processor = _load_folder(folder, "CLIPSegForImageSegmentation", "CLIPSegProcessor", device)
         return cls(model, processor, device)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Float32[Tensor, "P D"]:
-        """What the decoder is conditioned on, one row a prompt."""
+        """Return the embeddings that condition the decoder, one row per prompt."""
         tokens = self._processor.tokenizer(list(prompts), padding=True, return_tensors="pt").to(self._device)
         embedded: Tensor = self._model.get_conditional_embeddings(
             batch_size=len(prompts), input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
@@ -56,29 +59,33 @@ class ClipSeg:
 
     @torch.no_grad()
     def segment(self, tile: UInt8[ndarray, "S S 3"], prompts: Float32[Tensor, "P D"]) -> Float32[Tensor, "P h w"]:
-        """Probability (0..1) of each prompt at each pixel of the model's input, to which the tile is resized.
+        """Return the probability (0..1) of each prompt at each pixel of the model's output.
 
-        The image tower runs once for all prompts.
+        The tile is resized to the model's input size. The image tower runs once for all prompts.
         """
         pixels = self._processor.image_processor(images=Image.fromarray(tile), return_tensors="pt")["pixel_values"]
-        seen = self._model.clip.vision_model(pixel_values=pixels.to(self._device), output_hidden_states=True)
-        # the first hidden state is what enters the first layer
-        tokens = [seen.hidden_states[layer + 1].expand(len(prompts), -1, -1) for layer in self._model.extract_layers]
+        vision = self._model.clip.vision_model(pixel_values=pixels.to(self._device), output_hidden_states=True)
+        # the first hidden state is the input of the first layer
+        tokens = [vision.hidden_states[layer + 1].expand(len(prompts), -1, -1) for layer in self._model.extract_layers]
         logits: Tensor = self._model.decoder(tokens, prompts).logits
         return torch.sigmoid(logits)
 
 
 class Sam:
-    """An image to segments of anything (Kirillov et al., 2023), asked at a grid of points. Made by `Sam.load`.
+    """SAM: segments of any kind from an image (Kirillov et al., 2023), prompted with a grid of points.
+
+    Create it with `Sam.load`.
 
     Parameters
     ----------
     points_per_side
-        Of the grid.
-    min_iou, min_stability
-        A mask of which the model predicts a lower IoU, or which changes more with its threshold, is dropped.
+        Number of points per side of the grid.
+    min_iou
+        Masks with a lower predicted IoU are dropped.
+    min_stability
+        Masks with a lower stability against changes of their threshold are dropped.
     max_box_iou
-        Of two masks whose boxes overlap more than this, the one of lower predicted IoU is dropped.
+        If the boxes of two masks have a larger IoU, the mask with the lower predicted IoU is dropped.
     """
 
     def __init__(
@@ -100,14 +107,14 @@ class Sam:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, **grid: Any) -> Sam:
-        """Read a folder of `SamModel` and `SamImageProcessor`. Raises ConfigError, InputError."""
-        model, processor = _read(folder, "SamModel", "SamImageProcessor", device)
-        with _quiet():
+        """Read a folder of `SamModel` and `SamImageProcessor`. Raise ConfigError, InputError."""
+        model, processor = _load_folder(folder, "SamModel", "SamImageProcessor", device)
+        with _silence_transformers():
             generator = _transformers().MaskGenerationPipeline(model=model, image_processor=processor, device=device)
         return cls(generator, **grid)
 
     def segments(self, image: UInt8[ndarray, "H W 3"]) -> list[Bool[ndarray, "H W"]]:
-        """The masks that are left, of higher predicted IoU first; none where the model finds nothing."""
+        """Return the remaining masks, highest predicted IoU first. The list is empty if the model finds nothing."""
         pixels = max(image.shape[0] * image.shape[1], _SAM_INPUT_PX**2)
         points = max(1, _MASK_PIXELS_AT_A_TIME // (_MASKS_A_POINT * pixels))
         found = self._generator(Image.fromarray(image), points_per_batch=points, **self._grid)
@@ -115,20 +122,21 @@ class Sam:
 
 
 class Salient:
-    """A dichotomous segmentation: what stands out of an image (Qin et al., ECCV 2022). Made by `Salient.load`.
+    """A dichotomous segmentation: the salient part of an image (Qin et al., ECCV 2022). Create it with `Salient.load`.
 
-    The file's `forward` takes f32 [1 3 S S] of values 0..1 and gives one channel, [1 1 h w], or a tuple or list (of
-    tuples or lists) that begins with it, as networks with side outputs do. Any other normalisation belongs into it.
+    The file's `forward` takes f32 [1 3 S S] with values 0..1 and returns one channel, [1 1 h w]. It may also return a
+    tuple or list, nested or not, that begins with this channel, as networks with side outputs do.
+    If the network needs another normalisation, the file must do it.
 
     Parameters
     ----------
     size_px
-        S, to which images are resized.
+        Size S to which images are resized.
     output
-        Whether the network's last layer is a sigmoid. It is not guessed from the values: a guess could change from
-        image to image.
+        `probability` if the network's last layer is a sigmoid, otherwise `logits`. It is not guessed from the values,
+        because the guess could change from image to image.
     threshold
-        A probability from this on stands out.
+        Pixels with this probability or more are salient.
     """
 
     def __init__(
@@ -146,37 +154,37 @@ class Salient:
 
     @classmethod
     def load(cls, path: Path, device: torch.device, **output: Any) -> Salient:
-        """Read a TorchScript file. Raises InputError."""
+        """Read a TorchScript file. Raise InputError."""
         with reading(path):
             path.open("rb").close()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated", category=FutureWarning)
                 network = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-        except Exception as error:  # torch names no error of its own here
-            raise InputError(path, f"is no TorchScript file ({_first_line(error)})") from error
+        except Exception as error:  # torch documents no error type here
+            raise InputError(path, f"is not a TorchScript file ({_first_line(error)})") from error
         return cls(network, path, device, **output)
 
     @torch.no_grad()
     def mask(self, image: UInt8[ndarray, "H W 3"]) -> Bool[ndarray, "H W"]:
-        """What stands out. Raises InputError where the network fails, or gives anything but one channel."""
+        """Return the mask of what is salient. Raise InputError if the network fails or does not return one channel."""
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self._device, torch.float32) / 255
         size = (self._size_px, self._size_px)
         resized = functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
         try:
-            given = self._network(resized.clamp(0, 1))
-        except Exception as error:  # whatever the file's own code brings
+            output = self._network(resized.clamp(0, 1))
+        except Exception as error:  # the file's code can raise anything
             raise InputError(self._path, f"fails on an image of {size[0]} px ({_first_line(error)})") from error
-        while isinstance(given, tuple | list) and given:
-            given = given[0]
-        if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[:2] != (1, 1):
-            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise InputError(self._path, f"gives {shape} for one image, expected one channel: (1, 1, height, width)")
-        values: Float[Tensor, "h w"] = given[0, 0].float().cpu()
+        while isinstance(output, tuple | list) and output:
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[:2] != (1, 1):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(self._path, f"returns {shape} for one image, expected one channel: (1, 1, height, width)")
+        values: Float[Tensor, "h w"] = output[0, 0].float().cpu()
         if self._output == "logits":
             values = torch.sigmoid(values)
         if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
-            raise InputError(self._path, "gives values outside 0..1; if they are logits, say so: salient_output")
+            raise InputError(self._path, "returns values outside 0..1; if they are logits, set salient_output: logits")
         return resize_map(values.numpy(), image.shape[:2]) >= self._threshold
 
 
@@ -190,30 +198,30 @@ def _transformers() -> Any:
     return transformers
 
 
-def _read(folder: Path, model_class: str, processor_class: str, device: torch.device) -> tuple[Any, Any]:
-    """A model in evaluation mode without gradients, and what prepares its inputs, from one folder."""
+def _load_folder(folder: Path, model_class: str, processor_class: str, device: torch.device) -> tuple[Any, Any]:
+    """Read a model and its processor from one folder. The model is in evaluation mode, without gradients."""
     library = _transformers()
     with reading(folder):
         folder.stat()
     if not folder.is_dir():
-        raise InputError(folder, f"is no folder; expected one with the files of a {model_class}")
+        raise InputError(folder, f"is not a folder; expected a folder with the files of a {model_class}")
     try:
-        with _quiet():
+        with _silence_transformers():
             processor = getattr(library, processor_class).from_pretrained(folder, local_files_only=True)
             model, report = getattr(library, model_class).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
-    except Exception as error:  # its loaders raise many things
-        raise InputError(folder, f"holds no {model_class} that can be loaded ({_first_line(error)})") from error
-    # the library would fill these with random numbers and go on
+    except Exception as error:  # the library's loaders raise many types
+        raise InputError(folder, f"contains no {model_class} that can be loaded ({_first_line(error)})") from error
+    # the library fills missing weights with random numbers and continues
     if missing := sorted(report["missing_keys"]):
         raise InputError(folder, f"lacks {len(missing)} weights of a {model_class}, such as {missing[0]}")
     return model.float().eval().requires_grad_(False).to(device), processor
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and log; it goes on as it was set afterwards."""
+def _silence_transformers() -> Iterator[None]:
+    """Hide transformers' progress bars and log messages. Afterwards, restore its settings."""
     logs = _transformers().utils.logging
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The prompts of 003, figure 2: more states for WinCLIP's ensemble, and nouns that localise an anomaly."""
+"""Prompts of 003, figure 2: additional states for WinCLIP's ensemble, and nouns that localise an anomaly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADDITIONAL_NORMAL_STATES: tuple[str, ...] = (
     "complete [o]",
     "new [o]",
 )
-"""Figure 2 (a); [o] is the object."""
+"""Normal states of figure 2 (a); [o] is the object."""
 
 ADDITIONAL_ANOMALOUS_STATES: tuple[str, ...] = (
     "broken [o]",
@@ -41,7 +41,7 @@ ADDITIONAL_ANOMALOUS_STATES: tuple[str, ...] = (
     "burst [o]",
     "[o] in pieces",
 )
-"""Figure 2 (b)."""
+"""Anomalous states of figure 2 (b)."""
 
 LOCALISING_PROMPTS: tuple[str, ...] = (
     "a tear",
@@ -64,12 +64,15 @@ LOCALISING_PROMPTS: tuple[str, ...] = (
     "a mistake",
     "an error",
 )
-"""Figure 2 (c, printed as a second b), the same for every category. Erratum: it has "an error" twice. The list stays as
-printed, so that this prompt counts twice in the harmonic mean."""
+"""Prompts of figure 2 (c, printed as a second b), the same for every category.
+
+Erratum: the figure lists "an error" twice. The list here is as printed, so this prompt counts twice in the harmonic
+mean.
+"""
 
 
 def tile_ensemble(words: str) -> Ensemble:
-    """WinCLIP's templates with its own states and those of figure 2, for an object called `words`.
+    """Return WinCLIP's templates filled with WinCLIP's states and those of figure 2, for an object called `words`.
 
     Examples
     --------

@@ -1,19 +1,19 @@
 """Zero-shot anomaly detection with pre-trained segmentation models (003).
 
-Image by image: foreground, tiles, a score a tile, a map a tile, and both put together. Beside the images themselves it
-reads nothing of the features but where the crops of an image lie.
+For each image: find the foreground, place tiles on it, compute a score and a map per tile, and combine them.
+The models read the images themselves. Of the features, only the positions of the crops are used.
 
-What 003 leaves open, and what is done here:
+003 leaves some points open. This is what the code does:
 
 | point | here |
 |---|---|
 | tau of the softmax | WinCLIP's 0.07; a setting |
-| size at which the foreground is found | SAM's own input, 1024 px of the longer side, at most; a setting |
-| a tile larger than the image | the image goes on as its mirror image (`zsad.scorers.segmentation.tiles.cut`) |
+| size at which the foreground is found | at most SAM's input size, 1024 px for the longer side; a setting |
+| a tile larger than the image | the image is continued by reflection (`zsad.scorers.segmentation.tiles.cut_tile`) |
 | no foreground | the whole image is one component (`zsad.scorers.segmentation.foreground.find_components`) |
-| pixels of no tile | 0, the lowest score |
-| where the harmonic mean is taken | at CLIPSeg's own resolution, of probabilities; then resized to the tile |
-| top 25 % of few components | rounded down, one at least |
+| pixels outside all tiles | 0, the lowest score |
+| resolution of the harmonic mean | taken over probabilities at CLIPSeg's resolution, then resized to the tile |
+| top 25 % of few components | rounded down, at least one |
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from zsad.config.run import PromptSettings
 from zsad.data.images import Crops, read_image, resize_map
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
-from zsad.scorers.segmentation.foreground import Component, find_components, scaled
+from zsad.scorers.segmentation.foreground import Component, find_components, scale_component
 from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
-from zsad.scorers.segmentation.tiles import Tile, cut, harmonic_mean, mean_of_highest, merge_tiles, tiles_of
+from zsad.scorers.segmentation.tiles import Tile, cut_tile, harmonic_mean, mean_of_highest, merge_tiles, place_tiles
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """The models that look at pixels. Made by `Models.load`."""
+    """The three models that read pixels. Create them with `Models.load`."""
 
     clipseg: ClipSeg
     sam: Sam
@@ -53,7 +53,10 @@ class Models:
 
     @classmethod
     def load(cls, settings: SegmentationModels, device: torch.device) -> Models:
-        """Raises ConfigError where one is not named or transformers is missing, InputError where one is damaged."""
+        """Read all three models.
+
+        Raise ConfigError if a model is not set or transformers is not installed, InputError if a model is damaged.
+        """
         for name in ("clipseg", "sam", "salient"):
             if getattr(settings, name) is None:
                 raise ConfigError(f"the system segmentation needs {name}: the local path of a model")
@@ -77,12 +80,12 @@ class Models:
 
 
 def score(category_features: CategoryFeatures, settings: SegmentationModels) -> Iterator[Scored]:
-    """Score a category's images one after the other, each by itself; the maps are pixels of the crops, 0..1.
+    """Score the images of a category one by one. The maps have one value per pixel of the crops, 0..1.
 
     Raises
     ------
     ConfigError
-        A model is not named in the settings, transformers is not installed, or a prompt is too long for the encoder.
+        A model is not set, transformers is not installed, or a prompt is too long for the encoder.
     InputError
         A model or an image is missing or damaged.
     """
@@ -94,7 +97,7 @@ def score(category_features: CategoryFeatures, settings: SegmentationModels) -> 
     for number in range(len(category_features.store)):
         image = read_image(category_features.paths[number])
         tiles = [
-            tiles_of(
+            place_tiles(
                 component,
                 image.shape[:2],
                 min_side_px=settings.tile_px,
@@ -103,24 +106,25 @@ def score(category_features: CategoryFeatures, settings: SegmentationModels) -> 
             )
             for component in foreground(image, models, settings)
         ]
-        flat = [tile for own in tiles for tile in own]
+        flat = [tile for component_tiles in tiles for tile in component_tiles]
         scores = tile_scores(image, flat, encoder, text, settings.tau, category_features.batch_size)
         maps = (
-            (tile, tile_score * _anomaly_map(cut(image, tile), models.clipseg, localising))
+            (tile, tile_score * _anomaly_map(cut_tile(image, tile), models.clipseg, localising))
             for tile, tile_score in zip(flat, scores, strict=True)
         )
         crops = category_features.store.crops(number)
         yield Scored(
             number=number,
-            score=image_score(scores, [len(own) for own in tiles], settings.top_share),
+            score=image_score(scores, [len(component_tiles) for component_tiles in tiles], settings.top_share),
             map=cut_crops(resize_map(merge_tiles(maps, image.shape[:2]), crops.canvas_hw), crops),
         )
 
 
 def foreground(image: UInt8[ndarray, "H W 3"], models: Models, settings: SegmentationModels) -> tuple[Component, ...]:
-    """The instances of the object, in the image's own pixels; looked for in a smaller image where it is large.
+    """Return the instances of the object, in pixels of the image.
 
-    SAM reduces what it sees to its own input in any case, so that nothing is lost by it but memory and time saved.
+    Large images are reduced before the search. SAM reduces images to its input size anyway, so this loses no detail
+    and saves memory and time.
     """
     height, width = image.shape[:2]
     longer = max(height, width)
@@ -129,15 +133,15 @@ def foreground(image: UInt8[ndarray, "H W 3"], models: Models, settings: Segment
         new_hw = [max(1, round(side * settings.foreground_px / longer)) for side in (height, width)]
         reduced = np.asarray(Image.fromarray(image).resize((new_hw[1], new_hw[0]), Image.Resampling.BILINEAR))
     found = find_components(models.sam.segments(reduced), models.salient.mask(reduced), settings.covered)
-    return tuple(scaled(component, reduced.shape[:2], (height, width)) for component in found)
+    return tuple(scale_component(component, reduced.shape[:2], (height, width)) for component in found)
 
 
 def mean_alignment(text: Float[Tensor, "n D"]) -> Float[Tensor, " D"]:
-    """What an embedding is multiplied with to give the mean of its cosines to `n` prompts, all L2-normalised.
+    """Return the vector whose product with an embedding is the mean cosine of the embedding to `n` prompts.
 
-    003 averages alignments and not embeddings, since anomalous prompts mean many different things. By linearity
-    mean_i cos(v, t_i) = v . mean_i t_i. WinCLIP normalises this mean again, by which prompts that scatter would look as
-    well aligned as prompts that agree; here it keeps its length.
+    All embeddings are L2-normalised. 003 averages alignments, not embeddings, because anomalous prompts have many
+    different meanings. By linearity, mean_i cos(v, t_i) = v . mean_i t_i. WinCLIP normalises this mean again.
+    Then prompts that differ would seem as well aligned as prompts that agree. So here the mean is not normalised.
     """
     return text.mean(dim=0)
 
@@ -150,7 +154,9 @@ def tile_scores(
     tau: float,
     batch_size: int,
 ) -> list[float]:
-    """The tile-level predictor: softmax share of the mean alignment with the anomalous prompts, 0..1, for each tile.
+    """Return the score of each tile, 0..1: the softmax share of the mean alignment with the anomalous prompts.
+
+    This is 003's tile-level predictor.
 
     Parameters
     ----------
@@ -159,12 +165,12 @@ def tile_scores(
     tau
         Temperature of the softmax.
     batch_size
-        Tiles encoded at a time.
+        Number of tiles encoded at a time.
     """
     scores: list[float] = []
     size = (encoder.size_px, encoder.size_px)
     for first in range(0, len(tiles), batch_size):
-        cuts = (Image.fromarray(cut(image, tile)) for tile in tiles[first : first + batch_size])
+        cuts = (Image.fromarray(cut_tile(image, tile)) for tile in tiles[first : first + batch_size])
         pixels = np.stack([np.asarray(one.resize(size, Image.Resampling.BILINEAR)) for one in cuts])
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div(255)
         scores.extend(text_scores(encoder.encode(batch).class_token, text, tau).tolist())
@@ -174,21 +180,23 @@ def tile_scores(
 def _anomaly_map(
     tile: UInt8[ndarray, "S S 3"], clipseg: ClipSeg, localising: Float32[Tensor, "P D"]
 ) -> Float32[ndarray, "S S"]:
-    """The pixel-level predictor: the harmonic mean of CLIPSeg's maps of all localising prompts, 0..1."""
+    """Return the harmonic mean of CLIPSeg's maps over all localising prompts, 0..1: 003's pixel-level predictor."""
     return resize_map(harmonic_mean(clipseg.segment(tile, localising)).cpu().numpy(), tile.shape[:2])
 
 
 def image_score(tile_scores: Sequence[float], counts: Sequence[int], top_share: float) -> float:
-    """The sample-level prediction: the mean of the highest components' scores, a component's the mean of its tiles'.
+    """Return the image score, 003's sample-level prediction: the mean of the highest component scores.
+
+    The score of a component is the mean over its tiles.
 
     Parameters
     ----------
     tile_scores
-        Of all tiles, component after component.
+        Scores of all tiles, component after component.
     counts
-        Tiles of each component, one at least.
+        Number of tiles of each component, at least one.
     top_share
-        003: 0.25.
+        Share of the components that is averaged. 003 uses 0.25.
     """
     left = iter(tile_scores)
     components = [sum(next(left) for _ in range(count)) / count for count in counts]
@@ -196,6 +204,6 @@ def image_score(tile_scores: Sequence[float], counts: Sequence[int], top_share: 
 
 
 def cut_crops(canvas: Float32[ndarray, "H W"], crops: Crops) -> Float32[Tensor, "C S S"]:
-    """What each crop shows of a map on the canvas."""
+    """Cut the crops out of a map on the canvas."""
     s = crops.size_px
     return torch.from_numpy(np.stack([canvas[top : top + s, left : left + s] for top, left in crops.offsets]))

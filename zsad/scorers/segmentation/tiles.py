@@ -1,4 +1,4 @@
-"""Square tiles over the instances of an object, and their predictions laid together again (003, section 2)."""
+"""Square tiles that cover the instances of an object, and merging of their maps (003, section 2)."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from zsad.scorers.segmentation.foreground import Component
 
 @dataclass(frozen=True)
 class Tile:
-    """A square of an image, px. Where the image is smaller than the square, it reaches over the image's borders."""
+    """A square of an image, px. If the image is smaller than the square, the square extends beyond its borders."""
 
     top: int
     left: int
     side: int
 
 
-def tiles_of(
+def place_tiles(
     component: Component, image_hw: tuple[int, int], *, min_side_px: int, long_aspect: float, many_parts: int
 ) -> tuple[Tile, ...]:
-    """The tiles that one component is looked at in.
+    """Return the tiles that cover one component.
 
-    One square centred on the component, whose side is its larger extent; or, for a component longer than `long_aspect`
-    times its short side and of more than `many_parts` parts, squares of its short side along its length, in steps of
-    half the short side (the last step may be shorter). Then every pixel row (or column) of its length is in the middle
-    half of one of them. No tile is smaller than `min_side_px`, since models would have to enlarge it.
+    Usually this is one square, centred on the component, with its larger extent as side. A component with many parts
+    that is also long gets several squares along its length. Their side is its short side, their step half of that;
+    the last step may be shorter. Then every pixel row (or column) along the length is in the middle half of a tile.
+    No tile is smaller than `min_side_px`, because models would have to enlarge it.
 
-    A tile that would reach over a border of the image is moved inside, so that within a quarter of a tile of the border
-    only the outer part of a tile is left. Along an axis on which the image is smaller than the tile, the tile covers
-    all of it; `cut` fills the rest.
+    A tile that extends beyond a border of the image is moved inside. So within a quarter of a tile from the border,
+    pixels are only in the outer part of a tile. If the image is smaller than the tile along an axis, the tile covers
+    that axis completely, and `cut_tile` fills the rest.
 
     Parameters
     ----------
     component
-        On the image of `image_hw`, height and width in px.
+        Component on the image of `image_hw`, height and width in px.
     min_side_px
-        003: 352, the input of CLIPSeg.
+        Smallest side of a tile. 003 uses 352, the input size of CLIPSeg.
     long_aspect, many_parts
-        003: 1.5 and 20; a component has to exceed both.
+        Largest aspect ratio and number of parts for a single tile. A component that exceeds both gets several tiles.
+        003 uses 1.5 and 20.
     """
     short, long = sorted((component.height, component.width))
     lengthwise = long > long_aspect * short and component.parts > many_parts
@@ -54,11 +55,13 @@ def tiles_of(
     if lengthwise:
         step = max(1, short // 2)
         if component.height > component.width:
-            tops = _along(component.top, component.bottom, side, step)
+            tops = _starts_along(component.top, component.bottom, side, step)
         else:
-            lefts = _along(component.left, component.right, side, step)
+            lefts = _starts_along(component.left, component.right, side, step)
     height, width = image_hw
-    placed = (Tile(_inside(top, side, height), _inside(left, side, width), side) for top in tops for left in lefts)
+    placed = (
+        Tile(_moved_inside(top, side, height), _moved_inside(left, side, width), side) for top in tops for left in lefts
+    )
     return tuple(dict.fromkeys(placed))
 
 
@@ -66,8 +69,8 @@ def _centred(start: int, stop: int, side: int) -> int:
     return (start + stop - side) // 2
 
 
-def _along(start: int, stop: int, side: int, step: int) -> list[int]:
-    """Starts of tiles whose middle halves together cover start..stop: the first begins there, the last ends there."""
+def _starts_along(start: int, stop: int, side: int, step: int) -> list[int]:
+    """Return starts of tiles with middle halves that together cover start..stop."""
     quarter = side // 4
     first, last = start - quarter, stop - side + quarter
     if last <= first:
@@ -75,23 +78,23 @@ def _along(start: int, stop: int, side: int, step: int) -> list[int]:
     return [*range(first, last, step), last]
 
 
-def _inside(start: int, side: int, length: int) -> int:
-    """The start nearest to `start` from which a tile lies in 0..length, or covers it where it is shorter."""
+def _moved_inside(start: int, side: int, length: int) -> int:
+    """Return the start nearest to `start` with the tile inside 0..length, or covering it if the image is shorter."""
     return min(max(start, min(0, length - side)), max(0, length - side))
 
 
-def cut(image: UInt8[ndarray, "H W 3"], tile: Tile) -> UInt8[ndarray, "S S 3"]:
-    """The pixels of a tile, S = its side. Over a border the image goes on as its own mirror image.
+def cut_tile(image: UInt8[ndarray, "H W 3"], tile: Tile) -> UInt8[ndarray, "S S 3"]:
+    """Return the pixels of a tile of side S. Beyond a border, the image is continued by reflection.
 
-    A square cut this way shows the object in its own proportions, and no frame that could pass for a defect.
+    So the tile shows the object in its own proportions, without a frame that could look like a defect.
     """
     height, width = image.shape[:2]
-    rows, columns = _mirrored(tile.top, tile.side, height), _mirrored(tile.left, tile.side, width)
+    rows, columns = _reflected(tile.top, tile.side, height), _reflected(tile.left, tile.side, width)
     pixels: UInt8[ndarray, "S S 3"] = image[np.ix_(rows, columns)]
     return pixels
 
 
-def _mirrored(start: int, side: int, length: int) -> Int64[ndarray, " side"]:
+def _reflected(start: int, side: int, length: int) -> Int64[ndarray, " side"]:
     place = np.arange(start, start + side, dtype=np.int64) % (2 * length)
     return np.where(place < length, place, 2 * length - 1 - place)
 
@@ -99,9 +102,9 @@ def _mirrored(start: int, side: int, length: int) -> Int64[ndarray, " side"]:
 def merge_tiles(
     predictions: Iterable[tuple[Tile, Float[ndarray, "S S"]]], image_hw: tuple[int, int]
 ) -> Float32[ndarray, "H W"]:
-    """Lay the tiles' maps on the image; pixels of several tiles take their mean, pixels of none are 0.
+    """Merge the tiles' maps into a map of the image. Overlapping tiles are averaged; pixels outside all tiles are 0.
 
-    What lies over a border is dropped. Taken in one by one, so that only one map is held at a time.
+    Parts beyond the image's borders are dropped. Maps are consumed one by one, so only one is in memory at a time.
     """
     total, count = np.zeros(image_hw, dtype=np.float64), np.zeros(image_hw, dtype=np.int64)
     for tile, values in predictions:
@@ -114,12 +117,15 @@ def merge_tiles(
 
 
 def harmonic_mean(probabilities: Float[Tensor, "P h w"]) -> Float[Tensor, "h w"]:
-    """Of each pixel over the prompts: high only where all prompts are; 0 where one is 0. Probabilities are 0..1."""
+    """Return the harmonic mean over the prompts for each pixel, from probabilities 0..1.
+
+    It is high only if all prompts are high, and 0 if one prompt is 0.
+    """
     return len(probabilities) / probabilities.reciprocal().sum(dim=0)
 
 
 def mean_of_highest(scores: Sequence[float], share: float) -> float:
-    """Mean of the highest `share` (0..1) of the scores, rounded down to a whole number of them, but of one at least."""
-    # so that a product such as 0.29 * 100 is not taken for less than the whole number it stands for
+    """Return the mean of the highest `share` (0..1) of the scores. Their number is rounded down, but at least one."""
+    # 1e-9: a product such as 0.29 * 100 is slightly below the whole number because of rounding
     count = max(1, math.floor(share * len(scores) + 1e-9))
     return sum(sorted(scores, reverse=True)[:count]) / count
