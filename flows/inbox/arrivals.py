@@ -1,7 +1,7 @@
 """What lies in an inbox: which scans are whole, which still arrive, and what each is by content.
 
 Nothing here trusts a clock that can be set, or another machine's: a scan is whole once it was *seen* unchanged for
-`settle_s` seconds by this machine's monotonic clock. Time stamps serve only to tell that something changed.
+`unchanged_s` seconds by this machine's monotonic clock. Time stamps serve only to tell that something changed.
 
 Nothing in the inbox is ever written, moved or removed.
 """
@@ -71,14 +71,14 @@ class ChangedError(Exception):
 
 
 @dataclass(frozen=True)
-class Look:
+class InboxContents:
     """What an inbox holds."""
 
     arrivals: tuple[Arrival, ...]
     waiting: tuple[Waiting, ...]
 
 
-def look(settings: InboxSettings) -> Look:
+def list_arrivals(settings: InboxSettings) -> InboxContents:
     """List the scans. No file is opened but headers that name another file (.mhd, .nhdr).
 
     Raises
@@ -114,14 +114,14 @@ def look(settings: InboxSettings) -> Look:
             waiting.append(Waiting(error.path, error.rule))
         except ChangedError:
             waiting.append(Waiting(case.scan, ARRIVING))
-    return Look(tuple(arrivals), tuple(waiting))
+    return InboxContents(tuple(arrivals), tuple(waiting))
 
 
-def settle(arrivals: Sequence[Arrival], settle_s: float) -> tuple[list[Arrival], list[Waiting]]:
-    """Watch scans for `settle_s`: those that stayed as they were, and those that did not. Waits once for all."""
+def wait_until_unchanged(arrivals: Sequence[Arrival], unchanged_s: float) -> tuple[list[Arrival], list[Waiting]]:
+    """Watch scans for `unchanged_s`: those that stayed as they were, and those that did not. Waits once for all."""
     if not arrivals:
         return [], []
-    deadline = time.monotonic() + settle_s
+    deadline = time.monotonic() + unchanged_s
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(left)
     whole: list[Arrival] = []
@@ -157,7 +157,7 @@ def seen_whole(path: Path) -> str:
     return ArtifactStore().digests.get(path, source_digest, source_files(path), watched=True)
 
 
-def recalled(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
+def recall_content(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
     """Its content, where these very files were watched and read before; None where they were not."""
     from medad.ct.io import source_files
 

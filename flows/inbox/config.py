@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.inbox.arrivals import Content, look, recalled
+from flows.inbox.arrivals import Content, list_arrivals, recall_content
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import NETS
@@ -63,7 +63,7 @@ class Inbox:
             if key.partition(".")[0] in {"name", "train_data", "test_data"}:
                 raise ConfigError(f"{request.config}: settings.{key}: no setting of an inbox's segmentation")
         of_model = liver_folder.settings_of_run(model)
-        liver = liver_folder.settings_over(of_model, values, model=model, source=f"{request.config}: settings")
+        liver = liver_folder.settings_with_changes(of_model, values, model=model, source=f"{request.config}: settings")
         # cases are handed over one by one: where they lie, and by which patterns, is no part of a result
         data = settings.data("-").model_copy(update={"images": "*", "labels": "*"})
         update = {"name": f"inbox-{settings.name}"[:64], "test_data": data}
@@ -80,7 +80,7 @@ class Inbox:
         }
         return content_key(values)
 
-    def wants(self, content: Content, rows: Mapping[str, Row], retry: Iterable[str]) -> bool:
+    def should_segment(self, content: Content, rows: Mapping[str, Row], retry: Iterable[str]) -> bool:
         """Whether to segment this content: it is new, it failed under other circumstances, or it is asked for.
 
         Raises UserError where the model cannot be read.
@@ -104,20 +104,22 @@ def has_news(request: InboxRequest) -> bool:
     if request.retry:
         return True
     rows = inbox.folder.rows()
-    contents = [recalled(arrival, inbox.settings.liver_labels) for arrival in look(inbox.settings).arrivals]
-    return any(content is None or inbox.wants(content, rows, ()) for content in contents)
+    contents = [
+        recall_content(arrival, inbox.settings.liver_labels) for arrival in list_arrivals(inbox.settings).arrivals
+    ]
+    return any(content is None or inbox.should_segment(content, rows, ()) for content in contents)
 
 
-def listing(inbox: Inbox) -> list[dict[str, Any]]:
+def list_scans(inbox: Inbox) -> list[dict[str, Any]]:
     """Each scan that lies in the inbox and what became of it, with paths: for the user's own terminal.
 
     Raises UserError. A scan that was never read is new; nothing is read now.
     """
     rows = inbox.folder.rows()
-    found = look(inbox.settings)
+    found = list_arrivals(inbox.settings)
     listed = []
     for arrival in found.arrivals:
-        content = recalled(arrival, inbox.settings.liver_labels)
+        content = recall_content(arrival, inbox.settings.liver_labels)
         row = None if content is None else rows.get(content.digest)
         entry = (
             {"status": "new", "case": "", "rule": ""}

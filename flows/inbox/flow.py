@@ -22,15 +22,15 @@ from flows.inbox.arrivals import (
     Content,
     Waiting,
     content_of,
-    look,
-    recalled,
-    settle,
+    list_arrivals,
+    recall_content,
     still_holds,
     unchanged,
     vanished,
+    wait_until_unchanged,
 )
 from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
-from flows.inbox.results import IN_MANIFEST, FailedCase, Row, now
+from flows.inbox.results import IN_MANIFEST, FailedCase, Row, utc_now
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
 from flows.liver.run_folder import NETS, Models
@@ -57,11 +57,11 @@ GONE = "its scan is no longer in the inbox"
 def case_id_of(arrival: Arrival, content: Content) -> str:
     """What a case is called: the id of its scan, and what tells one mask of it from another."""
     [scan_id] = case_ids.identify([arrival.scan])
-    return f"{scan_id}-{case_ids.keyed(content.digest)[:6]}"
+    return f"{scan_id}-{case_ids.keyed_digest(content.digest)[:6]}"
 
 
 @dataclass(frozen=True)
-class Taken:
+class NewScan:
     """A scan that this pass is to segment."""
 
     id: str
@@ -82,7 +82,7 @@ class Pass:
     busy: int = 0
     """Scans that another pass is at work on."""
     models: Models | None = None
-    trouble: CaseFailure | None = None
+    fatal_failure: CaseFailure | None = None
     """The machine's, or the model's: no use in going on."""
 
     @property
@@ -92,26 +92,26 @@ class Pass:
     def run(self) -> None:
         """Raises UserError for what is wrong with the inbox, the model or the folder of results as a whole."""
         folder, settings = self.inbox.folder, self.inbox.settings
-        found = look(settings)
+        found = list_arrivals(settings)
         self.waiting += found.waiting
         rows = folder.rows()
         self.inbox.check_retry(rows, self.retry)
         if not self.dry:
             folder.prepare()
-        taken = self._wanted(found.arrivals, rows)
+        scans = self._new_scans(found.arrivals, rows)
         # a few at a time: the first results are there soon, and another pass may take others
-        while self.trouble is None and (batch := list(itertools.islice(taken, 2 * worker_count()))):
+        while self.fatal_failure is None and (batch := list(itertools.islice(scans, 2 * worker_count()))):
             self._process(batch, rows)
         if not self.dry:
             self._update()
 
-    def _wanted(self, arrivals: Iterable[Arrival], rows: Mapping[str, Row]) -> Iterator[Taken]:
+    def _new_scans(self, arrivals: Iterable[Arrival], rows: Mapping[str, Row]) -> Iterator[NewScan]:
         """The scans to segment, each read only when its turn comes."""
-        labels, settle_s = self.inbox.settings.liver_labels, self.inbox.settings.settle_s
-        known = {arrival: recalled(arrival, labels) for arrival in arrivals}
+        labels, unchanged_s = self.inbox.settings.liver_labels, self.inbox.settings.unchanged_s
+        known = {arrival: recall_content(arrival, labels) for arrival in arrivals}
         fresh = [arrival for arrival, content in known.items() if content is None]
         if not self.dry:
-            whole, moving = settle(fresh, settle_s)
+            whole, moving = wait_until_unchanged(fresh, unchanged_s)
             self.waiting += moving
             for waits in set(fresh) - set(whole):
                 del known[waits]
@@ -119,7 +119,7 @@ class Pass:
         ids: set[str] = set()
         for arrival, recall in known.items():
             try:
-                content = recall or content_of(arrival, labels, watched_s=0 if self.dry else settle_s)
+                content = recall or content_of(arrival, labels, watched_s=0 if self.dry else unchanged_s)
             except UserError as error:
                 self.waiting.append(Waiting(arrival.scan, describe("", "find", error).rule))
                 continue
@@ -128,7 +128,7 @@ class Pass:
                 continue
             if row := rows.get(content.digest):
                 ids.add(row.case)
-            if content.digest not in seen and self.inbox.wants(content, rows, self.retry):
+            if content.digest not in seen and self.inbox.should_segment(content, rows, self.retry):
                 case_id = case_id_of(arrival, content)
                 self._learn(arrival, case_id)
                 terminal.line(f"{case_id} is {arrival.scan}")
@@ -137,7 +137,7 @@ class Pass:
                     case_ids.register_found(
                         [case_ids.RegisteredCase(case_id.rpartition("-")[0], arrival.scan, arrival.liver, labels)]
                     )
-                yield Taken(case_id, arrival, content)
+                yield NewScan(case_id, arrival, content)
             seen.add(content.digest)
         for case_id in self.retry:
             if case_id not in ids and case_id != ALL_FAILED:
@@ -152,115 +152,115 @@ class Pass:
                     break
                 path_filter.learn(part, case_id)
 
-    def _process(self, batch: list[Taken], rows: Mapping[str, Row]) -> None:
+    def _process(self, batch: list[NewScan], rows: Mapping[str, Row]) -> None:
         """Segment some scans and publish each as soon as it is done; each is this pass's alone meanwhile."""
         from medad.cohort.datasets import Case
 
         models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
         if models is None:
-            self.trouble = self.stages.runner.failures[-1]
+            self.fatal_failure = self.stages.runner.failures[-1]
             return
         with contextlib.ExitStack() as held:
-            mine = [taken for taken in batch if self._claim(held, taken, rows)]
+            mine = [scan for scan in batch if self._claim(held, scan, rows)]
             data = self.inbox.liver.test_data
             labels = data.liver_labels or ()
             cases = [Case(each.id, each.arrival.scan, each.arrival.liver, labels, None) for each in mine]
             ready = {each.case.id: each for each in self.stages.prepare_cases(cases, data)}
             sound = {each.id for each in mine if each.id in ready and self._was_read(each, ready[each.id])}
-            for taken in mine:
-                if taken.id in sound:
-                    results = self.stages.segment_and_evaluate([ready[taken.id]], models, data)
+            for scan in mine:
+                if scan.id in sound:
+                    results = self.stages.segment_and_evaluate([ready[scan.id]], models, data)
                     for result in results:
-                        self._publish(taken, result, models)
-                self._note_failure(taken, rows)
-                if self.trouble is not None:
+                        self._publish(scan, result, models)
+                self._note_failure(scan, rows)
+                if self.fatal_failure is not None:
                     return
 
-    def _claim(self, held: contextlib.ExitStack, taken: Taken, rows: Mapping[str, Row]) -> bool:
+    def _claim(self, held: contextlib.ExitStack, scan: NewScan, rows: Mapping[str, Row]) -> bool:
         """Hold a scan's lock until the batch is done. False where another pass holds it or has done it meanwhile."""
         if self.dry:
             return True
-        content = taken.content.digest
+        content = scan.content.digest
         if not held.enter_context(self.inbox.folder.lock(content)):
             self.busy += 1
             return False
         try:
-            self.inbox.folder.check_free(content, taken.id)
+            self.inbox.folder.check_free(content, scan.id)
         except ConfigError as error:
-            self.stages.runner.fail(describe(taken.id, "publish", error))
+            self.stages.runner.fail(describe(scan.id, "publish", error))
             return False
-        there = self.inbox.folder.find(content, taken.id)
+        there = self.inbox.folder.find(content, scan.id)
         return there is None or there == rows.get(content)
 
-    def _was_read(self, taken: Taken, ready: ReadyCase) -> bool:
+    def _was_read(self, scan: NewScan, ready: ReadyCase) -> bool:
         """Whether the preparation read what was looked at, and not a file that somebody was writing to."""
         if not ready.prepared.made:  # of a dry run
             return True
         inputs = ArtifactStore().sidecar(ready.prepared).parts["inputs"]["case"]
-        same = (inputs["scan"], inputs["label"]) == (taken.content.scan, taken.content.liver)
-        if same and (unchanged(taken.arrival) or vanished(taken.arrival)):
+        same = (inputs["scan"], inputs["label"]) == (scan.content.scan, scan.content.liver)
+        if same and (unchanged(scan.arrival) or vanished(scan.arrival)):
             return True
-        self.waiting.append(Waiting(taken.arrival.scan, ARRIVING))
+        self.waiting.append(Waiting(scan.arrival.scan, ARRIVING))
         return False
 
-    def _publish(self, taken: Taken, result: CaseResult[Ref], models: Models) -> None:
+    def _publish(self, scan: NewScan, result: CaseResult[Ref], models: Models) -> None:
         """The case's report and folder, in one move."""
         runner = self.stages.runner
         call = steps.report(
             self.inbox.liver, [result], (), models.restoration, models.segmentation, installed_versions(), ()
         )
-        report = runner.run(taken.id, call)
+        report = runner.run(scan.id, call)
         if report is None or self.dry or result.segmented is None:
             return
-        view = copy.copy(runner)  # of this case alone
-        view.records = [record for record in runner.records if record.case_id in {taken.id, *NETS}]
-        view.failures = []
-        used = [each for each in self.stages.used if each.case_id == taken.id]
+        case_runner = copy.copy(runner)  # of this case alone
+        case_runner.records = [record for record in runner.records if record.case_id in {scan.id, *NETS}]
+        case_runner.failures = []
+        used = [each for each in self.stages.used if each.case_id == scan.id]
         copies = [Copied(result.segmented, name, name) for name in CASE_FILES]
         copies += [Copied(report, name, name) for name in REPORT_FILES]
-        entry = {"case": taken.id, "content": taken.content.digest, "lesions": _lesions(result)}
+        entry = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
         run = RunFolder(
-            path=self.inbox.folder.case(taken.id),
+            path=self.inbox.folder.case(scan.id),
             settings=self.inbox.liver,
             copies=tuple(copies),
             manifest=lambda: liver_folder.manifest(used[-1:], models) | {IN_MANIFEST: entry},
-            seconds=sum(record.seconds for record in view.records if record.case_id == taken.id),
+            seconds=sum(record.seconds for record in case_runner.records if record.case_id == scan.id),
         )
         try:
-            publish(run, view)
-            self.inbox.folder.forget_failure(taken.id)
-            row = self._update()[taken.content.digest]
+            publish(run, case_runner)
+            self.inbox.folder.forget_failure(scan.id)
+            row = self._update()[scan.content.digest]
         except UserError as error:
-            runner.fail(describe(taken.id, "publish", error))
+            runner.fail(describe(scan.id, "publish", error))
         except OSError as error:
             where = self.inbox.folder.path
             problem = ConfigError(f"{where}: the result cannot be written ({error.strerror})")
-            runner.fail(describe(taken.id, "publish", problem))
+            runner.fail(describe(scan.id, "publish", problem))
         else:
             self.done.append(row)
 
-    def _note_failure(self, taken: Taken, rows: Mapping[str, Row]) -> None:
+    def _note_failure(self, scan: NewScan, rows: Mapping[str, Row]) -> None:
         """Record why a case failed, unless it is the machine's fault or the file's that went away."""
-        runner, content = self.stages.runner, taken.content
-        failure = next((each for each in runner.failures if each.case_id == taken.id), None)
+        runner, content = self.stages.runner, scan.content
+        failure = next((each for each in runner.failures if each.case_id == scan.id), None)
         if failure is None or self.dry:
             return
         if failure.of_machine:
-            self.trouble = failure
+            self.fatal_failure = failure
             return
-        if failure.bug is None and not still_holds(taken.arrival, content):
-            runner.failures = [each for each in runner.failures if each.case_id != taken.id]
-            self.waiting.append(Waiting(taken.arrival.scan, "changed or went away while it was read"))
+        if failure.bug is None and not still_holds(scan.arrival, content):
+            runner.failures = [each for each in runner.failures if each.case_id != scan.id]
+            self.waiting.append(Waiting(scan.arrival.scan, "changed or went away while it was read"))
             return
         self.failed.append(failure)
         if (row := rows.get(content.digest)) is not None and row.status == "done":
             return  # the earlier result stays
         record = FailedCase(
-            case=taken.id,
+            case=scan.id,
             content=content.digest,
             stage=failure.stage,
             rule=failure.rule,
-            finished=now(),
+            finished=utc_now(),
             tried_with=self.inbox.tried_with,
         )
         self.inbox.folder.fail(record)
@@ -271,7 +271,7 @@ class Pass:
 
     def summary(self) -> str:
         """`3 segmented, 1 failed: see failed/; 2 waiting`."""
-        failures = len({each.case_id for each in self.stages.runner.failures if each is not self.trouble})
+        failures = len({each.case_id for each in self.stages.runner.failures if each is not self.fatal_failure})
         parts = [f"{len(self.done)} segmented"] * bool(self.done)
         parts += [f"{failures} failed" + (": see failed/" if self.failed else "")] * bool(failures)
         said = ", ".join(parts) or "nothing new"
@@ -295,11 +295,11 @@ class Pass:
         lines = [f"{row.case}: {_found(row)}: {folder / row.report}" for row in self.done]
         lines += [f"waiting: {each.rule}: {each.path}" for each in self.waiting]
         lines += [self.summary(), f"overview: {folder / 'inbox.csv'}"]
-        stopped = "" if self.trouble is None else f"; stopped: {self.trouble.rule}"
+        stopped = "" if self.fatal_failure is None else f"; stopped: {self.fatal_failure.rule}"
         return Outcome.of(
             self.stages.runner,
             details=details | {"lines": lines},
-            useful=self.trouble is None,
+            useful=self.fatal_failure is None,
             summary=self.summary() + stopped,
         )
 

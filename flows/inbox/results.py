@@ -78,11 +78,11 @@ class Row(BaseModel):
     """Time stamp of the record that the row was read from."""
 
 
-Known = Mapping[tuple[str, Status, int], Row]
+KnownRows = Mapping[tuple[str, Status, int], Row]
 """Rows by case, status and time stamp of the record."""
 
 
-def now() -> str:
+def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -133,7 +133,7 @@ class OutFolder:
     def _record(self, case_id: str, status: Status) -> Path:
         return self.path / FAILED / f"{case_id}.json" if status == "failed" else self.case(case_id) / MANIFEST
 
-    def _row(self, case_id: str, status: Status, known: Known | None = None) -> Row | None:
+    def _row(self, case_id: str, status: Status, known: KnownRows | None = None) -> Row | None:
         """None where the record is none of ours, is damaged or is gone: the case is then new."""
         record = self._record(case_id, status)
         try:

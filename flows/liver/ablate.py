@@ -39,13 +39,13 @@ REPORT_FILES = (
     *("report.html", "report.json", "preview.png"),
     *("summary.csv", "seeds.csv", "cases.csv", "paired.csv", "curve.csv", "table.tex"),
 )
-Judged = CaseResult[Ref]
+EvaluatedCase = CaseResult[Ref]
 """One evaluated test case."""
-NOT_OF_DATA = frozenset(
+FIELDS_WITHOUT_EFFECT_ON_DATA = frozenset(
     {"name", "seed", "synthesis", "restoration", "segmentation", "train", "inference", "postprocess", "evaluation"}
 )
 """Settings that finding and preparing cases does not depend on."""
-NO_TRUTH = "no test case has a tumour label to evaluate against"
+NO_GROUND_TRUTH = "no test case has a tumour label to evaluate against"
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 
@@ -69,8 +69,8 @@ class Trained:
     variant: Variant
     seed: int
     models: Models | None = None
-    cases: tuple[Judged, ...] = ()
-    snapshots: dict[int, tuple[Judged, ...]] = field(default_factory=dict)
+    cases: tuple[EvaluatedCase, ...] = ()
+    snapshots: dict[int, tuple[EvaluatedCase, ...]] = field(default_factory=dict)
 
 
 class AblationStages:
@@ -117,9 +117,9 @@ class AblationStages:
         self.pseudonymous = self.pseudonymous or stages.pseudonymous
         self.used += stages.used
         self.inserted |= {ready.case.id for ready in test if ready.inserted is not None}
-        if test and not any(_has_truth(ready) for ready in test):
-            self.runner.fail(CaseFailure("test data", "find", NO_TRUTH))
-        if stages.leaked or not stages.apart(found, test):  # noted once here, not by every row
+        if test and not any(_has_ground_truth(ready) for ready in test):
+            self.runner.fail(CaseFailure("test data", "find", NO_GROUND_TRUTH))
+        if stages.leaked or not stages.passes_leakage_check(found, test):  # noted once here, not by every row
             return None
         return Data(stages, training, test)
 
@@ -128,10 +128,10 @@ class AblationStages:
         todo = [Trained(variant, seed) for seed in self.settings.seeds for variant in self.variants]
         # one more than devices: while a row's cases are evaluated, the next one trains
         at_a_time = min(len(todo), self.runner.at_a_time + 1) if self.runner.makes else 1
-        _beside_each_other(self._guarded, todo, at_a_time)
+        _map_in_threads(self._train_and_record_errors, todo, at_a_time)
         return todo
 
-    def _guarded(self, one: Trained) -> None:
+    def _train_and_record_errors(self, one: Trained) -> None:
         try:
             self._train(one)
         except Exception as error:
@@ -144,19 +144,19 @@ class AblationStages:
         if data is None:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
-        stages = data.stages.over(settings, self.runner_of(one))
+        stages = data.stages.with_settings(settings, self.runner_of(one))
         one.models = stages.train(list(data.training))
         self.used += stages.used
         if one.models is None:
             return
         if one.variant.group != CURVE:
-            one.cases = _judged(stages, data, one.models)
+            one.cases = _evaluate(stages, data, one.models)
             return
         for epochs, name in _snapshots(one.models.segmentation):
-            at = stages.over(stages.settings, self.runner_of(one, f", {epochs} epochs"))
-            one.snapshots[epochs] = _judged(at, data, replace(one.models, snapshot=name))
+            at = stages.with_settings(stages.settings, self.runner_of(one, f", {epochs} epochs"))
+            one.snapshots[epochs] = _evaluate(at, data, replace(one.models, snapshot=name))
 
-    def judge_baseline(self) -> tuple[Judged, ...]:
+    def evaluate_baseline(self) -> tuple[EvaluatedCase, ...]:
         """Each test case of the base by its smoothed HU."""
         from medad.cohort.datasets import LabelledScan
 
@@ -166,12 +166,14 @@ class AblationStages:
         base, sigma_mm = self.base, self.settings.baseline_sigma_mm
         small = base.postprocess.min_lesion_mm3
         tasks = []
-        for ready in filter(_has_truth, data.test):
+        for ready in filter(_has_ground_truth, data.test):
             case = LabelledScan.of(ready.case, base.test_data)
             call = steps.baseline(case, ready.prepared, sigma_mm, small, base.evaluation)
             tasks.append((ready, self.runner.submit(ready.case.id, call)))
         found = [(ready, task.ref()) for ready, task in tasks]
-        return tuple(Judged(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None)
+        return tuple(
+            EvaluatedCase(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None
+        )
 
     def examples(self, trained: Iterable[Trained]) -> dict[str, Ref]:
         """By row: synthesised slices as its first seed's restoration sees them."""
@@ -218,7 +220,7 @@ class AblationStages:
         ref = self.runner_of(chosen).run("embedding", call)
         return None if ref is None else EmbeddingResult(chosen.variant.name, seed, ref)
 
-    def report(self, trained: Sequence[Trained], baseline: tuple[Judged, ...]) -> Ref | None:
+    def report(self, trained: Sequence[Trained], baseline: tuple[EvaluatedCase, ...]) -> Ref | None:
         """Everything in one report."""
         examples = self.examples(trained)
         results = AblationResults(
@@ -262,14 +264,14 @@ class AblationStages:
 
 def _data_key(settings: LiverSettings) -> str:
     # with true folders: this text never leaves the process
-    return canonical_json(to_jsonable_python(settings.model_dump(exclude=set(NOT_OF_DATA))))
+    return canonical_json(to_jsonable_python(settings.model_dump(exclude=set(FIELDS_WITHOUT_EFFECT_ON_DATA))))
 
 
-def _has_truth(ready: ReadyCase) -> bool:
+def _has_ground_truth(ready: ReadyCase) -> bool:
     return ready.case.tumour_label is not None and ready.case.label is not None
 
 
-def _judged(stages: Stages, data: Data, models: Models) -> tuple[Judged, ...]:
+def _evaluate(stages: Stages, data: Data, models: Models) -> tuple[EvaluatedCase, ...]:
     results = stages.segment_and_evaluate(data.test, models, stages.settings.test_data)
     return tuple(one for one in results if one.evaluated is not None)
 
@@ -291,7 +293,7 @@ def _snapshot_rows(trained: Sequence[Trained]) -> tuple[SnapshotResult[Ref], ...
     )
 
 
-def _beside_each_other(work: Callable[[Trained], None], todo: Sequence[Trained], at_a_time: int) -> None:
+def _map_in_threads(work: Callable[[Trained], None], todo: Sequence[Trained], at_a_time: int) -> None:
     """Do all, so many at a time; each thread is within the flow's own context."""
     if at_a_time <= 1:
         for one in todo:
@@ -333,7 +335,7 @@ def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> Outc
     stages = AblationStages(settings, refresh=refresh)
     with terminal.bars():
         stages.prepare()
-        baseline = stages.judge_baseline()
+        baseline = stages.evaluate_baseline()
         trained = stages.train()
     report = stages.report(trained, baseline)
     return stages.finish(out, report, trained, started)

@@ -27,7 +27,7 @@ from medad.config.by_hand import HandStepName
 from medad.config.liver import LiverSettings, PreprocessSettings
 
 _DATA = ("train_data", "test_data")
-UNKNOWN_TRAINING = "The model's folder does not say which cases trained it; those tested here may be among them."
+UNKNOWN_TRAINING_NOTE = "The model's folder does not say which cases trained it; those tested here may be among them."
 """A note of the report."""
 
 
@@ -71,7 +71,7 @@ def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
     submitted = stages.prepare_training()
     test = stages.prepare_test()
     training = [(task.label, ref) for task in submitted if (ref := task.ref()) is not None]
-    stages.apart(training, test)
+    stages.passes_leakage_check(training, test)
     pairs = {"train": training, "test": [(each.case.id, each.prepared) for each in test]}
     details: dict[str, Any] = {
         use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found] for use, found in pairs.items()
@@ -91,7 +91,7 @@ def export_slices(settings: LiverSettings, with_training: bool = False, refresh:
     test = stages.prepare_test()
     training = [(task.label, ref) for task in submitted if (ref := task.ref()) is not None]
     calls = []
-    if stages.apart(training, test):
+    if stages.passes_leakage_check(training, test):
         data = settings.test_data
         calls += [(each.case.id, steps.export_slices(LabelledScan.of(each.case, data), each.prepared)) for each in test]
         calls += [(case_id, steps.export_slices(None, ref)) for case_id, ref in training]
@@ -122,7 +122,7 @@ def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = Fa
     stages = Stages(settings, refresh=refresh, uses=("test",))
     stages.trained = split.training_rows(model)
     if not stages.trained:
-        stages.runner.notes.append(UNKNOWN_TRAINING)
+        stages.runner.notes.append(UNKNOWN_TRAINING_NOTE)
     cases = stages.prepare_test()
     models = stages.adopt(model)
     results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
@@ -154,7 +154,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
             stages.runner.fail(CaseFailure(case_id, "find", "this scan was given before", str(scan)))
             continue
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
-    stages.tell_apart(list(cases.values()))
+    stages.record_pseudonyms(list(cases.values()))
     ready = stages.prepare_cases(list(cases.values()), data)
     models = stages.adopt(request.model)
     results = [] if models is None else stages.segment_and_evaluate(ready, models, data)

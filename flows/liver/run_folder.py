@@ -93,7 +93,9 @@ def settings_of_run(folder: Path) -> LiverSettings:
     return TrainedModel.of_run(folder).settings
 
 
-def settings_over(of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str) -> LiverSettings:
+def settings_with_changes(
+    of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str
+) -> LiverSettings:
     """A model run's settings with some values changed, by dotted key; `source` names them in errors.
 
     Raises

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
 from flows.liver.run_folder import Models
-from flows.liver.split import Sides, salted_member, trained_members, training_rows
+from flows.liver.split import Split, salted_member, trained_members, training_rows
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.runs import showing
@@ -70,7 +70,7 @@ class SensitivityStages(Stages):
         super().__init__(settings, refresh=refresh)
         self.study = study
 
-    def in_turn(self, calls: Iterable[tuple[str, Call]]) -> list[Ref | None]:
+    def run_in_order(self, calls: Iterable[tuple[str, Call]]) -> list[Ref | None]:
         """Run device calls, as many at a time as there are devices; in their order, None for one that failed."""
         waiting: deque[Submitted] = deque()
         found: list[Ref | None] = []
@@ -103,7 +103,7 @@ class SensitivityStages(Stages):
                     settings.machine,
                 )
                 ready.append((case, scan, call))
-        segmented = self.in_turn([(case.id, call) for case, _, call in ready])
+        segmented = self.run_in_order([(case.id, call) for case, _, call in ready])
         return [
             Healthy(case, scan, ref) for (case, scan, _), ref in zip(ready, segmented, strict=True) if ref is not None
         ]
@@ -116,7 +116,7 @@ class SensitivityStages(Stages):
         )
         volumes = [(scan, volume) for scan in scans for volume in study.volumes()]
         with terminal.bars():
-            refs = self.in_turn(
+            refs = self.run_in_order(
                 (
                     f"{scan.case.id}, {volume.label}",
                     steps.measure(scan.scan, volume, study.measure, scan.segmented, segmenter, settings.machine),
@@ -127,7 +127,7 @@ class SensitivityStages(Stages):
             VolumeResult(scan.case.id, ref) for (scan, _), ref in zip(volumes, refs, strict=True) if ref is not None
         ]
 
-    def end(
+    def finish_study(
         self,
         out: Path,
         results: Sequence[VolumeResult[Ref]],
@@ -165,7 +165,7 @@ def settings_for(study: SensitivitySettings, model: Path) -> LiverSettings:
         The folder holds no model, or a value breaks a rule.
     """
     of_model = liver_folder.settings_of_run(model)
-    settings = liver_folder.settings_over(of_model, study.settings_by_key, model=model, source="settings")
+    settings = liver_folder.settings_with_changes(of_model, study.settings_by_key, model=model, source="settings")
     own = {name: getattr(study, name) for name in MACHINE_FIELDS}
     return settings.model_copy(update={"name": study.name, "test_data": study.healthy, "folds": None, **own})
 
@@ -175,8 +175,8 @@ def trained_on(model: Path, cases: Sequence[Case]) -> frozenset[str] | None:
     rows = training_rows(model)
     if not rows:
         return None
-    sides = Sides.of((), cases).with_salted()
-    tested = [salted_member(member, sides.salted.get(("test", member.case_id))) for member in sides.members("test")]
+    split = Split.of((), cases).with_salted()
+    tested = [salted_member(member, split.salted.get(("test", member.case_id))) for member in split.members("test")]
     trained = trained_members(rows)
     return frozenset(member.case_id for member in tested if find_leaks(trained, [member]))
 
@@ -214,4 +214,4 @@ def sensitivity(
         refuse_training_cases(request.model, seen)
     models = stages.adopt(request.model)
     results = [] if models is None else stages.measure(stages.segment_healthy(readable, models), models)
-    return stages.end(request.out, results, models, seen, started)
+    return stages.finish_study(request.out, results, models, seen, started)

@@ -20,7 +20,7 @@ from flows.store.digests import path_digest
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
 from medad.base.manifest import read_manifest
-from medad.cohort.folds import KINDS, Leak, Mark, Member, deal, patient_mark, patients_of
+from medad.cohort.folds import KINDS, Leak, Mark, Member, assign_folds, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 Use = Literal["train", "test"]
 BOTH: tuple[Use, ...] = ("train", "test")
-PLACE = "train and test data"
+SPLIT_LABEL = "train and test data"
 """What a failure of both sides together is called by."""
 
 
 @dataclass(frozen=True)
-class Known:
+class MarkedCase:
     """A case and what tells its patient."""
 
     case: Case
@@ -47,31 +47,31 @@ class Known:
     def salted(self) -> str | None:
         """The patient's digest under this machine's secret, where a text names the patient. Raises ConfigError."""
         named = sorted(mark.digest for mark in self.marks if mark.kind == "patient")
-        return case_ids.keyed(f"patient {named[0]}") if named else None
+        return case_ids.keyed_digest(f"patient {named[0]}") if named else None
 
 
 @dataclass(frozen=True)
-class Sides:
+class Split:
     """The cases of either side."""
 
-    train: tuple[Known, ...] = ()
-    test: tuple[Known, ...] = ()
+    train: tuple[MarkedCase, ...] = ()
+    test: tuple[MarkedCase, ...] = ()
     notes: tuple[str, ...] = ()
     """For the report."""
     salted: Mapping[tuple[Use, str], str] = field(default_factory=dict)
     """(Side, case id) -> its patient's salted digest, where one is known."""
 
     @classmethod
-    def of(cls, train: Sequence[Case], test: Sequence[Case]) -> Sides:
+    def of(cls, train: Sequence[Case], test: Sequence[Case]) -> Split:
         """Reads what is not remembered of the scans, several at a time."""
         with ThreadPoolExecutor(worker_count(), thread_name_prefix="patients") as pool:
-            known = list(pool.map(_known, [*train, *test]))
-        return cls(tuple(known[: len(train)]), tuple(known[len(train) :]))
+            marked = list(pool.map(_mark_case, [*train, *test]))
+        return cls(tuple(marked[: len(train)]), tuple(marked[len(train) :]))
 
     def members(self, use: Use) -> list[Member]:
-        return [known.member for known in getattr(self, use)]
+        return [marked.member for marked in getattr(self, use)]
 
-    def fold(self, folds: FoldSettings) -> Sides:
+    def fold(self, folds: FoldSettings) -> Split:
         """The patients outside the fold train, those in it are tested. A file that cannot be read stays on its side.
 
         Raises
@@ -81,11 +81,11 @@ class Sides:
         """
         patients = patients_of([*self.members("train"), *self.members("test")])
         of_train, of_test = patients[: len(self.train)], patients[len(self.train) :]
-        dealt = deal(set(of_train) - {""}, set(of_test) - {""}, folds)
-        inside = {patient for patient, number in dealt.items() if number == folds.index}
-        train = tuple(known for known, patient in zip(self.train, of_train, strict=True) if patient not in inside)
+        fold_of = assign_folds(set(of_train) - {""}, set(of_test) - {""}, folds)
+        inside = {patient for patient, number in fold_of.items() if number == folds.index}
+        train = tuple(marked for marked, patient in zip(self.train, of_train, strict=True) if patient not in inside)
         test = tuple(
-            known for known, patient in zip(self.test, of_test, strict=True) if not patient or patient in inside
+            marked for marked, patient in zip(self.test, of_test, strict=True) if not patient or patient in inside
         )
         for use, kept, all_of_them in (("train", train, of_train), ("test", test, of_test)):
             if not kept:
@@ -95,25 +95,25 @@ class Sides:
                 )
         counts = [len(set(some) - {""}) for some in (set(of_train) - inside, set(of_test) & inside)]
         note = (
-            f"Fold {folds.index} of {folds.count}, counted from 0, dealt by patient with seed {folds.seed}: "
+            f"Fold {folds.index} of {folds.count}, counted from 0, assigned by patient with seed {folds.seed}: "
             f"{counts[0]} in training, {counts[1]} tested."
         )
-        return Sides(train, test, (note,))
+        return Split(train, test, (note,))
 
-    def with_salted(self) -> Sides:
+    def with_salted(self) -> Split:
         """With digests that may be kept. Raises ConfigError."""
         salted = {
-            (use, known.case.id): digest
+            (use, marked.case.id): digest
             for use in BOTH
-            for known in getattr(self, use)
-            if (digest := known.salted()) is not None
+            for marked in getattr(self, use)
+            if (digest := marked.salted()) is not None
         }
-        return Sides(self.train, self.test, self.notes, salted)
+        return Split(self.train, self.test, self.notes, salted)
 
-    def prepared(self, use: Use, case_id: str, ref: Ref) -> Member:
+    def prepared_member(self, use: Use, case_id: str, ref: Ref) -> Member:
         """A prepared (or inserted) case, told by its liver's voxels as well."""
-        known = next((each for each in getattr(self, use) if each.case.id == case_id), None)
-        marks = frozenset() if known is None else known.marks
+        marked = next((each for each in getattr(self, use) if each.case.id == case_id), None)
+        marks = frozenset() if marked is None else marked.marks
         return Member(case_id, marks | _liver_mark(ref))
 
 
@@ -123,14 +123,14 @@ def salted_member(member: Member, salted: str | None) -> Member:
     return Member(member.case_id, frozenset(marks | ({Mark("patient", salted)} if salted else set())))
 
 
-def _known(case: Case) -> Known:
+def _mark_case(case: Case) -> MarkedCase:
     try:
         marks = {Mark("scan", path_digest(case.scan))}
     except UserError:
-        return Known(case, frozenset())
+        return MarkedCase(case, frozenset())
     if (patient := _patient(case)) is not None:
         marks.add(patient_mark(patient))
-    return Known(case, frozenset(marks))
+    return MarkedCase(case, frozenset(marks))
 
 
 def _patient(case: Case) -> str | None:
@@ -157,11 +157,11 @@ def liver_digest(ref: Ref) -> str | None:
     return None if found is None else str(found)
 
 
-def leakage(leaks: Sequence[Leak]) -> CaseFailure:
+def leakage_failure(leaks: Sequence[Leak]) -> CaseFailure:
     """One line for all patients that are on both sides."""
     more = len(leaks) - 1
     others = f" (and {more} more patient{'s' * (more > 1)})" if more else ""
-    return CaseFailure(PLACE, "leakage", f"{leaks[0].rule}{others}; no patient may be on both sides")
+    return CaseFailure(SPLIT_LABEL, "leakage", f"{leaks[0].rule}{others}; no patient may be on both sides")
 
 
 def training_rows(run: Path) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.liver import run_folder as liver_folder
-from flows.liver import split, steps
+from flows.liver import steps
 from flows.liver.run_folder import NETS, Models, UsedCase
-from flows.liver.split import BOTH, PLACE, Sides, Use
+from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, salted_member, trained_members
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import learn_data, path_filter
@@ -56,13 +56,13 @@ class Stages:
         """A patient was on both sides, and nothing of those cases is trained or evaluated."""
         self.trained: list[dict[str, Any]] = []
         """Of an adopted model: what its run's manifest says of the cases that trained it."""
-        self._sides: tuple[Any, Sides] | None = None
+        self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Models, list[Member]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether names of files are to be left out of what is shown."""
 
-    def over(self, settings: LiverSettings, runner: Runner) -> Stages:
+    def with_settings(self, settings: LiverSettings, runner: Runner) -> Stages:
         """Stages over the same found and prepared cases, which note in another runner.
 
         `settings` may differ from these in what finding and preparing cases does not depend on.
@@ -83,7 +83,7 @@ class Stages:
                 for path in (case.scan, case.label):
                     if path is not None:
                         path_filter.learn(path, case.id)
-            self.tell_apart([case for case in cases if case.pseudonymous])
+            self.record_pseudonyms([case for case in cases if case.pseudonymous])
         except UserError as error:
             self.runner.fail(describe(f"{use} data", "find", error))
             return []
@@ -95,7 +95,7 @@ class Stages:
             self.runner.fail(problem)
         return cases
 
-    def tell_apart(self, cases: Sequence[Case]) -> None:
+    def record_pseudonyms(self, cases: Sequence[Case]) -> None:
         """Keep in the register, and say on the user's terminal, which scan a pseudonym stands for."""
         self.pseudonymous = self.pseudonymous or bool(cases)
         for case in cases:
@@ -105,67 +105,67 @@ class Stages:
                 case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
             )
 
-    def sides(self) -> Sides:
+    def split(self) -> Split:
         """The cases that train and those that are tested; none at all where a patient is on both sides."""
         settings = self.settings
         of = (settings.train_data, settings.test_data, settings.folds)
-        if self._sides is None or self._sides[0] != of:
-            self._sides = of, self._find_sides()
-        return self._sides[1]
+        if self._split is None or self._split[0] != of:
+            self._split = of, self._find_split()
+        return self._split[1]
 
-    def _find_sides(self) -> Sides:
+    def _find_split(self) -> Split:
         settings, folds = self.settings, self.settings.folds
         wanted = self.uses if folds is None else BOTH
         found: dict[Use, list[Case]] = {use: [] for use in BOTH}
         for use in wanted:
             found[use] = self.find(settings.train_data if use == "train" else settings.test_data, use)
         if folds is not None and not all(found.values()):
-            return Sides()  # a fold of what is left would be another fold
+            return Split()  # a fold of what is left would be another fold
         try:
-            sides = Sides.of(found["train"], found["test"])
+            split = Split.of(found["train"], found["test"])
             if folds is not None:
-                sides = sides.fold(folds)
+                split = split.fold(folds)
             if self.runner.makes:
-                sides = sides.with_salted()
+                split = split.with_salted()
         except UserError as error:
-            self.runner.fail(describe(PLACE, "find", error))
-            return Sides()
-        self.runner.notes += sides.notes
-        if "test" not in self.uses or self._apart(sides, sides.members("train"), sides.members("test")):
-            return sides
-        return Sides()
+            self.runner.fail(describe(SPLIT_LABEL, "find", error))
+            return Split()
+        self.runner.notes += split.notes
+        if "test" not in self.uses or self._no_leaks(split, split.members("train"), split.members("test")):
+            return split
+        return Split()
 
-    def _apart(self, sides: Sides, train: Sequence[Member], test: Sequence[Member]) -> bool:
+    def _no_leaks(self, split: Split, train: Sequence[Member], test: Sequence[Member]) -> bool:
         """Whether no patient is both in `train`, or among those that trained an adopted model, and in `test`."""
         leaks = find_leaks(train, test)
         if self.trained:
-            salted = [split.salted_member(member, sides.salted.get(("test", member.case_id))) for member in test]
-            leaks += find_leaks(split.trained_members(self.trained), salted)
+            salted = [salted_member(member, split.salted.get(("test", member.case_id))) for member in test]
+            leaks += find_leaks(trained_members(self.trained), salted)
         if leaks:
             self.leaked = True
-            failure = split.leakage(leaks)
+            failure = leakage_failure(leaks)
             if failure not in self.runner.failures:
                 self.runner.fail(failure)
         return not leaks
 
-    def apart(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
+    def passes_leakage_check(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
         """Whether no patient is on both sides, by the voxels of the prepared livers as well; if not, it is noted."""
-        sides = self.sides()
-        return self._apart_from([sides.prepared("train", case_id, ref) for case_id, ref in train], test)
+        split = self.split()
+        return self._no_leaks_into([split.prepared_member("train", case_id, ref) for case_id, ref in train], test)
 
-    def _apart_from(self, train: Sequence[Member], test: Sequence[ReadyCase]) -> bool:
-        sides = self.sides()
-        tested = [sides.prepared("test", each.case.id, each.inserted or each.prepared) for each in test]
-        return self._apart(sides, train, tested)
+    def _no_leaks_into(self, train: Sequence[Member], test: Sequence[ReadyCase]) -> bool:
+        split = self.split()
+        tested = [split.prepared_member("test", each.case.id, each.inserted or each.prepared) for each in test]
+        return self._no_leaks(split, train, tested)
 
     def prepare_training(self) -> list[Submitted]:
         """Start the preparation of every training case."""
         data = self.settings.train_data
-        return [self._prepare(known.case, data, training=True) for known in self.sides().train]
+        return [self._prepare(marked.case, data, training=True) for marked in self.split().train]
 
     def prepare_test(self) -> list[ReadyCase]:
         """Insert lesions where the settings ask for it, prepare, and wait."""
-        self._tested = self.prepare_cases([known.case for known in self.sides().test], self.settings.test_data)
+        self._tested = self.prepare_cases([marked.case for marked in self.split().test], self.settings.test_data)
         return self._tested
 
     def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
@@ -190,7 +190,7 @@ class Stages:
         return found
 
     def _used(self, use: Use, case_id: str, ref: Ref) -> UsedCase:
-        salted = {} if self._sides is None else self._sides[1].salted
+        salted = {} if self._split is None else self._split[1].salted
         return UsedCase(use, case_id, ref, salted.get((use, case_id)))
 
     def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> Submitted:
@@ -204,7 +204,7 @@ class Stages:
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
         self.used += [self._used("train", case_id, ref) for case_id, ref in found]
         refs = tuple(ref for _, ref in found)
-        if not self.apart(found, self._tested):
+        if not self.passes_leakage_check(found, self._tested):
             return None
         if not refs:
             if not self.leaked:  # else that is why
@@ -213,7 +213,7 @@ class Stages:
         joint = self.settings.train.schedule == "joint"
         models = self._train_joint(refs) if joint else self._train_two_phases(refs)
         if models is not None:
-            self._trained_on[models] = [self.sides().prepared("train", case_id, ref) for case_id, ref in found]
+            self._trained_on[models] = [self.split().prepared_member("train", case_id, ref) for case_id, ref in found]
         return models
 
     def _train_two_phases(self, prepared: tuple[Ref, ...]) -> Models | None:
@@ -247,12 +247,12 @@ class Stages:
 
         settings = self.settings
         trained = self._trained_on.get(models, [])
-        if "test" in self.uses and (trained or self.trained) and not self._apart_from(trained, cases):
+        if "test" in self.uses and (trained or self.trained) and not self._no_leaks_into(trained, cases):
             return []
         waiting: deque[tuple[ReadyCase, Submitted]] = deque()
         under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
 
-        def go_on() -> None:
+        def evaluate_next() -> None:
             ready, task = waiting.popleft()
             segmented = task.ref()
             if segmented is None:
@@ -266,7 +266,7 @@ class Stages:
 
         for ready in cases:
             if len(waiting) >= self.runner.at_a_time:
-                go_on()
+                evaluate_next()
             segment = steps.segment(
                 ready.prepared,
                 models.restoration,
@@ -278,7 +278,7 @@ class Stages:
             )
             waiting.append((ready, self.runner.submit(ready.case.id, segment)))
         while waiting:
-            go_on()
+            evaluate_next()
         return [
             CaseResult(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.inserted)
             for ready, segmented, task in under_way

@@ -97,12 +97,12 @@ def identify(scans: Sequence[Path]) -> list[str]:
     secret = _secret()
     found = []
     for scan, digest in zip(scans, digests, strict=True):
-        said = f"path {scan.absolute()}" if digest is None else _said(digest)
-        found.append(_id_of(_keyed(secret, said)))
+        text = f"path {scan.absolute()}" if digest is None else _scan_text(digest)
+        found.append(_id_of(_keyed(secret, text)))
     return found
 
 
-def keyed(text: str) -> str:
+def keyed_digest(text: str) -> str:
     """A digest that only this machine can make, hex."""
     return _keyed(_secret(), text)
 
@@ -120,12 +120,12 @@ def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...
     from flows.store.digests import path_digest
 
     scan, liver = scan.absolute(), None if liver is None else liver.absolute()
-    content = _keyed(_secret(), _said(path_digest(scan)))
+    content = _keyed(_secret(), _scan_text(path_digest(scan)))
     if liver is not None:
         path_digest(liver)  # there, and readable
     case_id = _id_of(content)
-    with _changing() as cases:
-        known = _same(case_id, content, cases)
+    with _rewriting() as cases:
+        known = _known_entry(case_id, content, cases)
         if liver is None and known is not None and known.liver is not None:
             liver, liver_labels = Path(known.liver), known.liver_labels
         cases[case_id] = _entry(scan, liver, liver_labels, content)
@@ -148,8 +148,8 @@ def register_found(found: Iterable[RegisteredCase]) -> None:
     for case, digest in zip(found, digests, strict=True):
         if digest is None:
             continue
-        content = _keyed(secret, _said(digest))
-        before = _same(case.id, content, known)
+        content = _keyed(secret, _scan_text(digest))
+        before = _known_entry(case.id, content, known)
         liver, labels = case.liver, case.liver_labels
         if before is not None and before.liver is not None:
             liver, labels = Path(before.liver), before.liver_labels
@@ -157,7 +157,7 @@ def register_found(found: Iterable[RegisteredCase]) -> None:
         if before is None or replace(before, added=entry.added) != entry:
             entries[case.id] = entry
     if entries:  # else nothing is new: a nightly run leaves the file as it is
-        with _changing() as cases:
+        with _rewriting() as cases:
             cases.update(entries)
 
 
@@ -181,12 +181,12 @@ def resolve(case_id: str) -> RegisteredCase:
         raise ConfigError(
             f"{case_id}: its scan cannot be read any more; `adflows ids which {case_id}` says where it was"
         )
-    if _keyed(_secret(), _said(digest)) != entry.content:
+    if _keyed(_secret(), _scan_text(digest)) != entry.content:
         raise ConfigError(f"{case_id}: another scan lies in its place by now; `adflows ids add SCAN` gives the new id")
     return case
 
 
-def which(case_id: str) -> RegisteredCase:
+def look_up(case_id: str) -> RegisteredCase:
     """As `resolve`, without a look at the files: for the owner's own terminal."""
     entry = _read().get(case_id)
     if entry is None:
@@ -216,7 +216,7 @@ def registered_count() -> int | None:
 
 def forget(case_id: str) -> None:
     """Remove an id. The scan gets the same one again, should it be registered again. Raises ConfigError."""
-    with _changing() as cases:
+    with _rewriting() as cases:
         if cases.pop(case_id, None) is None:
             raise ConfigError(f"{case_id}: this machine's register has no such case")
 
@@ -230,7 +230,7 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _said(digest: str) -> str:
+def _scan_text(digest: str) -> str:
     return f"scan {digest}"
 
 
@@ -252,7 +252,7 @@ def _entry(scan: Path, liver: Path | None, liver_labels: tuple[int, ...], conten
     )
 
 
-def _same(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry | None:
+def _known_entry(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry | None:
     """The entry of this id, if there is one. Raises ConfigError where it belongs to another scan."""
     entry = cases.get(case_id)
     if entry is not None and entry.content != content:
@@ -371,7 +371,7 @@ def _read() -> dict[str, _Entry]:
 
 
 @contextlib.contextmanager
-def _changing() -> Iterator[dict[str, _Entry]]:
+def _rewriting() -> Iterator[dict[str, _Entry]]:
     """The cases, to be changed: written once the block is through. Raises ConfigError."""
     with _locked() as folder:
         cases = _read()

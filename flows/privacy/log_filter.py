@@ -293,7 +293,7 @@ def _walk(value: object, name: str) -> Iterator[tuple[Any, str]]:
             yield from _walk(each, name)
 
 
-def confined(function: Callable[P, R]) -> Callable[P, R]:
+def without_private_text(function: Callable[P, R]) -> Callable[P, R]:
     """A flow's or task's body, none of whose exceptions reaches Prefect with its text.
 
     Prefect writes that text into the state's message. Here the state names the kind of error, or the rule of a user's
@@ -314,7 +314,7 @@ def confined(function: Callable[P, R]) -> Callable[P, R]:
         ):  # fmt: skip
             raise  # Prefect has its own words for these
         except BaseException as error:
-            return cast("R", _ended_by(error))
+            return cast("R", _final_state(error))
 
     # Prefect looks annotations up among this module's names, so they are resolved among the function's own
     with suppress(NameError):  # of a function within a function
@@ -333,7 +333,7 @@ def rule_of(error: UserError) -> tuple[str, str]:
     return (head, rest) if head.startswith("/") and rest else ("", text)
 
 
-def _ended_by(error: BaseException) -> Any:
+def _final_state(error: BaseException) -> Any:
     from prefect import get_run_logger
     from prefect.exceptions import MissingContextError
     from prefect.states import Crashed, Failed

@@ -30,7 +30,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from medad.base.errors import ConfigError
 
 POOL_TYPE = "process"
-LONGEST_SILENCE = 3
+MISSED_HEARTBEATS = 3
 """Heartbeats that may stay away before a run is taken for dead; one that is late is no death."""
 
 OUR_FLOWS = ["liver", "liver-*", "zsad", "zsad-*"]
@@ -52,8 +52,8 @@ the server takes no crash of it.) No more than needed: each event that is heard 
 BEGIN_S = 600
 """A process starts in seconds; on a machine that is out of memory in minutes."""
 
-ZOMBIES, LOST = "adflows: runs whose process vanished", "adflows: runs that never began"
-TELL = "adflows: tell of failed runs"
+ZOMBIE_AUTOMATION, LOST_AUTOMATION = "adflows: runs whose process vanished", "adflows: runs that never began"
+FAILURE_AUTOMATION = "adflows: tell of failed runs"
 
 Status = Literal["created", "updated", "unchanged"]
 
@@ -109,7 +109,7 @@ def read_deployments(product: Path) -> dict[str, Any]:
     return values
 
 
-def chosen(values: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+def choose_deployments(values: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """The deployments of these names; of all, where none is named. Raises ConfigError."""
     known = {entry["name"]: entry for entry in values["deployments"]}
     if unknown := [name for name in names if name not in known]:
@@ -131,8 +131,8 @@ async def deploy(
         The server refuses, or something that must be there already is not.
     """
     values = read_deployments(site.product)
-    entries = chosen(values, names)
-    with _refusals_are_told():
+    entries = choose_deployments(values, names)
+    with _server_errors_as_config_errors():
         async with get_client() as client:
             block = None if notify is None else await _notification(client, notify)
             applied = [
@@ -144,12 +144,12 @@ async def deploy(
                 await _automation(client, lost_automation(BEGIN_S), dry_run=dry_run),
             ]
             if block is not None:
-                applied.append(await _automation(client, tell_automation(block), dry_run=dry_run))
+                applied.append(await _automation(client, failure_automation(block), dry_run=dry_run))
     return applied
 
 
 @contextlib.contextmanager
-def _refusals_are_told() -> Iterator[None]:
+def _server_errors_as_config_errors() -> Iterator[None]:
     try:
         yield
     except PrefectHTTPStatusError as error:
@@ -264,16 +264,16 @@ def _our_flows() -> dict[str, Any]:
 def zombie_automation(heartbeat_s: int) -> AutomationCore:
     """After a run's heartbeat, another one or the run's end is due; else its process was killed with its worker."""
     beat = "prefect.flow-run.heartbeat"
-    silence_s = LONGEST_SILENCE * heartbeat_s
+    silence_s = MISSED_HEARTBEATS * heartbeat_s
     message = f"No sign of life for {silence_s} s: the process was killed, or its machine went down"
-    return _crash(ZOMBIES, {beat}, {beat, *ENDED}, silence_s, message)
+    return _crash(ZOMBIE_AUTOMATION, {beat}, {beat, *ENDED}, silence_s, message)
 
 
 def lost_automation(begin_s: int) -> AutomationCore:
     """A run that a worker took and never began, because it was killed, has no heartbeat that could stay away."""
     taken = {"prefect.flow-run.Pending", "prefect.flow-run.Submitting"}
     message = f"Taken by a worker {begin_s} s ago and never begun: the worker was killed, or its machine went down"
-    return _crash(LOST, taken, set(BEGUN), begin_s, message)
+    return _crash(LOST_AUTOMATION, taken, set(BEGUN), begin_s, message)
 
 
 def _crash(name: str, after: set[str], expect: set[str], within_s: int, message: str) -> AutomationCore:
@@ -295,10 +295,10 @@ def _crash(name: str, after: set[str], expect: set[str], within_s: int, message:
     )
 
 
-def tell_automation(action: SendNotification | CallWebhook) -> AutomationCore:
+def failure_automation(action: SendNotification | CallWebhook) -> AutomationCore:
     """Each failed, crashed or timed-out run at once."""
     return AutomationCore(
-        name=TELL,
+        name=FAILURE_AUTOMATION,
         description="Made by `adflows deploy --notify`, which puts it right again.",
         trigger=EventTrigger(
             expect=set(FAILED),

@@ -38,7 +38,7 @@ from medad.config.liver import PreprocessSettings
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
-OF_ABLATION = "ablation"
+ABLATION_PREFIX = "ablation"
 """What names of configurations begin with that hold many runs and not one."""
 _DEFAULTS = PreprocessSettings()
 
@@ -48,7 +48,7 @@ def _form(title: str, description: str, *, choices_of: str | None = None) -> dic
 
     `choices_of` a flow makes a list to choose from: the configurations that were there when the deployment was applied.
     """
-    names = [name for name in config_names(choices_of) if not name.startswith(OF_ABLATION)] if choices_of else []
+    names = [name for name in config_names(choices_of) if not name.startswith(ABLATION_PREFIX)] if choices_of else []
     return {"title": title, "description": description} | ({"enum": names} if names else {})
 
 
@@ -151,7 +151,7 @@ def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Fl
 
     def deploy(body: Callable[..., Outcome]) -> Flow[..., Any]:
         @functools.wraps(body)
-        def told(*args: Any, **kwargs: Any) -> Outcome:
+        def run_body(*args: Any, **kwargs: Any) -> Outcome:
             outcome = body(*args, **kwargs)
             if not outcome.failures:
                 return outcome
@@ -159,7 +159,7 @@ def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Fl
             text = f"{outcome.message}. First: {first.case_id}, {first.stage}: {first.rule}"
             return replace(outcome, summary=" ".join(text.split()))
 
-        return prefect_flow(told, name, run_name)
+        return prefect_flow(run_body, name, run_name)
 
     return deploy
 
@@ -179,7 +179,7 @@ def liver_nightly(
     from flows.liver.flow import liver
     from medad.config.liver import load
 
-    settings = load(named_config(config, "liver"), _given(name=name, seed=seed))
+    settings = load(named_config(config, "liver"), _without_none(name=name, seed=seed))
     return liver.body(settings, writable(runs_root() / "liver" / settings.name), refresh)
 
 
@@ -191,7 +191,7 @@ def zsad_weekly(
     from flows.zsad.flow import zsad
     from zsad.config.run import load
 
-    settings = load(named_config(config, "zsad"), _given(name=name, seeds=seeds))
+    settings = load(named_config(config, "zsad"), _without_none(name=name, seeds=seeds))
     return zsad.body(settings, writable(runs_root() / "zsad" / settings.name), refresh)
 
 
@@ -221,10 +221,10 @@ def case_step(
         ref = runner.run(case_id, steps.hand_step(name, source, liver, case.liver_labels, values))
         if ref is None:
             break
-        source = _result(ref)
+        source = _result_file(ref)
     details = {}
     if ref is not None:
-        written = _hand_over(source, runs_root() / "steps" / case_id / step)
+        written = _copy_result(source, runs_root() / "steps" / case_id / step)
         details["written"] = str(written)
         create_markdown_artifact(f"{step} of {case_id}: `{written}`", key="liver-step")
     return Outcome.of(runner, details=details, useful=ref is not None)
@@ -233,12 +233,12 @@ def case_step(
 segment_inbox = liver_inbox.prefect
 
 
-def _result(ref: Ref) -> Path:
+def _result_file(ref: Ref) -> Path:
     """A step's one file."""
     return next(path for path in sorted(ref.folder().iterdir()) if path.name != SIDECAR)
 
 
-def _hand_over(result: Path, folder: Path) -> Path:
+def _copy_result(result: Path, folder: Path) -> Path:
     """Copy it out of the cache, whole or not at all."""
     from medad.base.storage import atomic_path
 
@@ -249,5 +249,5 @@ def _hand_over(result: Path, folder: Path) -> Path:
     return folder / result.name
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}

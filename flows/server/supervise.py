@@ -24,7 +24,7 @@ STOP_RUNS_S = 60.0
 """A step that trains looks at whether it is to stop between two batches."""
 POLL_S = 0.25
 BACKOFF_S = (1.0, 60.0)
-LIVED_S = 60.0
+STABLE_S = 60.0
 """A child that lived this long is started again at once."""
 NICE = 10
 
@@ -60,13 +60,13 @@ class Child:
         if self.nice:
             os.nice(NICE)
 
-    def look(self) -> None:
+    def restart_if_ended(self) -> None:
         """Note a death, and start again when it is time."""
         now = time.monotonic()
         if self.process is not None and (code := self.process.poll()) is not None:
             self.process = None
             low, high = BACKOFF_S
-            self.delay_s = low if now - self.started >= LIVED_S else min(high, max(low, 2 * self.delay_s))
+            self.delay_s = low if now - self.started >= STABLE_S else min(high, max(low, 2 * self.delay_s))
             self.due = now + self.delay_s
             say(f"{self.name}: ended with code {code}; starts again in {self.delay_s:.0f} s")
         if self.due is not None and now >= self.due:
@@ -91,22 +91,22 @@ class Child:
         self.process = None
 
 
-class _ToldToStop(BaseException):
+class _StopRequested(BaseException):
     """Ctrl-C or SIGTERM."""
 
 
-def keep(children: Sequence[Child], begin: Callable[[], None]) -> None:
+def run_until_stopped(children: Sequence[Child], begin: Callable[[], None]) -> None:
     """Start, restart what dies, and end all in the order given when told to."""
-    handlers = {number: signal.signal(number, _tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    with _orphans_are_ours():
+    handlers = {number: signal.signal(number, _raise_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _adopt_orphans():
         try:
             begin()
             while True:
                 for child in children:
-                    child.look()
-                _bury({child.process.pid for child in children if child.process is not None})
+                    child.restart_if_ended()
+                _reap_orphans({child.process.pid for child in children if child.process is not None})
                 time.sleep(POLL_S)
-        except _ToldToStop:
+        except _StopRequested:
             say("stopping")
         finally:
             # a second Ctrl-C is no reason to leave a process behind; SIGKILL is
@@ -120,8 +120,8 @@ def keep(children: Sequence[Child], begin: Callable[[], None]) -> None:
     say("stopped")
 
 
-def _tell(number: int, frame: FrameType | None) -> None:
-    raise _ToldToStop
+def _raise_stop(number: int, frame: FrameType | None) -> None:
+    raise _StopRequested
 
 
 def _prctl(option: int, value: int) -> None:
@@ -131,7 +131,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 @contextlib.contextmanager
-def _orphans_are_ours() -> Iterator[None]:
+def _adopt_orphans() -> Iterator[None]:
     """Processes whose parent dies become this process's children instead of init's."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
@@ -140,7 +140,7 @@ def _orphans_are_ours() -> Iterator[None]:
         _prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
-def _bury(known: set[int]) -> None:
+def _reap_orphans(known: set[int]) -> None:
     """Collect dead orphans; the known children's ends are read by whoever started them."""
     for pid in _children(os.getpid()) - known:
         with contextlib.suppress(ChildProcessError):
@@ -162,13 +162,13 @@ def _children(parent: int) -> set[int]:
 def _end_runs(worker: int) -> None:
     """Tell runs to end, and give them the time to tell the server so."""
     end = time.monotonic() + STOP_RUNS_S
-    told: set[int] = set()
+    signalled: set[int] = set()
     while (left := _children(worker)) and time.monotonic() < end:
-        for pid in left - told:
+        for pid in left - signalled:
             say(f"worker: ending the run of process {pid}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        told |= left
+        signalled |= left
         time.sleep(POLL_S)
 
 
@@ -176,14 +176,14 @@ def _end_orphans() -> None:
     """End what is left, and what that leaves."""
     for number, patience_s in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         end = time.monotonic() + patience_s
-        told: set[int] = set()
+        signalled: set[int] = set()
         while time.monotonic() < end:
-            _bury(set())
+            _reap_orphans(set())
             left = _children(os.getpid())
             if not left:
                 return
-            for pid in left - told:
+            for pid in left - signalled:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            told |= left
+            signalled |= left
             time.sleep(POLL_S)

@@ -70,7 +70,7 @@ class Sidecar(BaseModel):
 
 
 @dataclass(frozen=True)
-class Made:
+class BuildRecord:
     """How an artifact came to be, where that is worth telling."""
 
     began: float
@@ -80,7 +80,7 @@ class Made:
     """What went otherwise than asked for, such as smaller batches for want of memory."""
 
     @classmethod
-    def now(cls, device: str) -> Made:
+    def now(cls, device: str) -> BuildRecord:
         """Return the record of a call that begins on a device."""
         return cls(time.monotonic(), device)
 
@@ -141,7 +141,7 @@ class ArtifactStore:
             os.close(descriptor)
 
     def mark_run(self) -> Callable[[], None]:
-        """Say that a run is under way; returns what ends it, as does the process's death. See `runs_since`."""
+        """Say that a run is under way; returns what ends it, as does the process's death. See `oldest_run_start`."""
         folder = self.root / "runs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4().hex}.lock"
@@ -154,7 +154,7 @@ class ArtifactStore:
 
         return end
 
-    def runs_since(self) -> float:
+    def oldest_run_start(self) -> float:
         """When the oldest run under way began, seconds since 1970; infinity where there is none.
 
         Whatever such a run has used so far was used after that.
@@ -210,7 +210,7 @@ class ArtifactStore:
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
-        self, step: Step, parts: Mapping[str, Any], body: Callable[[Path], Made | None], *, refresh: bool = False
+        self, step: Step, parts: Mapping[str, Any], body: Callable[[Path], BuildRecord | None], *, refresh: bool = False
     ) -> tuple[Ref, bool]:
         """Return the artifact of `step` for the key of `parts`, running `body` on an empty folder if it must be made.
 
@@ -234,16 +234,16 @@ class ArtifactStore:
             work.mkdir(parents=True)
             try:
                 called = time.monotonic()
-                made = body(work) or Made(called)
-                sidecar = self._seal(step, key, parts, work, made)
+                record = body(work) or BuildRecord(called)
+                sidecar = self._seal(step, key, parts, work, record)
                 self._move_into_place(work, self.folder(step.name, key))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=f"{step.name}/{key}"), False
 
     @staticmethod
-    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, made: Made) -> Sidecar:
-        seconds = time.monotonic() - made.began
+    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, record: BuildRecord) -> Sidecar:
+        seconds = time.monotonic() - record.began
         files = {}
         for file in sorted(path for path in work.rglob("*") if path.is_file()):
             sync_path(file)
@@ -259,8 +259,8 @@ class ArtifactStore:
             libraries=library_versions(step.libraries),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            device=made.device,
-            notes=made.notes,
+            device=record.device,
+            notes=record.notes,
         )
         (work / SIDECAR).write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
         sync_path(work / SIDECAR)

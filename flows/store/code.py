@@ -117,14 +117,14 @@ def _parse(name: str) -> Module | None:
     return Module(definitions, imports)
 
 
-def _ours(module: str) -> bool:
+def _is_ours(module: str) -> bool:
     return module.split(".", maxsplit=1)[0] in PACKAGES and module not in VALUES_IN_KEY
 
 
 def _as_module(module: str, name: str | None) -> str | None:
     """The module that an import names, if it names one: `import a.b`, `from a import b`."""
     whole = module if name is None else f"{module}.{name}"
-    return whole if _ours(whole) and _parse(whole) is not None else None
+    return whole if _is_ours(whole) and _parse(whole) is not None else None
 
 
 def _targets(module: str, name: str | None) -> list[tuple[str, str]]:
@@ -133,7 +133,7 @@ def _targets(module: str, name: str | None) -> list[tuple[str, str]]:
     if whole is not None:
         parsed = _parse(whole)
         return [(whole, each) for each in parsed.definitions] if parsed else []
-    return [(module, name)] if name is not None and _ours(module) else []
+    return [(module, name)] if name is not None and _is_ours(module) else []
 
 
 class _Reach(ast.NodeVisitor):
@@ -182,7 +182,7 @@ def closure(function: str) -> dict[str, str]:
     seen: dict[tuple[str, str], str] = {}
     while pending:
         module, name = pending.pop()
-        if (module, name) in seen or not (_ours(module) or module == start_module):
+        if (module, name) in seen or not (_is_ours(module) or module == start_module):
             continue
         parsed = _parse(module)
         if parsed is None:

@@ -140,7 +140,7 @@ class Call:
         }
         takes = inspect.signature(function).parameters
         given = {name: value for name, value in offered.items() if name in takes}
-        given |= {name: _handed_over(value) for name, value in self.arguments.items()}
+        given |= {name: _as_argument(value) for name, value in self.arguments.items()}
         if "checkpoint" not in takes or "checkpoint" in given:
             function(**given)
             return
@@ -224,18 +224,18 @@ def _refs_in(value: Any) -> Iterator[Ref]:
             yield from _refs_in(each)
 
 
-def _handed_over(value: Any) -> Any:
+def _as_argument(value: Any) -> Any:
     """Return an argument as the function takes it: artifacts as their folders, keyed values as themselves."""
     if isinstance(value, Keyed):
-        return _handed_over(value.value)
+        return _as_argument(value.value)
     if isinstance(value, Ref):
         return value.folder()
     if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(map(_handed_over, value))
+        return type(value)(map(_as_argument, value))
     if isinstance(value, Mapping):
-        return {name: _handed_over(each) for name, each in value.items()}
+        return {name: _as_argument(each) for name, each in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {each.name: _handed_over(getattr(value, each.name)) for each in fields(value) if each.init}
+        changed = {each.name: _as_argument(getattr(value, each.name)) for each in fields(value) if each.init}
         return replace(value, **changed)
     return value
 

@@ -22,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedArtifact:
     """One artifact in the cache."""
 
     step: str
@@ -40,7 +40,7 @@ class Kept:
 class Damage:
     """An artifact that is not what its sidecar says."""
 
-    kept: Kept
+    artifact: CachedArtifact
     rule: str
 
 
@@ -61,34 +61,34 @@ class Change:
         return f"{self.part}: {self.before} -> {self.now}"
 
 
-def kept(store: ArtifactStore, step: str | None = None) -> list[Kept]:
+def list_artifacts(store: ArtifactStore, step: str | None = None) -> list[CachedArtifact]:
     """Everything that the cache holds, of one step or of all, oldest use first."""
     found = []
     for folder in store.root.glob(f"{step or '*'}/*"):
         if len(folder.name) == KEY_LENGTH and folder.is_dir():
             with contextlib.suppress(FileNotFoundError):  # pruned by another process meanwhile
-                found.append(_look(folder))
+                found.append(_read_artifact(folder))
     return sorted(found, key=lambda each: (each.used, each.key))
 
 
-def _look(folder: Path) -> Kept:
+def _read_artifact(folder: Path) -> CachedArtifact:
     try:
         sidecar = Sidecar.model_validate_json((folder / SIDECAR).read_bytes())
     except (OSError, ValidationError):
         sidecar = None
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Kept(folder.parent.name, folder.name, folder, size, folder.stat().st_mtime, sidecar)
+    return CachedArtifact(folder.parent.name, folder.name, folder, size, folder.stat().st_mtime, sidecar)
 
 
-def find(store: ArtifactStore, key: str) -> Kept:
+def find(store: ArtifactStore, key: str) -> CachedArtifact:
     """The artifact whose key begins so. Raises ConfigError where there is none, or more than one."""
-    found = [each for each in kept(store) if each.key.startswith(key)]
+    found = [each for each in list_artifacts(store) if each.key.startswith(key)]
     if len(found) != 1:
         raise ConfigError(f"{key}: {'no' if not found else len(found)} artifacts in {store.root} have such a key")
     return found[0]
 
 
-def check(each: Kept) -> str | None:
+def check(each: CachedArtifact) -> str | None:
     """What is wrong with an artifact, every file read anew; None where it is whole."""
     sidecar = each.sidecar
     if sidecar is None:
@@ -106,9 +106,11 @@ def check(each: Kept) -> str | None:
     return None
 
 
-def damaged(store: ArtifactStore, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Damage]:
+def find_damaged(
+    store: ArtifactStore, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Damage]:
     """Check all artifacts; `on_progress` is told how many of how many are done."""
-    everything = kept(store)
+    everything = list_artifacts(store)
     found = []
     for done, each in enumerate(everything, 1):
         if (rule := check(each)) is not None and each.folder.is_dir():
@@ -117,21 +119,26 @@ def damaged(store: ArtifactStore, on_progress: Callable[[int, int], None] = lamb
     return found
 
 
-def choose(
-    everything: Iterable[Kept], *, older_than_s: float | None, max_bytes: int | None, now: float, in_use_since: float
-) -> list[Kept]:
+def choose_unused(
+    everything: Iterable[CachedArtifact],
+    *,
+    older_than_s: float | None,
+    max_bytes: int | None,
+    now: float,
+    in_use_since: float,
+) -> list[CachedArtifact]:
     """What to remove: all that was not used for so long, then the longest unused until the rest fits.
 
     Parameters
     ----------
     everything
-        As `kept` gives it: oldest use first.
+        As `list_artifacts` gives it: oldest use first.
     older_than_s, max_bytes
         None: no such limit.
     now
         Seconds since 1970. A use in the future (a clock that went back) counts as just now.
     in_use_since
-        What was used since then stays: a run under way may come back to it (`ArtifactStore.runs_since`).
+        What was used since then stays: a run under way may come back to it (`ArtifactStore.oldest_run_start`).
     """
     everything = list(everything)
     free = [each for each in everything if each.used < in_use_since]
@@ -144,7 +151,7 @@ def choose(
     return chosen
 
 
-def remove(store: ArtifactStore, each: Kept) -> bool:
+def remove(store: ArtifactStore, each: CachedArtifact) -> bool:
     """Remove an artifact; False where a run is at work on it or it is gone."""
     name = f"{each.step}-{each.key}"
     with store.lock(name, wait=False) as held:
@@ -189,7 +196,7 @@ def _is_digest(text: str) -> bool:
     return len(text) == KEY_LENGTH and set(text) <= set("0123456789abcdef")
 
 
-def outdated(each: Kept) -> list[Change]:
+def outdated(each: CachedArtifact) -> list[Change]:
     """Return what today's program would do otherwise than the one that made an artifact; empty where it still serves.
 
     Steps must have been loaded (`flows.store.step.load_steps`).
@@ -207,7 +214,7 @@ def nearest(store: ArtifactStore, step: Step, parts: Mapping[str, Any]) -> list[
     Inputs that are digests weigh most: the same scan under another setting is nearer than another scan.
     """
     best: tuple[int, float, list[Change]] | None = None
-    for each in kept(store, step.name):
+    for each in list_artifacts(store, step.name):
         if each.sidecar is None:
             continue
         found = changes(each.sidecar.parts, parts)
@@ -226,6 +233,6 @@ def days(seconds: float) -> str:
     return f"{minutes:.0f} min"
 
 
-def age(each: Kept) -> str:
+def age(each: CachedArtifact) -> str:
     """Since its last use."""
     return days(time.time() - each.used)

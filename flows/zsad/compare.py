@@ -90,7 +90,7 @@ class CompareStages(ImageStages):
         return categories
 
     def _encode(self, categories: Sequence[ImageSet]) -> None:
-        self._leave_out_misfits()
+        self._drop_unfit_systems()
         systems = [*self.settings.systems, *self._ablated()]
         waiting: list[tuple[str, ImageSet, Submitted]] = []
         for name in dict.fromkeys(system.encoder for system in systems):
@@ -109,7 +109,7 @@ class CompareStages(ImageStages):
             if features is not None and (usable := self.usable(category, features)).images:
                 self.features[name, category.name] = Prepared(usable, features)
 
-    def _leave_out_misfits(self) -> None:
+    def _drop_unfit_systems(self) -> None:
         """A system that asks for what its encoder does not have is listed; the others of that encoder go on."""
         from zsad.clip.encoder import check_outputs
 
@@ -190,9 +190,9 @@ class CompareStages(ImageStages):
         text = self._text_ref(system, category)
         if text is None and system.prompts is not None:
             return None
-        return Source(self._words(category), prepared.features, text, prepared.images.images)
+        return Source(self._category_words(category), prepared.features, text, prepared.images.images)
 
-    def _words(self, category: ImageSet) -> str:
+    def _category_words(self, category: ImageSet) -> str:
         return self.settings.prompts.names.get(category.name, category.name)
 
     def _label(self, system: System, category: str, seed: int | None = None) -> str:
@@ -202,25 +202,25 @@ class CompareStages(ImageStages):
     def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         """All systems on all categories and seeds, judged; then the ablations."""
         trained = self.train(categories)
-        rows = [(system, self._begin(system, categories, trained)) for system in self.settings.systems]
+        rows = [(system, self._start_scoring(system, categories, trained)) for system in self.settings.systems]
         ablations = [
-            (name, [(label, self._begin(system.model_copy(update={"label": f"{name} {label}"}), categories, {}))
+            (name, [(label, self._start_scoring(system.model_copy(update={"label": f"{name} {label}"}), categories, {}))
                     for label, system in ablation_systems(name, self.settings.ablation_encoder)])
             for name in self.settings.ablations
         ]  # fmt: skip
-        judged = [self._result(system, self._judge(begun)) for system, begun in rows]
+        results = [self._result(system, self._evaluate(started)) for system, started in rows]
         shown = [
-            AblationResult(name, [AblationRow(label, _folders(self._judge(begun))) for label, begun in one])
+            AblationResult(name, [AblationRow(label, _folders(self._evaluate(started))) for label, started in one])
             for name, one in ablations
         ]
-        return judged, shown
+        return results, shown
 
     def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
         encoder = self.settings.encoders[system.encoder]
         weights = weights_shown(encoder) or {}
         return SystemResult(system, made_by(encoder, weights.get("weights", "")), found)
 
-    def _begin(
+    def _start_scoring(
         self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], Submitted]
     ) -> list[Scoring]:
         found = []
@@ -233,13 +233,13 @@ class CompareStages(ImageStages):
                 continue
             for seed in self.settings.seeds if system.seeded else self.settings.seeds[:1]:
                 label = self._label(system, category.name, seed)
-                job = self._job(system, prepared, text, seed, label, trained)
-                if job is not None:
-                    task = self.runner.submit(label, job)
+                call = self._score_call(system, prepared, text, seed, label, trained)
+                if call is not None:
+                    task = self.runner.submit(label, call)
                     found.append(Scoring(system, prepared.images, seed, label, prepared.features, task))
         return found
 
-    def _job(
+    def _score_call(
         self,
         system: System,
         prepared: Prepared,
@@ -268,8 +268,8 @@ class CompareStages(ImageStages):
         ):
             return None
         return steps.score_system(
-            system, self._words(category), category.images, prepared.features, text, shots, weights, encoder, seed,
-            settings.machine,
+            system, self._category_words(category), category.images, prepared.features, text, shots, weights, encoder,
+            seed, settings.machine,
         )  # fmt: skip
 
     def _shots(self, system: WinClip, category: ImageSet, seed: int, label: str) -> Ref | None:
@@ -296,9 +296,9 @@ class CompareStages(ImageStages):
         call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.outputs)
         return self.runner.run(label, call)
 
-    def _judge(self, begun: Iterable[Scoring]) -> ByCategory:
+    def _evaluate(self, started: Iterable[Scoring]) -> ByCategory:
         tasks = []
-        for one in begun:
+        for one in started:
             scores = self.ref_of(one.scores)
             if scores is not None and isinstance(one.system, DualImage):
                 fuse = steps.fuse(scores, one.system.score)
@@ -336,7 +336,7 @@ class CompareStages(ImageStages):
         call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), notes)
         return self.runner.run("report", call)
 
-    def end(self, out: Path, copies: Sequence[Copied], started: float, *, useful: bool) -> Outcome:
+    def finish_run(self, out: Path, copies: Sequence[Copied], started: float, *, useful: bool) -> Outcome:
         """`finish` with what this flow's manifest says."""
         manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
         return self.finish(out, self.settings, copies, manifest, started, showing.COMPARE, useful=useful)
@@ -355,7 +355,7 @@ def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> Outc
         systems, ablations = stages.score(stages.prepare())
     report = stages.report(systems, ablations)
     useful = any(row.categories for row in systems)
-    return stages.end(out, copied(report, *REPORT_FILES), started, useful=useful)
+    return stages.finish_run(out, copied(report, *REPORT_FILES), started, useful=useful)
 
 
 @our_flow("zsad-train", "train {settings.name}")
@@ -365,4 +365,4 @@ def train(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcom
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         checkpoint = stages.train_one(stages.prepare())
-    return stages.end(out, copied(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)
+    return stages.finish_run(out, copied(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)

@@ -99,7 +99,7 @@ class Stages(ImageStages):
                 )
                 for seed in settings.seeds
             }  # fmt: skip
-            tasks = {seed: self.runner.submit(_of_seed(label, seed), call) for seed, call in calls.items()}
+            tasks = {seed: self.runner.submit(_seed_label(label, seed), call) for seed, call in calls.items()}
             scores.append((each, tasks))
         evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, Submitted]]] = []
         for each, tasks in scores:
@@ -120,7 +120,7 @@ class Stages(ImageStages):
     def _fuse(self, category: ImageSet, scores: dict[int, Ref]) -> dict[int, Ref]:
         """Other lambdas than the paper's, where the settings have some that matter."""
         tasks = {
-            seed: self.runner.submit(_of_seed(category.label, seed), call)
+            seed: self.runner.submit(_seed_label(category.label, seed), call)
             for seed, ref in scores.items()
             if (call := steps.fuse(ref, self.settings.score)) is not None
         }
@@ -133,7 +133,7 @@ class Stages(ImageStages):
             seed: steps.evaluate(category.images, each.features, ref, settings.score.variants, settings.evaluation)
             for seed, ref in scores.items()
         }
-        return {seed: self.runner.submit(_of_seed(category.label, seed), call) for seed, call in calls.items()}
+        return {seed: self.runner.submit(_seed_label(category.label, seed), call) for seed, call in calls.items()}
 
     def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
         """Masks that could not be used, the same for every seed: such images have no pixel figures."""
@@ -162,7 +162,7 @@ class Stages(ImageStages):
         call = steps.report(self.settings, categories, failures, installed_versions(), notes)
         return self.runner.run("report", call)
 
-    def end(
+    def finish_run(
         self,
         out: Path,
         copies: Sequence[Copied],
@@ -177,7 +177,7 @@ class Stages(ImageStages):
         return self.finish(out, self.settings, copies, manifest, started, shows, private=private, useful=useful)
 
 
-def _of_seed(label: str, seed: int) -> str:
+def _seed_label(label: str, seed: int) -> str:
     return f"{label}, seed {seed}"
 
 
@@ -189,7 +189,7 @@ def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     with terminal.bars():
         categories = stages.score(stages.encode(stages.find()))
     report = stages.report(categories)
-    return stages.end(out, copied(report, *REPORT_FILES), started, showing.ZSAD, useful=bool(categories))
+    return stages.finish_run(out, copied(report, *REPORT_FILES), started, showing.ZSAD, useful=bool(categories))
 
 
 @our_flow("zsad-score", "score")
@@ -220,7 +220,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     else:
         category = replace(found, name=request.category or found.name)
         with terminal.bars():
-            encoded = stages.encode(stages.take([category], label="images"))
+            encoded = stages.encode(stages.read_sets([category], label="images"))
     if len({image.sha256 for each in encoded for image in each.category.images}) == 1:
         stages.use_text_alone()
     with terminal.bars():
@@ -235,4 +235,4 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     )
     ref = stages.runner.run("images", call)
     copies = copied(ref, *REPORT_FILES, "maps")
-    return stages.end(request.out, copies, started, showing.ZSAD_SCORE, private=True, useful=bool(categories))
+    return stages.finish_run(request.out, copies, started, showing.ZSAD_SCORE, private=True, useful=bool(categories))

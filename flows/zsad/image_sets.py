@@ -58,7 +58,7 @@ class ImageStages:
             self.runner.fail(describe("data", "find", error))
             return []
         self._note(problems)
-        return self.take(categories)
+        return self.read_sets(categories)
 
     def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
         if not data.root.startswith("samples:"):
@@ -74,7 +74,7 @@ class ImageStages:
             path_filter.learn(Path(problem.path), problem.case_id)
             self.runner.fail(problem)
 
-    def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
+    def read_sets(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
         """Read every file once for its digest; one that cannot be read is noted and left out."""
         found = []
         for category in categories:

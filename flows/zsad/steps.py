@@ -176,7 +176,7 @@ def needs_references(variants: Iterable[Variant]) -> bool:
     return not WITH_REFERENCES.isdisjoint(variants)
 
 
-def _that_matter(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
+def _with_lambdas(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
     """Return the settings with these lambdas; others and unused ones as in the paper, the variants in one order."""
     fields = ScoreSettings.model_fields
     update = {name: fields[name].default for name in fields if name.startswith("lambda_") and name not in lambdas}
@@ -201,7 +201,7 @@ def score(
     `images` are those with features: adaptation reads them again. The seed matters only where references are drawn or
     anomalies drawn in.
     """
-    settings = _that_matter(settings, ())
+    settings = _with_lambdas(settings, ())
     adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
     batch = max(encoder.batch_size, settings.batch_size) if adapts else settings.batch_size
     return SCORE(
@@ -227,15 +227,15 @@ def _adaptation(settings: AdaptSettings) -> Keyed:
     return keyed(settings, "textures", textures=[path_digest(path) for path in files])
 
 
-def lambdas_that_matter(settings: ScoreSettings) -> ScoreSettings:
+def with_used_lambdas(settings: ScoreSettings) -> ScoreSettings:
     """Return the settings with the lambdas that their variants use."""
-    return _that_matter(settings, frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants)))
+    return _with_lambdas(settings, frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants)))
 
 
 def fuse(scores: Ref, settings: ScoreSettings) -> Call | None:
     """The same parts under other lambdas; None where the lambdas that matter are the paper's."""
-    settings = lambdas_that_matter(settings)
-    return None if settings == _that_matter(settings, ()) else FUSE(scores=scores, settings=settings)
+    settings = with_used_lambdas(settings)
+    return None if settings == _with_lambdas(settings, ()) else FUSE(scores=scores, settings=settings)
 
 
 def evaluate(

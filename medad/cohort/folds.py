@@ -93,8 +93,8 @@ def _by_kind(mark: Mark) -> tuple[int, str]:
     return KINDS.index(mark.kind), mark.digest
 
 
-def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
-    """Deal patients into folds: key of a patient -> number of its fold, 0 to `folds.count` - 1.
+def assign_folds(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
+    """Assign patients to folds: key of a patient -> number of its fold, 0 to `folds.count` - 1.
 
     Of the patients of either data set every fold gets the same number, or one more; a patient of both sets gets one
     fold. A function of the two sets of keys, the count and the seed alone.
@@ -109,11 +109,11 @@ def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> 
         return sorted(patients, key=lambda key: hashlib.sha256(f"{folds.seed} {key}".encode()).digest())
 
     both = set(train) & set(test)
-    dealt = {key: place % folds.count for place, key in enumerate(shuffled(both))}
+    assigned = {key: place % folds.count for place, key in enumerate(shuffled(both))}
     for alone in (set(train) - both, set(test) - both):
-        # each goes on where the patients of both sets ended, so that either set is dealt round and round
-        dealt |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
-    return dealt
+        # each goes on where the patients of both sets ended, so that the folds of either set are equally full
+        assigned |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
+    return assigned
 
 
 def find_leaks(train: Sequence[Member], test: Sequence[Member]) -> list[Leak]:

@@ -34,7 +34,7 @@ class InboxSettings(Settings):
     """Pattern of the liver masks below `inbox`, with one `*` for the case."""
     liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     """Values of liver in the masks."""
-    settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    unchanged_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Seconds without a change of its files after which a scan is read. Until then it may still be arriving."""
     affine_mismatch: Literal["error", "warn"] = "error"
     """Reaction to a mask of the scan's shape with another affine."""

@@ -447,7 +447,7 @@ def test_a_scan_that_cannot_be_read_for_a_moment_is_not_failed_for_ever(
 
 def test_a_scan_is_taken_only_when_it_is_whole(box: Box) -> None:
     """Appended in pieces while passes go on: no pass may take a part, and one takes the whole."""
-    box.configure(settle_s=0.6)
+    box.configure(unchanged_s=0.6)
     whole = (box.phantoms / "volume-0.nii.gz").read_bytes()
     scan = box.drop("a", 0)
     scan.write_bytes(b"")
@@ -474,7 +474,7 @@ def test_a_scan_is_taken_only_when_it_is_whole(box: Box) -> None:
 def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stamps of another machine, years off; and this machine's clock goes back while it runs."""
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     year = 365 * 86400
     for name, phantom, shift in (("a", 0, year), ("b", 1, -year)):
         scan = box.drop(name, phantom)
@@ -500,7 +500,7 @@ def test_what_another_command_read_still_counts_as_arriving(box: Box, monkeypatc
     """A dry run, or `segment`, may have read and remembered a half-copied scan."""
     monkeypatch.setattr(digests, "SETTLED_S", -1.0)
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     box.drop("a", 0)
     [planned] = {row["case"] for row in box.run("--dry-run").answer["plan"] if row["step"] == "prepare"}
     watched: list[float] = []
@@ -544,12 +544,12 @@ def test_all_files_of_a_dicom_folder_count(box: Box, monkeypatch: pytest.MonkeyP
     folder.mkdir(parents=True)
     shutil.copy(box.phantoms / "segmentation-0.nii.gz", box.inbox / "a" / "liver.nii.gz")
     settings = Inbox.open(InboxRequest(config=str(box.config))).settings
-    assert [each.rule for each in arrivals.look(settings).waiting] == ["no DICOM file directly in this folder"]
+    assert [each.rule for each in arrivals.list_arrivals(settings).waiting] == ["no DICOM file directly in this folder"]
     (folder / "IM1").write_bytes(b"slice")
     (folder / "IM2.dcm.part").write_bytes(b"sli")
-    assert [each.rule for each in arrivals.look(settings).waiting] == [ARRIVING]
+    assert [each.rule for each in arrivals.list_arrivals(settings).waiting] == [ARRIVING]
     (folder / "IM2.dcm.part").rename(folder / "IM2.dcm")
-    [arrival] = arrivals.look(settings).arrivals
+    [arrival] = arrivals.list_arrivals(settings).arrivals
     assert arrivals.unchanged(arrival)
     (folder / "series").mkdir()
     (folder / "series" / "note.txt").write_text("more to come", encoding="utf-8")
@@ -559,9 +559,9 @@ def test_all_files_of_a_dicom_folder_count(box: Box, monkeypatch: pytest.MonkeyP
         (folder / "IM3.dcm").write_bytes(b"slice")
         time.sleep(seconds)
 
-    [arrival] = arrivals.look(settings).arrivals
+    [arrival] = arrivals.list_arrivals(settings).arrivals
     monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=time.monotonic, sleep=another))
-    assert [each.rule for each in arrivals.settle([arrival], 1e-3)[1]] == [ARRIVING]
+    assert [each.rule for each in arrivals.wait_until_unchanged([arrival], 1e-3)[1]] == [ARRIVING]
 
 
 def test_a_scan_waits_for_its_mask(box: Box) -> None:
@@ -723,7 +723,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(box: Box, cache: P
 
 def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     done, broken = box.drop("a", 0), box.drop_broken("b", 1)
     assert len(box.segmented(code=2)) == 1
     waiting, new = box.drop("c", 2, liver=False), box.drop("d", 2)
@@ -752,7 +752,7 @@ def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch
     box = served
 
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     box.drop("a", 0)
     passes: list[str] = []
 

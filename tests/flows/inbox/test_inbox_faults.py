@@ -124,7 +124,7 @@ def nothing_is_left(box: Box, cache: Path) -> None:
 
 @pytest.mark.timeout(5400)
 def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> None:
-    box.configure(settle_s=2.5)
+    box.configure(unchanged_s=2.5)
     rng = random.Random(4)
     dropped: set[str] = set()
     dropping = threading.Thread(target=lambda: dropped.update(drop_all(box, rng)))

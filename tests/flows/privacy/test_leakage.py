@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.liver.flow import UNKNOWN_TRAINING
+from flows.liver.flow import UNKNOWN_TRAINING_NOTE
 from medad.cohort.folds import patient_mark
 from tests.flows.leaks import database_bytes, holds, search
 
@@ -212,7 +212,7 @@ def test_a_models_run_says_which_cases_trained_it(
     ran = cli(*command, *data, "--model", older, "--name", "fourth")
     assert ran.code == 0, ran.err
     assert (
-        UNKNOWN_TRAINING
+        UNKNOWN_TRAINING_NOTE
         in json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))["notes"]
     )
 
@@ -289,7 +289,9 @@ def test_a_fold_is_a_run_like_any_other(world: Any, cli: Cli, four: Path, tmp_pa
     assert (len(trained), len(tested)) == (2, 2)
     assert not set(trained) & set(tested)
     report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-    assert report["notes"][0] == ("Fold 1 of 2, counted from 0, dealt by patient with seed 0: 2 in training, 2 tested.")
+    assert report["notes"][0] == (
+        "Fold 1 of 2, counted from 0, assigned by patient with seed 0: 2 in training, 2 tested."
+    )
     assert {case["case_id"] for case in report["cases"]} == set(tested)
     # trained by itself, and evaluated by itself: the same fold
     alone = cli("liver", "train", world.config, *(*on_one_set(four, 1)[:2], *on_one_set(four, 1)[4:]),

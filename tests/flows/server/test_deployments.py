@@ -39,20 +39,27 @@ from flows.machine.environment import (
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import final_state
 from flows.server.deploy import (
-    LONGEST_SILENCE,
+    MISSED_HEARTBEATS,
     OUR_FLOWS,
     Site,
-    chosen,
+    choose_deployments,
+    failure_automation,
     limit_name,
     local_timezone,
     lost_automation,
     read_deployments,
-    tell_automation,
     template_values,
     zombie_automation,
 )
 from flows.server.deployments import StepSettings, case_step
-from flows.server.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
+from flows.server.serve import (
+    LOCAL,
+    SERVER_SETTINGS,
+    ServerOptions,
+    WorkerOptions,
+    server_environment,
+    worker_environment,
+)
 from flows.server.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
@@ -254,11 +261,11 @@ def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
         *(Cancelled().name, Crashed().name, "TimedOut"),
     ]
     zombies, lost = as_the_server_sees_it(zombie_automation(60)), as_the_server_sees_it(lost_automation(600))
-    tell = as_the_server_sees_it(tell_automation(SendNotification(block_document_id=uuid4(), body="")))
+    on_failure = as_the_server_sees_it(failure_automation(SendNotification(block_document_id=uuid4(), body="")))
     for state in states:
         assert state is not None
         assert heard(zombies, state), state
-        assert heard(tell, state) == (state in {"Failed", "Crashed", "TimedOut"}), state
+        assert heard(on_failure, state) == (state in {"Failed", "Crashed", "TimedOut"}), state
     assert heard(zombies, "heartbeat")
     assert zombies.starts_after("prefect.flow-run.heartbeat")
     assert not heard(zombies, "Running")
@@ -267,8 +274,8 @@ def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
     for state in ("Pending", "Submitting"):
         assert lost.starts_after(f"prefect.flow-run.{state}")
         assert not lost.expects(f"prefect.flow-run.{state}")
-    assert zombies.within == timedelta(seconds=LONGEST_SILENCE * 60)
-    assert LONGEST_SILENCE >= 3
+    assert zombies.within == timedelta(seconds=MISSED_HEARTBEATS * 60)
+    assert MISSED_HEARTBEATS >= 3
 
 
 def test_heartbeats_are_no_faster_than_prefect_lets_them_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,8 +326,8 @@ def test_a_prefect_yaml_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) 
     with pytest.raises(ConfigError, match="deployments"):
         read_deployments(tmp_path)
     with pytest.raises(ConfigError, match="liver-nightly, zsad-weekly, step, segment-inbox"):
-        chosen(VALUES, ["nightly"])
-    assert [entry["name"] for entry in chosen(VALUES, ["step", "step"])] == ["step"]
+        choose_deployments(VALUES, ["nightly"])
+    assert [entry["name"] for entry in choose_deployments(VALUES, ["step", "step"])] == ["step"]
 
 
 def test_without_a_server_deploy_and_worker_say_how_to_get_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,16 +348,16 @@ def test_without_a_server_deploy_and_worker_say_how_to_get_one(cli: Cli, monkeyp
 def test_the_settings_of_serve_are_prefects_own_and_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*SERVER_SETTINGS, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"]:
         monkeypatch.delenv(name, raising=False)
-    listening = Listening(PORT)
-    server, worker = server_environment(listening), worker_environment(Working("pool", "box", 4))
+    server_options = ServerOptions(PORT)
+    server, worker = server_environment(server_options), worker_environment(WorkerOptions("pool", "box", 4))
     assert server["PREFECT_SERVER_API_HOST"] == LOCAL == "127.0.0.1"
     assert "*" not in server["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
     assert worker["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
     assert "PREFECT_API_AUTH_STRING" not in server
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:secret")
-    assert server_environment(listening)["PREFECT_API_AUTH_STRING"] == "user:secret"
+    assert server_environment(server_options)["PREFECT_API_AUTH_STRING"] == "user:secret"
     monkeypatch.setenv("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED", "false")
-    assert server_environment(listening)["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "false"
+    assert server_environment(server_options)["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "false"
 
 
 def test_prefect_takes_every_setting_of_serve_and_of_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:

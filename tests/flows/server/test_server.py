@@ -17,7 +17,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from flows.devices.slots import device_count
-from flows.server.deploy import LOST, TELL, ZOMBIES, limit_name
+from flows.server.deploy import FAILURE_AUTOMATION, LOST_AUTOMATION, ZOMBIE_AUTOMATION, limit_name
 from tests.flows.live_server import HOST, POOL, Live, live, postgres, postgres_bin, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -66,7 +66,7 @@ def test_deploy_makes_what_is_needed_and_says_so(site: Live) -> None:
                 assert deployment.work_queue_name == HOST
                 assert deployment.enforce_parameter_schema
                 assert not any(schedule.active for schedule in deployment.schedules)
-        for name in (ZOMBIES, LOST):
+        for name in (ZOMBIE_AUTOMATION, LOST_AUTOMATION):
             assert [found.name for found in client.read_automations_by_name(name)] == [name]
 
 
@@ -77,8 +77,8 @@ def test_deploy_again_changes_nothing_and_doubles_nothing(site: Live) -> None:
     assert {row["status"] for row in again if row["kind"] != "deployment"} == {"unchanged"}
     assert {row["status"] for row in again if row["kind"] == "deployment"} == {"updated"}
     with site.client() as client:
-        assert len(client.read_automations_by_name(ZOMBIES)) == 1
-        assert not client.read_automations_by_name(TELL)
+        assert len(client.read_automations_by_name(ZOMBIE_AUTOMATION)) == 1
+        assert not client.read_automations_by_name(FAILURE_AUTOMATION)
         assert sum(deployment.name == "liver-nightly" for deployment in client.read_deployments()) == 1
 
 
@@ -155,7 +155,7 @@ def test_a_deployment_runs_through_the_worker(site: Live) -> None:
         "scans": "*/scan.nii.gz",
         "livers": "*/liver.nii.gz",
         "liver_labels": [1, 2],
-        "settle_s": 0,
+        "unchanged_s": 0,
     }
     config = site.root / "configs" / "inbox" / "ward.yaml"
     config.parent.mkdir()

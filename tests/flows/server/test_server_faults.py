@@ -15,7 +15,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending
 
-from flows.server.deploy import TELL, limit_name
+from flows.server.deploy import FAILURE_AUTOMATION, limit_name
 from tests.flows.live_server import HOST, Live, live, postgres, postgres_bin, processes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -111,9 +111,9 @@ def test_a_run_that_ended_is_not_called_crashed_afterwards(site: Live, worker: A
 def test_a_run_that_a_worker_took_and_never_began_is_called_crashed(site: Live) -> None:
     site.python(
         "from prefect.client.orchestration import get_client\n"
-        "from flows.server.deploy import LOST, lost_automation\n"
+        "from flows.server.deploy import LOST_AUTOMATION, lost_automation\n"
         "with get_client(sync_client=True) as client:\n"
-        "    [found] = client.read_automations_by_name(LOST)\n"
+        "    [found] = client.read_automations_by_name(LOST_AUTOMATION)\n"
         "    client.update_automation(found.id, lost_automation(20))\n"
     )
     lost, waiting = site.ask("liver-held/queued", mark="lost"), site.ask("liver-held/queued", mark="waiting")
@@ -234,7 +234,7 @@ def test_failed_runs_are_told_to_a_notification_block(sure_site: Live, hook: tup
     assert len(refused.strip().splitlines()) == 1
     for _ in range(2):
         rows = site.deploy("step", "--notify", "custom-webhook/oncall")
-    assert [row["status"] for row in rows if row["name"] == TELL] == ["unchanged"]
+    assert [row["status"] for row in rows if row["name"] == FAILURE_AUTOMATION] == ["unchanged"]
     of_others, quick = site.ask("others/others"), site.ask("liver-quick/cron")
     ours = site.ended(site.ask("liver-failing/failing"))
     assert ours.state is not None

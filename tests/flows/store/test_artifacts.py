@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.store.artifacts import SIDECAR, ArtifactStore, DamagedArtifactError, Made
+from flows.store.artifacts import SIDECAR, ArtifactStore, BuildRecord, DamagedArtifactError
 from flows.store.references import Ref
 from flows.store.step import Step, content_key
 from medad.base.errors import DiskFullError
@@ -148,7 +148,7 @@ def test_a_damaged_artifact_is_made_again(cache: Path, damage: Callable[[Path], 
 
 
 def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
-    def body(out: Path) -> Made | None:
+    def body(out: Path) -> BuildRecord | None:
         (out / "half").write_text("half", encoding="utf-8")
         raise ValueError("broken")
 
@@ -166,7 +166,7 @@ def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
     ],
 )
 def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, error: Exception) -> None:
-    def body(out: Path) -> Made | None:
+    def body(out: Path) -> BuildRecord | None:
         (out / "half").write_text("half", encoding="utf-8")
         raise error
 
@@ -180,7 +180,7 @@ def test_a_refresh_that_fails_keeps_what_was_there(cache: Path) -> None:
     store = ArtifactStore()
     ref, _ = store.build(STEP, PARTS, Body())
 
-    def body(out: Path) -> Made | None:
+    def body(out: Path) -> BuildRecord | None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):

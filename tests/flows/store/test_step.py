@@ -261,10 +261,10 @@ def test_explain_verify_and_prune_take_an_artifact_of_any_step(step: Step, cache
     ref, _ = store.build(step, step.key_parts({"x": 1}), lambda out: None)
     each = upkeep.find(store, ref.key)
     assert upkeep.outdated(each) == [], "up to date"
-    assert upkeep.damaged(store) == []
-    assert upkeep.kept(store, step.name) == [each]
+    assert upkeep.find_damaged(store) == []
+    assert upkeep.list_artifacts(store, step.name) == [each]
     assert upkeep.remove(store, each)
-    assert upkeep.kept(store) == []
+    assert upkeep.list_artifacts(store) == []
 
 
 @pytest.mark.parametrize("step", DECLARED, ids=lambda step: step.name)

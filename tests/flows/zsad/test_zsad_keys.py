@@ -61,7 +61,7 @@ def report_of(settings: ZsadSettings, *found: CategoryResult[Ref], failures: tup
 def fuse_of(scores: Ref, settings: ZsadSettings) -> Call:
     """The step, also where the lambdas are the paper's and it is not needed."""
     needed = zsad_steps.fuse(scores, settings.score)
-    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.lambdas_that_matter(settings.score))
+    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.with_used_lambdas(settings.score))
 
 
 def calls_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: int = 0) -> dict[str, Call]:
