@@ -1,6 +1,6 @@
-"""`adflows serve`, a Prefect server and a worker on this machine as one command; `server` and `worker`, either alone.
+"""The commands `adflows serve` (a Prefect server and a worker on this machine), `server` and `worker` (either alone).
 
-Nothing here imports Prefect before its environment is set.
+This module does not import Prefect before Prefect's environment variables are set.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from flows.server.supervise import POLL_S, Child, run_until_stopped
 from flows.server.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError
 
-LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - in a container, where nothing else would be reached
+LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - needed in a container
 SERVER_SETTINGS = {
-    # the browser asks the host it got the page from, whatever name or tunnel that had
+    # the browser contacts the host that the page came from, so that other host names and tunnels work
     "PREFECT_UI_API_URL": "/api",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DO_NOT_TRACK": "1",
-    # a slot of a global limit must not be lost for ever when the server restarts while it is held
+    # a slot of a global limit that is in use must be freed even if the server restarts
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # events after a week, runs with their logs and artifacts after 90 days
+    # delete events after a week, and runs with their logs and artifacts after 90 days
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "7d",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 24 * 3600),
-    # a page of another site, open in a browser on this machine, must not work the server
+    # a page of another site that is open in a browser here must not be able to control the server
     "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
 }
-"""Applied where the environment is silent; deploy/adflows.env has the same, for commands of Prefect's own."""
+"""Defaults for variables that the environment does not set. deploy/adflows.env has them for Prefect's commands."""
 
 START_S = 180.0
-"""The first start makes the database: 14 s on two idle cores."""
+"""Time limit for the start. The first start creates the database, which takes 14 s on two idle cores."""
 STOP_WORKER_S = 30.0
 STOP_SERVER_S = 20.0
 
@@ -54,46 +54,46 @@ _PREFECT = [sys.executable, "-m", "prefect"]
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """A worker on this machine."""
+    """Options of a worker on this machine."""
 
     pool: str
     host: str
-    """Name of its queue, and its own."""
+    """Name of the worker and of its queue."""
     limit: int
-    """Runs at a time."""
+    """Number of runs at a time."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """A server on this machine."""
+    """Options of a server on this machine."""
 
     port: int
     address: str = LOCAL
-    """That it is bound to."""
+    """Address that the server listens on."""
 
     @property
     def url(self) -> str:
-        """Where this machine reaches it."""
+        """URL of the server on this machine."""
         return f"http://{LOCAL if self.address == EVERYWHERE else self.address}:{self.port}"
 
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What is applied to a server that was just started."""
+    """Options of the deployment to a server that was just started."""
 
     notify: str | None
-    """TYPE/NAME of a notification block."""
+    """TYPE/NAME of a notification block. None: no notifications."""
 
 
 def serve_until_stopped(
     server_options: ServerOptions, worker_options: WorkerOptions, deploy_options: DeployOptions
 ) -> None:
-    """Server and worker until Ctrl-C or SIGTERM, which ends all processes.
+    """Run a server and a worker until Ctrl-C or SIGTERM, which ends all processes.
 
     Raises
     ------
     ConfigError
-        The port or the database is taken, the server does not start, or it refuses prefect.yaml.
+        The port or the database is in use, the server does not start, or it rejects prefect.yaml.
     """
     server, worker = _server(server_options), _worker(worker_options)
 
@@ -110,7 +110,7 @@ def serve_until_stopped(
 
 
 def run_server_until_stopped(server_options: ServerOptions) -> None:
-    """A server alone until Ctrl-C or SIGTERM. Raises ConfigError as `serve_until_stopped`."""
+    """Run a server alone until Ctrl-C or SIGTERM. Raises ConfigError as `serve_until_stopped` does."""
     server = _server(server_options)
     with _lock_database():
         _check_port(server_options)
@@ -119,7 +119,7 @@ def run_server_until_stopped(server_options: ServerOptions) -> None:
 
 
 def run_worker_until_stopped(worker_options: WorkerOptions) -> None:
-    """A worker for the server of PREFECT_API_URL until Ctrl-C or SIGTERM, which ends its runs as well."""
+    """Run a worker for the server of PREFECT_API_URL until Ctrl-C or SIGTERM, which also ends the worker's runs."""
     worker = _worker(worker_options)
 
     def begin() -> None:
@@ -136,7 +136,7 @@ def _server(server_options: ServerOptions) -> Child:
 
 
 def _worker(worker_options: WorkerOptions) -> Child:
-    """Prefect's worker for this machine's queue. The pool is made by `adflows deploy`, and only there."""
+    """Return Prefect's worker for this machine's queue. Only `adflows deploy` creates the work pool."""
     pool = ["--type", "process", "--pool", worker_options.pool, "--no-create-pool-if-not-found"]
     queue = ["--work-queue", worker_options.host, "--name", worker_options.host, "--limit", str(worker_options.limit)]
     return Child("worker", [*_PREFECT, "worker", "start", *pool, *queue], STOP_WORKER_S, runs_first=True, nice=True)
@@ -144,7 +144,7 @@ def _worker(worker_options: WorkerOptions) -> Child:
 
 def _worker_line(worker_options: WorkerOptions) -> str:
     pool, queue = worker_options.pool, worker_options.host
-    return f"worker: runs up to {worker_options.limit} at a time from the queue {queue} of {pool}"
+    return f"worker: up to {worker_options.limit} runs at a time, from queue {queue} of work pool {pool}"
 
 
 def _start_server(server: Child, server_options: ServerOptions) -> None:
@@ -159,11 +159,14 @@ def _home() -> Path:
 
 
 def server_environment(server_options: ServerOptions) -> dict[str, str]:
-    """What the server and this process's own client need; the user's environment wins but for the address."""
+    """Return the variables for the server and for this process's client.
+
+    Values of the user's environment are used first, except for the address.
+    """
     origins = ",".join(f"http://{name}:{server_options.port}" for name in (LOCAL, "localhost"))
     defaults = SERVER_SETTINGS | {
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
-        # Prefect's own place is in its package, which a service may not write to
+        # by default the UI lies in Prefect's package, where a service must not write
         "PREFECT_UI_STATIC_DIRECTORY": str(_home() / "ui"),
     }
     values = {name: os.environ.get(name, value) for name, value in defaults.items()}
@@ -178,7 +181,10 @@ def server_environment(server_options: ServerOptions) -> dict[str, str]:
 
 
 def worker_environment(worker_options: WorkerOptions) -> dict[str, str]:
-    """What the worker needs, whatever `prepare_prefect` set for commands that may embed a server and stay quiet."""
+    """Return the variables for the worker.
+
+    They replace those of `prepare_prefect`, which are for commands that may embed a server and print little.
+    """
     return {
         "ADFLOWS_HOST": worker_options.host,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
@@ -195,23 +201,23 @@ def _check_port(server_options: ServerOptions) -> None:
             probe.bind((server_options.address, server_options.port))
         except OSError as error:
             where = f"port {server_options.port} of {server_options.address}"
-            raise ConfigError(f"{where} cannot be had ({error.strerror}); give another --port") from error
+            raise ConfigError(f"{where} is not available ({error.strerror}); give another --port") from error
 
 
 @contextlib.contextmanager
 def _lock_database() -> Iterator[None]:
-    """Two servers on one database would both run its schedules."""
+    """Hold a lock on the database: two servers on one database would both run its schedules."""
     home = _home()
     try:
         home.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(home / "adflows-serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"{home}: cannot be written to ({error.strerror}); set PREFECT_HOME") from error
+        raise ConfigError(f"{home}: cannot be written to ({error.strerror}); change PREFECT_HOME") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"{home}: another server of ours uses this database; set PREFECT_HOME") from error
+            raise ConfigError(f"{home}: another adflows server uses this database; change PREFECT_HOME") from error
         yield
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""prefect.yaml, the forms it leads to, and the files for systemd and compose: what can be said without a server."""
+"""prefect.yaml, its forms, and the files for systemd and compose: the tests that need no server."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ROOT = Path(__file__).parents[3]
 VALUES = read_deployments(ROOT)
 BY_NAME = {entry["name"]: entry for entry in VALUES["deployments"]}
 STEPS = ("window", "roi", "slice", "equalise")
-"""In the order in which each takes what the one before it wrote."""
+"""Preprocessing steps in order: each reads the result of the one before it."""
 NAMES = ("liver-nightly", "zsad-weekly", "step", "segment-inbox")
 
 
@@ -101,7 +101,7 @@ def test_every_deployment_is_complete(name: str) -> None:
     assert entry["concurrency_limit"]["limit"] >= 1
     alone = name == "segment-inbox"
     assert entry["concurrency_limit"]["collision_strategy"] == ("CANCEL_NEW" if alone else "ENQUEUE")
-    # data must be configured first, and a schedule needs a slug for the server to know it again
+    # data must be configured first, and the server identifies a schedule by its slug
     assert all(schedule["active"] is False and schedule["slug"] for schedule in entry.get("schedules", []))
 
 
@@ -127,7 +127,7 @@ def test_the_form_has_a_title_and_a_description_for_every_field_and_names_no_fil
     for definition in definitions.values():
         fields |= definition.get("properties", {})
     for key, value in fields.items():
-        if name != "segment-inbox":  # its model is described where it is
+        if name != "segment-inbox":  # its fields are described in its model
             assert value["title"] != key, key
             assert value.get("description") or "$ref" in value, key
         assert value.get("format") not in {"path", "file-path", "directory-path"}, key
@@ -175,7 +175,7 @@ def test_configurations_of_the_administrator_come_first(tmp_path: Path, monkeypa
 
 @dataclass(frozen=True)
 class FakeCase:
-    """As the register gives one."""
+    """A case as the register returns it."""
 
     id: str
     scan: Path
@@ -221,7 +221,7 @@ def test_a_step_runs_those_before_it_and_no_other(
     done = run_step(case_id="case-1", step="equalise", settings=values)
     assert done.message == "4 computed, 0 cached, 0 failed"
     result = tmp_path / "runs" / "steps" / "case-1" / "equalise" / "slices.safetensors"
-    # the law: in a row by hand they give the same
+    # the law: the steps run one by one by hand give the same result
     source = scan
     for step in STEPS:
         target = tmp_path / "by-hand" / step
@@ -252,7 +252,7 @@ def heard(trigger: EventTrigger, state: str) -> bool:
 
 
 def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
-    """A state of another name after the last heartbeat would be silence, and a finished run be called crashed."""
+    """Every end of a run must be a known event. Otherwise a finished run would be marked as crashed."""
     failure = CaseFailure("case", "find", "a rule")
     states = [
         final_state(Outcome(1, 0)).name,
@@ -361,7 +361,7 @@ def test_the_settings_of_serve_are_prefects_own_and_safe(monkeypatch: pytest.Mon
 
 
 def test_prefect_takes_every_setting_of_serve_and_of_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt setting would be silently without effect."""
+    """Check every name against Prefect's settings: a misspelt setting would have no effect, without any error."""
     for name in [name for name in os.environ if name.startswith("PREFECT")]:
         monkeypatch.delenv(name)
     for name, value in env_file().items():
@@ -443,7 +443,7 @@ def test_systemd_understands_the_units(path: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     for unit in UNITS:
-        # what it starts and who it is are of the machine that it is copied to
+        # the program and the user exist only on the machine that the unit is copied to
         text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(encoding="utf-8"), flags=re.MULTILINE)
         (tmp_path / unit.name).write_text(text.replace("file:///opt", "file:///usr"), encoding="utf-8")
     name = path.name.replace("@", "@box")
@@ -502,8 +502,10 @@ def test_the_guide_names_every_setting_of_ours(cli: Cli) -> None:
 
 
 def test_modules_of_deployments_are_imported_by_name_not_by_path() -> None:
-    """By path, Prefect would put flows/ first on the path of imports, where flows/zsad/flow.py hides the package
-    zsad."""
+    """Check that entry points are module names.
+
+    For a file path, Prefect would put flows/ first on the import path, where flows/zsad hides the package zsad.
+    """
     for entry in BY_NAME.values():
         module, _, _ = entry["entrypoint"].rpartition(".")
         assert importlib.util.find_spec(module) is not None

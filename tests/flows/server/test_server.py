@@ -1,4 +1,4 @@
-"""On a real server, with SQLite and with PostgreSQL: what prefect.yaml promises happens."""
+"""The promises of prefect.yaml hold on a real server, with SQLite and with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]
 ) -> Iterator[Live]:
-    """A server with a worker, our deployments over a tiny world, and flows that wait."""
+    """Start a server with a worker, our deployments on tiny data sets, and flows that wait."""
     with ExitStack() as stack:
         database = None
         if request.param == "postgresql":
@@ -142,7 +142,7 @@ def test_a_deployment_runs_through_the_worker(site: Live) -> None:
     assert len(list((folder / "masks").iterdir())) == 2
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["name"] == "tiny"
-    # and with the networks of that run, the inbox's: one scan is segmented once
+    # the inbox uses the networks of that run, and segments one scan once
     case = site.root / "inbox" / "MUSTERMANN"
     case.mkdir(parents=True)
     for source, target in (("volume", "scan"), ("segmentation", "liver")):
@@ -217,7 +217,7 @@ def test_a_second_run_waits_where_it_is_to_be_queued(site: Live) -> None:
     assert not (site.held / "queued-2.began").exists()
     site.let_go("queued-1")
     assert site.state_of(site.ended(first)) == "Completed"
-    # asked again after 30 s at most
+    # the worker asks again after at most 30 s
     wait_for("the second began", (site.held / "queued-2.began").exists, 90)
     site.let_go("queued-2")
     assert site.state_of(site.ended(second)) == "Completed"
@@ -237,7 +237,7 @@ def test_a_second_run_is_skipped_where_it_has_nothing_to_do(site: Live) -> None:
 
 def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: Live) -> None:
     cache = Path(site.environment["ADFLOWS_CACHE"])
-    models = sorted(cache.glob("restoration/*"))  # of other runs
+    models = sorted(cache.glob("restoration/*"))  # results of other runs
     assert not list(cache.glob("checkpoints/restoration-*"))
     run = site.ask("liver/liver-nightly", config="endless")
     wait_for("it trains", lambda: list(cache.glob("checkpoints/restoration-*")), 120)
@@ -250,7 +250,7 @@ def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: 
     assert ended.state.name == "Cancelled"
     wait_for("its process is gone, and the device free", lambda: is_free(lock), 30)
     assert sorted(cache.glob("restoration/*")) == models
-    assert list(cache.glob("checkpoints/restoration-*")), "where a run goes on from"
+    assert list(cache.glob("checkpoints/restoration-*")), "the point from which a run continues"
 
 
 def is_free(lock: Path) -> bool:
