@@ -1,4 +1,4 @@
-"""The stages of the liver flows over one runner: each takes what the one before gave and leaves out what failed."""
+"""The stages of the liver flows, all with one runner."""
 
 from __future__ import annotations
 
@@ -41,38 +41,38 @@ class ReadyCase:
 
 
 class Stages:
-    """The stages: each takes what the one before gave and leaves out what failed."""
+    """The stages of a liver flow. Each takes the results of the one before and skips failed cases."""
 
     def __init__(
         self, settings: LiverSettings, *, refresh: bool, uses: tuple[Use, ...] = BOTH, runner: Runner | None = None
     ) -> None:
-        """`runner`: one that is shared with other stages, which then decides about `refresh`."""
+        """Create the stages. If a `runner` is given, its own `refresh` is used."""
         self.settings = settings
         self.uses = uses
-        """The data sets that are looked at; folds need both."""
+        """The data sets that are used. Folds always read both."""
         self.runner = runner or new_runner(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
         self.leaked = False
-        """A patient was on both sides, and nothing of those cases is trained or evaluated."""
+        """Whether a patient was in both training and test data. Then nothing is trained or evaluated."""
         self.trained: list[dict[str, Any]] = []
-        """Of an adopted model: what its run's manifest says of the cases that trained it."""
+        """Training cases of an adopted model, as listed in its run's manifest."""
         self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Models, list[Member]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
-        """Whether names of files are to be left out of what is shown."""
+        """Whether file names must not appear in outputs."""
 
     def with_settings(self, settings: LiverSettings, runner: Runner) -> Stages:
-        """Stages over the same found and prepared cases, which note in another runner.
+        """Return stages with the same found and prepared cases, but other settings and another runner.
 
-        `settings` may differ from these in what finding and preparing cases does not depend on.
+        `settings` may only differ in fields that do not affect the finding and preparing of cases.
         """
         other = copy.copy(self)
         other.settings, other.runner, other.used = settings, runner, []
         return other
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
-        """The cases of a data set; what is wrong with it is noted."""
+        """Find the cases of a data set. Problems are added to the failures."""
         from medad.cohort.datasets import find_cases
         from medad.cohort.samples import samples_dir
 
@@ -96,17 +96,17 @@ class Stages:
         return cases
 
     def record_pseudonyms(self, cases: Sequence[Case]) -> None:
-        """Keep in the register, and say on the user's terminal, which scan a pseudonym stands for."""
+        """Register the scan of each pseudonym, and show it on the user's terminal."""
         self.pseudonymous = self.pseudonymous or bool(cases)
         for case in cases:
             terminal.line(f"{case.id} is {case.scan}")
-        if self.runner.makes:  # a dry run leaves nothing behind
+        if self.runner.makes:  # a dry run writes nothing
             case_ids.register_found(
                 case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
             )
 
     def split(self) -> Split:
-        """The cases that train and those that are tested; none at all where a patient is on both sides."""
+        """Return the train/test split. It is empty if a patient is in both training and test data."""
         settings = self.settings
         of = (settings.train_data, settings.test_data, settings.folds)
         if self._split is None or self._split[0] != of:
@@ -120,7 +120,7 @@ class Stages:
         for use in wanted:
             found[use] = self.find(settings.train_data if use == "train" else settings.test_data, use)
         if folds is not None and not all(found.values()):
-            return Split()  # a fold of what is left would be another fold
+            return Split()  # the fold of only one data set would differ
         try:
             split = Split.of(found["train"], found["test"])
             if folds is not None:
@@ -136,7 +136,7 @@ class Stages:
         return Split()
 
     def _no_leaks(self, split: Split, train: Sequence[Member], test: Sequence[Member]) -> bool:
-        """Whether no patient is both in `train`, or among those that trained an adopted model, and in `test`."""
+        """Return whether no patient of `test` is in `train` or trained an adopted model. Leaks become failures."""
         leaks = find_leaks(train, test)
         if self.trained:
             salted = [salted_member(member, split.salted.get(("test", member.case_id))) for member in test]
@@ -149,7 +149,10 @@ class Stages:
         return not leaks
 
     def passes_leakage_check(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
-        """Whether no patient is on both sides, by the voxels of the prepared livers as well; if not, it is noted."""
+        """Return whether no patient is in both `train` and `test`, comparing also the voxels of the prepared livers.
+
+        A leak is added to the failures.
+        """
         split = self.split()
         return self._no_leaks_into([split.prepared_member("train", case_id, ref) for case_id, ref in train], test)
 
@@ -164,12 +167,12 @@ class Stages:
         return [self._prepare(marked.case, data, training=True) for marked in self.split().train]
 
     def prepare_test(self) -> list[ReadyCase]:
-        """Insert lesions where the settings ask for it, prepare, and wait."""
+        """Insert lesions into the test cases if the settings say so, prepare the cases, and wait for the results."""
         self._tested = self.prepare_cases([marked.case for marked in self.split().test], self.settings.test_data)
         return self._tested
 
     def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
-        """As `prepare_test`, for given cases."""
+        """Prepare the given cases as `prepare_test` does."""
         from medad.cohort.datasets import LabelledScan, case_with_lesions
 
         inserted: dict[str, Ref] = {}
@@ -200,14 +203,14 @@ class Stages:
         return self.runner.submit(case.id, call)
 
     def train(self, prepared: list[Submitted]) -> Models | None:
-        """Both networks, by the schedule asked for; None when there is nothing to train on or a training failed."""
+        """Train both networks by the configured schedule. None if no case can be used or a training failed."""
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
         self.used += [self._used("train", case_id, ref) for case_id, ref in found]
         refs = tuple(ref for _, ref in found)
         if not self.passes_leakage_check(found, self._tested):
             return None
         if not refs:
-            if not self.leaked:  # else that is why
+            if not self.leaked:  # otherwise the leak is the reason
                 self.runner.fail(CaseFailure("model", "restoration", "no training case could be prepared"))
             return None
         joint = self.settings.train.schedule == "joint"
@@ -232,7 +235,7 @@ class Stages:
         return self._adopt(joint.folder(), ("model", "model"))
 
     def adopt(self, run: Path) -> Models | None:
-        """The networks of an earlier run's folder."""
+        """Copy the networks of an earlier run's folder into the cache. None if that failed."""
         return self._adopt(run / "model", NETS)
 
     def _adopt(self, folder: Path, labels: tuple[str, str]) -> Models | None:
@@ -242,7 +245,7 @@ class Stages:
     def segment_and_evaluate(
         self, cases: list[ReadyCase], models: Models, data: DatasetSettings
     ) -> list[CaseResult[Ref]]:
-        """Segment as many cases at a time as there are devices; evaluation of one goes on beside the next."""
+        """Segment the cases, one per device at a time, and evaluate each while the next ones are segmented."""
         from medad.cohort.datasets import LabelledScan
 
         settings = self.settings
@@ -285,7 +288,7 @@ class Stages:
         ]
 
     def report(self, results: list[CaseResult[Ref]], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
-        """report.html and report.json."""
+        """Write report.html and report.json."""
         call = steps.report(
             self.settings,
             results,
@@ -307,9 +310,12 @@ class Stages:
         *,
         private: bool = False,
     ) -> Outcome:
-        """Report, publish into the run folder, show in Prefect's UI, there without a `private` folder's path."""
+        """Write the report, publish the results into the run folder, and show them in Prefect's UI.
+
+        The UI does not show the path of a `private` folder.
+        """
         if models is None and liver_folder.has_model(out):
-            # an earlier run's networks and masks are worth more than this one's empty report
+            # an earlier run's networks and masks must not be replaced by an empty report
             out = out.with_name(f"{out.name}.failed")
         report = self.report(results, models, notes)
         run = RunFolder(

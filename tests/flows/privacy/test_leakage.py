@@ -20,7 +20,7 @@ Cli = Callable[..., Any]
 INSERT = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
 SIZE: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}
 PLACE = "train and test data"
-NEVER = "no patient may be on both sides"
+NEVER = "no patient may be in both"
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,7 @@ def test_more_folds_than_patients_are_refused(world: Any, cli: Cli, cache: Path,
     ran = cli("liver", "run", world.config, *folds, "--out", tmp_path / "runs", "--json")
     assert ran.code == 2
     assert ran.answer["failures"][0]["rule"] == (
-        "fold 4 of 5 leaves no case in test_data, whose patients are 2; set folds.count to that at most"
+        "fold 4 of 5 leaves no case in test_data; folds.count must be at most its number of patients, 2"
     )
     assert steps(cache) == set()
     gone = cli("liver", "run", world.config, *folds, "--test", tmp_path / "gone", "--out", tmp_path / "runs", "--json")
