@@ -185,7 +185,7 @@ def trained_on(model: Path, cases: Sequence[Case]) -> frozenset[str] | None:
 
 
 def refuse_training_cases(model: Path, training_cases: frozenset[str] | None) -> None:
-    """Raise ConfigError if the model was trained on cases of the study, or if that is unknown (`training_cases` is None)."""
+    """Raise ConfigError if the model was trained on cases of the study, or if that is unknown (None)."""
     if training_cases is None:
         raise ConfigError(
             f"{model}: {MANIFEST} names no training scan, so the study's scans may be among them; give the folder of "
@@ -193,7 +193,8 @@ def refuse_training_cases(model: Path, training_cases: frozenset[str] | None) ->
         )
     if training_cases:
         raise ConfigError(
-            f"{model}: was trained on {', '.join(sorted(training_cases))}; give other healthy scans, or --allow-training-cases"
+            f"{model}: was trained on {', '.join(sorted(training_cases))}; give other healthy scans, "
+            "or --allow-training-cases"
         )
 
 

@@ -256,8 +256,8 @@ def test_the_table_knows_every_setting(case: Case) -> None:
         return found
 
     known = {row[0] for row in TABLE}
-    # not in the table: settings of the data sets, which are equal in both or only say where files are; and settings of
-    # groups that have another one in the table, since whole groups enter a key
+    # Not in the table: settings of the data sets, which are the same for both or only say where files are. Also not:
+    # settings of groups that have another one in the table, since whole groups enter a key.
     groups = (
         *("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal."),
         *("synthesis.texture.", "synthesis.lesions.", "inference.combine."),

@@ -1,4 +1,4 @@
-"""The artifact store: once, whole, and never what it was not."""
+"""The artifact store makes each artifact once, completely, and never returns a damaged one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = STEP.key_parts({})
 
 
 class Body:
-    """Writes two files, and counts."""
+    """A body that writes two files and counts its calls."""
 
     def __init__(self, colour: str = "green") -> None:
         self.calls = 0
@@ -42,7 +42,7 @@ class Body:
 
 
 def everything(root: Path) -> set[str]:
-    """Files and folders of a cache that belong to artifacts or their making."""
+    """Return the files and folders of a cache that belong to artifacts or to their making."""
     names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
     return {name for name in names if name not in {"digests.sqlite", "tmp", "locks", "paint"}}
 
@@ -114,7 +114,7 @@ def forge_sidecar(folder: Path) -> None:
 
 
 def damage_timing(folder: Path) -> None:
-    """Volatile files are checked as well."""
+    """Volatile files are verified too."""
     (folder / "timing").write_text("never", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Upkeep of the cache: listing, why a key changed, damage of every kind, and pruning that no run notices."""
+"""Upkeep of the cache: listing, reasons for changed keys, all kinds of damage, and pruning during runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ time.sleep(60)
 
 
 def make(call: Call, *, unused_days: float = 0.0) -> Ref:
-    """Run a call without Prefect; its artifact seems to have been used so long ago."""
+    """Run a call without Prefect, and set the time of last use of its artifact to this age."""
     found = attempt("a", call, refresh=False, make=make_here)
     assert isinstance(found, Found)
     then = time.time() - unused_days * DAY_S
@@ -70,13 +70,16 @@ def test_use_is_noted_by_who_finds_and_by_who_verifies(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks", "rule"),
     [
-        (lambda folder: (folder / "result.txt").write_text("b", encoding="utf-8"), "result.txt was altered"),
-        (lambda folder: (folder / "result.txt").write_text("", encoding="utf-8"), "result.txt was altered or cut"),
+        (lambda folder: (folder / "result.txt").write_text("b", encoding="utf-8"), "result.txt was changed"),
+        (
+            lambda folder: (folder / "result.txt").write_text("", encoding="utf-8"),
+            "result.txt was changed or is incomplete",
+        ),
         (lambda folder: (folder / "result.txt").unlink(), "result.txt cannot be read"),
         (lambda folder: (folder / SIDECAR).unlink(), "cannot be read"),
-        (lambda folder: _change(folder, "step", "other"), "another's, or was altered"),
-        (lambda folder: _change(folder, "digest", "0" * 64), f"{SIDECAR} was altered"),
-        (lambda folder: _change(folder, "parts", {"inputs": {"text": "b"}}), "another's, or was altered"),
+        (lambda folder: _change(folder, "step", "other"), "another artifact, or was changed"),
+        (lambda folder: _change(folder, "digest", "0" * 64), f"{SIDECAR} was changed"),
+        (lambda folder: _change(folder, "parts", {"inputs": {"text": "b"}}), "another artifact, or was changed"),
     ],
 )
 def test_damage_is_found_though_size_and_time_stamps_are_the_same(
@@ -118,7 +121,7 @@ def test_choosing_by_age_then_by_size(cache: Path) -> None:
     assert chosen(max_bytes=int(2.5 * size)) == [0, 1]
     assert chosen(older_than_s=30 * DAY_S, max_bytes=int(1.5 * size)) == [0, 1, 2]
     assert chosen(max_bytes=0) == [0, 1, 2, 3]
-    # of a run that began 15 days ago, all it may have used stays, whatever the limits
+    # everything that a run of 15 days may have used stays, even beyond the limits
     assert chosen(max_bytes=0, in_use_since=now - 15 * DAY_S) == [0, 1]
 
 
@@ -241,7 +244,7 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
     (new.folder() / "result.txt").write_text("bad", encoding="utf-8")
     ran = cli("cache", "verify")
     assert ran.code == 2
-    assert f"{new.folder()}: result.txt was altered" in ran.out
+    assert f"{new.folder()}: result.txt was changed" in ran.out
     assert keys() == {old.key, new.key}
     assert cli("cache", "verify", "--remove").code == 0
     assert cli("cache", "verify").code == 0
