@@ -1,7 +1,7 @@
-"""The inbox flow: one pass over a folder into which scans are dropped. Each new scan is segmented once, or fails once.
+"""The inbox flow: one pass over a folder that receives scans. Each new scan is segmented once, or fails once.
 
-A pass remembers nothing itself: what is done is told by the records in the folder of results (`flows.inbox.results`),
-what was computed by the cache. So a pass may be killed anywhere, and two may run at once.
+A pass has no state of its own. The records in the result folder (`flows.inbox.results`) show which scans are done, and
+the cache has all computed artifacts. So a pass may be killed at any time, and two passes may run in parallel.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ GONE = "its scan is no longer in the inbox"
 
 
 def case_id_of(arrival: Arrival, content: Content) -> str:
-    """What a case is called: the id of its scan, and what tells one mask of it from another."""
+    """Return the id of a case: the id of its scan and a suffix that depends on the mask."""
     [scan_id] = case_ids.identify([arrival.scan])
     return f"{scan_id}-{case_ids.keyed_digest(content.digest)[:6]}"
 
 
 @dataclass(frozen=True)
 class NewScan:
-    """A scan that this pass is to segment."""
+    """A scan to segment in this pass."""
 
     id: str
     arrival: Arrival
@@ -71,7 +71,7 @@ class NewScan:
 
 @dataclass
 class Pass:
-    """One look into the inbox, and all that follows."""
+    """One pass over the inbox."""
 
     inbox: Inbox
     stages: Stages
@@ -80,17 +80,17 @@ class Pass:
     done: list[Row] = field(default_factory=list)
     failed: list[CaseFailure] = field(default_factory=list)
     busy: int = 0
-    """Scans that another pass is at work on."""
+    """Number of scans that another pass is processing."""
     models: Models | None = None
     fatal_failure: CaseFailure | None = None
-    """The machine's, or the model's: no use in going on."""
+    """Failure of the machine or the model that ends the pass. None: the pass continues."""
 
     @property
     def dry(self) -> bool:
         return not self.stages.runner.makes
 
     def run(self) -> None:
-        """Raises UserError for what is wrong with the inbox, the model or the folder of results as a whole."""
+        """Process all new scans. Raises UserError if the inbox, the model or the result folder cannot be used."""
         folder, settings = self.inbox.folder, self.inbox.settings
         found = list_arrivals(settings)
         self.waiting += found.waiting
@@ -99,22 +99,22 @@ class Pass:
         if not self.dry:
             folder.prepare()
         scans = self._new_scans(found.arrivals, rows)
-        # a few at a time: the first results are there soon, and another pass may take others
+        # in small batches, so that first results appear early and a parallel pass can take other scans
         while self.fatal_failure is None and (batch := list(itertools.islice(scans, 2 * worker_count()))):
             self._process(batch, rows)
         if not self.dry:
             self._update()
 
     def _new_scans(self, arrivals: Iterable[Arrival], rows: Mapping[str, Row]) -> Iterator[NewScan]:
-        """The scans to segment, each read only when its turn comes."""
+        """Yield the scans to segment. Each is read only when it is needed."""
         labels, unchanged_s = self.inbox.settings.liver_labels, self.inbox.settings.unchanged_s
         known = {arrival: recall_content(arrival, labels) for arrival in arrivals}
         fresh = [arrival for arrival, content in known.items() if content is None]
         if not self.dry:
             whole, moving = wait_until_unchanged(fresh, unchanged_s)
             self.waiting += moving
-            for waits in set(fresh) - set(whole):
-                del known[waits]
+            for waiting in set(fresh) - set(whole):
+                del known[waiting]
         seen: set[str] = set()
         ids: set[str] = set()
         for arrival, recall in known.items():
@@ -144,7 +144,7 @@ class Pass:
                 self.stages.runner.fail(CaseFailure(case_id, "find", GONE))
 
     def _learn(self, arrival: Arrival, case_id: str) -> None:
-        """Its paths, and the folders that may be named after a patient, become the id in every log line."""
+        """Let the log filter replace a scan's paths and folders, which may be named after a patient, by its id."""
         root = self.inbox.settings.inbox_folder
         for path in (arrival.scan, arrival.liver):
             for part in (path, *path.parents):
@@ -153,7 +153,7 @@ class Pass:
                 path_filter.learn(part, case_id)
 
     def _process(self, batch: list[NewScan], rows: Mapping[str, Row]) -> None:
-        """Segment some scans and publish each as soon as it is done; each is this pass's alone meanwhile."""
+        """Segment a batch of scans, and publish each as soon as it is done. This pass holds their locks meanwhile."""
         from medad.cohort.datasets import Case
 
         models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
@@ -177,7 +177,7 @@ class Pass:
                     return
 
     def _claim(self, held: contextlib.ExitStack, scan: NewScan, rows: Mapping[str, Row]) -> bool:
-        """Hold a scan's lock until the batch is done. False where another pass holds it or has done it meanwhile."""
+        """Hold a scan's lock until the batch is done. Returns False if another pass has it or did the scan."""
         if self.dry:
             return True
         content = scan.content.digest
@@ -193,8 +193,8 @@ class Pass:
         return there is None or there == rows.get(content)
 
     def _was_read(self, scan: NewScan, ready: ReadyCase) -> bool:
-        """Whether the preparation read what was looked at, and not a file that somebody was writing to."""
-        if not ready.prepared.made:  # of a dry run
+        """Return whether the preparation read the listed content, and not a file that was still being written."""
+        if not ready.prepared.made:  # a dry run
             return True
         inputs = ArtifactStore().sidecar(ready.prepared).parts["inputs"]["case"]
         same = (inputs["scan"], inputs["label"]) == (scan.content.scan, scan.content.liver)
@@ -204,7 +204,7 @@ class Pass:
         return False
 
     def _publish(self, scan: NewScan, result: CaseResult[Ref], models: Models) -> None:
-        """The case's report and folder, in one move."""
+        """Write the case's report, and publish the case's folder atomically."""
         runner = self.stages.runner
         call = steps.report(
             self.inbox.liver, [result], (), models.restoration, models.segmentation, installed_versions(), ()
@@ -212,7 +212,7 @@ class Pass:
         report = runner.run(scan.id, call)
         if report is None or self.dry or result.segmented is None:
             return
-        case_runner = copy.copy(runner)  # of this case alone
+        case_runner = copy.copy(runner)  # with the records of this case only
         case_runner.records = [record for record in runner.records if record.case_id in {scan.id, *NETS}]
         case_runner.failures = []
         used = [each for each in self.stages.used if each.case_id == scan.id]
@@ -240,7 +240,7 @@ class Pass:
             self.done.append(row)
 
     def _note_failure(self, scan: NewScan, rows: Mapping[str, Row]) -> None:
-        """Record why a case failed, unless it is the machine's fault or the file's that went away."""
+        """Record why a case failed, unless the machine was the cause or the file changed or disappeared."""
         runner, content = self.stages.runner, scan.content
         failure = next((each for each in runner.failures if each.case_id == scan.id), None)
         if failure is None or self.dry:
@@ -250,11 +250,11 @@ class Pass:
             return
         if failure.bug is None and not still_holds(scan.arrival, content):
             runner.failures = [each for each in runner.failures if each.case_id != scan.id]
-            self.waiting.append(Waiting(scan.arrival.scan, "changed or went away while it was read"))
+            self.waiting.append(Waiting(scan.arrival.scan, "changed or disappeared while it was read"))
             return
         self.failed.append(failure)
         if (row := rows.get(content.digest)) is not None and row.status == "done":
-            return  # the earlier result stays
+            return  # the earlier result is still valid
         record = FailedCase(
             case=scan.id,
             content=content.digest,
@@ -270,17 +270,17 @@ class Pass:
         return self.inbox.folder.update(self.inbox.settings.name, [each.rule for each in self.waiting])
 
     def summary(self) -> str:
-        """`3 segmented, 1 failed: see failed/; 2 waiting`."""
+        """Return one line, such as `3 segmented, 1 failed: see failed/; waiting: 2 still arriving`."""
         failures = len({each.case_id for each in self.stages.runner.failures if each is not self.fatal_failure})
         parts = [f"{len(self.done)} segmented"] * bool(self.done)
         parts += [f"{failures} failed" + (": see failed/" if self.failed else "")] * bool(failures)
-        said = ", ".join(parts) or "nothing new"
-        said += f"; {self.busy} with another pass" * bool(self.busy)
+        text = ", ".join(parts) or "nothing new"
+        text += f"; {self.busy} in another pass" * bool(self.busy)
         waiting = [f"{count} {rule}" for rule, count in sorted(Counter(each.rule for each in self.waiting).items())]
-        return said + f"; waiting: {', '.join(waiting)}" * bool(waiting)
+        return text + f"; waiting: {', '.join(waiting)}" * bool(waiting)
 
     def outcome(self) -> Outcome:
-        """For the command line: what was done, in lines and as values."""
+        """Return the outcome for the command line: the results as lines and as values."""
         folder = self.inbox.folder.path
         waiting = Counter(each.rule for each in self.waiting)
         details: dict[str, Any] = {
@@ -304,7 +304,7 @@ class Pass:
         )
 
     def show(self) -> None:
-        """The pass's cases in Prefect's UI; nothing where there were none."""
+        """Show the cases of this pass in Prefect's UI, if there are any."""
         rows: list[dict[str, Any]] = [
             {"case": row.case, "status": "done", "lesions": row.lesions, "lesion mL": row.lesion_ml, "rule": ""}
             for row in self.done
@@ -318,7 +318,7 @@ class Pass:
 
 
 def _lesions(result: CaseResult[Ref]) -> dict[str, Any]:
-    """What the overview says of a segmentation."""
+    """Return the figures of a segmentation for the overview."""
     assert result.segmented is not None, "a finished case is segmented"
     table = json.loads((result.segmented.folder() / "lesions.json").read_text(encoding="utf-8"))
     return {name: table[name] for name in ("lesion_count", "lesion_ml", "liver_ml")}
@@ -332,7 +332,7 @@ def _found(row: Row) -> str:
 
 @our_flow("liver-inbox", "inbox {request.label}")
 def liver_inbox(request: InboxRequest, refresh: bool = False) -> Outcome:
-    """Segment what is new in an inbox. With `refresh`, nothing that is segmented in this pass comes from the cache."""
+    """Segment the new scans of an inbox. With `refresh`, cached results are not used for them."""
     inbox = Inbox.open(request)
     one = Pass(inbox, Stages(inbox.liver, refresh=refresh), request.retry)
     one.run()

@@ -6,8 +6,8 @@
     <cache>/locks/               one lock (flock) per key that is being made; the kernel frees it if its holder dies
     <cache>/digests.sqlite       remembered file digests
 
-A key is a sha256 over the digests of the inputs, the settings and code that the step depends on, and the versions of
-its libraries. It contains no path and no case id, so a renamed scan has the same key.
+A key is a sha256 over the digests of the inputs, and over the settings, code and library versions of the step. It
+contains no path and no case id, so a renamed scan has the same key.
 """
 
 from __future__ import annotations
