@@ -120,10 +120,7 @@ def weights_of(settings: EncoderSettings) -> dict[str, str]:
 
 
 def _encoder(settings: EncoderSettings) -> Keyed:
-    """Return an encoder with its weights and all settings that affect features as content for a key.
-
-    The preset is already replaced by its values.
-    """
+    """Return an encoder with its weights and the settings that affect features as content for a key."""
     return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **weights_of(settings))
 
 
@@ -163,10 +160,7 @@ def encode(
     machine: MachineSettings,
     outputs: Iterable[str] = (PATCHES,),
 ) -> Call:
-    """Return the call that encodes images: class tokens and `outputs` (`zsad.config.encoder_outputs`).
-
-    Images with equal content are encoded once.
-    """
+    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`)."""
     once = distinct(images)
     return ENCODE(
         paths=[image.path for image in once],
@@ -183,10 +177,7 @@ def needs_references(variants: Iterable[Variant]) -> bool:
 
 
 def _with_lambdas(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
-    """Return the settings with these lambdas. Other lambdas and unused references get default values.
-
-    The variants get a fixed order.
-    """
+    """Return the settings with these lambdas, defaults for all others, and the variants in a fixed order."""
     fields = ScoreSettings.model_fields
     update = {name: fields[name].default for name in fields if name.startswith("lambda_") and name not in lambdas}
     if not needs_references(settings.variants):

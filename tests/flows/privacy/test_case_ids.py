@@ -142,7 +142,7 @@ def test_another_scan_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
     scan = scan_of(tmp_path)
     case = register(scan)
     scan.write_bytes(b"another patient")
-    with pytest.raises(ConfigError, match=f"{case.id}: another scan") as refused:
+    with pytest.raises(ConfigError, match=f"{case.id}: the scan at its path has changed") as refused:
         resolve(case.id)
     assert str(tmp_path) not in str(refused.value)
     scan.unlink()
