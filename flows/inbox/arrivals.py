@@ -239,7 +239,7 @@ def _stamp(scan: Path, liver: Path) -> Stamp:
 
 
 def _files_below(folder: Path) -> Iterable[Path]:
-    """Yield all files of a DICOM folder, also other files than slices: any file may be the one still arriving."""
+    """Yield all files of a DICOM folder, including files that are not slices: any of them may still be arriving."""
     for parent, _, names in os.walk(folder):
         for name in names:
             if name.lower().endswith(TEMPORARY):

@@ -1,6 +1,6 @@
 """The inbox flow: one pass over a folder that receives scans. Each new scan is segmented once, or fails once.
 
-A pass has no state of its own. The records in the result folder (`flows.inbox.results`) show which scans are done, and
+A pass stores no state itself. The records in the result folder (`flows.inbox.results`) show which scans are done, and
 the cache has all computed artifacts. So a pass may be killed at any time, and two passes may run in parallel.
 """
 

@@ -100,8 +100,8 @@ class Split:
                 )
         counts = [len(set(some) - {""}) for some in (set(of_train) - inside, set(of_test) & inside)]
         note = (
-            f"Fold {folds.index} of {folds.count}, counted from 0, assigned by patient with seed {folds.seed}: "
-            f"{counts[0]} in training, {counts[1]} tested."
+            f"Fold {folds.index} of {folds.count} (counted from 0), patients assigned with seed {folds.seed}: "
+            f"{counts[0]} in training, {counts[1]} in testing."
         )
         return Split(train, test, (note,))
 

@@ -55,7 +55,7 @@ class Change:
     @property
     def line(self) -> str:
         if not self.before or not self.now:
-            return f"{self.part}: {'new' if self.now else 'gone'}"
+            return f"{self.part}: {'new' if self.now else 'removed'}"
         if _is_digest(self.before) or _is_digest(self.now):
             return f"{self.part} changed"
         return f"{self.part}: {self.before} -> {self.now}"

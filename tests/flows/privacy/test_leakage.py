@@ -290,7 +290,7 @@ def test_a_fold_is_a_run_like_any_other(world: Any, cli: Cli, four: Path, tmp_pa
     assert not set(trained) & set(tested)
     report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
     assert report["notes"][0] == (
-        "Fold 1 of 2, counted from 0, assigned by patient with seed 0: 2 in training, 2 tested."
+        "Fold 1 of 2 (counted from 0), patients assigned with seed 0: 2 in training, 2 in testing."
     )
     assert {case["case_id"] for case in report["cases"]} == set(tested)
     # training and evaluation as separate commands use the same fold

@@ -168,7 +168,7 @@ def test_changes_are_named_by_part() -> None:
     lines = [change.line for change in upkeep.changes(parts, other)]
     assert lines == [
         "inputs.added: new",
-        "inputs.gone: gone",
+        "inputs.gone: removed",
         "inputs.scan changed",
         "inputs.settings.low: -100 -> -150",
     ]
