@@ -146,7 +146,7 @@ def test_another_scan_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
         resolve(case.id)
     assert str(tmp_path) not in str(refused.value)
     scan.unlink()
-    with pytest.raises(ConfigError, match=f"{case.id}: its scan cannot be read") as refused:
+    with pytest.raises(ConfigError, match=f"{case.id}: its scan can no longer be read") as refused:
         resolve(case.id)
     assert str(tmp_path) not in str(refused.value)
 
