@@ -106,7 +106,7 @@ def test_one_forward_serves_all_systems_of_an_encoder(finished: Any, world: Any)
     categories = len(list(world.data.iterdir()))
     shots = made(world, "zsad-encode") - 2 * categories  # for two encoders
     indices = [folder / "index.json" for folder in (world.cache / "zsad-encode").iterdir()]
-    kept = [tuple(json.loads(index.read_text(encoding="utf-8"))["views"]) for index in indices]
+    kept = [tuple(json.loads(index.read_text(encoding="utf-8"))["outputs"]) for index in indices]
     windows = ("window-2", "window-3")
     all_but_dpam = ("block-1", "block-2", "block-3", "patches", "plain", "tokens", *windows)
     assert Counter(kept) == dict.fromkeys([all_but_dpam, ("patches",), ("tokens", *windows)], categories)

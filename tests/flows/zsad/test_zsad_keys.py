@@ -120,7 +120,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("data__root", "samples:elsewhere", set()),
     ("data__layout", "visa", set()),
     ("data__categories", ["nut"], set()),
-    ("data__opaque_ids", True, set()),
+    ("data__pseudonyms", True, set()),
     ("data__visa_split", "2cls_fewshot", set()),
     ("encoder__batch_size", 3, set()),
     ("encoder__preset", "anomalyclip", {"text", "encode", "score"}),  # random weights: text depends on size_px too
