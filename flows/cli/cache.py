@@ -17,7 +17,7 @@ from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.store.artifacts import ArtifactStore
-    from flows.store.upkeep import Kept
+    from flows.store.upkeep import CachedArtifact
 
 app = typer.Typer(help="The cache: what is kept, what is stale or damaged, what may go.", no_args_is_help=True)
 
@@ -61,7 +61,7 @@ def _store() -> ArtifactStore:
     return ArtifactStore()
 
 
-def _row(each: Kept) -> dict[str, Any]:
+def _row(each: CachedArtifact) -> dict[str, Any]:
     from flows.store.upkeep import age
 
     sidecar = each.sidecar
@@ -83,10 +83,10 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List what is kept: how many artifacts of each step, their size, and when they last served."""
-    from flows.store.upkeep import age, kept
+    from flows.store.upkeep import age, list_artifacts
 
     store = _store()
-    found = kept(store, step)
+    found = list_artifacts(store, step)
     if as_json:
         say(json.dumps({"cache": str(store.root), "artifacts": [_row(each) for each in found]}, indent=1))
         return
@@ -95,7 +95,7 @@ def list_command(
             made = "unreadable" if each.sidecar is None else format_seconds(each.sidecar.seconds)
             say(f"{each.key[:SHORT]}  {show_size(each.size):>9}  took {made:>12}  used {age(each):>7} ago")
     else:
-        by_step: dict[str, list[Kept]] = defaultdict(list)
+        by_step: dict[str, list[CachedArtifact]] = defaultdict(list)
         for each in found:
             by_step[each.step].append(each)
         for name, group in sorted(by_step.items()):
@@ -108,14 +108,14 @@ def list_command(
 def explain(key: KeyArgument, as_json: Json = False) -> None:
     """Say what an artifact was made from, and what today's program would do otherwise."""
     from flows.store.step import load_steps
-    from flows.store.upkeep import find, kept, outdated
+    from flows.store.upkeep import find, list_artifacts, outdated
 
     load_steps("flows.liver", "flows.zsad")
     store = _store()
     each = find(store, key)
     stale = outdated(each)
     parts = each.sidecar.parts if each.sidecar is not None else {}
-    makers = {other.sidecar.digest: other for other in kept(store) if other.sidecar is not None}
+    makers = {other.sidecar.digest: other for other in list_artifacts(store) if other.sidecar is not None}
     if as_json:
         answer = _row(each) | {"parts": parts, "stale": [change.line for change in stale]}
         say(json.dumps(answer, indent=1))
@@ -152,19 +152,19 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every file anew and compare. Exit code 2 when something is damaged."""
-    from flows.store.upkeep import damaged
+    from flows.store.upkeep import find_damaged
     from flows.store.upkeep import remove as remove_artifact
 
     terminal.enabled = True
     store = _store()
-    found = damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
-    gone = [damage for damage in found if remove and remove_artifact(store, damage.kept)]
+    found = find_damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
+    gone = [damage for damage in found if remove and remove_artifact(store, damage.artifact)]
     if as_json:
-        rows = [_row(damage.kept) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
+        rows = [_row(damage.artifact) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
         say(json.dumps({"damaged": rows}, indent=1))
     else:
         for damage in found:
-            say(f"{damage.kept.folder}: {damage.rule}" + "; removed" * (damage in gone))
+            say(f"{damage.artifact.folder}: {damage.rule}" + "; removed" * (damage in gone))
         say(f"{len(found)} damaged, {len(gone)} removed")
     if len(found) > len(gone):
         raise typer.Exit(EXIT_USER)
@@ -185,18 +185,18 @@ def prune(
     """Remove what has not served for long. What a run under way makes or has used stays."""
     if older_than is None and max_size is None:
         raise ConfigError("prune: say what may go: --older-than AGE, --max-size SIZE, or both")
-    from flows.store.upkeep import choose, kept, old_checkpoints
+    from flows.store.upkeep import choose_unused, list_artifacts, old_checkpoints
     from flows.store.upkeep import remove as remove_artifact
 
     age_s = None if older_than is None else parse_age(older_than)
     store, now = _store(), time.time()
-    everything = kept(store, step)
-    chosen = choose(
+    everything = list_artifacts(store, step)
+    chosen = choose_unused(
         everything,
         older_than_s=age_s,
         max_bytes=None if max_size is None else parse_size(max_size),
         now=now,
-        in_use_since=store.runs_since(),
+        in_use_since=store.oldest_run_start(),
     )
     gone = [each for each in chosen if dry_run or remove_artifact(store, each)]
     checkpoints: list[Path] = [] if age_s is None or step is not None else old_checkpoints(store, age_s, now)

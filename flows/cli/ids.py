@@ -87,9 +87,9 @@ def list_command(
 @app.command()
 def which(case_id: CaseId, as_json: Json = False) -> None:
     """Say which scan an id stands for."""
-    from flows.privacy.case_ids import which as which_case
+    from flows.privacy.case_ids import look_up
 
-    case = which_case(case_id)
+    case = look_up(case_id)
     if as_json:
         say(json.dumps({"id": case.id} | _values(case), indent=1))
         return

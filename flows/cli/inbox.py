@@ -101,9 +101,9 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
 
 def _list(opened: Inbox, *, as_json: bool) -> None:
     """Each scan in the inbox, and what became of it: on the user's own terminal, hence with its path."""
-    from flows.inbox.config import listing
+    from flows.inbox.config import list_scans
 
-    found = listing(opened)
+    found = list_scans(opened)
     if as_json:
         say(json.dumps({"out": str(opened.folder.path), "scans": found}, indent=1))
         return

@@ -233,7 +233,7 @@ def segment(
         raise ConfigError(HOW_TO_GET_A_MASK)
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
-    from flows.liver.run_folder import settings_of_run, settings_over
+    from flows.liver.run_folder import settings_of_run, settings_with_changes
     from flows.runs.run_folder import writable
     from medad.config.liver import DatasetSettings
 
@@ -241,7 +241,7 @@ def segment(
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")
     of_model = settings_of_run(model)
     wanted = parse_overrides(overrides)
-    settings = settings_over(of_model, wanted, model=model, source="--set")
+    settings = settings_with_changes(of_model, wanted, model=model, source="--set")
     # these scans, and not the data the model's run was tested on, where lesions may have been inserted
     data = DatasetSettings(
         root="-",

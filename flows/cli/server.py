@@ -90,9 +90,9 @@ def serve(
 ) -> None:
     """Server and worker on this machine until Ctrl-C: applies prefect.yaml, and restarts what dies."""
     prepare_prefect()
-    from flows.server.serve import Deploying, Listening, Working, serve_until_told
+    from flows.server.serve import DeployOptions, ServerOptions, WorkerOptions, serve_until_stopped
 
-    serve_until_told(Listening(port), Working(pool, host or host_name(), limit), Deploying(notify))
+    serve_until_stopped(ServerOptions(port), WorkerOptions(pool, host or host_name(), limit), DeployOptions(notify))
 
 
 def server(
@@ -104,15 +104,15 @@ def server(
 ) -> None:
     """A Prefect server alone until Ctrl-C, with the settings that `serve` has; restarts it when it dies."""
     prepare_prefect()
-    from flows.server.serve import Listening, listen_until_told
+    from flows.server.serve import ServerOptions, run_server_until_stopped
 
-    listen_until_told(Listening(port, bind))
+    run_server_until_stopped(ServerOptions(port, bind))
 
 
 def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TIME) -> None:
     """A worker for the server of PREFECT_API_URL until Ctrl-C, on this machine's queue; restarts what dies."""
     prepare_prefect()
     check_server()
-    from flows.server.serve import Working, work_until_told
+    from flows.server.serve import WorkerOptions, run_worker_until_stopped
 
-    work_until_told(Working(pool, host or host_name(), limit))
+    run_worker_until_stopped(WorkerOptions(pool, host or host_name(), limit))

@@ -28,7 +28,7 @@ from flows.devices.progress import watching
 from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
 from flows.privacy.log_filter import learn_call
-from flows.store.artifacts import Made
+from flows.store.artifacts import BuildRecord
 from flows.store.step import Call, Place
 from medad.base.errors import ConfigError, LimitError
 from medad.base.settings import Gpus
@@ -108,7 +108,7 @@ class _Order:
     environment: dict[str, str]
 
 
-def compute(call: Call, out: Path, key: str) -> Made:
+def compute(call: Call, out: Path, key: str) -> BuildRecord:
     """Run a device step into the empty folder `out`, on whatever device its settings allow.
 
     Raises
@@ -127,7 +127,7 @@ def compute(call: Call, out: Path, key: str) -> Made:
             began = time.monotonic()
             try:
                 _run_in_child(call, out, key, slot, batch_size)
-                return Made(began, device.name, tuple(notes))
+                return BuildRecord(began, device.name, tuple(notes))
             except _OutOfMemoryError as error:
                 notes.append(f"{device.name} {error} {_batches(batch_size)}")
         _empty(out)

@@ -1,7 +1,8 @@
-"""What lies in an inbox: which scans are whole, which still arrive, and what each is by content.
+"""The scans in an inbox: which are complete, which are still arriving, and the content of each.
 
-Nothing here trusts a clock that can be set, or another machine's: a scan is whole once it was *seen* unchanged for
-`settle_s` seconds by this machine's monotonic clock. Time stamps serve only to tell that something changed.
+This module does not rely on clocks that can be set, or on those of other machines. A scan is complete once it was
+*seen* unchanged for `unchanged_s` seconds, by this machine's monotonic clock. Time stamps only show
+that a file changed.
 
 Nothing in the inbox is ever written, moved or removed.
 """
@@ -23,28 +24,28 @@ from medad.base.errors import InputError
 from medad.config.inbox import InboxSettings
 
 TEMPORARY = (".partial", ".part", ".tmp", ".filepart", ".crdownload", "~")
-"""Endings of files and folders that are still being copied, by convention. Hidden ones are passed over as well."""
+"""Usual endings of files and folders that are still being copied. Hidden files are ignored too."""
 
 ARRIVING = "still arriving"
 NO_MASK = "no liver mask yet"
 
 Stamp = tuple[tuple[str, int, int, int, int], ...]
-"""Name, size, both time stamps and inode of every file that a scan and its mask are made of."""
+"""Name, size, both time stamps and inode of every file of a scan and its mask."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A scan with its liver mask, both there."""
+    """A scan with its liver mask; both exist."""
 
     scan: Path
     liver: Path
     stamp: Stamp = field(repr=False)
-    """As it was when it was last looked at."""
+    """State of the files when the inbox was listed."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A scan that cannot be read yet, and why. The path is for the terminal alone."""
+    """A scan that cannot be read yet, and the reason. The path is only for the terminal."""
 
     path: Path
     rule: str
@@ -52,39 +53,39 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Content:
-    """What a scan is, whatever it is called."""
+    """The content of a scan and its mask, independent of file names."""
 
     scan: str
-    """sha256 of the scan, as `medad.ct.io.source_digest` has it."""
+    """sha256 of the scan, by `medad.ct.io.source_digest`."""
     liver: str
     liver_labels: tuple[int, ...]
 
     @property
     def digest(self) -> str:
-        """One sha256 for all."""
+        """One sha256 over all fields."""
         values = {"scan": self.scan, "liver": self.liver, "liver_labels": sorted(self.liver_labels)}
         return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 
 class ChangedError(Exception):
-    """A scan is not, or no longer, what it was when it was looked at."""
+    """The files of a scan have changed since the inbox was listed."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What an inbox holds."""
+class InboxContents:
+    """The scans in an inbox: complete or arriving, and waiting."""
 
     arrivals: tuple[Arrival, ...]
     waiting: tuple[Waiting, ...]
 
 
-def look(settings: InboxSettings) -> Look:
-    """List the scans. No file is opened but headers that name another file (.mhd, .nhdr).
+def list_arrivals(settings: InboxSettings) -> InboxContents:
+    """List the scans of an inbox. Opens only headers that refer to another file (.mhd, .nhdr).
 
     Raises
     ------
     InputError
-        The folder is missing, or cannot be read.
+        The folder is missing or cannot be read.
     """
     from medad.cohort.datasets import find_cases
 
@@ -114,14 +115,14 @@ def look(settings: InboxSettings) -> Look:
             waiting.append(Waiting(error.path, error.rule))
         except ChangedError:
             waiting.append(Waiting(case.scan, ARRIVING))
-    return Look(tuple(arrivals), tuple(waiting))
+    return InboxContents(tuple(arrivals), tuple(waiting))
 
 
-def settle(arrivals: Sequence[Arrival], settle_s: float) -> tuple[list[Arrival], list[Waiting]]:
-    """Watch scans for `settle_s`: those that stayed as they were, and those that did not. Waits once for all."""
+def wait_until_unchanged(arrivals: Sequence[Arrival], unchanged_s: float) -> tuple[list[Arrival], list[Waiting]]:
+    """Wait for `unchanged_s` seconds, and return the scans that did not change and those that did."""
     if not arrivals:
         return [], []
-    deadline = time.monotonic() + settle_s
+    deadline = time.monotonic() + unchanged_s
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(left)
     whole: list[Arrival] = []
@@ -135,7 +136,7 @@ def settle(arrivals: Sequence[Arrival], settle_s: float) -> tuple[list[Arrival],
 
 
 def unchanged(arrival: Arrival) -> bool:
-    """Whether its files are the very ones that were looked at."""
+    """Return whether the files are unchanged since the inbox was listed."""
     try:
         return _stamp(arrival.scan, arrival.liver) == arrival.stamp
     except (InputError, ChangedError):
@@ -143,22 +144,22 @@ def unchanged(arrival: Arrival) -> bool:
 
 
 def vanished(arrival: Arrival) -> bool:
-    """Whether somebody cleared it away."""
+    """Return whether the scan or its mask was removed."""
     return not arrival.scan.exists() or not arrival.liver.exists()
 
 
 def seen_whole(path: Path) -> str:
-    """Digest of a scan or mask that was watched until it was whole.
+    """Return the digest of a scan or mask that was watched until it was complete.
 
-    Remembered under this name: that another command has read a file says nothing of whether it was whole.
+    The digest is remembered under this function's name. Digests by other commands do not show that a file was complete.
     """
     from medad.ct.io import source_digest, source_files
 
     return ArtifactStore().digests.get(path, source_digest, source_files(path), watched=True)
 
 
-def recalled(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
-    """Its content, where these very files were watched and read before; None where they were not."""
+def recall_content(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
+    """Return the remembered content of an arrival. None if these files were not watched and read before."""
     from medad.ct.io import source_files
 
     memory = ArtifactStore().digests
@@ -171,12 +172,12 @@ def recalled(arrival: Arrival, liver_labels: Sequence[int]) -> Content | None:
 
 
 def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: float) -> Content:
-    """Read a scan and its mask; what was watched for long enough is remembered.
+    """Read a scan and its mask. Their digests are remembered if they were watched for long enough.
 
     Raises
     ------
     ChangedError
-        They are no longer what was looked at.
+        The files have changed since the inbox was listed.
     InputError
         One of them cannot be read.
     """
@@ -201,7 +202,7 @@ def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: floa
 
 
 def still_holds(arrival: Arrival, content: Content) -> bool:
-    """Whether its bytes, read anew, are that content: a share that went away breaks scans that are sound."""
+    """Read the files again, and return whether they still have this content. A lost network share makes reads fail."""
     from medad.ct.io import source_digest
 
     try:
@@ -211,7 +212,15 @@ def still_holds(arrival: Arrival, content: Content) -> bool:
 
 
 def _stamp(scan: Path, liver: Path) -> Stamp:
-    """Raises ChangedError where a file comes or goes meanwhile or is still being copied, InputError as the readers."""
+    """Return the state of all files.
+
+    Raises
+    ------
+    ChangedError
+        A file appears or disappears, or it is still being copied.
+    InputError
+        A file cannot be read.
+    """
     from medad.ct.io import source_files
 
     rows = []
@@ -230,7 +239,7 @@ def _stamp(scan: Path, liver: Path) -> Stamp:
 
 
 def _files_below(folder: Path) -> Iterable[Path]:
-    """All files of a DICOM folder, also those that are no slices: any of them may be the one that still comes."""
+    """Yield all files of a DICOM folder, including files that are not slices: any of them may still be arriving."""
     for parent, _, names in os.walk(folder):
         for name in names:
             if name.lower().endswith(TEMPORARY):

@@ -1,4 +1,4 @@
-"""Which inbox a pass looks into: its configuration, its model, and what was made of each scan so far."""
+"""The inbox of a pass: its configuration, its model, and the results so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from flows.inbox.arrivals import Content, look, recalled
+from flows.inbox.arrivals import Content, list_arrivals, recall_content
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
 from flows.liver.run_folder import NETS
@@ -24,20 +24,20 @@ from medad.config.inbox import InboxSettings, load_inbox
 from medad.config.liver import LiverSettings
 
 ALL_FAILED = "failed"
-"""In `retry`: every case that failed."""
+"""Value in `retry` that stands for every failed case."""
 
 
 class InboxRequest(BaseModel):
-    """Which inbox to look into. Prefect stores this in clear: nothing in it names a scan or a patient."""
+    """The inbox to process. Prefect stores this in plain text, so it must not name a scan or a patient."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: str = Field(description="A configuration's name in configs/inbox, or a YAML file.")
+    config: str = Field(description="Name of a configuration in configs/inbox, or a YAML file.")
     retry: tuple[str, ...] = Field(
-        default=(), description=f"Cases to try again, by id; '{ALL_FAILED}' stands for all that failed."
+        default=(), description=f"Ids of cases to try again; '{ALL_FAILED}' stands for all failed cases."
     )
     overrides: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
-    """Values put over the file's, by dotted key; of the command line, and not stored: they may be paths."""
+    """Values from the command line that override the file, by dotted key. Not stored, because they may be paths."""
 
     @property
     def label(self) -> str:
@@ -47,11 +47,11 @@ class InboxRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Inbox:
-    """A configuration whose folders and model were found."""
+    """An inbox with its settings, model settings and result folder."""
 
     settings: InboxSettings
     liver: LiverSettings
-    """The model run's settings, with the inbox in the place of its test data."""
+    """Settings of the model's run, with the inbox as test data."""
     folder: OutFolder
 
     @classmethod
@@ -61,17 +61,17 @@ class Inbox:
         model, values = settings.model_folder, settings.settings_by_key
         for key in values:
             if key.partition(".")[0] in {"name", "train_data", "test_data"}:
-                raise ConfigError(f"{request.config}: settings.{key}: no setting of an inbox's segmentation")
+                raise ConfigError(f"{request.config}: settings.{key}: not a setting for the segmentation of an inbox")
         of_model = liver_folder.settings_of_run(model)
-        liver = liver_folder.settings_over(of_model, values, model=model, source=f"{request.config}: settings")
-        # cases are handed over one by one: where they lie, and by which patterns, is no part of a result
+        liver = liver_folder.settings_with_changes(of_model, values, model=model, source=f"{request.config}: settings")
+        # cases are given one by one, so their folder and patterns are not part of a result
         data = settings.data("-").model_copy(update={"images": "*", "labels": "*"})
         update = {"name": f"inbox-{settings.name}"[:64], "test_data": data}
         return cls(settings, liver.model_copy(update=update), OutFolder(settings.out_folder))
 
     @cached_property
     def tried_with(self) -> str:
-        """sha256 over all that a failure may hang on beside the scan: model, settings, program."""
+        """sha256 over everything besides the scan that a failure may depend on: model, settings, program."""
         values = {
             "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
             "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
@@ -80,10 +80,10 @@ class Inbox:
         }
         return content_key(values)
 
-    def wants(self, content: Content, rows: Mapping[str, Row], retry: Iterable[str]) -> bool:
-        """Whether to segment this content: it is new, it failed under other circumstances, or it is asked for.
+    def should_segment(self, content: Content, rows: Mapping[str, Row], retry: Iterable[str]) -> bool:
+        """Return whether to segment this content: it is new, it failed with another `tried_with`, or `retry` has it.
 
-        Raises UserError where the model cannot be read.
+        Raises UserError if the model cannot be read.
         """
         row = rows.get(content.digest)
         if row is None or row.case in retry or (row.status == "failed" and ALL_FAILED in retry):
@@ -91,7 +91,7 @@ class Inbox:
         return row.status == "failed" and row.tried_with != self.tried_with
 
     def check_retry(self, rows: Mapping[str, Row], retry: Iterable[str]) -> None:
-        """Raise ConfigError for a case that is not known."""
+        """Raise ConfigError for an unknown case."""
         known = {row.case for row in rows.values()} | {ALL_FAILED}
         for case_id in retry:
             if case_id not in known:
@@ -99,25 +99,27 @@ class Inbox:
 
 
 def has_news(request: InboxRequest) -> bool:
-    """Whether a pass would find something to do, by a look that runs nothing and reads no scan. Raises UserError."""
+    """Return whether a pass would have work to do. Runs no step and reads no scan. Raises UserError."""
     inbox = Inbox.open(request)
     if request.retry:
         return True
     rows = inbox.folder.rows()
-    contents = [recalled(arrival, inbox.settings.liver_labels) for arrival in look(inbox.settings).arrivals]
-    return any(content is None or inbox.wants(content, rows, ()) for content in contents)
+    contents = [
+        recall_content(arrival, inbox.settings.liver_labels) for arrival in list_arrivals(inbox.settings).arrivals
+    ]
+    return any(content is None or inbox.should_segment(content, rows, ()) for content in contents)
 
 
-def listing(inbox: Inbox) -> list[dict[str, Any]]:
-    """Each scan that lies in the inbox and what became of it, with paths: for the user's own terminal.
+def list_scans(inbox: Inbox) -> list[dict[str, Any]]:
+    """Return each scan in the inbox with its status and its paths, for the user's terminal.
 
-    Raises UserError. A scan that was never read is new; nothing is read now.
+    No scan is read: one that was never read has the status new. Raises UserError.
     """
     rows = inbox.folder.rows()
-    found = look(inbox.settings)
+    found = list_arrivals(inbox.settings)
     listed = []
     for arrival in found.arrivals:
-        content = recalled(arrival, inbox.settings.liver_labels)
+        content = recall_content(arrival, inbox.settings.liver_labels)
         row = None if content is None else rows.get(content.digest)
         entry = (
             {"status": "new", "case": "", "rule": ""}

@@ -1,7 +1,7 @@
-"""The inbox flow: one pass over a folder into which scans are dropped. Each new scan is segmented once, or fails once.
+"""The inbox flow: one pass over a folder that receives scans. Each new scan is segmented once, or fails once.
 
-A pass remembers nothing itself: what is done is told by the records in the folder of results (`flows.inbox.results`),
-what was computed by the cache. So a pass may be killed anywhere, and two may run at once.
+A pass stores no state itself. The records in the result folder (`flows.inbox.results`) show which scans are done, and
+the cache has all computed artifacts. So a pass may be killed at any time, and two passes may run in parallel.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from flows.inbox.arrivals import (
     Content,
     Waiting,
     content_of,
-    look,
-    recalled,
-    settle,
+    list_arrivals,
+    recall_content,
     still_holds,
     unchanged,
     vanished,
+    wait_until_unchanged,
 )
 from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
-from flows.inbox.results import IN_MANIFEST, FailedCase, Row, now
+from flows.inbox.results import IN_MANIFEST, FailedCase, Row, utc_now
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
 from flows.liver.run_folder import NETS, Models
@@ -55,14 +55,14 @@ GONE = "its scan is no longer in the inbox"
 
 
 def case_id_of(arrival: Arrival, content: Content) -> str:
-    """What a case is called: the id of its scan, and what tells one mask of it from another."""
+    """Return the id of a case: the id of its scan and a suffix that depends on the mask."""
     [scan_id] = case_ids.identify([arrival.scan])
-    return f"{scan_id}-{case_ids.keyed(content.digest)[:6]}"
+    return f"{scan_id}-{case_ids.keyed_digest(content.digest)[:6]}"
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A scan that this pass is to segment."""
+class NewScan:
+    """A scan to segment in this pass."""
 
     id: str
     arrival: Arrival
@@ -71,7 +71,7 @@ class Taken:
 
 @dataclass
 class Pass:
-    """One look into the inbox, and all that follows."""
+    """One pass over the inbox."""
 
     inbox: Inbox
     stages: Stages
@@ -80,46 +80,46 @@ class Pass:
     done: list[Row] = field(default_factory=list)
     failed: list[CaseFailure] = field(default_factory=list)
     busy: int = 0
-    """Scans that another pass is at work on."""
+    """Number of scans that another pass is processing."""
     models: Models | None = None
-    trouble: CaseFailure | None = None
-    """The machine's, or the model's: no use in going on."""
+    fatal_failure: CaseFailure | None = None
+    """Failure of the machine or the model that ends the pass. None: the pass continues."""
 
     @property
     def dry(self) -> bool:
         return not self.stages.runner.makes
 
     def run(self) -> None:
-        """Raises UserError for what is wrong with the inbox, the model or the folder of results as a whole."""
+        """Process all new scans. Raises UserError if the inbox, the model or the result folder cannot be used."""
         folder, settings = self.inbox.folder, self.inbox.settings
-        found = look(settings)
+        found = list_arrivals(settings)
         self.waiting += found.waiting
         rows = folder.rows()
         self.inbox.check_retry(rows, self.retry)
         if not self.dry:
             folder.prepare()
-        taken = self._wanted(found.arrivals, rows)
-        # a few at a time: the first results are there soon, and another pass may take others
-        while self.trouble is None and (batch := list(itertools.islice(taken, 2 * worker_count()))):
+        scans = self._new_scans(found.arrivals, rows)
+        # in small batches, so that first results appear early and a parallel pass can take other scans
+        while self.fatal_failure is None and (batch := list(itertools.islice(scans, 2 * worker_count()))):
             self._process(batch, rows)
         if not self.dry:
             self._update()
 
-    def _wanted(self, arrivals: Iterable[Arrival], rows: Mapping[str, Row]) -> Iterator[Taken]:
-        """The scans to segment, each read only when its turn comes."""
-        labels, settle_s = self.inbox.settings.liver_labels, self.inbox.settings.settle_s
-        known = {arrival: recalled(arrival, labels) for arrival in arrivals}
+    def _new_scans(self, arrivals: Iterable[Arrival], rows: Mapping[str, Row]) -> Iterator[NewScan]:
+        """Yield the scans to segment. Each is read only when it is needed."""
+        labels, unchanged_s = self.inbox.settings.liver_labels, self.inbox.settings.unchanged_s
+        known = {arrival: recall_content(arrival, labels) for arrival in arrivals}
         fresh = [arrival for arrival, content in known.items() if content is None]
         if not self.dry:
-            whole, moving = settle(fresh, settle_s)
+            whole, moving = wait_until_unchanged(fresh, unchanged_s)
             self.waiting += moving
-            for waits in set(fresh) - set(whole):
-                del known[waits]
+            for waiting in set(fresh) - set(whole):
+                del known[waiting]
         seen: set[str] = set()
         ids: set[str] = set()
         for arrival, recall in known.items():
             try:
-                content = recall or content_of(arrival, labels, watched_s=0 if self.dry else settle_s)
+                content = recall or content_of(arrival, labels, watched_s=0 if self.dry else unchanged_s)
             except UserError as error:
                 self.waiting.append(Waiting(arrival.scan, describe("", "find", error).rule))
                 continue
@@ -128,7 +128,7 @@ class Pass:
                 continue
             if row := rows.get(content.digest):
                 ids.add(row.case)
-            if content.digest not in seen and self.inbox.wants(content, rows, self.retry):
+            if content.digest not in seen and self.inbox.should_segment(content, rows, self.retry):
                 case_id = case_id_of(arrival, content)
                 self._learn(arrival, case_id)
                 terminal.line(f"{case_id} is {arrival.scan}")
@@ -137,14 +137,14 @@ class Pass:
                     case_ids.register_found(
                         [case_ids.RegisteredCase(case_id.rpartition("-")[0], arrival.scan, arrival.liver, labels)]
                     )
-                yield Taken(case_id, arrival, content)
+                yield NewScan(case_id, arrival, content)
             seen.add(content.digest)
         for case_id in self.retry:
             if case_id not in ids and case_id != ALL_FAILED:
                 self.stages.runner.fail(CaseFailure(case_id, "find", GONE))
 
     def _learn(self, arrival: Arrival, case_id: str) -> None:
-        """Its paths, and the folders that may be named after a patient, become the id in every log line."""
+        """Let the log filter replace a scan's paths and folders, which may be named after a patient, by its id."""
         root = self.inbox.settings.inbox_folder
         for path in (arrival.scan, arrival.liver):
             for part in (path, *path.parents):
@@ -152,115 +152,115 @@ class Pass:
                     break
                 path_filter.learn(part, case_id)
 
-    def _process(self, batch: list[Taken], rows: Mapping[str, Row]) -> None:
-        """Segment some scans and publish each as soon as it is done; each is this pass's alone meanwhile."""
+    def _process(self, batch: list[NewScan], rows: Mapping[str, Row]) -> None:
+        """Segment a batch of scans, and publish each as soon as it is done. This pass holds their locks meanwhile."""
         from medad.cohort.datasets import Case
 
         models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
         if models is None:
-            self.trouble = self.stages.runner.failures[-1]
+            self.fatal_failure = self.stages.runner.failures[-1]
             return
         with contextlib.ExitStack() as held:
-            mine = [taken for taken in batch if self._claim(held, taken, rows)]
+            mine = [scan for scan in batch if self._claim(held, scan, rows)]
             data = self.inbox.liver.test_data
             labels = data.liver_labels or ()
             cases = [Case(each.id, each.arrival.scan, each.arrival.liver, labels, None) for each in mine]
             ready = {each.case.id: each for each in self.stages.prepare_cases(cases, data)}
             sound = {each.id for each in mine if each.id in ready and self._was_read(each, ready[each.id])}
-            for taken in mine:
-                if taken.id in sound:
-                    results = self.stages.segment_and_evaluate([ready[taken.id]], models, data)
+            for scan in mine:
+                if scan.id in sound:
+                    results = self.stages.segment_and_evaluate([ready[scan.id]], models, data)
                     for result in results:
-                        self._publish(taken, result, models)
-                self._note_failure(taken, rows)
-                if self.trouble is not None:
+                        self._publish(scan, result, models)
+                self._note_failure(scan, rows)
+                if self.fatal_failure is not None:
                     return
 
-    def _claim(self, held: contextlib.ExitStack, taken: Taken, rows: Mapping[str, Row]) -> bool:
-        """Hold a scan's lock until the batch is done. False where another pass holds it or has done it meanwhile."""
+    def _claim(self, held: contextlib.ExitStack, scan: NewScan, rows: Mapping[str, Row]) -> bool:
+        """Hold a scan's lock until the batch is done. Returns False if another pass has it or did the scan."""
         if self.dry:
             return True
-        content = taken.content.digest
+        content = scan.content.digest
         if not held.enter_context(self.inbox.folder.lock(content)):
             self.busy += 1
             return False
         try:
-            self.inbox.folder.check_free(content, taken.id)
+            self.inbox.folder.check_free(content, scan.id)
         except ConfigError as error:
-            self.stages.runner.fail(describe(taken.id, "publish", error))
+            self.stages.runner.fail(describe(scan.id, "publish", error))
             return False
-        there = self.inbox.folder.find(content, taken.id)
+        there = self.inbox.folder.find(content, scan.id)
         return there is None or there == rows.get(content)
 
-    def _was_read(self, taken: Taken, ready: ReadyCase) -> bool:
-        """Whether the preparation read what was looked at, and not a file that somebody was writing to."""
-        if not ready.prepared.made:  # of a dry run
+    def _was_read(self, scan: NewScan, ready: ReadyCase) -> bool:
+        """Return whether the preparation read the listed content, and not a file that was still being written."""
+        if not ready.prepared.made:  # a dry run
             return True
         inputs = ArtifactStore().sidecar(ready.prepared).parts["inputs"]["case"]
-        same = (inputs["scan"], inputs["label"]) == (taken.content.scan, taken.content.liver)
-        if same and (unchanged(taken.arrival) or vanished(taken.arrival)):
+        same = (inputs["scan"], inputs["label"]) == (scan.content.scan, scan.content.liver)
+        if same and (unchanged(scan.arrival) or vanished(scan.arrival)):
             return True
-        self.waiting.append(Waiting(taken.arrival.scan, ARRIVING))
+        self.waiting.append(Waiting(scan.arrival.scan, ARRIVING))
         return False
 
-    def _publish(self, taken: Taken, result: CaseResult[Ref], models: Models) -> None:
-        """The case's report and folder, in one move."""
+    def _publish(self, scan: NewScan, result: CaseResult[Ref], models: Models) -> None:
+        """Write the case's report, and publish the case's folder atomically."""
         runner = self.stages.runner
         call = steps.report(
             self.inbox.liver, [result], (), models.restoration, models.segmentation, installed_versions(), ()
         )
-        report = runner.run(taken.id, call)
+        report = runner.run(scan.id, call)
         if report is None or self.dry or result.segmented is None:
             return
-        view = copy.copy(runner)  # of this case alone
-        view.records = [record for record in runner.records if record.case_id in {taken.id, *NETS}]
-        view.failures = []
-        used = [each for each in self.stages.used if each.case_id == taken.id]
+        case_runner = copy.copy(runner)  # with the records of this case only
+        case_runner.records = [record for record in runner.records if record.case_id in {scan.id, *NETS}]
+        case_runner.failures = []
+        used = [each for each in self.stages.used if each.case_id == scan.id]
         copies = [Copied(result.segmented, name, name) for name in CASE_FILES]
         copies += [Copied(report, name, name) for name in REPORT_FILES]
-        entry = {"case": taken.id, "content": taken.content.digest, "lesions": _lesions(result)}
+        entry = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
         run = RunFolder(
-            path=self.inbox.folder.case(taken.id),
+            path=self.inbox.folder.case(scan.id),
             settings=self.inbox.liver,
             copies=tuple(copies),
             manifest=lambda: liver_folder.manifest(used[-1:], models) | {IN_MANIFEST: entry},
-            seconds=sum(record.seconds for record in view.records if record.case_id == taken.id),
+            seconds=sum(record.seconds for record in case_runner.records if record.case_id == scan.id),
         )
         try:
-            publish(run, view)
-            self.inbox.folder.forget_failure(taken.id)
-            row = self._update()[taken.content.digest]
+            publish(run, case_runner)
+            self.inbox.folder.forget_failure(scan.id)
+            row = self._update()[scan.content.digest]
         except UserError as error:
-            runner.fail(describe(taken.id, "publish", error))
+            runner.fail(describe(scan.id, "publish", error))
         except OSError as error:
             where = self.inbox.folder.path
             problem = ConfigError(f"{where}: the result cannot be written ({error.strerror})")
-            runner.fail(describe(taken.id, "publish", problem))
+            runner.fail(describe(scan.id, "publish", problem))
         else:
             self.done.append(row)
 
-    def _note_failure(self, taken: Taken, rows: Mapping[str, Row]) -> None:
-        """Record why a case failed, unless it is the machine's fault or the file's that went away."""
-        runner, content = self.stages.runner, taken.content
-        failure = next((each for each in runner.failures if each.case_id == taken.id), None)
+    def _note_failure(self, scan: NewScan, rows: Mapping[str, Row]) -> None:
+        """Record why a case failed, unless the machine was the cause or the file changed or disappeared."""
+        runner, content = self.stages.runner, scan.content
+        failure = next((each for each in runner.failures if each.case_id == scan.id), None)
         if failure is None or self.dry:
             return
         if failure.machine_fault:
-            self.trouble = failure
+            self.fatal_failure = failure
             return
-        if failure.bug is None and not still_holds(taken.arrival, content):
-            runner.failures = [each for each in runner.failures if each.case_id != taken.id]
-            self.waiting.append(Waiting(taken.arrival.scan, "changed or went away while it was read"))
+        if failure.bug is None and not still_holds(scan.arrival, content):
+            runner.failures = [each for each in runner.failures if each.case_id != scan.id]
+            self.waiting.append(Waiting(scan.arrival.scan, "changed or disappeared while it was read"))
             return
         self.failed.append(failure)
         if (row := rows.get(content.digest)) is not None and row.status == "done":
-            return  # the earlier result stays
+            return  # the earlier result is still valid
         record = FailedCase(
-            case=taken.id,
+            case=scan.id,
             content=content.digest,
             stage=failure.stage,
             rule=failure.rule,
-            finished=now(),
+            finished=utc_now(),
             tried_with=self.inbox.tried_with,
         )
         self.inbox.folder.fail(record)
@@ -270,17 +270,17 @@ class Pass:
         return self.inbox.folder.update(self.inbox.settings.name, [each.rule for each in self.waiting])
 
     def summary(self) -> str:
-        """`3 segmented, 1 failed: see failed/; 2 waiting`."""
-        failures = len({each.case_id for each in self.stages.runner.failures if each is not self.trouble})
+        """Return one line, such as `3 segmented, 1 failed: see failed/; waiting: 2 still arriving`."""
+        failures = len({each.case_id for each in self.stages.runner.failures if each is not self.fatal_failure})
         parts = [f"{len(self.done)} segmented"] * bool(self.done)
         parts += [f"{failures} failed" + (": see failed/" if self.failed else "")] * bool(failures)
-        said = ", ".join(parts) or "nothing new"
-        said += f"; {self.busy} with another pass" * bool(self.busy)
+        text = ", ".join(parts) or "nothing new"
+        text += f"; {self.busy} in another pass" * bool(self.busy)
         waiting = [f"{count} {rule}" for rule, count in sorted(Counter(each.rule for each in self.waiting).items())]
-        return said + f"; waiting: {', '.join(waiting)}" * bool(waiting)
+        return text + f"; waiting: {', '.join(waiting)}" * bool(waiting)
 
     def outcome(self) -> Outcome:
-        """For the command line: what was done, in lines and as values."""
+        """Return the outcome for the command line: the results as lines and as values."""
         folder = self.inbox.folder.path
         waiting = Counter(each.rule for each in self.waiting)
         details: dict[str, Any] = {
@@ -295,16 +295,16 @@ class Pass:
         lines = [f"{row.case}: {_found(row)}: {folder / row.report}" for row in self.done]
         lines += [f"waiting: {each.rule}: {each.path}" for each in self.waiting]
         lines += [self.summary(), f"overview: {folder / 'inbox.csv'}"]
-        stopped = "" if self.trouble is None else f"; stopped: {self.trouble.rule}"
+        stopped = "" if self.fatal_failure is None else f"; stopped: {self.fatal_failure.rule}"
         return Outcome.of(
             self.stages.runner,
             details=details | {"lines": lines},
-            useful=self.trouble is None,
+            useful=self.fatal_failure is None,
             summary=self.summary() + stopped,
         )
 
     def show(self) -> None:
-        """The pass's cases in Prefect's UI; nothing where there were none."""
+        """Show the cases of this pass in Prefect's UI, if there are any."""
         rows: list[dict[str, Any]] = [
             {"case": row.case, "status": "done", "lesions": row.lesions, "lesion mL": row.lesion_ml, "rule": ""}
             for row in self.done
@@ -318,7 +318,7 @@ class Pass:
 
 
 def _lesions(result: CaseResult[Ref]) -> dict[str, Any]:
-    """What the overview says of a segmentation."""
+    """Return the figures of a segmentation for the overview."""
     assert result.segmented is not None, "a finished case is segmented"
     table = json.loads((result.segmented.folder() / "lesions.json").read_text(encoding="utf-8"))
     return {name: table[name] for name in ("lesion_count", "lesion_ml", "liver_ml")}
@@ -332,7 +332,7 @@ def _found(row: Row) -> str:
 
 @our_flow("liver-inbox", "inbox {request.label}")
 def liver_inbox(request: InboxRequest, refresh: bool = False) -> Outcome:
-    """Segment what is new in an inbox. With `refresh`, nothing that is segmented in this pass comes from the cache."""
+    """Segment the new scans of an inbox. With `refresh`, cached results are not used for them."""
     inbox = Inbox.open(request)
     one = Pass(inbox, Stages(inbox.liver, refresh=refresh), request.retry)
     one.run()

@@ -1,12 +1,12 @@
-"""An inbox's folder of results: what was made of each scan, what failed, and the overview of both.
+"""The result folder of an inbox: results and failures of its scans, and an overview of both.
 
-<out>/<case>/manifest.json, report.html ...   one folder a segmented case, moved into place whole
-<out>/failed/<case>.json                      why a case failed; removing the file asks for another try
-<out>/inbox.json, inbox.csv                   the overview, made from the above
-<out>/.inbox/locks/                           one flock a scan while it is being segmented
+<out>/<case>/manifest.json, report.html ...   One folder per segmented case, written atomically.
+<out>/failed/<case>.json                      Why a case failed. Remove the file to try the case again.
+<out>/inbox.json, inbox.csv                   The overview of the above.
+<out>/.inbox/locks/                           One lock (flock) per scan while it is being segmented.
 
-The case folders and failure records are the whole memory of an inbox. A scan is found in them by content, so that
-neither its name nor its place, nor the name a case is given, decides whether it is new.
+The case folders and failure records are the only state of an inbox. A scan is found in them by its content. So its file
+name, its folder and the name of its case do not affect whether it is new.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCHEMA = "adflows inbox 1"
 FAILED = "failed"
 OVERVIEW, TABLE = "inbox.json", "inbox.csv"
 IN_MANIFEST = "inbox"
-"""The manifest's entry that tells a case's folder from any other."""
+"""Key of the manifest's entry that marks the folder of a case."""
 COLUMNS = ("case", "status", "finished", "lesions", "lesion_ml", "liver_ml", "seconds", "rule", "report")
 
 
@@ -42,7 +42,7 @@ Status = Literal["done", "failed"]
 
 
 class FailedCase(BaseModel):
-    """failed/<case>.json."""
+    """The content of failed/<case>.json."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -52,9 +52,9 @@ class FailedCase(BaseModel):
     stage: str
     rule: str
     finished: str
-    """UTC, ISO 8601."""
+    """Time of the failure, UTC, ISO 8601."""
     tried_with: str
-    """sha256 over the model, the settings and the program: another try is worth it once it differs."""
+    """sha256 over the model, the settings and the program. If it has changed, the case is tried again."""
 
 
 class Row(BaseModel):
@@ -71,37 +71,37 @@ class Row(BaseModel):
     seconds: float | None = None
     rule: str = ""
     report: str = ""
-    """Relative to the folder."""
+    """Path of the report, relative to the folder."""
     content: str
     tried_with: str = ""
     record_ns: int
-    """Time stamp of the record that the row was read from."""
+    """Time stamp of the record that the row was read from, ns."""
 
 
-Known = Mapping[tuple[str, Status, int], Row]
+KnownRows = Mapping[tuple[str, Status, int], Row]
 """Rows by case, status and time stamp of the record."""
 
 
-def now() -> str:
+def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class OutFolder:
-    """Safe for several passes at once, on one machine or on a share that knows flock, and for kill -9."""
+    """The result folder. Safe for parallel passes on one machine or a share with flock, and for kill -9."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._locks = ArtifactStore(path / ".inbox")  # beside what they guard, whichever cache a pass uses
+        self._locks = ArtifactStore(path / ".inbox")  # in the result folder, since passes may use different caches
 
     def case(self, case_id: str) -> Path:
         return self.path / case_id
 
     def lock(self, content: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold a scan; yields False, holding nothing, where another pass does."""
+        """Hold the lock of a scan. Yields False, without the lock, if another pass holds it."""
         return self._locks.lock(content, wait=False)
 
     def prepare(self) -> None:
-        """Make the folder. Raises ConfigError where it cannot be written to."""
+        """Create the folder. Raises ConfigError if it cannot be written to."""
         try:
             (self.path / FAILED).mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
@@ -110,13 +110,13 @@ class OutFolder:
             raise ConfigError(f"{self.path}: cannot be written to ({error.strerror})") from error
 
     def rows(self) -> dict[str, Row]:
-        """All cases by content, read from their own records; what the overview already has is not read again."""
+        """Return all cases by content, from their records. Unchanged rows are taken from the overview."""
         known = {(row.case, row.status, row.record_ns): row for row in self._overview()}
         found: dict[str, Row] = {}
         for case_id in self._failed_ids():
             if (row := self._row(case_id, "failed", known)) is not None:
                 found[row.content] = row
-        for case_id in self._result_ids():  # a result counts more than a failure
+        for case_id in self._result_ids():  # a result replaces a failure
             if (row := self._row(case_id, "done", known)) is not None:
                 found[row.content] = row
         return found
@@ -133,8 +133,8 @@ class OutFolder:
     def _record(self, case_id: str, status: Status) -> Path:
         return self.path / FAILED / f"{case_id}.json" if status == "failed" else self.case(case_id) / MANIFEST
 
-    def _row(self, case_id: str, status: Status, known: Known | None = None) -> Row | None:
-        """None where the record is none of ours, is damaged or is gone: the case is then new."""
+    def _row(self, case_id: str, status: Status, known: KnownRows | None = None) -> Row | None:
+        """Return the row of a case. None if its record is missing, damaged or of another program."""
         record = self._record(case_id, status)
         try:
             stamp = record.stat().st_mtime_ns
@@ -151,36 +151,36 @@ class OutFolder:
             return []
 
     def find(self, content: str, case_id: str) -> Row | None:
-        """What is on the disk of this one case now."""
+        """Read the current record of one case."""
         rows = (self._row(case_id, "done"), self._row(case_id, "failed"))
         return next((row for row in rows if row is not None and row.content == content), None)
 
     def check_free(self, content: str, case_id: str) -> None:
-        """Raise ConfigError where the case's folder holds something else, which must not be written over."""
+        """Raise ConfigError if the case's folder contains other data, which must not be overwritten."""
         folder = self.case(case_id)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
-        except (OSError, ValueError):  # nothing, or a record of ours that a failing disk spoilt
+        except (OSError, ValueError):  # missing, or a record damaged by a failing disk
             return
         row = self._row(case_id, "done")
         if (row is None or row.content != content) and manifest:
-            raise ConfigError(f"{folder}: holds something else than this case's result; move it away")
+            raise ConfigError(f"{folder}: contains other data than this case's result; move it to another place")
 
     def fail(self, failure: FailedCase) -> None:
         """Record why a case failed. Raises DiskFullError."""
-        with self._locks.lock("overview"):  # whose holder sweeps temporary files away
+        with self._locks.lock("overview"):  # since the holder of this lock removes temporary files
             (self.path / FAILED).mkdir(parents=True, exist_ok=True)
             text = failure.model_dump_json(indent=1, by_alias=True)
             write_bytes(self._record(failure.case, "failed"), f"{text}\n".encode())
 
     def forget_failure(self, case_id: str) -> None:
-        """The case has a result now."""
+        """Remove the failure record of a case that now has a result."""
         self._record(case_id, "failed").unlink(missing_ok=True)
 
     def update(self, name: str, waiting: Iterable[str] = ()) -> dict[str, Row]:
-        """Bring the overview in line with the records, and clear away what killed passes left; returns all cases.
+        """Update the overview from the records, and remove files that killed passes left. Returns all cases.
 
-        Nothing is written where nothing changed. `waiting` holds the rule of each scan that waits.
+        Unchanged files are not written. `waiting` has the reason of each waiting scan.
 
         Raises DiskFullError.
         """
@@ -210,13 +210,13 @@ class OutFolder:
         write_bytes(file, text.encode())
 
     def _sweep(self) -> None:
-        """Temporary files and locks of killed passes, and failures of cases that have a result by now."""
+        """Remove temporary files and locks of killed passes, and failure records of cases that now have a result."""
         for folder in (self.path, self.path / FAILED):
             for leftover in folder.glob(".tmp-*"):
                 leftover.unlink(missing_ok=True)
         for lock in (self._locks.root / "locks").glob("*.lock"):
             if lock.stem != "overview":
-                with self._locks.lock(lock.stem, wait=False):  # its holder removes the file
+                with self._locks.lock(lock.stem, wait=False):  # releasing a lock removes its file
                     pass
         for case_id in self._failed_ids():
             failure, result = self._row(case_id, "failed"), self._row(case_id, "done")

@@ -1,1 +1,1 @@
-"""Liver flows: prepare, train, segment, evaluate, report; ablation; inserted lesions."""
+"""Liver flows: prepare, train, segment, evaluate and report; ablation; sensitivity to inserted lesions."""

@@ -1,7 +1,8 @@
 """The flow liver-ablate: variants of one liver configuration, each trained and evaluated over seeds, in one report.
 
-What variants have in common (preparation, trainings of equal settings) is computed once. Variants and seeds go beside
-each other as far as devices do. One that fails is listed, the others go on, and the report is written whatever happens.
+Results that variants share (preparation, trainings with equal settings) are computed once. Variants and seeds run in
+parallel if there are several devices. A variant that fails is listed, and the others continue. The report is always
+written.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ REPORT_FILES = (
     *("report.html", "report.json", "preview.png"),
     *("summary.csv", "seeds.csv", "cases.csv", "paired.csv", "curve.csv", "table.tex"),
 )
-Judged = CaseResult[Ref]
+EvaluatedCase = CaseResult[Ref]
 """One evaluated test case."""
-NOT_OF_DATA = frozenset(
+FIELDS_WITHOUT_EFFECT_ON_DATA = frozenset(
     {"name", "seed", "synthesis", "restoration", "segmentation", "train", "inference", "postprocess", "evaluation"}
 )
-"""Settings that finding and preparing cases does not depend on."""
-NO_TRUTH = "no test case has a tumour label to evaluate against"
+"""Settings that do not affect the finding and preparing of cases."""
+NO_GROUND_TRUTH = "no test case has a tumour label to evaluate against"
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Found and prepared cases, for all variants that ask for the same."""
+    """Found and prepared cases, shared by all variants with the same data settings."""
 
     stages: Stages
     training: list[Submitted]
@@ -64,17 +65,17 @@ class Data:
 
 @dataclass
 class Trained:
-    """One variant and seed: its networks, its results, and those by length of phase two."""
+    """One variant and seed: its networks, its results, and its results per snapshot of phase two."""
 
     variant: Variant
     seed: int
     models: Models | None = None
-    cases: tuple[Judged, ...] = ()
-    snapshots: dict[int, tuple[Judged, ...]] = field(default_factory=dict)
+    cases: tuple[EvaluatedCase, ...] = ()
+    snapshots: dict[int, tuple[EvaluatedCase, ...]] = field(default_factory=dict)
 
 
 class AblationStages:
-    """The stages over one runner: each takes what the one before gave and leaves out what failed."""
+    """The stages of an ablation. Each takes the results of the one before and skips what failed."""
 
     def __init__(self, settings: AblationSettings, *, refresh: bool) -> None:
         self.settings = settings
@@ -87,11 +88,11 @@ class AblationStages:
         self._data: dict[str, Data | None] = {}
 
     def runner_of(self, one: Trained, part: str = "") -> Scoped:
-        """Return the runner as one variant and seed see it, or a part of them."""
+        """Return the runner with labels for one variant and seed, or for a part of them."""
         return self.runner.scoped(one.variant.id, f"seed {one.seed}{part}")
 
     def prepare(self) -> None:
-        """Find and prepare what the variants ask for, each thing once."""
+        """Find and prepare the cases of all variants, each case once."""
         wanted = [variant.settings for variant in self.variants]
         wanted += [self.base] if self.has_baseline else []
         for settings in {_data_key(one): one for one in reversed(wanted)}.values():
@@ -102,7 +103,7 @@ class AblationStages:
         return self.settings.baseline and self.settings.is_selected(BASELINE)
 
     def data(self, settings: LiverSettings) -> Data | None:
-        """None where the data set as a whole cannot be used; why is noted."""
+        """Return the cases for these settings. None if the data sets cannot be used; the failures say why."""
         return self._data[_data_key(settings)]
 
     def _prepare(self, settings: LiverSettings) -> Data | None:
@@ -117,21 +118,21 @@ class AblationStages:
         self.pseudonymous = self.pseudonymous or stages.pseudonymous
         self.used += stages.used
         self.inserted |= {ready.case.id for ready in test if ready.inserted is not None}
-        if test and not any(_has_truth(ready) for ready in test):
-            self.runner.fail(CaseFailure("test data", "find", NO_TRUTH))
-        if stages.leaked or not stages.apart(found, test):  # noted once here, not by every row
+        if test and not any(_has_ground_truth(ready) for ready in test):
+            self.runner.fail(CaseFailure("test data", "find", NO_GROUND_TRUTH))
+        if stages.leaked or not stages.passes_leakage_check(found, test):  # noted once here instead of once per row
             return None
         return Data(stages, training, test)
 
     def train(self) -> list[Trained]:
-        """Every variant with every seed, trained, segmented and evaluated."""
+        """Train, segment and evaluate every variant with every seed."""
         todo = [Trained(variant, seed) for seed in self.settings.seeds for variant in self.variants]
-        # one more than devices: while a row's cases are evaluated, the next one trains
+        # one more than devices: the next row trains while the cases of this one are evaluated
         at_a_time = min(len(todo), self.runner.at_a_time + 1) if self.runner.makes else 1
-        _beside_each_other(self._guarded, todo, at_a_time)
+        _map_in_threads(self._train_and_record_errors, todo, at_a_time)
         return todo
 
-    def _guarded(self, one: Trained) -> None:
+    def _train_and_record_errors(self, one: Trained) -> None:
         try:
             self._train(one)
         except Exception as error:
@@ -144,20 +145,20 @@ class AblationStages:
         if data is None:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
-        stages = data.stages.over(settings, self.runner_of(one))
+        stages = data.stages.with_settings(settings, self.runner_of(one))
         one.models = stages.train(list(data.training))
         self.used += stages.used
         if one.models is None:
             return
         if one.variant.group != CURVE:
-            one.cases = _judged(stages, data, one.models)
+            one.cases = _evaluate(stages, data, one.models)
             return
         for epochs, name in _snapshots(one.models.segmentation):
-            at = stages.over(stages.settings, self.runner_of(one, f", {epochs} epochs"))
-            one.snapshots[epochs] = _judged(at, data, replace(one.models, snapshot=name))
+            at = stages.with_settings(stages.settings, self.runner_of(one, f", {epochs} epochs"))
+            one.snapshots[epochs] = _evaluate(at, data, replace(one.models, snapshot=name))
 
-    def judge_baseline(self) -> tuple[Judged, ...]:
-        """Each test case of the base by its smoothed HU."""
+    def evaluate_baseline(self) -> tuple[EvaluatedCase, ...]:
+        """Evaluate each test case of the base settings by its smoothed HU alone."""
         from medad.cohort.datasets import LabelledScan
 
         data = self.data(self.base) if self.has_baseline else None
@@ -166,15 +167,17 @@ class AblationStages:
         base, sigma_mm = self.base, self.settings.baseline_sigma_mm
         small = base.postprocess.min_lesion_mm3
         tasks = []
-        for ready in filter(_has_truth, data.test):
+        for ready in filter(_has_ground_truth, data.test):
             case = LabelledScan.of(ready.case, base.test_data)
             call = steps.baseline(case, ready.prepared, sigma_mm, small, base.evaluation)
             tasks.append((ready, self.runner.submit(ready.case.id, call)))
         found = [(ready, task.ref()) for ready, task in tasks]
-        return tuple(Judged(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None)
+        return tuple(
+            EvaluatedCase(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None
+        )
 
     def examples(self, trained: Iterable[Trained]) -> dict[str, Ref]:
-        """By row: synthesised slices as its first seed's restoration sees them."""
+        """Return, for each row, synthesised slices and their restorations by the network of the first seed."""
         if not self.settings.panels:
             return {}
         tasks = []
@@ -198,7 +201,7 @@ class AblationStages:
         return {name: ref for name, ref in found if ref is not None}
 
     def embed(self, trained: Iterable[Trained]) -> EmbeddingResult[Ref] | None:
-        """Real, healthy and synthesised slices by the main row's restoration."""
+        """Return features of real, healthy and synthesised slices from the main row's restoration network."""
         main, seed = self.settings.main_row, self.settings.seeds[0]
         chosen = next((t for t in trained if (t.variant.group, t.variant.name, t.seed) == (ROWS, main, seed)), None)
         if not self.settings.embedding or chosen is None or chosen.models is None or not chosen.cases:
@@ -218,8 +221,8 @@ class AblationStages:
         ref = self.runner_of(chosen).run("embedding", call)
         return None if ref is None else EmbeddingResult(chosen.variant.name, seed, ref)
 
-    def report(self, trained: Sequence[Trained], baseline: tuple[Judged, ...]) -> Ref | None:
-        """Everything in one report."""
+    def report(self, trained: Sequence[Trained], baseline: tuple[EvaluatedCase, ...]) -> Ref | None:
+        """Write the report of all results."""
         examples = self.examples(trained)
         results = AblationResults(
             variants=tuple(
@@ -242,7 +245,7 @@ class AblationStages:
         return self.runner.run("report", steps.ablation_report(self.settings, results, installed_versions(), notes))
 
     def finish(self, out: Path, report: Ref | None, trained: Sequence[Trained], started: float) -> Outcome:
-        """Publish into the run folder and show in Prefect's UI."""
+        """Publish the results into the run folder and show them in Prefect's UI."""
         used = {(one.use, one.case_id, one.ref.digest): one for one in self.used}
         run = RunFolder(
             path=out,
@@ -261,21 +264,21 @@ class AblationStages:
 
 
 def _data_key(settings: LiverSettings) -> str:
-    # with true folders: this text never leaves the process
-    return canonical_json(to_jsonable_python(settings.model_dump(exclude=set(NOT_OF_DATA))))
+    # with the real folders: this text never leaves the process
+    return canonical_json(to_jsonable_python(settings.model_dump(exclude=set(FIELDS_WITHOUT_EFFECT_ON_DATA))))
 
 
-def _has_truth(ready: ReadyCase) -> bool:
+def _has_ground_truth(ready: ReadyCase) -> bool:
     return ready.case.tumour_label is not None and ready.case.label is not None
 
 
-def _judged(stages: Stages, data: Data, models: Models) -> tuple[Judged, ...]:
+def _evaluate(stages: Stages, data: Data, models: Models) -> tuple[EvaluatedCase, ...]:
     results = stages.segment_and_evaluate(data.test, models, stages.settings.test_data)
     return tuple(one for one in results if one.evaluated is not None)
 
 
 def _snapshots(segmentation: Ref) -> list[tuple[int, str]]:
-    """Epochs and file of each snapshot of phase two; none of what a dry run does not make."""
+    """Return the epochs and file name of each snapshot of phase two. Empty in a dry run."""
     if not segmentation.made:
         return []
     found = [(_SNAPSHOT.fullmatch(path.name), path.name) for path in segmentation.folder().iterdir()]
@@ -291,8 +294,8 @@ def _snapshot_rows(trained: Sequence[Trained]) -> tuple[SnapshotResult[Ref], ...
     )
 
 
-def _beside_each_other(work: Callable[[Trained], None], todo: Sequence[Trained], at_a_time: int) -> None:
-    """Do all, so many at a time; each thread is within the flow's own context."""
+def _map_in_threads(work: Callable[[Trained], None], todo: Sequence[Trained], at_a_time: int) -> None:
+    """Call `work` for all items, `at_a_time` in parallel. Each thread runs in the flow's context."""
     if at_a_time <= 1:
         for one in todo:
             work(one)
@@ -302,14 +305,14 @@ def _beside_each_other(work: Callable[[Trained], None], todo: Sequence[Trained],
         try:
             for future in futures:
                 future.result()
-        except BaseException:  # Ctrl-C, a cancellation: leaving waits for what is under way, which must then end
+        except BaseException:  # Ctrl-C or a cancellation: the pool waits for running threads, so these must end
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _row_figures(folder: Path) -> list[dict[str, Any]]:
-    """The rows' means, for the terminal and --json."""
+    """Return the means of the rows, for the terminal and --json."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -328,12 +331,12 @@ def _row_figures(folder: Path) -> list[dict[str, Any]]:
 
 @our_flow("liver-ablate", "ablate {settings.name}")
 def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Train and evaluate every row, sweep and curve of the configuration; the report lies in the run folder `out`."""
+    """Train and evaluate every row, sweep and curve of the configuration. Writes the report to the run folder `out`."""
     started = time.monotonic()
     stages = AblationStages(settings, refresh=refresh)
     with terminal.bars():
         stages.prepare()
-        baseline = stages.judge_baseline()
+        baseline = stages.evaluate_baseline()
         trained = stages.train()
     report = stages.report(trained, baseline)
     return stages.finish(out, report, trained, started)

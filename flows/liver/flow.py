@@ -1,7 +1,7 @@
 """The liver flows: prepare each case, train in two phases, segment and evaluate each case, report, publish.
 
-Each stage (`flows.liver.stages`) can be run alone; the whole is the stages in a row over one runner. A case that breaks
-a rule is left out and listed; the report is written whatever happens.
+Each stage (`flows.liver.stages`) can be run alone; the flow `liver` runs all stages with one runner. A case that breaks
+a rule is left out and listed as a failure. The report is written even if cases failed.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from medad.config.liver import LiverSettings, PreprocessSettings
 from medad.config.manual_steps import ManualStepName
 
 _DATA = ("train_data", "test_data")
-UNKNOWN_TRAINING = "The model's folder does not say which cases trained it; those tested here may be among them."
-"""A note of the report."""
+UNKNOWN_TRAINING_NOTE = "The model's folder does not list its training cases; they may include cases tested here."
+"""Note in the report."""
 
 
 class SegmentRequest(BaseModel):
-    """Scans to segment. As a flow's parameter its JSON is stored, so all its paths are private."""
+    """Scans to segment. Prefect stores a flow's parameters as JSON, so all paths here are private."""
 
     scans: tuple[PrivatePath, ...]
     liver_masks: tuple[PrivatePath, ...]
-    """One for each scan, on its grid."""
+    """Liver masks, one for each scan, on its grid."""
     model: PrivatePath
-    """An earlier run's folder."""
+    """Folder of an earlier run."""
     out: PrivatePath
 
 
 class StepRequest(BaseModel):
-    """One preprocessing step on one file."""
+    """A request for one preprocessing step on one file."""
 
     name: ManualStepName
     source: PrivatePath
@@ -54,7 +54,7 @@ class StepRequest(BaseModel):
 
 @our_flow("liver", "liver {settings.name}")
 def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> Outcome:
-    """From scans to a report in the run folder `out`."""
+    """Run all stages, from scans to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
     training = stages.prepare_training()
@@ -66,12 +66,12 @@ def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tupl
 
 @our_flow("liver-prepare", "prepare {settings.name}")
 def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
-    """Prepare all cases of a configuration: finds what is wrong with a data set before a night of training."""
+    """Prepare all cases of a configuration. This finds problems of a data set before a long training."""
     stages = Stages(settings, refresh=refresh)
     submitted = stages.prepare_training()
     test = stages.prepare_test()
     training = [(task.label, ref) for task in submitted if (ref := task.ref()) is not None]
-    stages.apart(training, test)
+    stages.passes_leakage_check(training, test)
     pairs = {"train": training, "test": [(each.case.id, each.prepared) for each in test]}
     details: dict[str, Any] = {
         use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found] for use, found in pairs.items()
@@ -81,7 +81,7 @@ def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
 
 @our_flow("liver-export-slices", "export slices of {settings.name}")
 def export_slices(settings: LiverSettings, with_training: bool = False, refresh: bool = False) -> Outcome:
-    """Slices of the test cases, and of the training cases if asked for, as pictures. Cases have pseudonyms."""
+    """Export slices of the test cases as images, and of the training cases if requested. Cases get pseudonyms."""
     from medad.cohort.datasets import LabelledScan
 
     hidden = {name: getattr(settings, name).model_copy(update={"pseudonyms": True}) for name in _DATA}
@@ -91,7 +91,7 @@ def export_slices(settings: LiverSettings, with_training: bool = False, refresh:
     test = stages.prepare_test()
     training = [(task.label, ref) for task in submitted if (ref := task.ref()) is not None]
     calls = []
-    if stages.apart(training, test):
+    if stages.passes_leakage_check(training, test):
         data = settings.test_data
         calls += [(each.case.id, steps.export_slices(LabelledScan.of(each.case, data), each.prepared)) for each in test]
         calls += [(case_id, steps.export_slices(None, ref)) for case_id, ref in training]
@@ -105,7 +105,7 @@ def export_slices(settings: LiverSettings, with_training: bool = False, refresh:
 
 @our_flow("liver-train", "train {settings.name}")
 def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Prepare the training cases and train both phases; the run folder gets the model and a report of its training."""
+    """Prepare the training cases and train both phases. Writes the model and a training report into the run folder."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh, uses=("train",))
     models = stages.train(stages.prepare_training())
@@ -116,13 +116,13 @@ def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
 def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = False) -> Outcome:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run.
 
-    None of them may be of a patient that trained these, as far as the run's manifest says.
+    No test case may be of a patient in the training data, as far as the run's manifest lists them.
     """
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh, uses=("test",))
     stages.trained = split.training_rows(model)
     if not stages.trained:
-        stages.runner.notes.append(UNKNOWN_TRAINING)
+        stages.runner.notes.append(UNKNOWN_TRAINING_NOTE)
     cases = stages.prepare_test()
     models = stages.adopt(model)
     results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
@@ -131,9 +131,9 @@ def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = Fa
 
 @our_flow("liver-segment", "segment")
 def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = False) -> Outcome:
-    """Segment scans, which `test_data` describes, with the networks of an earlier run.
+    """Segment scans with the networks of an earlier run; `test_data` describes the scans.
 
-    Cases have pseudonyms: file names may name patients.
+    Cases get pseudonyms, because file names may contain names of patients.
     """
     from medad.cohort.datasets import Case
 
@@ -141,7 +141,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
     data = settings.test_data
     stages = Stages(settings, refresh=refresh, uses=())
     stages.pseudonymous = True
-    # beside scans whose names are hidden, theirs are as well
+    # as the scans' names are hidden, hide those of the training cases too
     stages.trained = [
         row | {"case": f"trained-{number}"} for number, row in enumerate(split.training_rows(request.model), start=1)
     ]
@@ -151,10 +151,10 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         path_filter.learn(scan, case_id)
         path_filter.learn(mask, case_id)
         if case_id in cases:
-            stages.runner.fail(CaseFailure(case_id, "find", "this scan was given before", str(scan)))
+            stages.runner.fail(CaseFailure(case_id, "find", "this scan was given twice", str(scan)))
             continue
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
-    stages.tell_apart(list(cases.values()))
+    stages.record_pseudonyms(list(cases.values()))
     ready = stages.prepare_cases(list(cases.values()), data)
     models = stages.adopt(request.model)
     results = [] if models is None else stages.segment_and_evaluate(ready, models, data)
@@ -163,10 +163,10 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
 
 @our_flow("liver-step", "step {request.name}")
 def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
-    """One preprocessing step on one file."""
+    """Run one preprocessing step on one file."""
     runner = new_runner(ANY_MACHINE, refresh=refresh)
     label = "input"
-    if request.source.is_dir():  # DICOM, whose ids are registered wherever it comes in
+    if request.source.is_dir():  # a DICOM series is registered in every flow
         [label] = case_ids.identify([request.source])
         terminal.line(f"{label} is {request.source}")
         if runner.makes:

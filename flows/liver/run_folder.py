@@ -1,7 +1,7 @@
-"""What the liver flow puts into a run folder, and what it reads back from one.
+"""The files of a liver run folder: which ones the flow writes, and reading them back.
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
-inserted/<case>/scan.nii.gz, label.nii.gz            where lesions were inserted
+inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted
 model/restoration/, model/segmentation/             weights and training curve
 """
 
@@ -32,7 +32,7 @@ class Models:
     restoration: Ref
     segmentation: Ref
     snapshot: str = ""
-    """A file of phase two's folder to segment with. Empty: the network that phase two ended with."""
+    """File in phase two's folder to segment with. Empty: the final network of phase two."""
 
     def each(self) -> dict[str, Ref]:
         return {name: getattr(self, name) for name in NETS}
@@ -40,17 +40,17 @@ class Models:
 
 @dataclass(frozen=True)
 class UsedCase:
-    """A case, and the artifact whose key holds its files' digests."""
+    """A used case, and the artifact whose key contains the digests of its files."""
 
     use: Literal["train", "test"]
     case_id: str
     ref: Ref
     patient: str | None = None
-    """A digest under the machine's secret, where the patient is known by a text."""
+    """Digest of the patient, keyed with the machine's secret. None if no text names the patient."""
 
 
 def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Models | None) -> tuple[Copied, ...]:
-    """All files of a liver run."""
+    """Return all files of a liver run, as copies from artifacts."""
     found = copied(report, "report.html", "report.json", "preview.png")
     for each in results:
         assert each.segmented is not None, "a finished case is segmented"
@@ -66,9 +66,9 @@ def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Model
 def manifest(
     used: Iterable[UsedCase], models: Models | None, trained: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Digests of what went in, and which networks came out.
+    """Return the manifest's entries: digests of the inputs, and the resulting networks.
 
-    `trained` holds the rows of the cases that trained them, where another run did that.
+    `trained` lists the training cases of networks that another run trained.
     """
     store = ArtifactStore()
     inputs = [dict(row) for row in trained]
@@ -84,22 +84,27 @@ def manifest(
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a run folder holds trained networks."""
+    """Return whether a run folder contains trained networks."""
     return (folder / "model" / "segmentation" / "model.safetensors").is_file()
 
 
 def settings_of_run(folder: Path) -> LiverSettings:
-    """The settings of a run folder. Raises ConfigError where it is none, or holds no model."""
+    """Read the settings of a run folder. Raises ConfigError if it is not a run folder or has no model."""
     return TrainedModel.of_run(folder).settings
 
 
-def settings_over(of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str) -> LiverSettings:
-    """A model run's settings with some values changed, by dotted key; `source` names them in errors.
+def settings_with_changes(
+    of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str
+) -> LiverSettings:
+    """Return the settings of a model's run with some values changed, by dotted key.
+
+    Errors refer to `source`.
 
     Raises
     ------
     ConfigError
-        No such setting, a value that breaks a rule, or a change of what the model in folder `model` was trained with.
+        A setting does not exist, a value breaks a rule, or `preprocess` differs from the training of the model in
+        folder `model`.
     """
     changed = of_model.model_dump()
     for key, value in values.items():

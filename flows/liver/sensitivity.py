@@ -1,7 +1,7 @@
-"""The flow liver-sensitivity: lesions of known size and contrast, inserted into healthy scans, looked for by a model.
+"""The flow liver-sensitivity: lesions of known size and contrast, inserted into healthy scans, segmented by a model.
 
-Each scan is segmented once without lesions, which fixes its threshold, and once for each volume inserted into it. A
-volume that breaks a rule is left out and listed; the report is written whatever happens.
+Each scan is segmented once without lesions, which fixes its threshold, and once for each volume with inserted lesions.
+A volume that breaks a rule is left out and listed as a failure. The report is written even if volumes failed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
 from flows.liver.run_folder import Models
-from flows.liver.split import Sides, salted_member, trained_members, training_rows
+from flows.liver.split import Split, salted_member, trained_members, training_rows
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.runs import showing
@@ -45,18 +45,18 @@ REPORT_FILES = ("report.html", "report.json", "lesions.csv", "sensitivity.csv", 
 
 
 class SensitivityRequest(BaseModel):
-    """Whose sensitivity is measured. As a flow's parameter its JSON is stored, so all its paths are private."""
+    """The model to measure. Prefect stores a flow's parameters as JSON, so all paths here are private."""
 
     model: PrivatePath
-    """An earlier run's folder."""
+    """Folder of an earlier run."""
     out: PrivatePath
     allow_training_cases: bool = False
-    """Go on with scans that the model was trained on; the report says so at its head."""
+    """Whether scans are allowed that the model was trained on. The report then begins with a warning."""
 
 
 @dataclass(frozen=True)
 class Healthy:
-    """A healthy scan, segmented as it is."""
+    """A healthy scan and its segmentation without inserted lesions."""
 
     case: Case
     scan: LabelledScan
@@ -64,14 +64,14 @@ class Healthy:
 
 
 class SensitivityStages(Stages):
-    """The liver flow's stages, and those of a study."""
+    """The stages of the liver flow and of a sensitivity study."""
 
     def __init__(self, settings: LiverSettings, study: SensitivitySettings, *, refresh: bool) -> None:
         super().__init__(settings, refresh=refresh)
         self.study = study
 
-    def in_turn(self, calls: Iterable[tuple[str, Call]]) -> list[Ref | None]:
-        """Run device calls, as many at a time as there are devices; in their order, None for one that failed."""
+    def run_in_order(self, calls: Iterable[tuple[str, Call]]) -> list[Ref | None]:
+        """Run calls on devices, one per device at a time. Returns results in order, with None for failed calls."""
         waiting: deque[Submitted] = deque()
         found: list[Ref | None] = []
         for label, call in calls:
@@ -81,7 +81,7 @@ class SensitivityStages(Stages):
         return found + [task.ref() for task in waiting]
 
     def segment_healthy(self, cases: Sequence[Case], models: Models) -> list[Healthy]:
-        """Prepare and segment the scans as they are."""
+        """Prepare and segment the scans without inserted lesions."""
         from medad.cohort.datasets import LabelledScan
 
         settings = self.settings
@@ -103,20 +103,20 @@ class SensitivityStages(Stages):
                     settings.machine,
                 )
                 ready.append((case, scan, call))
-        segmented = self.in_turn([(case.id, call) for case, _, call in ready])
+        segmented = self.run_in_order([(case.id, call) for case, _, call in ready])
         return [
             Healthy(case, scan, ref) for (case, scan, _), ref in zip(ready, segmented, strict=True) if ref is not None
         ]
 
     def measure(self, scans: Sequence[Healthy], models: Models) -> list[VolumeResult[Ref]]:
-        """Insert, segment and measure every volume of the study in every scan."""
+        """Insert every volume of the study into every scan, segment and measure it."""
         study, settings = self.study, self.settings
         segmenter = Segmenter(
             settings.preprocess, models.restoration, models.segmentation, settings.inference, settings.postprocess
         )
         volumes = [(scan, volume) for scan in scans for volume in study.volumes()]
         with terminal.bars():
-            refs = self.in_turn(
+            refs = self.run_in_order(
                 (
                     f"{scan.case.id}, {volume.label}",
                     steps.measure(
@@ -129,7 +129,7 @@ class SensitivityStages(Stages):
             VolumeResult(scan.case.id, ref) for (scan, _), ref in zip(volumes, refs, strict=True) if ref is not None
         ]
 
-    def end(
+    def finish_study(
         self,
         out: Path,
         results: Sequence[VolumeResult[Ref]],
@@ -137,7 +137,7 @@ class SensitivityStages(Stages):
         trained_on: frozenset[str] | None,
         started: float,
     ) -> Outcome:
-        """Report, publish into the run folder, show in Prefect's UI without the folder's path."""
+        """Write the report, publish it into the run folder, and show it in Prefect's UI without the folder's path."""
         call = steps.sensitivity_report(
             self.study,
             results,
@@ -159,40 +159,44 @@ class SensitivityStages(Stages):
 
 
 def settings_for(study: SensitivitySettings, model: Path) -> LiverSettings:
-    """The model run's settings as the study uses them: its scans, its machine, and the values that it puts over them.
+    """Return the settings of the model's run with the study's scans, machine settings and changes.
 
     Raises
     ------
     ConfigError
-        The folder holds no model, or a value breaks a rule.
+        The folder has no model, or a value breaks a rule.
     """
     of_model = liver_folder.settings_of_run(model)
-    settings = liver_folder.settings_over(of_model, study.settings_by_key, model=model, source="settings")
-    own = {name: getattr(study, name) for name in MACHINE_FIELDS}
-    return settings.model_copy(update={"name": study.name, "test_data": study.healthy, "folds": None, **own})
+    settings = liver_folder.settings_with_changes(of_model, study.settings_by_key, model=model, source="settings")
+    machine = {name: getattr(study, name) for name in MACHINE_FIELDS}
+    return settings.model_copy(update={"name": study.name, "test_data": study.healthy, "folds": None, **machine})
 
 
 def trained_on(model: Path, cases: Sequence[Case]) -> frozenset[str] | None:
-    """Ids of the cases whose scan or patient the run in folder `model` was trained on; None where it does not say."""
+    """Return the ids of cases whose scan or patient is in the training data of the run in folder `model`.
+
+    None if the run's manifest does not list its training cases.
+    """
     rows = training_rows(model)
     if not rows:
         return None
-    sides = Sides.of((), cases).with_salted()
-    tested = [salted_member(member, sides.salted.get(("test", member.case_id))) for member in sides.members("test")]
+    split = Split.of((), cases).with_salted()
+    tested = [salted_member(member, split.salted.get(("test", member.case_id))) for member in split.members("test")]
     trained = trained_members(rows)
     return frozenset(member.case_id for member in tested if find_leaks(trained, [member]))
 
 
-def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:
-    """Raise ConfigError, one line, where a study would measure a model on what it was trained on, or may."""
-    if seen is None:
+def refuse_training_cases(model: Path, training_cases: frozenset[str] | None) -> None:
+    """Raise ConfigError if the model was trained on cases of the study, or if that is unknown (None)."""
+    if training_cases is None:
         raise ConfigError(
-            f"{model}: {MANIFEST} names no training scan, so these may have been among them; give the folder of the "
-            "run that trained the model, or --allow-training-cases"
+            f"{model}: {MANIFEST} names no training scan, so the study's scans may be among them; give the folder of "
+            "the run that trained the model, or --allow-training-cases"
         )
-    if seen:
+    if training_cases:
         raise ConfigError(
-            f"{model}: was trained on {', '.join(sorted(seen))}; give other healthy scans, or --allow-training-cases"
+            f"{model}: was trained on {', '.join(sorted(training_cases))}; give other healthy scans, "
+            "or --allow-training-cases"
         )
 
 
@@ -200,7 +204,7 @@ def refuse_training_cases(model: Path, seen: frozenset[str] | None) -> None:
 def sensitivity(
     request: SensitivityRequest, study: SensitivitySettings, settings: LiverSettings, refresh: bool = False
 ) -> Outcome:
-    """Measure a model's sensitivity to inserted lesions. `settings` are those of `settings_for`."""
+    """Measure a model's sensitivity to inserted lesions. `settings` come from `settings_for`."""
     started = time.monotonic()
     stages = SensitivityStages(settings, study, refresh=refresh)
     cases = stages.find(study.healthy, "healthy")
@@ -211,9 +215,9 @@ def sensitivity(
             readable.append(case)
         except UserError as error:
             stages.runner.fail(describe(case.id, "find", error))
-    seen = trained_on(request.model, readable)
+    training_cases = trained_on(request.model, readable)
     if not request.allow_training_cases:
-        refuse_training_cases(request.model, seen)
+        refuse_training_cases(request.model, training_cases)
     models = stages.adopt(request.model)
     results = [] if models is None else stages.measure(stages.segment_healthy(readable, models), models)
-    return stages.end(request.out, results, models, seen, started)
+    return stages.finish_study(request.out, results, models, training_cases, started)

@@ -1,8 +1,8 @@
-"""Which cases train and which are tested, and that no patient is on both sides.
+"""The train/test split: which cases train and which are tested, with no patient in both.
 
-Patients are known by a DICOM series' PatientID, by the settings' `patients`, by the scan's files and, once cases are
-prepared, by the voxels of the liver. What names a patient is digested at once and never leaves the process; what a run
-folder keeps of it is a digest under the machine's secret.
+A patient is identified by a DICOM series' PatientID, by the settings' `patients` and by the scan's files. Once cases
+are prepared, the voxels of the liver identify the patient too. Texts that name a patient are digested immediately, and
+their digests never leave the process. A run folder contains only a digest keyed with the machine's secret.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flows.store.digests import path_digest
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
 from medad.base.manifest import read_manifest
-from medad.cohort.folds import MARK_KINDS, Leak, MarkedCase, PatientMark, deal, patient_mark, patients_of
+from medad.cohort.folds import MARK_KINDS, Leak, MarkedCase, PatientMark, assign_folds, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 
 if TYPE_CHECKING:
@@ -28,109 +28,114 @@ if TYPE_CHECKING:
 
 Use = Literal["train", "test"]
 BOTH: tuple[Use, ...] = ("train", "test")
-PLACE = "train and test data"
-"""What a failure of both sides together is called by."""
+SPLIT_LABEL = "train and test data"
+"""Name of the train/test split in the list of failures."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """A case and what tells its patient."""
+class SplitCase:
+    """A case of the split and the marks that identify its patient."""
 
     case: Case
     marks: frozenset[PatientMark]
-    """Empty of a file that cannot be read, which its preparation will say."""
+    """Marks of the patient. Empty if the file cannot be read; the preparation reports that error."""
 
     @property
     def member(self) -> MarkedCase:
         return MarkedCase(self.case.id, self.marks)
 
     def salted(self) -> str | None:
-        """The patient's digest under this machine's secret, where a text names the patient. Raises ConfigError."""
+        """Return the patient's digest keyed with this machine's secret, or None if no text names the patient.
+
+        Raises ConfigError.
+        """
         named = sorted(mark.digest for mark in self.marks if mark.kind == "patient")
-        return case_ids.keyed(f"patient {named[0]}") if named else None
+        return case_ids.keyed_digest(f"patient {named[0]}") if named else None
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The cases of either side."""
+class Split:
+    """The training cases and the test cases."""
 
-    train: tuple[Known, ...] = ()
-    test: tuple[Known, ...] = ()
+    train: tuple[SplitCase, ...] = ()
+    test: tuple[SplitCase, ...] = ()
     notes: tuple[str, ...] = ()
-    """For the report."""
+    """Notes for the report."""
     salted: Mapping[tuple[Use, str], str] = field(default_factory=dict)
-    """(Side, case id) -> its patient's salted digest, where one is known."""
+    """(use, case id) -> the patient's keyed digest, for cases that have one."""
 
     @classmethod
-    def of(cls, train: Sequence[Case], test: Sequence[Case]) -> Sides:
-        """Reads what is not remembered of the scans, several at a time."""
+    def of(cls, train: Sequence[Case], test: Sequence[Case]) -> Split:
+        """Create a split from these cases. Scans whose digest is not remembered are read, several at a time."""
         with ThreadPoolExecutor(worker_count(), thread_name_prefix="patients") as pool:
-            known = list(pool.map(_known, [*train, *test]))
-        return cls(tuple(known[: len(train)]), tuple(known[len(train) :]))
+            marked = list(pool.map(_mark_case, [*train, *test]))
+        return cls(tuple(marked[: len(train)]), tuple(marked[len(train) :]))
 
     def members(self, use: Use) -> list[MarkedCase]:
-        return [known.member for known in getattr(self, use)]
+        return [marked.member for marked in getattr(self, use)]
 
-    def fold(self, folds: FoldSettings) -> Sides:
-        """The patients outside the fold train, those in it are tested. A file that cannot be read stays on its side.
+    def fold(self, folds: FoldSettings) -> Split:
+        """Return the split of one fold: patients in the fold are tested, all others train.
+
+        A case whose file cannot be read stays in its data set.
 
         Raises
         ------
         ConfigError
-            The fold leaves a side without any patient.
+            The fold leaves no training case or no test case.
         """
         patients = patients_of([*self.members("train"), *self.members("test")])
         of_train, of_test = patients[: len(self.train)], patients[len(self.train) :]
-        dealt = deal(set(of_train) - {""}, set(of_test) - {""}, folds)
-        inside = {patient for patient, number in dealt.items() if number == folds.index}
-        train = tuple(known for known, patient in zip(self.train, of_train, strict=True) if patient not in inside)
+        fold_of = assign_folds(set(of_train) - {""}, set(of_test) - {""}, folds)
+        inside = {patient for patient, number in fold_of.items() if number == folds.index}
+        train = tuple(marked for marked, patient in zip(self.train, of_train, strict=True) if patient not in inside)
         test = tuple(
-            known for known, patient in zip(self.test, of_test, strict=True) if not patient or patient in inside
+            marked for marked, patient in zip(self.test, of_test, strict=True) if not patient or patient in inside
         )
-        for use, kept, all_of_them in (("train", train, of_train), ("test", test, of_test)):
-            if not kept:
+        for use, left, patients in (("train", train, of_train), ("test", test, of_test)):
+            if not left:
                 raise ConfigError(
-                    f"fold {folds.index} of {folds.count} leaves no case in {use}_data, whose patients are "
-                    f"{len(set(all_of_them))}; set folds.count to that at most"
+                    f"fold {folds.index} of {folds.count} leaves no case in {use}_data; "
+                    f"folds.count must be at most its number of patients, {len(set(patients))}"
                 )
         counts = [len(set(some) - {""}) for some in (set(of_train) - inside, set(of_test) & inside)]
         note = (
-            f"Fold {folds.index} of {folds.count}, counted from 0, dealt by patient with seed {folds.seed}: "
-            f"{counts[0]} in training, {counts[1]} tested."
+            f"Fold {folds.index} of {folds.count} (counted from 0), patients assigned with seed {folds.seed}: "
+            f"{counts[0]} in training, {counts[1]} in testing."
         )
-        return Sides(train, test, (note,))
+        return Split(train, test, (note,))
 
-    def with_salted(self) -> Sides:
-        """With digests that may be kept. Raises ConfigError."""
+    def with_salted(self) -> Split:
+        """Return the split with the keyed digests that a run folder may contain. Raises ConfigError."""
         salted = {
-            (use, known.case.id): digest
+            (use, marked.case.id): digest
             for use in BOTH
-            for known in getattr(self, use)
-            if (digest := known.salted()) is not None
+            for marked in getattr(self, use)
+            if (digest := marked.salted()) is not None
         }
-        return Sides(self.train, self.test, self.notes, salted)
+        return Split(self.train, self.test, self.notes, salted)
 
-    def prepared(self, use: Use, case_id: str, ref: Ref) -> MarkedCase:
-        """A prepared (or inserted) case, told by its liver's voxels as well."""
-        known = next((each for each in getattr(self, use) if each.case.id == case_id), None)
-        marks = frozenset() if known is None else known.marks
+    def prepared_member(self, use: Use, case_id: str, ref: Ref) -> MarkedCase:
+        """Return the marks of a prepared (or inserted) case, including one for its liver's voxels."""
+        marked = next((each for each in getattr(self, use) if each.case.id == case_id), None)
+        marks = frozenset() if marked is None else marked.marks
         return MarkedCase(case_id, marks | _liver_mark(ref))
 
 
 def salted_member(member: MarkedCase, salted: str | None) -> MarkedCase:
-    """The case as a run's manifest knows it: its patient by the salted digest alone."""
+    """Return the case with the marks that a run's manifest has: the patient is identified only by the keyed digest."""
     marks = {mark for mark in member.marks if mark.kind != "patient"}
     return MarkedCase(member.case_id, frozenset(marks | ({PatientMark("patient", salted)} if salted else set())))
 
 
-def _known(case: Case) -> Known:
+def _mark_case(case: Case) -> SplitCase:
     try:
         marks = {PatientMark("scan", path_digest(case.scan))}
     except UserError:
-        return Known(case, frozenset())
+        return SplitCase(case, frozenset())
     if (patient := _patient(case)) is not None:
         marks.add(patient_mark(patient))
-    return Known(case, frozenset(marks))
+    return SplitCase(case, frozenset(marks))
 
 
 def _patient(case: Case) -> str | None:
@@ -148,7 +153,7 @@ def _liver_mark(ref: Ref) -> frozenset[PatientMark]:
 
 
 def liver_digest(ref: Ref) -> str | None:
-    """The fingerprint of the liver that a case's artifact came from; None of what a dry run does not make."""
+    """Return the fingerprint of the liver in a case's artifact. None in a dry run."""
     from medad.ct.fingerprint import FINGERPRINT
 
     if not ref.made:
@@ -157,21 +162,21 @@ def liver_digest(ref: Ref) -> str | None:
     return None if found is None else str(found)
 
 
-def leakage(leaks: Sequence[Leak]) -> CaseFailure:
-    """One line for all patients that are on both sides."""
+def leakage_failure(leaks: Sequence[Leak]) -> CaseFailure:
+    """Return one failure for all patients that are in both training and test data."""
     more = len(leaks) - 1
     others = f" (and {more} more patient{'s' * (more > 1)})" if more else ""
-    return CaseFailure(PLACE, "leakage", f"{leaks[0].rule}{others}; no patient may be on both sides")
+    return CaseFailure(SPLIT_LABEL, "leakage", f"{leaks[0].rule}{others}; no patient may be in both")
 
 
 def training_rows(run: Path) -> list[dict[str, Any]]:
-    """What a run folder's manifest says of the cases that trained its networks; empty where it does not say."""
+    """Return the training cases listed in a run folder's manifest. Empty if it lists none."""
     rows = read_manifest(run).get("inputs")
     return [row for row in rows if isinstance(row, dict) and row.get("use") == "train"] if rows else []
 
 
 def trained_members(rows: Iterable[Mapping[str, Any]]) -> list[MarkedCase]:
-    """The cases of `training_rows`; their patients by salted digests, which other machines cannot compare."""
+    """Return the cases of `training_rows` with marks. Keyed digests of patients match only on the same machine."""
     found = []
     for row in rows:
         digests = {"patient": row.get("patient")} | {name: row["sha256"].get(name) for name in ("scan", "liver")}

@@ -1,4 +1,4 @@
-"""The stages of the liver flows over one runner: each takes what the one before gave and leaves out what failed."""
+"""The stages of the liver flows, all with one runner."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.liver import run_folder as liver_folder
-from flows.liver import split, steps
+from flows.liver import steps
 from flows.liver.run_folder import NETS, Models, UsedCase
-from flows.liver.split import BOTH, PLACE, Sides, Use
+from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, salted_member, trained_members
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import learn_data, path_filter
@@ -41,38 +41,38 @@ class ReadyCase:
 
 
 class Stages:
-    """The stages: each takes what the one before gave and leaves out what failed."""
+    """The stages of a liver flow. Each takes the results of the one before and skips failed cases."""
 
     def __init__(
         self, settings: LiverSettings, *, refresh: bool, uses: tuple[Use, ...] = BOTH, runner: Runner | None = None
     ) -> None:
-        """`runner`: one that is shared with other stages, which then decides about `refresh`."""
+        """Create the stages. If a `runner` is given, its own `refresh` is used."""
         self.settings = settings
         self.uses = uses
-        """The data sets that are looked at; folds need both."""
+        """The data sets that are used. Folds always read both."""
         self.runner = runner or new_runner(settings.machine, refresh=refresh)
         self.used: list[UsedCase] = []
         self.leaked = False
-        """A patient was on both sides, and nothing of those cases is trained or evaluated."""
+        """Whether a patient was in both training and test data. Then nothing is trained or evaluated."""
         self.trained: list[dict[str, Any]] = []
-        """Of an adopted model: what its run's manifest says of the cases that trained it."""
-        self._sides: tuple[Any, Sides] | None = None
+        """Training cases of an adopted model, as listed in its run's manifest."""
+        self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Models, list[MarkedCase]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
-        """Whether names of files are to be left out of what is shown."""
+        """Whether file names must not appear in outputs."""
 
-    def over(self, settings: LiverSettings, runner: Runner) -> Stages:
-        """Stages over the same found and prepared cases, which note in another runner.
+    def with_settings(self, settings: LiverSettings, runner: Runner) -> Stages:
+        """Return stages with the same found and prepared cases, but other settings and another runner.
 
-        `settings` may differ from these in what finding and preparing cases does not depend on.
+        `settings` may only differ in fields that do not affect the finding and preparing of cases.
         """
         other = copy.copy(self)
         other.settings, other.runner, other.used = settings, runner, []
         return other
 
     def find(self, data: DatasetSettings, use: str) -> list[Case]:
-        """The cases of a data set; what is wrong with it is noted."""
+        """Find the cases of a data set. Problems are added to the failures."""
         from medad.cohort.datasets import find_cases
         from medad.cohort.samples import samples_dir
 
@@ -83,7 +83,7 @@ class Stages:
                 for path in (case.scan, case.label):
                     if path is not None:
                         path_filter.learn(path, case.id)
-            self.tell_apart([case for case in cases if case.pseudonymous])
+            self.record_pseudonyms([case for case in cases if case.pseudonymous])
         except UserError as error:
             self.runner.fail(describe(f"{use} data", "find", error))
             return []
@@ -95,81 +95,84 @@ class Stages:
             self.runner.fail(problem)
         return cases
 
-    def tell_apart(self, cases: Sequence[Case]) -> None:
-        """Keep in the register, and say on the user's terminal, which scan a pseudonym stands for."""
+    def record_pseudonyms(self, cases: Sequence[Case]) -> None:
+        """Register the scan of each pseudonym, and show it on the user's terminal."""
         self.pseudonymous = self.pseudonymous or bool(cases)
         for case in cases:
             terminal.line(f"{case.id} is {case.scan}")
-        if self.runner.makes:  # a dry run leaves nothing behind
+        if self.runner.makes:  # a dry run writes nothing
             case_ids.register_found(
                 case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
             )
 
-    def sides(self) -> Sides:
-        """The cases that train and those that are tested; none at all where a patient is on both sides."""
+    def split(self) -> Split:
+        """Return the train/test split. It is empty if a patient is in both training and test data."""
         settings = self.settings
         of = (settings.train_data, settings.test_data, settings.folds)
-        if self._sides is None or self._sides[0] != of:
-            self._sides = of, self._find_sides()
-        return self._sides[1]
+        if self._split is None or self._split[0] != of:
+            self._split = of, self._find_split()
+        return self._split[1]
 
-    def _find_sides(self) -> Sides:
+    def _find_split(self) -> Split:
         settings, folds = self.settings, self.settings.folds
         wanted = self.uses if folds is None else BOTH
         found: dict[Use, list[Case]] = {use: [] for use in BOTH}
         for use in wanted:
             found[use] = self.find(settings.train_data if use == "train" else settings.test_data, use)
         if folds is not None and not all(found.values()):
-            return Sides()  # a fold of what is left would be another fold
+            return Split()  # the fold of only one data set would differ
         try:
-            sides = Sides.of(found["train"], found["test"])
+            split = Split.of(found["train"], found["test"])
             if folds is not None:
-                sides = sides.fold(folds)
+                split = split.fold(folds)
             if self.runner.makes:
-                sides = sides.with_salted()
+                split = split.with_salted()
         except UserError as error:
-            self.runner.fail(describe(PLACE, "find", error))
-            return Sides()
-        self.runner.notes += sides.notes
-        if "test" not in self.uses or self._apart(sides, sides.members("train"), sides.members("test")):
-            return sides
-        return Sides()
+            self.runner.fail(describe(SPLIT_LABEL, "find", error))
+            return Split()
+        self.runner.notes += split.notes
+        if "test" not in self.uses or self._no_leaks(split, split.members("train"), split.members("test")):
+            return split
+        return Split()
 
-    def _apart(self, sides: Sides, train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> bool:
-        """Whether no patient is both in `train`, or among those that trained an adopted model, and in `test`."""
+    def _no_leaks(self, split: Split, train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> bool:
+        """Return whether no patient of `test` is in `train` or trained an adopted model. Leaks become failures."""
         leaks = find_leaks(train, test)
         if self.trained:
-            salted = [split.salted_member(member, sides.salted.get(("test", member.case_id))) for member in test]
-            leaks += find_leaks(split.trained_members(self.trained), salted)
+            salted = [salted_member(member, split.salted.get(("test", member.case_id))) for member in test]
+            leaks += find_leaks(trained_members(self.trained), salted)
         if leaks:
             self.leaked = True
-            failure = split.leakage(leaks)
+            failure = leakage_failure(leaks)
             if failure not in self.runner.failures:
                 self.runner.fail(failure)
         return not leaks
 
-    def apart(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
-        """Whether no patient is on both sides, by the voxels of the prepared livers as well; if not, it is noted."""
-        sides = self.sides()
-        return self._apart_from([sides.prepared("train", case_id, ref) for case_id, ref in train], test)
+    def passes_leakage_check(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
+        """Return whether no patient is in both `train` and `test`, comparing also the voxels of the prepared livers.
 
-    def _apart_from(self, train: Sequence[MarkedCase], test: Sequence[ReadyCase]) -> bool:
-        sides = self.sides()
-        tested = [sides.prepared("test", each.case.id, each.inserted or each.prepared) for each in test]
-        return self._apart(sides, train, tested)
+        A leak is added to the failures.
+        """
+        split = self.split()
+        return self._no_leaks_into([split.prepared_member("train", case_id, ref) for case_id, ref in train], test)
+
+    def _no_leaks_into(self, train: Sequence[MarkedCase], test: Sequence[ReadyCase]) -> bool:
+        split = self.split()
+        tested = [split.prepared_member("test", each.case.id, each.inserted or each.prepared) for each in test]
+        return self._no_leaks(split, train, tested)
 
     def prepare_training(self) -> list[Submitted]:
         """Start the preparation of every training case."""
         data = self.settings.train_data
-        return [self._prepare(known.case, data, training=True) for known in self.sides().train]
+        return [self._prepare(marked.case, data, training=True) for marked in self.split().train]
 
     def prepare_test(self) -> list[ReadyCase]:
-        """Insert lesions where the settings ask for it, prepare, and wait."""
-        self._tested = self.prepare_cases([known.case for known in self.sides().test], self.settings.test_data)
+        """Insert lesions into the test cases if the settings say so, prepare the cases, and wait for the results."""
+        self._tested = self.prepare_cases([marked.case for marked in self.split().test], self.settings.test_data)
         return self._tested
 
     def prepare_cases(self, cases: list[Case], data: DatasetSettings) -> list[ReadyCase]:
-        """As `prepare_test`, for given cases."""
+        """Prepare the given cases as `prepare_test` does."""
         from medad.cohort.datasets import LabelledScan, case_with_lesions
 
         inserted: dict[str, Ref] = {}
@@ -190,7 +193,7 @@ class Stages:
         return found
 
     def _used(self, use: Use, case_id: str, ref: Ref) -> UsedCase:
-        salted = {} if self._sides is None else self._sides[1].salted
+        salted = {} if self._split is None else self._split[1].salted
         return UsedCase(use, case_id, ref, salted.get((use, case_id)))
 
     def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> Submitted:
@@ -200,20 +203,20 @@ class Stages:
         return self.runner.submit(case.id, call)
 
     def train(self, prepared: list[Submitted]) -> Models | None:
-        """Both networks, by the schedule asked for; None when there is nothing to train on or a training failed."""
+        """Train both networks by the configured schedule. None if no case can be used or a training failed."""
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
         self.used += [self._used("train", case_id, ref) for case_id, ref in found]
         refs = tuple(ref for _, ref in found)
-        if not self.apart(found, self._tested):
+        if not self.passes_leakage_check(found, self._tested):
             return None
         if not refs:
-            if not self.leaked:  # else that is why
+            if not self.leaked:  # otherwise the leak is the reason
                 self.runner.fail(CaseFailure("model", "restoration", "no training case could be prepared"))
             return None
         joint = self.settings.train.schedule == "joint"
         models = self._train_joint(refs) if joint else self._train_two_phases(refs)
         if models is not None:
-            self._trained_on[models] = [self.sides().prepared("train", case_id, ref) for case_id, ref in found]
+            self._trained_on[models] = [self.split().prepared_member("train", case_id, ref) for case_id, ref in found]
         return models
 
     def _train_two_phases(self, prepared: tuple[Ref, ...]) -> Models | None:
@@ -232,7 +235,7 @@ class Stages:
         return self._adopt(joint.folder(), ("model", "model"))
 
     def adopt(self, run: Path) -> Models | None:
-        """The networks of an earlier run's folder."""
+        """Copy the networks of an earlier run's folder into the cache. None if that failed."""
         return self._adopt(run / "model", NETS)
 
     def _adopt(self, folder: Path, labels: tuple[str, str]) -> Models | None:
@@ -242,17 +245,17 @@ class Stages:
     def segment_and_evaluate(
         self, cases: list[ReadyCase], models: Models, data: DatasetSettings
     ) -> list[CaseResult[Ref]]:
-        """Segment as many cases at a time as there are devices; evaluation of one goes on beside the next."""
+        """Segment the cases, one per device at a time, and evaluate each while the next ones are segmented."""
         from medad.cohort.datasets import LabelledScan
 
         settings = self.settings
         trained = self._trained_on.get(models, [])
-        if "test" in self.uses and (trained or self.trained) and not self._apart_from(trained, cases):
+        if "test" in self.uses and (trained or self.trained) and not self._no_leaks_into(trained, cases):
             return []
         waiting: deque[tuple[ReadyCase, Submitted]] = deque()
         under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
 
-        def go_on() -> None:
+        def evaluate_next() -> None:
             ready, task = waiting.popleft()
             segmented = task.ref()
             if segmented is None:
@@ -266,7 +269,7 @@ class Stages:
 
         for ready in cases:
             if len(waiting) >= self.runner.at_a_time:
-                go_on()
+                evaluate_next()
             segment = steps.segment(
                 ready.prepared,
                 models.restoration,
@@ -278,14 +281,14 @@ class Stages:
             )
             waiting.append((ready, self.runner.submit(ready.case.id, segment)))
         while waiting:
-            go_on()
+            evaluate_next()
         return [
             CaseResult(ready.case.id, ready.prepared, segmented, None if task is None else task.ref(), ready.inserted)
             for ready, segmented, task in under_way
         ]
 
     def report(self, results: list[CaseResult[Ref]], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
-        """report.html and report.json."""
+        """Write report.html and report.json."""
         call = steps.report(
             self.settings,
             results,
@@ -307,9 +310,12 @@ class Stages:
         *,
         private: bool = False,
     ) -> Outcome:
-        """Report, publish into the run folder, show in Prefect's UI, there without a `private` folder's path."""
+        """Write the report, publish the results into the run folder, and show them in Prefect's UI.
+
+        The UI does not show the path of a `private` folder.
+        """
         if models is None and liver_folder.has_model(out):
-            # an earlier run's networks and masks are worth more than this one's empty report
+            # an earlier run's networks and masks must not be replaced by an empty report
             out = out.with_name(f"{out.name}.failed")
         report = self.report(results, models, notes)
         run = RunFolder(

@@ -1,6 +1,6 @@
-"""The steps of the liver flows, and how each is called.
+"""The steps of the liver flows, and functions that create their calls.
 
-Training gets settings in which all that it must not depend on stands at a neutral value, so that it cannot.
+A training gets settings in which every field that it must not depend on has a neutral value.
 """
 
 from __future__ import annotations
@@ -105,28 +105,28 @@ SENSITIVITY_REPORT = Step(
     files=(*_STYLE, "medad/reports/sensitivity/sensitivity_template.html"),
 )
 HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in MANUAL_STEPS}
-"""Steps by hand, in the order in which one takes what the one before wrote."""
+"""Steps by hand, in order: each reads the result of the one before it."""
 
 Training = Literal["restoration", "segmentation", "joint"]
 
 
 def by_digest(refs: Iterable[Ref]) -> tuple[Ref, ...]:
-    """Return artifacts in the order of their digests: a renamed case changes no weight."""
+    """Return artifacts sorted by digest, so that a renamed case does not change the training."""
     return tuple(sorted(refs, key=lambda ref: ref.digest))
 
 
 def insert(case: LabelledScan, settings: InsertSettings) -> Call:
-    """Paint lesions of known shape and contrast, in HU, into a healthy scan."""
+    """Return the call that inserts lesions of known shape and contrast, in HU, into a healthy scan."""
     return INSERT(case=case, settings=settings)
 
 
 def prepare(case: LabelledScan, settings: PreprocessSettings, *, training: bool) -> Call:
-    """Scan and liver label -> slices."""
+    """Return the call that prepares slices from a scan and its liver label."""
     return PREPARE(case=case, settings=settings, training=training)
 
 
 def train(training: Training, prepared: Iterable[Ref], settings: LiverSettings, restoration: Ref | None = None) -> Call:
-    """Prepared cases -> a trained network, or both. Phase two needs phase one's `restoration`."""
+    """Return the call that trains one network, or both, on prepared cases. Phase two needs a `restoration` network."""
     neutral = _training_settings(settings, training)
     left_out = {"name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess", "train.checkpoint_minutes"}
     values, textures = _synthesis_content(settings.synthesis)
@@ -145,7 +145,7 @@ def train(training: Training, prepared: Iterable[Ref], settings: LiverSettings, 
 
 
 def _training_settings(settings: LiverSettings, training: Training) -> LiverSettings:
-    """Return the settings of one training; everything that it must not depend on at a neutral value."""
+    """Return the settings of one training, with neutral values in all fields that it must not depend on."""
     neutral = DatasetSettings(root="-", layout="btcv")
     plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
     given = settings.train
@@ -157,7 +157,7 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
         "augmentation": given.augmentation,
         "flip": given.flip,
     }
-    kept: dict[str, Any] = {
+    used: dict[str, Any] = {
         "seed": settings.seed,
         "synthesis": used_synthesis(settings.synthesis),
         "restoration": settings.restoration,
@@ -165,15 +165,15 @@ def _training_settings(settings: LiverSettings, training: Training) -> LiverSett
     if training != "segmentation":
         train["restoration_loss"] = given.restoration_loss
     if training != "restoration":
-        kept["segmentation"] = settings.segmentation
+        used["segmentation"] = settings.segmentation
         train["focal"] = given.focal
     if training == "segmentation":
         train["snapshot_epochs"] = given.snapshot_epochs
-    return plain.model_copy(update=kept | {"train": plain.train.model_copy(update=train)})
+    return plain.model_copy(update=used | {"train": plain.train.model_copy(update=train)})
 
 
 def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
-    """Return the synthesis with what its kind does not look at, at its default."""
+    """Return the synthesis settings with default values in all fields that its kind does not use."""
     if settings.kind == "perlin_texture":
         return SynthesisSettings(kind=settings.kind, texture=settings.texture)
     if settings.kind == "lesions":
@@ -182,7 +182,7 @@ def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
 
 
 def _synthesis_content(settings: SynthesisSettings) -> tuple[Any, dict[str, Any]]:
-    """Return what the synthesis that is used counts by, without folders; and its textures, where a folder is given."""
+    """Return the used synthesis settings for a key, without folders, and the content of the textures, if any."""
     used = used_synthesis(settings)
     folder = used.texture.folder
     textures = {} if folder is None else {"textures": _textures_content(Path(folder).expanduser())}
@@ -214,7 +214,7 @@ def segment(
     machine: MachineSettings,
     snapshot: str = "",
 ) -> Call:
-    """Slices -> probability and mask on the scan's own grid, and the lesion table."""
+    """Return the call that segments slices: probability and mask on the scan's grid, and the lesion table."""
     return SEGMENT(
         prepared=prepared,
         restoration=restoration,
@@ -228,24 +228,24 @@ def segment(
 
 
 def evaluate(case: LabelledScan, prepared: Ref, segmented: Ref, settings: EvaluationSettings) -> Call:
-    """Mask and probability against the case's label."""
+    """Return the call that compares mask and probability with the case's label."""
     return EVALUATE(case=case, prepared=prepared, segmented=segmented, settings=settings)
 
 
 def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
-    """Prepared slices as pictures, with masks of the tumours; without a case they are a healthy one's."""
+    """Return the call that exports prepared slices as images, with tumour masks. `case` is None for a healthy case."""
     return EXPORT(case=case, prepared=prepared)
 
 
 def adopt(folder: Path) -> Call:
-    """A trained network out of a folder into the cache, so that the folder may go."""
+    """Return the call that copies a trained network from a folder into the cache, so that the folder may be deleted."""
     return MODEL(folder=Keyed(folder, folder / "model.safetensors"))
 
 
 def hand_step(
     name: ManualStepName, source: Path, liver: Path | None, liver_labels: Sequence[int], settings: PreprocessSettings
 ) -> Call:
-    """One preprocessing step by itself, on a file."""
+    """Return the call of one preprocessing step on a file."""
     return HAND_STEPS[name](source=source, liver=liver, liver_labels=tuple(sorted(liver_labels)), settings=settings)
 
 
@@ -258,7 +258,7 @@ def report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> Call:
-    """report.html and report.json. What it shows is what it depends on, case ids included."""
+    """Return the call that writes report.html and report.json. Its key contains all that these show, also case ids."""
     return REPORT(
         settings=shown(settings),
         results=tuple(results),
@@ -279,7 +279,7 @@ def examples(
     batch_size: int,
     machine: MachineSettings,
 ) -> Call:
-    """Synthesised training slices and what a restoration makes of them."""
+    """Return the call that synthesises training slices and restores them with a restoration network."""
     return EXAMPLES(
         prepared=by_digest(prepared),
         restoration=restoration,
@@ -300,7 +300,10 @@ def embedding(
     batch_size: int,
     machine: MachineSettings,
 ) -> Call:
-    """Test slices (prepared and evaluated) and synthesised ones by a restoration's deepest features."""
+    """Return the call that computes a restoration network's deepest features.
+
+    The slices are test slices, given as pairs (prepared, evaluated), and synthesised training slices.
+    """
     return EMBEDDING(
         training=by_digest(training),
         tested=tuple(sorted(tested, key=lambda pair: pair[0].digest)),
@@ -315,14 +318,14 @@ def embedding(
 def baseline(
     case: LabelledScan, prepared: Ref, sigma_mm: float, min_lesion_mm3: float, settings: EvaluationSettings
 ) -> Call:
-    """A test case judged by its smoothed HU alone."""
+    """Return the call that evaluates a test case by its smoothed HU alone."""
     return BASELINE(case=case, prepared=prepared, sigma_mm=sigma_mm, min_lesion_mm3=min_lesion_mm3, settings=settings)
 
 
 def ablation_report(
     settings: AblationSettings, results: AblationResults[Ref], versions: Mapping[str, str], notes: Sequence[str]
 ) -> Call:
-    """Tables, tests, curves and pictures of an ablation."""
+    """Return the call that writes the tables, tests, curves and images of an ablation."""
     return ABLATION_REPORT(settings=shown(settings), results=results, versions=dict(versions), notes=tuple(notes))
 
 
@@ -334,7 +337,10 @@ def measure(
     segmenter: Segmenter[Ref],
     machine: MachineSettings,
 ) -> Call:
-    """Lesions into a healthy scan, prepared and segmented as that scan was, measured. Only figures stay."""
+    """Return the call that inserts lesions into a healthy scan, segments it and measures the result.
+
+    The scan is prepared and segmented like the healthy one. Only the figures are stored.
+    """
     return MEASURE(
         case=case,
         insertion=insertion,
@@ -356,7 +362,10 @@ def sensitivity_report(
     *,
     named: bool,
 ) -> Call:
-    """The tables and the picture of a study. `trained_on` names cases that the model had seen; None: nobody knows."""
+    """Return the call that writes the tables and the figure of a study.
+
+    `trained_on` lists the cases that trained the model. None: unknown.
+    """
     return SENSITIVITY_REPORT(
         settings=shown(settings),
         results=tuple(results),

@@ -1,1 +1,1 @@
-"""Keeps patient data out of logs, states and parameters."""
+"""Code that removes patient data from logs, states and parameters."""

@@ -1,14 +1,14 @@
-"""The register of pseudonyms: which scan an id stands for, in a file that only its owner can read.
+"""The register of pseudonyms: it maps each id to a scan, in a file that only its owner can read.
 
     <private>/case-ids.json    id -> scan, liver mask, label values
-    <private>/case-ids.key     the secret that ids are made with
-    <private>/case-ids.lock    an flock while either is written
+    <private>/case-ids.key     the secret that ids are computed with
+    <private>/case-ids.lock    a lock (flock), held while either file is written
 
 `<private>` is $ADFLOWS_PRIVATE, else $XDG_DATA_HOME/adflows/private, else ~/.local/share/adflows/private.
 
-An id is an HMAC of the scan's content under the secret. So one scan has one id on this machine, whatever it is called
-and through whichever flow it comes; and whoever sees an id can neither compute it from a name or a copy of the scan,
-nor go back from it. A digest of the content alone would let anyone who holds a copy find a patient's results.
+An id is an HMAC of the scan's content, keyed with the secret. So a scan has the same id in every flow on this machine,
+independent of its file name. Without the secret nobody can compute an id from a name or a copy of the scan, or get the
+scan from its id. A plain digest of the content would let anyone with a copy of the scan find the patient's results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from medad.base.errors import ConfigError, UserError
 from medad.base.storage import atomic_path
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,63}$"
-"""What an id looks like: for a form that takes one."""
+"""Pattern of an id, for forms."""
 REGISTER, KEY, LOCK = "case-ids.json", "case-ids.key", "case-ids.lock"
 SCHEMA = "adflows case ids 1"
 _ID_CHARACTERS = 12
@@ -42,7 +42,7 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class RegisteredCase:
-    """What an id stands for."""
+    """A scan with its id, liver mask and label values."""
 
     id: str
     scan: Path
@@ -52,13 +52,13 @@ class RegisteredCase:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One case in the file. No pydantic: a path on disk may hold what is no valid text."""
+    """One case in the file. A plain dataclass, since a path on disk need not be valid text, which pydantic requires."""
 
     scan: str
     liver: str | None
     liver_labels: tuple[int, ...]
     content: str
-    """The whole HMAC of the scan's content, of which the id is the beginning."""
+    """The full HMAC of the scan's content. The id is its beginning."""
     added: str
     """UTC, ISO 8601."""
 
@@ -68,7 +68,7 @@ class _Entry:
 
     @classmethod
     def of(cls, values: Any) -> _Entry:
-        """From JSON. Raises KeyError, TypeError, ValueError."""
+        """Create an entry from JSON values. Raises KeyError, TypeError, ValueError."""
         liver = values["liver"]
         return cls(
             scan=str(values["scan"]),
@@ -80,7 +80,7 @@ class _Entry:
 
 
 def private_folder() -> Path:
-    """Where the register lies; it need not be there yet."""
+    """Return the folder of the register, which need not exist yet."""
     if explicit := os.environ.get("ADFLOWS_PRIVATE"):
         return Path(explicit).expanduser().absolute()
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
@@ -88,44 +88,47 @@ def private_folder() -> Path:
 
 
 def identify(scans: Sequence[Path]) -> list[str]:
-    """The id of each scan, by content; nothing is registered. Reads what is not remembered, several files at a time.
+    """Return the id of each scan, computed from its content. Registers nothing.
 
-    One that cannot be read gets an id by its path, under the secret as well: it fails later, under this name.
+    Files whose digest is not remembered are read, several at a time. A scan that cannot be read gets an id from its
+    path, also keyed with the secret. Its later failure is listed under this id.
     """
     with ThreadPoolExecutor(worker_count(), thread_name_prefix="identify") as pool:
         digests = list(pool.map(_digest, scans))
     secret = _secret()
     found = []
     for scan, digest in zip(scans, digests, strict=True):
-        said = f"path {scan.absolute()}" if digest is None else _said(digest)
-        found.append(_id_of(_keyed(secret, said)))
+        text = f"path {scan.absolute()}" if digest is None else _scan_text(digest)
+        found.append(_id_of(_keyed(secret, text)))
     return found
 
 
-def keyed(text: str) -> str:
-    """A digest that only this machine can make, hex."""
+def keyed_digest(text: str) -> str:
+    """Return a digest of `text` keyed with this machine's secret, hex. No other machine can compute it."""
     return _keyed(_secret(), text)
 
 
 def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...] = (1,)) -> RegisteredCase:
-    """Register a scan, and a liver mask on its grid; an id that is there gets this path, and this mask if one is given.
+    """Register a scan, and a liver mask on its grid.
+
+    If the id is already registered, its path is replaced, and its mask if one is given.
 
     Raises
     ------
     InputError
         A file cannot be read.
     ConfigError
-        The register is not private, or damaged.
+        The register is not private, or it is damaged.
     """
     from flows.store.digests import path_digest
 
     scan, liver = scan.absolute(), None if liver is None else liver.absolute()
-    content = _keyed(_secret(), _said(path_digest(scan)))
+    content = _keyed(_secret(), _scan_text(path_digest(scan)))
     if liver is not None:
-        path_digest(liver)  # there, and readable
+        path_digest(liver)  # checks that it exists and can be read
     case_id = _id_of(content)
-    with _changing() as cases:
-        known = _same(case_id, content, cases)
+    with _rewriting() as cases:
+        known = _known_entry(case_id, content, cases)
         if liver is None and known is not None and known.liver is not None:
             liver, liver_labels = Path(known.liver), known.liver_labels
         cases[case_id] = _entry(scan, liver, liver_labels, content)
@@ -133,9 +136,9 @@ def register(scan: Path, liver: Path | None = None, liver_labels: tuple[int, ...
 
 
 def register_found(found: Iterable[RegisteredCase]) -> None:
-    """Register cases that a flow came upon, under the ids that `identify` gave; one that cannot be read is left out.
+    """Register cases that a flow found, with the ids that `identify` returned. Unreadable scans are left out.
 
-    A mask that is known for an id stays: someone may have chosen it.
+    A mask that is already registered for an id is not replaced, since a user may have chosen it.
     """
     found = list(found)
     if not found:
@@ -148,46 +151,44 @@ def register_found(found: Iterable[RegisteredCase]) -> None:
     for case, digest in zip(found, digests, strict=True):
         if digest is None:
             continue
-        content = _keyed(secret, _said(digest))
-        before = _same(case.id, content, known)
+        content = _keyed(secret, _scan_text(digest))
+        before = _known_entry(case.id, content, known)
         liver, labels = case.liver, case.liver_labels
         if before is not None and before.liver is not None:
             liver, labels = Path(before.liver), before.liver_labels
         entry = _entry(case.scan.absolute(), None if liver is None else liver.absolute(), labels, content)
         if before is None or replace(before, added=entry.added) != entry:
             entries[case.id] = entry
-    if entries:  # else nothing is new: a nightly run leaves the file as it is
-        with _changing() as cases:
+    if entries:  # a nightly run without new scans does not write the file
+        with _rewriting() as cases:
             cases.update(entries)
 
 
 def resolve(case_id: str) -> RegisteredCase:
-    """What an id stands for.
+    """Return the case of an id, and check that its scan is unchanged.
 
     Raises
     ------
     ConfigError
-        No such id; or the scan is gone, or is another one by now. No message holds a path: Prefect may store it.
+        The id is not registered, or its scan is missing or changed. No message contains a path: Prefect may store it.
     """
     if not re.fullmatch(ID_PATTERN, case_id):
-        # what was given may be a path or a name, so it is not repeated
-        raise ConfigError("not a case id: expected what `adflows ids ls` lists, as ct-0123456789ab")
+        # the value may be a path or a name, so the message does not repeat it
+        raise ConfigError("not a case id: expected an id from `adflows ids ls`, such as ct-0123456789ab")
     entry = _read().get(case_id)
     if entry is None:
-        raise ConfigError(f"{case_id}: this machine's register has no such case; `adflows ids add SCAN` gives an id")
+        raise ConfigError(f"{case_id}: this machine's register has no such case; `adflows ids add SCAN` adds one")
     case = entry.case(case_id)
     digest = _digest(case.scan)
     if digest is None:
-        raise ConfigError(
-            f"{case_id}: its scan cannot be read any more; `adflows ids which {case_id}` says where it was"
-        )
-    if _keyed(_secret(), _said(digest)) != entry.content:
-        raise ConfigError(f"{case_id}: another scan lies in its place by now; `adflows ids add SCAN` gives the new id")
+        raise ConfigError(f"{case_id}: its scan can no longer be read; `adflows ids which {case_id}` shows its path")
+    if _keyed(_secret(), _scan_text(digest)) != entry.content:
+        raise ConfigError(f"{case_id}: the scan at its path has changed; `adflows ids add SCAN` registers the new scan")
     return case
 
 
-def which(case_id: str) -> RegisteredCase:
-    """As `resolve`, without a look at the files: for the owner's own terminal."""
+def look_up(case_id: str) -> RegisteredCase:
+    """Return the case of an id without checking its files, for the owner's terminal. Raises ConfigError."""
     entry = _read().get(case_id)
     if entry is None:
         raise ConfigError(f"{case_id}: this machine's register has no such case")
@@ -195,18 +196,18 @@ def which(case_id: str) -> RegisteredCase:
 
 
 def registered() -> list[RegisteredCase]:
-    """All cases, in the order of their ids. Raises ConfigError."""
+    """Return all cases, in the order of their ids. Raises ConfigError."""
     return [entry.case(case_id) for case_id, entry in sorted(_read().items())]
 
 
 def registered_count() -> int | None:
-    """How many cases are registered, None where there is no register; makes nothing. Raises ConfigError as all here."""
+    """Return the number of registered cases, or None without a register. Creates nothing. Raises ConfigError."""
     try:
         private_folder().lstat()
     except FileNotFoundError:
         return None
     except OSError:
-        pass  # said below
+        pass  # _folder raises an error for it
     folder = _folder()
     if not (folder / REGISTER).exists() and not (folder / KEY).exists():
         return None
@@ -215,8 +216,8 @@ def registered_count() -> int | None:
 
 
 def forget(case_id: str) -> None:
-    """Remove an id. The scan gets the same one again, should it be registered again. Raises ConfigError."""
-    with _changing() as cases:
+    """Remove an id from the register. If the scan is registered again, it gets the same id. Raises ConfigError."""
+    with _rewriting() as cases:
         if cases.pop(case_id, None) is None:
             raise ConfigError(f"{case_id}: this machine's register has no such case")
 
@@ -230,7 +231,7 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _said(digest: str) -> str:
+def _scan_text(digest: str) -> str:
     return f"scan {digest}"
 
 
@@ -252,12 +253,12 @@ def _entry(scan: Path, liver: Path | None, liver_labels: tuple[int, ...], conten
     )
 
 
-def _same(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry | None:
-    """The entry of this id, if there is one. Raises ConfigError where it belongs to another scan."""
+def _known_entry(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry | None:
+    """Return the entry of this id, or None. Raises ConfigError if it belongs to another scan."""
     entry = cases.get(case_id)
     if entry is not None and entry.content != content:
         raise ConfigError(
-            f"{private_folder() / REGISTER}: {case_id} stands for another scan; was {KEY} replaced? Restore both from "
+            f"{private_folder() / REGISTER}: {case_id} belongs to another scan; was {KEY} replaced? Restore both from "
             "one backup, or remove both"
         )
     return entry
@@ -265,16 +266,16 @@ def _same(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry | None
 
 def _refuse_unless_private(path: Path, found: os.stat_result, *, mode: str) -> None:
     if found.st_uid != os.geteuid():
-        raise ConfigError(f"{path}: belongs to another user; names of patients lie here, so only its owner may use it")
+        raise ConfigError(f"{path}: belongs to another user; it holds names of patients, so only its owner may use it")
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(
-            f"{path}: others can reach it (mode {stat.S_IMODE(found.st_mode):03o}), and names of patients lie here: "
+            f"{path}: other users can read it (mode {stat.S_IMODE(found.st_mode):03o}), but holds names of patients: "
             f"chmod {mode} it"
         )
 
 
 def _folder() -> Path:
-    """The private folder, made if need be. Raises ConfigError where it is not private."""
+    """Return the private folder, and create it if needed. Raises ConfigError if it is not private."""
     folder = private_folder()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -284,13 +285,13 @@ def _folder() -> Path:
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be used for the register of case ids ({error.strerror})") from error
     if not stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"{folder}: not a folder; the register of case ids needs one")
+        raise ConfigError(f"{folder}: not a folder; the register of case ids must be in a folder")
     _refuse_unless_private(folder, found, mode="700")
     return folder
 
 
 def _private_text(path: Path) -> str | None:
-    """Content of a private file, None where there is none. Raises ConfigError."""
+    """Return the content of a private file, or None if it does not exist. Raises ConfigError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -306,7 +307,7 @@ def _private_text(path: Path) -> str | None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    for leftover in path.parent.glob(f".tmp-*-{path.name}"):  # of a process that was killed while it wrote
+    for leftover in path.parent.glob(f".tmp-*-{path.name}"):  # left by a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -316,7 +317,7 @@ def _write_private(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[Path]:
-    """Hold the register's lock, which the kernel frees with its holder; yields the folder. Raises ConfigError."""
+    """Hold the register's lock and yield its folder. The kernel frees it if its holder dies. Raises ConfigError."""
     folder = _folder()
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -330,7 +331,7 @@ def _locked() -> Iterator[Path]:
 
 
 def _secret() -> bytes:
-    """The key of the ids, made at first use. Raises ConfigError."""
+    """Return the secret, which is created at first use. Raises ConfigError."""
     text = _private_text(_folder() / KEY)
     if text is None:
         with _locked() as folder:
@@ -338,7 +339,7 @@ def _secret() -> bytes:
             if text is None:
                 if (folder / REGISTER).exists():
                     raise ConfigError(
-                        f"{folder / KEY}: missing beside {REGISTER}, whose ids were made with it; restore it"
+                        f"{folder / KEY}: missing, but the ids in {REGISTER} need it; restore it from a backup"
                     )
                 text = secrets.token_hex(_KEY_BYTES) + "\n"
                 _write_private(folder / KEY, text)
@@ -352,7 +353,7 @@ def _secret() -> bytes:
 
 
 def _read() -> dict[str, _Entry]:
-    """All cases by id; none where there is no register. Writers replace the file whole, so that no lock is needed."""
+    """Read all cases by id; empty without a register. Needs no lock, because writers replace the file atomically."""
     path = _folder() / REGISTER
     text = _private_text(path)
     if text is None:
@@ -371,11 +372,11 @@ def _read() -> dict[str, _Entry]:
 
 
 @contextlib.contextmanager
-def _changing() -> Iterator[dict[str, _Entry]]:
-    """The cases, to be changed: written once the block is through. Raises ConfigError."""
+def _rewriting() -> Iterator[dict[str, _Entry]]:
+    """Yield the cases for changes, and write them when the block ends. Raises ConfigError."""
     with _locked() as folder:
         cases = _read()
         yield cases
         values = {case_id: asdict(entry) for case_id, entry in sorted(cases.items())}
-        # escaped, since names on disk need not be valid UTF-8
+        # JSON escapes, since names on disk need not be valid UTF-8
         _write_private(folder / REGISTER, json.dumps({"schema": SCHEMA, "cases": values}, indent=1) + "\n")

@@ -1,8 +1,8 @@
-"""The filter on what leaves a process as text: log records of every logger, warnings, messages of states.
+"""The filter on all text that leaves a process: log records of every logger, warnings, and messages of states.
 
-It knows the inputs' paths, the names on the way to them and the free text of their headers, and replaces them by the
-label of their case, however they are written. Any other absolute path that is not the program's own is hidden as well,
-and so is what looks like a DICOM identifier or name: what has not been learned yet must not slip by either.
+It learns the paths of the inputs, the names of their folders and the free text of their headers. It replaces them by
+the label of their case, in any spelling. It also hides all other absolute paths outside the program, and all text that
+looks like a DICOM identifier or name. So private text that has not been learned yet is hidden too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WORD = re.compile(r"[^\W_]{4,}")
 _SHORT_NUMBER = re.compile(r"[\d.,+-]{1,5}")
 _ENDINGS = re.compile(r"(?i)(\.nii\.gz|\.[a-z][a-z0-9]{0,4})$")
 _SOURCES = frozenset({"scan", "label", "source", "liver"})
-"""Fields of jobs that hold a scan or mask, whose header is read for its free text."""
+"""Names of arguments that are a scan or mask. The free text of its header is learned."""
 _MOST_NAMES = 200
 
 P = ParamSpec("P")
@@ -52,7 +52,7 @@ R = TypeVar("R")
 
 
 class PathFilter(logging.Filter):
-    """Replaces known paths, names and free text in log records by the label of their case."""
+    """A filter that replaces learned paths, names and free text in log records by the label of their case."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class PathFilter(logging.Filter):
         self.clear()
 
     def clear(self) -> None:
-        """Know nothing any more."""
+        """Forget everything learned."""
         self._redactor = Redactor()
         self._roots: dict[Path, None] = {}
         self._seen: set[Path] = set()
@@ -68,7 +68,7 @@ class PathFilter(logging.Filter):
         self._shown: tuple[Path, ...] = ()
 
     def _show(self, label: str) -> None:
-        """Labels stay whole, and paths of the program's own in tracebacks, whatever folders of data are called."""
+        """Never hide this label, or the program's own paths in tracebacks, even if a data folder has the same name."""
         self._redactor.show(label)
         if self._shown is not (folders := _public_folders()):
             self._shown = folders
@@ -76,10 +76,11 @@ class PathFilter(logging.Filter):
                 self._redactor.show(str(folder), path=True)
 
     def learn(self, path: Path, label: str, *, again: bool = True) -> None:
-        """Hide this path, its file's name and those of the folders on the way to it behind `label`.
+        """Replace this path, its file name and the names of its folders by `label`.
 
-        Of a path below a known root the folders below that; of another one all that do not hold the program, the
-        cache, the user's home, or temporary files as well. `again` False leaves a path alone that is known.
+        Below a known root, only the folders below the root are hidden. For other paths all folders are hidden, except
+        those that also contain the program, the cache, the user's home or temporary files. With `again` False, a path
+        that is already known is skipped.
         """
         absolute = path.absolute()
         with self._lock:
@@ -96,10 +97,10 @@ class PathFilter(logging.Filter):
             self._hide_name(name, label)
 
     def learn_root(self, root: Path, label: str) -> None:
-        """Hide a data set's folder, and whatever below it is not known better, behind `label`."""
+        """Replace a data set's folder, and all paths below it that have no label of a case, by `label`."""
         root = root.expanduser().absolute()
         if any(public.is_relative_to(root) for public in _public_folders()):
-            return  # the program's own tracebacks lie below it
+            return  # hiding it would hide the program's own paths in tracebacks
         with self._lock:
             self._roots[root] = None
             self._seen.add(root)
@@ -109,7 +110,7 @@ class PathFilter(logging.Filter):
         self._hide_name(root.name, label)
 
     def learn_header(self, path: Path, label: str) -> None:
-        """Hide what the header of a scan or mask says, and what the files of a series are called."""
+        """Hide the texts in the header of a scan or mask, and the file names of a series."""
         with self._lock:
             if (path, label) in self._headers:
                 return
@@ -127,14 +128,14 @@ class PathFilter(logging.Filter):
         for each in dict.fromkeys((name, stem)):
             if len(each) < SHORTEST or (each.isdigit() and len(each) < 6):
                 continue
-            # one name in two cases' folders tells nothing of which is meant
+            # a name in the folders of two cases becomes `<file>`, since it does not identify the case
             self._redactor.hide(each, f"<{label}>")
         for word in _WORD.findall(stem):
             if word.lower() not in ORDINARY and word != word.lower():
                 self._redactor.hide_word(word, f"<{label}>")
 
     def scrub(self, text: str) -> str:
-        """`text` without anything private that is known or looks like it."""
+        """Return `text` without private text, learned or recognised by its form."""
         text = self._redactor.scrub(text)
         if "/" in text:
             text = _QUOTED_PATH.sub(
@@ -148,12 +149,12 @@ class PathFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         try:
             message = record.getMessage()
-        except Exception as misfit:  # logging itself would print the arguments
+        except Exception as misfit:  # otherwise logging itself would print the arguments
             message = f"{record.msg} (its arguments do not fit: {type(misfit).__name__})"
         record.msg, record.args = self.scrub(message), ()
         if record.exc_info:
             kind, error, trace = record.exc_info
-            # "NoneType: None" is what Prefect logs below a failed state that no exception caused
+            # without an exception, Prefect would log "NoneType: None" below a failed state
             record.exc_text = "".join(traceback.format_exception(kind, error, trace)) if error is not None else None
             record.exc_info = None
         if record.exc_text:
@@ -184,7 +185,7 @@ def _public_folders_of(cache: Path, home: str) -> tuple[Path, ...]:
 
 
 def _public_folders() -> tuple[Path, ...]:
-    """What may be told of this machine: where the program, its libraries and the cache are."""
+    """Return the folders that need not be hidden: those of the program, its libraries and the cache."""
     return _public_folders_of(cache_root(), os.environ.get("HOME", "/"))
 
 
@@ -195,7 +196,7 @@ def _public(path: str) -> bool:
 
 
 def _private_parts(path: Path, roots: list[Path]) -> tuple[str, ...]:
-    """The names on a path that may be a patient's."""
+    """Return the parts of a path that may contain a patient's name."""
     inside = [root for root in roots if path.is_relative_to(root)]
     if inside:
         return path.relative_to(max(inside, key=lambda root: len(root.parts))).parts
@@ -214,7 +215,7 @@ path_filter = PathFilter()
 
 
 def install() -> None:
-    """Put the filter into this process: before every logger, Prefect's and libraries' alike, and before warnings."""
+    """Install the filter in this process, for all loggers and for warnings."""
     records = logging.getLogRecordFactory()
     if not getattr(records, "scrubs", False):
 
@@ -236,7 +237,7 @@ def install() -> None:
 
 
 def learn_call(label: str, call: Call) -> None:
-    """Install the filter here and teach it all that a call could make a library say: for whichever process runs it."""
+    """Install the filter in this process, and let it learn all private text that libraries may log during a call."""
     install()
     for value, name in _walk(call.arguments, ""):
         if isinstance(value, Path) and name == "root":
@@ -252,21 +253,21 @@ def learn_call(label: str, call: Call) -> None:
 
 
 def learn_textures(settings: LiverSettings, label: str) -> None:
-    """Teach the filter the folder of textures, where there is one."""
+    """Let the filter learn the folder of textures, if the settings have one."""
     if settings.synthesis.texture.folder is not None:
         path_filter.learn_root(Path(settings.synthesis.texture.folder), label)
 
 
 def learn_data(data: DatasetSettings | ImagesSettings, label: str) -> None:
-    """Teach the filter a data set's folder."""
+    """Let the filter learn a data set's folder."""
     if not data.root.startswith("samples:") and data.root not in ("", "-", "."):
         path_filter.learn_root(Path(data.root), label)
 
 
 def _names_within(folder: Path) -> set[str]:
-    """What the names of a series' files have beside their numbers; nothing where this is no folder."""
+    """Return the parts of the file names of a series besides their numbers; empty if `folder` is not a folder."""
     found: set[str] = set()
-    with suppress(OSError), os.scandir(folder) as entries:  # whoever has to read it will say so
+    with suppress(OSError), os.scandir(folder) as entries:  # the step that reads the folder reports the error
         for entry in entries:
             stem = _ENDINGS.sub("", entry.name)
             found.update(part.strip(" _.^-") for part in re.split(r"\d{1,5}(?!\d)", stem))
@@ -285,7 +286,7 @@ def _walk(value: object, name: str) -> Iterator[tuple[Any, str]]:
         below = (
             value.items() if isinstance(value, Mapping) else ((f.name, getattr(value, f.name)) for f in fields(value))
         )
-        # data sets and roots first: then it is known which folders of a path lie below them
+        # data sets and roots first, so that the roots are known when paths below them are learned
         for field, each in sorted(below, key=lambda item: isinstance(item[1], Path) + (item[0] != "root")):
             yield from _walk(each, str(field))
     elif isinstance(value, list | tuple):
@@ -293,11 +294,12 @@ def _walk(value: object, name: str) -> Iterator[tuple[Any, str]]:
             yield from _walk(each, name)
 
 
-def confined(function: Callable[P, R]) -> Callable[P, R]:
-    """A flow's or task's body, none of whose exceptions reaches Prefect with its text.
+def without_private_text(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap the body of a flow or task so that the text of its exceptions does not reach Prefect.
 
-    Prefect writes that text into the state's message. Here the state names the kind of error, or the rule of a user's
-    error; the traceback goes to the log, through the filter, and the exception itself to whoever called.
+    Prefect would write that text into the state's message. With this wrapper, the message contains only the type of the
+    exception, or the rule of a UserError. The traceback goes to the log, through the filter. The caller still gets the
+    exception itself, as the state's data.
     """
 
     @functools.wraps(function)
@@ -312,12 +314,12 @@ def confined(function: Callable[P, R]) -> Callable[P, R]:
             KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, ExternalSignal, PrefectSignal,
             FlowRunTimeoutError,
         ):  # fmt: skip
-            raise  # Prefect has its own words for these
+            raise  # Prefect handles these itself
         except BaseException as error:
-            return cast("R", _ended_by(error))
+            return cast("R", _final_state(error))
 
-    # Prefect looks annotations up among this module's names, so they are resolved among the function's own
-    with suppress(NameError):  # of a function within a function
+    # Prefect would look up annotations in this module, so they are resolved here in the function's module
+    with suppress(NameError):  # fails for a nested function
         signature = inspect.signature(function, eval_str=True)
         body.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
         body.__signature__ = signature  # type: ignore[attr-defined]
@@ -333,7 +335,7 @@ def rule_of(error: UserError) -> tuple[str, str]:
     return (head, rest) if head.startswith("/") and rest else ("", text)
 
 
-def _ended_by(error: BaseException) -> Any:
+def _final_state(error: BaseException) -> Any:
     from prefect import get_run_logger
     from prefect.exceptions import MissingContextError
     from prefect.states import Crashed, Failed

@@ -1,7 +1,7 @@
-"""Taking known secrets out of a text, however they are written there, in a time that hardly grows with their number.
+"""Replacing known secrets in a text, in any spelling. The time hardly grows with the number of secrets.
 
-Text and secrets are compared in one form: case folded, accents off, escapes of JSON, Python, URLs and HTML undone. So
-`Müller` is found as M\\u00fcller, M%C3%BCller, MÜLLER, in either Unicode form, and as Mueller.
+Texts and secrets are compared in one normalised form: case folded, without accents, and without the escapes of JSON,
+Python, URLs and HTML. So `Müller` is found as M\\u00fcller, M%C3%BCller, MÜLLER, in both Unicode forms, and as Mueller.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import unicodedata
 from dataclasses import dataclass
 
 SHORTEST = 4
-"""Shorter names are not replaced by themselves: they would garble ordinary words. Also the length of index grams."""
+"""Minimum length of a secret: shorter ones would garble ordinary words. Also the length of the grams of the index."""
 
 _FREE_LENGTH = 8
-"""A secret this long is found inside a longer word too."""
+"""Length from which a secret is also found inside a longer word."""
 
 _ESCAPES = re.compile(
     r"(?:%[0-9A-Fa-f]{2})+"
@@ -33,16 +33,16 @@ _REST_OF_PATH = re.compile(r"/[^\s'\"<>|:;,()\[\]{}]*")
 
 @dataclass(frozen=True)
 class _Secret:
-    text: str  # in the form that is compared
-    label: str | None  # None: may be shown, and nothing within it is a secret
-    free: bool = False  # found inside words too
-    path: bool = False  # takes what lies below it along
-    exact: str = ""  # only when written just so
+    text: str  # in the normalised form
+    label: str | None  # None: never hidden, and nothing inside it is a secret
+    free: bool = False  # also found inside words
+    path: bool = False  # the rest of a path below it is replaced too
+    exact: str = ""  # if set, only this spelling is replaced
 
 
 @dataclass(frozen=True)
 class _Folded:
-    """A text in the form that is compared; `starts[i]` and `ends[i]` say where character i lies in the original."""
+    """A text in the normalised form; `starts[i]` and `ends[i]` are the position of character i in the original."""
 
     text: str
     starts: list[int] | range
@@ -50,15 +50,15 @@ class _Folded:
 
 
 def _plain(text: str) -> str:
-    """Case folded, compatibility forms resolved, accents off."""
+    """Return `text` case folded, with compatibility forms resolved and without accents."""
     if text.isascii():
         return text.lower()
-    apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 def _unescape(run: str) -> str:
-    """What a run of escapes stands for."""
+    """Return the text that a sequence of escapes stands for."""
     if run[0] == "&":
         return html.unescape(run)
     if run[0] == "%" or ("x" in run[:8].lower() and not re.match(r"\\+[uU]", run)):
@@ -73,13 +73,13 @@ def _unescape(run: str) -> str:
         units = "".join(chr(code) for code in codes if code < 0x110000)
         try:
             return units.encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:  # one half alone: a name on disk that is no text
+        except UnicodeDecodeError:  # half a surrogate pair: a name on disk that is not valid text
             return units
     return run[-1]
 
 
 def fold(text: str) -> _Folded:
-    """A text as it is compared, and where each character comes from."""
+    """Return a text in the normalised form, with the original position of each character."""
     if text.isascii() and not _MAY_HOLD_ESCAPES.search(text):
         return _Folded(text.lower(), range(len(text)), range(1, len(text) + 1))
     letters: list[str] = []
@@ -113,20 +113,21 @@ def fold(text: str) -> _Folded:
 
 
 class Redactor:
-    """Secrets, and the labels that stand for them. Safe for threads.
+    """Secrets and their labels. Safe for threads.
 
-    Each secret is filed under the emptiest of its grams of four characters; a text is looked through gram by gram.
+    Each secret is indexed by one gram, a sequence of four of its characters: the one with the fewest other secrets. A
+    search looks up each gram of the text.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, _Secret] = {}
-        self._grams: dict[str, dict[str, int]] = {}  # gram -> secrets that hold it, each with the gram's place
+        self._grams: dict[str, dict[str, int]] = {}  # gram -> secrets indexed by it, each with the gram's position
         self._lock = threading.Lock()
 
     def hide(self, text: str, label: str, *, path: bool = False, ambiguous: str = "<file>") -> None:
-        """Replace `text`, however it is written, by `label`; by `ambiguous` where it stands for several.
+        """Replace `text`, in any spelling, by `label`, or by `ambiguous` if it has several labels.
 
-        A `path` takes along what lies below it.
+        For a `path`, the rest of the path below it is replaced too.
         """
         if text.isascii() and not _MAY_HOLD_ESCAPES.search(text):
             forms = {text.lower()}
@@ -137,13 +138,14 @@ class Redactor:
             self._file(_Secret(form, label, free=free, path=path), ambiguous)
 
     def hide_word(self, word: str, label: str, *, ambiguous: str = "<file>") -> None:
-        """Replace `word` where it stands alone and in its own letters: it may be an ordinary word as well."""
+        """Replace `word` only as a separate word in exactly this spelling, since it may also be an ordinary word."""
         self._file(_Secret(_plain(word), label, exact=word), ambiguous)
 
     def show(self, text: str, *, path: bool = False) -> None:
-        """Never replace a part of `text`: a label, in which a folder's name may occur; of a path, what lies below it.
+        """Never replace a part of `text`, such as a label that contains a folder's name.
 
-        A longer secret that begins where `text` does is replaced all the same.
+        For a `path`, the rest of the path below it is also left unchanged. A longer secret that begins with `text` is
+        still replaced.
         """
         form = _plain(text)
         if len(form) >= SHORTEST:
@@ -168,7 +170,7 @@ class Redactor:
     def _put(self, secret: _Secret) -> None:
         if secret.text not in self._known:
             text, place, fewest = secret.text, 0, sys.maxsize
-            for at in range(len(text) - SHORTEST, -1, -1):  # ends tell more apart than beginnings
+            for at in range(len(text) - SHORTEST, -1, -1):  # the ends of names differ more than their beginnings
                 filed = len(self._grams.get(text[at : at + SHORTEST], ()))
                 if filed < fewest:
                     place, fewest = at, filed
@@ -178,7 +180,7 @@ class Redactor:
         self._known[secret.text] = secret
 
     def scrub(self, text: str) -> str:
-        """`text` with its secrets replaced: of those that overlap the first, of those the longest."""
+        """Return `text` with its secrets replaced. Of overlapping secrets, the first and longest is replaced."""
         if len(text) < SHORTEST or not self._known:
             return text
         folded = fold(text)
@@ -188,7 +190,7 @@ class Redactor:
             return text
         result, done = [], 0
         for start, end, secret in found:
-            # two may share a run of escapes, which goes as a whole
+            # two secrets may share a sequence of escapes, which is replaced as a whole
             first, last = max(folded.starts[start], done), folded.ends[end - 1]
             if last <= done or (secret.exact and text[folded.starts[start] : last] != secret.exact):
                 continue
@@ -199,7 +201,7 @@ class Redactor:
         return "".join(result) + text[done:]
 
     def _find(self, text: str) -> list[tuple[int, int, _Secret]]:
-        """Where secrets lie in a folded text, without overlaps, in order."""
+        """Return the positions of secrets in a folded text, in order and without overlaps."""
         hits: list[tuple[int, int, _Secret]] = []
         get = self._grams.get
         for at in range(len(text) - SHORTEST + 1):
@@ -213,15 +215,15 @@ class Redactor:
                     if _stands_alone(text, start, start + len(form), secret):
                         hits.append((start, start + len(form), secret))
         hits.sort(key=lambda hit: (hit[0], -hit[1]))
-        kept: list[tuple[int, int, _Secret]] = []
+        separate: list[tuple[int, int, _Secret]] = []
         for hit in hits:
-            if not kept or hit[0] >= kept[-1][1]:
-                kept.append(hit)
-        return kept
+            if not separate or hit[0] >= separate[-1][1]:
+                separate.append(hit)
+        return separate
 
 
 def _stands_alone(text: str, start: int, end: int, secret: _Secret) -> bool:
-    """Whether a hit is a word by itself where it has to be; 1 is not found in 10 whatever the length."""
+    """Return whether a hit is a separate word, if it must be one. A number never matches inside a longer number."""
     before, after = text[start - 1 : start], text[end : end + 1]
     if secret.free:
         digits = len(secret.text) - len(secret.text.rstrip("0123456789"))

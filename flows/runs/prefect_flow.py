@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.devices.engines import RUNNER
-from flows.privacy.log_filter import confined
+from flows.privacy.log_filter import without_private_text
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
 from flows.runs.runner import running_on
@@ -41,7 +41,7 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
     signature = inspect.signature(body, eval_str=True)
     within.__signature__ = signature  # type: ignore[attr-defined]
     return Flow(
-        confined(within),
+        without_private_text(within),
         name=name,
         flow_run_name=run_name,
         task_runner=RUNNER,

@@ -23,10 +23,10 @@ from flows.devices.child import compute, load_ahead
 from flows.devices.engines import EngineRunner
 from flows.devices.server_limit import server_slot
 from flows.machine.stopping import stopping
-from flows.privacy.log_filter import confined
+from flows.privacy.log_filter import without_private_text
 from flows.runs.retries import RETRY_DELAYS_S
 from flows.runs.runner import Found, Runner, Submitted, attempt, describe, make_here
-from flows.store.artifacts import Made
+from flows.store.artifacts import BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import CaseFailure
@@ -35,7 +35,7 @@ CACHED = "Cached"
 """Name of the state of a task whose artifact was there."""
 
 
-def make(call: Call, out: Path, key: str) -> Made | None:
+def make(call: Call, out: Path, key: str) -> BuildRecord | None:
     """Run a call: a device step in a process of its own, within the server's limit."""
     if call.step.before_devices:
         load_ahead()
@@ -45,7 +45,7 @@ def make(call: Call, out: Path, key: str) -> Made | None:
         return compute(call, out, key)
 
 
-@confined
+@without_private_text
 def perform(label: str, call: Call, refresh: bool) -> State[Any]:
     """Run a call as the body of a task."""
     outcome = attempt(label, call, refresh=refresh, make=make)

@@ -25,7 +25,7 @@ from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
 from flows.runs.retries import RETRY_DELAYS_S, is_transient
-from flows.store.artifacts import ArtifactStore, Made
+from flows.store.artifacts import ArtifactStore, BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call, Place, content_key
 from medad.base.errors import CaseFailure, InputError, UserError
@@ -57,7 +57,7 @@ class Found:
     """Whether it was there before."""
 
 
-Make = Callable[[Call, Path, str], Made | None]
+Make = Callable[[Call, Path, str], BuildRecord | None]
 """Makes a call's artifact in an empty folder, for a key."""
 
 
@@ -73,7 +73,7 @@ def attempt(label: str, call: Call, *, refresh: bool, make: Make) -> Found | Cas
         return describe(label, call.step.name, error)
 
 
-def make_here(call: Call, out: Path, key: str) -> Made | None:
+def make_here(call: Call, out: Path, key: str) -> BuildRecord | None:
     """Run a call in this process; a device step on a GPU in a process of its own, which sees no other."""
     if call.step.kind is None:
         with watching(call) as report:
@@ -82,7 +82,7 @@ def make_here(call: Call, out: Path, key: str) -> Made | None:
     if any(device.is_gpu for device in devices_of(call.machine.gpus)):
         return compute(call, out, key)
     with device_slot(call.machine.gpus) as slot, watching(call) as report:
-        made = Made.now(slot.device.name)
+        made = BuildRecord.now(slot.device.name)
         call.run(out, Place(slot.device.torch_name, call.batch_size, report), key=key)
         return made
 

@@ -1,1 +1,1 @@
-"""What a Prefect server runs and how it is set up."""
+"""The deployments of a Prefect server, and the commands that set up and run a server."""

@@ -1,8 +1,12 @@
-"""`adflows deploy`: what this project needs on a Prefect server, made or brought up to date. Running it twice is safe.
+"""The command `adflows deploy`: create or update everything that this project needs on a Prefect server.
 
-A work pool with one queue for this machine, the global limit that device steps of all its flows share, the deployments
-of prefect.yaml (through Prefect's own `prefect deploy`), and two automations: runs whose process vanished are called
-crashed, and, where a notification block is named, failed runs are told.
+Running it twice is safe. It sets up:
+
+- a work pool with one queue for this machine,
+- the global concurrency limit that device steps of all flows share,
+- the deployments of prefect.yaml, through `prefect deploy`,
+- two automations that mark runs as crashed: one if a run's process vanished, one if a run never began,
+- one automation that sends a notification of each failed run, if a notification block is given.
 """
 
 from __future__ import annotations
@@ -30,37 +34,42 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from medad.base.errors import ConfigError
 
 POOL_TYPE = "process"
-LONGEST_SILENCE = 3
-"""Heartbeats that may stay away before a run is taken for dead; one that is late is no death."""
+MISSED_HEARTBEATS = 3
+"""Number of missed heartbeats after which a run counts as dead. A single heartbeat may be late."""
 
 OUR_FLOWS = ["liver", "liver-*", "zsad", "zsad-*"]
-"""Names of this project's flows: others on the same server have heartbeats of their own."""
+"""Names of this project's flows. The automations ignore other flows on the same server."""
 
 
 def _events(*states: str) -> tuple[str, ...]:
-    """Events of a run's states, and of those whose names begin so (CompletedWithFailures): for Prefect `*` is one
-    character or more."""
+    """Return the events of these states, and of states whose names begin with them, such as CompletedWithFailures.
+
+    In Prefect's patterns `*` stands for at least one character, so the plain name is listed too.
+    """
     return tuple(f"prefect.flow-run.{state}{more}" for state in states for more in ("", "*"))
 
 
 ENDED = _events("Completed", "Failed", "Crashed", "TimedOut", "Cancelled", "Suspended", "Paused", "AwaitingRetry")
-"""After these no heartbeat is due."""
+"""Events after which no heartbeat is expected."""
 FAILED = _events("Failed", "Crashed", "TimedOut")
 BEGUN = tuple(f"prefect.flow-run.{state}" for state in ("Running", "Scheduled", "AwaitingConcurrencySlot"))
-"""After these a run that was handed to a worker has begun, or waits again. (One that ended otherwise stays as it is:
-the server takes no crash of it.) No more than needed: each event that is heard is a write to the database."""
-BEGIN_S = 600
-"""A process starts in seconds; on a machine that is out of memory in minutes."""
+"""Events after which a run that a worker took has begun or waits again.
 
-ZOMBIES, LOST = "adflows: runs whose process vanished", "adflows: runs that never began"
-TELL = "adflows: tell of failed runs"
+Other ends of a run need no entry: the server does not accept a crash of a run that has ended. The list is short because
+each matched event is a write to the database.
+"""
+BEGIN_S = 600
+"""Time in which a run must begin. A process starts in seconds, or in minutes if memory is short."""
+
+ZOMBIE_AUTOMATION, LOST_AUTOMATION = "adflows: runs whose process vanished", "adflows: runs that never began"
+FAILURE_AUTOMATION = "adflows: tell of failed runs"
 
 Status = Literal["created", "updated", "unchanged"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """This machine, as the server is to know it."""
+    """The values of this machine that its deployments use."""
 
     product: Path
     """Folder that holds prefect.yaml."""
@@ -74,7 +83,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Applied:
-    """One thing on the server."""
+    """One object on the server, and what `deploy` did with it."""
 
     kind: str
     name: str
@@ -86,7 +95,7 @@ class Applied:
 
 
 def local_timezone() -> str:
-    """This machine's time zone by name, for schedules; UTC where it has none that the tz database knows."""
+    """Return the name of this machine's time zone, for schedules. UTC if the tz database does not have it."""
     candidates = [os.environ.get("TZ", "").removeprefix(":")]
     with contextlib.suppress(OSError):
         candidates.append(Path("/etc/timezone").read_text(encoding="utf-8").strip())
@@ -96,7 +105,7 @@ def local_timezone() -> str:
 
 
 def read_deployments(product: Path) -> dict[str, Any]:
-    """prefect.yaml. Raises ConfigError."""
+    """Read prefect.yaml. Raises ConfigError."""
     path = product / "prefect.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -109,30 +118,30 @@ def read_deployments(product: Path) -> dict[str, Any]:
     return values
 
 
-def chosen(values: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The deployments of these names; of all, where none is named. Raises ConfigError."""
+def choose_deployments(values: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the deployments with these names, or all if no name is given. Raises ConfigError."""
     known = {entry["name"]: entry for entry in values["deployments"]}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"{unknown[0]}: no such deployment in prefect.yaml; it has {', '.join(known)}")
+        raise ConfigError(f"{unknown[0]}: no such deployment in prefect.yaml, which has {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names or known)]
 
 
 async def deploy(
     site: Site, *, names: Sequence[str] = (), notify: str | None = None, reset: bool = False, dry_run: bool = False
 ) -> list[Applied]:
-    """Apply everything; with `dry_run` only say what would be done.
+    """Create or update everything on the server. With `dry_run`, only report what would be done.
 
-    Schedules and parameters of prefect.yaml are those a deployment starts with: where it is on the server already, they
-    stay as somebody set them there, unless `reset`.
+    prefect.yaml holds the initial schedules and parameters of a deployment. If the deployment exists, those on the
+    server are used, unless `reset` is set.
 
     Raises
     ------
     ConfigError
-        The server refuses, or something that must be there already is not.
+        The server rejects a request, or a required object is missing.
     """
     values = read_deployments(site.product)
-    entries = chosen(values, names)
-    with _refusals_are_told():
+    entries = choose_deployments(values, names)
+    with _server_errors_as_config_errors():
         async with get_client() as client:
             block = None if notify is None else await _notification(client, notify)
             applied = [
@@ -144,19 +153,19 @@ async def deploy(
                 await _automation(client, lost_automation(BEGIN_S), dry_run=dry_run),
             ]
             if block is not None:
-                applied.append(await _automation(client, tell_automation(block), dry_run=dry_run))
+                applied.append(await _automation(client, failure_automation(block), dry_run=dry_run))
     return applied
 
 
 @contextlib.contextmanager
-def _refusals_are_told() -> Iterator[None]:
+def _server_errors_as_config_errors() -> Iterator[None]:
     try:
         yield
     except PrefectHTTPStatusError as error:
         status = error.response.status_code
         if status in {401, 403}:
             raise ConfigError(
-                f"Prefect: the server refuses this client ({status}); set PREFECT_API_AUTH_STRING"
+                f"Prefect: the server rejects this client ({status}); set PREFECT_API_AUTH_STRING"
             ) from error
         raise ConfigError(f"Prefect: the server answers {status} to {error.request.url.path}") from error
 
@@ -169,7 +178,7 @@ async def _pool(client: PrefectClient, site: Site, *, dry_run: bool) -> Applied:
             await client.create_work_pool(WorkPoolCreate(name=site.pool, type=POOL_TYPE))
         return Applied("work pool", site.pool, "created")
     if pool.type != POOL_TYPE:
-        raise ConfigError(f"work pool {site.pool} is of type {pool.type}, not {POOL_TYPE}; name another with --pool")
+        raise ConfigError(f"work pool {site.pool} is of type {pool.type}, not {POOL_TYPE}; give another --pool")
     return Applied("work pool", site.pool, "unchanged")
 
 
@@ -185,7 +194,7 @@ async def _queue(client: PrefectClient, site: Site, *, dry_run: bool) -> Applied
 
 
 def limit_name(host: str) -> str:
-    """The global concurrency limit of a machine's devices."""
+    """Return the name of the global concurrency limit of a machine's devices."""
     return f"gpu:{host}"
 
 
@@ -228,7 +237,7 @@ async def _deployments(
 
 
 def template_values(site: Site) -> dict[str, str]:
-    """What the `{{ $NAME }}` of prefect.yaml stand for."""
+    """Return the values for the placeholders `{{ $NAME }}` of prefect.yaml."""
     return {
         "ADFLOWS_POOL": site.pool,
         "ADFLOWS_HOST": site.host,
@@ -238,7 +247,7 @@ def template_values(site: Site) -> dict[str, str]:
 
 
 def _prefect_deploy(site: Site, values: dict[str, Any]) -> None:
-    """Prefect's own command. Raises ConfigError with its last word."""
+    """Run `prefect deploy`. Raises ConfigError with the last line of its output."""
     with tempfile.TemporaryDirectory(prefix="adflows-deploy-") as folder:
         file = Path(folder) / "prefect.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -262,25 +271,31 @@ def _our_flows() -> dict[str, Any]:
 
 
 def zombie_automation(heartbeat_s: int) -> AutomationCore:
-    """After a run's heartbeat, another one or the run's end is due; else its process was killed with its worker."""
+    """Return the automation that marks a run as crashed if neither a heartbeat nor its end follows a heartbeat.
+
+    Such a run's process was killed together with its worker.
+    """
     beat = "prefect.flow-run.heartbeat"
-    silence_s = LONGEST_SILENCE * heartbeat_s
-    message = f"No sign of life for {silence_s} s: the process was killed, or its machine went down"
-    return _crash(ZOMBIES, {beat}, {beat, *ENDED}, silence_s, message)
+    silence_s = MISSED_HEARTBEATS * heartbeat_s
+    message = f"No heartbeat for {silence_s} s: the process was killed, or its machine stopped"
+    return _crash(ZOMBIE_AUTOMATION, {beat}, {beat, *ENDED}, silence_s, message)
 
 
 def lost_automation(begin_s: int) -> AutomationCore:
-    """A run that a worker took and never began, because it was killed, has no heartbeat that could stay away."""
+    """Return the automation that marks a run as crashed if a worker took it and was killed before the run began.
+
+    Such a run never sent a heartbeat, so `zombie_automation` does not notice it.
+    """
     taken = {"prefect.flow-run.Pending", "prefect.flow-run.Submitting"}
-    message = f"Taken by a worker {begin_s} s ago and never begun: the worker was killed, or its machine went down"
-    return _crash(LOST, taken, set(BEGUN), begin_s, message)
+    message = f"Taken by a worker {begin_s} s ago but not begun: the worker was killed, or its machine stopped"
+    return _crash(LOST_AUTOMATION, taken, set(BEGUN), begin_s, message)
 
 
 def _crash(name: str, after: set[str], expect: set[str], within_s: int, message: str) -> AutomationCore:
-    """An automation that calls our runs crashed when nothing expected follows."""
+    """Return an automation that marks our runs as crashed if none of the expected events follows in time."""
     return AutomationCore(
         name=name,
-        description="Made by `adflows deploy`, which puts it right again.",
+        description="Created by `adflows deploy`, which also restores it.",
         trigger=EventTrigger(
             after=after,
             expect=expect,
@@ -295,11 +310,11 @@ def _crash(name: str, after: set[str], expect: set[str], within_s: int, message:
     )
 
 
-def tell_automation(action: SendNotification | CallWebhook) -> AutomationCore:
-    """Each failed, crashed or timed-out run at once."""
+def failure_automation(action: SendNotification | CallWebhook) -> AutomationCore:
+    """Return the automation that runs `action` immediately for each failed, crashed or timed-out run."""
     return AutomationCore(
-        name=TELL,
-        description="Made by `adflows deploy --notify`, which puts it right again.",
+        name=FAILURE_AUTOMATION,
+        description="Created by `adflows deploy --notify`, which also restores it.",
         trigger=EventTrigger(
             expect=set(FAILED),
             match={"prefect.resource.id": "prefect.flow-run.*"},
@@ -318,19 +333,19 @@ BODY = "{{ flow.name }}, run {{ flow_run.name }}: {{ flow_run.state.name }}. {{ 
 
 
 async def _notification(client: PrefectClient, name: str) -> SendNotification | CallWebhook:
-    """The action that uses an existing block TYPE/NAME. Raises ConfigError."""
+    """Return the action that uses the existing block `name`, TYPE/NAME. Raises ConfigError."""
     kind, slash, block_name = name.partition("/")
     if not slash or not kind or not block_name:
-        raise ConfigError(f"--notify {name}: expected TYPE/NAME of a block, as in slack-webhook/oncall")
+        raise ConfigError(f"--notify {name}: expected TYPE/NAME of a block, such as slack-webhook/oncall")
     try:
         block = await client.read_block_document_by_name(block_name, kind, include_secrets=False)
     except ObjectNotFound as error:
-        raise ConfigError(f"--notify {name}: no such block on the server; make it in the UI (Blocks) first") from error
+        raise ConfigError(f"--notify {name}: no such block on the server; create it in the UI (Blocks)") from error
     if kind == "webhook":
         return CallWebhook(block_document_id=block.id, payload=f"{SUBJECT}\n{BODY}")
     capabilities = block.block_schema.capabilities if block.block_schema is not None else []
     if "notify" not in capabilities:
-        raise ConfigError(f"--notify {name}: a block of this type cannot notify")
+        raise ConfigError(f"--notify {name}: blocks of this type cannot send notifications")
     return SendNotification(block_document_id=block.id, subject=SUBJECT, body=BODY)
 
 
@@ -343,14 +358,14 @@ async def _automation(client: PrefectClient, wanted: AutomationCore, *, dry_run:
     if _same(found[0], wanted):
         return Applied("automation", wanted.name, "unchanged")
     if not dry_run:
-        # as a whole: what an update leaves out would stay as somebody changed it
+        # the whole automation: fields that an update leaves out would not be restored
         whole = AutomationCore.model_validate(wanted.model_dump() | {"enabled": found[0].enabled})
         await client.update_automation(found[0].id, whole)
     return Applied("automation", wanted.name, "updated")
 
 
 def _same(found: Automation, wanted: AutomationCore) -> bool:
-    """Alike but for ids and for whether it is switched on, which is the user's choice."""
+    """Return whether two automations are equal, ignoring ids and whether they are enabled, which the user decides."""
     left_out = {"enabled", "owner_resource", "tags"}
     mine, theirs = (
         wanted.model_dump(mode="json"),
@@ -360,7 +375,7 @@ def _same(found: Automation, wanted: AutomationCore) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values with lists that are sets, as in triggers, in one order, and without ids."""
+    """Return JSON values without ids and with lists sorted: triggers store sets as lists."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items() if key != "id"}
     if isinstance(value, list):

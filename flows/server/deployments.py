@@ -1,11 +1,12 @@
 """The flows that a server runs by schedule or from a form in Prefect's UI; prefect.yaml says when and where.
 
-Each runs an existing flow's body inside itself: a subflow would take a second longer and be a second row in the UI.
-What is typed into a form is stored in clear and seen by whoever reaches the server, so that a form names no file:
-configurations go by name, scans by the pseudonyms of the register (`adflows ids`).
+Each flow here runs the body of another flow directly. A subflow would take a second longer and add a row to the UI.
 
-Prefect checks what was typed against the schema of these signatures before it makes a run. No flow is tried again by
-Prefect: a night of training that failed would fail again. What was done is cached, and the next run goes on from there.
+The values of a form are stored in plain text, and every user of the server sees them. So a form never names a file:
+configurations are given by name, and scans by their pseudonyms from the register (`adflows ids`).
+
+Prefect checks the values against the schema of these signatures before it creates a run. Prefect does not retry these
+flows, because a training that failed would fail again. Results are cached, so the next run continues from them.
 """
 
 from __future__ import annotations
@@ -38,21 +39,22 @@ from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
 
 _CONFIG_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CASE_PATTERN = "^[a-z0-9][a-z0-9-]{2,63}$"
-OF_ABLATION = "ablation"
-"""What names of configurations begin with that hold many runs and not one."""
+ABLATION_PREFIX = "ablation"
+"""Beginning of the names of configurations that describe many runs instead of one."""
 _DEFAULTS = PreprocessSettings()
 
 
 def _form(title: str, description: str, *, choices_of: str | None = None) -> dict[str, Any]:
-    """What the form shows: Prefect keeps neither title nor description of a parameter's own annotation, but this.
+    """Return the title and description of a form's field, as a JSON schema.
 
-    `choices_of` a flow makes a list to choose from: the configurations that were there when the deployment was applied.
+    Prefect ignores the title and description of a parameter's annotation, but uses this schema. `choices_of` turns the
+    field into a list of that flow's configurations, as they are when the deployment is applied.
     """
-    names = [name for name in config_names(choices_of) if not name.startswith(OF_ABLATION)] if choices_of else []
+    names = [name for name in config_names(choices_of) if not name.startswith(ABLATION_PREFIX)] if choices_of else []
     return {"title": title, "description": description} | ({"enum": names} if names else {})
 
 
-_CONFIG = "A YAML file by its name, from configs/{} or from {} in the administrator's folder. A new one is in this list"
+_CONFIG = "Name of a YAML file from configs/{} or from {} in the administrator's folder. A new file appears here"
 _CONFIG += " after the next `adflows deploy`."
 
 LiverConfig = Annotated[
@@ -74,24 +76,29 @@ Name = Annotated[
     Field(
         json_schema_extra=_form(
             "Name of the run",
-            "Its folder, whose earlier run it replaces. Empty: the configuration's. No patient's name.",
+            "Run folder; an earlier run in it is replaced. Empty: as in the configuration. No patient names.",
         )
     ),
 ]
 Seed = Annotated[
     Annotated[int, Field(ge=0, lt=2**31)] | None,
-    Field(json_schema_extra=_form("Seed", "Another seed trains again. Empty: the configuration's.")),
+    Field(json_schema_extra=_form("Seed", "Another seed starts a new training. Empty: as in the configuration.")),
 ]
 Seeds = Annotated[
     Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=20)] | None,
     Field(
         json_schema_extra=_form(
-            "Seeds", "Of references and pseudo anomalies, a pass for each. Empty: the configuration's."
+            "Seeds", "For reference images and pseudo anomalies; one pass per seed. Empty: as in the configuration."
         )
     ),
 ]
 Refresh = Annotated[
-    bool, Field(json_schema_extra=_form("Compute all again", "Also what is cached; training takes as long as it did."))
+    bool,
+    Field(
+        json_schema_extra=_form(
+            "Compute everything again", "Ignore cached results. Training takes its full time again."
+        )
+    ),
 ]
 CaseId = Annotated[
     str,
@@ -99,42 +106,42 @@ CaseId = Annotated[
         pattern=_CASE_PATTERN,
         json_schema_extra=_form(
             "Case",
-            "The pseudonym that `adflows ids add` gave the scan; `adflows ids ls` lists them. Never a file's name.",
+            "The scan's pseudonym from `adflows ids add`; `adflows ids ls` lists all. Never use a file name.",
         ),
     ),
 ]
 StepName = Annotated[
     ManualStepName,
-    Field(json_schema_extra=_form("Step", f"{STEPS_HELP}. The steps before it are made where they are not cached.")),
+    Field(json_schema_extra=_form("Step", f"{STEPS_HELP}. Earlier steps run first unless their results are cached.")),
 ]
 RefreshStep = Annotated[
-    bool, Field(json_schema_extra=_form("Compute the step again", "Steps before it stay as they are cached."))
+    bool, Field(json_schema_extra=_form("Compute the step again", "Earlier steps are still taken from the cache."))
 ]
 
 
 class StepSettings(BaseModel):
-    """Values of the preprocessing steps."""
+    """Settings of the preprocessing steps, as a form shows them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     window_low_hu: Annotated[
-        float, Field(title="Window from, HU", description="Becomes grey 0.", ge=-2000, le=4000)
+        float, Field(title="Window minimum, HU", description="Maps to grey value 0.", ge=-2000, le=4000)
     ] = _DEFAULTS.window_hu[0]
     window_high_hu: Annotated[
-        float, Field(title="Window to, HU", description="Becomes grey 255.", ge=-2000, le=4000)
+        float, Field(title="Window maximum, HU", description="Maps to grey value 255.", ge=-2000, le=4000)
     ] = _DEFAULTS.window_hu[1]
     slice_px: Annotated[
         int, Field(title="Side of a slice, pixels", description="A multiple of 16.", ge=32, le=1024, multiple_of=16)
     ] = _DEFAULTS.slice_px
     min_liver_px: Annotated[
-        int, Field(title="Least liver in a slice, pixels", description="Slices with less are left out.", ge=1)
+        int, Field(title="Minimum liver in a slice, pixels", description="Slices with less liver are left out.", ge=1)
     ] = _DEFAULTS.min_liver_px
     lift_dark: Annotated[
-        bool, Field(title="Lift dark liver", description="Keeps equalised dark liver apart from the background.")
+        bool, Field(title="Lift dark liver", description="Keep dark liver distinct from the background.")
     ] = _DEFAULTS.lift_dark
 
     def settings(self) -> PreprocessSettings:
-        """As the steps take them. Raises ConfigError."""
+        """Return the settings of the preprocessing steps. Raises ConfigError."""
         try:
             return PreprocessSettings(
                 window_hu=(self.window_low_hu, self.window_high_hu),
@@ -147,11 +154,11 @@ class StepSettings(BaseModel):
 
 
 def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Flow[..., Any]]:
-    """Make a flow of Prefect of a body; its state says in one line which case failed first, and why."""
+    """Return a decorator that makes a Prefect flow. Its state's message names the first failed case and the reason."""
 
     def deploy(body: Callable[..., Outcome]) -> Flow[..., Any]:
         @functools.wraps(body)
-        def told(*args: Any, **kwargs: Any) -> Outcome:
+        def run_body(*args: Any, **kwargs: Any) -> Outcome:
             outcome = body(*args, **kwargs)
             if not outcome.failures:
                 return outcome
@@ -159,7 +166,7 @@ def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Fl
             text = f"{outcome.message}. First: {first.case_id}, {first.stage}: {first.rule}"
             return replace(outcome, summary=" ".join(text.split()))
 
-        return prefect_flow(told, name, run_name)
+        return prefect_flow(run_body, name, run_name)
 
     return deploy
 
@@ -167,7 +174,7 @@ def _deployed(name: str, run_name: str) -> Callable[[Callable[..., Outcome]], Fl
 _DEFAULT_VALUES = StepSettings()
 Values = Annotated[
     StepSettings,
-    Field(json_schema_extra=_form("Values", "Results of other values are of no use to a model trained with these.")),
+    Field(json_schema_extra=_form("Values", "A model needs the values that it was trained with.")),
 ]
 
 
@@ -175,11 +182,11 @@ Values = Annotated[
 def liver_nightly(
     config: LiverConfig = "thesis", name: Name = None, seed: Seed = None, refresh: Refresh = False
 ) -> Outcome:
-    """Liver tumours: prepare, train, segment, evaluate, report. What has not changed is taken from the cache."""
+    """Liver tumours: prepare, train, segment, evaluate, report. Unchanged results are taken from the cache."""
     from flows.liver.flow import liver
     from medad.config.liver import load
 
-    settings = load(named_config(config, "liver"), _given(name=name, seed=seed))
+    settings = load(named_config(config, "liver"), _without_none(name=name, seed=seed))
     return liver.body(settings, writable(runs_root() / "liver" / settings.name), refresh)
 
 
@@ -187,11 +194,11 @@ def liver_nightly(
 def zsad_weekly(
     config: ZsadConfig = "dual_clip", name: Name = None, seeds: Seeds = None, refresh: Refresh = False
 ) -> Outcome:
-    """Anomalies in industrial images: features, scores seed by seed, metrics, report. Nothing is trained."""
+    """Anomalies in industrial images: features, scores per seed, metrics, report. No training."""
     from flows.zsad.flow import zsad
     from zsad.config.run import load
 
-    settings = load(named_config(config, "zsad"), _given(name=name, seeds=seeds))
+    settings = load(named_config(config, "zsad"), _without_none(name=name, seeds=seeds))
     return zsad.body(settings, writable(runs_root() / "zsad" / settings.name), refresh)
 
 
@@ -202,7 +209,7 @@ def case_step(
     settings: Values = _DEFAULT_VALUES,
     refresh: RefreshStep = False,
 ) -> Outcome:
-    """One preprocessing step of a registered scan; the steps before it are made where they are not cached."""
+    """One preprocessing step of a registered scan. Earlier steps run first unless their results are cached."""
     from flows.privacy.case_ids import resolve
 
     case, values = resolve(case_id), settings.settings()
@@ -221,10 +228,10 @@ def case_step(
         ref = runner.run(case_id, steps.hand_step(name, source, liver, case.liver_labels, values))
         if ref is None:
             break
-        source = _result(ref)
+        source = _result_file(ref)
     details = {}
     if ref is not None:
-        written = _hand_over(source, runs_root() / "steps" / case_id / step)
+        written = _copy_result(source, runs_root() / "steps" / case_id / step)
         details["written"] = str(written)
         create_markdown_artifact(f"{step} of {case_id}: `{written}`", key="liver-step")
     return Outcome.of(runner, details=details, useful=ref is not None)
@@ -233,13 +240,13 @@ def case_step(
 segment_inbox = liver_inbox.prefect
 
 
-def _result(ref: Ref) -> Path:
-    """A step's one file."""
+def _result_file(ref: Ref) -> Path:
+    """Return the one file that a step wrote."""
     return next(path for path in sorted(ref.folder().iterdir()) if path.name != SIDECAR)
 
 
-def _hand_over(result: Path, folder: Path) -> Path:
-    """Copy it out of the cache, whole or not at all."""
+def _copy_result(result: Path, folder: Path) -> Path:
+    """Copy a result out of the cache into `folder`, completely or not at all. Returns the copy."""
     from medad.base.storage import atomic_path
 
     writable(folder)
@@ -249,5 +256,5 @@ def _hand_over(result: Path, folder: Path) -> Path:
     return folder / result.name
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}

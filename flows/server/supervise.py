@@ -1,8 +1,8 @@
-"""Processes that are kept alive and, when told to stop, all ended: for `adflows serve`, `server` and `worker`.
+"""Supervision of the processes of `adflows serve`, `server` and `worker`.
 
-What dies is started again, later each time. A worker's runs are told to end before it is, so that each still says so.
-Whatever is left behind (a flow's process goes on when its worker is killed) becomes a child of this process, which ends
-it too.
+A process that dies is restarted, after a longer delay each time. On Ctrl-C or SIGTERM all processes are ended.
+A worker's runs are ended before the worker, so that each run can still report its end to the server. A flow's process
+survives if its worker is killed. Such an orphan becomes a child of this process, which ends it too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from types import FrameType
 from flows.machine.terminal import say
 
 STOP_RUNS_S = 60.0
-"""A step that trains looks at whether it is to stop between two batches."""
+"""Time that runs get to end. A training checks between two batches whether it must stop."""
 POLL_S = 0.25
 BACKOFF_S = (1.0, 60.0)
-LIVED_S = 60.0
-"""A child that lived this long is started again at once."""
+STABLE_S = 60.0
+"""Lifetime after which a child counts as stable. If it dies later, it is restarted after the shortest delay."""
 NICE = 10
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -33,48 +33,48 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 @dataclass
 class Child:
-    """A process that is kept alive."""
+    """A process that is restarted when it dies."""
 
     name: str
     command: list[str]
     stop_s: float
     runs_first: bool = False
-    """Its children are runs, which are told first: one whose worker just goes away is killed and stays "running"."""
+    """Whether its children are runs, which end first. A run that loses its worker is killed and stays "running"."""
     nice: bool = False
-    """Behind others when cores are short: a server must answer while a run trains on all of them."""
+    """Whether it has a lower priority than others: a server must answer while a run trains on all cores."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     delay_s: float = 0.0
     due: float | None = field(default=None)
-    """When it is to be started again."""
+    """Time of the next restart, by `time.monotonic`."""
 
     def start(self) -> None:
         self.due = None
         self.started = time.monotonic()
-        # a session of its own: Ctrl-C in a terminal is for us, and we say who stops when
+        # in a new session: Ctrl-C reaches this process alone, which ends the children in order
         self.process = subprocess.Popen(self.command, start_new_session=True, preexec_fn=self._prepare)  # noqa: PLW1509
 
     def _prepare(self) -> None:
-        """In the child, before its program."""
+        """Set up the child process before its program starts."""
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if self.nice:
             os.nice(NICE)
 
-    def look(self) -> None:
-        """Note a death, and start again when it is time."""
+    def restart_if_ended(self) -> None:
+        """Check whether the process ended, and restart it once its delay has passed."""
         now = time.monotonic()
         if self.process is not None and (code := self.process.poll()) is not None:
             self.process = None
             low, high = BACKOFF_S
-            self.delay_s = low if now - self.started >= LIVED_S else min(high, max(low, 2 * self.delay_s))
+            self.delay_s = low if now - self.started >= STABLE_S else min(high, max(low, 2 * self.delay_s))
             self.due = now + self.delay_s
-            say(f"{self.name}: ended with code {code}; starts again in {self.delay_s:.0f} s")
+            say(f"{self.name}: ended with code {code}; restarting in {self.delay_s:.0f} s")
         if self.due is not None and now >= self.due:
             self.start()
-            say(f"{self.name}: started again")
+            say(f"{self.name}: restarted")
 
     def stop(self) -> None:
-        """Ask it to end, and make it end when it does not."""
+        """Ask the process to end, and kill it if it does not end in `stop_s`."""
         self.due = None
         if self.process is None:
             return
@@ -85,31 +85,31 @@ class Child:
         try:
             self.process.wait(self.stop_s)
         except subprocess.TimeoutExpired:
-            say(f"{self.name}: did not end in {self.stop_s:.0f} s and is killed")
+            say(f"{self.name}: did not end within {self.stop_s:.0f} s; killing it")
             self.process.kill()
             self.process.wait()
         self.process = None
 
 
-class _ToldToStop(BaseException):
-    """Ctrl-C or SIGTERM."""
+class _StopRequested(BaseException):
+    """Raised by Ctrl-C or SIGTERM."""
 
 
-def keep(children: Sequence[Child], begin: Callable[[], None]) -> None:
-    """Start, restart what dies, and end all in the order given when told to."""
-    handlers = {number: signal.signal(number, _tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    with _orphans_are_ours():
+def run_until_stopped(children: Sequence[Child], begin: Callable[[], None]) -> None:
+    """Call `begin`, restart children that die, and end all in the given order on Ctrl-C or SIGTERM."""
+    handlers = {number: signal.signal(number, _raise_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _adopt_orphans():
         try:
             begin()
             while True:
                 for child in children:
-                    child.look()
-                _bury({child.process.pid for child in children if child.process is not None})
+                    child.restart_if_ended()
+                _reap_orphans({child.process.pid for child in children if child.process is not None})
                 time.sleep(POLL_S)
-        except _ToldToStop:
+        except _StopRequested:
             say("stopping")
         finally:
-            # a second Ctrl-C is no reason to leave a process behind; SIGKILL is
+            # a second Ctrl-C must not leave a process behind
             for number in handlers:
                 signal.signal(number, signal.SIG_IGN)
             for child in children:
@@ -120,19 +120,19 @@ def keep(children: Sequence[Child], begin: Callable[[], None]) -> None:
     say("stopped")
 
 
-def _tell(number: int, frame: FrameType | None) -> None:
-    raise _ToldToStop
+def _raise_stop(number: int, frame: FrameType | None) -> None:
+    raise _StopRequested
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux alone has it; elsewhere a killed `serve` leaves its children, as a killed parent does."""
+    """Set a process option of Linux. Elsewhere this does nothing: a killed `serve` leaves its children running."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 @contextlib.contextmanager
-def _orphans_are_ours() -> Iterator[None]:
-    """Processes whose parent dies become this process's children instead of init's."""
+def _adopt_orphans() -> Iterator[None]:
+    """Make processes whose parent dies children of this process instead of children of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
@@ -140,19 +140,19 @@ def _orphans_are_ours() -> Iterator[None]:
         _prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
-def _bury(known: set[int]) -> None:
-    """Collect dead orphans; the known children's ends are read by whoever started them."""
+def _reap_orphans(known: set[int]) -> None:
+    """Collect dead orphans. The exit codes of `known` children are left for the code that started them."""
     for pid in _children(os.getpid()) - known:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
 
 
 def _children(parent: int) -> set[int]:
-    """Process ids of a process's children."""
+    """Return the process ids of the children of `parent`."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # the second field is a name in brackets and may hold anything
+            # the second field is the program's name in brackets, which may contain any character
             state, its_parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
             if int(its_parent) == parent and state != "Z":
                 found.add(int(stat.parent.name))
@@ -160,30 +160,30 @@ def _children(parent: int) -> set[int]:
 
 
 def _end_runs(worker: int) -> None:
-    """Tell runs to end, and give them the time to tell the server so."""
+    """Signal runs to end, and wait until they have reported their end to the server."""
     end = time.monotonic() + STOP_RUNS_S
-    told: set[int] = set()
+    signalled: set[int] = set()
     while (left := _children(worker)) and time.monotonic() < end:
-        for pid in left - told:
+        for pid in left - signalled:
             say(f"worker: ending the run of process {pid}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        told |= left
+        signalled |= left
         time.sleep(POLL_S)
 
 
 def _end_orphans() -> None:
-    """End what is left, and what that leaves."""
+    """End all remaining children, and the orphans that these leave behind."""
     for number, patience_s in ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0)):
         end = time.monotonic() + patience_s
-        told: set[int] = set()
+        signalled: set[int] = set()
         while time.monotonic() < end:
-            _bury(set())
+            _reap_orphans(set())
             left = _children(os.getpid())
             if not left:
                 return
-            for pid in left - told:
+            for pid in left - signalled:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            told |= left
+            signalled |= left
             time.sleep(POLL_S)

@@ -1,8 +1,8 @@
-"""The UI may talk to the server that it came from, and to nobody else.
+"""A content security policy for Prefect's UI: its pages may contact only the server that they came from.
 
-Prefect's second UI asks a company for analytics settings whenever it is opened, with analytics switched off too, and
-both load logos of block types from elsewhere: in a hospital nobody is to be told that a page was opened. A policy in
-the pages themselves makes the browser refuse it, whatever a later version of Prefect may ask for.
+Prefect's second UI requests analytics settings from a company each time it is opened, even with analytics switched off.
+Both UIs load logos of block types from other hosts. In a hospital, no outside host may learn that a page was opened.
+A policy in the pages makes the browser refuse such requests, also those of later versions of Prefect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from medad.base.storage import write_bytes
 POLICY = "; ".join(
     (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
-        # not every browser takes a websocket of the page's own host for 'self'
+        # some browsers do not count a websocket to the page's own host as 'self'
         "connect-src 'self' ws: wss:",
         "form-action 'self'",
         "base-uri 'self'",
@@ -26,17 +26,17 @@ _META = f'{_HEAD}<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 
 
 def forbid_other_hosts(folder: Path) -> None:
-    """Put the policy into the pages that a server which has started has laid out below `folder`, if it has any.
+    """Write the policy into the UI pages below `folder`, which the server lays out when it starts.
 
     Raises
     ------
     ConfigError
-        A page is not as it was in the Prefect that this was written for.
+        A page does not have the structure that the supported version of Prefect gives it.
     """
     for page in sorted(folder.glob("*/index.html")):
         text = page.read_text(encoding="utf-8")
         if _META in text:
             continue
         if text.count(_HEAD) != 1:
-            raise ConfigError(f"{page}: expected a page with one {_HEAD}")
+            raise ConfigError(f"{page}: expected a page with exactly one {_HEAD}")
         write_bytes(page, text.replace(_HEAD, _META).encode())

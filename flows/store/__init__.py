@@ -1,1 +1,1 @@
-"""Steps and their cached artifacts: keys, digests, verification, pruning. Knows no method."""
+"""Steps and their cached artifacts: keys, digests, verification and pruning. Independent of any method."""

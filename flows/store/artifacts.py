@@ -1,13 +1,13 @@
-"""Artifacts by content: what a step made from given bytes, settings and code, kept once and checked at every use.
+"""The artifact store: results of steps, stored by the digest of their inputs and verified at each use.
 
-    <cache>/<step>/<key>/        the step's files and artifact.json, which says what they are
-    <cache>/tmp/<step>-<key>.X/  being made; moved into place whole
-    <cache>/runs/                one flock a run under way
-    <cache>/locks/               one flock a key while it is being made: the kernel frees it when its holder dies
+    <cache>/<step>/<key>/        the step's files, and artifact.json, which describes them
+    <cache>/tmp/<step>-<key>.X/  an artifact that is being made; moved to its final place when complete
+    <cache>/runs/                one lock (flock) per running flow
+    <cache>/locks/               one lock (flock) per key that is being made; the kernel frees it if its holder dies
     <cache>/digests.sqlite       remembered file digests
 
-A key is a sha256 over the digests of the inputs, the settings the step depends on, the code it can reach and the
-versions of the libraries it uses. No path and no case id is in it: a renamed scan is the same scan.
+A key is a sha256 over the digests of the inputs, and over the settings, code and library versions of the step. It
+contains no path and no case id, so a renamed scan has the same key.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FileEntry(BaseModel):
 
 
 class Sidecar(BaseModel):
-    """artifact.json: what an artifact is, from what it was made, and how to tell that it is whole."""
+    """The content of artifact.json: what the artifact is, its inputs, and the digests of its files."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,53 +56,53 @@ class Sidecar(BaseModel):
     version: int
     key: str
     parts: dict[str, Any]
-    """What went into the key, by name."""
+    """Parts of the key, by name."""
     files: dict[str, FileEntry]
     digest: str
     libraries: dict[str, str]
     created: str
-    """UTC, ISO 8601."""
+    """Creation time, UTC, ISO 8601."""
     seconds: float
     device: str = ""
-    """Where it was computed: `cpu` or `gpu-N`; empty of a step that needs no device."""
+    """Device that computed it: `cpu` or `gpu-N`. Empty for a step that needs no device."""
     notes: tuple[str, ...] = ()
-    """What went otherwise than asked for while it was made."""
+    """Notes about deviations from the request while it was made."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """How an artifact came to be, where that is worth telling."""
+class BuildRecord:
+    """A record of the making of an artifact."""
 
     began: float
-    """By `time.monotonic`: after any wait for a device."""
+    """Start time by `time.monotonic`, after any wait for a device."""
     device: str = ""
     notes: tuple[str, ...] = ()
-    """What went otherwise than asked for, such as smaller batches for want of memory."""
+    """Notes about deviations from the request, such as smaller batches because memory was short."""
 
     @classmethod
-    def now(cls, device: str) -> Made:
-        """Return the record of a call that begins on a device."""
+    def now(cls, device: str) -> BuildRecord:
+        """Return a record that starts now, on a device."""
         return cls(time.monotonic(), device)
 
 
 class DamagedArtifactError(Exception):
-    """An artifact is gone, incomplete or changed."""
+    """An artifact is missing, incomplete or changed."""
 
 
 def files_digest(files: Mapping[str, FileEntry]) -> str:
-    """sha256 over names and digests of an artifact's files, without the volatile ones."""
+    """Return the sha256 over names and digests of an artifact's files, without the volatile ones."""
     rows = [(name, entry.sha256) for name, entry in sorted(files.items()) if not entry.volatile]
     return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
 
 
 def _mark_used(folder: Path) -> None:
-    """The folder's time stamp says when it last served: pruning asks for it. A cache that is only read has none."""
+    """Set the folder's time stamp, which pruning uses as the time of last use. Does nothing in a read-only cache."""
     with contextlib.suppress(OSError):
         os.utime(folder)
 
 
 class ArtifactStore:
-    """The artifacts below one cache folder. Safe for threads, processes and kill -9."""
+    """The artifacts in one cache folder. Safe for threads, processes and kill -9."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_root()
@@ -113,14 +113,14 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold `<cache>/locks/<name>.lock`; yields False, holding nothing, when it is taken and `wait` is False."""
+        """Hold `<cache>/locks/<name>.lock`. Yields False, without the lock, if it is taken and `wait` is False."""
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                # the last holder removes the file: make sure that the one locked is the one still there
+                # the last holder removes the file, so check that the locked file is still the one on disk
                 current = os.stat(path).st_ino == os.fstat(descriptor).st_ino  # noqa: PTH116
             except BlockingIOError:
                 os.close(descriptor)
@@ -141,7 +141,7 @@ class ArtifactStore:
             os.close(descriptor)
 
     def mark_run(self) -> Callable[[], None]:
-        """Say that a run is under way; returns what ends it, as does the process's death. See `runs_since`."""
+        """Mark a run as running until the returned function is called or the process dies. See `oldest_run_start`."""
         folder = self.root / "runs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4().hex}.lock"
@@ -154,10 +154,10 @@ class ArtifactStore:
 
         return end
 
-    def runs_since(self) -> float:
-        """When the oldest run under way began, seconds since 1970; infinity where there is none.
+    def oldest_run_start(self) -> float:
+        """Return the start time of the oldest running flow, seconds since 1970. Infinity if none is running.
 
-        Whatever such a run has used so far was used after that.
+        All artifacts that running flows have used were used after this time.
         """
         began = [math.inf]
         for path in (self.root / "runs").glob("*.lock"):
@@ -165,7 +165,7 @@ class ArtifactStore:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)  # of a run that was killed
+                    path.unlink(missing_ok=True)  # left by a killed run
                 except BlockingIOError:
                     began.append(path.stat().st_mtime)
                 finally:
@@ -173,14 +173,14 @@ class ArtifactStore:
         return min(began)
 
     def sidecar(self, ref: Ref) -> Sidecar:
-        """What is written about an artifact, without a look at its files."""
+        """Read an artifact's sidecar without checking its files."""
         return Sidecar.model_validate_json((self.root / ref.path / SIDECAR).read_bytes())
 
     def verify(self, ref: Ref) -> Sidecar:
         """Read an artifact's sidecar and check every file against it. Raises DamagedArtifactError."""
         sidecar = self._read(self.root / ref.path)
         if (sidecar.step, sidecar.key, sidecar.digest) != (ref.step, ref.key, ref.digest):
-            raise DamagedArtifactError(f"{ref.step} {ref.key}: made anew since")
+            raise DamagedArtifactError(f"{ref.step} {ref.key}: replaced by another result")
         _mark_used(self.root / ref.path)
         return sidecar
 
@@ -198,7 +198,7 @@ class ArtifactStore:
         return sidecar
 
     def find(self, step: Step, key: str) -> Ref | None:
-        """The artifact of this key, if it is there and whole."""
+        """Return the artifact with this key, or None if it is missing or damaged."""
         folder = self.folder(step.name, key)
         try:
             sidecar = self._read(folder)
@@ -210,40 +210,40 @@ class ArtifactStore:
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=str(folder.relative_to(self.root)))
 
     def build(
-        self, step: Step, parts: Mapping[str, Any], body: Callable[[Path], Made | None], *, refresh: bool = False
+        self, step: Step, parts: Mapping[str, Any], body: Callable[[Path], BuildRecord | None], *, refresh: bool = False
     ) -> tuple[Ref, bool]:
         """Return the artifact of `step` for the key of `parts`, running `body` on an empty folder if it must be made.
 
-        One process makes it while others that want it wait. A body that fails leaves nothing behind. The second value
-        tells whether the artifact was there.
+        One process makes the artifact, and others that need it wait. If `body` fails, its files are removed. The second
+        returned value is whether the artifact existed already.
 
         Raises
         ------
         DiskFullError
-            No room; what was half-written has been removed.
+            The disk is full. The incomplete files are removed.
         """
         key = content_key(parts)
         name = f"{step.name}-{key}"
         with disk_full_as_user_error(self.root), self.lock(name):
             if not refresh and (found := self.find(step, key)) is not None:
                 return found, True
-            for leftover in (self.root / "tmp").glob(f"{name}.*"):  # of a killed predecessor: the lock is ours
+            for leftover in (self.root / "tmp").glob(f"{name}.*"):  # left by a killed process, since the lock is ours
                 shutil.rmtree(leftover, ignore_errors=True)
-            # a new name: a killed run's process may be writing into the old one for another moment
+            # a new name, since a process of a killed run may still write into the old folder for a moment
             work = self.root / "tmp" / f"{name}.{uuid.uuid4().hex[:8]}"
             work.mkdir(parents=True)
             try:
                 called = time.monotonic()
-                made = body(work) or Made(called)
-                sidecar = self._seal(step, key, parts, work, made)
+                record = body(work) or BuildRecord(called)
+                sidecar = self._seal(step, key, parts, work, record)
                 self._move_into_place(work, self.folder(step.name, key))
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return Ref(step=step.name, key=key, digest=sidecar.digest, path=f"{step.name}/{key}"), False
 
     @staticmethod
-    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, made: Made) -> Sidecar:
-        seconds = time.monotonic() - made.began
+    def _seal(step: Step, key: str, parts: Mapping[str, Any], work: Path, record: BuildRecord) -> Sidecar:
+        seconds = time.monotonic() - record.began
         files = {}
         for file in sorted(path for path in work.rglob("*") if path.is_file()):
             sync_path(file)
@@ -259,8 +259,8 @@ class ArtifactStore:
             libraries=library_versions(step.libraries),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            device=made.device,
-            notes=made.notes,
+            device=record.device,
+            notes=record.notes,
         )
         (work / SIDECAR).write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
         sync_path(work / SIDECAR)
@@ -271,14 +271,14 @@ class ArtifactStore:
         final.parent.mkdir(parents=True, exist_ok=True)
         old = work.with_name(f"{work.name}.old")
         shutil.rmtree(old, ignore_errors=True)
-        if final.exists():  # damaged, or refreshed: a folder cannot replace a full folder in one call
+        if final.exists():  # damaged or refreshed; a folder cannot replace a non-empty folder in one call
             final.replace(old)
         work.replace(final)
         sync_path(final.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def sweep(self) -> int:
-        """Remove what killed processes left in tmp/ and whose lock nobody holds; returns how many."""
+        """Remove unlocked folders in tmp/, which killed processes left. Returns the number removed."""
         removed = 0
         folder = self.root / "tmp"
         for leftover in sorted(folder.iterdir()) if folder.is_dir() else []:

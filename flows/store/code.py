@@ -1,9 +1,9 @@
-"""What code a step runs, as a digest: the function, and by name everything of ours that it can reach.
+"""The digest of a step's code: its function, and all code of this project that the function can reach by name.
 
-A hand-kept list of modules goes stale in silence, and a digest of whole files recomputes a night of training when
-a comment changes. So the closure is walked in the syntax tree: comments, docstrings, annotations of signatures and
-layout do not count; a changed constant five calls away does. What only runs by reflection (getattr, registries) is
-not seen: for that a step has its integer version.
+A list of modules written by hand becomes wrong without notice. A digest of whole files would repeat a long training
+because of a changed comment. So the reachable code is found in the syntax tree. Comments, docstrings, annotations of
+signatures and layout do not change the digest; a changed constant five calls away does. Code that only runs by
+reflection (getattr, registries) is not found: for that, a step has a version number.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("medad", "zsad")
-"""Packages whose code is walked; the rest are libraries, known by their version."""
+"""Packages whose code is digested. All others are libraries, identified by their version."""
 PARSING = threading.Lock()
-"""CPython 3.11 fails now and then where two threads build syntax trees at once."""
+"""Lock for the parser: CPython 3.11 sometimes fails if two threads build syntax trees at the same time."""
 VALUES_IN_KEY = frozenset(
     {
         "medad.config.anomalies",
@@ -30,27 +30,27 @@ VALUES_IN_KEY = frozenset(
         "zsad.config.run",
     }
 )
-"""Modules not walked: settings enter the key by value; an error's text and a placeholder change no artifact."""
+"""Modules that are not digested: settings are in the key by value, and texts of errors do not affect artifacts."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """Top-level definitions of a module, and what its imports name."""
+    """The top-level definitions of a module, and the targets of its imports."""
 
     definitions: dict[str, tuple[ast.stmt, ...]]
     imports: dict[str, tuple[str, str | None]]
-    """Local name -> (module, name in it; None for the module itself)."""
+    """Local name -> (module, name in it). The second is None for the module itself."""
 
 
 class _Strip(ast.NodeTransformer):
-    """Drop docstrings and the annotations of signatures."""
+    """A transformer that removes docstrings and the annotations of signatures."""
 
     def _body(self, node: ast.AST) -> ast.AST:
         self.generic_visit(node)
         body = getattr(node, "body", [])
-        # a bare string is a docstring, of a function or of the attribute above it
-        kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-        node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        # a bare string is the docstring of a function or of the attribute above it
+        statements = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        node.body = statements or [ast.Pass()]  # type: ignore[attr-defined]
         return node
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
@@ -70,7 +70,7 @@ def _imports(node: ast.AST) -> dict[str, tuple[str, str | None]]:
     for part in ast.walk(node):
         if isinstance(part, ast.Import):
             for alias in part.names:
-                # `import a.b` binds a; the dotted use is resolved by its longest prefix, see _reach
+                # `import a.b` binds a; a dotted name is resolved by its longest prefix, see _reach
                 found[alias.asname or alias.name] = (alias.name, None)
         elif isinstance(part, ast.ImportFrom) and part.module and not part.level:
             for alias in part.names:
@@ -82,12 +82,12 @@ def _bound_names(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     names = [part.id for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
-    # definitions below a top-level `if` or `try`
+    # definitions inside a top-level `if` or `try`
     return names + [part.name for part in ast.walk(statement) if isinstance(part, ast.FunctionDef | ast.ClassDef)]
 
 
 def _file(name: str) -> Path | None:
-    """Source file of a module of ours, found without importing it."""
+    """Return the source file of a module of this project, without importing it."""
     top, *below = name.split(".")
     spec = find_spec(top)
     if spec is None:
@@ -117,27 +117,27 @@ def _parse(name: str) -> Module | None:
     return Module(definitions, imports)
 
 
-def _ours(module: str) -> bool:
+def _is_ours(module: str) -> bool:
     return module.split(".", maxsplit=1)[0] in PACKAGES and module not in VALUES_IN_KEY
 
 
 def _as_module(module: str, name: str | None) -> str | None:
-    """The module that an import names, if it names one: `import a.b`, `from a import b`."""
+    """Return the module that an import refers to (`import a.b`, `from a import b`), or None."""
     whole = module if name is None else f"{module}.{name}"
-    return whole if _ours(whole) and _parse(whole) is not None else None
+    return whole if _is_ours(whole) and _parse(whole) is not None else None
 
 
 def _targets(module: str, name: str | None) -> list[tuple[str, str]]:
-    """Resolve an import to definitions; a module that is passed about as a whole counts as a whole."""
+    """Resolve an import to definitions. A module that is used as a value counts with all its definitions."""
     whole = _as_module(module, name)
     if whole is not None:
         parsed = _parse(whole)
         return [(whole, each) for each in parsed.definitions] if parsed else []
-    return [(module, name)] if name is not None and _ours(module) else []
+    return [(module, name)] if name is not None and _is_ours(module) else []
 
 
 class _Reach(ast.NodeVisitor):
-    """Collects the definitions that a statement names."""
+    """A visitor that collects the definitions that a statement refers to."""
 
     def __init__(self, module: str, parsed: Module, imports: dict[str, tuple[str, str | None]]) -> None:
         self.module, self.parsed, self.imports = module, parsed, imports
@@ -169,10 +169,10 @@ def _reach(module: str, statements: tuple[ast.stmt, ...], parsed: Module) -> set
 
 @functools.cache
 def closure(function: str) -> dict[str, str]:
-    """Everything of ours that `package.module:function` can reach: name -> sha256 of its syntax tree.
+    """Return all code of this project that `package.module:function` can reach: name -> sha256 of its syntax tree.
 
-    The function's own module counts wherever it lies. Raises LookupError when the function does not exist: a wrong
-    name must never become a constant key.
+    The function's module counts even if it is in another package. Raises LookupError if the function does not exist,
+    since otherwise a wrong name would give a constant key.
     """
     start_module, _, start_name = function.partition(":")
     parsed = _parse(start_module)
@@ -182,7 +182,7 @@ def closure(function: str) -> dict[str, str]:
     seen: dict[tuple[str, str], str] = {}
     while pending:
         module, name = pending.pop()
-        if (module, name) in seen or not (_ours(module) or module == start_module):
+        if (module, name) in seen or not (_is_ours(module) or module == start_module):
             continue
         parsed = _parse(module)
         if parsed is None:
@@ -198,6 +198,6 @@ def closure(function: str) -> dict[str, str]:
 
 
 def code_digest(*functions: str) -> str:
-    """One sha256 over the closures of these functions."""
+    """Return one sha256 over the closures of these functions."""
     parts = sorted(set().union(*(closure(function).items() for function in functions)))
     return hashlib.sha256(repr(parts).encode()).hexdigest()

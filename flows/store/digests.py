@@ -1,4 +1,4 @@
-"""Content digests, remembered so that an unchanged file is read once and not at every run."""
+"""Content digests, remembered so that an unchanged file is read once instead of in every run."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from flows.machine.environment import cache_root
 from medad.base.errors import InputError
 
 SETTLED_S = 2.0
-"""A file changed less than this ago is not remembered: a second change could leave size and time stamps equal."""
+"""Age of a file from which its digest is remembered. A change of a younger file may not alter size and time stamps."""
 SCANS = (".nii", ".gz", ".mhd", ".mha", ".nrrd", ".nhdr")
-"""Endings of scans and masks, whose voxels may lie in a file beside their header."""
+"""Endings of scans and masks. Their voxels may be in another file than their header."""
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, hex."""
+    """Return the sha256 of a file's bytes, hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _identity(files: Sequence[Path]) -> tuple[str, int]:
-    """A digest of names, sizes, time stamps and inodes; the newest change, ns."""
+    """Return a digest of names, sizes, time stamps and inodes, and the time of the newest change, ns."""
     rows = []
     newest_ns = 0
     for file in files:
         stat = file.stat()
         rows.append((os.path.abspath(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev))  # noqa: PTH100
         newest_ns = max(newest_ns, stat.st_mtime_ns, stat.st_ctime_ns)
-    # digested, because a path on a hospital share may hold a patient's name
+    # digested, because a path on a hospital share may contain a patient's name
     return hashlib.sha256(repr(rows).encode()).hexdigest(), newest_ns
 
 
@@ -44,7 +44,7 @@ def _record(compute: Callable[[Path], str], identity: str) -> str:
 class DigestMemory:
     """Digests by (path, size, mtime, ctime, inode), in an SQLite file shared by threads and processes.
 
-    Losing the file costs time and nothing else, so any trouble with it is answered by reading the data again.
+    If the file is lost or cannot be used, the data are read again.
     """
 
     def __init__(self, database: Path) -> None:
@@ -79,15 +79,15 @@ class DigestMemory:
         *,
         watched: bool = False,
     ) -> str:
-        """`compute(path)`, or what it gave for the very same bytes before. Raises what `compute` raises.
+        """Return `compute(path)`, or its earlier result if the files are unchanged. Raises what `compute` raises.
 
         Parameters
         ----------
         files
-            Those that `compute` reads, where they are others than `path`.
+            Files that `compute` reads. None: only `path`.
         watched
-            The caller has seen them unchanged for longer than `SETTLED_S`, by a clock that never jumps: their time
-            stamps, which another machine may have set, need not say so as well.
+            Whether the caller has seen the files unchanged for longer than `SETTLED_S`, by a clock that never jumps.
+            Then their time stamps, which another machine may have set, are not checked.
         """
         files = [path] if files is None else sorted(files)
         before, newest_ns = _identity(files)
@@ -101,7 +101,7 @@ class DigestMemory:
         return sha256
 
     def recall(self, compute: Callable[[Path], str], files: Sequence[Path]) -> str | None:
-        """What `get` remembers of these very bytes; None where it would have to read them."""
+        """Return the remembered digest of these unchanged files, or None if `get` would have to read them."""
         return self._recall(_record(compute, _identity(sorted(files))[0]))
 
 
@@ -111,18 +111,18 @@ def digest_memory() -> DigestMemory:
 
 
 def path_digest(path: Path) -> str:
-    """Return the sha256 of what a path holds, remembered: a file, a scan of several files, a folder of DICOM.
+    """Return the remembered sha256 of the content of a path: a file, a scan of several files, or a DICOM folder.
 
     Raises
     ------
     InputError
-        It is not there, or cannot be read.
+        The path does not exist or cannot be read.
     """
     compute: Callable[[Path], str] = file_sha256
     try:
         files = [path]
         if path.is_dir() or path.suffix.lower() in SCANS:
-            from medad.ct.io import source_digest as compute  # heavy, and not needed for plain files
+            from medad.ct.io import source_digest as compute  # imported only if needed, since it is slow
             from medad.ct.io import source_files
 
             files = source_files(path)

@@ -1,8 +1,8 @@
-"""Steps: functions of the domain whose results are kept, and calls of them, which know their own key.
+"""Steps, which are functions with cached results, and calls of steps, which compute their key.
 
-A call's key follows from its arguments: an artifact counts by its digest, a file by its content, settings by their
-values. Where and how fast a step runs (device, how much goes to it at a time, minutes between checkpoints) is no part
-of a key. Every step registers itself where it is declared.
+A call's key follows from its arguments: an artifact counts by its digest, a file by its content, and settings by their
+values. The key does not contain where and how fast a step runs: device, batch size, minutes between checkpoints. Every
+step registers itself when it is declared.
 """
 
 from __future__ import annotations
@@ -27,54 +27,54 @@ from medad.base.private import private_fields
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS, MachineSettings, Settings
 
 STEPS: dict[str, Step] = {}
-"""Every step that is declared, by name."""
+"""All declared steps, by name."""
 PAGE = ("medad/reporting/page_style.html", "medad/reporting/page_end.html", "medad/reporting/failures.html")
-"""Files that every report's page is made with, for the `files` of its step."""
+"""Template files that all reports use, for the `files` of their steps."""
 Kind = Literal["training", "encoding", "inference"]
-"""Names of the time limits of device steps."""
+"""Kind of a device step, which selects its time limit."""
 
 
 @dataclass(frozen=True)
 class Keyed:
-    """An argument that counts by something else than itself, as images by the digests of their files."""
+    """An argument with separate content for the key, such as images with the digests of their files."""
 
     value: Any
     content: Any
-    """JSON values and whatever else `content_of` takes."""
+    """JSON values, or other values that `content_of` accepts."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a call runs, and how much goes to the device at a time."""
+    """The device that a call runs on, and its batch size."""
 
     device: str
-    """torch's name for it, in the process that runs the call: `cpu` or `cuda:0`."""
+    """torch's name of the device in the process that runs the call: `cpu` or `cuda:0`."""
     batch_size: int
     report: Callable[..., None] = field(default=lambda *progress: None, compare=False)
-    """Tells the flow's process how far the call is."""
+    """Function that reports the progress of the call to the flow's process."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A kind of computation whose results are kept. Calling it with the function's arguments gives a `Call`."""
+    """A computation with cached results. Calling a step with its function's arguments returns a `Call`."""
 
     name: str
     version: int
-    """Raised when the meaning of an artifact changes in a way its code's syntax tree does not show."""
+    """Number to increase if the meaning of an artifact changes but the digest of its code does not."""
     function: str
-    """`package.module:function` of the domain. Its code, and what it reaches, is part of the key."""
+    """`package.module:function` of the domain. Its code and all code that it reaches are part of the key."""
     libraries: tuple[str, ...]
-    """Distributions whose versions are part of the key."""
+    """Names of libraries with their versions in the key."""
     kind: Kind | None = None
-    """Set for a step that keeps a whole device busy: which of the time limits holds."""
+    """Kind of a step that uses a whole device, which selects its time limit. None: it needs no device."""
     not_in_key: frozenset[str] = frozenset()
-    """Arguments, or dotted fields of them, that change no result."""
+    """Arguments, or dotted names of their fields, that do not affect the result."""
     volatile: frozenset[str] = frozenset()
-    """Files that tell of the making (timings) and not of the result: later steps do not depend on them."""
+    """Files about the computation, such as timings, instead of its result. Later steps do not depend on them."""
     files: tuple[str, ...] = ()
-    """Other files of the packages that the code reads (templates), relative to the packages' parent."""
+    """Other files that the code reads, such as templates, relative to the parent folder of the packages."""
     before_devices: bool = False
-    """Whether device steps follow it: the libraries for their processes are loaded meanwhile."""
+    """Whether device steps follow this step. If so, their processes already load libraries while it runs."""
 
     def __post_init__(self) -> None:
         if STEPS.setdefault(self.name, self) != self:
@@ -92,7 +92,7 @@ class Step:
         return function
 
     def key_parts(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return everything a key is made of, by name; `inputs` are those of a call."""
+        """Return all parts of a key, by name. `inputs` are those of a call."""
         return {
             "step": self.name,
             "version": self.version,
@@ -105,32 +105,32 @@ class Step:
 
 @dataclass(frozen=True)
 class Call:
-    """A step with its arguments: it has a key, and it runs on an empty folder."""
+    """A step with its arguments. It has a key, and it writes its artifact into an empty folder."""
 
     step: Step
     arguments: Mapping[str, Any]
     machine: MachineSettings = ANY_MACHINE
     """Devices and time limits of a device step."""
     batch_size: int = 1
-    """How much goes to the device at a time, where memory allows it."""
+    """Number of items that the device processes at a time, if memory allows it."""
     phase: str = ""
-    """What a training is called where its progress is shown."""
+    """Name of a training in the display of its progress."""
 
     def inputs(self) -> dict[str, Any]:
-        """Return everything the result depends on, as JSON values. Raises InputError for a file that cannot be read."""
+        """Return all inputs that the result depends on, as JSON values. Raises InputError if a file cannot be read."""
         without = self.step.not_in_key
         return {name: content_of(value, without, name) for name, value in self.arguments.items() if name not in without}
 
     def parts(self) -> dict[str, Any]:
-        """Return what the key is made of."""
+        """Return the parts of the key."""
         return self.step.key_parts(self.inputs())
 
     def refs(self) -> Iterator[Ref]:
-        """Yield all artifacts among the arguments, however deep."""
+        """Yield all artifacts in the arguments, at any depth."""
         yield from _refs_in(self.arguments)
 
     def run(self, out: Path, place: Place, *, key: str) -> None:
-        """Make the artifact in `out`. `key` names what may outlive a kill: a training's checkpoint."""
+        """Write the artifact into `out`. `key` names a training's checkpoint, which survives a killed process."""
         function = self.step.load()
         offered: dict[str, Any] = {
             "out": out,
@@ -140,7 +140,7 @@ class Call:
         }
         takes = inspect.signature(function).parameters
         given = {name: value for name, value in offered.items() if name in takes}
-        given |= {name: _handed_over(value) for name, value in self.arguments.items()}
+        given |= {name: _as_argument(value) for name, value in self.arguments.items()}
         if "checkpoint" not in takes or "checkpoint" in given:
             function(**given)
             return
@@ -154,12 +154,12 @@ def content_key(parts: Mapping[str, Any]) -> str:
 
 
 def content_of(value: Any, without: frozenset[str] = frozenset(), place: str = "") -> Any:
-    """Return what an argument counts by in a key, as JSON values.
+    """Return the content of an argument for a key, as JSON values.
 
     Parameters
     ----------
     without
-        Dotted names of fields that are left out.
+        Dotted names of fields to leave out.
     place
         Dotted name of `value`.
 
@@ -168,7 +168,7 @@ def content_of(value: Any, without: frozenset[str] = frozenset(), place: str = "
     InputError
         A file cannot be read.
     ValueError
-        A private setting would stand in the key, which is stored in clear: leave it out, and let its content count.
+        A private setting would be in the key, which is stored in plain text. Use the digest of its content instead.
     """
     if isinstance(value, Keyed):
         return content_of(value.content, without, place)
@@ -182,7 +182,7 @@ def content_of(value: Any, without: frozenset[str] = frozenset(), place: str = "
             if dotted in without:
                 continue
             if isinstance(value, BaseModel) and each is not None and name in private_fields(type(value)):
-                raise ValueError(f"{dotted}: a private setting, and in no key but by its content")
+                raise ValueError(f"{dotted}: a private setting, which a key may only contain as a digest")
             found[str(name)] = content_of(each, without, dotted)
         return found
     if isinstance(value, list | tuple):
@@ -193,17 +193,17 @@ def content_of(value: Any, without: frozenset[str] = frozenset(), place: str = "
 
 
 def keyed(value: Any, *without: str, **more: Any) -> Keyed:
-    """Let a value count by its fields, some left out by dotted name, and by `more`."""
+    """Return a value with its fields and `more` as content for a key, `without` some fields (dotted names)."""
     return Keyed(value, content_of(value, frozenset(without)) | more)
 
 
 def shown(settings: Settings) -> Keyed:
-    """Let settings count by what a report shows of them."""
+    """Return settings with the fields that a report shows as content for a key."""
     return Keyed(settings, settings.public(*MACHINE_FIELDS))
 
 
 def _fields_of(value: Any) -> Mapping[Any, Any] | None:
-    """Return the fields of settings or of a dataclass, a mapping as it is; None for anything else."""
+    """Return the fields of settings or a dataclass, or a mapping itself. None for all other values."""
     if isinstance(value, BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
     if is_dataclass(value) and not isinstance(value, type):
@@ -224,25 +224,25 @@ def _refs_in(value: Any) -> Iterator[Ref]:
             yield from _refs_in(each)
 
 
-def _handed_over(value: Any) -> Any:
-    """Return an argument as the function takes it: artifacts as their folders, keyed values as themselves."""
+def _as_argument(value: Any) -> Any:
+    """Return an argument for the step's function: artifacts become folders, and keyed values plain values."""
     if isinstance(value, Keyed):
-        return _handed_over(value.value)
+        return _as_argument(value.value)
     if isinstance(value, Ref):
         return value.folder()
     if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(map(_handed_over, value))
+        return type(value)(map(_as_argument, value))
     if isinstance(value, Mapping):
-        return {name: _handed_over(each) for name, each in value.items()}
+        return {name: _as_argument(each) for name, each in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {each.name: _handed_over(getattr(value, each.name)) for each in fields(value) if each.init}
+        changed = {each.name: _as_argument(getattr(value, each.name)) for each in fields(value) if each.init}
         return replace(value, **changed)
     return value
 
 
 @contextlib.contextmanager
 def _checkpoint(step: Step, key: str) -> Iterator[Path]:
-    """Give a file below the cache that survives kills, so that the same training goes on; gone once it has ended."""
+    """Yield a checkpoint file in the cache, so that a killed training can continue. It is removed on success."""
     path = cache_root() / "checkpoints" / f"{step.name}-{key}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     yield path
@@ -250,7 +250,7 @@ def _checkpoint(step: Step, key: str) -> Iterator[Path]:
 
 
 def load_steps(*packages: str) -> dict[str, Step]:
-    """Import the modules of these packages that declare steps, whose names end so; return all known steps."""
+    """Import all modules of these packages whose names end with `steps`, and return all declared steps."""
     for package in packages:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             if module.name.endswith("steps"):

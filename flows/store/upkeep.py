@@ -1,4 +1,4 @@
-"""What the cache holds: listing, explaining, checking and pruning it. Safe beside runs: each key's lock is taken."""
+"""Listing, explaining, checking and pruning the cache. Safe during runs, because the lock of each key is taken."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedArtifact:
     """One artifact in the cache."""
 
     step: str
     key: str
     folder: Path
     size: int
-    """Bytes of its files."""
+    """Size of its files, bytes."""
     used: float
-    """When it was made or last served a run, seconds since 1970."""
+    """Time when it was made or last used by a run, seconds since 1970."""
     sidecar: Sidecar | None
-    """None where artifact.json cannot be read."""
+    """Content of artifact.json. None: it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """An artifact that is not what its sidecar says."""
+    """An artifact that does not match its sidecar."""
 
-    kept: Kept
+    artifact: CachedArtifact
     rule: str
 
 
 @dataclass(frozen=True)
 class Change:
-    """One part of a key that differs: `part` by dotted name, and both values as text; empty where it is absent."""
+    """One part of a key that differs: its dotted name and both values as text. A missing value is an empty text."""
 
     part: str
     before: str
@@ -55,60 +55,64 @@ class Change:
     @property
     def line(self) -> str:
         if not self.before or not self.now:
-            return f"{self.part}: {'new' if self.now else 'gone'}"
+            return f"{self.part}: {'new' if self.now else 'removed'}"
         if _is_digest(self.before) or _is_digest(self.now):
             return f"{self.part} changed"
         return f"{self.part}: {self.before} -> {self.now}"
 
 
-def kept(store: ArtifactStore, step: str | None = None) -> list[Kept]:
-    """Everything that the cache holds, of one step or of all, oldest use first."""
+def list_artifacts(store: ArtifactStore, step: str | None = None) -> list[CachedArtifact]:
+    """List the artifacts in the cache, of one step or of all, least recently used first."""
     found = []
     for folder in store.root.glob(f"{step or '*'}/*"):
         if len(folder.name) == KEY_LENGTH and folder.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # pruned by another process meanwhile
-                found.append(_look(folder))
+            with contextlib.suppress(FileNotFoundError):  # another process has pruned it
+                found.append(_read_artifact(folder))
     return sorted(found, key=lambda each: (each.used, each.key))
 
 
-def _look(folder: Path) -> Kept:
+def _read_artifact(folder: Path) -> CachedArtifact:
     try:
         sidecar = Sidecar.model_validate_json((folder / SIDECAR).read_bytes())
     except (OSError, ValidationError):
         sidecar = None
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Kept(folder.parent.name, folder.name, folder, size, folder.stat().st_mtime, sidecar)
+    return CachedArtifact(folder.parent.name, folder.name, folder, size, folder.stat().st_mtime, sidecar)
 
 
-def find(store: ArtifactStore, key: str) -> Kept:
-    """The artifact whose key begins so. Raises ConfigError where there is none, or more than one."""
-    found = [each for each in kept(store) if each.key.startswith(key)]
+def find(store: ArtifactStore, key: str) -> CachedArtifact:
+    """Return the artifact whose key begins with `key`. Raises ConfigError unless exactly one does."""
+    found = [each for each in list_artifacts(store) if each.key.startswith(key)]
     if len(found) != 1:
-        raise ConfigError(f"{key}: {'no' if not found else len(found)} artifacts in {store.root} have such a key")
+        raise ConfigError(
+            f"{key}: {'no' if not found else len(found)} artifacts in {store.root} have a key that begins so"
+        )
     return found[0]
 
 
-def check(each: Kept) -> str | None:
-    """What is wrong with an artifact, every file read anew; None where it is whole."""
+def check(each: CachedArtifact) -> str | None:
+    """Read every file of an artifact, and return what is damaged, or None."""
     sidecar = each.sidecar
     if sidecar is None:
         return f"{SIDECAR} cannot be read"
     if (sidecar.step, sidecar.key) != (each.step, each.key) or content_key(sidecar.parts) != each.key:
-        return f"{SIDECAR} is another's, or was altered"
+        return f"{SIDECAR} belongs to another artifact, or was changed"
     if sidecar.digest != files_digest(sidecar.files):
-        return f"{SIDECAR} was altered"
+        return f"{SIDECAR} was changed"
     for name, entry in sidecar.files.items():
         try:
             if file_sha256(each.folder / name) != entry.sha256:
-                return f"{name} was altered or cut short"
+                return f"{name} was changed or is incomplete"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
 
 
-def damaged(store: ArtifactStore, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Damage]:
-    """Check all artifacts; `on_progress` is told how many of how many are done."""
-    everything = kept(store)
+def find_damaged(
+    store: ArtifactStore, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Damage]:
+    """Check all artifacts, and return the damaged ones. Calls `on_progress` with the numbers done and in total."""
+    everything = list_artifacts(store)
     found = []
     for done, each in enumerate(everything, 1):
         if (rule := check(each)) is not None and each.folder.is_dir():
@@ -117,21 +121,27 @@ def damaged(store: ArtifactStore, on_progress: Callable[[int, int], None] = lamb
     return found
 
 
-def choose(
-    everything: Iterable[Kept], *, older_than_s: float | None, max_bytes: int | None, now: float, in_use_since: float
-) -> list[Kept]:
-    """What to remove: all that was not used for so long, then the longest unused until the rest fits.
+def choose_unused(
+    everything: Iterable[CachedArtifact],
+    *,
+    older_than_s: float | None,
+    max_bytes: int | None,
+    now: float,
+    in_use_since: float,
+) -> list[CachedArtifact]:
+    """Choose artifacts to remove: those unused for too long, then the least recently used until the rest fits.
 
     Parameters
     ----------
     everything
-        As `kept` gives it: oldest use first.
+        Result of `list_artifacts`: least recently used first.
     older_than_s, max_bytes
-        None: no such limit.
+        Limits of age and total size. None: no limit.
     now
-        Seconds since 1970. A use in the future (a clock that went back) counts as just now.
+        Current time, seconds since 1970. A time of use in the future, after a change of the clock, counts as now.
     in_use_since
-        What was used since then stays: a run under way may come back to it (`ArtifactStore.runs_since`).
+        Artifacts used since this time are not removed, since a running flow may need them again. See
+        `ArtifactStore.oldest_run_start`.
     """
     everything = list(everything)
     free = [each for each in everything if each.used < in_use_since]
@@ -144,8 +154,8 @@ def choose(
     return chosen
 
 
-def remove(store: ArtifactStore, each: Kept) -> bool:
-    """Remove an artifact; False where a run is at work on it or it is gone."""
+def remove(store: ArtifactStore, each: CachedArtifact) -> bool:
+    """Remove an artifact. Returns False if a run is computing it or it no longer exists."""
     name = f"{each.step}-{each.key}"
     with store.lock(name, wait=False) as held:
         if not held or not each.folder.is_dir():
@@ -153,20 +163,20 @@ def remove(store: ArtifactStore, each: Kept) -> bool:
         doomed = store.root / "tmp" / f"{name}.old"
         doomed.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(doomed, ignore_errors=True)
-        each.folder.replace(doomed)  # whole or not at all, also for one who looks meanwhile
+        each.folder.replace(doomed)  # atomic, so that no process sees half an artifact
         shutil.rmtree(doomed, ignore_errors=True)
     return True
 
 
 def old_checkpoints(store: ArtifactStore, older_than_s: float, now: float) -> list[Path]:
-    """Checkpoints of trainings that were stopped so long ago and never taken up again."""
+    """Return the checkpoints of trainings that were stopped longer ago than this and not continued."""
     folder = store.root / CHECKPOINTS
     found = sorted(folder.glob("*.pt")) if folder.is_dir() else []
     return [path for path in found if now - path.stat().st_mtime > older_than_s]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """The parts of two keys that differ, by dotted name."""
+    """Return the differing parts of two keys, by dotted name."""
     old, new = dict(_flat(before)), dict(_flat(now))
     return [
         Change(name, old.get(name, ""), new.get(name, ""))
@@ -176,7 +186,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves by dotted name; of lists of digests (which may be thousands) the list as a whole."""
+    """Yield all leaves by dotted name. A list is one leaf, since it may have thousands of digests."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             yield from _flat(below, f"{name}.{key}" if name else str(key))
@@ -189,10 +199,10 @@ def _is_digest(text: str) -> bool:
     return len(text) == KEY_LENGTH and set(text) <= set("0123456789abcdef")
 
 
-def outdated(each: Kept) -> list[Change]:
-    """Return what today's program would do otherwise than the one that made an artifact; empty where it still serves.
+def outdated(each: CachedArtifact) -> list[Change]:
+    """Return the parts of an artifact's key that the current program would change. Empty if it is up to date.
 
-    Steps must have been loaded (`flows.store.step.load_steps`).
+    The steps must be loaded (`flows.store.step.load_steps`).
     """
     step = STEPS.get(each.step)
     if each.sidecar is None or step is None:
@@ -202,12 +212,12 @@ def outdated(each: Kept) -> list[Change]:
 
 
 def nearest(store: ArtifactStore, step: Step, parts: Mapping[str, Any]) -> list[Change] | None:
-    """How a key differs from the most similar one that the cache holds of its step; None where it holds none.
+    """Return how a key differs from the most similar key of its step in the cache. None if the cache has none.
 
-    Inputs that are digests weigh most: the same scan under another setting is nearer than another scan.
+    Inputs that are digests have the largest weight: the same scan with another setting is nearer than another scan.
     """
     best: tuple[int, float, list[Change]] | None = None
-    for each in kept(store, step.name):
+    for each in list_artifacts(store, step.name):
         if each.sidecar is None:
             continue
         found = changes(each.sidecar.parts, parts)
@@ -218,7 +228,7 @@ def nearest(store: ArtifactStore, step: Step, parts: Mapping[str, Any]) -> list[
 
 
 def days(seconds: float) -> str:
-    """An age as `3 d`, `5 h` or `12 min`."""
+    """Return an age as text, such as `3 d`, `5 h` or `12 min`."""
     minutes = max(0, seconds) / 60
     for unit, size in (("d", 1440.0), ("h", 60.0)):
         if minutes >= 2 * size:
@@ -226,6 +236,6 @@ def days(seconds: float) -> str:
     return f"{minutes:.0f} min"
 
 
-def age(each: Kept) -> str:
-    """Since its last use."""
+def age(each: CachedArtifact) -> str:
+    """Return the time since an artifact's last use, as text."""
     return days(time.time() - each.used)

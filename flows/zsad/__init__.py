@@ -1,1 +1,1 @@
-"""Image flows: find, encode, score, evaluate, report; comparison; training."""
+"""Image flows: find, encode, score, evaluate and report; comparison of systems; training."""

@@ -1,7 +1,7 @@
-"""The flow zsad-compare: every system on the same images, features shared by those of one encoder.
+"""The flow zsad-compare: all systems on the same images. Systems with the same encoder share features.
 
-Categories and systems go beside each other on the task runner, as far as the device's slot lets them. A system that
-fails on a category is listed and left out there; the others go on, and the report is written whatever happens.
+Categories and systems run in parallel on the task runner, as far as the slots of devices allow. A system that fails on
+a category is listed and left out there. The others continue, and the report is always written.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ TRAINED_FILES = ("checkpoint.safetensors", "training.json")
 
 
 ByCategory = dict[str, dict[int, Evaluated[Ref]]]
-"""Category -> seed -> what came of it."""
+"""Category -> seed -> evaluated result."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A category with the features of one encoder."""
+    """A category with its features from one encoder."""
 
     images: ImageSet
-    """Those with features."""
+    """Images with features."""
     features: Ref
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """A system at work on one category and seed."""
+    """A submitted scoring task: one system on one category with one seed."""
 
     system: System
     category: ImageSet
@@ -66,41 +66,41 @@ class Scoring:
 
 
 class CompareStages(ImageStages):
-    """The stages over one runner: each takes what the one before gave and leaves out what failed."""
+    """The stages of the flow. Each takes the results of the one before and skips what failed."""
 
     def __init__(self, settings: CompareSettings, *, refresh: bool) -> None:
         super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
         self.features: dict[tuple[str, str], Prepared] = {}
-        """By encoder and category."""
+        """Prepared categories, by encoder and category."""
         self.texts: dict[tuple[str, str, PromptStyle], Submitted] = {}
-        """By encoder, category and style."""
+        """Tasks of text features, by encoder, category and prompt style."""
         self._refs: dict[int, Ref | None] = {}
 
     def ref_of(self, task: Submitted) -> Ref | None:
-        """A task's artifact, waited for and counted once however many systems ask."""
+        """Wait for a task, and return its artifact. A task that several systems share is counted once."""
         if id(task) not in self._refs:
             self._refs[id(task)] = task.ref()
         return self._refs[id(task)]
 
     def prepare(self) -> list[ImageSet]:
-        """Find the images, and encode them once by each encoder with all outputs that its systems read."""
+        """Find the images, and encode them once per encoder, with all outputs that its systems need."""
         categories = self.find_in(self.settings.data)
         self._encode(categories)
         return categories
 
     def _encode(self, categories: Sequence[ImageSet]) -> None:
-        self._leave_out_misfits()
+        self._drop_unfit_systems()
         systems = [*self.settings.systems, *self._ablated()]
         waiting: list[tuple[str, ImageSet, Submitted]] = []
         for name in dict.fromkeys(system.encoder for system in systems):
             encoder = self.settings.encoders[name]
             if not self.has_weights(encoder, f"encoder {name}"):
                 continue
-            own = [system for system in systems if system.encoder == name]
-            outputs = tuple(sorted({output for system in own for output in system.outputs}))
+            users = [system for system in systems if system.encoder == name]
+            outputs = tuple(sorted({output for system in users for output in system.outputs}))
             for category in categories:
-                for style in dict.fromkeys(system.prompts for system in own if system.prompts is not None):
+                for style in dict.fromkeys(system.prompts for system in users if system.prompts is not None):
                     self._text(name, category, style)
                 call = steps.encode(category.images, encoder, self.settings.machine, outputs)
                 waiting.append((name, category, self.runner.submit(f"{category.name}, {name}", call)))
@@ -109,8 +109,8 @@ class CompareStages(ImageStages):
             if features is not None and (usable := self.usable(category, features)).images:
                 self.features[name, category.name] = Prepared(usable, features)
 
-    def _leave_out_misfits(self) -> None:
-        """A system that asks for what its encoder does not have is listed; the others of that encoder go on."""
+    def _drop_unfit_systems(self) -> None:
+        """Drop systems that need an output that their encoder does not have, and list them as failures."""
         from zsad.clip.encoder import check_outputs
 
         fitting = []
@@ -139,13 +139,13 @@ class CompareStages(ImageStages):
         return [system for ablation in self.settings.ablations for _, system in ablation_systems(ablation, name)]
 
     def train(self, categories: Sequence[ImageSet]) -> dict[tuple[str, str], Submitted]:
-        """Learned systems without a checkpoint: on auxiliary images, or for each category on the others."""
+        """Train the learned systems without a checkpoint, on auxiliary images, or for each category on all others."""
         learned = [s for s in self.settings.systems if isinstance(s, AprilGan | AnomalyClip) and s.checkpoint is None]
         if not learned:
             return {}
         auxiliary: list[ImageSet] | None = None
         if self.settings.auxiliary is not None:
-            notes = list(self.notes)  # what is said of these images is not said of those that are judged
+            notes = list(self.notes)  # notes about auxiliary images must not appear in the report
             auxiliary = self.find_in(self.settings.auxiliary, "auxiliary")
             self.notes = notes
         trained: dict[tuple[str, str], Submitted] = {}
@@ -155,7 +155,7 @@ class CompareStages(ImageStages):
                 label = self._label(system, category.name)
                 if not others:
                     rule = (
-                        "is trained on other categories, and there are none; give it a checkpoint or auxiliary images"
+                        "is trained on other categories, but there is only one; give a checkpoint or auxiliary images"
                     )
                     self.runner.fail(describe(label, steps.TRAIN.name, InputError("data", f"{system.title} {rule}")))
                     continue
@@ -166,7 +166,7 @@ class CompareStages(ImageStages):
         return trained
 
     def train_one(self, categories: Sequence[ImageSet]) -> Ref | None:
-        """The one system of the settings, on all categories."""
+        """Train the only system of the settings on all categories."""
         (system,) = self.settings.systems
         assert isinstance(system, AprilGan | AnomalyClip)
         sets = tuple(one for category in categories if (one := self._training_set(system, category)) is not None)
@@ -200,27 +200,27 @@ class CompareStages(ImageStages):
         return self.runner.tag(label, system.display_name, category)
 
     def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
-        """All systems on all categories and seeds, judged; then the ablations."""
+        """Score and evaluate all systems on all categories and seeds, and the ablations."""
         trained = self.train(categories)
-        rows = [(system, self._begin(system, categories, trained)) for system in self.settings.systems]
+        rows = [(system, self._start_scoring(system, categories, trained)) for system in self.settings.systems]
         ablations = [
-            (name, [(label, self._begin(system.model_copy(update={"label": f"{name} {label}"}), categories, {}))
+            (name, [(label, self._start_scoring(system.model_copy(update={"label": f"{name} {label}"}), categories, {}))
                     for label, system in ablation_systems(name, self.settings.ablation_encoder)])
             for name in self.settings.ablations
         ]  # fmt: skip
-        results = [self._result(system, self._evaluate(begun)) for system, begun in rows]
-        ablated = [
-            AblationResult(name, [AblationRow(label, _folders(self._evaluate(begun))) for label, begun in one])
+        results = [self._result(system, self._evaluate(started)) for system, started in rows]
+        shown = [
+            AblationResult(name, [AblationRow(label, _folders(self._evaluate(started))) for label, started in one])
             for name, one in ablations
         ]
-        return results, ablated
+        return results, shown
 
     def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
         encoder = self.settings.encoders[system.encoder]
         weights = weights_shown(encoder) or {}
         return SystemResult(system, encoder_info(encoder, weights.get("weights", "")), found)
 
-    def _begin(
+    def _start_scoring(
         self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], Submitted]
     ) -> list[Scoring]:
         found = []
@@ -233,13 +233,13 @@ class CompareStages(ImageStages):
                 continue
             for seed in self.settings.seeds if system.seeded else self.settings.seeds[:1]:
                 label = self._label(system, category.name, seed)
-                job = self._job(system, prepared, text, seed, label, trained)
-                if job is not None:
-                    task = self.runner.submit(label, job)
+                call = self._score_call(system, prepared, text, seed, label, trained)
+                if call is not None:
+                    task = self.runner.submit(label, call)
                     found.append(Scoring(system, prepared.images, seed, label, prepared.features, task))
         return found
 
-    def _job(
+    def _score_call(
         self,
         system: System,
         prepared: Prepared,
@@ -273,7 +273,7 @@ class CompareStages(ImageStages):
         )  # fmt: skip
 
     def _shots(self, system: WinClip, category: ImageSet, seed: int, label: str) -> Ref | None:
-        """Features of normal training images, drawn by their contents and the seed."""
+        """Encode normal training images as shots. Their choice depends only on image contents and the seed."""
         from medad.cohort.samples import samples_dir
         from zsad.data.datasets import normal_training_images
         from zsad.data.shots import draw_shots
@@ -289,16 +289,16 @@ class CompareStages(ImageStages):
             return None
         by_digest = {image.sha256: image for image in images}
         if len(by_digest) < system.shots:
-            rule = f"{category.name}: {len(images)} normal training images, fewer than {system.shots} shots"
+            rule = f"{category.name}: only {len(images)} normal training images for {system.shots} shots"
             self.runner.fail(describe(label, "find", InputError("data", rule)))
             return None
         drawn = tuple(by_digest[digest] for digest in draw_shots(by_digest, seed, system.shots))
         call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.outputs)
         return self.runner.run(label, call)
 
-    def _evaluate(self, begun: Iterable[Scoring]) -> ByCategory:
+    def _evaluate(self, started: Iterable[Scoring]) -> ByCategory:
         tasks = []
-        for one in begun:
+        for one in started:
             scores = self.ref_of(one.scores)
             if scores is not None and isinstance(one.system, DualImage):
                 fuse = steps.fuse(scores, one.system.score)
@@ -330,14 +330,14 @@ class CompareStages(ImageStages):
         return Cost(cost.seconds, encoding_s, images, cost.peak_memory_bytes)
 
     def report(self, systems: Sequence[SystemResult[Ref]], ablations: Sequence[AblationResult[Ref]]) -> Ref | None:
-        """The tables, tests and ablations."""
+        """Write the report with tables, tests and ablations."""
         failures = self.runner.failures_shown(pseudonymous=self.settings.data.pseudonyms)
         notes = tuple(dict.fromkeys((*self.notes, *self.runner.notes)))
         call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), notes)
         return self.runner.run("report", call)
 
-    def end(self, out: Path, copies: Sequence[Copied], started: float, *, useful: bool) -> Outcome:
-        """`finish` with what this flow's manifest says."""
+    def finish_run(self, out: Path, copies: Sequence[Copied], started: float, *, useful: bool) -> Outcome:
+        """Call `finish` with this flow's entries of the manifest."""
         manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
         return self.finish(out, self.settings, copies, manifest, started, showing.COMPARE, useful=useful)
 
@@ -348,21 +348,21 @@ def _folders(found: ByCategory) -> dict[str, dict[int, Ref]]:
 
 @our_flow("zsad-compare", "compare {settings.name}")
 def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Every system of the configuration on its images, side by side, in the run folder `out`."""
+    """Compare all systems of the configuration on its images. Writes the report to the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         systems, ablations = stages.score(stages.prepare())
     report = stages.report(systems, ablations)
     useful = any(row.categories for row in systems)
-    return stages.end(out, copied(report, *REPORT_FILES), started, useful=useful)
+    return stages.finish_run(out, copied(report, *REPORT_FILES), started, useful=useful)
 
 
 @our_flow("zsad-train", "train {settings.name}")
 def train(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Train the one learned system of the settings on all their images; its checkpoint lies in the run folder `out`."""
+    """Train the only learned system of the settings on all images. Writes its checkpoint to the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         checkpoint = stages.train_one(stages.prepare())
-    return stages.end(out, copied(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)
+    return stages.finish_run(out, copied(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)

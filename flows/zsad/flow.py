@@ -1,7 +1,7 @@
-"""The flow zsad: prompts and images to features, features to scores seed by seed, metrics, report.
+"""The flow zsad: encode prompts and images, score the features for each seed, compute metrics, write the report.
 
-Categories go beside each other on the task runner, as far as the device's slot lets them. An image that cannot be used
-is left out and listed, and so is a category; the report is written whatever happens.
+Categories run in parallel on the task runner, as far as the slots of devices allow. An image or a category that cannot
+be used is left out and listed. The report is always written.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ REPORT_FILES = ("report.html", "report.json", "preview.png", "results.csv", "sco
 
 
 class ScoreRequest(BaseModel):
-    """Images to score. As a flow's parameter its JSON is stored, so all its paths are private."""
+    """Images to score. Prefect stores a flow's parameters as JSON, so all paths here are private."""
 
     images: tuple[PrivatePath, ...]
-    """Files and folders."""
+    """Image files and folders."""
     category: str | None
-    """What they show, in words. None: the folder's name."""
+    """Name of the object in the images, for the prompts. None: the folder's name."""
     out: PrivatePath
     npy: bool = False
-    """Float maps as .npy and not as TIFF."""
+    """Whether float heat maps are .npy files instead of TIFF."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A category with its features; `images` are those that have some."""
+    """A category with its text and image features. It contains only images with features."""
 
     category: ImageSet
     text: Ref
@@ -54,18 +54,18 @@ class Encoded:
 
 
 class Stages(ImageStages):
-    """The stages over one runner: each takes what the one before gave and leaves out what failed."""
+    """The stages of the flow. Each takes the results of the one before and skips what failed."""
 
     def __init__(self, settings: ZsadSettings, *, refresh: bool) -> None:
         super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
 
     def find(self) -> list[ImageSet]:
-        """The categories of the data set; what is wrong with it is noted."""
+        """Find the categories of the data set. Problems are added to the failures."""
         return self.find_in(self.settings.data)
 
     def encode(self, categories: Sequence[ImageSet]) -> list[Encoded]:
-        """Text and image features of every category; images that could not be used are noted."""
+        """Compute text and image features of all categories. Unusable images are added to the failures."""
         settings = self.settings
         if not self.has_weights(settings.encoder, "encoder"):
             return []
@@ -87,7 +87,7 @@ class Stages(ImageStages):
         return found
 
     def score(self, encoded: Sequence[Encoded]) -> list[CategoryResult[Ref]]:
-        """Scores and their evaluation, category by category and seed by seed; seeds that failed are left out."""
+        """Score and evaluate each category with each seed. Failed seeds are left out."""
         settings = self.settings
         scores: list[tuple[Encoded, dict[int, Submitted]]] = []
         for each in encoded:
@@ -99,7 +99,7 @@ class Stages(ImageStages):
                 )
                 for seed in settings.seeds
             }  # fmt: skip
-            tasks = {seed: self.runner.submit(_of_seed(label, seed), call) for seed, call in calls.items()}
+            tasks = {seed: self.runner.submit(_seed_label(label, seed), call) for seed, call in calls.items()}
             scores.append((each, tasks))
         evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, Submitted]]] = []
         for each, tasks in scores:
@@ -118,9 +118,9 @@ class Stages(ImageStages):
         return found
 
     def _fuse(self, category: ImageSet, scores: dict[int, Ref]) -> dict[int, Ref]:
-        """Other lambdas than the paper's, where the settings have some that matter."""
+        """Fuse the scores with the lambdas of the settings, if used ones differ from the paper's."""
         tasks = {
-            seed: self.runner.submit(_of_seed(category.label, seed), call)
+            seed: self.runner.submit(_seed_label(category.label, seed), call)
             for seed, ref in scores.items()
             if (call := steps.fuse(ref, self.settings.score)) is not None
         }
@@ -133,10 +133,10 @@ class Stages(ImageStages):
             seed: steps.evaluate(category.images, each.features, ref, settings.score.variants, settings.evaluation)
             for seed, ref in scores.items()
         }
-        return {seed: self.runner.submit(_of_seed(category.label, seed), call) for seed, call in calls.items()}
+        return {seed: self.runner.submit(_seed_label(category.label, seed), call) for seed, call in calls.items()}
 
     def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
-        """Masks that could not be used, the same for every seed: such images have no pixel figures."""
+        """Add unusable masks to the failures, once for all seeds. Their images get no pixel metrics."""
         if not evaluated.made:
             return
         problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
@@ -149,20 +149,20 @@ class Stages(ImageStages):
                 )
 
     def use_text_alone(self) -> None:
-        """Leave out of each variant what compares with another image, and say so."""
+        """Leave out the parts of each variant that compare with another image, and add a note."""
         alone = self.settings.score.without_references()
         if alone != self.settings.score:
             self.settings = self.settings.model_copy(update={"score": alone})
             self.notes.append(NO_REFERENCE_NOTE.format(variant=alone.variants[-1]))
 
     def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
-        """The report of a labelled or unlabelled data set."""
+        """Write the report of a labelled or unlabelled data set."""
         failures = self.runner.failures_shown(pseudonymous=self.settings.data.pseudonyms)
         notes = (*self.notes, *self.runner.notes)
         call = steps.report(self.settings, categories, failures, installed_versions(), notes)
         return self.runner.run("report", call)
 
-    def end(
+    def finish_run(
         self,
         out: Path,
         copies: Sequence[Copied],
@@ -172,29 +172,29 @@ class Stages(ImageStages):
         private: bool = False,
         useful: bool,
     ) -> Outcome:
-        """`finish` with what this flow's manifest says."""
+        """Call `finish` with this flow's entries of the manifest."""
         manifest = {"encoder": weights_shown(self.settings.encoder)}
         return self.finish(out, self.settings, copies, manifest, started, shows, private=private, useful=useful)
 
 
-def _of_seed(label: str, seed: int) -> str:
+def _seed_label(label: str, seed: int) -> str:
     return f"{label}, seed {seed}"
 
 
 @our_flow("zsad", "zsad {settings.name}")
 def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
-    """From images to a report in the run folder `out`."""
+    """Run all stages, from images to a report in the run folder `out`."""
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh)
     with terminal.bars():
         categories = stages.score(stages.encode(stages.find()))
     report = stages.report(categories)
-    return stages.end(out, copied(report, *REPORT_FILES), started, showing.ZSAD, useful=bool(categories))
+    return stages.finish_run(out, copied(report, *REPORT_FILES), started, showing.ZSAD, useful=bool(categories))
 
 
 @our_flow("zsad-score", "score")
 def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> Outcome:
-    """Score unlabelled images of one kind: the first seed, the last variant; of `settings` the data play no part."""
+    """Score unlabelled images of one category with the first seed and the last variant. Ignores `settings.data`."""
     from zsad.data.datasets import unlabelled_images
 
     started = time.monotonic()
@@ -220,7 +220,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     else:
         category = replace(found, name=request.category or found.name)
         with terminal.bars():
-            encoded = stages.encode(stages.take([category], label="images"))
+            encoded = stages.encode(stages.read_sets([category], label="images"))
     if len({image.sha256 for each in encoded for image in each.category.images}) == 1:
         stages.use_text_alone()
     with terminal.bars():
@@ -235,4 +235,4 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     )
     ref = stages.runner.run("images", call)
     copies = copied(ref, *REPORT_FILES, "maps")
-    return stages.end(request.out, copies, started, showing.ZSAD_SCORE, private=True, useful=bool(categories))
+    return stages.finish_run(request.out, copies, started, showing.ZSAD_SCORE, private=True, useful=bool(categories))

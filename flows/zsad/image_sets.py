@@ -1,4 +1,4 @@
-"""The images of the zsad flows: found, read once for their digests, and left out where they cannot be used."""
+"""The images of the zsad flows: finding them, computing their digests, and leaving out unusable ones."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one category whose files can be read."""
+    """The readable images of one category."""
 
     name: str
     label: str
-    """How tasks and the terminal call it."""
+    """Name of the category in tasks and on the terminal."""
     images: tuple[LabelledImage, ...]
 
 
 class ImageStages:
-    """What all flows over images do with them, over one runner."""
+    """The stages that all image flows share."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -46,7 +46,7 @@ class ImageStages:
         self.used: list[ImageSet] = []
 
     def find_in(self, data: ImagesSettings, place: str = "data") -> list[ImageSet]:
-        """The categories of a data set; what is wrong with it is noted. `place` is what its folder is called."""
+        """Find the categories of a data set. Problems are added to the failures. `place` is the label of its folder."""
         from medad.cohort.samples import samples_dir
         from zsad.data.datasets import find_categories
 
@@ -58,14 +58,14 @@ class ImageStages:
             self.runner.fail(describe("data", "find", error))
             return []
         self._note(problems)
-        return self.take(categories)
+        return self.read_sets(categories)
 
     def _prepare_samples(self, data: ImagesSettings, folder: Path) -> None:
         if not data.root.startswith("samples:"):
             return
         from zsad.embedded.samples import INSERTED_NOTE, MATERIALS, ensure_samples
 
-        if data.root == f"samples:{MATERIALS}":  # made from what is installed, in seconds
+        if data.root == f"samples:{MATERIALS}":  # generated from the installed program, in seconds
             ensure_samples(folder, terminal.line)
             self.notes.append(INSERTED_NOTE)
 
@@ -74,8 +74,8 @@ class ImageStages:
             path_filter.learn(Path(problem.path), problem.case_id)
             self.runner.fail(problem)
 
-    def take(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
-        """Read every file once for its digest; one that cannot be read is noted and left out."""
+    def read_sets(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
+        """Compute the digest of every file. Unreadable files are left out and added to the failures."""
         found = []
         for category in categories:
             images = tuple(self._images(category))
@@ -100,7 +100,7 @@ class ImageStages:
             yield LabelledImage(item.id, sha256, item.path, item.anomalous, item.defect, item.mask)
 
     def usable(self, category: ImageSet, features: Ref) -> ImageSet:
-        """The images that have features; the others are noted, each under all its names."""
+        """Return the images that have features. All others are added to the failures, each with all its names."""
         if not features.made:
             return category
         index = json.loads((features.folder() / "index.json").read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ class ImageStages:
         return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
 
     def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
-        """Whether an encoder's weights are there; if not, it is said once, and not by every category."""
+        """Return whether an encoder's weights can be read. If not, one failure is added for all categories."""
         try:
             steps.weights_of(encoder)
         except UserError as error:
@@ -133,7 +133,10 @@ class ImageStages:
         private: bool = False,
         useful: bool,
     ) -> Outcome:
-        """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path."""
+        """Publish the results into the run folder and show them in Prefect's UI.
+
+        The UI does not show the path of a `private` folder.
+        """
         run = RunFolder(
             path=out,
             settings=settings,
@@ -145,7 +148,7 @@ class ImageStages:
 
 
 def weights_shown(encoder: EncoderSettings) -> dict[str, str] | None:
-    """What a manifest says of an encoder's weights; None where they are not there."""
+    """Return the manifest's entry of an encoder's weights. None if they cannot be read."""
     try:
         return {key: value for key, value in steps.weights_of(encoder).items() if key != "model"}
     except UserError:

@@ -1,7 +1,7 @@
-"""The steps of the flows over images, and how each is called.
+"""The steps of the image flows, and functions that create their calls.
 
-An image is known by the sha256 of its file: neither its name, nor its category, nor the order of images is in the key
-of anything but the reports. The device and batch sizes are in no key.
+An image is identified by the sha256 of its file. Only the keys of reports contain names, categories and the order of
+images. Keys never contain the device or batch sizes.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _LAMBDAS: dict[Variant, frozenset[str]] = {
     "joint": frozenset({"lambda_1", "lambda_text", "lambda_3", "lambda_4", "lambda_5"}),
     "joint_tta": frozenset({"lambda_1", "lambda_2", "lambda_3", "lambda_4", "lambda_5"}),
 }
-"""The weights that a variant uses, in its map or its score."""
+"""The weights that each variant uses, in its heat map or its score."""
 _MODEL_FILES = ("clipseg", "sam", "salient")
-"""Local files and folders of the segmentation models, in a key by what they hold."""
+"""Settings with local files and folders of the segmentation models. Keys contain digests of their content."""
 
 TEXT = Step("zsad-text", 1, "zsad.steps.encode:encode_category_text", _ENCODING, kind="encoding")
 ENCODE = Step(
@@ -120,12 +120,12 @@ def weights_of(settings: EncoderSettings) -> dict[str, str]:
 
 
 def _encoder(settings: EncoderSettings) -> Keyed:
-    """Let an encoder count by its weights and what images' features depend on; the preset was filled in before."""
+    """Return an encoder with its weights and the settings that affect features as content for a key."""
     return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **weights_of(settings))
 
 
 def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
-    """Return one image for each content, by rising digest: names and order change nothing."""
+    """Return one image for each content, sorted by digest, so that names and order have no effect."""
     first: dict[str, LabelledImage] = {}
     for image in images:
         first.setdefault(image.sha256, image)
@@ -138,13 +138,13 @@ def _labelled(image: LabelledImage) -> list[str]:
 
 
 def text(category: str, encoder: EncoderSettings, prompts: PromptSettings, machine: MachineSettings) -> Call:
-    """A category's prompts -> two text features."""
+    """Return the call that encodes a category's prompts as two text features."""
     from zsad.clip.prompts import ensemble
 
     made = ensemble(category, prompts)
     texts = canonical_json([made.normal, made.anomalous])
     weights: dict[str, Any] = weights_of(encoder)
-    if encoder.seed is not None:  # a tower of another size draws other numbers
+    if encoder.seed is not None:  # a tower of another size gets other random weights
         weights["size_px"] = encoder.size_px
     return TEXT(
         category=category,
@@ -160,7 +160,7 @@ def encode(
     machine: MachineSettings,
     outputs: Iterable[str] = (PATCHES,),
 ) -> Call:
-    """Images -> class tokens and `outputs` (`zsad.config.encoder_outputs`), each content once."""
+    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`)."""
     once = distinct(images)
     return ENCODE(
         paths=[image.path for image in once],
@@ -176,8 +176,8 @@ def needs_references(variants: Iterable[Variant]) -> bool:
     return not WITH_REFERENCES.isdisjoint(variants)
 
 
-def _that_matter(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
-    """Return the settings with these lambdas; others and unused ones as in the paper, the variants in one order."""
+def _with_lambdas(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
+    """Return the settings with these lambdas, defaults for all others, and the variants in a fixed order."""
     fields = ScoreSettings.model_fields
     update = {name: fields[name].default for name in fields if name.startswith("lambda_") and name not in lambdas}
     if not needs_references(settings.variants):
@@ -196,12 +196,12 @@ def score(
     seed: int,
     machine: MachineSettings,
 ) -> Call:
-    """Features -> the parts of the scores of one seed, fused by the paper's lambdas; `fuse` puts others on them.
+    """Return the call that scores features with one seed. The parts are fused with the paper's lambdas; see `fuse`.
 
-    `images` are those with features: adaptation reads them again. The seed matters only where references are drawn or
-    anomalies drawn in.
+    `images` are the images with features, since adaptation reads them again. The seed only matters for variants with
+    reference images or pseudo anomalies.
     """
-    settings = _that_matter(settings, ())
+    settings = _with_lambdas(settings, ())
     adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
     batch = max(encoder.batch_size, settings.batch_size) if adapts else settings.batch_size
     return SCORE(
@@ -218,7 +218,7 @@ def score(
 
 
 def _adaptation(settings: AdaptSettings) -> Keyed:
-    """Let adaptation count by its values, and its textures by their contents in the order of names."""
+    """Return adaptation settings as content for a key, with digests of textures in the order of their names."""
     if settings.textures is None:
         return keyed(settings, "textures", textures=None)
     from medad.base.textures import texture_files
@@ -227,15 +227,15 @@ def _adaptation(settings: AdaptSettings) -> Keyed:
     return keyed(settings, "textures", textures=[path_digest(path) for path in files])
 
 
-def lambdas_that_matter(settings: ScoreSettings) -> ScoreSettings:
+def with_used_lambdas(settings: ScoreSettings) -> ScoreSettings:
     """Return the settings with the lambdas that their variants use."""
-    return _that_matter(settings, frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants)))
+    return _with_lambdas(settings, frozenset().union(*(_LAMBDAS[variant] for variant in settings.variants)))
 
 
 def fuse(scores: Ref, settings: ScoreSettings) -> Call | None:
-    """The same parts under other lambdas; None where the lambdas that matter are the paper's."""
-    settings = lambdas_that_matter(settings)
-    return None if settings == _that_matter(settings, ()) else FUSE(scores=scores, settings=settings)
+    """Return the call that fuses the same parts with other lambdas. None if all used lambdas are the paper's."""
+    settings = with_used_lambdas(settings)
+    return None if settings == _with_lambdas(settings, ()) else FUSE(scores=scores, settings=settings)
 
 
 def evaluate(
@@ -245,7 +245,7 @@ def evaluate(
     variants: Sequence[str],
     settings: EvaluationSettings,
 ) -> Call:
-    """Scores of one seed against the labels; without labels, the deployable threshold alone."""
+    """Return the call that evaluates the scores of one seed. Without labels: only the deployable threshold."""
     rows = sorted(((_labelled(image), image) for image in images), key=lambda row: row[0])
     return EVALUATE(
         items=Keyed([image for _, image in rows], [labels for labels, _ in rows]),
@@ -257,7 +257,7 @@ def evaluate(
 
 
 def _system(system: SystemSettings, **more: Any) -> Keyed:
-    """Let a system count by what its scores depend on: not by its name in tables, nor by where its files lie."""
+    """Return a system with all that its scores depend on as content for a key, without its label and file paths."""
     left_out = ["label", "encoder", *(("checkpoint", "training") * isinstance(system, LearnedSettings))]
     if isinstance(system, SegmentationModels):
         from zsad.clip.models import path_digest as model_digest
@@ -280,18 +280,18 @@ def score_system(
     seed: int,
     machine: MachineSettings,
 ) -> Call:
-    """Features -> one system's scores of one category and seed; the seed matters to systems that draw.
+    """Return the call that scores one category with one system and seed. Only systems with random choices use the seed.
 
     Parameters
     ----------
     category
-        In words, for prompts that a system makes itself.
+        Name of the object in words, for prompts that a system makes itself.
     images
-        Those with features.
+        Images with features.
     shots
         Features of normal images.
     trained
-        What `train` made; the settings' own checkpoint goes before it.
+        Result of `train`. A checkpoint in the settings is used instead, if there is one.
     """
     from zsad.steps.score import SCORERS
 
@@ -319,7 +319,7 @@ def score_system(
 def train(
     system: AprilGan | AnomalyClip, sources: Iterable[Source[Ref]], encoder: EncoderSettings, machine: MachineSettings
 ) -> Call:
-    """Labelled images' features -> a learned system's checkpoint. The order of categories changes nothing."""
+    """Return the call that trains a learned system on features of labelled images, in any order of categories."""
     ordered = sorted(sources, key=lambda one: one.name)
     content = [
         {"name": one.name, "features": one.features, "text": one.text, "items": sorted(map(_labelled, one.items))}
@@ -336,7 +336,7 @@ def train(
 
 
 def _category(result: CategoryResult[Ref]) -> Keyed:
-    """Let a category count by what a report shows of it: ids, contents, labels, results."""
+    """Return a category with all that a report shows as content for a key: ids, digests, labels, results."""
     images = [[image.id, *_labelled(image)] for image in result.images]
     rest = {name: getattr(result, name) for name in ("name", "text", "features", "scores", "evaluated")}
     return Keyed(result, rest | {"images": images})
@@ -349,7 +349,7 @@ def report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> Call:
-    """The report and its tables. What it shows is what it depends on, ids included."""
+    """Return the call that writes the report and its tables. Its key contains all that these show, also ids."""
     return REPORT(
         settings=shown(settings),
         categories=tuple(map(_category, categories)),
@@ -367,7 +367,7 @@ def score_outputs(
     notes: Sequence[str],
     formats: Sequence[Literal["png", "tiff", "npy"]],
 ) -> Call:
-    """scores.csv, heat maps and a report of unlabelled images."""
+    """Return the call that writes scores.csv, heat maps and a report of unlabelled images."""
     return MAPS(
         settings=shown(settings),
         category=None if category is None else _category(category),
@@ -386,7 +386,7 @@ def compare_report(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> Call:
-    """Tables of all systems, the tests between them, the ablations."""
+    """Return the call that writes the tables of all systems, their tests and the ablations."""
     rows = tuple(systems)
     return COMPARE_REPORT(
         settings=shown(settings),

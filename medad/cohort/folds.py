@@ -94,8 +94,8 @@ def _by_kind(mark: PatientMark) -> tuple[int, str]:
     return MARK_KINDS.index(mark.kind), mark.digest
 
 
-def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
-    """Deal patients into folds: key of a patient -> number of its fold, 0 to `folds.count` - 1.
+def assign_folds(train: Collection[str], test: Collection[str], folds: FoldSettings) -> dict[str, int]:
+    """Assign patients to folds: key of a patient -> number of its fold, 0 to `folds.count` - 1.
 
     The numbers of a data set's patients in two folds differ by at most one. A patient in both data sets gets one fold.
     The result depends only on the two sets of keys, the count and the seed.
@@ -110,11 +110,11 @@ def deal(train: Collection[str], test: Collection[str], folds: FoldSettings) -> 
         return sorted(patients, key=lambda key: hashlib.sha256(f"{folds.seed} {key}".encode()).digest())
 
     both = set(train) & set(test)
-    dealt = {key: place % folds.count for place, key in enumerate(shuffled(both))}
+    assigned = {key: place % folds.count for place, key in enumerate(shuffled(both))}
     for alone in (set(train) - both, set(test) - both):
         # continue after the patients of both sets, so that the folds of each set stay equally large
-        dealt |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
-    return dealt
+        assigned |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
+    return assigned
 
 
 def find_leaks(train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> list[Leak]:

@@ -34,7 +34,7 @@ class InboxSettings(Settings):
     """Pattern of the liver masks below `inbox`, with one `*` for the case."""
     liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     """Values of the masks that are liver."""
-    settle_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    unchanged_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Number of seconds for which a scan's files must stay unchanged before the scan is read. Until then the scan may
     still be arriving."""
     affine_mismatch: Literal["error", "warn"] = "error"

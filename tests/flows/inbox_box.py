@@ -52,7 +52,7 @@ class Box:
             "scans": "*/scan.nii.gz",
             "livers": "*/liver.nii.gz",
             "liver_labels": [1, 2],
-            "settle_s": 0,
+            "unchanged_s": 0,
         } | self.settings
         self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
 

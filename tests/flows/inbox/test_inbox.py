@@ -1,4 +1,4 @@
-"""The inbox: each scan is segmented once or fails visibly once, whatever happens to names, clocks, files and passes."""
+"""The inbox: each scan is segmented once or fails visibly once, with any names, clocks, files and passes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASE_FILES = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any], cli: Cli) -> Iterator[Any]:
-    """A trained model, phantoms, and one cache for all tests that ask for no other."""
+    """Create a trained model, phantoms, and a cache that most tests share."""
     made = new_world(tmp_path_factory.mktemp("world"), train=1, test=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(made.cache))
@@ -48,24 +48,24 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 @pytest.fixture
 def served(world: Any, tmp_path: Path, prefect_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """An inbox whose passes are Prefect's flow runs."""
+    """Create an inbox whose passes are flow runs of Prefect."""
     monkeypatch.setenv("ADFLOWS_CACHE", str(world.cache))
     return Box(tmp_path / "box", world.lits, world.runs / "liver" / "tiny", prefect_cli)
 
 
 @pytest.fixture
 def box(served: Box, cli: Cli) -> Box:
-    """An inbox whose passes run without Prefect: what a pass decides is not up to it."""
+    """Create an inbox whose passes run without Prefect, which does not affect their decisions."""
     return dataclasses.replace(served, cli=cli)
 
 
 def state_of(box: Box, **more: Any) -> Any:
-    """How the flow ends for Prefect."""
+    """Return the final state of the flow in Prefect."""
     return liver_inbox.prefect(InboxRequest(config=str(box.config), **more), return_state=True)
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """All of a folder that a program could change."""
+    """Return everything in a folder that a program could change."""
     return {
         str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in [folder, *folder.rglob("*")]
@@ -80,7 +80,7 @@ def tasks_of(run_id: Any) -> int:
         return len(client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))))
 
 
-# what a pass leaves
+# results of a pass
 
 
 def test_each_new_scan_is_segmented_once_and_the_inbox_is_left_alone(served: Box, cache: Path) -> None:
@@ -91,7 +91,7 @@ def test_each_new_scan_is_segmented_once_and_the_inbox_is_left_alone(served: Box
     before = seen(served.inbox)
     first = served.run()
     assert first.code == 0, first.err
-    assert first.answer["computed"] == 2 + 2 * 3, "two networks adopted; prepare, segment, report of each"
+    assert first.answer["computed"] == 2 + 2 * 3, "two copied networks; prepare, segment and report of each scan"
     assert sorted(first.answer["segmented"]) == served.results()
     assert len(served.results()) == 2
     for case_id in served.results():
@@ -107,7 +107,7 @@ def test_each_new_scan_is_segmented_once_and_the_inbox_is_left_alone(served: Box
     assert (second.answer["segmented"], second.answer["computed"], second.answer["cached"]) == ([], 0, 0)
     assert seen(served.inbox) == before
     served.drop("c", 2)
-    assert len(served.segmented()) == 1, "one that came later is found by the next pass"
+    assert len(served.segmented()) == 1, "the next pass finds a scan that arrived later"
     assert len(served.results()) == 3
 
 
@@ -165,7 +165,7 @@ def test_prefects_ui_shows_a_table_of_opaque_ids_and_names_a_person_reads(served
 
     served.drop("MUSTERMANN", 0)
     served.drop_broken("PID4711", 1)
-    # as a deployment hands it over: plain JSON
+    # as a deployment passes it: plain JSON
     state: Any = liver_inbox.prefect({"config": str(served.config)}, return_state=True)
     run_id = state.state_details.flow_run_id
     assert run_id is not None
@@ -185,7 +185,7 @@ def test_prefects_ui_shows_a_table_of_opaque_ids_and_names_a_person_reads(served
 
 
 def test_values_put_over_a_configuration_are_not_stored(served: Box) -> None:
-    """They may be paths; in a form of the UI they are not offered either."""
+    """Overrides may be paths, so they are not stored, and forms of the UI do not have them."""
     from prefect.client.orchestration import get_client
     from prefect.utilities.callables import parameter_schema
 
@@ -199,7 +199,7 @@ def test_values_put_over_a_configuration_are_not_stored(served: Box) -> None:
 def test_nothing_of_a_patient_leaves_the_inbox(
     served: Box, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names in folders and headers, of a sound scan, a broken one and one that waits."""
+    """Names in folders and headers do not leak: of a good scan, a broken one and a waiting one."""
     import nibabel
     from prefect.logging.handlers import APILogWorker
 
@@ -214,9 +214,9 @@ def test_nothing_of_a_patient_leaves_the_inbox(
             image.header["descrip"] = b"MUSTERMANN Erikadorothea PID4711"
             image.header["aux_file"] = b"Glasgow Str"
             nibabel.save(nibabel.Nifti1Image(image.dataobj, image.affine, image.header), path)
-    assert set().union(*search(served.inbox).values()) == set(SECRETS), "the search itself finds them"
+    assert set().union(*search(served.inbox).values()) == set(SECRETS), "the search itself works"
     assert len(served.segmented(code=2)) == 1
-    with monkeypatch.context() as patch:  # a bug's traceback is logged
+    with monkeypatch.context() as patch:  # the traceback of a bug is logged
         patch.setattr("medad.steps.cases.prepare_case", lambda case, *_, **__: case.scan.read_text(encoding="ascii"))
         with pytest.raises(UnicodeDecodeError):
             served.run("--retry", "--refresh", *served.failures())
@@ -232,7 +232,7 @@ def test_nothing_of_a_patient_leaves_the_inbox(
     assert holds(caplog.text.encode()) == set()
 
 
-# one content, one result
+# the same content has one result
 
 
 def test_one_scan_under_two_names_is_one_case_and_a_renamed_one_is_not_new(box: Box) -> None:
@@ -277,7 +277,7 @@ def test_another_model_does_not_make_done_cases_new(box: Box, tmp_path: Path) ->
     box.configure(settings={"postprocess": {"threshold": 0.31}})
     assert box.segmented() == []
     before = read(box.out / case_id / "lesions.json")
-    assert box.segmented("--retry", case_id) == [case_id], "but somebody may ask"
+    assert box.segmented("--retry", case_id) == [case_id], "but a user may request it"
     assert (before["threshold"], read(box.out / case_id / "lesions.json")["threshold"]) == (0.5, 0.31)
 
 
@@ -296,7 +296,7 @@ def test_a_failure_is_visible_once_and_not_tried_again(box: Box) -> None:
     scan = box.drop_broken("MUSTERMANN", 0)
     first = box.run()
     assert first.code == 2
-    assert str(scan) in first.err, "the terminal says which file"
+    assert str(scan) in first.err, "the terminal names the file"
     [(case_id, record)] = box.failures().items()
     assert (record["case"], record["stage"], record["rule"]) == (case_id, "prepare", "the gzip stream is cut short")
     assert "MUSTERMANN" not in json.dumps(record)
@@ -364,14 +364,14 @@ def test_a_mended_scan_is_new_and_one_that_succeeds_at_last_is_failed_no_longer(
     assert box.segmented(code=2) == []
     shutil.copy(box.phantoms / "volume-0.nii.gz", scan)
     assert len(box.segmented()) == 1
-    assert len(box.failures()) == 1, "the broken content stays told; nobody has mended that one"
+    assert len(box.failures()) == 1, "the failure of the broken content is still listed"
     box.drop("b", 1)
     with monkeypatch.context() as patch:
         patch.setattr("medad.reports.run.report.write_report", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             box.run()
     assert "internal error (ZeroDivisionError)" in {record["rule"] for record in box.failures().values()}
-    assert box.segmented() == [], "a bug is not tried for ever either"
+    assert box.segmented() == [], "a case that failed by a bug is not tried again either"
     assert len(box.segmented("--retry")) == 1
     assert {record["rule"] for record in box.failures().values()} == {"the gzip stream is cut short"}
 
@@ -417,13 +417,13 @@ def test_a_full_disk_is_no_scans_fault(box: Box, monkeypatch: pytest.MonkeyPatch
         assert state.is_failed()
         assert "no room left" in str(state.message)
         assert (box.results(), box.failures()) == ([], {})
-    assert len(box.segmented()) == 1, "the next pass tries again by itself"
+    assert len(box.segmented()) == 1, "the next pass tries again"
 
 
 def test_a_scan_that_cannot_be_read_for_a_moment_is_not_failed_for_ever(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A share that went away while scans were being read: their content is sound."""
+    """If a network share disappears while scans are read, their content is not the cause."""
     scan = box.drop("a", 0)
 
     def gone(case: Any, *_: Any, **__: Any) -> None:
@@ -437,7 +437,7 @@ def test_a_scan_that_cannot_be_read_for_a_moment_is_not_failed_for_ever(
         patch.setenv("ADFLOWS_CACHE", str(box.root / "cache"))
         ran = box.run()
     assert (ran.answer["segmented"], box.failures()) == ([], {})
-    assert ran.answer["waiting"] == [{"rule": "changed or went away while it was read", "count": 1}]
+    assert ran.answer["waiting"] == [{"rule": "changed or disappeared while it was read", "count": 1}]
     scan.with_name("elsewhere").rename(scan)
     assert len(box.segmented()) == 1
 
@@ -446,8 +446,8 @@ def test_a_scan_that_cannot_be_read_for_a_moment_is_not_failed_for_ever(
 
 
 def test_a_scan_is_taken_only_when_it_is_whole(box: Box) -> None:
-    """Appended in pieces while passes go on: no pass may take a part, and one takes the whole."""
-    box.configure(settle_s=0.6)
+    """A scan is written in pieces while passes run: no pass may read a part, and one reads the whole scan."""
+    box.configure(unchanged_s=0.6)
     whole = (box.phantoms / "volume-0.nii.gz").read_bytes()
     scan = box.drop("a", 0)
     scan.write_bytes(b"")
@@ -462,7 +462,7 @@ def test_a_scan_is_taken_only_when_it_is_whole(box: Box) -> None:
     copying.start()
     first = box.run()
     assert (first.answer["segmented"], first.answer["waiting"]) == ([], [{"rule": ARRIVING, "count": 1}])
-    assert copying.is_alive(), "it was not whole yet"
+    assert copying.is_alive(), "it was not complete yet"
     copying.join()
     [case_id] = box.segmented()
     assert read(box.out / case_id / "manifest.json")["inputs"][0]["sha256"]["scan"] == digests.file_sha256(
@@ -472,9 +472,9 @@ def test_a_scan_is_taken_only_when_it_is_whole(box: Box) -> None:
 
 
 def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stamps of another machine, years off; and this machine's clock goes back while it runs."""
+    """Time stamps of another machine are years off, and this machine's clock is set back during the test."""
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     year = 365 * 86400
     for name, phantom, shift in (("a", 0, year), ("b", 1, -year)):
         scan = box.drop(name, phantom)
@@ -490,17 +490,17 @@ def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypat
 
     monkeypatch.setattr("medad.ct.io.file_digest", read_anew)
     assert box.segmented() == []
-    assert not reads, "remembered, though their stamps lie in the future"
+    assert not reads, "remembered, although their time stamps are in the future"
     box.drop("c", 2)
     assert len(box.segmented()) == 1
     assert len(box.results()) == 3
 
 
 def test_what_another_command_read_still_counts_as_arriving(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run, or `segment`, may have read and remembered a half-copied scan."""
+    """A dry run or `segment` may have read and remembered a half-copied scan."""
     monkeypatch.setattr(digests, "SETTLED_S", -1.0)
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     box.drop("a", 0)
     [planned] = {row["case"] for row in box.run("--dry-run").answer["plan"] if row["step"] == "prepare"}
     watched: list[float] = []
@@ -514,7 +514,7 @@ def test_what_another_command_read_still_counts_as_arriving(box: Box, monkeypatc
     assert watched
     watched.clear()
     assert box.segmented() == []
-    assert not watched, "and a pass with nothing new waits for nothing"
+    assert not watched, "a pass without new scans does not wait"
 
 
 @pytest.mark.parametrize(
@@ -538,18 +538,18 @@ def test_names_of_copies_under_way_are_left_alone(box: Box, scan: str, liver: st
 
 
 def test_all_files_of_a_dicom_folder_count(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices, notes, and one under a temporary name."""
+    """A folder with slices, notes, and a file with a temporary name."""
     box.configure(scans="*/dicom")
     folder = box.inbox / "a" / "dicom"
     folder.mkdir(parents=True)
     shutil.copy(box.phantoms / "segmentation-0.nii.gz", box.inbox / "a" / "liver.nii.gz")
     settings = Inbox.open(InboxRequest(config=str(box.config))).settings
-    assert [each.rule for each in arrivals.look(settings).waiting] == ["no DICOM file directly in this folder"]
+    assert [each.rule for each in arrivals.list_arrivals(settings).waiting] == ["no DICOM file directly in this folder"]
     (folder / "IM1").write_bytes(b"slice")
     (folder / "IM2.dcm.part").write_bytes(b"sli")
-    assert [each.rule for each in arrivals.look(settings).waiting] == [ARRIVING]
+    assert [each.rule for each in arrivals.list_arrivals(settings).waiting] == [ARRIVING]
     (folder / "IM2.dcm.part").rename(folder / "IM2.dcm")
-    [arrival] = arrivals.look(settings).arrivals
+    [arrival] = arrivals.list_arrivals(settings).arrivals
     assert arrivals.unchanged(arrival)
     (folder / "series").mkdir()
     (folder / "series" / "note.txt").write_text("more to come", encoding="utf-8")
@@ -559,9 +559,9 @@ def test_all_files_of_a_dicom_folder_count(box: Box, monkeypatch: pytest.MonkeyP
         (folder / "IM3.dcm").write_bytes(b"slice")
         time.sleep(seconds)
 
-    [arrival] = arrivals.look(settings).arrivals
+    [arrival] = arrivals.list_arrivals(settings).arrivals
     monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=time.monotonic, sleep=another))
-    assert [each.rule for each in arrivals.settle([arrival], 1e-3)[1]] == [ARRIVING]
+    assert [each.rule for each in arrivals.wait_until_unchanged([arrival], 1e-3)[1]] == [ARRIVING]
 
 
 def test_a_scan_waits_for_its_mask(box: Box) -> None:
@@ -593,11 +593,11 @@ def test_a_scan_that_changes_while_it_is_read_is_not_published(box: Box, monkeyp
     assert len(box.segmented()) == 1
 
 
-# passes that were killed, and passes beside each other
+# killed passes, and parallel passes
 
 
 class Killed(BaseException):
-    """As good as kill -9 for what is on the disk: nothing after it runs but locks are freed."""
+    """Like kill -9 for the files on disk: no further code runs, except that locks are freed."""
 
 
 @pytest.mark.parametrize(
@@ -673,7 +673,7 @@ def test_a_scan_that_another_pass_is_at_work_on_is_skipped(box: Box) -> None:
 def test_what_another_pass_did_meanwhile_is_not_done_again(
     box: Box, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
-    """The other pass ends between this one's look and its turn."""
+    """The other pass ends after this one has listed the inbox and before it takes the lock."""
     if ends == "done":
         box.drop("a", 0)
     else:
@@ -701,11 +701,11 @@ def test_a_folder_that_is_in_the_way_is_not_written_over(box: Box) -> None:
     (box.out / case_id).mkdir()
     (box.out / case_id / "manifest.json").write_text('{"schema": "adflows run 1"}', encoding="utf-8")
     box.drop("b", 1)
-    assert len(box.segmented(code=2)) == 1, "the other one is done all the same"
+    assert len(box.segmented(code=2)) == 1, "the other scan is still processed"
     assert read(box.out / case_id / "manifest.json") == {"schema": "adflows run 1"}
 
 
-# by hand
+# commands of the user
 
 
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(box: Box, cache: Path) -> None:
@@ -723,7 +723,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(box: Box, cache: P
 
 def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     done, broken = box.drop("a", 0), box.drop_broken("b", 1)
     assert len(box.segmented(code=2)) == 1
     waiting, new = box.drop("c", 2, liver=False), box.drop("d", 2)
@@ -752,7 +752,7 @@ def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch
     box = served
 
     monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
-    box.configure(settle_s=0.05)
+    box.configure(unchanged_s=0.05)
     box.drop("a", 0)
     passes: list[str] = []
 
@@ -787,8 +787,8 @@ def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch
         (("--set", "scans=../*/scan.nii.gz"), "below the inbox"),
         (("--set", "settings.postprocess.threshold=7"), "postprocess.threshold"),
         (("--set", "settings.preprocess.slice_px=32"), "`preprocess` differs"),
-        (("--set", "settings.test_data.root=x"), "no setting of an inbox"),
-        (("--set", "model=nowhere"), "not a run folder"),
+        (("--set", "settings.test_data.root=x"), "not a setting for the segmentation"),
+        (("--set", "model=nowhere"), "not the folder of a run"),
         (("--set", "inbox=nowhere"), "no such folder"),
         (("scan-0",), "named with --retry only"),
         (("--list", "--dry-run"), "exclude each other"),

@@ -1,4 +1,4 @@
-"""The inbox as processes that are killed, and that run beside each other, while scans are being dropped."""
+"""The inbox with processes that are killed or run in parallel while scans arrive."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def box(
     prefect_server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Box:
-    """A trained model and many phantoms."""
+    """Create a trained model and many phantoms."""
     from medad.cohort.phantom import write_lits_phantoms
 
     world = new_world(tmp_path, train=1, test=0)
@@ -51,13 +51,13 @@ def box(
 
 
 class Process:
-    """The inbox's command, with a log of what was made by any of them."""
+    """A process of the inbox command. All processes log what they make to one file."""
 
     def __init__(self, box: Box, *options: object, die_at: str = "") -> None:
         command = ["liver", "inbox", str(box.config), "--json", *map(str, options)]
         dying = ["--die", die_at] if die_at else []
         self.out, self.err = (box.root / f"{uuid.uuid4().hex}.{name}" for name in ("out", "err"))
-        with self.out.open("wb") as out, self.err.open("wb") as err:  # no pipe that fills up while nobody reads
+        with self.out.open("wb") as out, self.err.open("wb") as err:  # files instead of pipes, which could fill up
             self.running = subprocess.Popen(
                 [sys.executable, "-m", "tests.flows.inbox_driver", str(box.root / "made.log"), *dying, *command],
                 cwd=ROOT,
@@ -74,7 +74,7 @@ class Process:
         return code, self.out.read_text(encoding="utf-8"), self.err.read_text(encoding="utf-8")
 
     def until(self, what: str, true: Callable[[], bool]) -> None:
-        """Let it work until that is the case; fails when it ends before."""
+        """Wait until the condition holds. Fails if the process ends before that."""
 
         def seen() -> bool:
             assert self.running.poll() is None, self.wait()[2]
@@ -84,12 +84,12 @@ class Process:
 
 
 def made(box: Box) -> Counter[str]:
-    """How often each artifact was made and each failure recorded, by any process."""
+    """Count how often each artifact was made and each failure recorded, by all processes."""
     return Counter((box.root / "made.log").read_text(encoding="utf-8").splitlines())
 
 
 def drop_all(box: Box, rng: random.Random) -> set[str]:
-    """Drop the scans one after another, in pieces, some broken; returns their contents."""
+    """Write the scans one by one, in pieces, some of them broken. Returns their contents."""
     contents = set()
     for number in range(SCANS):
         name, scan, liver = f"P{number}", f"volume-{number}.nii.gz", f"segmentation-{number}.nii.gz"
@@ -113,7 +113,7 @@ def drop_all(box: Box, rng: random.Random) -> set[str]:
 
 
 def nothing_is_left(box: Box, cache: Path) -> None:
-    """No lock is held, no half-made artifact or folder lies about."""
+    """Check that no lock is held and no incomplete artifact or folder is left."""
     assert not list((box.out / ".inbox" / "locks").iterdir())
     assert not list((cache / "tmp").iterdir())
     assert not [path for path in box.out.glob(".*") if path.name != ".inbox"]
@@ -124,7 +124,7 @@ def nothing_is_left(box: Box, cache: Path) -> None:
 
 @pytest.mark.timeout(5400)
 def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> None:
-    box.configure(settle_s=2.5)
+    box.configure(unchanged_s=2.5)
     rng = random.Random(4)
     dropped: set[str] = set()
     dropping = threading.Thread(target=lambda: dropped.update(drop_all(box, rng)))
@@ -141,7 +141,7 @@ def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> 
     process = Process(box, "--watch", 1)
     dropping.join()
     process.until("all scans are done", lambda: ended() == SCANS)
-    time.sleep(3)  # at least one more look
+    time.sleep(3)  # at least one more check of the inbox
     code, _, err = process.end(signal.SIGINT)
     assert code in {0, 2}, err
     assert "Traceback" not in err
@@ -150,11 +150,11 @@ def test_fifty_scans_dropped_while_the_inbox_is_killed_three_times(box: Box) -> 
     manifests = [read(box.out / case_id / "manifest.json") for case_id in box.results()]
     found = {manifest["inbox"]["content"] for manifest in manifests}
     found |= {record["content"] for record in box.failures().values()}
-    assert found == dropped, "none lost, none taken for another, none taken by half"
+    assert found == dropped, "no scan is lost, mistaken for another, or read in part"
     assert (box.overview()["done"], box.overview()["failed"]) == (SCANS - BROKEN, BROKEN)
 
     count = made(box)
-    assert set(count.values()) == {1}, "nothing was made twice, no failure was tried again"
+    assert set(count.values()) == {1}, "nothing was made twice, and no failure was tried again"
     cache = Path(os.environ["ADFLOWS_CACHE"])
     for step in ("prepare", "segment", "report"):
         kept = [path for path in (cache / step).iterdir() if len(path.name) == 64]
@@ -190,7 +190,7 @@ def test_two_passes_at_once_make_everything_once(box: Box) -> None:
 
 @pytest.mark.timeout(2400)
 def test_a_pass_killed_anywhere_is_made_good(box: Box) -> None:
-    """At work on each step, before and after a result has its place, before the overview, before a failure's record."""
+    """Kill a pass in each step, before and after publishing, before the overview, and before a failure record."""
     cache = Path(os.environ["ADFLOWS_CACHE"])
     for number, place in enumerate(PLACES):
         broken = place == "fail"
@@ -203,7 +203,7 @@ def test_a_pass_killed_anywhere_is_made_good(box: Box) -> None:
         assert (len(box.results()), len(box.failures())) == (before[0] + (not broken), before[1] + broken)
         assert (box.overview()["done"], box.overview()["failed"]) == (len(box.results()), len(box.failures()))
         nothing_is_left(box, cache)
-        # what the killed one had put in its place was found, the rest was made: the networks are there from the first
+        # results that the killed pass had published are found, and the rest is made; the networks are cached already
         left = {"prepare": 3, "segment": 2, "report": 1}.get(place, 0)
         assert ran.answer["computed"] == left
     assert set(made(box).values()) == {1}

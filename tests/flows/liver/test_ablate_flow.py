@@ -1,4 +1,4 @@
-"""The flow liver-ablate on phantoms: two rows by two seeds, what is shared computed once, failures kept apart."""
+"""The flow liver-ablate on phantoms with two rows and two seeds: shared results, and failures of single rows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(world: Any, name: str, **values: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(world: Any, cli: Cli) -> Iterator[Any]:
-    """One run that computed everything."""
+    """Run the flow once with an empty cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield cli("liver", "ablate", world.root / "ablation.yaml", "--out", world.runs, "--json")
@@ -50,7 +50,7 @@ def finished(world: Any, cli: Cli) -> Iterator[Any]:
 
 @pytest.fixture
 def again(finished: Any, world: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
-    """Runs once more over the same cache, with other options, into a folder of this test's."""
+    """Return a function that runs the flow again, with the same cache, other options and a new run folder."""
     del finished
 
     def run(*options: object, config: str = "ablation") -> Any:
@@ -85,7 +85,7 @@ def test_every_row_is_judged_with_every_seed_on_every_case(finished: Any) -> Non
 
 
 def test_what_rows_share_is_made_once(finished: Any, world: Any) -> None:
-    assert made(world, "prepare") == 3, "one training case and two test cases, whatever the rows and seeds"
+    assert made(world, "prepare") == 3, "one training case and two test cases, for all rows and seeds"
     assert made(world, "restoration") == 4
     records = json.loads((Path(finished.answer["run_folder"]) / "manifest.json").read_text(encoding="utf-8"))["tasks"]
     assert len({(record["step"], record["case_id"]) for record in records}) == len(records)
@@ -110,7 +110,7 @@ def test_a_dry_run_makes_nothing(again: Callable[..., Any], tmp_path: Path) -> N
 def test_rows_and_seeds_are_chosen(again: Callable[..., Any]) -> None:
     ran = again("--rows", "faint", "--seeds", "1,")
     assert ran.code == 0, ran.err
-    assert ran.answer["computed"] <= 3, "pictures and features of seed 1 and the report are new"
+    assert ran.answer["computed"] <= 3, "only images and features of seed 1 and the report are new"
     report = report_of(ran)
     assert [(row["name"], len(row["seeds"])) for row in report["rows"]] == [("faint", 1)]
     assert report["rows"][0]["stats"]["micro_dice_2d"]["sd"] is None
@@ -120,7 +120,7 @@ def test_rows_and_seeds_are_chosen(again: Callable[..., Any]) -> None:
 
 
 def test_a_row_that_fails_is_listed_and_the_others_go_on(again: Callable[..., Any], world: Any) -> None:
-    # its slices are all too small
+    # all slices are too small for this setting
     broken = {"name": "broken", "label": "Broken", "set": {"preprocess.min_liver_px": 4000}}
     write(world, "with_broken", rows=[broken, *ROWS], reference="plain")
     ran = again(config="with_broken")
@@ -129,9 +129,9 @@ def test_a_row_that_fails_is_listed_and_the_others_go_on(again: Callable[..., An
     rows = {row["name"]: row for row in report["rows"]}
     assert rows["broken"]["missing_seeds"] == [0, 1]
     assert len(rows["plain"]["seeds"]) == len(rows["faint"]["seeds"]) == 2
-    own = {(one["row"], one["stage"]) for one in report["failures"]}
-    assert ("broken", "restoration") in own
-    assert ("", "prepare") in own, "preparation is of no row alone"
+    failed = {(one["row"], one["stage"]) for one in report["failures"]}
+    assert ("broken", "restoration") in failed
+    assert ("", "prepare") in failed, "the preparation is listed without a row"
 
 
 def test_a_setting_that_does_not_load_ends_it_before_anything_runs(again: Callable[..., Any], world: Any) -> None:
@@ -150,7 +150,7 @@ def test_a_patient_on_both_sides_ends_every_row_and_is_told_once(again: Callable
     report = report_of(ran)
     assert all(row["missing_seeds"] == [0, 1] for row in report["rows"])
     (failure,) = report["failures"]
-    assert "no patient may be on both sides" in failure["rule"]
+    assert "no patient may be in both" in failure["rule"]
     records = json.loads((Path(ran.answer["run_folder"]) / "manifest.json").read_text(encoding="utf-8"))["tasks"]
     assert {record["step"] for record in records} == {"ablation"}
 
@@ -199,4 +199,4 @@ def test_no_folder_reaches_prefect() -> None:
     text = settings.model_dump_json()
     assert "jane" not in text
     assert PLACEHOLDER in text
-    assert settings.rows[0].set["test_data.root"] == secret, "the flow itself has it"
+    assert settings.rows[0].set["test_data.root"] == secret, "the flow itself gets the real path"

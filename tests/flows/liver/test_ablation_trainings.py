@@ -1,4 +1,4 @@
-"""Every combination of the thesis's ablation, table 3.2, trains through the flow; what joint training leaves."""
+"""Every combination of the thesis's ablation, table 3.2, trains with the flow; the results of joint training."""
 
 from __future__ import annotations
 

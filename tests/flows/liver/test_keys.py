@@ -1,4 +1,4 @@
-"""What each step's key depends on: a table of settings against steps."""
+"""The settings that each step's key depends on, as a table of settings and steps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def result_of(case: Case) -> CaseResult[Ref]:
 
 
 def calls_of(settings: LiverSettings, case: Case) -> dict[str, Call]:
-    """All steps of the flow, with equal artifacts from the step before."""
+    """Return the calls of all steps of the flow, with fixed artifacts as inputs."""
     data = settings.test_data
     scan = LabelledScan.of(case, data)
     prepared, restoration, segmentation = ref("prepare"), ref("restoration"), ref("segmentation")
@@ -69,7 +69,7 @@ def key(call: Call) -> str:
 
 
 def changed_in(call: Call, **arguments: Any) -> Call:
-    """The call with other arguments."""
+    """Return the call with other arguments."""
     return replace(call, arguments={**call.arguments, **arguments})
 
 
@@ -103,7 +103,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("test_data.root", "/elsewhere", set()),
     ("test_data.cases", ["lits-1"], set()),
     ("test_data.pseudonyms", True, set()),
-    ("folds", {"count": 2, "index": 1}, set()),  # which cases train is told by their digests
+    ("folds", {"count": 2, "index": 1}, set()),  # the digests of the training cases are in the key
     ("seed", 1, {"restoration", "segmentation"}),
     ("preprocess.window_hu", [-100.0, 200.0], {"prepare"}),
     ("preprocess.slice_px", 128, {"prepare"}),
@@ -193,7 +193,7 @@ def test_settings_of_slices_in_hu_change_the_steps_that_use_them(
 
 
 def _textured(**texture: object) -> dict[str, str]:
-    """The keys of the trainings with DRAEM's pseudo anomalies."""
+    """Return the keys of the trainings with DRAEM's pseudo anomalies."""
     values = BASE | {"synthesis": {"kind": "perlin_texture", "texture": texture}}
     settings = parse(values, source="test")
     prepared = (ref("prepare"),)
@@ -234,7 +234,7 @@ def test_a_folder_of_textures_counts_by_its_pictures_and_not_by_where_it_is(tmp_
 
 @pytest.mark.usefixtures("cache")
 def test_a_network_of_a_joint_training_is_known_by_its_weights(tmp_path: Path, cache: Path) -> None:
-    """The same artifact as when it is taken from a run folder."""
+    """A network from a joint training gives the same artifact as one from a run folder."""
     joint = ref("joint")
     for net in ("restoration", "segmentation"):
         for folder in (cache / joint.path / net, tmp_path / net):
@@ -247,7 +247,7 @@ def test_a_network_of_a_joint_training_is_known_by_its_weights(tmp_path: Path, c
 
 @pytest.mark.usefixtures("cache")
 def test_the_table_knows_every_setting(case: Case) -> None:
-    """A new setting must be put into the table, or this fails."""
+    """Every setting is in the table. A new setting must be added there."""
 
     def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
         found: set[str] = set()
@@ -256,14 +256,14 @@ def test_the_table_knows_every_setting(case: Case) -> None:
         return found
 
     known = {row[0] for row in TABLE}
-    # the two data sets have the same settings; layout and patterns only say where files are; the rest of a kind with
-    # one that is in the table, since whole groups enter a key
+    # Not in the table: settings of the data sets, which are the same for both or only say where files are. Also not:
+    # settings of groups that have another one in the table, since whole groups enter a key.
     groups = (
         *("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal."),
         *("synthesis.texture.", "synthesis.lesions.", "inference.combine."),
-        *("preprocess.background", "train.augmentation"),  # which need slices in HU: the test below
+        *("preprocess.background", "train.augmentation"),  # these need slices in HU, see the test below
     )
-    known.add("segmentation.architecture")  # there is only one
+    known.add("segmentation.architecture")  # it has only one value
     missing = leaves(parse(BASE, source="test").model_dump()) - known
     assert not {name for name in missing if not name.startswith(groups)}
 
@@ -320,7 +320,7 @@ def test_every_artifact_that_goes_in_matters(case: Case, job: str, fields: tuple
 
 
 def every_call(case: Case, folder: Path) -> list[Call]:
-    """One of each kind."""
+    """Return one call of each step."""
     settings = parse(BASE, source="test")
     more: list[Call] = [
         liver_steps.adopt(folder),

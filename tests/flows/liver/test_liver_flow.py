@@ -1,4 +1,4 @@
-"""The whole flow on phantoms: what it leaves, what it computes again, and what bad cases do to it."""
+"""The whole flow on phantoms: its results, the steps that it computes again, and the effects of bad cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]
 PER_TRAIN_CASE, PER_TEST_CASE, MODEL_AND_REPORT = 1, 3, 3
-"""Tasks: prepare; prepare, segment, evaluate; two phases and the report."""
+"""Numbers of tasks: prepare; prepare, segment, evaluate; two trainings and the report."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 @pytest.fixture(scope="module")
 def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
-    """One run under Prefect that computed everything; the others find what it left."""
+    """Run the flow once under Prefect with an empty cache. Other tests use the cached results."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield prefect_cli("liver", "run", world.config, "--out", world.runs, "--json")
@@ -37,7 +37,7 @@ def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
 
 @pytest.fixture
 def again(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
-    """Runs once more over the same cache, with other options, into a folder of this test's."""
+    """Return a function that runs the flow again, with the same cache, other options and a new run folder."""
     del finished
 
     def run(*options: object) -> Any:
@@ -87,7 +87,7 @@ def test_the_manifest_says_what_went_in_and_what_came_out(world: Any, finished: 
     assert manifest["settings"]["preprocess"]["slice_px"] == 64
     assert manifest["versions"]["torch"]
     assert len(manifest["tasks"]) == manifest["computed"] == ALL
-    assert str(world.root) not in json.dumps(manifest), "folders of data may be named after patients"
+    assert str(world.root) not in json.dumps(manifest), "data folders may be named after patients"
 
 
 def test_masks_lie_on_the_scans_grid(world: Any, finished: Any) -> None:
@@ -202,7 +202,7 @@ def test_bad_cases_are_listed_and_the_others_go_on(again: Callable[..., Any], wo
     assert {row["case_id"] for row in report["cases"]} == {"lits-0", "lits-1"}
     html = (Path(ran.answer["run_folder"]) / "report.html").read_text(encoding="utf-8")
     assert "lits-2" in html
-    # a bad case is looked at again, the good ones are not computed again
+    # a bad case is checked again, the good ones are not computed again
     again_ran = again("--test", folder)
     assert again_ran.code == 2
     assert again_ran.answer["computed"] == 0
@@ -286,7 +286,7 @@ def test_inserted_lesions_are_found_in_the_run_folder_and_said(
 ) -> None:
     from medad.cohort.phantom import write_btcv_phantoms
 
-    healthy = tmp_path / "healthy"  # others than those that train
+    healthy = tmp_path / "healthy"  # other phantoms than the training cases
     write_btcv_phantoms(healthy, 1, seed=4, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     insert = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
     ran = again("--test", healthy, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={insert}")
@@ -302,10 +302,12 @@ def test_inserted_lesions_are_found_in_the_run_folder_and_said(
     scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
     used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
     assert used.code == 0, used.err
-    assert not read_statement(tmp_path / "out"), "nothing was inserted into the scans its model is used on"
+    assert not read_statement(tmp_path / "out"), "the scans segmented with its model have no inserted lesions"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
-    assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), "the scan that was given"
+    assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), (
+        "the digest is of the given scan"
+    )
 
 
 def test_the_stages_run_alone(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_scans_are_segmented_with_an_earlier_runs_model(world: Any, finished: An
         "liver", "segment", scans[0], "--liver", masks[0], "--liver-label", 1, "--liver-label", 2,
         "--model", tmp_path / "out", "--out", tmp_path / "again", "--json",
     )  # fmt: skip
-    assert again.code == 0, "the folder written has the model, so it serves as one"
+    assert again.code == 0, "the output folder contains the model, so it can be used as a model"
     assert again.answer["computed"] == 1
 
 
@@ -368,9 +370,9 @@ def test_prefects_ui_shows_cases_figures_and_a_picture(finished: Any, world: Any
         }
     assert all(artifacts.values()), {key: len(found) for key, found in artifacts.items()}
     tables = [json.loads(str(found.data)) for found in artifacts["liver-cases"]]
-    judged = [table for table in tables if {row["case"] for row in table} == {"lits-0", "lits-1"}]
-    assert judged
-    assert any(all(row["3-D Dice"] and row["micro 2-D Dice"] for row in table) for table in judged)
+    evaluated = [table for table in tables if {row["case"] for row in table} == {"lits-0", "lits-1"}]
+    assert evaluated
+    assert any(all(row["3-D Dice"] and row["micro 2-D Dice"] for row in table) for table in evaluated)
     assert any(str(world.runs / "liver" / "tiny" / "report.html") in str(f.data) for f in artifacts["liver-report"])
     assert all(str(found.data).startswith("data:image/png;base64,") for found in artifacts["liver-preview"])
     assert any(found.data == 100.0 for found in artifacts["training-restoration"])
@@ -404,7 +406,7 @@ def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: 
     for item in ill:
         assert item.mask is not None
         mask = read_mask(item.mask, (64, 64))
-        # tumour lies in the liver, and outside it a slice is black
+        # tumours are inside the liver, and slices are black outside the liver
         assert mask.any()
         assert (read_image(item.path)[mask] > 0).all()
     again = cli(*command)

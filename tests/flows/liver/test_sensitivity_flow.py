@@ -1,4 +1,4 @@
-"""The flow liver-sensitivity on phantoms: inserted, measured, reported; what the model was trained on is refused."""
+"""The flow liver-sensitivity on phantoms: it inserts, measures and reports; training cases are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def model(world: Any, cli: Cli) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def study(world: Any, model: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Runs the command on the healthy phantom, or on another folder, over the same cache."""
+    """Return a function that runs the command on the healthy phantom or another folder, with the same cache."""
 
     def run(*options: object, healthy: Path | None = None) -> Any:
         out = tmp_path_factory.mktemp("study") / "out"
@@ -84,15 +84,15 @@ def test_every_cell_is_inserted_and_reported(finished: Any, world: Any) -> None:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["healthy"]["root"] == PLACEHOLDER
     assert [row["use"] for row in manifest["inputs"]] == ["test"]
-    kept = [path.name for path in (world.cache / "sensitivity").glob("*/*")]
-    assert set(kept) == {"artifact.json", "lesions.json"}, "no inserted scan stays"
+    names = [path.name for path in (world.cache / "sensitivity").glob("*/*")]
+    assert set(names) == {"artifact.json", "lesions.json"}, "inserted scans are not stored"
 
 
 def test_a_second_study_computes_what_is_new(study: Callable[..., Any], finished: Any) -> None:
     assert study().answer["computed"] == 0
     more = study("--set", "places=[inside]", "--set", "contrasts_hu=[[-80, -50], [30, 50]]")
     assert more.code == 0, more.err
-    assert more.answer["computed"] == 1 + 1, "the new contrast inside, and the report"
+    assert more.answer["computed"] == 1 + 1, "the new contrast inside the liver, and the report"
     del finished
 
 

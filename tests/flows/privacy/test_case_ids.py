@@ -1,4 +1,4 @@
-"""The register of pseudonyms: the same for the same content, private, whole after any kill."""
+"""The register of pseudonyms: equal for equal content, private, and intact after any kill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture(autouse=True)
 def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for the register."""
+    """Use an empty folder for the register."""
     folder = tmp_path / "private"
     monkeypatch.setenv("ADFLOWS_PRIVATE", str(folder))
     return folder
@@ -46,13 +46,13 @@ def test_one_content_has_one_id_whatever_it_is_called(tmp_path: Path) -> None:
     assert again.id == first.id
     assert other.id != first.id
     assert identify([again.scan, other.scan]) == [again.id, other.id]
-    assert resolve(first.id) == again, "the last path that was given counts"
+    assert resolve(first.id) == again, "the last given path is used"
 
 
 def test_an_id_cannot_be_computed_without_the_secret(
     tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither from the name nor from a copy of the scan; on another machine the same scan has another id."""
+    """An id cannot be computed from the name or a copy of the scan. Another machine gives another id."""
     scan = scan_of(tmp_path)
     case = register(scan)
     known = [scan.name, str(scan), "MUSTERMANN", scan.read_bytes().decode()]
@@ -119,11 +119,11 @@ def test_a_damaged_register_is_refused_and_left_as_it_is(tmp_path: Path, private
 
 
 def test_a_lost_key_is_not_replaced_in_silence(tmp_path: Path, private: Path) -> None:
-    """Else every scan would get a second id."""
+    """With a new key, every scan would get a second id."""
     scan = scan_of(tmp_path)
     register(scan)
     (private / "case-ids.key").unlink()
-    with pytest.raises(ConfigError, match="missing beside"):
+    with pytest.raises(ConfigError, match="missing, but the ids"):
         register(scan)
 
 
@@ -134,7 +134,7 @@ def test_unknown_ids_and_what_is_none(tmp_path: Path) -> None:
     for wrong in ("/data/MUSTERMANN/scan.nii.gz", "MUSTERMANN", "", "x", "ct-1/../2"):
         with pytest.raises(ConfigError) as refused:
             resolve(wrong)
-        assert "MUSTERMANN" not in str(refused.value), "a path typed into a form must not be stored in a message"
+        assert "MUSTERMANN" not in str(refused.value), "a path entered in a form must not be stored in a message"
         assert "not a case id" in str(refused.value)
 
 
@@ -142,11 +142,11 @@ def test_another_scan_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
     scan = scan_of(tmp_path)
     case = register(scan)
     scan.write_bytes(b"another patient")
-    with pytest.raises(ConfigError, match=f"{case.id}: another scan") as refused:
+    with pytest.raises(ConfigError, match=f"{case.id}: the scan at its path has changed") as refused:
         resolve(case.id)
     assert str(tmp_path) not in str(refused.value)
     scan.unlink()
-    with pytest.raises(ConfigError, match=f"{case.id}: its scan cannot be read") as refused:
+    with pytest.raises(ConfigError, match=f"{case.id}: its scan can no longer be read") as refused:
         resolve(case.id)
     assert str(tmp_path) not in str(refused.value)
 
@@ -158,7 +158,7 @@ def test_masks_stay_until_another_is_given(tmp_path: Path) -> None:
     assert register(scan) == case
     found = RegisteredCase(case.id, scan, scan_of(tmp_path, "label.nii.gz", b"label"), (6,))
     register_found([found])
-    assert resolve(case.id) == case, "what a flow comes upon does not replace what someone chose"
+    assert resolve(case.id) == case, "a mask that a flow finds does not replace one that a user chose"
     other = scan_of(tmp_path, "other.nii.gz", b"other mask")
     assert register(scan, other).liver == other
     with pytest.raises(InputError, match="no such file"):
@@ -270,5 +270,5 @@ def test_the_commands(tmp_path: Path, cli: Callable[..., Any], private: Path) ->
     ran = cli("ids", "ls")
     assert ran.code == 2
     assert ran.err == (
-        f"adflows: {private}: others can reach it (mode 755), and names of patients lie here: chmod 700 it\n"
+        f"adflows: {private}: other users can read it (mode 755), but holds names of patients: chmod 700 it\n"
     )

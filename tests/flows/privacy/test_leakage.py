@@ -1,4 +1,4 @@
-"""Patients on both sides are found before anything is trained, however a scan is stored; folds keep them apart."""
+"""Patients in both training and test data are found before any training, in any file format. Folds separate them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.liver.flow import UNKNOWN_TRAINING
+from flows.liver.flow import UNKNOWN_TRAINING_NOTE
 from medad.cohort.folds import patient_mark
 from tests.flows.leaks import database_bytes, holds, search
 
@@ -20,7 +20,7 @@ Cli = Callable[..., Any]
 INSERT = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
 SIZE: dict[str, Any] = {"shape": (48, 40, 10), "spacing_mm": (7.0, 7.0, 12.0)}
 PLACE = "train and test data"
-NEVER = "no patient may be on both sides"
+NEVER = "no patient may be in both"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any
 
 @pytest.fixture(scope="module")
 def model(world: Any, cli: Cli) -> Path:
-    """The folder of a run that trained on the world's healthy phantoms; its cache is not the tests'."""
+    """Return the folder of a run that trained on the world's healthy phantoms. It uses another cache than the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         ran = cli("liver", "run", world.config, "--out", world.runs, "--json")
@@ -44,13 +44,13 @@ def rows(folder: str | Path, use: str) -> dict[str, dict[str, Any]]:
 
 
 def steps(cache: Path) -> set[str]:
-    """Those that made anything."""
+    """Return the steps that wrote artifacts."""
     others = {"tmp", "runs", "locks", "results", "digests.sqlite", "report"}
     return {path.name for path in cache.iterdir() if path.name not in others}
 
 
 def refused(ran: Any, rule: str) -> None:
-    """Exit code 2 and one line, which is in the report as well."""
+    """Check for exit code 2 and one line, which is also in the report."""
     assert ran.code == 2
     assert [(failure["case"], failure["stage"], failure["rule"]) for failure in ran.answer["failures"]] == [
         (PLACE, "leakage", rule)
@@ -60,7 +60,7 @@ def refused(ran: Any, rule: str) -> None:
 
 
 def stored_otherwise(world: Any, root: Path) -> Path:
-    """The world's second healthy scan as a bare .nii under another number."""
+    """Store the world's second healthy scan as an uncompressed .nii with another number."""
     for kind in ("img", "label"):
         (root / kind).mkdir(parents=True)
         content = (world.btcv / kind / f"{kind}0002.nii.gz").read_bytes()
@@ -99,7 +99,7 @@ def test_a_scan_on_both_sides_ends_the_run_before_anything_is_made(
 def test_a_scan_stored_otherwise_is_found_once_prepared(
     world: Any, cli: Cli, cache: Path, tmp_path: Path, inserted: bool
 ) -> None:
-    """Lesions inserted into a scan change its voxels, and not whose it is."""
+    """Inserting lesions into a scan changes its voxels but not its patient."""
     data = ("--test", stored_otherwise(world, tmp_path / "other"), "--set", "test_data.layout=btcv")
     more = ("--set", f"test_data.insert={INSERT}") if inserted else ()
     ran = cli("liver", "run", world.config, *data, *more, "--out", tmp_path / "runs", "--json")
@@ -119,7 +119,7 @@ def test_the_settings_say_who_is_one_patient(world: Any, cli: Cli, cache: Path, 
 
 @pytest.fixture
 def series(world: Any, tmp_path: Path) -> Path:
-    """Two scans of other voxels as DICOM series of one patient, in two folders, with their livers."""
+    """Write two different scans of one patient as DICOM series, in two folders, with their livers."""
     import nibabel
     import numpy as np
     import pydicom
@@ -160,7 +160,7 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
     ran = prefect_cli("liver", "run", world.config, *sides, "--out", tmp_path / "runs", "--json")
     refused(ran, f"{ids[0]} in training and {ids[1]} in testing are scans of one patient; {NEVER}")
     assert steps(cache) == set()
-    # trained on one, and evaluated on the other by the manifest alone
+    # train on one scan and evaluate on the other: only the manifest shows that they are of one patient
     trained = prefect_cli("liver", "train", world.config, *sides[:2], "--out", tmp_path / "runs", "--json")
     assert trained.code == 0, trained.err
     folder = trained.answer["run_folder"]
@@ -172,7 +172,7 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
     )  # fmt: skip
     refused(judged, f"{ids[0]} in training and {ids[1]} in testing are scans of one patient; {NEVER}")
     secrets = ["PID4711-0815", patient_mark("PID4711-0815").digest, hashlib.sha256(b"PID4711-0815").hexdigest()]
-    assert search(series, secrets[:1]), "the search finds it where it is"
+    assert search(series, secrets[:1]), "the search finds the id in the input"
     for where in (cache, tmp_path / "runs", private_folder()):
         assert not search(where, secrets)
     assert not holds((ran.out + ran.err + judged.out + judged.err).encode(), secrets)
@@ -198,12 +198,12 @@ def test_a_models_run_says_which_cases_trained_it(
     ran = cli(*command, *data, "--model", model, "--name", "otherwise")
     refused(ran, f"btcv-0002 in training and btcv-0009 in testing show one liver, voxel for voxel; {NEVER}")
     assert "segment" not in steps(cache)
-    # the folder of an evaluation holds the model, and what trained it
+    # the folder of an evaluation holds the model and the list of its training cases
     good = cli(*command, "--model", model, "--name", "good")
     assert good.code == 0, good.err
     assert set(rows(good.answer["run_folder"], "train")) == {"btcv-0001", "btcv-0002"}
     assert cli(*command, *data, "--model", good.answer["run_folder"], "--name", "third").code == 2
-    # a folder that does not say so is used, and the report tells
+    # a folder without this list is accepted, and the report has a note
     older = tmp_path / "older"
     shutil.copytree(model, older)
     manifest = json.loads((older / "manifest.json").read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def test_a_models_run_says_which_cases_trained_it(
     ran = cli(*command, *data, "--model", older, "--name", "fourth")
     assert ran.code == 0, ran.err
     assert (
-        UNKNOWN_TRAINING
+        UNKNOWN_TRAINING_NOTE
         in json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))["notes"]
     )
 
@@ -220,7 +220,7 @@ def test_a_models_run_says_which_cases_trained_it(
 def test_scans_that_trained_a_model_may_be_segmented_with_it(
     world: Any, model: Path, cli: Cli, cache: Path, tmp_path: Path
 ) -> None:
-    """Nothing is judged there. What the model was trained on goes on with it, under numbers in the place of names."""
+    """Segmentation evaluates nothing. The list of training cases is copied, with numbers instead of names."""
     del cache
     scan, label = world.btcv / "img" / "img0001.nii.gz", world.btcv / "label" / "label0001.nii.gz"
     out = tmp_path / "out"
@@ -240,7 +240,7 @@ def test_scans_that_trained_a_model_may_be_segmented_with_it(
 
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
-    """Four healthy phantoms."""
+    """Write four healthy phantoms."""
     from medad.cohort.phantom import write_btcv_phantoms
 
     write_btcv_phantoms(tmp_path / "four", 4, seed=5, **SIZE)
@@ -270,7 +270,7 @@ def test_folds_of_one_data_set_test_every_patient_once(world: Any, cli: Cli, fou
         tested.append(cases_of(ran, "test"))
     assert [len(fold) for fold in tested] == [2, 2]
     assert tested[0] | tested[1] == everyone
-    # other names in another order: the same scans in the same folds
+    # with other names and in another order, the scans are in the same folds
     renamed = tmp_path / "renamed"
     for kind in ("img", "label"):
         (renamed / kind).mkdir(parents=True)
@@ -289,9 +289,11 @@ def test_a_fold_is_a_run_like_any_other(world: Any, cli: Cli, four: Path, tmp_pa
     assert (len(trained), len(tested)) == (2, 2)
     assert not set(trained) & set(tested)
     report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-    assert report["notes"][0] == ("Fold 1 of 2, counted from 0, dealt by patient with seed 0: 2 in training, 2 tested.")
+    assert report["notes"][0] == (
+        "Fold 1 of 2 (counted from 0), patients assigned with seed 0: 2 in training, 2 in testing."
+    )
     assert {case["case_id"] for case in report["cases"]} == set(tested)
-    # trained by itself, and evaluated by itself: the same fold
+    # training and evaluation as separate commands use the same fold
     alone = cli("liver", "train", world.config, *(*on_one_set(four, 1)[:2], *on_one_set(four, 1)[4:]),
                 "--set", f"test_data.root={four}", "--name", "alone", "--out", tmp_path / "runs", "--json")  # fmt: skip
     assert alone.code == 0, alone.err
@@ -310,7 +312,7 @@ def test_a_fold_is_a_run_like_any_other(world: Any, cli: Cli, four: Path, tmp_pa
 def test_patients_with_several_scans_stay_together_in_two_data_sets(
     world: Any, cli: Cli, cache: Path, tmp_path: Path
 ) -> None:
-    """lits-0 is of nobody else; lits-1 of btcv-0001: whichever fold tests the one does not train on the other."""
+    """Only lits-1 shares its patient, with btcv-0001: the fold that tests lits-1 must not train on btcv-0001."""
     patients = [item for use in ("train", "test") for item in ("--set", rf"{use}_data.patients=-0*(\d+)$")]
     for index in (0, 1):
         folds = ("--set", "folds.count=2", "--set", f"folds.index={index}")
@@ -326,9 +328,9 @@ def test_more_folds_than_patients_are_refused(world: Any, cli: Cli, cache: Path,
     ran = cli("liver", "run", world.config, *folds, "--out", tmp_path / "runs", "--json")
     assert ran.code == 2
     assert ran.answer["failures"][0]["rule"] == (
-        "fold 4 of 5 leaves no case in test_data, whose patients are 2; set folds.count to that at most"
+        "fold 4 of 5 leaves no case in test_data; folds.count must be at most its number of patients, 2"
     )
     assert steps(cache) == set()
     gone = cli("liver", "run", world.config, *folds, "--test", tmp_path / "gone", "--out", tmp_path / "runs", "--json")
     assert gone.code == 2
-    assert steps(cache) == set(), "a fold is not trained on all because the test data are not there"
+    assert steps(cache) == set(), "without test data, a fold is not trained on all cases"

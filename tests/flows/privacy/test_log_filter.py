@@ -1,4 +1,4 @@
-"""The filter on logs: what it finds however it is written, what it leaves alone, and how fast it is."""
+"""The filter on logs: the spellings that it finds, the text that it does not change, and its speed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_transliterated_names_are_found() -> None:
     filler=st.text(alphabet=" ,.;=()", max_size=5),
 )
 def test_no_secret_is_left_in_any_text(secrets: list[str], filler: str) -> None:
-    """Of any characters, in any order, side by side: as a word, for short ones stand alone."""
+    """Secrets of any characters, in any order, as separate words: short secrets are only found as separate words."""
     known = Redactor()
     for secret in secrets:
         known.hide(secret, "·")
@@ -103,7 +103,7 @@ def test_folders_below_the_root_are_hidden_by_themselves() -> None:
     assert known.scrub("/srv/studies/liver/Sanderling_Horst/2019-03-17/scan.nii.gz: bad") == "<ct-1>: bad"
     assert known.scrub("in Sanderling_Horst: scan.nii.gz") == "in <ct-1>: scan.nii.gz"
     assert known.scrub("patient Sanderling of 2019-03-17") == "patient <ct-1> of <file>"
-    assert known.scrub("studies of liver") == "studies of liver", "what lies above the root is not the patient's"
+    assert known.scrub("studies of liver") == "studies of liver", "folders above the root do not belong to the patient"
     assert known.scrub("/srv/studies/liver/Unbekannt Otto/x.dcm").startswith("<test data>")
 
 
@@ -152,7 +152,7 @@ def test_a_record_whose_arguments_do_not_fit_is_kept_without_them() -> None:
 
 
 def test_thousands_of_names_cost_a_line_little_more_than_few() -> None:
-    """A law, and no time: the work of a search hangs on the text, since no gram is filed under by many."""
+    """The work of a search depends on the text, since no gram indexes many secrets."""
     known = Redactor()
     for n in range(5000):
         known.hide(f"/mnt/pacs/export/Meier_{n:05d}/scan.nii.gz", f"<{n}>", path=True)

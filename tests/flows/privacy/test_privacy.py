@@ -1,4 +1,4 @@
-"""No patient's name, id, date or free text leaves the input files: marked in headers and paths, then searched for."""
+"""No patient's name, id, date or free text leaves the input files: tests mark the inputs and search all outputs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ dump = leaks.database_bytes
 
 
 def wait_for(*texts: str) -> bytes:
-    """The database, once the server, which stores task runs and logs in its own time, has these texts in it."""
+    """Return the database once it contains these texts: the server stores task runs and logs with a delay."""
     from prefect.logging.handlers import APILogWorker
 
     APILogWorker.drain_all(timeout=10)
@@ -74,13 +74,13 @@ def wait_for(*texts: str) -> bytes:
 
 @pytest.fixture(autouse=True)
 def nothing_known() -> None:
-    """The filter knows no path of another test's."""
+    """Clear the filter: it must not know paths of other tests."""
     path_filter.clear()
 
 
 @pytest.fixture
 def patient(new_world: Callable[..., Any], tmp_path: Path) -> Any:
-    """A world whose test scans carry a patient in header and path, one of them broken."""
+    """Create data whose test scans have a patient in header and path; one of them is broken."""
     import nibabel
 
     world = new_world(tmp_path / "world", train=1, test=2)
@@ -98,7 +98,7 @@ def patient(new_world: Callable[..., Any], tmp_path: Path) -> Any:
 
 
 def test_secrets_would_be_found(patient: Any) -> None:
-    """The search itself works: the inputs hold every secret but the date, which is in the folder's name."""
+    """The search itself works: the inputs contain every secret except the date, which is in the folder's name."""
     _, named = patient
     found = set().union(*search(named.parent).values())
     assert found == set(SECRETS)
@@ -118,7 +118,7 @@ def test_nothing_of_a_patient_is_stored(
     caplog.set_level(logging.DEBUG, "prefect")
     ran = prefect_cli("liver", "run", world.config, "--test", named, "--out", tmp_path / "runs", "--json")
     assert ran.code == 2
-    assert str(named / "volume-1.nii.gz") in ran.err, "the user's own terminal does say which file"
+    assert str(named / "volume-1.nii.gz") in ran.err, "the user's own terminal names the file"
     model = Path(ran.answer["run_folder"])
     scan, label = named / "volume-0.nii.gz", named / "segmentation-0.nii.gz"
     broken = named / "volume-1.nii.gz"
@@ -132,7 +132,7 @@ def test_nothing_of_a_patient_is_stored(
     ran = prefect_cli("liver", "export-slices", world.config, "--test", named, "--out", tmp_path / "slices", "--json")
     assert ran.code == 2
     APILogWorker.drain_all(timeout=10)
-    # the server stores task runs and logs in its own time; the search means something once they are there
+    # the server stores task runs and logs with a delay; the search is valid only after that
     expected = (b"prepare lits-0", b"lits-1: ", b"Finished in state")
     deadline = time.monotonic() + 30
     while not all(text in dump(database()) for text in expected):
@@ -157,7 +157,7 @@ def test_nothing_of_a_persons_images_is_stored(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Folders and files named after a person, one of them broken; weights and model below such a folder too."""
+    """Create folders and files named after a person, one of them broken. Weights and model are in such a folder too."""
     from prefect.logging.handlers import APILogWorker
 
     root = tmp_path / "MUSTERMANN_Erikadorothea_19640229"
@@ -174,7 +174,7 @@ def test_nothing_of_a_persons_images_is_stored(
     options = ("--set", "data.pseudonyms=true", "--set", f"adapt.textures={textures}", "--set", "seeds=[0]")
     ran = prefect_cli("zsad", "run", world.config, *options, "--out", tmp_path / "runs", "--name", "hidden", "--json")
     assert ran.code == 2
-    assert f"{broken}: " in ran.err, "the user's own terminal does say which file"
+    assert f"{broken}: " in ran.err, "the user's own terminal names the file"
     APILogWorker.drain_all(timeout=10)
     expected = (b"zsad hidden", b"zsad-encode cloth", b"zsad-score screw", b"zsad-categories")
     deadline = time.monotonic() + 30
@@ -189,7 +189,7 @@ def test_nothing_of_a_persons_images_is_stored(
 
 
 def write_with_texts(path: Path, pixels: Any) -> None:
-    """An image with free text in every place its format has for it."""
+    """Write an image with free text in every field that its format has for text."""
     from PIL import Image, PngImagePlugin
 
     image = Image.fromarray(pixels)
@@ -221,7 +221,7 @@ def test_texts_in_images_reach_nothing_and_names_only_the_users_own_table(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """`score` names images by their files in scores.csv, the report and the maps, as its user did; Prefect does not."""
+    """`score` uses the file names of images in scores.csv, the report and the maps, but not in Prefect."""
     import numpy as np
 
     world = new_images(tmp_path / "world")
@@ -230,7 +230,7 @@ def test_texts_in_images_reach_nothing_and_names_only_the_users_own_table(
     rng = np.random.default_rng(0)
     for name in ("Umlaufer_1.png", "Umlaufer_2.jpg", "Umlaufer_3.tif"):
         write_with_texts(folder / name, rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
-    assert set().union(*search(folder).values()) == set(SECRETS), "the texts are there to be found"
+    assert set().union(*search(folder).values()) == set(SECRETS), "the inputs contain the texts"
     (folder / "Umlaufer_4.png").write_bytes(b"no image")
     names = ("Sanderling", "Umlaufer")
     monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
@@ -247,12 +247,12 @@ def test_texts_in_images_reach_nothing_and_names_only_the_users_own_table(
     assert "Umlaufer" in (out / "scores.csv").read_text(encoding="utf-8")
 
 
-# --- everything marked, everything searched
+# --- every input marked, every output searched
 
 
 @pytest.fixture(scope="module")
 def marked(new_world: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A world whose scans carry a patient in headers, tags, comments and names, and a configuration that does too."""
+    """Create scans with a patient in headers, tags, comments and names, and a configuration that also has one."""
     folder = tmp_path_factory.mktemp("marked")
     world = new_world(folder / "world", train=1, test=2)
     marked = canaries.write_marked(folder / "archiv", world)
@@ -270,7 +270,7 @@ def marked(new_world: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_every_canary_is_found_where_it_was_put(marked: Any) -> None:
-    """The search can fail, so that finding nothing elsewhere means something."""
+    """The search finds every secret in the inputs. So finding none elsewhere is a result."""
     _, found = marked
     assert set(found.where) == set(canaries.SECRETS)
     for secret, place in found.where.items():
@@ -326,7 +326,7 @@ def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
     run("liver", "prepare", world.config, "--json", code=2)
     ran = run("liver", "run", world.config, "--out", tmp_path / "runs", "--json", code=2)
     ids = dict(re.findall(r"^(ct-[0-9a-f]{12}) is (.*)$", ran.err, re.MULTILINE))
-    assert {Path(path) for path in ids.values()} == {found.good, found.broken}, "the user's own terminal does say which"
+    assert {Path(path) for path in ids.values()} == {found.good, found.broken}, "the user's own terminal names the file"
     [good] = [case_id for case_id, path in ids.items() if Path(path) == found.good]
     [bad] = set(ids) - {good}
     model = Path(ran.answer["run_folder"])
@@ -360,9 +360,9 @@ def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
     prefect_home = Path(os.environ["PREFECT_HOME"])
     register = [str(path) for path in (prefect_home / "private").iterdir()]
     assert {Path(path).name for path in search(prefect_home, canaries.SECRETS)} == {"case-ids.json"}, register
-    assert holds("\n".join(said).encode(), canaries.SECRETS) == set(), "--json may be kept or mailed"
+    assert holds("\n".join(said).encode(), canaries.SECRETS) == set(), "users may store or mail the output of --json"
     assert holds(caplog.text.encode(), canaries.SECRETS) == set()
-    written = capfd.readouterr()  # what libraries in C write past Python
+    written = capfd.readouterr()  # the output of C libraries, which bypasses Python
     assert holds((written.out + written.err).encode(), canaries.SECRETS) == set()
 
 
@@ -370,7 +370,7 @@ def test_nothing_marked_reaches_prefect_the_cache_or_the_outputs(
 
 
 def misbehave(scan: Path, ends: str, out: Path) -> None:
-    """A library that quotes what it should not, in every way that it can."""
+    """Act like a library that logs, prints and raises private text in every possible way."""
     del out
     tags = canaries.DICOM_TEXTS
     quoted = f"{scan}: {tags['PatientName']}, {tags['PatientID']}, {tags['StudyInstanceUID']}"
@@ -392,12 +392,12 @@ MISBEHAVING_STEP = Step(
 
 
 class Panic(BaseException):
-    """As Rust's, which Python meets as no Exception."""
+    """An error like a panic in Rust, which is a BaseException but not an Exception in Python."""
 
 
 @pytest.fixture
 def extra_logger(prefect_server: str, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """As with PREFECT_LOGGING_EXTRA_LOGGERS=noisy.library,py.warnings, which is read at Prefect's import."""
+    """Act like PREFECT_LOGGING_EXTRA_LOGGERS=noisy.library,py.warnings, which Prefect reads when it is imported."""
     import prefect.main  # noqa: F401 - sets logging up
 
     caplog.set_level(logging.INFO, "prefect")
@@ -419,7 +419,7 @@ def extra_logger(prefect_server: str, caplog: pytest.LogCaptureFixture) -> Itera
 @pytest.mark.usefixtures("extra_logger", "cache")
 @pytest.mark.parametrize("ends", ["bug", "panic", "crash", "early crash", "well"])
 def test_nothing_a_library_says_reaches_prefect(marked: Any, prefect_server: str, ends: str) -> None:
-    """In a task, in a flow that crashes outside of its tasks, and before the flow has learned a single path."""
+    """Test in a task, in a flow that crashes outside its tasks, and before the flow has learned any path."""
     from flows.runs.prefect_flow import prefect_flow
 
     del prefect_server
@@ -434,7 +434,7 @@ def test_nothing_a_library_says_reaches_prefect(marked: Any, prefect_server: str
         assert (ref is None) == (ends == "bug")
         if ends == "crash":
             raise RuntimeError(f"flow cannot go on with {found.good}, {found.good.parent.name}, {NAME_TAG}")
-        return Outcome(0, 0)  # of a failed task the test looks at the logs alone
+        return Outcome(0, 0)  # for a failed task, the test reads only the logs
 
     state: Any = prefect_flow(body, marker, marker)(return_state=True)
     names = {"bug": "Completed", "well": "Completed", "panic": "Crashed"}
@@ -456,7 +456,7 @@ NAME_TAG = canaries.DICOM_TEXTS["PatientName"]
 
 
 def test_a_worker_elsewhere_learns_from_the_call_alone(marked: Any, tmp_path: Path) -> None:
-    """A process of its own, as Dask's and Ray's are: nothing was learned there, and nothing installed."""
+    """Test in a separate process, as with Dask and Ray: there the filter is not installed and has learned nothing."""
     _, found = marked
     program = f"""
 import logging, warnings
@@ -537,7 +537,7 @@ elif __name__ == "__main__":
 
 @pytest.fixture
 def real_server(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """`prefect server start` with its own home; yields the environment of its clients."""
+    """Run `prefect server start` with a new home, and yield the environment for its clients."""
     port = free_port()
     home = tmp_path / "prefect"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "ADFLOWS_"))}
@@ -583,7 +583,7 @@ def real_server(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_nothing_marked_is_in_a_real_servers_database_or_any_log(
     marked: Any, real_server: dict[str, str], tmp_path: Path
 ) -> None:
-    """Through the command line and as a worker does, beside a library that misbehaves; with a flow that crashes."""
+    """Test with the command line and as a worker, with a library that misbehaves and a flow that crashes."""
     world, found = marked
     tags = " ".join(
         canaries.DICOM_TEXTS[name] for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID")
@@ -610,13 +610,13 @@ def test_nothing_marked_is_in_a_real_servers_database_or_any_log(
         "quote", "liver", "segment", found.good, found.broken, "--liver", found.good_mask, "--liver", found.good_mask,
         "--liver-label", 1, "--liver-label", 2, "--model", model, "--out", tmp_path / "segmented", "--json", code=2,
     )  # fmt: skip
-    assert str(found.broken) in ran.stderr.decode(), "the user's own terminal does say which file"
+    assert str(found.broken) in ran.stderr.decode(), "the user's own terminal names the file"
     run("quote", "liver", "step", "window", found.good, "--out", tmp_path / "grey.nii.gz", code=0)
     run("bug", "liver", "prepare", world.config, "--refresh", code=1)
     run("crash", "liver", "run", world.config, "--out", runs, "--json", code=1)
     worker = run("worker", world.config, code=0)
     logs = worker.stdout + worker.stderr
-    assert b"library: <ct-" in logs, "the worker's log has the library's lines, without what they quote"
+    assert b"library: <ct-" in logs, "the worker's log has the library's lines, without the private text"
     assert b"printed <ct-" in logs
     assert b"warned of <ct-" in logs
     assert holds(logs, canaries.SECRETS) == set(), logs.decode()
@@ -700,7 +700,7 @@ def test_settings_as_json_withhold_names_in_the_expression_of_patients(patients:
     settings = LiverSettings(name="x", train_data=data, test_data=data)
     text = settings.model_dump_json()
     assert json.loads(text)["test_data"]["patients"] == shown
-    assert LiverSettings.model_validate_json(text), "a run folder's settings are read again"
+    assert LiverSettings.model_validate_json(text), "the settings of a run folder can be read back"
 
 
 def test_zsad_settings_as_json_withhold_folders_and_keep_what_says_which_model() -> None:

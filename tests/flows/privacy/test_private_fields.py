@@ -1,4 +1,4 @@
-"""Every private field of every settings class: a name marked in it is in nothing that is stored or shown."""
+"""Every private field of every settings class: a marked name in it appears in no stored or shown output."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SCANS: dict[str, Any] = {
 CHANGES = {f"test_data.{key}": value for key, value in SCANS.items()} | {"synthesis.texture.folder": FOLDER}
 LIVER = {"name": "x", "train_data": SCANS, "test_data": SCANS, "synthesis": {"texture": {"folder": FOLDER}}}
 IMAGES = {"root": FOLDER, "masks": FOLDER}
-# a file of weights shows its own name
+# the name of a weights file is shown
 ENCODER = {"model": f"local-dir:{FOLDER}"}, {"model": "ViT-B-16", "weights": f"{FOLDER}/b.pt"}
 FILES = dict.fromkeys(("clipseg", "sam", "salient"), f"{FOLDER}/b.pt")
 SETTINGS: dict[str, Settings] = {
@@ -128,7 +128,7 @@ SUSPECT = frozenset(
         *("salient", "sam", "scan", "scans", "textures", "weights"),
     )
 )
-"""Words in the names of fields that hold a path or a name in one."""
+"""Words in the names of fields that may contain a path, or a name from a path."""
 
 
 def subclasses(model: type[Settings]) -> Iterator[type[Settings]]:
@@ -147,7 +147,7 @@ def models_in(kind: Any) -> Iterator[type[BaseModel]]:
 
 
 def stored_models() -> set[type[BaseModel]]:
-    """All settings, and all models that a flow takes as a parameter."""
+    """Return all settings classes, and all models that are parameters of a flow."""
     for name in CONFIG_MODULES:
         importlib.import_module(name)
     found: set[type[BaseModel]] = set(subclasses(Settings))
@@ -166,7 +166,7 @@ def is_text(kind: Any) -> bool:
 
 
 def marked_fields(value: Any) -> Iterator[tuple[str, str]]:
-    """Class and name of each private field of a model whose value holds the secret."""
+    """Yield the class and name of each private field of a model that contains the secret."""
     if isinstance(value, BaseModel):
         for name, kind in field_types(type(value)).items():
             inner = getattr(value, name)
@@ -182,7 +182,7 @@ def marked_fields(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def test_a_field_that_may_hold_a_path_is_private() -> None:
-    """A new field of such a name, or of type Path, must have one of the types of `medad.base.private`."""
+    """Every field with such a name, or of type Path, must have a type of `medad.base.private`."""
     models = stored_models()
     assert {LiverSettings, SensitivityRequest, ScoreRequest, CompareSettings} <= models
     open_fields = [
@@ -214,7 +214,7 @@ def test_settings_as_json_hold_no_name_and_are_valid(settings: Settings) -> None
     assert SECRET in str(settings.model_dump())
     for text in (json.dumps(settings.public()), settings.model_dump_json()):
         assert SECRET not in text
-    if not isinstance(settings, InboxSettings):  # whose folders must differ; they are never read back
+    if not isinstance(settings, InboxSettings):  # these settings require different folders; nothing reads them back
         assert type(settings).model_validate(settings.public()).public() == settings.public()
 
 
@@ -279,7 +279,7 @@ def test_reports_hold_no_name(report: str, name: str, tmp_path: Path) -> None:
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes().lower(), path.name
     shown = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["settings"]
-    assert "(private path)" in json.dumps(shown), "the settings are there, and what is withheld is said to be"
+    assert "(private path)" in json.dumps(shown), "the settings are listed, and private values are marked as withheld"
 
 
 @pytest.mark.parametrize("key", ["train_data.root", "train_data", "test_data.patients", "synthesis.texture"])

@@ -1,4 +1,4 @@
-"""prefect.yaml, the forms it leads to, and the files for systemd and compose: what can be said without a server."""
+"""prefect.yaml, its forms, and the files for systemd and compose: the tests that need no server."""
 
 from __future__ import annotations
 
@@ -39,20 +39,27 @@ from flows.machine.environment import (
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import final_state
 from flows.server.deploy import (
-    LONGEST_SILENCE,
+    MISSED_HEARTBEATS,
     OUR_FLOWS,
     Site,
-    chosen,
+    choose_deployments,
+    failure_automation,
     limit_name,
     local_timezone,
     lost_automation,
     read_deployments,
-    tell_automation,
     template_values,
     zombie_automation,
 )
 from flows.server.deployments import StepSettings, case_step
-from flows.server.serve import LOCAL, SERVER_SETTINGS, Listening, Working, server_environment, worker_environment
+from flows.server.serve import (
+    LOCAL,
+    SERVER_SETTINGS,
+    ServerOptions,
+    WorkerOptions,
+    server_environment,
+    worker_environment,
+)
 from flows.server.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
@@ -62,7 +69,7 @@ ROOT = Path(__file__).parents[3]
 VALUES = read_deployments(ROOT)
 BY_NAME = {entry["name"]: entry for entry in VALUES["deployments"]}
 STEPS = ("window", "roi", "slice", "equalise")
-"""In the order in which each takes what the one before it wrote."""
+"""Preprocessing steps in order: each reads the result of the one before it."""
 NAMES = ("liver-nightly", "zsad-weekly", "step", "segment-inbox")
 
 
@@ -94,7 +101,7 @@ def test_every_deployment_is_complete(name: str) -> None:
     assert entry["concurrency_limit"]["limit"] >= 1
     alone = name == "segment-inbox"
     assert entry["concurrency_limit"]["collision_strategy"] == ("CANCEL_NEW" if alone else "ENQUEUE")
-    # data must be configured first, and a schedule needs a slug for the server to know it again
+    # data must be configured first, and the server identifies a schedule by its slug
     assert all(schedule["active"] is False and schedule["slug"] for schedule in entry.get("schedules", []))
 
 
@@ -120,7 +127,7 @@ def test_the_form_has_a_title_and_a_description_for_every_field_and_names_no_fil
     for definition in definitions.values():
         fields |= definition.get("properties", {})
     for key, value in fields.items():
-        if name != "segment-inbox":  # its model is described where it is
+        if name != "segment-inbox":  # its fields are described in its model
             assert value["title"] != key, key
             assert value.get("description") or "$ref" in value, key
         assert value.get("format") not in {"path", "file-path", "directory-path"}, key
@@ -168,7 +175,7 @@ def test_configurations_of_the_administrator_come_first(tmp_path: Path, monkeypa
 
 @dataclass(frozen=True)
 class FakeCase:
-    """As the register gives one."""
+    """A case as the register returns it."""
 
     id: str
     scan: Path
@@ -214,7 +221,7 @@ def test_a_step_runs_those_before_it_and_no_other(
     done = run_step(case_id="case-1", step="equalise", settings=values)
     assert done.message == "4 computed, 0 cached, 0 failed"
     result = tmp_path / "runs" / "steps" / "case-1" / "equalise" / "slices.safetensors"
-    # the law: in a row by hand they give the same
+    # the law: the steps run one by one by hand give the same result
     source = scan
     for step in STEPS:
         target = tmp_path / "by-hand" / step
@@ -245,7 +252,7 @@ def heard(trigger: EventTrigger, state: str) -> bool:
 
 
 def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
-    """A state of another name after the last heartbeat would be silence, and a finished run be called crashed."""
+    """Every end of a run must be a known event. Otherwise a finished run would be marked as crashed."""
     failure = CaseFailure("case", "find", "a rule")
     states = [
         final_state(Outcome(1, 0)).name,
@@ -254,11 +261,11 @@ def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
         *(Cancelled().name, Crashed().name, "TimedOut"),
     ]
     zombies, lost = as_the_server_sees_it(zombie_automation(60)), as_the_server_sees_it(lost_automation(600))
-    tell = as_the_server_sees_it(tell_automation(SendNotification(block_document_id=uuid4(), body="")))
+    on_failure = as_the_server_sees_it(failure_automation(SendNotification(block_document_id=uuid4(), body="")))
     for state in states:
         assert state is not None
         assert heard(zombies, state), state
-        assert heard(tell, state) == (state in {"Failed", "Crashed", "TimedOut"}), state
+        assert heard(on_failure, state) == (state in {"Failed", "Crashed", "TimedOut"}), state
     assert heard(zombies, "heartbeat")
     assert zombies.starts_after("prefect.flow-run.heartbeat")
     assert not heard(zombies, "Running")
@@ -267,8 +274,8 @@ def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
     for state in ("Pending", "Submitting"):
         assert lost.starts_after(f"prefect.flow-run.{state}")
         assert not lost.expects(f"prefect.flow-run.{state}")
-    assert zombies.within == timedelta(seconds=LONGEST_SILENCE * 60)
-    assert LONGEST_SILENCE >= 3
+    assert zombies.within == timedelta(seconds=MISSED_HEARTBEATS * 60)
+    assert MISSED_HEARTBEATS >= 3
 
 
 def test_heartbeats_are_no_faster_than_prefect_lets_them_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,8 +326,8 @@ def test_a_prefect_yaml_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) 
     with pytest.raises(ConfigError, match="deployments"):
         read_deployments(tmp_path)
     with pytest.raises(ConfigError, match="liver-nightly, zsad-weekly, step, segment-inbox"):
-        chosen(VALUES, ["nightly"])
-    assert [entry["name"] for entry in chosen(VALUES, ["step", "step"])] == ["step"]
+        choose_deployments(VALUES, ["nightly"])
+    assert [entry["name"] for entry in choose_deployments(VALUES, ["step", "step"])] == ["step"]
 
 
 def test_without_a_server_deploy_and_worker_say_how_to_get_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,20 +348,20 @@ def test_without_a_server_deploy_and_worker_say_how_to_get_one(cli: Cli, monkeyp
 def test_the_settings_of_serve_are_prefects_own_and_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*SERVER_SETTINGS, "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"]:
         monkeypatch.delenv(name, raising=False)
-    listening = Listening(PORT)
-    server, worker = server_environment(listening), worker_environment(Working("pool", "box", 4))
+    server_options = ServerOptions(PORT)
+    server, worker = server_environment(server_options), worker_environment(WorkerOptions("pool", "box", 4))
     assert server["PREFECT_SERVER_API_HOST"] == LOCAL == "127.0.0.1"
     assert "*" not in server["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
     assert worker["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
     assert "PREFECT_API_AUTH_STRING" not in server
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:secret")
-    assert server_environment(listening)["PREFECT_API_AUTH_STRING"] == "user:secret"
+    assert server_environment(server_options)["PREFECT_API_AUTH_STRING"] == "user:secret"
     monkeypatch.setenv("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED", "false")
-    assert server_environment(listening)["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "false"
+    assert server_environment(server_options)["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "false"
 
 
 def test_prefect_takes_every_setting_of_serve_and_of_the_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt setting would be silently without effect."""
+    """Check every name against Prefect's settings: a misspelt setting would have no effect, without any error."""
     for name in [name for name in os.environ if name.startswith("PREFECT")]:
         monkeypatch.delenv(name)
     for name, value in env_file().items():
@@ -436,7 +443,7 @@ def test_systemd_understands_the_units(path: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     for unit in UNITS:
-        # what it starts and who it is are of the machine that it is copied to
+        # the program and the user exist only on the machine that the unit is copied to
         text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(encoding="utf-8"), flags=re.MULTILINE)
         (tmp_path / unit.name).write_text(text.replace("file:///opt", "file:///usr"), encoding="utf-8")
     name = path.name.replace("@", "@box")
@@ -495,8 +502,10 @@ def test_the_guide_names_every_setting_of_ours(cli: Cli) -> None:
 
 
 def test_modules_of_deployments_are_imported_by_name_not_by_path() -> None:
-    """By path, Prefect would put flows/ first on the path of imports, where flows/zsad/flow.py hides the package
-    zsad."""
+    """Check that entry points are module names.
+
+    For a file path, Prefect would put flows/ first on the import path, where flows/zsad hides the package zsad.
+    """
     for entry in BY_NAME.values():
         module, _, _ = entry["entrypoint"].rpartition(".")
         assert importlib.util.find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""`adflows serve`: one command, reached from this machine alone, and nothing left when it ends; without network too."""
+"""`adflows serve`: it can only be reached from this machine, leaves nothing running, and needs no network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def serve(site: Live, *options: str) -> subprocess.Popen[bytes]:
-    """Start it, with a log of its own."""
+    """Start `adflows serve` with its output in serve.log."""
     (site.root / "serve.log").unlink(missing_ok=True)
     arguments = ("--port", str(site.port), "--pool", POOL, "--host-name", HOST, *options)
     return site.start("-m", "flows", "serve", *arguments, log="serve.log")
@@ -62,18 +62,18 @@ def test_serve_runs_everything_and_leaves_nothing(tmp_path: Path) -> None:
         addresses = listening(set(processes(site.mark)))
         assert ("127.0.0.1", site.port) in addresses
         assert {host for host, _ in addresses} == {"127.0.0.1"}
-        # a page of another site, open in a browser here, can post; it cannot have the token
+        # a page of another site, open in a browser here, can post, but it cannot get the token
         request = urllib.request.Request(f"{site.url}/work_pools/filter", data=b"{}", method="POST")
         request.add_header("Content-Type", "application/json")
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)
         assert refused.value.code == 403
         refused.value.close()
-        assert "another server of ours" in site.adflows("serve", "--port", "1", code=2)
-        # a dead server is started again, and the worker goes on
+        assert "another adflows server" in site.adflows("serve", "--port", "1", code=2)
+        # a dead server is restarted, and the worker continues
         [server] = [pid for pid, command in processes(site.mark).items() if "prefect server start" in command]
         os.kill(server, signal.SIGKILL)
-        wait_for("the server is started again", lambda: "server: started again" in site.log("serve.log"))
+        wait_for("the server is restarted", lambda: "server: restarted" in site.log("serve.log"))
         wait_for("the server answers again", site.healthy, 120)
         site.deploy_held()
         assert site.state_of(site.ended(site.ask("liver-quick/cron"), 180)) == "Completed"
@@ -131,7 +131,7 @@ finally:
     site.close()
 print(json.dumps(answer))
 """
-"""A server, its worker and what is done with them, for a process of its own."""
+"""Script for a separate process: a server, its worker, and the actions of one test."""
 
 RUN_AND_LOOK = """
     answer["page"], answer["files"] = loaded("http://127.0.0.1:4299/")
@@ -151,11 +151,11 @@ PAGES = {
     "v2/blocks/catalog": "Slack",
     "blocks/catalog": "Slack",
 }
-"""Pages of both UIs, and a word that is there once they are drawn."""
+"""Pages of both UIs, each with a text that it shows once it is rendered."""
 
 
 def loaded(page: str) -> tuple[str, dict[str, int]]:
-    """The UI's first page, and the sizes of the scripts and styles that it asks for by itself."""
+    """Return the UI's first page, and the sizes of the scripts and styles that it loads."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(page, timeout=30) as answer:
         text = answer.read().decode()
@@ -168,7 +168,7 @@ def loaded(page: str) -> tuple[str, dict[str, int]]:
 
 
 def render(page: str, folder: Path) -> dict[str, Any] | None:
-    """What headless Chromium makes of it: the text, and the hosts that it asked for anything. None without Chromium."""
+    """Render a page in headless Chromium. Returns its text and the contacted hosts, or None without Chromium."""
     chromium = shutil.which("chromium")
     if chromium is None:
         return None
@@ -192,7 +192,7 @@ def render(page: str, folder: Path) -> dict[str, Any] | None:
     )
     events = json.loads(log.read_text(encoding="utf-8", errors="replace"))["events"]
     asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    # the browser asks its maker for updates by itself; what the page asks for has the page as its initiator
+    # the browser also looks for updates; only requests of the page have the page as their initiator
     hosts = {urllib.parse.urlsplit(each["url"]).hostname for each in asked if each["initiator"] in page}
     hosts.discard(None)
     text = re.sub(r"<(script|style)[^>]*>.*?</\1>|<[^>]+>", " ", done.stdout, flags=re.DOTALL)
@@ -200,7 +200,7 @@ def render(page: str, folder: Path) -> dict[str, Any] | None:
 
 
 def without_network(tmp_path: Path, do: str, seconds: float) -> dict[str, Any]:
-    """What a server and its worker did where there is loopback and nothing else."""
+    """Run a server and its worker in a network namespace with only a loopback device, and return the results."""
     alone = ["unshare", "-rn", "sh", "-c"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "ip link set lo up"], check=False).returncode:
         pytest.skip("network namespaces are not permitted here")
@@ -208,7 +208,7 @@ def without_network(tmp_path: Path, do: str, seconds: float) -> dict[str, Any]:
     script.write_text(ALONE.replace("    {do}\n", do.lstrip("\n")), encoding="utf-8")
     mark = uuid.uuid4().hex
     command = f"ip link set lo up && exec {sys.executable} {script} {tmp_path} {mark}"
-    # nor is there a folder that pip would take for an index
+    # pip must not find packages in a local folder either
     environment = os.environ | {
         "PYTHONPATH": str(product_folder()),
         "PIP_CONFIG_FILE": os.devnull,
@@ -240,14 +240,14 @@ def test_serve_and_its_ui_without_network(tmp_path: Path, new_world: Callable[..
     if shutil.which("chromium") is None:
         pytest.skip("all but the browser's part: Chromium is not installed")
     for page, seen in answer["browser"].items():
-        # without the policy both UIs ask elsewhere: the second for analytics settings, both for logos
+        # without the policy both UIs contact other hosts: the second for analytics settings, both for logos
         assert seen["hosts"] == ["127.0.0.1"], page
         assert PAGES[page] in seen["text"], page
 
 
 @pytest.mark.timeout(3600)
 def test_the_demo_without_network(tmp_path: Path) -> None:
-    """Nothing is at hand but the installation: no samples, no cache, no weights."""
+    """The demo needs only the installation: no samples, no cache, no weights."""
     answer = without_network(tmp_path, DEMO, 3000)
     flows = answer["demo"]
     assert [flow["failures"] for flow in flows.values()] == [[], []]
@@ -255,7 +255,7 @@ def test_the_demo_without_network(tmp_path: Path) -> None:
     liver, zsad = (
         html.unescape((Path(flow["run_folder"]) / "report.html").read_text(encoding="utf-8")) for flow in flows.values()
     )
-    assert PHANTOM_NOTE in liver, "the report says that no CT could be had"
+    assert PHANTOM_NOTE in liver, "the report says that no CT was available"
     assert INSERTED_NOTE in zsad
     [(page, seen)] = answer["browser"].items()
     if seen is None:

@@ -1,4 +1,4 @@
-"""On a real server, with SQLite and with PostgreSQL: what prefect.yaml promises happens."""
+"""The promises of prefect.yaml hold on a real server, with SQLite and with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from flows.devices.slots import device_count
-from flows.server.deploy import LOST, TELL, ZOMBIES, limit_name
+from flows.server.deploy import FAILURE_AUTOMATION, LOST_AUTOMATION, ZOMBIE_AUTOMATION, limit_name
 from tests.flows.live_server import HOST, POOL, Live, live, postgres, postgres_bin, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_world: Callable[..., Any]
 ) -> Iterator[Live]:
-    """A server with a worker, our deployments over a tiny world, and flows that wait."""
+    """Start a server with a worker, our deployments on tiny data sets, and flows that wait."""
     with ExitStack() as stack:
         database = None
         if request.param == "postgresql":
@@ -66,7 +66,7 @@ def test_deploy_makes_what_is_needed_and_says_so(site: Live) -> None:
                 assert deployment.work_queue_name == HOST
                 assert deployment.enforce_parameter_schema
                 assert not any(schedule.active for schedule in deployment.schedules)
-        for name in (ZOMBIES, LOST):
+        for name in (ZOMBIE_AUTOMATION, LOST_AUTOMATION):
             assert [found.name for found in client.read_automations_by_name(name)] == [name]
 
 
@@ -77,8 +77,8 @@ def test_deploy_again_changes_nothing_and_doubles_nothing(site: Live) -> None:
     assert {row["status"] for row in again if row["kind"] != "deployment"} == {"unchanged"}
     assert {row["status"] for row in again if row["kind"] == "deployment"} == {"updated"}
     with site.client() as client:
-        assert len(client.read_automations_by_name(ZOMBIES)) == 1
-        assert not client.read_automations_by_name(TELL)
+        assert len(client.read_automations_by_name(ZOMBIE_AUTOMATION)) == 1
+        assert not client.read_automations_by_name(FAILURE_AUTOMATION)
         assert sum(deployment.name == "liver-nightly" for deployment in client.read_deployments()) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_deployment_runs_through_the_worker(site: Live) -> None:
     assert len(list((folder / "masks").iterdir())) == 2
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["name"] == "tiny"
-    # and with the networks of that run, the inbox's: one scan is segmented once
+    # the inbox uses the networks of that run, and segments one scan once
     case = site.root / "inbox" / "MUSTERMANN"
     case.mkdir(parents=True)
     for source, target in (("volume", "scan"), ("segmentation", "liver")):
@@ -155,7 +155,7 @@ def test_a_deployment_runs_through_the_worker(site: Live) -> None:
         "scans": "*/scan.nii.gz",
         "livers": "*/liver.nii.gz",
         "liver_labels": [1, 2],
-        "settle_s": 0,
+        "unchanged_s": 0,
     }
     config = site.root / "configs" / "inbox" / "ward.yaml"
     config.parent.mkdir()
@@ -217,7 +217,7 @@ def test_a_second_run_waits_where_it_is_to_be_queued(site: Live) -> None:
     assert not (site.held / "queued-2.began").exists()
     site.let_go("queued-1")
     assert site.state_of(site.ended(first)) == "Completed"
-    # asked again after 30 s at most
+    # the worker asks again after at most 30 s
     wait_for("the second began", (site.held / "queued-2.began").exists, 90)
     site.let_go("queued-2")
     assert site.state_of(site.ended(second)) == "Completed"
@@ -237,7 +237,7 @@ def test_a_second_run_is_skipped_where_it_has_nothing_to_do(site: Live) -> None:
 
 def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: Live) -> None:
     cache = Path(site.environment["ADFLOWS_CACHE"])
-    models = sorted(cache.glob("restoration/*"))  # of other runs
+    models = sorted(cache.glob("restoration/*"))  # results of other runs
     assert not list(cache.glob("checkpoints/restoration-*"))
     run = site.ask("liver/liver-nightly", config="endless")
     wait_for("it trains", lambda: list(cache.glob("checkpoints/restoration-*")), 120)
@@ -250,7 +250,7 @@ def test_a_training_that_is_cancelled_in_the_ui_ends_and_frees_its_device(site: 
     assert ended.state.name == "Cancelled"
     wait_for("its process is gone, and the device free", lambda: is_free(lock), 30)
     assert sorted(cache.glob("restoration/*")) == models
-    assert list(cache.glob("checkpoints/restoration-*")), "where a run goes on from"
+    assert list(cache.glob("checkpoints/restoration-*")), "the point from which a run continues"
 
 
 def is_free(lock: Path) -> bool:

@@ -1,4 +1,4 @@
-"""On a real server: processes are killed, and every run still ends where people see it."""
+"""On a real server, processes are killed, and every run still gets a visible final state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Pending
 
-from flows.server.deploy import TELL, limit_name
+from flows.server.deploy import FAILURE_AUTOMATION, limit_name
 from tests.flows.live_server import HOST, Live, live, postgres, postgres_bin, processes, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -31,12 +31,12 @@ with concurrency({limit!r}, occupy=1, strict=True, raise_on_lease_renewal_failur
         time.sleep(0.1)
 """
 LEASE_S = 150
-"""Longer than a server takes to start again on a busy machine."""
+"""Duration of a lease, s. A server restarts in less, even on a busy machine."""
 
 
 @pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server with flows that wait, without a worker."""
+    """Start a server with flows that wait, without a worker."""
     with live(tmp_path_factory.mktemp("faults")) as site:
         site.start_server()
         site.deploy_held()
@@ -49,7 +49,7 @@ def worker(site: Live) -> Any:
 
 
 def of(site: Live, words: str) -> list[int]:
-    """Process ids of this site whose command holds these words."""
+    """Return the process ids of this site whose command contains these words."""
     return [pid for pid, command in processes(site.mark).items() if words in command]
 
 
@@ -60,7 +60,7 @@ def kill(pids: list[int]) -> None:
 
 
 def heard_of(site: Live, run: FlowRun) -> None:
-    """Wait until the run's first sign of life has reached the server."""
+    """Wait until the run's first heartbeat has reached the server."""
     wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
     with site.client() as client:
         wait_for(
@@ -78,7 +78,7 @@ def test_a_run_killed_with_its_worker_is_called_crashed_when_its_heartbeats_stay
     run = site.ask("liver-held/alone", mark="zombie")
     site.began("zombie")
     heard_of(site, run)
-    # the worker's supervisor first: it would start another one
+    # the worker's supervisor first: it would restart the worker
     kill([worker.pid])
     kill(of(site, "prefect worker start"))
     kill(of(site, "prefect.engine"))
@@ -88,8 +88,8 @@ def test_a_run_killed_with_its_worker_is_called_crashed_when_its_heartbeats_stay
     assert ended.state is not None
     assert ended.state.name == "Crashed"
     assert ended.state.message == "No sign of life for 90 s: the process was killed, or its machine went down"
-    assert time.monotonic() - began > 45  # three heartbeats of 30 s, less what had passed of them
-    # and its place is free: what comes next is not skipped
+    assert time.monotonic() - began > 45  # three heartbeat intervals of 30 s, minus the time that had already passed
+    # its place under the limit is free: the next run is not skipped
     site.start_worker()
     following = site.ask("liver-held/alone", mark="next")
     site.began("next")
@@ -103,17 +103,17 @@ def test_a_run_that_ended_is_not_called_crashed_afterwards(site: Live, worker: A
     heard_of(site, run)
     site.let_go("done")
     assert site.state_of(site.ended(run)) == "Completed"
-    time.sleep(110)  # 90 s after its last heartbeat the automation would have acted
+    time.sleep(110)  # the automation would have acted 90 s after the last heartbeat
     assert site.state_of(run) == "Completed"
-    assert "Action failed" not in site.log("server.log")  # nor tried to, and been refused
+    assert "Action failed" not in site.log("server.log")  # it did not try to act either
 
 
 def test_a_run_that_a_worker_took_and_never_began_is_called_crashed(site: Live) -> None:
     site.python(
         "from prefect.client.orchestration import get_client\n"
-        "from flows.server.deploy import LOST, lost_automation\n"
+        "from flows.server.deploy import LOST_AUTOMATION, lost_automation\n"
         "with get_client(sync_client=True) as client:\n"
-        "    [found] = client.read_automations_by_name(LOST)\n"
+        "    [found] = client.read_automations_by_name(LOST_AUTOMATION)\n"
         "    client.update_automation(found.id, lost_automation(20))\n"
     )
     lost, waiting = site.ask("liver-held/queued", mark="lost"), site.ask("liver-held/queued", mark="waiting")
@@ -130,7 +130,7 @@ def test_a_killed_worker_is_started_again_and_its_run_still_ends(site: Live, wor
     run = site.ask("liver-held/queued", mark="orphan")
     site.began("orphan")
     kill(of(site, "prefect worker start"))
-    wait_for("the worker is started again", lambda: "worker: started again" in site.log("worker.log"))
+    wait_for("the worker is restarted", lambda: "worker: restarted" in site.log("worker.log"))
     site.let_go("orphan")
     ended = site.ended(run, 240)
     assert ended.state is not None
@@ -158,7 +158,7 @@ def test_a_worker_that_is_told_to_stop_lets_its_run_say_so_and_leaves_no_process
 
 
 def test_a_server_restarted_while_a_slot_is_held_does_not_lose_it(site: Live) -> None:
-    """With leases in memory, Prefect's default, the slot would stay taken for ever."""
+    """Leases are stored on disk. With Prefect's default, in memory, the slot would stay occupied."""
     holder = site.start("-c", HOLDER.format(limit=limit_name(HOST), lease_s=LEASE_S), log="holder.log")
     wait_for("the slot is held", lambda: holder.poll() is not None or (site.held / "slot.held").exists())
     assert slots(site) == 1
@@ -182,7 +182,7 @@ def test_a_slot_of_a_holder_that_died_while_the_server_was_away_is_freed(site: L
 
 @pytest.fixture
 def sure_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """As `site`, on PostgreSQL: with SQLite, an event can be lost to a locked database on a machine under load."""
+    """Start the `site` on PostgreSQL. On a busy machine SQLite can lose an event, because the database is locked."""
     if postgres_bin() is None:
         pytest.skip("PostgreSQL is not installed: its server programs (initdb, postgres) were not found")
     with postgres() as database, live(tmp_path_factory.mktemp("faults"), database=database) as site:
@@ -193,7 +193,7 @@ def sure_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
-    """Keeps what is posted."""
+    """A handler that stores the bodies of POST requests."""
 
     said: list[str]
 
@@ -204,12 +204,12 @@ class Hook(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Suppress log output."""
 
 
 @pytest.fixture
 def hook() -> Iterator[tuple[str, list[str]]]:
-    """A webhook on this machine: its address, and what it was told."""
+    """Run a webhook on this machine; yields its address and the bodies that it received."""
     said: list[str] = []
     handler = type("OneHook", (Hook,), {"said": said})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -234,7 +234,7 @@ def test_failed_runs_are_told_to_a_notification_block(sure_site: Live, hook: tup
     assert len(refused.strip().splitlines()) == 1
     for _ in range(2):
         rows = site.deploy("step", "--notify", "custom-webhook/oncall")
-    assert [row["status"] for row in rows if row["name"] == TELL] == ["unchanged"]
+    assert [row["status"] for row in rows if row["name"] == FAILURE_AUTOMATION] == ["unchanged"]
     of_others, quick = site.ask("others/others"), site.ask("liver-quick/cron")
     ours = site.ended(site.ask("liver-failing/failing"))
     assert ours.state is not None

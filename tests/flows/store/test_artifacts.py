@@ -1,4 +1,4 @@
-"""The artifact store: once, whole, and never what it was not."""
+"""The artifact store makes each artifact once, completely, and never returns a damaged one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.store.artifacts import SIDECAR, ArtifactStore, DamagedArtifactError, Made
+from flows.store.artifacts import SIDECAR, ArtifactStore, BuildRecord, DamagedArtifactError
 from flows.store.references import Ref
 from flows.store.step import Step, content_key
 from medad.base.errors import DiskFullError
@@ -28,7 +28,7 @@ PARTS = STEP.key_parts({})
 
 
 class Body:
-    """Writes two files, and counts."""
+    """A body that writes two files and counts its calls."""
 
     def __init__(self, colour: str = "green") -> None:
         self.calls = 0
@@ -42,7 +42,7 @@ class Body:
 
 
 def everything(root: Path) -> set[str]:
-    """Files and folders of a cache that belong to artifacts or their making."""
+    """Return the files and folders of a cache that belong to artifacts or to their making."""
     names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
     return {name for name in names if name not in {"digests.sqlite", "tmp", "locks", "paint"}}
 
@@ -114,7 +114,7 @@ def forge_sidecar(folder: Path) -> None:
 
 
 def damage_timing(folder: Path) -> None:
-    """Volatile files are checked as well."""
+    """Volatile files are verified too."""
     (folder / "timing").write_text("never", encoding="utf-8")
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_artifact_is_made_again(cache: Path, damage: Callable[[Path], 
 
 
 def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
-    def body(out: Path) -> Made | None:
+    def body(out: Path) -> BuildRecord | None:
         (out / "half").write_text("half", encoding="utf-8")
         raise ValueError("broken")
 
@@ -166,7 +166,7 @@ def test_a_body_that_fails_leaves_nothing(cache: Path) -> None:
     ],
 )
 def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, error: Exception) -> None:
-    def body(out: Path) -> Made | None:
+    def body(out: Path) -> BuildRecord | None:
         (out / "half").write_text("half", encoding="utf-8")
         raise error
 
@@ -180,7 +180,7 @@ def test_a_refresh_that_fails_keeps_what_was_there(cache: Path) -> None:
     store = ArtifactStore()
     ref, _ = store.build(STEP, PARTS, Body())
 
-    def body(out: Path) -> Made | None:
+    def body(out: Path) -> BuildRecord | None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):

@@ -1,4 +1,4 @@
-"""The digest of a step's code: what must change it, what must not."""
+"""The digest of a step's code: the edits that must change it, and those that must not."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ PACKAGE = {
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Writes a fresh package and gives the digest of its `entry:start`."""
+    """Return a function that writes a new package and returns the digest of its `entry:start`."""
     monkeypatch.syspath_prepend(str(tmp_path))
     numbers = itertools.count()
     loaded = set(sys.modules)
 
     def digest(changes: dict[str, str]) -> str:
-        # always one name: the digest holds module names
+        # always the same name, since the digest contains module names
         folder = tmp_path / "walked"
         folder.mkdir(exist_ok=True)
         for name, text in (PACKAGE | changes).items():
@@ -70,7 +70,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     yield digest
     sources._parse.cache_clear()
     sources.closure.cache_clear()
-    assert not {name for name in set(sys.modules) - loaded if name.startswith("walked.")}, "walking imports nothing"
+    assert not {name for name in set(sys.modules) - loaded if name.startswith("walked.")}, (
+        "the digest imports no module"
+    )
 
 
 def edit(module: str, old: str, new: str) -> dict[str, str]:
@@ -149,7 +151,7 @@ def test_a_step_reaches_what_it_calls_and_not_what_others_call() -> None:
     def modules(step: Step) -> set[str]:
         return {name.partition(":")[0] for name in reached(step)}
 
-    # an edit of the report or of a metric must not train again
+    # an edit of the report or of a metric must not repeat a training
     for step in (PREPARE, RESTORATION, SEGMENTATION, SEGMENT):
         assert not modules(step) & {
             "medad.reports.run.report",

@@ -1,4 +1,4 @@
-"""Remembered digests: quick for what did not change, never wrong for what did."""
+"""Remembered digests: unchanged files are not read again, and changed files never get an old digest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flows.store.digests import DigestMemory, file_sha256
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled at once, so that a test need not wait."""
+    """Let files count as settled immediately, so that tests need not wait."""
     monkeypatch.setattr(digests, "SETTLED_S", -1.0)
 
 
 class Counting:
-    """A digest that knows how often it was computed."""
+    """A digest function that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -103,7 +103,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_was_watched_is_remembered_whatever_its_time_stamps_say(tmp_path: Path) -> None:
-    """Of a share whose clock is ahead, or after this machine's went back."""
+    """Time stamps are in the future if the clock of a share is ahead, or this machine's clock was set back."""
     file, compute = tmp_path / "scan", Counting()
     file.write_bytes(b"abc")
     os.utime(file, (time.time() + 1e6, time.time() + 1e6))

@@ -1,4 +1,4 @@
-"""Steps and calls: what a key is made of, what a function is handed, and that every step is known."""
+"""Steps and calls: the parts of a key, the arguments of a function, and the list of all steps."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def test_a_file_counts_by_its_content_and_not_by_its_name(cache: Path, tmp_path:
         path.write_text(text, encoding="utf-8")
     assert content_of(one) == content_of(same) == file_sha256(one)
     assert content_of(one) != content_of(other)
-    with pytest.raises(InputError, match="no such file") as told:
+    with pytest.raises(InputError, match="no such file") as raised:
         content_of({"scan": tmp_path / "nothing"})
-    assert told.value.path == tmp_path / "nothing"
+    assert raised.value.path == tmp_path / "nothing"
 
 
 def test_fields_are_left_out_by_dotted_name() -> None:
     left_out = frozenset({"settings.deep.low", "settings.name"})
     assert content_of(Config(), left_out, "settings") == {"deep": {"high": 2.0}}
-    assert content_of(Config(), left_out) == content_of(Config()), "of another argument nothing"
+    assert content_of(Config(), left_out) == content_of(Config()), "names of another argument do not matter"
     assert content_of([Config()], left_out, "settings") == [{"deep": {"high": 2.0}}]
     assert content_of(Keyed(1, {"name": 1, "deep": 2}), left_out, "settings") == {"deep": 2}
 
@@ -153,7 +153,7 @@ def test_a_function_gets_folders_for_references_and_values_for_keyed_ones(cache:
         "named": {"x": folder},
         "settings": settings,
         "text": "a",
-    } == SEEN, "of the device nothing: it takes none"
+    } == SEEN, "the function has no parameter for the device, so it gets none"
     assert SEEN["settings"] is settings
 
 
@@ -170,7 +170,7 @@ def test_a_training_gets_its_place_and_a_checkpoint_that_outlives_only_a_failure
     assert not checkpoint.exists()
     TRAIN(settings="whole", checkpoint=tmp_path / "given").run(tmp_path, place, key="key")
     assert SEEN["checkpoint"] == tmp_path / "given"
-    assert (tmp_path / "given").is_file(), "an argument is left alone"
+    assert (tmp_path / "given").is_file(), "a checkpoint given as an argument is not removed"
 
 
 def test_two_steps_of_one_name_are_an_error() -> None:
@@ -231,11 +231,11 @@ def test_a_steps_function_exists_and_takes_what_is_not_in_its_key(step: Step) ->
         name, *below = dotted.split(".")
         assert name in parameters
         kinds = functools.reduce(_kinds_of_field, below, list(_plain(typing.get_type_hints(function)[name])))
-        assert kinds, f"{dotted} is no field of {name}"
+        assert kinds, f"{dotted} is not a field of {name}"
 
 
 def _kinds_of_field(kinds: list[Any], name: str) -> list[Any]:
-    """Return the types of a field of any of these types."""
+    """Return the types of a field, for any of the given types that has it."""
     found: list[Any] = []
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
@@ -246,7 +246,7 @@ def _kinds_of_field(kinds: list[Any], name: str) -> list[Any]:
 
 
 def _plain(annotation: Any) -> Iterator[Any]:
-    """Yield the types that an annotation stands for: those of a union, a generic one without its argument."""
+    """Yield the types of an annotation: all members of a union, and generic types without their arguments."""
     origin = typing.get_origin(annotation)
     if origin in {typing.Union, types.UnionType}:
         for each in typing.get_args(annotation):
@@ -261,10 +261,10 @@ def test_explain_verify_and_prune_take_an_artifact_of_any_step(step: Step, cache
     ref, _ = store.build(step, step.key_parts({"x": 1}), lambda out: None)
     each = upkeep.find(store, ref.key)
     assert upkeep.outdated(each) == [], "up to date"
-    assert upkeep.damaged(store) == []
-    assert upkeep.kept(store, step.name) == [each]
+    assert upkeep.find_damaged(store) == []
+    assert upkeep.list_artifacts(store, step.name) == [each]
     assert upkeep.remove(store, each)
-    assert upkeep.kept(store) == []
+    assert upkeep.list_artifacts(store) == []
 
 
 @pytest.mark.parametrize("step", DECLARED, ids=lambda step: step.name)

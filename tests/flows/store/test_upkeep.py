@@ -1,4 +1,4 @@
-"""Upkeep of the cache: listing, why a key changed, damage of every kind, and pruning that no run notices."""
+"""Upkeep of the cache: listing, reasons for changed keys, all kinds of damage, and pruning during runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ time.sleep(60)
 
 
 def make(call: Call, *, unused_days: float = 0.0) -> Ref:
-    """Run a call without Prefect; its artifact seems to have been used so long ago."""
+    """Run a call without Prefect, and set the time of last use of its artifact to this age."""
     found = attempt("a", call, refresh=False, make=make_here)
     assert isinstance(found, Found)
     then = time.time() - unused_days * DAY_S
@@ -44,17 +44,17 @@ def make(call: Call, *, unused_days: float = 0.0) -> Ref:
 
 
 def keys() -> set[str]:
-    return {each.key for each in upkeep.kept(ArtifactStore())}
+    return {each.key for each in upkeep.list_artifacts(ArtifactStore())}
 
 
 def test_what_is_kept_is_listed_from_the_longest_unused(cache: Path) -> None:
     refs = {days: make(fake("x" * days), unused_days=days) for days in (1, 5, 3)}
-    found = upkeep.kept(ArtifactStore())
+    found = upkeep.list_artifacts(ArtifactStore())
     assert [each.key for each in found] == [refs[days].key for days in (5, 3, 1)]
     for each in found:
         assert each.size == sum(path.stat().st_size for path in (cache / "fake" / each.key).rglob("*"))
         assert each.sidecar is not None
-    assert upkeep.kept(ArtifactStore(), "other") == []
+    assert upkeep.list_artifacts(ArtifactStore(), "other") == []
 
 
 def test_use_is_noted_by_who_finds_and_by_who_verifies(cache: Path) -> None:
@@ -70,13 +70,16 @@ def test_use_is_noted_by_who_finds_and_by_who_verifies(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks", "rule"),
     [
-        (lambda folder: (folder / "result.txt").write_text("b", encoding="utf-8"), "result.txt was altered"),
-        (lambda folder: (folder / "result.txt").write_text("", encoding="utf-8"), "result.txt was altered or cut"),
+        (lambda folder: (folder / "result.txt").write_text("b", encoding="utf-8"), "result.txt was changed"),
+        (
+            lambda folder: (folder / "result.txt").write_text("", encoding="utf-8"),
+            "result.txt was changed or is incomplete",
+        ),
         (lambda folder: (folder / "result.txt").unlink(), "result.txt cannot be read"),
         (lambda folder: (folder / SIDECAR).unlink(), "cannot be read"),
-        (lambda folder: _change(folder, "step", "other"), "another's, or was altered"),
-        (lambda folder: _change(folder, "digest", "0" * 64), f"{SIDECAR} was altered"),
-        (lambda folder: _change(folder, "parts", {"inputs": {"text": "b"}}), "another's, or was altered"),
+        (lambda folder: _change(folder, "step", "other"), "another artifact, or was changed"),
+        (lambda folder: _change(folder, "digest", "0" * 64), f"{SIDECAR} was changed"),
+        (lambda folder: _change(folder, "parts", {"inputs": {"text": "b"}}), "another artifact, or was changed"),
     ],
 )
 def test_damage_is_found_though_size_and_time_stamps_are_the_same(
@@ -88,10 +91,10 @@ def test_damage_is_found_though_size_and_time_stamps_are_the_same(
     for path, stamp in stamps.items():
         if path.exists():
             os.utime(path, ns=(stamp, stamp))
-    [damage] = upkeep.damaged(ArtifactStore())
-    assert damage.kept.key == ref.key
+    [damage] = upkeep.find_damaged(ArtifactStore())
+    assert damage.artifact.key == ref.key
     assert rule in damage.rule
-    assert upkeep.remove(ArtifactStore(), damage.kept)
+    assert upkeep.remove(ArtifactStore(), damage.artifact)
     assert keys() == {whole.key}
     assert not list((cache / "tmp").iterdir())
 
@@ -103,33 +106,38 @@ def _change(folder: Path, name: str, value: object) -> None:
 
 def test_choosing_by_age_then_by_size(cache: Path) -> None:
     refs = [make(fake(text), unused_days=days) for text, days in (("a", 40), ("b", 20), ("c", 10), ("d", 0))]
-    everything, now = upkeep.kept(ArtifactStore()), time.time()
+    everything, now = upkeep.list_artifacts(ArtifactStore()), time.time()
     size = everything[0].size
     assert all(abs(each.size - size) <= 2 for each in everything)
 
     def chosen(**limits: Any) -> list[int]:
         given: dict[str, Any] = {"older_than_s": None, "max_bytes": None, "in_use_since": float("inf")} | limits
-        return [[ref.key for ref in refs].index(each.key) for each in upkeep.choose(everything, now=now, **given)]
+        return [
+            [ref.key for ref in refs].index(each.key) for each in upkeep.choose_unused(everything, now=now, **given)
+        ]
 
     assert chosen() == []
     assert chosen(older_than_s=15 * DAY_S) == [0, 1]
     assert chosen(max_bytes=int(2.5 * size)) == [0, 1]
     assert chosen(older_than_s=30 * DAY_S, max_bytes=int(1.5 * size)) == [0, 1, 2]
     assert chosen(max_bytes=0) == [0, 1, 2, 3]
-    # of a run that began 15 days ago, all it may have used stays, whatever the limits
+    # everything that a run of 15 days may have used stays, even beyond the limits
     assert chosen(max_bytes=0, in_use_since=now - 15 * DAY_S) == [0, 1]
 
 
 def test_a_clock_that_went_back_makes_nothing_old(cache: Path) -> None:
     make(fake("a"), unused_days=-3)
-    everything = upkeep.kept(ArtifactStore())
-    assert upkeep.choose(everything, older_than_s=0.0, max_bytes=None, now=time.time(), in_use_since=time.time()) == []
+    everything = upkeep.list_artifacts(ArtifactStore())
+    assert (
+        upkeep.choose_unused(everything, older_than_s=0.0, max_bytes=None, now=time.time(), in_use_since=time.time())
+        == []
+    )
     assert upkeep.age(everything[0]) == "0 min"
 
 
 def test_what_a_run_is_making_is_not_removed(cache: Path) -> None:
     ref, store = make(fake("a")), ArtifactStore()
-    [each] = upkeep.kept(store)
+    [each] = upkeep.list_artifacts(store)
     with store.lock(f"fake-{ref.key}"):
         assert not upkeep.remove(store, each)
     assert keys() == {ref.key}
@@ -139,18 +147,18 @@ def test_what_a_run_is_making_is_not_removed(cache: Path) -> None:
 
 def test_a_run_is_under_way_until_it_ends_or_its_process_dies(cache: Path) -> None:
     store = ArtifactStore()
-    assert store.runs_since() == float("inf")
+    assert store.oldest_run_start() == float("inf")
     before = time.time()
     end = store.mark_run()
-    assert before - 1 <= store.runs_since() <= time.time() + 1
+    assert before - 1 <= store.oldest_run_start() <= time.time() + 1
     end()
-    assert store.runs_since() == float("inf")
+    assert store.oldest_run_start() == float("inf")
     with subprocess.Popen([sys.executable, "-c", RUN_UNDER_WAY], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert store.runs_since() < float("inf")
+        assert store.oldest_run_start() < float("inf")
         process.kill()
-    assert store.runs_since() == float("inf")
+    assert store.oldest_run_start() == float("inf")
     assert not list((cache / "runs").iterdir())
 
 
@@ -160,7 +168,7 @@ def test_changes_are_named_by_part() -> None:
     lines = [change.line for change in upkeep.changes(parts, other)]
     assert lines == [
         "inputs.added: new",
-        "inputs.gone: gone",
+        "inputs.gone: removed",
         "inputs.scan changed",
         "inputs.settings.low: -100 -> -150",
     ]
@@ -218,7 +226,10 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
     old, new = make(fake("old"), unused_days=40), make(fake("new"))
     ran = cli("cache", "ls")
     assert ran.code == 0
-    assert f"2 artifacts, {show_size(sum(each.size for each in upkeep.kept(ArtifactStore())))}, in {cache}" in ran.out
+    assert (
+        f"2 artifacts, {show_size(sum(each.size for each in upkeep.list_artifacts(ArtifactStore())))}, in {cache}"
+        in ran.out
+    )
     assert [row["key"] for row in cli("cache", "ls", "fake", "--json").answer["artifacts"]] == [old.key, new.key]
     assert old.key[:12] in cli("cache", "ls", "fake").out
 
@@ -233,7 +244,7 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
     (new.folder() / "result.txt").write_text("bad", encoding="utf-8")
     ran = cli("cache", "verify")
     assert ran.code == 2
-    assert f"{new.folder()}: result.txt was altered" in ran.out
+    assert f"{new.folder()}: result.txt was changed" in ran.out
     assert keys() == {old.key, new.key}
     assert cli("cache", "verify", "--remove").code == 0
     assert cli("cache", "verify").code == 0
@@ -257,7 +268,7 @@ def test_the_commands(cache: Path, cli: Callable[..., Any], monkeypatch: pytest.
 
 def test_what_was_pruned_is_made_anew(cache: Path, runs: list[str]) -> None:
     ref = make(fake("a"))
-    [each] = upkeep.kept(ArtifactStore())
+    [each] = upkeep.list_artifacts(ArtifactStore())
     assert upkeep.remove(ArtifactStore(), each)
     assert not list((cache / "fake").iterdir())
     assert make(fake("a")) == ref

@@ -1,4 +1,4 @@
-"""The flow zsad-compare on tiny images with a tiny model: every system, features shared, failures kept apart."""
+"""The flow zsad-compare on tiny images with a tiny model: all systems, shared features, failures of single systems."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
 
 @pytest.fixture(scope="module")
 def finished(world: Any, cli: Cli) -> Iterator[Any]:
-    """One run that computed everything."""
+    """Run the flow once with an empty cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield cli("zsad", "compare", world.config, "--out", world.runs, "--json")
@@ -68,7 +68,7 @@ def finished(world: Any, cli: Cli) -> Iterator[Any]:
 
 @pytest.fixture
 def again(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
-    """Runs once more over the same cache, with other options, into a folder of this test's."""
+    """Return a function that runs the flow again, with the same cache, other options and a new run folder."""
     del finished
 
     def run(*options: object, config: Path = world.config) -> Any:
@@ -104,14 +104,14 @@ def test_every_system_is_judged_on_every_category_and_seed(finished: Any, world:
 def test_one_forward_serves_all_systems_of_an_encoder(finished: Any, world: Any) -> None:
     del finished
     categories = len(list(world.data.iterdir()))
-    shots = made(world, "zsad-encode") - 2 * categories  # two encoders
+    shots = made(world, "zsad-encode") - 2 * categories  # for two encoders
     indices = [folder / "index.json" for folder in (world.cache / "zsad-encode").iterdir()]
     kept = [tuple(json.loads(index.read_text(encoding="utf-8"))["outputs"]) for index in indices]
     windows = ("window-2", "window-3")
     all_but_dpam = ("block-1", "block-2", "block-3", "patches", "plain", "tokens", *windows)
     assert Counter(kept) == dict.fromkeys([all_but_dpam, ("patches",), ("tokens", *windows)], categories)
-    assert shots == categories, "the one normal image of each category, whichever seed drew it"
-    assert made(world, "zsad-train") == 2 * categories, "either learned system on the other category"
+    assert shots == categories, "each category has one normal image, so all seeds choose it"
+    assert made(world, "zsad-train") == 2 * categories, "each learned system is trained on the other category"
 
 
 def test_each_task_is_counted_once(finished: Any) -> None:
@@ -211,4 +211,4 @@ def test_no_folder_reaches_prefect() -> None:
     text = settings.model_dump_json()
     assert "doe_jane" not in text
     assert f"{PLACEHOLDER}/b.pt" in text
-    assert settings.data.root == secret, "the flow itself has it"
+    assert settings.data.root == secret, "the flow itself gets the real path"

@@ -1,4 +1,4 @@
-"""The flow zsad on tiny images with a tiny model: what it leaves, what it computes again, what bad images do to it."""
+"""The flow zsad on tiny images with a tiny model: its results, repeated steps, and effects of bad images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zsad.config.systems import DualImage
 Cli = Callable[..., Any]
 CATEGORIES, SEEDS, IMAGES = 2, 2, 4
 ALL = CATEGORIES * (2 + 2 * SEEDS) + 1
-"""Tasks: text and images; scores and evaluation of each seed; the report."""
+"""Numbers of tasks: text and images; scores and evaluation of each seed; the report."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
 
 @pytest.fixture(scope="module")
 def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
-    """One run under Prefect that computed everything; the others find what it left."""
+    """Run the flow once under Prefect with an empty cache. Other tests use the cached results."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         yield prefect_cli("zsad", "run", world.config, "--out", world.runs, "--json")
@@ -37,7 +37,7 @@ def finished(world: Any, prefect_cli: Cli) -> Iterator[Any]:
 
 @pytest.fixture
 def again(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> Callable[..., Any]:
-    """Runs once more over the same cache, with other options, into a folder of this test's."""
+    """Return a function that runs the flow again, with the same cache, other options and a new run folder."""
     del finished
 
     def run(*options: object) -> Any:
@@ -111,7 +111,7 @@ def test_seeds_that_were_scored_are_used_again(again: Callable[..., Any]) -> Non
 def test_renamed_moved_and_reordered_images_are_the_same_images(
     again: Callable[..., Any], finished: Any, world: Any, tmp_path: Path
 ) -> None:
-    """Only the report shows names."""
+    """Only the report depends on names."""
     moved = tmp_path / "moved"
     shutil.copytree(world.data, moved)
     for folder, ending in (("test", ".png"), ("ground_truth", "_mask.png")):
@@ -154,7 +154,7 @@ def test_bad_images_are_listed_and_the_others_go_on(again: Callable[..., Any], w
     assert "good/cut" in (Path(ran.answer["run_folder"]) / "report.html").read_text(encoding="utf-8")
     images = {row["id"] for row in rows(ran, "scores.csv") if row["category"] == "cloth"}
     assert images == {"good/000", "good/001", "stain/000", "stain/001", "stain/large"}
-    # the other category is as it was, and what is bad stays listed where all is cached
+    # the other category is unchanged, and bad images are still listed if everything is cached
     assert again("--data", data).answer["computed"] == 0
     assert {failure["case"] for failure in again("--data", data).answer["failures"]} == set(failures)
 
@@ -212,7 +212,7 @@ def test_unlabelled_images_are_scored_and_bad_ones_named(world: Any, finished: A
     table = {row["file"]: row for row in rows(ran, "scores.csv")}
     assert {Path(name).stem for name, row in table.items() if row["score"]} == scored
     assert {name for name, row in table.items() if row["problem"]} == {"dot.png", "broken.png"}
-    for ending in ("png", "npy"):  # a second kind of float map would leave `evaluate` two maps an image
+    for ending in ("png", "npy"):  # with a second kind of float map, `evaluate` would find two maps per image
         assert {path.stem for path in (out / "maps").glob(f"*.{ending}")} == scored
     assert not list((out / "maps").glob("*.tiff"))
     assert np.load(out / "maps" / "long.npy").shape == (400, 12_000)

@@ -1,4 +1,4 @@
-"""What each step of the flow zsad depends on: a table of settings against steps."""
+"""The settings that each step of the flow zsad depends on, as a table of settings and steps."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def report_of(settings: ZsadSettings, *found: CategoryResult[Ref], failures: tup
 
 
 def fuse_of(scores: Ref, settings: ZsadSettings) -> Call:
-    """The step, also where the lambdas are the paper's and it is not needed."""
+    """Return the fuse step's call, even if the lambdas are the paper's and it is not needed."""
     needed = zsad_steps.fuse(scores, settings.score)
-    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.lambdas_that_matter(settings.score))
+    return needed or zsad_steps.FUSE(scores=scores, settings=zsad_steps.with_used_lambdas(settings.score))
 
 
 def calls_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: int = 0) -> dict[str, Call]:
-    """All steps of the flow, with equal artifacts from the step before."""
+    """Return the calls of all steps of the flow, with fixed artifacts as inputs."""
     features, text, scores = ref("zsad-encode"), ref("zsad-text"), ref("zsad-score")
     encoder, score, machine = settings.encoder, settings.score, settings.machine
     category = category_of(images, seed)
@@ -85,7 +85,7 @@ def key(call: Call) -> str:
 
 
 def changed_in(call: Call, **arguments: Any) -> Call:
-    """The call with other arguments."""
+    """Return the call with other arguments."""
     return replace(call, arguments={**call.arguments, **arguments})
 
 
@@ -97,7 +97,7 @@ def keys_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: int
 
 
 def settings_with(**changes: object) -> ZsadSettings:
-    """BASE with values by key, dots written as double underscores."""
+    """Return BASE with changed values; dots in keys are written as double underscores."""
     values = copy.deepcopy(BASE)
     for key, value in changes.items():
         *parents, leaf = key.split("__")
@@ -139,7 +139,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("prompts__surface_categories", ["bottle"], set()),
     ("score__batch_size", 3, set()),
     ("score__tau", 0.07, {"score", "fuse"}),
-    ("score__variants", ["joint_tta", "joint"], {"evaluate"}),  # whose curves are drawn; the scores are the same
+    ("score__variants", ["joint_tta", "joint"], {"evaluate"}),  # other curves, but the same scores
     ("score__variants", ["joint"], {"score", "fuse", "evaluate"}),
     ("score__references", {"count": 2}, {"score", "fuse"}),
     ("score__references", {"aggregate": "mean"}, {"score", "fuse"}),
@@ -172,9 +172,9 @@ def test_settings_of_what_is_not_scored_do_not_matter(images: tuple[LabelledImag
         return {own["score"], own["fuse"]}
 
     plain = keys()
-    assert keys(seed=5) == plain, "nothing is drawn for the text alone"
+    assert keys(seed=5) == plain, "the text variant has no random choices"
     assert keys(adapt__steps=7) == keys(score__lambda_5=0.1) == keys(score__references={"count": 3}) == plain
-    assert keys(encoder__vv_blocks=2) == plain, "it is in the features"
+    assert keys(encoder__vv_blocks=2) == plain, "it is part of the features"
     assert keys(seed=5, variants="visual") != keys(variants="visual")
     assert keys(seed=5, variants="text_tta") != keys(variants="text_tta")
     assert keys(variants="joint", adapt__steps=7) == keys(variants="joint")
@@ -204,7 +204,7 @@ def test_what_is_asked_of_an_encoder_is_part_of_its_key(images: tuple[LabelledIm
     keys = [key(zsad_steps.encode(images, encoder, ANY_MACHINE, outputs)) for outputs in asked]
     assert len(set(keys)) == len(asked)
     assert keys[0] == key(zsad_steps.encode(images, encoder, ANY_MACHINE)), (
-        "what the dual-image scorer reads, in either flow"
+        "the outputs that the dual-image scorer reads, in both flows"
     )
     backwards = zsad_steps.encode(images, encoder, ANY_MACHINE, ("window-3", "window-2", "window-3"))
     assert key(backwards) == keys[-1]
@@ -235,7 +235,7 @@ def test_one_content_under_two_names_is_encoded_once_and_judged_twice(images: tu
 @pytest.mark.parametrize(
     ("change", "steps"),
     [
-        ({"sha256": "f" * 64}, {"encode", "evaluate"}),  # what is scored depends on the features
+        ({"sha256": "f" * 64}, {"encode", "evaluate"}),  # the features determine the scored images
         ({"anomalous": False}, {"evaluate"}),
         ({"defect": "crack"}, {"evaluate"}),
         ({"mask": None}, {"evaluate"}),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medad.cohort.folds import Leak, MarkedCase, PatientMark, deal, find_leaks, patient_mark, patients_of
+from medad.cohort.folds import Leak, MarkedCase, PatientMark, assign_folds, find_leaks, patient_mark, patients_of
 from medad.config.liver import FoldSettings
 from medad.ct.dicom import patient_id, write_dicom
 from medad.ct.fingerprint import liver_fingerprint
@@ -42,11 +42,11 @@ def member(case_id: str, *marks: str) -> MarkedCase:
 def test_folds_are_a_partition_and_even_within_each_data_set(
     train: set[str], test: set[str], folds: FoldSettings
 ) -> None:
-    dealt = deal(train, test, folds)
-    assert set(dealt) == train | test
-    assert set(dealt.values()) <= set(range(folds.count))
+    assigned = assign_folds(train, test, folds)
+    assert set(assigned) == train | test
+    assert set(assigned.values()) <= set(range(folds.count))
     for patients in (train, test):
-        sizes = Counter(dealt[key] for key in patients)
+        sizes = Counter(assigned[key] for key in patients)
         counts = [sizes[number] for number in range(folds.count)]
         assert max(counts) - min(counts) <= 1
 
@@ -59,12 +59,12 @@ def test_order_does_not_matter_and_the_index_deals_nothing(
     for keys in lists:
         random.shuffle(keys)  # type: ignore[attr-defined]
     other = folds.model_copy(update={"index": (folds.index + 1) % folds.count})
-    assert deal(lists[0], lists[1], other) == deal(train, test, folds)
+    assert assign_folds(lists[0], lists[1], other) == assign_folds(train, test, folds)
 
 
 def test_the_seed_deals_anew_and_every_patient_meets_every_fold() -> None:
     patients = {f"patient {number}" for number in range(20)}
-    dealt = [deal(patients, patients, FoldSettings(count=5, index=0, seed=seed)) for seed in range(100)]
+    dealt = [assign_folds(patients, patients, FoldSettings(count=5, index=0, seed=seed)) for seed in range(100)]
     assert dealt[0] != dealt[1]
     for patient in patients:  # a patient misses one fold by chance with probability 0.8**100
         assert {each[patient] for each in dealt} == set(range(5))

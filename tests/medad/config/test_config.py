@@ -113,7 +113,7 @@ def test_there_is_an_example_of_an_inbox() -> None:
     ("text", "rule"),
     [
         (INBOX + "speed: 3\n", "speed: Extra inputs are not permitted"),
-        (INBOX + "settle_s: -1\n", "settle_s: Input should be greater than or equal to 0"),
+        (INBOX + "unchanged_s: -1\n", "unchanged_s: Input should be greater than or equal to 0"),
         (INBOX + "liver_labels: []\n", "liver_labels"),
         (INBOX.replace("out: out", "out: in/out"), "neither inside the other"),
         (INBOX.replace("out: out", "out: m"), "`out` must not be the model's folder"),
