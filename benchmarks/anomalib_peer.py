@@ -40,7 +40,7 @@ def load_winclip(model: str, weights: str, class_name: str, device: str) -> Any:
         open_clip.create_model_and_transforms = create
 
 
-def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
+def time_call(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
     """How long `work` takes, and what it gives."""
     if device != "cpu":
         torch.cuda.synchronize()
@@ -81,7 +81,7 @@ class Peer:
         def work() -> list[Any]:
             return [self.model(part) for part in torch.split(images, batch)]
 
-        seconds, made = seconds_of(work, self.device)
+        seconds, made = time_call(work, self.device)
         shape = [sum(len(part.anomaly_map) for part in made), *made[0].anomaly_map.shape[1:]]
         return {"seconds": seconds, "maps": shape}
 
@@ -110,7 +110,7 @@ class Peer:
             metric.update(batch)
             return float(metric.compute())
 
-        seconds, value = seconds_of(work)
+        seconds, value = time_call(work)
         return {"seconds": seconds, "value": value}
 
 

@@ -1,6 +1,6 @@
 """What smoothed HU alone tell of tumours: the yardstick that a method must beat.
 
-    python benchmarks/hu_yardstick.py SCAN LABEL [--sigma-mm 3]
+    python benchmarks/hu_baseline.py SCAN LABEL [--sigma-mm 3]
 
 LABEL is LiTS's (liver 1, tumour 2). Prints the voxel AUROC inside the liver of two scores: darkness, and distance from
 the liver's own median, HU smoothed within the liver (normalised convolution). No training, no threshold.

@@ -61,7 +61,7 @@ class Row:
     detail: str
 
 
-def timed(work: Callable[[], object], repeats: int, device: torch.device | None = None) -> float:
+def median_seconds(work: Callable[[], object], repeats: int, device: torch.device | None = None) -> float:
     """Median seconds of `work`, after one call to warm up; with no repeats, of that call itself."""
     samples = []
     for _ in range(repeats + 1):
@@ -81,7 +81,7 @@ def fresh_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def the_case(folder: Path | None, scratch: Path) -> LabelledScan:
+def load_case(folder: Path | None, scratch: Path) -> LabelledScan:
     """volume-17, or a generated scan of its size."""
     if folder is not None:
         return LabelledScan(folder / "volume-17.nii.gz", folder / "segmentation-17.nii.gz", (1, 2), 2)
@@ -104,7 +104,7 @@ def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
 # (a) segmenting a scan beside the bare networks
 
 
-def bare_network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
+def network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
     """Both networks over all slices, data already in place, results thrown away: the bound."""
     networks = load_networks(*model, str(device))
     query = (torch.from_numpy(pixels)[:, None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
@@ -116,10 +116,10 @@ def bare_network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, 
             nets.segment_logits(networks.segmentation, nets.restore(networks.restoration, part), part)
 
     forward(batch)
-    return timed(lambda: forward(len(query)), 0, device)
+    return median_seconds(lambda: forward(len(query)), 0, device)
 
 
-def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Path) -> Row:
+def time_segmentation(case: LabelledScan, name: str, device: torch.device, scratch: Path) -> Row:
     settings = load(CONFIGS / f"{name}.yaml")
     model = random_model(settings, scratch / f"model-{name}")
 
@@ -137,7 +137,7 @@ def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Pat
     with fresh_folder() as prepared:
         prepare_case(case, settings.preprocess, prepared, training=False)
         pixels = load_prepared(prepared / "prepared.safetensors").slices.pixels
-    bare = bare_network_seconds(pixels, model, InferenceSettings().batch_size, device)
+    bare = network_seconds(pixels, model, InferenceSettings().batch_size, device)
     seconds = whole()
     ratio = seconds["total"] / bare
     detail = (
@@ -151,7 +151,7 @@ def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Pat
 # (b) synthesis
 
 
-def per_image_synthesis(
+def synthesise_with_scipy(
     image: ndarray, organ: ndarray, settings: SynthesisSettings, rng: np.random.Generator
 ) -> ndarray:
     """Algorithm 1 and eq. 3.1 for one image, as one writes it with SciPy."""
@@ -165,7 +165,7 @@ def per_image_synthesis(
     return result
 
 
-def synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
+def time_synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
     settings = load(CONFIGS / f"{name}.yaml")
     batch = settings.train.restoration.batch_size
     rows = []
@@ -181,10 +181,10 @@ def synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
 
         def one_by_one() -> None:
             for image, mask in zip(pixels[:batch], organ[:batch], strict=True):
-                per_image_synthesis(image.astype(np.float32), mask, settings.synthesis, rng)  # noqa: B023
+                synthesise_with_scipy(image.astype(np.float32), mask, settings.synthesis, rng)  # noqa: B023
 
-        ours = timed(batched, 10, device) / batch
-        theirs = timed(one_by_one, 5) / batch
+        ours = median_seconds(batched, 10, device) / batch
+        theirs = median_seconds(one_by_one, 5) / batch
         limit = 3 if device.type == "cpu" else 50
         detail = f"an image of {pixels.shape[-1]} px: {ours * 1e3:.2f} ms, SciPy {theirs * 1e3:.2f} ms"
         what = f"SciPy per image / batched synthesis, {name}, {device.type}"
@@ -222,13 +222,13 @@ def training_step_seconds(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
-    return timed(step, 1 if max(settings.restoration.widths) > 256 else 5)
+    return median_seconds(step, 1 if max(settings.restoration.widths) > 256 else 5)
 
 
 # (c) preprocessing
 
 
-def preprocessing(case: LabelledScan, slice_px: int) -> Row:
+def time_preprocessing(case: LabelledScan, slice_px: int) -> Row:
     """From the two files to equalised slices, beside MONAI's transforms for the same."""
     from monai.transforms import (
         Compose,
@@ -273,7 +273,7 @@ def preprocessing(case: LabelledScan, slice_px: int) -> Row:
         return len(slices)
 
     assert ours() == theirs()
-    a, b = timed(ours, 3), timed(theirs, 1)
+    a, b = median_seconds(ours, 3), median_seconds(theirs, 1)
     detail = f"{slice_px} px, files to slices: {a:.2f} s, MONAI {b:.2f} s"
     return Row("c", "MONAI chain / our preprocessing", b / a, "x", ">= 1", b >= a, detail)
 
@@ -281,7 +281,7 @@ def preprocessing(case: LabelledScan, slice_px: int) -> Row:
 # (d) memory
 
 
-def big_scan(folder: Path, planes: int) -> LabelledScan:
+def write_big_scan(folder: Path, planes: int) -> LabelledScan:
     """512 x 512 x `planes` of CT-like noise with a liver over 400 planes."""
     rng = np.random.default_rng(0)
     grid = np.mgrid[-1:1:512j, -1:1:512j]
@@ -300,7 +300,7 @@ def big_scan(folder: Path, planes: int) -> LabelledScan:
     return LabelledScan(folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
 
 
-def _segment_and_weigh(
+def _segment_and_report_peak(
     case: LabelledScan, model: tuple[Path, Path], slice_px: int, reply: multiprocessing.Queue[int]
 ) -> None:
     with fresh_folder() as prepared, fresh_folder() as out:
@@ -311,18 +311,20 @@ def _segment_and_weigh(
     reply.put(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
-def memory(name: str, planes: int) -> Row:
+def measure_memory(name: str, planes: int) -> Row:
     settings = load(CONFIGS / f"{name}.yaml")
     context = multiprocessing.get_context("spawn")
     with fresh_folder() as folder:
         # made in a process of its own: a parent's memory must not count
-        maker = context.Process(target=big_scan, args=(folder, planes))
+        maker = context.Process(target=write_big_scan, args=(folder, planes))
         maker.start()
         maker.join()
         case = LabelledScan(folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
         reply = context.Queue()
         model = random_model(settings, folder)
-        worker = context.Process(target=_segment_and_weigh, args=(case, model, settings.preprocess.slice_px, reply))
+        worker = context.Process(
+            target=_segment_and_report_peak, args=(case, model, settings.preprocess.slice_px, reply)
+        )
         start = time.perf_counter()
         worker.start()
         peak = reply.get(timeout=1800) / 1e9
@@ -343,20 +345,20 @@ def main() -> None:
     names = arguments.nets.split(",")
     rows: list[Row] = []
     with fresh_folder() as scratch:
-        case = the_case(arguments.data, scratch)
+        case = load_case(arguments.data, scratch)
         if "c" in arguments.parts:
-            rows.append(preprocessing(case, 256))
+            rows.append(time_preprocessing(case, 256))
         for name in names:
             settings = load(CONFIGS / f"{name}.yaml")
             if "b" in arguments.parts:
                 with fresh_folder() as prepared:
                     prepare_case(case, settings.preprocess, prepared, training=False)
                     slices = load_prepared(prepared / "prepared.safetensors").slices
-                rows += synthesis(name, slices.pixels, slices.organ)
+                rows += time_synthesis(name, slices.pixels, slices.organ)
             if "a" in arguments.parts:
-                rows += [segmenting(case, name, device, scratch) for device in DEVICES]
+                rows += [time_segmentation(case, name, device, scratch) for device in DEVICES]
         if "d" in arguments.parts:
-            rows.append(memory(names[0], arguments.planes))
+            rows.append(measure_memory(names[0], arguments.planes))
     rows.sort(key=lambda row: row.part)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"

@@ -42,7 +42,7 @@ TINY: dict[str, Any] = {
 """Networks of no consequence: what is cached costs nothing to compute."""
 
 
-def command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
+def run_command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     """Run the command line with its own cache and database; its answer and its seconds, Python's start included."""
     environment = os.environ | {
         "ADFLOWS_CACHE": str(folder / "cache"),
@@ -63,7 +63,7 @@ def command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     return answer, seconds
 
 
-def cached_run(folder: Path) -> Any:
+def time_cached_run(folder: Path) -> Any:
     import yaml
 
     from benchmarks.zsad_timing import Row
@@ -76,28 +76,28 @@ def cached_run(folder: Path) -> Any:
     values["train_data"]["root"], values["test_data"]["root"] = str(folder / "btcv"), str(folder / "lits")
     (folder / "many.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     run = ("liver", "run", str(folder / "many.yaml"), "--out", str(folder / "runs"))
-    first, filling = command(folder, *run)
-    again, seconds = command(folder, *run)
+    first, filling = run_command(folder, *run)
+    again, seconds = run_command(folder, *run)
     assert (again["computed"], again["cached"]) == (0, first["computed"])
     tasks = again["cached"]
     detail = f"{tasks} tasks, {1000 * seconds / tasks:.0f} ms a task; computing them took {filling:.0f} s"
     return Row("a", f"liver run of {VOLUMES} volumes, all cached", seconds, "s", "< 30", seconds < 30, detail)
 
 
-def orchestrated(folder: Path) -> Any:
+def time_demo(folder: Path) -> Any:
     from benchmarks.zsad_timing import Row
 
-    command(folder, "samples")
+    run_command(folder, "samples")
     # the database and the imports' bytecode exist on any but the first day
-    command(folder, "zsad", "run", "demo", "--dry-run")
-    command(folder, "liver", "step", "window", str(warm_scan(folder)), "-o", str(folder / "grey.nii.gz"))
+    run_command(folder, "zsad", "run", "demo", "--dry-run")
+    run_command(folder, "liver", "step", "window", str(write_small_scan(folder)), "-o", str(folder / "grey.nii.gz"))
     samples = shutil.move(folder / "cache" / "samples", folder / "samples")
     shutil.rmtree(folder / "cache")
     for cache in ("bare-1", "cache", "bare-2"):
         shutil.copytree(samples, folder / cache / "samples")
-    bare = _bare_process(folder / "bare-1")
-    answers, seconds = command(folder, "demo", "--out", str(folder / "runs"))
-    bare_again = _bare_process(folder / "bare-2")
+    bare = _time_bare_steps(folder / "bare-1")
+    answers, seconds = run_command(folder, "demo", "--out", str(folder / "runs"))
+    bare_again = _time_bare_steps(folder / "bare-2")
     assert all(answer["cached"] == 0 for answer in answers.values())
     tasks = sum(answer["computed"] for answer in answers.values())
     plain = (bare + bare_again) / 2
@@ -109,14 +109,14 @@ def orchestrated(folder: Path) -> Any:
     return Row("b", "the demo as a command, more than its steps alone", share, "%", "< 3", share < 3, detail)
 
 
-def warm_scan(folder: Path) -> Path:
+def write_small_scan(folder: Path) -> Path:
     from medad.cohort.phantom import write_btcv_phantoms
 
     write_btcv_phantoms(folder / "warm", 1, seed=1, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     return next((folder / "warm" / "img").iterdir())
 
 
-def _bare_process(folder: Path) -> float:
+def _time_bare_steps(folder: Path) -> float:
     environment = os.environ | {
         "ADFLOWS_CACHE": str(folder),
         "ADFLOWS_SLOTS": str(folder / "slots"),
@@ -127,7 +127,7 @@ def _bare_process(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def bare() -> None:
+def run_bare_steps() -> None:
     """Run both demos' steps, one after another, without Prefect."""
     from flows.machine.environment import prepare_prefect
 
@@ -138,7 +138,7 @@ def bare() -> None:
     run_zsad()
 
 
-def digest(folder: Path) -> Any:
+def time_digest(folder: Path) -> Any:
     import gzip
 
     import numpy as np
@@ -169,12 +169,12 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
-        bare()
+        run_bare_steps()
         return
     from benchmarks.zsad_timing import fresh_folder
 
     rows = []
-    for letter, measure in (("a", cached_run), ("b", orchestrated), ("c", digest)):
+    for letter, measure in (("a", time_cached_run), ("b", time_demo), ("c", time_digest)):
         if letter in arguments.only:
             print(letter, file=sys.stderr)
             with fresh_folder() as folder:

@@ -24,18 +24,18 @@ SHARES = (0.002, 0.01, 0.03, 0.1)
 Rule = Callable[[np.ndarray], float]
 
 
-def within(rule: Rule, low: float, high: float) -> Rule:
+def clamped(rule: Rule, low: float, high: float) -> Rule:
     return lambda values: float(np.clip(rule(values), low, high))
 
 
-def ours(values: np.ndarray) -> float:
+def product_threshold(values: np.ndarray) -> float:
     return threshold_of(values, np.ones(values.shape, bool), PostprocessSettings(threshold="auto"))
 
 
 RULES: dict[str, Rule] = {
-    "Otsu, 0.25 to 0.5": within(threshold_otsu, 0.25, 0.5),
-    "triangle, 0.25 to 0.5": within(threshold_triangle, 0.25, 0.5),
-    "`threshold: auto`": ours,
+    "Otsu, 0.25 to 0.5": clamped(threshold_otsu, 0.25, 0.5),
+    "triangle, 0.25 to 0.5": clamped(threshold_triangle, 0.25, 0.5),
+    "`threshold: auto`": product_threshold,
     "0.4": lambda _: 0.4,
     "0.5": lambda _: 0.5,
 }

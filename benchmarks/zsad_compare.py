@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.zsad_scorer import Bench
-from benchmarks.zsad_timing import Row, at_most, by_turns, clocked
+from benchmarks.zsad_timing import Row, row_at_most, time_alternately, timer
 from zsad.clip.windows import encode_windows
 from zsad.config.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
 from zsad.steps.encode import encode_images
@@ -20,7 +20,7 @@ OUTPUTS = tuple(sorted({output for system in SYSTEMS for output in system.output
 
 
 @torch.no_grad()
-def encoding_for_all(bench: Bench) -> Row:
+def time_encoding_for_all(bench: Bench) -> Row:
     """Files to features on disk, once for every system, beside one plain forward an image and one of its windows."""
     encoder, device = bench.encoder, bench.plan.device
     model, visual = encoder.model, encoder.model.visual
@@ -37,8 +37,8 @@ def encoding_for_all(bench: Bench) -> Row:
             encode_windows(visual, normalised, WinClip().windows)
 
     # loading the model is no part of a forward; the flow does it once a task
-    compared = by_turns(clocked(ours, device), clocked(bare, device), bench.plan.repeats)
-    scoring = clocked(lambda: _score_all(bench, features), device)()
+    compared = time_alternately(timer(ours, device), timer(bare, device), bench.plan.repeats)
+    scoring = timer(lambda: _score_all(bench, features), device)()
     mine, bound = (statistics.median(seconds) / bench.plan.images for seconds in (compared.first, compared.second))
     detail = (
         f"an image: files to features with {len(OUTPUTS)} outputs {1e3 * mine:.0f} ms, loading the model included; one "
@@ -46,7 +46,7 @@ def encoding_for_all(bench: Bench) -> Row:
         f"not counted, {1e3 * scoring / bench.plan.images:.0f} ms"
     )
     what = f"encoding for all training-free systems / the encoder's forwards, {device.type}"
-    return at_most("i", what, compared, 2, detail)
+    return row_at_most("i", what, compared, 2, detail)
 
 
 def _score_all(bench: Bench, features: Any) -> None:

@@ -18,6 +18,6 @@ def draw_image(rng: np.random.Generator, side_px: int) -> UInt8[np.ndarray, "S S
     return (total / 3).astype(np.uint8)
 
 
-def name_of(number: int) -> str:
+def image_key(number: int) -> str:
     """Stands for the sha256 of an image's file."""
     return hashlib.sha256(str(number).encode()).hexdigest()

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.zsad_images import draw_image, name_of
+from benchmarks.zsad_images import draw_image, image_key
 from benchmarks.zsad_timing import Plan, Row, fresh_folder
 from zsad.clip.models import CONFIG_NAME, WEIGHTS_NAMES
 from zsad.config.run import AdaptSettings, EncoderSettings, EvaluationSettings, PromptSettings, ScoreSettings
@@ -39,7 +39,7 @@ MODEL: dict[str, Any] = {
 """So small that 2,000 images take a minute, with as many patches as ViT-B-16-plus-240: 230 kB of features an image."""
 
 
-def make_set(folder: Path, count: int) -> None:
+def write_image_set(folder: Path, count: int) -> None:
     """`count` image files, every other one with a defect and its mask; and the small model."""
     rng = np.random.default_rng(1)
     rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX]
@@ -66,12 +66,12 @@ def peak_bytes() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def whole_path(folder: Path, count: int, threads: int) -> dict[str, int]:
+def pipeline_peaks(folder: Path, count: int, threads: int) -> dict[str, int]:
     """Encode, score with and without adaptation, evaluate; the peak of each step."""
     torch.set_num_threads(threads)
     encoder = EncoderSettings(model=f"local-dir:{folder / 'model'}")
     paths = [folder / f"{number}.png" for number in range(count)]
-    digests = [name_of(number) for number in range(count)]
+    digests = [image_key(number) for number in range(count)]
     score = ScoreSettings(variants=("joint", "joint_tta"))
     known = [
         LabelledImage(
@@ -103,18 +103,18 @@ def whole_path(folder: Path, count: int, threads: int) -> dict[str, int]:
     return peaks
 
 
-def alone(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+def in_new_process(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call it in a new process, whose memory is nothing but its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args, **kwargs).result()
 
 
-def memory(plan: Plan) -> Row:
+def measure_memory(plan: Plan) -> Row:
     few, many = plan.memory_images
     start = time.perf_counter()
     with fresh_folder() as folder:
-        alone(make_set, folder, many)
-        peaks = [alone(whole_path, folder, count, plan.threads) for count in (few, many)]
+        in_new_process(write_image_set, folder, many)
+        peaks = [in_new_process(pipeline_peaks, folder, count, plan.threads) for count in (few, many)]
     small, large = (max(each.values()) for each in peaks)
     parts = ", ".join(f"{name} {peaks[0][name] / 1e6:.0f} -> {peaks[1][name] / 1e6:.0f}" for name in peaks[0])
     detail = (

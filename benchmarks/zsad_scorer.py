@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.beside_anomalib import Anomalib, without_anomalib
-from benchmarks.zsad_images import draw_image, name_of
-from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
+from benchmarks.anomalib_client import Anomalib, skipped_row
+from benchmarks.zsad_images import draw_image, image_key
+from benchmarks.zsad_timing import Laps, Plan, Row, TimedWork, row_at_least, row_at_most, time_alternately, timer
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, read_text, view_file
 from zsad.config.encoder_outputs import PATCHES
@@ -65,7 +65,7 @@ class Bench:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        return tuple(name_of(number) for number in range(self.plan.images))
+        return tuple(image_key(number) for number in range(self.plan.images))
 
     @property
     def features(self) -> Path:
@@ -108,7 +108,7 @@ def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"
 
 
 @torch.no_grad()
-def two_paths(bench: Bench) -> Row:
+def time_attention_paths(bench: Bench) -> Row:
     batches = torch.split(bench.images, bench.plan.batch)
     model: Any = bench.encoder.model
     device, n = bench.plan.device, len(bench.images)
@@ -121,10 +121,10 @@ def two_paths(bench: Bench) -> Row:
         for part in batches:
             bench.encoder.encode(part)
 
-    compared = by_turns(clocked(both, device), clocked(plain, device), bench.plan.repeats)
+    compared = time_alternately(timer(both, device), timer(plain, device), bench.plan.repeats)
     ours, theirs = (statistics.median(seconds) / n * 1e3 for seconds in (compared.first, compared.second))
     detail = f"an image: both paths {ours:.0f} ms, encode_image {theirs:.0f} ms, {bench.plan.batch} at a time"
-    return at_most("a", f"both paths / open_clip's encode_image, {device.type}", compared, 1.25, detail)
+    return row_at_most("a", f"both paths / open_clip's encode_image, {device.type}", compared, 1.25, detail)
 
 
 # (b) beside WinCLIP
@@ -144,11 +144,11 @@ def load_anomalib(bench: Bench, anomalib: Anomalib) -> dict[str, Any]:
     return {**loaded, "difference": difference}
 
 
-def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
+def compare_with_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
     """Tensors to scores and maps, either side; nothing is read, text is ready."""
     what = f"anomalib's WinCLIP / dual scorer without adaptation, {bench.plan.device.type}"
     if anomalib is None:
-        return without_anomalib("b", what, ">= 8")
+        return skipped_row("b", what, ">= 8")
     loaded = load_anomalib(bench, anomalib)
     device, n = bench.plan.device, len(bench.images)
 
@@ -167,45 +167,45 @@ def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
         assert made["maps"] == [n, bench.encoder.size_px, bench.encoder.size_px]
         return float(made["seconds"])
 
-    own = clocked(ours, device)
+    own = timer(ours, device)
     own()
-    compared = by_turns(winclip, own, bench.plan.repeats, warm=False)
+    compared = time_alternately(winclip, own, bench.plan.repeats, warm=False)
     other, mine = (n / statistics.median(seconds) for seconds in (compared.first, compared.second))
     detail = (
         f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, features and scores by way of the disk), WinCLIP "
         f"{other:.3f} ({best} at a time, the best of {sizes}); embeddings agree to {loaded['difference']:.0e}"
     )
-    return at_least("b", what, compared, 8, detail)
+    return row_at_least("b", what, compared, 8, detail)
 
 
 # (d) seeds
 
 
-def seeds(bench: Bench) -> Row:
+def time_seeds(bench: Bench) -> Row:
     device, scoring = bench.plan.device, list[float]()
 
-    def run(count: int) -> Work:
+    def run(count: int) -> TimedWork:
         def work() -> float:
-            encoding = clocked(bench.encode, device)()
-            each = [clocked(partial(bench.score, seed), device)() for seed in SEEDS[:count]]
+            encoding = timer(bench.encode, device)()
+            each = [timer(partial(bench.score, seed), device)() for seed in SEEDS[:count]]
             scoring.extend(each)
             return encoding + sum(each)
 
         return work
 
-    compared = by_turns(run(len(SEEDS)), run(1), bench.plan.repeats)
+    compared = time_alternately(run(len(SEEDS)), run(1), bench.plan.repeats)
     n = len(bench.images)
     detail = (
         f"an image: encoding and one seed {statistics.median(compared.second) / n * 1e3:.0f} ms, of it one seed's "
         f"pairing and scoring {statistics.median(scoring) / n * 1e3:.1f} ms"
     )
-    return at_most("d", f"six seeds / one seed, no adaptation, {device.type}", compared, 1.5, detail)
+    return row_at_most("d", f"six seeds / one seed, no adaptation, {device.type}", compared, 1.5, detail)
 
 
 # (e) adaptation
 
 
-def adaptation(bench: Bench) -> Row:
+def time_adaptation(bench: Bench) -> Row:
     """All that adaptation adds for an image, to the encoding of its corrupted copy."""
     plan, encoder, settings = bench.plan, bench.encoder, AdaptSettings()
     textures, n, text = open_textures(None), len(bench.images), read_text(bench.text).to(plan.device)
@@ -233,12 +233,12 @@ def adaptation(bench: Bench) -> Row:
         for part in images:
             encoder.encode_patches(part)
 
-    second = clocked(encoding, plan.device)
+    second = timer(encoding, plan.device)
     whole(), second()
     laps.seconds.clear()
-    compared = by_turns(whole, second, plan.repeats, warm=False)
+    compared = time_alternately(whole, second, plan.repeats, warm=False)
     parts = ", ".join(f"{name} {total / plan.repeats / n * 1e3:.1f}" for name, total in laps.seconds.items())
     alone = statistics.median(compared.second) / n * 1e3
     detail = f"an image: {parts} ms; the second encoding alone {alone:.1f} ms, {plan.batch} at a time"
     what = f"adaptation with its second encoding / that encoding, {plan.device.type}"
-    return at_most("e", what, compared, 1.2, detail)
+    return row_at_most("e", what, compared, 1.2, detail)

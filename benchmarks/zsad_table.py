@@ -15,19 +15,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.beside_anomalib import Anomalib
-from benchmarks.zsad_compare import encoding_for_all
-from benchmarks.zsad_memory import memory
-from benchmarks.zsad_metrics import metrics
-from benchmarks.zsad_mutual import mutual
-from benchmarks.zsad_scorer import Bench, adaptation, beside_winclip, seeds, two_paths
+from benchmarks.anomalib_client import Anomalib
+from benchmarks.zsad_compare import time_encoding_for_all
+from benchmarks.zsad_memory import measure_memory
+from benchmarks.zsad_metrics import time_metrics
+from benchmarks.zsad_mutual import time_mutual
+from benchmarks.zsad_scorer import Bench, compare_with_winclip, time_adaptation, time_attention_paths, time_seeds
 from benchmarks.zsad_timing import Plan, Row
-from benchmarks.zsad_winclip import beside as beside_winclip_alike
-from benchmarks.zsad_winclip import encoding as winclip_encoding
+from benchmarks.zsad_winclip import compare_with_anomalib as compare_winclip_with_anomalib
+from benchmarks.zsad_winclip import time_encoding as time_winclip_encoding
 from medad.base.devices import pick_device
 
 
-def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:
+def measure(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:
     """All rows wanted, and anomalib's versions in words."""
     rows: list[Row] = []
     versions = "anomalib not run"
@@ -40,23 +40,23 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
         # metrics and memory first, while no large model is in memory
         if "c" in parts:
             say("c: metrics")
-            rows += metrics(plan, anomalib, folder)
+            rows += time_metrics(plan, anomalib, folder)
         if "f" in parts:
             say("f: memory")
-            rows.append(memory(plan))
+            rows.append(measure_memory(plan))
         if "h" in parts:
             say("h: mutual scoring")
-            rows += mutual(plan)
+            rows += time_mutual(plan)
         if set(parts) & set("abdegi"):
             say("model, images and features")
             bench = Bench.prepare(plan, folder)
             works: dict[str, Callable[[], list[Row]]] = {
-                "a": lambda: [two_paths(bench)],
-                "d": lambda: [seeds(bench)],
-                "e": lambda: [adaptation(bench)],
-                "b": lambda: [beside_winclip(bench, anomalib)],
-                "i": lambda: [encoding_for_all(bench)],
-                "g": lambda: [winclip_encoding(bench), *beside_winclip_alike(bench, anomalib)],
+                "a": lambda: [time_attention_paths(bench)],
+                "d": lambda: [time_seeds(bench)],
+                "e": lambda: [time_adaptation(bench)],
+                "b": lambda: [compare_with_winclip(bench, anomalib)],
+                "i": lambda: [time_encoding_for_all(bench)],
+                "g": lambda: [time_winclip_encoding(bench), *compare_winclip_with_anomalib(bench, anomalib)],
             }
             for part, work in works.items():
                 if part in parts:
@@ -106,7 +106,7 @@ def main(description: str | None) -> None:
         mutual_memory_images=tuple(arguments.mutual_memory_images),
     )
     torch.set_num_threads(plan.threads)
-    rows, versions = measured(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))
+    rows, versions = measure(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
     setup = (

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-Work = Callable[[], float]
+TimedWork = Callable[[], float]
 """Does something once and tells its seconds."""
 
 
@@ -53,7 +53,7 @@ class Plan:
     mutual_memory_images: tuple[int, int]
 
 
-def clocked(work: Callable[[], object], device: torch.device) -> Work:
+def timer(work: Callable[[], object], device: torch.device) -> TimedWork:
     def once() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -67,7 +67,7 @@ def clocked(work: Callable[[], object], device: torch.device) -> Work:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """Seconds of two works done by turns."""
 
     first: tuple[float, ...]
@@ -84,7 +84,7 @@ class Compared:
         return f"turns {min(ratios):.2f} to {max(ratios):.2f}"
 
 
-def by_turns(first: Work, second: Work, repeats: int, *, warm: bool = True) -> Compared:
+def time_alternately(first: TimedWork, second: TimedWork, repeats: int, *, warm: bool = True) -> Comparison:
     """Both once to warm up, then by turns, each beginning every other turn."""
     if warm:
         first(), second()
@@ -92,15 +92,15 @@ def by_turns(first: Work, second: Work, repeats: int, *, warm: bool = True) -> C
     for turn in range(repeats):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             seconds[which].append((first, second)[which]())
-    return Compared(tuple(seconds[0]), tuple(seconds[1]))
+    return Comparison(tuple(seconds[0]), tuple(seconds[1]))
 
 
-def at_most(part: str, what: str, compared: Compared, limit: float, detail: str) -> Row:
+def row_at_most(part: str, what: str, compared: Comparison, limit: float, detail: str) -> Row:
     kept = compared.ratio <= limit
     return Row(part, what, compared.ratio, "x", f"<= {limit}", kept, f"{detail}; {compared.spread}")
 
 
-def at_least(part: str, what: str, compared: Compared, limit: float, detail: str) -> Row:
+def row_at_least(part: str, what: str, compared: Comparison, limit: float, detail: str) -> Row:
     kept = compared.ratio >= limit
     return Row(part, what, compared.ratio, "x", f">= {limit}", kept, f"{detail}; {compared.spread}")
 
@@ -120,7 +120,7 @@ class Laps:
 
     def __call__(self, name: str, work: Callable[[], T]) -> T:
         result: list[T] = []
-        seconds = clocked(lambda: result.append(work()), self.device)()
+        seconds = timer(lambda: result.append(work()), self.device)()
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         return result[0]
 

@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 
 from tests import typechecked
 
-install_import_hook(["medad", "zsad"], f"{typechecked.__name__}.once")
+install_import_hook(["medad", "zsad"], f"{typechecked.__name__}.check_signature")
 hypothesis.settings.register_profile("adflows", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("adflows")
 

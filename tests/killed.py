@@ -7,7 +7,7 @@ from collections.abc import Callable
 from medad.base.progress import Progress
 
 
-class Killed(BaseException):
+class TrainingKilled(BaseException):
     """Ends a training in the middle."""
 
 
@@ -16,6 +16,6 @@ def kill_at(step: int) -> Callable[[Progress], None]:
 
     def kill(progress: Progress) -> None:
         if progress.step == step:
-            raise Killed
+            raise TrainingKilled
 
     return kill

@@ -73,7 +73,7 @@ class Page(html.parser.HTMLParser):
         assert len(self.ids) == len(set(self.ids))
 
 
-class Written:
+class WrittenReport:
     """The report in a folder."""
 
     def __init__(self, folder: Path) -> None:

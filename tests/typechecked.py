@@ -10,7 +10,7 @@ import beartype
 _CHECKED: dict[tuple[object, ...], Callable[..., Any]] = {}
 
 
-def once(signature: Callable[..., Any]) -> Callable[..., Any]:
+def check_signature(signature: Callable[..., Any]) -> Callable[..., Any]:
     """Let beartype check a signature. A function inside another is made in each call, but compiled here only once."""
     if "<locals>" not in signature.__qualname__:
         return beartype.beartype(signature)

@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import (
-    EXIT_USER,
+    EXIT_USER_ERROR,
     DryRun,
     Json,
     Refresh,
     Runs,
     Verbose,
-    answer_of,
-    end,
+    exit_by_outcome,
+    outcome_as_json,
+    prepare_command,
     print_outcome,
     run_flow,
-    start,
 )
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 
 app = typer.Typer(
     name="adflows",
@@ -43,16 +43,16 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Both flows on samples: inserted lesions in a real CT, inserted defects in photographs. Minutes on two cores."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     from flows.cli.demo import liver_demo, zsad_demo
     from flows.liver.flow import liver
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import zsad
 
     liver_settings, notes = liver_demo(terminal.line)
     zsad_settings = zsad_demo(terminal.line)
-    liver_folder = writable(out / "liver" / liver_settings.name)
-    zsad_folder = writable(out / "zsad" / zsad_settings.name)
+    liver_folder = ensure_writable(out / "liver" / liver_settings.name)
+    zsad_folder = ensure_writable(out / "zsad" / zsad_settings.name)
     outcomes = {
         "liver": run_flow(
             liver, settings=liver_settings, out=liver_folder, refresh=refresh, dry_run=dry_run, notes=notes
@@ -60,11 +60,11 @@ def demo(
         "zsad": run_flow(zsad, settings=zsad_settings, out=zsad_folder, refresh=refresh, dry_run=dry_run),
     }
     if as_json:
-        say(json.dumps({name: answer_of(outcome) for name, outcome in outcomes.items()}, indent=1))
+        print_result(json.dumps({name: outcome_as_json(outcome) for name, outcome in outcomes.items()}, indent=1))
     else:
         print_outcome(outcomes["liver"], lines=notes, title="liver")
         print_outcome(outcomes["zsad"], title="zsad")
-    end(*outcomes.values())
+    exit_by_outcome(*outcomes.values())
 
 
 @app.command()
@@ -81,10 +81,10 @@ def samples(
     found = get_samples(folder, terminal.line)
     materials = get_materials(folder, terminal.line)
     if as_json:
-        say(json.dumps({"folder": str(found.root), "generated": found.generated, "materials": str(materials)}))
+        print_result(json.dumps({"folder": str(found.root), "generated": found.generated, "materials": str(materials)}))
     else:
-        say(f"{'generated phantoms' if found.generated else 'two real CTs'}: {found.root}")
-        say(f"photographs of materials with inserted defects: {materials}")
+        print_result(f"{'generated phantoms' if found.generated else 'two real CTs'}: {found.root}")
+        print_result(f"photographs of materials with inserted defects: {materials}")
 
 
 @app.command()
@@ -95,19 +95,19 @@ def doctor(
     """Say what this machine has, what is wrong and what to do. Exit code 2 when something would stop a run."""
     from dataclasses import asdict
 
-    from flows.cli.doctor import examine
+    from flows.cli.doctor import run_checks
 
-    checks = examine(out)
+    checks = run_checks(out)
     if as_json:
-        say(json.dumps([asdict(check) for check in checks], indent=1))
+        print_result(json.dumps([asdict(check) for check in checks], indent=1))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            say(f"{check.status:<5} {check.name:<{width}}  {check.found}")
+            print_result(f"{check.status:<5} {check.name:<{width}}  {check.found}")
             if check.advice:
-                say(f"{'':<5} {'':<{width}}  -> {check.advice}")
+                print_result(f"{'':<5} {'':<{width}}  -> {check.advice}")
     if any(check.status == "fail" for check in checks):
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 def _register() -> None:
@@ -138,4 +138,4 @@ def main() -> None:
         app()
     except UserError as error:
         typer.echo(f"adflows: {error}", err=True)
-        sys.exit(EXIT_USER)
+        sys.exit(EXIT_USER_ERROR)

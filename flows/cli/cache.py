@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import EXIT_USER, Json
-from flows.machine.terminal import format_seconds, say, terminal
+from flows.cli.options import EXIT_USER_ERROR, Json
+from flows.machine.terminal import format_seconds, print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The cache: what is kept, what is stale or damaged, what may go.", no_args_is_help=True)
 
-SHORT = 12
+SHOWN_KEY_LETTERS = 12
 """Letters of a key that are shown; any unambiguous beginning is taken."""
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-SPANS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
+SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+AGE_UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help="The beginning of an artifact's key, as `ls` shows it.")
@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
     if found is None:
         raise ConfigError(f"--max-size {text}: expected a size as in 500M or 20G")
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(float(found[1]) * SIZE_UNITS[found[2]])
 
 
 def parse_age(text: str) -> float:
@@ -44,7 +44,7 @@ def parse_age(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw])", text.strip().lower())
     if found is None:
         raise ConfigError(f"--older-than {text}: expected an age as in 12h, 30d or 8w")
-    return float(found[1]) * SPANS_S[found[2]]
+    return float(found[1]) * AGE_UNITS_S[found[2]]
 
 
 def show_size(size: int) -> str:
@@ -61,7 +61,7 @@ def _store() -> ArtifactStore:
     return ArtifactStore()
 
 
-def _row(each: Kept) -> dict[str, Any]:
+def _artifact_as_json(each: Kept) -> dict[str, Any]:
     from flows.store.upkeep import age
 
     sidecar = each.sidecar
@@ -88,20 +88,24 @@ def list_command(
     store = _store()
     found = kept(store, step)
     if as_json:
-        say(json.dumps({"cache": str(store.root), "artifacts": [_row(each) for each in found]}, indent=1))
+        print_result(
+            json.dumps({"cache": str(store.root), "artifacts": [_artifact_as_json(each) for each in found]}, indent=1)
+        )
         return
     if step is not None:
         for each in found:
             made = "unreadable" if each.sidecar is None else format_seconds(each.sidecar.seconds)
-            say(f"{each.key[:SHORT]}  {show_size(each.size):>9}  took {made:>12}  used {age(each):>7} ago")
+            print_result(
+                f"{each.key[:SHOWN_KEY_LETTERS]}  {show_size(each.size):>9}  took {made:>12}  used {age(each):>7} ago"
+            )
     else:
         by_step: dict[str, list[Kept]] = defaultdict(list)
         for each in found:
             by_step[each.step].append(each)
         for name, group in sorted(by_step.items()):
             size = show_size(sum(each.size for each in group))
-            say(f"{name:<18} {len(group):>6}  {size:>9}  used {age(group[-1]):>7} ago")
-    say(f"{len(found)} artifacts, {show_size(sum(each.size for each in found))}, in {store.root}")
+            print_result(f"{name:<18} {len(group):>6}  {size:>9}  used {age(group[-1]):>7} ago")
+    print_result(f"{len(found)} artifacts, {show_size(sum(each.size for each in found))}, in {store.root}")
 
 
 @app.command()
@@ -117,29 +121,31 @@ def explain(key: KeyArgument, as_json: Json = False) -> None:
     parts = each.sidecar.parts if each.sidecar is not None else {}
     makers = {other.sidecar.digest: other for other in kept(store) if other.sidecar is not None}
     if as_json:
-        answer = _row(each) | {"parts": parts, "stale": [change.line for change in stale]}
-        say(json.dumps(answer, indent=1))
+        answer = _artifact_as_json(each) | {"parts": parts, "stale": [change.line for change in stale]}
+        print_result(json.dumps(answer, indent=1))
         return
-    say(f"{each.step} {each.key}")
+    print_result(f"{each.step} {each.key}")
     if each.sidecar is None:
-        say("artifact.json cannot be read: the step will run again")
+        print_result("artifact.json cannot be read: the step will run again")
         return
-    say(f"made {each.sidecar.created} in {format_seconds(each.sidecar.seconds)}, {show_size(each.size)}: {each.folder}")
-    say("made from")
-    for name, text in _inputs(parts.get("inputs", {})):
+    print_result(
+        f"made {each.sidecar.created} in {format_seconds(each.sidecar.seconds)}, {show_size(each.size)}: {each.folder}"
+    )
+    print_result("made from")
+    for name, text in _input_lines(parts.get("inputs", {})):
         maker = makers.get(text)
-        say(f"  {name}: {text if maker is None else f'{maker.step} {maker.key[:SHORT]}'}")
+        print_result(f"  {name}: {text if maker is None else f'{maker.step} {maker.key[:SHOWN_KEY_LETTERS]}'}")
     for change in stale:
-        say(f"stale: {change.line}")
+        print_result(f"stale: {change.line}")
     if not stale:
-        say("up to date: a run with these inputs and settings takes it as it is")
+        print_result("up to date: a run with these inputs and settings takes it as it is")
 
 
-def _inputs(value: Any, name: str = "") -> list[tuple[str, str]]:
+def _input_lines(value: Any, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
-        return [row for key, below in value.items() for row in _inputs(below, f"{name}.{key}" if name else key)]
+        return [row for key, below in value.items() for row in _input_lines(below, f"{name}.{key}" if name else key)]
     if isinstance(value, list) and value and isinstance(value[0], str | list):
-        few = [row for number, below in enumerate(value[:3]) for row in _inputs(below, f"{name}[{number}]")]
+        few = [row for number, below in enumerate(value[:3]) for row in _input_lines(below, f"{name}[{number}]")]
         return few + [(name, f"and {len(value) - 3} more")] * (len(value) > 3)
     return [(name, str(value))]
 
@@ -160,14 +166,14 @@ def verify(
     found = damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
     gone = [damage for damage in found if remove and remove_artifact(store, damage.kept)]
     if as_json:
-        rows = [_row(damage.kept) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
-        say(json.dumps({"damaged": rows}, indent=1))
+        rows = [_artifact_as_json(damage.kept) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
+        print_result(json.dumps({"damaged": rows}, indent=1))
     else:
         for damage in found:
-            say(f"{damage.kept.folder}: {damage.rule}" + "; removed" * (damage in gone))
-        say(f"{len(found)} damaged, {len(gone)} removed")
+            print_result(f"{damage.kept.folder}: {damage.rule}" + "; removed" * (damage in gone))
+        print_result(f"{len(found)} damaged, {len(gone)} removed")
     if len(found) > len(gone):
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 @app.command()
@@ -207,16 +213,17 @@ def prune(
     if as_json:
         answer = {
             "dry_run": dry_run,
-            "removed": [_row(each) for each in gone],
+            "removed": [_artifact_as_json(each) for each in gone],
             "checkpoints": [path.name for path in checkpoints],
             "bytes": size,
         }
-        say(json.dumps(answer, indent=1))
+        print_result(json.dumps(answer, indent=1))
         return
     for each in gone:
-        say(f"{each.step:<18} {each.key[:SHORT]}  {show_size(each.size):>9}  used {_row(each)['used']:>7} ago")
+        used = _artifact_as_json(each)["used"]
+        print_result(f"{each.step:<18} {each.key[:SHOWN_KEY_LETTERS]}  {show_size(each.size):>9}  used {used:>7} ago")
     for path in checkpoints:
-        say(f"{'checkpoint':<18} {path.name}")
+        print_result(f"{'checkpoint':<18} {path.name}")
     verb = "would go" if dry_run else "removed"
     left = sum(each.size for each in everything) - size
-    say(f"{len(gone)} artifacts {verb}, {show_size(size)}; {show_size(left)} stay")
+    print_result(f"{len(gone)} artifacts {verb}, {show_size(size)}; {show_size(left)} stay")

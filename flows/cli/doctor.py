@@ -133,7 +133,7 @@ def check_hub() -> Check:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         advice = "" if models else "the embedded model works; for others give a local file: encoder.weights"
         return Check("CLIP weights", "ok" if models else "warn", f"{found}; offline (HF_HUB_OFFLINE)", advice)
-    if problem := _unwritable(_nearest(folder)):
+    if problem := _write_problem(_nearest_existing(folder)):
         advice = "a tag's weights cannot be kept there: set HF_HUB_CACHE, or give a local file: encoder.weights"
         return Check("CLIP weights", "warn", f"{found}: {problem}", advice)
     return Check("CLIP weights", "ok", f"{found}; a tag that is not there is downloaded when it is asked for")
@@ -169,7 +169,7 @@ def check_prefect() -> Check:
                 return Check("Prefect", "ok", f"server at {url}")
         except (urllib.error.URLError, OSError, ValueError) as error:
             return Check("Prefect", "fail", f"{url} does not answer ({error})", "start it, or unset PREFECT_API_URL")
-    problem = _unwritable(home)
+    problem = _write_problem(home)
     if problem:
         return Check("Prefect", "fail", f"{home}: {problem}", "set PREFECT_HOME to a folder you may write to")
     with socket.socket() as probe:
@@ -180,14 +180,14 @@ def check_prefect() -> Check:
     return Check("Prefect", "ok", f"embedded server, database in {home}")
 
 
-def _nearest(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     """The folder itself, or what is there of the way to it."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
-def _unwritable(folder: Path) -> str:
+def _write_problem(folder: Path) -> str:
     """Why one cannot write (and lock) there; empty when one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def _unwritable(folder: Path) -> str:
 
 def check_cache() -> Check:
     root = cache_root()
-    problem = _unwritable(root)
+    problem = _write_problem(root)
     if problem:
         return Check("cache", "fail", f"{root}: {problem}", "set ADFLOWS_CACHE to a folder on a disk that is writable")
     return Check("cache", "ok", f"{root}, writable, locks work")
@@ -222,7 +222,7 @@ def check_register() -> Check:
 
 
 def _disk(name: str, folder: Path) -> Check:
-    free_gb = shutil.disk_usage(_nearest(folder)).free / GB
+    free_gb = shutil.disk_usage(_nearest_existing(folder)).free / GB
     found = f"{free_gb:.0f} GB free at {folder}"
     if free_gb < 2:
         return Check(name, "fail", found, "free some space: a run would stop halfway")
@@ -248,7 +248,7 @@ def check_memory() -> Check:
     return Check("memory", "ok", found)
 
 
-def examine(runs: Path) -> list[Check]:
+def run_checks(runs: Path) -> list[Check]:
     """All checks. None raises: what a check cannot find out is its finding."""
     checks: list[Callable[[], Check | list[Check]]] = [
         check_python,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import Json
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ app = typer.Typer(
 CaseId = Annotated[str, typer.Argument(metavar="ID", help="As `ids ls` shows it.")]
 
 
-def _values(case: RegisteredCase) -> dict[str, Any]:
+def _paths_and_labels(case: RegisteredCase) -> dict[str, Any]:
     liver = None if case.liver is None else str(case.liver)
     return {"scan": str(case.scan), "liver": liver, "liver_labels": list(case.liver_labels)}
 
 
-def _shown(path: Path) -> str:
+def _printable(path: Path) -> str:
     """Also of a path that is no valid text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _there(case: RegisteredCase) -> dict[str, bool | None]:
+def _files_exist(case: RegisteredCase) -> dict[str, bool | None]:
     return {"scan_there": case.scan.exists(), "liver_there": None if case.liver is None else case.liver.exists()}
 
 
@@ -59,12 +59,12 @@ def add(
     found = []
     for scan, mask in zip(scans, masks or [None] * len(scans), strict=True):
         case = register(scan, mask, tuple(liver_label or [1]))
-        terminal.line(f"{case.id} is {_shown(case.scan)}")
+        terminal.line(f"{case.id} is {_printable(case.scan)}")
         found.append(case.id)
         if not as_json:
-            say(case.id)
+            print_result(case.id)
     if as_json:
-        say(json.dumps({"ids": found}))
+        print_result(json.dumps({"ids": found}))
 
 
 @app.command(name="ls")
@@ -74,14 +74,18 @@ def list_command(
     """List the ids, and whether their files are still there."""
     from flows.privacy.case_ids import registered
 
-    rows = [(case, _there(case)) for case in registered()]
+    rows = [(case, _files_exist(case)) for case in registered()]
     if as_json:
-        say(json.dumps([{"id": case.id} | there | (_values(case) if paths else {}) for case, there in rows], indent=1))
+        print_result(
+            json.dumps(
+                [{"id": case.id} | there | (_paths_and_labels(case) if paths else {}) for case, there in rows], indent=1
+            )
+        )
         return
     for case, there in rows:
         mask = {None: "no mask", True: "mask", False: "mask gone"}[there["liver_there"]]
         line = f"{case.id:<22} {'scan' if there['scan_there'] else 'scan gone':<10} {mask:<10}"
-        say(f"{line} {_shown(case.scan)}" if paths else line.rstrip())
+        print_result(f"{line} {_printable(case.scan)}" if paths else line.rstrip())
 
 
 @app.command()
@@ -91,11 +95,11 @@ def which(case_id: CaseId, as_json: Json = False) -> None:
 
     case = which_case(case_id)
     if as_json:
-        say(json.dumps({"id": case.id} | _values(case), indent=1))
+        print_result(json.dumps({"id": case.id} | _paths_and_labels(case), indent=1))
         return
-    say(_shown(case.scan))
+    print_result(_printable(case.scan))
     if case.liver is not None:
-        say(f"{_shown(case.liver)} (liver: {', '.join(map(str, case.liver_labels))})")
+        print_result(f"{_printable(case.liver)} (liver: {', '.join(map(str, case.liver_labels))})")
 
 
 @app.command(name="rm")
@@ -104,4 +108,4 @@ def remove(case_id: CaseId) -> None:
     from flows.privacy.case_ids import forget
 
     forget(case_id)
-    say(f"{case_id} is removed")
+    print_result(f"{case_id} is removed")

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.options import (
-    EXIT_USER,
+    EXIT_USER_ERROR,
     DryRun,
     Json,
     Refresh,
     Set,
     Verbose,
-    answer_of,
-    conclude,
+    outcome_as_json,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     print_outcome,
     run_flow,
-    start,
 )
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def inbox(
     verbose: Verbose = False,
 ) -> None:
     """Segment what is new in an inbox folder: each scan once, whatever it is called and however often this runs."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     if cases and not retry:
         raise ConfigError(f"{cases[0]}: cases are named with --retry only")
     if sum((list_cases, dry_run, watch is not None)) > 1:
@@ -69,7 +69,7 @@ def inbox(
         _watch(request, watch, refresh=refresh, as_json=as_json)
     else:
         outcome = run_flow(liver_inbox, request=request, refresh=refresh, dry_run=dry_run)
-        conclude(outcome, as_json=as_json, lines=outcome.details["lines"])
+        print_and_exit(outcome, as_json=as_json, lines=outcome.details["lines"])
 
 
 def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: bool) -> None:
@@ -84,7 +84,7 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
                 if has_news(request):
                     outcome = run_flow(liver_inbox, request=request, refresh=refresh)
                     if as_json:
-                        say(json.dumps(answer_of(outcome)))
+                        print_result(json.dumps(outcome_as_json(outcome)))
                     else:
                         print_outcome(outcome, lines=outcome.details["lines"])
                     failed, bug = failed or bool(outcome.failures), bug or outcome.bug
@@ -96,7 +96,7 @@ def _watch(request: InboxRequest, seconds: float, *, refresh: bool, as_json: boo
     if bug is not None:
         raise bug
     if failed:
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 def _list(opened: Inbox, *, as_json: bool) -> None:
@@ -105,10 +105,10 @@ def _list(opened: Inbox, *, as_json: bool) -> None:
 
     found = listing(opened)
     if as_json:
-        say(json.dumps({"out": str(opened.folder.path), "scans": found}, indent=1))
+        print_result(json.dumps({"out": str(opened.folder.path), "scans": found}, indent=1))
         return
     for each in found:
         rule = f": {each['rule']}" if each["rule"] else ""
-        say(f"{each['status']:<8} {each['case'] or '-':<20} {each['scan']}{rule}")
+        print_result(f"{each['status']:<8} {each['case'] or '-':<20} {each['scan']}{rule}")
     count = {status: sum(each["status"] == status for each in found) for status in ("done", "failed", "new", "waiting")}
-    say(", ".join(f"{number} {status}" for status, number in count.items()))
+    print_result(", ".join(f"{number} {status}" for status, number in count.items()))

@@ -20,10 +20,10 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
-    conclude,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     run_flow,
-    start,
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
@@ -37,7 +37,7 @@ app.command(name="inbox")(cli_inbox.inbox)
 app.command(name="ablate")(studies.ablate)
 app.command(name="sensitivity")(studies.sensitivity)
 
-HOW_TO_GET_A_MASK = (
+MASK_RULE = (
     "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "
     "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
     "Any segmentation will do whose liver value is given by --liver-label (default 1)"
@@ -59,7 +59,7 @@ def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
     return load(find_config(config, "liver"), overrides)
 
 
-def _text(path: Path | None) -> str | None:
+def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
@@ -78,16 +78,16 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Everything: prepare, train, segment, evaluate, report."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     values = parse_overrides(
-        overrides, name=name, seed=seed, train_data__root=_text(train), test_data__root=_text(test)
+        overrides, name=name, seed=seed, train_data__root=_path_text(train), test_data__root=_path_text(test)
     )
     settings = load_settings(config, values)
     from flows.liver.flow import liver
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver" / settings.name)
-    conclude(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "liver" / settings.name)
+    print_and_exit(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()
@@ -102,8 +102,8 @@ def prepare(
     verbose: Verbose = False,
 ) -> None:
     """Prepare all cases of a configuration and list them: finds bad files before a night of training."""
-    start(verbose=verbose)
-    values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
+    prepare_command(verbose=verbose)
+    values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import prepare as prepare_flow
 
@@ -114,7 +114,7 @@ def prepare(
             facts = json.loads((Path(case["folder"]) / "case.json").read_text(encoding="utf-8"))
             lines.append(f"{use:<5} {case['case']:<20} {facts['slices']:>4} slices  {facts['liver_ml']:>6.0f} mL liver")
             lines += [f"      {warning}" for warning in facts["warnings"]]
-    conclude(outcome, as_json=as_json, lines=lines)
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
 @app.command(name="export-slices")
@@ -133,24 +133,24 @@ def export_slices(
     verbose: Verbose = False,
 ) -> None:
     """Write the prepared slices of a configuration's test cases as PNG with tumour masks, in MVTec AD's layout."""
-    start(verbose=verbose)
-    values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
+    prepare_command(verbose=verbose)
+    values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import export_slices as export_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from medad.steps.export_slices import CATEGORY
 
     target = out.absolute() / CATEGORY
     if target.exists():
         raise ConfigError(f"{target}: already there; slices of two exports would be one data set")
     if not dry_run:
-        writable(target)
+        ensure_writable(target)
     outcome = run_flow(export_flow, settings=settings, with_training=with_training, refresh=refresh, dry_run=dry_run)
     exported = outcome.details.get("exported", [])
     if exported:
         _copy_pictures(exported, target)
     lines = [f"{each['case']:<20} {each['slices']:>4} slices" for each in exported]
-    conclude(outcome, as_json=as_json, lines=lines)
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
 @app.command(name="train")
@@ -167,14 +167,16 @@ def train_command(
     verbose: Verbose = False,
 ) -> None:
     """Prepare the training cases and train both phases; the run folder holds the model."""
-    start(verbose=verbose)
-    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_text(train))
+    prepare_command(verbose=verbose)
+    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_path_text(train))
     settings = load_settings(config, values)
     from flows.liver.flow import train as train_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver" / settings.name)
-    conclude(run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "liver" / settings.name)
+    print_and_exit(
+        run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json
+    )
 
 
 @app.command()
@@ -191,21 +193,21 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     from flows.liver.run_folder import settings_of_run
 
     of_model = settings_of_run(model)
-    values = parse_overrides(overrides, name=name, test_data__root=_text(test))
+    values = parse_overrides(overrides, name=name, test_data__root=_path_text(test))
     settings = load_settings(config, values)
     if settings.preprocess != of_model.preprocess:
         raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
     if (out / "liver" / settings.name).absolute() == model.absolute():
         raise ConfigError(f"{model}: would be written over; give the evaluation another --name")
     from flows.liver.flow import evaluate as evaluate_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver" / settings.name)
-    conclude(
+    folder = ensure_writable(out / "liver" / settings.name)
+    print_and_exit(
         run_flow(
             evaluate_flow, settings=settings, model=model.absolute(), out=folder, refresh=refresh, dry_run=dry_run
         ),
@@ -227,14 +229,14 @@ def segment(
     verbose: Verbose = False,
 ) -> None:
     """Segment scans with the networks of an earlier run. Give --liver once for each scan, in the same order."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     masks = liver or []
     if not masks:
-        raise ConfigError(HOW_TO_GET_A_MASK)
+        raise ConfigError(MASK_RULE)
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver.run_folder import settings_of_run, settings_over
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from medad.config.liver import DatasetSettings
 
     if model.resolve() == out.resolve():
@@ -261,9 +263,9 @@ def segment(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
         model=model.absolute(),
-        out=writable(out),
+        out=ensure_writable(out),
     )
-    conclude(
+    print_and_exit(
         run_flow(segment_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
     )
 
@@ -284,9 +286,9 @@ def step(
     verbose: Verbose = False,
 ) -> None:
     """One preprocessing step by hand; each takes what the one before it wrote."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     if BY_HAND[name].needs_liver and liver is None:
-        raise ConfigError(HOW_TO_GET_A_MASK)
+        raise ConfigError(MASK_RULE)
     from pydantic import ValidationError
 
     from medad.config.liver import PreprocessSettings
@@ -308,10 +310,10 @@ def step(
     outcome = hand_step.plan(request, refresh) if dry_run else hand_step.local(request, refresh)
     lines = []
     if folder := outcome.details.pop("folder", None):
-        written = _hand_over(Path(folder), out)
+        written = _copy_result(Path(folder), out)
         outcome.details["written"] = str(written)
         lines.append(f"wrote {written}")
-    conclude(outcome, as_json=as_json, lines=lines)
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
 def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
@@ -333,7 +335,7 @@ def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _hand_over(folder: Path, out: Path) -> Path:
+def _copy_result(folder: Path, out: Path) -> Path:
     """Copy a step's one result to where the user wants it. Raises ConfigError for another kind of file."""
     from medad.ct.io import atomic_path
 

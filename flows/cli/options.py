@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.machine.environment import prepare_prefect
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flows.runs.flow import OurFlow
+    from flows.runs.flow import RunnableFlow
     from flows.runs.outcome import Outcome
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
@@ -34,24 +34,24 @@ DryRun = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
 
-EXIT_USER = 2
-LOCAL = "ADFLOWS_LOCAL"
+EXIT_USER_ERROR = 2
+LOCAL_VARIABLE = "ADFLOWS_LOCAL"
 
 
-def start(*, verbose: bool) -> None:
+def prepare_command(*, verbose: bool) -> None:
     """Turn the terminal on and set the environment that Prefect reads at its import."""
     terminal.enabled = True
     prepare_prefect(verbose=verbose)
 
 
-def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
+def run_flow(flow: RunnableFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
     """Run a flow under Prefect, or say what it would do; raises what made the flow itself fail.
 
     With $ADFLOWS_LOCAL=1 it runs in this process alone: no server, no record in Prefect's UI.
     """
     if dry_run:
         return flow.plan(**parameters)
-    if os.environ.get(LOCAL) == "1":
+    if os.environ.get(LOCAL_VARIABLE) == "1":
         return flow.local(**parameters)
     from flows.cli.doctor import check_prefect
 
@@ -69,7 +69,7 @@ def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) ->
         ) from error
 
 
-def answer_of(outcome: Outcome) -> dict[str, Any]:
+def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
     """Return what --json prints. No path of an input: that is said on stderr, and this may be kept or mailed."""
     from flows.runs.run_folder import read_notices
 
@@ -84,47 +84,49 @@ def answer_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def conclude(outcome: Outcome, *, as_json: bool, lines: Sequence[str] = ()) -> None:
+def print_and_exit(outcome: Outcome, *, as_json: bool, lines: Sequence[str] = ()) -> None:
     """Print what was done; end with code 2 when a case failed. Raises the first bug."""
     if as_json:
-        say(json.dumps(answer_of(outcome), indent=1))
+        print_result(json.dumps(outcome_as_json(outcome), indent=1))
     else:
         print_outcome(outcome, lines=lines)
-    end(outcome)
+    exit_by_outcome(outcome)
 
 
-def end(*outcomes: Outcome) -> None:
+def exit_by_outcome(*outcomes: Outcome) -> None:
     """Raise the first bug; end with code 2 when a case failed."""
     for outcome in outcomes:
         if outcome.bug is not None:
             raise outcome.bug
     if any(outcome.failures for outcome in outcomes):
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
     """Figures, where the report is, and the count of tasks."""
-    from flows.runs.run_folder import HEADLINE, read_statement
+    from flows.runs.run_folder import HEADLINE, read_notices_text
 
     plan = outcome.details.get("plan")
     for line in [title] * bool(title) + (list(lines) if plan is None else outcome.details["lines"]):
-        say(line)
+        print_result(line)
     if plan is not None:
         count = {status: sum(row["status"] == status for row in plan) for status in ("cached", "make", "follows")}
-        say(f"{count['cached']} cached, {count['make']} to make, {count['follows']} wait for these; nothing was made")
+        print_result(
+            f"{count['cached']} cached, {count['make']} to make, {count['follows']} wait for these; nothing was made"
+        )
         return
     for key, value in outcome.headline.items():
-        say(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
-    if outcome.run_folder is not None and (statement := read_statement(outcome.run_folder)):
-        say(statement)
+        print_result(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
+    if outcome.run_folder is not None and (statement := read_notices_text(outcome.run_folder)):
+        print_result(statement)
     reported = outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file()
     if outcome.run_folder is not None and reported:
-        say(f"report: {(outcome.run_folder / 'report.html').absolute()}")
+        print_result(f"report: {(outcome.run_folder / 'report.html').absolute()}")
     total = outcome.computed + outcome.cached
-    say(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
+    print_result(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
-        say(f"{cases} failed" + ("; the report says which and why" if reported else ""))
+        print_result(f"{cases} failed" + ("; the report says which and why" if reported else ""))
 
 
 def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from flows.cli.options import Json
 from flows.machine.environment import heartbeat_s, host_name, prepare_prefect, product_folder, working_folder
-from flows.machine.terminal import say
+from flows.machine.terminal import print_result
 from medad.base.errors import ConfigError
 
 POOL = "adflows"
@@ -62,12 +62,12 @@ def deploy(
     site = Site(product_folder(), working_folder(), pool, host or host_name(), devices or device_count(), heartbeat_s())
     applied = asyncio.run(apply(site, names=names or (), notify=notify, reset=reset, dry_run=dry_run))
     if as_json:
-        say(json.dumps([asdict(each) for each in applied], indent=1))
+        print_result(json.dumps([asdict(each) for each in applied], indent=1))
         return
     for each in applied:
-        say(each.line)
+        print_result(each.line)
     if dry_run:
-        say("nothing was changed")
+        print_result("nothing was changed")
 
 
 def check_server() -> None:

@@ -15,10 +15,10 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
-    conclude,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     run_flow,
-    start,
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
@@ -50,7 +50,7 @@ def ablate(
 
     --set goes over the configuration that all rows are variants of; a row's own values go over that.
     """
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides,
         name=name,
@@ -64,11 +64,11 @@ def ablate(
     if rows is not None:
         settings = settings.chosen(rows)
     from flows.liver.ablate import ablate as ablate_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver-ablate" / settings.name)
+    folder = ensure_writable(out / "liver-ablate" / settings.name)
     outcome = run_flow(ablate_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)
-    conclude(outcome, as_json=as_json, lines=[row_line(row) for row in outcome.details.get("rows", [])])
+    print_and_exit(outcome, as_json=as_json, lines=[row_line(row) for row in outcome.details.get("rows", [])])
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -117,7 +117,7 @@ def sensitivity(
     verbose: Verbose = False,
 ) -> None:
     """Insert lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     from medad.base.settings import put_over
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 
@@ -131,14 +131,16 @@ def sensitivity(
         study = parse_sensitivity(put_over({"healthy": {"layout": "btcv"}}, values, source="--set"), source="--set")
     from flows.liver.sensitivity import SensitivityRequest, settings_for
     from flows.liver.sensitivity import sensitivity as sensitivity_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be written over; give another folder than the model's")
     private = study
     settings = settings_for(private, model)
-    request = SensitivityRequest(model=model.absolute(), out=writable(out), allow_training_cases=allow_training_cases)
-    conclude(
+    request = SensitivityRequest(
+        model=model.absolute(), out=ensure_writable(out), allow_training_cases=allow_training_cases
+    )
+    print_and_exit(
         run_flow(sensitivity_flow, request=request, study=private, settings=settings, refresh=refresh, dry_run=dry_run),
         as_json=as_json,
     )

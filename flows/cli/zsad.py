@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import (
-    EXIT_USER,
+    EXIT_USER_ERROR,
     DryRun,
     Json,
     Name,
@@ -17,13 +17,13 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
-    conclude,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     run_flow,
-    start,
 )
 from flows.machine.environment import find_config, prepare_numpy
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
 
-CHOICES = (
+CONFIG_RULE = (
     "--config is needed, since scores are those of its encoder: --config dual_clip --set encoder.weights=FILE "
     "--set encoder.tag=null for work, or --config demo for the embedded model, which is no CLIP"
 )
 
-ORACLE = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
+ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
 """What `evaluate` prints for figures whose threshold is chosen with the labels."""
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: dual_clip, demo.")]
@@ -68,16 +68,16 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Everything: prompts and images to features, scores for each seed, metrics, report."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
     settings = load_settings(config, values)
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import zsad
 
-    folder = writable(out / "zsad" / settings.name)
-    conclude(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "zsad" / settings.name)
+    print_and_exit(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()
@@ -100,17 +100,17 @@ def score(
     Of several seeds and systems in the configuration, the first seed and the last system are used.
     """
     if config is None:
-        raise ConfigError(CHOICES)
-    start(verbose=verbose)
+        raise ConfigError(CONFIG_RULE)
+    prepare_command(verbose=verbose)
     settings = load_settings(config, parse_overrides(overrides, data__category=category))
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import ScoreRequest
     from flows.zsad.flow import score as score_flow
 
     request = ScoreRequest(
-        images=tuple(path.absolute() for path in images), category=category, out=writable(out), npy=npy
+        images=tuple(path.absolute() for path in images), category=category, out=ensure_writable(out), npy=npy
     )
-    conclude(
+    print_and_exit(
         run_flow(score_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
     )
 
@@ -132,7 +132,7 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """All systems side by side on the same images: tables, tests between them, what each costs."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides,
         name=name,
@@ -142,11 +142,13 @@ def compare(
     from zsad.config.compare import load
 
     settings = load(find_config(config, "zsad"), values).chosen(methods)
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.compare import compare as compare_flow
 
-    folder = writable(out / "zsad-compare" / settings.name)
-    conclude(run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "zsad-compare" / settings.name)
+    print_and_exit(
+        run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json
+    )
 
 
 @app.command()
@@ -165,7 +167,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     from zsad.config.compare import load
     from zsad.config.learned import LearnedSettings
 
@@ -177,14 +179,14 @@ def train(
     settings = settings.model_copy(
         update={"name": name or f"{system.system}-{settings.name}"[:64], "ablations": (), "auxiliary": None}
     )
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.compare import TRAINED_FILES
     from flows.zsad.compare import train as train_flow
 
-    folder = writable(out / "zsad-train" / settings.name)
+    folder = ensure_writable(out / "zsad-train" / settings.name)
     outcome = run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)
     checkpoint = folder.absolute() / TRAINED_FILES[0]
-    conclude(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
+    print_and_exit(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
 
 
 @app.command()
@@ -201,13 +203,13 @@ def prompts(
 
     found = ensemble(category, _prompt_settings(config))
     if as_json:
-        say(json.dumps({"category": category, "normal": found.normal, "anomalous": found.anomalous}, indent=1))
+        print_result(json.dumps({"category": category, "normal": found.normal, "anomalous": found.anomalous}, indent=1))
         return
     for side in ("normal", "anomalous"):
         texts = getattr(found, side)
-        say(f"{side} ({len(texts)})")
+        print_result(f"{side} ({len(texts)})")
         for text in texts:
-            say(f"  {text}")
+            print_result(f"  {text}")
 
 
 def _prompt_settings(config: Path | None) -> PromptSettings:
@@ -242,16 +244,16 @@ def evaluate(
             "pixel": found.pixel.model_dump(mode="json"),
             "problems": [{"id": problem.case_id, "rule": problem.rule} for problem in found.problems],
         }
-        say(json.dumps(answer, indent=1))
+        print_result(json.dumps(answer, indent=1))
     else:
         for kind in ("image", "pixel"):
             for key, value in getattr(found, kind).model_dump(mode="json").items():
-                say(f"{kind} {ORACLE.get(key, key):<30} {_figure(value)}")
+                print_result(f"{kind} {ORACLE_LABELS.get(key, key):<30} {_format_figure(value)}")
     if found.problems:
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
-def _figure(value: object) -> str:
+def _format_figure(value: object) -> str:
     if value is None:
         return "undefined"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.devices.progress import watching
+from flows.devices.progress import progress_callback
 from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
 from flows.privacy.log_filter import learn_call
@@ -49,25 +49,25 @@ PRELOADED = (
     "zsad.steps.score_dual",
 )
 """What the server of processes loads, once for all of them."""
-OF_MAIN = ("prefect", "ray")
+MAIN_PACKAGES = ("prefect", "ray")
 """Packages whose main programs run flows. A new process imports its parent's main program, and with it these."""
 
 
-def _main_is_of(package: str) -> bool:
+def _main_program_is(package: str) -> bool:
     main = sys.modules["__main__"]
     name = getattr(main.__spec__, "name", None) or ""
     return name.partition(".")[0] == package or f"/{package}/" in (getattr(main, "__file__", None) or "")
 
 
-NO_CHILDREN = (
+DAEMON_WORKER_RULE = (
     "this worker may start no process of its own; start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*PRELOADED, *(name for name in OF_MAIN if _main_is_of(name))])
+_context.set_forkserver_preload([*PRELOADED, *(name for name in MAIN_PACKAGES if _main_program_is(name))])
 
 
-def load_ahead() -> None:
+def preload_libraries() -> None:
     """Start the server of processes where none runs yet; returns at once, while it loads the libraries."""
     if not multiprocessing.current_process().daemon:
         forkserver.ensure_running()
@@ -85,21 +85,21 @@ class _OutOfMemoryError(Exception):
 
 
 @dataclass(frozen=True)
-class _Inherited:
+class _InheritedDescriptor:
     """A descriptor that a new process gets a copy of."""
 
     descriptor: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _take_over, (reduction.DupFd(self.descriptor),)
+        return _unpickle_descriptor, (reduction.DupFd(self.descriptor),)
 
 
-def _take_over(duplicate: Any) -> _Inherited:
-    return _Inherited(duplicate.detach())
+def _unpickle_descriptor(duplicate: Any) -> _InheritedDescriptor:
+    return _InheritedDescriptor(duplicate.detach())
 
 
 @dataclass(frozen=True)
-class _Order:
+class _ChildTask:
     call: Call
     out: Path
     key: str
@@ -108,7 +108,7 @@ class _Order:
     environment: dict[str, str]
 
 
-def compute(call: Call, out: Path, key: str) -> Made:
+def compute_in_child(call: Call, out: Path, key: str) -> Made:
     """Run a device step into the empty folder `out`, on whatever device its settings allow.
 
     Raises
@@ -129,23 +129,23 @@ def compute(call: Call, out: Path, key: str) -> Made:
                 _run_in_child(call, out, key, slot, batch_size)
                 return Made(began, device.name, tuple(notes))
             except _OutOfMemoryError as error:
-                notes.append(f"{device.name} {error} {_batches(batch_size)}")
-        _empty(out)
+                notes.append(f"{device.name} {error} {_batch_text(batch_size)}")
+        _clear_folder(out)
         if batch_size > 1:
             batch_size //= 2
-            notes.append(f"tried {_batches(batch_size)}")
+            notes.append(f"tried {_batch_text(batch_size)}")
         elif device.is_gpu:
             gpus, batch_size = "cpu", call.batch_size
-            notes.append(f"tried the CPU with {_batches(batch_size)}")
+            notes.append(f"tried the CPU with {_batch_text(batch_size)}")
         else:
-            raise LimitError(f"this machine has not memory enough, even for {_batches(1)}")
+            raise LimitError(f"this machine has not memory enough, even for {_batch_text(1)}")
 
 
-def _batches(size: int) -> str:
+def _batch_text(size: int) -> str:
     return f"batches of {size}"
 
 
-def _empty(folder: Path) -> None:
+def _clear_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -153,19 +153,22 @@ def _empty(folder: Path) -> None:
 def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) -> None:
     """One attempt; returns when it is done, raises what it raised."""
     if multiprocessing.current_process().daemon:
-        raise ConfigError(NO_CHILDREN)
+        raise ConfigError(DAEMON_WORKER_RULE)
     receiver, sender = _context.Pipe(duplex=False)
-    order = _Order(call, out, key, slot.device, batch_size, dict(os.environ))
+    order = _ChildTask(call, out, key, slot.device, batch_size, dict(os.environ))
     process = _context.Process(
-        target=_serve, args=(order, sender, _Inherited(slot.descriptor)), name=call.step.name, daemon=True
+        target=_child_main,
+        args=(order, sender, _InheritedDescriptor(slot.descriptor)),
+        name=call.step.name,
+        daemon=True,
     )
     limit_h: float = getattr(call.machine.limits, f"{call.step.kind}_hours")
     try:
         process.start()
         sender.close()
-        with watching(call) as on_progress:
+        with progress_callback(call) as on_progress:
             outcome: tuple[Any, ...] | None = None
-            for message in _messages(process, receiver, time.monotonic() + limit_h * 3600):
+            for message in _receive_messages(process, receiver, time.monotonic() + limit_h * 3600):
                 if message[0] == "progress":
                     on_progress(*message[1])
                 else:
@@ -176,13 +179,13 @@ def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) 
             + "; run again, it goes on from its last checkpoint" * (call.step.kind == "training")
         ) from error
     finally:
-        _end(process)
+        _kill_group(process)
         receiver.close()
-    _judge(outcome, process)
+    _raise_child_error(outcome, process)
     process.close()
 
 
-def _messages(process: BaseProcess, receiver: Connection, deadline: float) -> Iterator[tuple[Any, ...]]:
+def _receive_messages(process: BaseProcess, receiver: Connection, deadline: float) -> Iterator[tuple[Any, ...]]:
     """What the process says until it is gone. Raises TimeoutError past the deadline, and StoppedError."""
     while True:
         ready = wait([receiver, process.sentinel], timeout=POLL_S)
@@ -200,7 +203,7 @@ def _messages(process: BaseProcess, receiver: Connection, deadline: float) -> It
             raise TimeoutError
 
 
-def _end(process: BaseProcess) -> None:
+def _kill_group(process: BaseProcess) -> None:
     """Leave nothing of the process, nor of what it may have started."""
     if process.pid is None:
         return
@@ -211,7 +214,7 @@ def _end(process: BaseProcess) -> None:
     process.join()
 
 
-def _judge(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
+def _raise_child_error(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
     """Raise what went wrong in a process that is gone."""
     if outcome is None:
         if process.exitcode == KILLED_FOR_MEMORY:
@@ -225,7 +228,7 @@ def _judge(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
         raise error from ChildTraceback(text)
 
 
-def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
+def _child_main(order: _ChildTask, connection: Connection, lock: _InheritedDescriptor) -> None:
     """The step's process, from beginning to end; `lock` is held by being open."""
     assert lock.descriptor >= 0
     os.setsid()
@@ -248,13 +251,13 @@ def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
 
         text = traceback.format_exc()
         answer = ("memory",) if is_out_of_memory(error) else ("error", error, text)
-        if answer[0] == "error" and not _travels(error):
+        if answer[0] == "error" and not _survives_pickling(error):
             answer = ("error", RuntimeError(f"{type(error).__name__}: {error}"), text)
     with contextlib.suppress(BrokenPipeError):
         connection.send(answer)
 
 
-def _travels(error: Exception) -> bool:
+def _survives_pickling(error: Exception) -> bool:
     try:
         return type(reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(error))) is type(error)
     except Exception:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.devices.slots import devices_of
+from flows.devices.slots import allowed_devices
 from flows.machine.environment import worker_count
 from flows.store.step import Call
 from medad.base.errors import ConfigError
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import RunInput
 
-GPU = "GPU"
+GPU_RESOURCE = "GPU"
 """The resource that a Dask worker offers for each device it may use; Ray has one of this name already."""
-LOCAL = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 RAY_DEFAULTS = {
     # nothing leaves the machine
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,25 +42,25 @@ RAY_OWN_CLUSTER = {
 }
 """Both only where the environment is silent, and read at Ray's import."""
 
-Runner = TaskRunner[PrefectFuture[Any]]
+AnyTaskRunner = TaskRunner[PrefectFuture[Any]]
 
 
-class EngineRunner(Runner):
+class EngineTaskRunner(AnyTaskRunner):
     """The task runner of every flow."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._chosen: Runner | None = None
+        self._chosen: AnyTaskRunner | None = None
         self._stack = contextlib.ExitStack()
         self._engine = "threads"
 
-    def duplicate(self) -> EngineRunner:
+    def duplicate(self) -> EngineTaskRunner:
         return type(self)()
 
     def use(self, machine: MachineSettings) -> None:
         """Start the engine that the settings name; once in a flow. Raises ConfigError."""
         if self._chosen is None:
-            self._chosen = self._stack.enter_context(_start(machine))
+            self._chosen = self._stack.enter_context(_start_engine(machine))
             self._engine = machine.engine
 
     def submit(
@@ -74,7 +74,7 @@ class EngineRunner(Runner):
             self.use(ANY_MACHINE)
         assert self._chosen is not None
         call = parameters.get("call")
-        with _with_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
+        with _requesting_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
             return self._chosen.submit(task, parameters, wait_for, dependencies)
 
     def cancel_all(self) -> None:
@@ -90,14 +90,14 @@ class EngineRunner(Runner):
             super().__exit__(exc_type, exc_value, traceback)
 
 
-RUNNER = EngineRunner()
+TASK_RUNNER = EngineTaskRunner()
 
 
-def _start(machine: MachineSettings) -> Runner:
+def _start_engine(machine: MachineSettings) -> AnyTaskRunner:
     workers = machine.engine_workers or worker_count()
     if machine.engine == "threads":
-        return cast("Runner", ThreadPoolTaskRunner(max_workers=workers))
-    start = {"dask": _dask, "ray": _ray}[machine.engine]
+        return cast("AnyTaskRunner", ThreadPoolTaskRunner(max_workers=workers))
+    start = {"dask": _dask_runner, "ray": _ray_runner}[machine.engine]
     try:
         return start(machine, workers)
     except ImportError as error:
@@ -106,56 +106,56 @@ def _start(machine: MachineSettings) -> Runner:
         ) from error
 
 
-def _dask(machine: MachineSettings, workers: int) -> Runner:
+def _dask_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
     from prefect_dask import DaskTaskRunner
 
     if machine.engine_address is not None:
-        return cast("Runner", DaskTaskRunner(address=machine.engine_address))
+        return cast("AnyTaskRunner", DaskTaskRunner(address=machine.engine_address))
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
     # a worker starts processes for its devices, which daemons may not
     dask.config.set({"distributed.worker.daemon": False})
-    devices = len(devices_of(machine.gpus))
+    devices = len(allowed_devices(machine.gpus))
     specification = {
         number: {
             "cls": Nanny,
-            "options": {"nthreads": 1, "host": LOCAL, "dashboard_address": None, "dashboard": False}
-            | ({"resources": {GPU: 1}} if number < devices else {}),
+            "options": {"nthreads": 1, "host": LOCALHOST, "dashboard_address": None, "dashboard": False}
+            | ({"resources": {GPU_RESOURCE: 1}} if number < devices else {}),
         }
         for number in range(max(workers, devices))
     }
-    scheduler = {"cls": Scheduler, "options": {"host": LOCAL, "dashboard_address": None, "dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": {"host": LOCALHOST, "dashboard_address": None, "dashboard": False}}
     return cast(
-        "Runner",
+        "AnyTaskRunner",
         DaskTaskRunner(cluster_class=SpecCluster, cluster_kwargs={"workers": specification, "scheduler": scheduler}),
     )
 
 
-def _ray(machine: MachineSettings, workers: int) -> Runner:
+def _ray_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
     for name, value in (RAY_DEFAULTS | (RAY_OWN_CLUSTER if machine.engine_address is None else {})).items():
         os.environ.setdefault(name, value)
     from prefect_ray import RayTaskRunner
 
     if machine.engine_address is not None:
-        return cast("Runner", RayTaskRunner(address=machine.engine_address))
-    devices = len(devices_of(machine.gpus))
+        return cast("AnyTaskRunner", RayTaskRunner(address=machine.engine_address))
+    devices = len(allowed_devices(machine.gpus))
     options = {
         "num_cpus": max(workers, devices),
         "num_gpus": devices,
         "include_dashboard": False,
         "log_to_driver": False,
     }
-    return cast("Runner", RayTaskRunner(init_kwargs=options))
+    return cast("AnyTaskRunner", RayTaskRunner(init_kwargs=options))
 
 
 @contextlib.contextmanager
-def _with_device(engine: str, wanted: bool) -> Iterator[None]:
+def _requesting_device(engine: str, wanted: bool) -> Iterator[None]:
     """Within, what is submitted asks the engine for a device, or for none."""
     if engine == "dask" and wanted:
         import dask
 
-        with dask.annotate(resources={GPU: 1}):
+        with dask.annotate(resources={GPU_RESOURCE: 1}):
             yield
     elif engine == "ray":
         from prefect_ray.context import remote_options

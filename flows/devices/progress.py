@@ -22,7 +22,7 @@ UI_INTERVAL_S = 5.0
 """An update of an artifact costs 16 ms."""
 
 
-def _task() -> TaskRunContext | None:
+def _current_task() -> TaskRunContext | None:
     """Return Prefect's task that this thread runs; None outside one, for which Prefect is not loaded."""
     if "prefect" not in sys.modules:
         return None
@@ -32,9 +32,9 @@ def _task() -> TaskRunContext | None:
 
 
 @contextlib.contextmanager
-def watching(call: Call) -> Iterator[Callable[..., None]]:
+def progress_callback(call: Call) -> Iterator[Callable[..., None]]:
     """Give the callback for a call's progress: a training's steps, another step's images."""
-    show = _training(call.phase) if call.step.kind == "training" else _images(call.step.name)
+    show = _training_callback(call.phase) if call.step.kind == "training" else _image_callback(call.step.name)
 
     def report(*progress: Any) -> None:
         if stopping.is_set():
@@ -44,15 +44,15 @@ def watching(call: Call) -> Iterator[Callable[..., None]]:
     yield report
 
 
-def _images(step: str) -> Callable[[int, int], None]:
-    task = _task()
+def _image_callback(step: str) -> Callable[[int, int], None]:
+    task = _current_task()
     name = step if task is None else task.task_run.name
     return lambda done, total: terminal.count(name, done, total)
 
 
-def _training(phase: str) -> Callable[[Progress], None]:
+def _training_callback(phase: str) -> Callable[[Progress], None]:
     """Show a training. The UI's trouble (a server that went away) never stops it."""
-    in_task = _task() is not None
+    in_task = _current_task() is not None
     artifact: UUID | None = None
     last = -UI_INTERVAL_S
 

@@ -17,8 +17,8 @@ from prefect.logging import get_run_logger
 from flows.machine.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError
 
-LIMIT = "ADFLOWS_SERVER_LIMIT"
-ASK_AGAIN_S = 5.0
+LIMIT_VARIABLE = "ADFLOWS_SERVER_LIMIT"
+POLL_S = 5.0
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def server_slot() -> Iterator[None]:
     StoppedError
         The flow is being ended from outside.
     """
-    name = os.environ.get(LIMIT)
+    name = os.environ.get(LIMIT_VARIABLE)
     if not name:
         yield
         return
@@ -42,15 +42,13 @@ def server_slot() -> Iterator[None]:
     while not stopping.is_set():
         try:
             held.enter_context(
-                concurrency(
-                    name, occupy=1, strict=True, timeout_seconds=ASK_AGAIN_S, raise_on_lease_renewal_failure=False
-                )
+                concurrency(name, occupy=1, strict=True, timeout_seconds=POLL_S, raise_on_lease_renewal_failure=False)
             )
             break
         except TimeoutError:
             continue  # all taken
         except Exception as error:
-            raise ConfigError(f"{LIMIT}={name}: no such limit on the server, or no answer from it") from error
+            raise ConfigError(f"{LIMIT_VARIABLE}={name}: no such limit on the server, or no answer from it") from error
     else:
         raise StoppedError
     try:

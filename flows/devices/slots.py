@@ -30,7 +30,7 @@ from medad.base.settings import Gpus
 
 POLL_S = 0.05
 CPU_NAME = "cpu"
-PRETEND = "ADFLOWS_PRETEND_GPUS"
+PRETEND_VARIABLE = "ADFLOWS_PRETEND_GPUS"
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,26 @@ def slot_folder() -> Path:
     return Path(tempfile.gettempdir()) / "adflows-slots"
 
 
-def pretended() -> int | None:
+def pretended_gpus() -> int | None:
     """How many GPUs this machine is to pretend to have; None: as many as it has. Raises ConfigError."""
-    text = os.environ.get(PRETEND, "")
+    text = os.environ.get(PRETEND_VARIABLE, "")
     if text and not text.isdecimal():
-        raise ConfigError(f"{PRETEND}={text}: expected a number of GPUs")
+        raise ConfigError(f"{PRETEND_VARIABLE}={text}: expected a number of GPUs")
     return int(text) if text else None
 
 
 def gpu_count() -> int:
     """GPUs of this machine, pretended ones where it pretends."""
-    if (pretend := pretended()) is not None:
+    if (pretend := pretended_gpus()) is not None:
         return pretend
     from medad.base.devices import gpu_count as usable
 
     return usable()
 
 
-def _gpu(number: int) -> Device:
+def _gpu_device(number: int) -> Device:
     """The GPU that torch counts as `number` here, by the number or name that the driver knows it by."""
-    if pretended() is not None:
+    if pretended_gpus() is not None:
         return Device(f"gpu-{number}", "", "cpu")
     visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     physical = visible[number] if number < len(visible) else str(number)
@@ -94,24 +94,24 @@ def _gpu(number: int) -> Device:
     return Device(f"gpu-{name}", physical, "cuda:0")
 
 
-def devices_of(gpus: Gpus) -> tuple[Device, ...]:
+def allowed_devices(gpus: Gpus) -> tuple[Device, ...]:
     """The devices that a setting allows. Raises ConfigError for a GPU that is not there."""
     if gpus == "cpu":
         return (CPU,)
     count = gpu_count()
     if gpus == "auto":
-        return tuple(map(_gpu, range(count))) or (CPU,)
+        return tuple(map(_gpu_device, range(count))) or (CPU,)
     if missing := [number for number in gpus if number >= count]:
         raise ConfigError(f"gpus: this machine has {count} usable GPUs, none of number {missing[0]}; use auto or cpu")
-    return tuple(map(_gpu, gpus))
+    return tuple(map(_gpu_device, gpus))
 
 
 def device_count() -> int:
     """Device steps this machine can do at a time."""
-    return len(devices_of("auto"))
+    return len(allowed_devices("auto"))
 
 
-def _open(name: str) -> int:
+def _open_lock_file(name: str) -> int:
     """A descriptor of the lock file; for reading alone, which is enough to lock it and what another user may."""
     folder = slot_folder()
     if not folder.is_dir():
@@ -126,8 +126,8 @@ def _open(name: str) -> int:
         return os.open(path, flags | os.O_CREAT, 0o644)
 
 
-def _try(name: str) -> int | None:
-    descriptor = _open(name)
+def _try_lock(name: str) -> int | None:
+    descriptor = _open_lock_file(name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -150,11 +150,11 @@ def device_slot(gpus: Gpus) -> Iterator[Slot]:
     StoppedError
         The flow is being ended from outside.
     """
-    devices = devices_of(gpus)
+    devices = allowed_devices(gpus)
     while True:
         for device in devices:
             try:
-                descriptor = _try(device.name)
+                descriptor = _try_lock(device.name)
             except OSError as error:
                 raise ConfigError(
                     f"{slot_folder()}: device locks cannot be kept here ({error.strerror}); set ADFLOWS_SLOTS"

@@ -38,8 +38,8 @@ LIBRARY_DEFAULTS = {
 """Read by torch's OpenMP at its import; likewise only where the environment is silent."""
 
 NUMPY_WITHOUT_AVX512 = ("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL")
-"""For CPUs on which NumPy's AVX-512 sort is slow; see `sorts_slowly`. Names as of NumPy 2.4; others ignore them."""
-SHORTEST_HEARTBEAT_S = 30
+"""Variable and value for CPUs on which NumPy's AVX-512 sort is slow. Names as of NumPy 2.4; others ignore them."""
+MIN_HEARTBEAT_S = 30
 """Prefect's own bound."""
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
@@ -68,8 +68,8 @@ def heartbeat_s() -> int:
     """Seconds between the signs of life of a run. Raises ConfigError for what Prefect would not take."""
     name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
     text = os.environ.get(name, PREFECT_DEFAULTS[name])
-    if not text.isdecimal() or int(text) < SHORTEST_HEARTBEAT_S:
-        raise ConfigError(f"{name}={text}: expected a whole number of seconds, {SHORTEST_HEARTBEAT_S} or more")
+    if not text.isdecimal() or int(text) < MIN_HEARTBEAT_S:
+        raise ConfigError(f"{name}={text}: expected a whole number of seconds, {MIN_HEARTBEAT_S} or more")
     return int(text)
 
 
@@ -125,7 +125,7 @@ def config_folder() -> Path:
     return product_folder() / "configs"
 
 
-def sorts_slowly(cpuinfo: str) -> bool:
+def has_slow_avx512_sort(cpuinfo: str) -> bool:
     """Whether NumPy sorts several times slower by AVX-512 than by AVX2 on the CPU that /proc/cpuinfo describes.
 
     AMD's Zen 4 does in microcode what that sort rests on, storing the chosen lanes of a register: 40 ns a float of
@@ -140,7 +140,7 @@ def sorts_slowly(cpuinfo: str) -> bool:
 def prepare_numpy() -> None:
     """Set what NumPy reads at import. Call before importing it; the user's own setting wins."""
     with contextlib.suppress(OSError):
-        if sorts_slowly(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")):
+        if has_slow_avx512_sort(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")):
             os.environ.setdefault(*NUMPY_WITHOUT_AVX512)
 
 

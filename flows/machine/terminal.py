@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from medad.base.progress import Progress
 
-PLAIN_LINE_S = 30.0
+LOG_INTERVAL_S = 30.0
 """Between lines on progress where stderr is no terminal."""
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a line of the result on standard output."""
     import typer
 
@@ -100,7 +100,7 @@ class Terminal:
                     self._bars.remove_task(self._bar.pop(name))
                 return
             now = time.monotonic()
-            if now - self._last_line.setdefault(name, now) < PLAIN_LINE_S:
+            if now - self._last_line.setdefault(name, now) < LOG_INTERVAL_S:
                 return
             self._last_line[name] = now
         self.line(long)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 from flows.runs.outcome import Outcome
 from flows.runs.plan import PlanRunner
-from flows.runs.runner import LocalRunner, running_on
+from flows.runs.runner import LocalRunner, use_runner
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-class OurFlow(Generic[P]):
+class RunnableFlow(Generic[P]):
     """A flow's body and the ways to run it. Each returns the outcome, or raises what made the flow as a whole fail."""
 
     def __init__(self, body: Callable[P, Outcome], name: str, run_name: str) -> None:
@@ -29,12 +29,12 @@ class OurFlow(Generic[P]):
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         """Run in this process, without Prefect."""
-        with running_on(LocalRunner):
+        with use_runner(LocalRunner):
             return self.body(*args, **kwargs)
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         """Say what would be done; make nothing. `details["plan"]` holds the rows."""
-        with running_on(PlanRunner):
+        with use_runner(PlanRunner):
             return self.body(*args, **kwargs)
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
@@ -55,6 +55,6 @@ class OurFlow(Generic[P]):
         return prefect_flow(self.body, self.name, self.run_name)
 
 
-def our_flow(name: str, run_name: str) -> Callable[[Callable[P, Outcome]], OurFlow[P]]:
+def define_flow(name: str, run_name: str) -> Callable[[Callable[P, Outcome]], RunnableFlow[P]]:
     """Make a flow of a body. `run_name` may name the body's parameters, as `liver {settings.name}`."""
-    return lambda body: OurFlow(body, name, run_name)
+    return lambda body: RunnableFlow(body, name, run_name)

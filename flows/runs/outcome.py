@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.runs.plan import PlanRunner
-from flows.runs.run_folder import RunFolder, publish
+from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import Runner
-from flows.runs.showing import Showing, show_run
+from flows.runs.ui_artifacts import UiLayout, create_run_artifacts
 from medad.base.errors import CaseFailure
 
 
@@ -31,7 +31,7 @@ class Outcome:
     """What was done, in one line without a path. Empty: the counts."""
 
     @classmethod
-    def of(cls, runner: Runner, **more: Any) -> Outcome:
+    def from_runner(cls, runner: Runner, **more: Any) -> Outcome:
         """Return what was done so far; of a dry run its plan, whatever `more` says of results."""
         if isinstance(runner, PlanRunner):
             rows = [
@@ -52,10 +52,10 @@ class Outcome:
         return self.summary or counts
 
 
-def finish(
+def finish_run(
     runner: Runner,
     run: RunFolder,
-    showing: Showing,
+    layout: UiLayout,
     *,
     private: bool = False,
     useful: bool,
@@ -65,8 +65,8 @@ def finish(
 
     `details` are asked for once the run folder is there.
     """
-    if not runner.makes:
-        return Outcome.of(runner)
-    headline = publish(run, runner)
-    runner.show(lambda: show_run(showing, run.path, runner, private=private))
-    return Outcome.of(runner, run_folder=run.path, headline=headline, useful=useful, details=details())
+    if not runner.makes_artifacts:
+        return Outcome.from_runner(runner)
+    headline = publish_run_folder(run, runner)
+    runner.show_in_ui(lambda: create_run_artifacts(layout, run.path, runner, private=private))
+    return Outcome.from_runner(runner, run_folder=run.path, headline=headline, useful=useful, details=details())

@@ -11,11 +11,11 @@ from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.devices.engines import RUNNER
+from flows.devices.engines import TASK_RUNNER
 from flows.privacy.log_filter import confined
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
-from flows.runs.runner import running_on
+from flows.runs.runner import use_runner
 
 
 def final_state(outcome: Outcome) -> State[Outcome]:
@@ -35,7 +35,7 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
 
     @functools.wraps(body)
     def within(*args: Any, **kwargs: Any) -> State[Outcome]:
-        with running_on(PrefectRunner):
+        with use_runner(PrefectRunner):
             return final_state(body(*args, **kwargs))
 
     signature = inspect.signature(body, eval_str=True)
@@ -44,7 +44,7 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
         confined(within),
         name=name,
         flow_run_name=run_name,
-        task_runner=RUNNER,
+        task_runner=TASK_RUNNER,
         persist_result=False,
         retries=0,
         log_prints=True,

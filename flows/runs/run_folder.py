@@ -29,8 +29,8 @@ from medad.base.manifest import MANIFEST
 from medad.base.settings import Settings
 from medad.base.storage import disk_full_as_user_error, sync_path
 
-SCHEMA = "adflows run 1"
-SHOWN_LIBRARIES = (
+MANIFEST_SCHEMA = "adflows run 1"
+REPORTED_LIBRARIES = (
     "adflows",
     "prefect",
     "torch",
@@ -58,11 +58,11 @@ HEADLINE = {
     "pixel_aupro": "AUPRO",
 }
 """Figures of a report that are printed at the end of a run, where it has them."""
-INSERTED = "Inserted lesions: these figures tell how well drawn-in lesions are found, not tumours."
+INSERTED_NOTICE = "Inserted lesions: these figures tell how well drawn-in lesions are found, not tumours."
 
 
 @dataclass(frozen=True)
-class Copied:
+class FileCopy:
     """A file of an artifact that the run folder gets."""
 
     ref: Ref
@@ -78,7 +78,7 @@ class RunFolder:
 
     path: Path
     settings: Settings
-    copies: tuple[Copied, ...]
+    copies: tuple[FileCopy, ...]
     manifest: Callable[[], Mapping[str, Any]]
     """Gives what the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
     seconds: float
@@ -87,7 +87,7 @@ class RunFolder:
 def installed_versions() -> dict[str, str]:
     """Name -> version of Python and of what computes."""
     versions = {"python": platform.python_version()}
-    for name in SHOWN_LIBRARIES:
+    for name in REPORTED_LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -113,12 +113,12 @@ def git_commit() -> dict[str, Any] | None:
         return None
 
 
-def copied(ref: Ref | None, *names: str) -> list[Copied]:
+def copies_of(ref: Ref | None, *names: str) -> list[FileCopy]:
     """These files of an artifact, under the same names."""
-    return [] if ref is None else [Copied(ref, name, name) for name in names]
+    return [] if ref is None else [FileCopy(ref, name, name) for name in names]
 
 
-def publish(run: RunFolder, runner: Runner) -> dict[str, float | None]:
+def publish_run_folder(run: RunFolder, runner: Runner) -> dict[str, float | None]:
     """Write the run folder and return the headline figures (empty without truth).
 
     The folder is built beside its place and moved there whole. Files in an earlier folder of this name that the
@@ -126,20 +126,20 @@ def publish(run: RunFolder, runner: Runner) -> dict[str, float | None]:
     """
     store = ArtifactStore()
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_as_user_error(run.path.parent), store.lock(f"run-{file_name_digest(run.path)}"):
+    with disk_full_as_user_error(run.path.parent), store.lock(f"run-{path_digest(run.path)}"):
         work = run.path.with_name(f".{run.path.name}.new")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
-            _copy(run.copies, work)
+            _copy_files(run.copies, work)
             _write_manifest(work, run, runner)
-            _swap(work, run.path)
+            _replace_folder(work, run.path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return read_headline(run.path)
 
 
-def writable(folder: Path) -> Path:
+def ensure_writable(folder: Path) -> Path:
     """A run folder's absolute path, once its parent is known to take it: found now, not after a night of training.
 
     Raises ConfigError.
@@ -154,12 +154,12 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def file_name_digest(path: Path) -> str:
+def path_digest(path: Path) -> str:
     """A name for a path's lock that tells nothing of the path."""
     return hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
 
 
-def _copy(copies: Iterable[Copied], work: Path) -> None:
+def _copy_files(copies: Iterable[FileCopy], work: Path) -> None:
     """Copies and no links: an edit in the run folder must not damage the cache."""
     for each in copies:
         source = each.ref.folder() / each.source
@@ -176,7 +176,7 @@ def _write_manifest(work: Path, run: RunFolder, runner: Runner) -> None:
     files = sorted(path for path in work.rglob("*") if path.is_file())
     settings = run.settings.public()
     manifest = {
-        "schema": SCHEMA,
+        "schema": MANIFEST_SCHEMA,
         "name": settings["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),
@@ -197,7 +197,7 @@ def _write_manifest(work: Path, run: RunFolder, runner: Runner) -> None:
     sync_path(work / MANIFEST)
 
 
-def _swap(work: Path, final: Path) -> None:
+def _replace_folder(work: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old")
     if old.is_dir() and not final.exists():  # a predecessor was killed between the two moves below
         old.replace(final)
@@ -209,7 +209,7 @@ def _swap(work: Path, final: Path) -> None:
     sync_path(final.parent)
     if not old.is_dir():
         return
-    written = {*_files_of(old), MANIFEST}
+    written = {*_files_in_manifest(old), MANIFEST}
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old).as_posix()
         if path.is_file() and name not in written and not (final / name).exists():
@@ -218,14 +218,14 @@ def _swap(work: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _files_of(folder: Path) -> set[str]:
+def _files_in_manifest(folder: Path) -> set[str]:
     try:
         return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -235,7 +235,7 @@ def _report(folder: Path) -> dict[str, Any]:
 
 def read_headline(folder: Path) -> dict[str, float | None]:
     """The figures that are printed, by key; empty where nothing was evaluated."""
-    report = _report(folder)
+    report = _read_report(folder)
     figures = report.get("summary") or {}
     if report.get("macro"):
         metrics = report["macro"][-1]["metrics"]
@@ -245,13 +245,13 @@ def read_headline(folder: Path) -> dict[str, float | None]:
 
 def read_notices(folder: Path) -> list[str]:
     """What must be said beside the figures; empty where there is nothing of the kind."""
-    report = _report(folder)
+    report = _read_report(folder)
     if report.get("inserted", {}).get("any"):  # a report on livers
-        return [*report.get("warnings", ()), INSERTED]
+        return [*report.get("warnings", ()), INSERTED_NOTICE]
     notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
     return [*notices, *report["notes"]] if "notices" in report else []
 
 
-def read_statement(folder: Path) -> str:
+def read_notices_text(folder: Path) -> str:
     """The notices as one text."""
     return " ".join(read_notices(folder))

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from flows.devices.child import compute
-from flows.devices.progress import watching
-from flows.devices.slots import device_slot, devices_of
+from flows.devices.child import compute_in_child
+from flows.devices.progress import progress_callback
+from flows.devices.slots import allowed_devices, device_slot
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
@@ -32,11 +32,11 @@ from medad.base.errors import CaseFailure, InputError, UserError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
 _log = logging.getLogger(__name__)
-CLUSTER_AT_A_TIME = 64
+MAX_CALLS_ON_CLUSTER = 64
 """Device calls handed to a cluster of unknown size."""
 
 
-def describe(label: str, stage: str, error: Exception) -> CaseFailure:
+def to_case_failure(label: str, stage: str, error: Exception) -> CaseFailure:
     """Return what to keep of an error: the rule, and apart from it the path, which only the terminal shows."""
     transient = is_transient(error)
     if isinstance(error, UserError):
@@ -47,7 +47,7 @@ def describe(label: str, stage: str, error: Exception) -> CaseFailure:
 
 
 @dataclass(frozen=True)
-class Found:
+class BuiltArtifact:
     """An artifact that a call made or found."""
 
     ref: Ref
@@ -55,31 +55,31 @@ class Found:
     """Whether it was there before."""
 
 
-Make = Callable[[Call, Path, str], Made | None]
+MakeArtifact = Callable[[Call, Path, str], Made | None]
 """Makes a call's artifact in an empty folder, for a key."""
 
 
-def attempt(label: str, call: Call, *, refresh: bool, make: Make) -> Found | CaseFailure:
+def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -> BuiltArtifact | CaseFailure:
     """Make a call's artifact or find it; return why it failed. `label` is what the user and the UI see of the case."""
     learn_call(label, call)
     try:
         parts = call.parts()
         key = content_key(parts)
         ref, cached = ArtifactStore().build(call.step, parts, lambda out: make(call, out, key), refresh=refresh)
-        return Found(ref, cached)
+        return BuiltArtifact(ref, cached)
     except Exception as error:
-        return describe(label, call.step.name, error)
+        return to_case_failure(label, call.step.name, error)
 
 
-def make_here(call: Call, out: Path, key: str) -> Made | None:
+def make_in_this_process(call: Call, out: Path, key: str) -> Made | None:
     """Run a call in this process; a device step on a GPU in a process of its own, which sees no other."""
     if call.step.kind is None:
-        with watching(call) as report:
+        with progress_callback(call) as report:
             call.run(out, Place("cpu", call.batch_size, report), key=key)
         return None
-    if any(device.is_gpu for device in devices_of(call.machine.gpus)):
-        return compute(call, out, key)
-    with device_slot(call.machine.gpus) as slot, watching(call) as report:
+    if any(device.is_gpu for device in allowed_devices(call.machine.gpus)):
+        return compute_in_child(call, out, key)
+    with device_slot(call.machine.gpus) as slot, progress_callback(call) as report:
         made = Made.now(slot.device.name)
         call.run(out, Place(slot.device.torch_name, call.batch_size, report), key=key)
         return made
@@ -99,7 +99,7 @@ class TaskRecord:
     """Device that computed it: cpu or gpu-N; empty for a step that needs none."""
 
 
-class Submitted(abc.ABC):
+class SubmittedCall(abc.ABC):
     """A call that was handed to a runner."""
 
     label: str
@@ -110,7 +110,7 @@ class Submitted(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Done(Submitted):
+class FinishedCall(SubmittedCall):
     """A call that has ended."""
 
     label: str
@@ -123,7 +123,7 @@ class Done(Submitted):
 class Runner(abc.ABC):
     """Runs calls and keeps count: what was computed, what was cached, what failed."""
 
-    makes: ClassVar[bool] = True
+    makes_artifacts: ClassVar[bool] = True
     """Whether artifacts are made; False for a dry run, which leaves nothing behind."""
 
     def __init__(self, machine: MachineSettings = ANY_MACHINE, *, refresh: bool = False) -> None:
@@ -146,39 +146,39 @@ class Runner(abc.ABC):
         weakref.finalize(self, store.mark_run())
 
     @property
-    def at_a_time(self) -> int:
+    def max_device_calls(self) -> int:
         """How many device calls to hand out at once: more would hold workers that have other things to do."""
         if self.machine.engine_address is not None:
-            return self.machine.engine_workers or CLUSTER_AT_A_TIME
-        return len(devices_of(self.machine.gpus))
+            return self.machine.engine_workers or MAX_CALLS_ON_CLUSTER
+        return len(allowed_devices(self.machine.gpus))
 
     @abc.abstractmethod
-    def submit(self, label: str, call: Call) -> Submitted:
+    def submit(self, label: str, call: Call) -> SubmittedCall:
         """Start a call."""
 
     def run(self, label: str, call: Call) -> Ref | None:
         """Run a call and wait; None when it failed."""
         return self.submit(label, call).ref()
 
-    def scoped(self, group: str, part: str) -> Scoped:
+    def for_group(self, group: str, part: str) -> GroupRunner:
         """Return a view for one part of a group, as `tp` and `seed 0`: its labels name them, counts are shared."""
-        return Scoped(self, group, part)
+        return GroupRunner(self, group, part)
 
-    def tag(self, label: str, group: str, case_id: str) -> str:
+    def set_group(self, label: str, group: str, case_id: str) -> str:
         """Remember which group a label belongs to; return the label."""
         self.groups[label] = (group, case_id)
         return label
 
-    def show(self, show: Callable[[], None]) -> None:  # noqa: B027 - most runners have no UI
+    def show_in_ui(self, show: Callable[[], None]) -> None:  # noqa: B027 - most runners have no UI
         """Show what a run leaves in Prefect's UI, where there is one."""
 
-    def fail(self, failure: CaseFailure) -> None:
+    def record_failure(self, failure: CaseFailure) -> None:
         """Note a case that cannot go on, and tell the user once."""
         if failure.line not in {known.line for known in self.failures}:  # one bad file may end many steps
             terminal.line(failure.line)
         self.failures.append(failure)
 
-    def done(self, label: str, ref: Ref, *, cached: bool) -> None:
+    def record_success(self, label: str, ref: Ref, *, cached: bool) -> None:
         """Note a finished call."""
         sidecar = ArtifactStore().sidecar(ref)
         terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
@@ -188,15 +188,15 @@ class Runner(abc.ABC):
             self.notes.append(note)
         self.records.append(TaskRecord(ref.step, label, ref.key, cached, sidecar.seconds, sidecar.device))
 
-    def take(self, label: str, outcome: Found | CaseFailure) -> Ref | None:
+    def record_outcome(self, label: str, outcome: BuiltArtifact | CaseFailure) -> Ref | None:
         """Note how a call ended; None when it failed."""
-        if isinstance(outcome, Found):
-            self.done(label, outcome.ref, cached=outcome.cached)
+        if isinstance(outcome, BuiltArtifact):
+            self.record_success(label, outcome.ref, cached=outcome.cached)
             return outcome.ref
-        self.fail(outcome)
+        self.record_failure(outcome)
         return None
 
-    def failures_shown(self, *, pseudonymous: bool) -> tuple[CaseFailure, ...]:
+    def failures_for_report(self, *, pseudonymous: bool) -> tuple[CaseFailure, ...]:
         """Return what a report says of the failures; names of files only where names of cases may be shown."""
         found = []
         for failure in self.failures:
@@ -220,69 +220,74 @@ class LocalRunner(Runner):
     Device steps on a CPU have no process of their own here, hence neither time limits nor smaller batches.
     """
 
-    def submit(self, label: str, call: Call) -> Submitted:
+    def submit(self, label: str, call: Call) -> SubmittedCall:
         for delay_s in (*RETRY_DELAYS_S, None):
-            outcome = attempt(label, call, refresh=self.refresh, make=make_here)
-            if isinstance(outcome, Found) or not outcome.transient or call.step.kind is not None or delay_s is None:
+            outcome = find_or_make(label, call, refresh=self.refresh, make=make_in_this_process)
+            if (
+                isinstance(outcome, BuiltArtifact)
+                or not outcome.transient
+                or call.step.kind is not None
+                or delay_s is None
+            ):
                 break
             time.sleep(delay_s)
         if isinstance(outcome, CaseFailure) and outcome.bug is not None:
             _log.error("internal error", exc_info=outcome.bug)
-        return Done(label, self.take(label, outcome))
+        return FinishedCall(label, self.record_outcome(label, outcome))
 
 
-_kind: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
+_runner_type: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
 
 
 def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
     """Return the runner of the flow under way: of the kind that it was started with."""
-    return _kind.get()(machine, refresh=refresh)
+    return _runner_type.get()(machine, refresh=refresh)
 
 
 @contextlib.contextmanager
-def running_on(kind: type[Runner]) -> Iterator[None]:
+def use_runner(kind: type[Runner]) -> Iterator[None]:
     """Within, flows' bodies have runners of this kind."""
-    token = _kind.set(kind)
+    token = _runner_type.set(kind)
     try:
         yield
     finally:
-        _kind.reset(token)
+        _runner_type.reset(token)
 
 
-class Scoped(Runner):
+class GroupRunner(Runner):
     """One group's view of a runner that several share, each going on in a thread of its own."""
 
-    def __init__(self, whole: Runner, group: str, part: str) -> None:
+    def __init__(self, shared: Runner, group: str, part: str) -> None:
         # the base's initialiser would begin another run
-        self.whole, self.group, self.part = whole, group, part
-        self.machine, self.refresh, self.makes = whole.machine, whole.refresh, whole.makes  # type: ignore[misc]
+        self.shared, self.group, self.part = shared, group, part
+        self.machine, self.refresh, self.makes_artifacts = shared.machine, shared.refresh, shared.makes_artifacts  # type: ignore[misc]
         self.records, self.failures, self.notes, self.groups = (
-            whole.records, whole.failures, whole.notes, whole.groups,
+            shared.records, shared.failures, shared.notes, shared.groups,
         )  # fmt: skip
 
     @property
-    def at_a_time(self) -> int:
-        return self.whole.at_a_time
+    def max_device_calls(self) -> int:
+        return self.shared.max_device_calls
 
-    def show(self, show: Callable[[], None]) -> None:
-        self.whole.show(show)
+    def show_in_ui(self, show: Callable[[], None]) -> None:
+        self.shared.show_in_ui(show)
 
     def label(self, case_id: str) -> str:
-        """Return what a call or a failure of this group is called in the whole run."""
-        return self.tag(f"{self.group}, {self.part}: {case_id}", self.group, f"{self.part}: {case_id}")
+        """Return what a call or a failure of this group is called in the shared run."""
+        return self.set_group(f"{self.group}, {self.part}: {case_id}", self.group, f"{self.part}: {case_id}")
 
-    def submit(self, label: str, call: Call) -> Submitted:
-        return self.whole.submit(self.label(label), call)
+    def submit(self, label: str, call: Call) -> SubmittedCall:
+        return self.shared.submit(self.label(label), call)
 
-    def fail(self, failure: CaseFailure) -> None:
-        self.whole.fail(replace(failure, case_id=self.label(failure.case_id)))
+    def record_failure(self, failure: CaseFailure) -> None:
+        self.shared.record_failure(replace(failure, case_id=self.label(failure.case_id)))
 
 
 @dataclass
-class Once(Submitted):
+class SharedCall(SubmittedCall):
     """A call that several wait for: its end is noted once."""
 
-    task: Submitted
+    task: SubmittedCall
 
     def __post_init__(self) -> None:
         self.label = self.task.label

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.machine.environment import heartbeat_s, product_folder, working_folder
-from flows.machine.terminal import say
+from flows.machine.terminal import print_result
 from flows.server.supervise import POLL_S, Child, keep
 from flows.server.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError
@@ -99,7 +99,7 @@ def serve_until_told(listening: Listening, working: Working, deploying: Deployin
         _begin(server, listening)
         _apply(deploying, working)
         worker.start()
-        say(f"{_said(working)}; Ctrl-C ends both")
+        print_result(f"{_said(working)}; Ctrl-C ends both")
 
     with _only_one():
         _port_is_free(listening)
@@ -122,7 +122,7 @@ def work_until_told(working: Working) -> None:
 
     def begin() -> None:
         worker.start()
-        say(f"{_said(working)}; Ctrl-C ends it")
+        print_result(f"{_said(working)}; Ctrl-C ends it")
 
     os.environ.update(worker_environment(working))
     keep((worker,), begin)
@@ -148,7 +148,7 @@ def _begin(server: Child, listening: Listening) -> None:
     server.start()
     _wait_for(server, listening)
     forbid_other_hosts(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
-    say(f"server: {listening.url}")
+    print_result(f"server: {listening.url}")
 
 
 def _home() -> Path:
@@ -233,4 +233,4 @@ def _apply(deploying: Deploying, working: Working) -> None:
 
     site = Site(product_folder(), working_folder(), working.pool, working.host, device_count(), heartbeat_s())
     for applied in asyncio.run(deploy(site, notify=deploying.notify)):
-        say(applied.line)
+        print_result(applied.line)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from flows.machine.terminal import say
+from flows.machine.terminal import print_result
 
 STOP_RUNS_S = 60.0
 """A step that trains looks at whether it is to stop between two batches."""
@@ -68,10 +68,10 @@ class Child:
             low, high = BACKOFF_S
             self.delay_s = low if now - self.started >= LIVED_S else min(high, max(low, 2 * self.delay_s))
             self.due = now + self.delay_s
-            say(f"{self.name}: ended with code {code}; starts again in {self.delay_s:.0f} s")
+            print_result(f"{self.name}: ended with code {code}; starts again in {self.delay_s:.0f} s")
         if self.due is not None and now >= self.due:
             self.start()
-            say(f"{self.name}: started again")
+            print_result(f"{self.name}: started again")
 
     def stop(self) -> None:
         """Ask it to end, and make it end when it does not."""
@@ -85,7 +85,7 @@ class Child:
         try:
             self.process.wait(self.stop_s)
         except subprocess.TimeoutExpired:
-            say(f"{self.name}: did not end in {self.stop_s:.0f} s and is killed")
+            print_result(f"{self.name}: did not end in {self.stop_s:.0f} s and is killed")
             self.process.kill()
             self.process.wait()
         self.process = None
@@ -107,7 +107,7 @@ def keep(children: Sequence[Child], begin: Callable[[], None]) -> None:
                 _bury({child.process.pid for child in children if child.process is not None})
                 time.sleep(POLL_S)
         except _ToldToStop:
-            say("stopping")
+            print_result("stopping")
         finally:
             # a second Ctrl-C is no reason to leave a process behind; SIGKILL is
             for number in handlers:
@@ -117,7 +117,7 @@ def keep(children: Sequence[Child], begin: Callable[[], None]) -> None:
             _end_orphans()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    say("stopped")
+    print_result("stopped")
 
 
 def _tell(number: int, frame: FrameType | None) -> None:
@@ -165,7 +165,7 @@ def _end_runs(worker: int) -> None:
     told: set[int] = set()
     while (left := _children(worker)) and time.monotonic() < end:
         for pid in left - told:
-            say(f"worker: ending the run of process {pid}")
+            print_result(f"worker: ending the run of process {pid}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         told |= left

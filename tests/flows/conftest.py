@@ -44,7 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_learned() -> None:
+def forget_learned_names() -> None:
     """The filter hides no word because another module's folder was called by it."""
     from flows.privacy.log_filter import path_filter
 
@@ -64,13 +64,13 @@ def prefect_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Callable[..., Ran]:
+def cli() -> Callable[..., CommandResult]:
     """The command line, run in this process, its flows without Prefect: where Prefect is not what is tested."""
     return functools.partial(run_cli, local=True)
 
 
 @pytest.fixture(scope="session")
-def prefect_cli(prefect_server: str) -> Callable[..., Ran]:
+def prefect_cli(prefect_server: str) -> Callable[..., CommandResult]:
     """The command line, run in this process, its flows on the session's server."""
     del prefect_server
     return run_cli
@@ -90,7 +90,7 @@ def runs() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """How a command ended."""
 
     code: int
@@ -103,7 +103,7 @@ class Ran:
         return json.loads(self.out)
 
 
-def run_cli(*arguments: object, local: bool = False) -> Ran:
+def run_cli(*arguments: object, local: bool = False) -> CommandResult:
     """Run the command line in this process, on the test's cache; with `local` without Prefect."""
     from flows.cli.app import main
     from flows.machine.terminal import terminal
@@ -124,7 +124,7 @@ def run_cli(*arguments: object, local: bool = False) -> Ran:
         sys.argv = argv
         os.environ.pop("ADFLOWS_LOCAL", None)
         terminal.enabled = False
-    return Ran(code, out.getvalue(), err.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue())
 
 
 TINY: dict[str, Any] = {

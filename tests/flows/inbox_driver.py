@@ -39,7 +39,7 @@ def main() -> None:
         if reached == place:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    move, fail, swap, write = ArtifactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write
+    move, fail, swap, write = ArtifactStore._move_into_place, OutFolder.fail, publish._replace_folder, OutFolder._write
 
     def noted_move(self: ArtifactStore, work: Path, final: Path) -> None:
         die_at(final.parent.name)  # made, not yet in its place
@@ -61,7 +61,7 @@ def main() -> None:
         write(self, name, text)
 
     replaced: Any = (noted_move, noted_fail, noted_swap, noted_write)
-    ArtifactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write = replaced  # type: ignore[method-assign]
+    ArtifactStore._move_into_place, OutFolder.fail, publish._replace_folder, OutFolder._write = replaced  # type: ignore[method-assign]
     from flows.cli.app import main as adflows
 
     adflows()

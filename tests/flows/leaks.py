@@ -24,7 +24,7 @@ _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){12,}")
 
 
 @cache
-def needles(secret: str) -> frozenset[bytes]:
+def written_forms(secret: str) -> frozenset[bytes]:
     """The ways to write a secret, in lower case as far as ASCII goes.
 
     Case does not count, so each letter of a run of base64 is one of about 32: five letters turn up by chance in the
@@ -51,7 +51,7 @@ _CLEAN: dict[frozenset[str], set[int]] = {}
 is searched again and again while it grows."""
 
 
-def views(data: bytes, depth: int = 0, seen: set[int] | None = None) -> Iterator[bytes]:
+def unpacked_views(data: bytes, depth: int = 0, seen: set[int] | None = None) -> Iterator[bytes]:
     """The bytes, and whatever is packed in them; each packed run once, but for those that were `seen` before."""
     seen = set() if seen is None else seen
     yield data
@@ -64,7 +64,7 @@ def views(data: bytes, depth: int = 0, seen: set[int] | None = None) -> Iterator
         except zlib.error:
             continue
         if len(inflated) > 3:
-            yield from views(inflated, depth + 1, seen)
+            yield from unpacked_views(inflated, depth + 1, seen)
     for found in _BASE64.finditer(data):
         if depth == 0:  # deeper down, less of it would have been unpacked
             if hash(found.group()) in seen:
@@ -74,11 +74,11 @@ def views(data: bytes, depth: int = 0, seen: set[int] | None = None) -> Iterator
         for start in range(4):  # what stands before it may be of the same letters
             part = run[start:]
             try:
-                yield from views(base64.b64decode(part[: len(part) // 4 * 4] + _tail(part)), depth + 2, seen)
+                yield from unpacked_views(base64.b64decode(part[: len(part) // 4 * 4] + _tail(part)), depth + 2, seen)
             except binascii.Error:
                 continue
     for found in _HEX.finditer(data):
-        yield from views(bytes.fromhex(found.group().decode()), depth + 2, seen)
+        yield from unpacked_views(bytes.fromhex(found.group().decode()), depth + 2, seen)
 
 
 def _tail(run: bytes) -> bytes:
@@ -86,13 +86,13 @@ def _tail(run: bytes) -> bytes:
     return rest + b"=" * (4 - len(rest)) if len(rest) > 1 else b""
 
 
-def holds(data: bytes, secrets: Iterable[str]) -> set[str]:
+def find_secrets(data: bytes, secrets: Iterable[str]) -> set[str]:
     """Which secrets these bytes hold."""
-    wanted = {secret: needles(secret) for secret in secrets}
+    wanted = {secret: written_forms(secret) for secret in secrets}
     found: set[str] = set()
     clean = _CLEAN.setdefault(frozenset(wanted), set())
     seen = set(clean)
-    for view in views(data, seen=seen):
+    for view in unpacked_views(data, seen=seen):
         lowered = view.lower()
         found |= {secret for secret, forms in wanted.items() if any(form in lowered for form in forms)}
     if not found:
@@ -100,14 +100,14 @@ def holds(data: bytes, secrets: Iterable[str]) -> set[str]:
     return found
 
 
-def search(folder: Path, secrets: Iterable[str]) -> dict[str, set[str]]:
+def find_leaks(folder: Path, secrets: Iterable[str]) -> dict[str, set[str]]:
     """Files below a folder that hold a secret, in name or content."""
     secrets = list(secrets)
     found = {}
     for path in folder.rglob("*"):
-        here = holds(str(path.relative_to(folder)).encode(errors="surrogateescape"), secrets)
+        here = find_secrets(str(path.relative_to(folder)).encode(errors="surrogateescape"), secrets)
         if path.is_file() and not path.is_symlink():
-            here |= holds(path.read_bytes(), secrets)
+            here |= find_secrets(path.read_bytes(), secrets)
         if here:
             found[str(path)] = here
     return found

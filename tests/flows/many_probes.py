@@ -38,7 +38,7 @@ if __name__ == "__main__":
     prepare_prefect()
     from prefect import flow
 
-    from flows.devices.engines import RUNNER
+    from flows.devices.engines import TASK_RUNNER
 
-    run = flow(task_runner=RUNNER, persist_result=False)(many)
+    run = flow(task_runner=TASK_RUNNER, persist_result=False)(many)
     print(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))  # noqa: T201

@@ -119,7 +119,7 @@ def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
         "sys.argv = ['adflows', 'doctor']\n"
         "import flows.cli.doctor\n"
         "def broken(runs):\n    raise ZeroDivisionError('a bug')\n"
-        "flows.cli.doctor.examine = broken\n"
+        "flows.cli.doctor.run_checks = broken\n"
         "from flows.__main__ import main\n"
         "main()\n"
     )

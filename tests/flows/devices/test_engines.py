@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.devices.engines import EngineRunner
+from flows.devices.engines import EngineTaskRunner
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
 from tests.flows.device_jobs import is_alive
@@ -142,7 +142,7 @@ def test_two_flows_share_the_devices_though_one_is_killed_again_and_again(prefec
 def test_an_engine_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for engine in ("dask", "ray"):
         monkeypatch.setitem(sys.modules, f"prefect_{engine}", None)
-        with pytest.raises(ConfigError, match=rf"pip install 'adflows\[{engine}\]'"), EngineRunner() as runner:
+        with pytest.raises(ConfigError, match=rf"pip install 'adflows\[{engine}\]'"), EngineTaskRunner() as runner:
             runner.use(MachineSettings.model_validate({"engine": engine}))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import medad
 from flows.privacy.case_ids import identify
-from flows.runs.run_folder import read_statement
+from flows.runs.run_folder import read_notices_text
 from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]
@@ -297,12 +297,12 @@ def test_inserted_lesions_are_found_in_the_run_folder_and_said(
         "scan.nii.gz",
     ]
     assert "inserted" in (folder / "report.html").read_text(encoding="utf-8").lower()
-    assert read_statement(folder)
-    assert not read_statement(Path(finished.answer["run_folder"]))
+    assert read_notices_text(folder)
+    assert not read_notices_text(Path(finished.answer["run_folder"]))
     scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
     used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
     assert used.code == 0, used.err
-    assert not read_statement(tmp_path / "out"), "nothing was inserted into the scans its model is used on"
+    assert not read_notices_text(tmp_path / "out"), "nothing was inserted into the scans its model is used on"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
     assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), "the scan that was given"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.runs.plan import PlanRunner, Row
-from flows.runs.runner import LocalRunner, new_runner, running_on
+from flows.runs.plan import PlannedCall, PlanRunner
+from flows.runs.runner import LocalRunner, new_runner, use_runner
 from flows.store.upkeep import Change
 from medad.base.settings import ANY_MACHINE
 
@@ -154,15 +154,15 @@ def test_every_command_that_runs_has_a_dry_run(world: Any, finished: None, cli: 
 
 
 def test_a_dry_run_marks_no_run_and_ends_with_its_block(cache: Path) -> None:
-    with running_on(PlanRunner):
+    with use_runner(PlanRunner):
         assert isinstance(new_runner(ANY_MACHINE, refresh=False), PlanRunner)
     assert not (cache / "runs").exists()
     assert type(new_runner(ANY_MACHINE, refresh=False)) is LocalRunner
 
 
 def test_lines_say_what_and_why() -> None:
-    assert Row("prepare", "a", "make", "nothing").line == "prepare a: to make: nothing"
-    assert Row("prepare", "a", "cached").line == "prepare a: cached"
-    assert Row("report", "r", "follows", "prepare").line == "report r: waits for prepare"
+    assert PlannedCall("prepare", "a", "make", "nothing").line == "prepare a: to make: nothing"
+    assert PlannedCall("prepare", "a", "cached").line == "prepare a: cached"
+    assert PlannedCall("report", "r", "follows", "prepare").line == "report r: waits for prepare"
     assert Change("inputs.low", "1", "2").line == "inputs.low: 1 -> 2"
     assert Change("code", "a" * 64, "b" * 64).line == "code changed"

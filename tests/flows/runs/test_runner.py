@@ -16,9 +16,9 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH
 
-from flows.devices.engines import RUNNER
-from flows.runs.prefect_runner import PrefectRunner, UnderWay
-from flows.runs.runner import LocalRunner, Runner, describe
+from flows.devices.engines import TASK_RUNNER
+from flows.runs.prefect_runner import PrefectRunner, RunningCall
+from flows.runs.runner import LocalRunner, Runner, to_case_failure
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import DiskFullError, InputError
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "cache")
 
 
 @dataclass
-class Ran:
+class CallsResult:
     """How calls ended that were run beside each other."""
 
     refs: list[Ref | None]
@@ -47,30 +47,30 @@ class Ran:
         return self.runner.computed, self.runner.cached
 
 
-def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool = False) -> Ran:
+def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool = False) -> CallsResult:
     """Run calls beside each other."""
 
-    def body() -> Ran:
+    def body() -> CallsResult:
         runner = kind(refresh=refresh)
         tasks = [runner.submit(label, call) for label, call in calls]
         refs = [task.ref() for task in tasks]
-        return Ran(refs, runner, [task.future.state for task in tasks if isinstance(task, UnderWay)])
+        return CallsResult(refs, runner, [task.future.state for task in tasks if isinstance(task, RunningCall)])
 
     if kind is LocalRunner:
         return body()
-    kept: list[Ran] = []
+    results: list[CallsResult] = []
 
-    @flow(task_runner=RUNNER, persist_result=False)
+    @flow(task_runner=TASK_RUNNER, persist_result=False)
     def fakes() -> None:
-        kept.append(body())
+        results.append(body())
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
-        kept[0].flow_run = context.flow_run.id
+        results[0].flow_run = context.flow_run.id
 
     fakes()
-    assert len(kept[0].states) == len(calls)
-    return kept[0]
+    assert len(results[0].states) == len(calls)
+    return results[0]
 
 
 @pytest.fixture(params=[LocalRunner, PrefectRunner])
@@ -159,7 +159,7 @@ def test_the_path_is_for_the_terminal_alone(kind: type[Runner], capfd: pytest.Ca
     assert "MUSTERMANN" not in str(ran.runner.failures[0])
 
 
-def states_on_server(ran: Ran) -> list[str]:
+def states_on_server(ran: CallsResult) -> list[str]:
     """Return the names of a flow run's task states that its server knows, in order."""
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[ran.flow_run]))
     with get_client(sync_client=True) as client:
@@ -181,7 +181,7 @@ def test_prefect_says_cached_and_keeps_nothing_beside_our_store(cache: Path) -> 
 
 
 def test_a_failure_says_whether_a_file_or_the_machine_is_to_blame() -> None:
-    file = describe("case-1", "prepare", InputError("/x/scan.nii", "cut short"))
-    disk = describe("case-1", "prepare", DiskFullError("/cache: no room left on this disk"))
-    bug = describe("case-1", "prepare", ZeroDivisionError())
+    file = to_case_failure("case-1", "prepare", InputError("/x/scan.nii", "cut short"))
+    disk = to_case_failure("case-1", "prepare", DiskFullError("/cache: no room left on this disk"))
+    bug = to_case_failure("case-1", "prepare", ZeroDivisionError())
     assert [each.of_machine for each in (file, disk, bug)] == [False, True, False]

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.zsad_timing import Row
 
-PEER = Path(__file__).with_name("anomalib_peer.py")
+PEER_PROGRAM = Path(__file__).with_name("anomalib_peer.py")
 
 
 class Anomalib:
@@ -22,7 +22,7 @@ class Anomalib:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            [str(python), "-W", "ignore", str(PEER)],
+            [str(python), "-W", "ignore", str(PEER_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -59,5 +59,5 @@ class Anomalib:
         return json.loads(answer)
 
 
-def without_anomalib(part: str, what: str, limit: str) -> Row:
+def skipped_row(part: str, what: str, limit: str) -> Row:
     return Row(part, what, None, "x", limit, None, "skipped: no --anomalib-python")
