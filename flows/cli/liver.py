@@ -1,4 +1,4 @@
-"""`adflows liver ...`: the flow, its stages and its single steps."""
+"""`adflows liver ...`: the liver flow, its stages and its preprocessing steps."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
+    example,
     parse_overrides,
     prepare_command,
     print_and_exit,
@@ -32,28 +33,39 @@ from medad.config.by_hand import BY_HAND, IN_ORDER, HandStepName
 if TYPE_CHECKING:
     from medad.config.liver import LiverSettings
 
-app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
-app.command(name="inbox")(cli_inbox.inbox)
-app.command(name="ablate")(studies.ablate)
-app.command(name="sensitivity")(studies.sensitivity)
+app = typer.Typer(
+    help="""Find liver tumours in CT: train, evaluate, segment.
 
-MASK_RULE = (
-    "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "
-    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
-    "Any segmentation will do whose liver value is given by --liver-label (default 1)"
+    The networks are trained on healthy livers only, with synthetic anomalies. `run` does everything; the other
+    commands do one part of it, or use a trained model.
+    """,
+    no_args_is_help=True,
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver: thesis, small, demo.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of training.")]
-Train = Annotated[Path | None, typer.Option("--train", help="Folder of the training data set.")]
-Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data set.")]
-Liver = Annotated[list[Path] | None, typer.Option("--liver", help="Liver mask on the scan's grid.")]
-LiverLabel = Annotated[list[int] | None, typer.Option("--liver-label", help="Value(s) of liver in the mask.")]
-Model = Annotated[Path, typer.Option("--model", help="Folder of a run with trained networks.")]
+MASK_RULE = (
+    "a liver mask is needed: --liver MASK, on the scan's grid. One way to get it: "
+    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
+    "Any segmentation works; --liver-label gives the value of liver in it (default 1)"
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, e.g. thesis, small, demo.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed of the training. Default: the configuration's.")]
+Train = Annotated[
+    Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
+]
+Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")]
+Liver = Annotated[
+    list[Path] | None,
+    typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Needed."),
+]
+LiverLabel = Annotated[
+    list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
+]
+Model = Annotated[Path, typer.Option("--model", help="Run folder that holds trained networks.")]
 
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
-    """Read a configuration. Raises ConfigError."""
+    """Read a configuration. Raise ConfigError for a bad one."""
     from medad.config.liver import load
 
     return load(find_config(config, "liver"), overrides)
@@ -63,7 +75,7 @@ def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-@app.command()
+@app.command(epilog=example("adflows liver run small --train data/BTCV --test data/LITS"))
 def run(
     config: Config,
     train: Train = None,
@@ -77,7 +89,13 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Everything: prepare, train, segment, evaluate, report."""
+    """Train, segment, evaluate and report.
+
+    Prepares the training and test scans, trains both networks, segments the test scans and evaluates them. The data
+    folders are those of the configuration, unless --train and --test name others.
+
+    Writes the report, masks, probabilities and the model to OUT/liver/NAME.
+    """
     prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides, name=name, seed=seed, train_data__root=_path_text(train), test_data__root=_path_text(test)
@@ -90,7 +108,7 @@ def run(
     print_and_exit(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("adflows liver prepare small --train data/BTCV --test data/LITS"))
 def prepare(
     config: Config,
     train: Train = None,
@@ -101,7 +119,11 @@ def prepare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prepare all cases of a configuration and list them: finds bad files before a night of training."""
+    """Prepare all scans and list them.
+
+    Reads and checks every scan and label of the configuration, and caches the prepared slices. Finds bad files before
+    a long training. Prints slices and liver volume in mL per case.
+    """
     prepare_command(verbose=verbose)
     values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
     settings = load_settings(config, values)
@@ -117,14 +139,15 @@ def prepare(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="export-slices")
+@app.command(name="export-slices", epilog=example("adflows liver export-slices small --test data/LITS -o slices"))
 def export_slices(
     config: Config,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: liver/test, liver/ground_truth.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to: liver/test and liver/ground_truth.")],
     train: Train = None,
     test: Test = None,
     with_training: Annotated[
-        bool, typer.Option("--with-training", help="Also liver/train/good, the training cases' slices.")
+        bool,
+        typer.Option("--with-training", help="Write the slices of the training cases as well, to liver/train/good."),
     ] = False,
     overrides: Set = None,
     refresh: Refresh = False,
@@ -132,7 +155,11 @@ def export_slices(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the prepared slices of a configuration's test cases as PNG with tumour masks, in MVTec AD's layout."""
+    """Write prepared slices as PNG images.
+
+    Writes the slices of the test cases and their tumour masks in MVTec AD's layout, to OUT/liver. Image tools such as
+    `adflows zsad run` can read them. OUT/liver must not exist yet. Cases get pseudonyms.
+    """
     prepare_command(verbose=verbose)
     values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
     settings = load_settings(config, values)
@@ -142,7 +169,7 @@ def export_slices(
 
     target = out.absolute() / CATEGORY
     if target.exists():
-        raise ConfigError(f"{target}: already there; slices of two exports would be one data set")
+        raise ConfigError(f"{target}: exists already; slices of two exports would become one data set")
     if not dry_run:
         ensure_writable(target)
     outcome = run_flow(export_flow, settings=settings, with_training=with_training, refresh=refresh, dry_run=dry_run)
@@ -153,7 +180,7 @@ def export_slices(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="train")
+@app.command(name="train", epilog=example("adflows liver train small --train data/BTCV --seed 1"))
 def train_command(
     config: Config,
     train: Train = None,
@@ -166,7 +193,11 @@ def train_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prepare the training cases and train both phases; the run folder holds the model."""
+    """Train a model.
+
+    Prepares the training scans and trains both networks, the restoration and the segmentation. Writes the model and
+    its training curves to OUT/liver/NAME. An interrupted training continues from its last checkpoint.
+    """
     prepare_command(verbose=verbose)
     values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_path_text(train))
     settings = load_settings(config, values)
@@ -179,7 +210,7 @@ def train_command(
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows liver evaluate small --model runs/liver/small --test data/LITS --name lits"))
 def evaluate(
     config: Config,
     model: Model,
@@ -192,7 +223,13 @@ def evaluate(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
+    """Evaluate a trained model on test cases.
+
+    Segments the configuration's test cases with the networks in --model and compares the masks with the labels. The
+    configuration's `preprocess` settings must be those of the model.
+
+    Writes report, masks and probabilities to OUT/liver/NAME. NAME must differ from the model's.
+    """
     prepare_command(verbose=verbose)
     from flows.liver.run_folder import settings_of_run
 
@@ -202,7 +239,7 @@ def evaluate(
     if settings.preprocess != of_model.preprocess:
         raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
     if (out / "liver" / settings.name).absolute() == model.absolute():
-        raise ConfigError(f"{model}: would be written over; give the evaluation another --name")
+        raise ConfigError(f"{model}: would be overwritten; give the evaluation another --name")
     from flows.liver.flow import evaluate as evaluate_flow
     from flows.runs.run_folder import ensure_writable
 
@@ -215,11 +252,13 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/small -o out"))
 def segment(
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="NIfTI, MHD, NRRD, or a DICOM folder.")],
+    scans: Annotated[
+        list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
+    ],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: masks, probabilities, report.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: masks, probabilities and report.")],
     liver: Liver = None,
     liver_label: LiverLabel = None,
     overrides: Set = None,
@@ -228,7 +267,11 @@ def segment(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment scans with the networks of an earlier run. Give --liver once for each scan, in the same order."""
+    """Segment scans with a trained model.
+
+    Needs a liver mask for each scan, on the scan's grid, from any tool. Writes tumour masks, tumour probabilities and
+    a report to OUT. No tumour labels are needed. Cases get pseudonyms.
+    """
     prepare_command(verbose=verbose)
     masks = liver or []
     if not masks:
@@ -240,11 +283,11 @@ def segment(
     from medad.config.liver import DatasetSettings
 
     if model.resolve() == out.resolve():
-        raise ConfigError(f"{out}: would be written over; give another folder than the model's")
+        raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
     of_model = settings_of_run(model)
     wanted = parse_overrides(overrides)
     settings = settings_over(of_model, wanted, model=model, source="--set")
-    # these scans, and not the data the model's run was tested on, where lesions may have been inserted
+    # the given scans replace the test data of the model's run, which may have inserted lesions
     data = DatasetSettings(
         root="-",
         layout="folder",
@@ -270,22 +313,31 @@ def segment(
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows liver step window scan.nii.gz -o grey.nii.gz"))
 def step(
-    name: Annotated[HandStepName, typer.Argument(metavar="STEP", help=IN_ORDER)],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What the step before wrote; for window a CT.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder to write it into.")],
-    liver: Annotated[Path | None, typer.Option("--liver", help="Liver mask, for roi and slice.")] = None,
+    name: Annotated[HandStepName, typer.Argument(metavar="STEP", help=f"Step to run, in this order: {IN_ORDER}.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Output of the step before. For window: a CT scan.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder for it.")],
+    liver: Annotated[
+        Path | None, typer.Option("--liver", help="Liver mask on the scan's grid. Needed by roi and slice.")
+    ] = None,
     liver_label: LiverLabel = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A preprocess setting, as slice_px=128.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a `preprocess` setting, e.g. slice_px=128. Repeatable."
+        ),
     ] = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """One preprocessing step by hand; each takes what the one before it wrote."""
+    """Run one preprocessing step on one file.
+
+    Each step reads the file that the step before wrote, so the steps can be checked one by one. Window and roi write
+    NIfTI; slice and equalise write safetensors.
+    """
     prepare_command(verbose=verbose)
     if BY_HAND[name].needs_liver and liver is None:
         raise ConfigError(MASK_RULE)
@@ -316,8 +368,20 @@ def step(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
+app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
+app.command(name="ablate", epilog=example("adflows liver ablate ablation_small --train BTCV --test LITS --seeds 3"))(
+    studies.ablate
+)
+app.command(
+    name="sensitivity", epilog=example("adflows liver sensitivity runs/liver/small --healthy BTCV -o sensitivity")
+)(studies.sensitivity)
+
+
 def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
-    """Copy all cases' pictures, their names headed by the case's id, and count slices in the place of folders."""
+    """Copy the pictures of all cases into one data set; their names begin with the case's id.
+
+    Replaces each case's entry `folder` by the number of its slices.
+    """
     work = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
         for each in exported:
@@ -336,7 +400,7 @@ def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
 
 
 def _copy_result(folder: Path, out: Path) -> Path:
-    """Copy a step's one result to where the user wants it. Raises ConfigError for another kind of file."""
+    """Copy a step's only file to the path that was given. Raise ConfigError if its ending is of another format."""
     from medad.ct.io import atomic_path
 
     result = next(path for path in sorted(folder.iterdir()) if path.name != "artifact.json")

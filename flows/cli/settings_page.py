@@ -1,4 +1,4 @@
-"""The page of all settings, docs/settings.md, made from the settings classes.
+"""Generates the page of all settings, docs/settings.md, from the settings classes.
 
 python -m flows.cli.settings_page > docs/settings.md
 """
@@ -37,10 +37,10 @@ HEAD = """# Settings
 
 All settings of the configuration files, by dotted key. `--set KEY=VALUE` overrides any of them on the command line.
 Lengths end in `_mm` or `_px`, densities in `_hu`. A range is a pair `[low, high]`. None is `null` in YAML.
-A *private* value is withheld in reports, manifests and Prefect, see [privacy](privacy.md). A class's own defaults are
-the published values. What published code fixes and no configuration varies is a constant beside the code instead.
+A *private* value does not appear in reports, manifests or Prefect, see [privacy](privacy.md). A class's defaults are
+the published values. A value that published code fixes and no configuration changes is a constant in the code.
 
-This page is made by `python -m flows.cli.settings_page > docs/settings.md`, and a test compares the two.
+`python -m flows.cli.settings_page > docs/settings.md` generates this page. A test checks that it is up to date.
 """
 
 
@@ -57,7 +57,7 @@ class Chapter:
         return f"[{self.title}](#{self.title.lower().replace(' ', '-')})"
 
 
-MACHINE = Chapter("Machine", "These settings are part of all files below but that of an inbox.", MachineSettings)
+MACHINE = Chapter("Machine", "These settings are part of all files below, except that of an inbox.", MachineSettings)
 CHAPTERS = (
     MACHINE,
     Chapter("Liver run", "`adflows liver run`, `prepare`, `train`, `evaluate`; `configs/liver`.", LiverSettings),
@@ -81,7 +81,7 @@ def settings_page() -> str:
 
 
 def _tables(model: Model, prefix: str, chapter: Chapter, known: dict[Model, tuple[str, Chapter]]) -> Iterator[str]:
-    """Yield the table of a class, then those of the groups in it. `known` says where a class has its table already."""
+    """Yield the table of a class, then those of the groups in it. `known`: tables that exist already."""
     if prefix:
         yield f"### `{prefix.removesuffix('.')}`\n"
         yield f"{inspect.cleandoc(model.__doc__ or '')}\n"
@@ -117,7 +117,7 @@ def _tables(model: Model, prefix: str, chapter: Chapter, known: dict[Model, tupl
 
 
 def _table_reference(key: str, chapter: Chapter, here: Chapter) -> str:
-    """Return where a table stands, as seen from a chapter."""
+    """Return a reference to a table, for use in the chapter `here`."""
     parts = [f"`{key}`"] * bool(key) + [chapter.link] * (chapter is not here)
     return " of ".join(parts)
 
@@ -129,7 +129,7 @@ def _is_described_elsewhere(model: Model, name: str, chapter: Chapter) -> bool:
 
 
 def description(model: Model, name: str) -> str:
-    """Return the text below a field in its class. Raises KeyError for a field without one."""
+    """Return the text below a field in its class. Raise KeyError if it has none."""
     owner = next(one for one in model.__mro__ if name in inspect.get_annotations(one))
     return _descriptions(owner.__module__)[owner.__name__, name]
 
@@ -148,7 +148,7 @@ def _descriptions(module: str) -> Mapping[tuple[str, str], str]:
 
 
 def _unwrapped(kind: Any) -> Any:
-    """Return a type without marks and without None."""
+    """Return a type without its annotations and without None."""
     if get_origin(kind) is Annotated:
         return _unwrapped(get_args(kind)[0])
     options = [part for part in get_args(kind) if part is not type(None)]
@@ -211,7 +211,7 @@ def _default_text(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is PydanticUndefined:
         return "needed"
-    if isinstance(default, BaseModel):  # only what differs from the class's own defaults
+    if isinstance(default, BaseModel):  # show only values that differ from the class's defaults
         given = {
             name: getattr(default, name)
             for name, own in type(default).model_fields.items()

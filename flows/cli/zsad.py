@@ -1,4 +1,4 @@
-"""`adflows zsad ...`: the flow, scoring of single images, the prompts, and metrics of any tool's maps."""
+"""`adflows zsad ...`: the image flow, scoring, comparison, training, prompts and metrics of any tool's maps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
+    example,
     parse_overrides,
     prepare_command,
     print_and_exit,
@@ -29,32 +30,49 @@ from medad.base.errors import ConfigError
 if TYPE_CHECKING:
     from zsad.config.run import PromptSettings, ZsadSettings
 
-app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Score images for anomalies, compare and train systems.
+
+    The zero-shot systems need no training on the images: they compare image patches with texts, and with reference
+    images. `run` scores and evaluates a data set; `score` scores your own images.
+    """,
+    no_args_is_help=True,
+)
 
 CONFIG_RULE = (
-    "--config is needed, since scores are those of its encoder: --config dual_clip --set encoder.weights=FILE "
-    "--set encoder.tag=null for work, or --config demo for the embedded model, which is no CLIP"
+    "--config is needed because it names the encoder: --config dual_clip --set encoder.weights=FILE "
+    "--set encoder.tag=null for real work, or --config demo for the embedded model, which is not a CLIP"
 )
 
 ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
-"""What `evaluate` prints for figures whose threshold is chosen with the labels."""
+"""Names that `evaluate` prints for figures that need the labels to choose their threshold."""
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: dual_clip, demo.")]
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. dual_clip, demo.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad. Needed.")
+    Path | None, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, e.g. dual_clip. Needed.")
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of images: MVTec AD, VisA, or any.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of references and pseudo anomalies; repeatable.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder of images, in MVTec AD's, VisA's or another layout. Default: the configuration's."
+    ),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--seed", help="Random seed of references and pseudo anomalies. Repeatable. Default: the configuration's."
+    ),
+]
 
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
-    """Read a configuration. Raises ConfigError."""
+    """Read a configuration. Raise ConfigError for a bad one."""
     from zsad.config.run import load
 
     return load(find_config(config, "zsad"), overrides)
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad run dual_clip --data data/mvtec --seed 0 --seed 1"))
 def run(
     config: Config,
     data: Data = None,
@@ -67,7 +85,13 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Everything: prompts and images to features, scores for each seed, metrics, report."""
+    """Score and evaluate a data set.
+
+    Encodes the prompts and images of the configuration, scores the images once per seed, and computes metrics if
+    there are labels.
+
+    Writes the report, heat maps and scores to OUT/zsad/NAME.
+    """
     prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
@@ -80,24 +104,27 @@ def run(
     print_and_exit(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad score photos/ --config demo --category fabric -o scored"))
 def score(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: scores.csv, maps, report.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: scores.csv, anomaly maps and report.")],
     config: ConfigOption = None,
     category: Annotated[
-        str | None, typer.Option(help="What the images show, in words. Default: the folder's name.")
+        str | None, typer.Option(help="Name of the object in the images, for the prompts. Default: the folder's name.")
     ] = None,
-    npy: Annotated[bool, typer.Option("--npy", help="Write the float maps as .npy instead of TIFF.")] = False,
+    npy: Annotated[bool, typer.Option("--npy", help="Write the anomaly maps as .npy files instead of TIFF.")] = False,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score images of one kind; no labels needed. Each is compared with another one of them.
+    """Score your own images.
 
-    Of several seeds and systems in the configuration, the first seed and the last system are used.
+    All images must show the same kind of object; labels are not needed. Each image is compared with the prompts, and
+    with another one of the images as its reference. A higher score means more anomalous.
+
+    The configuration's first seed and last system are used.
     """
     if config is None:
         raise ConfigError(CONFIG_RULE)
@@ -115,15 +142,17 @@ def score(
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad compare compare_demo --methods clip,winclip --seeds 3"))
 def compare(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/zsad: compare (published settings), compare_demo.")
+        Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. compare, compare_demo.")
     ] = Path("compare"),
-    methods: Annotated[str, typer.Option(help="Systems, with commas between; or all.")] = "all",
+    methods: Annotated[str, typer.Option(help="Systems to compare, with commas, e.g. clip,winclip; or all.")] = "all",
     data: Data = None,
     name: Name = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds: 3 means 0, 1, 2. Default: the configuration's.")
+    ] = None,
     overrides: Set = None,
     out: Runs = Path("runs"),
     refresh: Refresh = False,
@@ -131,7 +160,13 @@ def compare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """All systems side by side on the same images: tables, tests between them, what each costs."""
+    """Compare systems on the same images.
+
+    Scores the same images with every system of the configuration, and evaluates them. The default configuration has
+    the published settings.
+
+    Writes tables, paired tests and computing times to OUT/zsad-compare/NAME.
+    """
     prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides,
@@ -151,12 +186,13 @@ def compare(
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad train april_gan --on data/visa --config compare"))
 def train(
-    method: Annotated[str, typer.Argument(help="A learned system: april_gan, anomalyclip, or its label.")],
-    on: Annotated[Path, typer.Option("--on", help="Folder of labelled images with masks.")],
+    method: Annotated[str, typer.Argument(help="System to train: april_gan, anomalyclip, or its label in CONFIG.")],
+    on: Annotated[Path, typer.Option("--on", help="Folder of labelled images with masks to train on.")],
     config: Annotated[
-        Path, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, that has the system.")
+        Path,
+        typer.Option("--config", "-c", help="Configuration of the system: a YAML file, or a name in configs/zsad."),
     ] = Path("compare"),
     name: Name = None,
     overrides: Set = None,
@@ -166,7 +202,11 @@ def train(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
+    """Train a learned system on labelled images.
+
+    Trains on one data set so that the system can score others. Writes checkpoint.safetensors to OUT/zsad-train/NAME.
+    Use it with the setting `checkpoint` of the system.
+    """
     prepare_command(verbose=verbose)
     from zsad.config.compare import load
     from zsad.config.learned import LearnedSettings
@@ -189,16 +229,21 @@ def train(
     print_and_exit(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad prompts metal_nut"))
 def prompts(
-    category: Annotated[str, typer.Argument(help="What the images show, as metal_nut.")],
+    category: Annotated[str, typer.Argument(help="Name of the object in the images, e.g. metal_nut.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, with prompt settings."),
+        typer.Option(
+            "--config", "-c", help="YAML file, or name in configs/zsad, with prompt settings. Default: built-in ones."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the prompts of a category, normal ones first."""
+    """Print the prompts of a category.
+
+    Prints every text that the text encoder reads for this category: first the normal ones, then the anomalous ones.
+    """
     from zsad.clip.prompts import ensemble
 
     found = ensemble(category, _prompt_settings(config))
@@ -218,16 +263,25 @@ def _prompt_settings(config: Path | None) -> PromptSettings:
     return PromptSettings() if config is None else load_settings(config, {}).prompts
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad evaluate maps/ masks/ --set max_fpr=0.3"))
 def evaluate(
-    maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: float .npy or .tiff.")],
-    masks: Annotated[Path, typer.Argument(help="Folder of PNG masks of the same stems; above 0 is anomalous.")],
+    maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: .npy or .tiff files of floats.")],
+    masks: Annotated[
+        Path, typer.Argument(help="Folder of PNG masks with the same names; values above 0 are anomalous.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An evaluation setting, as max_fpr=0.3.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override an `evaluation` setting, e.g. max_fpr=0.3. Repeatable."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of any tool's maps: AUROC, AP, F1max at its oracle threshold, AUPRO; exact."""
+    """Compute metrics of anomaly maps of any tool.
+
+    Compares maps with ground-truth masks and prints AUROC, AP, F1max with its oracle threshold, and AUPRO. The
+    figures are exact; scores are not binned. Exit code 2 if a map or mask cannot be used.
+    """
     terminal.enabled = True
     prepare_numpy()
     from medad.base.settings import parse_settings

@@ -149,7 +149,7 @@ def test_every_command_that_runs_has_a_dry_run(world: Any, finished: None, cli: 
     ):
         ran = cli("liver", *command, "--dry-run")
         assert ran.code == 0, ran.err
-        assert ran.out.splitlines()[-1].endswith("nothing was made")
+        assert ran.out.splitlines()[-1].endswith("nothing written")
     assert files(tmp_path) == set()
 
 
