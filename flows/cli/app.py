@@ -165,7 +165,7 @@ _register()
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done; 2 bad input, told in one line; 1 a bug, with its traceback."""
+    """Run the command line. Exit codes: 0 done; 2 bad input, in one line; 1 a bug, with its traceback."""
     from medad.base.errors import UserError
 
     try:

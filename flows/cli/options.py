@@ -1,4 +1,4 @@
-"""What all commands share: options, settings from --set, running a flow and printing its result.
+"""Parts that all commands share: options, settings from --set, running a flow and printing its result.
 
 This module imports nothing heavy: `--help` must not wait for torch or Prefect.
 """

@@ -1,8 +1,9 @@
-"""What carries a run's tasks: threads of its own process, or the workers of Dask or Ray, as its settings say.
+"""Engines that run the tasks of a run: threads of its process, or workers of Dask or Ray.
 
-A task runner belongs to a flow before its parameters are known, so the flows have one that becomes the chosen engine's
-when the first of them is. A step that needs a device asks the engine for the resource GPU; that no two are on one
-device, also of different runs, is up to the slots of `flows.devices.slots` on each machine.
+Prefect needs the task runner of a flow before the flow's parameters are known. `EngineTaskRunner` therefore starts the
+engine that the settings name when the first task needs it. A device step requests the resource GPU from the engine.
+
+The slots of `flows.devices.slots` make sure that each device runs one step at a time, also across runs.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import RunInput
 
 GPU_RESOURCE = "GPU"
-"""The resource that a Dask worker offers for each device it may use; Ray has one of this name already."""
+"""Resource that a Dask worker offers for each device it may use. Ray has a resource of this name."""
 LOCALHOST = "127.0.0.1"
 RAY_DEFAULTS = {
     # nothing leaves the machine
     "RAY_USAGE_STATS_ENABLED": "0",
-    # which GPU a task has is up to its slot
+    # the slot decides which GPU a task uses
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
 }
 RAY_OWN_CLUSTER = {
-    # what Ray does on desktop systems: its own cluster of one machine talks on 127.0.0.1 and not on all addresses
+    # as on desktop systems: a cluster on one machine listens on 127.0.0.1, not on all addresses
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # as nice as the run itself, like threads and Dask's workers: at Ray's own 15 its steps starve on a busy machine
+    # the same priority as the run; at Ray's default niceness of 15, steps starve on a busy machine
     "RAY_worker_niceness": "0",
 }
-"""Both only where the environment is silent, and read at Ray's import."""
+"""Environment of a cluster that this run starts. Ray reads both at its import; existing variables take precedence."""
 
 AnyTaskRunner = TaskRunner[PrefectFuture[Any]]
 
 
 class EngineTaskRunner(AnyTaskRunner):
-    """The task runner of every flow."""
+    """The task runner of every flow. It passes tasks on to the engine that the settings name."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,7 +59,7 @@ class EngineTaskRunner(AnyTaskRunner):
         return type(self)()
 
     def use(self, machine: MachineSettings) -> None:
-        """Start the engine that the settings name; once in a flow. Raises ConfigError."""
+        """Start the engine that the settings name, once per flow. Raise ConfigError if it is not installed."""
         if self._chosen is None:
             self._chosen = self._stack.enter_context(_start_engine(machine))
             self._engine = machine.engine
@@ -78,7 +79,7 @@ class EngineTaskRunner(AnyTaskRunner):
             return self._chosen.submit(task, parameters, wait_for, dependencies)
 
     def cancel_all(self) -> None:
-        """Cancel what has not begun."""
+        """Cancel tasks that have not begun."""
         if isinstance(self._chosen, ThreadPoolTaskRunner):
             self._chosen.cancel_all()
 
@@ -114,7 +115,7 @@ def _dask_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
-    # a worker starts processes for its devices, which daemons may not
+    # a worker starts child processes for its devices; a daemon process cannot
     dask.config.set({"distributed.worker.daemon": False})
     devices = len(allowed_devices(machine.gpus))
     specification = {
@@ -151,7 +152,7 @@ def _ray_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
 
 @contextlib.contextmanager
 def _requesting_device(engine: str, wanted: bool) -> Iterator[None]:
-    """Within, what is submitted asks the engine for a device, or for none."""
+    """Make tasks that are submitted inside the `with` block request a device from the engine, or none."""
     if engine == "dask" and wanted:
         import dask
 
@@ -160,8 +161,8 @@ def _requesting_device(engine: str, wanted: bool) -> Iterator[None]:
     elif engine == "ray":
         from prefect_ray.context import remote_options
 
-        # unlimited calls: by default Ray ends a worker after each task that had a GPU, lest it keep the memory.
-        # Here only steps' processes touch it, and a new worker has to load the libraries before each step
+        # unlimited calls: by default Ray ends a worker after each GPU task so that the GPU's memory is freed.
+        # Here only child processes use the GPU, and a new worker would load the libraries for each step
         with remote_options(num_cpus=1, num_gpus=1 if wanted else 0, max_calls=0):
             yield
     else:

@@ -1,4 +1,4 @@
-"""How a flow ends, for whoever called it."""
+"""The outcome of a flow: counts, failures, figures and the run folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medad.base.errors import CaseFailure
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a flow did."""
+    """The result of a flow."""
 
     computed: int
     cached: int
@@ -24,15 +24,15 @@ class Outcome:
     run_folder: Path | None = field(default=None, repr=False)
     headline: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    """What else a command prints as JSON."""
+    """Further values that the command prints as JSON."""
     useful: bool = True
-    """Whether something came out that somebody can use, in spite of the failures."""
+    """Whether the flow produced a usable result, in spite of failures."""
     summary: str = ""
-    """What was done, in one line without a path. Empty: the counts."""
+    """One line for Prefect's state, without a path. Empty: the counts are shown."""
 
     @classmethod
     def from_runner(cls, runner: Runner, **more: Any) -> Outcome:
-        """Return what was done so far; of a dry run its plan, whatever `more` says of results."""
+        """Return the outcome of a runner so far. For a dry run it holds the plan, and `more` is ignored."""
         if isinstance(runner, PlanRunner):
             rows = [
                 {"step": row.step, "case": row.label, "status": row.status, "reason": row.reason} for row in runner.rows
@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """One line for Prefect's state."""
+        """Return one line for Prefect's state."""
         counts = f"{self.computed} computed, {self.cached} cached, {len(self.failures)} failed"
         return self.summary or counts
 
@@ -61,9 +61,9 @@ def finish_run(
     useful: bool,
     details: Callable[[], dict[str, Any]] = dict,
 ) -> Outcome:
-    """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path; plan a dry run.
+    """Write the run folder and show the run in Prefect's UI. For a dry run, only return the plan.
 
-    `details` are asked for once the run folder is there.
+    The path of a `private` folder is not shown in the UI. `details` is called once the run folder exists.
     """
     if not runner.makes_artifacts:
         return Outcome.from_runner(runner)

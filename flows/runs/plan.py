@@ -1,7 +1,7 @@
-"""Dry runs: the flows' own stages over a runner that makes nothing and says what would be made, and why.
+"""Dry runs: the flow runs with a runner that makes no artifacts and records which it would make, and why.
 
-What follows from an artifact that is yet to be made has no key yet: should the artifact come out as it was, its
-successors may well be found. So they are called neither cached nor stale, and are told what they wait for.
+A call that depends on an artifact not yet made has no key yet. Whether it is cached depends on that artifact's content.
+The plan therefore calls it neither cached nor to be made, and names the step that it waits for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flows.store.upkeep import Change, nearest
 from medad.base.errors import InputError
 
 NOT_MADE = "planned"
-"""First part of the path of a reference to what is not made; no step has this name."""
+"""First part of the path of a reference to an artifact that does not exist yet. No step has this name."""
 MAX_CHANGES = 4
 
 Status = Literal["cached", "make", "follows"]
@@ -27,7 +27,7 @@ Status = Literal["cached", "make", "follows"]
 
 @dataclass(frozen=True)
 class PlannedCall:
-    """One call of a dry run."""
+    """One call of a dry run, and what a real run would do with it."""
 
     step: str
     label: str
@@ -41,7 +41,7 @@ class PlannedCall:
 
 
 class PlanRunner(Runner):
-    """Looks calls up and makes none."""
+    """Looks calls up in the cache and makes no artifacts."""
 
     makes_artifacts = False
 
@@ -54,7 +54,7 @@ class PlanRunner(Runner):
         return 1
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
-        """Look a call up; a stand-in takes the place of what is yet to be made."""
+        """Look a call up. Return a placeholder reference if its artifact does not exist yet."""
         step = call.step.name
         try:
             row, found = self._look(label, call)

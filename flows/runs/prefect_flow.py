@@ -1,4 +1,4 @@
-"""A flow's body as a flow of Prefect."""
+"""Builds the Prefect flow of a flow's function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from flows.runs.runner import use_runner
 
 
 def final_state(outcome: Outcome) -> State[Outcome]:
-    """Return Completed, with another name where a case failed; Failed for a bug, or when nothing useful came out."""
+    """Return the state of a flow: Completed, CompletedWithFailures or Failed.
+
+    CompletedWithFailures is a Completed state: some cases failed. Failed: there was a bug, or no usable result.
+    """
     if outcome.bug is not None or (outcome.failures and not outcome.useful):
         return Failed(message=outcome.message, data=outcome)
     name = "CompletedWithFailures" if outcome.failures else "Completed"
@@ -27,10 +30,10 @@ def final_state(outcome: Outcome) -> State[Outcome]:
 
 
 def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow[..., Any]:
-    """Return the flow: its tasks run on the engine that the settings name, its states hold no private text.
+    """Return the Prefect flow. Its tasks run on the engine that the settings name; its states hold no private text.
 
-    No flow is tried again by Prefect: a night of training that failed would fail again. What was done is cached, and
-    the next run goes on from there.
+    Prefect does not retry flows: a long training that failed would fail again. Finished steps are cached, so the next
+    run continues from there.
     """
 
     @functools.wraps(body)

@@ -1,7 +1,7 @@
-"""Runners of calls: they make artifacts or find them, and keep count. This one needs no Prefect.
+"""Runners: they make the artifacts of calls or find them in the cache, and count. This module does not use Prefect.
 
-A broken case ends its call with one line; nothing of it is kept, and the flow goes on with the others. So does a bug,
-which is raised when all else is done.
+A broken case fails its call with one line and leaves no artifact; the flow continues with the other cases. So does a
+bug, which is raised after everything else is done.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from medad.base.settings import ANY_MACHINE, MachineSettings
 
 _log = logging.getLogger(__name__)
 MAX_CALLS_ON_CLUSTER = 64
-"""Device calls handed to a cluster of unknown size."""
+"""Number of device calls to submit at once to a cluster of unknown size."""
 
 
 def to_case_failure(label: str, stage: str, error: Exception) -> CaseFailure:
-    """Return what to keep of an error: the rule, and apart from it the path, which only the terminal shows."""
+    """Turn an error into a CaseFailure: its rule, and separately its path, which only the terminal shows."""
     transient = is_transient(error)
     if isinstance(error, UserError):
         path, rule = rule_of(error)
@@ -48,19 +48,22 @@ def to_case_failure(label: str, stage: str, error: Exception) -> CaseFailure:
 
 @dataclass(frozen=True)
 class BuiltArtifact:
-    """An artifact that a call made or found."""
+    """The artifact of a call, made now or found in the cache."""
 
     ref: Ref
     cached: bool
-    """Whether it was there before."""
+    """Whether it existed before."""
 
 
 MakeArtifact = Callable[[Call, Path, str], Made | None]
-"""Makes a call's artifact in an empty folder, for a key."""
+"""Function that makes a call's artifact in an empty folder: (call, folder, key)."""
 
 
 def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -> BuiltArtifact | CaseFailure:
-    """Make a call's artifact or find it; return why it failed. `label` is what the user and the UI see of the case."""
+    """Find a call's artifact in the cache or make it. Return a CaseFailure if that fails.
+
+    `label` is the name of the case for the user and the UI.
+    """
     learn_call(label, call)
     try:
         parts = call.parts()
@@ -72,7 +75,7 @@ def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -
 
 
 def make_in_this_process(call: Call, out: Path, key: str) -> Made | None:
-    """Run a call in this process; a device step on a GPU in a process of its own, which sees no other."""
+    """Run a call in this process. A device step on a GPU runs in a new process that sees only this GPU."""
     if call.step.kind is None:
         with progress_callback(call) as report:
             call.run(out, Place("cpu", call.batch_size, report), key=key)
@@ -94,19 +97,19 @@ class TaskRecord:
     key: str
     cached: bool
     seconds: float
-    """Time that making the artifact took, whenever that was."""
+    """Time that making the artifact took, now or in an earlier run."""
     device: str
-    """Device that computed it: cpu or gpu-N; empty for a step that needs none."""
+    """Device that computed it: cpu or gpu-N. Empty for a step that needs no device."""
 
 
 class SubmittedCall(abc.ABC):
-    """A call that was handed to a runner."""
+    """A call that was submitted to a runner."""
 
     label: str
 
     @abc.abstractmethod
     def ref(self) -> Ref | None:
-        """Wait for its artifact. None when the call failed; the runner then holds why."""
+        """Wait for the artifact and return its reference. None: the call failed, and the runner recorded why."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,10 @@ class FinishedCall(SubmittedCall):
 
 
 class Runner(abc.ABC):
-    """Runs calls and keeps count: what was computed, what was cached, what failed."""
+    """Runs calls and records what was computed, what was cached and what failed."""
 
     makes_artifacts: ClassVar[bool] = True
-    """Whether artifacts are made; False for a dry run, which leaves nothing behind."""
+    """Whether artifacts are made. False for a dry run, which writes nothing."""
 
     def __init__(self, machine: MachineSettings = ANY_MACHINE, *, refresh: bool = False) -> None:
         self.machine = machine
@@ -132,9 +135,9 @@ class Runner(abc.ABC):
         self.records: list[TaskRecord] = []
         self.failures: list[CaseFailure] = []
         self.notes: list[str] = []
-        """What went otherwise than asked for, for the report."""
+        """Deviations from the request, such as a smaller batch size, for the report."""
         self.groups: dict[str, tuple[str, str]] = {}
-        """Label -> the group that it belongs to (a row, a system), and the name of the case in it."""
+        """Label -> (group, case): the row or system that the label belongs to, and the name of the case in it."""
         self.begin()
 
     def begin(self) -> None:
@@ -147,7 +150,7 @@ class Runner(abc.ABC):
 
     @property
     def max_device_calls(self) -> int:
-        """How many device calls to hand out at once: more would hold workers that have other things to do."""
+        """Return how many device calls to submit at once. More would only block workers that others need."""
         if self.machine.engine_address is not None:
             return self.machine.engine_workers or MAX_CALLS_ON_CLUSTER
         return len(allowed_devices(self.machine.gpus))
@@ -157,11 +160,11 @@ class Runner(abc.ABC):
         """Start a call."""
 
     def run(self, label: str, call: Call) -> Ref | None:
-        """Run a call and wait; None when it failed."""
+        """Run a call, wait, and return its reference. None: it failed."""
         return self.submit(label, call).ref()
 
     def for_group(self, group: str, part: str) -> GroupRunner:
-        """Return a view for one part of a group, as `tp` and `seed 0`: its labels name them, counts are shared."""
+        """Return a runner for one part of a group, as `tp` and `seed 0`. Its labels name both. Counts are shared."""
         return GroupRunner(self, group, part)
 
     def set_group(self, label: str, group: str, case_id: str) -> str:
@@ -170,16 +173,16 @@ class Runner(abc.ABC):
         return label
 
     def show_in_ui(self, show: Callable[[], None]) -> None:  # noqa: B027 - most runners have no UI
-        """Show what a run leaves in Prefect's UI, where there is one."""
+        """Create artifacts in Prefect's UI by calling `show`. Runners without a UI do nothing."""
 
     def record_failure(self, failure: CaseFailure) -> None:
-        """Note a case that cannot go on, and tell the user once."""
-        if failure.line not in {known.line for known in self.failures}:  # one bad file may end many steps
+        """Record a failed case and print its line once."""
+        if failure.line not in {known.line for known in self.failures}:  # one bad file may fail many steps
             terminal.line(failure.line)
         self.failures.append(failure)
 
     def record_success(self, label: str, ref: Ref, *, cached: bool) -> None:
-        """Note a finished call."""
+        """Record and print a finished call."""
         sidecar = ArtifactStore().sidecar(ref)
         terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
         if sidecar.notes:
@@ -189,7 +192,7 @@ class Runner(abc.ABC):
         self.records.append(TaskRecord(ref.step, label, ref.key, cached, sidecar.seconds, sidecar.device))
 
     def record_outcome(self, label: str, outcome: BuiltArtifact | CaseFailure) -> Ref | None:
-        """Note how a call ended; None when it failed."""
+        """Record how a call ended and return its reference. None: it failed."""
         if isinstance(outcome, BuiltArtifact):
             self.record_success(label, outcome.ref, cached=outcome.cached)
             return outcome.ref
@@ -197,7 +200,7 @@ class Runner(abc.ABC):
         return None
 
     def failures_for_report(self, *, pseudonymous: bool) -> tuple[CaseFailure, ...]:
-        """Return what a report says of the failures; names of files only where names of cases may be shown."""
+        """Return the failures for a report. File names are left out if cases have pseudonyms."""
         found = []
         for failure in self.failures:
             group, case_id = self.groups.get(failure.case_id, (failure.group, failure.case_id))
@@ -215,9 +218,9 @@ class Runner(abc.ABC):
 
 
 class LocalRunner(Runner):
-    """Runs each call at once, in this process: no Prefect, no server, no cluster.
+    """Runs each call immediately in this process, without Prefect, server or cluster.
 
-    Device steps on a CPU have no process of their own here, hence neither time limits nor smaller batches.
+    Device steps on a CPU run in this process, so they have no time limit and no retry with smaller batches.
     """
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
@@ -240,13 +243,13 @@ _runner_type: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunne
 
 
 def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
-    """Return the runner of the flow under way: of the kind that it was started with."""
+    """Return a runner of the type that the current flow was started with."""
     return _runner_type.get()(machine, refresh=refresh)
 
 
 @contextlib.contextmanager
 def use_runner(kind: type[Runner]) -> Iterator[None]:
-    """Within, flows' bodies have runners of this kind."""
+    """Make `new_runner` return runners of this type inside the `with` block."""
     token = _runner_type.set(kind)
     try:
         yield
@@ -255,10 +258,10 @@ def use_runner(kind: type[Runner]) -> Iterator[None]:
 
 
 class GroupRunner(Runner):
-    """One group's view of a runner that several share, each going on in a thread of its own."""
+    """A runner for one group of calls. Several groups share one runner, each in its own thread."""
 
     def __init__(self, shared: Runner, group: str, part: str) -> None:
-        # the base's initialiser would begin another run
+        # the base class's initialiser would begin another run
         self.shared, self.group, self.part = shared, group, part
         self.machine, self.refresh, self.makes_artifacts = shared.machine, shared.refresh, shared.makes_artifacts  # type: ignore[misc]
         self.records, self.failures, self.notes, self.groups = (
@@ -273,7 +276,7 @@ class GroupRunner(Runner):
         self.shared.show_in_ui(show)
 
     def label(self, case_id: str) -> str:
-        """Return what a call or a failure of this group is called in the shared run."""
+        """Return the label of a case of this group in the shared runner."""
         return self.set_group(f"{self.group}, {self.part}: {case_id}", self.group, f"{self.part}: {case_id}")
 
     def submit(self, label: str, call: Call) -> SubmittedCall:
@@ -285,7 +288,7 @@ class GroupRunner(Runner):
 
 @dataclass
 class SharedCall(SubmittedCall):
-    """A call that several wait for: its end is noted once."""
+    """A call that several threads wait for. Its end is recorded once."""
 
     task: SubmittedCall
 

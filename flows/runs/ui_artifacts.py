@@ -1,4 +1,7 @@
-"""What a run shows in Prefect's UI: a table of cases, the metrics, a picture. No path of an input, no patient data."""
+"""Artifacts of a run in Prefect's UI: a table of cases, the metrics and a picture.
+
+They hold no path of an input and no patient data.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,25 @@ from flows.runs.runner import Runner
 from medad.base.text import PLACEHOLDER
 
 MAX_PICTURE_BYTES = 2_000_000
-"""An artifact is one row of Prefect's database."""
+"""Size limit of a picture. An artifact is stored as one row of Prefect's database."""
 
 
 @dataclass(frozen=True)
 class UiLayout:
-    """How one flow's report becomes artifacts."""
+    """The layout of one flow's artifacts."""
 
     flow: str
-    """Beginning of the artifacts' keys: lower case and digits."""
+    """Beginning of the artifacts' keys: lower-case letters and digits."""
     table: str
     """Key and description of the table."""
     first_column: str
-    """Its first column, which names the case (or category): also where nothing but failures is to be shown."""
+    """First column of the table, which names the case or category. It is shown even if everything failed."""
     picture_caption: str
     """Description of preview.png."""
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
-    """report.json -> what is said of each case (or category)."""
+    """Function from report.json to the rows of the table, one per case or category."""
     show_ids: bool = True
-    """Whether what failed is called by its id; False where an id is the name of a file that anyone may have named."""
+    """Whether failures are shown with their ids. False if an id is a file's name, which may be private."""
 
 
 def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,7 +120,7 @@ ZSAD_SCORE = UiLayout("zsad-score", "images", "images", "Images and their heat m
 
 
 def create_run_artifacts(layout: UiLayout, folder: Path, runner: Runner, *, private: bool) -> None:
-    """Create the artifacts of a run; the folder's path is among them unless it is `private`."""
+    """Create the artifacts of a run. They show the folder's path unless it is `private`."""
     from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
     try:
@@ -135,14 +138,14 @@ def create_run_artifacts(layout: UiLayout, folder: Path, runner: Runner, *, priv
 
 
 def create_table(key: str, description: str, rows: list[dict[str, Any]]) -> None:
-    """Create a table by itself."""
+    """Create a single table."""
     from prefect.artifacts import create_table_artifact
 
     create_table_artifact(table=rows, key=key, description=description)
 
 
 def _table(layout: UiLayout, rows: list[dict[str, Any]], runner: Runner) -> list[dict[str, Any]]:
-    """What was done, then what failed, in the same columns, of which the first names the row."""
+    """Return the rows of finished cases, then those of failed ones, with the same columns."""
     first = layout.first_column
     columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")
     failed = [
@@ -153,7 +156,7 @@ def _table(layout: UiLayout, rows: list[dict[str, Any]], runner: Runner) -> list
 
 
 def _markdown(folder: Path, where: str, runner: Runner) -> str:
-    lines = [f"Report: `{where}` (open it from the disk; browsers do not follow links to files)", ""]
+    lines = [f"Report: `{where}` (open this file in a browser; the UI cannot link to files)", ""]
     statement = read_notices_text(folder)
     lines += [statement, ""] if statement else []
     if headline := read_headline(folder):

@@ -137,7 +137,7 @@ def test_a_flow_that_is_ended_ends_it(out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [("memory", "had no memory for"), ("killed-for-memory", "was killed, as happens for want of memory, at")],
+    [("memory", "had too little memory for"), ("killed-for-memory", "was killed, probably out of memory, at")],
 )
 def test_out_of_memory_is_answered_by_smaller_batches(out: Path, act: str, said: str) -> None:
     made = compute_in_child(probing("x", f"{act} 2", batch_size=8), out, "key")
@@ -154,11 +154,11 @@ def test_then_by_the_cpu_with_whole_batches(out: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(gpu.PRETEND_VARIABLE, "1")
     made = compute_in_child(probing("x", "no-gpu-memory", batch_size=2), out, "key")
     assert (made.device, facts(out)["batch_size"]) == ("cpu", 2)
-    assert made.notes[-2:] == ("gpu-0 had no memory for batches of 1", "tried the CPU with batches of 2")
+    assert made.notes[-2:] == ("gpu-0 had too little memory for batches of 1", "tried the CPU with batches of 2")
 
 
 def test_and_then_it_is_one_line(out: Path) -> None:
-    with pytest.raises(LimitError, match="not memory enough, even for batches of 1"):
+    with pytest.raises(LimitError, match="too little memory, even for batches of 1"):
         compute_in_child(probing("x", "memory 0", batch_size=2), out, "key")
 
 
@@ -167,7 +167,7 @@ def test_the_artifact_tells_where_it_was_made(cache: Path) -> None:
     store = ArtifactStore(cache)
     ref, _ = store.build(call.step, call.parts(), lambda out: compute_in_child(call, out, ""))
     sidecar = store.sidecar(ref)
-    assert (sidecar.device, sidecar.notes) == ("cpu", ("cpu had no memory for batches of 8", "tried batches of 4"))
+    assert (sidecar.device, sidecar.notes) == ("cpu", ("cpu had too little memory for batches of 8", "tried batches of 4"))
 
 
 def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path) -> None:

@@ -248,7 +248,7 @@ def test_a_run_that_fails_leaves_the_earlier_runs_model_alone(again: Callable[..
     [
         (("--set", "postproces.threshold=0.9"), "--set postproces.threshold: no such setting"),
         (("--set", "preprocess.slice_px=32"), "`preprocess` differs"),
-        ((), "would be written over"),
+        ((), "would be overwritten"),
     ],
 )
 def test_segment_refuses_what_would_not_mean_what_it_says(
