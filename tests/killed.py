@@ -1,4 +1,4 @@
-"""A training that is killed: what a test raises out of the report of its progress."""
+"""Kills a training in a test, by an exception from its progress callback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class TrainingKilled(BaseException):
 
 
 def kill_at(step: int) -> Callable[[Progress], None]:
-    """Let training end in this step: the checkpoint of the step before is on disk."""
+    """Return a progress callback that ends training in this step. The checkpoint of the step before is on disk."""
 
     def kill(progress: Progress) -> None:
         if progress.step == step:

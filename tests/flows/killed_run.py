@@ -1,8 +1,12 @@
 """The command line, killed with signal 9 at one exact place: `python killed_run.py PLACE STEP ARGUMENTS...`.
 
-PLACE is one of: `making` (a step's half-written folder is there), `sealing` (its files are whole, nothing says so),
-`moving` (what it replaces is gone, and it is not there yet), `moved` (it is there, Prefect does not know), `copying`,
-`listing`, `swapping` (the run folder; STEP is then `-`).
+PLACE is one of:
+
+- `making`: the step's folder is half written;
+- `sealing`: its files are complete, but the artifact is not sealed;
+- `moving`: the old artifact is removed, and the new one is not in place;
+- `moved`: the artifact is in place, but Prefect does not know it;
+- `copying`, `listing`, `swapping`: the run folder is being written, and STEP is `-`.
 """
 
 # mypy: disable-error-code="assignment, method-assign, func-returns-value"

@@ -1,4 +1,4 @@
-"""Searches files for secrets, however they are written: an oracle that shares no code with the filter it judges."""
+"""Searches files for secrets in all their written forms. It shares no code with the filter that it tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 DEEPEST = 4
-"""Layers of packing that are undone: base64 of gzip in JSON is two."""
+"""Number of layers of packing that are unpacked. Base64 of gzip has two."""
 _PACKED = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){12,}")
@@ -25,10 +25,10 @@ _HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){12,}")
 
 @cache
 def written_forms(secret: str) -> frozenset[bytes]:
-    """The ways to write a secret, in lower case as far as ASCII goes.
+    """Return all written forms of a secret, with ASCII letters in lower case.
 
-    Case does not count, so each letter of a run of base64 is one of about 32: five letters turn up by chance in the
-    pictures of a session's database, seven do not.
+    Case does not count, so each letter of base64 has about 32 values. Five letters appear by chance in the pictures of
+    a session's database; seven do not.
     """
     assert len(secret) >= 7, f"{secret} would be found by chance"
     found: set[bytes] = set()
@@ -47,31 +47,33 @@ def written_forms(secret: str) -> frozenset[bytes]:
 
 
 _CLEAN: dict[frozenset[str], set[int]] = {}
-"""Packed runs in which such secrets were looked for in vain, by hash: a session's database holds each several times and
-is searched again and again while it grows."""
+"""Secrets -> hashes of packed data that does not hold them.
+
+A session's database holds each piece several times, and is searched again and again while it grows.
+"""
 
 
 def unpacked_views(data: bytes, depth: int = 0, seen: set[int] | None = None) -> Iterator[bytes]:
-    """The bytes, and whatever is packed in them; each packed run once, but for those that were `seen` before."""
+    """Yield the bytes and all data packed in them. Packed data that was `seen` before is left out."""
     seen = set() if seen is None else seen
     yield data
     if depth == DEEPEST:
         return
     for found in _PACKED.finditer(data):
         try:
-            # also of a stream that is cut short
+            # a stream may be cut short
             inflated = zlib.decompressobj(47).decompress(data[found.start() :], 1 << 27)
         except zlib.error:
             continue
         if len(inflated) > 3:
             yield from unpacked_views(inflated, depth + 1, seen)
     for found in _BASE64.finditer(data):
-        if depth == 0:  # deeper down, less of it would have been unpacked
+        if depth == 0:  # deeper down, less of it is unpacked
             if hash(found.group()) in seen:
                 continue
             seen.add(hash(found.group()))
         run = found.group().rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
-        for start in range(4):  # what stands before it may be of the same letters
+        for start in range(4):  # letters before it may look like base64 too
             part = run[start:]
             try:
                 yield from unpacked_views(base64.b64decode(part[: len(part) // 4 * 4] + _tail(part)), depth + 2, seen)
@@ -87,7 +89,7 @@ def _tail(run: bytes) -> bytes:
 
 
 def find_secrets(data: bytes, secrets: Iterable[str]) -> set[str]:
-    """Which secrets these bytes hold."""
+    """Return the secrets that these bytes hold."""
     wanted = {secret: written_forms(secret) for secret in secrets}
     found: set[str] = set()
     clean = _CLEAN.setdefault(frozenset(wanted), set())
@@ -101,7 +103,7 @@ def find_secrets(data: bytes, secrets: Iterable[str]) -> set[str]:
 
 
 def find_leaks(folder: Path, secrets: Iterable[str]) -> dict[str, set[str]]:
-    """Files below a folder that hold a secret, in name or content."""
+    """Return the files below a folder that hold a secret in name or content, with these secrets."""
     secrets = list(secrets)
     found = {}
     for path in folder.rglob("*"):
@@ -114,7 +116,7 @@ def find_leaks(folder: Path, secrets: Iterable[str]) -> dict[str, set[str]]:
 
 
 def database_bytes(path: Path) -> bytes:
-    """All that is in an SQLite database: its tables, and its files as they are, pages that are free by now included."""
+    """Return the contents of an SQLite database: its tables, and its raw files with their free pages."""
     with sqlite3.connect(path) as connection:
         tables = "\n".join(connection.iterdump()).encode()
     files = [path.with_name(path.name + ending) for ending in ("", "-wal", "-journal")]

@@ -1,4 +1,4 @@
-"""A flow of many device steps, run as a process of its own: `python many_probes.py ENGINE COUNT SEED FOLDER`."""
+"""A flow of many device steps, for a new process: `python many_probes.py ENGINE COUNT SEED FOLDER`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.machine.environment import prepare_prefect
 
 
 def many(engine: str, count: int, seed: int, folder: str) -> str:
-    # here, and not above: every step's process imports this program
+    # not at the top, because every child process imports this program
     from flows.runs.prefect_runner import PrefectRunner
     from medad.base.settings import MachineSettings
     from tests.flows.device_jobs import probing

@@ -1,4 +1,4 @@
-"""A device step's process: what it sees, how it ends, and that nothing of it stays."""
+"""The child process of a device step: its environment, its end, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_it_runs_elsewhere_in_todays_environment_and_sees_its_device_alone(
     made = compute_in_child(probing("x"), out, "key")
     found = facts(out)
     assert found["pid"] not in (os.getpid(), os.getppid())
-    assert found["group"] == found["pid"], "a group of its own: whatever it starts ends with it"
+    assert found["group"] == found["pid"], "it leads a process group, so its children end with it"
     assert (found["device"], found["visible"], found["marker"]) == ("cpu", "", os.environ["MARKER"])
     assert (made.device, made.notes) == ("cpu", ())
     assert not is_alive(found["pid"])
@@ -94,7 +94,7 @@ def test_an_error_comes_back_as_it_was(out: Path) -> None:
     with pytest.raises(ZeroDivisionError) as bug:
         compute_in_child(probing("x", "bug"), out, "key")
     assert isinstance(bug.value.__cause__, ChildTraceback)
-    assert "in probe" in str(bug.value.__cause__), "where it happened is told"
+    assert "in probe" in str(bug.value.__cause__), "the traceback names the function"
     with pytest.raises(RuntimeError, match="LocalError: no other process"):
         compute_in_child(probing("x", "unpicklable"), out, "key")
     assert is_free()
@@ -167,7 +167,10 @@ def test_the_artifact_tells_where_it_was_made(cache: Path) -> None:
     store = ArtifactStore(cache)
     ref, _ = store.build(call.step, call.parts(), lambda out: compute_in_child(call, out, ""))
     sidecar = store.sidecar(ref)
-    assert (sidecar.device, sidecar.notes) == ("cpu", ("cpu had too little memory for batches of 8", "tried batches of 4"))
+    assert (sidecar.device, sidecar.notes) == (
+        "cpu",
+        ("cpu had too little memory for batches of 8", "tried batches of 4"),
+    )
 
 
 def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path) -> None:
@@ -203,7 +206,7 @@ if __name__ == "__main__":
 def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
     out: Path, tmp_path: Path, act: str
 ) -> None:
-    """A stopped step still holds its device after its flow's death: the lock is the step's as well."""
+    """Check that a stopped step still holds its device after its flow was killed, because it has the lock too."""
     script = tmp_path / "flow.py"
     script.write_text(FLOW, encoding="utf-8")
     path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
@@ -221,7 +224,7 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
         flow.wait()
         time.sleep(0.3)
         assert is_alive(pid)
-        assert not is_free(), "the device is in use as long as the step's process lives"
+        assert not is_free(), "the device is in use as long as the child lives"
         os.kill(pid, signal.SIGCONT)
         wait_for("the step's process is gone", lambda: not is_alive(pid))
         wait_for("the device is free", is_free)

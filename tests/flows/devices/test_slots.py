@@ -1,4 +1,4 @@
-"""One holder a device: threads, processes, kill -9, and which lock a GPU has."""
+"""Slots: one holder per device among threads and processes, also after kill -9; and the lock of each GPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_two_processes_never_hold_one_device(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(timeout=1.5)
     assert not (tmp_path / "second").exists()
-    os.kill(first.pid, signal.SIGKILL)  # the kernel frees it
+    os.kill(first.pid, signal.SIGKILL)  # the kernel frees its lock
     first.wait()
     assert second.wait(timeout=30) == 0
     assert (tmp_path / "second").read_text(encoding="utf-8") == "cpu"
@@ -82,7 +82,7 @@ def test_an_error_gives_the_slot_back() -> None:
 def test_a_copy_of_the_descriptor_holds_the_device_too() -> None:
     with gpu.device_slot("cpu") as slot:
         copy = os.dup(slot.descriptor)
-    assert gpu._try_lock("cpu") is None, "as a step's process does whose flow was killed"
+    assert gpu._try_lock("cpu") is None, "as the child of a killed flow holds it"
     os.close(copy)
     with gpu.device_slot("cpu"):
         pass

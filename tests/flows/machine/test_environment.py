@@ -1,4 +1,4 @@
-"""What is set before the libraries are imported: on which CPUs, and never over the user's own."""
+"""Variables that are set before libraries are imported: for which CPUs, and never over the user's values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_cpus_that_sort_slowly_by_avx512(vendor: str, family: str, flags: str, s
 def test_the_users_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     name, value = NUMPY_WITHOUT_AVX512
     monkeypatch.setattr(settings, "has_slow_avx512_sort", lambda _: True)
-    monkeypatch.setenv(name, "")  # so that it is as it was in the end
+    monkeypatch.setenv(name, "")  # so that the old value is restored at the end
     monkeypatch.delenv(name)
     prepare_numpy()
     assert os.environ[name] == value
@@ -55,7 +55,7 @@ def test_the_users_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     reason="a CPU that sorts well by AVX-512",
 )
 def test_numpy_knows_the_names() -> None:
-    """It warns of names that it does not know, and goes on with AVX-512."""
+    """Check the names in NumPy: for unknown names it only warns, and continues with AVX-512."""
     program = "import numpy._core._multiarray_umath as m; print(m.__cpu_features__['X86_V4'])"
     environment = os.environ | dict([NUMPY_WITHOUT_AVX512])
     command = [sys.executable, "-W", "error", "-c", program]

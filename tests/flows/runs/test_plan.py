@@ -1,4 +1,4 @@
-"""Dry runs of both flows: they say what a run then does, and leave nothing behind."""
+"""Dry runs of both flows: the plan says what a run then does, and nothing is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., A
 
 @pytest.fixture(scope="module")
 def finished(world: Any, images: Any, cli: Cli) -> Iterator[None]:
-    """Both flows' work is in one cache."""
+    """Run both flows into one cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         for field, where in (("liver", world), ("zsad", images)):
@@ -68,7 +68,7 @@ def test_on_an_empty_cache_all_is_to_make_or_waits_and_nothing_is_written(
         assert steps(rows, "make") == first
         assert {row["reason"] for row in rows if row["status"] == "make"} == {"nothing of this step is cached"}
     left = {path.relative_to(tmp_path).parts[:2] for path in files(tmp_path)}
-    assert left <= {("cache", "digests.sqlite")}  # what files hold may be remembered, nothing else
+    assert left <= {("cache", "digests.sqlite")}  # digests of files may be stored, nothing else
 
 
 def test_what_a_run_made_is_cached_and_refresh_makes_it_again(

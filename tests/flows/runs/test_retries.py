@@ -1,4 +1,4 @@
-"""What is tried again, and what is not."""
+"""Retries: which failures are tried again, and which are not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_it(failures: int, number: int) -> tuple[Ref | None, Runner]:
-    """Run a call that fails so many times."""
+    """Run a call that fails this number of times."""
     kept: list[tuple[Ref | None, Runner]] = []
 
     @flow(task_runner=TASK_RUNNER, persist_result=False)

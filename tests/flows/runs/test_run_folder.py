@@ -1,4 +1,4 @@
-"""The run folder: whole or not there, and no file of the user's lost."""
+"""The run folder: it is complete or absent, and no file of the user is lost."""
 
 from __future__ import annotations
 

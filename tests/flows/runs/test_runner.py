@@ -1,4 +1,4 @@
-"""Runners: calls are found by content, a broken case ends alone. Under Prefect their states say so as well."""
+"""Runners: artifacts are found by content, and a broken case fails alone. Prefect's states show this as well."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "cache")
 
 @dataclass
 class CallsResult:
-    """How calls ended that were run beside each other."""
+    """The results of calls that ran at the same time."""
 
     refs: list[Ref | None]
     runner: Runner
     states: Sequence[State[Any]] = ()
-    """Final states of the tasks; none without Prefect."""
+    """Final states of the tasks. Empty without Prefect."""
     flow_run: Any = None
-    """Prefect's id of the flow's run."""
+    """Id of the flow run in Prefect."""
 
     def says(self, *names: str) -> bool:
-        """Return whether the states have these names, where there are states."""
+        """Return whether the states have these names. Always true without Prefect."""
         return not self.states or [state.name for state in self.states] == list(names)
 
     @property
@@ -48,7 +48,7 @@ class CallsResult:
 
 
 def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool = False) -> CallsResult:
-    """Run calls beside each other."""
+    """Run calls at the same time."""
 
     def body() -> CallsResult:
         runner = kind(refresh=refresh)
@@ -75,7 +75,7 @@ def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool 
 
 @pytest.fixture(params=[LocalRunner, PrefectRunner])
 def kind(request: pytest.FixtureRequest) -> type[Runner]:
-    """Both runners that make artifacts."""
+    """Yield each runner that makes artifacts."""
     found: type[Runner] = request.param
     return found
 
@@ -136,12 +136,12 @@ def test_a_broken_case_ends_alone_and_is_not_cached(kind: type[Runner], runs: li
     assert failure.rule == rule
     assert [state.message for state in ran.states[1:]] in ([], [f"bad: {rule}"])
     assert (failure.bug is not None) == (how == "bug")
-    # nothing of it is left
+    # it left no artifact
     assert len(list((cache / "fake").iterdir())) == 1
     assert not list((cache / "tmp").iterdir())
     before = len(runs)
     run_all(kind, [("bad", fake("2", how))])
-    assert len(runs) == before + (how != "unreadable"), "tried again: a failure is no result"
+    assert len(runs) == before + (how != "unreadable"), "it runs again, because a failure is not cached"
 
 
 def test_the_path_is_for_the_terminal_alone(kind: type[Runner], capfd: pytest.CaptureFixture[str]) -> None:
@@ -160,10 +160,10 @@ def test_the_path_is_for_the_terminal_alone(kind: type[Runner], capfd: pytest.Ca
 
 
 def states_on_server(ran: CallsResult) -> list[str]:
-    """Return the names of a flow run's task states that its server knows, in order."""
+    """Return the names of a flow run's task states on the server, sorted."""
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[ran.flow_run]))
     with get_client(sync_client=True) as client:
-        for _ in range(150):  # tasks are recorded from events, a moment after they end
+        for _ in range(150):  # the server records tasks from events, shortly after they end
             tasks = client.read_task_runs(flow_run_filter=chosen)
             if len(tasks) == len(ran.states) and all(task.end_time is not None for task in tasks):
                 break
