@@ -1,4 +1,4 @@
-"""The flows' steps without Prefect: one call after the other, in this process, each result kept in the cache."""
+"""Runs the flows' steps without Prefect: one call after another in this process, with results in the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flows.zsad.flow import Stages as ZsadStages
 
 
 def run_liver() -> None:
-    """Do what the flow `liver` does with the demo's settings, report included."""
+    """Do what the flow `liver` does with the demo's settings, including the report."""
     settings, notes = liver_demo(lambda line: None)
     with use_runner(LocalRunner):
         stages = LiverStages(settings, refresh=False)
@@ -21,7 +21,7 @@ def run_liver() -> None:
 
 
 def run_zsad() -> None:
-    """Do what the flow `zsad` does with the demo's settings, report included."""
+    """Do what the flow `zsad` does with the demo's settings, including the report."""
     settings = zsad_demo(lambda line: None)
     with use_runner(LocalRunner):
         stages = ZsadStages(settings, refresh=False)

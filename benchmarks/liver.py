@@ -1,10 +1,9 @@
-"""What the liver flow's work costs beside what a user would write instead, and beside its bounds.
+"""The cost of the liver flow's computations, compared with usual code and with lower bounds.
 
     python benchmarks/liver.py [--data FOLDER] [--nets small,thesis] [--json FILE]
 
-FOLDER holds volume-17.nii.gz and segmentation-17.nii.gz in LiTS layout; without it a generated scan of the same size
-takes their place. Every figure is a ratio of two timings of this run; the weights are random, since none depends on
-them.
+FOLDER holds volume-17.nii.gz and segmentation-17.nii.gz of LiTS. Without it, a generated scan of the same size is used.
+Every figure is a ratio of two times measured in this run. The weights are random, because no time depends on them.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_avail
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: `value` beside the `limit` it is held to; `detail` gives the timings behind it."""
+    """One claim: a value and its limit. `detail` gives the measured times."""
 
     part: str
     what: str
@@ -62,7 +61,7 @@ class Row:
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device | None = None) -> float:
-    """Median seconds of `work`, after one call to warm up; with no repeats, of that call itself."""
+    """Return the median seconds of `work`, after one warm-up call. With no repeats, return that call's."""
     samples = []
     for _ in range(repeats + 1):
         if device is not None and device.type == "cuda":
@@ -82,7 +81,7 @@ def fresh_folder() -> Iterator[Path]:
 
 
 def load_case(folder: Path | None, scratch: Path) -> LabelledScan:
-    """volume-17, or a generated scan of its size."""
+    """Return volume-17, or generate a scan of its size."""
     if folder is not None:
         return LabelledScan(folder / "volume-17.nii.gz", folder / "segmentation-17.nii.gz", (1, 2), 2)
     scan = write_lits_phantoms(scratch, 1, 17, shape=(512, 512, 118), spacing_mm=(0.74, 0.74, 1.6))[0]
@@ -90,7 +89,7 @@ def load_case(folder: Path | None, scratch: Path) -> LabelledScan:
 
 
 def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
-    """Both networks with random weights, as training would leave them."""
+    """Write both networks with random weights, in the form that training writes."""
     folders = []
     for role, chosen in zip(nets.PHASES, (settings.restoration, settings.segmentation), strict=True):
         out = folder / role
@@ -101,11 +100,11 @@ def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
-# (a) segmenting a scan beside the bare networks
+# (a) segmenting a scan, compared with the networks alone
 
 
 def network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
-    """Both networks over all slices, data already in place, results thrown away: the bound."""
+    """Return the seconds of both networks for all slices, with data in memory. This is the lower bound."""
     networks = load_networks(*model, str(device))
     query = (torch.from_numpy(pixels)[:, None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
 
@@ -154,7 +153,7 @@ def time_segmentation(case: LabelledScan, name: str, device: torch.device, scrat
 def synthesise_with_scipy(
     image: ndarray, organ: ndarray, settings: SynthesisSettings, rng: np.random.Generator
 ) -> ndarray:
-    """Algorithm 1 and eq. 3.1 for one image, as one writes it with SciPy."""
+    """Compute algorithm 1 and eq. 3.1 for one image, as usual SciPy code would."""
     element = noise.ellipse(settings.ellipse_px).numpy()
     blurred = ndimage.gaussian_filter(rng.standard_normal(image.shape), settings.blur_sigma_px)
     grey = (blurred - blurred.min()) / np.ptp(blurred) * 255
@@ -229,7 +228,7 @@ def training_step_seconds(
 
 
 def time_preprocessing(case: LabelledScan, slice_px: int) -> Row:
-    """From the two files to equalised slices, beside MONAI's transforms for the same."""
+    """Compare the time from two files to equalised slices with MONAI's transforms for the same."""
     from monai.transforms import (
         Compose,
         EnsureChannelFirstd,
@@ -282,7 +281,7 @@ def time_preprocessing(case: LabelledScan, slice_px: int) -> Row:
 
 
 def write_big_scan(folder: Path, planes: int) -> LabelledScan:
-    """512 x 512 x `planes` of CT-like noise with a liver over 400 planes."""
+    """Write a scan of 512 x 512 x `planes` with CT-like noise and a liver on 400 planes."""
     rng = np.random.default_rng(0)
     grid = np.mgrid[-1:1:512j, -1:1:512j]
     body = np.hypot(*grid) < 0.9
@@ -306,7 +305,7 @@ def _segment_and_report_peak(
     with fresh_folder() as prepared, fresh_folder() as out:
         prepare_case(case, PreprocessSettings(slice_px=slice_px), prepared, training=False)
         segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), "cpu", out)
-    # not ru_maxrss, which a child inherits from the process that started it
+    # not ru_maxrss, because a child inherits it from its parent
     status = Path("/proc/self/status").read_text(encoding="ascii")
     reply.put(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
@@ -315,7 +314,7 @@ def measure_memory(name: str, planes: int) -> Row:
     settings = load(CONFIGS / f"{name}.yaml")
     context = multiprocessing.get_context("spawn")
     with fresh_folder() as folder:
-        # made in a process of its own: a parent's memory must not count
+        # in a new process, because the memory of this process must not count
         maker = context.Process(target=write_big_scan, args=(folder, planes))
         maker.start()
         maker.join()
@@ -337,9 +336,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with volume-17.nii.gz and segmentation-17.nii.gz")
     parser.add_argument("--nets", default="small,thesis", help="configurations whose networks to time")
-    parser.add_argument("--parts", default="abcd")
-    parser.add_argument("--planes", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", default="abcd", help="letters to measure")
+    parser.add_argument("--planes", type=int, default=1000, help="planes of the scan of (d)")
+    parser.add_argument("--json", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     keep_freed_memory()
     names = arguments.nets.split(",")

@@ -1,11 +1,11 @@
-"""How long training at full size would take on a GPU that is not here: a calculation from measured ratios.
+"""Estimates how long training at full size takes on a GPU, from ratios measured on this machine.
 
     python benchmarks/liver_full_size.py [--config thesis] [--slices 2500] [--peak-tflops 312] [--steps 2]
 
-Counted: the floating-point operations of one training step of each phase, by torch's own counter. Measured here: that
-step, the synthesis alone, and a large matrix product, which bounds what this CPU can do; their ratio is the share of
-the bound that the step reaches. Assumed: on the GPU a step reaches the same share of the peak that is given, or half
-and a quarter of it. With a GPU here, its step is timed instead and nothing is assumed.
+Counted by torch: the floating-point operations of one training step of each phase. Measured here: the time of that
+step, of the synthesis alone, and of a large matrix product, which bounds the speed of the CPU. The step reaches a
+share of that bound. Assumed: on the GPU it reaches the same share of the given peak, or a half or a quarter of it. If
+this machine has a GPU, the step is timed on it and nothing is assumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEAK_SHARES = (1.0, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Phase:
-    """One training phase: a step of it, and how many there are."""
+    """One training phase: one of its steps, and how many it has."""
 
     name: str
     step: Callable[[], object]
@@ -47,7 +47,7 @@ class Phase:
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of a call, after one to warm up."""
+    """Return the median seconds of a call, after one warm-up call."""
     work()
     taken = []
     for _ in range(repeats):
@@ -62,7 +62,7 @@ def median_seconds(work: Callable[[], object], repeats: int, device: torch.devic
 
 
 def build_phases(settings: LiverSettings, device: torch.device) -> tuple[list[Phase], Callable[[], object]]:
-    """A step of each phase on random slices, and the synthesis alone."""
+    """Return both phases on random slices, and the synthesis alone."""
     side, batch = settings.preprocess.slice_px, settings.train.restoration.batch_size
     generator = torch.Generator(device).manual_seed(0)
     clean = torch.rand(batch, 1, side, side, generator=generator, device=device) * 255
@@ -104,7 +104,7 @@ def build_phases(settings: LiverSettings, device: torch.device) -> tuple[list[Ph
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of a call: convolutions and matrix products, forward and backward."""
+    """Return the floating-point operations of a call: convolutions and matrix products, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())

@@ -1,14 +1,14 @@
-"""What the orchestration costs: a run that finds everything cached, a run of the demo's work, the digest of a scan.
+"""The cost of the orchestration: a fully cached run, the demo, and the digest of a scan.
 
     python benchmarks/orchestration.py [--only a,b,c] [--json FILE]
 
-a  the liver flow over 130 cached volumes, as a command, from its start to its end
-b  the demo as a command, nothing cached, beside the same steps called one after another in one process without Prefect:
-   what is between them is Prefect, its embedded server, processes for the device steps, the run folder
-c  the digest of a scan of 46 MB, compressed
+a  the command `adflows liver run` with 130 cached volumes.
+b  the command `adflows demo` with an empty cache, compared with its steps in one process without Prefect. The
+   difference is due to Prefect, its server, child processes and the run folder.
+c  the digest of a compressed scan of 46 MB.
 
-Everything is made here and removed again, but for the demo's samples, which are fetched or made first and not timed.
-The command's database has been in use before, as on any but the first day.
+All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
+command's database exists before, as on any day except the first.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ TINY: dict[str, Any] = {
     "segmentation": {"widths": [8, 16, 32], "groups": 4},
     "train": {"restoration": {"epochs": 1}, "segmentation": {"epochs": 1}},
 }
-"""Networks of no consequence: what is cached costs nothing to compute."""
+"""Settings with tiny networks. Their size does not matter, because the timed run finds all results cached."""
 
 
 def run_command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
-    """Run the command line with its own cache and database; its answer and its seconds, Python's start included."""
+    """Run the command line with a new cache and database. Return its answer and its seconds, with Python's start."""
     environment = os.environ | {
         "ADFLOWS_CACHE": str(folder / "cache"),
         "ADFLOWS_SLOTS": str(folder / "slots"),
@@ -88,7 +88,7 @@ def time_demo(folder: Path) -> Any:
     from benchmarks.zsad_timing import Row
 
     run_command(folder, "samples")
-    # the database and the imports' bytecode exist on any but the first day
+    # the database and the imports' bytecode exist on any day except the first
     run_command(folder, "zsad", "run", "demo", "--dry-run")
     run_command(folder, "liver", "step", "window", str(write_small_scan(folder)), "-o", str(folder / "grey.nii.gz"))
     samples = shutil.move(folder / "cache" / "samples", folder / "samples")
@@ -104,9 +104,11 @@ def time_demo(folder: Path) -> Any:
     share = 100 * (seconds / plain - 1)
     detail = (
         f"{tasks} tasks: command {seconds:.1f} s, the steps alone {bare:.1f} and {bare_again:.1f} s "
-        "before and after it; the command does two things at a time where it can"
+        "before and after it; the command runs two tasks at a time if it can"
     )
-    return Row("b", "the demo as a command, more than its steps alone", share, "%", "< 3", share < 3, detail)
+    return Row(
+        "b", "additional time of the demo as a command, compared with its steps", share, "%", "< 3", share < 3, detail
+    )
 
 
 def write_small_scan(folder: Path) -> Path:
@@ -149,7 +151,7 @@ def time_digest(folder: Path) -> Any:
     scan = folder / "scan.nii.gz"
     rng = np.random.default_rng(0)
     with scan.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1) as stream:
-        while raw.tell() < SCAN_BYTES:  # noise as a CT has, which hardly compresses, as int16
+        while raw.tell() < SCAN_BYTES:  # noise as in CT, int16; it hardly compresses
             stream.write((rng.normal(0, 30, 1 << 20) + 100).astype("<i2").tobytes())
     seconds = []
     for _ in range(5):
@@ -165,7 +167,7 @@ def time_digest(folder: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="a,b,c", help="letters to measure")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
@@ -190,6 +192,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # the script's folder, which Python puts first, has a zsad.py
+    # Python puts the script's folder first, and it has a zsad.py
     sys.path[0] = str(ROOT)
     main()

@@ -1,4 +1,4 @@
-"""(i) of `benchmarks/zsad.py`: what a comparison encodes for all training-free systems beside the bare forwards."""
+"""(i) of `benchmarks/zsad.py`: encoding for all training-free systems, compared with the encoder's forward passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OUTPUTS = tuple(sorted({output for system in SYSTEMS for output in system.output
 
 @torch.no_grad()
 def time_encoding_for_all(bench: Bench) -> Row:
-    """Files to features on disk, once for every system, beside one plain forward an image and one of its windows."""
+    """Compare encoding from files to features with one forward pass per image and one of its windows."""
     encoder, device = bench.encoder, bench.plan.device
     model, visual = encoder.model, encoder.model.visual
     features = bench.folder / "all-systems"
@@ -36,7 +36,7 @@ def time_encoding_for_all(bench: Bench) -> Row:
             model.encode_image(normalised)  # type: ignore[operator]
             encode_windows(visual, normalised, WinClip().windows)
 
-    # loading the model is no part of a forward; the flow does it once a task
+    # a forward pass does not include loading the model; the flow loads it once per task
     compared = time_alternately(timer(ours, device), timer(bare, device), bench.plan.repeats)
     scoring = timer(lambda: _score_all(bench, features), device)()
     mine, bound = (statistics.median(seconds) / bench.plan.images for seconds in (compared.first, compared.second))
@@ -51,7 +51,7 @@ def time_encoding_for_all(bench: Bench) -> Row:
 
 def _score_all(bench: Bench, features: Any) -> None:
     for system in SYSTEMS:
-        if isinstance(system, DualImage):  # letter d
+        if isinstance(system, DualImage):  # measured in (d)
             continue
         text = bench.text if system.prompts is not None else None
         out = bench.folder / f"scores-{system.system}"

@@ -1,4 +1,4 @@
-"""(c) of `benchmarks/zsad.py`: all metrics beside anomalib's AUPRO alone."""
+"""(c) of `benchmarks/zsad.py`: all metrics, compared with anomalib's AUPRO alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LabelledMaps:
 
     @classmethod
     def generate(cls, count: int, side_px: int) -> LabelledMaps:
-        """Maps as this method makes them (patches, upsampled), three of five with one to three defects."""
+        """Generate maps of upsampled patches. Three of five have one to three defects."""
         rng = np.random.default_rng(0)
         grid = max(4, side_px // 14)
         rows, columns = np.mgrid[:side_px, :side_px] / side_px
@@ -41,7 +41,7 @@ class LabelledMaps:
 
 
 def all_metrics(made: LabelledMaps) -> tuple[ImageMetrics, PixelMetrics]:
-    """Every figure that the product gives."""
+    """Compute all metrics of the product."""
     scores = made.maps.max(axis=(1, 2)).astype(np.float64)
     image = image_metrics(scores, np.asarray(made.masks.any(axis=(1, 2))))
     return image, pixel_metrics(lambda: zip(made.maps, made.masks, strict=True), pro_200=True)

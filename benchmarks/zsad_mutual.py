@@ -1,4 +1,4 @@
-"""(h) of `benchmarks/zsad.py`: mutual scoring beside a loop over all ordered pairs, and its peak memory."""
+"""(h) of `benchmarks/zsad.py`: mutual scoring, compared with a loop over all ordered pairs, and its peak memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MIN_SPEEDUP = 2.5
 
 
 def draw_patches(grid: int, width: int, device: torch.device, number: int) -> Float32[Tensor, "P D"]:
-    """L2-normalised patches of one image, made anew each time, so that a set of them needs no memory."""
+    """Return L2-normalised patches of one image. They are generated at each call, so a set needs no memory."""
     generator = torch.Generator().manual_seed(number)
     return functional.normalize(torch.randn(grid**2, width, generator=generator), dim=-1).to(device)
 
 
 def score_all_pairs(images: list[Tensor]) -> list[Tensor]:
-    """Each image against each other one by itself, distances as `torch.cdist` makes them."""
+    """Score each image against each other image, one pair at a time, with distances of `torch.cdist`."""
     count = max(1, int(NEAREST_SHARE * (len(images) - 1)))
     scores = []
     for i, query in enumerate(images):
@@ -36,18 +36,18 @@ def score_all_pairs(images: list[Tensor]) -> list[Tensor]:
 
 
 def peak_of_scoring(count: int, grid: int, width: int, batch: int, threads: int) -> int:
-    """The peak while `count` images score one another and their scores are thrown away."""
+    """Return the peak memory while `count` images score each other. The scores are not stored."""
     torch.set_num_threads(threads)
     cpu = torch.device("cpu")
     read = partial(draw_patches, grid, width, cpu)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
     for _ in mutual_scores(read, [grid**2] * count, NEAREST_SHARE, batch, cpu):
         pass
     return peak_bytes()
 
 
 def time_mutual(plan: Plan) -> list[Row]:
-    """The seconds of features in memory to scores, and the peak of features drawn as they are read."""
+    """Measure the time from features in memory to scores, and the peak memory with generated features."""
     grid, width, device = plan.mutual_grid, plan.mutual_width, plan.device
     few, many = plan.mutual_memory_images
     # measured first, while no set is in memory
@@ -83,7 +83,7 @@ def time_mutual(plan: Plan) -> list[Row]:
         row_at_least("h", what, compared, MIN_SPEEDUP, detail),
         Row(
             "h",
-            f"peak memory of {many} images / {few}, mutual scoring, beyond the cosines kept",
+            f"peak memory of {many} images / {few}, mutual scoring, beyond the stored cosines",
             ratio,
             "x",
             f"<= {LIMIT}",

@@ -34,12 +34,12 @@ from zsad.steps.score_dual import score_category
 
 SEEDS = range(6)
 IMAGE_PX = 1024
-"""Side of the image files, that of MVTec AD's larger ones."""
+"""Side of the image files in px, as of MVTec AD's larger images."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The model, its images in files and in memory, and their features on disk as the flow leaves them."""
+    """The model, its images in files and in memory, and their features on disk, as the flow writes them."""
 
     plan: Plan
     settings: EncoderSettings
@@ -76,13 +76,13 @@ class Bench:
         return self.folder / "text"
 
     def encode(self) -> None:
-        """Images to features on disk, over those that are there already."""
+        """Encode images and overwrite the features on disk."""
         tokens = [self.encoder.encode(part) for part in torch.split(self.images, self.plan.batch)]
         np.save(self.features / CLASS_TOKENS, torch.cat([part.class_token for part in tokens]).cpu().numpy())
         np.save(self.features / view_file(PATCHES), torch.cat([part.patches for part in tokens]).cpu().numpy())
 
     def score(self, seed: int) -> Path:
-        """Features to scores on disk by the flow's own step: text and one reference, no adaptation."""
+        """Score features with the flow's step: text and one reference, no adaptation. Return the scores' folder."""
         out = self.folder / f"scores-{seed}"
         settings = ScoreSettings(variants=("joint",), batch_size=self.plan.batch)
         device = str(self.plan.device)
@@ -95,7 +95,7 @@ class Bench:
 
 
 def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"]:
-    """Square images, one crop each."""
+    """Read square images, one crop each."""
 
     def read(path: Path) -> Float32[Tensor, "3 S S"]:
         image = read_image(path)
@@ -104,7 +104,7 @@ def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"
     return torch.stack(beside(read, paths))
 
 
-# (a) two paths
+# (a) both attention paths
 
 
 @torch.no_grad()
@@ -127,11 +127,11 @@ def time_attention_paths(bench: Bench) -> Row:
     return row_at_most("a", f"both paths / open_clip's encode_image, {device.type}", compared, 1.25, detail)
 
 
-# (b) beside WinCLIP
+# (b) compared with anomalib's WinCLIP
 
 
 def load_anomalib(bench: Bench, anomalib: Anomalib) -> dict[str, Any]:
-    """Give it our weights and images; its reply, with the difference between our embeddings of the first image."""
+    """Send our weights and images to anomalib. Return its answer with the difference of the first embeddings."""
     weights, images = bench.folder / "weights.safetensors", bench.folder / "images.npy"
     state: dict[str, Tensor] = {key: value.contiguous() for key, value in bench.encoder.model.state_dict().items()}
     save_file(state, weights)
@@ -145,14 +145,14 @@ def load_anomalib(bench: Bench, anomalib: Anomalib) -> dict[str, Any]:
 
 
 def compare_with_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
-    """Tensors to scores and maps, either side; nothing is read, text is ready."""
+    """Compare the time from tensors to scores and maps. Nothing is read, and text features exist on both sides."""
     what = f"anomalib's WinCLIP / dual scorer without adaptation, {bench.plan.device.type}"
     if anomalib is None:
         return skipped_row("b", what, ">= 8")
     loaded = load_anomalib(bench, anomalib)
     device, n = bench.plan.device, len(bench.images)
 
-    # WinCLIP's windows are a batch by themselves; it may run at the batch size that suits it best
+    # WinCLIP batches its windows, so it runs with its fastest batch size
     anomalib.ask("winclip", batch=1, count=1)
     sizes = sorted({1, min(4, n), bench.plan.batch})
     each = {size: anomalib.ask("winclip", batch=size, count=size)["seconds"] / size for size in sizes}
@@ -172,7 +172,7 @@ def compare_with_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
     compared = time_alternately(winclip, own, bench.plan.repeats, warm=False)
     other, mine = (n / statistics.median(seconds) for seconds in (compared.first, compared.second))
     detail = (
-        f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, features and scores by way of the disk), WinCLIP "
+        f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, with features and scores on disk), WinCLIP "
         f"{other:.3f} ({best} at a time, the best of {sizes}); embeddings agree to {loaded['difference']:.0e}"
     )
     return row_at_least("b", what, compared, 8, detail)
@@ -206,7 +206,7 @@ def time_seeds(bench: Bench) -> Row:
 
 
 def time_adaptation(bench: Bench) -> Row:
-    """All that adaptation adds for an image, to the encoding of its corrupted copy."""
+    """Compare the whole additional work of adaptation with the encoding of the corrupted copy alone."""
     plan, encoder, settings = bench.plan, bench.encoder, AdaptSettings()
     textures, n, text = open_textures(None), len(bench.images), read_text(bench.text).to(plan.device)
     images = torch.split(bench.images, plan.batch)
@@ -215,7 +215,7 @@ def time_adaptation(bench: Bench) -> Row:
     laps = Laps(plan.device)
 
     def one_batch(part: Sequence[int], tokens: Tensor) -> None:
-        # the flow reads ahead in another thread; here reading counts in full
+        # the flow reads ahead in another thread; here, reading counts in full
         pixels = laps("read", lambda: read_crops([bench.paths[i] for i in part], encoder.size_px).to(plan.device))
         generators = [crop_generator(0, bench.digests[i], 0) for i in part]
         made = laps("corrupt", lambda: corrupt(pixels, generators, encoder.grid, settings, textures))

@@ -28,7 +28,7 @@ from medad.base.devices import pick_device
 
 
 def measure(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:
-    """All rows wanted, and anomalib's versions in words."""
+    """Return all requested rows, and anomalib's versions as text."""
     rows: list[Row] = []
     versions = "anomalib not run"
     with ExitStack() as stack:
@@ -37,7 +37,7 @@ def measure(plan: Plan, parts: str, python: Path | None, say: Callable[[str], No
         if python is not None and set(parts) & set("bcg"):
             anomalib = stack.enter_context(Anomalib(python, plan.threads))
             versions = ", ".join(f"{name} {number}" for name, number in anomalib.versions.items())
-        # metrics and memory first, while no large model is in memory
+        # metrics and memory first, before a large model is in memory
         if "c" in parts:
             say("c: metrics")
             rows += time_metrics(plan, anomalib, folder)
@@ -66,22 +66,24 @@ def measure(plan: Plan, parts: str, python: Path | None, say: Callable[[str], No
 
 
 def main(description: str | None) -> None:
-    """The command line; exits with 1 when a limit is missed."""
+    """Run the command line. Exit with 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment that has anomalib")
+    parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i", help="letters to measure")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--model", default="ViT-B-16-plus-240", help="any plain vision transformer of open_clip")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; c and f always run on the CPU")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either side")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each comparison, after one to warm up")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of threads of each side"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each comparison, after a warm-up")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--maps", type=int, default=100)
     parser.add_argument("--map-px", type=int, default=518)
     parser.add_argument("--memory-images", type=int, nargs=2, default=(200, 2000), metavar=("FEW", "MANY"))
     parser.add_argument("--mutual-images", type=int, default=24)
-    parser.add_argument("--mutual-grid", type=int, default=37, help="patches a side")
+    parser.add_argument("--mutual-grid", type=int, default=37, help="patches per side")
     parser.add_argument("--mutual-width", type=int, default=1024)
     parser.add_argument("--mutual-memory-images", type=int, nargs=2, default=(16, 64), metavar=("FEW", "MANY"))
     arguments = parser.parse_args()
@@ -111,7 +113,7 @@ def main(description: str | None) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
     setup = (
         f"{plan.threads} threads; {plan.model}, random weights of seed 0; {plan.images} images, {plan.repeats} turns; "
-        f"beside: {versions}"
+        f"compared with: {versions}"
     )
     print(f"{machine}; {setup}\n")
     print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")

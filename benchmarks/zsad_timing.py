@@ -1,4 +1,4 @@
-"""Timing two works by turns, and the rows of the table of `benchmarks/zsad.py`."""
+"""Times two functions alternately, and builds the rows of the table of `benchmarks/zsad.py`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 
 T = TypeVar("T")
 TimedWork = Callable[[], float]
-"""Does something once and tells its seconds."""
+"""A function that does something once and returns its seconds."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: `value` beside the `limit` it is held to; `detail` gives the timings behind it.
+    """One claim: a value and its limit. `detail` gives the measured times.
 
-    `kept` is None for what was not measured.
+    `kept` says whether the limit is kept. None: it was not measured.
     """
 
     part: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and on how much."""
+    """The measurements to make, and their sizes."""
 
     model: str
     device: torch.device
@@ -68,14 +68,14 @@ def timer(work: Callable[[], object], device: torch.device) -> TimedWork:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of two works done by turns."""
+    """Seconds of two functions that were called alternately."""
 
     first: tuple[float, ...]
     second: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """First to second: the median over turns, so that a slow minute of the machine strikes both."""
+        """Return the ratio of first to second: the median over turns, so that a slow minute affects both."""
         return statistics.median(a / b for a, b in zip(self.first, self.second, strict=True))
 
     @property
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def time_alternately(first: TimedWork, second: TimedWork, repeats: int, *, warm: bool = True) -> Comparison:
-    """Both once to warm up, then by turns, each beginning every other turn."""
+    """Time two functions alternately, after a warm-up. Each of them begins every second turn."""
     if warm:
         first(), second()
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -113,7 +113,7 @@ def fresh_folder() -> Iterator[Path]:
 
 @dataclass
 class Laps:
-    """Seconds of the parts of a work, summed by name."""
+    """Seconds of the parts of a computation, summed by name."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""(g) of `benchmarks/zsad.py`: WinCLIP's encoding beside its bound, and all of it beside anomalib's."""
+"""(g) of `benchmarks/zsad.py`: WinCLIP's encoding compared with its bound, and all of WinCLIP with anomalib's."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from zsad.steps.score import score_system
 BATCHES = (1, 4, 16)
 SHOTS = 2
 TOLERANCE = 1e-4
-"""Scores are equal up to this."""
+"""Largest allowed difference of scores."""
 
 
 @torch.no_grad()
 def time_encoding(bench: Bench) -> Row:
-    """All that WinCLIP reads of an image, beside the blocks alone on the tokens of its windows, as many together.
+    """Compare WinCLIP's encoding with the transformer blocks alone on the tokens of its windows, in equal batches.
 
-    The windows are of three scales, of which the whole image is the third: its class token is the image's score and a
-    map of its own in the mean over scales.
+    There are windows of three scales; the third is the whole image. Its class token gives the image's score, and one
+    of the maps in the mean over scales.
     """
     encoder, device, n = bench.encoder, bench.plan.device, len(bench.images)
     visual: Any = encoder.model.visual
@@ -74,7 +74,7 @@ def time_encoding(bench: Bench) -> Row:
 
 
 def compare_with_anomalib(bench: Bench, anomalib: Anomalib | None) -> list[Row]:
-    """Tensors to scores and maps at pixel size on either side, with the same weights and the same text features."""
+    """Compare the time from tensors to scores and maps at pixel size, with equal weights and text features."""
     what = f"anomalib's WinCLIP / ours, {bench.plan.device.type}"
     if anomalib is None:
         same = skipped_row("g", "largest difference of WinCLIP's scores and maps from anomalib's", f"<= {TOLERANCE}")
@@ -107,12 +107,12 @@ def _compare_speed(bench: Bench, anomalib: Anomalib, text: Path, size: int, what
     theirs(), own()
     compared = time_alternately(theirs, own, bench.plan.repeats, warm=False)
     other, mine = (size / statistics.median(seconds) for seconds in (compared.first, compared.second))
-    detail = f"ours {mine:.2f} images/s (features and scores by way of the disk), anomalib {other:.2f}"
+    detail = f"ours {mine:.2f} images/s (features and scores on disk), anomalib {other:.2f}"
     return row_at_least("g", f"{what}, {size} at a time", compared, 1, detail)
 
 
 def _compare_scores(bench: Bench, anomalib: Anomalib, text: Path, shots: int) -> Row:
-    """Scores and maps of the first two images, whose memory is of the others."""
+    """Compare scores and maps of the first two images. The reference images are others."""
     settings, queries = WinClip(shots=shots), range(2)
     others = [number % len(bench.images) for number in range(2, 2 + shots)]
     features, memory = (bench.folder / f"winclip-{shots}-{name}" for name in ("queries", "memory"))
@@ -131,7 +131,7 @@ def _compare_scores(bench: Bench, anomalib: Anomalib, text: Path, shots: int) ->
 
 
 def _encode_files(bench: Bench, numbers: Sequence[int], settings: WinClip, out: Path) -> None:
-    """As the flow does; an image that comes twice counts as two."""
+    """Encode image files as the flow does. An image that is given twice counts as two."""
     paths, names = [bench.paths[number] for number in numbers], [image_key(place) for place in range(len(numbers))]
     encode_images(paths, names, bench.settings, str(bench.plan.device), out, outputs=settings.outputs)
 
