@@ -1,4 +1,4 @@
-"""Runs the flows' steps without Prefect: one call after another in this process, with results in the cache."""
+"""The flows' steps without Prefect: one call after another in this process, with results in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimates how long training at full size takes on a GPU, from ratios measured on this machine.
+"""An estimate of the time that training at full size takes on a GPU, from ratios measured on this machine.
 
     python benchmarks/liver_full_size.py [--config thesis] [--slices 2500] [--peak-tflops 312] [--steps 2]
 

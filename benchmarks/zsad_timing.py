@@ -1,4 +1,4 @@
-"""Times two functions alternately, and builds the rows of the table of `benchmarks/zsad.py`."""
+"""Timers for two functions that alternate, and the rows of the table of `benchmarks/zsad.py`."""
 
 from __future__ import annotations
 

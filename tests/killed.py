@@ -1,4 +1,4 @@
-"""Kills a training in a test, by an exception from its progress callback."""
+"""A killed training: tests raise an exception from its progress callback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from medad.base.progress import Progress
 
 
 class TrainingKilled(BaseException):
-    """Ends a training in the middle."""
+    """The end of a training that is killed."""
 
 
 def kill_at(step: int) -> Callable[[Progress], None]:

@@ -184,15 +184,17 @@ def verify(
     terminal.enabled = True
     store = _store()
     found = damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
-    gone = [damage for damage in found if remove and remove_artifact(store, damage.kept)]
+    removed = [damage for damage in found if remove and remove_artifact(store, damage.kept)]
     if as_json:
-        rows = [_artifact_as_json(damage.kept) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
+        rows = [
+            _artifact_as_json(damage.kept) | {"rule": damage.rule, "removed": damage in removed} for damage in found
+        ]
         print_result(json.dumps({"damaged": rows}, indent=1))
     else:
         for damage in found:
-            print_result(f"{damage.kept.folder}: {damage.rule}" + "; removed" * (damage in gone))
-        print_result(f"{len(found)} damaged, {len(gone)} removed")
-    if len(found) > len(gone):
+            print_result(f"{damage.kept.folder}: {damage.rule}" + "; removed" * (damage in removed))
+        print_result(f"{len(found)} damaged, {len(removed)} removed")
+    if len(found) > len(removed):
         raise typer.Exit(EXIT_USER_ERROR)
 
 
@@ -232,26 +234,26 @@ def prune(
         now=now,
         in_use_since=store.runs_since(),
     )
-    gone = [each for each in chosen if dry_run or remove_artifact(store, each)]
+    removed = [each for each in chosen if dry_run or remove_artifact(store, each)]
     checkpoints: list[Path] = [] if age_s is None or step is not None else old_checkpoints(store, age_s, now)
     for path in checkpoints:
         if not dry_run:
             path.unlink(missing_ok=True)
-    size = sum(each.size for each in gone)
+    size = sum(each.size for each in removed)
     if as_json:
         answer = {
             "dry_run": dry_run,
-            "removed": [_artifact_as_json(each) for each in gone],
+            "removed": [_artifact_as_json(each) for each in removed],
             "checkpoints": [path.name for path in checkpoints],
             "bytes": size,
         }
         print_result(json.dumps(answer, indent=1))
         return
-    for each in gone:
+    for each in removed:
         used = _artifact_as_json(each)["used"]
         print_result(f"{each.step:<18} {each.key[:SHOWN_KEY_LETTERS]}  {show_size(each.size):>9}  used {used:>7} ago")
     for path in checkpoints:
         print_result(f"{'checkpoint':<18} {path.name}")
     verb = "would be removed" if dry_run else "removed"
     left = sum(each.size for each in everything) - size
-    print_result(f"{len(gone)} artifacts {verb}, {show_size(size)}; {show_size(left)} remain")
+    print_result(f"{len(removed)} artifacts {verb}, {show_size(size)}; {show_size(left)} remain")

@@ -1,4 +1,4 @@
-"""Generates the page of all settings, docs/settings.md, from the settings classes.
+"""The page of all settings, docs/settings.md, generated from the settings classes.
 
 python -m flows.cli.settings_page > docs/settings.md
 """

@@ -156,12 +156,11 @@ def sensitivity(
 
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
-    private = study
-    settings = settings_for(private, model)
+    settings = settings_for(study, model)
     request = SensitivityRequest(
         model=model.absolute(), out=ensure_writable(out), allow_training_cases=allow_training_cases
     )
     print_and_exit(
-        run_flow(sensitivity_flow, request=request, study=private, settings=settings, refresh=refresh, dry_run=dry_run),
+        run_flow(sensitivity_flow, request=request, study=study, settings=settings, refresh=refresh, dry_run=dry_run),
         as_json=as_json,
     )

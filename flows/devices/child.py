@@ -1,4 +1,4 @@
-"""Runs a device step in a child process that sees one device, has a time limit, and ends when its flow ends.
+"""Child processes for device steps. Each sees one device, has a time limit, and ends when its flow ends.
 
 The child is forked from a fork server that has loaded the libraries but used no device. This takes milliseconds. The
 child inherits the lock of its device's slot, so the device's memory and slot are free as soon as the child ends.

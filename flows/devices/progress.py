@@ -1,4 +1,4 @@
-"""Shows the progress of long steps on the terminal. A training's progress also goes to Prefect's UI."""
+"""Progress of long steps, shown on the terminal. A training's progress also goes to Prefect's UI."""
 
 from __future__ import annotations
 

@@ -9,4 +9,7 @@ stopping = threading.Event()
 
 
 class StoppedError(BaseException):
-    """Ends a step of an interrupted flow. A training's last checkpoint stays. It is not a bug, so not an Exception."""
+    """The end of a step whose flow was interrupted. It is not a bug, so it is not an Exception.
+
+    The last checkpoint of a training stays.
+    """

@@ -1,4 +1,4 @@
-"""Prints results on standard output and progress on the user's terminal (standard error).
+"""Output: results on standard output, and progress on the user's terminal (standard error).
 
 Progress may show paths, and paths may hold names of patients. `terminal` is therefore silent until the command line
 turns it on. A worker's output stays free of paths.
@@ -30,7 +30,7 @@ def print_result(text: str) -> None:
 
 
 class Terminal:
-    """Prints lines and progress bars: one bar per training phase or per step that processes images."""
+    """The user's terminal. It shows lines, and one progress bar per training phase or step."""
 
     def __init__(self) -> None:
         self.enabled = False

@@ -36,12 +36,12 @@ class PlannedCall:
 
     @property
     def line(self) -> str:
-        said = {"cached": "cached", "make": f"to make: {self.reason}", "follows": f"waits for {self.reason}"}
-        return f"{self.step} {self.label}: {said[self.status]}"
+        texts = {"cached": "cached", "make": f"to make: {self.reason}", "follows": f"waits for {self.reason}"}
+        return f"{self.step} {self.label}: {texts[self.status]}"
 
 
 class PlanRunner(Runner):
-    """Looks calls up in the cache and makes no artifacts."""
+    """A runner that looks calls up in the cache and makes no artifacts."""
 
     makes_artifacts = False
 
@@ -57,7 +57,7 @@ class PlanRunner(Runner):
         """Look a call up. Return a placeholder reference if its artifact does not exist yet."""
         step = call.step.name
         try:
-            row, found = self._look(label, call)
+            row, found = self._plan(label, call)
         except InputError as error:
             waits = cache_root() / NOT_MADE
             if waits not in error.path.parents:
@@ -67,7 +67,7 @@ class PlanRunner(Runner):
         self.rows.append(row)
         return FinishedCall(label, found or Ref(step=step, key="", digest="", path=f"{NOT_MADE}/{step}"))
 
-    def _look(self, label: str, call: Call) -> tuple[PlannedCall, Ref | None]:
+    def _plan(self, label: str, call: Call) -> tuple[PlannedCall, Ref | None]:
         name = call.step.name
         waits_for = sorted({ref.step for ref in call.refs() if not ref.made})
         if waits_for:
@@ -78,10 +78,10 @@ class PlanRunner(Runner):
         found = store.find(call.step, content_key(parts))
         if found is not None:
             return PlannedCall(name, label, "cached"), found
-        return PlannedCall(name, label, "make", _why(nearest(store, call.step, parts))), None
+        return PlannedCall(name, label, "make", _reason(nearest(store, call.step, parts))), None
 
 
-def _why(changes: list[Change] | None) -> str:
+def _reason(changes: list[Change] | None) -> str:
     if changes is None:
         return "nothing of this step is cached"
     if not changes:

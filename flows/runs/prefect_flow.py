@@ -1,4 +1,4 @@
-"""Builds the Prefect flow of a flow's function."""
+"""The Prefect flow of a flow's function."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _should_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 
 
 class PrefectRunner(Runner):
-    """Runs calls as tasks of the current flow."""
+    """A runner that runs calls as tasks of the current Prefect flow."""
 
     def begin(self) -> None:
         super().begin()

@@ -1,4 +1,4 @@
-"""Decides which failures of a task are retried: errors of a disk or network share that may be gone in a moment.
+"""Retries of failed tasks. Only errors of a disk or network share that may be gone in a moment are retried.
 
 A broken file stays broken, and a failed training would fail again. These fail at once.
 """

@@ -80,7 +80,7 @@ class RunFolder:
     settings: Settings
     copies: tuple[FileCopy, ...]
     manifest: Callable[[], Mapping[str, Any]]
-    """Returns the flow's entries of the manifest, such as digests of inputs and models. JSON values without paths."""
+    """Function that returns the flow's entries of the manifest, such as digests. JSON values without paths."""
     seconds: float
 
 

@@ -124,7 +124,7 @@ class FinishedCall(SubmittedCall):
 
 
 class Runner(abc.ABC):
-    """Runs calls and records what was computed, what was cached and what failed."""
+    """The base of all runners. It runs calls and records what was computed, cached or failed."""
 
     makes_artifacts: ClassVar[bool] = True
     """Whether artifacts are made. False for a dry run, which writes nothing."""
@@ -218,7 +218,7 @@ class Runner(abc.ABC):
 
 
 class LocalRunner(Runner):
-    """Runs each call immediately in this process, without Prefect, server or cluster.
+    """A runner that runs each call immediately in this process, without Prefect, server or cluster.
 
     Device steps on a CPU run in this process, so they have no time limit and no retry with smaller batches.
     """

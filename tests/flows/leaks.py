@@ -1,4 +1,4 @@
-"""Searches files for secrets in all their written forms. It shares no code with the filter that it tests."""
+"""A search of files for secrets in all their written forms. It shares no code with the filter that it tests."""
 
 from __future__ import annotations
 

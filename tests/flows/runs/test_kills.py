@@ -34,7 +34,7 @@ ZSAD = [*(("making", step) for step in ZSAD_STEPS), ("sealing", "zsad-encode"), 
 
 
 class Runs:
-    """Runs one command, killed or not, with a new cache and run folder."""
+    """One command, killed or not, with a new cache and run folder."""
 
     def __init__(self, options: list[object], root: Path, server: str) -> None:
         self.options, self.root = options, root
