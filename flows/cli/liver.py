@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from flows.cli import inbox as cli_inbox
 from flows.cli import studies
+from flows.cli.copies import copy_pictures, copy_result
 from flows.cli.options import (
     DryRun,
     Json,
@@ -175,7 +174,7 @@ def export_slices(
     outcome = run_flow(export_flow, settings=settings, with_training=with_training, refresh=refresh, dry_run=dry_run)
     exported = outcome.details.get("exported", [])
     if exported:
-        _copy_pictures(exported, target)
+        copy_pictures(exported, target)
     lines = [f"{each['case']:<20} {each['slices']:>4} slices" for each in exported]
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
@@ -362,7 +361,7 @@ def step(
     outcome = hand_step.plan(request, refresh) if dry_run else hand_step.local(request, refresh)
     lines = []
     if folder := outcome.details.pop("folder", None):
-        written = _copy_result(Path(folder), out)
+        written = copy_result(Path(folder), out)
         outcome.details["written"] = str(written)
         lines.append(f"wrote {written}")
     print_and_exit(outcome, as_json=as_json, lines=lines)
@@ -375,42 +374,3 @@ app.command(name="ablate", epilog=example("adflows liver ablate ablation_small -
 app.command(
     name="sensitivity", epilog=example("adflows liver sensitivity runs/liver/small --healthy BTCV -o sensitivity")
 )(studies.sensitivity)
-
-
-def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
-    """Copy the pictures of all cases into one data set; their names begin with the case's id.
-
-    Replaces each case's entry `folder` by the number of its slices.
-    """
-    work = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    try:
-        for each in exported:
-            folder, each["slices"] = Path(each.pop("folder")), 0
-            for picture in sorted(folder.rglob("*.png")):
-                below = picture.relative_to(folder)
-                copy = work / below.with_name(f"{each['case']}-{below.name}")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(picture, copy)
-                each["slices"] += below.parts[0] != "ground_truth"
-        work.rename(target)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _copy_result(folder: Path, out: Path) -> Path:
-    """Copy a step's only file to the path that was given. Raise ConfigError if its ending is of another format."""
-    from medad.ct.io import atomic_path
-
-    result = next(path for path in sorted(folder.iterdir()) if path.name != "artifact.json")
-    ending = ".nii.gz" if result.name.endswith(".nii.gz") else result.suffix
-    if out.is_dir() or not out.suffix:
-        out.mkdir(parents=True, exist_ok=True)
-        out = out / result.name
-    elif not out.name.endswith(ending):
-        raise ConfigError(f"{out}: this step writes a {ending} file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        shutil.copyfile(result, temporary)
-    return out.absolute()

@@ -409,7 +409,7 @@ def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: 
         assert (read_image(item.path)[mask] > 0).all()
     again = cli(*command)
     assert again.code == 2
-    assert "already there" in again.err
+    assert "exists already" in again.err
 
 
 def test_slices_without_a_tumour_label_are_refused(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
