@@ -195,10 +195,10 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path)
 FLOW = """
 import sys
 from pathlib import Path
-from flows.devices.child import compute
+from flows.devices.child import compute_in_child
 from tests.flows.device_jobs import is_alive, probing
 if __name__ == "__main__":
-    compute(probing("x", sys.argv[1]), Path(sys.argv[2]), "key")
+    compute_in_child(probing("x", sys.argv[1]), Path(sys.argv[2]), "key")
 """
 
 
