@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first target makes and later ones find.
+# All targets use .venv. The first one creates it.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	$(BIN)/adflows demo
 
-# two processes, a whole module each at a time; faults and kills of the slow suites want the machine for themselves
+# two processes, each with one module at a time; the slow tests of faults and kills need the machine for themselves
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --dist loadfile --tx "2*popen//python=$(BIN)/python -X warn_default_encoding"
 
@@ -24,7 +24,7 @@ lint: $(STAMP)
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The stamp, and not the folder, is the target: an installation that stopped halfway is done again.
+# The target is the stamp, not the folder, so that an interrupted installation is repeated.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv

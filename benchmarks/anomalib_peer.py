@@ -1,7 +1,7 @@
-"""anomalib's side of `benchmarks/zsad.py`, run by it in anomalib's own environment (requirements-anomalib.txt).
+"""The anomalib side of `benchmarks/zsad.py`, which runs it in an environment with requirements-anomalib.txt.
 
-It imports nothing of this project. One JSON object a line comes in on standard input and one goes out for each; arrays
-and weights come as files. It times itself, so that talking costs nothing.
+It imports nothing of this project. It reads one JSON object per line from standard input and writes one answer for
+each. Arrays and weights are files. It measures its times itself, so that the communication costs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 
 def load_winclip(model: str, weights: str, class_name: str, device: str) -> Any:
-    """Zero-shot WinCLIP with weights from a file: its constructor asks for pretrained ones, which need the network."""
+    """Load zero-shot WinCLIP with weights from a file. Its constructor would download pretrained weights."""
     open_clip: Any = importlib.import_module("open_clip")
     create = open_clip.create_model_and_transforms
 
@@ -34,14 +34,14 @@ def load_winclip(model: str, weights: str, class_name: str, device: str) -> Any:
     open_clip.create_model_and_transforms = create_from_file
     try:
         winclip: Any = importlib.import_module("anomalib.models.image.winclip.torch_model")
-        # the text embeddings are made here, outside every timing
+        # this computes the text embeddings, outside every measured time
         return winclip.WinClipModel(class_name=class_name).eval().to(device)
     finally:
         open_clip.create_model_and_transforms = create
 
 
-def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
-    """How long `work` takes, and what it gives."""
+def time_call(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
+    """Return the seconds that `work` takes, and its result."""
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -52,7 +52,7 @@ def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any
 
 
 class Peer:
-    """What it was last told to load, and the orders that it knows."""
+    """The loaded model and data, and the orders that this program carries out."""
 
     model: Any = None
     images: torch.Tensor
@@ -66,8 +66,11 @@ class Peer:
 
     @torch.no_grad()
     def load(self, model: str, weights: str, images: str, device: str) -> dict[str, Any]:
-        """`images`: .npy f32 [n 3 S S], normalised. Replies with the first image's embedding, to compare weights by,
-        and with the text features, normal and anomalous, not normalised."""
+        """Load a model and images. Return the first image's embedding and the text features.
+
+        `images` is a .npy file, f32 [n 3 S S], normalised. The embedding serves to compare weights. The text features,
+        normal and anomalous, are not normalised.
+        """
         self.device = device
         self.model = load_winclip(model, weights, "object", device)
         self.images = torch.from_numpy(np.load(images)).to(device)
@@ -75,18 +78,18 @@ class Peer:
         return {"embedding": embedding, "text": self.model.text_embeddings.tolist()}
 
     def winclip(self, batch: int, count: int) -> dict[str, Any]:
-        """Scores and maps of the first `count` images, `batch` at a time; images come again where there are too few."""
+        """Compute scores and maps of `count` images, `batch` at a time. Images repeat if there are too few."""
         images = self.images[torch.arange(count) % len(self.images)]
 
         def work() -> list[Any]:
             return [self.model(part) for part in torch.split(images, batch)]
 
-        seconds, made = seconds_of(work, self.device)
+        seconds, made = time_call(work, self.device)
         shape = [sum(len(part.anomaly_map) for part in made), *made[0].anomaly_map.shape[1:]]
         return {"seconds": seconds, "maps": shape}
 
     def winclip_scores(self, count: int, memory: list[int], out: str) -> dict[str, Any]:
-        """Scores and maps of the first `count` images to `out`, .npz; `memory`: numbers of normal images, if any."""
+        """Write scores and maps of the first `count` images to the .npz file `out`. `memory` numbers normal images."""
         if memory:
             self.model.setup(reference_images=self.images[memory])
         made = self.model(self.images[:count])
@@ -95,13 +98,13 @@ class Peer:
         return {}
 
     def load_maps(self, maps: str, masks: str) -> dict[str, Any]:
-        """.npy: f32 [n H W] and bool [n H W]."""
+        """Load maps, f32 [n H W], and masks, bool [n H W], from .npy files."""
         self.maps = torch.from_numpy(np.load(maps))
         self.masks = torch.from_numpy(np.load(masks)).long()
         return {}
 
     def aupro(self) -> dict[str, Any]:
-        """AUPRO alone, with anomalib's own limit of the false positive rate, 0.3."""
+        """Compute only AUPRO, with anomalib's limit of the false-positive rate, 0.3."""
         metrics: Any = importlib.import_module("anomalib.metrics")
         metric = metrics.AUPRO(fields=["anomaly_map", "gt_mask"])
         batch = SimpleNamespace(anomaly_map=self.maps, gt_mask=self.masks)
@@ -110,12 +113,12 @@ class Peer:
             metric.update(batch)
             return float(metric.compute())
 
-        seconds, value = seconds_of(work)
+        seconds, value = time_call(work)
         return {"seconds": seconds, "value": value}
 
 
 def main() -> None:
-    # libraries that print must not get into the answers
+    # output of libraries must not mix with the answers
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     peer = Peer()

@@ -1,17 +1,17 @@
-"""The flows' steps without Prefect: one call after the other, in this process, each result kept in the cache."""
+"""The flows' steps without Prefect: one call after another in this process, with results in the cache."""
 
 from __future__ import annotations
 
 from flows.cli.demo import liver_demo, zsad_demo
 from flows.liver.stages import Stages as LiverStages
-from flows.runs.runner import LocalRunner, running_on
+from flows.runs.runner import LocalRunner, use_runner
 from flows.zsad.flow import Stages as ZsadStages
 
 
 def run_liver() -> None:
-    """Do what the flow `liver` does with the demo's settings, report included."""
+    """Do what the flow `liver` does with the demo's settings, including the report."""
     settings, notes = liver_demo(lambda line: None)
-    with running_on(LocalRunner):
+    with use_runner(LocalRunner):
         stages = LiverStages(settings, refresh=False)
     training, cases = stages.prepare_training(), stages.prepare_test()
     models = stages.train(training)
@@ -21,9 +21,9 @@ def run_liver() -> None:
 
 
 def run_zsad() -> None:
-    """Do what the flow `zsad` does with the demo's settings, report included."""
+    """Do what the flow `zsad` does with the demo's settings, including the report."""
     settings = zsad_demo(lambda line: None)
-    with running_on(LocalRunner):
+    with use_runner(LocalRunner):
         stages = ZsadStages(settings, refresh=False)
     assert stages.report(stages.score(stages.encode(stages.find())))
     assert not stages.runner.failures

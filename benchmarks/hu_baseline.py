@@ -1,9 +1,10 @@
-"""What smoothed HU alone tell of tumours: the yardstick that a method must beat.
+"""How well smoothed HU alone find tumours: the baseline that a method must beat.
 
-    python benchmarks/hu_yardstick.py SCAN LABEL [--sigma-mm 3]
+    python benchmarks/hu_baseline.py SCAN LABEL [--sigma-mm 3]
 
-LABEL is LiTS's (liver 1, tumour 2). Prints the voxel AUROC inside the liver of two scores: darkness, and distance from
-the liver's own median, HU smoothed within the liver (normalised convolution). No training, no threshold.
+LABEL is a LiTS label (liver 1, tumour 2). Prints the voxel AUROC inside the liver of two scores: darkness, and the
+distance from the liver's median. HU are smoothed within the liver by normalised convolution. Nothing is trained, and
+no threshold is used.
 """
 
 from __future__ import annotations

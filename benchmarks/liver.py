@@ -1,10 +1,9 @@
-"""What the liver flow's work costs beside what a user would write instead, and beside its bounds.
+"""The cost of the liver flow's computations, compared with usual code and with lower bounds.
 
     python benchmarks/liver.py [--data FOLDER] [--nets small,thesis] [--json FILE]
 
-FOLDER holds volume-17.nii.gz and segmentation-17.nii.gz in LiTS layout; without it a generated scan of the same size
-takes their place. Every figure is a ratio of two timings of this run; the weights are random, since none depends on
-them.
+FOLDER holds volume-17.nii.gz and segmentation-17.nii.gz of LiTS. Without it, a generated scan of the same size is used.
+Every figure is a ratio of two times measured in this run. The weights are random, because no time depends on them.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_avail
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: `value` beside the `limit` it is held to; `detail` gives the timings behind it."""
+    """One claim: a value and its limit. `detail` gives the measured times."""
 
     part: str
     what: str
@@ -61,8 +60,8 @@ class Row:
     detail: str
 
 
-def timed(work: Callable[[], object], repeats: int, device: torch.device | None = None) -> float:
-    """Median seconds of `work`, after one call to warm up; with no repeats, of that call itself."""
+def median_seconds(work: Callable[[], object], repeats: int, device: torch.device | None = None) -> float:
+    """Return the median seconds of `work`, after one warm-up call. With no repeats, return that call's."""
     samples = []
     for _ in range(repeats + 1):
         if device is not None and device.type == "cuda":
@@ -81,8 +80,8 @@ def fresh_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def the_case(folder: Path | None, scratch: Path) -> LabelledScan:
-    """volume-17, or a generated scan of its size."""
+def load_case(folder: Path | None, scratch: Path) -> LabelledScan:
+    """Return volume-17, or generate a scan of its size."""
     if folder is not None:
         return LabelledScan(folder / "volume-17.nii.gz", folder / "segmentation-17.nii.gz", (1, 2), 2)
     scan = write_lits_phantoms(scratch, 1, 17, shape=(512, 512, 118), spacing_mm=(0.74, 0.74, 1.6))[0]
@@ -90,7 +89,7 @@ def the_case(folder: Path | None, scratch: Path) -> LabelledScan:
 
 
 def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
-    """Both networks with random weights, as training would leave them."""
+    """Write both networks with random weights, in the form that training writes."""
     folders = []
     for role, chosen in zip(nets.PHASES, (settings.restoration, settings.segmentation), strict=True):
         out = folder / role
@@ -101,11 +100,11 @@ def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
-# (a) segmenting a scan beside the bare networks
+# (a) segmenting a scan, compared with the networks alone
 
 
-def bare_network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
-    """Both networks over all slices, data already in place, results thrown away: the bound."""
+def network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
+    """Return the seconds of both networks for all slices, with data in memory. This is the lower bound."""
     networks = load_networks(*model, str(device))
     query = (torch.from_numpy(pixels)[:, None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
 
@@ -116,10 +115,10 @@ def bare_network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, 
             nets.segment_logits(networks.segmentation, nets.restore(networks.restoration, part), part)
 
     forward(batch)
-    return timed(lambda: forward(len(query)), 0, device)
+    return median_seconds(lambda: forward(len(query)), 0, device)
 
 
-def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Path) -> Row:
+def time_segmentation(case: LabelledScan, name: str, device: torch.device, scratch: Path) -> Row:
     settings = load(CONFIGS / f"{name}.yaml")
     model = random_model(settings, scratch / f"model-{name}")
 
@@ -137,7 +136,7 @@ def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Pat
     with fresh_folder() as prepared:
         prepare_case(case, settings.preprocess, prepared, training=False)
         pixels = load_prepared(prepared / "prepared.safetensors").slices.pixels
-    bare = bare_network_seconds(pixels, model, InferenceSettings().batch_size, device)
+    bare = network_seconds(pixels, model, InferenceSettings().batch_size, device)
     seconds = whole()
     ratio = seconds["total"] / bare
     detail = (
@@ -151,10 +150,10 @@ def segmenting(case: LabelledScan, name: str, device: torch.device, scratch: Pat
 # (b) synthesis
 
 
-def per_image_synthesis(
+def synthesise_with_scipy(
     image: ndarray, organ: ndarray, settings: SynthesisSettings, rng: np.random.Generator
 ) -> ndarray:
-    """Algorithm 1 and eq. 3.1 for one image, as one writes it with SciPy."""
+    """Compute algorithm 1 and eq. 3.1 for one image, as usual SciPy code would."""
     element = noise.ellipse(settings.ellipse_px).numpy()
     blurred = ndimage.gaussian_filter(rng.standard_normal(image.shape), settings.blur_sigma_px)
     grey = (blurred - blurred.min()) / np.ptp(blurred) * 255
@@ -165,7 +164,7 @@ def per_image_synthesis(
     return result
 
 
-def synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
+def time_synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
     settings = load(CONFIGS / f"{name}.yaml")
     batch = settings.train.restoration.batch_size
     rows = []
@@ -181,10 +180,10 @@ def synthesis(name: str, pixels: ndarray, organ: ndarray) -> list[Row]:
 
         def one_by_one() -> None:
             for image, mask in zip(pixels[:batch], organ[:batch], strict=True):
-                per_image_synthesis(image.astype(np.float32), mask, settings.synthesis, rng)  # noqa: B023
+                synthesise_with_scipy(image.astype(np.float32), mask, settings.synthesis, rng)  # noqa: B023
 
-        ours = timed(batched, 10, device) / batch
-        theirs = timed(one_by_one, 5) / batch
+        ours = median_seconds(batched, 10, device) / batch
+        theirs = median_seconds(one_by_one, 5) / batch
         limit = 3 if device.type == "cpu" else 50
         detail = f"an image of {pixels.shape[-1]} px: {ours * 1e3:.2f} ms, SciPy {theirs * 1e3:.2f} ms"
         what = f"SciPy per image / batched synthesis, {name}, {device.type}"
@@ -222,14 +221,14 @@ def training_step_seconds(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
-    return timed(step, 1 if max(settings.restoration.widths) > 256 else 5)
+    return median_seconds(step, 1 if max(settings.restoration.widths) > 256 else 5)
 
 
 # (c) preprocessing
 
 
-def preprocessing(case: LabelledScan, slice_px: int) -> Row:
-    """From the two files to equalised slices, beside MONAI's transforms for the same."""
+def time_preprocessing(case: LabelledScan, slice_px: int) -> Row:
+    """Compare the time from two files to equalised slices with MONAI's transforms for the same."""
     from monai.transforms import (
         Compose,
         EnsureChannelFirstd,
@@ -273,7 +272,7 @@ def preprocessing(case: LabelledScan, slice_px: int) -> Row:
         return len(slices)
 
     assert ours() == theirs()
-    a, b = timed(ours, 3), timed(theirs, 1)
+    a, b = median_seconds(ours, 3), median_seconds(theirs, 1)
     detail = f"{slice_px} px, files to slices: {a:.2f} s, MONAI {b:.2f} s"
     return Row("c", "MONAI chain / our preprocessing", b / a, "x", ">= 1", b >= a, detail)
 
@@ -281,8 +280,8 @@ def preprocessing(case: LabelledScan, slice_px: int) -> Row:
 # (d) memory
 
 
-def big_scan(folder: Path, planes: int) -> LabelledScan:
-    """512 x 512 x `planes` of CT-like noise with a liver over 400 planes."""
+def write_big_scan(folder: Path, planes: int) -> LabelledScan:
+    """Write a scan of 512 x 512 x `planes` with CT-like noise and a liver on 400 planes."""
     rng = np.random.default_rng(0)
     grid = np.mgrid[-1:1:512j, -1:1:512j]
     body = np.hypot(*grid) < 0.9
@@ -300,29 +299,31 @@ def big_scan(folder: Path, planes: int) -> LabelledScan:
     return LabelledScan(folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
 
 
-def _segment_and_weigh(
+def _segment_and_report_peak(
     case: LabelledScan, model: tuple[Path, Path], slice_px: int, reply: multiprocessing.Queue[int]
 ) -> None:
     with fresh_folder() as prepared, fresh_folder() as out:
         prepare_case(case, PreprocessSettings(slice_px=slice_px), prepared, training=False)
         segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), "cpu", out)
-    # not ru_maxrss, which a child inherits from the process that started it
+    # not ru_maxrss, because a child inherits it from its parent
     status = Path("/proc/self/status").read_text(encoding="ascii")
     reply.put(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
-def memory(name: str, planes: int) -> Row:
+def measure_memory(name: str, planes: int) -> Row:
     settings = load(CONFIGS / f"{name}.yaml")
     context = multiprocessing.get_context("spawn")
     with fresh_folder() as folder:
-        # made in a process of its own: a parent's memory must not count
-        maker = context.Process(target=big_scan, args=(folder, planes))
+        # in a new process, because the memory of this process must not count
+        maker = context.Process(target=write_big_scan, args=(folder, planes))
         maker.start()
         maker.join()
         case = LabelledScan(folder / "scan.nii.gz", folder / "label.nii.gz", (1,), None)
         reply = context.Queue()
         model = random_model(settings, folder)
-        worker = context.Process(target=_segment_and_weigh, args=(case, model, settings.preprocess.slice_px, reply))
+        worker = context.Process(
+            target=_segment_and_report_peak, args=(case, model, settings.preprocess.slice_px, reply)
+        )
         start = time.perf_counter()
         worker.start()
         peak = reply.get(timeout=1800) / 1e9
@@ -335,28 +336,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with volume-17.nii.gz and segmentation-17.nii.gz")
     parser.add_argument("--nets", default="small,thesis", help="configurations whose networks to time")
-    parser.add_argument("--parts", default="abcd")
-    parser.add_argument("--planes", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", default="abcd", help="letters to measure")
+    parser.add_argument("--planes", type=int, default=1000, help="planes of the scan of (d)")
+    parser.add_argument("--json", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     keep_freed_memory()
     names = arguments.nets.split(",")
     rows: list[Row] = []
     with fresh_folder() as scratch:
-        case = the_case(arguments.data, scratch)
+        case = load_case(arguments.data, scratch)
         if "c" in arguments.parts:
-            rows.append(preprocessing(case, 256))
+            rows.append(time_preprocessing(case, 256))
         for name in names:
             settings = load(CONFIGS / f"{name}.yaml")
             if "b" in arguments.parts:
                 with fresh_folder() as prepared:
                     prepare_case(case, settings.preprocess, prepared, training=False)
                     slices = load_prepared(prepared / "prepared.safetensors").slices
-                rows += synthesis(name, slices.pixels, slices.organ)
+                rows += time_synthesis(name, slices.pixels, slices.organ)
             if "a" in arguments.parts:
-                rows += [segmenting(case, name, device, scratch) for device in DEVICES]
+                rows += [time_segmentation(case, name, device, scratch) for device in DEVICES]
         if "d" in arguments.parts:
-            rows.append(memory(names[0], arguments.planes))
+            rows.append(measure_memory(names[0], arguments.planes))
     rows.sort(key=lambda row: row.part)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"

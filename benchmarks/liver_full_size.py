@@ -1,11 +1,11 @@
-"""How long training at full size would take on a GPU that is not here: a calculation from measured ratios.
+"""An estimate of the time that training at full size takes on a GPU, from ratios measured on this machine.
 
     python benchmarks/liver_full_size.py [--config thesis] [--slices 2500] [--peak-tflops 312] [--steps 2]
 
-Counted: the floating-point operations of one training step of each phase, by torch's own counter. Measured here: that
-step, the synthesis alone, and a large matrix product, which bounds what this CPU can do; their ratio is the share of
-the bound that the step reaches. Assumed: on the GPU a step reaches the same share of the peak that is given, or half
-and a quarter of it. With a GPU here, its step is timed instead and nothing is assumed.
+Counted by torch: the floating-point operations of one training step of each phase. Measured here: the time of that
+step, of the synthesis alone, and of a large matrix product, which bounds the speed of the CPU. The step reaches a
+share of that bound. Assumed: on the GPU it reaches the same share of the given peak, or a half or a quarter of it. If
+this machine has a GPU, the step is timed on it and nothing is assumed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from medad.networks import nets
 from medad.networks.losses import focal_loss, l1_loss
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
-MATRIX = 2048
-SHARES = (1.0, 0.5, 0.25)
+MATRIX_SIDE = 2048
+PEAK_SHARES = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One training phase: a step of it, and how many there are."""
+    """One training phase: one of its steps, and how many it has."""
 
     name: str
     step: Callable[[], object]
@@ -46,8 +46,8 @@ class Phase:
         return self.epochs * ceil(slices / self.batch)
 
 
-def seconds_of(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of a call, after one to warm up."""
+def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Return the median seconds of a call, after one warm-up call."""
     work()
     taken = []
     for _ in range(repeats):
@@ -61,8 +61,8 @@ def seconds_of(work: Callable[[], object], repeats: int, device: torch.device) -
     return statistics.median(taken)
 
 
-def phases(settings: LiverSettings, device: torch.device) -> tuple[list[Phase], Callable[[], object]]:
-    """A step of each phase on random slices, and the synthesis alone."""
+def build_phases(settings: LiverSettings, device: torch.device) -> tuple[list[Phase], Callable[[], object]]:
+    """Return both phases on random slices, and the synthesis alone."""
     side, batch = settings.preprocess.slice_px, settings.train.restoration.batch_size
     generator = torch.Generator(device).manual_seed(0)
     clean = torch.rand(batch, 1, side, side, generator=generator, device=device) * 255
@@ -103,8 +103,8 @@ def phases(settings: LiverSettings, device: torch.device) -> tuple[list[Phase], 
     return both, lambda: synthesise(clean, organ, settings.synthesis, generator)
 
 
-def flops_of(work: Callable[[], object]) -> int:
-    """Floating-point operations of a call: convolutions and matrix products, forward and backward."""
+def count_flops(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of a call: convolutions and matrix products, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
@@ -120,10 +120,10 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = load(CONFIGS / f"{arguments.config}.yaml")
-    both, synthesis = phases(settings, device)
-    matrix = torch.rand(MATRIX, MATRIX, device=device)
-    bound = 2 * MATRIX**3 / seconds_of(lambda: matrix @ matrix, 5, device)
-    painted = seconds_of(synthesis, arguments.steps, device)
+    both, synthesis = build_phases(settings, device)
+    matrix = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=device)
+    bound = 2 * MATRIX_SIDE**3 / median_seconds(lambda: matrix @ matrix, 5, device)
+    painted = median_seconds(synthesis, arguments.steps, device)
     print(f"{arguments.config}: {arguments.slices} slices; {device.type}, {torch.get_num_threads()} threads")
     print(f"matrix product: {bound / 1e9:.0f} GFLOP/s (float32); synthesis: {painted * 1e3:.0f} ms a batch")
     print("| phase | steps | TFLOP a step | seconds a step here | share of the bound |")
@@ -131,14 +131,14 @@ def main() -> None:
     total, here, least = 0.0, 0.0, 1.0
     for phase in both:
         with flush_denormals():
-            work, taken = flops_of(phase.step), seconds_of(phase.step, arguments.steps, device)
+            work, taken = count_flops(phase.step), median_seconds(phase.step, arguments.steps, device)
         share, steps = work / taken / bound, phase.steps(arguments.slices)
         total, here, least = total + steps * work, here + steps * taken, min(least, share)
         print(f"| {phase.name} | {steps} | {work / 1e12:.3f} | {taken:.2f} | {share:.2f} |")
     print(f"whole training: {total / 1e15:.1f} PFLOP; at this pace {here / 3600:.1f} h")
     if device.type == "cuda":
         return
-    for part in SHARES:
+    for part in PEAK_SHARES:
         minutes = total / (arguments.peak_tflops * 1e12 * least * part) / 60
         print(
             f"calculated, not measured: {minutes:.1f} min on a GPU of {arguments.peak_tflops:g} TFLOP/s "

@@ -1,14 +1,14 @@
-"""What the orchestration costs: a run that finds everything cached, a run of the demo's work, the digest of a scan.
+"""The cost of the orchestration: a fully cached run, the demo, and the digest of a scan.
 
     python benchmarks/orchestration.py [--only a,b,c] [--json FILE]
 
-a  the liver flow over 130 cached volumes, as a command, from its start to its end
-b  the demo as a command, nothing cached, beside the same steps called one after another in one process without Prefect:
-   what is between them is Prefect, its embedded server, processes for the device steps, the run folder
-c  the digest of a scan of 46 MB, compressed
+a  the command `adflows liver run` with 130 cached volumes.
+b  the command `adflows demo` with an empty cache, compared with its steps in one process without Prefect. The
+   difference is due to Prefect, its server, child processes and the run folder.
+c  the digest of a compressed scan of 46 MB.
 
-Everything is made here and removed again, but for the demo's samples, which are fetched or made first and not timed.
-The command's database has been in use before, as on any but the first day.
+All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
+command's database exists before, as on any day except the first.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ TINY: dict[str, Any] = {
     "segmentation": {"widths": [8, 16, 32], "groups": 4},
     "train": {"restoration": {"epochs": 1}, "segmentation": {"epochs": 1}},
 }
-"""Networks of no consequence: what is cached costs nothing to compute."""
+"""Settings with tiny networks. Their size does not matter, because the timed run finds all results cached."""
 
 
-def command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
-    """Run the command line with its own cache and database; its answer and its seconds, Python's start included."""
+def run_command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
+    """Run the command line with a new cache and database. Return its answer and its seconds, with Python's start."""
     environment = os.environ | {
         "ADFLOWS_CACHE": str(folder / "cache"),
         "ADFLOWS_SLOTS": str(folder / "slots"),
@@ -63,7 +63,7 @@ def command(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     return answer, seconds
 
 
-def cached_run(folder: Path) -> Any:
+def time_cached_run(folder: Path) -> Any:
     import yaml
 
     from benchmarks.zsad_timing import Row
@@ -76,47 +76,49 @@ def cached_run(folder: Path) -> Any:
     values["train_data"]["root"], values["test_data"]["root"] = str(folder / "btcv"), str(folder / "lits")
     (folder / "many.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     run = ("liver", "run", str(folder / "many.yaml"), "--out", str(folder / "runs"))
-    first, filling = command(folder, *run)
-    again, seconds = command(folder, *run)
+    first, filling = run_command(folder, *run)
+    again, seconds = run_command(folder, *run)
     assert (again["computed"], again["cached"]) == (0, first["computed"])
     tasks = again["cached"]
     detail = f"{tasks} tasks, {1000 * seconds / tasks:.0f} ms a task; computing them took {filling:.0f} s"
     return Row("a", f"liver run of {VOLUMES} volumes, all cached", seconds, "s", "< 30", seconds < 30, detail)
 
 
-def orchestrated(folder: Path) -> Any:
+def time_demo(folder: Path) -> Any:
     from benchmarks.zsad_timing import Row
 
-    command(folder, "samples")
-    # the database and the imports' bytecode exist on any but the first day
-    command(folder, "zsad", "run", "demo", "--dry-run")
-    command(folder, "liver", "step", "window", str(warm_scan(folder)), "-o", str(folder / "grey.nii.gz"))
+    run_command(folder, "samples")
+    # the database and the imports' bytecode exist on any day except the first
+    run_command(folder, "zsad", "run", "demo", "--dry-run")
+    run_command(folder, "liver", "step", "window", str(write_small_scan(folder)), "-o", str(folder / "grey.nii.gz"))
     samples = shutil.move(folder / "cache" / "samples", folder / "samples")
     shutil.rmtree(folder / "cache")
     for cache in ("bare-1", "cache", "bare-2"):
         shutil.copytree(samples, folder / cache / "samples")
-    bare = _bare_process(folder / "bare-1")
-    answers, seconds = command(folder, "demo", "--out", str(folder / "runs"))
-    bare_again = _bare_process(folder / "bare-2")
+    bare = _time_bare_steps(folder / "bare-1")
+    answers, seconds = run_command(folder, "demo", "--out", str(folder / "runs"))
+    bare_again = _time_bare_steps(folder / "bare-2")
     assert all(answer["cached"] == 0 for answer in answers.values())
     tasks = sum(answer["computed"] for answer in answers.values())
     plain = (bare + bare_again) / 2
     share = 100 * (seconds / plain - 1)
     detail = (
         f"{tasks} tasks: command {seconds:.1f} s, the steps alone {bare:.1f} and {bare_again:.1f} s "
-        "before and after it; the command does two things at a time where it can"
+        "before and after it; the command runs two tasks at a time if it can"
     )
-    return Row("b", "the demo as a command, more than its steps alone", share, "%", "< 3", share < 3, detail)
+    return Row(
+        "b", "additional time of the demo as a command, compared with its steps", share, "%", "< 3", share < 3, detail
+    )
 
 
-def warm_scan(folder: Path) -> Path:
+def write_small_scan(folder: Path) -> Path:
     from medad.cohort.phantom import write_btcv_phantoms
 
     write_btcv_phantoms(folder / "warm", 1, seed=1, shape=(48, 40, 10), spacing_mm=(7.0, 7.0, 12.0))
     return next((folder / "warm" / "img").iterdir())
 
 
-def _bare_process(folder: Path) -> float:
+def _time_bare_steps(folder: Path) -> float:
     environment = os.environ | {
         "ADFLOWS_CACHE": str(folder),
         "ADFLOWS_SLOTS": str(folder / "slots"),
@@ -127,7 +129,7 @@ def _bare_process(folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def bare() -> None:
+def run_bare_steps() -> None:
     """Run both demos' steps, one after another, without Prefect."""
     from flows.machine.environment import prepare_prefect
 
@@ -138,7 +140,7 @@ def bare() -> None:
     run_zsad()
 
 
-def digest(folder: Path) -> Any:
+def time_digest(folder: Path) -> Any:
     import gzip
 
     import numpy as np
@@ -149,7 +151,7 @@ def digest(folder: Path) -> Any:
     scan = folder / "scan.nii.gz"
     rng = np.random.default_rng(0)
     with scan.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1) as stream:
-        while raw.tell() < SCAN_BYTES:  # noise as a CT has, which hardly compresses, as int16
+        while raw.tell() < SCAN_BYTES:  # noise as in CT, int16; it hardly compresses
             stream.write((rng.normal(0, 30, 1 << 20) + 100).astype("<i2").tobytes())
     seconds = []
     for _ in range(5):
@@ -165,16 +167,16 @@ def digest(folder: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="a,b,c", help="letters to measure")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
-        bare()
+        run_bare_steps()
         return
     from benchmarks.zsad_timing import fresh_folder
 
     rows = []
-    for letter, measure in (("a", cached_run), ("b", orchestrated), ("c", digest)):
+    for letter, measure in (("a", time_cached_run), ("b", time_demo), ("c", time_digest)):
         if letter in arguments.only:
             print(letter, file=sys.stderr)
             with fresh_folder() as folder:
@@ -190,6 +192,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # the script's folder, which Python puts first, has a zsad.py
+    # Python puts the script's folder first, and it has a zsad.py
     sys.path[0] = str(ROOT)
     main()

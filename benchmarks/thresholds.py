@@ -1,10 +1,11 @@
-"""How automatic thresholds do as tumours get smaller: one scan's label, and probability maps of it by several models.
+"""How well automatic thresholds work for small tumours: one scan's label and probability maps of several models.
 
     python benchmarks/thresholds.py LABEL RUN/probabilities/CASE.nii.gz ...
 
-LABEL is LiTS's (liver 1, tumour 2). For each share, so many of the tumour's voxels are kept, drawn at random; the rest
-counts for nothing. A rule sees the liver and what was kept. Prints the mean Dice over the maps, and the worst.
-Thinned voxels of a large tumour are easier than a real small one, which is fainter: rules can be compared, no more.
+LABEL is a LiTS label (liver 1, tumour 2). For each share of the liver, that many random voxels of the tumour are used
+and the others are ignored. A rule sees the liver and these voxels. Prints the mean and the worst Dice over the maps.
+Random voxels of a large tumour are easier than a real small tumour, which has less contrast. The figures only compare
+rules.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ SHARES = (0.002, 0.01, 0.03, 0.1)
 Rule = Callable[[np.ndarray], float]
 
 
-def within(rule: Rule, low: float, high: float) -> Rule:
+def clamped(rule: Rule, low: float, high: float) -> Rule:
     return lambda values: float(np.clip(rule(values), low, high))
 
 
-def ours(values: np.ndarray) -> float:
+def product_threshold(values: np.ndarray) -> float:
     return resolve_threshold(values, np.ones(values.shape, bool), PostprocessSettings(threshold="auto"))
 
 
 RULES: dict[str, Rule] = {
-    "Otsu, 0.25 to 0.5": within(threshold_otsu, 0.25, 0.5),
-    "triangle, 0.25 to 0.5": within(threshold_triangle, 0.25, 0.5),
-    "`threshold: auto`": ours,
+    "Otsu, 0.25 to 0.5": clamped(threshold_otsu, 0.25, 0.5),
+    "triangle, 0.25 to 0.5": clamped(threshold_triangle, 0.25, 0.5),
+    "`threshold: auto`": product_threshold,
     "0.4": lambda _: 0.4,
     "0.5": lambda _: 0.5,
 }
@@ -53,13 +54,13 @@ def main() -> None:
         liver, tumour = probability[labels == 1], probability[labels == 2]
         rng = np.random.default_rng(0)
         for share in SHARES:
-            kept = rng.choice(tumour, min(int(share * len(liver)), len(tumour)), replace=False)
-            seen = np.concatenate([liver, kept])
+            sampled = rng.choice(tumour, min(int(share * len(liver)), len(tumour)), replace=False)
+            seen = np.concatenate([liver, sampled])
             for name, rule in RULES.items():
                 threshold = rule(seen)
-                hits = int((kept >= threshold).sum())
+                hits = int((sampled >= threshold).sum())
                 marked = int((seen >= threshold).sum())
-                found.setdefault((name, share), []).append(2 * hits / (marked + len(kept)))
+                found.setdefault((name, share), []).append(2 * hits / (marked + len(sampled)))
     print(f"{len(arguments.maps)} maps; mean Dice (worst) by the tumour's share of the liver")
     print("| | " + " | ".join(f"{share:.1%}" for share in SHARES) + " |")
     print("|---|" + "---|" * len(SHARES))

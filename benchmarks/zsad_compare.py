@@ -1,4 +1,4 @@
-"""(i) of `benchmarks/zsad.py`: what a comparison encodes for all training-free systems beside the bare forwards."""
+"""(i) of `benchmarks/zsad.py`: encoding for all training-free systems, compared with the encoder's forward passes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.zsad_scorer import Bench
-from benchmarks.zsad_timing import Row, at_most, by_turns, clocked
+from benchmarks.zsad_timing import Row, row_at_most, time_alternately, timer
 from zsad.clip.windows import encode_windows
 from zsad.config.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
 from zsad.steps.encode import encode_images
@@ -20,8 +20,8 @@ OUTPUTS = tuple(sorted({output for system in SYSTEMS for output in system.output
 
 
 @torch.no_grad()
-def encoding_for_all(bench: Bench) -> Row:
-    """Files to features on disk, once for every system, beside one plain forward an image and one of its windows."""
+def time_encoding_for_all(bench: Bench) -> Row:
+    """Compare encoding from files to features with one forward pass per image and one of its windows."""
     encoder, device = bench.encoder, bench.plan.device
     model, visual = encoder.model, encoder.model.visual
     features = bench.folder / "all-systems"
@@ -36,9 +36,9 @@ def encoding_for_all(bench: Bench) -> Row:
             model.encode_image(normalised)  # type: ignore[operator]
             encode_windows(visual, normalised, WinClip().windows)
 
-    # loading the model is no part of a forward; the flow does it once a task
-    compared = by_turns(clocked(ours, device), clocked(bare, device), bench.plan.repeats)
-    scoring = clocked(lambda: _score_all(bench, features), device)()
+    # a forward pass does not include loading the model; the flow loads it once per task
+    compared = time_alternately(timer(ours, device), timer(bare, device), bench.plan.repeats)
+    scoring = timer(lambda: _score_all(bench, features), device)()
     mine, bound = (statistics.median(seconds) / bench.plan.images for seconds in (compared.first, compared.second))
     detail = (
         f"an image: files to features with {len(OUTPUTS)} outputs {1e3 * mine:.0f} ms, loading the model included; one "
@@ -46,12 +46,12 @@ def encoding_for_all(bench: Bench) -> Row:
         f"not counted, {1e3 * scoring / bench.plan.images:.0f} ms"
     )
     what = f"encoding for all training-free systems / the encoder's forwards, {device.type}"
-    return at_most("i", what, compared, 2, detail)
+    return row_at_most("i", what, compared, 2, detail)
 
 
 def _score_all(bench: Bench, features: Any) -> None:
     for system in SYSTEMS:
-        if isinstance(system, DualImage):  # letter d
+        if isinstance(system, DualImage):  # measured in (d)
             continue
         text = bench.text if system.prompts is not None else None
         out = bench.folder / f"scores-{system.system}"

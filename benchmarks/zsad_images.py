@@ -1,4 +1,4 @@
-"""Images for `benchmarks/zsad.py`."""
+"""Generated images for `benchmarks/zsad.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def draw_image(rng: np.random.Generator, side_px: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Coloured noise at three scales: as hard to decode as a photograph."""
+    """Return coloured noise at three scales. It is as hard to decode as a photograph."""
     total = np.zeros((side_px, side_px, 3), np.float32)
     for cells in (8, side_px // 8, side_px):
         noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
@@ -18,6 +18,6 @@ def draw_image(rng: np.random.Generator, side_px: int) -> UInt8[np.ndarray, "S S
     return (total / 3).astype(np.uint8)
 
 
-def name_of(number: int) -> str:
-    """Stands for the sha256 of an image's file."""
+def image_key(number: int) -> str:
+    """Return a digest that stands for the sha256 of an image file."""
     return hashlib.sha256(str(number).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""(f) of `benchmarks/zsad.py`: the peak memory of few and of many images, from files to figures."""
+"""(f) of `benchmarks/zsad.py`: peak memory for few and for many images, from files to figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.zsad_images import draw_image, name_of
+from benchmarks.zsad_images import draw_image, image_key
 from benchmarks.zsad_timing import Plan, Row, fresh_folder
 from zsad.clip.models import CONFIG_NAME, WEIGHTS_NAMES
 from zsad.config.run import AdaptSettings, EncoderSettings, EvaluationSettings, PromptSettings, ScoreSettings
@@ -30,17 +30,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 SIDE_PX = 256
 LIMIT = 1.05
-"""What "does not grow" means: ten times the images may cost a twentieth more, the scores and indexes themselves."""
+"""Highest ratio of the peaks that counts as "does not grow". The scores and indexes themselves do grow."""
 MODEL: dict[str, Any] = {
     "embed_dim": 256,
     "vision_cfg": {"image_size": 240, "layers": 2, "width": 128, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
-"""So small that 2,000 images take a minute, with as many patches as ViT-B-16-plus-240: 230 kB of features an image."""
+"""A model so small that 2,000 images take a minute.
+
+It has as many patches as ViT-B-16-plus-240, and 230 kB of features per image.
+"""
 
 
-def make_set(folder: Path, count: int) -> None:
-    """`count` image files, every other one with a defect and its mask; and the small model."""
+def write_image_set(folder: Path, count: int) -> None:
+    """Write `count` image files, every second one with a defect and its mask, and the small model."""
     rng = np.random.default_rng(1)
     rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX]
     for number in range(count):
@@ -61,17 +64,17 @@ def make_set(folder: Path, count: int) -> None:
 
 
 def peak_bytes() -> int:
-    """The largest resident size so far; not ru_maxrss, which a child inherits from the process that started it."""
+    """Return the largest resident size so far. It is not ru_maxrss, because a child inherits that from its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def whole_path(folder: Path, count: int, threads: int) -> dict[str, int]:
-    """Encode, score with and without adaptation, evaluate; the peak of each step."""
+def pipeline_peaks(folder: Path, count: int, threads: int) -> dict[str, int]:
+    """Encode, score with and without adaptation, and evaluate. Return the peak of each step."""
     torch.set_num_threads(threads)
     encoder = EncoderSettings(model=f"local-dir:{folder / 'model'}")
     paths = [folder / f"{number}.png" for number in range(count)]
-    digests = [name_of(number) for number in range(count)]
+    digests = [image_key(number) for number in range(count)]
     score = ScoreSettings(variants=("joint", "joint_tta"))
     known = [
         LabelledImage(
@@ -97,24 +100,24 @@ def whole_path(folder: Path, count: int, threads: int) -> dict[str, int]:
             ),
         }
         for name, step in steps.items():
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak
             step()
             peaks[name] = peak_bytes()
     return peaks
 
 
-def alone(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a new process, whose memory is nothing but its own."""
+def in_new_process(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a new process, so that only its own memory counts."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args, **kwargs).result()
 
 
-def memory(plan: Plan) -> Row:
+def measure_memory(plan: Plan) -> Row:
     few, many = plan.memory_images
     start = time.perf_counter()
     with fresh_folder() as folder:
-        alone(make_set, folder, many)
-        peaks = [alone(whole_path, folder, count, plan.threads) for count in (few, many)]
+        in_new_process(write_image_set, folder, many)
+        peaks = [in_new_process(pipeline_peaks, folder, count, plan.threads) for count in (few, many)]
     small, large = (max(each.values()) for each in peaks)
     parts = ", ".join(f"{name} {peaks[0][name] / 1e6:.0f} -> {peaks[1][name] / 1e6:.0f}" for name in peaks[0])
     detail = (

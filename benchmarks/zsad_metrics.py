@@ -1,4 +1,4 @@
-"""(c) of `benchmarks/zsad.py`: all metrics beside anomalib's AUPRO alone."""
+"""(c) of `benchmarks/zsad.py`: all metrics, compared with anomalib's AUPRO alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float32
 from scipy import ndimage
 from torch.nn import functional
 
-from benchmarks.beside_anomalib import Anomalib, without_anomalib
-from benchmarks.zsad_timing import Plan, Row, at_least, by_turns, clocked
+from benchmarks.anomalib_client import Anomalib, skipped_row
+from benchmarks.zsad_timing import Plan, Row, row_at_least, time_alternately, timer
 from zsad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 
 
@@ -24,7 +24,7 @@ class LabelledMaps:
 
     @classmethod
     def generate(cls, count: int, side_px: int) -> LabelledMaps:
-        """Maps as this method makes them (patches, upsampled), three of five with one to three defects."""
+        """Generate maps of upsampled patches. Three of five have one to three defects."""
         rng = np.random.default_rng(0)
         grid = max(4, side_px // 14)
         rows, columns = np.mgrid[:side_px, :side_px] / side_px
@@ -41,22 +41,22 @@ class LabelledMaps:
 
 
 def all_metrics(made: LabelledMaps) -> tuple[ImageMetrics, PixelMetrics]:
-    """Every figure that the product gives."""
+    """Compute all metrics of the product."""
     scores = made.maps.max(axis=(1, 2)).astype(np.float64)
     image = image_metrics(scores, np.asarray(made.masks.any(axis=(1, 2))))
     return image, pixel_metrics(lambda: zip(made.maps, made.masks, strict=True), pro_200=True)
 
 
-def metrics(plan: Plan, anomalib: Anomalib | None, folder: Path) -> list[Row]:
+def time_metrics(plan: Plan, anomalib: Anomalib | None, folder: Path) -> list[Row]:
     made = LabelledMaps.generate(plan.maps, plan.map_px)
     size = f"{plan.maps} maps of {plan.map_px} px, {100 * made.masks.mean():.1f} % of pixels anomalous"
     what = "anomalib's AUPRO alone / all our metrics"
     cpu = torch.device("cpu")
-    ours = clocked(lambda: all_metrics(made), cpu)
+    ours = timer(lambda: all_metrics(made), cpu)
     if anomalib is None:
         ours()
         seconds = statistics.median(ours() for _ in range(plan.repeats))
-        row = without_anomalib("c", what, ">= 20")
+        row = skipped_row("c", what, ">= 20")
         return [replace(row, detail=f"{row.detail}; {size}: ours {seconds:.3f} s with pro_200")]
     np.save(folder / "maps.npy", made.maps)
     np.save(folder / "masks.npy", made.masks)
@@ -68,13 +68,13 @@ def metrics(plan: Plan, anomalib: Anomalib | None, folder: Path) -> list[Row]:
         found.append(reply["value"])
         return float(reply["seconds"])
 
-    compared = by_turns(theirs, ours, plan.repeats)
+    compared = time_alternately(theirs, ours, plan.repeats)
     aupro = all_metrics(made)[1].aupro
     assert aupro is not None
     other, mine = (statistics.median(seconds) for seconds in (compared.first, compared.second))
     difference = max(abs(value - aupro) for value in found)
     return [
-        at_least("c", what, compared, 20, f"{size}: ours {mine:.3f} s with pro_200, anomalib {other:.2f} s"),
+        row_at_least("c", what, compared, 20, f"{size}: ours {mine:.3f} s with pro_200, anomalib {other:.2f} s"),
         Row(
             "c",
             "AUPRO, ours - anomalib's",

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.beside_anomalib import Anomalib, without_anomalib
-from benchmarks.zsad_images import draw_image, name_of
-from benchmarks.zsad_timing import Laps, Plan, Row, Work, at_least, at_most, by_turns, clocked
+from benchmarks.anomalib_client import Anomalib, skipped_row
+from benchmarks.zsad_images import draw_image, image_key
+from benchmarks.zsad_timing import Laps, Plan, Row, TimedWork, row_at_least, row_at_most, time_alternately, timer
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, output_file, read_text
 from zsad.config.encoder_outputs import PATCHES
@@ -34,12 +34,12 @@ from zsad.steps.score_dual import score_category
 
 SEEDS = range(6)
 IMAGE_PX = 1024
-"""Side of the image files, that of MVTec AD's larger ones."""
+"""Side of the image files in px, as of MVTec AD's larger images."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The model, its images in files and in memory, and their features on disk as the flow leaves them."""
+    """The model, its images in files and in memory, and their features on disk, as the flow writes them."""
 
     plan: Plan
     settings: EncoderSettings
@@ -65,7 +65,7 @@ class Bench:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        return tuple(name_of(number) for number in range(self.plan.images))
+        return tuple(image_key(number) for number in range(self.plan.images))
 
     @property
     def features(self) -> Path:
@@ -76,13 +76,13 @@ class Bench:
         return self.folder / "text"
 
     def encode(self) -> None:
-        """Images to features on disk, over those that are there already."""
+        """Encode images and overwrite the features on disk."""
         tokens = [self.encoder.encode(part) for part in torch.split(self.images, self.plan.batch)]
         np.save(self.features / CLASS_TOKENS, torch.cat([part.class_token for part in tokens]).cpu().numpy())
         np.save(self.features / output_file(PATCHES), torch.cat([part.patches for part in tokens]).cpu().numpy())
 
     def score(self, seed: int) -> Path:
-        """Features to scores on disk by the flow's own step: text and one reference, no adaptation."""
+        """Score features with the flow's step: text and one reference, no adaptation. Return the scores' folder."""
         out = self.folder / f"scores-{seed}"
         settings = ScoreSettings(variants=("joint",), batch_size=self.plan.batch)
         device = str(self.plan.device)
@@ -95,7 +95,7 @@ class Bench:
 
 
 def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"]:
-    """Square images, one crop each."""
+    """Read square images, one crop each."""
 
     def read(path: Path) -> Float32[Tensor, "3 S S"]:
         image = read_image(path)
@@ -104,11 +104,11 @@ def read_crops(paths: Sequence[Path], size_px: int) -> Float32[Tensor, "n 3 S S"
     return torch.stack(map_in_threads(read, paths))
 
 
-# (a) two paths
+# (a) both attention paths
 
 
 @torch.no_grad()
-def two_paths(bench: Bench) -> Row:
+def time_attention_paths(bench: Bench) -> Row:
     batches = torch.split(bench.images, bench.plan.batch)
     model: Any = bench.encoder.model
     device, n = bench.plan.device, len(bench.images)
@@ -121,17 +121,17 @@ def two_paths(bench: Bench) -> Row:
         for part in batches:
             bench.encoder.encode(part)
 
-    compared = by_turns(clocked(both, device), clocked(plain, device), bench.plan.repeats)
+    compared = time_alternately(timer(both, device), timer(plain, device), bench.plan.repeats)
     ours, theirs = (statistics.median(seconds) / n * 1e3 for seconds in (compared.first, compared.second))
     detail = f"an image: both paths {ours:.0f} ms, encode_image {theirs:.0f} ms, {bench.plan.batch} at a time"
-    return at_most("a", f"both paths / open_clip's encode_image, {device.type}", compared, 1.25, detail)
+    return row_at_most("a", f"both paths / open_clip's encode_image, {device.type}", compared, 1.25, detail)
 
 
-# (b) beside WinCLIP
+# (b) compared with anomalib's WinCLIP
 
 
 def load_anomalib(bench: Bench, anomalib: Anomalib) -> dict[str, Any]:
-    """Give it our weights and images; its reply, with the difference between our embeddings of the first image."""
+    """Send our weights and images to anomalib. Return its answer with the difference of the first embeddings."""
     weights, images = bench.folder / "weights.safetensors", bench.folder / "images.npy"
     state: dict[str, Tensor] = {key: value.contiguous() for key, value in bench.encoder.model.state_dict().items()}
     save_file(state, weights)
@@ -144,15 +144,15 @@ def load_anomalib(bench: Bench, anomalib: Anomalib) -> dict[str, Any]:
     return {**loaded, "difference": difference}
 
 
-def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
-    """Tensors to scores and maps, either side; nothing is read, text is ready."""
+def compare_with_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
+    """Compare the time from tensors to scores and maps. Nothing is read, and text features exist on both sides."""
     what = f"anomalib's WinCLIP / dual scorer without adaptation, {bench.plan.device.type}"
     if anomalib is None:
-        return without_anomalib("b", what, ">= 8")
+        return skipped_row("b", what, ">= 8")
     loaded = load_anomalib(bench, anomalib)
     device, n = bench.plan.device, len(bench.images)
 
-    # WinCLIP's windows are a batch by themselves; it may run at the batch size that suits it best
+    # WinCLIP batches its windows, so it runs with its fastest batch size
     anomalib.ask("winclip", batch=1, count=1)
     sizes = sorted({1, min(4, n), bench.plan.batch})
     each = {size: anomalib.ask("winclip", batch=size, count=size)["seconds"] / size for size in sizes}
@@ -167,46 +167,46 @@ def beside_winclip(bench: Bench, anomalib: Anomalib | None) -> Row:
         assert made["maps"] == [n, bench.encoder.size_px, bench.encoder.size_px]
         return float(made["seconds"])
 
-    own = clocked(ours, device)
+    own = timer(ours, device)
     own()
-    compared = by_turns(winclip, own, bench.plan.repeats, warm=False)
+    compared = time_alternately(winclip, own, bench.plan.repeats, warm=False)
     other, mine = (n / statistics.median(seconds) for seconds in (compared.first, compared.second))
     detail = (
-        f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, features and scores by way of the disk), WinCLIP "
+        f"ours {mine:.2f} images/s ({bench.plan.batch} at a time, with features and scores on disk), WinCLIP "
         f"{other:.3f} ({best} at a time, the best of {sizes}); embeddings agree to {loaded['difference']:.0e}"
     )
-    return at_least("b", what, compared, 8, detail)
+    return row_at_least("b", what, compared, 8, detail)
 
 
 # (d) seeds
 
 
-def seeds(bench: Bench) -> Row:
+def time_seeds(bench: Bench) -> Row:
     device, scoring = bench.plan.device, list[float]()
 
-    def run(count: int) -> Work:
+    def run(count: int) -> TimedWork:
         def work() -> float:
-            encoding = clocked(bench.encode, device)()
-            each = [clocked(partial(bench.score, seed), device)() for seed in SEEDS[:count]]
+            encoding = timer(bench.encode, device)()
+            each = [timer(partial(bench.score, seed), device)() for seed in SEEDS[:count]]
             scoring.extend(each)
             return encoding + sum(each)
 
         return work
 
-    compared = by_turns(run(len(SEEDS)), run(1), bench.plan.repeats)
+    compared = time_alternately(run(len(SEEDS)), run(1), bench.plan.repeats)
     n = len(bench.images)
     detail = (
         f"an image: encoding and one seed {statistics.median(compared.second) / n * 1e3:.0f} ms, of it one seed's "
         f"pairing and scoring {statistics.median(scoring) / n * 1e3:.1f} ms"
     )
-    return at_most("d", f"six seeds / one seed, no adaptation, {device.type}", compared, 1.5, detail)
+    return row_at_most("d", f"six seeds / one seed, no adaptation, {device.type}", compared, 1.5, detail)
 
 
 # (e) adaptation
 
 
-def adaptation(bench: Bench) -> Row:
-    """All that adaptation adds for an image, to the encoding of its corrupted copy."""
+def time_adaptation(bench: Bench) -> Row:
+    """Compare the whole additional work of adaptation with the encoding of the corrupted copy alone."""
     plan, encoder, settings = bench.plan, bench.encoder, AdaptSettings()
     textures, n, text = open_textures(None), len(bench.images), read_text(bench.text).to(plan.device)
     images = torch.split(bench.images, plan.batch)
@@ -215,7 +215,7 @@ def adaptation(bench: Bench) -> Row:
     laps = Laps(plan.device)
 
     def one_batch(part: Sequence[int], tokens: Tensor) -> None:
-        # the flow reads ahead in another thread; here reading counts in full
+        # the flow reads ahead in another thread; here, reading counts in full
         pixels = laps("read", lambda: read_crops([bench.paths[i] for i in part], encoder.size_px).to(plan.device))
         generators = [crop_generator(0, bench.digests[i], 0) for i in part]
         made = laps("corrupt", lambda: corrupt(pixels, generators, encoder.grid, settings, textures))
@@ -233,12 +233,12 @@ def adaptation(bench: Bench) -> Row:
         for part in images:
             encoder.encode_patches(part)
 
-    second = clocked(encoding, plan.device)
+    second = timer(encoding, plan.device)
     whole(), second()
     laps.seconds.clear()
-    compared = by_turns(whole, second, plan.repeats, warm=False)
+    compared = time_alternately(whole, second, plan.repeats, warm=False)
     parts = ", ".join(f"{name} {total / plan.repeats / n * 1e3:.1f}" for name, total in laps.seconds.items())
     alone = statistics.median(compared.second) / n * 1e3
     detail = f"an image: {parts} ms; the second encoding alone {alone:.1f} ms, {plan.batch} at a time"
     what = f"adaptation with its second encoding / that encoding, {plan.device.type}"
-    return at_most("e", what, compared, 1.2, detail)
+    return row_at_most("e", what, compared, 1.2, detail)

@@ -15,20 +15,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.beside_anomalib import Anomalib
-from benchmarks.zsad_compare import encoding_for_all
-from benchmarks.zsad_memory import memory
-from benchmarks.zsad_metrics import metrics
-from benchmarks.zsad_mutual import mutual
-from benchmarks.zsad_scorer import Bench, adaptation, beside_winclip, seeds, two_paths
+from benchmarks.anomalib_client import Anomalib
+from benchmarks.zsad_compare import time_encoding_for_all
+from benchmarks.zsad_memory import measure_memory
+from benchmarks.zsad_metrics import time_metrics
+from benchmarks.zsad_mutual import time_mutual
+from benchmarks.zsad_scorer import Bench, compare_with_winclip, time_adaptation, time_attention_paths, time_seeds
 from benchmarks.zsad_timing import Plan, Row
-from benchmarks.zsad_winclip import beside as beside_winclip_alike
-from benchmarks.zsad_winclip import encoding as winclip_encoding
+from benchmarks.zsad_winclip import compare_with_anomalib as compare_winclip_with_anomalib
+from benchmarks.zsad_winclip import time_encoding as time_winclip_encoding
 from medad.base.devices import pick_device
 
 
-def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:
-    """All rows wanted, and anomalib's versions in words."""
+def measure(plan: Plan, parts: str, python: Path | None, say: Callable[[str], None]) -> tuple[list[Row], str]:
+    """Return all requested rows, and anomalib's versions as text."""
     rows: list[Row] = []
     versions = "anomalib not run"
     with ExitStack() as stack:
@@ -37,26 +37,26 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
         if python is not None and set(parts) & set("bcg"):
             anomalib = stack.enter_context(Anomalib(python, plan.threads))
             versions = ", ".join(f"{name} {number}" for name, number in anomalib.versions.items())
-        # metrics and memory first, while no large model is in memory
+        # metrics and memory first, before a large model is in memory
         if "c" in parts:
             say("c: metrics")
-            rows += metrics(plan, anomalib, folder)
+            rows += time_metrics(plan, anomalib, folder)
         if "f" in parts:
             say("f: memory")
-            rows.append(memory(plan))
+            rows.append(measure_memory(plan))
         if "h" in parts:
             say("h: mutual scoring")
-            rows += mutual(plan)
+            rows += time_mutual(plan)
         if set(parts) & set("abdegi"):
             say("model, images and features")
             bench = Bench.prepare(plan, folder)
             works: dict[str, Callable[[], list[Row]]] = {
-                "a": lambda: [two_paths(bench)],
-                "d": lambda: [seeds(bench)],
-                "e": lambda: [adaptation(bench)],
-                "b": lambda: [beside_winclip(bench, anomalib)],
-                "i": lambda: [encoding_for_all(bench)],
-                "g": lambda: [winclip_encoding(bench), *beside_winclip_alike(bench, anomalib)],
+                "a": lambda: [time_attention_paths(bench)],
+                "d": lambda: [time_seeds(bench)],
+                "e": lambda: [time_adaptation(bench)],
+                "b": lambda: [compare_with_winclip(bench, anomalib)],
+                "i": lambda: [time_encoding_for_all(bench)],
+                "g": lambda: [time_winclip_encoding(bench), *compare_winclip_with_anomalib(bench, anomalib)],
             }
             for part, work in works.items():
                 if part in parts:
@@ -66,22 +66,24 @@ def measured(plan: Plan, parts: str, python: Path | None, say: Callable[[str], N
 
 
 def main(description: str | None) -> None:
-    """The command line; exits with 1 when a limit is missed."""
+    """Run the command line. Exit with 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment that has anomalib")
+    parser.add_argument("--anomalib-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--only", default="a,b,c,d,e,f,g,h,i", help="letters to measure")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file to write the table to")
     parser.add_argument("--model", default="ViT-B-16-plus-240", help="any plain vision transformer of open_clip")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; c and f always run on the CPU")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either side")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each comparison, after one to warm up")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="number of threads of each side"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each comparison, after a warm-up")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--maps", type=int, default=100)
     parser.add_argument("--map-px", type=int, default=518)
     parser.add_argument("--memory-images", type=int, nargs=2, default=(200, 2000), metavar=("FEW", "MANY"))
     parser.add_argument("--mutual-images", type=int, default=24)
-    parser.add_argument("--mutual-grid", type=int, default=37, help="patches a side")
+    parser.add_argument("--mutual-grid", type=int, default=37, help="patches per side")
     parser.add_argument("--mutual-width", type=int, default=1024)
     parser.add_argument("--mutual-memory-images", type=int, nargs=2, default=(16, 64), metavar=("FEW", "MANY"))
     arguments = parser.parse_args()
@@ -106,12 +108,12 @@ def main(description: str | None) -> None:
         mutual_memory_images=tuple(arguments.mutual_memory_images),
     )
     torch.set_num_threads(plan.threads)
-    rows, versions = measured(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))
+    rows, versions = measure(plan, parts, arguments.anomalib_python, lambda line: print(line, file=sys.stderr))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {gpu}, torch {torch.__version__}"
     setup = (
         f"{plan.threads} threads; {plan.model}, random weights of seed 0; {plan.images} images, {plan.repeats} turns; "
-        f"beside: {versions}"
+        f"compared with: {versions}"
     )
     print(f"{machine}; {setup}\n")
     print("| | figure | value | limit | | behind it |\n|---|---|---|---|---|---|")

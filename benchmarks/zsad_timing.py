@@ -1,4 +1,4 @@
-"""Timing two works by turns, and the rows of the table of `benchmarks/zsad.py`."""
+"""Timers for two functions that alternate, and the rows of the table of `benchmarks/zsad.py`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-Work = Callable[[], float]
-"""Does something once and tells its seconds."""
+TimedWork = Callable[[], float]
+"""A function that does something once and returns its seconds."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: `value` beside the `limit` it is held to; `detail` gives the timings behind it.
+    """One claim: a value and its limit. `detail` gives the measured times.
 
-    `kept` is None for what was not measured.
+    `kept` says whether the limit is kept. None: it was not measured.
     """
 
     part: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and on how much."""
+    """The measurements to make, and their sizes."""
 
     model: str
     device: torch.device
@@ -53,7 +53,7 @@ class Plan:
     mutual_memory_images: tuple[int, int]
 
 
-def clocked(work: Callable[[], object], device: torch.device) -> Work:
+def timer(work: Callable[[], object], device: torch.device) -> TimedWork:
     def once() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -67,15 +67,15 @@ def clocked(work: Callable[[], object], device: torch.device) -> Work:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Seconds of two works done by turns."""
+class Comparison:
+    """Seconds of two functions that were called alternately."""
 
     first: tuple[float, ...]
     second: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """First to second: the median over turns, so that a slow minute of the machine strikes both."""
+        """Return the ratio of first to second: the median over turns, so that a slow minute affects both."""
         return statistics.median(a / b for a, b in zip(self.first, self.second, strict=True))
 
     @property
@@ -84,23 +84,23 @@ class Compared:
         return f"turns {min(ratios):.2f} to {max(ratios):.2f}"
 
 
-def by_turns(first: Work, second: Work, repeats: int, *, warm: bool = True) -> Compared:
-    """Both once to warm up, then by turns, each beginning every other turn."""
+def time_alternately(first: TimedWork, second: TimedWork, repeats: int, *, warm: bool = True) -> Comparison:
+    """Time two functions alternately, after a warm-up. Each of them begins every second turn."""
     if warm:
         first(), second()
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             seconds[which].append((first, second)[which]())
-    return Compared(tuple(seconds[0]), tuple(seconds[1]))
+    return Comparison(tuple(seconds[0]), tuple(seconds[1]))
 
 
-def at_most(part: str, what: str, compared: Compared, limit: float, detail: str) -> Row:
+def row_at_most(part: str, what: str, compared: Comparison, limit: float, detail: str) -> Row:
     kept = compared.ratio <= limit
     return Row(part, what, compared.ratio, "x", f"<= {limit}", kept, f"{detail}; {compared.spread}")
 
 
-def at_least(part: str, what: str, compared: Compared, limit: float, detail: str) -> Row:
+def row_at_least(part: str, what: str, compared: Comparison, limit: float, detail: str) -> Row:
     kept = compared.ratio >= limit
     return Row(part, what, compared.ratio, "x", f">= {limit}", kept, f"{detail}; {compared.spread}")
 
@@ -113,14 +113,14 @@ def fresh_folder() -> Iterator[Path]:
 
 @dataclass
 class Laps:
-    """Seconds of the parts of a work, summed by name."""
+    """Seconds of the parts of a computation, summed by name."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, name: str, work: Callable[[], T]) -> T:
         result: list[T] = []
-        seconds = clocked(lambda: result.append(work()), self.device)()
+        seconds = timer(lambda: result.append(work()), self.device)()
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         return result[0]
 

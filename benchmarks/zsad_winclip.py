@@ -1,4 +1,4 @@
-"""(g) of `benchmarks/zsad.py`: WinCLIP's encoding beside its bound, and all of it beside anomalib's."""
+"""(g) of `benchmarks/zsad.py`: WinCLIP's encoding compared with its bound, and all of WinCLIP with anomalib's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.beside_anomalib import Anomalib, without_anomalib
-from benchmarks.zsad_images import name_of
+from benchmarks.anomalib_client import Anomalib, skipped_row
+from benchmarks.zsad_images import image_key
 from benchmarks.zsad_scorer import Bench, load_anomalib
-from benchmarks.zsad_timing import Row, at_least, at_most, by_turns, clocked
+from benchmarks.zsad_timing import Row, row_at_least, row_at_most, time_alternately, timer
 from zsad.clip.attention_paths import embed
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, output_file
 from zsad.clip.windows import window_patches, windows_at_a_time
@@ -29,16 +29,16 @@ from zsad.steps.score import score_system
 
 BATCHES = (1, 4, 16)
 SHOTS = 2
-SAME = 1e-4
-"""Scores are equal up to this."""
+TOLERANCE = 1e-4
+"""Largest allowed difference of scores."""
 
 
 @torch.no_grad()
-def encoding(bench: Bench) -> Row:
-    """All that WinCLIP reads of an image, beside the blocks alone on the tokens of its windows, as many together.
+def time_encoding(bench: Bench) -> Row:
+    """Compare WinCLIP's encoding with the transformer blocks alone on the tokens of its windows, in equal batches.
 
-    The windows are of three scales, of which the whole image is the third: its class token is the image's score and a
-    map of its own in the mean over scales.
+    There are windows of three scales; the third is the whole image. Its class token gives the image's score, and one
+    of the maps in the mean over scales.
     """
     encoder, device, n = bench.encoder, bench.plan.device, len(bench.images)
     visual: Any = encoder.model.visual
@@ -60,7 +60,7 @@ def encoding(bench: Bench) -> Row:
             for block in visual.transformer.resblocks:
                 x = block(x)
 
-    compared = by_turns(clocked(ours, device), clocked(blocks, device), bench.plan.repeats)
+    compared = time_alternately(timer(ours, device), timer(blocks, device), bench.plan.repeats)
     size = len(batches[0])
     mine, bound = (statistics.median(seconds) / size * 1e3 for seconds in (compared.first, compared.second))
     sides = ", ".join(f"{side} x {side}" for side in scales)
@@ -68,24 +68,26 @@ def encoding(bench: Bench) -> Row:
         f"an image: pixels to class token and windows {mine:.0f} ms; the bound, open_clip's blocks alone on the tokens "
         f"of its windows of {sides} patches (the last is the whole image), {bound:.0f} ms; {size} of {n} at a time"
     )
-    return at_most("g", f"WinCLIP's encoding / its windows through the blocks, {device.type}", compared, 1.15, detail)
+    return row_at_most(
+        "g", f"WinCLIP's encoding / its windows through the blocks, {device.type}", compared, 1.15, detail
+    )
 
 
-def beside(bench: Bench, anomalib: Anomalib | None) -> list[Row]:
-    """Tensors to scores and maps at pixel size on either side, with the same weights and the same text features."""
+def compare_with_anomalib(bench: Bench, anomalib: Anomalib | None) -> list[Row]:
+    """Compare the time from tensors to scores and maps at pixel size, with equal weights and text features."""
     what = f"anomalib's WinCLIP / ours, {bench.plan.device.type}"
     if anomalib is None:
-        same = without_anomalib("g", "largest difference of WinCLIP's scores and maps from anomalib's", f"<= {SAME}")
-        return [without_anomalib("g", what, ">= 1"), same]
+        same = skipped_row("g", "largest difference of WinCLIP's scores and maps from anomalib's", f"<= {TOLERANCE}")
+        return [skipped_row("g", what, ">= 1"), same]
     loaded = load_anomalib(bench, anomalib)
     text = bench.folder / "winclip-text"
     text.mkdir()
     save_file({"text": functional.normalize(torch.tensor(loaded["text"]), dim=-1)}, text / TEXT)
-    rows = [_faster(bench, anomalib, text, size, what) for size in BATCHES]
-    return [*rows, *(_equal(bench, anomalib, text, shots) for shots in (0, SHOTS))]
+    rows = [_compare_speed(bench, anomalib, text, size, what) for size in BATCHES]
+    return [*rows, *(_compare_scores(bench, anomalib, text, shots) for shots in (0, SHOTS))]
 
 
-def _faster(bench: Bench, anomalib: Anomalib, text: Path, size: int, what: str) -> Row:
+def _compare_speed(bench: Bench, anomalib: Anomalib, text: Path, size: int, what: str) -> Row:
     numbers = [number % len(bench.images) for number in range(size)]
     features = bench.folder / f"winclip-{size}"
     _encode_files(bench, numbers, WinClip(), features)
@@ -96,21 +98,21 @@ def _faster(bench: Bench, anomalib: Anomalib, text: Path, size: int, what: str) 
         np.save(features / CLASS_TOKENS, class_tokens.cpu().numpy())
         for name, values in shown.items():
             np.save(features / output_file(name), values.cpu().numpy())
-        _maps(features, _score(bench, WinClip(), features, text, None))
+        _read_maps(features, _score(bench, WinClip(), features, text, None))
 
     def theirs() -> float:
         return float(anomalib.ask("winclip", batch=size, count=size)["seconds"])
 
-    own = clocked(ours, bench.plan.device)
+    own = timer(ours, bench.plan.device)
     theirs(), own()
-    compared = by_turns(theirs, own, bench.plan.repeats, warm=False)
+    compared = time_alternately(theirs, own, bench.plan.repeats, warm=False)
     other, mine = (size / statistics.median(seconds) for seconds in (compared.first, compared.second))
-    detail = f"ours {mine:.2f} images/s (features and scores by way of the disk), anomalib {other:.2f}"
-    return at_least("g", f"{what}, {size} at a time", compared, 1, detail)
+    detail = f"ours {mine:.2f} images/s (features and scores on disk), anomalib {other:.2f}"
+    return row_at_least("g", f"{what}, {size} at a time", compared, 1, detail)
 
 
-def _equal(bench: Bench, anomalib: Anomalib, text: Path, shots: int) -> Row:
-    """Scores and maps of the first two images, whose memory is of the others."""
+def _compare_scores(bench: Bench, anomalib: Anomalib, text: Path, shots: int) -> Row:
+    """Compare scores and maps of the first two images. The reference images are others."""
     settings, queries = WinClip(shots=shots), range(2)
     others = [number % len(bench.images) for number in range(2, 2 + shots)]
     features, memory = (bench.folder / f"winclip-{shots}-{name}" for name in ("queries", "memory"))
@@ -121,16 +123,16 @@ def _equal(bench: Bench, anomalib: Anomalib, text: Path, shots: int) -> Row:
     anomalib.ask("winclip_scores", count=len(queries), memory=others, out=str(out))
     with np.load(out) as theirs:
         of_images = float(np.abs(made.image_score() - theirs["scores"]).max())
-        of_maps = float(np.abs(np.stack(_maps(features, scores)) - theirs["maps"]).max())
+        of_maps = float(np.abs(np.stack(_read_maps(features, scores)) - theirs["maps"]).max())
     largest = max(of_images, of_maps)
     what = f"largest difference of WinCLIP's scores and maps from anomalib's, {shots} shots"
     detail = f"scores {of_images:.0e}, maps {of_maps:.0e}; equal weights and text features"
-    return Row("g", what, largest, "", f"<= {SAME}", largest <= SAME, detail)
+    return Row("g", what, largest, "", f"<= {TOLERANCE}", largest <= TOLERANCE, detail)
 
 
 def _encode_files(bench: Bench, numbers: Sequence[int], settings: WinClip, out: Path) -> None:
-    """As the flow does; an image that comes twice counts as two."""
-    paths, names = [bench.paths[number] for number in numbers], [name_of(place) for place in range(len(numbers))]
+    """Encode image files as the flow does. An image that is given twice counts as two."""
+    paths, names = [bench.paths[number] for number in numbers], [image_key(place) for place in range(len(numbers))]
     encode_images(paths, names, bench.settings, str(bench.plan.device), out, outputs=settings.outputs)
 
 
@@ -142,6 +144,6 @@ def _score(bench: Bench, settings: WinClip, features: Path, text: Path, shots: P
     return out
 
 
-def _maps(features: Path, scores: Path) -> list[np.ndarray]:
+def _read_maps(features: Path, scores: Path) -> list[np.ndarray]:
     store, made = FeatureStore(features), SystemScores(scores)
     return [merge_maps(made.patch_map(number), store.crops(number)) for number in range(len(store))]

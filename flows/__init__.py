@@ -1,1 +1,1 @@
-"""Prefect flows, tasks and the command line. Orchestrates; computes nothing."""
+"""Prefect flows, tasks and the command line. This package orchestrates; medad and zsad compute."""

@@ -1,4 +1,4 @@
-"""`python -m flows`, the same as the command `adflows`."""
+"""`python -m flows`: the same program as `adflows`."""
 
 from __future__ import annotations
 

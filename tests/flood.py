@@ -1,4 +1,4 @@
-"""Connected components by their definition, for the tests of lesions, defects and foregrounds."""
+"""Connected components by definition, for tests of lesions, defects and foregrounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def flood_fill(mask: np.ndarray[Any, Any]) -> list[set[tuple[int, ...]]]:
-    """Components of a mask of any dimensions, whose members touch at least at a corner."""
+    """Return the components of a mask of any dimension. Neighbours touch at least at a corner."""
     left = {tuple(map(int, place)) for place in np.argwhere(mask)}
     steps = list(itertools.product((-1, 0, 1), repeat=mask.ndim))
     components = []

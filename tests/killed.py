@@ -1,4 +1,4 @@
-"""A training that is killed: what a test raises out of the report of its progress."""
+"""A killed training: tests raise an exception from its progress callback."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from medad.base.progress import Progress
 
 
-class Killed(BaseException):
-    """Ends a training in the middle."""
+class TrainingKilled(BaseException):
+    """The end of a training that is killed."""
 
 
 def kill_at(step: int) -> Callable[[Progress], None]:
-    """Let training end in this step: the checkpoint of the step before is on disk."""
+    """Return a progress callback that ends training in this step. The checkpoint of the step before is on disk."""
 
     def kill(progress: Progress) -> None:
         if progress.step == step:
-            raise Killed
+            raise TrainingKilled
 
     return kill

@@ -1,4 +1,4 @@
-"""A report on disk, and as a browser would take it, for the tests of both fields' reports."""
+"""A report on disk and as a browser sees it, for the tests of both packages' reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LABELS = ("th", "dt")
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would make of the report: text, attributes, elements."""
+    """The report as a browser parses it: text, attributes and elements."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Page(html.parser.HTMLParser):
             self.labels[-1] += f" {data}"
 
     def assert_self_contained(self) -> None:
-        """The page loads nothing and runs nothing, each link within it leads somewhere, and pictures are described."""
+        """Check that the page loads and runs nothing, that its links have targets, and that pictures have texts."""
         for link in self.links:
             assert link.startswith(("data:", "#"))
             if link.startswith("#"):
@@ -73,7 +73,7 @@ class Page(html.parser.HTMLParser):
         assert len(self.ids) == len(set(self.ids))
 
 
-class Written:
+class WrittenReport:
     """The report in a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,6 +83,6 @@ class Written:
         self.json: Any = json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
     def table(self, name: str) -> list[dict[str, str]]:
-        """Rows of a CSV file."""
+        """Return the rows of a CSV file."""
         with (self.folder / name).open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))

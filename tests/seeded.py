@@ -1,4 +1,4 @@
-"""Torch's generators by their seeds."""
+"""Random generators of torch with given seeds."""
 
 from __future__ import annotations
 

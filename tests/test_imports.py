@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import which, kept by reading every file's syntax tree."""
+"""The import rules: which package may import which. The test reads every file's syntax tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVERYTHING = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT /
 LONGEST_MODULE = 400
 
 DOORS = {"medad/__init__.py", "zsad/__init__.py"}
-"""Beside their docstring these hold the front door in Python, which loads nothing until it is used."""
+"""Packages with a Python interface in `__init__`, besides the docstring. It loads nothing until it is used."""
 
 ROOMS = {
     "flows": "",
@@ -29,7 +29,7 @@ ROOMS = {
     "flows.liver": "flows.runs flows.devices flows.privacy flows.store flows.machine"
     " medad.base medad.config medad.cohort medad.ct medad.steps medad.reports",
     "flows.zsad": "flows.runs flows.devices flows.privacy flows.store flows.machine"
-    # a key names weights and prompts by content: zsad.clip tells both without loading a model
+    # a key names weights and prompts by content; zsad.clip finds both without loading a model
     " medad.base medad.cohort zsad.config zsad.data zsad.clip zsad.embedded zsad.steps zsad.reports",
     "flows.inbox": "flows.liver flows.runs flows.devices flows.privacy flows.store flows.machine"
     " medad.base medad.config medad.cohort medad.ct medad.steps",
@@ -62,15 +62,15 @@ ROOMS = {
     "zsad.reports": "zsad.steps zsad.scorers zsad.evaluation zsad.clip zsad.data zsad.config"
     " medad.reporting medad.base",
 }
-"""Room -> rooms that it may import beside itself. A new arrow is argued in the commit that adds it."""
+"""Room (package) -> rooms that it may import besides itself. A commit that adds an entry gives the reason."""
 FOREIGN = {
-    # orchestration: with these and the standard library, nothing can be computed
+    # orchestration: these libraries and the standard library cannot compute results
     "flows": {"prefect", "pydantic", "pydantic_core", "typer", "rich", "yaml"},
 }
 ENGINES = {"dask", "distributed", "prefect_dask", "prefect_ray"}
-"""In `flows.devices.engines` alone, when they are asked for: they carry tasks."""
+"""Libraries that run tasks. Only `flows.devices.engines` imports them, when needed."""
 NEVER = {"prefect", "typer"}
-"""What the methods do not know."""
+"""Libraries that medad and zsad must not import."""
 
 
 def name_of(path: Path) -> str:
@@ -78,7 +78,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Full names of imported modules, and for `from a import b` also a.b; the level of relative ones."""
+    """Yield the full names of imported modules with their level; for `from a import b` also a.b."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -98,7 +98,7 @@ def module_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """The room of a module: `flows.liver` of `flows.liver.steps`; a package's own modules are in the package."""
+    """Return the room of a module: `flows.liver` for `flows.liver.steps`, or the top package."""
     parts = module.split(".")
     room = ".".join(parts[:2])
     return room if room in ROOMS else parts[0]
@@ -108,7 +108,7 @@ KNOWN = {module_of(path) for path in MODULES}
 
 
 def ours(path: Path) -> set[str]:
-    """Modules of ours that a file imports."""
+    """Return the modules of this repository that a file imports."""
     return {name for name, _ in imports(path) if name in KNOWN and name not in PACKAGES}
 
 
@@ -125,11 +125,11 @@ def test_every_folder_is_a_room() -> None:
 
 
 def test_no_rooms_import_each_other() -> None:
-    """The table itself has no circle."""
+    """Check that the table has no cycle."""
     pending, order = {room: set(below.split()) for room, below in ROOMS.items()}, []
     while pending:
         free = [room for room, below in pending.items() if not below & pending.keys()]
-        assert free, f"a circle among {sorted(pending)}"
+        assert free, f"a cycle among {sorted(pending)}"
         order += free
         pending = {room: below for room, below in pending.items() if room not in free}
 
@@ -138,7 +138,7 @@ def test_no_modules_import_each_other() -> None:
     arrows = {module_of(path): ours(path) - {module_of(path)} for path in MODULES}
     while free := [module for module, below in arrows.items() if not below & arrows.keys()]:
         arrows = {module: below for module, below in arrows.items() if module not in free}
-    assert not arrows, f"a circle among {sorted(arrows)}"
+    assert not arrows, f"a cycle among {sorted(arrows)}"
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT).parts[0] == "flows"], ids=name_of)
@@ -170,7 +170,7 @@ def test_init_holds_a_docstring_alone(path: Path) -> None:
 
 
 def test_a_package_loads_nothing_until_its_door_is_used() -> None:
-    """The command line imports `medad.base`, so a heavy `medad/__init__` would slow down every command."""
+    """Check that `medad` and `zsad` load nothing heavy, because every command imports `medad.base`."""
     script = "import sys; before = set(sys.modules); import medad, zsad; print(*sorted(set(sys.modules) - before))"
     command = [sys.executable, "-c", script]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The Python examples of README.md and docs/python.md, run in a fresh process without Prefect."""
+"""The Python examples of README.md and docs/python.md, run in a new process without Prefect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ assert not {"prefect", "flows", "typer"} & {name.split(".")[0] for name in sys.m
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with the files that the examples name."""
+    """Write the files that the examples name, and return their folder."""
     [scan] = write_lits_phantoms(tmp_path, 1)
     scan.rename(tmp_path / "scan.nii.gz")
     (tmp_path / "segmentation-0.nii.gz").rename(tmp_path / "liver.nii.gz")

@@ -10,8 +10,8 @@ import beartype
 _CHECKED: dict[tuple[object, ...], Callable[..., Any]] = {}
 
 
-def once(signature: Callable[..., Any]) -> Callable[..., Any]:
-    """Let beartype check a signature. A function inside another is made in each call, but compiled here only once."""
+def check_signature(signature: Callable[..., Any]) -> Callable[..., Any]:
+    """Add beartype's checks to a function. Functions inside another function are compiled only once."""
     if "<locals>" not in signature.__qualname__:
         return beartype.beartype(signature)
     annotations = tuple((name, repr(kind)) for name, kind in signature.__annotations__.items())

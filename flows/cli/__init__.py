@@ -1,1 +1,1 @@
-"""The command line; imports nothing heavy."""
+"""The command line. It imports nothing heavy."""

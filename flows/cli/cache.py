@@ -1,4 +1,4 @@
-"""`adflows cache ...`: what is kept, why a step would run again, what is damaged, what may go."""
+"""`adflows cache ...`: list, explain, check and prune the cached results of steps."""
 
 from __future__ import annotations
 
@@ -11,44 +11,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import EXIT_USER, Json
-from flows.machine.terminal import format_seconds, say, terminal
+from flows.cli.options import EXIT_USER_ERROR, Json, example
+from flows.machine.terminal import format_seconds, print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.store.artifacts import ArtifactStore
     from flows.store.upkeep import CachedArtifact
 
-app = typer.Typer(help="The cache: what is kept, what is stale or damaged, what may go.", no_args_is_help=True)
+app = typer.Typer(
+    help="""List, explain, check and prune cached results.
 
-SHORT = 12
-"""Letters of a key that are shown; any unambiguous beginning is taken."""
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-SPANS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
+    The cache holds one artifact per step and input: a folder with the step's result. It is in $ADFLOWS_CACHE, by
+    default in ~/.cache/adflows.
+    """,
+    no_args_is_help=True,
+)
+
+SHOWN_KEY_LETTERS = 12
+"""Number of letters of a key that are printed. A key may be given by any unambiguous beginning."""
+SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+AGE_UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="The beginning of an artifact's key, as `ls` shows it.")
+    str, typer.Argument(metavar="KEY", help="Key of an artifact, or its beginning, as `ls STEP` prints it.")
 ]
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `500M`, `20G`, `1.5TB`. Raises ConfigError."""
+    """Return the bytes that `500M`, `20G` or `1.5TB` stands for. Raise ConfigError for other texts."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
     if found is None:
         raise ConfigError(f"--max-size {text}: expected a size as in 500M or 20G")
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(float(found[1]) * SIZE_UNITS[found[2]])
 
 
 def parse_age(text: str) -> float:
-    """Seconds of `12h`, `30d`, `8w`. Raises ConfigError."""
+    """Return the seconds that `12h`, `30d` or `8w` stands for. Raise ConfigError for other texts."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw])", text.strip().lower())
     if found is None:
         raise ConfigError(f"--older-than {text}: expected an age as in 12h, 30d or 8w")
-    return float(found[1]) * SPANS_S[found[2]]
+    return float(found[1]) * AGE_UNITS_S[found[2]]
 
 
 def show_size(size: int) -> str:
-    """Bytes as `3.2 MB`."""
+    """Format a number of bytes, as `3.2 MB`."""
     for unit, below in (("B", 10**3), ("kB", 10**6), ("MB", 10**9)):
         if size < below:
             return f"{size / (below / 1000):.1f} {unit}" if unit != "B" else f"{size} B"
@@ -61,7 +68,7 @@ def _store() -> ArtifactStore:
     return ArtifactStore()
 
 
-def _row(each: CachedArtifact) -> dict[str, Any]:
+def _artifact_as_json(each: CachedArtifact) -> dict[str, Any]:
     from flows.store.upkeep import age
 
     sidecar = each.sidecar
@@ -75,38 +82,51 @@ def _row(each: CachedArtifact) -> dict[str, Any]:
     }
 
 
-@app.command(name="ls")
+@app.command(name="ls", epilog=example("adflows cache ls prepare"))
 def list_command(
     step: Annotated[
-        str | None, typer.Argument(help="A step, as prepare; without one, all steps in a line each.")
+        str | None,
+        typer.Argument(help="Step to list, e.g. prepare: one line per artifact. Default: one line per step."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what is kept: how many artifacts of each step, their size, and when they last served."""
+    """List cached artifacts.
+
+    Without STEP, prints the number, size and last use of each step's artifacts. With STEP, prints each artifact's key,
+    size, computing time and last use.
+    """
     from flows.store.upkeep import age, list_artifacts
 
     store = _store()
     found = list_artifacts(store, step)
     if as_json:
-        say(json.dumps({"cache": str(store.root), "artifacts": [_row(each) for each in found]}, indent=1))
+        print_result(
+            json.dumps({"cache": str(store.root), "artifacts": [_artifact_as_json(each) for each in found]}, indent=1)
+        )
         return
     if step is not None:
         for each in found:
             made = "unreadable" if each.sidecar is None else format_seconds(each.sidecar.seconds)
-            say(f"{each.key[:SHORT]}  {show_size(each.size):>9}  took {made:>12}  used {age(each):>7} ago")
+            print_result(
+                f"{each.key[:SHOWN_KEY_LETTERS]}  {show_size(each.size):>9}  took {made:>12}  used {age(each):>7} ago"
+            )
     else:
         by_step: dict[str, list[CachedArtifact]] = defaultdict(list)
         for each in found:
             by_step[each.step].append(each)
         for name, group in sorted(by_step.items()):
             size = show_size(sum(each.size for each in group))
-            say(f"{name:<18} {len(group):>6}  {size:>9}  used {age(group[-1]):>7} ago")
-    say(f"{len(found)} artifacts, {show_size(sum(each.size for each in found))}, in {store.root}")
+            print_result(f"{name:<18} {len(group):>6}  {size:>9}  used {age(group[-1]):>7} ago")
+    print_result(f"{len(found)} artifacts, {show_size(sum(each.size for each in found))}, in {store.root}")
 
 
-@app.command()
+@app.command(epilog=example("adflows cache explain 3f2a9c"))
 def explain(key: KeyArgument, as_json: Json = False) -> None:
-    """Say what an artifact was made from, and what today's program would do otherwise."""
+    """Show what an artifact was made from.
+
+    Prints the artifact's inputs and settings. Then says whether it is up to date, or what has changed in the program
+    since it was made. A stale artifact is computed again by the next run that needs it.
+    """
     from flows.store.step import load_steps
     from flows.store.upkeep import find, list_artifacts, outdated
 
@@ -117,74 +137,90 @@ def explain(key: KeyArgument, as_json: Json = False) -> None:
     parts = each.sidecar.parts if each.sidecar is not None else {}
     makers = {other.sidecar.digest: other for other in list_artifacts(store) if other.sidecar is not None}
     if as_json:
-        answer = _row(each) | {"parts": parts, "stale": [change.line for change in stale]}
-        say(json.dumps(answer, indent=1))
+        answer = _artifact_as_json(each) | {"parts": parts, "stale": [change.line for change in stale]}
+        print_result(json.dumps(answer, indent=1))
         return
-    say(f"{each.step} {each.key}")
+    print_result(f"{each.step} {each.key}")
     if each.sidecar is None:
-        say("artifact.json cannot be read: the step will run again")
+        print_result("artifact.json cannot be read; the next run computes this step again")
         return
-    say(f"made {each.sidecar.created} in {format_seconds(each.sidecar.seconds)}, {show_size(each.size)}: {each.folder}")
-    say("made from")
-    for name, text in _inputs(parts.get("inputs", {})):
+    print_result(
+        f"made {each.sidecar.created} in {format_seconds(each.sidecar.seconds)}, {show_size(each.size)}: {each.folder}"
+    )
+    print_result("made from")
+    for name, text in _input_lines(parts.get("inputs", {})):
         maker = makers.get(text)
-        say(f"  {name}: {text if maker is None else f'{maker.step} {maker.key[:SHORT]}'}")
+        print_result(f"  {name}: {text if maker is None else f'{maker.step} {maker.key[:SHOWN_KEY_LETTERS]}'}")
     for change in stale:
-        say(f"stale: {change.line}")
+        print_result(f"stale: {change.line}")
     if not stale:
-        say("up to date: a run with these inputs and settings takes it as it is")
+        print_result("up to date: a run with these inputs and settings uses it")
 
 
-def _inputs(value: Any, name: str = "") -> list[tuple[str, str]]:
+def _input_lines(value: Any, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
-        return [row for key, below in value.items() for row in _inputs(below, f"{name}.{key}" if name else key)]
+        return [row for key, below in value.items() for row in _input_lines(below, f"{name}.{key}" if name else key)]
     if isinstance(value, list) and value and isinstance(value[0], str | list):
-        few = [row for number, below in enumerate(value[:3]) for row in _inputs(below, f"{name}[{number}]")]
+        few = [row for number, below in enumerate(value[:3]) for row in _input_lines(below, f"{name}[{number}]")]
         return few + [(name, f"and {len(value) - 3} more")] * (len(value) > 3)
     return [(name, str(value))]
 
 
-@app.command()
+@app.command(epilog=example("adflows cache verify --remove"))
 def verify(
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove the damaged ones; the next run makes them anew.")
+        bool, typer.Option("--remove", help="Remove damaged artifacts. The next run computes them again.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every file anew and compare. Exit code 2 when something is damaged."""
+    """Check all cached files for damage.
+
+    Reads every file of every artifact and compares its digest with the recorded one. Exit code 2 if a damaged artifact
+    remains.
+    """
     from flows.store.upkeep import find_damaged
     from flows.store.upkeep import remove as remove_artifact
 
     terminal.enabled = True
     store = _store()
     found = find_damaged(store, lambda done, total: terminal.count("verify", done, total, what="artifacts"))
-    gone = [damage for damage in found if remove and remove_artifact(store, damage.artifact)]
+    removed = [damage for damage in found if remove and remove_artifact(store, damage.artifact)]
     if as_json:
-        rows = [_row(damage.artifact) | {"rule": damage.rule, "removed": damage in gone} for damage in found]
-        say(json.dumps({"damaged": rows}, indent=1))
+        rows = [
+            _artifact_as_json(damage.artifact) | {"rule": damage.rule, "removed": damage in removed} for damage in found
+        ]
+        print_result(json.dumps({"damaged": rows}, indent=1))
     else:
         for damage in found:
-            say(f"{damage.artifact.folder}: {damage.rule}" + "; removed" * (damage in gone))
-        say(f"{len(found)} damaged, {len(gone)} removed")
-    if len(found) > len(gone):
-        raise typer.Exit(EXIT_USER)
+            print_result(f"{damage.artifact.folder}: {damage.rule}" + "; removed" * (damage in removed))
+        print_result(f"{len(found)} damaged, {len(removed)} removed")
+    if len(found) > len(removed):
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
-@app.command()
+@app.command(epilog=example("adflows cache prune --older-than 60d --max-size 200G --dry-run"))
 def prune(
     older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Remove what no run has used for so long, as 30d.")
+        str | None,
+        typer.Option(metavar="AGE", help="Remove artifacts that no run has used for this time: 12h, 30d or 8w."),
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Then the longest unused, until the rest fits, as 200G.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Then remove the longest unused, until the rest fits this size: 500M, 200G."),
     ] = None,
-    step: Annotated[str | None, typer.Option(help="Of this step alone.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and remove nothing.")] = False,
+    step: Annotated[
+        str | None, typer.Option(help="Remove artifacts of this step only, e.g. prepare. Default: all.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed. Remove nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what has not served for long. What a run under way makes or has used stays."""
+    """Remove artifacts that were not used lately.
+
+    Give --older-than, --max-size or both. Artifacts that a run in progress has used stay. Old checkpoints of
+    interrupted trainings are removed by their age, too.
+    """
     if older_than is None and max_size is None:
-        raise ConfigError("prune: say what may go: --older-than AGE, --max-size SIZE, or both")
+        raise ConfigError("prune: give --older-than AGE, --max-size SIZE, or both")
     from flows.store.upkeep import choose_unused, list_artifacts, old_checkpoints
     from flows.store.upkeep import remove as remove_artifact
 
@@ -198,25 +234,26 @@ def prune(
         now=now,
         in_use_since=store.oldest_run_start(),
     )
-    gone = [each for each in chosen if dry_run or remove_artifact(store, each)]
+    removed = [each for each in chosen if dry_run or remove_artifact(store, each)]
     checkpoints: list[Path] = [] if age_s is None or step is not None else old_checkpoints(store, age_s, now)
     for path in checkpoints:
         if not dry_run:
             path.unlink(missing_ok=True)
-    size = sum(each.size for each in gone)
+    size = sum(each.size for each in removed)
     if as_json:
         answer = {
             "dry_run": dry_run,
-            "removed": [_row(each) for each in gone],
+            "removed": [_artifact_as_json(each) for each in removed],
             "checkpoints": [path.name for path in checkpoints],
             "bytes": size,
         }
-        say(json.dumps(answer, indent=1))
+        print_result(json.dumps(answer, indent=1))
         return
-    for each in gone:
-        say(f"{each.step:<18} {each.key[:SHORT]}  {show_size(each.size):>9}  used {_row(each)['used']:>7} ago")
+    for each in removed:
+        used = _artifact_as_json(each)["used"]
+        print_result(f"{each.step:<18} {each.key[:SHOWN_KEY_LETTERS]}  {show_size(each.size):>9}  used {used:>7} ago")
     for path in checkpoints:
-        say(f"{'checkpoint':<18} {path.name}")
-    verb = "would go" if dry_run else "removed"
+        print_result(f"{'checkpoint':<18} {path.name}")
+    verb = "would be removed" if dry_run else "removed"
     left = sum(each.size for each in everything) - size
-    say(f"{len(gone)} artifacts {verb}, {show_size(size)}; {show_size(left)} stay")
+    print_result(f"{len(removed)} artifacts {verb}, {show_size(size)}; {show_size(left)} remain")

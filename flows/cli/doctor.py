@@ -1,4 +1,4 @@
-"""`adflows doctor`: what this machine has, what is wrong, and what to do about it."""
+"""`adflows doctor`: check this machine and say what to fix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PINS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
     "fastapi": ((0, 139), (0, 151), "Prefect's server fails at import with a newer one"),
     "sqlalchemy": ((2, 0), (2, 1), "with 2.1 no schedule ever fires"),
 }
-"""Lowest version, first one that is too new, why."""
+"""Library -> lowest version, first version that is too new, reason."""
 
 _TORCH_PROBE = (
     "import torch; print(torch.__version__); "
@@ -41,7 +41,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's answer."""
+    """The result of one check."""
 
     name: str
     status: Status
@@ -60,12 +60,12 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def check_python() -> Check:
-    # too old a Python cannot be found here: the installation refuses it
+    # the installation refuses a Python that is too old
     return Check("Python", "ok", f"{platform.python_version()} at {sys.executable}")
 
 
 def check_torch() -> Check:
-    """In a process of its own: a broken driver can hang or crash whoever imports torch."""
+    """Import torch in a new process, because a broken driver can hang or crash it."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TORCH_PROBE],
@@ -77,7 +77,7 @@ def check_torch() -> Check:
             errors="replace",
         )
     except subprocess.TimeoutExpired:
-        return Check("torch", "fail", "import did not end in 120 s", "look at the GPU driver: does nvidia-smi answer?")
+        return Check("torch", "fail", "import did not end in 120 s", "check the GPU driver: does nvidia-smi answer?")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return Check("torch", "fail", last, "reinstall with: pip install --force-reinstall -c constraints.txt torch")
@@ -89,7 +89,7 @@ def check_torch() -> Check:
             "torch",
             "warn",
             f"{version}, GPU not usable",
-            "torch wants another driver; until then the CPU does it",
+            "torch needs another GPU driver; until then the CPU is used",
         )
     return Check("torch", "ok", f"{version}, no GPU: training uses the CPU")
 
@@ -98,7 +98,7 @@ _OPEN_CLIP_PROBE = "import open_clip, torchvision; print(open_clip.__version__, 
 
 
 def check_open_clip() -> Check:
-    """In a process of its own too: a torchvision of another build than torch's fails at import."""
+    """Import open_clip in a new process. It fails if torchvision and torch are of different builds."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _OPEN_CLIP_PROBE],
@@ -113,30 +113,29 @@ def check_open_clip() -> Check:
         return Check("open_clip", "fail", "import did not end in 120 s", "see torch above")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        advice = (
-            "take torch and torchvision of one build: pip install -c constraints.txt torch torchvision open_clip_torch"
-        )
+        install = "pip install -c constraints.txt torch torchvision open_clip_torch"
+        advice = f"install torch and torchvision of the same build: {install}"
         return Check("open_clip", "fail", last, advice)
     open_clip, torchvision = done.stdout.split()[-2:]
     return Check("open_clip", "ok", f"{open_clip}, torchvision {torchvision}")
 
 
 def check_hub() -> Check:
-    """The local cache of CLIP weights, looked at without asking the network."""
+    """Look into the local cache of CLIP weights. The network is not used."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     folder = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
     try:
         models = sorted(path.name.removeprefix("models--") for path in folder.glob("models--*"))
     except OSError as error:
-        return Check("CLIP weights", "warn", f"{folder}: {error.strerror}", "set HF_HUB_CACHE to a folder you may read")
+        return Check("CLIP weights", "warn", f"{folder}: {error.strerror}", "set HF_HUB_CACHE to a readable folder")
     found = f"{len(models)} models in {folder}"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        advice = "" if models else "the embedded model works; for others give a local file: encoder.weights"
+        advice = "" if models else "only the embedded model works; for others set encoder.weights to a local file"
         return Check("CLIP weights", "ok" if models else "warn", f"{found}; offline (HF_HUB_OFFLINE)", advice)
-    if problem := _unwritable(_nearest(folder)):
-        advice = "a tag's weights cannot be kept there: set HF_HUB_CACHE, or give a local file: encoder.weights"
+    if problem := _write_problem(_nearest_existing(folder)):
+        advice = "weights cannot be stored there: set HF_HUB_CACHE, or set encoder.weights to a local file"
         return Check("CLIP weights", "warn", f"{found}: {problem}", advice)
-    return Check("CLIP weights", "ok", f"{found}; a tag that is not there is downloaded when it is asked for")
+    return Check("CLIP weights", "ok", f"{found}; other weights are downloaded when a run needs them")
 
 
 def check_pins() -> list[Check]:
@@ -155,7 +154,7 @@ def check_pins() -> list[Check]:
 
 
 def check_prefect() -> Check:
-    """The server that runs would talk to."""
+    """Check the Prefect server that runs would use."""
     prepare_prefect()
     try:
         from prefect.settings import PREFECT_API_URL, PREFECT_HOME
@@ -168,27 +167,29 @@ def check_prefect() -> Check:
             with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - the user's own setting
                 return Check("Prefect", "ok", f"server at {url}")
         except (urllib.error.URLError, OSError, ValueError) as error:
-            return Check("Prefect", "fail", f"{url} does not answer ({error})", "start it, or unset PREFECT_API_URL")
-    problem = _unwritable(home)
+            return Check(
+                "Prefect", "fail", f"{url} does not answer ({error})", "start the server, or unset PREFECT_API_URL"
+            )
+    problem = _write_problem(home)
     if problem:
-        return Check("Prefect", "fail", f"{home}: {problem}", "set PREFECT_HOME to a folder you may write to")
+        return Check("Prefect", "fail", f"{home}: {problem}", "set PREFECT_HOME to a writable folder")
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", 0))
         except OSError as error:
-            return Check("Prefect", "fail", f"no local port ({error})", "the embedded server needs one on 127.0.0.1")
+            return Check("Prefect", "fail", f"no local port ({error})", "the embedded server needs a port on 127.0.0.1")
     return Check("Prefect", "ok", f"embedded server, database in {home}")
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or what is there of the way to it."""
+def _nearest_existing(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
-def _unwritable(folder: Path) -> str:
-    """Why one cannot write (and lock) there; empty when one can."""
+def _write_problem(folder: Path) -> str:
+    """Return why files in a folder cannot be written and locked. Empty: they can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -203,31 +204,33 @@ def _unwritable(folder: Path) -> str:
 
 def check_cache() -> Check:
     root = cache_root()
-    problem = _unwritable(root)
+    problem = _write_problem(root)
     if problem:
-        return Check("cache", "fail", f"{root}: {problem}", "set ADFLOWS_CACHE to a folder on a disk that is writable")
+        return Check("cache", "fail", f"{root}: {problem}", "set ADFLOWS_CACHE to a folder on a writable disk")
     return Check("cache", "ok", f"{root}, writable, locks work")
 
 
 def check_register() -> Check:
-    """The register of case ids: whole, its owner's alone, and with the key its ids were made with."""
+    """Check the register of pseudonyms: complete, readable by its owner only, and with its key."""
     folder = private_folder()
     try:
         count = registered_count()
     except ConfigError as error:
-        return Check("case ids", "fail", str(error), "runs of scans by their ids stop until it is mended")
+        return Check("pseudonyms", "fail", str(error), "until this is fixed, flows that take pseudonyms fail")
     return Check(
-        "case ids", "ok", f"none yet; {folder}" if count is None else f"{count} in {folder}, readable by its owner only"
+        "pseudonyms",
+        "ok",
+        f"none yet; {folder}" if count is None else f"{count} in {folder}, readable by its owner only",
     )
 
 
 def _disk(name: str, folder: Path) -> Check:
-    free_gb = shutil.disk_usage(_nearest(folder)).free / GB
+    free_gb = shutil.disk_usage(_nearest_existing(folder)).free / GB
     found = f"{free_gb:.0f} GB free at {folder}"
     if free_gb < 2:
-        return Check(name, "fail", found, "free some space: a run would stop halfway")
+        return Check(name, "fail", found, "free some space; a run would fail halfway")
     if free_gb < 20:
-        return Check(name, "warn", found, "LiTS alone leaves about 20 GB of artifacts")
+        return Check(name, "warn", found, "the LiTS data set alone needs about 20 GB of artifacts")
     return Check(name, "ok", found)
 
 
@@ -244,12 +247,14 @@ def check_memory() -> Check:
     if gb < 3:
         return Check("memory", "fail", found, "a 512 x 512 x 1000 scan needs 3 GB")
     if gb < 8:
-        return Check("memory", "warn", found, "enough for demo and small scans; thesis-size training wants 8 GB")
+        return Check(
+            "memory", "warn", found, "enough for demo and small scans; training at the thesis's size needs 8 GB"
+        )
     return Check("memory", "ok", found)
 
 
-def examine(runs: Path) -> list[Check]:
-    """All checks. None raises: what a check cannot find out is its finding."""
+def run_checks(runs: Path) -> list[Check]:
+    """Run all checks. None raises: a check that cannot find something out reports that."""
     checks: list[Callable[[], Check | list[Check]]] = [
         check_python,
         check_torch,

@@ -9,47 +9,58 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json
-from flows.machine.terminal import say, terminal
+from flows.cli.options import Json, example
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.privacy.case_ids import RegisteredCase
 
 app = typer.Typer(
-    help="Pseudonyms of scans: what Prefect's forms take and its records show. Only you can read what they stand for.",
+    help="""Manage the pseudonyms of scans.
+
+    A pseudonym stands for one scan in Prefect's forms, logs and reports. The register that maps pseudonyms to files is
+    on this machine, in $ADFLOWS_PRIVATE. Only its owner can read it.
+    """,
     no_args_is_help=True,
 )
 
-CaseId = Annotated[str, typer.Argument(metavar="ID", help="As `ids ls` shows it.")]
+Pseudonym = Annotated[str, typer.Argument(metavar="PSEUDONYM", help="Pseudonym of a scan, as `ids ls` prints it.")]
 
 
-def _values(case: RegisteredCase) -> dict[str, Any]:
+def _paths_and_labels(case: RegisteredCase) -> dict[str, Any]:
     liver = None if case.liver is None else str(case.liver)
     return {"scan": str(case.scan), "liver": liver, "liver_labels": list(case.liver_labels)}
 
 
-def _shown(path: Path) -> str:
-    """Also of a path that is no valid text."""
+def _printable(path: Path) -> str:
+    """Return a path as text, even if its bytes are not valid text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _there(case: RegisteredCase) -> dict[str, bool | None]:
+def _files_exist(case: RegisteredCase) -> dict[str, bool | None]:
     return {"scan_there": case.scan.exists(), "liver_there": None if case.liver is None else case.liver.exists()}
 
 
-@app.command()
+@app.command(epilog=example("adflows ids add scan.nii.gz --liver liver.nii.gz"))
 def add(
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="NIfTI, MHD, NRRD, or a DICOM folder.")],
+    scans: Annotated[
+        list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
+    ],
     liver: Annotated[
-        list[Path] | None, typer.Option("--liver", help="Liver mask on the scan's grid; once for each scan, in order.")
+        list[Path] | None,
+        typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order."),
     ] = None,
     liver_label: Annotated[
-        list[int] | None, typer.Option("--liver-label", help="Value(s) of liver in the mask; default 1.")
+        list[int] | None, typer.Option("--liver-label", help="Value of liver in the masks. Repeatable. Default: 1.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Give scans an id and print it. The same scan has the same id again, wherever it lies."""
+    """Give scans pseudonyms and print them.
+
+    Records each scan, and its liver mask if given, in the register of this machine. The pseudonym depends on the
+    scan's content: the same scan in another place gets the same pseudonym.
+    """
     terminal.enabled = True
     masks: list[Path | None] = list(liver or [])
     if masks and len(masks) != len(scans):
@@ -59,49 +70,63 @@ def add(
     found = []
     for scan, mask in zip(scans, masks or [None] * len(scans), strict=True):
         case = register(scan, mask, tuple(liver_label or [1]))
-        terminal.line(f"{case.id} is {_shown(case.scan)}")
+        terminal.line(f"{case.id} is {_printable(case.scan)}")
         found.append(case.id)
         if not as_json:
-            say(case.id)
+            print_result(case.id)
     if as_json:
-        say(json.dumps({"ids": found}))
+        print_result(json.dumps({"ids": found}))
 
 
-@app.command(name="ls")
+@app.command(name="ls", epilog=example("adflows ids ls --paths"))
 def list_command(
-    paths: Annotated[bool, typer.Option("--paths", help="Show the paths as well.")] = False, as_json: Json = False
+    paths: Annotated[bool, typer.Option("--paths", help="Print the paths of the scans as well.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """List the ids, and whether their files are still there."""
+    """List the pseudonyms.
+
+    Says for each pseudonym whether the files of its scan and mask still exist.
+    """
     from flows.privacy.case_ids import registered
 
-    rows = [(case, _there(case)) for case in registered()]
+    rows = [(case, _files_exist(case)) for case in registered()]
     if as_json:
-        say(json.dumps([{"id": case.id} | there | (_values(case) if paths else {}) for case, there in rows], indent=1))
+        print_result(
+            json.dumps(
+                [{"id": case.id} | there | (_paths_and_labels(case) if paths else {}) for case, there in rows], indent=1
+            )
+        )
         return
     for case, there in rows:
-        mask = {None: "no mask", True: "mask", False: "mask gone"}[there["liver_there"]]
-        line = f"{case.id:<22} {'scan' if there['scan_there'] else 'scan gone':<10} {mask:<10}"
-        say(f"{line} {_shown(case.scan)}" if paths else line.rstrip())
+        mask = {None: "no mask", True: "mask", False: "mask missing"}[there["liver_there"]]
+        line = f"{case.id:<22} {'scan' if there['scan_there'] else 'scan missing':<12} {mask:<12}"
+        print_result(f"{line} {_printable(case.scan)}" if paths else line.rstrip())
 
 
-@app.command()
-def which(case_id: CaseId, as_json: Json = False) -> None:
-    """Say which scan an id stands for."""
+@app.command(epilog=example("adflows ids which ct-4f1b2c3d"))
+def which(case_id: Pseudonym, as_json: Json = False) -> None:
+    """Print which scan a pseudonym stands for.
+
+    Prints the path of the scan, and of its liver mask if it has one.
+    """
     from flows.privacy.case_ids import look_up
 
     case = look_up(case_id)
     if as_json:
-        say(json.dumps({"id": case.id} | _values(case), indent=1))
+        print_result(json.dumps({"id": case.id} | _paths_and_labels(case), indent=1))
         return
-    say(_shown(case.scan))
+    print_result(_printable(case.scan))
     if case.liver is not None:
-        say(f"{_shown(case.liver)} (liver: {', '.join(map(str, case.liver_labels))})")
+        print_result(f"{_printable(case.liver)} (liver: {', '.join(map(str, case.liver_labels))})")
 
 
-@app.command(name="rm")
-def remove(case_id: CaseId) -> None:
-    """Remove an id from the register. No scan is touched."""
+@app.command(name="rm", epilog=example("adflows ids rm ct-4f1b2c3d"))
+def remove(case_id: Pseudonym) -> None:
+    """Remove a pseudonym from the register.
+
+    The files of the scan stay as they are.
+    """
     from flows.privacy.case_ids import forget
 
     forget(case_id)
-    say(f"{case_id} is removed")
+    print_result(f"{case_id} is removed")

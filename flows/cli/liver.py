@@ -1,10 +1,8 @@
-"""`adflows liver ...`: the flow, its stages and its single steps."""
+"""`adflows liver ...`: the liver flow, its stages and its preprocessing steps."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from flows.cli import inbox as cli_inbox
 from flows.cli import studies
+from flows.cli.copies import copy_pictures, copy_result
 from flows.cli.options import (
     DryRun,
     Json,
@@ -20,10 +19,11 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
-    conclude,
+    example,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     run_flow,
-    start,
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
@@ -32,38 +32,49 @@ from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
 if TYPE_CHECKING:
     from medad.config.liver import LiverSettings
 
-app = typer.Typer(help="Liver tumours in CT, learned from healthy livers alone.", no_args_is_help=True)
-app.command(name="inbox")(cli_inbox.inbox)
-app.command(name="ablate")(studies.ablate)
-app.command(name="sensitivity")(studies.sensitivity)
+app = typer.Typer(
+    help="""Find liver tumours in CT: train, evaluate, segment.
 
-HOW_TO_GET_A_MASK = (
-    "a liver mask is needed: --liver MASK, on the scan's own grid. One way to get it: "
-    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
-    "Any segmentation will do whose liver value is given by --liver-label (default 1)"
+    The networks are trained on healthy livers only, with synthetic anomalies. `run` does everything; the other
+    commands do one part of it, or use a trained model.
+    """,
+    no_args_is_help=True,
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver: thesis, small, demo.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of training.")]
-Train = Annotated[Path | None, typer.Option("--train", help="Folder of the training data set.")]
-Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data set.")]
-Liver = Annotated[list[Path] | None, typer.Option("--liver", help="Liver mask on the scan's grid.")]
-LiverLabel = Annotated[list[int] | None, typer.Option("--liver-label", help="Value(s) of liver in the mask.")]
-Model = Annotated[Path, typer.Option("--model", help="Folder of a run with trained networks.")]
+MASK_RULE = (
+    "a liver mask is needed: --liver MASK, on the scan's grid. One way to get it: "
+    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver, then --liver FOLDER/liver.nii.gz. "
+    "Any segmentation works; --liver-label gives the value of liver in it (default 1)"
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, e.g. thesis, small, demo.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed of the training. Default: the configuration's.")]
+Train = Annotated[
+    Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
+]
+Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")]
+Liver = Annotated[
+    list[Path] | None,
+    typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Needed."),
+]
+LiverLabel = Annotated[
+    list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
+]
+Model = Annotated[Path, typer.Option("--model", help="Run folder that holds trained networks.")]
 
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
-    """Read a configuration. Raises ConfigError."""
+    """Read a configuration. Raise ConfigError for a bad one."""
     from medad.config.liver import load
 
     return load(find_config(config, "liver"), overrides)
 
 
-def _text(path: Path | None) -> str | None:
+def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-@app.command()
+@app.command(epilog=example("adflows liver run small --train data/BTCV --test data/LITS"))
 def run(
     config: Config,
     train: Train = None,
@@ -77,20 +88,26 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Everything: prepare, train, segment, evaluate, report."""
-    start(verbose=verbose)
+    """Train, segment, evaluate and report.
+
+    Prepares the training and test scans, trains both networks, segments the test scans and evaluates them. The data
+    folders are those of the configuration, unless --train and --test name others.
+
+    Writes the report, masks, probabilities and the model to OUT/liver/NAME.
+    """
+    prepare_command(verbose=verbose)
     values = parse_overrides(
-        overrides, name=name, seed=seed, train_data__root=_text(train), test_data__root=_text(test)
+        overrides, name=name, seed=seed, train_data__root=_path_text(train), test_data__root=_path_text(test)
     )
     settings = load_settings(config, values)
     from flows.liver.flow import liver
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver" / settings.name)
-    conclude(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "liver" / settings.name)
+    print_and_exit(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("adflows liver prepare small --train data/BTCV --test data/LITS"))
 def prepare(
     config: Config,
     train: Train = None,
@@ -101,9 +118,13 @@ def prepare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prepare all cases of a configuration and list them: finds bad files before a night of training."""
-    start(verbose=verbose)
-    values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
+    """Prepare all scans and list them.
+
+    Reads and checks every scan and label of the configuration, and caches the prepared slices. Finds bad files before
+    a long training. Prints slices and liver volume in mL per case.
+    """
+    prepare_command(verbose=verbose)
+    values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import prepare as prepare_flow
 
@@ -114,17 +135,18 @@ def prepare(
             facts = json.loads((Path(case["folder"]) / "case.json").read_text(encoding="utf-8"))
             lines.append(f"{use:<5} {case['case']:<20} {facts['slices']:>4} slices  {facts['liver_ml']:>6.0f} mL liver")
             lines += [f"      {warning}" for warning in facts["warnings"]]
-    conclude(outcome, as_json=as_json, lines=lines)
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="export-slices")
+@app.command(name="export-slices", epilog=example("adflows liver export-slices small --test data/LITS -o slices"))
 def export_slices(
     config: Config,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: liver/test, liver/ground_truth.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to: liver/test and liver/ground_truth.")],
     train: Train = None,
     test: Test = None,
     with_training: Annotated[
-        bool, typer.Option("--with-training", help="Also liver/train/good, the training cases' slices.")
+        bool,
+        typer.Option("--with-training", help="Write the slices of the training cases as well, to liver/train/good."),
     ] = False,
     overrides: Set = None,
     refresh: Refresh = False,
@@ -132,28 +154,32 @@ def export_slices(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the prepared slices of a configuration's test cases as PNG with tumour masks, in MVTec AD's layout."""
-    start(verbose=verbose)
-    values = parse_overrides(overrides, train_data__root=_text(train), test_data__root=_text(test))
+    """Write prepared slices as PNG images.
+
+    Writes the slices of the test cases and their tumour masks in MVTec AD's layout, to OUT/liver. Image tools such as
+    `adflows zsad run` can read them. OUT/liver must not exist yet. Cases get pseudonyms.
+    """
+    prepare_command(verbose=verbose)
+    values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import export_slices as export_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from medad.steps.export_slices import CATEGORY
 
     target = out.absolute() / CATEGORY
     if target.exists():
-        raise ConfigError(f"{target}: already there; slices of two exports would be one data set")
+        raise ConfigError(f"{target}: exists already; slices of two exports would become one data set")
     if not dry_run:
-        writable(target)
+        ensure_writable(target)
     outcome = run_flow(export_flow, settings=settings, with_training=with_training, refresh=refresh, dry_run=dry_run)
     exported = outcome.details.get("exported", [])
     if exported:
-        _copy_pictures(exported, target)
+        copy_pictures(exported, target)
     lines = [f"{each['case']:<20} {each['slices']:>4} slices" for each in exported]
-    conclude(outcome, as_json=as_json, lines=lines)
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="train")
+@app.command(name="train", epilog=example("adflows liver train small --train data/BTCV --seed 1"))
 def train_command(
     config: Config,
     train: Train = None,
@@ -166,18 +192,24 @@ def train_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prepare the training cases and train both phases; the run folder holds the model."""
-    start(verbose=verbose)
-    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_text(train))
+    """Train a model.
+
+    Prepares the training scans and trains both networks, the restoration and the segmentation. Writes the model and
+    its training curves to OUT/liver/NAME. An interrupted training continues from its last checkpoint.
+    """
+    prepare_command(verbose=verbose)
+    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_path_text(train))
     settings = load_settings(config, values)
     from flows.liver.flow import train as train_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver" / settings.name)
-    conclude(run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "liver" / settings.name)
+    print_and_exit(
+        run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json
+    )
 
 
-@app.command()
+@app.command(epilog=example("adflows liver evaluate small --model runs/liver/small --test data/LITS --name lits"))
 def evaluate(
     config: Config,
     model: Model,
@@ -190,22 +222,28 @@ def evaluate(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment and evaluate a configuration's test cases with the networks of an earlier run."""
-    start(verbose=verbose)
+    """Evaluate a trained model on test cases.
+
+    Segments the configuration's test cases with the networks in --model and compares the masks with the labels. The
+    configuration's `preprocess` settings must be those of the model.
+
+    Writes report, masks and probabilities to OUT/liver/NAME. NAME must differ from the model's.
+    """
+    prepare_command(verbose=verbose)
     from flows.liver.run_folder import settings_of_run
 
     of_model = settings_of_run(model)
-    values = parse_overrides(overrides, name=name, test_data__root=_text(test))
+    values = parse_overrides(overrides, name=name, test_data__root=_path_text(test))
     settings = load_settings(config, values)
     if settings.preprocess != of_model.preprocess:
         raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
     if (out / "liver" / settings.name).absolute() == model.absolute():
-        raise ConfigError(f"{model}: would be written over; give the evaluation another --name")
+        raise ConfigError(f"{model}: would be overwritten; give the evaluation another --name")
     from flows.liver.flow import evaluate as evaluate_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver" / settings.name)
-    conclude(
+    folder = ensure_writable(out / "liver" / settings.name)
+    print_and_exit(
         run_flow(
             evaluate_flow, settings=settings, model=model.absolute(), out=folder, refresh=refresh, dry_run=dry_run
         ),
@@ -213,11 +251,13 @@ def evaluate(
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/small -o out"))
 def segment(
-    scans: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="NIfTI, MHD, NRRD, or a DICOM folder.")],
+    scans: Annotated[
+        list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
+    ],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: masks, probabilities, report.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: masks, probabilities and report.")],
     liver: Liver = None,
     liver_label: LiverLabel = None,
     overrides: Set = None,
@@ -226,23 +266,27 @@ def segment(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment scans with the networks of an earlier run. Give --liver once for each scan, in the same order."""
-    start(verbose=verbose)
+    """Segment scans with a trained model.
+
+    Needs a liver mask for each scan, on the scan's grid, from any tool. Writes tumour masks, tumour probabilities and
+    a report to OUT. No tumour labels are needed. Cases get pseudonyms.
+    """
+    prepare_command(verbose=verbose)
     masks = liver or []
     if not masks:
-        raise ConfigError(HOW_TO_GET_A_MASK)
+        raise ConfigError(MASK_RULE)
     if len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver.run_folder import settings_of_run, settings_with_changes
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from medad.config.liver import DatasetSettings
 
     if model.resolve() == out.resolve():
-        raise ConfigError(f"{out}: would be written over; give another folder than the model's")
+        raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
     of_model = settings_of_run(model)
     wanted = parse_overrides(overrides)
     settings = settings_with_changes(of_model, wanted, model=model, source="--set")
-    # these scans, and not the data the model's run was tested on, where lesions may have been inserted
+    # the given scans replace the test data of the model's run, which may have inserted lesions
     data = DatasetSettings(
         root="-",
         layout="folder",
@@ -261,32 +305,41 @@ def segment(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
         model=model.absolute(),
-        out=writable(out),
+        out=ensure_writable(out),
     )
-    conclude(
+    print_and_exit(
         run_flow(segment_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows liver step window scan.nii.gz -o grey.nii.gz"))
 def step(
-    name: Annotated[ManualStepName, typer.Argument(metavar="STEP", help=STEPS_HELP)],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What the step before wrote; for window a CT.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder to write it into.")],
-    liver: Annotated[Path | None, typer.Option("--liver", help="Liver mask, for roi and slice.")] = None,
+    name: Annotated[ManualStepName, typer.Argument(metavar="STEP", help=f"Step to run, in this order: {STEPS_HELP}.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Output of the step before. For window: a CT scan.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or a folder for it.")],
+    liver: Annotated[
+        Path | None, typer.Option("--liver", help="Liver mask on the scan's grid. Needed by roi and slice.")
+    ] = None,
     liver_label: LiverLabel = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A preprocess setting, as slice_px=128.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a `preprocess` setting, e.g. slice_px=128. Repeatable."
+        ),
     ] = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """One preprocessing step by hand; each takes what the one before it wrote."""
-    start(verbose=verbose)
+    """Run one preprocessing step on one file.
+
+    Each step reads the file that the step before wrote, so the steps can be checked one by one. Window and roi write
+    NIfTI; slice and equalise write safetensors.
+    """
+    prepare_command(verbose=verbose)
     if MANUAL_STEPS[name].needs_liver and liver is None:
-        raise ConfigError(HOW_TO_GET_A_MASK)
+        raise ConfigError(MASK_RULE)
     from pydantic import ValidationError
 
     from medad.config.liver import PreprocessSettings
@@ -308,43 +361,16 @@ def step(
     outcome = hand_step.plan(request, refresh) if dry_run else hand_step.local(request, refresh)
     lines = []
     if folder := outcome.details.pop("folder", None):
-        written = _hand_over(Path(folder), out)
+        written = copy_result(Path(folder), out)
         outcome.details["written"] = str(written)
         lines.append(f"wrote {written}")
-    conclude(outcome, as_json=as_json, lines=lines)
+    print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-def _copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
-    """Copy all cases' pictures, their names headed by the case's id, and count slices in the place of folders."""
-    work = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    try:
-        for each in exported:
-            folder, each["slices"] = Path(each.pop("folder")), 0
-            for picture in sorted(folder.rglob("*.png")):
-                below = picture.relative_to(folder)
-                copy = work / below.with_name(f"{each['case']}-{below.name}")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(picture, copy)
-                each["slices"] += below.parts[0] != "ground_truth"
-        work.rename(target)
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _hand_over(folder: Path, out: Path) -> Path:
-    """Copy a step's one result to where the user wants it. Raises ConfigError for another kind of file."""
-    from medad.ct.io import atomic_path
-
-    result = next(path for path in sorted(folder.iterdir()) if path.name != "artifact.json")
-    ending = ".nii.gz" if result.name.endswith(".nii.gz") else result.suffix
-    if out.is_dir() or not out.suffix:
-        out.mkdir(parents=True, exist_ok=True)
-        out = out / result.name
-    elif not out.name.endswith(ending):
-        raise ConfigError(f"{out}: this step writes a {ending} file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        shutil.copyfile(result, temporary)
-    return out.absolute()
+app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
+app.command(name="ablate", epilog=example("adflows liver ablate ablation_small --train BTCV --test LITS --seeds 3"))(
+    studies.ablate
+)
+app.command(
+    name="sensitivity", epilog=example("adflows liver sensitivity runs/liver/small --healthy BTCV -o sensitivity")
+)(studies.sensitivity)

@@ -1,6 +1,6 @@
-"""Shared by the commands of both flows: options, settings from a file and --set, running a flow, printing its end.
+"""Parts that all commands share: options, settings from --set, running a flow and printing its result.
 
-Nothing heavy is imported here: `--help` must not wait for torch or Prefect.
+This module imports nothing heavy: `--help` must not wait for torch or Prefect.
 """
 
 from __future__ import annotations
@@ -13,45 +13,57 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.machine.environment import prepare_prefect
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flows.runs.flow import OurFlow
+    from flows.runs.flow import RunnableFlow
     from flows.runs.outcome import Outcome
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value over the file's.")]
-Name = Annotated[str | None, typer.Option(help="Name of the run and its folder.")]
+SET_HELP = "Override a setting, e.g. gpus=cpu. KEY is its dotted key, VALUE is YAML. Repeatable."
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
+Name = Annotated[str | None, typer.Option(help="Name of the run and of its folder. Default: the configuration's name.")]
 Runs = Annotated[
-    Path, typer.Option("--out", "-o", help="Folder of run folders; the run goes to OUT/liver/NAME or OUT/zsad/NAME.")
+    Path,
+    typer.Option(
+        "--out", "-o", help="Folder of all runs. This run writes a folder of its own below it, as described above."
+    ),
 ]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Compute everything again, cached or not.")]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Compute every step again, even if its result is cached.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what is cached and what would be made, and why; make nothing.")
+    bool, typer.Option("--dry-run", help="List what is cached and what would be computed, and why. Write nothing.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log on the terminal.")]
 
-EXIT_USER = 2
-LOCAL = "ADFLOWS_LOCAL"
+EXIT_USER_ERROR = 2
+"""Exit code for bad input, a bad configuration or a failed case."""
+LOCAL_VARIABLE = "ADFLOWS_LOCAL"
+"""Environment variable that runs flows without Prefect when it is 1."""
 
 
-def start(*, verbose: bool) -> None:
-    """Turn the terminal on and set the environment that Prefect reads at its import."""
+def example(command: str) -> str:
+    """Return the end of a command's help: one example, printed as it is written."""
+    return f"\b\nExample:\n  {command}"
+
+
+def prepare_command(*, verbose: bool) -> None:
+    """Turn the terminal on. Set the environment that Prefect reads when it is imported."""
     terminal.enabled = True
     prepare_prefect(verbose=verbose)
 
 
-def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
-    """Run a flow under Prefect, or say what it would do; raises what made the flow itself fail.
+def run_flow(flow: RunnableFlow[...], *, dry_run: bool = False, **parameters: Any) -> Outcome:
+    """Run a flow under Prefect, or only plan it. Raise the error that made the flow as a whole fail.
 
-    With $ADFLOWS_LOCAL=1 it runs in this process alone: no server, no record in Prefect's UI.
+    With $ADFLOWS_LOCAL=1 the flow runs in this process: no server, and no record in Prefect's UI.
     """
     if dry_run:
         return flow.plan(**parameters)
-    if os.environ.get(LOCAL) == "1":
+    if os.environ.get(LOCAL_VARIABLE) == "1":
         return flow.local(**parameters)
     from flows.cli.doctor import check_prefect
 
@@ -64,13 +76,13 @@ def run_flow(flow: OurFlow[...], *, dry_run: bool = False, **parameters: Any) ->
         if "ephemeral Prefect API server" not in str(error):
             raise
         raise ConfigError(
-            "Prefect: its temporary server did not answer in time; run again when the machine is less busy, raise"
-            " PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or keep a server running with `adflows serve`"
+            "Prefect: its temporary server did not answer in time; try again when the machine is less busy, raise"
+            " PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or start a server with `adflows serve`"
         ) from error
 
 
-def answer_of(outcome: Outcome) -> dict[str, Any]:
-    """Return what --json prints. No path of an input: that is said on stderr, and this may be kept or mailed."""
+def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
+    """Return what --json prints. It holds no path of an input, because it may be stored or mailed."""
     from flows.runs.run_folder import read_notices
 
     return {
@@ -84,51 +96,56 @@ def answer_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def conclude(outcome: Outcome, *, as_json: bool, lines: Sequence[str] = ()) -> None:
-    """Print what was done; end with code 2 when a case failed. Raises the first bug."""
+def print_and_exit(outcome: Outcome, *, as_json: bool, lines: Sequence[str] = ()) -> None:
+    """Print the result. Exit with code 2 if a case failed; raise the first bug."""
     if as_json:
-        say(json.dumps(answer_of(outcome), indent=1))
+        print_result(json.dumps(outcome_as_json(outcome), indent=1))
     else:
         print_outcome(outcome, lines=lines)
-    end(outcome)
+    exit_by_outcome(outcome)
 
 
-def end(*outcomes: Outcome) -> None:
-    """Raise the first bug; end with code 2 when a case failed."""
+def exit_by_outcome(*outcomes: Outcome) -> None:
+    """Raise the first bug. Exit with code 2 if a case failed."""
     for outcome in outcomes:
         if outcome.bug is not None:
             raise outcome.bug
     if any(outcome.failures for outcome in outcomes):
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
 def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "") -> None:
-    """Figures, where the report is, and the count of tasks."""
-    from flows.runs.run_folder import HEADLINE, read_statement
+    """Print the headline figures, the path of the report and the number of tasks."""
+    from flows.runs.run_folder import HEADLINE, read_notices_text
 
     plan = outcome.details.get("plan")
     for line in [title] * bool(title) + (list(lines) if plan is None else outcome.details["lines"]):
-        say(line)
+        print_result(line)
     if plan is not None:
         count = {status: sum(row["status"] == status for row in plan) for status in ("cached", "make", "follows")}
-        say(f"{count['cached']} cached, {count['make']} to make, {count['follows']} wait for these; nothing was made")
+        print_result(
+            f"{count['cached']} cached, {count['make']} to make, {count['follows']} depend on these; nothing written"
+        )
         return
     for key, value in outcome.headline.items():
-        say(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
-    if outcome.run_folder is not None and (statement := read_statement(outcome.run_folder)):
-        say(statement)
+        print_result(f"{HEADLINE[key]:<32} {'undefined' if value is None else format(value, '.3f')}")
+    if outcome.run_folder is not None and (statement := read_notices_text(outcome.run_folder)):
+        print_result(statement)
     reported = outcome.run_folder is not None and (outcome.run_folder / "report.html").is_file()
     if outcome.run_folder is not None and reported:
-        say(f"report: {(outcome.run_folder / 'report.html').absolute()}")
+        print_result(f"report: {(outcome.run_folder / 'report.html').absolute()}")
     total = outcome.computed + outcome.cached
-    say(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
+    print_result(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
-        say(f"{cases} failed" + ("; the report says which and why" if reported else ""))
+        print_result(f"{cases} failed" + ("; the report lists them with the reasons" if reported else ""))
 
 
 def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:
-    """`key=value` pairs (values in YAML) and options that stand for a key. Raises ConfigError."""
+    """Return settings by dotted key, from KEY=VALUE pairs and from options. Raise ConfigError for a bad pair.
+
+    Values are YAML. An option's name is its key with `__` for each dot; None means that it was not given.
+    """
     import yaml
 
     overrides: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`adflows deploy` and `adflows serve`: the flows on a Prefect server."""
+"""`adflows deploy`, `serve`, `server` and `worker`: run the flows on a Prefect server."""
 
 from __future__ import annotations
 
@@ -11,48 +11,66 @@ import typer
 
 from flows.cli.options import Json
 from flows.machine.environment import heartbeat_s, host_name, prepare_prefect, product_folder, working_folder
-from flows.machine.terminal import say
+from flows.machine.terminal import print_result
 from medad.base.errors import ConfigError
 
 POOL = "adflows"
 PORT = 4200
 RUNS_AT_A_TIME = 4
-"""A run takes about half a GB before it does anything; device steps wait for each other anyway."""
+"""Default number of runs at a time. A run needs about 0.5 GB before it starts; device steps wait for each other."""
 
-Pool = Annotated[str, typer.Option("--pool", help="Work pool, made where there is none of this name.")]
+Pool = Annotated[str, typer.Option("--pool", help="Name of the work pool. It is created if it does not exist.")]
 HostName = Annotated[
     str | None,
-    typer.Option("--host-name", help="Name of this machine's queue and limit. Default: $ADFLOWS_HOST, or the host's."),
+    typer.Option(
+        "--host-name", help="Name of this machine's queue and limit. Default: $ADFLOWS_HOST, or the host name."
+    ),
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="Runs at a time on this machine.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Number of runs at a time on this machine.")]
 Notify = Annotated[
     str | None,
-    typer.Option("--notify", metavar="TYPE/NAME", help="A notification block that is to tell of failed runs."),
+    typer.Option(
+        "--notify",
+        metavar="TYPE/NAME",
+        help="Prefect notification block that reports failed runs, e.g. slack-webhook/team.",
+    ),
 ]
+EXAMPLES = {
+    "deploy": "adflows deploy liver-nightly --host-name gpu1 --dry-run",
+    "serve": "adflows serve --port 4200",
+    "server": "adflows server --port 4200",
+    "worker": "adflows worker --host-name gpu1 --limit 2",
+}
+"""Example of each command, for its help."""
 
 
 def deploy(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[DEPLOYMENT]...", help="Of prefect.yaml. Default: all of them.")
+        list[str] | None,
+        typer.Argument(metavar="DEPLOYMENT", help="Deployments of prefect.yaml to apply. Default: all."),
     ] = None,
     pool: Pool = POOL,
     host: HostName = None,
     devices: Annotated[
         int | None,
         typer.Option(
-            "--devices", min=1, help="Device steps at a time on that machine. Default: this one's GPUs, or 1."
+            "--devices", min=1, help="Number of device steps at a time on this machine. Default: its GPUs, or 1."
         ),
     ] = None,
     notify: Notify = None,
     reset: Annotated[
-        bool, typer.Option("--reset", help="Also put schedules, switches and parameters back that the UI changed.")
+        bool, typer.Option("--reset", help="Reset schedules, switches and parameters that were changed in the UI.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be made or changed; change nothing.")
+        bool, typer.Option("--dry-run", help="List what would be created or changed. Change nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Apply prefect.yaml to the server of PREFECT_API_URL: deployments, this machine's queue, limits, automations."""
+    """Create the deployments on a Prefect server.
+
+    Applies prefect.yaml to the server at $PREFECT_API_URL: deployments, the work pool, this machine's queue, limits and
+    automations. Run it once, and again after each upgrade. Schedules are off until you switch them on in the UI.
+    """
     prepare_prefect()
     check_server()
     from flows.devices.slots import device_count
@@ -62,33 +80,39 @@ def deploy(
     site = Site(product_folder(), working_folder(), pool, host or host_name(), devices or device_count(), heartbeat_s())
     applied = asyncio.run(apply(site, names=names or (), notify=notify, reset=reset, dry_run=dry_run))
     if as_json:
-        say(json.dumps([asdict(each) for each in applied], indent=1))
+        print_result(json.dumps([asdict(each) for each in applied], indent=1))
         return
     for each in applied:
-        say(each.line)
+        print_result(each.line)
     if dry_run:
-        say("nothing was changed")
+        print_result("nothing was changed")
 
 
 def check_server() -> None:
-    """Raises ConfigError where no server is named, or where it does not answer."""
+    """Raise ConfigError if $PREFECT_API_URL is not set, or if the server does not answer."""
     from flows.cli.doctor import check_prefect
 
     check = check_prefect()
     if check.status == "fail":
         raise ConfigError(f"Prefect: {check.found}; {check.advice}")
     if not check.found.startswith("server at"):
-        raise ConfigError("PREFECT_API_URL is not set: name a server, or start one with `adflows serve`")
+        raise ConfigError("PREFECT_API_URL is not set; set it to a server's address, or start one with `adflows serve`")
 
 
 def serve(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1, for the UI and the API.")] = PORT,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port of the UI and the API on 127.0.0.1.")
+    ] = PORT,
     pool: Pool = POOL,
     host: HostName = None,
     limit: Limit = RUNS_AT_A_TIME,
     notify: Notify = None,
 ) -> None:
-    """Server and worker on this machine until Ctrl-C: applies prefect.yaml, and restarts what dies."""
+    """Run a Prefect server and a worker.
+
+    Starts both on this machine, applies prefect.yaml, and runs until Ctrl-C. A server or worker that dies is started
+    again. The UI is at http://127.0.0.1:PORT.
+    """
     prepare_prefect()
     from flows.server.serve import DeployOptions, ServerOptions, WorkerOptions, serve_until_stopped
 
@@ -96,13 +120,16 @@ def serve(
 
 
 def server(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="For the UI and the API.")] = PORT,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the UI and the API.")] = PORT,
     bind: Annotated[
         str,
-        typer.Option("--bind", metavar="ADDRESS", help="Other than 127.0.0.1 in a container only."),
+        typer.Option("--bind", metavar="ADDRESS", help="Address to listen on: 127.0.0.1, or 0.0.0.0 in a container."),
     ] = "127.0.0.1",
 ) -> None:
-    """A Prefect server alone until Ctrl-C, with the settings that `serve` has; restarts it when it dies."""
+    """Run a Prefect server without a worker.
+
+    Runs until Ctrl-C, with the same settings as `adflows serve`. A server that dies is started again.
+    """
     prepare_prefect()
     from flows.server.serve import ServerOptions, run_server_until_stopped
 
@@ -110,7 +137,11 @@ def server(
 
 
 def worker(pool: Pool = POOL, host: HostName = None, limit: Limit = RUNS_AT_A_TIME) -> None:
-    """A worker for the server of PREFECT_API_URL until Ctrl-C, on this machine's queue; restarts what dies."""
+    """Run a worker for a Prefect server.
+
+    Runs the flows that the server at $PREFECT_API_URL puts into this machine's queue, until Ctrl-C. A worker that dies
+    is started again.
+    """
     prepare_prefect()
     check_server()
     from flows.server.serve import WorkerOptions, run_worker_until_stopped

@@ -1,4 +1,4 @@
-"""The page of all settings, docs/settings.md, made from the settings classes.
+"""The page of all settings, docs/settings.md, generated from the settings classes.
 
 python -m flows.cli.settings_page > docs/settings.md
 """
@@ -37,10 +37,10 @@ HEAD = """# Settings
 
 All settings of the configuration files, by dotted key. `--set KEY=VALUE` overrides any of them on the command line.
 Lengths end in `_mm` or `_px`, densities in `_hu`. A range is a pair `[low, high]`. None is `null` in YAML.
-A *private* value is withheld in reports, manifests and Prefect, see [privacy](privacy.md). A class's own defaults are
-the published values. What published code fixes and no configuration varies is a constant beside the code instead.
+A *private* value does not appear in reports, manifests or Prefect, see [privacy](privacy.md). A class's defaults are
+the published values. A value that published code fixes and no configuration changes is a constant in the code.
 
-This page is made by `python -m flows.cli.settings_page > docs/settings.md`, and a test compares the two.
+`python -m flows.cli.settings_page > docs/settings.md` generates this page. A test checks that it is up to date.
 """
 
 
@@ -57,7 +57,7 @@ class Chapter:
         return f"[{self.title}](#{self.title.lower().replace(' ', '-')})"
 
 
-MACHINE = Chapter("Machine", "These settings are part of all files below but that of an inbox.", MachineSettings)
+MACHINE = Chapter("Machine", "These settings are part of all files below, except that of an inbox.", MachineSettings)
 CHAPTERS = (
     MACHINE,
     Chapter("Liver run", "`adflows liver run`, `prepare`, `train`, `evaluate`; `configs/liver`.", LiverSettings),
@@ -81,49 +81,55 @@ def settings_page() -> str:
 
 
 def _tables(model: Model, prefix: str, chapter: Chapter, known: dict[Model, tuple[str, Chapter]]) -> Iterator[str]:
-    """Yield the table of a class, then those of the groups in it. `known` says where a class has its table already."""
+    """Yield the table of a class, then those of the groups in it. `known`: tables that exist already."""
     if prefix:
         yield f"### `{prefix.removesuffix('.')}`\n"
         yield f"{inspect.cleandoc(model.__doc__ or '')}\n"
-    own = [name for name in model.model_fields if not _is_elsewhere(model, name, chapter)]
+    own = [name for name in model.model_fields if not _is_described_elsewhere(model, name, chapter)]
     groups: list[tuple[Model, str]] = []
     if own:
         yield "| setting | value | default | description |\n|---|---|---|---|"
     for name in own:
         kind, key = field_types(model)[name], f"{prefix}{name}"
         inner = [part for part in nested_types(kind) if _is_model(part)]
-        value = _value(kind)
+        value = _type_text(kind)
         if len(inner) == 1:
-            at = "[]" if get_origin(_plain(kind)) is tuple else ".NAME" if get_origin(_plain(kind)) is dict else ""
+            at = (
+                "[]"
+                if get_origin(_unwrapped(kind)) is tuple
+                else ".NAME"
+                if get_origin(_unwrapped(kind)) is dict
+                else ""
+            )
             if inner[0] in known:
-                value += f", as {_place(*known[inner[0]], chapter)}"
+                value += f", as {_table_reference(*known[inner[0]], chapter)}"
             else:
                 groups.append((inner[0], f"{key}{at}."))
                 known[inner[0]] = f"{key}{at}", chapter
         elif inner:
             groups.append((SystemSettings, f"{key}[]."))
             groups += [(one, f"{key}[] {one.model_fields['system'].default}.") for one in inner]
-        cells = (f"`{key}`", value, _default(model.model_fields[name]), description(model, name))
+        cells = (f"`{key}`", value, _default_text(model.model_fields[name]), description(model, name))
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
     for one, at in groups:
         yield from _tables(one, at, chapter, known)
 
 
-def _place(key: str, chapter: Chapter, here: Chapter) -> str:
-    """Return where a table stands, as seen from a chapter."""
+def _table_reference(key: str, chapter: Chapter, here: Chapter) -> str:
+    """Return a reference to a table, for use in the chapter `here`."""
     parts = [f"`{key}`"] * bool(key) + [chapter.link] * (chapter is not here)
     return " of ".join(parts)
 
 
-def _is_elsewhere(model: Model, name: str, chapter: Chapter) -> bool:
+def _is_described_elsewhere(model: Model, name: str, chapter: Chapter) -> bool:
     if chapter is not MACHINE and name in MACHINE_FIELDS and issubclass(model, MachineSettings):
         return True
     return model is not SystemSettings and issubclass(model, SystemSettings) and name in SystemSettings.model_fields
 
 
 def description(model: Model, name: str) -> str:
-    """Return the text below a field in its class. Raises KeyError for a field without one."""
+    """Return the text below a field in its class. Raise KeyError if it has none."""
     owner = next(one for one in model.__mro__ if name in inspect.get_annotations(one))
     return _descriptions(owner.__module__)[owner.__name__, name]
 
@@ -141,23 +147,23 @@ def _descriptions(module: str) -> Mapping[tuple[str, str], str]:
     return found
 
 
-def _plain(kind: Any) -> Any:
-    """Return a type without marks and without None."""
+def _unwrapped(kind: Any) -> Any:
+    """Return a type without its annotations and without None."""
     if get_origin(kind) is Annotated:
-        return _plain(get_args(kind)[0])
+        return _unwrapped(get_args(kind)[0])
     options = [part for part in get_args(kind) if part is not type(None)]
-    return _plain(options[0]) if get_origin(kind) in (Union, types.UnionType) and len(options) == 1 else kind
+    return _unwrapped(options[0]) if get_origin(kind) in (Union, types.UnionType) and len(options) == 1 else kind
 
 
-def _value(kind: Any, marks: tuple[Any, ...] = ()) -> str:
+def _type_text(kind: Any, marks: tuple[Any, ...] = ()) -> str:
     """Return a type in words, with its limits."""
     parts = get_args(kind)
     if get_origin(kind) is Annotated:
-        return _value(parts[0], (*marks, *(each for mark in parts[1:] for each in _flat(mark))))
+        return _type_text(parts[0], (*marks, *(each for mark in parts[1:] for each in _flat(mark))))
     if get_origin(kind) in (Union, types.UnionType):
         if all(map(_is_model, parts)):
             return "one of the groups below"
-        return " or ".join("none" if part is type(None) else _value(part, marks) for part in parts)
+        return " or ".join("none" if part is type(None) else _type_text(part, marks) for part in parts)
     limits = {
         name: found
         for name in ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
@@ -165,21 +171,21 @@ def _value(kind: Any, marks: tuple[Any, ...] = ()) -> str:
     }
     private = "private " if any(isinstance(mark, Private) for mark in marks) else ""
     if parts:
-        return f"{private}{_container(get_origin(kind), parts, limits)}"
+        return f"{private}{_container_text(get_origin(kind), parts, limits)}"
     words = {str: "text", bool: "true or false", int: "integer", float: "number"}
-    return f"{private}{'group' if _is_model(kind) else words.get(kind, 'any')}{_limits(limits)}"
+    return f"{private}{'group' if _is_model(kind) else words.get(kind, 'any')}{_limit_text(limits)}"
 
 
-def _container(origin: Any, parts: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
+def _container_text(origin: Any, parts: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
     if origin is Literal:
         return ", ".join(f"`{_yaml(part)}`" for part in parts)
     if origin is dict:
-        return "mapping" if parts[1] is Any else f"mapping to {_value(parts[1])}"
+        return "mapping" if parts[1] is Any else f"mapping to {_type_text(parts[1])}"
     if parts[-1] is not Ellipsis:
-        return f"pair ({_value(parts[0])})"
+        return f"pair ({_type_text(parts[0])})"
     least, most = limits.get("min_length"), limits.get("max_length")
     many = f" of {least} to {most}" if most else f" of at least {least}" if least else ""
-    return f"list{many} ({_value(parts[0])})"
+    return f"list{many} ({_type_text(parts[0])})"
 
 
 def _is_model(kind: Any) -> bool:
@@ -190,7 +196,7 @@ def _flat(mark: Any) -> list[Any]:
     return [mark, *mark.metadata] if isinstance(mark, FieldInfo) else [mark]
 
 
-def _limits(found: Mapping[str, Any]) -> str:
+def _limit_text(found: Mapping[str, Any]) -> str:
     if "pattern" in found:
         return f" `{found['pattern']}`"
     if {"ge", "le"} <= found.keys():
@@ -201,11 +207,11 @@ def _limits(found: Mapping[str, Any]) -> str:
     return ",".join(texts) + (f", multiple of {found['multiple_of']}" if "multiple_of" in found else "")
 
 
-def _default(field: FieldInfo) -> str:
+def _default_text(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is PydanticUndefined:
         return "needed"
-    if isinstance(default, BaseModel):  # only what differs from the class's own defaults
+    if isinstance(default, BaseModel):  # show only values that differ from the class's defaults
         given = {
             name: getattr(default, name)
             for name, own in type(default).model_fields.items()

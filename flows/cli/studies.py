@@ -1,4 +1,7 @@
-"""`adflows liver ablate` and `adflows liver sensitivity`: a table of variants; inserted lesions of known size."""
+"""`adflows liver ablate` compares variants of a configuration. `adflows liver sensitivity` inserts lesions.
+
+The second measures which share of lesions of known size and contrast a model finds.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
-    conclude,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     run_flow,
-    start,
 )
 from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
@@ -28,15 +31,21 @@ LINE_FIGURES = {"micro_dice_2d": "micro Dice", "dice_3d_mean": "3-D Dice", "voxe
 
 def ablate(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/liver: ablation (the thesis's), ablation_small.")
+        Path, typer.Argument(help="A YAML file, or a name in configs/liver, e.g. ablation, ablation_small.")
     ],
-    train: Annotated[Path | None, typer.Option("--train", help="Folder of the training data set.")] = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Folder of the test data set.")] = None,
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="How many seeds, as 3 for 0, 1, 2; or the seeds, as 0,4,7 (a single one: 4,).")
+        str | None,
+        typer.Option(help="Seeds as a list, 0,4,7 (one seed: 4,), or their number: 3 means 0, 1, 2."),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Rows and sweeps by name, curve, baseline, with commas between. Default: all.")
+        str | None,
+        typer.Option(help="Rows to compute: names of rows and sweeps, curve, baseline, with commas. Default: all."),
     ] = None,
     name: Name = None,
     overrides: Set = None,
@@ -46,11 +55,14 @@ def ablate(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train and evaluate variants of a configuration over seeds: tables, tests between them, curves, pictures.
+    """Compare variants of a configuration.
 
-    --set goes over the configuration that all rows are variants of; a row's own values go over that.
+    Each row of CONFIG is a variant of one base configuration. Every variant is trained and evaluated once per seed.
+    --set changes the base configuration; a row's values override it.
+
+    Writes tables, paired tests, learning curves and pictures to OUT/liver-ablate/NAME.
     """
-    start(verbose=verbose)
+    prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides,
         name=name,
@@ -64,18 +76,18 @@ def ablate(
     if rows is not None:
         settings = settings.select_parts(rows)
     from flows.liver.ablate import ablate as ablate_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
-    folder = writable(out / "liver-ablate" / settings.name)
+    folder = ensure_writable(out / "liver-ablate" / settings.name)
     outcome = run_flow(ablate_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)
-    conclude(outcome, as_json=as_json, lines=[row_line(row) for row in outcome.details.get("rows", [])])
+    print_and_exit(outcome, as_json=as_json, lines=[row_line(row) for row in outcome.details.get("rows", [])])
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`3` is how many, `0,4,7` are which. Raises ConfigError."""
+    """Return seeds: `3` gives 0, 1 and 2; `0,4,7` gives these. Raise ConfigError for other texts."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--seeds {text}: expected how many, as 3, or which, as 0,4,7")
+        raise ConfigError(f"--seeds {text}: expected a number of seeds, as 3, or the seeds, as 0,4,7")
     if "," in text:
         return [int(part) for part in parts]
     if not int(parts[0]):
@@ -84,7 +96,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def row_line(row: dict[str, Any]) -> str:
-    """A row's means on one line."""
+    """Format the means of a row as one line."""
     figures = []
     for key, title in LINE_FIGURES.items():
         stat = row[key]
@@ -95,29 +107,38 @@ def row_line(row: dict[str, Any]) -> str:
 
 
 def sensitivity(
-    model: Annotated[Path, typer.Argument(help="Folder of a run with trained networks.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: report, tables, a row a lesion.")],
+    model: Annotated[Path, typer.Argument(help="Run folder that holds trained networks.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Run folder to write: report and tables, with one row per lesion.")
+    ],
     healthy: Annotated[
         Path | None,
-        typer.Option("--healthy", help="Folder of healthy scans, in BTCV's layout unless --set says other."),
+        typer.Option("--healthy", help="Folder of healthy scans, in BTCV's layout unless healthy.layout is set."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file with a study's settings; without one the defaults.")
+        Path | None, typer.Option("--config", help="A YAML file with the study's settings. Default: built-in ones.")
     ] = None,
     allow_training_cases: Annotated[
         bool,
-        typer.Option("--allow-training-cases", help="Go on with scans the model was trained on; the report says so."),
+        typer.Option("--allow-training-cases", help="Accept scans that the model was trained on. The report says so."),
     ] = False,
     name: Name = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of sizes, shapes and places.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the lesions' sizes, shapes and places. Default: the settings'.")
+    ] = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Insert lesions into healthy scans and measure what share a model finds, by size, contrast and place."""
-    start(verbose=verbose)
+    """Measure which inserted lesions a model finds.
+
+    Inserts lesions of known size and contrast into healthy scans, segments them and counts the lesions found. Needs
+    --healthy, or a --config that names the scans. Reports the sensitivity by size in mm, by contrast in HU and by
+    place.
+    """
+    prepare_command(verbose=verbose)
     from medad.base.settings import apply_overrides
     from medad.config.sensitivity import load_sensitivity, parse_sensitivity
 
@@ -126,21 +147,22 @@ def sensitivity(
     if config is not None:
         study = load_sensitivity(config, values)
     elif root is None:
-        raise ConfigError("the study needs healthy scans: --healthy FOLDER, or a --config that names them")
+        raise ConfigError("the study needs healthy scans: give --healthy FOLDER, or a --config that names them")
     else:
         study = parse_sensitivity(
             apply_overrides({"healthy": {"layout": "btcv"}}, values, source="--set"), source="--set"
         )
     from flows.liver.sensitivity import SensitivityRequest, settings_for
     from flows.liver.sensitivity import sensitivity as sensitivity_flow
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
 
     if model.resolve() == out.resolve():
-        raise ConfigError(f"{out}: would be written over; give another folder than the model's")
-    private = study
-    settings = settings_for(private, model)
-    request = SensitivityRequest(model=model.absolute(), out=writable(out), allow_training_cases=allow_training_cases)
-    conclude(
-        run_flow(sensitivity_flow, request=request, study=private, settings=settings, refresh=refresh, dry_run=dry_run),
+        raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
+    settings = settings_for(study, model)
+    request = SensitivityRequest(
+        model=model.absolute(), out=ensure_writable(out), allow_training_cases=allow_training_cases
+    )
+    print_and_exit(
+        run_flow(sensitivity_flow, request=request, study=study, settings=settings, refresh=refresh, dry_run=dry_run),
         as_json=as_json,
     )

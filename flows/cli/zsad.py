@@ -1,4 +1,4 @@
-"""`adflows zsad ...`: the flow, scoring of single images, the prompts, and metrics of any tool's maps."""
+"""`adflows zsad ...`: the image flow, scoring, comparison, training, prompts and metrics of any tool's maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import (
-    EXIT_USER,
+    EXIT_USER_ERROR,
     DryRun,
     Json,
     Name,
@@ -17,44 +17,62 @@ from flows.cli.options import (
     Runs,
     Set,
     Verbose,
-    conclude,
+    example,
     parse_overrides,
+    prepare_command,
+    print_and_exit,
     run_flow,
-    start,
 )
 from flows.machine.environment import find_config, prepare_numpy
-from flows.machine.terminal import say, terminal
+from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from zsad.config.run import PromptSettings, ZsadSettings
 
-app = typer.Typer(help="Anomalies in industrial images, found without any training.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Score images for anomalies, compare and train systems.
 
-CHOICES = (
-    "--config is needed, since scores are those of its encoder: --config dual_clip --set encoder.weights=FILE "
-    "--set encoder.tag=null for work, or --config demo for the embedded model, which is no CLIP"
+    The zero-shot systems need no training on the images: they compare image patches with texts, and with reference
+    images. `run` scores and evaluates a data set; `score` scores your own images.
+    """,
+    no_args_is_help=True,
 )
 
-ORACLE = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
-"""What `evaluate` prints for figures whose threshold is chosen with the labels."""
+CONFIG_RULE = (
+    "--config is needed because it names the encoder: --config dual_clip --set encoder.weights=FILE "
+    "--set encoder.tag=null for real work, or --config demo for the embedded model, which is not a CLIP"
+)
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad: dual_clip, demo.")]
+ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracle threshold (of labels)"}
+"""Names that `evaluate` prints for figures that need the labels to choose their threshold."""
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. dual_clip, demo.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad. Needed.")
+    Path | None, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, e.g. dual_clip. Needed.")
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of images: MVTec AD, VisA, or any.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of references and pseudo anomalies; repeatable.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder of images, in MVTec AD's, VisA's or another layout. Default: the configuration's."
+    ),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--seed", help="Random seed of references and pseudo anomalies. Repeatable. Default: the configuration's."
+    ),
+]
 
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
-    """Read a configuration. Raises ConfigError."""
+    """Read a configuration. Raise ConfigError for a bad one."""
     from zsad.config.run import load
 
     return load(find_config(config, "zsad"), overrides)
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad run dual_clip --data data/mvtec --seed 0 --seed 1"))
 def run(
     config: Config,
     data: Data = None,
@@ -67,63 +85,74 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Everything: prompts and images to features, scores for each seed, metrics, report."""
-    start(verbose=verbose)
+    """Score and evaluate a data set.
+
+    Encodes the prompts and images of the configuration, scores the images once per seed, and computes metrics if
+    there are labels.
+
+    Writes the report, heat maps and scores to OUT/zsad/NAME.
+    """
+    prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
     settings = load_settings(config, values)
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import zsad
 
-    folder = writable(out / "zsad" / settings.name)
-    conclude(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "zsad" / settings.name)
+    print_and_exit(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad score photos/ --config demo --category fabric -o scored"))
 def score(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: scores.csv, maps, report.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: scores.csv, anomaly maps and report.")],
     config: ConfigOption = None,
     category: Annotated[
-        str | None, typer.Option(help="What the images show, in words. Default: the folder's name.")
+        str | None, typer.Option(help="Name of the object in the images, for the prompts. Default: the folder's name.")
     ] = None,
-    npy: Annotated[bool, typer.Option("--npy", help="Write the float maps as .npy instead of TIFF.")] = False,
+    npy: Annotated[bool, typer.Option("--npy", help="Write the anomaly maps as .npy files instead of TIFF.")] = False,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score images of one kind; no labels needed. Each is compared with another one of them.
+    """Score your own images.
 
-    Of several seeds and systems in the configuration, the first seed and the last system are used.
+    All images must show the same kind of object; labels are not needed. Each image is compared with the prompts, and
+    with another one of the images as its reference. A higher score means more anomalous.
+
+    The configuration's first seed and last system are used.
     """
     if config is None:
-        raise ConfigError(CHOICES)
-    start(verbose=verbose)
+        raise ConfigError(CONFIG_RULE)
+    prepare_command(verbose=verbose)
     settings = load_settings(config, parse_overrides(overrides, data__category=category))
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.flow import ScoreRequest
     from flows.zsad.flow import score as score_flow
 
     request = ScoreRequest(
-        images=tuple(path.absolute() for path in images), category=category, out=writable(out), npy=npy
+        images=tuple(path.absolute() for path in images), category=category, out=ensure_writable(out), npy=npy
     )
-    conclude(
+    print_and_exit(
         run_flow(score_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run), as_json=as_json
     )
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad compare compare_demo --methods clip,winclip --seeds 3"))
 def compare(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, or a name in configs/zsad: compare (published settings), compare_demo.")
+        Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. compare, compare_demo.")
     ] = Path("compare"),
-    methods: Annotated[str, typer.Option(help="Systems, with commas between; or all.")] = "all",
+    methods: Annotated[str, typer.Option(help="Systems to compare, with commas, e.g. clip,winclip; or all.")] = "all",
     data: Data = None,
     name: Name = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds: 0, 1, 2 and so on.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds: 3 means 0, 1, 2. Default: the configuration's.")
+    ] = None,
     overrides: Set = None,
     out: Runs = Path("runs"),
     refresh: Refresh = False,
@@ -131,8 +160,14 @@ def compare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """All systems side by side on the same images: tables, tests between them, what each costs."""
-    start(verbose=verbose)
+    """Compare systems on the same images.
+
+    Scores the same images with every system of the configuration, and evaluates them. The default configuration has
+    the published settings.
+
+    Writes tables, paired tests and computing times to OUT/zsad-compare/NAME.
+    """
+    prepare_command(verbose=verbose)
     values = parse_overrides(
         overrides,
         name=name,
@@ -142,19 +177,22 @@ def compare(
     from zsad.config.compare import load
 
     settings = load(find_config(config, "zsad"), values).select_systems(methods)
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.compare import compare as compare_flow
 
-    folder = writable(out / "zsad-compare" / settings.name)
-    conclude(run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
+    folder = ensure_writable(out / "zsad-compare" / settings.name)
+    print_and_exit(
+        run_flow(compare_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json
+    )
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad train april_gan --on data/visa --config compare"))
 def train(
-    method: Annotated[str, typer.Argument(help="A learned system: april_gan, anomalyclip, or its label.")],
-    on: Annotated[Path, typer.Option("--on", help="Folder of labelled images with masks.")],
+    method: Annotated[str, typer.Argument(help="System to train: april_gan, anomalyclip, or its label in CONFIG.")],
+    on: Annotated[Path, typer.Option("--on", help="Folder of labelled images with masks to train on.")],
     config: Annotated[
-        Path, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, that has the system.")
+        Path,
+        typer.Option("--config", "-c", help="Configuration of the system: a YAML file, or a name in configs/zsad."),
     ] = Path("compare"),
     name: Name = None,
     overrides: Set = None,
@@ -164,8 +202,12 @@ def train(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a learned system on labelled images; the checkpoint serves on others (systems: checkpoint)."""
-    start(verbose=verbose)
+    """Train a learned system on labelled images.
+
+    Trains on one data set so that the system can score others. Writes checkpoint.safetensors to OUT/zsad-train/NAME.
+    Use it with the setting `checkpoint` of the system.
+    """
+    prepare_command(verbose=verbose)
     from zsad.config.compare import load
     from zsad.config.learned import LearnedSettings
 
@@ -177,37 +219,42 @@ def train(
     settings = settings.model_copy(
         update={"name": name or f"{system.system}-{settings.name}"[:64], "ablations": (), "auxiliary": None}
     )
-    from flows.runs.run_folder import writable
+    from flows.runs.run_folder import ensure_writable
     from flows.zsad.compare import TRAINED_FILES
     from flows.zsad.compare import train as train_flow
 
-    folder = writable(out / "zsad-train" / settings.name)
+    folder = ensure_writable(out / "zsad-train" / settings.name)
     outcome = run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run)
     checkpoint = folder.absolute() / TRAINED_FILES[0]
-    conclude(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
+    print_and_exit(outcome, as_json=as_json, lines=[f"checkpoint: {checkpoint}"] if checkpoint.is_file() else [])
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad prompts metal_nut"))
 def prompts(
-    category: Annotated[str, typer.Argument(help="What the images show, as metal_nut.")],
+    category: Annotated[str, typer.Argument(help="Name of the object in the images, e.g. metal_nut.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, with prompt settings."),
+        typer.Option(
+            "--config", "-c", help="YAML file, or name in configs/zsad, with prompt settings. Default: built-in ones."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the prompts of a category, normal ones first."""
+    """Print the prompts of a category.
+
+    Prints every text that the text encoder reads for this category: first the normal ones, then the anomalous ones.
+    """
     from zsad.clip.prompts import ensemble
 
     found = ensemble(category, _prompt_settings(config))
     if as_json:
-        say(json.dumps({"category": category, "normal": found.normal, "anomalous": found.anomalous}, indent=1))
+        print_result(json.dumps({"category": category, "normal": found.normal, "anomalous": found.anomalous}, indent=1))
         return
     for side in ("normal", "anomalous"):
         texts = getattr(found, side)
-        say(f"{side} ({len(texts)})")
+        print_result(f"{side} ({len(texts)})")
         for text in texts:
-            say(f"  {text}")
+            print_result(f"  {text}")
 
 
 def _prompt_settings(config: Path | None) -> PromptSettings:
@@ -216,16 +263,25 @@ def _prompt_settings(config: Path | None) -> PromptSettings:
     return PromptSettings() if config is None else load_settings(config, {}).prompts
 
 
-@app.command()
+@app.command(epilog=example("adflows zsad evaluate maps/ masks/ --set max_fpr=0.3"))
 def evaluate(
-    maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: float .npy or .tiff.")],
-    masks: Annotated[Path, typer.Argument(help="Folder of PNG masks of the same stems; above 0 is anomalous.")],
+    maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: .npy or .tiff files of floats.")],
+    masks: Annotated[
+        Path, typer.Argument(help="Folder of PNG masks with the same names; values above 0 are anomalous.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An evaluation setting, as max_fpr=0.3.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override an `evaluation` setting, e.g. max_fpr=0.3. Repeatable."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of any tool's maps: AUROC, AP, F1max at its oracle threshold, AUPRO; exact."""
+    """Compute metrics of anomaly maps of any tool.
+
+    Compares maps with ground-truth masks and prints AUROC, AP, F1max with its oracle threshold, and AUPRO. The
+    figures are exact; scores are not binned. Exit code 2 if a map or mask cannot be used.
+    """
     terminal.enabled = True
     prepare_numpy()
     from medad.base.settings import parse_settings
@@ -242,16 +298,16 @@ def evaluate(
             "pixel": found.pixel.model_dump(mode="json"),
             "problems": [{"id": problem.case_id, "rule": problem.rule} for problem in found.problems],
         }
-        say(json.dumps(answer, indent=1))
+        print_result(json.dumps(answer, indent=1))
     else:
         for kind in ("image", "pixel"):
             for key, value in getattr(found, kind).model_dump(mode="json").items():
-                say(f"{kind} {ORACLE.get(key, key):<30} {_figure(value)}")
+                print_result(f"{kind} {ORACLE_LABELS.get(key, key):<30} {_format_figure(value)}")
     if found.problems:
-        raise typer.Exit(EXIT_USER)
+        raise typer.Exit(EXIT_USER_ERROR)
 
 
-def _figure(value: object) -> str:
+def _format_figure(value: object) -> str:
     if value is None:
         return "undefined"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

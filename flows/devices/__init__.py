@@ -1,1 +1,1 @@
-"""One step per device: slots, child process, engines, progress."""
+"""Devices: one step per device, child processes, engines and progress."""

@@ -1,9 +1,10 @@
-"""A device step in a process of its own: one device in its sight, a time limit, an end whenever its flow ends.
+"""Child processes for device steps. Each sees one device, has a time limit, and ends when its flow ends.
 
-Such a process is forked from a server that has loaded the libraries and touched no device, which takes milliseconds; it
-inherits the lock of its device's slot. When it is gone all it held on the device is free: memory, the slot, the step.
-It ends with its flow's process, however that ends. Out of memory, it is tried again with ever smaller batches, then on
-the CPU.
+The child is forked from a fork server that has loaded the libraries but used no device. This takes milliseconds. The
+child inherits the lock of its device's slot, so the device's memory and slot are free as soon as the child ends.
+The child ends when its flow's process ends, even if that was killed.
+
+If memory runs out, the step is retried with half the batch size, again and again, and at last on the CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.devices.progress import watching
+from flows.devices.progress import progress_callback
 from flows.devices.slots import Device, Slot, device_slot
 from flows.machine.stopping import StoppedError, stopping
 from flows.privacy.log_filter import learn_call
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.2
 KILLED_FOR_MEMORY = -signal.SIGKILL
-"""The exit code of a process that somebody else killed: on a machine out of memory, the kernel."""
+"""Exit code of a process that was killed. The kernel does this when the machine is out of memory."""
 PRELOADED = (
     "flows.devices.child",
     "flows.liver.steps",
@@ -48,58 +49,58 @@ PRELOADED = (
     "medad.networks.train",
     "zsad.steps.score_dual",
 )
-"""What the server of processes loads, once for all of them."""
-OF_MAIN = ("prefect", "ray")
-"""Packages whose main programs run flows. A new process imports its parent's main program, and with it these."""
+"""Modules that the fork server loads once for all child processes."""
+MAIN_PACKAGES = ("prefect", "ray")
+"""Packages with main programs that run flows. A child imports its parent's main program, and so these packages."""
 
 
-def _main_is_of(package: str) -> bool:
+def _main_program_is(package: str) -> bool:
     main = sys.modules["__main__"]
     name = getattr(main.__spec__, "name", None) or ""
     return name.partition(".")[0] == package or f"/{package}/" in (getattr(main, "__file__", None) or "")
 
 
-NO_CHILDREN = (
-    "this worker may start no process of its own; start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
+DAEMON_WORKER_RULE = (
+    "this worker cannot start child processes; start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*PRELOADED, *(name for name in OF_MAIN if _main_is_of(name))])
+_context.set_forkserver_preload([*PRELOADED, *(name for name in MAIN_PACKAGES if _main_program_is(name))])
 
 
-def load_ahead() -> None:
-    """Start the server of processes where none runs yet; returns at once, while it loads the libraries."""
+def preload_libraries() -> None:
+    """Start the fork server unless it runs. Return at once, while the server loads the libraries."""
     if not multiprocessing.current_process().daemon:
         forkserver.ensure_running()
 
 
 class ChildTraceback(Exception):  # noqa: N818 - the cause of an error, not one
-    """Where in the step's process an error came from."""
+    """Traceback of an error in the child process."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 class _OutOfMemoryError(Exception):
-    """The step's process had no memory left; says how that was seen."""
+    """The child ran out of memory. The message says how this was noticed."""
 
 
 @dataclass(frozen=True)
-class _Inherited:
-    """A descriptor that a new process gets a copy of."""
+class _InheritedDescriptor:
+    """A file descriptor that a child process gets a copy of."""
 
     descriptor: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _take_over, (reduction.DupFd(self.descriptor),)
+        return _unpickle_descriptor, (reduction.DupFd(self.descriptor),)
 
 
-def _take_over(duplicate: Any) -> _Inherited:
-    return _Inherited(duplicate.detach())
+def _unpickle_descriptor(duplicate: Any) -> _InheritedDescriptor:
+    return _InheritedDescriptor(duplicate.detach())
 
 
 @dataclass(frozen=True)
-class _Order:
+class _ChildTask:
     call: Call
     out: Path
     key: str
@@ -108,15 +109,15 @@ class _Order:
     environment: dict[str, str]
 
 
-def compute(call: Call, out: Path, key: str) -> BuildRecord:
-    """Run a device step into the empty folder `out`, on whatever device its settings allow.
+def compute_in_child(call: Call, out: Path, key: str) -> BuildRecord:
+    """Run a device step into the empty folder `out`, on any device that its settings allow.
 
     Raises
     ------
     LimitError
-        It took longer than its limit, or neither a batch of one nor the CPU had memory enough.
+        The step took longer than its limit, or had too little memory even with batches of one on the CPU.
     StoppedError
-        The flow is being ended from outside.
+        The flow was cancelled or interrupted.
     """
     gpus: Gpus = call.machine.gpus
     batch_size = call.batch_size
@@ -129,43 +130,46 @@ def compute(call: Call, out: Path, key: str) -> BuildRecord:
                 _run_in_child(call, out, key, slot, batch_size)
                 return BuildRecord(began, device.name, tuple(notes))
             except _OutOfMemoryError as error:
-                notes.append(f"{device.name} {error} {_batches(batch_size)}")
-        _empty(out)
+                notes.append(f"{device.name} {error} {_batch_text(batch_size)}")
+        _clear_folder(out)
         if batch_size > 1:
             batch_size //= 2
-            notes.append(f"tried {_batches(batch_size)}")
+            notes.append(f"tried {_batch_text(batch_size)}")
         elif device.is_gpu:
             gpus, batch_size = "cpu", call.batch_size
-            notes.append(f"tried the CPU with {_batches(batch_size)}")
+            notes.append(f"tried the CPU with {_batch_text(batch_size)}")
         else:
-            raise LimitError(f"this machine has not memory enough, even for {_batches(1)}")
+            raise LimitError(f"this machine has too little memory, even for {_batch_text(1)}")
 
 
-def _batches(size: int) -> str:
+def _batch_text(size: int) -> str:
     return f"batches of {size}"
 
 
-def _empty(folder: Path) -> None:
+def _clear_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) -> None:
-    """One attempt; returns when it is done, raises what it raised."""
+    """Run the step once. Return when it is done; raise the error that it raised."""
     if multiprocessing.current_process().daemon:
-        raise ConfigError(NO_CHILDREN)
+        raise ConfigError(DAEMON_WORKER_RULE)
     receiver, sender = _context.Pipe(duplex=False)
-    order = _Order(call, out, key, slot.device, batch_size, dict(os.environ))
+    order = _ChildTask(call, out, key, slot.device, batch_size, dict(os.environ))
     process = _context.Process(
-        target=_serve, args=(order, sender, _Inherited(slot.descriptor)), name=call.step.name, daemon=True
+        target=_child_main,
+        args=(order, sender, _InheritedDescriptor(slot.descriptor)),
+        name=call.step.name,
+        daemon=True,
     )
     limit_h: float = getattr(call.machine.limits, f"{call.step.kind}_hours")
     try:
         process.start()
         sender.close()
-        with watching(call) as on_progress:
+        with progress_callback(call) as on_progress:
             outcome: tuple[Any, ...] | None = None
-            for message in _messages(process, receiver, time.monotonic() + limit_h * 3600):
+            for message in _receive_messages(process, receiver, time.monotonic() + limit_h * 3600):
                 if message[0] == "progress":
                     on_progress(*message[1])
                 else:
@@ -173,17 +177,17 @@ def _run_in_child(call: Call, out: Path, key: str, slot: Slot, batch_size: int) 
     except TimeoutError as error:
         raise LimitError(
             f"stopped at its limit of {limit_h:g} h (limits.{call.step.kind}_hours)"
-            + "; run again, it goes on from its last checkpoint" * (call.step.kind == "training")
+            + "; run again to continue from the last checkpoint" * (call.step.kind == "training")
         ) from error
     finally:
-        _end(process)
+        _kill_group(process)
         receiver.close()
-    _judge(outcome, process)
+    _raise_child_error(outcome, process)
     process.close()
 
 
-def _messages(process: BaseProcess, receiver: Connection, deadline: float) -> Iterator[tuple[Any, ...]]:
-    """What the process says until it is gone. Raises TimeoutError past the deadline, and StoppedError."""
+def _receive_messages(process: BaseProcess, receiver: Connection, deadline: float) -> Iterator[tuple[Any, ...]]:
+    """Yield the child's messages until it ends. Raise TimeoutError after the deadline, or StoppedError."""
     while True:
         ready = wait([receiver, process.sentinel], timeout=POLL_S)
         if stopping.is_set():
@@ -200,44 +204,44 @@ def _messages(process: BaseProcess, receiver: Connection, deadline: float) -> It
             raise TimeoutError
 
 
-def _end(process: BaseProcess) -> None:
-    """Leave nothing of the process, nor of what it may have started."""
+def _kill_group(process: BaseProcess) -> None:
+    """Kill the child and all processes that it started."""
     if process.pid is None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.exitcode is None:
-        process.kill()  # before it had a group of its own
+        process.kill()  # it had not made its process group yet
     process.join()
 
 
-def _judge(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
-    """Raise what went wrong in a process that is gone."""
+def _raise_child_error(outcome: tuple[Any, ...] | None, process: BaseProcess) -> None:
+    """Raise the error of a child that has ended."""
     if outcome is None:
         if process.exitcode == KILLED_FOR_MEMORY:
-            raise _OutOfMemoryError("was killed, as happens for want of memory, at")
+            raise _OutOfMemoryError("was killed, probably out of memory, at")
         raise RuntimeError(f"the process of step {process.name} ended with exit code {process.exitcode}")
     what, *rest = outcome
     if what == "memory":
-        raise _OutOfMemoryError("had no memory for")
+        raise _OutOfMemoryError("had too little memory for")
     if what == "error":
         error, text = rest
         raise error from ChildTraceback(text)
 
 
-def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
-    """The step's process, from beginning to end; `lock` is held by being open."""
+def _child_main(order: _ChildTask, connection: Connection, lock: _InheritedDescriptor) -> None:
+    """Run the step in the child process. The open descriptor `lock` holds the slot."""
     assert lock.descriptor >= 0
     os.setsid()
     os.environ.clear()
     os.environ.update(order.environment)
     os.environ["CUDA_VISIBLE_DEVICES"] = order.device.visible
-    os.environ["ADFLOWS_DEVICE"] = order.device.name  # for whoever looks at the process
+    os.environ["ADFLOWS_DEVICE"] = order.device.name  # for people who inspect the process
     _end_with_parent()
-    learn_call(order.call.step.name, order.call)  # what a library prints or logs here may reach a worker's log
+    learn_call(order.call.step.name, order.call)  # output of libraries may reach a worker's log
 
     def report(*progress: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the flow is gone, and this process is about to follow
+        with contextlib.suppress(BrokenPipeError):  # the flow has ended, and this process will end now
             connection.send(("progress", progress))
 
     try:
@@ -248,13 +252,13 @@ def _serve(order: _Order, connection: Connection, lock: _Inherited) -> None:
 
         text = traceback.format_exc()
         answer = ("memory",) if is_out_of_memory(error) else ("error", error, text)
-        if answer[0] == "error" and not _travels(error):
+        if answer[0] == "error" and not _survives_pickling(error):
             answer = ("error", RuntimeError(f"{type(error).__name__}: {error}"), text)
     with contextlib.suppress(BrokenPipeError):
         connection.send(answer)
 
 
-def _travels(error: Exception) -> bool:
+def _survives_pickling(error: Exception) -> bool:
     try:
         return type(reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(error))) is type(error)
     except Exception:

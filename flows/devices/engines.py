@@ -1,8 +1,9 @@
-"""What carries a run's tasks: threads of its own process, or the workers of Dask or Ray, as its settings say.
+"""Engines that run the tasks of a run: threads of its process, or workers of Dask or Ray.
 
-A task runner belongs to a flow before its parameters are known, so the flows have one that becomes the chosen engine's
-when the first of them is. A step that needs a device asks the engine for the resource GPU; that no two are on one
-device, also of different runs, is up to the slots of `flows.devices.slots` on each machine.
+Prefect needs the task runner of a flow before the flow's parameters are known. `EngineTaskRunner` therefore starts the
+engine that the settings name when the first task needs it. A device step requests the resource GPU from the engine.
+
+The slots of `flows.devices.slots` make sure that each device runs one step at a time, also across runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.devices.slots import devices_of
+from flows.devices.slots import allowed_devices
 from flows.machine.environment import worker_count
 from flows.store.step import Call
 from medad.base.errors import ConfigError
@@ -25,42 +26,42 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import RunInput
 
-GPU = "GPU"
-"""The resource that a Dask worker offers for each device it may use; Ray has one of this name already."""
-LOCAL = "127.0.0.1"
+GPU_RESOURCE = "GPU"
+"""Resource that a Dask worker offers for each device it may use. Ray has a resource of this name."""
+LOCALHOST = "127.0.0.1"
 RAY_DEFAULTS = {
     # nothing leaves the machine
     "RAY_USAGE_STATS_ENABLED": "0",
-    # which GPU a task has is up to its slot
+    # the slot decides which GPU a task uses
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
 }
 RAY_OWN_CLUSTER = {
-    # what Ray does on desktop systems: its own cluster of one machine talks on 127.0.0.1 and not on all addresses
+    # as on desktop systems: a cluster on one machine listens on 127.0.0.1, not on all addresses
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # as nice as the run itself, like threads and Dask's workers: at Ray's own 15 its steps starve on a busy machine
+    # the same priority as the run; at Ray's default niceness of 15, steps starve on a busy machine
     "RAY_worker_niceness": "0",
 }
-"""Both only where the environment is silent, and read at Ray's import."""
+"""Environment of a cluster that this run starts. Ray reads both at its import; existing variables take precedence."""
 
-Runner = TaskRunner[PrefectFuture[Any]]
+AnyTaskRunner = TaskRunner[PrefectFuture[Any]]
 
 
-class EngineRunner(Runner):
-    """The task runner of every flow."""
+class EngineTaskRunner(AnyTaskRunner):
+    """The task runner of every flow. It passes tasks on to the engine that the settings name."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._chosen: Runner | None = None
+        self._chosen: AnyTaskRunner | None = None
         self._stack = contextlib.ExitStack()
         self._engine = "threads"
 
-    def duplicate(self) -> EngineRunner:
+    def duplicate(self) -> EngineTaskRunner:
         return type(self)()
 
     def use(self, machine: MachineSettings) -> None:
-        """Start the engine that the settings name; once in a flow. Raises ConfigError."""
+        """Start the engine that the settings name, once per flow. Raise ConfigError if it is not installed."""
         if self._chosen is None:
-            self._chosen = self._stack.enter_context(_start(machine))
+            self._chosen = self._stack.enter_context(_start_engine(machine))
             self._engine = machine.engine
 
     def submit(
@@ -74,11 +75,11 @@ class EngineRunner(Runner):
             self.use(ANY_MACHINE)
         assert self._chosen is not None
         call = parameters.get("call")
-        with _with_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
+        with _requesting_device(self._engine, isinstance(call, Call) and call.step.kind is not None):
             return self._chosen.submit(task, parameters, wait_for, dependencies)
 
     def cancel_all(self) -> None:
-        """Cancel what has not begun."""
+        """Cancel tasks that have not begun."""
         if isinstance(self._chosen, ThreadPoolTaskRunner):
             self._chosen.cancel_all()
 
@@ -90,14 +91,14 @@ class EngineRunner(Runner):
             super().__exit__(exc_type, exc_value, traceback)
 
 
-RUNNER = EngineRunner()
+TASK_RUNNER = EngineTaskRunner()
 
 
-def _start(machine: MachineSettings) -> Runner:
+def _start_engine(machine: MachineSettings) -> AnyTaskRunner:
     workers = machine.engine_workers or worker_count()
     if machine.engine == "threads":
-        return cast("Runner", ThreadPoolTaskRunner(max_workers=workers))
-    start = {"dask": _dask, "ray": _ray}[machine.engine]
+        return cast("AnyTaskRunner", ThreadPoolTaskRunner(max_workers=workers))
+    start = {"dask": _dask_runner, "ray": _ray_runner}[machine.engine]
     try:
         return start(machine, workers)
     except ImportError as error:
@@ -106,62 +107,62 @@ def _start(machine: MachineSettings) -> Runner:
         ) from error
 
 
-def _dask(machine: MachineSettings, workers: int) -> Runner:
+def _dask_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
     from prefect_dask import DaskTaskRunner
 
     if machine.engine_address is not None:
-        return cast("Runner", DaskTaskRunner(address=machine.engine_address))
+        return cast("AnyTaskRunner", DaskTaskRunner(address=machine.engine_address))
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
-    # a worker starts processes for its devices, which daemons may not
+    # a worker starts child processes for its devices; a daemon process cannot
     dask.config.set({"distributed.worker.daemon": False})
-    devices = len(devices_of(machine.gpus))
+    devices = len(allowed_devices(machine.gpus))
     specification = {
         number: {
             "cls": Nanny,
-            "options": {"nthreads": 1, "host": LOCAL, "dashboard_address": None, "dashboard": False}
-            | ({"resources": {GPU: 1}} if number < devices else {}),
+            "options": {"nthreads": 1, "host": LOCALHOST, "dashboard_address": None, "dashboard": False}
+            | ({"resources": {GPU_RESOURCE: 1}} if number < devices else {}),
         }
         for number in range(max(workers, devices))
     }
-    scheduler = {"cls": Scheduler, "options": {"host": LOCAL, "dashboard_address": None, "dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": {"host": LOCALHOST, "dashboard_address": None, "dashboard": False}}
     return cast(
-        "Runner",
+        "AnyTaskRunner",
         DaskTaskRunner(cluster_class=SpecCluster, cluster_kwargs={"workers": specification, "scheduler": scheduler}),
     )
 
 
-def _ray(machine: MachineSettings, workers: int) -> Runner:
+def _ray_runner(machine: MachineSettings, workers: int) -> AnyTaskRunner:
     for name, value in (RAY_DEFAULTS | (RAY_OWN_CLUSTER if machine.engine_address is None else {})).items():
         os.environ.setdefault(name, value)
     from prefect_ray import RayTaskRunner
 
     if machine.engine_address is not None:
-        return cast("Runner", RayTaskRunner(address=machine.engine_address))
-    devices = len(devices_of(machine.gpus))
+        return cast("AnyTaskRunner", RayTaskRunner(address=machine.engine_address))
+    devices = len(allowed_devices(machine.gpus))
     options = {
         "num_cpus": max(workers, devices),
         "num_gpus": devices,
         "include_dashboard": False,
         "log_to_driver": False,
     }
-    return cast("Runner", RayTaskRunner(init_kwargs=options))
+    return cast("AnyTaskRunner", RayTaskRunner(init_kwargs=options))
 
 
 @contextlib.contextmanager
-def _with_device(engine: str, wanted: bool) -> Iterator[None]:
-    """Within, what is submitted asks the engine for a device, or for none."""
+def _requesting_device(engine: str, wanted: bool) -> Iterator[None]:
+    """Make tasks that are submitted inside the `with` block request a device from the engine, or none."""
     if engine == "dask" and wanted:
         import dask
 
-        with dask.annotate(resources={GPU: 1}):
+        with dask.annotate(resources={GPU_RESOURCE: 1}):
             yield
     elif engine == "ray":
         from prefect_ray.context import remote_options
 
-        # unlimited calls: by default Ray ends a worker after each task that had a GPU, lest it keep the memory.
-        # Here only steps' processes touch it, and a new worker has to load the libraries before each step
+        # unlimited calls: by default Ray ends a worker after each GPU task so that the GPU's memory is freed.
+        # Here only child processes use the GPU, and a new worker would load the libraries for each step
         with remote_options(num_cpus=1, num_gpus=1 if wanted else 0, max_calls=0):
             yield
     else:

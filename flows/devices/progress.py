@@ -1,4 +1,4 @@
-"""Progress of long steps: to the terminal at every report; of a training also to Prefect's UI every few seconds."""
+"""Progress of long steps, shown on the terminal. A training's progress also goes to Prefect's UI."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from medad.base.progress import Progress
 
 UI_INTERVAL_S = 5.0
-"""An update of an artifact costs 16 ms."""
+"""Shortest time between two updates in the UI. An update takes 16 ms."""
 
 
-def _task() -> TaskRunContext | None:
-    """Return Prefect's task that this thread runs; None outside one, for which Prefect is not loaded."""
+def _current_task() -> TaskRunContext | None:
+    """Return the Prefect task that this thread runs. None: it runs none. Prefect is not imported for this."""
     if "prefect" not in sys.modules:
         return None
     from prefect.context import TaskRunContext
@@ -32,9 +32,9 @@ def _task() -> TaskRunContext | None:
 
 
 @contextlib.contextmanager
-def watching(call: Call) -> Iterator[Callable[..., None]]:
-    """Give the callback for a call's progress: a training's steps, another step's images."""
-    show = _training(call.phase) if call.step.kind == "training" else _images(call.step.name)
+def progress_callback(call: Call) -> Iterator[Callable[..., None]]:
+    """Yield the callback for a call's progress. It takes a training's `Progress`, or two counts of images."""
+    show = _training_callback(call.phase) if call.step.kind == "training" else _image_callback(call.step.name)
 
     def report(*progress: Any) -> None:
         if stopping.is_set():
@@ -44,15 +44,15 @@ def watching(call: Call) -> Iterator[Callable[..., None]]:
     yield report
 
 
-def _images(step: str) -> Callable[[int, int], None]:
-    task = _task()
+def _image_callback(step: str) -> Callable[[int, int], None]:
+    task = _current_task()
     name = step if task is None else task.task_run.name
     return lambda done, total: terminal.count(name, done, total)
 
 
-def _training(phase: str) -> Callable[[Progress], None]:
-    """Show a training. The UI's trouble (a server that went away) never stops it."""
-    in_task = _task() is not None
+def _training_callback(phase: str) -> Callable[[Progress], None]:
+    """Return the callback of a training. An error of the UI, such as a lost server, never stops the training."""
+    in_task = _current_task() is not None
     artifact: UUID | None = None
     last = -UI_INTERVAL_S
 
@@ -65,12 +65,12 @@ def _training(phase: str) -> Callable[[Progress], None]:
             return
         last = now
         percent = 100.0 * progress.step / progress.steps
-        with contextlib.suppress(Exception):  # whatever a server or the way to it can raise
+        with contextlib.suppress(Exception):  # a server or the network can raise anything
             from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
             if artifact is None:
                 made = create_progress_artifact(percent, f"training-{phase}", f"Training, phase {phase}")
-                assert isinstance(made, UUID)  # a coroutine only inside an event loop
+                assert isinstance(made, UUID)  # it is a coroutine only inside an event loop
                 artifact = made
             else:
                 update_progress_artifact(artifact_id=artifact, progress=percent)

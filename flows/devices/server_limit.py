@@ -1,8 +1,8 @@
-"""A server's own count of the devices in use: the global concurrency limit of this machine, where one is set up.
+"""The server's count of devices in use: a global concurrency limit of Prefect for this machine.
 
-Slots (`flows.devices.slots`) keep devices apart by themselves; the limit, which `adflows deploy` makes, lets the
-server and its UI see them, and its administrator lower them. `$ADFLOWS_SERVER_LIMIT` names it in the environment of
-the workers.
+`adflows deploy` creates the limit, and $ADFLOWS_SERVER_LIMIT names it in the workers' environment. The slots of
+`flows.devices.slots` already give each device to one step at a time. The limit shows the devices in the server's UI,
+and an administrator can lower it there.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from prefect.logging import get_run_logger
 from flows.machine.stopping import StoppedError, stopping
 from medad.base.errors import ConfigError
 
-LIMIT = "ADFLOWS_SERVER_LIMIT"
-ASK_AGAIN_S = 5.0
+LIMIT_VARIABLE = "ADFLOWS_SERVER_LIMIT"
+POLL_S = 5.0
 
 
 @contextlib.contextmanager
 def server_slot() -> Iterator[None]:
-    """Hold one slot of the machine's limit on the server, if there is one.
+    """Hold one slot of the machine's limit on the server, if $ADFLOWS_SERVER_LIMIT is set.
 
-    A server that goes away meanwhile costs no work: the lease is lost, the device's own lock is not.
+    If the server disappears meanwhile, the step continues: its lease is lost, but the lock of the device is not.
 
     Raises
     ------
     ConfigError
-        The limit is not on the server, or the server cannot be asked.
+        The limit does not exist on the server, or the server does not answer.
     StoppedError
-        The flow is being ended from outside.
+        The flow was cancelled or interrupted.
     """
-    name = os.environ.get(LIMIT)
+    name = os.environ.get(LIMIT_VARIABLE)
     if not name:
         yield
         return
@@ -42,15 +42,13 @@ def server_slot() -> Iterator[None]:
     while not stopping.is_set():
         try:
             held.enter_context(
-                concurrency(
-                    name, occupy=1, strict=True, timeout_seconds=ASK_AGAIN_S, raise_on_lease_renewal_failure=False
-                )
+                concurrency(name, occupy=1, strict=True, timeout_seconds=POLL_S, raise_on_lease_renewal_failure=False)
             )
             break
         except TimeoutError:
-            continue  # all taken
+            continue  # all slots are taken
         except Exception as error:
-            raise ConfigError(f"{LIMIT}={name}: no such limit on the server, or no answer from it") from error
+            raise ConfigError(f"{LIMIT_VARIABLE}={name}: the server has no such limit, or does not answer") from error
     else:
         raise StoppedError
     try:
@@ -58,5 +56,5 @@ def server_slot() -> Iterator[None]:
     finally:
         try:
             held.close()
-        except Exception as error:  # whatever a server or the way to it can raise: the lease runs out by itself
-            get_run_logger().warning("the limit %s could not be given back: %s", name, type(error).__name__)
+        except Exception as error:  # a server or the network can raise anything; the lease expires by itself
+            get_run_logger().warning("the slot of limit %s could not be released: %s", name, type(error).__name__)

@@ -1,15 +1,14 @@
-"""One slot a device: an flock that the kernel frees when its holder dies, kill -9 included.
+"""Slots of devices: one lock file per device, locked with flock. The kernel frees a lock when its holder dies.
 
-A step that keeps a whole device busy (training, encoding, segmenting) holds its slot, so that neither the tasks of one
-run nor two runs of one machine fill a GPU's memory together. On a machine without a GPU the CPU is one slot: such a
-step uses all cores by itself. Steps that hold none (hashing, evaluating, reporting) go on beside it.
+A step that needs a device (training, encoding, segmenting) holds its slot. So two steps never fill a GPU's memory
+together, whether they belong to one run or to two. On a machine without a GPU, the CPU is the only slot, because such a
+step uses all cores. Other steps (hashing, evaluating, reporting) run at the same time.
 
-The step's process inherits the lock's descriptor: should the flow be killed, the device is taken until that process is
-gone as well, and not a moment longer.
+The child process of a step inherits the lock. If the flow is killed, the device is taken until the child has ended.
 
-The lock files are in `$ADFLOWS_SLOTS`, else in a folder that all users of this machine share (below the system's folder
-for temporary files). They are empty and stay. `$ADFLOWS_PRETEND_GPUS=N` rehearses a machine of N GPUs on one that has
-none: tasks are scheduled onto N slots and computed on the CPU.
+The lock files are empty and stay. They are in $ADFLOWS_SLOTS, or else in a folder that all users of this machine share,
+below the system's folder for temporary files. $ADFLOWS_PRETEND_GPUS=N simulates N GPUs: tasks are scheduled onto N
+slots and computed on the CPU.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from medad.base.settings import Gpus
 
 POLL_S = 0.05
 CPU_NAME = "cpu"
-PRETEND = "ADFLOWS_PRETEND_GPUS"
+PRETEND_VARIABLE = "ADFLOWS_PRETEND_GPUS"
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device, and how the process that uses it finds it."""
+    """A device, and the values with which a process finds it."""
 
     name: str
-    """`cpu` or `gpu-N`: the same for one GPU in every process of this machine, also of its lock."""
+    """Name of the device and its lock, `cpu` or `gpu-N`. It is the same in all processes of this machine."""
     visible: str
-    """What CUDA_VISIBLE_DEVICES is for the process that uses it."""
+    """Value of CUDA_VISIBLE_DEVICES for the process that uses it."""
     torch_name: str
-    """How that process calls it: `cpu` or `cuda:0`."""
+    """Name of the device for torch in that process: `cpu` or `cuda:0`."""
 
     @property
     def is_gpu(self) -> bool:
@@ -54,39 +53,39 @@ CPU = Device(CPU_NAME, "", "cpu")
 
 @dataclass(frozen=True)
 class Slot:
-    """A device that is held, and the descriptor of its lock: the lock lives as long as any copy of it is open."""
+    """A device in use, and the descriptor of its lock. The lock is held while any copy of the descriptor is open."""
 
     device: Device
     descriptor: int
 
 
 def slot_folder() -> Path:
-    """Where the lock files are."""
+    """Return the folder of the lock files."""
     if own := os.environ.get("ADFLOWS_SLOTS"):
         return Path(own).expanduser().absolute()
     return Path(tempfile.gettempdir()) / "adflows-slots"
 
 
-def pretended() -> int | None:
-    """How many GPUs this machine is to pretend to have; None: as many as it has. Raises ConfigError."""
-    text = os.environ.get(PRETEND, "")
+def pretended_gpus() -> int | None:
+    """Return how many GPUs to simulate, or None for the real ones. Raise ConfigError for a bad value."""
+    text = os.environ.get(PRETEND_VARIABLE, "")
     if text and not text.isdecimal():
-        raise ConfigError(f"{PRETEND}={text}: expected a number of GPUs")
+        raise ConfigError(f"{PRETEND_VARIABLE}={text}: expected a number of GPUs")
     return int(text) if text else None
 
 
 def gpu_count() -> int:
-    """GPUs of this machine, pretended ones where it pretends."""
-    if (pretend := pretended()) is not None:
+    """Return the number of usable GPUs, or of simulated ones."""
+    if (pretend := pretended_gpus()) is not None:
         return pretend
     from medad.base.devices import gpu_count as usable
 
     return usable()
 
 
-def _gpu(number: int) -> Device:
-    """The GPU that torch counts as `number` here, by the number or name that the driver knows it by."""
-    if pretended() is not None:
+def _gpu_device(number: int) -> Device:
+    """Return the device of torch's GPU `number`, named by its number or name in the driver."""
+    if pretended_gpus() is not None:
         return Device(f"gpu-{number}", "", "cpu")
     visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     physical = visible[number] if number < len(visible) else str(number)
@@ -94,25 +93,27 @@ def _gpu(number: int) -> Device:
     return Device(f"gpu-{name}", physical, "cuda:0")
 
 
-def devices_of(gpus: Gpus) -> tuple[Device, ...]:
-    """The devices that a setting allows. Raises ConfigError for a GPU that is not there."""
+def allowed_devices(gpus: Gpus) -> tuple[Device, ...]:
+    """Return the devices that a setting allows. Raise ConfigError for a GPU that does not exist."""
     if gpus == "cpu":
         return (CPU,)
     count = gpu_count()
     if gpus == "auto":
-        return tuple(map(_gpu, range(count))) or (CPU,)
+        return tuple(map(_gpu_device, range(count))) or (CPU,)
     if missing := [number for number in gpus if number >= count]:
-        raise ConfigError(f"gpus: this machine has {count} usable GPUs, none of number {missing[0]}; use auto or cpu")
-    return tuple(map(_gpu, gpus))
+        raise ConfigError(
+            f"gpus: this machine has {count} usable GPUs, so GPU {missing[0]} does not exist; use auto or cpu"
+        )
+    return tuple(map(_gpu_device, gpus))
 
 
 def device_count() -> int:
-    """Device steps this machine can do at a time."""
-    return len(devices_of("auto"))
+    """Return how many device steps this machine can run at a time."""
+    return len(allowed_devices("auto"))
 
 
-def _open(name: str) -> int:
-    """A descriptor of the lock file; for reading alone, which is enough to lock it and what another user may."""
+def _open_lock_file(name: str) -> int:
+    """Open the lock file for reading. That is enough to lock it, and other users are allowed to."""
     folder = slot_folder()
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,8 +127,8 @@ def _open(name: str) -> int:
         return os.open(path, flags | os.O_CREAT, 0o644)
 
 
-def _try(name: str) -> int | None:
-    descriptor = _open(name)
+def _try_lock(name: str) -> int | None:
+    descriptor = _open_lock_file(name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -141,23 +142,23 @@ def _try(name: str) -> int | None:
 
 @contextlib.contextmanager
 def device_slot(gpus: Gpus) -> Iterator[Slot]:
-    """Wait for one of the devices that `gpus` allows and hold it.
+    """Wait for one of the devices that `gpus` allows, and hold it inside the `with` block.
 
     Raises
     ------
     ConfigError
-        A GPU is asked for that is not there, or the folder of locks cannot be used.
+        A requested GPU does not exist, or the folder of locks cannot be used.
     StoppedError
-        The flow is being ended from outside.
+        The flow was cancelled or interrupted.
     """
-    devices = devices_of(gpus)
+    devices = allowed_devices(gpus)
     while True:
         for device in devices:
             try:
-                descriptor = _try(device.name)
+                descriptor = _try_lock(device.name)
             except OSError as error:
                 raise ConfigError(
-                    f"{slot_folder()}: device locks cannot be kept here ({error.strerror}); set ADFLOWS_SLOTS"
+                    f"{slot_folder()}: device locks cannot be created here ({error.strerror}); set ADFLOWS_SLOTS"
                 ) from error
             if descriptor is None:
                 continue
@@ -168,4 +169,4 @@ def device_slot(gpus: Gpus) -> Iterator[Slot]:
             return
         if stopping.is_set():
             raise StoppedError
-        time.sleep(POLL_S * random.uniform(0.5, 1.5))  # noqa: S311 - so that nobody who waits is always the later one
+        time.sleep(POLL_S * random.uniform(0.5, 1.5))  # noqa: S311 - so that no process always comes last

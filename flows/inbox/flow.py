@@ -39,11 +39,11 @@ from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import path_filter
-from flows.runs import showing
-from flows.runs.flow import our_flow
+from flows.runs import ui_artifacts
+from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
-from flows.runs.run_folder import Copied, RunFolder, installed_versions, publish
-from flows.runs.runner import describe
+from flows.runs.run_folder import FileCopy, RunFolder, installed_versions, publish_run_folder
+from flows.runs.runner import to_case_failure
 from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
@@ -87,7 +87,7 @@ class Pass:
 
     @property
     def dry(self) -> bool:
-        return not self.stages.runner.makes
+        return not self.stages.runner.makes_artifacts
 
     def run(self) -> None:
         """Process all new scans. Raises UserError if the inbox, the model or the result folder cannot be used."""
@@ -121,7 +121,7 @@ class Pass:
             try:
                 content = recall or content_of(arrival, labels, watched_s=0 if self.dry else unchanged_s)
             except UserError as error:
-                self.waiting.append(Waiting(arrival.scan, describe("", "find", error).rule))
+                self.waiting.append(Waiting(arrival.scan, to_case_failure("", "find", error).rule))
                 continue
             except ChangedError:
                 self.waiting.append(Waiting(arrival.scan, ARRIVING))
@@ -141,7 +141,7 @@ class Pass:
             seen.add(content.digest)
         for case_id in self.retry:
             if case_id not in ids and case_id != ALL_FAILED:
-                self.stages.runner.fail(CaseFailure(case_id, "find", GONE))
+                self.stages.runner.record_failure(CaseFailure(case_id, "find", GONE))
 
     def _learn(self, arrival: Arrival, case_id: str) -> None:
         """Let the log filter replace a scan's paths and folders, which may be named after a patient, by its id."""
@@ -187,7 +187,7 @@ class Pass:
         try:
             self.inbox.folder.check_free(content, scan.id)
         except ConfigError as error:
-            self.stages.runner.fail(describe(scan.id, "publish", error))
+            self.stages.runner.record_failure(to_case_failure(scan.id, "publish", error))
             return False
         there = self.inbox.folder.find(content, scan.id)
         return there is None or there == rows.get(content)
@@ -216,8 +216,8 @@ class Pass:
         case_runner.records = [record for record in runner.records if record.case_id in {scan.id, *NETS}]
         case_runner.failures = []
         used = [each for each in self.stages.used if each.case_id == scan.id]
-        copies = [Copied(result.segmented, name, name) for name in CASE_FILES]
-        copies += [Copied(report, name, name) for name in REPORT_FILES]
+        copies = [FileCopy(result.segmented, name, name) for name in CASE_FILES]
+        copies += [FileCopy(report, name, name) for name in REPORT_FILES]
         entry = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
         run = RunFolder(
             path=self.inbox.folder.case(scan.id),
@@ -227,15 +227,15 @@ class Pass:
             seconds=sum(record.seconds for record in case_runner.records if record.case_id == scan.id),
         )
         try:
-            publish(run, case_runner)
+            publish_run_folder(run, case_runner)
             self.inbox.folder.forget_failure(scan.id)
             row = self._update()[scan.content.digest]
         except UserError as error:
-            runner.fail(describe(scan.id, "publish", error))
+            runner.record_failure(to_case_failure(scan.id, "publish", error))
         except OSError as error:
             where = self.inbox.folder.path
             problem = ConfigError(f"{where}: the result cannot be written ({error.strerror})")
-            runner.fail(describe(scan.id, "publish", problem))
+            runner.record_failure(to_case_failure(scan.id, "publish", problem))
         else:
             self.done.append(row)
 
@@ -290,13 +290,13 @@ class Pass:
             "busy": self.busy,
         }
         if self.dry:
-            plan = Outcome.of(self.stages.runner)
+            plan = Outcome.from_runner(self.stages.runner)
             return replace(plan, details=plan.details | details)
         lines = [f"{row.case}: {_found(row)}: {folder / row.report}" for row in self.done]
         lines += [f"waiting: {each.rule}: {each.path}" for each in self.waiting]
         lines += [self.summary(), f"overview: {folder / 'inbox.csv'}"]
         stopped = "" if self.fatal_failure is None else f"; stopped: {self.fatal_failure.rule}"
-        return Outcome.of(
+        return Outcome.from_runner(
             self.stages.runner,
             details=details | {"lines": lines},
             useful=self.fatal_failure is None,
@@ -314,7 +314,7 @@ class Pass:
             for f in self.stages.runner.failures
         ]
         if rows:
-            self.stages.runner.show(lambda: showing.show_table("liver-inbox", "cases of this pass", rows))
+            self.stages.runner.show_in_ui(lambda: ui_artifacts.create_table("liver-inbox", "cases of this pass", rows))
 
 
 def _lesions(result: CaseResult[Ref]) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _found(row: Row) -> str:
     return f"{row.lesions} lesion{'s' * (row.lesions > 1)}, {row.lesion_ml:.1f} mL"
 
 
-@our_flow("liver-inbox", "inbox {request.label}")
+@define_flow("liver-inbox", "inbox {request.label}")
 def liver_inbox(request: InboxRequest, refresh: bool = False) -> Outcome:
     """Segment the new scans of an inbox. With `refresh`, cached results are not used for them."""
     inbox = Inbox.open(request)

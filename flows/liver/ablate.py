@@ -25,11 +25,11 @@ from flows.liver.run_folder import Models, UsedCase
 from flows.liver.stages import ReadyCase, Stages
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
-from flows.runs import showing
-from flows.runs.flow import our_flow
-from flows.runs.outcome import Outcome, finish
-from flows.runs.run_folder import Copied, RunFolder, copied, installed_versions
-from flows.runs.runner import Once, Scoped, Submitted, describe, new_runner
+from flows.runs import ui_artifacts
+from flows.runs.flow import define_flow
+from flows.runs.outcome import Outcome, finish_run
+from flows.runs.run_folder import FileCopy, RunFolder, copies_of, installed_versions
+from flows.runs.runner import GroupRunner, SharedCall, SubmittedCall, new_runner, to_case_failure
 from flows.store.references import Ref, canonical_json
 from medad.base.errors import CaseFailure, UserError
 from medad.config.ablation import BASELINE, CURVE, ROWS, AblationSettings, Variant
@@ -55,7 +55,7 @@ class Data:
     """Found and prepared cases, shared by all variants with the same data settings."""
 
     stages: Stages
-    training: list[Submitted]
+    training: list[SubmittedCall]
     test: list[ReadyCase]
 
     @property
@@ -87,9 +87,9 @@ class AblationStages:
         self.pseudonymous = False
         self._data: dict[str, Data | None] = {}
 
-    def runner_of(self, one: Trained, part: str = "") -> Scoped:
+    def runner_of(self, one: Trained, part: str = "") -> GroupRunner:
         """Return the runner with labels for one variant and seed, or for a part of them."""
-        return self.runner.scoped(one.variant.id, f"seed {one.seed}{part}")
+        return self.runner.for_group(one.variant.id, f"seed {one.seed}{part}")
 
     def prepare(self) -> None:
         """Find and prepare the cases of all variants, each case once."""
@@ -109,17 +109,17 @@ class AblationStages:
     def _prepare(self, settings: LiverSettings) -> Data | None:
         stages = Stages(settings, refresh=self.runner.refresh, runner=self.runner)
         try:
-            training: list[Submitted] = [Once(task) for task in stages.prepare_training()]
+            training: list[SubmittedCall] = [SharedCall(task) for task in stages.prepare_training()]
             test = stages.prepare_test()
         except UserError as error:
-            self.runner.fail(describe("data", "prepare", error))
+            self.runner.record_failure(to_case_failure("data", "prepare", error))
             return None
         found = [(task.label, ref) for task in training if (ref := task.ref()) is not None]
         self.pseudonymous = self.pseudonymous or stages.pseudonymous
         self.used += stages.used
         self.inserted |= {ready.case.id for ready in test if ready.inserted is not None}
         if test and not any(_has_ground_truth(ready) for ready in test):
-            self.runner.fail(CaseFailure("test data", "find", NO_GROUND_TRUTH))
+            self.runner.record_failure(CaseFailure("test data", "find", NO_GROUND_TRUTH))
         if stages.leaked or not stages.passes_leakage_check(found, test):  # noted once here instead of once per row
             return None
         return Data(stages, training, test)
@@ -128,7 +128,7 @@ class AblationStages:
         """Train, segment and evaluate every variant with every seed."""
         todo = [Trained(variant, seed) for seed in self.settings.seeds for variant in self.variants]
         # one more than devices: the next row trains while the cases of this one are evaluated
-        at_a_time = min(len(todo), self.runner.at_a_time + 1) if self.runner.makes else 1
+        at_a_time = min(len(todo), self.runner.max_device_calls + 1) if self.runner.makes_artifacts else 1
         _map_in_threads(self._train_and_record_errors, todo, at_a_time)
         return todo
 
@@ -138,7 +138,7 @@ class AblationStages:
         except Exception as error:
             if stopping.is_set():
                 raise
-            self.runner_of(one).fail(describe("all of it", "ablate", error))
+            self.runner_of(one).record_failure(to_case_failure("all of it", "ablate", error))
 
     def _train(self, one: Trained) -> None:
         data = self.data(one.variant.settings)
@@ -239,7 +239,7 @@ class AblationStages:
             baseline=baseline,
             embedding=self.embed(trained),
             inserted=tuple(sorted(self.inserted)),
-            failures=self.runner.failures_shown(pseudonymous=self.pseudonymous),
+            failures=self.runner.failures_for_report(pseudonymous=self.pseudonymous),
         )
         notes = tuple(dict.fromkeys(self.runner.notes))
         return self.runner.run("report", steps.ablation_report(self.settings, results, installed_versions(), notes))
@@ -255,12 +255,14 @@ class AblationStages:
             seconds=time.monotonic() - started,
         )
         useful = any(one.cases or one.snapshots for one in trained)
-        outcome = finish(self.runner, run, showing.ABLATION, useful=useful, details=lambda: {"rows": _row_figures(out)})
+        outcome = finish_run(
+            self.runner, run, ui_artifacts.ABLATION, useful=useful, details=lambda: {"rows": _row_figures(out)}
+        )
         return replace(outcome, headline={})
 
-    def _copies(self, report: Ref | None) -> tuple[Copied, ...]:
+    def _copies(self, report: Ref | None) -> tuple[FileCopy, ...]:
         names = [f"table_{sweep.name}.tex" for sweep in self.settings.selected_sweeps]
-        return tuple(copied(report, *REPORT_FILES, *names))
+        return tuple(copies_of(report, *REPORT_FILES, *names))
 
 
 def _data_key(settings: LiverSettings) -> str:
@@ -329,7 +331,7 @@ def _row_figures(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-@our_flow("liver-ablate", "ablate {settings.name}")
+@define_flow("liver-ablate", "ablate {settings.name}")
 def ablate(settings: AblationSettings, out: Path, refresh: bool = False) -> Outcome:
     """Train and evaluate every row, sweep and curve of the configuration. Writes the report to the run folder `out`."""
     started = time.monotonic()

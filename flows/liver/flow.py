@@ -17,7 +17,7 @@ from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import path_filter
-from flows.runs.flow import our_flow
+from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
 from flows.runs.runner import new_runner
 from medad.base.errors import CaseFailure
@@ -52,7 +52,7 @@ class StepRequest(BaseModel):
     settings: PreprocessSettings
 
 
-@our_flow("liver", "liver {settings.name}")
+@define_flow("liver", "liver {settings.name}")
 def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()) -> Outcome:
     """Run all stages, from scans to a report in the run folder `out`."""
     started = time.monotonic()
@@ -64,7 +64,7 @@ def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tupl
     return stages.finish(out, results, models, notes, started)
 
 
-@our_flow("liver-prepare", "prepare {settings.name}")
+@define_flow("liver-prepare", "prepare {settings.name}")
 def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
     """Prepare all cases of a configuration. This finds problems of a data set before a long training."""
     stages = Stages(settings, refresh=refresh)
@@ -76,10 +76,10 @@ def prepare(settings: LiverSettings, refresh: bool = False) -> Outcome:
     details: dict[str, Any] = {
         use: [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in found] for use, found in pairs.items()
     }
-    return Outcome.of(stages.runner, details=details, useful=any(details.values()))
+    return Outcome.from_runner(stages.runner, details=details, useful=any(details.values()))
 
 
-@our_flow("liver-export-slices", "export slices of {settings.name}")
+@define_flow("liver-export-slices", "export slices of {settings.name}")
 def export_slices(settings: LiverSettings, with_training: bool = False, refresh: bool = False) -> Outcome:
     """Export slices of the test cases as images, and of the training cases if requested. Cases get pseudonyms."""
     from medad.cohort.datasets import LabelledScan
@@ -100,10 +100,10 @@ def export_slices(settings: LiverSettings, with_training: bool = False, refresh:
     details: dict[str, Any] = {
         "exported": [{"case": case_id, "folder": str(ref.folder())} for case_id, ref in exported]
     }
-    return Outcome.of(stages.runner, details=details, useful=bool(exported))
+    return Outcome.from_runner(stages.runner, details=details, useful=bool(exported))
 
 
-@our_flow("liver-train", "train {settings.name}")
+@define_flow("liver-train", "train {settings.name}")
 def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
     """Prepare the training cases and train both phases. Writes the model and a training report into the run folder."""
     started = time.monotonic()
@@ -112,7 +112,7 @@ def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
     return stages.finish(out, [], models, (), started)
 
 
-@our_flow("liver-evaluate", "evaluate {settings.name}")
+@define_flow("liver-evaluate", "evaluate {settings.name}")
 def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = False) -> Outcome:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run.
 
@@ -129,7 +129,7 @@ def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = Fa
     return stages.finish(out, results, models, (), started)
 
 
-@our_flow("liver-segment", "segment")
+@define_flow("liver-segment", "segment")
 def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = False) -> Outcome:
     """Segment scans with the networks of an earlier run; `test_data` describes the scans.
 
@@ -151,7 +151,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         path_filter.learn(scan, case_id)
         path_filter.learn(mask, case_id)
         if case_id in cases:
-            stages.runner.fail(CaseFailure(case_id, "find", "this scan was given twice", str(scan)))
+            stages.runner.record_failure(CaseFailure(case_id, "find", "this scan was given twice", str(scan)))
             continue
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
@@ -161,7 +161,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
     return stages.finish(request.out, results, models, (), started, private=True)
 
 
-@our_flow("liver-step", "step {request.name}")
+@define_flow("liver-step", "step {request.name}")
 def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
     """Run one preprocessing step on one file."""
     runner = new_runner(ANY_MACHINE, refresh=refresh)
@@ -169,7 +169,7 @@ def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
     if request.source.is_dir():  # a DICOM series is registered in every flow
         [label] = case_ids.identify([request.source])
         terminal.line(f"{label} is {request.source}")
-        if runner.makes:
+        if runner.makes_artifacts:
             found = case_ids.RegisteredCase(label, request.source, request.liver, request.liver_labels)
             case_ids.register_found([found])
     for path in (request.source, request.liver):
@@ -178,4 +178,4 @@ def hand_step(request: StepRequest, refresh: bool = False) -> Outcome:
     call = steps.hand_step(request.name, request.source, request.liver, request.liver_labels, request.settings)
     ref = runner.run(label, call)
     details = {} if ref is None else {"folder": str(ref.folder())}
-    return Outcome.of(runner, details=details, useful=ref is not None)
+    return Outcome.from_runner(runner, details=details, useful=ref is not None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.liver.split import liver_digest
-from flows.runs.run_folder import Copied, copied
+from flows.runs.run_folder import FileCopy, copies_of
 from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
@@ -49,17 +49,17 @@ class UsedCase:
     """Digest of the patient, keyed with the machine's secret. None if no text names the patient."""
 
 
-def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Models | None) -> tuple[Copied, ...]:
+def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Models | None) -> tuple[FileCopy, ...]:
     """Return all files of a liver run, as copies from artifacts."""
-    found = copied(report, "report.html", "report.json", "preview.png")
+    found = copies_of(report, "report.html", "report.json", "preview.png")
     for each in results:
         assert each.segmented is not None, "a finished case is segmented"
-        found.append(Copied(each.segmented, "mask.nii.gz", f"masks/{each.case_id}.nii.gz"))
-        found.append(Copied(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
+        found.append(FileCopy(each.segmented, "mask.nii.gz", f"masks/{each.case_id}.nii.gz"))
+        found.append(FileCopy(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
         if each.inserted is not None:
-            found += [Copied(each.inserted, name, f"inserted/{each.case_id}/{name}") for name in INSERTED_FILES]
+            found += [FileCopy(each.inserted, name, f"inserted/{each.case_id}/{name}") for name in INSERTED_FILES]
     for net, ref in (models.each() if models is not None else {}).items():
-        found += [Copied(ref, name, f"model/{net}/{name}") for name in ("model.safetensors", "curve.json")]
+        found += [FileCopy(ref, name, f"model/{net}/{name}") for name in ("model.safetensors", "curve.json")]
     return tuple(found)
 
 

@@ -21,11 +21,11 @@ from flows.liver.run_folder import Models
 from flows.liver.split import Split, salted_member, trained_members, training_rows
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
-from flows.runs import showing
-from flows.runs.flow import our_flow
-from flows.runs.outcome import Outcome, finish
-from flows.runs.run_folder import RunFolder, copied, installed_versions
-from flows.runs.runner import Submitted, describe
+from flows.runs import ui_artifacts
+from flows.runs.flow import define_flow
+from flows.runs.outcome import Outcome, finish_run
+from flows.runs.run_folder import RunFolder, copies_of, installed_versions
+from flows.runs.runner import SubmittedCall, to_case_failure
 from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.store.step import Call
@@ -72,10 +72,10 @@ class SensitivityStages(Stages):
 
     def run_in_order(self, calls: Iterable[tuple[str, Call]]) -> list[Ref | None]:
         """Run calls on devices, one per device at a time. Returns results in order, with None for failed calls."""
-        waiting: deque[Submitted] = deque()
+        waiting: deque[SubmittedCall] = deque()
         found: list[Ref | None] = []
         for label, call in calls:
-            if len(waiting) >= self.runner.at_a_time:
+            if len(waiting) >= self.runner.max_device_calls:
                 found.append(waiting.popleft().ref())
             waiting.append(self.runner.submit(label, call))
         return found + [task.ref() for task in waiting]
@@ -142,7 +142,7 @@ class SensitivityStages(Stages):
             self.study,
             results,
             trained_on,
-            self.runner.failures_shown(pseudonymous=self.pseudonymous),
+            self.runner.failures_for_report(pseudonymous=self.pseudonymous),
             installed_versions(),
             self.runner.notes,
             named=not self.pseudonymous,
@@ -151,11 +151,11 @@ class SensitivityStages(Stages):
         run = RunFolder(
             path=out,
             settings=self.study,
-            copies=tuple(copied(report, *REPORT_FILES)),
+            copies=tuple(copies_of(report, *REPORT_FILES)),
             manifest=lambda: liver_folder.manifest(self.used, models),
             seconds=time.monotonic() - started,
         )
-        return finish(self.runner, run, showing.SENSITIVITY, private=True, useful=bool(results))
+        return finish_run(self.runner, run, ui_artifacts.SENSITIVITY, private=True, useful=bool(results))
 
 
 def settings_for(study: SensitivitySettings, model: Path) -> LiverSettings:
@@ -200,7 +200,7 @@ def refuse_training_cases(model: Path, training_cases: frozenset[str] | None) ->
         )
 
 
-@our_flow("liver-sensitivity", "sensitivity {study.name}")
+@define_flow("liver-sensitivity", "sensitivity {study.name}")
 def sensitivity(
     request: SensitivityRequest, study: SensitivitySettings, settings: LiverSettings, refresh: bool = False
 ) -> Outcome:
@@ -214,7 +214,7 @@ def sensitivity(
             path_digest(case.scan)
             readable.append(case)
         except UserError as error:
-            stages.runner.fail(describe(case.id, "find", error))
+            stages.runner.record_failure(to_case_failure(case.id, "find", error))
     training_cases = trained_on(request.model, readable)
     if not request.allow_training_cases:
         refuse_training_cases(request.model, training_cases)

@@ -17,10 +17,10 @@ from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, sa
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import learn_data, path_filter
-from flows.runs import showing
-from flows.runs.outcome import Outcome, finish
+from flows.runs import ui_artifacts
+from flows.runs.outcome import Outcome, finish_run
 from flows.runs.run_folder import RunFolder, installed_versions
-from flows.runs.runner import Runner, Submitted, describe, new_runner
+from flows.runs.runner import Runner, SubmittedCall, new_runner, to_case_failure
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, UserError
 from medad.cohort.folds import MarkedCase, find_leaks
@@ -85,14 +85,14 @@ class Stages:
                         path_filter.learn(path, case.id)
             self.record_pseudonyms([case for case in cases if case.pseudonymous])
         except UserError as error:
-            self.runner.fail(describe(f"{use} data", "find", error))
+            self.runner.record_failure(to_case_failure(f"{use} data", "find", error))
             return []
         for problem in problems:
             path_filter.learn(Path(problem.path), problem.case_id)
             if problem.pseudonymous:
                 self.pseudonymous = True
                 terminal.line(f"{problem.case_id} is {problem.path}")
-            self.runner.fail(problem)
+            self.runner.record_failure(problem)
         return cases
 
     def record_pseudonyms(self, cases: Sequence[Case]) -> None:
@@ -100,7 +100,7 @@ class Stages:
         self.pseudonymous = self.pseudonymous or bool(cases)
         for case in cases:
             terminal.line(f"{case.id} is {case.scan}")
-        if self.runner.makes:  # a dry run writes nothing
+        if self.runner.makes_artifacts:  # a dry run writes nothing
             case_ids.register_found(
                 case_ids.RegisteredCase(case.id, case.scan, case.label, case.liver_labels) for case in cases
             )
@@ -125,10 +125,10 @@ class Stages:
             split = Split.of(found["train"], found["test"])
             if folds is not None:
                 split = split.fold(folds)
-            if self.runner.makes:
+            if self.runner.makes_artifacts:
                 split = split.with_salted()
         except UserError as error:
-            self.runner.fail(describe(SPLIT_LABEL, "find", error))
+            self.runner.record_failure(to_case_failure(SPLIT_LABEL, "find", error))
             return Split()
         self.runner.notes += split.notes
         if "test" not in self.uses or self._no_leaks(split, split.members("train"), split.members("test")):
@@ -145,7 +145,7 @@ class Stages:
             self.leaked = True
             failure = leakage_failure(leaks)
             if failure not in self.runner.failures:
-                self.runner.fail(failure)
+                self.runner.record_failure(failure)
         return not leaks
 
     def passes_leakage_check(self, train: Sequence[tuple[str, Ref]], test: Sequence[ReadyCase]) -> bool:
@@ -161,7 +161,7 @@ class Stages:
         tested = [split.prepared_member("test", each.case.id, each.inserted or each.prepared) for each in test]
         return self._no_leaks(split, train, tested)
 
-    def prepare_training(self) -> list[Submitted]:
+    def prepare_training(self) -> list[SubmittedCall]:
         """Start the preparation of every training case."""
         data = self.settings.train_data
         return [self._prepare(marked.case, data, training=True) for marked in self.split().train]
@@ -196,13 +196,13 @@ class Stages:
         salted = {} if self._split is None else self._split[1].salted
         return UsedCase(use, case_id, ref, salted.get((use, case_id)))
 
-    def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> Submitted:
+    def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> SubmittedCall:
         from medad.cohort.datasets import LabelledScan
 
         call = steps.prepare(LabelledScan.of(case, data), self.settings.preprocess, training=training)
         return self.runner.submit(case.id, call)
 
-    def train(self, prepared: list[Submitted]) -> Models | None:
+    def train(self, prepared: list[SubmittedCall]) -> Models | None:
         """Train both networks by the configured schedule. None if no case can be used or a training failed."""
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
         self.used += [self._used("train", case_id, ref) for case_id, ref in found]
@@ -211,7 +211,7 @@ class Stages:
             return None
         if not refs:
             if not self.leaked:  # otherwise the leak is the reason
-                self.runner.fail(CaseFailure("model", "restoration", "no training case could be prepared"))
+                self.runner.record_failure(CaseFailure("model", "restoration", "no training case could be prepared"))
             return None
         joint = self.settings.train.schedule == "joint"
         models = self._train_joint(refs) if joint else self._train_two_phases(refs)
@@ -252,8 +252,8 @@ class Stages:
         trained = self._trained_on.get(models, [])
         if "test" in self.uses and (trained or self.trained) and not self._no_leaks_into(trained, cases):
             return []
-        waiting: deque[tuple[ReadyCase, Submitted]] = deque()
-        under_way: list[tuple[ReadyCase, Ref, Submitted | None]] = []
+        waiting: deque[tuple[ReadyCase, SubmittedCall]] = deque()
+        under_way: list[tuple[ReadyCase, Ref, SubmittedCall | None]] = []
 
         def evaluate_next() -> None:
             ready, task = waiting.popleft()
@@ -268,7 +268,7 @@ class Stages:
             under_way.append((ready, segmented, evaluation))
 
         for ready in cases:
-            if len(waiting) >= self.runner.at_a_time:
+            if len(waiting) >= self.runner.max_device_calls:
                 evaluate_next()
             segment = steps.segment(
                 ready.prepared,
@@ -292,7 +292,7 @@ class Stages:
         call = steps.report(
             self.settings,
             results,
-            self.runner.failures_shown(pseudonymous=self.pseudonymous),
+            self.runner.failures_for_report(pseudonymous=self.pseudonymous),
             None if models is None else models.restoration,
             None if models is None else models.segmentation,
             installed_versions(),
@@ -326,4 +326,4 @@ class Stages:
             seconds=time.monotonic() - started,
         )
         useful = bool(results) if self.uses != ("train",) else models is not None
-        return finish(self.runner, run, showing.LIVER, private=private, useful=useful)
+        return finish_run(self.runner, run, ui_artifacts.LIVER, private=private, useful=useful)

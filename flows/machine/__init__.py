@@ -1,1 +1,1 @@
-"""This machine and this process: folders, environment, terminal, stop signal."""
+"""This machine and this process: folders, environment variables, terminal and stop signal."""

@@ -1,6 +1,6 @@
-"""Where things are kept, and the environment Prefect starts in.
+"""Folders of this machine, and the environment variables that Prefect and other libraries read.
 
-Nothing here imports Prefect: its settings are read once, at its import, so they must be in the environment before.
+This module does not import Prefect: Prefect reads its settings when it is imported, so they must be set before.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from medad.base.errors import ConfigError
 
 PREFECT_DEFAULTS = {
-    # an embedded server when no PREFECT_API_URL is set, whatever the user's profile says
+    # an embedded server if PREFECT_API_URL is not set, even if the user's profile says otherwise
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    # the first start migrates a new database: 14 s on two idle cores, more on a busy machine
+    # the first start creates the database: 14 s on two idle cores, more on a busy machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # hospital networks: nothing leaves the machine
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -24,29 +24,32 @@ PREFECT_DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
-    # a run that is silent for three of these is taken for dead (`adflows deploy`); by hand or by a worker alike
+    # seconds; a run that is silent for three of these counts as dead (`adflows deploy`)
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
-    # nothing is persisted; were it ever, a pickle could run code when it is read
+    # results are not persisted; if they were, a pickle could run code when it is read
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }
-"""Applied only where the user's environment is silent."""
+"""Environment variables for Prefect. Variables that the user has set take precedence."""
 
 LIBRARY_DEFAULTS = {
-    # threads that wait for each other sleep: spinning ones bring a shared machine to a crawl
+    # waiting threads sleep; spinning threads make a shared machine very slow
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Read by torch's OpenMP at its import; likewise only where the environment is silent."""
+"""Environment variables that torch's OpenMP reads at its import. The user's values take precedence."""
 
 NUMPY_WITHOUT_AVX512 = ("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL")
-"""For CPUs on which NumPy's AVX-512 sort is slow; see `sorts_slowly`. Names as of NumPy 2.4; others ignore them."""
-SHORTEST_HEARTBEAT_S = 30
-"""Prefect's own bound."""
+"""Variable and value for CPUs on which NumPy's AVX-512 sort is slow. Names as of NumPy 2.4; others ignore them."""
+MIN_HEARTBEAT_S = 30
+"""Lowest value that Prefect accepts."""
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
 def cache_root() -> Path:
-    """Folder of artifacts, locks and digests: $ADFLOWS_CACHE, else $XDG_CACHE_HOME/adflows, else ~/.cache/adflows."""
+    """Return the folder of artifacts, locks and digests.
+
+    It is $ADFLOWS_CACHE, else $XDG_CACHE_HOME/adflows, else ~/.cache/adflows.
+    """
     if explicit := os.environ.get("ADFLOWS_CACHE"):
         return Path(explicit).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -54,82 +57,82 @@ def cache_root() -> Path:
 
 
 def runs_root() -> Path:
-    """Where deployed flows put their run folders: $ADFLOWS_RUNS, else `runs` in the working directory."""
+    """Return the folder of deployed flows' run folders: $ADFLOWS_RUNS, else `runs` in the working directory."""
     return Path(os.environ.get("ADFLOWS_RUNS") or "runs").expanduser().absolute()
 
 
 def host_name() -> str:
-    """This machine's name in a server's queues and limits: $ADFLOWS_HOST, else its host name without the domain."""
+    """Return this machine's name in queues and limits: $ADFLOWS_HOST, else its host name without the domain."""
     name = os.environ.get("ADFLOWS_HOST") or socket.gethostname().partition(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "localhost"
 
 
 def heartbeat_s() -> int:
-    """Seconds between the signs of life of a run. Raises ConfigError for what Prefect would not take."""
+    """Return the seconds between a run's heartbeats. Raise ConfigError for a value that Prefect does not accept."""
     name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
     text = os.environ.get(name, PREFECT_DEFAULTS[name])
-    if not text.isdecimal() or int(text) < SHORTEST_HEARTBEAT_S:
-        raise ConfigError(f"{name}={text}: expected a whole number of seconds, {SHORTEST_HEARTBEAT_S} or more")
+    if not text.isdecimal() or int(text) < MIN_HEARTBEAT_S:
+        raise ConfigError(f"{name}={text}: expected a whole number of seconds, {MIN_HEARTBEAT_S} or more")
     return int(text)
 
 
 def package_parent() -> Path:
-    """Folder that holds the packages flows, medad and zsad."""
+    """Return the folder that holds the packages flows, medad and zsad."""
     return Path(__file__).resolve().parents[2]
 
 
 def _checkout() -> Path | None:
-    """The repository that the packages run from; None where they were installed from a wheel."""
+    """Return the repository that the packages run from. None: they were installed from a wheel."""
     folder = package_parent()
     return folder if (folder / "pyproject.toml").is_file() and (folder / "prefect.yaml").is_file() else None
 
 
 def product_folder() -> Path:
-    """Folder of `configs`, `deploy` and `prefect.yaml`: the repository, or the copy that travels in the wheel."""
+    """Return the folder of `configs`, `deploy` and `prefect.yaml`: the repository, or the copy in the wheel."""
     return _checkout() or package_parent() / "flows" / "shipped"
 
 
 def working_folder() -> Path:
-    """Where deployed flows run: the repository; the current folder where the packages came from a wheel."""
+    """Return the folder that deployed flows run in: the repository, or for a wheel the current folder."""
     return _checkout() or Path.cwd()
 
 
 def config_folders() -> tuple[Path, ...]:
-    """Folders of configurations: the administrator's own, $ADFLOWS_CONFIGS, before the product's."""
+    """Return the folders of configurations: $ADFLOWS_CONFIGS if set, then the product's."""
     own = os.environ.get("ADFLOWS_CONFIGS")
     return (*([Path(own).expanduser().absolute()] if own else []), config_folder())
 
 
 def config_names(flow: str) -> list[str]:
-    """Names of the configurations of a flow, in order."""
+    """Return the names of a flow's configurations, sorted."""
     return sorted({path.stem for folder in config_folders() for path in (folder / flow).glob("*.yaml")})
 
 
 def find_config(config: Path, flow: str) -> Path:
-    """Return a path as it is, and for a bare name the configuration of this name. Raises ConfigError."""
+    """Return a path unchanged, and for a bare name the configuration of that name. Raise ConfigError for none."""
     if config.exists() or config.suffix or len(config.parts) > 1:
         return config
     return named_config(config.name, flow)
 
 
 def named_config(name: str, flow: str) -> Path:
-    """The configuration of this name in the first of the folders that holds it. Raises ConfigError."""
+    """Return the configuration of a name, from the first folder that holds it. Raise ConfigError if none does."""
     for folder in config_folders():
         if (found := folder / flow / f"{name}.yaml").is_file():
             return found
-    raise ConfigError(f"{name}: no such file, and none of the configurations {', '.join(config_names(flow))}")
+    raise ConfigError(f"{name}: neither a file nor one of the configurations {', '.join(config_names(flow))}")
 
 
 def config_folder() -> Path:
-    """The product's own `configs`."""
+    """Return the product's folder `configs`."""
     return product_folder() / "configs"
 
 
-def sorts_slowly(cpuinfo: str) -> bool:
-    """Whether NumPy sorts several times slower by AVX-512 than by AVX2 on the CPU that /proc/cpuinfo describes.
+def has_slow_avx512_sort(cpuinfo: str) -> bool:
+    """Return whether NumPy sorts several times slower with AVX-512 than with AVX2 on a CPU. Takes /proc/cpuinfo.
 
-    AMD's Zen 4 does in microcode what that sort rests on, storing the chosen lanes of a register: 40 ns a float of
-    4 million, 7 ns by AVX2.
+    The sort stores selected lanes of a register, and AMD's Zen 4 does this in microcode. For 4 million floats, one
+    takes 40 ns with AVX-512 and 7 ns with AVX2.
     """
     lines = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     first = {name.strip(): value.strip() for name, value in lines.items()}
@@ -138,30 +141,33 @@ def sorts_slowly(cpuinfo: str) -> bool:
 
 
 def prepare_numpy() -> None:
-    """Set what NumPy reads at import. Call before importing it; the user's own setting wins."""
+    """Set the environment that NumPy reads at its import. Call this before. The user's value takes precedence."""
     with contextlib.suppress(OSError):
-        if sorts_slowly(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")):
+        if has_slow_avx512_sort(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")):
             os.environ.setdefault(*NUMPY_WITHOUT_AVX512)
 
 
 def prepare_prefect(*, verbose: bool = False) -> None:
-    """Set what Prefect, and the libraries that compute, read at import. Call before it; the user's own settings win."""
+    """Set the environment that Prefect and the computing libraries read at their import. Call this before.
+
+    Variables that the user has set take precedence.
+    """
     prepare_numpy()
     for name, value in (PREFECT_DEFAULTS | LIBRARY_DEFAULTS).items():
         os.environ.setdefault(name, value)
-    # a proxy for the world must not be asked for a server on this machine
+    # requests to a server on this machine must not go through a proxy
     for name in ("no_proxy", "NO_PROXY"):
         if proxied := os.environ.get(name, os.environ.get(name.swapcase(), "")):
             missing = [host for host in LOCAL_HOSTS if host not in proxied.split(",")]
             os.environ[name] = ",".join([proxied, *missing])
         else:
             os.environ[name] = ",".join(LOCAL_HOSTS)
-    # the console only: the server still gets every log line
+    # for the console only: the server still gets every log line
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
 
 
 def memory_bytes() -> int | None:
-    """Memory this process may use: the machine's, or its container's; None where neither says."""
+    """Return the memory that this process may use: the machine's or its container's. None: unknown."""
     known = []
     with contextlib.suppress(ValueError, OSError):
         known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -174,11 +180,11 @@ def memory_bytes() -> int | None:
 
 
 def core_count() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count() -> int:
-    """Tasks to run at a time: one a core, as far as memory goes (reading one big scan peaks near 2 GB)."""
+    """Return how many tasks to run at a time: one per core, with 3 GB of memory each. A big scan needs 2 GB."""
     memory = memory_bytes()
     return core_count() if memory is None else max(1, min(core_count(), int(memory / 3e9)))

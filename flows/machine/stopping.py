@@ -1,12 +1,15 @@
-"""How a flow that is ended from outside reaches its threads: none can be interrupted, so whatever takes long asks."""
+"""The stop signal of a flow. Threads cannot be interrupted, so long work checks `stopping` regularly."""
 
 from __future__ import annotations
 
 import threading
 
 stopping = threading.Event()
-"""Set when the flow is being ended from outside."""
+"""Event that is set when the flow is cancelled or interrupted."""
 
 
 class StoppedError(BaseException):
-    """Ends a step whose flow was interrupted (a training's last checkpoint stays). No bug, hence no Exception."""
+    """The end of a step whose flow was interrupted. It is not a bug, so it is not an Exception.
+
+    The last checkpoint of a training stays.
+    """

@@ -1,7 +1,7 @@
-"""Prints results on standard output and progress on the user's own terminal (stderr).
+"""Output: results on standard output, and progress on the user's terminal (standard error).
 
-Progress may show paths, which may hold names of patients. `terminal` is therefore silent until the command line turns
-it on, so that a worker's output stays free of paths.
+Progress may show paths, and paths may hold names of patients. `terminal` is therefore silent until the command line
+turns it on. A worker's output stays free of paths.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from medad.base.progress import Progress
 
-PLAIN_LINE_S = 30.0
-"""Between lines on progress where stderr is no terminal."""
+LOG_INTERVAL_S = 30.0
+"""Time between lines of progress if standard error is not a terminal."""
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a line of the result on standard output."""
     import typer
 
@@ -30,7 +30,7 @@ def say(text: str) -> None:
 
 
 class Terminal:
-    """Lines, and a progress bar for each training phase or step that goes image by image."""
+    """The user's terminal. It shows lines, and one progress bar per training phase or step."""
 
     def __init__(self) -> None:
         self.enabled = False
@@ -51,7 +51,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[None]:
-        """Show progress bars until left; within another such block there is nothing to do."""
+        """Show progress bars inside the `with` block. A block inside another one does nothing."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -75,7 +75,7 @@ class Terminal:
                 self._bar.clear()
 
     def training(self, progress: Progress) -> None:
-        """Show where training is."""
+        """Show the progress of a training."""
         left = format_seconds(progress.seconds_left)
         loss = f"loss {progress.loss:.4f}"
         long = (
@@ -85,7 +85,7 @@ class Terminal:
         self._show(progress.phase, progress.step, progress.steps, f"{loss} left {left}", long)
 
     def count(self, name: str, done: int, total: int, what: str = "images") -> None:
-        """Show how many images a step is through with."""
+        """Show how many images a step has processed."""
         self._show(name, done, total, "", f"{name}: {done} of {total} {what}")
 
     def _show(self, name: str, done: int, total: int, note: str, long: str) -> None:
@@ -100,14 +100,14 @@ class Terminal:
                     self._bars.remove_task(self._bar.pop(name))
                 return
             now = time.monotonic()
-            if now - self._last_line.setdefault(name, now) < PLAIN_LINE_S:
+            if now - self._last_line.setdefault(name, now) < LOG_INTERVAL_S:
                 return
             self._last_line[name] = now
         self.line(long)
 
 
 def format_seconds(seconds: float) -> str:
-    """`1 h 02 min`, `2 min 03 s`, `4.5 s`."""
+    """Format a time, as `1 h 02 min`, `2 min 03 s` or `4.5 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

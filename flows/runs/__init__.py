@@ -1,1 +1,1 @@
-"""A run: submit steps, count, dry run, outcome, run folder, Prefect artifacts."""
+"""A run: runners, dry runs, outcomes, run folders and artifacts in Prefect's UI."""

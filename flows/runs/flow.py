@@ -1,6 +1,7 @@
-"""Flows: bodies that run under Prefect, in this process alone, or as a dry run.
+"""Flows: functions that run under Prefect, in this process without Prefect, or as a dry run.
 
-A body takes its settings, makes its runner by `new_runner`, and returns an `Outcome`. It knows nothing of Prefect.
+The function of a flow takes its settings, gets its runner from `new_runner` and returns an `Outcome`. It does not use
+Prefect.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 from flows.runs.outcome import Outcome
 from flows.runs.plan import PlanRunner
-from flows.runs.runner import LocalRunner, running_on
+from flows.runs.runner import LocalRunner, use_runner
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -21,24 +22,27 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-class OurFlow(Generic[P]):
-    """A flow's body and the ways to run it. Each returns the outcome, or raises what made the flow as a whole fail."""
+class RunnableFlow(Generic[P]):
+    """A flow's function and the ways to run it.
+
+    Each way returns the outcome, or raises the error that made the flow as a whole fail.
+    """
 
     def __init__(self, body: Callable[P, Outcome], name: str, run_name: str) -> None:
         self.body, self.name, self.run_name = body, name, run_name
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         """Run in this process, without Prefect."""
-        with running_on(LocalRunner):
+        with use_runner(LocalRunner):
             return self.body(*args, **kwargs)
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
-        """Say what would be done; make nothing. `details["plan"]` holds the rows."""
-        with running_on(PlanRunner):
+        """Return what would be done, without doing it. The outcome's `details["plan"]` holds one row per call."""
+        with use_runner(PlanRunner):
             return self.body(*args, **kwargs)
 
     def run(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
-        """Run as a flow of Prefect."""
+        """Run as a Prefect flow."""
         bound = inspect.signature(self.body).bind(*args, **kwargs).arguments
         flow: Callable[..., State[Any]] = self.prefect
         outcome = flow(**bound, return_state=True).result(raise_on_failure=False)
@@ -49,12 +53,12 @@ class OurFlow(Generic[P]):
 
     @functools.cached_property
     def prefect(self) -> Flow[..., Any]:
-        """The flow as Prefect knows it."""
+        """Return the Prefect flow of this function."""
         from flows.runs.prefect_flow import prefect_flow
 
         return prefect_flow(self.body, self.name, self.run_name)
 
 
-def our_flow(name: str, run_name: str) -> Callable[[Callable[P, Outcome]], OurFlow[P]]:
-    """Make a flow of a body. `run_name` may name the body's parameters, as `liver {settings.name}`."""
-    return lambda body: OurFlow(body, name, run_name)
+def define_flow(name: str, run_name: str) -> Callable[[Callable[P, Outcome]], RunnableFlow[P]]:
+    """Turn a function into a flow. `run_name` may use the function's parameters, as in `liver {settings.name}`."""
+    return lambda body: RunnableFlow(body, name, run_name)

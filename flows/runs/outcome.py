@@ -1,4 +1,4 @@
-"""How a flow ends, for whoever called it."""
+"""The outcome of a flow: counts, failures, figures and the run folder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from flows.runs.plan import PlanRunner
-from flows.runs.run_folder import RunFolder, publish
+from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import Runner
-from flows.runs.showing import Showing, show_run
+from flows.runs.ui_artifacts import UiLayout, create_run_artifacts
 from medad.base.errors import CaseFailure
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a flow did."""
+    """The result of a flow."""
 
     computed: int
     cached: int
@@ -24,15 +24,15 @@ class Outcome:
     run_folder: Path | None = field(default=None, repr=False)
     headline: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    """What else a command prints as JSON."""
+    """Further values that the command prints as JSON."""
     useful: bool = True
-    """Whether something came out that somebody can use, in spite of the failures."""
+    """Whether the flow produced a usable result, in spite of failures."""
     summary: str = ""
-    """What was done, in one line without a path. Empty: the counts."""
+    """One line for Prefect's state, without a path. Empty: the counts are shown."""
 
     @classmethod
-    def of(cls, runner: Runner, **more: Any) -> Outcome:
-        """Return what was done so far; of a dry run its plan, whatever `more` says of results."""
+    def from_runner(cls, runner: Runner, **more: Any) -> Outcome:
+        """Return the outcome of a runner so far. For a dry run it holds the plan, and `more` is ignored."""
         if isinstance(runner, PlanRunner):
             rows = [
                 {"step": row.step, "case": row.label, "status": row.status, "reason": row.reason} for row in runner.rows
@@ -47,26 +47,26 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """One line for Prefect's state."""
+        """Return one line for Prefect's state."""
         counts = f"{self.computed} computed, {self.cached} cached, {len(self.failures)} failed"
         return self.summary or counts
 
 
-def finish(
+def finish_run(
     runner: Runner,
     run: RunFolder,
-    showing: Showing,
+    layout: UiLayout,
     *,
     private: bool = False,
     useful: bool,
     details: Callable[[], dict[str, Any]] = dict,
 ) -> Outcome:
-    """Publish into the run folder and show in Prefect's UI, there without a `private` folder's path; plan a dry run.
+    """Write the run folder and show the run in Prefect's UI. For a dry run, only return the plan.
 
-    `details` are asked for once the run folder is there.
+    The path of a `private` folder is not shown in the UI. `details` is called once the run folder exists.
     """
-    if not runner.makes:
-        return Outcome.of(runner)
-    headline = publish(run, runner)
-    runner.show(lambda: show_run(showing, run.path, runner, private=private))
-    return Outcome.of(runner, run_folder=run.path, headline=headline, useful=useful, details=details())
+    if not runner.makes_artifacts:
+        return Outcome.from_runner(runner)
+    headline = publish_run_folder(run, runner)
+    runner.show_in_ui(lambda: create_run_artifacts(layout, run.path, runner, private=private))
+    return Outcome.from_runner(runner, run_folder=run.path, headline=headline, useful=useful, details=details())

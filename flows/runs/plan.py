@@ -1,7 +1,7 @@
-"""Dry runs: the flows' own stages over a runner that makes nothing and says what would be made, and why.
+"""Dry runs: the flow runs with a runner that makes no artifacts and records which it would make, and why.
 
-What follows from an artifact that is yet to be made has no key yet: should the artifact come out as it was, its
-successors may well be found. So they are called neither cached nor stale, and are told what they wait for.
+A call that depends on an artifact not yet made has no key yet. Whether it is cached depends on that artifact's content.
+The plan therefore calls it neither cached nor to be made, and names the step that it waits for.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Literal
 
 from flows.machine.environment import cache_root
 from flows.privacy.log_filter import install
-from flows.runs.runner import Done, Runner, Submitted, describe
+from flows.runs.runner import FinishedCall, Runner, SubmittedCall, to_case_failure
 from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from flows.store.step import Call, content_key
 from flows.store.upkeep import Change, nearest
 from medad.base.errors import InputError
 
-PLANNED = "planned"
-"""First part of the path of a reference to what is not made; no step has this name."""
-SHOWN_CHANGES = 4
+NOT_MADE = "planned"
+"""First part of the path of a reference to an artifact that does not exist yet. No step has this name."""
+MAX_CHANGES = 4
 
 Status = Literal["cached", "make", "follows"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One call of a dry run."""
+class PlannedCall:
+    """One call of a dry run, and what a real run would do with it."""
 
     step: str
     label: str
@@ -36,55 +36,55 @@ class Row:
 
     @property
     def line(self) -> str:
-        said = {"cached": "cached", "make": f"to make: {self.reason}", "follows": f"waits for {self.reason}"}
-        return f"{self.step} {self.label}: {said[self.status]}"
+        texts = {"cached": "cached", "make": f"to make: {self.reason}", "follows": f"waits for {self.reason}"}
+        return f"{self.step} {self.label}: {texts[self.status]}"
 
 
 class PlanRunner(Runner):
-    """Looks calls up and makes none."""
+    """A runner that looks calls up in the cache and makes no artifacts."""
 
-    makes = False
+    makes_artifacts = False
 
     def begin(self) -> None:
         install()
-        self.rows: list[Row] = []
+        self.rows: list[PlannedCall] = []
 
     @property
-    def at_a_time(self) -> int:
+    def max_device_calls(self) -> int:
         return 1
 
-    def submit(self, label: str, call: Call) -> Submitted:
-        """Look a call up; a stand-in takes the place of what is yet to be made."""
+    def submit(self, label: str, call: Call) -> SubmittedCall:
+        """Look a call up. Return a placeholder reference if its artifact does not exist yet."""
         step = call.step.name
         try:
-            row, found = self._look(label, call)
+            row, found = self._plan(label, call)
         except InputError as error:
-            waits = cache_root() / PLANNED
+            waits = cache_root() / NOT_MADE
             if waits not in error.path.parents:
-                self.fail(describe(label, step, error))
-                return Done(label, None)
-            row, found = Row(step, label, "follows", error.path.relative_to(waits).parts[0]), None
+                self.record_failure(to_case_failure(label, step, error))
+                return FinishedCall(label, None)
+            row, found = PlannedCall(step, label, "follows", error.path.relative_to(waits).parts[0]), None
         self.rows.append(row)
-        return Done(label, found or Ref(step=step, key="", digest="", path=f"{PLANNED}/{step}"))
+        return FinishedCall(label, found or Ref(step=step, key="", digest="", path=f"{NOT_MADE}/{step}"))
 
-    def _look(self, label: str, call: Call) -> tuple[Row, Ref | None]:
+    def _plan(self, label: str, call: Call) -> tuple[PlannedCall, Ref | None]:
         name = call.step.name
         waits_for = sorted({ref.step for ref in call.refs() if not ref.made})
         if waits_for:
-            return Row(name, label, "follows", ", ".join(waits_for)), None
+            return PlannedCall(name, label, "follows", ", ".join(waits_for)), None
         store, parts = ArtifactStore(), call.parts()
         if self.refresh:
-            return Row(name, label, "make", "--refresh"), None
+            return PlannedCall(name, label, "make", "--refresh"), None
         found = store.find(call.step, content_key(parts))
         if found is not None:
-            return Row(name, label, "cached"), found
-        return Row(name, label, "make", _why(nearest(store, call.step, parts))), None
+            return PlannedCall(name, label, "cached"), found
+        return PlannedCall(name, label, "make", _reason(nearest(store, call.step, parts))), None
 
 
-def _why(changes: list[Change] | None) -> str:
+def _reason(changes: list[Change] | None) -> str:
     if changes is None:
         return "nothing of this step is cached"
     if not changes:
         return "the cached artifact is damaged"
-    more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
-    return ", ".join(change.line for change in changes[:SHOWN_CHANGES]) + more
+    more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+    return ", ".join(change.line for change in changes[:MAX_CHANGES]) + more

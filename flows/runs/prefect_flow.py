@@ -1,4 +1,4 @@
-"""A flow's body as a flow of Prefect."""
+"""The Prefect flow of a flow's function."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.devices.engines import RUNNER
+from flows.devices.engines import TASK_RUNNER
 from flows.privacy.log_filter import without_private_text
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_runner import PrefectRunner
-from flows.runs.runner import running_on
+from flows.runs.runner import use_runner
 
 
 def final_state(outcome: Outcome) -> State[Outcome]:
-    """Return Completed, with another name where a case failed; Failed for a bug, or when nothing useful came out."""
+    """Return the state of a flow: Completed, CompletedWithFailures or Failed.
+
+    CompletedWithFailures is a Completed state: some cases failed. Failed: there was a bug, or no usable result.
+    """
     if outcome.bug is not None or (outcome.failures and not outcome.useful):
         return Failed(message=outcome.message, data=outcome)
     name = "CompletedWithFailures" if outcome.failures else "Completed"
@@ -27,15 +30,15 @@ def final_state(outcome: Outcome) -> State[Outcome]:
 
 
 def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow[..., Any]:
-    """Return the flow: its tasks run on the engine that the settings name, its states hold no private text.
+    """Return the Prefect flow. Its tasks run on the engine that the settings name; its states hold no private text.
 
-    No flow is tried again by Prefect: a night of training that failed would fail again. What was done is cached, and
-    the next run goes on from there.
+    Prefect does not retry flows: a long training that failed would fail again. Finished steps are cached, so the next
+    run continues from there.
     """
 
     @functools.wraps(body)
     def within(*args: Any, **kwargs: Any) -> State[Outcome]:
-        with running_on(PrefectRunner):
+        with use_runner(PrefectRunner):
             return final_state(body(*args, **kwargs))
 
     signature = inspect.signature(body, eval_str=True)
@@ -44,7 +47,7 @@ def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow
         without_private_text(within),
         name=name,
         flow_run_name=run_name,
-        task_runner=RUNNER,
+        task_runner=TASK_RUNNER,
         persist_result=False,
         retries=0,
         log_prints=True,

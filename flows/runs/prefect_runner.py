@@ -1,7 +1,7 @@
-"""The runner under Prefect: each call is a task, on whatever engine the settings name.
+"""The runner under Prefect: each call is a task on the engine that the settings name.
 
-Prefect keeps states and no results: a call whose artifact was there shows as Cached, and the artifact lies in our
-store alone.
+Prefect stores states but no results; artifacts are in the artifact store only. A call whose artifact existed before
+shows as Cached.
 """
 
 from __future__ import annotations
@@ -19,91 +19,91 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed
 
-from flows.devices.child import compute, load_ahead
-from flows.devices.engines import EngineRunner
+from flows.devices.child import compute_in_child, preload_libraries
+from flows.devices.engines import EngineTaskRunner
 from flows.devices.server_limit import server_slot
 from flows.machine.stopping import stopping
 from flows.privacy.log_filter import without_private_text
 from flows.runs.retries import RETRY_DELAYS_S
-from flows.runs.runner import Found, Runner, Submitted, attempt, describe, make_here
+from flows.runs.runner import BuiltArtifact, Runner, SubmittedCall, find_or_make, make_in_this_process, to_case_failure
 from flows.store.artifacts import BuildRecord
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import CaseFailure
 
-CACHED = "Cached"
-"""Name of the state of a task whose artifact was there."""
+CACHED_STATE = "Cached"
+"""Name of the state of a task whose artifact existed before."""
 
 
-def make(call: Call, out: Path, key: str) -> BuildRecord | None:
-    """Run a call: a device step in a process of its own, within the server's limit."""
+def make_on_worker(call: Call, out: Path, key: str) -> BuildRecord | None:
+    """Run a call. A device step runs in a new process and holds a slot of the server's limit."""
     if call.step.before_devices:
-        load_ahead()
+        preload_libraries()
     if call.step.kind is None:
-        return make_here(call, out, key)
+        return make_in_this_process(call, out, key)
     with server_slot():
-        return compute(call, out, key)
+        return compute_in_child(call, out, key)
 
 
 @without_private_text
-def perform(label: str, call: Call, refresh: bool) -> State[Any]:
-    """Run a call as the body of a task."""
-    outcome = attempt(label, call, refresh=refresh, make=make)
-    if isinstance(outcome, Found):
-        return Completed(name=CACHED if outcome.cached else "Completed", message=label, data=outcome)
+def run_call(label: str, call: Call, refresh: bool) -> State[Any]:
+    """Run a call as the function of a task."""
+    outcome = find_or_make(label, call, refresh=refresh, make=make_on_worker)
+    if isinstance(outcome, BuiltArtifact):
+        return Completed(name=CACHED_STATE if outcome.cached else "Completed", message=label, data=outcome)
     if outcome.bug is not None:
         get_run_logger().error("internal error", exc_info=outcome.bug)
-    elif not outcome.transient and call.step.kind is None:  # of the others Prefect says so itself
+    elif not outcome.transient and call.step.kind is None:  # Prefect logs tasks that it retries
         get_run_logger().error("%s: %s", outcome.case_id, outcome.rule)
     return Failed(message=f"{outcome.case_id}: {outcome.rule}", data=outcome)
 
 
-def task_of(call: Call) -> Task[[str, Call, bool], State[Any]]:
+def prefect_task(call: Call) -> Task[[str, Call, bool], State[Any]]:
     """Return the Prefect task for a call's step."""
     return Task(
-        perform,
+        run_call,
         name=call.step.name,
         task_run_name=call.step.name + " {label}",
         cache_policy=NO_CACHE,
         persist_result=False,
-        # what a library prints goes to the log, through its filter, and not into a worker's output
+        # output that libraries print goes to the log and its filter, not to the worker's output
         log_prints=True,
-        # reading and writing alone: a night of training that failed would fail again
+        # retry only reading and writing: a long training that failed would fail again
         retries=0 if call.step.kind is not None else len(RETRY_DELAYS_S),
         retry_delay_seconds=list(RETRY_DELAYS_S),
-        retry_condition_fn=_worth_another_try,
+        retry_condition_fn=_should_retry,
     )
 
 
-def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def _should_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     outcome = state.result(raise_on_failure=False)
     return isinstance(outcome, CaseFailure) and outcome.transient
 
 
 class PrefectRunner(Runner):
-    """Runs calls as tasks of the flow that is under way."""
+    """A runner that runs calls as tasks of the current Prefect flow."""
 
     def begin(self) -> None:
         super().begin()
         self._numbering = threading.Lock()
         context = FlowRunContext.get()
-        if context is not None and isinstance(context.task_runner, EngineRunner):
+        if context is not None and isinstance(context.task_runner, EngineTaskRunner):
             context.task_runner.use(self.machine)
 
-    def submit(self, label: str, call: Call) -> Submitted:
-        with self._numbering:  # Prefect numbers a flow's tasks without a lock of its own
-            return UnderWay(self, label, call, task_of(call).submit(label, call, self.refresh))
+    def submit(self, label: str, call: Call) -> SubmittedCall:
+        with self._numbering:  # Prefect numbers a flow's tasks without a lock
+            return RunningCall(self, label, call, prefect_task(call).submit(label, call, self.refresh))
 
-    def show(self, show: Callable[[], None]) -> None:
+    def show_in_ui(self, show: Callable[[], None]) -> None:
         try:
             show()
-        except Exception as error:  # whatever a server or the way to it can raise
+        except Exception as error:  # a server or the network can raise anything
             get_run_logger().warning("artifacts could not be shown: %s", type(error).__name__)
 
 
 @dataclass(frozen=True)
-class UnderWay(Submitted):
-    """A call on Prefect's task runner."""
+class RunningCall(SubmittedCall):
+    """A call that Prefect's task runner is running."""
 
     runner: Runner
     label: str
@@ -113,26 +113,29 @@ class UnderWay(Submitted):
     def ref(self) -> Ref | None:
         try:
             self.future.wait()
-        except BaseException:  # Ctrl-C, a worker's cancellation: leaving the flow waits for its threads
+        except BaseException:  # Ctrl-C or a cancellation; Prefect waits for the threads when the flow ends
             stopping.set()
             raise
         state = self._state()
-        # a task that was cancelled or crashed raises here, and ends the flow
+        # a task that was cancelled or crashed raises here and ends the flow
         outcome = state.result(raise_on_failure=not state.is_failed())
-        if isinstance(outcome, Found | CaseFailure):
-            return self.runner.take(self.label, outcome)
-        if isinstance(outcome, Exception):  # outside the body: Prefect's own doing
-            return self.runner.take(self.label, describe(self.label, self.call.step.name, outcome))
+        if isinstance(outcome, BuiltArtifact | CaseFailure):
+            return self.runner.record_outcome(self.label, outcome)
+        if isinstance(outcome, Exception):  # an error of Prefect, outside the task's function
+            return self.runner.record_outcome(self.label, to_case_failure(self.label, self.call.step.name, outcome))
         raise TypeError(f"task {self.call.step.name} ended in {state.name} without a result")
 
     def _state(self) -> State[Any]:
-        """Return how the task ended; a cluster's worker that died with it leaves no state, but the cluster's error."""
+        """Return the final state of the task.
+
+        A task whose worker on a cluster died never gets a final state. The cluster's error then gives the reason.
+        """
         state = self.future.state
         if state.is_final():
             return state
         try:
             self.future.result(raise_on_failure=False)
         except Exception as error:
-            rule = f"the worker that carried it died ({type(error).__name__})"
+            rule = f"the worker that ran it died ({type(error).__name__})"
             return Failed(message=rule, data=CaseFailure(self.label, self.call.step.name, rule))
         return self.future.state

@@ -1,6 +1,6 @@
-"""Which failures of a task are worth another try: reading and writing where the way to the disk gave out for a moment.
+"""Retries of failed tasks. Only errors of a disk or network share that may be gone in a moment are retried.
 
-A broken file stays broken, and what went wrong in a night of training would go wrong again: these fail at once.
+A broken file stays broken, and a failed training would fail again. These fail at once.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 
 RETRY_DELAYS_S = (5.0, 30.0)
-"""Before the second and the third try. A share that is away for longer is for the next run."""
+"""Waiting time before the second and the third try, in seconds. If a share is away for longer, the call fails."""
 
 TRANSIENT = frozenset(
     {
-        errno.EIO,  # what a soft-mounted share answers when its server does not
+        errno.EIO,  # a soft-mounted share gives this when its server does not answer
         errno.ESTALE,
         errno.ETIMEDOUT,
         errno.EHOSTDOWN,
@@ -28,7 +28,7 @@ TRANSIENT = frozenset(
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is of a share or disk that may answer the next time."""
+    """Return whether an error, or its cause, is one of a share or disk that may work the next time."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in TRANSIENT:

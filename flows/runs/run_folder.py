@@ -1,7 +1,7 @@
-"""The run folder: what a run leaves for people, copied out of the cache in one move.
+"""The run folder: the results of a run for people, copied out of the cache.
 
-runs/<flow>/<name>/report.html, report.json, preview.png and what else the flow says
-                   manifest.json           what went in, what it took, what is here
+runs/<flow>/<name>/report.html, report.json, preview.png and further files of the flow
+                   manifest.json           inputs, settings, versions, times and a list of the files
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from medad.base.manifest import MANIFEST
 from medad.base.settings import Settings
 from medad.base.storage import disk_full_as_user_error, sync_path
 
-SCHEMA = "adflows run 1"
-SHOWN_LIBRARIES = (
+MANIFEST_SCHEMA = "adflows run 1"
+REPORTED_LIBRARIES = (
     "adflows",
     "prefect",
     "torch",
@@ -57,37 +57,37 @@ HEADLINE = {
     "pixel_auroc": "pixel AUROC",
     "pixel_aupro": "AUPRO",
 }
-"""Figures of a report that are printed at the end of a run, where it has them."""
-INSERTED = "Inserted lesions: these figures tell how well drawn-in lesions are found, not tumours."
+"""Figures that are printed at the end of a run, if its report has them: key -> title."""
+INSERTED_NOTICE = "Inserted lesions: these figures say how well inserted lesions are found, not tumours."
 
 
 @dataclass(frozen=True)
-class Copied:
-    """A file of an artifact that the run folder gets."""
+class FileCopy:
+    """A file of an artifact to copy into the run folder."""
 
     ref: Ref
     source: str
-    """Name in the artifact; a folder stands for all files in it. Left out where the artifact has none of this name."""
+    """Name in the artifact. A folder stands for all files in it. A name that does not exist is left out."""
     target: str
     """Name in the run folder."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run folder is made from."""
+    """The contents of a run folder, before it is written."""
 
     path: Path
     settings: Settings
-    copies: tuple[Copied, ...]
+    copies: tuple[FileCopy, ...]
     manifest: Callable[[], Mapping[str, Any]]
-    """Gives what the flow adds to the manifest, as JSON values without any path: its inputs' digests, its models."""
+    """Function that returns the flow's entries of the manifest, such as digests. JSON values without paths."""
     seconds: float
 
 
 def installed_versions() -> dict[str, str]:
-    """Name -> version of Python and of what computes."""
+    """Return the versions of Python and of the main libraries, by name."""
     versions = {"python": platform.python_version()}
-    for name in SHOWN_LIBRARIES:
+    for name in REPORTED_LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -96,53 +96,56 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_commit() -> dict[str, Any] | None:
-    """Commit of the checkout that the package runs from, and whether files differ from it; None without a checkout."""
+    """Return the commit of the checkout that the package runs from, and whether files differ from it.
+
+    None: the package does not run from a checkout.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 
-    def ask(*arguments: str) -> str:
+    def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=30, encoding="utf-8", errors="replace"
         ).stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def copied(ref: Ref | None, *names: str) -> list[Copied]:
-    """These files of an artifact, under the same names."""
-    return [] if ref is None else [Copied(ref, name, name) for name in names]
+def copies_of(ref: Ref | None, *names: str) -> list[FileCopy]:
+    """Return copies of files of an artifact, with the same names in the run folder."""
+    return [] if ref is None else [FileCopy(ref, name, name) for name in names]
 
 
-def publish(run: RunFolder, runner: Runner) -> dict[str, float | None]:
-    """Write the run folder and return the headline figures (empty without truth).
+def publish_run_folder(run: RunFolder, runner: Runner) -> dict[str, float | None]:
+    """Write the run folder and return the headline figures, which are empty without ground truth.
 
-    The folder is built beside its place and moved there whole. Files in an earlier folder of this name that the
-    earlier run did not write are kept. Raises DiskFullError.
+    The folder is built under a temporary name and then moved into place. An earlier run folder of this name is
+    replaced; files in it that no run wrote stay. Raise DiskFullError if the disk is full.
     """
     store = ArtifactStore()
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_as_user_error(run.path.parent), store.lock(f"run-{file_name_digest(run.path)}"):
+    with disk_full_as_user_error(run.path.parent), store.lock(f"run-{path_digest(run.path)}"):
         work = run.path.with_name(f".{run.path.name}.new")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
-            _copy(run.copies, work)
+            _copy_files(run.copies, work)
             _write_manifest(work, run, runner)
-            _swap(work, run.path)
+            _replace_folder(work, run.path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return read_headline(run.path)
 
 
-def writable(folder: Path) -> Path:
-    """A run folder's absolute path, once its parent is known to take it: found now, not after a night of training.
+def ensure_writable(folder: Path) -> Path:
+    """Return a run folder's absolute path after a check that its parent is writable.
 
-    Raises ConfigError.
+    The check finds the problem now, not after a long training. Raise ConfigError if it fails.
     """
     folder = folder.absolute()
     try:
@@ -154,13 +157,13 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def file_name_digest(path: Path) -> str:
-    """A name for a path's lock that tells nothing of the path."""
+def path_digest(path: Path) -> str:
+    """Return a digest of a path. It names the path's lock without revealing the path."""
     return hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:32]
 
 
-def _copy(copies: Iterable[Copied], work: Path) -> None:
-    """Copies and no links: an edit in the run folder must not damage the cache."""
+def _copy_files(copies: Iterable[FileCopy], work: Path) -> None:
+    """Copy the files. Links would let an edit in the run folder damage the cache."""
     for each in copies:
         source = each.ref.folder() / each.source
         files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
@@ -176,7 +179,7 @@ def _write_manifest(work: Path, run: RunFolder, runner: Runner) -> None:
     files = sorted(path for path in work.rglob("*") if path.is_file())
     settings = run.settings.public()
     manifest = {
-        "schema": SCHEMA,
+        "schema": MANIFEST_SCHEMA,
         "name": settings["name"],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),
@@ -197,19 +200,19 @@ def _write_manifest(work: Path, run: RunFolder, runner: Runner) -> None:
     sync_path(work / MANIFEST)
 
 
-def _swap(work: Path, final: Path) -> None:
+def _replace_folder(work: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old")
-    if old.is_dir() and not final.exists():  # a predecessor was killed between the two moves below
+    if old.is_dir() and not final.exists():  # an earlier run was killed between the two moves below
         old.replace(final)
     shutil.rmtree(old, ignore_errors=True)
-    sync_path(work)  # on the disk before it has its name: also a power cut leaves a whole folder or none
+    sync_path(work)  # write to disk before the rename: a power cut leaves a complete folder or none
     if final.exists():
         final.replace(old)
     work.replace(final)
     sync_path(final.parent)
     if not old.is_dir():
         return
-    written = {*_files_of(old), MANIFEST}
+    written = {*_files_in_manifest(old), MANIFEST}
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old).as_posix()
         if path.is_file() and name not in written and not (final / name).exists():
@@ -218,14 +221,14 @@ def _swap(work: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _files_of(folder: Path) -> set[str]:
+def _files_in_manifest(folder: Path) -> set[str]:
     try:
         return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _read_report(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -234,8 +237,8 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def read_headline(folder: Path) -> dict[str, float | None]:
-    """The figures that are printed, by key; empty where nothing was evaluated."""
-    report = _report(folder)
+    """Return the headline figures of a run folder, by key. Empty: nothing was evaluated."""
+    report = _read_report(folder)
     figures = report.get("summary") or {}
     if report.get("macro"):
         metrics = report["macro"][-1]["metrics"]
@@ -244,14 +247,14 @@ def read_headline(folder: Path) -> dict[str, float | None]:
 
 
 def read_notices(folder: Path) -> list[str]:
-    """What must be said beside the figures; empty where there is nothing of the kind."""
-    report = _report(folder)
-    if report.get("inserted", {}).get("any"):  # a report on livers
-        return [*report.get("warnings", ()), INSERTED]
+    """Return the notices that must be printed with the figures."""
+    report = _read_report(folder)
+    if report.get("inserted", {}).get("any"):  # a liver report
+        return [*report.get("warnings", ()), INSERTED_NOTICE]
     notices = [notice["text"] for notice in report.get("notices", ()) if notice["kind"] != "published"]
     return [*notices, *report["notes"]] if "notices" in report else []
 
 
-def read_statement(folder: Path) -> str:
-    """The notices as one text."""
+def read_notices_text(folder: Path) -> str:
+    """Return the notices as one text."""
     return " ".join(read_notices(folder))

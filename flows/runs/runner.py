@@ -1,7 +1,7 @@
-"""Runners of calls: they make artifacts or find them, and keep count. This one needs no Prefect.
+"""Runners: they make the artifacts of calls or find them in the cache, and count. This module does not use Prefect.
 
-A broken case ends its call with one line; nothing of it is kept, and the flow goes on with the others. So does a bug,
-which is raised when all else is done.
+A broken case fails its call with one line and leaves no artifact; the flow continues with the other cases. So does a
+bug, which is raised after everything else is done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from flows.devices.child import compute
-from flows.devices.progress import watching
-from flows.devices.slots import device_slot, devices_of
+from flows.devices.child import compute_in_child
+from flows.devices.progress import progress_callback
+from flows.devices.slots import allowed_devices, device_slot
 from flows.machine.stopping import stopping
 from flows.machine.terminal import format_seconds, terminal
 from flows.privacy.log_filter import install, learn_call, path_filter, rule_of
@@ -32,12 +32,12 @@ from medad.base.errors import CaseFailure, InputError, UserError
 from medad.base.settings import ANY_MACHINE, MachineSettings
 
 _log = logging.getLogger(__name__)
-CLUSTER_AT_A_TIME = 64
-"""Device calls handed to a cluster of unknown size."""
+MAX_CALLS_ON_CLUSTER = 64
+"""Number of device calls to submit at once to a cluster of unknown size."""
 
 
-def describe(label: str, stage: str, error: Exception) -> CaseFailure:
-    """Return what to keep of an error: the rule, and apart from it the path, which only the terminal shows."""
+def to_case_failure(label: str, stage: str, error: Exception) -> CaseFailure:
+    """Turn an error into a CaseFailure: its rule, and separately its path, which only the terminal shows."""
     transient = is_transient(error)
     if isinstance(error, UserError):
         path, rule = rule_of(error)
@@ -49,39 +49,42 @@ def describe(label: str, stage: str, error: Exception) -> CaseFailure:
 
 
 @dataclass(frozen=True)
-class Found:
-    """An artifact that a call made or found."""
+class BuiltArtifact:
+    """The artifact of a call, made now or found in the cache."""
 
     ref: Ref
     cached: bool
-    """Whether it was there before."""
+    """Whether it existed before."""
 
 
-Make = Callable[[Call, Path, str], BuildRecord | None]
-"""Makes a call's artifact in an empty folder, for a key."""
+MakeArtifact = Callable[[Call, Path, str], BuildRecord | None]
+"""Function that makes a call's artifact in an empty folder: (call, folder, key)."""
 
 
-def attempt(label: str, call: Call, *, refresh: bool, make: Make) -> Found | CaseFailure:
-    """Make a call's artifact or find it; return why it failed. `label` is what the user and the UI see of the case."""
+def find_or_make(label: str, call: Call, *, refresh: bool, make: MakeArtifact) -> BuiltArtifact | CaseFailure:
+    """Find a call's artifact in the cache or make it. Return a CaseFailure if that fails.
+
+    `label` is the name of the case for the user and the UI.
+    """
     learn_call(label, call)
     try:
         parts = call.parts()
         key = content_key(parts)
         ref, cached = ArtifactStore().build(call.step, parts, lambda out: make(call, out, key), refresh=refresh)
-        return Found(ref, cached)
+        return BuiltArtifact(ref, cached)
     except Exception as error:
-        return describe(label, call.step.name, error)
+        return to_case_failure(label, call.step.name, error)
 
 
-def make_here(call: Call, out: Path, key: str) -> BuildRecord | None:
-    """Run a call in this process; a device step on a GPU in a process of its own, which sees no other."""
+def make_in_this_process(call: Call, out: Path, key: str) -> BuildRecord | None:
+    """Run a call in this process. A device step on a GPU runs in a new process that sees only this GPU."""
     if call.step.kind is None:
-        with watching(call) as report:
+        with progress_callback(call) as report:
             call.run(out, Place("cpu", call.batch_size, report), key=key)
         return None
-    if any(device.is_gpu for device in devices_of(call.machine.gpus)):
-        return compute(call, out, key)
-    with device_slot(call.machine.gpus) as slot, watching(call) as report:
+    if any(device.is_gpu for device in allowed_devices(call.machine.gpus)):
+        return compute_in_child(call, out, key)
+    with device_slot(call.machine.gpus) as slot, progress_callback(call) as report:
         made = BuildRecord.now(slot.device.name)
         call.run(out, Place(slot.device.torch_name, call.batch_size, report), key=key)
         return made
@@ -96,23 +99,23 @@ class TaskRecord:
     key: str
     cached: bool
     seconds: float
-    """Time that making the artifact took, whenever that was."""
+    """Time that making the artifact took, now or in an earlier run."""
     device: str
-    """Device that computed it: cpu or gpu-N; empty for a step that needs none."""
+    """Device that computed it: cpu or gpu-N. Empty for a step that needs no device."""
 
 
-class Submitted(abc.ABC):
-    """A call that was handed to a runner."""
+class SubmittedCall(abc.ABC):
+    """A call that was submitted to a runner."""
 
     label: str
 
     @abc.abstractmethod
     def ref(self) -> Ref | None:
-        """Wait for its artifact. None when the call failed; the runner then holds why."""
+        """Wait for the artifact and return its reference. None: the call failed, and the runner recorded why."""
 
 
 @dataclass(frozen=True)
-class Done(Submitted):
+class FinishedCall(SubmittedCall):
     """A call that has ended."""
 
     label: str
@@ -123,10 +126,10 @@ class Done(Submitted):
 
 
 class Runner(abc.ABC):
-    """Runs calls and keeps count: what was computed, what was cached, what failed."""
+    """The base of all runners. It runs calls and records what was computed, cached or failed."""
 
-    makes: ClassVar[bool] = True
-    """Whether artifacts are made; False for a dry run, which leaves nothing behind."""
+    makes_artifacts: ClassVar[bool] = True
+    """Whether artifacts are made. False for a dry run, which writes nothing."""
 
     def __init__(self, machine: MachineSettings = ANY_MACHINE, *, refresh: bool = False) -> None:
         self.machine = machine
@@ -134,9 +137,9 @@ class Runner(abc.ABC):
         self.records: list[TaskRecord] = []
         self.failures: list[CaseFailure] = []
         self.notes: list[str] = []
-        """What went otherwise than asked for, for the report."""
+        """Deviations from the request, such as a smaller batch size, for the report."""
         self.groups: dict[str, tuple[str, str]] = {}
-        """Label -> the group that it belongs to (a row, a system), and the name of the case in it."""
+        """Label -> (group, case): the row or system that the label belongs to, and the name of the case in it."""
         self.begin()
 
     def begin(self) -> None:
@@ -148,40 +151,40 @@ class Runner(abc.ABC):
         weakref.finalize(self, store.mark_run())
 
     @property
-    def at_a_time(self) -> int:
-        """How many device calls to hand out at once: more would hold workers that have other things to do."""
+    def max_device_calls(self) -> int:
+        """Return how many device calls to submit at once. More would only block workers that others need."""
         if self.machine.engine_address is not None:
-            return self.machine.engine_workers or CLUSTER_AT_A_TIME
-        return len(devices_of(self.machine.gpus))
+            return self.machine.engine_workers or MAX_CALLS_ON_CLUSTER
+        return len(allowed_devices(self.machine.gpus))
 
     @abc.abstractmethod
-    def submit(self, label: str, call: Call) -> Submitted:
+    def submit(self, label: str, call: Call) -> SubmittedCall:
         """Start a call."""
 
     def run(self, label: str, call: Call) -> Ref | None:
-        """Run a call and wait; None when it failed."""
+        """Run a call, wait, and return its reference. None: it failed."""
         return self.submit(label, call).ref()
 
-    def scoped(self, group: str, part: str) -> Scoped:
-        """Return a view for one part of a group, as `tp` and `seed 0`: its labels name them, counts are shared."""
-        return Scoped(self, group, part)
+    def for_group(self, group: str, part: str) -> GroupRunner:
+        """Return a runner for one part of a group, as `tp` and `seed 0`. Its labels name both. Counts are shared."""
+        return GroupRunner(self, group, part)
 
-    def tag(self, label: str, group: str, case_id: str) -> str:
+    def set_group(self, label: str, group: str, case_id: str) -> str:
         """Remember which group a label belongs to; return the label."""
         self.groups[label] = (group, case_id)
         return label
 
-    def show(self, show: Callable[[], None]) -> None:  # noqa: B027 - most runners have no UI
-        """Show what a run leaves in Prefect's UI, where there is one."""
+    def show_in_ui(self, show: Callable[[], None]) -> None:  # noqa: B027 - most runners have no UI
+        """Create artifacts in Prefect's UI by calling `show`. Runners without a UI do nothing."""
 
-    def fail(self, failure: CaseFailure) -> None:
-        """Note a case that cannot go on, and tell the user once."""
-        if failure.line not in {known.line for known in self.failures}:  # one bad file may end many steps
+    def record_failure(self, failure: CaseFailure) -> None:
+        """Record a failed case and print its line once."""
+        if failure.line not in {known.line for known in self.failures}:  # one bad file may fail many steps
             terminal.line(failure.line)
         self.failures.append(failure)
 
-    def done(self, label: str, ref: Ref, *, cached: bool) -> None:
-        """Note a finished call."""
+    def record_success(self, label: str, ref: Ref, *, cached: bool) -> None:
+        """Record and print a finished call."""
         sidecar = ArtifactStore().sidecar(ref)
         terminal.line(f"{ref.step} {label}: {'cached' if cached else format_seconds(sidecar.seconds)}")
         if sidecar.notes:
@@ -190,16 +193,16 @@ class Runner(abc.ABC):
             self.notes.append(note)
         self.records.append(TaskRecord(ref.step, label, ref.key, cached, sidecar.seconds, sidecar.device))
 
-    def take(self, label: str, outcome: Found | CaseFailure) -> Ref | None:
-        """Note how a call ended; None when it failed."""
-        if isinstance(outcome, Found):
-            self.done(label, outcome.ref, cached=outcome.cached)
+    def record_outcome(self, label: str, outcome: BuiltArtifact | CaseFailure) -> Ref | None:
+        """Record how a call ended and return its reference. None: it failed."""
+        if isinstance(outcome, BuiltArtifact):
+            self.record_success(label, outcome.ref, cached=outcome.cached)
             return outcome.ref
-        self.fail(outcome)
+        self.record_failure(outcome)
         return None
 
-    def failures_shown(self, *, pseudonymous: bool) -> tuple[CaseFailure, ...]:
-        """Return what a report says of the failures; names of files only where names of cases may be shown."""
+    def failures_for_report(self, *, pseudonymous: bool) -> tuple[CaseFailure, ...]:
+        """Return the failures for a report. File names are left out if cases have pseudonyms."""
         found = []
         for failure in self.failures:
             group, case_id = self.groups.get(failure.case_id, (failure.group, failure.case_id))
@@ -217,74 +220,79 @@ class Runner(abc.ABC):
 
 
 class LocalRunner(Runner):
-    """Runs each call at once, in this process: no Prefect, no server, no cluster.
+    """A runner that runs each call immediately in this process, without Prefect, server or cluster.
 
-    Device steps on a CPU have no process of their own here, hence neither time limits nor smaller batches.
+    Device steps on a CPU run in this process, so they have no time limit and no retry with smaller batches.
     """
 
-    def submit(self, label: str, call: Call) -> Submitted:
+    def submit(self, label: str, call: Call) -> SubmittedCall:
         for delay_s in (*RETRY_DELAYS_S, None):
-            outcome = attempt(label, call, refresh=self.refresh, make=make_here)
-            if isinstance(outcome, Found) or not outcome.transient or call.step.kind is not None or delay_s is None:
+            outcome = find_or_make(label, call, refresh=self.refresh, make=make_in_this_process)
+            if (
+                isinstance(outcome, BuiltArtifact)
+                or not outcome.transient
+                or call.step.kind is not None
+                or delay_s is None
+            ):
                 break
             time.sleep(delay_s)
         if isinstance(outcome, CaseFailure) and outcome.bug is not None:
             _log.error("internal error", exc_info=outcome.bug)
-        return Done(label, self.take(label, outcome))
+        return FinishedCall(label, self.record_outcome(label, outcome))
 
 
-_kind: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
+_runner_type: ContextVar[type[Runner]] = ContextVar("runner", default=LocalRunner)
 
 
 def new_runner(machine: MachineSettings, *, refresh: bool) -> Runner:
-    """Return the runner of the flow under way: of the kind that it was started with."""
-    return _kind.get()(machine, refresh=refresh)
+    """Return a runner of the type that the current flow was started with."""
+    return _runner_type.get()(machine, refresh=refresh)
 
 
 @contextlib.contextmanager
-def running_on(kind: type[Runner]) -> Iterator[None]:
-    """Within, flows' bodies have runners of this kind."""
-    token = _kind.set(kind)
+def use_runner(kind: type[Runner]) -> Iterator[None]:
+    """Make `new_runner` return runners of this type inside the `with` block."""
+    token = _runner_type.set(kind)
     try:
         yield
     finally:
-        _kind.reset(token)
+        _runner_type.reset(token)
 
 
-class Scoped(Runner):
-    """One group's view of a runner that several share, each going on in a thread of its own."""
+class GroupRunner(Runner):
+    """A runner for one group of calls. Several groups share one runner, each in its own thread."""
 
-    def __init__(self, whole: Runner, group: str, part: str) -> None:
-        # the base's initialiser would begin another run
-        self.whole, self.group, self.part = whole, group, part
-        self.machine, self.refresh, self.makes = whole.machine, whole.refresh, whole.makes  # type: ignore[misc]
+    def __init__(self, shared: Runner, group: str, part: str) -> None:
+        # the base class's initialiser would begin another run
+        self.shared, self.group, self.part = shared, group, part
+        self.machine, self.refresh, self.makes_artifacts = shared.machine, shared.refresh, shared.makes_artifacts  # type: ignore[misc]
         self.records, self.failures, self.notes, self.groups = (
-            whole.records, whole.failures, whole.notes, whole.groups,
+            shared.records, shared.failures, shared.notes, shared.groups,
         )  # fmt: skip
 
     @property
-    def at_a_time(self) -> int:
-        return self.whole.at_a_time
+    def max_device_calls(self) -> int:
+        return self.shared.max_device_calls
 
-    def show(self, show: Callable[[], None]) -> None:
-        self.whole.show(show)
+    def show_in_ui(self, show: Callable[[], None]) -> None:
+        self.shared.show_in_ui(show)
 
     def label(self, case_id: str) -> str:
-        """Return what a call or a failure of this group is called in the whole run."""
-        return self.tag(f"{self.group}, {self.part}: {case_id}", self.group, f"{self.part}: {case_id}")
+        """Return the label of a case of this group in the shared runner."""
+        return self.set_group(f"{self.group}, {self.part}: {case_id}", self.group, f"{self.part}: {case_id}")
 
-    def submit(self, label: str, call: Call) -> Submitted:
-        return self.whole.submit(self.label(label), call)
+    def submit(self, label: str, call: Call) -> SubmittedCall:
+        return self.shared.submit(self.label(label), call)
 
-    def fail(self, failure: CaseFailure) -> None:
-        self.whole.fail(replace(failure, case_id=self.label(failure.case_id)))
+    def record_failure(self, failure: CaseFailure) -> None:
+        self.shared.record_failure(replace(failure, case_id=self.label(failure.case_id)))
 
 
 @dataclass
-class Once(Submitted):
-    """A call that several wait for: its end is noted once."""
+class SharedCall(SubmittedCall):
+    """A call that several threads wait for. Its end is recorded once."""
 
-    task: Submitted
+    task: SubmittedCall
 
     def __post_init__(self) -> None:
         self.label = self.task.label

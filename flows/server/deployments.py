@@ -28,7 +28,7 @@ from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.log_filter import path_filter
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import prefect_flow
-from flows.runs.run_folder import writable
+from flows.runs.run_folder import ensure_writable
 from flows.runs.runner import new_runner
 from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
@@ -187,7 +187,7 @@ def liver_nightly(
     from medad.config.liver import load
 
     settings = load(named_config(config, "liver"), _without_none(name=name, seed=seed))
-    return liver.body(settings, writable(runs_root() / "liver" / settings.name), refresh)
+    return liver.body(settings, ensure_writable(runs_root() / "liver" / settings.name), refresh)
 
 
 @_deployed("zsad", "zsad {config}")
@@ -199,7 +199,7 @@ def zsad_weekly(
     from zsad.config.run import load
 
     settings = load(named_config(config, "zsad"), _without_none(name=name, seeds=seeds))
-    return zsad.body(settings, writable(runs_root() / "zsad" / settings.name), refresh)
+    return zsad.body(settings, ensure_writable(runs_root() / "zsad" / settings.name), refresh)
 
 
 @_deployed("liver-step", "{step} of {case_id}")
@@ -234,7 +234,7 @@ def case_step(
         written = _copy_result(source, runs_root() / "steps" / case_id / step)
         details["written"] = str(written)
         create_markdown_artifact(f"{step} of {case_id}: `{written}`", key="liver-step")
-    return Outcome.of(runner, details=details, useful=ref is not None)
+    return Outcome.from_runner(runner, details=details, useful=ref is not None)
 
 
 segment_inbox = liver_inbox.prefect
@@ -249,7 +249,7 @@ def _copy_result(result: Path, folder: Path) -> Path:
     """Copy a result out of the cache into `folder`, completely or not at all. Returns the copy."""
     from medad.base.storage import atomic_path
 
-    writable(folder)
+    ensure_writable(folder)
     folder.mkdir(exist_ok=True)
     with atomic_path(folder / result.name) as temporary:
         shutil.copyfile(result, temporary)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.machine.environment import heartbeat_s, product_folder, working_folder
-from flows.machine.terminal import say
+from flows.machine.terminal import print_result
 from flows.server.supervise import POLL_S, Child, run_until_stopped
 from flows.server.ui_policy import forbid_other_hosts
 from medad.base.errors import ConfigError
@@ -101,7 +101,7 @@ def serve_until_stopped(
         _start_server(server, server_options)
         _apply(deploy_options, worker_options)
         worker.start()
-        say(f"{_worker_line(worker_options)}; Ctrl-C ends both")
+        print_result(f"{_worker_line(worker_options)}; Ctrl-C ends both")
 
     with _lock_database():
         _check_port(server_options)
@@ -124,7 +124,7 @@ def run_worker_until_stopped(worker_options: WorkerOptions) -> None:
 
     def begin() -> None:
         worker.start()
-        say(f"{_worker_line(worker_options)}; Ctrl-C ends it")
+        print_result(f"{_worker_line(worker_options)}; Ctrl-C ends it")
 
     os.environ.update(worker_environment(worker_options))
     run_until_stopped((worker,), begin)
@@ -151,7 +151,7 @@ def _start_server(server: Child, server_options: ServerOptions) -> None:
     server.start()
     _wait_for(server, server_options)
     forbid_other_hosts(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]))
-    say(f"server: {server_options.url}")
+    print_result(f"server: {server_options.url}")
 
 
 def _home() -> Path:
@@ -247,4 +247,4 @@ def _apply(deploy_options: DeployOptions, worker_options: WorkerOptions) -> None
         product_folder(), working_folder(), worker_options.pool, worker_options.host, device_count(), heartbeat_s()
     )
     for applied in asyncio.run(deploy(site, notify=deploy_options.notify)):
-        say(applied.line)
+        print_result(applied.line)

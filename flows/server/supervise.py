@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from flows.machine.terminal import say
+from flows.machine.terminal import print_result
 
 STOP_RUNS_S = 60.0
 """Time that runs get to end. A training checks between two batches whether it must stop."""
@@ -68,10 +68,10 @@ class Child:
             low, high = BACKOFF_S
             self.delay_s = low if now - self.started >= STABLE_S else min(high, max(low, 2 * self.delay_s))
             self.due = now + self.delay_s
-            say(f"{self.name}: ended with code {code}; restarting in {self.delay_s:.0f} s")
+            print_result(f"{self.name}: ended with code {code}; restarting in {self.delay_s:.0f} s")
         if self.due is not None and now >= self.due:
             self.start()
-            say(f"{self.name}: restarted")
+            print_result(f"{self.name}: restarted")
 
     def stop(self) -> None:
         """Ask the process to end, and kill it if it does not end in `stop_s`."""
@@ -85,7 +85,7 @@ class Child:
         try:
             self.process.wait(self.stop_s)
         except subprocess.TimeoutExpired:
-            say(f"{self.name}: did not end within {self.stop_s:.0f} s; killing it")
+            print_result(f"{self.name}: did not end within {self.stop_s:.0f} s; killing it")
             self.process.kill()
             self.process.wait()
         self.process = None
@@ -107,7 +107,7 @@ def run_until_stopped(children: Sequence[Child], begin: Callable[[], None]) -> N
                 _reap_orphans({child.process.pid for child in children if child.process is not None})
                 time.sleep(POLL_S)
         except _StopRequested:
-            say("stopping")
+            print_result("stopping")
         finally:
             # a second Ctrl-C must not leave a process behind
             for number in handlers:
@@ -117,7 +117,7 @@ def run_until_stopped(children: Sequence[Child], begin: Callable[[], None]) -> N
             _end_orphans()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    say("stopped")
+    print_result("stopped")
 
 
 def _raise_stop(number: int, frame: FrameType | None) -> None:
@@ -165,7 +165,7 @@ def _end_runs(worker: int) -> None:
     signalled: set[int] = set()
     while (left := _children(worker)) and time.monotonic() < end:
         for pid in left - signalled:
-            say(f"worker: ending the run of process {pid}")
+            print_result(f"worker: ending the run of process {pid}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         signalled |= left

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
-from flows.runs import showing
-from flows.runs.flow import our_flow
+from flows.runs import ui_artifacts
+from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
-from flows.runs.run_folder import Copied, copied, installed_versions
-from flows.runs.runner import Submitted, describe, new_runner
+from flows.runs.run_folder import FileCopy, copies_of, installed_versions
+from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
 from flows.store.artifacts import ArtifactStore
 from flows.store.digests import path_digest
 from flows.store.references import Ref
@@ -62,7 +62,7 @@ class Scoring:
     seed: int
     label: str
     features: Ref
-    scores: Submitted
+    scores: SubmittedCall
 
 
 class CompareStages(ImageStages):
@@ -73,11 +73,11 @@ class CompareStages(ImageStages):
         self.settings = settings
         self.features: dict[tuple[str, str], Prepared] = {}
         """Prepared categories, by encoder and category."""
-        self.texts: dict[tuple[str, str, PromptStyle], Submitted] = {}
+        self.texts: dict[tuple[str, str, PromptStyle], SubmittedCall] = {}
         """Tasks of text features, by encoder, category and prompt style."""
         self._refs: dict[int, Ref | None] = {}
 
-    def ref_of(self, task: Submitted) -> Ref | None:
+    def ref_of(self, task: SubmittedCall) -> Ref | None:
         """Wait for a task, and return its artifact. A task that several systems share is counted once."""
         if id(task) not in self._refs:
             self._refs[id(task)] = task.ref()
@@ -92,7 +92,7 @@ class CompareStages(ImageStages):
     def _encode(self, categories: Sequence[ImageSet]) -> None:
         self._drop_unfit_systems()
         systems = [*self.settings.systems, *self._ablated()]
-        waiting: list[tuple[str, ImageSet, Submitted]] = []
+        waiting: list[tuple[str, ImageSet, SubmittedCall]] = []
         for name in dict.fromkeys(system.encoder for system in systems):
             encoder = self.settings.encoders[name]
             if not self.has_weights(encoder, f"encoder {name}"):
@@ -118,12 +118,14 @@ class CompareStages(ImageStages):
             try:
                 check_outputs(self.settings.encoders[system.encoder], system.outputs)
             except UserError as error:
-                self.runner.fail(describe(self.runner.tag(system.display_name, system.display_name, ""), "find", error))
+                self.runner.record_failure(
+                    to_case_failure(self.runner.set_group(system.display_name, system.display_name, ""), "find", error)
+                )
             else:
                 fitting.append(system)
         self.settings = self.settings.model_copy(update={"systems": tuple(fitting)})
 
-    def _text(self, encoder: str, category: ImageSet, style: PromptStyle) -> Submitted:
+    def _text(self, encoder: str, category: ImageSet, style: PromptStyle) -> SubmittedCall:
         key = (encoder, category.name, style)
         if key not in self.texts:
             prompts = self.settings.prompts.model_copy(update={"style": style})
@@ -138,7 +140,7 @@ class CompareStages(ImageStages):
         name = self.settings.ablation_encoder
         return [system for ablation in self.settings.ablations for _, system in ablation_systems(ablation, name)]
 
-    def train(self, categories: Sequence[ImageSet]) -> dict[tuple[str, str], Submitted]:
+    def train(self, categories: Sequence[ImageSet]) -> dict[tuple[str, str], SubmittedCall]:
         """Train the learned systems without a checkpoint, on auxiliary images, or for each category on all others."""
         learned = [s for s in self.settings.systems if isinstance(s, AprilGan | AnomalyClip) and s.checkpoint is None]
         if not learned:
@@ -148,7 +150,7 @@ class CompareStages(ImageStages):
             notes = list(self.notes)  # notes about auxiliary images must not appear in the report
             auxiliary = self.find_in(self.settings.auxiliary, "auxiliary")
             self.notes = notes
-        trained: dict[tuple[str, str], Submitted] = {}
+        trained: dict[tuple[str, str], SubmittedCall] = {}
         for system in learned:
             for category in categories:
                 others = auxiliary if auxiliary is not None else [one for one in categories if one is not category]
@@ -157,7 +159,9 @@ class CompareStages(ImageStages):
                     rule = (
                         "is trained on other categories, but there is only one; give a checkpoint or auxiliary images"
                     )
-                    self.runner.fail(describe(label, steps.TRAIN.name, InputError("data", f"{system.title} {rule}")))
+                    self.runner.record_failure(
+                        to_case_failure(label, steps.TRAIN.name, InputError("data", f"{system.title} {rule}"))
+                    )
                     continue
                 sets = tuple(one for other in others if (one := self._training_set(system, other)) is not None)
                 if sets:
@@ -197,7 +201,7 @@ class CompareStages(ImageStages):
 
     def _label(self, system: System, category: str, seed: int | None = None) -> str:
         label = f"{category}, {system.display_name}" + (f", seed {seed}" if seed is not None and system.seeded else "")
-        return self.runner.tag(label, system.display_name, category)
+        return self.runner.set_group(label, system.display_name, category)
 
     def score(self, categories: Sequence[ImageSet]) -> tuple[list[SystemResult[Ref]], list[AblationResult[Ref]]]:
         """Score and evaluate all systems on all categories and seeds, and the ablations."""
@@ -221,7 +225,7 @@ class CompareStages(ImageStages):
         return SystemResult(system, encoder_info(encoder, weights.get("weights", "")), found)
 
     def _start_scoring(
-        self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], Submitted]
+        self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], SubmittedCall]
     ) -> list[Scoring]:
         found = []
         for category in categories:
@@ -246,7 +250,7 @@ class CompareStages(ImageStages):
         text: Ref | None,
         seed: int,
         label: str,
-        trained: dict[tuple[str, str], Submitted],
+        trained: dict[tuple[str, str], SubmittedCall],
     ) -> Call | None:
         settings, category = self.settings, prepared.images
         encoder = settings.encoders[system.encoder]
@@ -285,12 +289,12 @@ class CompareStages(ImageStages):
                 path_filter.learn(path, category.name)
                 images.append(LabelledImage("", path_digest(path), path, anomalous=False))
         except UserError as error:
-            self.runner.fail(describe(label, "find", error))
+            self.runner.record_failure(to_case_failure(label, "find", error))
             return None
         by_digest = {image.sha256: image for image in images}
         if len(by_digest) < system.shots:
             rule = f"{category.name}: only {len(images)} normal training images for {system.shots} shots"
-            self.runner.fail(describe(label, "find", InputError("data", rule)))
+            self.runner.record_failure(to_case_failure(label, "find", InputError("data", rule)))
             return None
         drawn = tuple(by_digest[digest] for digest in draw_shots(by_digest, seed, system.shots))
         call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.outputs)
@@ -331,22 +335,22 @@ class CompareStages(ImageStages):
 
     def report(self, systems: Sequence[SystemResult[Ref]], ablations: Sequence[AblationResult[Ref]]) -> Ref | None:
         """Write the report with tables, tests and ablations."""
-        failures = self.runner.failures_shown(pseudonymous=self.settings.data.pseudonyms)
+        failures = self.runner.failures_for_report(pseudonymous=self.settings.data.pseudonyms)
         notes = tuple(dict.fromkeys((*self.notes, *self.runner.notes)))
         call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), notes)
         return self.runner.run("report", call)
 
-    def finish_run(self, out: Path, copies: Sequence[Copied], started: float, *, useful: bool) -> Outcome:
+    def finish_run(self, out: Path, copies: Sequence[FileCopy], started: float, *, useful: bool) -> Outcome:
         """Call `finish` with this flow's entries of the manifest."""
         manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
-        return self.finish(out, self.settings, copies, manifest, started, showing.COMPARE, useful=useful)
+        return self.finish(out, self.settings, copies, manifest, started, ui_artifacts.COMPARE, useful=useful)
 
 
 def _folders(found: ByCategory) -> dict[str, dict[int, Ref]]:
     return {category: {seed: one.folder for seed, one in seeds.items()} for category, seeds in found.items()}
 
 
-@our_flow("zsad-compare", "compare {settings.name}")
+@define_flow("zsad-compare", "compare {settings.name}")
 def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
     """Compare all systems of the configuration on its images. Writes the report to the run folder `out`."""
     started = time.monotonic()
@@ -355,14 +359,14 @@ def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> Outc
         systems, ablations = stages.score(stages.prepare())
     report = stages.report(systems, ablations)
     useful = any(row.categories for row in systems)
-    return stages.finish_run(out, copied(report, *REPORT_FILES), started, useful=useful)
+    return stages.finish_run(out, copies_of(report, *REPORT_FILES), started, useful=useful)
 
 
-@our_flow("zsad-train", "train {settings.name}")
+@define_flow("zsad-train", "train {settings.name}")
 def train(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
     """Train the only learned system of the settings on all images. Writes its checkpoint to the run folder `out`."""
     started = time.monotonic()
     stages = CompareStages(settings, refresh=refresh)
     with terminal.bars():
         checkpoint = stages.train_one(stages.prepare())
-    return stages.finish_run(out, copied(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)
+    return stages.finish_run(out, copies_of(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)

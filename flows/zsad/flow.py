@@ -16,11 +16,11 @@ from pydantic import BaseModel
 
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
-from flows.runs import showing
-from flows.runs.flow import our_flow
+from flows.runs import ui_artifacts
+from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
-from flows.runs.run_folder import Copied, copied, installed_versions
-from flows.runs.runner import Submitted, describe, new_runner
+from flows.runs.run_folder import FileCopy, copies_of, installed_versions
+from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
 from flows.store.references import Ref
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
@@ -70,7 +70,7 @@ class Stages(ImageStages):
         if not self.has_weights(settings.encoder, "encoder"):
             return []
         machine = settings.machine
-        tasks: list[tuple[ImageSet, Submitted, Submitted]] = []
+        tasks: list[tuple[ImageSet, SubmittedCall, SubmittedCall]] = []
         for category in categories:
             text = steps.text(category.name, settings.encoder, settings.prompts, machine)
             images = steps.encode(category.images, settings.encoder, machine)
@@ -89,7 +89,7 @@ class Stages(ImageStages):
     def score(self, encoded: Sequence[Encoded]) -> list[CategoryResult[Ref]]:
         """Score and evaluate each category with each seed. Failed seeds are left out."""
         settings = self.settings
-        scores: list[tuple[Encoded, dict[int, Submitted]]] = []
+        scores: list[tuple[Encoded, dict[int, SubmittedCall]]] = []
         for each in encoded:
             images, label = each.category.images, each.category.label
             calls = {
@@ -101,7 +101,7 @@ class Stages(ImageStages):
             }  # fmt: skip
             tasks = {seed: self.runner.submit(_seed_label(label, seed), call) for seed, call in calls.items()}
             scores.append((each, tasks))
-        evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, Submitted]]] = []
+        evaluations: list[tuple[Encoded, dict[int, Ref], dict[int, SubmittedCall]]] = []
         for each, tasks in scores:
             refs = self._fuse(each.category, {seed: ref for seed, task in tasks.items() if (ref := task.ref())})
             evaluations.append((each, refs, self._evaluate(each, refs)))
@@ -127,7 +127,7 @@ class Stages(ImageStages):
         fused = {seed: task.ref() for seed, task in tasks.items()}
         return {seed: ref for seed in scores if (ref := fused[seed] if seed in fused else scores[seed])}
 
-    def _evaluate(self, each: Encoded, scores: dict[int, Ref]) -> dict[int, Submitted]:
+    def _evaluate(self, each: Encoded, scores: dict[int, Ref]) -> dict[int, SubmittedCall]:
         settings, category = self.settings, each.category
         calls = {
             seed: steps.evaluate(category.images, each.features, ref, settings.score.variants, settings.evaluation)
@@ -144,7 +144,7 @@ class Stages(ImageStages):
         for image in category.images:
             if image.sha256 in rules and image.mask is not None:
                 case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
-                self.runner.fail(
+                self.runner.record_failure(
                     CaseFailure(case_id, steps.EVALUATE.name, rule, str(image.mask), category=category.name)
                 )
 
@@ -157,7 +157,7 @@ class Stages(ImageStages):
 
     def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
         """Write the report of a labelled or unlabelled data set."""
-        failures = self.runner.failures_shown(pseudonymous=self.settings.data.pseudonyms)
+        failures = self.runner.failures_for_report(pseudonymous=self.settings.data.pseudonyms)
         notes = (*self.notes, *self.runner.notes)
         call = steps.report(self.settings, categories, failures, installed_versions(), notes)
         return self.runner.run("report", call)
@@ -165,9 +165,9 @@ class Stages(ImageStages):
     def finish_run(
         self,
         out: Path,
-        copies: Sequence[Copied],
+        copies: Sequence[FileCopy],
         started: float,
-        shows: showing.Showing,
+        shows: ui_artifacts.UiLayout,
         *,
         private: bool = False,
         useful: bool,
@@ -181,7 +181,7 @@ def _seed_label(label: str, seed: int) -> str:
     return f"{label}, seed {seed}"
 
 
-@our_flow("zsad", "zsad {settings.name}")
+@define_flow("zsad", "zsad {settings.name}")
 def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     """Run all stages, from images to a report in the run folder `out`."""
     started = time.monotonic()
@@ -189,10 +189,10 @@ def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
     with terminal.bars():
         categories = stages.score(stages.encode(stages.find()))
     report = stages.report(categories)
-    return stages.finish_run(out, copied(report, *REPORT_FILES), started, showing.ZSAD, useful=bool(categories))
+    return stages.finish_run(out, copies_of(report, *REPORT_FILES), started, ui_artifacts.ZSAD, useful=bool(categories))
 
 
-@our_flow("zsad-score", "score")
+@define_flow("zsad-score", "score")
 def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> Outcome:
     """Score unlabelled images of one category with the first seed and the last variant. Ignores `settings.data`."""
     from zsad.data.datasets import unlabelled_images
@@ -216,7 +216,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     try:
         found = unlabelled_images(request.images)
     except UserError as error:
-        stages.runner.fail(describe("images", "find", error))
+        stages.runner.record_failure(to_case_failure("images", "find", error))
     else:
         category = replace(found, name=request.category or found.name)
         with terminal.bars():
@@ -228,11 +228,13 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     call = steps.score_outputs(
         stages.settings,
         categories[0] if categories else None,
-        stages.runner.failures_shown(pseudonymous=False),
+        stages.runner.failures_for_report(pseudonymous=False),
         installed_versions(),
         (*stages.notes, *stages.runner.notes),
         ("png", "npy" if request.npy else "tiff"),
     )
     ref = stages.runner.run("images", call)
-    copies = copied(ref, *REPORT_FILES, "maps")
-    return stages.finish_run(request.out, copies, started, showing.ZSAD_SCORE, private=True, useful=bool(categories))
+    copies = copies_of(ref, *REPORT_FILES, "maps")
+    return stages.finish_run(
+        request.out, copies, started, ui_artifacts.ZSAD_SCORE, private=True, useful=bool(categories)
+    )

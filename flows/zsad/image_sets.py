@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from flows.machine.terminal import terminal
 from flows.privacy.log_filter import learn_data, path_filter
-from flows.runs.outcome import Outcome, finish
-from flows.runs.run_folder import Copied, RunFolder
-from flows.runs.runner import Runner, describe
-from flows.runs.showing import Showing
+from flows.runs.outcome import Outcome, finish_run
+from flows.runs.run_folder import FileCopy, RunFolder
+from flows.runs.runner import Runner, to_case_failure
+from flows.runs.ui_artifacts import UiLayout
 from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.zsad import steps
@@ -55,7 +55,7 @@ class ImageStages:
             self._prepare_samples(data, samples_dir())
             categories, problems = find_categories(data, samples_dir())
         except UserError as error:
-            self.runner.fail(describe("data", "find", error))
+            self.runner.record_failure(to_case_failure("data", "find", error))
             return []
         self._note(problems)
         return self.read_sets(categories)
@@ -72,7 +72,7 @@ class ImageStages:
     def _note(self, problems: Iterable[CaseFailure]) -> None:
         for problem in problems:
             path_filter.learn(Path(problem.path), problem.case_id)
-            self.runner.fail(problem)
+            self.runner.record_failure(problem)
 
     def read_sets(self, categories: Sequence[Category], label: str = "") -> list[ImageSet]:
         """Compute the digest of every file. Unreadable files are left out and added to the failures."""
@@ -95,7 +95,7 @@ class ImageStages:
                     path_digest(item.mask)
                 sha256 = path_digest(item.path)
             except UserError as error:
-                self.runner.fail(replace(describe(case_id, "find", error), category=category.name))
+                self.runner.record_failure(replace(to_case_failure(case_id, "find", error), category=category.name))
                 continue
             yield LabelledImage(item.id, sha256, item.path, item.anomalous, item.defect, item.mask)
 
@@ -109,7 +109,9 @@ class ImageStages:
             if image.sha256 in rules:
                 case_id = f"{category.name}/{image.id}"
                 rule = path_filter.scrub(rules[image.sha256])
-                self.runner.fail(CaseFailure(case_id, steps.ENCODE.name, rule, str(image.path), category=category.name))
+                self.runner.record_failure(
+                    CaseFailure(case_id, steps.ENCODE.name, rule, str(image.path), category=category.name)
+                )
         return replace(category, images=tuple(image for image in category.images if image.sha256 not in rules))
 
     def has_weights(self, encoder: EncoderSettings, label: str) -> bool:
@@ -117,7 +119,7 @@ class ImageStages:
         try:
             steps.weights_of(encoder)
         except UserError as error:
-            self.runner.fail(describe(label, "find", error))
+            self.runner.record_failure(to_case_failure(label, "find", error))
             return False
         return True
 
@@ -125,10 +127,10 @@ class ImageStages:
         self,
         out: Path,
         settings: ZsadSettings | CompareSettings,
-        copies: Sequence[Copied],
+        copies: Sequence[FileCopy],
         manifest: dict[str, Any],
         started: float,
-        showing: Showing,
+        layout: UiLayout,
         *,
         private: bool = False,
         useful: bool,
@@ -144,7 +146,7 @@ class ImageStages:
             manifest=lambda: {"inputs": [row for category in self.used for row in _input_rows(category)]} | manifest,
             seconds=time.monotonic() - started,
         )
-        return finish(self.runner, run, showing, private=private, useful=useful)
+        return finish_run(self.runner, run, layout, private=private, useful=useful)
 
 
 def weights_shown(encoder: EncoderSettings) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Scans that carry a patient in all that can carry one; each canary is a word that occurs nowhere else."""
+"""Scans with a patient's data in every place that can hold it. Each canary is a word that occurs nowhere else."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ SECRETS = (*DICOM_SECRETS, *NIFTI_SECRETS, *ITK_SECRETS, *NAME_SECRETS)
 
 @dataclass(frozen=True)
 class Canaries:
-    """A folder of marked data, and what to find where."""
+    """A folder of marked data, and the places of the secrets."""
 
     root: Path
     where: dict[str, Path] = field(default_factory=dict)
-    """Secret -> a file or folder that holds it in name or content."""
+    """Secret -> a file or folder that holds it, in its name or content."""
 
     @property
     def dicom(self) -> Path:
-        """A data set of layout folder, `images: */CT`, `labels: */leber.nii.gz`; one series of two is broken."""
+        """Return a data set of layout `folder` with `*/CT` and `*/leber.nii.gz`. One of two series is broken."""
         return self.root / ROOT
 
     @property
@@ -90,7 +90,7 @@ class Canaries:
 
 
 def mark_nifti(path: Path) -> None:
-    """Free text into every field of a NIfTI-1 header, and into an extension."""
+    """Write free text into every field of a NIfTI-1 header, and into an extension."""
     import nibabel
 
     image: Any = nibabel.load(path)
@@ -102,7 +102,7 @@ def mark_nifti(path: Path) -> None:
     header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", f"{NIFTI_SECRETS[4]} {NAME}".encode()))
     marked = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, header)
     marked.to_filename(path)
-    # nibabel clears data_type, which the standard calls unused
+    # nibabel clears data_type, because the standard calls it unused
     content = bytearray(zlib.decompress(path.read_bytes(), 47))
     content[4:14] = NIFTI_SECRETS[5].encode().ljust(10, b"\0")[:10]
     deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
@@ -110,7 +110,7 @@ def mark_nifti(path: Path) -> None:
 
 
 def mark_dicom(folder: Path, scan: Path) -> None:
-    """A series of a NIfTI scan's voxels, with free text in every tag, and the patient in the files' names."""
+    """Write a NIfTI scan as a DICOM series, with free text in every tag and the patient in the file names."""
     import pydicom
 
     from medad.ct.dicom import write_dicom
@@ -124,14 +124,14 @@ def mark_dicom(folder: Path, scan: Path) -> None:
         data.SpecificCharacterSet = "ISO_IR 100"
         for tag, value in DICOM_TEXTS.items():
             setattr(data, tag, value)
-        block = data.private_block(0x0029, "PLANTED", create=True)
+        block = data.private_block(0x0029, "CANARY", create=True)
         block.add_new(0x10, "LO", f"private {NAME}")
         data.save_as(folder / f"Dateinamski {number:04d}.dcm")
         path.unlink()
 
 
 def mark_itk(folder: Path, scan: Path, label: Path) -> dict[str, tuple[Path, Path]]:
-    """The scan as .mhd with .raw and as .nrrd, comments and all; each with the mask."""
+    """Write the scan as .mhd with .raw and as .nrrd, both with comments. Return each with the mask."""
     import SimpleITK as sitk
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def mark_itk(folder: Path, scan: Path, label: Path) -> dict[str, tuple[Path, Pat
 
 
 def write_marked(root: Path, world: Any) -> Canaries:
-    """Planted copies of a world's test scans; the training scans are marked in place."""
+    """Write marked copies of a world's test scans. The training scans are marked in place."""
     canaries = Canaries(root)
     for number, folder in enumerate((FOLDER, unicodedata.normalize("NFD", BROKEN_FOLDER))):
         mark_dicom(canaries.dicom / folder / "CT", world.lits / f"volume-{number}.nii.gz")

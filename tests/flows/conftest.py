@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import yaml
 
-# before Prefect is imported anywhere: it reads its environment once, and must not touch the developer's own database
+# before Prefect is imported: it reads its environment once, and must not use the developer's database
 _HOME = tempfile.TemporaryDirectory(prefix="adflows-test-prefect-")
 os.environ["PREFECT_HOME"] = _HOME.name
 for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "ADFLOWS_CACHE"):
     os.environ.pop(_name, None)
-# not the slots of whatever else this machine is doing
+# not the slots of other work on this machine
 os.environ["ADFLOWS_SLOTS"] = str(Path(_HOME.name) / "slots")
-# nor its register of patients
+# nor the machine's register of pseudonyms
 os.environ["ADFLOWS_PRIVATE"] = str(Path(_HOME.name) / "private")
 
 from flows.machine.environment import prepare_prefect  # noqa: E402
@@ -37,15 +37,15 @@ from tests.flows.fake_steps import RUNS  # noqa: E402
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, in force for this test."""
+    """Return an empty cache folder that this test uses."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("ADFLOWS_CACHE", str(folder))
     return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_learned() -> None:
-    """The filter hides no word because another module's folder was called by it."""
+def forget_learned_names() -> None:
+    """Clear the words that the log filter learned from folders of other test modules."""
     from flows.privacy.log_filter import path_filter
 
     path_filter.clear()
@@ -53,7 +53,7 @@ def nothing_learned() -> None:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """A server with an empty database; yields its API's address."""
+    """Start a server with an empty database. Yield the address of its API."""
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
@@ -64,34 +64,34 @@ def prefect_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Callable[..., Ran]:
-    """The command line, run in this process, its flows without Prefect: where Prefect is not what is tested."""
+def cli() -> Callable[..., CommandResult]:
+    """Return the command line for this process. Its flows run without Prefect, for tests of other things."""
     return functools.partial(run_cli, local=True)
 
 
 @pytest.fixture(scope="session")
-def prefect_cli(prefect_server: str) -> Callable[..., Ran]:
-    """The command line, run in this process, its flows on the session's server."""
+def prefect_cli(prefect_server: str) -> Callable[..., CommandResult]:
+    """Return the command line for this process. Its flows run on the session's server."""
     del prefect_server
     return run_cli
 
 
 @pytest.fixture(scope="session")
 def new_world() -> Callable[..., World]:
-    """Makes phantoms and a tiny configuration in a folder."""
+    """Return the function that writes phantoms and a tiny configuration into a folder."""
     return make_world
 
 
 @pytest.fixture
 def runs() -> list[str]:
-    """Texts that fake steps really worked on in this test."""
+    """Return the texts that fake steps really process in this test."""
     RUNS.clear()
     return RUNS
 
 
 @dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
+class CommandResult:
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -99,12 +99,12 @@ class Ran:
 
     @property
     def answer(self) -> Any:
-        """What --json printed."""
+        """Return the JSON that the command printed."""
         return json.loads(self.out)
 
 
-def run_cli(*arguments: object, local: bool = False) -> Ran:
-    """Run the command line in this process, on the test's cache; with `local` without Prefect."""
+def run_cli(*arguments: object, local: bool = False) -> CommandResult:
+    """Run the command line in this process, with the test's cache. With `local`, Prefect is not used."""
     from flows.cli.app import main
     from flows.machine.terminal import terminal
 
@@ -124,7 +124,7 @@ def run_cli(*arguments: object, local: bool = False) -> Ran:
         sys.argv = argv
         os.environ.pop("ADFLOWS_LOCAL", None)
         terminal.enabled = False
-    return Ran(code, out.getvalue(), err.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue())
 
 
 TINY: dict[str, Any] = {
@@ -138,7 +138,7 @@ TINY: dict[str, Any] = {
     "segmentation": {"widths": [8, 16, 32], "groups": 4},
     "train": {"restoration": {"epochs": 1}, "segmentation": {"epochs": 1}},
 }
-"""The liver flow at a size that takes seconds."""
+"""Settings of the liver flow at a size that takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class World:
 
 
 def make_world(root: Path, *, train: int = 2, test: int = 2) -> World:
-    """Phantoms in both layouts and the tiny configuration."""
+    """Write phantoms in both layouts and the tiny configuration."""
     from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 
     world = World(root, root / "tiny.yaml", root / "cache", root / "runs")
@@ -175,13 +175,13 @@ def make_world(root: Path, *, train: int = 2, test: int = 2) -> World:
 
 @pytest.fixture(scope="session")
 def new_images() -> Callable[..., ZsadWorld]:
-    """Makes a labelled set of tiny images, a tiny model with seeded weights and a configuration in a folder."""
+    """Return the function that writes tiny labelled images, a tiny model and a configuration into a folder."""
     return make_images
 
 
 @dataclass(frozen=True)
 class ZsadWorld:
-    """Images in MVTec's layout, a configuration for them, a cache."""
+    """Images in MVTec's layout, a configuration for them, and a cache."""
 
     root: Path
     config: Path
@@ -198,7 +198,7 @@ IMAGES = ("good/000", "good/001", "stain/000", "stain/001")
 
 
 def make_images(root: Path) -> ZsadWorld:
-    """Noise with a bright square for a defect: what is found does not matter here, only what is computed."""
+    """Write noise images with a bright square as the defect. The tests check what is computed, not what is found."""
     import numpy as np
     from PIL import Image
 
@@ -232,7 +232,7 @@ def make_images(root: Path) -> ZsadWorld:
 
 
 def write_model(folder: Path) -> None:
-    """A seeded open_clip model of three blocks, as a local folder."""
+    """Write an open_clip model of three blocks with seeded weights into a folder."""
     from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 
     config = tiny_config()

@@ -1,4 +1,4 @@
-"""Device steps that need no device: each does what its name says. Importable, since a step's process must find them."""
+"""Device steps that need no device. They are in a module because a child process must import them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medad.base.settings import ANY_MACHINE, MachineSettings
 
 
 def is_alive(pid: int) -> bool:
-    """Running: not a zombie that nobody has asked about yet."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -41,15 +41,15 @@ def probing(
     folder: Path | None = None,
     seconds: float = 0.0,
 ) -> Call:
-    """Return a call that writes down where it ran, and does with it what `act` says.
+    """Return a call that records where it ran and then does what `act` says.
 
-    Steps that are to be alone on their device tell of one another in `folder`.
+    Steps with the act `alone` write into `folder` to notice each other on one device.
     """
     return PROBE(text=text, act=act, folder=folder, seconds=seconds, machine=machine, batch_size=batch_size)
 
 
 def alone(text: str, folder: Path, seconds: float) -> None:
-    """Stay a while on the device; write down when, and whether anybody else was there."""
+    """Stay on the device for a while. Log the times, and whether another step was on it."""
     device = os.environ["ADFLOWS_DEVICE"]
     mark, log = folder / f"{device}.pid", folder / "log"
 
@@ -83,7 +83,7 @@ def probe(
     largest_batch: int,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Write down where this runs, then do what `act` says."""
+    """Record where this runs, then do what `act` says."""
     facts = {
         "device": device,
         "visible": os.environ["CUDA_VISIBLE_DEVICES"],
@@ -115,7 +115,7 @@ def probe(
         os.kill(os.getpid(), signal.Signals(int(argument)))
     elif act == "exit":
         os._exit(int(argument))
-    elif act == "memory":  # as from a GPU that holds batches of so many
+    elif act == "memory":  # as on a GPU that has memory for batches of this size
         import torch
 
         if largest_batch > int(argument):

@@ -1,4 +1,4 @@
-"""Steps that need no device and break as they are told to. Importable, as their functions must be."""
+"""Steps that need no device and fail on request. They are in a module because steps must be importable."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ READ = Step("read", 1, "tests.flows.fake_steps:read", ("pydantic",))
 TAKE = Step("take", 1, "tests.flows.fake_steps:take", ("pydantic",))
 TRAIN = Step("train", 1, "tests.flows.fake_steps:train", ("pydantic",), kind="training")
 RUNS: list[str] = []
-"""Texts that the step has really worked on."""
+"""Texts that the step has really processed."""
 TRIES: list[int] = []
 """Error numbers of all tries to read."""
 SEEN: dict[str, Any] = {}
-"""Arguments that `take` or `train` had."""
+"""Arguments that `take` or `train` received."""
 
 
 def fake(text: str, breaks: str = "") -> Call:
-    """Return a call that breaks by a `rule`, a `bug`, an `unreadable` input, or not at all."""
+    """Return a call that fails by a `rule`, a `bug` or an `unreadable` input, or does not fail."""
     if breaks == "unreadable":
         return FAKE(text=text, breaks=breaks, scan=Path("/share/scan.nii.gz"))
     return FAKE(text=text, breaks=breaks)
@@ -31,7 +31,7 @@ def fake(text: str, breaks: str = "") -> Call:
 
 def write_text(text: str, out: Path, breaks: str = "", scan: Path | None = None) -> None:
     """Write the text."""
-    assert scan is None, "no key without its digest"
+    assert scan is None, "a file without a digest has no key"
     RUNS.append(text)
     (out / "half").write_text("written before it broke", encoding="utf-8")
     if breaks == "rule":
@@ -44,12 +44,12 @@ def write_text(text: str, out: Path, breaks: str = "", scan: Path | None = None)
 
 
 def reading(failures: int, number: int) -> Call:
-    """Return a call that fails so many times with this error number, then writes."""
+    """Return a call that fails this number of times with an error number, and then writes."""
     return READ(failures=failures, number=number)
 
 
 def read(failures: int, number: int, out: Path) -> None:
-    """Fail as a share does that is away, or write."""
+    """Fail like an unavailable share, or write."""
     TRIES.append(number)
     if len(TRIES) <= failures:
         path = "/share/MUSTERMANN/scan.nii.gz"
@@ -61,7 +61,7 @@ def read(failures: int, number: int, out: Path) -> None:
 
 
 def take(out: Path, **given: Any) -> None:
-    """Remember all arguments; the device is not asked for."""
+    """Remember all arguments. The step does not request a device."""
     SEEN.update(given, out=out)
 
 

@@ -1,4 +1,4 @@
-"""An inbox in a test's folder, with phantoms to drop into it."""
+"""An inbox in a test's folder, and phantoms to put into it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Box:
 
     root: Path
     phantoms: Path
-    """LiTS phantoms to drop."""
+    """LiTS phantoms to put into the inbox."""
     model: Path
     cli: Cli | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Box:
         return self.root / "box.yaml"
 
     def configure(self, **changes: Any) -> None:
-        """Write the configuration anew."""
+        """Write the configuration again, with these changes."""
         self.settings.update(changes)
         values = {
             "name": "box",
@@ -57,7 +57,7 @@ class Box:
         self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def drop(self, name: str, phantom: int, *, liver: bool = True) -> Path:
-        """Put a scan with its mask into the inbox; returns the scan."""
+        """Put a scan with its mask into the inbox. Return the scan."""
         folder = self.inbox / name
         folder.mkdir()
         if liver:
@@ -68,29 +68,29 @@ class Box:
         shutil.copy(self.phantoms / f"segmentation-{phantom}.nii.gz", self.inbox / name / "liver.nii.gz")
 
     def drop_broken(self, name: str, phantom: int) -> Path:
-        """A scan whose gzip stream ends too soon."""
+        """Put a scan with a truncated gzip stream into the inbox. Return the scan."""
         scan = self.drop(name, phantom)
         scan.write_bytes(scan.read_bytes()[:-300])
         return scan
 
     def run(self, *options: object) -> Any:
-        """A pass by the command line."""
+        """Run one pass by the command line."""
         assert self.cli is not None
         return self.cli("liver", "inbox", self.config, "--json", *options)
 
     def segmented(self, *options: object, code: int = 0) -> list[str]:
-        """The cases that a pass segmented."""
+        """Run one pass and return the cases that it segmented."""
         ran = self.run(*options)
         assert ran.code == code, ran.err
         found: list[str] = ran.answer["segmented"]
         return found
 
     def results(self) -> list[str]:
-        """Ids of the cases that have a result."""
+        """Return the ids of the cases that have a result."""
         return sorted(path.parent.name for path in self.out.glob("[!.]*/manifest.json"))
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """failed/*.json by case."""
+        """Return the contents of failed/*.json by case."""
         return {path.stem: read(path) for path in sorted((self.out / "failed").glob("*.json"))}
 
     def overview(self) -> Any:

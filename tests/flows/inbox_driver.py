@@ -1,4 +1,4 @@
-"""The command line as a process that notes what it makes and may kill itself at a given place.
+"""The command line as a process that logs the artifacts it makes. It can kill itself at a given place.
 
 python -m tests.flows.inbox_driver LOG [--die PLACE] liver inbox ...
 """
@@ -15,7 +15,7 @@ PLACES = ("prepare", "segment", "report", "publish", "published", "overview", "f
 
 
 def main() -> None:
-    # a shell without job control starts what it puts in the background with this signal ignored
+    # a shell without job control starts background processes with this signal ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     log, place = sys.argv.pop(1), ""
     if sys.argv[1] == "--die":
@@ -39,10 +39,10 @@ def main() -> None:
         if reached == place:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    move, fail, swap, write = ArtifactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write
+    move, fail, swap, write = ArtifactStore._move_into_place, OutFolder.fail, publish._replace_folder, OutFolder._write
 
     def noted_move(self: ArtifactStore, work: Path, final: Path) -> None:
-        die_at(final.parent.name)  # made, not yet in its place
+        die_at(final.parent.name)  # made, but not yet in place
         move(self, work, final)
         note("made", final.parent.name, final.name)
 
@@ -61,7 +61,7 @@ def main() -> None:
         write(self, name, text)
 
     replaced: Any = (noted_move, noted_fail, noted_swap, noted_write)
-    ArtifactStore._move_into_place, OutFolder.fail, publish._swap, OutFolder._write = replaced  # type: ignore[method-assign]
+    ArtifactStore._move_into_place, OutFolder.fail, publish._replace_folder, OutFolder._write = replaced  # type: ignore[method-assign]
     from flows.cli.app import main as adflows
 
     adflows()

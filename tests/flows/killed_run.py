@@ -1,8 +1,12 @@
 """The command line, killed with signal 9 at one exact place: `python killed_run.py PLACE STEP ARGUMENTS...`.
 
-PLACE is one of: `making` (a step's half-written folder is there), `sealing` (its files are whole, nothing says so),
-`moving` (what it replaces is gone, and it is not there yet), `moved` (it is there, Prefect does not know), `copying`,
-`listing`, `swapping` (the run folder; STEP is then `-`).
+PLACE is one of:
+
+- `making`: the step's folder is half written;
+- `sealing`: its files are complete, but the artifact is not sealed;
+- `moving`: the old artifact is removed, and the new one is not in place;
+- `moved`: the artifact is in place, but Prefect does not know it;
+- `copying`, `listing`, `swapping`: the run folder is being written, and STEP is `-`.
 """
 
 # mypy: disable-error-code="assignment, method-assign, func-returns-value"
@@ -44,7 +48,7 @@ def arm(place: str, step: str) -> None:
     if place == "making":
         load_steps("flows.liver", "flows.zsad")
         is_device = STEPS[step].kind is not None
-        messages = child._messages
+        messages = child._receive_messages
 
         def first_message(process: Any, *arguments: Any) -> Iterator[Any]:
             for message in messages(process, *arguments):
@@ -52,7 +56,7 @@ def arm(place: str, step: str) -> None:
                     die()
                 yield message
 
-        child._messages = first_message
+        child._receive_messages = first_message
         build = ArtifactStore.build
 
         def half(self: ArtifactStore, kind: Any, parts: Any, body: Any, **options: Any) -> Any:
@@ -84,8 +88,8 @@ def arm(place: str, step: str) -> None:
     elif place == "moved":
         ArtifactStore._move_into_place = when(ArtifactStore._move_into_place, after=True)
     elif place == "copying":
-        copy = publish._copy
-        publish._copy = lambda copies, work: copy(list(copies)[:1], work) or die()
+        copy = publish._copy_files
+        publish._copy_files = lambda copies, work: copy(list(copies)[:1], work) or die()
     elif place == "listing":
         publish._write_manifest = die
     else:
@@ -96,7 +100,7 @@ def arm(place: str, step: str) -> None:
             done = replace(self, target)
             return die() if self.suffix == ".new" or Path(target).suffix == ".old" else done
 
-        publish._swap = _armed(publish._swap, once)
+        publish._replace_folder = _armed(publish._replace_folder, once)
 
 
 def _armed(swap: Callable[..., None], replace: Callable[..., Any]) -> Callable[..., None]:

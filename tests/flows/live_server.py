@@ -1,4 +1,4 @@
-"""A real Prefect server with its worker, in processes of their own, and flows that wait until a test lets them go."""
+"""A real Prefect server and worker in new processes, and flows that wait until a test releases them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from flows.server.serve import SERVER_SETTINGS
 HOST = "testbox"
 POOL = "testpool"
 HANGS_S = 1200.0
-"""A process that takes longer than this hangs, however busy the machine; when idle, none takes two minutes."""
+"""Time after which a process counts as hanging, even on a busy machine. On an idle one, none takes two minutes."""
 MARK = "ADFLOWS_TEST_MARK"
-"""In the environment of every process that a test starts, so that what is left of them can be found."""
+"""Variable in the environment of every process that a test starts, to find those that are left."""
 
 HELD = '''
 import os, time
@@ -44,23 +44,23 @@ FOLDER = Path(os.environ["HELD"])
 
 @flow(name="liver-held", flow_run_name="held {mark}", persist_result=False)
 def held(mark: str) -> None:
-    """Waits until the test lets it go."""
+    """Wait until the test releases the flow."""
     (FOLDER / f"{mark}.began").touch()
     while not (FOLDER / f"{mark}.go").exists():
         time.sleep(0.1)
 
 @flow(name="liver-quick", persist_result=False)
 def quick() -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 @flow(name="liver-failing", persist_result=False)
 def failing() -> None:
-    """Fails."""
+    """Fail."""
     raise RuntimeError("out of coffee")
 
 @flow(name="others", persist_result=False)
 def others() -> None:
-    """Fails, and is none of ours."""
+    """Fail. This flow does not belong to adflows."""
     raise RuntimeError("not our business")
 '''
 MODULE = "adflows_held_flows"
@@ -74,7 +74,7 @@ def free_port() -> int:
 
 
 def waited_for_cpu_s() -> float:
-    """Seconds, since some moment, in which anything on this machine had to wait for a CPU; 0 where nobody counts."""
+    """Return the seconds in which processes of this machine waited for a CPU. 0: the kernel does not count."""
     with contextlib.suppress(OSError):
         some = Path("/proc/pressure/cpu").read_text(encoding="ascii").splitlines()[0]
         return int(some.rpartition("total=")[2]) / 1e6
@@ -82,10 +82,10 @@ def waited_for_cpu_s() -> float:
 
 
 def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0, pause_s: float = 0.2) -> Any:
-    """Wait until it is true; returns what it gave. A short pause where the moment counts.
+    """Wait until `true()` gives a true value, and return it. Use a short pause if the moment matters.
 
-    The limit is for a machine that is otherwise idle: time in which programs wait for a CPU counts a tenth, so that
-    on a busy machine slowness is not taken for a hang.
+    The limit is for an idle machine. Time in which programs wait for a CPU counts one tenth, so that a slow machine is
+    not taken for a hanging process.
     """
     spent, now, waited = 0.0, time.monotonic(), waited_for_cpu_s()
     while spent < seconds:
@@ -99,26 +99,26 @@ def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0, pause_s:
 
 
 def processes(mark: str) -> dict[int, str]:
-    """Process ids and commands of all living processes that a test's mark was given to."""
+    """Return ids and commands of all living processes with a test's mark."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if command:  # a zombie has none
+                if command:  # a zombie has no command
                     found[int(folder.name)] = command
     return found
 
 
 def kill_marked(mark: str) -> None:
-    """End what is left of a test's processes, whoever their parent is by now."""
+    """Kill the remaining processes of a test, even if their parent has changed."""
     for pid in processes(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def family(pid: int) -> set[int]:
-    """A process and all that descend from it, as far as they live."""
+    """Return a process and its living descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ def family(pid: int) -> set[int]:
 
 
 def listening(pids: set[int]) -> set[tuple[str, int]]:
-    """The addresses and ports on which these processes take TCP connections."""
+    """Return the addresses and ports on which these processes listen."""
     sockets = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
@@ -144,7 +144,7 @@ def listening(pids: set[int]) -> set[tuple[str, int]]:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == "0A" and f"socket:[{inode}]" in sockets:
                 host, _, port = local.partition(":")
-                words = bytes.fromhex(host)  # each in the byte order of the machine
+                words = bytes.fromhex(host)  # each word is in the byte order of the machine
                 raw = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
                 address = ipaddress.ip_address(raw)
                 found.add((str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)))
@@ -153,20 +153,20 @@ def listening(pids: set[int]) -> set[tuple[str, int]]:
 
 @dataclass
 class Live:
-    """A server's home, and what runs of it."""
+    """A site: the folder of a server, and its running processes."""
 
     root: Path
     database: str | None = None
-    """Its connection URL; none: SQLite in the home."""
+    """Connection URL of the database. None: SQLite in the folder."""
     more: dict[str, str] = field(default_factory=dict)
-    """More environment."""
+    """Additional environment variables."""
     port: int = field(default_factory=free_port)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    """Prefect servers, one after the other."""
+    """Processes of the Prefect servers, in the order in which they were started."""
     answers: list[list[dict[str, str]]] = field(default_factory=list)
-    """Of `adflows deploy`, one after the other."""
+    """Answers of `adflows deploy`, in order."""
 
     @property
     def url(self) -> str:
@@ -178,7 +178,7 @@ class Live:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Without anything of the developer's own Prefect or of the tests' embedded server."""
+        """Return the environment, without the developer's Prefect and the tests' embedded server."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "ADFLOWS"))}
         values = {
             "PREFECT_HOME": str(self.root / "home"),
@@ -199,7 +199,7 @@ class Live:
         return kept | SERVER_SETTINGS | values | database | self.more
 
     def start(self, *command: str, log: str) -> subprocess.Popen[bytes]:
-        """A process of this site; its output goes to root/LOG."""
+        """Start a process of this site. Its output goes to root/LOG."""
         self.held.mkdir(parents=True, exist_ok=True)
         with (self.root / log).open("ab") as out:
             process = self._popen(command, out)
@@ -234,13 +234,13 @@ class Live:
             return False
 
     def adflows(self, *arguments: str, code: int = 0, seconds: float = HANGS_S) -> str:
-        """A command of ours, and what it printed."""
+        """Run an adflows command and return its output."""
         done = self._done("-m", "flows", *arguments, seconds=seconds)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + (done.stderr if code else "")
 
     def python(self, script: str) -> str:
-        """A script in this site's environment, and what it printed."""
+        """Run a script in this site's environment and return its output."""
         done = self._done("-c", script)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -258,25 +258,25 @@ class Live:
         )
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        """`adflows worker`, once it polls."""
+        """Start `adflows worker` and wait until it polls."""
         process = self.start("-m", "flows", "worker", "--pool", POOL, "--host-name", HOST, log="worker.log")
         wait_for("the worker polls", lambda: f"Worker '{HOST}' started" in self.log("worker.log"), 90)
         return process
 
     def deploy(self, *arguments: str) -> list[dict[str, str]]:
-        """`adflows deploy`, and its answer."""
+        """Run `adflows deploy` and return its answer."""
         text = self.adflows("deploy", "--pool", POOL, "--host-name", HOST, "--json", *arguments)
         self.answers.append(json.loads(text))
         return self.answers[-1]
 
     def deploy_held(self) -> None:
-        """Flows that wait, under the limits and in the queue that prefect.yaml has for ours."""
+        """Deploy flows that wait, with the limits and the queue of prefect.yaml."""
         folder = self.root / "checkout"
         folder.mkdir(exist_ok=True)
         (folder / f"{MODULE}.py").write_text(HELD, encoding="utf-8")
         values = yaml.safe_load((product_folder() / "prefect.yaml").read_text(encoding="utf-8"))
         ours = {entry["name"]: entry | {"parameters": {}, "schedules": []} for entry in values["deployments"]}
-        # off: a process each minute is half of what a busy machine has to give
+        # off: one process per minute would be half the load of a busy machine
         cron = [{"slug": "now", "cron": "* * * * *", "timezone": "{{ $ADFLOWS_TIMEZONE }}", "active": False}]
         values["deployments"] = [
             ours["liver-nightly"] | {"name": "queued", "entrypoint": f"{MODULE}.held"},
@@ -297,7 +297,7 @@ class Live:
             yield client
 
     def ask(self, deployment: str, **parameters: Any) -> FlowRun:
-        """What the UI does when a form is sent."""
+        """Create a run as the UI does when a form is sent."""
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
             return client.create_flow_run_from_deployment(found.id, parameters=parameters)
@@ -311,7 +311,7 @@ class Live:
         return "" if state is None or state.name is None else state.name
 
     def ended(self, run: FlowRun, seconds: float = 120.0) -> FlowRun:
-        """A run, once it has ended."""
+        """Return a run after it has ended."""
 
         def final() -> FlowRun | None:
             found = self.run_of(run)
@@ -327,7 +327,7 @@ class Live:
         (self.held / f"{mark}.go").touch()
 
     def close(self) -> None:
-        """End them, in the order in which they depend on each other."""
+        """End all processes, those that depend on others first."""
         for process in reversed(self.started):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -340,7 +340,7 @@ class Live:
 
 @contextlib.contextmanager
 def live(root: Path, **more: Any) -> Iterator[Live]:
-    """A site whose processes end with the block."""
+    """Yield a site. Its processes end with the `with` block."""
     site = Live(root, **more)
     try:
         yield site
@@ -349,7 +349,7 @@ def live(root: Path, **more: Any) -> Iterator[Live]:
 
 
 def postgres_bin() -> Path | None:
-    """Folder of PostgreSQL's programs, where it is installed."""
+    """Return the folder of PostgreSQL's programs. None: it is not installed."""
     candidates = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in candidates if (folder / "postgres").is_file()), None)
@@ -357,12 +357,12 @@ def postgres_bin() -> Path | None:
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """A database cluster of the test's own; yields its connection URL."""
+    """Start a new database cluster and yield its connection URL."""
     programs = postgres_bin()
     assert programs is not None
     port = free_port()
     root = os.geteuid() == 0
-    # it refuses to run as root, and another user may not look into pytest's own folders
+    # it refuses to run as root, and another user cannot read pytest's folders
     user: dict[str, Any] = {"user": "nobody", "group": "nogroup"} if root else {}
     with tempfile.TemporaryDirectory(prefix="adflows-pg-", ignore_cleanup_errors=True) as folder:
         if root:

@@ -1,4 +1,4 @@
-"""A flow of many device steps, run as a process of its own: `python many_probes.py ENGINE COUNT SEED FOLDER`."""
+"""A flow of many device steps, for a new process: `python many_probes.py ENGINE COUNT SEED FOLDER`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.machine.environment import prepare_prefect
 
 
 def many(engine: str, count: int, seed: int, folder: str) -> str:
-    # here, and not above: every step's process imports this program
+    # not at the top, because every child process imports this program
     from flows.runs.prefect_runner import PrefectRunner
     from medad.base.settings import MachineSettings
     from tests.flows.device_jobs import probing
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     prepare_prefect()
     from prefect import flow
 
-    from flows.devices.engines import RUNNER
+    from flows.devices.engines import TASK_RUNNER
 
-    run = flow(task_runner=RUNNER, persist_result=False)(many)
+    run = flow(task_runner=TASK_RUNNER, persist_result=False)(many)
     print(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))  # noqa: T201

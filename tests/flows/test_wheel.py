@@ -1,6 +1,6 @@
-"""The wheel is the whole product: installed into an empty folder it runs everything, and nothing of the checkout.
+"""The wheel: installed into an empty folder, it runs everything without the checkout.
 
-The libraries come from this environment. Where the checkout is installed in it, the wheel's folder is found before it.
+The libraries come from this environment. If the checkout is installed in it, the wheel's folder comes first.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ for command in json.loads(sys.argv[1]):
     answers[command[0]] = code, json.loads(out.getvalue())
 print(json.dumps([files, answers]))
 """
-"""One process for all, since the libraries take seconds to import."""
+"""Program for one process that does everything, because importing the libraries takes seconds."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A wheel's folder, and an empty folder to work in."""
+    """The folder of an installed wheel, and an empty folder to work in."""
 
     site: Path
     work: Path
     files: dict[str, str] = field(default_factory=dict)
-    """Files of the modules that were imported, by the modules' names."""
+    """Module name -> file, for all imported modules."""
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     """Exit codes and answers of `doctor`, `liver` and `deploy`."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """Nothing of the developer's own Prefect, cache or configurations."""
+        """Return an environment without the developer's Prefect, cache and configurations."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "ADFLOWS"))}
         own = {"PREFECT_HOME": "prefect", "ADFLOWS_CACHE": "cache", "ADFLOWS_PRIVATE": "private"}
         own = {name: str(self.work.parent / folder) for name, folder in own.items()}
@@ -69,7 +69,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel, built and installed without a network."""
+    """Build and install the wheel without a network."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ["hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run([sys.executable, "-m", *build], cwd=ROOT, check=True, capture_output=True)
@@ -85,7 +85,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def used(
     installed: Installed, new_world: Callable[..., Any], prefect_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Installed:
-    """The wheel, once all of it was imported and commands have run."""
+    """Import all of the wheel, run commands, and return the wheel with their results."""
     world = new_world(tmp_path_factory.mktemp("world"), train=1, test=1)
     commands = [
         ["doctor", "--json"],
@@ -158,7 +158,7 @@ def test_deploy_reads_the_wheels_own_prefect_yaml(used: Installed) -> None:
 def test_deployed_flows_run_in_the_folder_of_the_deploy(
     installed: Installed, new_world: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """A server and a worker need no checkout: run folders go to `runs` where `adflows deploy` was called."""
+    """Run a server and a worker without a checkout. Run folders go to `runs` where `adflows deploy` was called."""
     world = new_world(tmp_path / "world")
     folder = tmp_path / "configs" / "liver"
     folder.mkdir(parents=True)

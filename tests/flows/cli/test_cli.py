@@ -1,4 +1,4 @@
-"""The command line: what it refuses, in one line and with code 2, and what it must not import."""
+"""The command line: errors are one line with exit code 2, and help imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("flow", ["liver", "zsad"])
 def test_help_imports_nothing_heavy(flow: str) -> None:
-    """Help under half a second is a promise; what it hangs on is this."""
+    """Check that help imports no heavy library. It must take less than half a second."""
     probe = (
         "import sys\n"
         f"sys.argv = ['adflows', '{flow}', 'run', '--help']\n"
@@ -119,7 +119,7 @@ def test_a_bug_keeps_its_traceback_and_code_1(tmp_path: Path) -> None:
         "sys.argv = ['adflows', 'doctor']\n"
         "import flows.cli.doctor\n"
         "def broken(runs):\n    raise ZeroDivisionError('a bug')\n"
-        "flows.cli.doctor.examine = broken\n"
+        "flows.cli.doctor.run_checks = broken\n"
         "from flows.__main__ import main\n"
         "main()\n"
     )
@@ -179,7 +179,7 @@ def test_prompts_are_printed_by_side(cli: Cli) -> None:
 
 
 def test_maps_of_any_tool_are_judged(cli: Cli, tmp_path: Path) -> None:
-    """The good image lies wholly below the defect, which is found to the pixel: every figure is 1."""
+    """Check that a perfect map gives figures of 1: all scores of the defect are above all others."""
     import numpy as np
     from PIL import Image
 
@@ -265,7 +265,7 @@ def test_a_step_on_a_bad_file_is_one_line_and_writes_nothing(cli: Cli, tmp_path:
 
 @pytest.fixture
 def empty_config(tmp_path: Path) -> Path:
-    """A liver configuration without a case."""
+    """Write a liver configuration without cases."""
     data = {"root": str(tmp_path), "layout": "btcv"}
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"name": "c", "train_data": data, "test_data": data}), encoding="utf-8")
@@ -287,7 +287,7 @@ def test_a_dead_server_is_one_line(prefect_cli: Cli, empty_config: Path) -> None
 def test_a_temporary_server_that_is_late_is_one_line(
     prefect_cli: Cli, empty_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prefect starts a process that never answers."""
+    """Let Prefect start a process that never answers."""
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import (
         PREFECT_API_URL,
@@ -321,7 +321,7 @@ def test_a_temporary_server_that_is_late_is_one_line(
 def test_doctor_as_json_names_every_check(
     cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the test of the wheel imports the libraries really
+    # the test of the wheel really imports the libraries
     monkeypatch.setattr("flows.cli.doctor._TORCH_PROBE", "print('2.9.0'); print('')")
     monkeypatch.setattr("flows.cli.doctor._OPEN_CLIP_PROBE", "print('3.3.0', '0.24.0')")
     ran = cli("doctor", "--json", "-o", tmp_path / "runs")

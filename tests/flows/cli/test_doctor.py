@@ -1,4 +1,4 @@
-"""The doctor finds what would stop a run, and says what to do."""
+"""The doctor: it finds problems that would stop a run, and says what to do."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_little_memory_is_told(gigabytes: int | None, status: str, monkeypatch: 
 
 
 def test_an_open_clip_that_does_not_import_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a torchvision of another build than torch's."""
+    """Check the result for an import error, as when torch and torchvision are of different builds."""
     (tmp_path / "open_clip.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')", encoding="utf-8"
     )
@@ -119,7 +119,7 @@ def test_the_local_cache_of_weights_is_looked_at(
     assert f"{models} models in {tmp_path / 'hub'}" in check.found
     assert ("offline" in check.found) == bool(offline)
     assert bool(check.advice) == (status != "ok")
-    assert (tmp_path / "hub").exists() == bool(models), "looking makes nothing"
+    assert (tmp_path / "hub").exists() == bool(models), "the check creates no folder"
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_register_of_case_ids_is_counted_and_none_is_made(tmp_path: Path, private: Path) -> None:
     check = doctor.check_register()
     assert (check.status, check.found.partition(";")[0]) == ("ok", "none yet")
-    assert not private.exists(), "to ask makes nothing"
+    assert not private.exists(), "the check creates no register"
     private.mkdir(mode=0o700)
     assert doctor.check_register().status == "ok"
     assert not list(private.iterdir())
@@ -143,7 +143,7 @@ def test_a_register_of_case_ids_is_counted_and_none_is_made(tmp_path: Path, priv
         case_ids.register(scan)
     check = doctor.check_register()
     assert (check.status, check.found.partition(" ")[0]) == ("ok", "2")
-    assert "MUSTERMANN" not in check.found + check.advice, "the answer may be mailed"
+    assert "MUSTERMANN" not in check.found + check.advice, "the output may be mailed"
 
 
 def others_may_read(private: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page of settings is what the classes say, and its descriptions are plain English."""
+"""The page of settings: it matches the classes, and its descriptions are plain English."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device step's process: what it sees, how it ends, and that nothing of it stays."""
+"""The child process of a device step: its environment, its end, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from flows.devices import child
 from flows.devices import slots as gpu
-from flows.devices.child import ChildTraceback, compute
+from flows.devices.child import ChildTraceback, compute_in_child
 from flows.machine.stopping import StoppedError, stopping
 from flows.store.artifacts import ArtifactStore
 from flows.store.step import Call
@@ -46,7 +46,7 @@ def facts(out: Path) -> dict[str, Any]:
 
 
 def is_free(name: str = "cpu") -> bool:
-    descriptor = gpu._try(name)
+    descriptor = gpu._try_lock(name)
     if descriptor is None:
         return False
     os.close(descriptor)
@@ -57,10 +57,10 @@ def test_it_runs_elsewhere_in_todays_environment_and_sees_its_device_alone(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MARKER", "set after the server of processes began")
-    made = compute(probing("x"), out, "key")
+    made = compute_in_child(probing("x"), out, "key")
     found = facts(out)
     assert found["pid"] not in (os.getpid(), os.getppid())
-    assert found["group"] == found["pid"], "a group of its own: whatever it starts ends with it"
+    assert found["group"] == found["pid"], "it leads a process group, so its children end with it"
     assert (found["device"], found["visible"], found["marker"]) == ("cpu", "", os.environ["MARKER"])
     assert (made.device, made.notes) == ("cpu", ())
     assert not is_alive(found["pid"])
@@ -70,7 +70,7 @@ def test_each_of_two_gpus_gets_one(out: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(gpu, "gpu_count", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     machine = MachineSettings(gpus=(5,))
-    made = compute(probing("x", machine=machine), out, "key")
+    made = compute_in_child(probing("x", machine=machine), out, "key")
     assert made.device == "gpu-5"
     assert (facts(out)["device"], facts(out)["visible"]) == ("cuda:0", "5")
 
@@ -82,28 +82,28 @@ def test_progress_comes_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def watch(call: Call) -> Iterator[Callable[..., None]]:
         yield lambda done, total: seen.append((done, total))
 
-    monkeypatch.setattr(child, "watching", watch)
-    compute(probing("x"), out, "key")
+    monkeypatch.setattr(child, "progress_callback", watch)
+    compute_in_child(probing("x"), out, "key")
     assert seen == [(1, 2), (2, 2)]
 
 
 def test_an_error_comes_back_as_it_was(out: Path) -> None:
     with pytest.raises(InputError, match="the scan is bad") as told:
-        compute(probing("x", "rule"), out, "key")
+        compute_in_child(probing("x", "rule"), out, "key")
     assert told.value.path == Path("/share/scan.nii.gz")
     with pytest.raises(ZeroDivisionError) as bug:
-        compute(probing("x", "bug"), out, "key")
+        compute_in_child(probing("x", "bug"), out, "key")
     assert isinstance(bug.value.__cause__, ChildTraceback)
-    assert "in probe" in str(bug.value.__cause__), "where it happened is told"
+    assert "in probe" in str(bug.value.__cause__), "the traceback names the function"
     with pytest.raises(RuntimeError, match="LocalError: no other process"):
-        compute(probing("x", "unpicklable"), out, "key")
+        compute_in_child(probing("x", "unpicklable"), out, "key")
     assert is_free()
 
 
 @pytest.mark.parametrize(("act", "code"), [("exit 3", "3"), (f"die {int(signal.SIGSEGV)}", "-11")])
 def test_a_process_that_just_ends_is_a_bug(out: Path, act: str, code: str) -> None:
     with pytest.raises(RuntimeError, match=f"step probe ended with exit code {code}"):
-        compute(probing("x", act), out, "key")
+        compute_in_child(probing("x", act), out, "key")
     assert is_free()
 
 
@@ -111,7 +111,7 @@ def test_a_process_that_just_ends_is_a_bug(out: Path, act: str, code: str) -> No
 def test_a_time_limit_ends_it_whatever_it_does(out: Path, act: str) -> None:
     machine = MachineSettings(limits=TimeLimits(inference_hours=0.5 / 3600))
     with pytest.raises(LimitError, match=r"limits.inference_hours") as told:
-        compute(probing("x", act, machine), out, "key")
+        compute_in_child(probing("x", act, machine), out, "key")
     assert "\n" not in str(told.value)
     assert not is_alive(facts(out)["pid"])
     assert is_free()
@@ -120,7 +120,7 @@ def test_a_time_limit_ends_it_whatever_it_does(out: Path, act: str) -> None:
 def test_what_it_started_ends_with_it(out: Path, tmp_path: Path) -> None:
     machine = MachineSettings(limits=TimeLimits(inference_hours=1 / 3600))
     with pytest.raises(LimitError):
-        compute(probing("x", f"grandchild {tmp_path / 'pid'}", machine), out, "key")
+        compute_in_child(probing("x", f"grandchild {tmp_path / 'pid'}", machine), out, "key")
     wait_for("the grandchild is gone", lambda: not is_alive(int((tmp_path / "pid").read_text(encoding="utf-8"))))
 
 
@@ -128,7 +128,7 @@ def test_a_flow_that_is_ended_ends_it(out: Path) -> None:
     threading.Timer(0.5, stopping.set).start()
     try:
         with pytest.raises(StoppedError):
-            compute(probing("x", "spin"), out, "key")
+            compute_in_child(probing("x", "spin"), out, "key")
     finally:
         stopping.clear()
     assert not (out / "what").exists() or not is_alive(facts(out)["pid"])
@@ -137,10 +137,10 @@ def test_a_flow_that_is_ended_ends_it(out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [("memory", "had no memory for"), ("killed-for-memory", "was killed, as happens for want of memory, at")],
+    [("memory", "had too little memory for"), ("killed-for-memory", "was killed, probably out of memory, at")],
 )
 def test_out_of_memory_is_answered_by_smaller_batches(out: Path, act: str, said: str) -> None:
-    made = compute(probing("x", f"{act} 2", batch_size=8), out, "key")
+    made = compute_in_child(probing("x", f"{act} 2", batch_size=8), out, "key")
     assert facts(out)["batch_size"] == 2
     assert made.notes == (
         f"cpu {said} batches of 8",
@@ -151,27 +151,30 @@ def test_out_of_memory_is_answered_by_smaller_batches(out: Path, act: str, said:
 
 
 def test_then_by_the_cpu_with_whole_batches(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(gpu.PRETEND, "1")
-    made = compute(probing("x", "no-gpu-memory", batch_size=2), out, "key")
+    monkeypatch.setenv(gpu.PRETEND_VARIABLE, "1")
+    made = compute_in_child(probing("x", "no-gpu-memory", batch_size=2), out, "key")
     assert (made.device, facts(out)["batch_size"]) == ("cpu", 2)
-    assert made.notes[-2:] == ("gpu-0 had no memory for batches of 1", "tried the CPU with batches of 2")
+    assert made.notes[-2:] == ("gpu-0 had too little memory for batches of 1", "tried the CPU with batches of 2")
 
 
 def test_and_then_it_is_one_line(out: Path) -> None:
-    with pytest.raises(LimitError, match="not memory enough, even for batches of 1"):
-        compute(probing("x", "memory 0", batch_size=2), out, "key")
+    with pytest.raises(LimitError, match="too little memory, even for batches of 1"):
+        compute_in_child(probing("x", "memory 0", batch_size=2), out, "key")
 
 
 def test_the_artifact_tells_where_it_was_made(cache: Path) -> None:
     call = probing("x", "memory 4")
     store = ArtifactStore(cache)
-    ref, _ = store.build(call.step, call.parts(), lambda out: compute(call, out, ""))
+    ref, _ = store.build(call.step, call.parts(), lambda out: compute_in_child(call, out, ""))
     sidecar = store.sidecar(ref)
-    assert (sidecar.device, sidecar.notes) == ("cpu", ("cpu had no memory for batches of 8", "tried batches of 4"))
+    assert (sidecar.device, sidecar.notes) == (
+        "cpu",
+        ("cpu had too little memory for batches of 8", "tried batches of 4"),
+    )
 
 
 def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path) -> None:
-    compute(probing("the server of processes is up"), out, "key")
+    compute_in_child(probing("the server of processes is up"), out, "key")
     call = probing("x")
     store = ArtifactStore(cache)
     ready = threading.Event()
@@ -184,7 +187,7 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path)
     thread = threading.Thread(target=busy)
     thread.start()
     ready.wait()
-    ref, _ = store.build(call.step, call.parts(), lambda folder: compute(call, folder, ""))
+    ref, _ = store.build(call.step, call.parts(), lambda folder: compute_in_child(call, folder, ""))
     thread.join()
     assert store.sidecar(ref).seconds < 2.5
 
@@ -192,10 +195,10 @@ def test_waiting_for_a_device_is_no_part_of_a_steps_time(cache: Path, out: Path)
 FLOW = """
 import sys
 from pathlib import Path
-from flows.devices.child import compute
+from flows.devices.child import compute_in_child
 from tests.flows.device_jobs import is_alive, probing
 if __name__ == "__main__":
-    compute(probing("x", sys.argv[1]), Path(sys.argv[2]), "key")
+    compute_in_child(probing("x", sys.argv[1]), Path(sys.argv[2]), "key")
 """
 
 
@@ -203,7 +206,7 @@ if __name__ == "__main__":
 def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
     out: Path, tmp_path: Path, act: str
 ) -> None:
-    """A stopped step still holds its device after its flow's death: the lock is the step's as well."""
+    """Check that a stopped step still holds its device after its flow was killed, because it has the lock too."""
     script = tmp_path / "flow.py"
     script.write_text(FLOW, encoding="utf-8")
     path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
@@ -221,7 +224,7 @@ def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
         flow.wait()
         time.sleep(0.3)
         assert is_alive(pid)
-        assert not is_free(), "the device is in use as long as the step's process lives"
+        assert not is_free(), "the device is in use as long as the child lives"
         os.kill(pid, signal.SIGCONT)
         wait_for("the step's process is gone", lambda: not is_alive(pid))
         wait_for("the device is free", is_free)

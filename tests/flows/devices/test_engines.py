@@ -1,4 +1,7 @@
-"""Two pretended GPUs, 200 tasks of random length, killed at random: one on a device, none idle, on each engine."""
+"""Engines with two simulated GPUs and 200 tasks that are killed at random.
+
+Never two tasks share a device, and no device is idle.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from flows.devices.engines import EngineRunner
+from flows.devices.engines import EngineTaskRunner
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings
 from tests.flows.device_jobs import is_alive
@@ -70,7 +73,7 @@ def log_of(folder: Path) -> list[tuple[float, str, str, str]]:
 
 
 def kill_steps(folder: Path, draw: random.Random, count: int, process: subprocess.Popen[str]) -> int:
-    """Kill -9 the processes of `count` steps at random moments; returns how many were caught at work."""
+    """Kill the processes of `count` steps at random moments. Return how many were killed while they worked."""
     killed = 0
     while killed < count and process.poll() is None:
         time.sleep(draw.uniform(0.0, 0.1))
@@ -82,7 +85,7 @@ def kill_steps(folder: Path, draw: random.Random, count: int, process: subproces
 
 
 def check(folder: Path) -> None:
-    """Nobody met another on a device; every task was done once; both devices worked, and neither lay idle."""
+    """Check the log: no two tasks shared a device, every task ran once, and both devices were busy."""
     log = log_of(folder)
     assert [row for row in log if row[1] == "VIOLATION"] == []
     ended = Counter(text for _, what, _, text in log if what == "end")
@@ -92,10 +95,10 @@ def check(folder: Path) -> None:
         if what == "begin":
             per_device[device].append(at)
     assert set(per_device) == {"gpu-0", "gpu-1"}
-    assert min(map(len, per_device.values())) > TASKS / 4, "both had their share"
+    assert min(map(len, per_device.values())) > TASKS / 4, "both devices were used"
     spans = list(per_device.values())
     overlap = min(max(times) for times in spans) - max(min(times) for times in spans)
-    assert overlap > 0.8 * (max(map(max, spans)) - min(map(min, spans))), "both at the same time, nearly all the time"
+    assert overlap > 0.8 * (max(map(max, spans)) - min(map(min, spans))), "both were busy at the same time"
 
 
 @pytest.mark.slow
@@ -107,14 +110,14 @@ def test_never_two_on_one_device_and_none_idle(engine: str, prefect_server: str,
     killed = kill_steps(tmp_path, random.Random(2), KILLS, process)
     members = family(process.pid)
     addresses = {address for address, _ in listening(members)}
-    assert addresses == ({"127.0.0.1"} if engine in {"dask", "ray"} else set()), "reached from this machine alone"
+    assert addresses == ({"127.0.0.1"} if engine in {"dask", "ray"} else set()), "it listens on this machine only"
     found = answer(process)
     assert killed == KILLS
     wait_for("nothing of it is left", lambda: not any(map(is_alive, members)))
     assert found == {"done": TASKS, "computed": TASKS, "cached": 0, "failures": []}
     check(tmp_path)
     again = answer(begin(engine, 3, tmp_path, prefect_server))
-    assert (again["computed"], again["cached"]) == (0, TASKS), "any engine finds what another has made"
+    assert (again["computed"], again["cached"]) == (0, TASKS), "every engine finds the artifacts of the others"
 
 
 @pytest.mark.slow
@@ -133,7 +136,7 @@ def test_two_flows_share_the_devices_though_one_is_killed_again_and_again(prefec
     assert answer(steady)["done"] == answer(last)["done"] == TASKS
     check(tmp_path)
     ended = Counter(text for _, what, _, text in log_of(tmp_path) if what == "end")
-    assert max(ended.values()) <= 2, "again only what was done but not yet put away when its flow was killed"
+    assert max(ended.values()) <= 2, "only results that were not stored when the flow was killed are computed again"
     assert sum(ended.values()) <= TASKS + 4
     assert not list((tmp_path / "cache" / "locks").iterdir())
     assert not list((tmp_path / "cache" / "tmp").iterdir())
@@ -142,7 +145,7 @@ def test_two_flows_share_the_devices_though_one_is_killed_again_and_again(prefec
 def test_an_engine_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for engine in ("dask", "ray"):
         monkeypatch.setitem(sys.modules, f"prefect_{engine}", None)
-        with pytest.raises(ConfigError, match=rf"pip install 'adflows\[{engine}\]'"), EngineRunner() as runner:
+        with pytest.raises(ConfigError, match=rf"pip install 'adflows\[{engine}\]'"), EngineTaskRunner() as runner:
             runner.use(MachineSettings.model_validate({"engine": engine}))
 
 
@@ -165,7 +168,7 @@ def test_a_flow_gives_the_same_on_any_engine(
             encoding="utf-8", cwd=ROOT, timeout=HANGS_S, check=False,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
-        assert f"{broken}: " in done.stderr, "the terminal says which file"
+        assert f"{broken}: " in done.stderr, "the terminal names the file"
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 

@@ -1,4 +1,4 @@
-"""One holder a device: threads, processes, kill -9, and which lock a GPU has."""
+"""Slots: one holder per device among threads and processes, also after kill -9; and the lock of each GPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_two_processes_never_hold_one_device(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(timeout=1.5)
     assert not (tmp_path / "second").exists()
-    os.kill(first.pid, signal.SIGKILL)  # the kernel frees it
+    os.kill(first.pid, signal.SIGKILL)  # the kernel frees its lock
     first.wait()
     assert second.wait(timeout=30) == 0
     assert (tmp_path / "second").read_text(encoding="utf-8") == "cpu"
@@ -82,14 +82,14 @@ def test_an_error_gives_the_slot_back() -> None:
 def test_a_copy_of_the_descriptor_holds_the_device_too() -> None:
     with gpu.device_slot("cpu") as slot:
         copy = os.dup(slot.descriptor)
-    assert gpu._try("cpu") is None, "as a step's process does whose flow was killed"
+    assert gpu._try_lock("cpu") is None, "as the child of a killed flow holds it"
     os.close(copy)
     with gpu.device_slot("cpu"):
         pass
 
 
 def test_each_gpu_is_a_slot_and_any_free_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(gpu.PRETEND, "2")
+    monkeypatch.setenv(gpu.PRETEND_VARIABLE, "2")
     with gpu.device_slot("auto") as first, gpu.device_slot("auto") as second:
         assert {first.device.name, second.device.name} == {"gpu-0", "gpu-1"}
     with gpu.device_slot((1,)) as only:
@@ -109,7 +109,7 @@ def test_a_gpu_has_one_lock_however_it_is_numbered(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(gpu, "gpu_count", lambda: 2)
-    assert gpu.devices_of((number,)) == (device,)
+    assert gpu.allowed_devices((number,)) == (device,)
 
 
 def test_which_devices_a_setting_allows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_which_devices_a_setting_allows(monkeypatch: pytest.MonkeyPatch) -> None
     def with_gpus(count: int, gpus: Gpus) -> list[str]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        return [device.name for device in gpu.devices_of(gpus)]
+        return [device.name for device in gpu.allowed_devices(gpus)]
 
     assert with_gpus(0, "auto") == with_gpus(2, "cpu") == ["cpu"]
     assert with_gpus(2, "auto") == ["gpu-0", "gpu-1"]
@@ -129,13 +129,13 @@ def test_which_devices_a_setting_allows(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_pretended_machine_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(gpu.PRETEND, "3")
-    devices = gpu.devices_of("auto")
+    monkeypatch.setenv(gpu.PRETEND_VARIABLE, "3")
+    devices = gpu.allowed_devices("auto")
     assert [device.name for device in devices] == ["gpu-0", "gpu-1", "gpu-2"]
     assert {(device.torch_name, device.visible) for device in devices} == {("cpu", "")}
-    monkeypatch.setenv(gpu.PRETEND, "many")
+    monkeypatch.setenv(gpu.PRETEND_VARIABLE, "many")
     with pytest.raises(ConfigError, match="ADFLOWS_PRETEND_GPUS"):
-        gpu.devices_of("auto")
+        gpu.allowed_devices("auto")
 
 
 def test_a_flow_that_is_ended_stops_waiting() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import medad
 from flows.privacy.case_ids import identify
-from flows.runs.run_folder import read_statement
+from flows.runs.run_folder import read_notices_text
 from flows.store.digests import file_sha256
 
 Cli = Callable[..., Any]
@@ -248,7 +248,7 @@ def test_a_run_that_fails_leaves_the_earlier_runs_model_alone(again: Callable[..
     [
         (("--set", "postproces.threshold=0.9"), "--set postproces.threshold: no such setting"),
         (("--set", "preprocess.slice_px=32"), "`preprocess` differs"),
-        ((), "would be written over"),
+        ((), "would be overwritten"),
     ],
 )
 def test_segment_refuses_what_would_not_mean_what_it_says(
@@ -297,12 +297,12 @@ def test_inserted_lesions_are_found_in_the_run_folder_and_said(
         "scan.nii.gz",
     ]
     assert "inserted" in (folder / "report.html").read_text(encoding="utf-8").lower()
-    assert read_statement(folder)
-    assert not read_statement(Path(finished.answer["run_folder"]))
+    assert read_notices_text(folder)
+    assert not read_notices_text(Path(finished.answer["run_folder"]))
     scan, label = world.lits / "volume-0.nii.gz", world.lits / "segmentation-0.nii.gz"
     used = cli("liver", "segment", scan, "--liver", label, "--model", folder, "--out", tmp_path / "out", "--json")
     assert used.code == 0, used.err
-    assert not read_statement(tmp_path / "out"), "the scans segmented with its model have no inserted lesions"
+    assert not read_notices_text(tmp_path / "out"), "the scans segmented with its model have no inserted lesions"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     digests = {row["case"]: row["sha256"] for row in manifest["inputs"] if row["use"] == "test"}
     assert digests["btcv-0001"]["scan"] == file_sha256(healthy / "img" / "img0001.nii.gz"), (
@@ -411,7 +411,7 @@ def test_slices_are_exported_as_a_set_of_images(world: Any, finished: Any, cli: 
         assert (read_image(item.path)[mask] > 0).all()
     again = cli(*command)
     assert again.code == 2
-    assert "already there" in again.err
+    assert "exists already" in again.err
 
 
 def test_slices_without_a_tumour_label_are_refused(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:

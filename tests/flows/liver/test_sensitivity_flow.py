@@ -80,7 +80,7 @@ def test_every_cell_is_inserted_and_reported(finished: Any, world: Any) -> None:
     with (folder / "lesions.csv").open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == report["summary"]["inserted"]
     assert finished.answer["headline"]["sensitivity"] == report["summary"]["sensitivity"]
-    assert "drawn-in" in finished.answer["notices"][0]
+    assert "how well inserted lesions are found" in finished.answer["notices"][0]
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["healthy"]["root"] == PLACEHOLDER
     assert [row["use"] for row in manifest["inputs"]] == ["test"]

@@ -1,4 +1,4 @@
-"""What is set before the libraries are imported: on which CPUs, and never over the user's own."""
+"""Variables that are set before libraries are imported: for which CPUs, and never over the user's values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.machine import environment as settings
-from flows.machine.environment import NUMPY_WITHOUT_AVX512, prepare_numpy, sorts_slowly
+from flows.machine.environment import NUMPY_WITHOUT_AVX512, has_slow_avx512_sort, prepare_numpy
 
 CPUINFO = """processor\t: 0
 vendor_id\t: {vendor}
@@ -34,14 +34,14 @@ cpu family\t: {family}
     ],
 )
 def test_cpus_that_sort_slowly_by_avx512(vendor: str, family: str, flags: str, slow: bool) -> None:
-    assert sorts_slowly(CPUINFO.format(vendor=vendor, family=family, flags=flags)) is slow
-    assert not sorts_slowly("")
+    assert has_slow_avx512_sort(CPUINFO.format(vendor=vendor, family=family, flags=flags)) is slow
+    assert not has_slow_avx512_sort("")
 
 
 def test_the_users_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     name, value = NUMPY_WITHOUT_AVX512
-    monkeypatch.setattr(settings, "sorts_slowly", lambda _: True)
-    monkeypatch.setenv(name, "")  # so that it is as it was in the end
+    monkeypatch.setattr(settings, "has_slow_avx512_sort", lambda _: True)
+    monkeypatch.setenv(name, "")  # so that the old value is restored at the end
     monkeypatch.delenv(name)
     prepare_numpy()
     assert os.environ[name] == value
@@ -51,10 +51,11 @@ def test_the_users_own_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(
-    not sorts_slowly(Path("/proc/cpuinfo").read_text(encoding="utf-8")), reason="a CPU that sorts well by AVX-512"
+    not has_slow_avx512_sort(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
+    reason="a CPU that sorts well by AVX-512",
 )
 def test_numpy_knows_the_names() -> None:
-    """It warns of names that it does not know, and goes on with AVX-512."""
+    """Check the names in NumPy: for unknown names it only warns, and continues with AVX-512."""
     program = "import numpy._core._multiarray_umath as m; print(m.__cpu_features__['X86_V4'])"
     environment = os.environ | dict([NUMPY_WITHOUT_AVX512])
     command = [sys.executable, "-W", "error", "-c", program]

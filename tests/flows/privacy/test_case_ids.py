@@ -252,7 +252,7 @@ def test_the_commands(tmp_path: Path, cli: Callable[..., Any], private: Path) ->
         "liver_labels": [1, 2],
     }  # fmt: skip
     mask.unlink()
-    assert "mask gone" in cli("ids", "ls").out
+    assert "mask missing" in cli("ids", "ls").out
     assert str(scan) in cli("ids", "which", case_id).out
     assert cli("ids", "rm", case_id).code == 0
     assert registered() == []

@@ -14,7 +14,7 @@ import pytest
 
 from flows.liver.flow import UNKNOWN_TRAINING_NOTE
 from medad.cohort.folds import patient_mark
-from tests.flows.leaks import database_bytes, holds, search
+from tests.flows.leaks import database_bytes, find_leaks, find_secrets
 
 Cli = Callable[..., Any]
 INSERT = '{"count": 1, "diameter_mm": [30, 40], "edge_mm": 3}'
@@ -172,16 +172,16 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
     )  # fmt: skip
     refused(judged, f"{ids[0]} in training and {ids[1]} in testing are scans of one patient; {NEVER}")
     secrets = ["PID4711-0815", patient_mark("PID4711-0815").digest, hashlib.sha256(b"PID4711-0815").hexdigest()]
-    assert search(series, secrets[:1]), "the search finds the id in the input"
+    assert find_leaks(series, secrets[:1]), "the search finds the id in the input"
     for where in (cache, tmp_path / "runs", private_folder()):
-        assert not search(where, secrets)
-    assert not holds((ran.out + ran.err + judged.out + judged.err).encode(), secrets)
+        assert not find_leaks(where, secrets)
+    assert not find_secrets((ran.out + ran.err + judged.out + judged.err).encode(), secrets)
     APILogWorker.drain_all(timeout=10)
     url = get_current_settings().server.database.connection_url
     assert url is not None
     content = database_bytes(Path(url.get_secret_value().partition("///")[2]))
     assert ids[0].encode() in content
-    assert not holds(content, secrets)
+    assert not find_secrets(content, secrets)
 
 
 def test_a_models_run_says_which_cases_trained_it(

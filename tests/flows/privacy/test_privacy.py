@@ -39,11 +39,11 @@ SECRETS = ("MUSTERMANN", "Erikadorothea", "PID4711", "19640229", "Glasgow Str")
 
 
 def holds(data: bytes, secrets: Iterable[str] = SECRETS) -> set[str]:
-    return leaks.holds(data, secrets)
+    return leaks.find_secrets(data, secrets)
 
 
 def search(folder: Path, secrets: Iterable[str] = SECRETS) -> dict[str, set[str]]:
-    return leaks.search(folder, secrets)
+    return leaks.find_leaks(folder, secrets)
 
 
 def database() -> Path:

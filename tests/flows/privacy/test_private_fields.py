@@ -17,7 +17,7 @@ from flows.inbox.flow import liver_inbox
 from flows.liver.ablate import ablate
 from flows.liver.flow import SegmentRequest, StepRequest, hand_step, liver, segment
 from flows.liver.sensitivity import SensitivityRequest, sensitivity
-from flows.runs.run_folder import RunFolder, publish
+from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import LocalRunner
 from flows.server.deployments import case_step, liver_nightly, zsad_weekly
 from flows.zsad.compare import compare
@@ -227,7 +227,7 @@ def test_parameters_as_prefect_stores_them_hold_no_name(value: BaseModel) -> Non
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_manifests_hold_no_name(settings: Settings, cache: Path, tmp_path: Path) -> None:
-    publish(RunFolder(tmp_path / "run", settings, (), dict, 1.0), LocalRunner())
+    publish_run_folder(RunFolder(tmp_path / "run", settings, (), dict, 1.0), LocalRunner())
     assert SECRET not in (tmp_path / "run" / MANIFEST).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Kill -9, real servers, and the embedded one: what only whole processes show."""
+"""Faults that only whole processes show: kill -9, real servers, and the embedded server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     wait_for("it trains", lambda: list(checkpoints.glob("restoration-*")), 120, 0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert list((tmp_path / "cache" / "tmp").iterdir()), "it was killed at work"
+    assert list((tmp_path / "cache" / "tmp").iterdir()), "it was killed while it worked"
 
     resumed = Path(finish(go("cache", "runs"))["run_folder"])
     curve = json.loads((resumed / "model" / "restoration" / "curve.json").read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def test_an_interrupted_training_ends_soon_and_leaves_no_half(
     assert process.returncode not in {0, 2}
     assert not list((tmp_path / "cache" / "tmp").iterdir())
     assert not list((tmp_path / "cache" / "locks").iterdir())
-    assert list(checkpoints.iterdir()), "where it goes on from"
+    assert list(checkpoints.iterdir()), "the checkpoint to continue from"
     assert not (tmp_path / "cache" / "restoration").exists()
 
 
@@ -99,7 +99,7 @@ def test_two_runs_at_once_compute_each_task_once(
 
 @pytest.fixture
 def real_server(tmp_path: Path) -> Iterator[str]:
-    """`prefect server start` with a database of its own."""
+    """Run `prefect server start` with a new database."""
     from flows.machine.environment import PREFECT_DEFAULTS
 
     port = free_port()
@@ -130,7 +130,7 @@ def real_server(tmp_path: Path) -> Iterator[str]:
 def test_a_real_server_holds_the_run_and_fires_schedules(
     real_server: str, new_world: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """With SQLAlchemy 2.1 the server looks healthy and no schedule ever fires: hence the pin, and this."""
+    """Check that schedules fire. With SQLAlchemy 2.1 the server looks healthy, but no schedule ever fires."""
     world = new_world(tmp_path, train=1, test=1)
     where = {"ADFLOWS_CACHE": str(tmp_path / "cache"), "PREFECT_API_URL": real_server}
     options = ["liver", "run", world.config, "--json", "--out", tmp_path / "runs"]
@@ -144,7 +144,7 @@ def test_a_real_server_holds_the_run_and_fires_schedules(
     async def look() -> tuple[list[str], list[str | None], int]:
         async with PrefectClient(real_server) as client:
             runs = await client.read_flow_runs()
-            # tasks are recorded from events, a moment after they end
+            # the server records tasks from events, shortly after they end
             for _ in range(100):
                 tasks = await client.read_task_runs()
                 if sum(task.state_name == "Cached" for task in tasks) >= 7:
@@ -184,7 +184,7 @@ def test_the_embedded_server_needs_no_set_up(new_world: Callable[..., Any], tmp_
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(
     new_world: Callable[..., Any], prefect_server: str, tmp_path: Path
 ) -> None:
-    """On a real file system of 256 KB, where one may be mounted."""
+    """Use a real file system of 256 KB. The test is skipped if none can be mounted."""
     world = new_world(tmp_path, train=1, test=0)
     small = tmp_path / "small"
     small.mkdir()

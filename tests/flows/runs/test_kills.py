@@ -1,4 +1,4 @@
-"""Kill -9 in each phase of each flow, then again: nothing lost, nothing twice, nothing left, the same result."""
+"""Flows that are killed in each phase and run again: nothing is lost, computed twice or left over."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ZSAD = [*(("making", step) for step in ZSAD_STEPS), ("sealing", "zsad-encode"), 
 
 
 class Runs:
-    """One command, run straight or killed, with its own cache and run folder."""
+    """One command, killed or not, with a new cache and run folder."""
 
     def __init__(self, options: list[object], root: Path, server: str) -> None:
         self.options, self.root = options, root
@@ -64,13 +64,13 @@ class Runs:
 
     @property
     def artifacts(self) -> set[Path]:
-        # a step that was killed on its way out of `tmp` has its seal already
+        # a step that was killed while it moved out of `tmp` is sealed already
         sidecars = (self.root / "cache").glob("*/*/artifact.json")
         return {sidecar.parent for sidecar in sidecars if sidecar.parents[1].name != "tmp"}
 
 
 def contents(run_folder: str) -> dict[str, str]:
-    """What a run left, by digest; without what tells how long something took."""
+    """Return the digests of a run's files, without the values that measure time."""
     manifest = json.loads((Path(run_folder) / "manifest.json").read_text(encoding="utf-8"))
     names = [name for name in manifest["files"] if not name.endswith(("curve.json", "report.html", "report.json"))]
     return {name: manifest["files"][name]["sha256"] for name in names}
@@ -85,14 +85,14 @@ def check(place: str, step: str, runs: Runs, straight: dict[str, Any], monkeypat
     runs.killed(place, step)
     whole = runs.artifacts
     if place in {"making", "sealing"}:
-        assert list((runs.root / "cache" / "tmp").glob(f"{step}-*")), "it was killed at work"
+        assert list((runs.root / "cache" / "tmp").glob(f"{step}-*")), "it was killed while it worked"
     again = runs.straight()
-    assert again["cached"] == len(whole), "what was whole is not computed again"
+    assert again["cached"] == len(whole), "complete artifacts are not computed again"
     assert again["computed"] == straight["computed"] - len(whole)
     assert contents(again["run_folder"]) == contents(straight["run_folder"])
     assert left_behind(runs.root) == []
     monkeypatch.setenv("ADFLOWS_SLOTS", str(runs.root / "slots"))
-    descriptor = gpu._try("cpu")
+    descriptor = gpu._try_lock("cpu")
     assert descriptor is not None, "the device is free"
     os.close(descriptor)
 
@@ -136,7 +136,7 @@ def test_zsad(
 def test_a_refresh_that_is_killed_loses_nothing_but_time(
     liver_world: Any, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the two moves that put a new artifact in an old one's place."""
+    """Kill between the two moves that replace an old artifact by a new one."""
     options, straight = liver_world
     runs = Runs(options, tmp_path, prefect_server)
     runs.straight()
@@ -144,7 +144,7 @@ def test_a_refresh_that_is_killed_loses_nothing_but_time(
     refresh.killed("moving", "restoration")
     again = runs.straight()
     assert contents(again["run_folder"]) == contents(straight["run_folder"])
-    assert again["computed"] == 1, "the one that was being replaced; its successor's key is what it was"
+    assert again["computed"] == 1, "only the artifact that was being replaced"
     assert left_behind(tmp_path) == []
 
 
@@ -175,7 +175,7 @@ def test_two_flows_at_once_make_what_both_want_once(liver_world: Any, prefect_se
 
 
 def test_a_clock_that_went_back(liver_world: Any, prefect_server: str, tmp_path: Path) -> None:
-    """Inputs and artifacts from the future, as after a battery change: found, whole, and not pruned."""
+    """Find inputs and artifacts from the future, as after a battery change. They are complete and not pruned."""
     options, _ = liver_world
     runs = Runs(options, tmp_path, prefect_server)
     first = runs.straight()
@@ -194,7 +194,7 @@ def test_a_clock_that_went_back(liver_world: Any, prefect_server: str, tmp_path:
 
 @pytest.mark.timeout(3600)
 def test_a_disk_that_fills_at_any_moment(liver_world: Any, prefect_server: str, tmp_path: Path) -> None:
-    """Ever larger real file systems, so that each write of a run is the first without room in one of them."""
+    """Use real file systems of growing size, so that each write of a run fails first on one of them."""
     options, straight = liver_world
     small = tmp_path / "small"
     small.mkdir()
@@ -219,7 +219,7 @@ def test_a_disk_that_fills_at_any_moment(liver_world: Any, prefect_server: str, 
             assert kilobytes < 20_000
             remount = ["mount", "-o", f"remount,size={kilobytes}k", str(small)]
             subprocess.run(remount, check=True, capture_output=True)
-        assert len(failed) > 3, "several of the writes were tried"
+        assert len(failed) > 3, "several different writes failed"
         assert contents(json.loads(done.stdout)["run_folder"]) == contents(straight["run_folder"])
         assert left_behind(small) == []
     finally:

@@ -1,4 +1,4 @@
-"""Dry runs of both flows: they say what a run then does, and leave nothing behind."""
+"""Dry runs of both flows: the plan says what a run then does, and nothing is written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.runs.plan import PlanRunner, Row
-from flows.runs.runner import LocalRunner, new_runner, running_on
+from flows.runs.plan import PlannedCall, PlanRunner
+from flows.runs.runner import LocalRunner, new_runner, use_runner
 from flows.store.upkeep import Change
 from medad.base.settings import ANY_MACHINE
 
@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., A
 
 @pytest.fixture(scope="module")
 def finished(world: Any, images: Any, cli: Cli) -> Iterator[None]:
-    """Both flows' work is in one cache."""
+    """Run both flows into one cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADFLOWS_CACHE", str(world.cache))
         for field, where in (("liver", world), ("zsad", images)):
@@ -68,7 +68,7 @@ def test_on_an_empty_cache_all_is_to_make_or_waits_and_nothing_is_written(
         assert steps(rows, "make") == first
         assert {row["reason"] for row in rows if row["status"] == "make"} == {"nothing of this step is cached"}
     left = {path.relative_to(tmp_path).parts[:2] for path in files(tmp_path)}
-    assert left <= {("cache", "digests.sqlite")}  # what files hold may be remembered, nothing else
+    assert left <= {("cache", "digests.sqlite")}  # digests of files may be stored, nothing else
 
 
 def test_what_a_run_made_is_cached_and_refresh_makes_it_again(
@@ -149,20 +149,20 @@ def test_every_command_that_runs_has_a_dry_run(world: Any, finished: None, cli: 
     ):
         ran = cli("liver", *command, "--dry-run")
         assert ran.code == 0, ran.err
-        assert ran.out.splitlines()[-1].endswith("nothing was made")
+        assert ran.out.splitlines()[-1].endswith("nothing written")
     assert files(tmp_path) == set()
 
 
 def test_a_dry_run_marks_no_run_and_ends_with_its_block(cache: Path) -> None:
-    with running_on(PlanRunner):
+    with use_runner(PlanRunner):
         assert isinstance(new_runner(ANY_MACHINE, refresh=False), PlanRunner)
     assert not (cache / "runs").exists()
     assert type(new_runner(ANY_MACHINE, refresh=False)) is LocalRunner
 
 
 def test_lines_say_what_and_why() -> None:
-    assert Row("prepare", "a", "make", "nothing").line == "prepare a: to make: nothing"
-    assert Row("prepare", "a", "cached").line == "prepare a: cached"
-    assert Row("report", "r", "follows", "prepare").line == "report r: waits for prepare"
+    assert PlannedCall("prepare", "a", "make", "nothing").line == "prepare a: to make: nothing"
+    assert PlannedCall("prepare", "a", "cached").line == "prepare a: cached"
+    assert PlannedCall("report", "r", "follows", "prepare").line == "report r: waits for prepare"
     assert Change("inputs.low", "1", "2").line == "inputs.low: 1 -> 2"
     assert Change("code", "a" * 64, "b" * 64).line == "code changed"

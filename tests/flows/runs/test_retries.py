@@ -1,4 +1,4 @@
-"""What is tried again, and what is not."""
+"""Retries: which failures are tried again, and which are not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pytest
 from prefect import flow
 
-from flows.devices.engines import RUNNER
+from flows.devices.engines import TASK_RUNNER
 from flows.runs import prefect_runner
 from flows.runs.prefect_runner import PrefectRunner
 from flows.runs.retries import RETRY_DELAYS_S, is_transient
@@ -23,10 +23,10 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_it(failures: int, number: int) -> tuple[Ref | None, Runner]:
-    """Run a call that fails so many times."""
+    """Run a call that fails this number of times."""
     kept: list[tuple[Ref | None, Runner]] = []
 
-    @flow(task_runner=RUNNER, persist_result=False)
+    @flow(task_runner=TASK_RUNNER, persist_result=False)
     def reads() -> None:
         runner = PrefectRunner()
         kept.append((runner.run("case-1", reading(failures, number)), runner))

@@ -1,4 +1,4 @@
-"""The run folder: whole or not there, and no file of the user's lost."""
+"""The run folder: it is complete or absent, and no file of the user is lost."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def runner(cache: Path) -> Runner:
 
 
 def test_headline_figures_are_the_reports(runner: Runner, tmp_path: Path) -> None:
-    headline = publish.publish(a_run(tmp_path / "runs" / "x"), runner)
+    headline = publish.publish_run_folder(a_run(tmp_path / "runs" / "x"), runner)
     assert headline == {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1}
     assert read_headline(tmp_path) == {}
 
 
 def test_a_second_run_replaces_what_the_first_wrote_and_nothing_else(runner: Runner, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "x"
-    publish.publish(a_run(folder, "first"), runner)
+    publish.publish_run_folder(a_run(folder, "first"), runner)
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
-    publish.publish(a_run(folder, "second"), runner)
+    publish.publish_run_folder(a_run(folder, "second"), runner)
     assert (folder / "report.html").read_text(encoding="utf-8") == "second"
     assert (folder / "notes" / "mine.txt").read_text(encoding="utf-8") == "keep"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["x"]
@@ -74,10 +74,10 @@ def test_a_second_run_replaces_what_the_first_wrote_and_nothing_else(runner: Run
 def test_a_file_the_second_run_does_not_make_is_gone(runner: Runner, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     first = a_run(folder)
-    publish.publish(first, runner)
+    publish.publish_run_folder(first, runner)
     assert (folder / "model" / "restoration" / "model.safetensors").is_file()
     kept = tuple(each for each in first.copies if not each.target.startswith("model/restoration/"))
-    publish.publish(replace(first, copies=kept), runner)
+    publish.publish_run_folder(replace(first, copies=kept), runner)
     assert not (folder / "model" / "restoration").exists()
 
 
@@ -85,7 +85,7 @@ def test_a_disk_that_fills_leaves_the_earlier_run_whole(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "x"
-    publish.publish(a_run(folder, "first"), runner)
+    publish.publish_run_folder(a_run(folder, "first"), runner)
     run = a_run(folder, "second")
 
     def full(*_: object) -> None:
@@ -93,30 +93,30 @@ def test_a_disk_that_fills_leaves_the_earlier_run_whole(
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(DiskFullError):
-        publish.publish(run, runner)
+        publish.publish_run_folder(run, runner)
     assert (folder / "report.html").read_text(encoding="utf-8") == "first"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["x"]
 
 
 def test_a_publisher_killed_between_its_two_moves_lost_nothing(runner: Runner, tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    publish.publish(a_run(folder, "first"), runner)
+    publish.publish_run_folder(a_run(folder, "first"), runner)
     (folder / "mine.txt").write_text("keep", encoding="utf-8")
     folder.rename(tmp_path / ".x.old")
-    publish.publish(a_run(folder, "second"), runner)
+    publish.publish_run_folder(a_run(folder, "second"), runner)
     assert (folder / "report.html").read_text(encoding="utf-8") == "second"
     assert (folder / "mine.txt").read_text(encoding="utf-8") == "keep"
 
 
 def test_an_edit_in_the_run_folder_does_not_reach_the_cache(runner: Runner, tmp_path: Path) -> None:
     run = a_run(tmp_path / "x")
-    publish.publish(run, runner)
+    publish.publish_run_folder(run, runner)
     (tmp_path / "x" / "report.html").write_text("edited", encoding="utf-8")
     ArtifactStore().verify(run.copies[0].ref)
 
 
 def test_settings_come_back_without_the_data_folders(runner: Runner, tmp_path: Path) -> None:
-    publish.publish(a_run(tmp_path / "x"), runner)
+    publish.publish_run_folder(a_run(tmp_path / "x"), runner)
     assert "MUSTERMANN" not in (tmp_path / "x" / "manifest.json").read_text(encoding="utf-8")
     settings = settings_of_run(tmp_path / "x")
     assert settings.preprocess == SETTINGS.preprocess
@@ -126,7 +126,7 @@ def test_settings_come_back_without_the_data_folders(runner: Runner, tmp_path: P
 def test_a_folder_that_is_no_run_is_refused(runner: Runner, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"manifest\.json"):
         settings_of_run(tmp_path)
-    publish.publish(a_run(tmp_path / "x"), runner)
+    publish.publish_run_folder(a_run(tmp_path / "x"), runner)
     (tmp_path / "x" / "model" / "segmentation" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="segmentation"):
         settings_of_run(tmp_path / "x")

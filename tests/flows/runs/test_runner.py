@@ -1,4 +1,4 @@
-"""Runners: calls are found by content, a broken case ends alone. Under Prefect their states say so as well."""
+"""Runners: artifacts are found by content, and a broken case fails alone. Prefect's states show this as well."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH
 
-from flows.devices.engines import RUNNER
-from flows.runs.prefect_runner import PrefectRunner, UnderWay
-from flows.runs.runner import LocalRunner, Runner, describe
+from flows.devices.engines import TASK_RUNNER
+from flows.runs.prefect_runner import PrefectRunner, RunningCall
+from flows.runs.runner import LocalRunner, Runner, to_case_failure
 from flows.store.references import Ref
 from flows.store.step import Call
 from medad.base.errors import DiskFullError, InputError
@@ -28,18 +28,18 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "cache")
 
 
 @dataclass
-class Ran:
-    """How calls ended that were run beside each other."""
+class CallsResult:
+    """The results of calls that ran at the same time."""
 
     refs: list[Ref | None]
     runner: Runner
     states: Sequence[State[Any]] = ()
-    """Final states of the tasks; none without Prefect."""
+    """Final states of the tasks. Empty without Prefect."""
     flow_run: Any = None
-    """Prefect's id of the flow's run."""
+    """Id of the flow run in Prefect."""
 
     def says(self, *names: str) -> bool:
-        """Return whether the states have these names, where there are states."""
+        """Return whether the states have these names. Always true without Prefect."""
         return not self.states or [state.name for state in self.states] == list(names)
 
     @property
@@ -47,35 +47,35 @@ class Ran:
         return self.runner.computed, self.runner.cached
 
 
-def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool = False) -> Ran:
-    """Run calls beside each other."""
+def run_all(kind: type[Runner], calls: list[tuple[str, Call]], *, refresh: bool = False) -> CallsResult:
+    """Run calls at the same time."""
 
-    def body() -> Ran:
+    def body() -> CallsResult:
         runner = kind(refresh=refresh)
         tasks = [runner.submit(label, call) for label, call in calls]
         refs = [task.ref() for task in tasks]
-        return Ran(refs, runner, [task.future.state for task in tasks if isinstance(task, UnderWay)])
+        return CallsResult(refs, runner, [task.future.state for task in tasks if isinstance(task, RunningCall)])
 
     if kind is LocalRunner:
         return body()
-    kept: list[Ran] = []
+    results: list[CallsResult] = []
 
-    @flow(task_runner=RUNNER, persist_result=False)
+    @flow(task_runner=TASK_RUNNER, persist_result=False)
     def fakes() -> None:
-        kept.append(body())
+        results.append(body())
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
-        kept[0].flow_run = context.flow_run.id
+        results[0].flow_run = context.flow_run.id
 
     fakes()
-    assert len(kept[0].states) == len(calls)
-    return kept[0]
+    assert len(results[0].states) == len(calls)
+    return results[0]
 
 
 @pytest.fixture(params=[LocalRunner, PrefectRunner])
 def kind(request: pytest.FixtureRequest) -> type[Runner]:
-    """Both runners that make artifacts."""
+    """Yield each runner that makes artifacts."""
     found: type[Runner] = request.param
     return found
 
@@ -136,12 +136,12 @@ def test_a_broken_case_ends_alone_and_is_not_cached(kind: type[Runner], runs: li
     assert failure.rule == rule
     assert [state.message for state in ran.states[1:]] in ([], [f"bad: {rule}"])
     assert (failure.bug is not None) == (how == "bug")
-    # nothing of it is left
+    # it left no artifact
     assert len(list((cache / "fake").iterdir())) == 1
     assert not list((cache / "tmp").iterdir())
     before = len(runs)
     run_all(kind, [("bad", fake("2", how))])
-    assert len(runs) == before + (how != "unreadable"), "tried again: a failure is no result"
+    assert len(runs) == before + (how != "unreadable"), "it runs again, because a failure is not cached"
 
 
 def test_the_path_is_for_the_terminal_alone(kind: type[Runner], capfd: pytest.CaptureFixture[str]) -> None:
@@ -159,11 +159,11 @@ def test_the_path_is_for_the_terminal_alone(kind: type[Runner], capfd: pytest.Ca
     assert "MUSTERMANN" not in str(ran.runner.failures[0])
 
 
-def states_on_server(ran: Ran) -> list[str]:
-    """Return the names of a flow run's task states that its server knows, in order."""
+def states_on_server(ran: CallsResult) -> list[str]:
+    """Return the names of a flow run's task states on the server, sorted."""
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[ran.flow_run]))
     with get_client(sync_client=True) as client:
-        for _ in range(150):  # tasks are recorded from events, a moment after they end
+        for _ in range(150):  # the server records tasks from events, shortly after they end
             tasks = client.read_task_runs(flow_run_filter=chosen)
             if len(tasks) == len(ran.states) and all(task.end_time is not None for task in tasks):
                 break
@@ -181,7 +181,7 @@ def test_prefect_says_cached_and_keeps_nothing_beside_our_store(cache: Path) -> 
 
 
 def test_a_failure_says_whether_a_file_or_the_machine_is_to_blame() -> None:
-    file = describe("case-1", "prepare", InputError("/x/scan.nii", "cut short"))
-    disk = describe("case-1", "prepare", DiskFullError("/cache: no room left on this disk"))
-    bug = describe("case-1", "prepare", ZeroDivisionError())
+    file = to_case_failure("case-1", "prepare", InputError("/x/scan.nii", "cut short"))
+    disk = to_case_failure("case-1", "prepare", DiskFullError("/cache: no room left on this disk"))
+    bug = to_case_failure("case-1", "prepare", ZeroDivisionError())
     assert [each.machine_fault for each in (file, disk, bug)] == [False, True, False]

@@ -30,8 +30,8 @@ from prefect.utilities.callables import parameter_schema
 from flows.cli.server import PORT
 from flows.machine.environment import (
     LIBRARY_DEFAULTS,
+    MIN_HEARTBEAT_S,
     PREFECT_DEFAULTS,
-    SHORTEST_HEARTBEAT_S,
     heartbeat_s,
     host_name,
     named_config,
@@ -281,7 +281,7 @@ def test_every_way_a_flow_can_end_is_known_to_the_watch_for_zombies() -> None:
 def test_heartbeats_are_no_faster_than_prefect_lets_them_be(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.flow_engine import MINIMUM_HEARTBEAT_INTERVAL
 
-    assert SHORTEST_HEARTBEAT_S == MINIMUM_HEARTBEAT_INTERVAL
+    assert MIN_HEARTBEAT_S == MINIMUM_HEARTBEAT_INTERVAL
     name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
     monkeypatch.delenv(name, raising=False)
     assert heartbeat_s() == int(PREFECT_DEFAULTS[name])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from flows.cli.cache import parse_age, parse_size, show_size
-from flows.runs.runner import Found, attempt, make_here
+from flows.runs.runner import BuiltArtifact, find_or_make, make_in_this_process
 from flows.store import upkeep
 from flows.store.artifacts import SIDECAR, ArtifactStore
 from flows.store.references import Ref
@@ -36,8 +36,8 @@ time.sleep(60)
 
 def make(call: Call, *, unused_days: float = 0.0) -> Ref:
     """Run a call without Prefect, and set the time of last use of its artifact to this age."""
-    found = attempt("a", call, refresh=False, make=make_here)
-    assert isinstance(found, Found)
+    found = find_or_make("a", call, refresh=False, make=make_in_this_process)
+    assert isinstance(found, BuiltArtifact)
     then = time.time() - unused_days * DAY_S
     os.utime(found.ref.folder(), (then, then))
     return found.ref

@@ -18,7 +18,7 @@ from medad.networks import nets
 from medad.networks.batches import BATCH, INITIAL, ORDER, generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.train import train_joint, train_restoration, train_segmentation
-from tests.killed import Killed, kill_at
+from tests.killed import TrainingKilled, kill_at
 from tests.medad.prepared import DISC, SIDE, save_slices, tiny_settings
 
 SLICES, BATCH_SIZE, RATE = 6, 4, 1e-3
@@ -108,7 +108,7 @@ def test_joint_training_starts_where_phase_one_does_and_goes_another_way(
 
 def _cut(train: Callable[..., None], out: Path, checkpoint: Path, at_step: int, *arguments: Any) -> None:
     """Train until the checkpoint of step `at_step` is on disk, then stop."""
-    with pytest.raises(Killed):
+    with pytest.raises(TrainingKilled):
         train(*arguments, out, device="cpu", checkpoint=checkpoint, on_progress=kill_at(at_step + 1))
     assert checkpoint.is_file()
 

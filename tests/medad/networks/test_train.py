@@ -23,7 +23,7 @@ from medad.networks.batches import generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.losses import focal_loss, l1_loss
 from medad.networks.train import train_restoration, train_segmentation
-from tests.killed import Killed, kill_at
+from tests.killed import TrainingKilled, kill_at
 from tests.medad.prepared import DISC, SIDE, save_slices, tiny_settings
 
 EPOCHS = 4
@@ -154,7 +154,7 @@ def test_resume_equals_the_uninterrupted_run(
 ) -> None:
     monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
     cut, checkpoint = _folder(tmp_path / "cut"), tmp_path / "fit.ckpt"
-    with pytest.raises(Killed):
+    with pytest.raises(TrainingKilled):
         train_restoration(prepared, _settings(), cut, checkpoint=checkpoint, on_progress=kill_at(at_step + 1))
     assert checkpoint.is_file()
     train_restoration(prepared, _settings(), cut, checkpoint=checkpoint)
@@ -198,7 +198,7 @@ def test_unfit_checkpoint_is_not_resumed(
     monkeypatch.setattr("medad.networks.train.PROGRESS_SECONDS", 0.0)
     out, checkpoint = _folder(tmp_path / "out"), tmp_path / "fit.ckpt"
     earlier = _settings(seed=3) if damage == "other settings" else _settings()
-    with pytest.raises(Killed):
+    with pytest.raises(TrainingKilled):
         train_restoration(prepared, earlier, _folder(tmp_path / "cut"), checkpoint=checkpoint, on_progress=kill_at(6))
     if damage == "truncated":
         checkpoint.write_bytes(checkpoint.read_bytes()[:200])

@@ -31,7 +31,7 @@ from medad.reports.run.document import (
 from medad.reports.run.report import RANK_TITLES, pick_slices, write_report
 from medad.steps.results import CaseResult
 from tests.medad.prepared import save_slices
-from tests.page import Written
+from tests.page import WrittenReport
 
 Array = np.ndarray[Any, Any]
 
@@ -143,20 +143,20 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
-Report = Callable[..., Written]
+Report = Callable[..., WrittenReport]
 
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     def write(
         results: Sequence[CaseResult[Path]] = (), failures: Sequence[CaseFailure] = (), **changes: Any
-    ) -> Written:
+    ) -> WrittenReport:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         out.mkdir()
         arguments: dict[str, Any] = {"settings": liver_settings(), "restoration": None, "segmentation": None}
         arguments |= {"versions": {"adflows": "0.1.0"}, "notes": []}
         write_report(out, results=results, failures=failures, **(arguments | changes))
-        return Written(out)
+        return WrittenReport(out)
 
     return write
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.killed import Killed
+from tests.killed import TrainingKilled
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import EMBEDDED_FOLDER
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES
@@ -118,12 +118,12 @@ def test_a_killed_training_ends_in_the_same_weights(
 
     def dies(pool: Pool, plan: Plan, of: Leg, step: int, words: list[str]) -> Batch:
         if (of, step) == (leg, last_step):
-            raise Killed
+            raise TrainingKilled
         return make_batch(pool, plan, of, step, words)
 
     with monkeypatch.context() as patched:
         patched.setattr(pretrain, "make_batch", dies)
-        with pytest.raises(Killed):
+        with pytest.raises(TrainingKilled):
             train(TRAINED, tmp_path, workers=1)
     assert (tmp_path / "checkpoint.pt").is_file()
     train(TRAINED, tmp_path, workers=1)

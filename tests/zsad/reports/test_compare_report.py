@@ -14,7 +14,7 @@ from PIL import Image
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
 from medad.reporting.seed_statistics import Stat
-from tests.page import Written
+from tests.page import WrittenReport
 from tests.zsad.compared_sets import CLIP, SECRET, compare_settings, seeds_of, write_evaluation, write_system
 from zsad.clip.models import EncoderInfo
 from zsad.config.compare import Ablation, CompareSettings, ablation_systems
@@ -29,7 +29,7 @@ MANY = [f"tile_{number}" for number in range(1, 8)]
 TRIO: list[dict[str, Any]] = [{"system": "clip"}, {"system": "anovl"}, {"system": "dual"}]
 
 
-class Compared(Written):
+class Compared(WrittenReport):
     """A written report of a comparison."""
 
     def tex(self, of: str) -> str:

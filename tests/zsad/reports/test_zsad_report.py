@@ -19,7 +19,7 @@ from PIL import Image
 from medad.base.errors import CaseFailure, InputError
 from medad.base.text import PLACEHOLDER
 from medad.reporting.seed_statistics import Stat, mean_and_sd
-from tests.page import Written
+from tests.page import WrittenReport
 from tests.zsad.scored_sets import (
     BACKGROUND,
     ExampleImage,
@@ -46,7 +46,7 @@ AUROC_OF_USUAL = (5 + 6 + 6 + 6) / 24
 
 
 Category = Callable[..., CategoryResult[Path]]
-Report = Callable[..., Written]
+Report = Callable[..., WrittenReport]
 
 
 def write(
@@ -55,18 +55,18 @@ def write(
     failures: Sequence[CaseFailure] = (),
     settings: ZsadSettings | None = None,
     **changes: Any,
-) -> Written:
+) -> WrittenReport:
     """Write a report into a new folder."""
     out.mkdir()
     arguments: dict[str, Any] = {"versions": {"adflows": "0.2.0"}, "notes": []} | changes
     write_report(out, settings=settings or zsad_settings(), categories=categories, failures=failures, **arguments)
-    return Written(out)
+    return WrittenReport(out)
 
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Write the report of these categories, or return an earlier report of equal ones. Equal charts are shared too."""
-    written: dict[str, Written] = {}
+    written: dict[str, WrittenReport] = {}
     chart_cache: dict[bytes, str] = {}
 
     def chart(*parts: Any) -> str:
@@ -75,7 +75,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
             chart_cache[key] = category_chart(*parts)
         return chart_cache[key]
 
-    def write_cached(*results: Any, **settings: Any) -> Written:
+    def write_cached(*results: Any, **settings: Any) -> WrittenReport:
         key = repr((results, settings))
         if key not in written:
             with pytest.MonkeyPatch.context() as patched:
@@ -90,7 +90,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def report_of(report: Report, category: Category) -> Report:
     """Write the report of categories, given as name=images."""
 
-    def of(settings: ZsadSettings | None = None, **images: Sequence[ExampleImage]) -> Written:
+    def of(settings: ZsadSettings | None = None, **images: Sequence[ExampleImage]) -> WrittenReport:
         return report([category(name, drawn, settings) for name, drawn in images.items()], settings=settings)
 
     return of

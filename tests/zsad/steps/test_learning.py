@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
-from tests.killed import Killed, kill_at
+from tests.killed import TrainingKilled, kill_at
 from tests.zsad.learned_sets import category_features, encoder_settings, make_source
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
@@ -182,7 +182,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         assert (progress.epoch, progress.epochs, progress.steps) == ((progress.step - 1) // 4 + 1, 3, 12)
         kill_at(step)(progress)
 
-    with pytest.raises(Killed):
+    with pytest.raises(TrainingKilled):
         train(system, killed, checkpoint=state, on_progress=kill)
     assert not (killed / CHECKPOINT).exists()
     assert _same(train(system, killed, checkpoint=state), load_file(whole / CHECKPOINT))
@@ -197,7 +197,7 @@ def test_a_state_of_another_training_or_a_damaged_one_is_not_resumed(
 ) -> None:
     monkeypatch.setattr(learning, "PROGRESS_SECONDS", 0.0)
     state = tmp_path / "state.pt"
-    with pytest.raises(Killed):
+    with pytest.raises(TrainingKilled):
         train(APRIL, tmp_path / "killed", checkpoint=state, on_progress=kill_at(5))
     content = state.read_bytes()
     slower = _with(APRIL, learning_rate=1e-3)

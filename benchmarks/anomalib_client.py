@@ -1,4 +1,4 @@
-"""`benchmarks/zsad.py`'s end of the conversation with `anomalib_peer.py`."""
+"""The side of `benchmarks/zsad.py` that talks to `anomalib_peer.py`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from benchmarks.zsad_timing import Row
 
-PEER = Path(__file__).with_name("anomalib_peer.py")
+PEER_PROGRAM = Path(__file__).with_name("anomalib_peer.py")
 
 
 class Anomalib:
-    """A running `anomalib_peer.py`. It times itself and waits while we work."""
+    """A running `anomalib_peer.py`. It measures its times itself, and is idle while this process works."""
 
     def __init__(self, python: Path, threads: int) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            [str(python), "-W", "ignore", str(PEER)],
+            [str(python), "-W", "ignore", str(PEER_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -44,7 +44,7 @@ class Anomalib:
         self._errors.close()
 
     def ask(self, order: str, **arguments: object) -> Any:
-        """Have it carry out an order. Raises RuntimeError with its last words if it died."""
+        """Send an order and return the answer. Raise RuntimeError with its last output if the process died."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -59,5 +59,5 @@ class Anomalib:
         return json.loads(answer)
 
 
-def without_anomalib(part: str, what: str, limit: str) -> Row:
+def skipped_row(part: str, what: str, limit: str) -> Row:
     return Row(part, what, None, "x", limit, None, "skipped: no --anomalib-python")

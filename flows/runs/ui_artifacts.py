@@ -1,4 +1,7 @@
-"""What a run shows in Prefect's UI: a table of cases, the metrics, a picture. No path of an input, no patient data."""
+"""Artifacts of a run in Prefect's UI: a table of cases, the metrics and a picture.
+
+They hold no path of an input and no patient data.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.runs.run_folder import HEADLINE, read_headline, read_statement
+from flows.runs.run_folder import HEADLINE, read_headline, read_notices_text
 from flows.runs.runner import Runner
 from medad.base.text import PLACEHOLDER
 
-LARGEST_PICTURE_BYTES = 2_000_000
-"""An artifact is one row of Prefect's database."""
+MAX_PICTURE_BYTES = 2_000_000
+"""Size limit of a picture. An artifact is stored as one row of Prefect's database."""
 
 
 @dataclass(frozen=True)
-class Showing:
-    """How one flow's report becomes artifacts."""
+class UiLayout:
+    """The layout of one flow's artifacts."""
 
     flow: str
-    """Beginning of the artifacts' keys: lower case and digits."""
+    """Beginning of the artifacts' keys: lower-case letters and digits."""
     table: str
     """Key and description of the table."""
-    first: str
-    """Its first column, which names the case (or category): also where nothing but failures is to be shown."""
-    picture: str
+    first_column: str
+    """First column of the table, which names the case or category. It is shown even if everything failed."""
+    picture_caption: str
     """Description of preview.png."""
     rows: Callable[[dict[str, Any]], list[dict[str, Any]]]
-    """report.json -> what is said of each case (or category)."""
-    names: bool = True
-    """Whether what failed is called by its id; False where an id is the name of a file that anyone may have named."""
+    """Function from report.json to the rows of the table, one per case or category."""
+    show_ids: bool = True
+    """Whether failures are shown with their ids. False if an id is a file's name, which may be private."""
 
 
 def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,9 +46,9 @@ def _liver_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "case": case["case_id"],
                 "status": "done",
-                "3-D Dice": figure(metrics.get("dice_3d")),
-                "micro 2-D Dice": figure(case.get("micro_dice_2d")),
-                "voxel AUROC": figure(metrics.get("voxel_auroc")),
+                "3-D Dice": format_figure(metrics.get("dice_3d")),
+                "micro 2-D Dice": format_figure(case.get("micro_dice_2d")),
+                "voxel AUROC": format_figure(metrics.get("voxel_auroc")),
                 "rule": "",
             }
         )
@@ -59,7 +62,7 @@ def _zsad_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         row = {"category": category["name"], "status": "done", "images": len(category["images"])}
         for key in ("image_auroc", "pixel_auroc", "pixel_aupro"):
             stat = variant["metrics"].get(key)
-            row[HEADLINE[key]] = figure(None if stat is None else stat["mean"])
+            row[HEADLINE[key]] = format_figure(None if stat is None else stat["mean"])
         rows.append(row | {"rule": ""})
     return rows
 
@@ -75,7 +78,7 @@ def _compare_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         row = {"system": system["name"], "status": "done"}
         for key in ("image_auroc", "pixel_auroc", "pixel_aupro"):
             stat = ((system.get("mean") or {}).get("metrics") or {}).get(key)
-            row[HEADLINE[key]] = figure(None if stat is None else stat["mean"])
+            row[HEADLINE[key]] = format_figure(None if stat is None else stat["mean"])
         rows.append(row | {"rule": ""})
     return rows
 
@@ -86,7 +89,7 @@ def _ablation_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         shown: dict[str, Any] = {"row": row["name"], "status": f"{len(row['seeds'])} seeds"}
         for key in ("micro_dice_2d", "dice_3d_mean", "voxel_auroc_mean"):
             stat = row["stats"].get(key)
-            shown[HEADLINE[key]] = figure(None if stat is None else stat["mean"])
+            shown[HEADLINE[key]] = format_figure(None if stat is None else stat["mean"])
         rows.append(shown | {"rule": ""})
     return rows
 
@@ -101,67 +104,67 @@ def _sensitivity_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
                 "size": f"{low:g}-{high:g} mm",
                 "status": "done",
                 **{key: figures[key] for key in ("inserted", "found")},
-                "sensitivity": figure(figures["sensitivity"]),
+                "sensitivity": format_figure(figures["sensitivity"]),
                 "rule": "",
             }
         )
     return rows
 
 
-LIVER = Showing("liver", "cases", "case", "Slices of one case", _liver_rows)
-SENSITIVITY = Showing("liver-sensitivity", "sizes", "size", "Sensitivity by size and contrast", _sensitivity_rows)
-ZSAD = Showing("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
-COMPARE = Showing("zsad-compare", "systems", "system", "Image and pixel AUROC of all systems", _compare_rows)
-ABLATION = Showing("liver-ablation", "rows", "row", "Dice and AUROC of all rows", _ablation_rows)
-ZSAD_SCORE = Showing("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows, names=False)
+LIVER = UiLayout("liver", "cases", "case", "Slices of one case", _liver_rows)
+SENSITIVITY = UiLayout("liver-sensitivity", "sizes", "size", "Sensitivity by size and contrast", _sensitivity_rows)
+ZSAD = UiLayout("zsad", "categories", "category", "Images and their heat maps", _zsad_rows)
+COMPARE = UiLayout("zsad-compare", "systems", "system", "Image and pixel AUROC of all systems", _compare_rows)
+ABLATION = UiLayout("liver-ablation", "rows", "row", "Dice and AUROC of all rows", _ablation_rows)
+ZSAD_SCORE = UiLayout("zsad-score", "images", "images", "Images and their heat maps", _zsad_score_rows, show_ids=False)
 
 
-def show_run(showing: Showing, folder: Path, runner: Runner, *, private: bool) -> None:
-    """Create the artifacts of a run; the folder's path is among them unless it is `private`."""
+def create_run_artifacts(layout: UiLayout, folder: Path, runner: Runner, *, private: bool) -> None:
+    """Create the artifacts of a run. They show the folder's path unless it is `private`."""
     from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = {}
-    table = _table(showing, showing.rows(report), runner)
+    table = _table(layout, layout.rows(report), runner)
     markdown = _markdown(folder, PLACEHOLDER if private else str(folder / "report.html"), runner)
-    picture, name = folder / "preview.png", showing.flow
-    create_table_artifact(table=table, key=f"{name}-{showing.table}", description=f"{showing.table} of this run")
+    picture, name = folder / "preview.png", layout.flow
+    create_table_artifact(table=table, key=f"{name}-{layout.table}", description=f"{layout.table} of this run")
     create_markdown_artifact(markdown=markdown, key=f"{name}-report")
-    if picture.is_file() and picture.stat().st_size <= LARGEST_PICTURE_BYTES:
+    if picture.is_file() and picture.stat().st_size <= MAX_PICTURE_BYTES:
         url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-        create_image_artifact(image_url=url, key=f"{name}-preview", description=showing.picture)
+        create_image_artifact(image_url=url, key=f"{name}-preview", description=layout.picture_caption)
 
 
-def show_table(key: str, description: str, rows: list[dict[str, Any]]) -> None:
-    """Create a table by itself."""
+def create_table(key: str, description: str, rows: list[dict[str, Any]]) -> None:
+    """Create a single table."""
     from prefect.artifacts import create_table_artifact
 
     create_table_artifact(table=rows, key=key, description=description)
 
 
-def _table(showing: Showing, rows: list[dict[str, Any]], runner: Runner) -> list[dict[str, Any]]:
-    """What was done, then what failed, in the same columns, of which the first names the row."""
-    first = showing.first
+def _table(layout: UiLayout, rows: list[dict[str, Any]], runner: Runner) -> list[dict[str, Any]]:
+    """Return the rows of finished cases, then those of failed ones, with the same columns."""
+    first = layout.first_column
     columns = dict.fromkeys(rows[0] if rows else (first, "status", "rule"), "")
     failed = [
-        {first: f.case_id if showing.names else f"failed {n}", "status": f"failed: {f.stage}", "rule": f.rule}
+        {first: f.case_id if layout.show_ids else f"failed {n}", "status": f"failed: {f.stage}", "rule": f.rule}
         for n, f in enumerate(runner.failures, start=1)
     ]
     return rows + [columns | row for row in failed]
 
 
 def _markdown(folder: Path, where: str, runner: Runner) -> str:
-    lines = [f"Report: `{where}` (open it from the disk; browsers do not follow links to files)", ""]
-    statement = read_statement(folder)
+    lines = [f"Report: `{where}` (open this file in a browser; the UI cannot link to files)", ""]
+    statement = read_notices_text(folder)
     lines += [statement, ""] if statement else []
     if headline := read_headline(folder):
         lines += ["| figure | value |", "|---|---|"]
-        lines += [f"| {HEADLINE[key]} | {figure(value)} |" for key, value in headline.items()]
+        lines += [f"| {HEADLINE[key]} | {format_figure(value)} |" for key, value in headline.items()]
     lines += ["", f"{runner.computed} tasks computed, {runner.cached} cached, {len(runner.failures)} failed."]
     return "\n".join(lines)
 
 
-def figure(value: float | None) -> str:
+def format_figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"

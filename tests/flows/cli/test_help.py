@@ -1,0 +1,86 @@
+"""The help of every command: complete summaries, a description, examples that parse, and help for each option."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import typer.main
+
+from flows.cli.app import app
+
+Cli = Callable[..., Any]
+COLUMNS = 80
+PROGRAM = "adflows"
+
+
+def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield a command and all its sub-commands, each with the words that call it."""
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, (*path, name))
+
+
+ALL = dict(walk(typer.main.get_command(app)))
+GROUPS = [path for path, command in ALL.items() if hasattr(command, "commands")]
+LEAVES = [path for path, command in ALL.items() if not hasattr(command, "commands")]
+
+
+@pytest.fixture(autouse=True)
+def _terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+
+
+def examples(text: str) -> list[str]:
+    """Return the command lines of a help text."""
+    return [line.strip() for line in text.splitlines() if line.strip().startswith(f"{PROGRAM} ")]
+
+
+def test_all_commands_are_found() -> None:
+    assert {(), ("liver",), ("zsad",), ("cache",), ("ids",)} <= set(GROUPS)
+    assert {("demo",), ("liver", "segment"), ("zsad", "compare"), ("cache", "prune"), ("ids", "add")} <= set(LEAVES)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_no_summary_is_cut(cli: Cli, group: tuple[str, ...]) -> None:
+    """A listing shows each command's whole summary on one line."""
+    listing = cli(*group, "--help").out.partition("Commands:")[2].splitlines()
+    rows = {line.split()[0]: line for line in listing if line.strip()}
+    assert set(rows) == set(ALL[group].commands)
+    for name, row in rows.items():
+        assert row.endswith("."), row
+        assert "..." not in row, row
+        assert len(row) <= COLUMNS, row
+        assert len(row.split()) > 2, f"{name} has no summary"
+
+
+@pytest.mark.parametrize("path", list(ALL), ids=" ".join)
+def test_a_description_follows_the_summary(path: tuple[str, ...]) -> None:
+    summary, _, description = (ALL[path].help or "").partition("\n\n")
+    assert "\n" not in summary.strip()
+    assert len(description.split()) > 5
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_has_an_example_that_parses(cli: Cli, path: tuple[str, ...]) -> None:
+    start = " ".join((PROGRAM, *path))
+    found = [line for line in examples(cli(*path, "--help").out) if line.startswith(start)]
+    assert found, f"no line begins with {start}"
+    for line in found:
+        words = shlex.split(line)[1 + len(path) :]
+        ALL[path].make_context(start, words)  # exits if an option or argument is unknown, missing or malformed
+
+
+def test_the_examples_of_groups_name_commands(cli: Cli) -> None:
+    for group in GROUPS:
+        for line in examples(cli(*group, "--help").out):
+            assert tuple(shlex.split(line)[1:]) in LEAVES, line
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_option_and_argument_has_help(path: tuple[str, ...]) -> None:
+    for parameter in ALL[path].params:
+        text = getattr(parameter, "help", None) or ""
+        assert text.endswith("."), f"{parameter.name}: {text}"
