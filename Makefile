@@ -4,10 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo docs test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/adflows demo
+
+# the site, in build/site/index.html; it needs no server and no network
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # two processes, a whole module each at a time; faults and kills of the slow suites want the machine for themselves
 test: $(STAMP)

@@ -1,6 +1,6 @@
-"""The page of all settings, docs/settings.md, made from the settings classes.
+"""The page of all settings, docs/reference/settings.md, made from the settings classes.
 
-python -m flows.cli.settings_page > docs/settings.md
+python -m flows.cli.settings_page > docs/reference/settings.md
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ HEAD = """# Settings
 
 All settings of the configuration files, by dotted key. `--set KEY=VALUE` overrides any of them on the command line.
 Lengths end in `_mm` or `_px`, densities in `_hu`. A range is a pair `[low, high]`. None is `null` in YAML.
-A *private* value is withheld in reports, manifests and Prefect, see [privacy](privacy.md). A class's own defaults are
+A *private* value is withheld in reports, manifests and Prefect, see [privacy](../explanation/privacy.md). A class's own defaults are
 the published values. What published code fixes and no configuration varies is a constant beside the code instead.
 
-This page is made by `python -m flows.cli.settings_page > docs/settings.md`, and a test compares the two.
+This page is made by `python -m flows.cli.settings_page > docs/reference/settings.md`, and a test compares the two.
 """
 
 
