@@ -37,8 +37,9 @@ HEAD = """# Settings
 
 All settings of the configuration files, by dotted key. `--set KEY=VALUE` overrides any of them on the command line.
 Lengths end in `_mm` or `_px`, densities in `_hu`. A range is a pair `[low, high]`. None is `null` in YAML.
-A *private* value is withheld in reports, manifests and Prefect, see [privacy](../explanation/privacy.md). A class's own defaults are
-the published values. What published code fixes and no configuration varies is a constant beside the code instead.
+A *private* value is withheld in reports, manifests and Prefect, see [privacy](../explanation/privacy.md).
+A class's own defaults are the published values. What published code fixes and no configuration varies is a constant
+in the code instead.
 
 This page is made by `python -m flows.cli.settings_page > docs/reference/settings.md`, and a test compares the two.
 """

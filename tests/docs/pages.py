@@ -27,6 +27,8 @@ class Block:
     language: str
     title: str | None
     text: str
+    follows: bool
+    """Whether nothing but an empty line separates it from the block before it."""
 
     @property
     def place(self) -> str:
@@ -47,13 +49,16 @@ def name_of(path: Path) -> str:
 def blocks(page: str) -> list[Block]:
     """Return the fenced blocks of a page, indented ones without their indent."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = []
+    found: list[Block] = []
+    end = 0
     for match in _FENCE.finditer(text):
         indent, language, rest, body = match.groups()
         title = _TITLE.search(rest)
         lines = [line.removeprefix(indent) for line in body.splitlines()]
         number = text.count("\n", 0, match.start()) + 1
-        found.append(Block(page, number, language, title[1] if title else None, "\n".join(lines)))
+        follows = bool(found) and not text[end : match.start()].strip()
+        found.append(Block(page, number, language, title[1] if title else None, "\n".join(lines), follows))
+        end = match.end()
     return found
 
 

@@ -22,7 +22,7 @@ NOT_LOADED = {"canonical", "next", "prev", "alternate"}
 
 
 class Resources(HTMLParser):
-    """What a page makes a browser load."""
+    """Collector of the addresses that a page makes a browser load."""
 
     def __init__(self) -> None:
         super().__init__()
