@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ PAGE = DOCS / "reference" / "commands.md"
 GENERATED = {PAGE, DOCS / "reference" / "settings.md", DOCS / "reference" / "metrics.md"}
 HISTORY = {"CHANGELOG.md"}
 """Documents that name commands of earlier releases."""
+
+
+tree_of_commands = functools.cache(commands)
 
 
 def options(command: Any) -> dict[str, bool]:
@@ -27,7 +31,7 @@ def options(command: Any) -> dict[str, bool]:
 
 def mistake(words: list[str]) -> str | None:
     """Return what is wrong with the words after `adflows`; None: nothing."""
-    tree = commands()
+    tree = tree_of_commands()
     groups = {name.split()[0] for name in tree if " " in name}
     words = [word.strip("[]") for word in words if word not in ("...", "…")]
     if not words or words[0] in ("COMMAND", "--help"):
@@ -67,7 +71,9 @@ def test_mistakes_are_seen() -> None:
 
 def test_every_command_is_in_a_page_written_by_hand() -> None:
     said = [words for place, words in documented_commands() if ROOT / place.split(":")[0] not in GENERATED]
-    missing = [name for name in commands() if not any(words[: len(name.split())] == name.split() for words in said)]
+    missing = [
+        name for name in tree_of_commands() if not any(words[: len(name.split())] == name.split() for words in said)
+    ]
     assert not missing
 
 
@@ -75,7 +81,7 @@ def test_every_option_is_in_a_document() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in markdown_files())
     missing = [
         f"{name} {option}"
-        for name, command in commands().items()
+        for name, command in tree_of_commands().items()
         for option in options(command)
         if option.startswith("--") and option not in text
     ]

@@ -17,7 +17,7 @@ import pytest
 from open_clip import factory
 
 from tests.docs.pages import blocks, tested_pages
-from tests.docs.runner import Runner, load_configuration
+from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
 from tests.docs.world import make_samples, make_world
 from tests.zsad.tiny_clip import tiny_config
 
@@ -31,7 +31,10 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (SERVER, "adflows serve"): "runs until Ctrl-C",
     (SERVER, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
     (SERVER, "prefect deployment schedule ls liver/liver-nightly"): "needs a server",
-    ("docs/how-to/air-gapped.md", "pip wheel --constraint constraints.txt --wheel-dir wheelhouse ."): "takes the network",
+    (
+        "docs/how-to/air-gapped.md",
+        "pip wheel --constraint constraints.txt --wheel-dir wheelhouse .",
+    ): "takes the network",
     ("docs/how-to/air-gapped.md", "python3 -m venv .venv"): "takes several GB",
     ("docs/how-to/compare.md", "adflows zsad compare compare --data data/mvtec --set auxiliary.root=data/visa"): (
         "needs CLIP's weights"
@@ -64,15 +67,41 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (OPERATE, "sqlite3 $PREFECT_HOME/prefect.db \".backup 'prefect-backup.db'\""): "needs a server",
 }
 """Blocks that no test can run, by page and first line, with the reason."""
-SLOW: frozenset[str] = frozenset()
-"""Pages that take more than a few seconds."""
+SLOW = frozenset(
+    {
+        LIVER,
+        IMAGES,
+        *(
+            f"docs/how-to/{name}.md"
+            for name in (
+                "ablation",
+                "air-gapped",
+                "clip-weights",
+                "compare",
+                "export-slices",
+                "few-shot",
+                "segment",
+                "train",
+            )
+        ),
+    }
+)
+"""Pages that train or encode for more than a few seconds."""
 WITH_SAMPLES = frozenset({IMAGES})
 """Pages that use the sample data of `adflows samples`."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+    """Data under the names that pages use, and `runs/liver/small`, a model that was trained on `data/btcv`."""
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("cache", "private", "slots"):
+            patch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path_factory.mktemp(name)))
+        patch.chdir(folder)
+        code, out = run_in_process(shortened(["liver", "train", "small", "--train", "data/btcv"]))
+    assert code == 0, out
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from PIL import Image
 
 from medad.cohort.phantom import write_btcv_phantoms, write_lits_phantoms
 from medad.cohort.samples import generate_samples
-from tests.medad.trained_runs import write_run
 from tests.zsad.tiny_clip import tiny_clip, tiny_config, write_folder
 from zsad.embedded.samples import ensure_samples
 
@@ -31,7 +30,6 @@ def make_world(root: Path) -> Path:
     _inbox(data / "inbox", data / "lits")
     shutil.copy(data / "lits" / "volume-0.nii.gz", root / "scan.nii.gz")
     shutil.copy(data / "lits" / "segmentation-0.nii.gz", root / "liver.nii.gz")
-    write_run(root / "runs" / "liver" / "small")
     rng = np.random.default_rng(0)
     for set_name in ("mvtec", "visa"):
         for category in CATEGORIES:

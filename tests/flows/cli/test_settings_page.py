@@ -34,7 +34,9 @@ FIELDS = [(model, name) for model in models() for name in model.model_fields]
 
 
 def test_the_page_is_what_the_classes_say() -> None:
-    assert PAGE.read_text(encoding="utf-8") == settings_page(), "python -m flows.cli.settings_page > docs/reference/settings.md"
+    assert PAGE.read_text(encoding="utf-8") == settings_page(), (
+        "python -m flows.cli.settings_page > docs/reference/settings.md"
+    )
 
 
 def test_the_page_has_every_setting() -> None:
