@@ -62,7 +62,7 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
-def tested_pages() -> list[str]:
+def guide_pages() -> list[str]:
     """Return the pages that lead a reader through commands."""
     return [name_of(path) for folder in ("getting-started", "how-to") for path in sorted((DOCS / folder).glob("*.md"))]
 

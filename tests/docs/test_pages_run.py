@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from open_clip import factory
 
-from tests.docs.pages import blocks, tested_pages
+from tests.docs.pages import blocks, guide_pages
 from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
 from tests.docs.world import make_samples, make_world
 from tests.zsad.tiny_clip import tiny_config
@@ -134,7 +134,7 @@ def work(
 
 
 def parameters() -> list[object]:
-    return [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [], id=page) for page in tested_pages()]
+    return [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [], id=page) for page in guide_pages()]
 
 
 @pytest.mark.parametrize("page", parameters())
@@ -150,9 +150,9 @@ def test_every_block_of_a_page_runs(page: str, work: Path) -> None:
 
 
 def test_blocks_that_are_not_run_exist() -> None:
-    known = {block.key for page in tested_pages() for block in blocks(page)}
+    known = {block.key for page in guide_pages() for block in blocks(page)}
     assert not [key for key in NOT_RUN if key not in known]
 
 
 def test_pages_named_here_exist() -> None:
-    assert set(tested_pages()) >= SLOW | WITH_SAMPLES
+    assert set(guide_pages()) >= SLOW | WITH_SAMPLES
