@@ -94,8 +94,8 @@ def test_the_page_of_commands_is_what_the_command_line_says() -> None:
 
 
 def test_the_page_of_metrics_is_what_reports_say() -> None:
-    from flows.cli.metrics_page import metrics_page
+    from tests.docs.metrics_page import metrics_page
 
     page = Path(DOCS / "reference" / "metrics.md")
-    hint = "python -m flows.cli.metrics_page > docs/reference/metrics.md"
+    hint = "python -m tests.docs.metrics_page > docs/reference/metrics.md"
     assert page.read_text(encoding="utf-8") == metrics_page(), hint
