@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli.commands_page import commands, commands_page
-from tests.docs.pages import DOCS, ROOT, documented_commands
-from tests.prose import markdown_files
+from tests.docs.pages import DOCS, documented_commands
+from tests.prose import ROOT, markdown_files
 
 PAGE = DOCS / "reference" / "commands.md"
 GENERATED = {PAGE, DOCS / "reference" / "settings.md", DOCS / "reference" / "metrics.md"}
