@@ -4,10 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo docs test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/adflows demo
+
+# the site, in build/site/index.html; it needs no server and no network
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # two processes, each with one module at a time; the slow tests of faults and kills need the machine for themselves
 test: $(STAMP)

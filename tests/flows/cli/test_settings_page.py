@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from flows.cli.settings_page import CHAPTERS, description, settings_page
 from medad.base.private import field_types, nested_types
 
-PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 LONGEST_SENTENCE = 25
 BAD_STARTS = {"of", "what", "by", "whose", "none", "how", "where", "which", "whether"}
 
@@ -36,7 +36,9 @@ FIELDS = [(model, name) for model in models() for name in model.model_fields]
 
 
 def test_the_page_is_what_the_classes_say() -> None:
-    assert PAGE.read_text(encoding="utf-8") == settings_page(), "python -m flows.cli.settings_page > docs/settings.md"
+    assert PAGE.read_text(encoding="utf-8") == settings_page(), (
+        "python -m flows.cli.settings_page > docs/reference/settings.md"
+    )
 
 
 def test_the_page_has_every_setting() -> None:

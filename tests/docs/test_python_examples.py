@@ -1,4 +1,4 @@
-"""The Python examples of README.md and docs/python.md, run in a new process without Prefect."""
+"""The Python examples of README.md and docs/reference/python.md, run in a new process without Prefect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from medad.cohort.phantom import write_lits_phantoms
 from tests.medad.trained_runs import write_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHECK = """
 import sys
 assert not {"prefect", "flows", "typer"} & {name.split(".")[0] for name in sys.modules}
@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("page", "blocks"), [("README.md", 1), ("docs/python.md", 2)])
+@pytest.mark.parametrize(("page", "blocks"), [("README.md", 1), ("docs/reference/python.md", 2)])
 def test_the_examples_run_without_prefect(page: str, blocks: int, place: Path) -> None:
     examples = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert len(examples) == blocks
@@ -49,7 +49,7 @@ def test_the_examples_run_without_prefect(page: str, blocks: int, place: Path) -
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in (place / "out").iterdir()} == {"mask.nii.gz", "probability.nii.gz"}
-    if page == "docs/python.md":
+    if page == "docs/reference/python.md":
         images = [line.split() for line in ran.stdout.splitlines() if ".png" in line]
         assert [name for name, _ in images] == ["metal_nut/000.png", "metal_nut/001.png"]
         assert all(0 < float(score) < 4 for _, score in images)

@@ -1,0 +1,158 @@
+"""The pages that lead through commands do what they say: each of their blocks is run, in order, in one folder.
+
+The folder holds small generated data under the names that the pages use. Commands run as printed, with one exception:
+settings are appended that shorten training (`tests.docs.runner.SHORTER`): one epoch, small networks, slices of 64 px.
+Where a page names a model of open_clip by its architecture, a tiny one is registered under that name.
+Output that a page shows is compared word by word, with figures, keys and identifiers left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from open_clip import factory
+
+from tests.docs.pages import blocks, guide_pages
+from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
+from tests.docs.world import make_samples, make_world
+from tests.zsad.tiny_clip import tiny_config
+
+LIVER, IMAGES, SERVER = (f"docs/getting-started/{name}.md" for name in ("liver", "images", "server"))
+OPERATE, MACHINES = "docs/how-to/operate-server.md", "docs/how-to/several-machines.md"
+NOT_RUN: dict[tuple[str, str], str] = {
+    (LIVER, "make demo"): "takes minutes, and the network",
+    (LIVER, "python3 -m venv .venv"): "installs from a package index",
+    (IMAGES, "make demo"): "takes minutes, and the network",
+    (IMAGES, "python3 -m venv .venv"): "installs from a package index",
+    (SERVER, "adflows serve"): "runs until Ctrl-C",
+    (SERVER, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
+    (SERVER, "prefect deployment schedule ls liver/liver-nightly"): "needs a server",
+    (
+        "docs/how-to/air-gapped.md",
+        "pip wheel --constraint constraints.txt --wheel-dir wheelhouse .",
+    ): "takes the network",
+    ("docs/how-to/air-gapped.md", "python3 -m venv .venv"): "takes several GB",
+    ("docs/how-to/compare.md", "adflows zsad compare compare --data data/mvtec --set auxiliary.root=data/visa"): (
+        "needs CLIP's weights"
+    ),
+    ("docs/how-to/compare.md", "pip install --constraint constraints.txt 'adflows[segmentation]'"): "takes the network",
+    ("docs/how-to/inbox.md", "adflows liver inbox inbox.yaml --watch 60"): "runs until Ctrl-C",
+    ("docs/how-to/privacy.md", "sudo -u adflows adflows ids add scan.nii.gz --liver liver.nii.gz"): "needs an account",
+    (
+        "docs/how-to/segment.md",
+        "TotalSegmentator -i scan.nii.gz -o totalsegmentator --task total --roi_subset liver",
+    ): "is another program",
+    (
+        "docs/how-to/single-step.md",
+        "prefect deployment run liver-step/step --param case_id=ct-27e8620eb34a --param step=roi",
+    ): "needs a server",
+    (MACHINES, "sudo -u postgres createuser --pwprompt adflows"): "needs PostgreSQL and root",
+    (MACHINES, "adflows server --port 4200"): "runs until Ctrl-C",
+    (MACHINES, "adflows deploy --dry-run"): "needs a server",
+    (MACHINES, "pip install --constraint constraints.txt 'adflows[dask]'"): "takes the network, and a cluster",
+    (MACHINES, "dask scheduler --host 10.0.0.5"): "needs a second machine",
+    (MACHINES, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"): "needs a second machine",
+    (MACHINES, "adflows liver run thesis --set engine=dask --set engine_address=tcp://10.0.0.5:8786"): (
+        "needs a second machine"
+    ),
+    (OPERATE, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
+    (OPERATE, "useradd --system --home-dir /var/lib/adflows --shell /usr/sbin/nologin adflows"): "needs root",
+    (OPERATE, "server {"): "needs nginx",
+    (OPERATE, "prefect deployment run liver/liver-nightly --param config=small --param seed=1"): "needs a server",
+    (OPERATE, "adflows deploy --notify slack-webhook/oncall"): "needs a server",
+    (OPERATE, "sqlite3 $PREFECT_HOME/prefect.db \".backup 'prefect-backup.db'\""): "needs a server",
+}
+"""Blocks that no test can run, by page and first line, with the reason."""
+SLOW = frozenset(
+    {
+        LIVER,
+        IMAGES,
+        *(
+            f"docs/how-to/{name}.md"
+            for name in (
+                "ablation",
+                "air-gapped",
+                "clip-weights",
+                "compare",
+                "export-slices",
+                "few-shot",
+                "segment",
+                "train",
+            )
+        ),
+    }
+)
+"""Pages that train or encode for more than a few seconds."""
+WITH_SAMPLES = frozenset({IMAGES})
+"""Pages that use the sample data of `adflows samples`."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data under the names that pages use, and `runs/liver/small`, a model that was trained on `data/btcv`."""
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("cache", "private", "slots"):
+            patch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path_factory.mktemp(name)))
+        patch.chdir(folder)
+        code, out = run_in_process(shortened(["liver", "train", "small", "--train", "data/btcv"]))
+    assert code == 0, out
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that holds the sample data alone."""
+    cache = tmp_path_factory.mktemp("samples")
+    make_samples(cache)
+    return cache
+
+
+@pytest.fixture
+def work(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A copy of the world as the current folder, with a cache, a register and a Prefect home of its own."""
+    folder = tmp_path / "work"
+    shutil.copytree(world, folder)
+    if request.node.callspec.params["page"] in WITH_SAMPLES:
+        shutil.copytree(request.getfixturevalue("samples"), tmp_path / "cache")
+    before = dict(os.environ)
+    for name in ("cache", "private", "slots", "configs"):
+        monkeypatch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path / name))
+    monkeypatch.setenv("PREFECT_HOME", os.environ.get("PREFECT_HOME", str(tmp_path / "prefect")))
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-16-plus-240", tiny_config())
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWD", str(folder))
+    yield folder
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+def parameters() -> list[object]:
+    return [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [], id=page) for page in guide_pages()]
+
+
+@pytest.mark.parametrize("page", parameters())
+def test_every_block_of_a_page_runs(page: str, work: Path) -> None:
+    runner = Runner(work, load_configuration)
+    compared = False
+    for block in blocks(page):
+        if block.language != "text":
+            compared = block.key not in NOT_RUN
+        # a text is compared only if it directly follows a block that was run
+        if compared and (block.language != "text" or block.follows):
+            runner.run(block)
+
+
+def test_blocks_that_are_not_run_exist() -> None:
+    known = {block.key for page in guide_pages() for block in blocks(page)}
+    assert not [key for key in NOT_RUN if key not in known]
+
+
+def test_pages_named_here_exist() -> None:
+    assert set(guide_pages()) >= SLOW | WITH_SAMPLES
