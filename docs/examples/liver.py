@@ -49,7 +49,7 @@ for number, lesion in enumerate(found.lesions, start=1):
 # %% [markdown]
 # ## Compare with the ground truth
 #
-# Dice is twice the overlap divided by the sum of both volumes: 1 is perfect, 0 is no overlap. A lesion counts as
+# Dice is twice the overlap divided by the sum of both volumes: 1 is perfect, 0 means no overlap. A lesion counts as
 # found if the mask touches it.
 
 # %%

@@ -37,10 +37,11 @@ HEAD = """# Settings
 
 All settings of the configuration files, by dotted key. `--set KEY=VALUE` overrides any of them on the command line.
 Lengths end in `_mm` or `_px`, densities in `_hu`. A range is a pair `[low, high]`. None is `null` in YAML.
-A *private* value does not appear in reports, manifests or Prefect, see [privacy](../explanation/privacy.md). A class's defaults are
-the published values. A value that published code fixes and no configuration changes is a constant in the code.
+A *private* value does not appear in reports, manifests or Prefect, see [privacy](../explanation/privacy.md).
+A class's defaults are the published values. A value that published code fixes and no configuration changes is a
+constant in the code.
 
-`python -m flows.cli.settings_page > docs/reference/settings.md` generates this page. A test checks that it is up to date.
+`python -m flows.cli.settings_page > docs/reference/settings.md` generates this page. A test compares the two.
 """
 
 

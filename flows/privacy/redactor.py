@@ -34,7 +34,7 @@ _REST_OF_PATH = re.compile(r"/[^\s'\"<>|:;,()\[\]{}]*")
 @dataclass(frozen=True)
 class _Secret:
     text: str  # in the normalised form
-    label: str | None  # None: never hidden, and nothing inside it is a secret
+    label: str | None  # replacement; None if it is never hidden and holds no secret
     free: bool = False  # also found inside words
     path: bool = False  # the rest of a path below it is replaced too
     exact: str = ""  # if set, only this spelling is replaced
