@@ -788,7 +788,7 @@ def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch
         (("--set", "settings.postprocess.threshold=7"), "postprocess.threshold"),
         (("--set", "settings.preprocess.slice_px=32"), "`preprocess` differs"),
         (("--set", "settings.test_data.root=x"), "not a setting for the segmentation"),
-        (("--set", "model=nowhere"), "not the folder of a run"),
+        (("--set", "model=nowhere"), "not a run folder"),
         (("--set", "inbox=nowhere"), "no such folder"),
         (("scan-0",), "only with --retry"),
         (("--list", "--dry-run"), "exclude each other"),

@@ -477,8 +477,20 @@ def test_compose_binds_to_this_machine_and_runs_our_commands(cli: Cli) -> None:
         assert all(option in ran.out for option in options if option.startswith("--"))
 
 
+def guide() -> str:
+    """Return the pages that lead an administrator."""
+    pages = (
+        "getting-started/server",
+        "how-to/operate-server",
+        "how-to/several-machines",
+        "how-to/cache",
+        "reference/environment",
+    )
+    return "\n".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in pages)
+
+
 def test_the_guide_names_every_command_of_the_server() -> None:
-    text = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    text = guide()
     for command in (
         "adflows deploy",
         "adflows serve",
@@ -495,7 +507,7 @@ def test_the_guide_names_every_command_of_the_server() -> None:
 
 
 def test_the_guide_names_every_setting_of_ours(cli: Cli) -> None:
-    text = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    text = guide()
     for name in env_file():
         if name.startswith("ADFLOWS_"):
             assert name in text

@@ -70,7 +70,7 @@ def test_an_error_for_a_wrong_root_is_one_line_with_the_expected_layout(tmp_path
 
 
 def test_the_documentation_lists_every_set() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "zsad.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "file-formats.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip().strip("`") for line in text.splitlines() if line.startswith("| `")}
     assert set(LAYOUTS) <= rows
 

@@ -316,8 +316,8 @@ def test_pairs_are_tested_on_the_same_images_and_categories(report: Report, tmp_
 def test_too_few_categories_and_images_are_said_plainly(report: Report, tmp_path: Path) -> None:
     done = report(*trio(tmp_path))
     assert all(row["p"] == "" for row in done.table("paired.csv"))
-    assert "No pair could be tested: 4 anomalous and 4 normal images; the test needs 10 of either" in done.page.words
-    assert "No pair could be tested: 2 of the 6 categories that the test needs" in done.page.words
+    assert "No pair could be tested: 4 anomalous and 4 normal images; the test needs 10 of each" in done.page.words
+    assert "No pair could be tested: only 2 of the 6 categories that the test needs" in done.page.words
 
 
 # ---------------------------------------------------------------- cost

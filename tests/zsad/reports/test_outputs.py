@@ -236,7 +236,7 @@ def test_the_notice_of_the_embedded_model_is_on_the_page_and_progress_is_told(
         with Image.open(maps / f"{image.id}.png") as png, Image.open(maps / f"{image.id}.tiff") as tiff:
             for description in (png.info["Description"], tiff.tag_v2[TIFF_DESCRIPTION]):  # type: ignore[attr-defined]
                 assert "Embedded model." in description
-                assert "no CLIP" in description
+                assert "not CLIP" in description
     with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as file:
         assert all("embedded" in row["encoder"] for row in csv.DictReader(file))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -216,7 +216,7 @@ def test_what_does_not_fit_the_tower_is_refused(encoder: Encoder) -> None:
     assert prompt_ids(encoder, ["object"], exact).shape == (1, 2, 32)
     with pytest.raises(ConfigError, match="no room for 'damaged object'"):
         prompt_ids(encoder, ["object"], AnomalyClip(context_tokens=32 - 3, deep_tokens=0))
-    with pytest.raises(ValueError, match="deep_tokens 4 replace more"):
+    with pytest.raises(ValueError, match="deep_tokens 4 must not exceed"):
         AnomalyClip(context_tokens=3)
 
 
