@@ -14,11 +14,11 @@
 from pathlib import Path
 
 import matplotlib as mpl
+import nibabel
 import numpy as np
 from skimage.measure import label
 
 import medad
-from medad.ct.io import read_labels, read_scan
 
 mpl.use("Agg")  # writes files; remove this line in a notebook
 import matplotlib.pyplot as plt
@@ -52,31 +52,43 @@ for number, lesion in enumerate(found.lesions, start=1):
 # Dice is twice the overlap divided by the sum of both volumes: 1 is perfect, 0 means no overlap. A lesion counts as
 # found if the mask touches it.
 
+
 # %%
-labels = np.asarray(read_labels(truth).values)
-lesions = labels == 2
-dice = 2 * np.sum(found.mask & lesions) / max(1, np.sum(found.mask) + np.sum(lesions))
+def read(path: Path) -> np.ndarray:
+    """Return the voxels of a NIfTI file; the axes point to the patient's right, front and head."""
+    return np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
+
+
+lesions = read(truth) == 2
+mask = read(out / "mask.nii.gz") > 0
+dice = 2 * np.sum(mask & lesions) / (np.sum(mask) + np.sum(lesions))
 parts = label(lesions)
-hits = sum(bool(found.mask[parts == part].any()) for part in range(1, parts.max() + 1))
+hits = sum(bool(mask[parts == part].any()) for part in range(1, parts.max() + 1))
 print(f"Dice {dice:.2f}; {hits} of {parts.max()} inserted lesions found")
 
 # %% [markdown]
 # ## Look at the slice with the most lesion
 #
-# Left: the CT in a soft-tissue window. Middle: the probability of lesion. Right: ground truth (green), mask (red).
+# Left: the CT. Middle: the probability of lesion. Right: the ground truth in green and the mask in red. The patient's
+# right is on the left, as radiologists look at it.
+
 
 # %%
-hu = read_scan(scan).hu
+def axial(volume: np.ndarray, plane: int) -> np.ndarray:
+    """Return a slice as an image: the patient's front is up, the right is on the left."""
+    return volume[::-1, ::-1, plane].T
+
+
+hu, probability = read(scan), read(out / "probability.nii.gz")
 plane = int(lesions.sum(axis=(0, 1)).argmax())
 figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained")
-for axis, title in zip(axes, ("CT, -60 to 200 HU", "probability", "truth green, mask red"), strict=True):
-    axis.imshow(hu[:, :, plane].T, cmap="gray", vmin=-60, vmax=200)
+for axis, title in zip(axes, ("CT, -100 to 200 HU", "probability of lesion", "truth green, mask red"), strict=True):
+    axis.imshow(axial(hu, plane), cmap="gray", vmin=-100, vmax=200)
     axis.set_title(title)
     axis.set_axis_off()
-shown = np.ma.masked_less(found.probability[:, :, plane].T, 0.05)
-axes[1].imshow(shown, cmap="inferno", vmin=0, vmax=1, alpha=0.7)
-for mask, colour in ((lesions, "lime"), (found.mask, "red")):
-    if mask[:, :, plane].any():
-        axes[2].contour(mask[:, :, plane].T, levels=[0.5], colors=colour, linewidths=1.2)
+axes[1].imshow(np.ma.masked_less(axial(probability, plane), 0.05), cmap="inferno", vmin=0, vmax=1, alpha=0.7)
+for outlined, colour in ((lesions, "lime"), (mask, "red")):
+    if outlined[:, :, plane].any():
+        axes[2].contour(axial(outlined, plane), levels=[0.5], colors=colour, linewidths=1.2)
 figure.savefig(out / "slice.png", dpi=120)
 print(f"masks and picture: {out}")

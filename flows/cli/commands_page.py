@@ -21,7 +21,7 @@ All commands with their arguments and options. `adflows COMMAND --help` prints t
 A value in `[default: ...]` holds if the option is left out. An option marked *repeatable* may be given several times.
 [Exit codes](exit-codes.md), [environment variables](environment.md) and [settings](settings.md) have their own pages.
 
-This page is made by `python -m flows.cli.commands_page > docs/reference/commands.md`, and a test compares the two.
+<!-- python -m flows.cli.commands_page > docs/reference/commands.md -->
 """
 
 
@@ -43,6 +43,7 @@ def commands_page() -> str:
         usage = command.get_usage(context).removeprefix("Usage: ")
         parts.append(f"{level} adflows {name}\n\n{text}\n\n```text\n{' '.join(usage.split())}\n```\n")
         parts.append("\n".join(_table(command, context)) + "\n")
+        parts.append(f"```text\n{inspect.cleandoc(command.epilog or '').replace(chr(8), '').strip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -67,7 +68,7 @@ def _table(command: Any, context: typer.Context) -> Iterator[str]:
             continue
         left, right = (" ".join(text.split()) for text in record)
         right = re.sub(r"\[(default: [^\]]*|required|x[<>=0-9]+|[0-9]+<=x<=[0-9]+)\]", r"*\\[\1\\]*", right)
-        repeatable = " *Repeatable.*" * bool(getattr(parameter, "multiple", False))
+        repeatable = " *Repeatable.*" * (bool(getattr(parameter, "multiple", False)) and "epeatable" not in right)
         cells = f"`{left}`", f"{right}{repeatable}"
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 

@@ -41,7 +41,7 @@ A *private* value does not appear in reports, manifests or Prefect, see [privacy
 A class's defaults are the published values. A value that published code fixes and no configuration changes is a
 constant in the code.
 
-`python -m flows.cli.settings_page > docs/reference/settings.md` generates this page. A test compares the two.
+<!-- python -m flows.cli.settings_page > docs/reference/settings.md -->
 """
 
 

@@ -21,7 +21,7 @@ Every figure of a report, with its definition and the rule for empty masks. Each
 its own settings; this page shows them with the defaults. An undefined figure is `null` in JSON, empty in CSV and
 "undefined" on the terminal. It is left out of means.
 
-This page is made by `python -m tests.docs.metrics_page > docs/reference/metrics.md`, and a test compares the two.
+<!-- python -m tests.docs.metrics_page > docs/reference/metrics.md -->
 """
 LIVER = """## Liver runs
 
