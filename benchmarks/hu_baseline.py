@@ -1,4 +1,4 @@
-"""How well smoothed HU alone find tumours: the baseline that a method must beat.
+"""How well smoothed HU find tumours without a network: the baseline that a method must beat.
 
     python benchmarks/hu_baseline.py SCAN LABEL [--sigma-mm 3]
 

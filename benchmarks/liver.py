@@ -2,7 +2,8 @@
 
     python benchmarks/liver.py [--data FOLDER] [--nets small,thesis] [--json FILE]
 
-FOLDER holds volume-17.nii.gz and segmentation-17.nii.gz of LiTS. Without it, a generated scan of the same size is used.
+FOLDER contains volume-17.nii.gz and segmentation-17.nii.gz of LiTS. Without it, a generated scan of the same size is
+used.
 Every figure is a ratio of two times measured in this run. The weights are random, because no time depends on them.
 """
 
@@ -100,7 +101,7 @@ def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
-# (a) segmenting a scan, compared with the networks alone
+# (a) segmenting a scan, compared with only the networks
 
 
 def network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
@@ -153,7 +154,7 @@ def time_segmentation(case: LabelledScan, name: str, device: torch.device, scrat
 def synthesise_with_scipy(
     image: ndarray, organ: ndarray, settings: SynthesisSettings, rng: np.random.Generator
 ) -> ndarray:
-    """Compute algorithm 1 and eq. 3.1 for one image, as usual SciPy code would."""
+    """Compute algorithm 1 and eq. 3.1 for one image, in the way of usual SciPy code."""
     element = noise.ellipse(settings.ellipse_px).numpy()
     blurred = ndimage.gaussian_filter(rng.standard_normal(image.shape), settings.blur_sigma_px)
     grey = (blurred - blurred.min()) / np.ptp(blurred) * 255

@@ -3,7 +3,7 @@
     python benchmarks/liver_full_size.py [--config thesis] [--slices 2500] [--peak-tflops 312] [--steps 2]
 
 Counted by torch: the floating-point operations of one training step of each phase. Measured here: the time of that
-step, of the synthesis alone, and of a large matrix product, which bounds the speed of the CPU. The step reaches a
+step, of only the synthesis, and of a large matrix product, which bounds the speed of the CPU. The step reaches a
 share of that bound. Assumed: on the GPU it reaches the same share of the given peak, or a half or a quarter of it. If
 this machine has a GPU, the step is timed on it and nothing is assumed.
 """
@@ -62,7 +62,7 @@ def median_seconds(work: Callable[[], object], repeats: int, device: torch.devic
 
 
 def build_phases(settings: LiverSettings, device: torch.device) -> tuple[list[Phase], Callable[[], object]]:
-    """Return both phases on random slices, and the synthesis alone."""
+    """Return both phases on random slices, and the synthesis on its own."""
     side, batch = settings.preprocess.slice_px, settings.train.restoration.batch_size
     generator = torch.Generator(device).manual_seed(0)
     clean = torch.rand(batch, 1, side, side, generator=generator, device=device) * 255

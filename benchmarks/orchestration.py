@@ -8,7 +8,7 @@ b  the command `adflows demo` with an empty cache, compared with its steps in on
 c  the digest of a compressed scan of 46 MB.
 
 All data is generated and removed again. The demo's samples are downloaded or generated first; this is not timed. The
-command's database exists before, as on any day except the first.
+command's database exists before, as in every use except the first.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def time_demo(folder: Path) -> Any:
     plain = (bare + bare_again) / 2
     share = 100 * (seconds / plain - 1)
     detail = (
-        f"{tasks} tasks: command {seconds:.1f} s, the steps alone {bare:.1f} and {bare_again:.1f} s "
+        f"{tasks} tasks: command {seconds:.1f} s, only the steps {bare:.1f} and {bare_again:.1f} s "
         "before and after it; the command runs two tasks at a time if it can"
     )
     return Row(

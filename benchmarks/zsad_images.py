@@ -19,5 +19,5 @@ def draw_image(rng: np.random.Generator, side_px: int) -> UInt8[np.ndarray, "S S
 
 
 def image_key(number: int) -> str:
-    """Return a digest that stands for the sha256 of an image file."""
+    """Return a digest to use instead of the sha256 of an image file."""
     return hashlib.sha256(str(number).encode()).hexdigest()

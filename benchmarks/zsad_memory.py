@@ -1,4 +1,4 @@
-"""(f) of `benchmarks/zsad.py`: peak memory for few and for many images, from files to figures."""
+"""(f) of `benchmarks/zsad.py`: peak memory for few and for many images, from files to metrics."""
 
 from __future__ import annotations
 
@@ -125,5 +125,5 @@ def measure_memory(plan: Plan) -> Row:
         f"model with the large one's 225 patches, {time.perf_counter() - start:.0f} s"
     )
     ratio = large / small
-    what = f"peak memory of {many:,} images / {few:,}, files to figures"
+    what = f"peak memory of {many:,} images / {few:,}, files to metrics"
     return Row("f", what, ratio, "x", f"<= {LIMIT}", ratio <= LIMIT, detail)

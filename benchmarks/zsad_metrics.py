@@ -1,4 +1,4 @@
-"""(c) of `benchmarks/zsad.py`: all metrics, compared with anomalib's AUPRO alone."""
+"""(c) of `benchmarks/zsad.py`: all metrics, compared with only anomalib's AUPRO."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def all_metrics(made: LabelledMaps) -> tuple[ImageMetrics, PixelMetrics]:
 def time_metrics(plan: Plan, anomalib: Anomalib | None, folder: Path) -> list[Row]:
     made = LabelledMaps.generate(plan.maps, plan.map_px)
     size = f"{plan.maps} maps of {plan.map_px} px, {100 * made.masks.mean():.1f} % of pixels anomalous"
-    what = "anomalib's AUPRO alone / all our metrics"
+    what = "only anomalib's AUPRO / all our metrics"
     cpu = torch.device("cpu")
     ours = timer(lambda: all_metrics(made), cpu)
     if anomalib is None:

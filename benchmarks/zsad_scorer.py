@@ -34,12 +34,12 @@ from zsad.steps.score_dual import score_category
 
 SEEDS = range(6)
 IMAGE_PX = 1024
-"""Side of the image files in px, as of MVTec AD's larger images."""
+"""Side of the image files in px, equal to that of MVTec AD's larger images."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The model, its images in files and in memory, and their features on disk, as the flow writes them."""
+    """The model, its images in files and in memory, and their features on disk in the flow's format."""
 
     plan: Plan
     settings: EncoderSettings
@@ -206,7 +206,7 @@ def time_seeds(bench: Bench) -> Row:
 
 
 def time_adaptation(bench: Bench) -> Row:
-    """Compare the whole additional work of adaptation with the encoding of the corrupted copy alone."""
+    """Compare the whole additional work of adaptation with only the encoding of the corrupted copy."""
     plan, encoder, settings = bench.plan, bench.encoder, AdaptSettings()
     textures, n, text = open_textures(None), len(bench.images), read_text(bench.text).to(plan.device)
     images = torch.split(bench.images, plan.batch)
@@ -238,7 +238,7 @@ def time_adaptation(bench: Bench) -> Row:
     laps.seconds.clear()
     compared = time_alternately(whole, second, plan.repeats, warm=False)
     parts = ", ".join(f"{name} {total / plan.repeats / n * 1e3:.1f}" for name, total in laps.seconds.items())
-    alone = statistics.median(compared.second) / n * 1e3
-    detail = f"an image: {parts} ms; the second encoding alone {alone:.1f} ms, {plan.batch} at a time"
+    only_encoding = statistics.median(compared.second) / n * 1e3
+    detail = f"an image: {parts} ms; only the second encoding {only_encoding:.1f} ms, {plan.batch} at a time"
     what = f"adaptation with its second encoding / that encoding, {plan.device.type}"
     return row_at_most("e", what, compared, 1.2, detail)

@@ -35,7 +35,7 @@ TOLERANCE = 1e-4
 
 @torch.no_grad()
 def time_encoding(bench: Bench) -> Row:
-    """Compare WinCLIP's encoding with the transformer blocks alone on the tokens of its windows, in equal batches.
+    """Compare WinCLIP's encoding with only the transformer blocks on the tokens of its windows, in equal batches.
 
     There are windows of three scales; the third is the whole image. Its class token gives the image's score, and one
     of the maps in the mean over scales.
@@ -65,7 +65,7 @@ def time_encoding(bench: Bench) -> Row:
     mine, bound = (statistics.median(seconds) / size * 1e3 for seconds in (compared.first, compared.second))
     sides = ", ".join(f"{side} x {side}" for side in scales)
     detail = (
-        f"an image: pixels to class token and windows {mine:.0f} ms; the bound, open_clip's blocks alone on the tokens "
+        f"an image: pixels to class token and windows {mine:.0f} ms; the bound, only open_clip's blocks on the tokens "
         f"of its windows of {sides} patches (the last is the whole image), {bound:.0f} ms; {size} of {n} at a time"
     )
     return row_at_most(

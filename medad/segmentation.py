@@ -81,12 +81,12 @@ def segment(
     affine_from: AffineFrom = "agree",
     affine_mismatch: Literal["error", "warn"] = "error",
 ) -> Segmentation:
-    """Segment the tumours of one scan, as `adflows liver segment` does.
+    """Segment the tumours of one scan in the same way as `adflows liver segment`.
 
     Parameters
     ----------
     scan
-        CT scan: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
+        CT scan: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that contains one DICOM series.
     liver
         Liver mask on the scan's grid. It is required for now.
     model
@@ -105,7 +105,7 @@ def segment(
     Raises
     ------
     ConfigError
-        The mask or the model is missing, the folder holds no model, or the device does not exist.
+        The mask or the model is missing, the folder contains no model, or the device does not exist.
     InputError
         A file cannot be used. The message names the file and the rule.
     DiskFullError

@@ -49,7 +49,7 @@ def docstrings(path: Path) -> Iterator[Prose]:
 
 
 def comments(path: Path) -> Iterator[Prose]:
-    """Yield comments; those on consecutive lines of their own are one text."""
+    """Yield comments. Consecutive lines with only comments are one text."""
     found: list[tuple[int, bool, str]] = []
     source = path.read_text(encoding="utf-8")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -93,5 +93,5 @@ def sentences(text: str) -> list[str]:
 
 
 def word_count(sentence: str) -> int:
-    """Count the words of a sentence; numbers and signs alone are not words."""
+    """Count the words of a sentence; numbers and signs are not words."""
     return sum(any(character.isalpha() for character in word) for word in sentence.split())

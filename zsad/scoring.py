@@ -59,7 +59,7 @@ def score(
     seed: int = 0,
     device: str = "auto",
 ) -> list[ImageScore]:
-    """Score images of one kind of object, as `adflows zsad compare` does.
+    """Score images of one kind of object in the same way as `adflows zsad compare`.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def score(
         Name from `METHODS`, or settings from `zsad.config.systems`. If given by name, `musc` and `musc_2` read the
         blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
     normal
-        Normal images for WinCLIP's memory. If the settings have `shots`, so many of them are chosen at random,
-        otherwise all are used.
+        Normal images for WinCLIP's memory. If the settings have `shots`, this number of them is chosen at random.
+        Otherwise all are used.
     category
         Words for the object in the images, used in prompts. None: the name of the first image's folder.
     encoder

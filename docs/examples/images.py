@@ -9,7 +9,7 @@
 #     python docs/examples/images.py
 #
 # The default encoder is the small model in the package. It shows how everything works, and on materials like these
-# it is near chance. For real work give CLIP weights, as the last cell says.
+# it is near chance. For real work give CLIP weights; the last cell shows how.
 
 # %%
 from pathlib import Path

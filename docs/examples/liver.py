@@ -4,7 +4,7 @@
 # This script segments one CT and compares the result with the ground truth. It needs neither Prefect nor a server.
 #
 # By default it reads what `make demo` left behind: a real CT into which lesions of known shape were inserted, and
-# the networks that `make demo` trained on another, healthy CT. Run it from the folder that holds `runs/`:
+# the networks that `make demo` trained on another, healthy CT. Run it from the folder that contains `runs/`:
 #
 #     python docs/examples/liver.py
 #
@@ -38,7 +38,7 @@ out = Path("out/liver")
 # %% [markdown]
 # ## Segment
 #
-# The label of the demo holds 1 for liver and 2 for inserted lesions. Both values together are the liver.
+# The label of the demo contains 1 for liver and 2 for inserted lesions. Both values together are the liver.
 
 # %%
 found = medad.segment(scan, liver=truth, liver_labels=(1, 2), model=model)

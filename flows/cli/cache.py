@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="""List, explain, check and prune cached results.
 
-    The cache holds one artifact per step and input: a folder with the step's result. It is in $ADFLOWS_CACHE, by
+    The cache contains one artifact per step and input: a folder with the step's result. It is in $ADFLOWS_CACHE, by
     default in ~/.cache/adflows.
     """,
     no_args_is_help=True,
@@ -34,28 +34,28 @@ SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 AGE_UNITS_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 KeyArgument = Annotated[
-    str, typer.Argument(metavar="KEY", help="Key of an artifact, or its beginning, as `ls STEP` prints it.")
+    str, typer.Argument(metavar="KEY", help="Key of an artifact, or the beginning of its key. `ls STEP` prints keys.")
 ]
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that `500M`, `20G` or `1.5TB` stands for. Raise ConfigError for other texts."""
+    """Return the number of bytes of a size such as `500M`, `20G` or `1.5TB`. Raise ConfigError for other texts."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
     if found is None:
-        raise ConfigError(f"--max-size {text}: expected a size as in 500M or 20G")
+        raise ConfigError(f"--max-size {text}: expected a size such as 500M or 20G")
     return int(float(found[1]) * SIZE_UNITS[found[2]])
 
 
 def parse_age(text: str) -> float:
-    """Return the seconds that `12h`, `30d` or `8w` stands for. Raise ConfigError for other texts."""
+    """Return the number of seconds of an age such as `12h`, `30d` or `8w`. Raise ConfigError for other texts."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hdw])", text.strip().lower())
     if found is None:
-        raise ConfigError(f"--older-than {text}: expected an age as in 12h, 30d or 8w")
+        raise ConfigError(f"--older-than {text}: expected an age such as 12h, 30d or 8w")
     return float(found[1]) * AGE_UNITS_S[found[2]]
 
 
 def show_size(size: int) -> str:
-    """Format a number of bytes, as `3.2 MB`."""
+    """Format a number of bytes, for example `3.2 MB`."""
     for unit, below in (("B", 10**3), ("kB", 10**6), ("MB", 10**9)):
         if size < below:
             return f"{size / (below / 1000):.1f} {unit}" if unit != "B" else f"{size} B"
@@ -202,11 +202,13 @@ def verify(
 def prune(
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Remove artifacts that no run has used for this time: 12h, 30d or 8w."),
+        typer.Option(metavar="AGE", help="Remove artifacts that no run has used for this time, e.g. 12h, 30d or 8w."),
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Then remove the longest unused, until the rest fits this size: 500M, 200G."),
+        typer.Option(
+            metavar="SIZE", help="Remove the least recently used artifacts until the rest is not larger, e.g. 200G."
+        ),
     ] = None,
     step: Annotated[
         str | None, typer.Option(help="Remove artifacts of this step only, e.g. prepare. Default: all.")
@@ -216,8 +218,8 @@ def prune(
 ) -> None:
     """Remove artifacts that were not used lately.
 
-    Give --older-than, --max-size or both. Artifacts that a run in progress has used stay. Old checkpoints of
-    interrupted trainings are removed by their age, too.
+    Give --older-than, --max-size or both; --older-than is applied first. Artifacts that a run in progress has used
+    stay. Old checkpoints of interrupted trainings are removed by their age, too.
     """
     if older_than is None and max_size is None:
         raise ConfigError("prune: give --older-than AGE, --max-size SIZE, or both")

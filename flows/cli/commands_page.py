@@ -18,7 +18,7 @@ from flows.cli.app import app
 HEAD = """# Commands
 
 All commands with their arguments and options. `adflows COMMAND --help` prints the same.
-A value in `[default: ...]` holds if the option is left out. An option marked *repeatable* may be given several times.
+A value in `[default: ...]` is used if the option is left out. An option marked *repeatable* may be given several times.
 [Exit codes](exit-codes.md), [environment variables](environment.md) and [settings](settings.md) have their own pages.
 
 <!-- python -m flows.cli.commands_page > docs/reference/commands.md -->

@@ -189,7 +189,7 @@ def _nearest_existing(folder: Path) -> Path:
 
 
 def _write_problem(folder: Path) -> str:
-    """Return why files in a folder cannot be written and locked. Empty: they can."""
+    """Return why files in a folder cannot be written and locked. Returns an empty text if they can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -230,7 +230,7 @@ def _disk(name: str, folder: Path) -> Check:
     if free_gb < 2:
         return Check(name, "fail", found, "free some space; a run would fail halfway")
     if free_gb < 20:
-        return Check(name, "warn", found, "the LiTS data set alone needs about 20 GB of artifacts")
+        return Check(name, "warn", found, "the artifacts of the LiTS data set need about 20 GB")
     return Check(name, "ok", found)
 
 

@@ -1,4 +1,4 @@
-"""`adflows ids ...`: pseudonyms of scans, for forms and logs that must not hold a path."""
+"""`adflows ids ...`: pseudonyms of scans, for forms and logs that must not contain a path."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="""Manage the pseudonyms of scans.
 
-    A pseudonym stands for one scan in Prefect's forms, logs and reports. The register that maps pseudonyms to files is
-    on this machine, in $ADFLOWS_PRIVATE. Only its owner can read it.
+    A pseudonym replaces the name of one scan in Prefect's forms, logs and reports. The register that maps pseudonyms to
+    files is on this machine, in $ADFLOWS_PRIVATE. Only its owner can read it.
     """,
     no_args_is_help=True,
 )
 
-Pseudonym = Annotated[str, typer.Argument(metavar="PSEUDONYM", help="Pseudonym of a scan, as `ids ls` prints it.")]
+Pseudonym = Annotated[str, typer.Argument(metavar="PSEUDONYM", help="Pseudonym of a scan. `ids ls` prints all.")]
 
 
 def _paths_and_labels(case: RegisteredCase) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def add(
 
 @app.command(name="ls", epilog=example("adflows ids ls --paths"))
 def list_command(
-    paths: Annotated[bool, typer.Option("--paths", help="Print the paths of the scans as well.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Also print the paths of the scans.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the pseudonyms.
@@ -103,9 +103,9 @@ def list_command(
         print_result(f"{line} {_printable(case.scan)}" if paths else line.rstrip())
 
 
-@app.command(epilog=example("adflows ids which ct-4f1b2c3d"))
+@app.command(epilog=example("adflows ids which ct-4f1b2c3d5e6a"))
 def which(case_id: Pseudonym, as_json: Json = False) -> None:
-    """Print which scan a pseudonym stands for.
+    """Print the scan that has this pseudonym.
 
     Prints the path of the scan, and of its liver mask if it has one.
     """
@@ -120,7 +120,7 @@ def which(case_id: Pseudonym, as_json: Json = False) -> None:
         print_result(f"{_printable(case.liver)} (liver: {', '.join(map(str, case.liver_labels))})")
 
 
-@app.command(name="rm", epilog=example("adflows ids rm ct-4f1b2c3d"))
+@app.command(name="rm", epilog=example("adflows ids rm ct-4f1b2c3d5e6a"))
 def remove(case_id: Pseudonym) -> None:
     """Remove a pseudonym from the register.
 

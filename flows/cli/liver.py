@@ -60,7 +60,7 @@ Liver = Annotated[
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
 ]
-Model = Annotated[Path, typer.Option("--model", help="Run folder that holds trained networks.")]
+Model = Annotated[Path, typer.Option("--model", help="Run folder that contains trained networks.")]
 
 
 def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
@@ -146,7 +146,7 @@ def export_slices(
     test: Test = None,
     with_training: Annotated[
         bool,
-        typer.Option("--with-training", help="Write the slices of the training cases as well, to liver/train/good."),
+        typer.Option("--with-training", help="Also write the slices of the training cases, to liver/train/good."),
     ] = False,
     overrides: Set = None,
     refresh: Refresh = False,

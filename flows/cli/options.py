@@ -28,9 +28,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", hel
 Name = Annotated[str | None, typer.Option(help="Name of the run and of its folder. Default: the configuration's name.")]
 Runs = Annotated[
     Path,
-    typer.Option(
-        "--out", "-o", help="Folder of all runs. This run writes a folder of its own below it, as described above."
-    ),
+    typer.Option("--out", "-o", help="Folder of all runs. The text above says which folder below it this run writes."),
 ]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Compute every step again, even if its result is cached.")]
 DryRun = Annotated[
@@ -82,7 +80,7 @@ def run_flow(flow: RunnableFlow[...], *, dry_run: bool = False, **parameters: An
 
 
 def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
-    """Return what --json prints. It holds no path of an input, because it may be stored or mailed."""
+    """Return what --json prints. It contains no path of an input, because it may be stored or mailed."""
     from flows.runs.run_folder import read_notices
 
     return {
@@ -152,7 +150,7 @@ def parse_overrides(pairs: list[str] | None, **options: Any) -> dict[str, Any]:
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in gpus=cpu")
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE, for example gpus=cpu")
         try:
             overrides[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -41,7 +41,9 @@ def ablate(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option(help="Seeds as a list, 0,4,7 (one seed: 4,), or their number: 3 means 0, 1, 2."),
+        typer.Option(
+            help="Number of seeds (3 means 0, 1 and 2), or a list such as 0,4,7. To use only seed 4, give `4,`."
+        ),
     ] = None,
     rows: Annotated[
         str | None,
@@ -87,7 +89,7 @@ def parse_seeds(text: str) -> list[int]:
     """Return seeds: `3` gives 0, 1 and 2; `0,4,7` gives these. Raise ConfigError for other texts."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--seeds {text}: expected a number of seeds, as 3, or the seeds, as 0,4,7")
+        raise ConfigError(f"--seeds {text}: expected a number of seeds such as 3, or a list of seeds such as 0,4,7")
     if "," in text:
         return [int(part) for part in parts]
     if not int(parts[0]):
@@ -102,12 +104,12 @@ def row_line(row: dict[str, Any]) -> str:
         stat = row[key]
         sd = "" if stat is None or stat["sd"] is None else f" ± {stat['sd']:.3f}"
         figures.append(f"{title} {'undefined' if stat is None else format(stat['mean'], '.3f')}{sd}")
-    seeds = "" if row["seeds"] is None else f" ({row['seeds']} seeds)"
+    seeds = "" if row["seeds"] is None else f" ({row['seeds']} seed{'' if row['seeds'] == 1 else 's'})"
     return f"{row['row']:<16} {', '.join(figures)}{seeds}"
 
 
 def sensitivity(
-    model: Annotated[Path, typer.Argument(help="Run folder that holds trained networks.")],
+    model: Annotated[Path, typer.Argument(help="Run folder that contains trained networks.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Run folder to write: report and tables, with one row per lesion.")
     ],

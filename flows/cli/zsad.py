@@ -124,7 +124,7 @@ def score(
     All images must show the same kind of object; labels are not needed. Each image is compared with the prompts, and
     with another one of the images as its reference. A higher score means more anomalous.
 
-    The configuration's first seed and last system are used.
+    The first seed and the last entry of `score.variants` in the configuration are used.
     """
     if config is None:
         raise ConfigError(CONFIG_RULE)

@@ -56,5 +56,5 @@ def server_slot() -> Iterator[None]:
     finally:
         try:
             held.close()
-        except Exception as error:  # a server or the network can raise anything; the lease expires by itself
+        except Exception as error:  # a server or the network can raise anything; the lease expires anyway
             get_run_logger().warning("the slot of limit %s could not be released: %s", name, type(error).__name__)

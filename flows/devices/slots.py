@@ -142,7 +142,7 @@ def _try_lock(name: str) -> int | None:
 
 @contextlib.contextmanager
 def device_slot(gpus: Gpus) -> Iterator[Slot]:
-    """Wait for one of the devices that `gpus` allows, and hold it inside the `with` block.
+    """Wait for one of the devices that `gpus` allows, and use it inside the `with` block.
 
     Raises
     ------

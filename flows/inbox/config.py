@@ -24,7 +24,7 @@ from medad.config.inbox import InboxSettings, load_inbox
 from medad.config.liver import LiverSettings
 
 ALL_FAILED = "failed"
-"""Value in `retry` that stands for every failed case."""
+"""Value in `retry` that means every failed case."""
 
 
 class InboxRequest(BaseModel):
@@ -34,7 +34,7 @@ class InboxRequest(BaseModel):
 
     config: str = Field(description="Name of a configuration in configs/inbox, or a YAML file.")
     retry: tuple[str, ...] = Field(
-        default=(), description=f"Ids of cases to try again; '{ALL_FAILED}' stands for all failed cases."
+        default=(), description=f"Ids of cases to try again; '{ALL_FAILED}' means all failed cases."
     )
     overrides: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
     """Values from the command line that override the file, by dotted key. Not stored, because they may be paths."""

@@ -153,7 +153,7 @@ class Pass:
                 path_filter.learn(part, case_id)
 
     def _process(self, batch: list[NewScan], rows: Mapping[str, Row]) -> None:
-        """Segment a batch of scans, and publish each as soon as it is done. This pass holds their locks meanwhile."""
+        """Segment a batch of scans, and publish each as soon as it is done. This pass has their locks meanwhile."""
         from medad.cohort.datasets import Case
 
         models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
@@ -177,7 +177,7 @@ class Pass:
                     return
 
     def _claim(self, held: contextlib.ExitStack, scan: NewScan, rows: Mapping[str, Row]) -> bool:
-        """Hold a scan's lock until the batch is done. Returns False if another pass has it or did the scan."""
+        """Lock a scan until the batch is done. Returns False if another pass has locked or finished it."""
         if self.dry:
             return True
         content = scan.content.digest

@@ -97,7 +97,7 @@ class OutFolder:
         return self.path / case_id
 
     def lock(self, content: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold the lock of a scan. Yields False, without the lock, if another pass holds it."""
+        """Lock a scan while the `with` block runs. Yields False, without the lock, if another pass has it."""
         return self._locks.lock(content, wait=False)
 
     def prepare(self) -> None:

@@ -158,7 +158,7 @@ class AblationStages:
             one.snapshots[epochs] = _evaluate(at, data, replace(one.models, snapshot=name))
 
     def evaluate_baseline(self) -> tuple[EvaluatedCase, ...]:
-        """Evaluate each test case of the base settings by its smoothed HU alone."""
+        """Evaluate each test case of the base settings by only its smoothed HU."""
         from medad.cohort.datasets import LabelledScan
 
         data = self.data(self.base) if self.has_baseline else None

@@ -1,7 +1,7 @@
 """The liver flows: prepare each case, train in two phases, segment and evaluate each case, report, publish.
 
-Each stage (`flows.liver.stages`) can be run alone; the flow `liver` runs all stages with one runner. A case that breaks
-a rule is left out and listed as a failure. The report is written even if cases failed.
+Each stage (`flows.liver.stages`) can be run separately; the flow `liver` runs all stages with one runner. A case that
+breaks a rule is left out and listed as a failure. The report is written even if cases failed.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
 def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = False) -> Outcome:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run.
 
-    No test case may be of a patient in the training data, as far as the run's manifest lists them.
+    A test case must not be of a patient that the run's manifest lists as training data.
     """
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh, uses=("test",))

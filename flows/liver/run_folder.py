@@ -32,7 +32,7 @@ class Models:
     restoration: Ref
     segmentation: Ref
     snapshot: str = ""
-    """File in phase two's folder to segment with. Empty: the final network of phase two."""
+    """File in phase two's folder to segment with. If empty, the final network of phase two is used."""
 
     def each(self) -> dict[str, Ref]:
         return {name: getattr(self, name) for name in NETS}
@@ -50,7 +50,7 @@ class UsedCase:
 
 
 def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Models | None) -> tuple[FileCopy, ...]:
-    """Return all files of a liver run, as copies from artifacts."""
+    """Return all files of a liver run, each with the artifact that it is copied from."""
     found = copies_of(report, "report.html", "report.json", "preview.png")
     for each in results:
         assert each.segmented is not None, "a finished case is segmented"

@@ -55,7 +55,7 @@ class Stages:
         self.leaked = False
         """Whether a patient was in both training and test data. Then nothing is trained or evaluated."""
         self.trained: list[dict[str, Any]] = []
-        """Training cases of an adopted model, as listed in its run's manifest."""
+        """Training cases of an adopted model. Its run's manifest lists them."""
         self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Models, list[MarkedCase]] = {}

@@ -1,6 +1,6 @@
 """The steps of the liver flows, and functions that create their calls.
 
-A training gets settings in which every field that it must not depend on has a neutral value.
+A training's key must depend only on the settings that the training uses. All other fields get a neutral value first.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def train(training: Training, prepared: Iterable[Ref], settings: LiverSettings, 
 
 
 def _training_settings(settings: LiverSettings, training: Training) -> LiverSettings:
-    """Return the settings of one training, with neutral values in all fields that it must not depend on."""
+    """Return the settings of one training, with neutral values in all fields that the training does not use."""
     neutral = DatasetSettings(root="-", layout="btcv")
     plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
     given = settings.train
@@ -318,7 +318,7 @@ def embedding(
 def baseline(
     case: LabelledScan, prepared: Ref, sigma_mm: float, min_lesion_mm3: float, settings: EvaluationSettings
 ) -> Call:
-    """Return the call that evaluates a test case by its smoothed HU alone."""
+    """Return the call that evaluates a test case by only its smoothed HU."""
     return BASELINE(case=case, prepared=prepared, sigma_mm=sigma_mm, min_lesion_mm3=min_lesion_mm3, settings=settings)
 
 

@@ -77,7 +77,7 @@ def heartbeat_s() -> int:
 
 
 def package_parent() -> Path:
-    """Return the folder that holds the packages flows, medad and zsad."""
+    """Return the folder that contains the packages flows, medad and zsad."""
     return Path(__file__).resolve().parents[2]
 
 
@@ -116,7 +116,7 @@ def find_config(config: Path, flow: str) -> Path:
 
 
 def named_config(name: str, flow: str) -> Path:
-    """Return the configuration of a name, from the first folder that holds it. Raise ConfigError if none does."""
+    """Return the configuration of a name, from the first folder that contains it. Raise ConfigError if none does."""
     for folder in config_folders():
         if (found := folder / flow / f"{name}.yaml").is_file():
             return found

@@ -1,6 +1,6 @@
 """Output: results on standard output, and progress on the user's terminal (standard error).
 
-Progress may show paths, and paths may hold names of patients. `terminal` is therefore silent until the command line
+Progress may show paths, and paths may contain names of patients. `terminal` is therefore silent until the command line
 turns it on. A worker's output stays free of paths.
 """
 
@@ -107,7 +107,7 @@ class Terminal:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a time, as `1 h 02 min`, `2 min 03 s` or `4.5 s`."""
+    """Format a time, for example `1 h 02 min`, `2 min 03 s` or `4.5 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -2,7 +2,7 @@
 
     <private>/case-ids.json    id -> scan, liver mask, label values
     <private>/case-ids.key     the secret that ids are computed with
-    <private>/case-ids.lock    a lock (flock), held while either file is written
+    <private>/case-ids.lock    a lock (flock), held while one of these files is written
 
 `<private>` is $ADFLOWS_PRIVATE, else $XDG_DATA_HOME/adflows/private, else ~/.local/share/adflows/private.
 
@@ -266,10 +266,10 @@ def _known_entry(case_id: str, content: str, cases: dict[str, _Entry]) -> _Entry
 
 def _refuse_unless_private(path: Path, found: os.stat_result, *, mode: str) -> None:
     if found.st_uid != os.geteuid():
-        raise ConfigError(f"{path}: belongs to another user; it holds names of patients, so only its owner may use it")
+        raise ConfigError(f"{path}: belongs to another user; it has names of patients, so only its owner may use it")
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(
-            f"{path}: other users can read it (mode {stat.S_IMODE(found.st_mode):03o}), but holds names of patients: "
+            f"{path}: other users can read it (mode {stat.S_IMODE(found.st_mode):03o}), but it has names of patients: "
             f"chmod {mode} it"
         )
 

@@ -34,7 +34,7 @@ _REST_OF_PATH = re.compile(r"/[^\s'\"<>|:;,()\[\]{}]*")
 @dataclass(frozen=True)
 class _Secret:
     text: str  # in the normalised form
-    label: str | None  # replacement; None if it is never hidden and holds no secret
+    label: str | None  # replacement; None if it is never hidden and contains no secret
     free: bool = False  # also found inside words
     path: bool = False  # the rest of a path below it is replaced too
     exact: str = ""  # if set, only this spelling is replaced
@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
 
 
 def _unescape(run: str) -> str:
-    """Return the text that a sequence of escapes stands for."""
+    """Return the text that a sequence of escapes encodes."""
     if run[0] == "&":
         return html.unescape(run)
     if run[0] == "%" or ("x" in run[:8].lower() and not re.match(r"\\+[uU]", run)):

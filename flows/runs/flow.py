@@ -37,7 +37,7 @@ class RunnableFlow(Generic[P]):
             return self.body(*args, **kwargs)
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> Outcome:
-        """Return what would be done, without doing it. The outcome's `details["plan"]` holds one row per call."""
+        """Return what would be done, without doing it. The outcome's `details["plan"]` contains one row per call."""
         with use_runner(PlanRunner):
             return self.body(*args, **kwargs)
 

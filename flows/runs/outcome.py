@@ -28,11 +28,11 @@ class Outcome:
     useful: bool = True
     """Whether the flow produced a usable result, in spite of failures."""
     summary: str = ""
-    """One line for Prefect's state, without a path. Empty: the counts are shown."""
+    """One line for Prefect's state, without a path. If empty, the counts are shown."""
 
     @classmethod
     def from_runner(cls, runner: Runner, **more: Any) -> Outcome:
-        """Return the outcome of a runner so far. For a dry run it holds the plan, and `more` is ignored."""
+        """Return the outcome of a runner so far. For a dry run it contains the plan, and `more` is ignored."""
         if isinstance(runner, PlanRunner):
             rows = [
                 {"step": row.step, "case": row.label, "status": row.status, "reason": row.reason} for row in runner.rows

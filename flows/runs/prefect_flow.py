@@ -30,7 +30,7 @@ def final_state(outcome: Outcome) -> State[Outcome]:
 
 
 def prefect_flow(body: Callable[..., Outcome], name: str, run_name: str) -> Flow[..., Any]:
-    """Return the Prefect flow. Its tasks run on the engine that the settings name; its states hold no private text.
+    """Return the Prefect flow. Its tasks run on the engine that the settings name; its states have no private text.
 
     Prefect does not retry flows: a long training that failed would fail again. Finished steps are cached, so the next
     run continues from there.

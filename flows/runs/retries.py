@@ -28,7 +28,7 @@ TRANSIENT = frozenset(
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Return whether an error, or its cause, is one of a share or disk that may work the next time."""
+    """Return whether an error, or its cause, comes from a share or disk that may work the next time."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in TRANSIENT:

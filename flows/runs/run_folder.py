@@ -67,7 +67,7 @@ class FileCopy:
 
     ref: Ref
     source: str
-    """Name in the artifact. A folder stands for all files in it. A name that does not exist is left out."""
+    """Name in the artifact. A folder means all files in it. A name that does not exist is left out."""
     target: str
     """Name in the run folder."""
 
@@ -237,7 +237,7 @@ def _read_report(folder: Path) -> dict[str, Any]:
 
 
 def read_headline(folder: Path) -> dict[str, float | None]:
-    """Return the headline figures of a run folder, by key. Empty: nothing was evaluated."""
+    """Return the headline figures of a run folder, by key. Empty if nothing was evaluated."""
     report = _read_report(folder)
     figures = report.get("summary") or {}
     if report.get("macro"):

@@ -166,7 +166,8 @@ class Runner(abc.ABC):
         return self.submit(label, call).ref()
 
     def for_group(self, group: str, part: str) -> GroupRunner:
-        """Return a runner for one part of a group, as `tp` and `seed 0`. Its labels name both. Counts are shared."""
+        """Return a runner for one part of a group, for example `seed 0` of `tp`. Its labels name both. Counts are
+        shared."""
         return GroupRunner(self, group, part)
 
     def set_group(self, label: str, group: str, case_id: str) -> str:

@@ -1,6 +1,6 @@
 """Artifacts of a run in Prefect's UI: a table of cases, the metrics and a picture.
 
-They hold no path of an input and no patient data.
+They contain no path of an input and no patient data.
 """
 
 from __future__ import annotations

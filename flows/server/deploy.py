@@ -44,7 +44,7 @@ OUR_FLOWS = ["liver", "liver-*", "zsad", "zsad-*"]
 def _events(*states: str) -> tuple[str, ...]:
     """Return the events of these states, and of states whose names begin with them, such as CompletedWithFailures.
 
-    In Prefect's patterns `*` stands for at least one character, so the plain name is listed too.
+    In Prefect's patterns `*` matches at least one character, so the plain name is listed too.
     """
     return tuple(f"prefect.flow-run.{state}{more}" for state in states for more in ("", "*"))
 
@@ -72,7 +72,7 @@ class Site:
     """The values of this machine that its deployments use."""
 
     product: Path
-    """Folder that holds prefect.yaml."""
+    """Folder that contains prefect.yaml."""
     folder: Path
     """Working directory of the deployed flows."""
     pool: str
@@ -131,7 +131,7 @@ async def deploy(
 ) -> list[Applied]:
     """Create or update everything on the server. With `dry_run`, only report what would be done.
 
-    prefect.yaml holds the initial schedules and parameters of a deployment. If the deployment exists, those on the
+    prefect.yaml contains the initial schedules and parameters of a deployment. If the deployment exists, those on the
     server are used, unless `reset` is set.
 
     Raises
@@ -271,9 +271,10 @@ def _our_flows() -> dict[str, Any]:
 
 
 def zombie_automation(heartbeat_s: int) -> AutomationCore:
-    """Return the automation that marks a run as crashed if neither a heartbeat nor its end follows a heartbeat.
+    """Return the automation that marks a run as crashed if its heartbeats stop.
 
-    Such a run's process was killed together with its worker.
+    After each heartbeat, the next one or the end of the run must follow in time. If none does, the run's process was
+    killed together with its worker.
     """
     beat = "prefect.flow-run.heartbeat"
     silence_s = MISSED_HEARTBEATS * heartbeat_s

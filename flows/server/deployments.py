@@ -48,7 +48,7 @@ def _form(title: str, description: str, *, choices_of: str | None = None) -> dic
     """Return the title and description of a form's field, as a JSON schema.
 
     Prefect ignores the title and description of a parameter's annotation, but uses this schema. `choices_of` turns the
-    field into a list of that flow's configurations, as they are when the deployment is applied.
+    field into a list of that flow's configurations at the time when the deployment is applied.
     """
     names = [name for name in config_names(choices_of) if not name.startswith(ABLATION_PREFIX)] if choices_of else []
     return {"title": title, "description": description} | ({"enum": names} if names else {})
@@ -76,19 +76,26 @@ Name = Annotated[
     Field(
         json_schema_extra=_form(
             "Name of the run",
-            "Run folder; an earlier run in it is replaced. Empty: as in the configuration. No patient names.",
+            "Run folder; an earlier run in it is replaced. If empty, the configuration's name is used. "
+            "No patient names.",
         )
     ),
 ]
 Seed = Annotated[
     Annotated[int, Field(ge=0, lt=2**31)] | None,
-    Field(json_schema_extra=_form("Seed", "Another seed starts a new training. Empty: as in the configuration.")),
+    Field(
+        json_schema_extra=_form(
+            "Seed", "Another seed starts a new training. If empty, the configuration's seed is used."
+        )
+    ),
 ]
 Seeds = Annotated[
     Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=20)] | None,
     Field(
         json_schema_extra=_form(
-            "Seeds", "For reference images and pseudo anomalies; one pass per seed. Empty: as in the configuration."
+            "Seeds",
+            "For reference images and pseudo anomalies; one pass per seed. "
+            "If empty, the configuration's seeds are used.",
         )
     ),
 ]
@@ -120,7 +127,7 @@ RefreshStep = Annotated[
 
 
 class StepSettings(BaseModel):
-    """Settings of the preprocessing steps, as a form shows them."""
+    """Settings of the preprocessing steps in a form."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

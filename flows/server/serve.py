@@ -1,4 +1,6 @@
-"""The commands `adflows serve` (a Prefect server and a worker on this machine), `server` and `worker` (either alone).
+"""The commands `adflows serve`, `server` and `worker`.
+
+`serve` runs a Prefect server and a worker on this machine. `server` and `worker` run only one of them.
 
 This module does not import Prefect before Prefect's environment variables are set.
 """
@@ -110,7 +112,7 @@ def serve_until_stopped(
 
 
 def run_server_until_stopped(server_options: ServerOptions) -> None:
-    """Run a server alone until Ctrl-C or SIGTERM. Raises ConfigError as `serve_until_stopped` does."""
+    """Run only a server until Ctrl-C or SIGTERM. Raises ConfigError as `serve_until_stopped` does."""
     server = _server(server_options)
     with _lock_database():
         _check_port(server_options)

@@ -51,7 +51,7 @@ class Child:
     def start(self) -> None:
         self.due = None
         self.started = time.monotonic()
-        # in a new session: Ctrl-C reaches this process alone, which ends the children in order
+        # in a new session: Ctrl-C reaches only this process, which ends the children in order
         self.process = subprocess.Popen(self.command, start_new_session=True, preexec_fn=self._prepare)  # noqa: PLW1509
 
     def _prepare(self) -> None:

@@ -157,7 +157,7 @@ class ArtifactStore:
     def oldest_run_start(self) -> float:
         """Return the start time of the oldest running flow, seconds since 1970. Infinity if none is running.
 
-        All artifacts that running flows have used were used after this time.
+        If a running flow has used an artifact, the artifact's time of last use is after this time.
         """
         began = [math.inf]
         for path in (self.root / "runs").glob("*.lock"):

@@ -14,7 +14,8 @@ from flows.machine.environment import cache_root
 from medad.base.errors import InputError
 
 SETTLED_S = 2.0
-"""Age of a file from which its digest is remembered. A change of a younger file may not alter size and time stamps."""
+"""Smallest age of a file, in seconds, for which its digest is remembered. A younger file can change again and still
+have the same size and time stamps."""
 SCANS = (".nii", ".gz", ".mhd", ".mha", ".nrrd", ".nhdr")
 """Endings of scans and masks. Their voxels may be in another file than their header."""
 

@@ -237,5 +237,5 @@ def days(seconds: float) -> str:
 
 
 def age(each: CachedArtifact) -> str:
-    """Return the time since an artifact's last use, as text."""
+    """Return the time since an artifact's last use in words."""
     return days(time.time() - each.used)

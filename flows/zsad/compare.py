@@ -1,6 +1,6 @@
 """The flow zsad-compare: all systems on the same images. Systems with the same encoder share features.
 
-Categories and systems run in parallel on the task runner, as far as the slots of devices allow. A system that fails on
+Categories and systems run in parallel on the task runner, within the limits of the device slots. A system that fails on
 a category is listed and left out there. The others continue, and the report is always written.
 """
 

@@ -1,6 +1,6 @@
 """The flow zsad: encode prompts and images, score the features for each seed, compute metrics, write the report.
 
-Categories run in parallel on the task runner, as far as the slots of devices allow. An image or a category that cannot
+Categories run in parallel on the task runner, within the limits of the device slots. An image or a category that cannot
 be used is left out and listed. The report is always written.
 """
 
@@ -148,12 +148,12 @@ class Stages(ImageStages):
                     CaseFailure(case_id, steps.EVALUATE.name, rule, str(image.mask), category=category.name)
                 )
 
-    def use_text_alone(self) -> None:
+    def use_only_text(self) -> None:
         """Leave out the parts of each variant that compare with another image, and add a note."""
-        alone = self.settings.score.without_references()
-        if alone != self.settings.score:
-            self.settings = self.settings.model_copy(update={"score": alone})
-            self.notes.append(NO_REFERENCE_NOTE.format(variant=alone.variants[-1]))
+        without = self.settings.score.without_references()
+        if without != self.settings.score:
+            self.settings = self.settings.model_copy(update={"score": without})
+            self.notes.append(NO_REFERENCE_NOTE.format(variant=without.variants[-1]))
 
     def report(self, categories: Sequence[CategoryResult[Ref]]) -> Ref | None:
         """Write the report of a labelled or unlabelled data set."""
@@ -222,7 +222,7 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
         with terminal.bars():
             encoded = stages.encode(stages.read_sets([category], label="images"))
     if len({image.sha256 for each in encoded for image in each.category.images}) == 1:
-        stages.use_text_alone()
+        stages.use_only_text()
     with terminal.bars():
         categories = stages.score(encoded)
     call = steps.score_outputs(

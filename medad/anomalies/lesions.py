@@ -86,7 +86,7 @@ def paint_lesions(
 
     A lesion is an ellipse with an uneven outline. The added HU are its contrast times a profile with a soft edge, only
     inside the organ. Dark and bright lesions have a contrast of one sign that grows to the centre. Mixed lesions also
-    have patches with a second contrast of either sign. All lesions have a texture.
+    have patches with a second contrast, positive or negative. All lesions have a texture.
 
     Parameters
     ----------

@@ -36,10 +36,10 @@ class Synthesised:
 
 
 def draw_shift(batch: int, settings: SynthesisSettings, generator: torch.Generator) -> Float[Tensor, "B 1 1 1"]:
-    """Draw one constant C per image, of either sign, with |C| within `shift_grey` (eq. 3.1).
+    """Draw one constant C per image, positive or negative, with |C| within `shift_grey` (eq. 3.1).
 
     The thesis calls C Gaussian "within a defined range" but gives no standard deviation, so uniform is the default.
-    Each image uses exactly one uniform number for either distribution (inverse CDF). No draw is ever repeated.
+    Each image uses exactly one uniform number for both distributions (inverse CDF). No draw is ever repeated.
     """
     low, high = settings.shift_grey
     uniform = torch.rand(batch, 1, 1, 1, generator=generator, device=generator.device) * 2 - 1

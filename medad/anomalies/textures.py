@@ -41,7 +41,7 @@ def open_textures(settings: TextureSettings, size_px: int) -> Textures:
     Raises
     ------
     InputError
-        The folder does not exist, holds no picture, or a picture cannot be read.
+        The folder does not exist, contains no picture, or a picture cannot be read.
     """
     if settings.folder is None:
         return GeneratedTextures(size_px)

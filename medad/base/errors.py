@@ -20,7 +20,7 @@ class InputError(UserError):
     ----------
     path
         The offending file or folder. Only the user's terminal shows it. Reports and Prefect show the case's pseudonym
-        instead, because paths on hospital shares may hold patient names.
+        instead, because paths on hospital shares may contain patient names.
     rule
         The expected and the actual content, without the path.
     """
@@ -57,7 +57,7 @@ class CaseFailure:
     rule: str
     """Broken rule: the expected and the actual content, without the path."""
     path: str = field(default="", repr=False)
-    """Offending file, or empty. The path may hold a patient's name, so only the user's terminal shows it."""
+    """Offending file, or empty. The path may contain a patient's name, so only the user's terminal shows it."""
     category: str = ""
     """Category of the image. Empty for a CT case and for a whole category."""
     group: str = ""

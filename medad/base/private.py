@@ -1,6 +1,6 @@
 """LEAF: types of settings fields that may name a patient, and the part of them that may be shown. zsad uses it too.
 
-Prefect, manifests and reports store JSON. The JSON that pydantic makes therefore holds only what may be shown. The
+Prefect, manifests and reports store JSON. The JSON that pydantic makes therefore contains only what may be shown. The
 settings objects and `model_dump()` in python mode keep the true values.
 """
 
@@ -39,7 +39,7 @@ _PLAIN_ID = re.compile(r"(case|ct|btcv|lits)-[0-9a-f]+(-\d+)?")
 
 @dataclass(frozen=True)
 class Private:
-    """Marker of a private field type. JSON holds `shown(value)` instead of the value."""
+    """Marker of a private field type. JSON contains `shown(value)` instead of the value."""
 
     shown: Callable[[Any], Any]
 

@@ -30,7 +30,7 @@ class Settings(BaseModel):
 
 
 class TimeLimits(Settings):
-    """Limits on the hours for which one task may hold a device. A stopped training continues from its checkpoint."""
+    """Limits on the hours for which one task may use a device. A stopped training continues from its checkpoint."""
 
     training_hours: Hours = 96.0
     """Limit in hours for one training."""
@@ -41,7 +41,8 @@ class TimeLimits(Settings):
 
 
 class MachineSettings(Settings):
-    """The machine and the workers that a run uses. They do not change results, so no cache key or report holds them."""
+    """The machine and the workers that a run uses. They do not change results, so they are in no cache key or
+    report."""
 
     gpus: Gpus = "auto"
     """GPUs that may be used. `auto`: any GPU of this machine, or the CPU if it has no GPU. `cpu`: no GPU. A list: the
@@ -51,9 +52,9 @@ class MachineSettings(Settings):
     engine_address: str | None = None
     """Address of a running cluster (`tcp://HOST:8786`, `ray://HOST:10001`). None: start one here for this run."""
     engine_workers: Annotated[int, Field(ge=1)] | None = None
-    """Number of tasks that run at the same time. None: one per core, as far as memory allows."""
+    """Number of tasks that run at the same time. None: one per core, or fewer if memory is short."""
     limits: TimeLimits = TimeLimits()
-    """Limits on the time for which one task may hold a device."""
+    """Limits on the time for which one task may use a device."""
 
     @property
     def machine(self) -> MachineSettings:

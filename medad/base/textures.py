@@ -28,7 +28,7 @@ def texture_files(folder: Path) -> list[Path]:
     Raises
     ------
     InputError
-        The folder does not exist or holds no picture.
+        The folder does not exist or contains no picture.
     """
     with reading(folder):
         folder.stat()

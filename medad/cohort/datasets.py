@@ -112,8 +112,8 @@ def find_cases(
     samples_dir
         Folder of the sample data, for roots `samples:NAME`.
     pseudonyms
-        Function that gives the pseudonyms. It may read the files. None: use a plain digest of the text that `*` stands
-        for. Anyone who knows the name can compute this digest too.
+        Function that gives the pseudonyms. It may read the files. None: use a plain digest of the text that `*`
+        matches. Anyone who knows the name can compute this digest too.
     may_be_empty
         Whether a root without cases is allowed, because cases may arrive later.
 
@@ -121,7 +121,7 @@ def find_cases(
     -------
     cases
         Scans with their labels. Ids are unique and safe as file names: `btcv-0001`, `lits-17`, or in layout `folder`
-        the text that `*` stands for. If `pseudonyms` gives two scans the same id, the second one gets the suffix `-2`.
+        the text that `*` matches. If `pseudonyms` gives two scans the same id, the second one gets the suffix `-2`.
     problems
         Scans without a label, cases with several scans, cases without a patient in their name although the settings
         expect one, and requested cases that do not exist.
@@ -129,7 +129,7 @@ def find_cases(
     Raises
     ------
     InputError
-        The root is missing or holds no case.
+        The root is missing or contains no case.
     """
     root = data_root(data.root, samples_dir)
     if not root.is_dir():
@@ -173,7 +173,7 @@ def _missing(root: Path, found: list[_FoundCase], data: DatasetSettings) -> list
     for place, name in sorted(requested, key=lambda item: natural_order(item[1])):
         if name not in there:
             shown = f"asked-{place}" if hidden and not _PSEUDONYM.fullmatch(name) else name
-            rule = "the settings list this case, but the folder does not hold it"
+            rule = "the settings list this case, but the folder does not contain it"
             problems.append(_failed(shown, root, rule, hidden))
     return problems
 
@@ -229,7 +229,7 @@ def _folder(root: Path, data: DatasetSettings) -> Iterator[_FoundCase]:
 
 
 def _matches(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
-    """Yield for each matching path the text that the pattern's `*` stands for, and the path."""
+    """Yield for each matching path the text that the pattern's `*` matches, and the path."""
     if Path(pattern).is_absolute():
         raise ConfigError(f"{pattern}: a pattern must be relative to the data set's root")
     before, after = pattern.split("*")

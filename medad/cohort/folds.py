@@ -15,21 +15,22 @@ from medad.base.text import natural_order
 from medad.config.liver import FoldSettings
 
 MarkKind = Literal["patient", "scan", "liver"]
-"""Evidence that two cases show one patient: the stated patient, equal files of the scan, equal voxels of the liver."""
+"""Evidence that two cases show the same patient: the stated patient, equal files of the scan, equal voxels of the
+liver."""
 MARK_KINDS: tuple[MarkKind, ...] = ("patient", "scan", "liver")
 """All kinds of marks. The first kind that a patient has gives the patient's key."""
 
 LEAK_TEXTS: dict[MarkKind, str] = {
-    "scan": "are one scan",
-    "liver": "show one liver, voxel for voxel",
-    "patient": "are scans of one patient",
+    "scan": "are the same scan",
+    "liver": "show the same liver, voxel for voxel",
+    "patient": "are scans of the same patient",
 }
 """Texts about two cases that share a mark, with the strongest evidence first."""
 
 
 @dataclass(frozen=True)
 class PatientMark:
-    """A property that scans of one patient may share."""
+    """A property that several scans of a patient may share."""
 
     kind: MarkKind
     digest: str
@@ -39,7 +40,7 @@ class PatientMark:
 
 @dataclass(frozen=True)
 class MarkedCase:
-    """A case with its marks. Two cases with a common mark show one patient."""
+    """A case with its marks. Two cases with a common mark show the same patient."""
 
     case_id: str
     marks: frozenset[PatientMark]
@@ -67,7 +68,7 @@ def patient_mark(patient: str) -> PatientMark:
 def patients_of(members: Sequence[MarkedCase]) -> list[str]:
     """Return a patient's key for each case. Two keys are equal if and only if marks link the two cases.
 
-    Links are transitive: a copy of a patient's second scan shows that patient too. The key holds the first kind in
+    Links are transitive: a copy of a patient's second scan shows that patient too. The key contains the first kind in
     `MARK_KINDS` that the linked marks have, and the smallest digest of that kind. It does not depend on the order of
     the cases. A case without marks has the key "": its file cannot be read.
     """
@@ -111,9 +112,9 @@ def assign_folds(train: Collection[str], test: Collection[str], folds: FoldSetti
 
     both = set(train) & set(test)
     assigned = {key: place % folds.count for place, key in enumerate(shuffled(both))}
-    for alone in (set(train) - both, set(test) - both):
+    for only_one in (set(train) - both, set(test) - both):
         # continue after the patients of both sets, so that the folds of each set stay equally large
-        assigned |= {key: place % folds.count for place, key in enumerate(shuffled(alone), start=len(both))}
+        assigned |= {key: place % folds.count for place, key in enumerate(shuffled(only_one), start=len(both))}
     return assigned
 
 

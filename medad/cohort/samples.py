@@ -53,7 +53,7 @@ Sample CT for adflows.
 nifti/ and dicom/ are example_ct and example_ct_dicom of the test data of
 {PACKAGE} {VERSION} (https://github.com/wasserth/TotalSegmentator), with the liver
 of its example segmentations. Copyright its authors, Apache License 2.0: see LICENSE.
-Changed: the labels hold the liver alone, with value 6 (nifti) and 1 (dicom).
+Changed: the labels contain only the liver, with value 6 (nifti) and 1 (dicom).
 
 Source distribution, sha256 {ARCHIVE_SHA256}
 """
@@ -196,7 +196,7 @@ def _locked_replacement(target: Path) -> Iterator[tuple[Samples | None, Path]]:
             for stale in target.parent.glob(f".tmp-{target.name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
             if target.exists() and any(target.iterdir()) and not (target / _MANIFEST).exists():
-                raise UserError(f"{target}: holds other files than samples; choose another folder or empty this one")
+                raise UserError(f"{target}: contains files other than samples; choose another folder or empty this one")
             fresh = target.with_name(f".tmp-{target.name}-{secrets.token_hex(6)}")
             fresh.mkdir()
             try:

@@ -1,1 +1,1 @@
-"""Settings of the liver flows. They hold values only."""
+"""Settings of the liver flows. They contain only values."""

@@ -82,12 +82,12 @@ class SweepSettings(Settings):
     row: ShortId | None = None
     """Row to start from. None: the base configuration."""
     published: tuple[PublishedFigures | None, ...] = ()
-    """Published figures, one entry per value in the same order. Empty: nothing was published."""
+    """Published figures, one entry per value in the same order. Empty if nothing was published."""
 
     @model_validator(mode="after")
     def _published_fits(self) -> SweepSettings:
         if self.published and len(self.published) != len(self.values):
-            raise ValueError(f"published holds {len(self.published)} entries for {len(self.values)} values")
+            raise ValueError(f"published contains {len(self.published)} entries for {len(self.values)} values")
         if len({str(value) for value in self.values}) != len(self.values):
             raise ValueError("values must not contain a value twice")
         if is_private(type_at(LiverSettings, self.key)):  # the values become names in tables and files
@@ -129,8 +129,8 @@ class AblationSettings(MachineSettings):
     name: RunName
     """Name of the run and of its folder."""
     base: LiverSettings
-    """Liver configuration that all rows change, given by its name, its file or its settings. The ablation's own name
-    and seeds replace the base's. So do its machine settings, if they are given."""
+    """Liver configuration that all rows change, given by its name, its file or its settings. The ablation uses its own
+    name and seeds, not those of the base. If the ablation has machine settings, they also replace those of the base."""
     set: Annotated[LiverChanges, Field(default_factory=dict)]
     """Changes of the base configuration for all rows, by dotted key."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
@@ -234,7 +234,7 @@ class AblationSettings(MachineSettings):
     def select_parts(self, names: str) -> AblationSettings:
         """Return these settings with only some parts selected.
 
-        `names` holds names of rows or sweeps, `curve` or `baseline`, separated by commas. Raises ConfigError for an
+        `names` is a list of rows, sweeps, `curve` and `baseline`, separated by commas. Raises ConfigError for an
         unknown name.
         """
         wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))

@@ -10,7 +10,7 @@ from medad.base.private import DataRoot
 from medad.base.settings import Settings
 
 MAX_SCALE_EXPONENT = 8
-"""Largest exponent. 2^8 lattice cells per side are one cell per pixel at the thesis's 256 px."""
+"""Largest exponent. With 2^8 lattice cells per side, each pixel is one cell at the thesis's 256 px."""
 
 
 class LesionSettings(Settings):
@@ -44,9 +44,10 @@ class AugmentationSettings(Settings):
     """Augmentation of healthy slices. Slices must be linear in HU (`preprocess.equalise: false`)."""
 
     offset_hu: Annotated[float, Field(ge=0)] = 8.0
-    """Largest offset of the whole liver, in HU, in either direction."""
+    """Limit of the random offset of the whole liver, in HU. The offset is between -offset_hu and +offset_hu."""
     gain_log: Annotated[float, Field(ge=0)] = 0.2
-    """Largest natural logarithm of the factor on the contrast within the liver, in either direction."""
+    """Limit of the random contrast factor within the liver: its natural logarithm is between -gain_log and +gain_log.
+    0.2 means factors from 0.82 to 1.22."""
     field_hu: Annotated[float, Field(ge=0)] = 8.0
     """Largest standard deviation of a slow inhomogeneity, in HU."""
     field_px: Annotated[float, Field(gt=0)] = 16.0

@@ -17,7 +17,7 @@ class InboxSettings(Settings):
     """An inbox: a folder that receives scans, a folder for the results, and the model that segments the scans.
 
     `scans` and `livers` are glob patterns below `inbox`, as in a data set of layout `folder`. Each has one `*`, which
-    stands for the case.
+    matches the name of the case.
     """
 
     name: RunName
@@ -50,7 +50,7 @@ class InboxSettings(Settings):
         for name in ("scans", "livers"):
             pattern = getattr(self, name)
             if pattern.count("*") != 1:
-                raise ValueError(f"`{name}` must be a pattern with exactly one *, which stands for the case")
+                raise ValueError(f"`{name}` must be a pattern with exactly one *, which matches the name of the case")
             if pattern.startswith("/") or ".." in Path(pattern).parts:
                 raise ValueError(f"`{name}` must be a pattern below the inbox")
         if self.scans == self.livers:

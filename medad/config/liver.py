@@ -28,13 +28,13 @@ class InsertSettings(Settings):
     diameter_mm: tuple[float, float] = (12.0, 40.0)
     """Range of the longest axis, in mm."""
     contrast_hu: tuple[float, float] = (-60.0, -40.0)
-    """Range of the HU added to the liver. Negative values make a lesion darker than liver, as in the portal venous
-    phase."""
+    """Range of the HU added to the liver. Negative values make a lesion darker than liver, for example in the portal
+    venous phase."""
     edge_mm: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviation of the Gaussian that softens a lesion's edge, in mm."""
     kind: Literal["uniform", "mixed"] = "uniform"
     """Kind of lesion. `uniform`: one contrast everywhere. `mixed`: the contrast in an irregular core and the opposite
-    contrast in the rim, as in treated tumours and HCC."""
+    contrast in the rim, for example in treated tumours and HCC."""
     place: Literal["inside", "rim"] = "inside"
     """Place of a lesion. `inside`: away from the liver's surface. `rim`: the lesion touches or crosses the surface;
     only its part inside the liver counts."""
@@ -55,8 +55,8 @@ class DatasetSettings(Settings):
 
     `layout="btcv"`: img/img0001.nii.gz + label/label0001.nii.gz, liver = 6.
     `layout="lits"`: volume-N.nii[.gz] + segmentation-N.nii[.gz], liver = 1, tumour = 2.
-    `layout="folder"`: `images` and `labels` are glob patterns below `root`. Each has one `*`, which stands for the
-    case. A folder that matches `images` is read as a DICOM series.
+    `layout="folder"`: `images` and `labels` are glob patterns below `root`. Each has one `*`, which matches the
+    name of the case. A folder that matches `images` is read as a DICOM series.
     """
 
     root: DataRoot
@@ -76,15 +76,16 @@ class DatasetSettings(Settings):
     patients: PrivateExpression | None = None
     """Regular expression that finds the patient in a case's name, for data with several scans per patient. It has one
     group, which matches the patient. A case's name is `btcv-0001`, `lits-17` or, in layout `folder`, the text that `*`
-    stands for. Equal matches are one patient, also across both data sets. The PatientID of a DICOM series comes first.
-    None: each scan is its own patient."""
+    matches. Cases with the same match belong to the same patient, also across both data sets. For a DICOM series the
+    PatientID is used instead, if it has one. None: each scan is its own patient."""
     affine_mismatch: Literal["error", "warn"] = "error"
     """Reaction to a label with the scan's shape but a different affine (LiTS 28 to 47 have identity affines).
     `error`: the case fails. `warn`: voxels are matched by their index."""
     affine_from: Literal["agree", "sform", "qform"] = "agree"
     """NIfTI affine to use. `agree`: a file with different sform and qform is refused."""
     pseudonyms: bool = False
-    """Use of pseudonyms as case ids, for file names that may hold patient data. DICOM series always get pseudonyms."""
+    """Use of pseudonyms as case ids, for file names that may contain patient data. DICOM series always get
+    pseudonyms."""
     insert: InsertSettings | None = None
     """Lesions to insert into the scans, for test data only. None: no lesion is inserted."""
 

@@ -22,13 +22,13 @@ class TrainedModel:
 
     @classmethod
     def of_run(cls, run: Path) -> TrainedModel:
-        """Find the model of a run folder. Raises ConfigError if it is not a run folder or holds no model."""
+        """Find the model of a run folder. Raises ConfigError if it is not a run folder or contains no model."""
         try:
             settings = LiverSettings.model_validate(read_manifest(run)["settings"])
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"{run}: not the run folder of a liver run ({MANIFEST} holds other settings)") from error
+            raise ConfigError(f"{run}: not the run folder of a liver run ({MANIFEST} has other settings)") from error
         found = cls(settings, run / "model" / "restoration", run / "model" / "segmentation")
         for network in (found.restoration, found.segmentation):
             if not (network / "model.safetensors").is_file():
-                raise ConfigError(f"{run}: this run holds no trained {network.name} network")
+                raise ConfigError(f"{run}: this run contains no trained {network.name} network")
         return found

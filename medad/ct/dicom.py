@@ -61,9 +61,9 @@ def read_dicom(folder: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometr
     Raises
     ------
     InputError
-        The folder holds no DICOM file, or a file cannot be read. The files have several series, sizes or orientations,
-        or another modality. A slice is missing, or the spacing is uneven. The gantry is tilted. RescaleSlope is zero,
-        negative or missing.
+        The folder contains no DICOM file, or a file cannot be read. The files have several series, sizes or
+        orientations, or another modality. A slice is missing, or the spacing is uneven. The gantry is tilted.
+        RescaleSlope is zero, negative or missing.
     """
     silence_itk_warnings()
     slices = [_inspect(path, folder) for path in series_files(folder)]
@@ -95,7 +95,7 @@ def series_files(folder: Path) -> list[Path]:
 def patient_id(folder: Path) -> str | None:
     """Return the PatientID of a series. It may be a name: the caller must hash it at once and never show or store it.
 
-    None: the tag is missing or empty, holds a value that anonymisers write for all patients, or the file cannot be
+    None: the tag is missing or empty, contains a value that anonymisers write for all patients, or the file cannot be
     read. Reading the scan then reports the error. Only one file is read, because a series belongs to one patient.
     """
     silence_itk_warnings()
@@ -212,7 +212,7 @@ def _slice_step(slices: list[_Slice], normal: NDArray[np.float64], folder: Path)
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     if gaps.min() <= POSITION_TOLERANCE * max(usual, 1e-3):
-        raise InputError(folder, "two slices have the same position; the folder may hold several series or phases")
+        raise InputError(folder, "two slices have the same position; the folder may contain several series or phases")
     widest = int(gaps.argmax())
     if gaps[widest] > 1.5 * usual:
         raise InputError(
@@ -306,5 +306,5 @@ def write_dicom(folder: Path, hu: NDArray[np.floating], affine: NDArray[np.float
 
 
 def _decimals(values: NDArray[np.float64]) -> str:
-    """Format values as DICOM decimal strings, which hold at most 16 characters."""
+    """Format values as DICOM decimal strings, which have at most 16 characters."""
     return "\\".join(f"{value:.9g}" for value in values)

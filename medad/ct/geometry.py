@@ -129,7 +129,7 @@ class Geometry:
 def check_affine(affine: NDArray[np.float64], path: Path) -> None:
     """Check that an affine is a scaled rotation: finite, voxel sizes above 0, no shear. Raises InputError."""
     if not np.isfinite(affine).all():
-        raise InputError(path, "the affine holds NaN or infinite values")
+        raise InputError(path, "the affine contains NaN or infinite values")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (spacing <= 0).any():
         raise InputError(path, f"voxel size must be above 0 mm along every axis, found {_triple(spacing)}")

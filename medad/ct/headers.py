@@ -34,7 +34,7 @@ _DICOM_TAGS = frozenset((
     "0018|9424", "0020|000d", "0020|000e", "0020|0010", "0020|0052", "0020|0200", "0020|4000", "0028|4000",
 ))
 # fmt: on
-"""Tags of other DICOM groups that may hold a person, a place, a date or an id (after PS3.15, table E.1-1)."""
+"""Tags of other DICOM groups that may contain a person, a place, a date or an id (after PS3.15, table E.1-1)."""
 _CHARSETS = {
     "ISO_IR 100": "latin-1",
     "ISO_IR 101": "iso8859-2",
@@ -117,7 +117,7 @@ def _dicom(folder: Path) -> Iterator[str]:
 
 
 def _decoded(value: bytes, encoding: str) -> Iterator[str]:
-    """Yield a text decoded as UTF-8 and with the file's encoding, as far as possible, and the parts of a name."""
+    """Yield a text decoded as UTF-8 and with the file's encoding if possible, and the parts of a name."""
     for charset in ("utf-8", encoding):
         with contextlib.suppress(UnicodeDecodeError):
             text = value.decode(charset).strip()

@@ -52,7 +52,7 @@ LIVER_MEDIAN_HU = (-50.0, 250.0)
 150 HU. Outside this range the scale is wrong."""
 
 LIVER_SPREAD_HU = 2.0
-"""Smallest plausible spread of liver values. CT noise alone causes 5 HU and more. A smaller spread means that values
+"""Smallest plausible spread of liver values. CT noise already causes 5 HU and more. A smaller spread means that values
 are scaled down or constant."""
 
 HU_RANGE = (-32768.0, 32767.0)
@@ -81,7 +81,7 @@ class Labels:
 
 
 def read_scan(path: Path, *, affine_from: AffineFrom = "agree") -> Volume:
-    """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that holds one DICOM series.
+    """Read a CT: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that contains one DICOM series.
 
     Reading needs little more than 4 bytes of memory per voxel for every file type.
 

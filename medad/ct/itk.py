@@ -44,7 +44,7 @@ def read_itk(path: Path, sink: Callable[[int], Sink]) -> tuple[Sink, Geometry]:
         if reader.GetNumberOfComponents() != 1 or any(
             word in sitk.GetPixelIDValueAsString(reader.GetPixelID()) for word in _COMPONENTS_BY_NAME
         ):
-            raise InputError(path, "voxels hold several values (colour, vector or complex); expected one real number")
+            raise InputError(path, "voxels have several values (colour, vector or complex); expected one real number")
         affine = affine_from_itk(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
         check_affine(affine, path)
         image = reader.Execute()

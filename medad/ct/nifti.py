@@ -1,4 +1,4 @@
-"""Reading and writing of NIfTI files. Voxels pass in slabs, so that memory never holds a second volume."""
+"""Reading and writing of NIfTI files. Voxels pass in slabs, so that memory never contains a second volume."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read_nifti(
         for start in range(0, voxels, _SLAB_VOXELS):
             part = slab[: min(_SLAB_VOXELS, voxels - start)]
             if stream.readinto(part.view(np.uint8).data) < part.nbytes:
-                raise InputError(path, f"the file is cut short: it holds fewer than the {voxels} voxels of its header")
+                raise InputError(path, f"the file is cut short: it has fewer than the {voxels} voxels of its header")
             native = part if dtype.isnative else part.astype(dtype.newbyteorder("="))
             received.put(start, _scaled(native, slope, inter))
         stream.drain()

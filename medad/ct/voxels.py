@@ -1,4 +1,4 @@
-"""Receivers of voxels in slabs. They check and convert each slab, so that memory never holds the raw volume."""
+"""Receivers of voxels in slabs. They check and convert each slab, so that memory never contains the raw volume."""
 
 from __future__ import annotations
 

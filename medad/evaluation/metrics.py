@@ -372,7 +372,8 @@ def _confusion(prediction: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "
 def _lesions_found(
     lesions: Bool[np.ndarray, "X Y Z"], other: Bool[np.ndarray, "X Y Z"], overlap: float
 ) -> tuple[int, int]:
-    """Return the number of lesions, and how many have at least `overlap` and at least one voxel inside `other`."""
+    """Return the number of lesions, and how many of them are found: at least the share `overlap` of the voxels, and at
+    least one voxel, is inside `other`."""
     box = bounding_box(lesions)
     if box is None:
         return 0, 0

@@ -113,7 +113,7 @@ def operating_point(
 ) -> OperatingPoint:
     """Return the lowest threshold that marks at most a given volume of a healthy liver.
 
-    The result is exact: the threshold is one of the probabilities in the liver, and a voxel is marked if its
+    The result is exact: the threshold is a probability that occurs in the liver, and a voxel is marked if its
     probability is at least the threshold. Voxels of equal probability are marked together or not at all. Ties can
     therefore leave the marked volume below the allowed one, but never above.
 
@@ -242,7 +242,7 @@ class _PlannedLesion:
 
 
 def summarise_lesions(lesions_or_none: Iterable[LesionRecord | None]) -> LesionFigures:
-    """Return counts and means over planned lesions. None stands for a lesion that was not inserted.
+    """Return counts and means over planned lesions. None means a lesion that was not inserted.
 
     The order of the lesions does not matter.
     """

@@ -149,7 +149,7 @@ def fold_standardisation(net: nn.Module) -> nn.Module:
 
 
 def save(path: Path, net: nn.Module, role: Role, settings: NetSettings) -> None:
-    """Write the weights as safetensors. The metadata holds the settings needed to rebuild the network."""
+    """Write the weights as safetensors. The metadata contains the settings needed to rebuild the network."""
     metadata = {"format": FORMAT, "role": role, "net": settings.model_dump(mode="json")}
     weights = {name: value.detach().cpu().contiguous() for name, value in _weights(net).items()}
     # a single entry: safetensors does not fix the order of several, and equal networks must give equal bytes
@@ -167,7 +167,7 @@ def load(path: Path, role: Role) -> tuple[nn.Module, NetSettings]:
     Raises
     ------
     InputError
-        The file is missing, damaged, of another format, or holds the other network.
+        The file is missing, damaged, of another format, or contains the other network.
     """
     if not path.is_file():
         raise InputError(path, f"no {role} network here; expected the model.safetensors that training writes")

@@ -21,7 +21,7 @@ def failure_rows(
     hide_files
         True: leave out file names, because ids are pseudonyms.
     group
-        Key for the group of a failure, `row` or `system`. Empty: the report has no groups.
+        Key for the group of a failure, `row` or `system`. Empty if the report has no groups.
     images
         True: failures are of images and have the keys `category` and `id` instead of `case_id`. `id` is empty for a
         whole category.

@@ -38,7 +38,7 @@ class PairedOutcome:
     n: int
     """Number of pairs: seeds, cases or categories."""
     reason: str = ""
-    """Reason for an undefined p-value. Empty: p is defined."""
+    """Reason for an undefined p-value. Empty if p is defined."""
     t: float | None = None
     """Student's t statistic."""
     sd: float | None = None
@@ -62,7 +62,7 @@ class SharedImages:
 
 
 def paired_t(a: Mapping[Key, float | None], b: Mapping[Key, float | None]) -> PairedOutcome:
-    """Return the two-sided paired Student's t-test, as in the thesis's table 3.2.
+    """Return the two-sided paired Student's t-test, like the thesis's table 3.2.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def placements(
     """Return DeLong's structural components, 0..1: V10 of each anomalous image and V01 of each normal image.
 
     V10 is the share of normal images that score lower. V01 is the share of anomalous images that score higher. Ties
-    count half. The mean of either is the AUROC (DeLong, DeLong and Clarke-Pearson 1988, eq. 4 and 5).
+    count half. The mean of V10 is the AUROC, and so is the mean of V01 (DeLong, DeLong and Clarke-Pearson 1988, eq. 4
+    and 5).
     """
 
     def share_below(values: Float64[np.ndarray, " i"], others: Float64[np.ndarray, " j"]) -> Float64[np.ndarray, " i"]:
@@ -151,7 +152,7 @@ def delong(categories: Sequence[SharedImages]) -> PairedOutcome:
         few = f"{anomalous} anomalous and {images - anomalous} normal images; the test needs {MIN_IMAGES} of each"
         return PairedOutcome(difference, None, len(used), few, images=images)
     if spread == 0.0:
-        # all images agree: either the difference is 0, or the images do not show its uncertainty
+        # all images agree: the difference is 0, or the images do not show its uncertainty
         same = difference == 0.0
         reason = "" if same else "all images have the same difference: no spread to test"
         return PairedOutcome(difference, 1.0 if same else None, len(used), reason, images=images)

@@ -53,7 +53,7 @@ class SliceGrid:
 
     @property
     def part(self) -> tuple[slice, slice]:
-        """Return the part that is cut out, as an index along x and y."""
+        """Return the index along x and y of the part that is cut out."""
         x, y, nx, ny = self.frame or (0, 0, *self.plane_xy)
         return slice(x, x + nx), slice(y, y + ny)
 
@@ -182,7 +182,7 @@ def map_to_volume(values: Float32[ndarray, "N S S"], slices: Slices) -> Float32[
 
 
 def bounding_box(mask: Bool[ndarray, "X Y Z"]) -> tuple[tuple[int, int, int], Bool[ndarray, "A B C"]]:
-    """Return the lowest corner of the smallest box that holds the mask, and the mask within it."""
+    """Return the lowest corner of the smallest box that contains the mask, and the mask within it."""
     spans = [np.flatnonzero(mask.any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     if len(spans[0]) == 0:
         return (0, 0, 0), mask[:0, :0, :0]
@@ -197,7 +197,9 @@ def empty_volume(grid: SliceGrid, dtype: type[np.generic]) -> ndarray:
 
 
 def _nearest(count: int, to: int) -> Int64[ndarray, " I"]:
-    """Return for each of `to` cells the index of the one of `count` cells that contains its centre."""
+    """Divide an axis into `to` cells and into `count` cells. Return for each of the `to` cells which of the
+    `count` cells contains its centre.
+    """
     index: ndarray = (2 * np.arange(to, dtype=np.int64) + 1) * count // (2 * to)
     return index
 

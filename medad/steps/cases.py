@@ -173,7 +173,7 @@ def segment_case(
     largest_batch
         Limit of slices at a time, if memory does not allow `settings.batch_size`.
     snapshot
-        File name of the network to use within the segmentation folder. Empty: the final network.
+        File name of the network to use within the segmentation folder. If empty, the final network is used.
     """
     started = time.monotonic()
     case = load_prepared(prepared / PREPARED, with_liver=True)

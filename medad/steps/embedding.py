@@ -51,7 +51,7 @@ def liver_features(
         A restoration network on `device`.
     pixels, organ
         Prepared slices, grey 0..255, and their liver masks. The mask is averaged to the size of the features and used
-        as a weight. The size of the liver alone does not change the result.
+        as a weight, so the result does not depend on the size of the liver.
     """
     per_batch = []
     for start in range(0, len(pixels), largest_batch):

@@ -1,9 +1,9 @@
 """The pages that lead through commands do what they say: each of their blocks is run, in order, in one folder.
 
-The folder holds small generated data under the names that the pages use. Commands run as printed, with one exception:
-settings are appended that shorten training (`tests.docs.runner.SHORTER`): one epoch, small networks, slices of 64 px.
-Where a page names a model of open_clip by its architecture, a tiny one is registered under that name.
-Output that a page shows is compared word by word, with figures, keys and identifiers left out.
+The folder contains small generated data under the names that the pages use. Commands run as printed, with one
+exception: settings are appended that shorten training (`tests.docs.runner.SHORTER`): one epoch, small networks, slices
+of 64 px. Where a page names a model of open_clip by its architecture, a tiny one is registered under that name. Output
+that a page shows is compared word by word, with figures, keys and identifiers left out.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that holds the sample data alone."""
+    """A cache folder that contains only the sample data."""
     cache = tmp_path_factory.mktemp("samples")
     make_samples(cache)
     return cache
@@ -116,7 +116,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Path]:
-    """A copy of the world as the current folder, with a cache, a register and a Prefect home of its own."""
+    """A copy of the world as the current folder, with its own cache, register and Prefect home."""
     folder = tmp_path / "work"
     shutil.copytree(world, folder)
     if request.node.callspec.params["page"] in WITH_SAMPLES:

@@ -1,4 +1,4 @@
-"""Scans with a patient's data in every place that can hold it. Each canary is a word that occurs nowhere else."""
+"""Scans with a patient's data in every place that can contain it. Each canary is a word that occurs nowhere else."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Canaries:
 
     root: Path
     where: dict[str, Path] = field(default_factory=dict)
-    """Secret -> a file or folder that holds it, in its name or content."""
+    """Secret -> a file or folder that contains it, in its name or content."""
 
     @property
     def dicom(self) -> Path:

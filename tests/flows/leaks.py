@@ -47,9 +47,9 @@ def written_forms(secret: str) -> frozenset[bytes]:
 
 
 _CLEAN: dict[frozenset[str], set[int]] = {}
-"""Secrets -> hashes of packed data that does not hold them.
+"""Secrets -> hashes of packed data that does not contain them.
 
-A session's database holds each piece several times, and is searched again and again while it grows.
+A session's database contains each piece several times, and is searched again and again while it grows.
 """
 
 
@@ -89,7 +89,7 @@ def _tail(run: bytes) -> bytes:
 
 
 def find_secrets(data: bytes, secrets: Iterable[str]) -> set[str]:
-    """Return the secrets that these bytes hold."""
+    """Return the secrets that these bytes contain."""
     wanted = {secret: written_forms(secret) for secret in secrets}
     found: set[str] = set()
     clean = _CLEAN.setdefault(frozenset(wanted), set())
@@ -103,7 +103,7 @@ def find_secrets(data: bytes, secrets: Iterable[str]) -> set[str]:
 
 
 def find_leaks(folder: Path, secrets: Iterable[str]) -> dict[str, set[str]]:
-    """Return the files below a folder that hold a secret in name or content, with these secrets."""
+    """Return the files below a folder that contain a secret in name or content, with these secrets."""
     secrets = list(secrets)
     found = {}
     for path in folder.rglob("*"):

@@ -179,7 +179,7 @@ class _PathTokens:
     """Tokens of both paths."""
 
     x: Tensor
-    """Tokens of the original path after all blocks. Only the class token, if nothing else is needed."""
+    """Tokens of the original path after all blocks. Only the class token if the other tokens are not needed."""
     x_vv: Tensor
     """Tokens of the second path after the last block that was computed."""
     blocks: dict[int, Tensor]

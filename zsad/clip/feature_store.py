@@ -98,7 +98,7 @@ class FeatureStore:
     Raises
     ------
     InputError
-        The folder holds no features, or they are damaged.
+        The folder contains no features, or they are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -195,7 +195,7 @@ def read_text(folder: Path) -> Float32[Tensor, "2 D"]:
         with reading(path):
             return load_file(path)["text"]
     except (SafetensorError, KeyError) as error:
-        raise InputError(path, "holds no text features") from error
+        raise InputError(path, "contains no text features") from error
 
 
 def data_offset(path: Path, shape: tuple[int, ...]) -> int:
@@ -209,7 +209,7 @@ def data_offset(path: Path, shape: tuple[int, ...]) -> int:
     except ValueError as error:
         raise InputError(path, "is not a .npy file") from error
     if found != shape or fortran_order or dtype != np.dtype("<f4"):
-        raise InputError(path, f"holds {dtype} of shape {found}; the index expects float32 of shape {shape}")
+        raise InputError(path, f"contains {dtype} of shape {found}; the index expects float32 of shape {shape}")
     if end != start + 4 * math.prod(shape):
         raise InputError(path, "is cut short")
     return start

@@ -37,7 +37,7 @@ def find_weights(folder: Path) -> Path:
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(folder, f"holds no weights; expected {WEIGHTS_NAMES[0]}")
+    raise InputError(folder, f"contains no weights; expected {WEIGHTS_NAMES[0]}")
 
 
 def weights_digest(settings: EncoderSettings) -> str:

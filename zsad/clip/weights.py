@@ -90,7 +90,7 @@ def read_weights(path: Path) -> Weights:
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if not tensors:
-        raise InputError(path, "holds no weights")
+        raise InputError(path, "contains no weights")
     openai = openai or tensors.keys() >= OPENAI_SIZES
     weights = {
         name: tensor.float() if tensor.is_floating_point() else tensor
@@ -99,7 +99,7 @@ def read_weights(path: Path) -> Weights:
     }
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise InputError(path, f"holds values that are not finite, in {name}")
+            raise InputError(path, f"contains values that are not finite, in {name}")
     return Weights(path, weights, openai)
 
 
@@ -150,7 +150,7 @@ def _difference(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str |
     if missing := [name for name in own if name not in state]:
         return f"the file lacks {missing[0]}{_more(missing)}"
     if extra := [name for name in state if name not in own]:
-        return f"the file also holds {extra[0]}{_more(extra)}"
+        return f"the file also contains {extra[0]}{_more(extra)}"
     return None
 
 
@@ -187,7 +187,7 @@ def _checkpoint(path: Path, *, new_format: bool) -> dict[str, Tensor]:
     if isinstance(checkpoint, Mapping):
         checkpoint = checkpoint.get("state_dict", checkpoint)
     if not isinstance(checkpoint, Mapping):
-        raise InputError(path, f"holds a {type(checkpoint).__name__}, not weights by name")
+        raise InputError(path, f"contains a {type(checkpoint).__name__}, not weights by name")
     return {str(name): tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
 
 
@@ -209,7 +209,7 @@ def _torchscript(path: Path) -> dict[str, Tensor]:
                 root = _TensorUnpickler(file, archive, top.removesuffix("data.pkl")).load()
         return dict(_walk(root, ""))
     except Exception as error:  # damaged pickles raise many types
-        raise InputError(path, "the TorchScript archive is damaged or holds more than modules and tensors") from error
+        raise InputError(path, "the TorchScript archive is damaged or has more than modules and tensors") from error
 
 
 class _Module:

@@ -1,4 +1,4 @@
-"""Encode windows of patches separately, as in WinCLIP: the tower gets only the patches of one window."""
+"""Encode windows of patches separately, as WinCLIP does: the tower gets only the patches of one window."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def encode_windows(
 def _class_tokens(
     visual: VisionTransformer, x: Float[Tensor, "n T W"], entering: Float[Tensor, "n T 3*W"]
 ) -> Float[Tensor, "n D"]:
-    """Return class tokens from the tokens `x` that enter block 0 and their result of `project_in` there, `entering`."""
+    """Return the class tokens after all blocks.
+
+    `x` are the tokens that enter block 0. `entering` are their queries, keys and values in block 0, from `project_in`.
+    """
     first, *blocks = visual.transformer.resblocks
     x = finish_block(first, x, *split_heads(first, entering))
     for block in blocks[:-1]:

@@ -1,9 +1,9 @@
 """Layouts of public image sets: the folders of their images, labels and masks.
 
 The sets are those of AnomalyCLIP's evaluation (001, tables 1 and 2). To add a set, add an entry to `LAYOUTS`. An entry
-has the layout that the publisher ships. If the preparation scripts of 001's public code expect another layout, it
-follows. The first layout that fits a folder is used. Categories have the names of those scripts, because the names
-occur in prompts. `zsad.data.public_sets` reads the sets.
+has the layout that the publisher ships. If the preparation scripts of 001's public code expect another layout, that
+layout is the next one in the entry. The first layout that fits a folder is used. Categories have the names of those
+scripts, because the names occur in prompts. `zsad.data.public_sets` reads the sets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PublicSetName = Literal[
     "isic", "colondb", "clinicdb", "kvasir", "endo", "tn3k",
     "headct", "brainmri", "br35h", "covid19",
 ]  # fmt: skip
-"""Names of the public sets, as values of the setting `data.layout`."""
+"""Names of the public sets, for the setting `data.layout`."""
 
 MVTEC: Literal["mvtec"] = "mvtec"
 """Layout of MVTec AD, used instead of a `Layout`."""
@@ -49,9 +49,9 @@ class Layout:
     defect: str
     """Kind of defect in the anomalous images, in one word."""
     category: str = ""
-    """Name of the set's only category. Empty: each folder that matches `categories` is a category of that name."""
+    """Name of the set's only category. If empty, each folder that matches `categories` is a category of that name."""
     categories: str = ""
-    """Pattern of the categories' folders. Empty: the set has one category."""
+    """Pattern of the categories' folders. If empty, the set has one category."""
     base_folders: tuple[str, ...] = (".",)
     """Folders, relative to the root, in which the set may begin. Archives often add a folder or two."""
     test: str = "."
@@ -180,7 +180,7 @@ LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
     "kvasir": (_polyp_layout("Kvasir", "Kvasir-SEG"),),
     # the test set for segmentation of EndoTect 2020, in JPEG
     "endo": (_polyp_layout("EndoTect_2020_Segmentation_Test_Dataset"),),
-    # test-mask/ is also JPEG; trainval-image/ has no normal images either and is not read
+    # test-mask/ is also JPEG; trainval-image/ is not read, because it has no normal images
     "tn3k": (
         Layout(
             description="test-image/0000.jpg with test-mask/0000.jpg",
@@ -203,7 +203,7 @@ LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
         ),
         MVTEC,  # as in the public code of 001: brain/test/good and others
     ),
-    # the archive holds everything twice, once in brain_tumor_dataset/; only one copy is read
+    # the archive contains everything twice, once in brain_tumor_dataset/; only one copy is read
     "brainmri": (_brain_layout("brain_tumor_dataset"),),
     "br35h": (_brain_layout(),),
     # COVID-19 against normal. Lung opacities and viral pneumonias are left out, and the set's masks show lungs.

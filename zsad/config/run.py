@@ -46,8 +46,8 @@ class ImagesSettings(Settings):
       label.
     - `visa`: CATEGORY/Data/Images/{Normal,Anomaly} with masks in CATEGORY/Data/Masks/Anomaly. A file in split_csv, if
       present, selects the test images.
-    - `folder`: one category. Its sub-folders are labels (`good` is normal) with masks of the same stems, or it holds
-      images without labels.
+    - `folder`: one category. Its sub-folders are labels (`good` is normal) with masks of the same stems. Or it
+      contains images without labels.
     - `auto`: `mvtec`, `visa` or `folder`, detected from the folders.
     - Any other name: a public set as its publisher ships it. `auto` does not detect these.
     """
@@ -81,12 +81,12 @@ class EncoderSettings(Settings):
     AnomalyCLIP, at 518 px."""
     model: ModelName = "ViT-B-16-plus-240"
     """Model: a name of open_clip, `embedded` (the small model of this package), or `local-dir:FOLDER`. The folder must
-    hold open_clip_config.json."""
+    contain open_clip_config.json."""
     weights: ModelFile | None = None
     """File with the weights (open_clip, OpenAI or safetensors). Set exactly one of `weights`, `tag` and `seed`, unless
     the model brings its own weights."""
     tag: str | None = None
-    """Pretrained tag of open_clip. The weights are downloaded if the local hub cache does not hold them."""
+    """Pretrained tag of open_clip. The weights are downloaded if the local hub cache does not contain them."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of random weights, for tests and benchmarks only. Every output states that the weights are random."""
     vv_blocks: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = "all"

@@ -196,7 +196,7 @@ def _open_set(data: ImagesSettings, samples_dir: Path | None) -> _ImageSet:
         raise ConfigError(f"data.visa_split: only for layout visa, but the layout is {layout}")
     reader, folders, single = _resolve_layout(root, layout)
     if data.category is not None and not single:
-        raise ConfigError(f"data.category: {root} holds several categories; select some with data.categories")
+        raise ConfigError(f"data.category: {root} contains several categories; select some with data.categories")
     if data.category is not None:
         [only] = folders.values()
         folders = {data.category: only}
@@ -244,7 +244,7 @@ def unlabelled_images(paths: Sequence[Path]) -> Category:
     Raises
     ------
     InputError
-        A path does not exist, or a folder holds no image.
+        A path does not exist, or a folder contains no image.
     """
     found: dict[Path, FoundImage] = {}
     for path in paths:

@@ -129,7 +129,8 @@ def read_mask(path: Path, shape_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 def read_map(path: Path) -> Float[np.ndarray, "H W"]:
     """Read an anomaly map of any tool: .npy, or a TIFF with one channel. Further axes of length 1 are dropped.
 
-    Returns float32 if that type holds every value of the file's type, else float64. A 64-bit TIFF is read as float32.
+    Returns float32 if that type can represent all values of the file's type, else float64. A 64-bit TIFF is read as
+    float32.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
         raise InputError(path, f"the map has shape {values.shape}, expected height and width")
     plane = plane.astype(np.float32 if np.can_cast(plane.dtype, np.float32) else np.float64)
     if not np.isfinite(plane).all():
-        raise InputError(path, "the map holds NaN or infinite values")
+        raise InputError(path, "the map contains NaN or infinite values")
     return plane
 
 
@@ -316,7 +317,7 @@ def to_mask(image: Image.Image, path: Path) -> Bool[np.ndarray, "H W"]:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if not np.isfinite(values).all():
-            raise InputError(path, "the mask holds NaN or infinite values")
+            raise InputError(path, "the mask contains NaN or infinite values")
     else:
         values = np.asarray(_flattened(image, _BLACK)).max(axis=2)
     return np.asarray(values > (_JPEG_MASK_ABOVE if path.suffix.lower() in _JPEG_SUFFIXES else 0))

@@ -34,7 +34,7 @@ def category_folders(root: Path, layout: str) -> dict[str, Path]:
 
 
 def is_normal(label: Path) -> bool:
-    """Return whether a label's folder holds normal images."""
+    """Return whether a label's folder contains normal images."""
     return label.name.lower() in NORMAL_FOLDERS
 
 

@@ -76,7 +76,7 @@ def public_set_images(layout: Layout, folder: Path) -> Iterator[FoundImage]:
 
 
 def _from_mixed_folder(layout: Layout, folder: Path, path: Path, mask: Path | None, listed: bool | None) -> FoundImage:
-    """Return an image from a folder that holds both normal and anomalous images."""
+    """Return an image from a folder that contains both normal and anomalous images."""
     if layout.labels_from == "mask":
         return _labelled(layout, folder, path, mask, anomalous=mask is not None or bool(listed))
     rule: str | None = None

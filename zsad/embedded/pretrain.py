@@ -66,7 +66,7 @@ attention then prefers the token itself instead of all tokens equally."""
 PEAK_PATCHES = 3
 """Number of patches with the highest scores over which an image's peak is averaged."""
 OBJECT_SHARE = 2 / 3
-"""Fraction of objects, as opposed to textures, in a batch during sharpening."""
+"""Fraction of objects in a batch during sharpening. The others are textures."""
 SHARPEN_FACTOR = 0.6
 """Factor on the learning rate when sharpening begins."""
 CHECKPOINT, CHECKPOINT_STEPS, CURVE_STEPS = "checkpoint.pt", 100, 20

@@ -25,7 +25,8 @@ from zsad.evaluation import curves
 from zsad.evaluation.curves import Counts
 
 CHUNK_PIXELS = 1 << 23
-"""Number of pixels sorted at a time by a thread: 32 MiB. Smaller chunks are slower, each is searched for all scores."""
+"""Number of pixels sorted at a time by a thread: 32 MiB. Smaller chunks are slower, because each
+chunk is searched for all scores."""
 THRESHOLDS_PER_SEARCH = 1 << 13
 """Number of thresholds searched at a time, in the matching part of a chunk, so that the results fit in the cache."""
 COUNTING_THREADS = 2

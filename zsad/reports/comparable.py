@@ -43,7 +43,7 @@ _VARIANTS_USING: dict[str, frozenset[Variant]] = {
 
 
 def reasons_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored: Mapping[str, int]) -> list[str]:
-    """Return the reasons why this run is not comparable with the published figures. Empty: it is comparable.
+    """Return the reasons why this run is not comparable with the published figures. Empty if it is comparable.
 
     Weights from a local file are assumed to be the published weights, because a file does not identify them.
 

@@ -127,7 +127,7 @@ def category_figures() -> tuple[CategoryFigures, ...]:
 
 
 def published_ablation(ablation: str) -> tuple[PublishedRow, ...]:
-    """Return 002's rows of one ablation on MVTec AD, named as our rows. Empty: 002 prints no numbers.
+    """Return 002's rows of one ablation on MVTec AD, named like our rows. Empty if 002 prints no numbers.
 
     Figures 5a and 6 print no numbers. But 0 references, 1 reference and 2 steps are also rows of table 3.
     """

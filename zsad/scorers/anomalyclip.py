@@ -63,7 +63,7 @@ def prompt_ids(encoder: Encoder, words: Sequence[str], settings: AnomalyClip) ->
     """Return the tokens of `[V_1]..[V_E][words]` and `[W_1]..[W_E][damaged][words]`.
 
     Each row begins with the start token. All rows are cut after the end of the longest prompt.
-    Positions of learned words hold 0 as a placeholder. Raise ConfigError if a prompt is too long.
+    Positions of learned words have the placeholder 0. Raise ConfigError if a prompt is too long.
     """
     stop = "." if settings.full_stop else ""
     prompts = [f"{state}{each}{stop}" for each in words for state in ("", "damaged ")]

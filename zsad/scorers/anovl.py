@@ -105,7 +105,7 @@ def adapt_to_noise(
     n = patches.shape[1]
     direction = (text[1] - text[0]) / settings.tau
     with torch.enable_grad():
-        # one tensor holds all adapters: AdamW updates each number independently, so this equals B optimisers
+        # one tensor contains all adapters: AdamW updates each number independently, so this equals B optimisers
         adapter = torch.eye(patches.shape[2], dtype=patches.dtype, device=patches.device).repeat(len(patches), 1, 1)
         adapter.requires_grad_()
         optimiser = torch.optim.AdamW([adapter], lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)

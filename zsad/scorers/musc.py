@@ -30,8 +30,8 @@ def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterat
     The map of an image is the mean of its patches' scores over blocks and degrees. The image score is the map's
     maximum; MuSc then re-scores it. The patches of all crops of an image count as one set.
 
-    MuSc yields all images at the end, because every image is scored by all others. It holds the maps of all images,
-    and what `zsad.scorers.mutual.mutual_scores` holds. MuSc-2 yields images one by one.
+    MuSc yields all images at the end, because every image is scored by all others. Memory then contains the maps of all
+    images, in addition to what `zsad.scorers.mutual.mutual_scores` needs. MuSc-2 yields images one by one.
 
     Raises
     ------

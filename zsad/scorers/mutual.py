@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 COSINES_BYTES = 1 << 31
-"""Limit for the cosines held at a time, bytes. They belong to the images being scored."""
+"""Limit for the cosines in memory at a time, bytes. They belong to the images being scored."""
 PIECE_PATCHES = 1 << 12
 """Largest number of patches of an image multiplied at a time. So a product takes at most 64 MiB for any image."""
 
@@ -75,7 +75,7 @@ def mutual_scores(
     For patch p of image i, `a(j) = min over patches q of image j of ||p - q||` for each j other than i.
     The score of p is the mean of the lowest `share` of these values. Each unordered pair of images is multiplied once.
 
-    Memory holds two batches of patches, one product, and one cosine per patch and other image: 4 N bytes per patch.
+    Memory contains two batches of patches, one product, and one cosine per patch and other image: 4 N bytes per patch.
     If the cosines of all images need more than `COSINES_BYTES`, only some batches are scored at a time, at least one.
     Then a pair is multiplied once only if both its images are scored at the same time.
 
@@ -138,7 +138,7 @@ def _pairs_of_batches(
 ) -> Iterator[tuple[int, int, Operand, Operand]]:
     """Yield the pairs i < j of two batches, or of one batch.
 
-    It is a function of its own so that the second batch's patches are freed before the next are read.
+    This is a separate function so that the second batch's patches are freed before the next are read.
     """
     seconds = firsts if others == batch else [operand(read(j)) for j in others]
     for i, first in zip(batch, firsts, strict=True):

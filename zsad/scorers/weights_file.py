@@ -1,6 +1,6 @@
 """Trained weights of a learned system on disk: a safetensors file with metadata.
 
-The metadata hold the system's settings and the encoder's identity. For weights trained on V-V patches, they also hold
+The metadata contain the system's settings and the encoder's identity. For weights trained on V-V patches, they also say
 how the patches were made. They contain no path and nothing about the images.
 """
 
@@ -45,7 +45,7 @@ class CheckpointMetadata(BaseModel):
     schema_name: Literal["adflows zsad learned 1"] = Field(default=SCHEMA, alias="schema")
     system: Annotated[AprilGan | AnomalyClip, Field(discriminator="system")]
     encoder: dict[str, Any] | None
-    """Identity of the encoder. None: unknown, as for imported weights."""
+    """Identity of the encoder. None if it is unknown, for example for imported weights."""
     paths: dict[str, Any] | None
     """Settings of the attention path for V-V patches and class tokens. None: irrelevant or unknown."""
 

@@ -40,7 +40,7 @@ def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Sc
         Features of the category, with text and the outputs `settings.outputs`. If `settings.shots` is above 0,
         `shots` must have these outputs too.
     settings
-        `tau`, `windows`, and `shots`. If `shots` is above 0, the memory holds all of `category_features.shots`.
+        `tau`, `windows`, and `shots`. If `shots` is above 0, the memory contains all of `category_features.shots`.
 
     Raises
     ------

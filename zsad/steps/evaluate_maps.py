@@ -48,8 +48,8 @@ def evaluate_folders(maps: Path, masks: Path, settings: EvaluationSettings) -> F
     turn a defect into a normal image. The score of an image is the maximum of its map.
 
     A mask of another size is resized to the map by nearest neighbour. Both must have the same proportions, up to
-    rounding, or the map must be square, as from tools that squash their input. `settings.size_px` then scales the
-    shorter side of both; None keeps the size of the map.
+    rounding, or the map must be square, for example from tools that squash their input. `settings.size_px` then scales
+    the shorter side of both; None keeps the size of the map.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Results that steps pass to one another and to reports: names, and folders of files.
 
-The type `F` stands for the folder of a result. Steps and reports use a `Path`. A cache may use its own references.
+The type `F` is the folder of a result. Steps and reports use a `Path`. A cache may use its own references.
 """
 
 from __future__ import annotations

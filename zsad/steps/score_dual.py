@@ -1,7 +1,7 @@
 """Step that scores one category by the dual-image scorer with one seed: it reads features and writes scores.
 
-Features are read from disk in batches of images with the same number of crops. Only the scores of the whole set are
-held in memory; they are about a thousandth of the size of the features.
+Features are read from disk in batches of images with the same number of crops. Only the scores are in memory
+for the whole set. They take about a thousandth of the size of the features.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class CurveReport(_Part):
     """Metrics over the number of epochs of phase two."""
 
     row: str
-    """Row for which the epochs are varied. Empty: the base."""
+    """Row for which the epochs are varied. Empty if it is the base."""
     points: tuple[CurvePoint, ...]
     missing_seeds: tuple[int, ...]
 

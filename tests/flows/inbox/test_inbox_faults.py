@@ -74,7 +74,7 @@ class Process:
         return code, self.out.read_text(encoding="utf-8"), self.err.read_text(encoding="utf-8")
 
     def until(self, what: str, true: Callable[[], bool]) -> None:
-        """Wait until the condition holds. Fails if the process ends before that."""
+        """Wait until the condition is true. Fails if the process ends before that."""
 
         def seen() -> bool:
             assert self.running.poll() is None, self.wait()[2]

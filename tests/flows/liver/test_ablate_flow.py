@@ -178,7 +178,7 @@ def test_a_row_is_a_line() -> None:
     stat = {"mean": 0.5, "sd": None}
     row = {"row": "a", "seeds": 1, "micro_dice_2d": stat, "dice_3d_mean": stat | {"sd": 0.1}, "voxel_auroc_mean": None}
     assert row_line(row).split(maxsplit=1)[1] == (
-        "micro Dice 0.500, 3-D Dice 0.500 ± 0.100, voxel AUROC undefined (1 seeds)"
+        "micro Dice 0.500, 3-D Dice 0.500 ± 0.100, voxel AUROC undefined (1 seed)"
     )
 
 

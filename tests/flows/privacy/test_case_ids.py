@@ -270,5 +270,5 @@ def test_the_commands(tmp_path: Path, cli: Callable[..., Any], private: Path) ->
     ran = cli("ids", "ls")
     assert ran.code == 2
     assert ran.err == (
-        f"adflows: {private}: other users can read it (mode 755), but holds names of patients: chmod 700 it\n"
+        f"adflows: {private}: other users can read it (mode 755), but it has names of patients: chmod 700 it\n"
     )

@@ -74,7 +74,7 @@ def test_a_scan_on_both_sides_ends_the_run_before_anything_is_made(
     command = ("liver", "run", world.config, "--out", tmp_path / "runs", "--json")
     both = ("--test", world.btcv, "--set", "test_data.layout=btcv")
     ran = cli(*command, *both)
-    rule = f"btcv-0001 in training and btcv-0001 in testing are one scan (and 1 more patient); {NEVER}"
+    rule = f"btcv-0001 in training and btcv-0001 in testing are the same scan (and 1 more patient); {NEVER}"
     refused(ran, rule)
     assert steps(cache) == set()
     folder = Path(ran.answer["run_folder"])
@@ -103,7 +103,7 @@ def test_a_scan_stored_otherwise_is_found_once_prepared(
     data = ("--test", stored_otherwise(world, tmp_path / "other"), "--set", "test_data.layout=btcv")
     more = ("--set", f"test_data.insert={INSERT}") if inserted else ()
     ran = cli("liver", "run", world.config, *data, *more, "--out", tmp_path / "runs", "--json")
-    refused(ran, f"btcv-0002 in training and btcv-0009 in testing show one liver, voxel for voxel; {NEVER}")
+    refused(ran, f"btcv-0002 in training and btcv-0009 in testing show the same liver, voxel for voxel; {NEVER}")
     assert steps(cache) == ({"prepare", "insert"} if inserted else {"prepare"})
     prepared = cli("liver", "prepare", world.config, *data, *more, "--json")
     assert prepared.code == 2
@@ -113,7 +113,7 @@ def test_a_scan_stored_otherwise_is_found_once_prepared(
 def test_the_settings_say_who_is_one_patient(world: Any, cli: Cli, cache: Path, tmp_path: Path) -> None:
     patients = [item for use in ("train", "test") for item in ("--set", rf"{use}_data.patients=-0*(\d+)$")]
     ran = cli("liver", "run", world.config, *patients, "--out", tmp_path / "runs", "--json")
-    refused(ran, f"btcv-0001 in training and lits-1 in testing are scans of one patient; {NEVER}")
+    refused(ran, f"btcv-0001 in training and lits-1 in testing are scans of the same patient; {NEVER}")
     assert steps(cache) == set()
 
 
@@ -158,7 +158,7 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
     ids = [identify([series / f"side{number}" / "one" / "CT"])[0] for number in (1, 2)]
     sides = (*as_series("train", series / "side1"), *as_series("test", series / "side2"))
     ran = prefect_cli("liver", "run", world.config, *sides, "--out", tmp_path / "runs", "--json")
-    refused(ran, f"{ids[0]} in training and {ids[1]} in testing are scans of one patient; {NEVER}")
+    refused(ran, f"{ids[0]} in training and {ids[1]} in testing are scans of the same patient; {NEVER}")
     assert steps(cache) == set()
     # train on one scan and evaluate on the other: only the manifest shows that they are of one patient
     trained = prefect_cli("liver", "train", world.config, *sides[:2], "--out", tmp_path / "runs", "--json")
@@ -170,7 +170,7 @@ def test_one_patients_series_are_told_by_dicoms_id_which_goes_nowhere(
         "liver", "evaluate", world.config, *sides[2:], "--model", folder, "--name", "other", "--out", tmp_path / "runs",
         "--json",
     )  # fmt: skip
-    refused(judged, f"{ids[0]} in training and {ids[1]} in testing are scans of one patient; {NEVER}")
+    refused(judged, f"{ids[0]} in training and {ids[1]} in testing are scans of the same patient; {NEVER}")
     secrets = ["PID4711-0815", patient_mark("PID4711-0815").digest, hashlib.sha256(b"PID4711-0815").hexdigest()]
     assert find_leaks(series, secrets[:1]), "the search finds the id in the input"
     for where in (cache, tmp_path / "runs", private_folder()):
@@ -191,14 +191,14 @@ def test_a_models_run_says_which_cases_trained_it(
     same = ("--test", world.btcv, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={INSERT}")
     ran = cli(*command, *same, "--model", model, "--name", "same")
     more = "(and 1 more patient)"
-    refused(ran, f"btcv-0001 in training and btcv-0001 in testing are one scan {more}; {NEVER}")
+    refused(ran, f"btcv-0001 in training and btcv-0001 in testing are the same scan {more}; {NEVER}")
     assert steps(cache) <= {"model"}
     other = stored_otherwise(world, tmp_path / "other")
     data = ("--test", other, "--set", "test_data.layout=btcv", "--set", f"test_data.insert={INSERT}")
     ran = cli(*command, *data, "--model", model, "--name", "otherwise")
-    refused(ran, f"btcv-0002 in training and btcv-0009 in testing show one liver, voxel for voxel; {NEVER}")
+    refused(ran, f"btcv-0002 in training and btcv-0009 in testing show the same liver, voxel for voxel; {NEVER}")
     assert "segment" not in steps(cache)
-    # the folder of an evaluation holds the model and the list of its training cases
+    # the folder of an evaluation contains the model and the list of its training cases
     good = cli(*command, "--model", model, "--name", "good")
     assert good.code == 0, good.err
     assert set(rows(good.answer["run_folder"], "train")) == {"btcv-0001", "btcv-0002"}

@@ -433,7 +433,7 @@ def test_nothing_a_library_says_reaches_prefect(marked: Any, prefect_server: str
         ref = runner.run("ct-4711", MISBEHAVING_STEP(scan=found.good, ends=ends))
         assert (ref is None) == (ends == "bug")
         if ends == "crash":
-            raise RuntimeError(f"flow cannot go on with {found.good}, {found.good.parent.name}, {NAME_TAG}")
+            raise RuntimeError(f"flow cannot continue with {found.good}, {found.good.parent.name}, {NAME_TAG}")
         return Outcome(0, 0)  # for a failed task, the test reads only the logs
 
     state: Any = prefect_flow(body, marker, marker)(return_state=True)

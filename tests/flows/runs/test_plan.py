@@ -68,7 +68,7 @@ def test_on_an_empty_cache_all_is_to_make_or_waits_and_nothing_is_written(
         assert steps(rows, "make") == first
         assert {row["reason"] for row in rows if row["status"] == "make"} == {"nothing of this step is cached"}
     left = {path.relative_to(tmp_path).parts[:2] for path in files(tmp_path)}
-    assert left <= {("cache", "digests.sqlite")}  # digests of files may be stored, nothing else
+    assert left <= {("cache", "digests.sqlite")}  # digests of files may be stored, but no other file
 
 
 def test_what_a_run_made_is_cached_and_refresh_makes_it_again(

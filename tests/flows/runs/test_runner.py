@@ -1,4 +1,4 @@
-"""Runners: artifacts are found by content, and a broken case fails alone. Prefect's states show this as well."""
+"""Runners: artifacts are found by content, and a broken case stops no other case. Prefect's states show this too."""
 
 from __future__ import annotations
 

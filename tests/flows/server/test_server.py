@@ -1,4 +1,4 @@
-"""The promises of prefect.yaml hold on a real server, with SQLite and with PostgreSQL."""
+"""The promises of prefect.yaml are true on a real server, with SQLite and with PostgreSQL."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Changed(Settings):
 
 def shown(**values: Any) -> dict[str, Any]:
     outer = Outer.model_validate(values)
-    assert Outer.model_validate_json(outer.model_dump_json()), "what is shown is valid as well"
+    assert Outer.model_validate_json(outer.model_dump_json()), "what is shown is also valid"
     assert outer.public() == json.loads(outer.model_dump_json())
     return outer.public()
 

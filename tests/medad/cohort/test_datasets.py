@@ -257,7 +257,7 @@ def test_a_folder_may_be_empty_where_cases_are_yet_to_come(tmp_path: Path) -> No
 
 
 def test_patients_are_told_by_the_layouts_names(tmp_path: Path) -> None:
-    """Find patients by name, also with pseudonyms. A name without a patient is a problem, not a patient of its own."""
+    """Find patients by name, also with pseudonyms. A name without a patient is a problem, not a new patient."""
     touch(tmp_path, *(f"{name}/ct.nii.gz" for name in ("P 1-a", "P 1-b", "P 2-a", "other")))
     for pseudonymous in (False, True):
         cases, problems = search(

@@ -125,7 +125,7 @@ def test_a_leak_names_the_first_cases_and_the_surest_reason() -> None:
         Leak("btcv-2", "lits-1", "patient")
     ]
     [leak] = find_leaks(train, [member("lits-1", "scan:a", "patient:p")])
-    assert leak.rule == "btcv-10 in training and lits-1 in testing are one scan"
+    assert leak.rule == "btcv-10 in training and lits-1 in testing are the same scan"
     assert find_leaks(train, [member("btcv-3")]) == []  # a file that cannot be read has no patient
 
 

@@ -281,7 +281,7 @@ samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(a
 def test_someone_elses_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious", encoding="utf-8")
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains files other than samples"):
         samples.generate_samples(tmp_path / "mine", say=Log())
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "precious"
     (tmp_path / "empty").mkdir()

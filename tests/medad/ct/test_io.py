@@ -388,7 +388,7 @@ def test_affine_from_chooses_between_sform_and_qform(tmp_path: Path) -> None:
     np.testing.assert_array_equal(io.read_scan(tmp_path / "scan.nii.gz", affine_from="sform").geometry.affine, sform)
     volume = io.read_scan(tmp_path / "scan.nii.gz", affine_from="qform")
     np.testing.assert_allclose(volume.geometry.affine, qform)
-    # the output holds both forms unchanged, so that any viewer places it correctly
+    # the output contains both forms unchanged, so that any viewer places it correctly
     io.write_mask(tmp_path / "mask.nii.gz", volume.hu > 3, volume.geometry)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(mask.get_sform(), sform)

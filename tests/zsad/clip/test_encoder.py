@@ -203,8 +203,8 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
             "damaged or cut short",
         ),
         "cut archive": (lambda: _save_torchscript(state, path), "damaged or cut short"),
-        "list": (lambda: save([torch.zeros(2)]), "holds a list"),
-        "no tensors": (lambda: save({"epoch": 3}), "holds no weights"),
+        "list": (lambda: save([torch.zeros(2)]), "contains a list"),
+        "no tensors": (lambda: save({"epoch": 3}), "contains no weights"),
         "not finite": (
             lambda: save(dict(state) | {first: state[first] * float("nan")}),
             "not finite, in visual.class_embedding",
@@ -215,7 +215,7 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
         ),
         "deeper": (
             lambda: save(tiny_clip(tiny_config(layers=4)).state_dict()),
-            "also holds visual.transformer.resblocks.3",
+            "also contains visual.transformer.resblocks.3",
         ),
         "shallower": (
             lambda: save(tiny_clip(tiny_config(layers=2)).state_dict()),
@@ -305,7 +305,7 @@ def test_wrong_folders_are_reported_in_one_line(content: str | None, message: st
 
 def test_folder_without_weights_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
-    with pytest.raises(InputError, match=r"holds no weights; expected open_clip_model\.safetensors"):
+    with pytest.raises(InputError, match=r"contains no weights; expected open_clip_model\.safetensors"):
         _from_folder(tmp_path)
 
 

@@ -228,7 +228,7 @@ def test_an_encoders_outputs_are_the_towers_normalised_where_they_are_joint(sett
         torch.testing.assert_close(values[output.name], expected[output.name], atol=1e-5, rtol=1e-5)
         assert values[output.name].shape[1:] == encoder.output_shape(output)
     torch.testing.assert_close(class_tokens, alone.class_token, atol=1e-5, rtol=1e-5)
-    # each output requested by itself
+    # each output requested separately
     for name in ALL_OUTPUTS:
         class_tokens, values = encoder.encode_outputs(images, parse_outputs([name]))
         assert list(values) == [name]

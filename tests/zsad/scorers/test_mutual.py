@@ -107,7 +107,7 @@ def test_both_products_of_a_cpu_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _counting(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """Count how often two images are multiplied, in either order. Images are identified by their sizes."""
+    """Count how often two images are multiplied, in any order. Images are identified by their sizes."""
     seen: Counter[int] = Counter()
     original = mutual.largest_cosines
 

@@ -42,8 +42,8 @@ class RankedFigures(_Part):
     ranks: dict[str, int | None]
     """Rank among the rows of the table by key of `METRICS`; 1 is best.
 
-    Figures that are printed the same have the same rank. A rank is None if the row has no figure, or if its mean is
-    over fewer categories than that of others. Published rows have no rank.
+    Figures that are printed the same have the same rank. A rank is None if the row has no figure, or if its mean
+    leaves out a category that others have. Published rows have no rank.
     """
 
 

@@ -158,7 +158,7 @@ def _remarks(one: SystemReport, document: CompareDocument) -> list[str]:
     remarks = []
     lacking = [category.name for category in document.categories if category.name not in one.categories]
     if lacking:
-        remarks.append(f"failed on {', '.join(lacking)}, so its means are over fewer categories and have no rank")
+        remarks.append(f"failed on {', '.join(lacking)}: its means leave out these categories and are not ranked")
     if not one.seeded:
         remarks.append("does not depend on the seed, so it has one value and no deviation")
     elif (seeds := _fewest_seeds(one.mean)) < len(document.seeds):

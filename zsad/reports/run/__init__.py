@@ -1,1 +1,1 @@
-"""The report of a run of one method, and what scoring people's own images leaves."""
+"""The report of a run of one method, and the output files of `adflows zsad score`."""

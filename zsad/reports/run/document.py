@@ -192,7 +192,7 @@ class ReportDocument(_Part):
     encoders: tuple[EncoderInfo, ...]
     seeds: tuple[int, ...]
     macro: tuple[Macro, ...]
-    """Means over categories by variant. Empty: no image has a label."""
+    """Means over categories by variant. Empty if no image has a label."""
     published: PublishedTable | None
     colour_scale: ColourScale | None
     categories: tuple[CategoryReport, ...]

@@ -51,10 +51,10 @@ def write_score_outputs(
 ) -> None:
     """Write scores.csv, maps (maps/ID.png, .tiff or .npy), report.html, report.json and preview.png.
 
-    Maps and scores are those of the lowest seed and the last variant. Float maps are float32 at the size of the image
-    file; higher is more anomalous. The PNG shows the same map in colours over the image, with one scale for all images.
-    The description in TIFF and PNG files names the system and the encoder; maps/about.txt does so for .npy files. Each
-    row of scores.csv names the encoder.
+    Maps and scores are those of the last variant and the only seed (of several, the lowest). Float maps are float32 at
+    the size of the image file; higher is more anomalous. The PNG shows the same map in colours over the image, with one
+    scale for all images. The description in TIFF and PNG files names the system and the encoder; maps/about.txt does so
+    for .npy files. Each row of scores.csv names the encoder.
 
     Parameters
     ----------

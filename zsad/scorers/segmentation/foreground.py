@@ -43,7 +43,7 @@ def covered_segments(
 ) -> list[Bool[ndarray, "H W"]]:
     """Return the segments with at least the share `covered` (0..1) of their area in the dichotomous mask.
 
-    003 uses 80 %. The mask can include part of a shadow, but a shadow is mostly a segment of its own and is then
+    003 uses 80 %. The mask can include part of a shadow, but a shadow is mostly a separate segment and is then
     removed. Empty segments are left out.
     """
     foreground_segments = []

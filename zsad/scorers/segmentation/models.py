@@ -125,7 +125,7 @@ class Salient:
     """A dichotomous segmentation: the salient part of an image (Qin et al., ECCV 2022). Create it with `Salient.load`.
 
     The file's `forward` takes f32 [1 3 S S] with values 0..1 and returns one channel, [1 1 h w]. It may also return a
-    tuple or list, nested or not, that begins with this channel, as networks with side outputs do.
+    tuple or list, nested or not, that begins with this channel. Networks with side outputs return such a tuple.
     If the network needs another normalisation, the file must do it.
 
     Parameters

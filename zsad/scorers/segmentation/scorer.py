@@ -141,7 +141,7 @@ def mean_alignment(text: Float[Tensor, "n D"]) -> Float[Tensor, " D"]:
 
     All embeddings are L2-normalised. 003 averages alignments, not embeddings, because anomalous prompts have many
     different meanings. By linearity, mean_i cos(v, t_i) = v . mean_i t_i. WinCLIP normalises this mean again.
-    Then prompts that differ would seem as well aligned as prompts that agree. So here the mean is not normalised.
+    Then prompts that differ would seem to be aligned as well as prompts that agree. So here the mean is not normalised.
     """
     return text.mean(dim=0)
 

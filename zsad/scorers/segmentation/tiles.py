@@ -29,8 +29,9 @@ def place_tiles(
     """Return the tiles that cover one component.
 
     Usually this is one square, centred on the component, with its larger extent as side. A component with many parts
-    that is also long gets several squares along its length. Their side is its short side, their step half of that;
-    the last step may be shorter. Then every pixel row (or column) along the length is in the middle half of a tile.
+    that is also long gets several squares along its length. The side of these squares is the short side of the
+    component, or `min_side_px` if that is larger. They are half a short side apart; the last distance may be smaller.
+    Then every pixel row (or column) along the length is in the middle half of a tile.
     No tile is smaller than `min_side_px`, because models would have to enlarge it.
 
     A tile that extends beyond a border of the image is moved inside. So within a quarter of a tile from the border,
