@@ -95,10 +95,13 @@ def list_command(
     Without STEP, prints the number, size and last use of each step's artifacts. With STEP, prints each artifact's key,
     size, computing time and last use.
     """
+    from flows.store.step import load_steps
     from flows.store.upkeep import age, list_artifacts
 
     store = _store()
     found = list_artifacts(store, step)
+    if step is not None and not found and step not in (known := load_steps("flows.liver", "flows.zsad")):
+        raise ConfigError(f"{step}: not a step; the steps are {', '.join(sorted(known))}")
     if as_json:
         print_result(
             json.dumps({"cache": str(store.root), "artifacts": [_artifact_as_json(each) for each in found]}, indent=1)

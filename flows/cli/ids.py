@@ -97,6 +97,8 @@ def list_command(
             )
         )
         return
+    if not rows:
+        print_result("no pseudonyms yet; adflows ids add SCAN gives one")
     for case, there in rows:
         mask = {None: "no mask", True: "mask", False: "mask missing"}[there["liver_there"]]
         line = f"{case.id:<22} {'scan' if there['scan_there'] else 'scan missing':<12} {mask:<12}"

@@ -47,7 +47,7 @@ MASK_RULE = (
     "Any segmentation works; --liver-label gives the value of liver in it (default 1)"
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, e.g. thesis, small, demo.")]
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, such as hu_small or hu.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed of the training. Default: the configuration's.")]
 Train = Annotated[
     Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
@@ -55,7 +55,7 @@ Train = Annotated[
 Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")]
 Liver = Annotated[
     list[Path] | None,
-    typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Needed."),
+    typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Required."),
 ]
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
@@ -74,7 +74,7 @@ def _path_text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-@app.command(epilog=example("adflows liver run small --train data/BTCV --test data/LITS"))
+@app.command(epilog=example("adflows liver run hu_small --train data/btcv --test data/lits"))
 def run(
     config: Config,
     train: Train = None,
@@ -107,7 +107,7 @@ def run(
     print_and_exit(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command(epilog=example("adflows liver prepare small --train data/BTCV --test data/LITS"))
+@app.command(epilog=example("adflows liver prepare hu_small --train data/btcv --test data/lits"))
 def prepare(
     config: Config,
     train: Train = None,
@@ -138,7 +138,7 @@ def prepare(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="export-slices", epilog=example("adflows liver export-slices small --test data/LITS -o slices"))
+@app.command(name="export-slices", epilog=example("adflows liver export-slices hu_small --test data/lits -o slices"))
 def export_slices(
     config: Config,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to: liver/test and liver/ground_truth.")],
@@ -179,7 +179,7 @@ def export_slices(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="train", epilog=example("adflows liver train small --train data/BTCV --seed 1"))
+@app.command(name="train", epilog=example("adflows liver train hu_small --train data/btcv --seed 1"))
 def train_command(
     config: Config,
     train: Train = None,
@@ -209,7 +209,7 @@ def train_command(
     )
 
 
-@app.command(epilog=example("adflows liver evaluate small --model runs/liver/small --test data/LITS --name lits"))
+@app.command(epilog=example("adflows liver evaluate hu_small --model runs/liver/hu_small --test data/lits --name lits"))
 def evaluate(
     config: Config,
     model: Model,
@@ -251,7 +251,7 @@ def evaluate(
     )
 
 
-@app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/small -o out"))
+@app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/mine -o out"))
 def segment(
     scans: Annotated[
         list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
@@ -368,9 +368,9 @@ def step(
 
 
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
-app.command(name="ablate", epilog=example("adflows liver ablate ablation_small --train BTCV --test LITS --seeds 3"))(
+app.command(name="ablate", epilog=example("adflows liver ablate ablation_hu --train data/btcv --test data/lits"))(
     studies.ablate
 )
 app.command(
-    name="sensitivity", epilog=example("adflows liver sensitivity runs/liver/small --healthy BTCV -o sensitivity")
+    name="sensitivity", epilog=example("adflows liver sensitivity runs/liver/mine --healthy data/btcv -o found")
 )(studies.sensitivity)

@@ -133,7 +133,7 @@ def print_outcome(outcome: Outcome, *, lines: Sequence[str] = (), title: str = "
     if outcome.run_folder is not None and reported:
         print_result(f"report: {(outcome.run_folder / 'report.html').absolute()}")
     total = outcome.computed + outcome.cached
-    print_result(f"{total} tasks: {outcome.computed} computed, {outcome.cached} cached")
+    print_result(f"{total} task{'' if total == 1 else 's'}: {outcome.computed} computed, {outcome.cached} cached")
     if outcome.failures:
         cases = len({failure.case_id for failure in outcome.failures})
         print_result(f"{cases} failed" + ("; the report lists them with the reasons" if reported else ""))

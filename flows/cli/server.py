@@ -47,7 +47,9 @@ EXAMPLES = {
 def deploy(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DEPLOYMENT", help="Deployments of prefect.yaml to apply. Default: all."),
+        typer.Argument(
+            metavar="DEPLOYMENT", help="Deployments of prefect.yaml to apply, such as liver-nightly. Default: all."
+        ),
     ] = None,
     pool: Pool = POOL,
     host: HostName = None,

@@ -124,7 +124,7 @@ def sensitivity(
         bool,
         typer.Option("--allow-training-cases", help="Accept scans that the model was trained on. The report says so."),
     ] = False,
-    name: Name = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the study, shown in its report.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed of the lesions' sizes, shapes and places. Default: the settings'.")
     ] = None,

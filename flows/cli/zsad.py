@@ -49,7 +49,8 @@ ORACLE_LABELS = {"f1max": "f1max at oracle threshold", "f1max_threshold": "oracl
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/zsad, e.g. dual_clip, demo.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, e.g. dual_clip. Needed.")
+    Path | None,
+    typer.Option("--config", "-c", help="A YAML file, or a name in configs/zsad, such as dual_clip. Required."),
 ]
 Data = Annotated[
     Path | None,

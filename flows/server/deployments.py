@@ -201,7 +201,7 @@ def liver_nightly(
 def zsad_weekly(
     config: ZsadConfig = "dual_clip", name: Name = None, seeds: Seeds = None, refresh: Refresh = False
 ) -> Outcome:
-    """Anomalies in industrial images: features, scores per seed, metrics, report. No training."""
+    """Anomalies in images: features, scores per seed, metrics, report. No training."""
     from flows.zsad.flow import zsad
     from zsad.config.run import load
 

@@ -235,7 +235,7 @@ def test_steps_by_hand_chain_to_what_prepare_gives(cli: Cli, new_world: Callable
     for step in steps:
         ran = cli("liver", "step", *step)
         assert ran.code == 0, ran.err
-        assert "1 tasks: 1 computed, 0 cached" in ran.out
+        assert "1 task: 1 computed, 0 cached" in ran.out
     again = cli("liver", "step", *steps[0], "--json")
     assert (again.answer["computed"], again.answer["cached"]) == (0, 1)
     refreshed = cli("liver", "step", *steps[0], "--refresh", "--json")
