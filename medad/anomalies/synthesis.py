@@ -1,4 +1,7 @@
-"""Pseudo anomalies in the liver, in batches on the training device: the thesis's (000, section 3.3.1) and DRAEM's."""
+"""Pseudo anomalies in the liver, in batches on the training device.
+
+They are those of the thesis (Zhang, University of Alberta, 2024; section 3.3.1) and those of DRAEM.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""LEAF: random masks from blurred noise (000, Algorithm 1) and from Perlin noise (DRAEM), in batches on the device.
+"""LEAF: random masks from blurred noise and from Perlin noise, in batches on the device.
+
+Blurred noise follows Algorithm 1 of the thesis (Zhang, University of Alberta, 2024). Perlin noise follows DRAEM.
 
 Blurring multiplies by a banded matrix from both sides. The elliptical morphology is a few shifted ORs. Both give
 exactly the results of the per-image algorithm, without its 121-tap and 81-tap windows.

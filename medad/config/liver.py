@@ -1,4 +1,6 @@
-"""Settings of the liver flow. The defaults are the thesis's values (000, chapter 3).
+"""Settings of the liver flow. The defaults are the values of the thesis (chapter 3).
+
+The thesis is Zhang, Enhancing Visual Anomaly Detection with Auxiliary Information, University of Alberta, 2024.
 
 The settings are frozen and typed, and names carry their units. If a value is wrong, `load` names the file, the key and
 the rule.

@@ -1,4 +1,7 @@
-"""Prediction: query -> restoration -> segmentation -> P(tumour), for slices in batches (000, figure 3.1 A)."""
+"""Prediction: query -> restoration -> segmentation -> P(tumour), for slices in batches.
+
+The order is that of figure 3.1 A of the thesis (Zhang, University of Alberta, 2024).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Training of the two networks, in two phases or jointly.
 
-In two phases, the restoration network is trained first. It is then frozen while the segmentation network is trained
-(000, 3.3.2). Joint training, as in DRAEM, trains both at once. All trainings share one loop.
+In two phases, the restoration network is trained first. It is then frozen while the segmentation network is trained.
+The thesis trains in two phases (Zhang, University of Alberta, 2024; section 3.3.2). Joint training, as in DRAEM, trains
+both at once. All trainings share one loop.
 
 Batch t of a phase is a pure function of (seed, phase, t). This includes its slices, noise and contrasts. On a CPU, a
 run that was killed and resumed from its checkpoint therefore gives the same weights as an uninterrupted run.

@@ -1,4 +1,7 @@
-"""Preprocessing of a CT volume to equalised liver slices (000, section 3.4.1)."""
+"""Preprocessing of a CT volume to equalised liver slices.
+
+It follows section 3.4.1 of the thesis (Zhang, University of Alberta, 2024).
+"""
 
 from __future__ import annotations
 

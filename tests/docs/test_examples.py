@@ -44,8 +44,8 @@ def test_liver_compares_its_mask_with_the_ground_truth(tmp_path: Path) -> None:
     scan.rename(case / "scan.nii.gz")
     (tmp_path / "segmentation-0.nii.gz").rename(case / "label.nii.gz")
     printed = run("liver", tmp_path)
-    truth = np.asarray(nibabel.load(case / "label.nii.gz").dataobj) == 2  # type: ignore[attr-defined]
-    mask = np.asarray(nibabel.load(tmp_path / "out/liver/mask.nii.gz").dataobj) > 0  # type: ignore[attr-defined]
+    truth = np.asarray(nibabel.load(case / "label.nii.gz").dataobj) == 2
+    mask = np.asarray(nibabel.load(tmp_path / "out/liver/mask.nii.gz").dataobj) > 0
     dice = 2 * np.count_nonzero(mask & truth) / (np.count_nonzero(mask) + np.count_nonzero(truth))
     parts, count = label(truth, np.ones((3, 3, 3)))
     hits = len(set(parts[mask].tolist()) - {0})

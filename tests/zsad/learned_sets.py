@@ -1,4 +1,4 @@
-"""Small auxiliary sets for the learned systems, and the equations of 001 as plain Python loops."""
+"""Small auxiliary sets for the learned systems, and the equations of AnomalyCLIP as plain Python loops."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def shares(to_normal: float, to_anomalous: float) -> tuple[float, float]:
-    """Return the softmax of two logits (eq. 1 of 001)."""
+    """Return the softmax of two logits (AnomalyCLIP, eq. 1)."""
     top = max(to_normal, to_anomalous)
     normal, anomalous = math.exp(to_normal - top), math.exp(to_anomalous - top)
     return normal / (normal + anomalous), anomalous / (normal + anomalous)

@@ -1,5 +1,6 @@
-"""Forward pass of a CLIP vision transformer with two attention paths (002, section 3.1, eq. 4).
+"""Forward pass of a CLIP vision transformer with two attention paths.
 
+The two paths are those of the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024; section 3.1, eq. 4).
 The original path gives the class token, the second path (V-V attention) gives the patch tokens. Both paths share each
 block's LayerNorm and value projection. The second path therefore costs only one attention and one output projection per
 block. The code consists of plain functions over the public modules of an open_clip tower, which is not changed or
@@ -21,7 +22,7 @@ from torch import Tensor
 from zsad.clip.blocks import VALUES, attend, block_class_token, finish_block, project_in, split_heads
 
 Attention = Literal["vv", "qq", "kk"]
-"""Vectors that the second path uses as both queries and keys: values, queries or keys (DPAM in 001)."""
+"""Vectors that the second path uses as both queries and keys: values, queries or keys (DPAM in AnomalyCLIP)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Prompts: the ensemble of 002's supplement, section 2 (AnoVL's lists), and those of WinCLIP and CLIP."""
+"""Prompts: the ensembles of the dual-image paper, of WinCLIP and of CLIP.
+
+The first is in section 2 of the supplement to Zhang et al., Dual-Image Enhanced CLIP, 2024. Its lists are AnoVL's.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Run the frozen text tower on word embeddings, with learned tokens in its layers (001, section 3.3, eq. 3).
+"""Run the frozen text tower on word embeddings, with learned tokens in its layers.
 
+The learned tokens are those of AnomalyCLIP (Zhou et al., ICLR 2024; section 3.3, eq. 3).
 These are plain functions over the modules of an open_clip tower (CLIP or CustomTextCLIP), which is not changed or
 copied. Without learned tokens the result is that of the model's `encode_text`.
 """

@@ -18,7 +18,7 @@ from zsad.config.systems import DualImage, System
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Ablation = Literal["references", "map_weights", "image_weights", "steps"]
-"""Ablation of the dual-image scorer, as in 002.
+"""Ablation of the dual-image scorer, as in the dual-image paper (Zhang et al., 2024).
 
 `references`: 0 to 7 reference images (figure 5a). `map_weights`: lambda 1 and 2 (supplement, table 1).
 `image_weights`: lambda 3, 4 and 5 (supplement, table 2). `steps`: 1 to 6 adaptation steps (figure 6).
@@ -45,9 +45,9 @@ class CompareSettings(MachineSettings):
     systems: Annotated[tuple[System, ...], Field(min_length=1)]
     """Systems to compare."""
     ablations: tuple[Ablation, ...] = ()
-    """Ablations of the dual-image scorer, as in 002. `references`: the number of reference images (figure 5a).
-    `map_weights` and `image_weights`: the lambdas (supplement, tables 1 and 2). `steps`: the adaptation steps (figure
-    6)."""
+    """Ablations of the dual-image scorer, as in the dual-image paper (Zhang et al., 2024). `references`: the number of
+    reference images (figure 5a). `map_weights` and `image_weights`: the lambdas (supplement, tables 1 and 2). `steps`:
+    the adaptation steps (figure 6)."""
     ablation_encoder: EncoderName = "main"
     """Name of the encoder in `encoders` that the ablations use."""
     prompts: PromptSettings = PromptSettings()

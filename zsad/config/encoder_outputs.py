@@ -20,7 +20,7 @@ class EncoderOutput:
 
     | name | shape per crop | content |
     |---|---|---|
-    | patches | N x D | patches of the V-V path (002, eq. 4) in the joint space, L2-normalised |
+    | patches | N x D | patches of the V-V path (dual-image paper, eq. 4) in the joint space, L2-normalised |
     | plain | N x D | patches of the original path in the joint space, L2-normalised |
     | tokens | N x W | patches of the original path after the last LayerNorm, not projected |
     | block-n | 1+N x W | tokens after block n (counted from 1), class token first |

@@ -1,9 +1,9 @@
 """Layouts of public image sets: the folders of their images, labels and masks.
 
-The sets are those of AnomalyCLIP's evaluation (001, tables 1 and 2). To add a set, add an entry to `LAYOUTS`. An entry
-has the layout that the publisher ships. If the preparation scripts of 001's public code expect another layout, that
-layout is the next one in the entry. The first layout that fits a folder is used. Categories have the names of those
-scripts, because the names occur in prompts. `zsad.data.public_sets` reads the sets.
+The sets are those of AnomalyCLIP's evaluation (Zhou et al., ICLR 2024; tables 1 and 2). To add a set, add an entry to
+`LAYOUTS`. An entry has the layout that the publisher ships. If the preparation scripts of AnomalyCLIP's public code
+expect another layout, that layout is the next one in the entry. The first layout that fits a folder is used.
+Categories have the names of those scripts, because the names occur in prompts. `zsad.data.public_sets` reads the sets.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
             masks=NEXT_TO_IMAGE,
             mask_suffix="_label",
         ),
-        MVTEC,  # as in the public code of 001
+        MVTEC,  # as in the public code of AnomalyCLIP
     ),
     # Label/ has a mask for each defect, and Labels.txt with the columns: number, 0 or 1, image, a number, mask.
     # The columns are known only from other programs, so the list is only used to find missing masks
@@ -153,7 +153,7 @@ LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
             masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
             mask_suffix="_Segmentation",
         ),
-        Layout(  # as in the public code of 001
+        Layout(  # as in the public code of AnomalyCLIP
             description="skin/test/FOLDER/x.jpg with skin/ISBI2016_ISIC_Part1_Test_GroundTruth/x_Segmentation.png",
             defect="lesion",
             category="skin",
@@ -176,7 +176,8 @@ LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
             masks="Ground Truth",
         ),
     ),
-    # 001 tests the 100 images of the polyp collection; Kvasir-SEG itself has 1,000, with images and masks in JPEG
+    # The AnomalyCLIP paper tests the 100 images of the polyp collection. Kvasir-SEG itself has 1,000, with images and
+    # masks in JPEG
     "kvasir": (_polyp_layout("Kvasir", "Kvasir-SEG"),),
     # the test set for segmentation of EndoTect 2020, in JPEG
     "endo": (_polyp_layout("EndoTect_2020_Segmentation_Test_Dataset"),),
@@ -201,15 +202,16 @@ LAYOUTS: dict[PublicSetName, tuple[Layout | Literal["mvtec"], ...]] = {
             labels_from="list",
             labels=LabelList("labels.csv", image_column=0, anomalous_column=1),
         ),
-        MVTEC,  # as in the public code of 001: brain/test/good and others
+        MVTEC,  # as in the public code of AnomalyCLIP: brain/test/good and others
     ),
     # the archive contains everything twice, once in brain_tumor_dataset/; only one copy is read
     "brainmri": (_brain_layout("brain_tumor_dataset"),),
     "br35h": (_brain_layout(),),
     # COVID-19 against normal. Lung opacities and viral pneumonias are left out, and the set's masks show lungs.
     # Releases differ. The newest has COVID/images and Normal/images (3,616 + 10,192 images). The first had COVID-19 and
-    # NORMAL without images/ (219 + 1,341). 001 must have used the first, without pneumonias: it reports an AP of 8.5 %
-    # (table 2). If a fourth of the images were anomalous, even the worst ranking would have a higher AP
+    # NORMAL without images/ (219 + 1,341). The AnomalyCLIP paper must have used the first, without pneumonias: it
+    # reports an AP of 8.5 % (table 2). If a fourth of the images were anomalous, even the worst ranking would have a
+    # higher AP
     "covid19": (
         Layout(
             description="Normal/images/x.png and COVID/images/x.png, or NORMAL/x.png and COVID/x.png or COVID-19/x.png",

@@ -74,10 +74,13 @@ class AprilGan(LearnedSettings):
 
 
 class AnomalyClip(LearnedSettings):
-    """AnomalyCLIP (001): learned normal and anomalous prompts, with further learned tokens inside the text tower."""
+    """AnomalyCLIP (Zhou et al., ICLR 2024): learned prompts and further learned tokens in the text tower.
+
+    There is one normal and one anomalous prompt. Equation numbers are those of the AnomalyCLIP paper.
+    """
 
     title: ClassVar[str] = "AnomalyCLIP"
-    source: ClassVar[str] = "001"
+    source: ClassVar[str] = "Zhou et al., AnomalyCLIP (ICLR 2024)"
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, encoder preset anomalyclip; trained on the other data set"
     system: Literal["anomalyclip"] = "anomalyclip"
     """Name of the system."""
@@ -125,14 +128,14 @@ class AnomalyClip(LearnedSettings):
 
 
 class SegmentationModels(SystemSettings):
-    """Method of paper 003, built from pretrained segmentation models.
+    """Method of the segmentation-model paper (Baugh et al., 2023), built from pretrained segmentation models.
 
     SAM and a salient-object model find the foreground, which is cut into tiles. CLIP scores each tile, and CLIPSeg
     scores its pixels.
     """
 
     title: ClassVar[str] = "Segmentation models"
-    source: ClassVar[str] = "003"
+    source: ClassVar[str] = "Baugh et al., Zero-Shot AD with Pre-trained Segmentation Models (VAND challenge 2023)"
     published: ClassVar[str] = "CLIP, CLIPSeg, SAM and a dichotomous segmentation model; VisA"
     system: Literal["segmentation"] = "segmentation"
     """Name of the system."""

@@ -1,4 +1,6 @@
-"""Settings of `adflows zsad run`: frozen, typed, with units in the names. The defaults are those of paper 002.
+"""Settings of `adflows zsad run`: frozen, typed, with units in the names.
+
+The defaults are those of the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024).
 
 A preset is a set of values, not a class: `encoder.preset` supplies the encoder settings that a file leaves out.
 """
@@ -19,7 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 Variant = Literal["text", "text_tta", "visual", "joint", "joint_tta"]
-"""Evidence that a score uses, one row each in table 3 of 002.
+"""Evidence that a score uses, one row each in table 3 of the dual-image paper.
 
 `text`: the prompts. `text_tta`: the prompts with test-time adaptation. `visual`: the reference images.
 `joint`: prompts and reference images. `joint_tta`: both, with adaptation; this is the published method.
@@ -32,7 +34,7 @@ WITHOUT_REFERENCES: dict[Variant, Variant] = {"visual": "text", "joint": "text",
 NO_REFERENCE_NOTE = "There was no second image to compare with, so only the prompts were used (variant {variant})."
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # AnoVL and 002: every block, no feed-forward, the class token as in CLIP
+    # AnoVL and the dual-image paper: every block, no feed-forward, the class token as in CLIP
     "anovl": {"vv_blocks": "all", "vv_feed_forward": False, "class_ln_post": True, "size_px": None},
     # AnomalyCLIP: the last 19 of 24 blocks at 518 px, the class token projected without ln_post
     "anomalyclip": {"vv_blocks": 19, "vv_feed_forward": False, "class_ln_post": False, "size_px": 518},
@@ -73,12 +75,12 @@ class ImagesSettings(Settings):
 class EncoderSettings(Settings):
     """Image and text encoder: a vision transformer of open_clip with a second attention path.
 
-    The second path uses V-V attention (eq. 4 of 002): the values also serve as queries and keys.
+    The second path uses V-V attention (dual-image paper, eq. 4): the values also serve as queries and keys.
     """
 
     preset: Literal["anovl", "anomalyclip"] = "anovl"
-    """Defaults for the encoder settings that the file leaves out. `anovl`: as in AnoVL and 002. `anomalyclip`: as in
-    AnomalyCLIP, at 518 px."""
+    """Defaults for the encoder settings that the file leaves out. `anovl`: as in AnoVL and the dual-image
+    paper. `anomalyclip`: as in AnomalyCLIP, at 518 px."""
     model: ModelName = "ViT-B-16-plus-240"
     """Model: a name of open_clip, `embedded` (the small model of this package), or `local-dir:FOLDER`. The folder must
     contain open_clip_config.json."""
@@ -96,8 +98,8 @@ class EncoderSettings(Settings):
     vv_temperature: Positive = 1.0
     """Temperature of V-V attention: its logits are divided by this and by the square root of the head's width."""
     vv_attention: Literal["vv", "qq", "kk"] = "vv"
-    """Vectors that serve as both queries and keys on the second path (DPAM in 001). `vv`: the values. `qq`: the
-    queries. `kk`: the keys."""
+    """Vectors that serve as both queries and keys on the second path (DPAM in AnomalyCLIP). `vv`: the values. `qq`:
+    the queries. `kk`: the keys."""
     class_ln_post: bool = True
     """Normalisation of the class token by the last LayerNorm (ln_post) before the projection, as in CLIP."""
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = None
@@ -128,20 +130,20 @@ class EncoderSettings(Settings):
 
 
 PromptStyle = Literal["supplement", "winclip", "clip"]
-"""`supplement`: the prompts of 002's supplement. `winclip`: WinCLIP's compositional ensemble. `clip`: one normal and
-one anomalous prompt."""
+"""`supplement`: the prompts of the dual-image paper's supplement. `winclip`: WinCLIP's compositional ensemble. `clip`:
+one normal and one anomalous prompt."""
 
 
 class PromptSettings(Settings):
     """Prompts that describe normal and anomalous images of a category.
 
-    The default is the ensemble of 002's supplement: 22 templates x 7 states x 2 or 3 domain words, for normal and for
-    anomalous.
+    The default is the ensemble of the dual-image paper's supplement: 22 templates x 7 states x 2 or 3 domain words, for
+    normal and for anomalous.
     """
 
     style: PromptStyle = "supplement"
-    """Set of prompts. `supplement`: that of 002's supplement. `winclip`: WinCLIP's ensemble. `clip`: one normal and one
-    anomalous prompt."""
+    """Set of prompts. `supplement`: that of the dual-image paper's supplement. `winclip`: WinCLIP's ensemble. `clip`:
+    one normal and one anomalous prompt."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Domain words for all categories, for style `supplement` only. None: the supplement's words for each category."""
     surface_categories: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")
@@ -153,7 +155,10 @@ class PromptSettings(Settings):
 
 
 class ReferenceSettings(Settings):
-    """Reference images: other images of the category with which an image is compared (002, eq. 5 and figure 5a)."""
+    """Reference images: other images of the category with which an image is compared.
+
+    Eq. 5 and figure 5a of the dual-image paper use them.
+    """
 
     count: Annotated[int, Field(ge=0, le=64)] = 1
     """Number of reference images for each image, chosen at random by the seed. 0: score variants of the prompts
@@ -163,7 +168,7 @@ class ReferenceSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    """Scores and maps of the dual-image scorer (002, eq. 1-6, 12 and 13).
+    """Scores and maps of the dual-image scorer (dual-image paper, eq. 1-6, 12 and 13).
 
     A_L is the anomaly map of the prompts, A_T the same after test-time adaptation, and A_V the map of distances to the
     reference images.
@@ -206,9 +211,10 @@ class ScoreSettings(Settings):
 
 
 class AdaptSettings(Settings):
-    """Test-time adaptation (002, eq. 7-11): a small adapter, trained from scratch on each image before it is scored.
+    """Test-time adaptation (dual-image paper, eq. 7-11): a small adapter for each image.
 
-    It learns to find a pseudo anomaly: a texture that is painted over a part of the image.
+    The adapter is trained from scratch on an image before the image is scored. It learns to find a pseudo anomaly: a
+    texture that is painted over a part of the image.
     """
 
     learning_rate: Positive = 1e-3

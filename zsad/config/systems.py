@@ -33,8 +33,10 @@ class Clip(_PlainClip):
     """CLIP with one normal and one anomalous prompt."""
 
     title: ClassVar[str] = "CLIP"
-    source: ClassVar[str] = "Radford et al., CLIP; as a baseline in 001 and 002"
-    published: ClassVar[str] = "ViT-B-16-plus-240 (002) or ViT-L-14-336 (001), one normal and one anomalous prompt"
+    source: ClassVar[str] = "Radford et al., CLIP (2021); as a baseline in Zhou et al. (2024) and Zhang et al. (2024)"
+    published: ClassVar[str] = (
+        "ViT-B-16-plus-240 (Zhang et al.) or ViT-L-14-336 (Zhou et al.), one normal and one anomalous prompt"
+    )
     system: Literal["clip"] = "clip"
     """Name of the system."""
 
@@ -47,8 +49,8 @@ class ClipAc(_PlainClip):
     """CLIP with WinCLIP's ensemble of prompts."""
 
     title: ClassVar[str] = "CLIP-AC"
-    source: ClassVar[str] = "Jeong et al., WinCLIP; as a baseline in 001"
-    published: ClassVar[str] = "ViT-L-14-336 (001), WinCLIP's prompt ensemble"
+    source: ClassVar[str] = "Jeong et al., WinCLIP (CVPR 2023); as a baseline in Zhou et al., AnomalyCLIP (2024)"
+    published: ClassVar[str] = "ViT-L-14-336 (Zhou et al.), WinCLIP's prompt ensemble"
     system: Literal["clip_ac"] = "clip_ac"
     """Name of the system."""
 
@@ -155,10 +157,10 @@ class MuSc(MutualSettings):
 
 
 class MuSc2(MutualSettings):
-    """MuSc with one reference image per image, the baseline in table 1 of 002."""
+    """MuSc with one reference image per image, the baseline in table 1 of the dual-image paper."""
 
     title: ClassVar[str] = "MuSc-2"
-    source: ClassVar[str] = "002, table 1: MuSc with two images"
+    source: ClassVar[str] = "Zhang et al., Dual-Image Enhanced CLIP (2024), table 1: MuSc with two images"
     published: ClassVar[str] = "ViT-B-16-plus-240, blocks 3, 6, 9, 12, one random reference"
     system: Literal["musc_2"] = "musc_2"
     """Name of the system."""
@@ -173,13 +175,14 @@ class MuSc2(MutualSettings):
 
 
 class DualImage(SystemSettings):
-    """Dual-image enhanced CLIP (002): prompts and reference images, with or without test-time adaptation.
+    """Dual-image enhanced CLIP (Zhang et al., 2024): prompts and reference images.
 
+    Test-time adaptation is optional. Equation numbers are those of the paper, Dual-Image Enhanced CLIP.
     A_V is the map of distances to the reference images. A_T is the map of the prompts after test-time adaptation.
     """
 
     title: ClassVar[str] = "Dual-image"
-    source: ClassVar[str] = "002"
+    source: ClassVar[str] = "Zhang et al., Dual-Image Enhanced CLIP (2024)"
     published: ClassVar[str] = "ViT-B-16-plus-240, laion400m_e32, 240 px; one random reference; 6 seeds"
     system: Literal["dual"] = "dual"
     """Name of the system."""

@@ -2,8 +2,8 @@
 
 An image is resized so that its shorter side is the encoder's input size. The resizing is that of open_clip's own
 preprocessing (Pillow, bilinear with antialiasing, rounded to bytes). A longer image is covered by several square crops.
-Their maps are merged, and overlaps are averaged. The supplement of paper 002 does the same for VisA: two crops for each
-3:2 image.
+Their maps are merged, and overlaps are averaged. The supplement of the dual-image paper (Zhang et al., Dual-Image
+Enhanced CLIP, 2024) does the same for VisA: two crops for each 3:2 image.
 """
 
 from __future__ import annotations

@@ -93,7 +93,10 @@ class CategoryFigures:
 
 
 def rows_for_comparison(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
-    """Return the rows for a comparison of systems: `published_rows`, the rest of 001's table 1, and 003's tables."""
+    """Return the rows for a comparison of systems.
+
+    They are `published_rows`, the rest of the AnomalyCLIP paper's table 1, and the segmentation-model paper's means.
+    """
     known = published_rows(benchmark)
     others = [row for row in anomaly_clip_rows(TITLES[benchmark]) if row.system != "AnomalyCLIP"]
     if benchmark == "visa":
@@ -102,34 +105,38 @@ def rows_for_comparison(benchmark: Benchmark) -> tuple[PublishedRow, ...]:
 
 
 def anomaly_clip_rows(data_set: str) -> tuple[PublishedRow, ...]:
-    """Return the six systems of 001's tables 1 and 2 on one of their 17 data sets, in the tables' order.
+    """Return the six systems of the AnomalyCLIP paper on one of its 17 data sets, in the order of its tables.
 
-    Medical data sets have only image figures or only pixel figures. A system without figures is left out. Raise
-    KeyError for another data set.
+    The tables are 1 and 2. Medical data sets have only image figures or only pixel figures. A system without figures is
+    left out. Raise KeyError for another data set.
     """
     rows = []
-    images, pixels = _IMAGES_001.get(data_set), _PIXELS_001.get(data_set)
+    images, pixels = _ANOMALY_CLIP_IMAGES.get(data_set), _ANOMALY_CLIP_PIXELS.get(data_set)
     if images is None and pixels is None:
         raise KeyError(data_set)
-    nothing: tuple[tuple[float, float] | None, ...] = (None,) * len(SYSTEMS_001)
-    for system, image, pixel in zip(SYSTEMS_001, images or nothing, pixels or nothing, strict=True):
+    nothing: tuple[tuple[float, float] | None, ...] = (None,) * len(ANOMALY_CLIP_SYSTEMS)
+    for system, image, pixel in zip(ANOMALY_CLIP_SYSTEMS, images or nothing, pixels or nothing, strict=True):
         if image or pixel:
             auroc, ap = image or (None, None)
             pixel_auroc, aupro = pixel or (None, None)
-            table = "table 1" if data_set in INDUSTRIAL_001 else "table 2"
+            table = "table 1" if data_set in ANOMALY_CLIP_INDUSTRIAL else "table 2"
             rows.append(_row(system, None, ANOMALY_CLIP, table, auroc, None, ap, pixel_auroc, None, aupro))
     return tuple(rows)
 
 
 def category_figures() -> tuple[CategoryFigures, ...]:
-    """Return 003's tables 1 (images) and 2 (pixels): F1max of three systems on each category of VisA."""
+    """Return F1max of three systems on each category of VisA.
+
+    These are tables 1 (images) and 2 (pixels) of the segmentation-model paper.
+    """
     return _BY_CATEGORY
 
 
 def published_ablation(ablation: str) -> tuple[PublishedRow, ...]:
-    """Return 002's rows of one ablation on MVTec AD, named like our rows. Empty if 002 prints no numbers.
+    """Return the dual-image paper's rows of one ablation on MVTec AD, named like our rows.
 
-    Figures 5a and 6 print no numbers. But 0 references, 1 reference and 2 steps are also rows of table 3.
+    The result is empty if the paper prints no numbers. Figures 5a and 6 print no numbers. But 0 references, 1 reference
+    and 2 steps are also rows of table 3.
     """
     return _ABLATIONS.get(ablation, ())
 
@@ -197,11 +204,12 @@ _VISA = (
     _row("Segmentation models", None, SEGMENTATION, "tables 1 and 2", None, 81.5, None, None, 24.2, None),
 )
 
-SYSTEMS_001 = ("CLIP", "CLIP-AC", "WinCLIP", "VAND", "CoOp", "AnomalyCLIP")
-"""Systems in 001. VAND is APRIL-GAN. Figures of WinCLIP and VAND on MVTec AD and VisA come from their own papers."""
-INDUSTRIAL_001 = ("MVTec AD", "VisA", "MPDD", "BTAD", "SDD", "DAGM", "DTD-Synthetic")
+ANOMALY_CLIP_SYSTEMS = ("CLIP", "CLIP-AC", "WinCLIP", "VAND", "CoOp", "AnomalyCLIP")
+"""Systems in the AnomalyCLIP paper. VAND is APRIL-GAN. Figures of WinCLIP and VAND on MVTec AD and VisA come from their
+own papers."""
+ANOMALY_CLIP_INDUSTRIAL = ("MVTec AD", "VisA", "MPDD", "BTAD", "SDD", "DAGM", "DTD-Synthetic")
 _Pairs = tuple[tuple[float, float] | None, ...]
-_IMAGES_001: dict[str, _Pairs] = {
+_ANOMALY_CLIP_IMAGES: dict[str, _Pairs] = {
     "MVTec AD": ((74.1, 87.6), (71.5, 86.4), (91.8, 96.5), (86.1, 93.5), (88.8, 94.8), (91.5, 96.2)),
     "VisA": ((66.4, 71.5), (65.0, 70.1), (78.1, 81.2), (78.0, 81.4), (62.8, 68.1), (82.1, 85.4)),
     "MPDD": ((54.3, 65.4), (56.2, 66.0), (63.6, 69.9), (73.0, 80.2), (55.1, 64.2), (77.0, 82.0)),
@@ -214,8 +222,8 @@ _IMAGES_001: dict[str, _Pairs] = {
     "Br35H": ((78.4, 78.8), (82.7, 81.3), (80.5, 82.2), (93.1, 92.9), (86.0, 87.5), (94.6, 94.7)),
     "COVID-19": ((73.7, 42.4), (75.0, 45.9), (66.4, 42.9), (15.5, 8.5), (25.3, 9.2), (80.1, 58.7)),
 }
-"""Image AUROC and AP by data set, in the order of SYSTEMS_001."""
-_PIXELS_001: dict[str, _Pairs] = {
+"""Image AUROC and AP by data set, in the order of ANOMALY_CLIP_SYSTEMS."""
+_ANOMALY_CLIP_PIXELS: dict[str, _Pairs] = {
     "MVTec AD": ((38.4, 11.3), (38.2, 11.6), (85.1, 64.6), (87.6, 44.0), (33.3, 6.7), (91.1, 81.4)),
     "VisA": ((46.6, 14.8), (47.8, 17.3), (79.6, 56.8), (94.2, 86.8), (24.2, 3.8), (95.5, 87.0)),
     "MPDD": ((62.1, 33.0), (58.7, 29.1), (76.4, 48.9), (94.1, 83.2), (15.4, 2.3), (96.5, 88.7)),
@@ -231,67 +239,78 @@ _PIXELS_001: dict[str, _Pairs] = {
     "Endo": ((45.2, 15.9), (46.6, 12.6), (68.2, 28.3), (81.9, 54.9), (40.6, 3.9), (84.1, 63.6)),
     "TN3K": ((42.3, 7.3), (35.6, 5.2), (70.7, 39.8), (73.6, 37.8), (34.0, 9.5), (81.5, 50.4)),
 }
-"""Pixel AUROC and PRO by data set, in the order of SYSTEMS_001."""
-DATA_SETS_001 = (*INDUSTRIAL_001, *(name for name in (_IMAGES_001 | _PIXELS_001) if name not in INDUSTRIAL_001))
-"""All 17 data sets of 001's tables 1 and 2."""
+"""Pixel AUROC and PRO by data set, in the order of ANOMALY_CLIP_SYSTEMS."""
+ANOMALY_CLIP_DATA_SETS = (
+    *ANOMALY_CLIP_INDUSTRIAL,
+    *(name for name in (_ANOMALY_CLIP_IMAGES | _ANOMALY_CLIP_PIXELS) if name not in ANOMALY_CLIP_INDUSTRIAL),
+)
+"""All 17 data sets of the AnomalyCLIP paper's tables 1 and 2."""
 
-_COLUMNS_003 = (
+_SEGMENTATION_COLUMNS = (
     *("pcb1", "pcb2", "pcb3", "pcb4", "capsules", "candle", "macaroni1", "macaroni2", "cashew", "chewinggum"),
     *("fryum", "pipe_fryum"),
 )
 
 
-def _row_003(
+def _segmentation_row(
     metric: Literal["image_f1max", "pixel_f1max"], system: str, mean: float, *figures: float
 ) -> CategoryFigures:
     table = "table 1" if metric == "image_f1max" else "table 2"
-    by_category = dict(zip(_COLUMNS_003, figures, strict=True))
+    by_category = dict(zip(_SEGMENTATION_COLUMNS, figures, strict=True))
     return CategoryFigures(system, SEGMENTATION, table, metric, by_category, mean)
 
 
 _BY_CATEGORY = (
-    _row_003("image_f1max", "WinCLIP", 79.0, 71.0, 67.1, 71.0, 74.9, 83.9, 89.4, 74.2, 69.8, 88.4, 94.8, 82.7, 80.7),
-    _row_003("image_f1max", "APRIL-GAN", 78.7, 66.9, 70.1, 66.7, 87.3, 77.6, 77.8, 71.1, 69.1, 84.8, 93.7, 91.7, 87.7),
-    _row_003(
+    _segmentation_row(
+        "image_f1max", "WinCLIP", 79.0, 71.0, 67.1, 71.0, 74.9, 83.9, 89.4, 74.2, 69.8, 88.4, 94.8, 82.7, 80.7
+    ),
+    _segmentation_row(
+        "image_f1max", "APRIL-GAN", 78.7, 66.9, 70.1, 66.7, 87.3, 77.6, 77.8, 71.1, 69.1, 84.8, 93.7, 91.7, 87.7
+    ),
+    _segmentation_row(
         *("image_f1max", "Segmentation models", 81.5),
         *(74.3, 67.1, 70.2, 87.3, 84.9, 82.1, 83.3, 76.9, 82.3, 94.4, 84.8, 90.0),
     ),
-    _row_003("pixel_f1max", "WinCLIP", 14.8, 2.4, 4.7, 10.3, 32.0, 9.2, 22.5, 7.0, 1.0, 13.2, 41.1, 22.1, 12.3),
-    _row_003("pixel_f1max", "APRIL-GAN", 32.3, 12.5, 23.4, 21.7, 31.3, 48.5, 39.4, 35.5, 13.7, 22.9, 78.5, 29.7, 30.4),
-    _row_003(
+    _segmentation_row(
+        "pixel_f1max", "WinCLIP", 14.8, 2.4, 4.7, 10.3, 32.0, 9.2, 22.5, 7.0, 1.0, 13.2, 41.1, 22.1, 12.3
+    ),
+    _segmentation_row(
+        "pixel_f1max", "APRIL-GAN", 32.3, 12.5, 23.4, 21.7, 31.3, 48.5, 39.4, 35.5, 13.7, 22.9, 78.5, 29.7, 30.4
+    ),
+    _segmentation_row(
         *("pixel_f1max", "Segmentation models", 24.2),
         *(29.5, 11.0, 4.7, 21.7, 31.9, 20.2, 24.6, 7.2, 24.5, 63.4, 31.3, 19.6),
     ),
 )
 
 _TEXT_TTA, _JOINT_TTA = _MVTEC[1], _MVTEC[3]
-_MAPS_002, _CLASSES_002 = (DUAL_IMAGE, "supplement, table 1"), (DUAL_IMAGE, "supplement, table 2")
+_DUAL_IMAGE_MAPS, _DUAL_IMAGE_SCORES = (DUAL_IMAGE, "supplement, table 1"), (DUAL_IMAGE, "supplement, table 2")
 _ABLATIONS: dict[str, tuple[PublishedRow, ...]] = {
     "references": (replace(_TEXT_TTA, system="0"), replace(_JOINT_TTA, system="1")),
     "steps": (replace(_JOINT_TTA, system="2"),),
     # lambda 1, lambda 2
     "map_weights": (
-        _row("1, 0.5", None, *_MAPS_002, None, None, None, "92.5 ± 0.2", "41.7 ± 0.8", "82.2 ± 0.3"),
-        _row("1, 1", None, *_MAPS_002, None, None, None, "92.7 ± 0.2", "42.4 ± 0.7", "83.4 ± 0.4"),
-        _row("1, 1.5", None, *_MAPS_002, None, None, None, "92.8 ± 0.2", "42.4 ± 0.7", "84.0 ± 0.4"),
-        _row("2, 2", None, *_MAPS_002, None, None, None, "92.7 ± 0.2", "42.3 ± 0.6", "84.1 ± 0.3"),
+        _row("1, 0.5", None, *_DUAL_IMAGE_MAPS, None, None, None, "92.5 ± 0.2", "41.7 ± 0.8", "82.2 ± 0.3"),
+        _row("1, 1", None, *_DUAL_IMAGE_MAPS, None, None, None, "92.7 ± 0.2", "42.4 ± 0.7", "83.4 ± 0.4"),
+        _row("1, 1.5", None, *_DUAL_IMAGE_MAPS, None, None, None, "92.8 ± 0.2", "42.4 ± 0.7", "84.0 ± 0.4"),
+        _row("2, 2", None, *_DUAL_IMAGE_MAPS, None, None, None, "92.7 ± 0.2", "42.3 ± 0.6", "84.1 ± 0.3"),
     ),
     # lambda 3, lambda 4, lambda 5
     "image_weights": (
-        _row("1, 1, 1", None, *_CLASSES_002, "93.2 ± 0.8", "94.1 ± 0.2", "96.7 ± 0.4", None, None, None),
-        _row("1, 1, 2", None, *_CLASSES_002, "93.1 ± 0.8", "94.0 ± 0.3", "96.8 ± 0.4", None, None, None),
-        _row("1, 2, 1", None, *_CLASSES_002, "91.9 ± 0.8", "93.2 ± 0.2", "94.8 ± 0.4", None, None, None),
-        _row("2, 1, 1", None, *_CLASSES_002, "93.1 ± 0.6", "94.0 ± 0.1", "96.7 ± 0.3", None, None, None),
+        _row("1, 1, 1", None, *_DUAL_IMAGE_SCORES, "93.2 ± 0.8", "94.1 ± 0.2", "96.7 ± 0.4", None, None, None),
+        _row("1, 1, 2", None, *_DUAL_IMAGE_SCORES, "93.1 ± 0.8", "94.0 ± 0.3", "96.8 ± 0.4", None, None, None),
+        _row("1, 2, 1", None, *_DUAL_IMAGE_SCORES, "91.9 ± 0.8", "93.2 ± 0.2", "94.8 ± 0.4", None, None, None),
+        _row("2, 1, 1", None, *_DUAL_IMAGE_SCORES, "93.1 ± 0.6", "94.0 ± 0.1", "96.7 ± 0.3", None, None, None),
     ),
 }
 ABLATION_REMARKS = {
     "references": (
-        "Figure 5a of 002 prints no numbers. It shows that image and pixel AUROC rise most from 0 to 1 reference, and "
-        "more slowly after that. The published points here are rows of its table 3."
+        "Figure 5a of the dual-image paper prints no numbers. It shows that image and pixel AUROC rise most from 0 to "
+        "1 reference, and more slowly after that. The published points here are rows of its table 3."
     ),
     "steps": (
-        "Figure 6 of 002 prints no numbers. According to the paper, AUROC and PRO are best at 2 steps and fall with "
-        "more steps. The published point here is a row of its table 3."
+        "Figure 6 of the dual-image paper prints no numbers. According to the paper, AUROC and PRO are best at 2 steps "
+        "and fall with more steps. The published point here is a row of its table 3."
     ),
 }
-"""Remarks on ablations for which 002 prints no numbers."""
+"""Remarks on ablations for which the dual-image paper prints no numbers."""

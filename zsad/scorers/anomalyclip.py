@@ -1,5 +1,6 @@
-"""AnomalyCLIP (001): two learned prompts, deep tokens in the frozen text tower, and DPAM patches.
+"""AnomalyCLIP: two learned prompts, deep tokens in the frozen text tower, and DPAM patches.
 
+Equations and sections are those of the AnomalyCLIP paper (Zhou et al., ICLR 2024).
 Only the text tower has learned parts. The image tower is the frozen encoder (preset `anomalyclip`).
 Its class tokens and V-V patches are features on disk. The encoder's setting `vv_attention` selects q-q, k-k or v-v.
 """

@@ -1,8 +1,9 @@
 """AnoVL, also called AnoCLIP (Deng et al. 2023): V-V patches against a domain-aware ensemble, adapted at test time.
 
-Without adaptation it is 002's scorer without a reference. The class token gives the image score, and A_L (002, eq. 3)
-is the map. Test-time adaptation changes only the map. A small adapter learns from the method's own pseudo-labels and
-from tokens with noise. The objective is that of the authors' public code, except for the points in the table.
+Without adaptation it is the scorer of the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024) without a
+reference. The class token gives the image score, and A_L (eq. 3 of that paper) is the map. Test-time adaptation changes
+only the map. A small adapter learns from the method's own pseudo-labels and from tokens with noise. The objective is
+that of the authors' public code, except for the points in the table.
 For the patch tokens q of an image, over all patches of all its crops:
 
     q_T = (G(q) + q) / 2, L2-normalised;  A_T = its share of the anomalous text at tau
@@ -14,7 +15,7 @@ For the patch tokens q of an image, over all patches of all its crops:
 | point | authors' code | here |
 |---|---|---|
 | pseudo-labels in L_soft | A_T itself, so L_soft is an entropy | A_L, the map before adaptation |
-| G | acts on the prompts: text features x tanh(linear layer) | one linear layer, as 002's adapter |
+| G | acts on the prompts: text features x tanh(linear layer) | one linear layer, as the dual-image paper's adapter |
 | start of G | random, with a bias | the identity, without bias: before the first step A_T is A_L |
 | state of AdamW | continues from image to image | reset for each image, so no score depends on the order |
 | weight decay of AdamW | torch's default, 0.01 | the same |

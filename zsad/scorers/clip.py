@@ -2,7 +2,8 @@
 
 The patches are those of the original attention path. The two systems differ only in their prompts. CLIP (Radford et
 al. 2021) has one plain normal and one plain anomalous prompt. CLIP-AC (Jeong et al., WinCLIP, table 1) has the mean
-over WinCLIP's ensemble. Both are baselines in 001 and 002.
+over WinCLIP's ensemble. Both are baselines in the AnomalyCLIP paper (Zhou et al., ICLR 2024). CLIP is also a baseline
+in the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from zsad.scorers.interface import CategoryFeatures, Scored
 def score(category_features: CategoryFeatures, settings: Clip | ClipAc) -> Iterator[Scored]:
     """Score all images of a category in order. No image affects the scores of another.
 
-    Image score and map are the softmax share of the anomalous text at `tau` (002, eq. 1-3), 0..1.
+    Image score and map are the softmax share of the anomalous text at `tau` (dual-image paper, eq. 1-3), 0..1.
     Higher is more anomalous. The image score is the mean over crops.
 
     Parameters

@@ -1,4 +1,7 @@
-"""Code that the learned systems share: the training batch, upsampling, and the losses of 001's eq. 2."""
+"""Code that the learned systems share: the training batch, upsampling, and losses.
+
+The losses are those of eq. 2 of the AnomalyCLIP paper (Zhou et al., ICLR 2024).
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def patches_of(store: FeatureStore, number: int, name: str) -> Float[Tensor, "C 
 
 
 def upsample(patches: Float[Tensor, "*C N"], size_px: int) -> Float[Tensor, "*C S S"]:
-    """Return Up of 001: values of the patches (row by row), interpolated bilinearly to the size of a crop.
+    """Return Up of the AnomalyCLIP paper: patch values (row by row), interpolated bilinearly to the size of a crop.
 
     As for all maps, align_corners is False.
     """

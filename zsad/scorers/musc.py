@@ -1,6 +1,7 @@
 """MuSc (Li et al., ICLR 2024) and MuSc-2. Neither uses text or training.
 
-MuSc compares each image with all others. MuSc-2 compares it only with its reference images (002, table 1).
+MuSc compares each image with all others. MuSc-2 compares it only with its reference images. MuSc-2 is a baseline in the
+dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024; table 1).
 Both read patches of several blocks of the image tower. The parts of the method:
 
 - `aggregate`: local neighbourhood aggregation with multiple degrees (LNAMD);

@@ -1,4 +1,4 @@
-"""Check the prompts against the lists, counts and examples of 002's supplement and of WinCLIP."""
+"""Check the prompts against the lists, counts and examples of the dual-image paper's supplement and of WinCLIP."""
 
 from __future__ import annotations
 

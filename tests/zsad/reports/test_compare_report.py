@@ -251,7 +251,7 @@ def test_published_rows_are_labelled_and_ranked_with_none(report: Report, tmp_pa
         assert "<strong>" not in row
         assert "<u>" not in row
     assert "this run has 2 of them" in done.page.words
-    # 003's figures of candle and of pcb1
+    # the segmentation-model paper's figures of candle and of pcb1
     assert {"82.1", "20.2", "74.3", "29.5"} <= set(done.page.words.split())
 
 

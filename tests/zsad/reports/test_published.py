@@ -8,11 +8,11 @@ from zsad.config.compare import Ablation, ablation_systems
 from zsad.config.run import Variant
 from zsad.reports.published import (
     ANOMALY_CLIP,
+    ANOMALY_CLIP_DATA_SETS,
+    ANOMALY_CLIP_SYSTEMS,
     CATEGORIES,
-    DATA_SETS_001,
     DUAL_IMAGE,
     SEGMENTATION,
-    SYSTEMS_001,
     Benchmark,
     PublishedRow,
     Quoted,
@@ -56,7 +56,10 @@ def test_the_methods_rows_are_the_printed_ones(benchmark: Benchmark, variant: Va
 
 
 def test_margins_over_anoclip_are_those_of_the_papers_text() -> None:
-    """Check 002's text: better than AnoCLIP "by margins of 2.2%, 6.0%, 6.2% in AUROC, F1Max, and PRO ..."."""
+    """Check the dual-image paper's text.
+
+    It says: better than AnoCLIP "by margins of 2.2%, 6.0%, 6.2% in AUROC, F1Max, and PRO ...".
+    """
     ours = published_row("mvtec", "joint_tta")
     anoclip = next(row for row in published_rows("mvtec") if row.system == "AnoCLIP")
     margins = [a - b for a, b in zip(means(ours)[3:], means(anoclip)[3:], strict=True) if a is not None and b]
@@ -88,11 +91,11 @@ def test_benchmarks_have_their_fifteen_and_twelve_categories() -> None:
     assert {name: len(set(found)) for name, found in CATEGORIES.items()} == {"mvtec": 15, "visa": 12}
 
 
-# ---------------------------------------------------------------- 001, tables 1 and 2
+# ---------------------------------------------------------------- AnomalyCLIP, tables 1 and 2
 
 
 # each line is a row of the printed table: data set, level, then AUROC and AP (images) or PRO (pixels) of each system
-PRINTED_001 = """
+ANOMALY_CLIP_PRINTED = """
 MPDD image (54.3, 65.4) (56.2, 66.0) (63.6, 69.9) (73.0, 80.2) (55.1, 64.2) (77.0, 82.0)
 SDD image (65.7, 45.2) (65.2, 45.7) (84.3, 77.4) (79.8, 71.4) (74.9, 65.1) (84.7, 80.0)
 VisA pixel (46.6, 14.8) (47.8, 17.3) (79.6, 56.8) (94.2, 86.8) (24.2, 3.8) (95.5, 87.0)
@@ -105,13 +108,13 @@ TN3K pixel (42.3, 7.3) (35.6, 5.2) (70.7, 39.8) (73.6, 37.8) (34.0, 9.5) (81.5, 
 """
 
 
-@pytest.mark.parametrize("line", PRINTED_001.strip().splitlines(), ids=lambda line: line.split(" (")[0])
-def test_rows_of_001_are_the_printed_ones(line: str) -> None:
+@pytest.mark.parametrize("line", ANOMALY_CLIP_PRINTED.strip().splitlines(), ids=lambda line: line.split(" (")[0])
+def test_rows_of_anomalyclip_are_the_printed_ones(line: str) -> None:
     head, *pairs = line.split(" (")
     data_set, level = head.split()
     first, second = (0, 2) if level == "image" else (3, 5)
     rows = {row.system: means(row) for row in anomaly_clip_rows(data_set)}
-    for system, pair in zip(SYSTEMS_001, pairs, strict=True):
+    for system, pair in zip(ANOMALY_CLIP_SYSTEMS, pairs, strict=True):
         printed = [None if one == "-" else float(one) for one in pair.rstrip(")").split(", ")]
         here = rows.get(system, [None] * 6)
         assert [here[first], here[second]] == printed
@@ -120,13 +123,13 @@ def test_rows_of_001_are_the_printed_ones(line: str) -> None:
         assert here[4] is None
 
 
-def test_001_has_seventeen_data_sets_in_two_tables() -> None:
-    assert len(DATA_SETS_001) == len(set(DATA_SETS_001)) == 17
-    tables = {data_set: {row.table for row in anomaly_clip_rows(data_set)} for data_set in DATA_SETS_001}
-    assert [name for name, of in tables.items() if of == {"table 1"}] == list(DATA_SETS_001[:7])
-    assert all(of == {"table 2"} for name, of in tables.items() if name not in DATA_SETS_001[:7])
+def test_anomalyclip_has_seventeen_data_sets_in_two_tables() -> None:
+    assert len(ANOMALY_CLIP_DATA_SETS) == len(set(ANOMALY_CLIP_DATA_SETS)) == 17
+    tables = {data_set: {row.table for row in anomaly_clip_rows(data_set)} for data_set in ANOMALY_CLIP_DATA_SETS}
+    assert [name for name, of in tables.items() if of == {"table 1"}] == list(ANOMALY_CLIP_DATA_SETS[:7])
+    assert all(of == {"table 2"} for name, of in tables.items() if name not in ANOMALY_CLIP_DATA_SETS[:7])
     # medical sets have either labels or masks, not both
-    medical = [row for name in DATA_SETS_001[7:] for row in anomaly_clip_rows(name)]
+    medical = [row for name in ANOMALY_CLIP_DATA_SETS[7:] for row in anomaly_clip_rows(name)]
     assert all((row.image_auroc is None) != (row.pixel_auroc is None) for row in medical)
     assert all(row.paper == ANOMALY_CLIP for row in medical)
     assert "CoOp" not in {row.system for row in anomaly_clip_rows("DTD-Synthetic")}
@@ -139,19 +142,19 @@ def test_compared_rows_name_each_system_once_a_paper() -> None:
         rows = rows_for_comparison(benchmark)
         assert rows[: len(published_rows(benchmark))] == published_rows(benchmark)
         assert len({(row.system, row.paper) for row in rows}) == len(rows)
-        assert {row.system for row in rows if row.paper == ANOMALY_CLIP} == set(SYSTEMS_001)
+        assert {row.system for row in rows if row.paper == ANOMALY_CLIP} == set(ANOMALY_CLIP_SYSTEMS)
     # both papers print AnomalyCLIP's figures; they agree
     assert means(anomaly_clip_rows("MVTec AD")[-1]) == [91.5, None, 96.2, 91.1, None, 81.4]
-    of_003 = {
+    of_segmentation = {
         row.system: (means(row)[1], means(row)[4]) for row in rows_for_comparison("visa") if row.paper == SEGMENTATION
     }
-    assert of_003 == {"WinCLIP": (79.0, 14.8), "APRIL-GAN": (78.7, 32.3), "Segmentation models": (81.5, 24.2)}
+    assert of_segmentation == {"WinCLIP": (79.0, 14.8), "APRIL-GAN": (78.7, 32.3), "Segmentation models": (81.5, 24.2)}
 
 
-# ---------------------------------------------------------------- 003, tables 1 and 2
+# ---------------------------------------------------------------- segmentation-model paper, tables 1 and 2
 
 
-def test_tables_of_003_have_their_printed_means() -> None:
+def test_tables_of_segmentation_have_their_printed_means() -> None:
     """A wrong digit in any column would give a mean that differs from the printed one."""
     tables = category_figures()
     assert len(tables) == 6
@@ -175,12 +178,12 @@ def test_tables_of_003_have_their_printed_means() -> None:
         ("WinCLIP", "pixel_f1max", "pcb4", 32.0),
     ],
 )
-def test_figures_of_003_are_the_printed_ones(system: str, metric: str, category: str, printed: float) -> None:
+def test_figures_of_segmentation_are_the_printed_ones(system: str, metric: str, category: str, printed: float) -> None:
     found = [one.figures[category] for one in category_figures() if (one.system, one.metric) == (system, metric)]
     assert found == [printed]
 
 
-# ---------------------------------------------------------------- 002, ablations
+# ---------------------------------------------------------------- dual-image paper, ablations
 
 
 def test_weights_of_the_supplement_are_the_printed_ones() -> None:

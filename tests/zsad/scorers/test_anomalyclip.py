@@ -1,4 +1,4 @@
-"""Tests of AnomalyCLIP against the formulas of 001 in loops: text tower, losses, scores, encoder outputs."""
+"""Tests of AnomalyCLIP against its paper's formulas in loops: text tower, losses, scores, encoder outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the complete system of 003 with small models, against its rules in loops."""
+"""Tests of the complete segmentation-model system with small models, against the paper's rules in loops."""
 
 from __future__ import annotations
 

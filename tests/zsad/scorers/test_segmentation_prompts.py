@@ -1,4 +1,4 @@
-"""Tests of the prompts of 003 against the table in its figure 2."""
+"""Tests of the prompts of the segmentation-model paper against the table in its figure 2."""
 
 from __future__ import annotations
 

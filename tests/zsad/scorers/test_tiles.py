@@ -1,4 +1,8 @@
-"""Tests of tiles against values by hand and the rules of 003, and of merging against loops over pixels."""
+"""Tests of tiles and of merging.
+
+Tiles are compared with values computed by hand and with the rules of the segmentation-model paper. Merging is
+compared with loops over pixels.
+"""
 
 from __future__ import annotations
 

@@ -238,7 +238,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", ABLATIONS.values(), ids=ABLATIONS.keys())
-def test_ablations_of_001_train_and_score(change: dict[str, Any], train: Train, given: Given, tmp_path: Path) -> None:
+def test_ablations_of_anomalyclip_train_and_score(
+    change: dict[str, Any], train: Train, given: Given, tmp_path: Path
+) -> None:
     system = AnomalyClip.model_validate({**ANOMALY.model_dump(), **change})
     weights = train(_with(system, epochs=6), tmp_path)
     losses = _curve(tmp_path)["loss"]

@@ -342,7 +342,7 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
 
 def _definitions(settings: CompareSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
-        "001, 002, 003": f"Papers. 001: {ANOMALY_CLIP}. 002: {DUAL_IMAGE}. 003: {SEGMENTATION}.",
+        "Papers": f"{ANOMALY_CLIP} (ICLR 2024). {DUAL_IMAGE} (2024). {SEGMENTATION} (VAND challenge 2023).",
         "Rank": (
             "The best figure of a column is bold, the second is underlined. Figures that are printed the same have "
             "the same rank. A mean over fewer categories than others is marked and has no rank. Published rows have "

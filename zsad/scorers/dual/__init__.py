@@ -1,1 +1,1 @@
-"""Dual-image enhanced CLIP (002): text and visual scores, their fusion, test-time adaptation."""
+"""Dual-image enhanced CLIP (Zhang et al., 2024): text and visual scores, their fusion, test-time adaptation."""

@@ -1,5 +1,6 @@
-"""Test-time adaptation with pseudo anomalies (002, section 3.3, eq. 7-11): a pure function of one image's features.
+"""Test-time adaptation with pseudo anomalies: a pure function of one image's features.
 
+It is section 3.3 (eq. 7-11) of the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024).
 Each image has its own adapter and its own optimiser state, so no score depends on another image.
 The adapters of a batch are one tensor [B, D, D]. AdamW updates each number independently.
 So one optimiser for the tensor is equal to B independent optimisers.

@@ -1,4 +1,7 @@
-"""Dual-image enhanced CLIP (002): scores by text, scores by reference images, and their fusion (eq. 1-6, 12, 13)."""
+"""Dual-image enhanced CLIP: scores by text, scores by reference images, and their fusion (eq. 1-6, 12, 13).
+
+Equations and figures are those of the dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024).
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Anomaly detection with pre-trained segmentation models (003): CLIPSeg, SAM, tiles."""
+"""Anomaly detection with pre-trained segmentation models (Baugh et al., 2023): CLIPSeg, SAM, tiles."""

@@ -1,5 +1,6 @@
-"""Foreground extraction (003, section 2): find the objects of an image from two segmentations.
+"""Foreground extraction: find the objects of an image from two segmentations.
 
+The method is that of Baugh et al., Zero-Shot Anomaly Detection with Pre-trained Segmentation Models, 2023; section 2.
 SAM divides an image into segments of any kind. A dichotomous segmentation marks what is salient, including shadows.
 Segments that lie mostly in the dichotomous mask form the foreground.
 Each connected component of the foreground is one instance of the object.
@@ -43,7 +44,7 @@ def covered_segments(
 ) -> list[Bool[ndarray, "H W"]]:
     """Return the segments with at least the share `covered` (0..1) of their area in the dichotomous mask.
 
-    003 uses 80 %. The mask can include part of a shadow, but a shadow is mostly a separate segment and is then
+    The paper uses 80 %. The mask can include part of a shadow, but a shadow is mostly a separate segment and is then
     removed. Empty segments are left out.
     """
     foreground_segments = []

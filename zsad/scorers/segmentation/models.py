@@ -1,5 +1,6 @@
-"""The three models of 003, read from the local disk: CLIPSeg, SAM, and a dichotomous segmentation.
+"""Three models, read from the local disk: CLIPSeg, SAM, and a dichotomous segmentation.
 
+They are those of Baugh et al., Zero-Shot Anomaly Detection with Pre-trained Segmentation Models, 2023.
 CLIPSeg and SAM are models of transformers (the extra `segmentation`), read from folders of `save_pretrained`.
 The dichotomous model is any network saved as a TorchScript file. Nothing is downloaded.
 """
@@ -25,7 +26,7 @@ from medad.base.storage import reading
 from zsad.data.images import resize_map
 
 SALIENT_THRESHOLD = 0.5
-"""Probability from which a pixel is salient. 003 gives no value; 0.5 is the midpoint of a sigmoid."""
+"""Probability from which a pixel is salient. The paper gives no value; 0.5 is the midpoint of a sigmoid."""
 _MASK_PIXELS_AT_A_TIME = 1 << 26
 """Largest number of mask pixels that SAM computes at a time, before filtering: 256 MiB."""
 _MASKS_A_POINT = 3

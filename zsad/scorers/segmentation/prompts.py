@@ -1,4 +1,7 @@
-"""Prompts of 003, figure 2: additional states for WinCLIP's ensemble, and nouns that localise an anomaly."""
+"""Prompts: additional states for WinCLIP's ensemble, and nouns that localise an anomaly.
+
+They are those of Baugh et al., Zero-Shot Anomaly Detection with Pre-trained Segmentation Models, 2023; figure 2.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Zero-shot anomaly detection with pre-trained segmentation models (003).
+"""Zero-shot anomaly detection with pre-trained segmentation models (Baugh et al., 2023).
 
 For each image: find the foreground, place tiles on it, compute a score and a map per tile, and combine them.
 The models read the images themselves. Of the features, only the positions of the crops are used.
 
-003 leaves some points open. This is what the code does:
+The paper leaves some points open. This is what the code does:
 
 | point | here |
 |---|---|
@@ -139,7 +139,7 @@ def foreground(image: UInt8[ndarray, "H W 3"], models: Models, settings: Segment
 def mean_alignment(text: Float[Tensor, "n D"]) -> Float[Tensor, " D"]:
     """Return the vector whose product with an embedding is the mean cosine of the embedding to `n` prompts.
 
-    All embeddings are L2-normalised. 003 averages alignments, not embeddings, because anomalous prompts have many
+    All embeddings are L2-normalised. The paper averages alignments, not embeddings, because anomalous prompts have many
     different meanings. By linearity, mean_i cos(v, t_i) = v . mean_i t_i. WinCLIP normalises this mean again.
     Then prompts that differ would seem to be aligned as well as prompts that agree. So here the mean is not normalised.
     """
@@ -156,7 +156,7 @@ def tile_scores(
 ) -> list[float]:
     """Return the score of each tile, 0..1: the softmax share of the mean alignment with the anomalous prompts.
 
-    This is 003's tile-level predictor.
+    This is the paper's tile-level predictor.
 
     Parameters
     ----------
@@ -180,12 +180,12 @@ def tile_scores(
 def _anomaly_map(
     tile: UInt8[ndarray, "S S 3"], clipseg: ClipSeg, localising: Float32[Tensor, "P D"]
 ) -> Float32[ndarray, "S S"]:
-    """Return the harmonic mean of CLIPSeg's maps over all localising prompts, 0..1: 003's pixel-level predictor."""
+    """Return the harmonic mean of CLIPSeg's maps over all localising prompts, 0..1: the pixel-level predictor."""
     return resize_map(harmonic_mean(clipseg.segment(tile, localising)).cpu().numpy(), tile.shape[:2])
 
 
 def image_score(tile_scores: Sequence[float], counts: Sequence[int], top_share: float) -> float:
-    """Return the image score, 003's sample-level prediction: the mean of the highest component scores.
+    """Return the image score, the paper's sample-level prediction: the mean of the highest component scores.
 
     The score of a component is the mean over its tiles.
 
@@ -196,7 +196,7 @@ def image_score(tile_scores: Sequence[float], counts: Sequence[int], top_share: 
     counts
         Number of tiles of each component, at least one.
     top_share
-        Share of the components that is averaged. 003 uses 0.25.
+        Share of the components that is averaged. The paper uses 0.25.
     """
     left = iter(tile_scores)
     components = [sum(next(left) for _ in range(count)) / count for count in counts]

@@ -1,4 +1,7 @@
-"""Square tiles that cover the instances of an object, and merging of their maps (003, section 2)."""
+"""Square tiles that cover the instances of an object, and merging of their maps.
+
+The method is that of Baugh et al., Zero-Shot Anomaly Detection with Pre-trained Segmentation Models, 2023; section 2.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +46,10 @@ def place_tiles(
     component
         Component on the image of `image_hw`, height and width in px.
     min_side_px
-        Smallest side of a tile. 003 uses 352, the input size of CLIPSeg.
+        Smallest side of a tile. The paper uses 352, the input size of CLIPSeg.
     long_aspect, many_parts
         Largest aspect ratio and number of parts for a single tile. A component that exceeds both gets several tiles.
-        003 uses 1.5 and 20.
+        The paper uses 1.5 and 20.
     """
     short, long = sorted((component.height, component.width))
     lengthwise = long > long_aspect * short and component.parts > many_parts
