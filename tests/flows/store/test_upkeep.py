@@ -222,7 +222,7 @@ def test_sizes_are_shown() -> None:
     assert [show_size(size) for size in (12, 3200, 4 * 10**6, 7 * 10**9)] == ["12 B", "3.2 kB", "4.0 MB", "7.0 GB"]
 
 
-def test_a_step_that_does_not_exist_is_refused_with_the_known_ones(cli: Cli) -> None:
+def test_a_step_that_does_not_exist_is_refused_with_the_known_ones(cli: Callable[..., Any]) -> None:
     unknown, empty = cli("cache", "ls", "window"), cli("cache", "ls", "step-window")
     assert (unknown.code, empty.code) == (2, 0)
     assert "window: not a step; the steps are" in unknown.err
