@@ -31,7 +31,7 @@ NO_LIVER = (
 )
 NO_MODEL = (
     "segment needs a trained model: model=RUN_FOLDER; the package contains no model, but "
-    "`adflows liver train small --train FOLDER` trains one on healthy scans into runs/liver/small"
+    "`adflows liver train hu_small --train FOLDER` trains one on healthy scans into runs/liver/hu_small"
 )
 
 

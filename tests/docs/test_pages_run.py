@@ -18,7 +18,7 @@ from open_clip import factory
 
 from tests.docs.pages import blocks, guide_pages
 from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
-from tests.docs.world import make_samples, make_world
+from tests.docs.world import make_demo_run, make_samples, make_world
 from tests.zsad.tiny_clip import tiny_config
 
 LIVER, IMAGES, SERVER = (f"docs/getting-started/{name}.md" for name in ("liver", "images", "server"))
@@ -29,7 +29,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (IMAGES, "make demo"): "takes minutes, and the network",
     (IMAGES, "python3 -m venv .venv"): "installs from a package index",
     (SERVER, "adflows serve"): "runs until Ctrl-C",
-    (SERVER, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
+    (SERVER, "export PATH=$PWD/.venv/bin:$PATH"): "needs a server",
     (SERVER, "prefect deployment schedule ls liver/liver-nightly"): "needs a server",
     (
         "docs/how-to/air-gapped.md",
@@ -56,13 +56,13 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (MACHINES, "pip install --constraint constraints.txt 'adflows[dask]'"): "takes the network, and a cluster",
     (MACHINES, "dask scheduler --host 10.0.0.5"): "needs a second machine",
     (MACHINES, "export DASK_DISTRIBUTED__WORKER__DAEMON=False"): "needs a second machine",
-    (MACHINES, "adflows liver run thesis --set engine=dask --set engine_address=tcp://10.0.0.5:8786"): (
+    (MACHINES, "adflows liver run hu --set engine=dask --set engine_address=tcp://10.0.0.5:8786"): (
         "needs a second machine"
     ),
     (OPERATE, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
     (OPERATE, "useradd --system --home-dir /var/lib/adflows --shell /usr/sbin/nologin adflows"): "needs root",
     (OPERATE, "server {"): "needs nginx",
-    (OPERATE, "prefect deployment run liver/liver-nightly --param config=small --param seed=1"): "needs a server",
+    (OPERATE, "prefect deployment run liver/liver-nightly --param config=hu_small --param seed=1"): "needs a server",
     (OPERATE, "adflows deploy --notify slack-webhook/oncall"): "needs a server",
     (OPERATE, "sqlite3 $PREFECT_HOME/prefect.db \".backup 'prefect-backup.db'\""): "needs a server",
 }
@@ -93,14 +93,15 @@ WITH_SAMPLES = frozenset({IMAGES})
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data under the names that pages use, and `runs/liver/small`, a model that was trained on `data/btcv`."""
+    """Data under the names that pages use. `runs/liver/hu_small` and `runs/liver/demo` were trained on `data/btcv`."""
     folder = make_world(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
         for name in ("cache", "private", "slots"):
             patch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path_factory.mktemp(name)))
         patch.chdir(folder)
-        code, out = run_in_process(shortened(["liver", "train", "small", "--train", "data/btcv"]))
+        code, out = run_in_process(shortened(["liver", "train", "hu_small", "--train", "data/btcv"]))
     assert code == 0, out
+    make_demo_run(folder)
     return folder
 
 

@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
     [scan] = write_lits_phantoms(tmp_path, 1)
     scan.rename(tmp_path / "scan.nii.gz")
     (tmp_path / "segmentation-0.nii.gz").rename(tmp_path / "liver.nii.gz")
-    write_run(tmp_path / "runs" / "liver" / "small")
+    write_run(tmp_path / "runs" / "liver" / "hu_small")
     rng = np.random.default_rng(0)
     for name in ("metal_nut/000", "metal_nut/001", "good/000"):
         path = tmp_path / f"{name}.png"

@@ -1,4 +1,4 @@
-"""The data that pages name, small and generated: `data`, `models`, `runs/liver/small`, `scan.nii.gz` and so on."""
+"""The data that pages name, small and generated: `data`, `models`, `runs/liver/demo`, `scan.nii.gz` and so on."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def make_world(root: Path) -> Path:
     _flat_images(root, rng)
     _models(root / "models")
     return root
+
+
+def make_demo_run(root: Path) -> None:
+    """Copy `runs/liver/hu_small` to `runs/liver/demo`, and add a scan and its label as the demo's inserted lesions."""
+    folder = root / "runs" / "liver" / "demo"
+    shutil.copytree(root / "runs" / "liver" / "hu_small", folder)
+    case = folder / "inserted" / "btcv-0001"
+    case.mkdir(parents=True)
+    shutil.copy(root / "data" / "lits" / "volume-0.nii.gz", case / "scan.nii.gz")
+    shutil.copy(root / "data" / "lits" / "segmentation-0.nii.gz", case / "label.nii.gz")
 
 
 def make_samples(cache: Path) -> None:
