@@ -43,7 +43,7 @@ def make_demo_run(root: Path) -> None:
     """Copy `runs/liver/hu_small` to `runs/liver/demo`, and add a scan and its label as the demo's inserted lesions."""
     folder = root / "runs" / "liver" / "demo"
     shutil.copytree(root / "runs" / "liver" / "hu_small", folder)
-    case = folder / "inserted" / "btcv-0001"
+    case = folder / "inserted" / "0001"
     case.mkdir(parents=True)
     shutil.copy(root / "data" / "lits" / "volume-0.nii.gz", case / "scan.nii.gz")
     shutil.copy(root / "data" / "lits" / "segmentation-0.nii.gz", case / "label.nii.gz")
