@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.store.artifacts import ArtifactStore
-from flows.store.digests import SETTLED_S
+from flows.store.digests import MIN_UNCHANGED_S
 from flows.store.references import canonical_json
 from medad.base.errors import InputError
 from medad.config.inbox import InboxSettings
@@ -184,7 +184,7 @@ def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: floa
     from medad.ct.io import source_digest, source_files
 
     memory = ArtifactStore().digests
-    watched = watched_s > SETTLED_S
+    watched = watched_s > MIN_UNCHANGED_S
     compute = seen_whole if watched else source_digest
     try:
         if not unchanged(arrival):

@@ -13,7 +13,7 @@ from pathlib import Path
 from flows.machine.environment import cache_root
 from medad.base.errors import InputError
 
-SETTLED_S = 2.0
+MIN_UNCHANGED_S = 2.0
 """Smallest age of a file, in seconds, for which its digest is remembered. A younger file can change again and still
 have the same size and time stamps."""
 SCANS = (".nii", ".gz", ".mhd", ".mha", ".nrrd", ".nhdr")
@@ -87,7 +87,7 @@ class DigestMemory:
         files
             Files that `compute` reads. None: only `path`.
         watched
-            Whether the caller has seen the files unchanged for longer than `SETTLED_S`, by a clock that never jumps.
+            Whether the caller has seen the files unchanged for longer than `MIN_UNCHANGED_S`, by a clock that never jumps.
             Then their time stamps, which another machine may have set, are not checked.
         """
         files = [path] if files is None else sorted(files)
@@ -96,7 +96,7 @@ class DigestMemory:
         if (known := self._recall(name)) is not None:
             return known
         sha256 = compute(path)
-        settled = watched or time.time_ns() - newest_ns > SETTLED_S * 1e9
+        settled = watched or time.time_ns() - newest_ns > MIN_UNCHANGED_S * 1e9
         if settled and _identity(files)[0] == before:
             self._remember(name, sha256)
         return sha256

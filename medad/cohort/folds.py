@@ -121,11 +121,11 @@ def assign_folds(train: Collection[str], test: Collection[str], folds: FoldSetti
 def find_leaks(train: Sequence[MarkedCase], test: Sequence[MarkedCase]) -> list[Leak]:
     """Return the patients in both training and testing, each by its first case of both in natural order of ids."""
     patients = patients_of([*train, *test])
-    sides: dict[str, tuple[list[MarkedCase], list[MarkedCase]]] = {}
+    by_patient: dict[str, tuple[list[MarkedCase], list[MarkedCase]]] = {}
     for place, (member, patient) in enumerate(zip([*train, *test], patients, strict=True)):
         if patient:
-            sides.setdefault(patient, ([], []))[place >= len(train)].append(member)
-    leaks = [_leak(*pair) for pair in sides.values() if all(pair)]
+            by_patient.setdefault(patient, ([], []))[place >= len(train)].append(member)
+    leaks = [_leak(*pair) for pair in by_patient.values() if all(pair)]
     return sorted(leaks, key=lambda leak: (natural_order(leak.train), natural_order(leak.test)))
 
 
@@ -134,9 +134,9 @@ def _leak(train: list[MarkedCase], test: list[MarkedCase]) -> Leak:
 
     Such a pair exists, because the links between the two parts must cross from one to the other somewhere.
     """
-    marks = [frozenset[PatientMark]().union(*(member.marks for member in side)) for side in (train, test)]
+    marks = [frozenset[PatientMark]().union(*(member.marks for member in part)) for part in (train, test)]
     shared = min(marks[0] & marks[1], key=lambda mark: (list(LEAK_TEXTS).index(mark.kind), mark.digest))
     ids = [
-        min((member.case_id for member in side if shared in member.marks), key=natural_order) for side in (train, test)
+        min((member.case_id for member in part if shared in member.marks), key=natural_order) for part in (train, test)
     ]
     return Leak(ids[0], ids[1], shared.kind)

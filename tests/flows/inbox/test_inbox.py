@@ -473,7 +473,7 @@ def test_a_scan_is_taken_only_when_it_is_whole(box: Box) -> None:
 
 def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time stamps of another machine are years off, and this machine's clock is set back during the test."""
-    monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
+    monkeypatch.setattr(arrivals, "MIN_UNCHANGED_S", 0.01)
     box.configure(unchanged_s=0.05)
     year = 365 * 86400
     for name, phantom, shift in (("a", 0, year), ("b", 1, -year)):
@@ -498,8 +498,8 @@ def test_time_stamps_and_clocks_say_nothing_of_what_is_whole(box: Box, monkeypat
 
 def test_what_another_command_read_still_counts_as_arriving(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run or `segment` may have read and remembered a half-copied scan."""
-    monkeypatch.setattr(digests, "SETTLED_S", -1.0)
-    monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
+    monkeypatch.setattr(digests, "MIN_UNCHANGED_S", -1.0)
+    monkeypatch.setattr(arrivals, "MIN_UNCHANGED_S", 0.01)
     box.configure(unchanged_s=0.05)
     box.drop("a", 0)
     [planned] = {row["case"] for row in box.run("--dry-run").answer["plan"] if row["step"] == "prepare"}
@@ -722,7 +722,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(box: Box, cache: P
 
 
 def test_the_list_tells_an_administrator_what_may_be_cleared(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
+    monkeypatch.setattr(arrivals, "MIN_UNCHANGED_S", 0.01)
     box.configure(unchanged_s=0.05)
     done, broken = box.drop("a", 0), box.drop_broken("b", 1)
     assert len(box.segmented(code=2)) == 1
@@ -751,7 +751,7 @@ def test_a_watch_runs_the_flow_only_where_there_is_news(served: Box, monkeypatch
 
     box = served
 
-    monkeypatch.setattr(arrivals, "SETTLED_S", 0.01)
+    monkeypatch.setattr(arrivals, "MIN_UNCHANGED_S", 0.01)
     box.configure(unchanged_s=0.05)
     box.drop("a", 0)
     passes: list[str] = []

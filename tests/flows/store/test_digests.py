@@ -16,7 +16,7 @@ from flows.store.digests import DigestMemory, file_sha256
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files count as settled immediately, so that tests need not wait."""
-    monkeypatch.setattr(digests, "SETTLED_S", -1.0)
+    monkeypatch.setattr(digests, "MIN_UNCHANGED_S", -1.0)
 
 
 class Counting:
