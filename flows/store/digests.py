@@ -87,8 +87,8 @@ class DigestMemory:
         files
             Files that `compute` reads. None: only `path`.
         watched
-            Whether the caller has seen the files unchanged for longer than `MIN_UNCHANGED_S`, by a clock that never jumps.
-            Then their time stamps, which another machine may have set, are not checked.
+            Whether the caller has seen the files unchanged for longer than `MIN_UNCHANGED_S`, by a clock that never
+            jumps. Then their time stamps, which another machine may have set, are not checked.
         """
         files = [path] if files is None else sorted(files)
         before, newest_ns = _identity(files)
