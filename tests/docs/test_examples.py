@@ -35,6 +35,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {"images", "liver"}
 
 
+@pytest.mark.slow
 def test_liver_compares_its_mask_with_the_ground_truth(tmp_path: Path) -> None:
     """The model has random weights, so only the agreement of figures, files and picture is known beforehand."""
     model = write_run(tmp_path / "runs" / "liver" / "demo")
