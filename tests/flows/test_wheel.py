@@ -121,6 +121,7 @@ def test_the_command_is_installed(installed: Installed) -> None:
     assert all(name in done.stdout for name in ("demo", "doctor", "liver", "zsad", "deploy"))
 
 
+@pytest.mark.slow
 def test_every_module_of_it_imports(used: Installed) -> None:
     here = {
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
@@ -131,6 +132,7 @@ def test_every_module_of_it_imports(used: Installed) -> None:
     assert all(Path(file).is_relative_to(used.site) for file in used.files.values())
 
 
+@pytest.mark.slow
 def test_the_doctor_examines_it(used: Installed) -> None:
     code, answer = used.answers["doctor"]
     checks = {check["name"]: check for check in answer}
@@ -139,12 +141,14 @@ def test_the_doctor_examines_it(used: Installed) -> None:
     assert code == (2 if any(check["status"] == "fail" for check in checks.values()) else 0)
 
 
+@pytest.mark.slow
 def test_a_configuration_is_found_by_name(used: Installed) -> None:
     code, answer = used.answers["liver"]
     steps = {row["step"]: row["status"] for row in answer["plan"]}
     assert (code, steps["prepare"], steps["report"]) == (0, "make", "follows")
 
 
+@pytest.mark.slow
 def test_deploy_reads_the_wheels_own_prefect_yaml(used: Installed) -> None:
     code, answer = used.answers["deploy"]
     assert code == 0

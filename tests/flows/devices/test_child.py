@@ -202,6 +202,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["hang", "spin"])
 def test_it_dies_with_a_flow_that_is_killed_and_holds_the_device_until_then(
     out: Path, tmp_path: Path, act: str

@@ -104,6 +104,7 @@ def test_secrets_would_be_found(patient: Any) -> None:
     assert found == set(SECRETS)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_patient_is_stored(
     patient: Any,
     prefect_cli: Callable[..., Any],

@@ -164,6 +164,7 @@ def test_resume_equals_the_uninterrupted_run(
     assert not checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_kill_9_then_resume(prepared: list[Path], tmp_path: Path) -> None:
     """Resume a training that got SIGKILL at some point."""
     settings = _settings(epochs=20)
