@@ -26,7 +26,12 @@ class Prose:
     @property
     def place(self) -> str:
         """File and line, as editors open them."""
-        return f"{self.path.relative_to(ROOT).as_posix()}:{self.line}"
+        return f"{name_of(self.path)}:{self.line}"
+
+
+def name_of(path: Path) -> str:
+    """Return a file's path below the repository's root."""
+    return path.relative_to(ROOT).as_posix()
 
 
 def python_files() -> list[Path]:
@@ -42,7 +47,8 @@ def markdown_files() -> list[Path]:
 def docstrings(path: Path) -> Iterator[Prose]:
     """Yield docstrings of modules, classes and functions, and the strings below fields and constants."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        for child in getattr(node, "body", None) or () if not isinstance(node, ast.Lambda | ast.IfExp) else ():
+        body = getattr(node, "body", ())
+        for child in body if isinstance(body, list) else ():  # a lambda's body is one expression
             match child:
                 case ast.Expr(value=ast.Constant(value=str(text))):
                     yield Prose(path, child.lineno, text.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.prose import (
     comments,
     docstrings,
     markdown_files,
+    name_of,
     paragraphs,
     python_files,
     sentences,
@@ -60,9 +62,7 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
 
 def test_no_phrase_needs_translation() -> None:
     found = (
-        (prose, match[0])
-        for prose in ALL
-        if prose.path.relative_to(ROOT).as_posix() not in RULES and (match := PHRASES.search(prose.text))
+        (prose, match[0]) for prose in ALL if name_of(prose.path) not in RULES and (match := PHRASES.search(prose.text))
     )
     assert not (bad := _places(found)), bad
 
@@ -88,10 +88,10 @@ def test_sentences_are_short() -> None:
     assert not (bad := _places(found)), bad
 
 
-@pytest.mark.parametrize("path", markdown_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_lines_of_prose_are_short(path: object) -> None:
+@pytest.mark.parametrize("path", markdown_files(), ids=name_of)
+def test_lines_of_prose_are_short(path: Path) -> None:
     bad, in_code = [], False
-    for number, line in enumerate((ROOT / str(path)).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         in_code ^= line.lstrip().startswith("```")
         if len(line) > LONGEST_LINE and not in_code and not line.startswith("|") and " " in line.strip():
             bad.append(f"{path}:{number}: {len(line)} columns")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.prose import ROOT, markdown_files
+from tests.prose import ROOT, markdown_files, name_of
 
 DOCS = ROOT / "docs"
 _FENCE = re.compile(r"^( *)```([\w-]*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -39,11 +39,6 @@ class Block:
     def key(self) -> tuple[str, str]:
         """Page and first line of the text, which name the block in tables of tests."""
         return self.page, self.text.strip().splitlines()[0].strip()
-
-
-def name_of(path: Path) -> str:
-    """Return a page's path below the repository's root."""
-    return path.relative_to(ROOT).as_posix()
 
 
 def blocks(page: str) -> list[Block]:

@@ -18,7 +18,7 @@ import yaml
 from tests.docs.pages import Block, arguments, logical_lines
 from tests.prose import ROOT
 
-SHOWN_FOLDER = "/data/work"
+SHOWN_FOLDER = "/path/to/work"
 """The folder that pages show in the place of the one that a test works in."""
 _NUMBER = re.compile(r"(?<![a-zA-Z])-?\d+(\.\d+)?(?![a-zA-Z])")
 _KEY = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{10,}\b|\b\d{10,}\b")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 from flows.cli.commands_page import commands, commands_page
@@ -96,6 +95,6 @@ def test_the_page_of_commands_is_what_the_command_line_says() -> None:
 def test_the_page_of_metrics_is_what_reports_say() -> None:
     from tests.docs.metrics_page import metrics_page
 
-    page = Path(DOCS / "reference" / "metrics.md")
+    page = DOCS / "reference" / "metrics.md"
     hint = "python -m tests.docs.metrics_page > docs/reference/metrics.md"
     assert page.read_text(encoding="utf-8") == metrics_page(), hint

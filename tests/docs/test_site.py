@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, name_of
-from tests.prose import ROOT, markdown_files
+from tests.docs.pages import DOCS
+from tests.prose import ROOT, markdown_files, name_of
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^ *```.*?^ *```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
