@@ -40,6 +40,43 @@ class LesionSettings(Settings):
     """Range of the texture's standard deviation, in HU."""
 
 
+class SolidLesionSettings(Settings):
+    """Pseudo lesions in three dimensions, in HU. Slices must be linear in HU (`preprocess.equalise: false`)."""
+
+    copies: Annotated[int, Field(ge=1, le=200)] = 24
+    """Number of copies of each healthy scan, each with other lesions."""
+    most: Annotated[int, Field(ge=1, le=20)] = 8
+    """Largest number of lesions in a copy. The number is drawn uniformly from 1 to this value."""
+    diameter_mm: tuple[float, float] = (6.0, 90.0)
+    """Range of the longest axis, in mm, log-uniform."""
+    shortest_axis: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Smallest ratio of a short axis to the long axis."""
+    contrast_hu: tuple[float, float] = (8.0, 90.0)
+    """Range of the absolute contrast to the liver, in HU, log-uniform."""
+    bright_share: Annotated[float, Field(ge=0, le=1)] = 0.35
+    """Share of lesions that are brighter than the liver. The others are darker."""
+    mixed_share: Annotated[float, Field(ge=0, le=1)] = 0.33
+    """Share of lesions with patches of a second contrast."""
+    ring_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of lesions with a ring of a second contrast below their surface."""
+    edge_mm: tuple[float, float] = (0.5, 4.0)
+    """Range of the standard deviation of the Gaussian that softens the outline, in mm."""
+    unevenness: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Largest standard deviation of the outline's distance from an ellipsoid, as a fraction of the radius."""
+    texture_hu: tuple[float, float] = (0.0, 12.0)
+    """Range of the texture's standard deviation, in HU."""
+    largest_share: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Largest share of the liver that the lesions of one copy cover. Further lesions are left out."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> SolidLesionSettings:
+        for name in ("diameter_mm", "contrast_hu", "edge_mm"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high")
+        return self
+
+
 class AugmentationSettings(Settings):
     """Augmentation of healthy slices. Slices must be linear in HU (`preprocess.equalise: false`)."""
 
@@ -101,13 +138,16 @@ class TextureSettings(Settings):
 class SynthesisSettings(Settings):
     """Pseudo anomalies: the thesis's blobs (Algorithm 1, eq. 3.1), DRAEM's textures, or lesions in HU."""
 
-    kind: Literal["blobs", "perlin_texture", "lesions"] = "blobs"
+    kind: Literal["blobs", "perlin_texture", "lesions", "solid_lesions"] = "blobs"
     """Kind of pseudo anomaly. `blobs`: a constant grey shift in blobs of blurred noise (the thesis). `perlin_texture`:
-    textures in Perlin masks (DRAEM); only `texture` applies. `lesions`: lesions in HU; only `lesions` applies."""
+    textures in Perlin masks (DRAEM); only `texture` applies. `lesions`: lesions in HU, painted into slices; only
+    `lesions` applies. `solid_lesions`: sections of lesions in three dimensions, in HU; only `solid` applies."""
     texture: TextureSettings = TextureSettings()
     """Textures, for kind `perlin_texture`."""
     lesions: LesionSettings = LesionSettings()
     """Lesions in HU, for kind `lesions`."""
+    solid: SolidLesionSettings = SolidLesionSettings()
+    """Lesions in three dimensions, for kind `solid_lesions` and for the voxel classifier."""
     blur_sigma_px: Annotated[float, Field(gt=0)] = 15.0
     """Standard deviation of the Gaussian that blurs the noise, in pixels."""
     threshold_grey: Annotated[float, Field(gt=0, lt=255)] = 200.0

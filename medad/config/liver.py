@@ -142,6 +142,11 @@ class PreprocessSettings(Settings):
     different voxel sizes then look alike, also in their noise. Only voxels of the liver are used. 0: no smoothing."""
     background: Literal["zero", "median"] = "zero"
     """Grey value outside the liver. `median`: the grey value of the liver's median, so that the rim is not an edge."""
+    fat_hu: float | None = None
+    """HU below which smoothed voxels of the liver mask count as fat. Fat, and the voxels within `fat_margin_mm` of it,
+    are removed from the mask. None: the mask is used as it is."""
+    fat_margin_mm: Annotated[float, Field(ge=0, le=10)] = 3.0
+    """Distance from fat within which voxels are removed from the liver mask, in mm."""
     frame_mm: Annotated[float, Field(ge=50, le=600)] | None = None
     """Side of the square around the liver that slices show, in mm. A larger liver makes the square larger. None: slices
     show whole planes."""
@@ -178,6 +183,9 @@ class PhaseSettings(Settings):
 
     epochs: Annotated[int, Field(ge=1)]
     """Number of epochs."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Number of steps. The training then has as many epochs as these steps need, for any number of slices. None:
+    `epochs` decides."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Number of slices per batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -206,6 +214,9 @@ class TrainSettings(Settings):
     """Training of the segmentation network."""
     focal: FocalSettings = FocalSettings()
     """Focal loss of the segmentation network."""
+    members: Annotated[int, Field(ge=1, le=10)] = 1
+    """Number of members of the model. Each member is trained without one part of the patients, and the members' maps
+    are averaged. The parts that are left out calibrate the threshold. 1: one member, trained on all patients."""
     schedule: Literal["two_phase", "joint"] = "two_phase"
     """Order of the trainings. `two_phase`: the restoration network first, then the segmentation network while the
     restoration network is frozen (the thesis). `joint`: both at once on the sum of their losses (DRAEM), with epochs,
@@ -235,12 +246,34 @@ class TrainSettings(Settings):
         return self
 
 
+class ClassifierSettings(Settings):
+    """Voxel classifier: boosted trees on features of the HU around a voxel (LightGBM)."""
+
+    trees: Annotated[int, Field(ge=1, le=2000)] = 200
+    """Number of trees."""
+    leaves: Annotated[int, Field(ge=2, le=256)] = 31
+    """Largest number of leaves of a tree."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Factor by which each tree's output is multiplied."""
+    voxels: Annotated[int, Field(ge=100)] = 8000
+    """Largest number of training voxels from each copy of a scan."""
+    vessel_hu: tuple[float, float] = (10.0, 110.0)
+    """Range of the contrast of painted vessels to the liver, in HU. Painted vessels count as healthy."""
+    vessel_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of copies with painted vessels."""
+    noise_hu: tuple[float, float] = (0.0, 12.0)
+    """Range of the standard deviation of the noise that is added to a copy, in HU."""
+
+
 class PostprocessSettings(Settings):
     """Postprocessing: from probabilities to lesions."""
 
-    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto", "calibrated"] = 0.5
     """Probability from which a voxel is tumour. `auto`: a threshold for each scan by the triangle method, computed in
-    the liver and limited to `auto_range`. It needs no label."""
+    the liver and limited to `auto_range`. It needs no label. `calibrated`: the threshold that was calibrated at the end
+    of the training on healthy scans that were left out. It needs `train.members` of at least 2."""
+    false_positive_ml: Annotated[float, Field(gt=0)] = 5.0
+    """Volume that may be marked in a healthy liver on average, in ml. It limits the `calibrated` threshold."""
     auto_range: tuple[float, float] = (0.35, 0.5)
     """Range of thresholds that `auto` may choose."""
     min_lesion_mm3: Annotated[float, Field(ge=0)] = 0.0
@@ -261,7 +294,7 @@ class EvaluationSettings(Settings):
 
 
 class CombineSettings(Settings):
-    """Weights of the maps that make up the probability. The three weights must add up to one."""
+    """Weights of the maps that make up the probability. The four weights must add up to one."""
 
     segmentation: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Weight of the segmentation network's map."""
@@ -269,6 +302,8 @@ class CombineSettings(Settings):
     """Weight of the difference between the slice and its restoration."""
     deviation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Weight of the slice's difference from the median grey value of this liver. This map needs no network."""
+    classifier: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of the voxel classifier's map. It needs `classifier` settings."""
     scale_mm: Annotated[float, Field(gt=0, le=30)] = 5.0
     """Standard deviation of the Gaussian that smooths residual and deviation, in mm."""
     centre_z: Annotated[float, Field(gt=0)] = 3.0
@@ -277,8 +312,8 @@ class CombineSettings(Settings):
 
     @model_validator(mode="after")
     def _weights(self) -> CombineSettings:
-        if abs(self.segmentation + self.residual + self.deviation - 1) > 1e-6:
-            raise ValueError("segmentation, residual and deviation must add up to 1")
+        if abs(self.segmentation + self.residual + self.deviation + self.classifier - 1) > 1e-6:
+            raise ValueError("segmentation, residual, deviation and classifier must add up to 1")
         return self
 
 
@@ -336,6 +371,8 @@ class LiverSettings(MachineSettings):
     """Restoration network."""
     segmentation: NetSettings = NetSettings()
     """Segmentation network."""
+    classifier: ClassifierSettings | None = None
+    """Voxel classifier. None: the model has only the two networks."""
     train: TrainSettings = TrainSettings()
     """Training of both networks."""
     inference: InferenceSettings = InferenceSettings()
@@ -349,10 +386,25 @@ class LiverSettings(MachineSettings):
     def _train_data_is_healthy(self) -> LiverSettings:
         if self.train_data.insert is not None:
             raise ValueError("train_data.insert: lesions are inserted into test scans only")
-        in_hu = self.synthesis.kind == "lesions" or self.train.augmentation is not None
+        in_hu = self.needs_solid_lesions or self.synthesis.kind == "lesions" or self.train.augmentation is not None
         if in_hu and self.preprocess.equalise:
-            raise ValueError("synthesis.kind lesions and train.augmentation need preprocess.equalise: false")
+            raise ValueError("lesions in HU, classifier and train.augmentation need preprocess.equalise: false")
         return self
+
+    @model_validator(mode="after")
+    def _members_and_maps(self) -> LiverSettings:
+        if self.inference.combine.classifier > 0 and self.classifier is None:
+            raise ValueError("inference.combine.classifier needs `classifier` settings")
+        if self.postprocess.threshold == "calibrated" and self.train.members < 2:
+            raise ValueError("postprocess.threshold calibrated needs train.members of at least 2")
+        if self.train.members > 1 and (self.train.schedule == "joint" or self.train.snapshot_epochs):
+            raise ValueError("train.members above 1 needs schedule two_phase and no snapshots")
+        return self
+
+    @property
+    def needs_solid_lesions(self) -> bool:
+        """Return whether the training uses copies of the scans with lesions in three dimensions."""
+        return self.synthesis.kind == "solid_lesions" or self.classifier is not None
 
     @model_validator(mode="after")
     def _only_restoration_may_lack_skips(self) -> LiverSettings:

@@ -30,14 +30,46 @@ class CaseResult(Generic[F]):
 
 
 @dataclass(frozen=True)
-class Segmenter(Generic[F]):
-    """Settings and networks with which scans are prepared and segmented."""
+class Member(Generic[F]):
+    """One member of a model: two networks and, if the settings have one, a voxel classifier."""
 
-    preprocess: PreprocessSettings
     restoration: F
     """Folder of the trained restoration network."""
     segmentation: F
     """Folder of the trained segmentation network."""
+    classifier: F | None = None
+    """Folder of the trained voxel classifier."""
+    snapshot: str = ""
+    """File in the segmentation folder to use. If empty, the final network is used."""
+
+
+@dataclass(frozen=True)
+class Model(Generic[F]):
+    """A trained model. The maps of its members are averaged."""
+
+    members: tuple[Member[F], ...]
+    """Members, at least one."""
+    calibration: F | None = None
+    """Folder of the calibrated threshold, written by `medad.steps.calibration.calibrate`."""
+
+
+@dataclass(frozen=True)
+class LeftOut(Generic[F]):
+    """A member of a model, with the healthy cases that did not train it."""
+
+    member: Member[F]
+    prepared: tuple[F, ...]
+    """Folders written by `medad.steps.cases.prepare_case`."""
+    copies: tuple[F, ...]
+    """Folders written by `medad.steps.lesion_copies.write_copies`, in the order of `prepared`."""
+
+
+@dataclass(frozen=True)
+class Segmenter(Generic[F]):
+    """Settings and model with which scans are prepared and segmented."""
+
+    preprocess: PreprocessSettings
+    model: Model[F]
     inference: InferenceSettings
     postprocess: PostprocessSettings
 
