@@ -1,8 +1,8 @@
 """Combination of the networks' outputs into one probability map per volume, on the slice grid.
 
 The thesis uses the segmentation network's probability of each slice. Two more maps need no second network. One shows
-how much the restoration changed a pixel; the other shows how far a pixel is from the median of this liver. Smoothing
-also uses the neighbouring planes.
+how much the restoration changed a pixel; the other shows how far a pixel is from the median of this liver. A fourth map
+is that of the voxel classifier. Smoothing also uses the neighbouring planes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ _MAD_TO_SD = 1.4826
 
 
 def combine(
-    prediction: Prediction, slices: Slices, spacing_mm: tuple[float, float, float], settings: InferenceSettings
+    prediction: Prediction,
+    slices: Slices,
+    spacing_mm: tuple[float, float, float],
+    settings: InferenceSettings,
+    classified: Float32[ndarray, "N S S"] | None = None,
 ) -> Float32[ndarray, "N S S"]:
     """Return the weighted mean of the maps, smoothed within the liver.
 
@@ -35,6 +39,8 @@ def combine(
     settings
         `combine` and `smooth_mm` are used. With their defaults the segmentation network's probability is returned
         unchanged.
+    classified
+        Map of the voxel classifier, 0..1. None: its weight must be 0.
 
     Returns
     -------
@@ -51,6 +57,9 @@ def combine(
         if chosen.deviation > 0:
             difference = np.abs(grey - np.float32(np.median(slices.pixels[slices.organ])))
             combined += np.float32(chosen.deviation) * outlier_map(difference, slices, spacing_mm, chosen)
+        if chosen.classifier > 0:
+            assert classified is not None
+            combined += np.float32(chosen.classifier) * classified
     if settings.smooth_mm > 0:
         combined = smooth(combined, slices, spacing_mm, settings.smooth_mm)
     return combined

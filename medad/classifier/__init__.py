@@ -1,0 +1,1 @@
+"""The voxel classifier: features of the HU around a voxel, and boosted trees."""

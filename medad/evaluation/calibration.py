@@ -1,0 +1,124 @@
+"""A threshold that means something: one scale for the probabilities of all scans, and a threshold on it.
+
+The threshold is found without any tumour label. It uses lesions that were inserted into healthy scans which did not
+train the model, and the volume that the model marks in the same scans without lesions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+from numpy import ndarray
+from pydantic import BaseModel, ConfigDict
+
+_MAD_TO_SD = 1.4826
+_LOGIT_LIMIT = 12.0
+THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.02), 2)
+"""Thresholds that are compared."""
+
+
+class Calibration(BaseModel):
+    """The calibrated threshold of a model, and how it was found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float
+    """Probability on the common scale from which a voxel is tumour."""
+    middle: float
+    """Median of the logit in healthy liver. Each scan's median is moved to it."""
+    spread: float
+    """Robust standard deviation of the logit in healthy liver."""
+    decided_by: Literal["dice", "false positives", "lowest threshold", "highest threshold"]
+    """Rule that decided the threshold. `dice`: best overlap with the inserted lesions. `false positives`: the allowed
+    volume in healthy liver is reached. The others: the end of the range of thresholds was reached."""
+    allowed_ml: float
+    """Allowed mean volume marked in a healthy liver, in ml."""
+    marked_ml: float
+    """Mean volume marked in the healthy livers at this threshold, in ml."""
+    dice: float
+    """Mean Dice with the inserted lesions at this threshold."""
+    healthy_scans: int
+    """Number of healthy scans that were left out once."""
+    copies: int
+    """Number of copies with inserted lesions."""
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Marked volume and overlap at each of `THRESHOLDS`, for one scan.
+
+    Attributes
+    ----------
+    marked_ml
+        Volume marked in the healthy scan.
+    dice
+        Dice of each copy with its inserted lesions.
+    """
+
+    marked_ml: Float64[ndarray, " thresholds"]
+    dice: Float64[ndarray, "copies thresholds"]
+
+
+def logit(probability: Float32[ndarray, "*S"]) -> Float32[ndarray, "*S"]:
+    """Return log(p / (1 - p)), limited to -12..12."""
+    with np.errstate(divide="ignore"):
+        values = np.log(probability) - np.log1p(-probability)
+    return np.clip(values, -_LOGIT_LIMIT, _LOGIT_LIMIT).astype(np.float32)
+
+
+def healthy_scale(probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"]) -> tuple[float, float]:
+    """Return median and robust standard deviation of the logit over the voxels of a liver.
+
+    Both are those of healthy tissue as long as tumours fill less than about a third of the liver.
+    """
+    values = logit(probability[organ])
+    middle = float(np.median(values))
+    return middle, max(float(np.median(np.abs(values - middle))) * _MAD_TO_SD, 1e-3)
+
+
+def to_common_scale(
+    probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"], middle: float, spread: float
+) -> Float32[ndarray, "*S"]:
+    """Return the probabilities of a scan on the scale that all scans share. They are 0 outside the liver.
+
+    The logit is shifted and stretched so that its median and robust standard deviation in this liver become `middle`
+    and `spread`. The order of voxels does not change.
+    """
+    own_middle, own_spread = healthy_scale(probability, organ)
+    values = (logit(probability) - own_middle) * np.float32(spread / own_spread) + np.float32(middle)
+    return np.where(organ, 1 / (1 + np.exp(-values)), 0).astype(np.float32)
+
+
+def choose_threshold(
+    curves: Sequence[CalibrationCurve], middle: float, spread: float, allowed_ml: float
+) -> Calibration:
+    """Return the threshold with the best mean Dice among those that mark at most `allowed_ml` of healthy liver.
+
+    Marked volumes and Dice are means over scans and copies. If every threshold marks more, the highest one is chosen.
+    """
+    marked = np.mean([curve.marked_ml for curve in curves], axis=0)
+    dice = np.mean(np.concatenate([curve.dice for curve in curves]), axis=0)
+    allowed = marked <= allowed_ml
+    best = int(np.argmax(dice))
+    if not allowed.any():
+        chosen, decided = len(THRESHOLDS) - 1, "highest threshold"
+    else:
+        chosen = int(np.argmax(np.where(allowed, dice, -1.0)))
+        decided = "dice" if chosen == best else "false positives"
+        if chosen in (0, len(THRESHOLDS) - 1):
+            decided = "lowest threshold" if chosen == 0 else "highest threshold"
+    return Calibration(
+        threshold=float(THRESHOLDS[chosen]),
+        middle=middle,
+        spread=spread,
+        decided_by=decided,
+        allowed_ml=allowed_ml,
+        marked_ml=float(marked[chosen]),
+        dice=float(dice[chosen]),
+        healthy_scans=len(curves),
+        copies=sum(len(curve.dice) for curve in curves),
+    )
