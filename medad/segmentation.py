@@ -18,10 +18,10 @@ from medad.base.manifest import MANIFEST
 from medad.base.storage import read_json
 from medad.cohort.datasets import LabelledScan
 from medad.config.liver import InferenceSettings, PostprocessSettings
-from medad.config.trained import TrainedModel
 from medad.ct.io import AffineFrom, Geometry, read_labels, read_scan, write_mask, write_probability
 from medad.evaluation.postprocess import Lesion
 from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case, segment_case
+from medad.steps.trained import TrainedModel
 
 FilePath = str | os.PathLike[str]
 
@@ -126,8 +126,7 @@ def segment(
         prepare_case(case, trained.settings.preprocess, prepared, training=False)
         segment_case(
             prepared,
-            trained.restoration,
-            trained.segmentation,
+            trained.model,
             inference or trained.settings.inference,
             postprocess or trained.settings.postprocess,
             device,

@@ -243,6 +243,8 @@ class TrainSettings(Settings):
             raise ValueError(
                 "snapshot_epochs needs segmentation.rate constant: only then does a snapshot equal a shorter training"
             )
+        if self.snapshot_epochs and self.segmentation.steps is not None:
+            raise ValueError("snapshot_epochs counts epochs, so segmentation.steps must not be set")
         return self
 
 
@@ -397,6 +399,8 @@ class LiverSettings(MachineSettings):
             raise ValueError("inference.combine.classifier needs `classifier` settings")
         if self.postprocess.threshold == "calibrated" and self.train.members < 2:
             raise ValueError("postprocess.threshold calibrated needs train.members of at least 2")
+        if self.postprocess.threshold == "calibrated" and self.preprocess.equalise:
+            raise ValueError("postprocess.threshold calibrated needs preprocess.equalise: false")
         if self.train.members > 1 and (self.train.schedule == "joint" or self.train.snapshot_epochs):
             raise ValueError("train.members above 1 needs schedule two_phase and no snapshots")
         return self

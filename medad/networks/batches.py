@@ -55,7 +55,7 @@ class HealthySlices:
         return Scale(self.pixel_mm[chosen], self.grey_per_hu)
 
 
-def load_slices(prepared: Sequence[Path], device: torch.device) -> HealthySlices:
+def load_slices(prepared: Sequence[Path], device: torch.device, copies: Sequence[Path] = ()) -> HealthySlices:
     """Load the slices of prepared folders onto the device.
 
     Raises InputError if no slice is found, or if slice sizes or windows differ.

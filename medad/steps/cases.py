@@ -49,6 +49,7 @@ from medad.networks.infer import load_networks, predict
 from medad.slices.grid import map_to_volume, mask_to_slices
 from medad.slices.prepared_file import load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
+from medad.steps.results import Model
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
@@ -147,15 +148,13 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
 
 def segment_case(
     prepared: Path,
-    restoration: Path,
-    segmentation: Path,
+    model: Model[Path],
     settings: InferenceSettings,
     post: PostprocessSettings,
     device: str,
     out: Path,
     *,
     largest_batch: int | None = None,
-    snapshot: str = "",
 ) -> None:
     """Segment one prepared case.
 
@@ -164,21 +163,22 @@ def segment_case(
 
     Parameters
     ----------
-    prepared, restoration, segmentation
-        Folders that `prepare_case` and the two training phases wrote.
+    prepared
+        Folder that `prepare_case` wrote.
+    model
+        Members and calibration, as folders that the trainings and `medad.steps.calibration.calibrate` wrote.
     settings, post
         Settings of prediction (batch size, flips, combination) and of post-processing (threshold, smallest lesion).
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
         Limit of slices at a time, if memory does not allow `settings.batch_size`.
-    snapshot
-        File name of the network to use within the segmentation folder. If empty, the final network is used.
     """
     started = time.monotonic()
     case = load_prepared(prepared / PREPARED, with_liver=True)
     assert case.liver is not None
-    networks = load_networks(restoration, segmentation / snapshot, device)
+    member = model.members[0]
+    networks = load_networks(member.restoration, member.segmentation / member.snapshot, device)
     ready = time.monotonic()
     batch_size = min(settings.batch_size, largest_batch or settings.batch_size)
     prediction = predict(case.slices.pixels, networks, batch_size, flips=settings.flips)
@@ -187,6 +187,8 @@ def segment_case(
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
+    if post.threshold == "calibrated":
+        post = post.model_copy(update={"threshold": "auto"})
     post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post)})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)

@@ -19,6 +19,7 @@ from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import PostprocessSettings
 from medad.steps.cases import prepare_case, segment_case
+from medad.steps.trained import TrainedModel
 from tests.medad.trained_runs import SETTINGS, write_run
 
 LIVER = (1, 2)
@@ -51,8 +52,8 @@ def steps(pair: tuple[Path, Path], run: Path, tmp_path_factory: pytest.TempPathF
     prepared.mkdir()
     out.mkdir()
     prepare_case(LabelledScan(*pair, LIVER, None), SETTINGS.preprocess, prepared, training=False)
-    networks = (run / "model" / "restoration", run / "model" / "segmentation")
-    segment_case(prepared, *networks, SETTINGS.inference, SETTINGS.postprocess, "cpu", out)
+    model = TrainedModel.of_run(run).model
+    segment_case(prepared, model, SETTINGS.inference, SETTINGS.postprocess, "cpu", out)
     return out
 
 

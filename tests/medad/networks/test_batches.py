@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings, PhaseSettings
 from medad.networks.batches import HealthySlices, draw_batch, load_slices
-from medad.networks.train import learning_rate, train_restoration, train_segmentation
+from medad.networks.schedule import learning_rate
+from medad.networks.train import train_restoration, train_segmentation
 from tests.medad.prepared import SIDE, save_slices, tiny_settings
 from tests.seeded import generator
 
