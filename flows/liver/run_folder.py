@@ -2,10 +2,7 @@
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
 inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted
-model/restoration/, model/segmentation/             weights and training curve
-model/classifier/                                   trees of the voxel classifier, if there is one
-model/member-1/restoration/, ...                     the same for each of several members
-model/calibration.json                               the calibrated threshold, if there is one
+model/                  parts of the model, see `medad.steps.trained`
 """
 
 from __future__ import annotations
@@ -80,6 +77,26 @@ def manifest(
 def settings_of_run(folder: Path) -> LiverSettings:
     """Read the settings of a run folder. Raises ConfigError if it is not a run folder or has no model."""
     return TrainedModel.of_run(folder).settings
+
+
+def require_same_model(settings: LiverSettings, base: Path, *, source: str) -> None:
+    """Check that a training with these settings can start from the model in the run folder `base`.
+
+    Raises ConfigError with `source` as the name of the settings: networks or `preprocess` differ, the other model has
+    fewer members, or both networks are to be trained jointly.
+    """
+    trained = TrainedModel.of_run(base)
+    for name in ("preprocess", *NETS):
+        if getattr(settings, name) != getattr(trained.settings, name):
+            raise ConfigError(f"{source}: `{name}` differs from what the model in {base} was trained with")
+    if settings.train.schedule == "joint":
+        raise ConfigError(f"{source}: train.schedule joint cannot start from another model; use two_phase")
+    count = len(trained.model.members)
+    if settings.train.members > count:
+        raise ConfigError(
+            f"{source}: train.members is {settings.train.members}, but the model in {base} has "
+            f"{count} member{'' if count == 1 else 's'}"
+        )
 
 
 def settings_with_changes(

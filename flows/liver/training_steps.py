@@ -16,7 +16,8 @@ from flows.store.step import Call, Keyed, Step, keyed
 from medad.base.errors import InputError
 from medad.base.settings import MACHINE_FIELDS
 from medad.config.anomalies import LesionSettings, SolidLesionSettings, SynthesisSettings, TextureSettings
-from medad.config.liver import DatasetSettings, LiverSettings, PhaseSettings
+from medad.config.liver import DatasetSettings, LiverSettings
+from medad.config.training import PhaseSettings
 from medad.steps.results import LeftOut
 from medad.steps.trained import Part
 

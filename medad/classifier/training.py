@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medad.base.progress import OnProgress
-from medad.config.liver import ClassifierSettings
+from medad.config.training import ClassifierSettings
 
 CLASSIFIER = "classifier.txt"
 

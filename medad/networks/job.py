@@ -15,7 +15,8 @@ from medad.anomalies.synthesis import Synthesised
 from medad.anomalies.textures import Textures
 from medad.base.errors import ConfigError
 from medad.base.storage import file_digest
-from medad.config.liver import LiverSettings, NetSettings, PhaseSettings
+from medad.config.liver import LiverSettings, NetSettings
+from medad.config.training import PhaseSettings
 from medad.networks import nets
 from medad.networks.batches import INITIAL, HealthySlices, generator_for
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil, cos, pi
 
-from medad.config.liver import PhaseSettings
+from medad.config.training import PhaseSettings
 
 RISING_SHARE, START_DIVISOR = 0.3, 25
 """One-cycle schedule: the share of steps in which the rate rises, and the ratio of its peak to its start."""

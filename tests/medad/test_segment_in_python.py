@@ -97,7 +97,22 @@ def test_other_formats_keep_their_own_voxel_order(pair: tuple[Path, Path], run: 
     np.testing.assert_allclose(found.affine, nifti.affine, atol=1e-4)
 
 
-def test_what_is_missing_is_one_line(pair: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
+def test_the_packages_model_is_the_default(
+    pair: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.config.packaged.MODELS", tmp_path)
+    shutil.copytree(run, tmp_path / "default")
+    wanted = medad.segment(*pair, run, liver_labels=LIVER, device="cpu")
+    for model in (None, "default"):
+        found = medad.segment(*pair, model, liver_labels=LIVER, device="cpu")
+        np.testing.assert_array_equal(found.probability, wanted.probability)
+
+
+def test_what_is_missing_is_one_line(
+    pair: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.config.packaged.MODELS", tmp_path)
+
     def said(*arguments: Any, **options: Any) -> str:
         with pytest.raises(ConfigError) as caught:
             medad.segment(*arguments, device="cpu", **options)
