@@ -92,14 +92,14 @@ def load_case(folder: Path | None, scratch: Path) -> LabelledScan:
 
 def random_model(settings: LiverSettings, folder: Path) -> Model[Path]:
     """Write both networks with random weights, in the form that training writes."""
-    folders = []
+    folders = {}
     for role, chosen in zip(nets.PHASES, (settings.restoration, settings.segmentation), strict=True):
         out = folder / role
         out.mkdir(parents=True, exist_ok=True)
         net = nets.build(role, chosen, torch.Generator().manual_seed(0))
         nets.save(out / "model.safetensors", net, role, chosen)
-        folders.append(out)
-    return Model((Member(*folders),))
+        folders[role] = out
+    return Model((Member(folders["restoration"], folders["segmentation"]),))
 
 
 # (a) segmenting a scan, compared with only the networks

@@ -80,7 +80,7 @@ def _copies_of(cases: Sequence[TrainingCase]) -> tuple[Ref, ...]:
     return tuple(case.copies for case in cases if case.copies is not None)
 
 
-def training_data(cases: Iterable[TrainingCase], synthesis: SynthesisSettings) -> dict[str, tuple[Ref, ...]]:
+def training_data(cases: Iterable[TrainingCase], synthesis: SynthesisSettings) -> dict[str, Any]:
     """Return the arguments `prepared` and `copies` of a network's step. Only kind `solid_lesions` uses copies."""
     ordered = in_order(cases)
     copies = {"copies": _copies_of(ordered)} if synthesis.kind == "solid_lesions" else {}
@@ -128,12 +128,13 @@ def classifier(cases: Iterable[TrainingCase], settings: LiverSettings, initial: 
     """
     assert settings.classifier is not None, "the settings have a classifier"
     ordered = in_order(cases)
+    given: dict[str, Any] = {} if initial is None else {"initial": initial}
     return CLASSIFIER(
         prepared=tuple(case.prepared for case in ordered),
         copies=_copies_of(ordered),
         settings=settings.classifier,
         seed=settings.seed,
-        **({} if initial is None else {"initial": initial}),
+        **given,
         machine=settings.machine.model_copy(update={"gpus": "cpu"}),
         phase="classifier",
     )

@@ -66,13 +66,14 @@ def resolve_threshold(
 ) -> float:
     """Return the threshold for this scan: the fixed one, or with `auto` one chosen from the liver's probabilities.
 
+    `calibrated` is resolved before. Without a calibration it means `auto`.
     `auto` uses the triangle method (Zack et al., 1977) on the voxels inside the liver. It takes the point where the
     histogram is farthest below the line from its peak (healthy tissue) to the end of its tail. Tumour is a small part
     of most livers. Otsu's method (1979) assumes two classes of similar size and would split the healthy voxels. The
     threshold is limited to `settings.auto_range`; otherwise it would split the noise of a healthy liver. No labels and
     no other scans are used.
     """
-    if settings.threshold != "auto":
+    if isinstance(settings.threshold, float):
         return settings.threshold
     low, high = settings.auto_range
     inside = probability[liver]

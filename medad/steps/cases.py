@@ -187,8 +187,6 @@ def segment_case(
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
-    if post.threshold == "calibrated":
-        post = post.model_copy(update={"threshold": "auto"})
     post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post)})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)

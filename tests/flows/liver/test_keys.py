@@ -275,9 +275,10 @@ def test_networks_without_solid_lesions_do_not_depend_on_copies() -> None:
 def test_the_network_to_start_from_matters() -> None:
     settings = parse(IN_HU, source="test")
     cases = (TrainingCase(ref("prepare"), ref("lesion-copies")),)
-    for net in ("restoration", "segmentation"):
+    nets: tuple[training_steps.Training, ...] = ("restoration", "segmentation")
+    for net in nets:
         starts = (None, ref("model"), ref("model", "b"))
-        keys = {key(training_steps.train(net, cases, settings, ref("restoration"), start)) for start in starts}  # type: ignore[arg-type]
+        keys = {key(training_steps.train(net, cases, settings, ref("restoration"), start)) for start in starts}
         assert len(keys) == 3
     assert len({key(training_steps.classifier(cases, settings, start)) for start in (None, ref("model"))}) == 2
 

@@ -24,7 +24,7 @@ from medad.networks.infer import load_networks, predict
 from medad.steps.trained import CALIBRATION, TrainedModel, model_of, parts_of
 from tests.medad.trained_runs import NET, SETTINGS, write_run
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"use": "train", "case": "doe_jane", "sha256": {"scan": "1", "label": "2", "liver": "3"}, "patient": "secret"},
     {"use": "test", "case": "roe_richard", "sha256": {"scan": "4", "label": "5", "liver": "6"}, "patient": None},
 ]
