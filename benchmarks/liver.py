@@ -43,6 +43,7 @@ from medad.networks.losses import focal_loss, l1_loss
 from medad.slices.prepared_file import load_prepared
 from medad.slices.preprocess import prepare
 from medad.steps.cases import prepare_case, segment_case
+from medad.steps.results import Member, Model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "liver"
 DEVICES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
@@ -89,24 +90,25 @@ def load_case(folder: Path | None, scratch: Path) -> LabelledScan:
     return LabelledScan(scan, scratch / "segmentation-0.nii.gz", (1, 2), 2)
 
 
-def random_model(settings: LiverSettings, folder: Path) -> tuple[Path, Path]:
+def random_model(settings: LiverSettings, folder: Path) -> Model[Path]:
     """Write both networks with random weights, in the form that training writes."""
-    folders = []
+    folders = {}
     for role, chosen in zip(nets.PHASES, (settings.restoration, settings.segmentation), strict=True):
         out = folder / role
         out.mkdir(parents=True, exist_ok=True)
         net = nets.build(role, chosen, torch.Generator().manual_seed(0))
         nets.save(out / "model.safetensors", net, role, chosen)
-        folders.append(out)
-    return folders[0], folders[1]
+        folders[role] = out
+    return Model((Member(folders["restoration"], folders["segmentation"]),))
 
 
 # (a) segmenting a scan, compared with only the networks
 
 
-def network_seconds(pixels: ndarray, model: tuple[Path, Path], batch: int, device: torch.device) -> float:
+def network_seconds(pixels: ndarray, model: Model[Path], batch: int, device: torch.device) -> float:
     """Return the seconds of both networks for all slices, with data in memory. This is the lower bound."""
-    networks = load_networks(*model, str(device))
+    [member] = model.members
+    networks = load_networks(member.restoration, member.segmentation, str(device))
     query = (torch.from_numpy(pixels)[:, None].float() / 255).to(device).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -129,7 +131,7 @@ def time_segmentation(case: LabelledScan, name: str, device: torch.device, scrat
             prepare_case(case, settings.preprocess, prepared, training=False)
             middle = time.perf_counter()
             segment_case(
-                prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), str(device), out
+                prepared, model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), str(device), out
             )
             end = time.perf_counter()
             return {"prepare": middle - start, "segment": end - middle, "total": end - start}
@@ -301,11 +303,11 @@ def write_big_scan(folder: Path, planes: int) -> LabelledScan:
 
 
 def _segment_and_report_peak(
-    case: LabelledScan, model: tuple[Path, Path], slice_px: int, reply: multiprocessing.Queue[int]
+    case: LabelledScan, model: Model[Path], slice_px: int, reply: multiprocessing.Queue[int]
 ) -> None:
     with fresh_folder() as prepared, fresh_folder() as out:
         prepare_case(case, PreprocessSettings(slice_px=slice_px), prepared, training=False)
-        segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), "cpu", out)
+        segment_case(prepared, model, InferenceSettings(), PostprocessSettings(min_lesion_mm3=50.0), "cpu", out)
     # not ru_maxrss, because a child inherits it from its parent
     status = Path("/proc/self/status").read_text(encoding="ascii")
     reply.put(int(status.partition("VmHWM:")[2].split()[0]) * 1024)

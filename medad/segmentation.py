@@ -18,20 +18,17 @@ from medad.base.manifest import MANIFEST
 from medad.base.storage import read_json
 from medad.cohort.datasets import LabelledScan
 from medad.config.liver import InferenceSettings, PostprocessSettings
-from medad.config.trained import TrainedModel
+from medad.config.packaged import model_folder
 from medad.ct.io import AffineFrom, Geometry, read_labels, read_scan, write_mask, write_probability
 from medad.evaluation.postprocess import Lesion
 from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case, segment_case
+from medad.steps.trained import TrainedModel
 
 FilePath = str | os.PathLike[str]
 
 NO_LIVER = (
     "segment needs a liver mask on the scan's grid: liver=MASK; "
     "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver writes FOLDER/liver.nii.gz"
-)
-NO_MODEL = (
-    "segment needs a trained model: model=RUN_FOLDER; the package contains no model, but "
-    "`adflows liver train hu_small --train FOLDER` trains one on healthy scans into runs/liver/hu_small"
 )
 
 
@@ -90,7 +87,8 @@ def segment(
     liver
         Liver mask on the scan's grid. It is required for now.
     model
-        Run folder written by `adflows liver train` or `run`, or its sub-folder `model`. It is required for now.
+        Run folder written by `adflows liver train` or `run`, or its sub-folder `model`. None or `default`: the model in
+        the package.
     liver_labels
         Values of the mask that are liver.
     inference, postprocess
@@ -113,9 +111,7 @@ def segment(
     """
     if liver is None:
         raise ConfigError(NO_LIVER)
-    if model is None:
-        raise ConfigError(NO_MODEL)
-    trained = TrainedModel.of_run(_run_folder(Path(model).expanduser()))
+    trained = TrainedModel.of_run(_run_folder(model_folder(model if model is None else os.fspath(model))))
     case = LabelledScan(
         Path(scan).expanduser(), Path(liver).expanduser(), tuple(liver_labels), None, affine_from, affine_mismatch
     )
@@ -126,8 +122,7 @@ def segment(
         prepare_case(case, trained.settings.preprocess, prepared, training=False)
         segment_case(
             prepared,
-            trained.restoration,
-            trained.segmentation,
+            trained.model,
             inference or trained.settings.inference,
             postprocess or trained.settings.postprocess,
             device,

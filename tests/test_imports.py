@@ -48,8 +48,10 @@ ROOMS = {
     "medad.cohort": "medad.anomalies medad.ct medad.config medad.base",
     "medad.evaluation": "medad.anomalies medad.config medad.base",
     "medad.networks": "medad.anomalies medad.slices medad.config medad.base",
-    "medad.steps": "medad.cohort medad.evaluation medad.networks medad.anomalies medad.slices medad.ct medad.config"
-    " medad.base",
+    "medad.classifier": "medad.anomalies medad.slices medad.config medad.base",
+    "medad.models": "medad.networks medad.steps medad.config medad.base",
+    "medad.steps": "medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies medad.slices medad.ct"
+    " medad.config medad.base",
     "medad.reports": "medad.steps medad.cohort medad.evaluation medad.slices medad.config medad.reporting medad.base",
     "zsad": "zsad.steps zsad.scorers zsad.clip zsad.data zsad.config medad.base",
     "zsad.config": "medad.base",

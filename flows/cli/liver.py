@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows.cli import inbox as cli_inbox
 from flows.cli import studies
 from flows.cli.copies import copy_pictures, copy_result
+from flows.cli.liver_options import (
+    Base,
+    Config,
+    DefaultModel,
+    Model,
+    Seed,
+    Test,
+    Train,
+    load_settings,
+    path_text,
+)
 from flows.cli.options import (
     DryRun,
     Json,
@@ -25,12 +36,8 @@ from flows.cli.options import (
     print_and_exit,
     run_flow,
 )
-from flows.machine.environment import find_config
 from medad.base.errors import ConfigError
 from medad.config.manual_steps import MANUAL_STEPS, STEPS_HELP, ManualStepName
-
-if TYPE_CHECKING:
-    from medad.config.liver import LiverSettings
 
 app = typer.Typer(
     help="""Find liver tumours in CT: train, evaluate, segment.
@@ -47,12 +54,6 @@ MASK_RULE = (
     "Any segmentation works; --liver-label gives the value of liver in it (default 1)"
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, such as hu_small or hu.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed of the training. Default: the configuration's.")]
-Train = Annotated[
-    Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
-]
-Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")]
 Liver = Annotated[
     list[Path] | None,
     typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Required."),
@@ -60,18 +61,6 @@ Liver = Annotated[
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
 ]
-Model = Annotated[Path, typer.Option("--model", help="Run folder that contains trained networks.")]
-
-
-def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
-    """Read a configuration. Raise ConfigError for a bad one."""
-    from medad.config.liver import load
-
-    return load(find_config(config, "liver"), overrides)
-
-
-def _path_text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 @app.command(epilog=example("adflows liver run hu_small --train data/btcv --test data/lits"))
@@ -97,7 +86,7 @@ def run(
     """
     prepare_command(verbose=verbose)
     values = parse_overrides(
-        overrides, name=name, seed=seed, train_data__root=_path_text(train), test_data__root=_path_text(test)
+        overrides, name=name, seed=seed, train_data__root=path_text(train), test_data__root=path_text(test)
     )
     settings = load_settings(config, values)
     from flows.liver.flow import liver
@@ -124,7 +113,7 @@ def prepare(
     a long training. Prints slices and liver volume in mL per case.
     """
     prepare_command(verbose=verbose)
-    values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
+    values = parse_overrides(overrides, train_data__root=path_text(train), test_data__root=path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import prepare as prepare_flow
 
@@ -160,7 +149,7 @@ def export_slices(
     `adflows zsad run` can read them. OUT/liver must not exist yet. Cases get pseudonyms.
     """
     prepare_command(verbose=verbose)
-    values = parse_overrides(overrides, train_data__root=_path_text(train), test_data__root=_path_text(test))
+    values = parse_overrides(overrides, train_data__root=path_text(train), test_data__root=path_text(test))
     settings = load_settings(config, values)
     from flows.liver.flow import export_slices as export_flow
     from flows.runs.run_folder import ensure_writable
@@ -183,6 +172,7 @@ def export_slices(
 def train_command(
     config: Config,
     train: Train = None,
+    base: Base = None,
     name: Name = None,
     seed: Seed = None,
     overrides: Set = None,
@@ -196,16 +186,27 @@ def train_command(
 
     Prepares the training scans and trains both networks, the restoration and the segmentation. Writes the model and
     its training curves to OUT/liver/NAME. An interrupted training continues from its last checkpoint.
+
+    With --from, each member of the model starts from that member of another model. The networks and `preprocess` of
+    CONFIG must then be those of the other model.
     """
     prepare_command(verbose=verbose)
-    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=_path_text(train))
+    values = parse_overrides(overrides, name=name, seed=seed, train_data__root=path_text(train))
     settings = load_settings(config, values)
     from flows.liver.flow import train as train_flow
+    from flows.liver.run_folder import require_same_model
     from flows.runs.run_folder import ensure_writable
+    from medad.config.packaged import model_folder
 
     folder = ensure_writable(out / "liver" / settings.name)
+    if base is not None:
+        base = model_folder(base).absolute()
+        require_same_model(settings, base, source=str(config))
+        if base.resolve() == folder.resolve():
+            raise ConfigError(f"{folder}: would be overwritten; give the new model another --name")
     print_and_exit(
-        run_flow(train_flow, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json
+        run_flow(train_flow, settings=settings, out=folder, base=base, refresh=refresh, dry_run=dry_run),
+        as_json=as_json,
     )
 
 
@@ -231,12 +232,16 @@ def evaluate(
     """
     prepare_command(verbose=verbose)
     from flows.liver.run_folder import settings_of_run
+    from medad.config.packaged import model_folder
 
+    model = model_folder(model)
     of_model = settings_of_run(model)
-    values = parse_overrides(overrides, name=name, test_data__root=_path_text(test))
+    values = parse_overrides(overrides, name=name, test_data__root=path_text(test))
     settings = load_settings(config, values)
     if settings.preprocess != of_model.preprocess:
         raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
+    if settings.inference.combine.classifier > 0 and of_model.classifier is None:
+        raise ConfigError(f"{config}: inference.combine.classifier needs a classifier; the model in {model} has none")
     if (out / "liver" / settings.name).absolute() == model.absolute():
         raise ConfigError(f"{model}: would be overwritten; give the evaluation another --name")
     from flows.liver.flow import evaluate as evaluate_flow
@@ -256,8 +261,8 @@ def segment(
     scans: Annotated[
         list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")
     ],
-    model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: masks, probabilities and report.")],
+    model: DefaultModel = None,
     liver: Liver = None,
     liver_label: LiverLabel = None,
     overrides: Set = None,
@@ -280,12 +285,14 @@ def segment(
     from flows.liver.run_folder import settings_of_run, settings_with_changes
     from flows.runs.run_folder import ensure_writable
     from medad.config.liver import DatasetSettings
+    from medad.config.packaged import model_folder
 
-    if model.resolve() == out.resolve():
+    run = model_folder(model)
+    if run.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
-    of_model = settings_of_run(model)
+    of_model = settings_of_run(run)
     wanted = parse_overrides(overrides)
-    settings = settings_with_changes(of_model, wanted, model=model, source="--set")
+    settings = settings_with_changes(of_model, wanted, model=run, source="--set")
     # the given scans replace the test data of the model's run, which may have inserted lesions
     data = DatasetSettings(
         root="-",
@@ -304,7 +311,7 @@ def segment(
     request = SegmentRequest(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
-        model=model.absolute(),
+        model=run.absolute(),
         out=ensure_writable(out),
     )
     print_and_exit(

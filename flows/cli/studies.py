@@ -109,7 +109,9 @@ def row_line(row: dict[str, Any]) -> str:
 
 
 def sensitivity(
-    model: Annotated[Path, typer.Argument(help="Run folder that contains trained networks.")],
+    model: Annotated[
+        Path, typer.Argument(help="Run folder that contains a trained model, or `default`: the package's model.")
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Run folder to write: report and tables, with one row per lesion.")
     ],
@@ -157,7 +159,9 @@ def sensitivity(
     from flows.liver.sensitivity import SensitivityRequest, settings_for
     from flows.liver.sensitivity import sensitivity as sensitivity_flow
     from flows.runs.run_folder import ensure_writable
+    from medad.config.packaged import model_folder
 
+    model = model_folder(model)
     if model.resolve() == out.resolve():
         raise ConfigError(f"{out}: would be overwritten; give another folder than the model's")
     settings = settings_for(study, model)

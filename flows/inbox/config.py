@@ -14,7 +14,6 @@ from pydantic.json_schema import SkipJsonSchema
 from flows.inbox.arrivals import Content, list_arrivals, recall_content
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
-from flows.liver.run_folder import NETS
 from flows.liver.steps import PREPARE, REPORT, SEGMENT
 from flows.machine.environment import find_config
 from flows.store.digests import path_digest
@@ -22,6 +21,7 @@ from flows.store.step import content_key, keyed
 from medad.base.errors import ConfigError
 from medad.config.inbox import InboxSettings, load_inbox
 from medad.config.liver import LiverSettings
+from medad.steps.trained import TrainedModel
 
 ALL_FAILED = "failed"
 """Value in `retry` that means every failed case."""
@@ -74,7 +74,7 @@ class Inbox:
         """sha256 over everything besides the scan that a failure may depend on: model, settings, program."""
         values = {
             "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
-            "model": [path_digest(self.settings.model_folder / "model" / net / "model.safetensors") for net in NETS],
+            "model": [path_digest(path) for path in TrainedModel.of_run(self.settings.model_folder).files],
             "settings": keyed(self.liver, "name", "train_data", "test_data", "train", "synthesis").content,
             "data": self.liver.test_data.public(),
         }

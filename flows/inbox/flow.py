@@ -33,7 +33,6 @@ from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox.results import IN_MANIFEST, FailedCase, Row, utc_now
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
-from flows.liver.run_folder import NETS, Models
 from flows.liver.stages import ReadyCase, Stages
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
@@ -47,7 +46,8 @@ from flows.runs.runner import to_case_failure
 from flows.store.artifacts import ArtifactStore
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, ConfigError, UserError
-from medad.steps.results import CaseResult
+from medad.steps.results import CaseResult, Model
+from medad.steps.trained import parts_of
 
 CASE_FILES = ("mask.nii.gz", "probability.nii.gz", "lesions.json")
 REPORT_FILES = ("report.html", "report.json", "preview.png")
@@ -81,7 +81,7 @@ class Pass:
     failed: list[CaseFailure] = field(default_factory=list)
     busy: int = 0
     """Number of scans that another pass is processing."""
-    models: Models | None = None
+    model: Model[Ref] | None = None
     fatal_failure: CaseFailure | None = None
     """Failure of the machine or the model that ends the pass. None: the pass continues."""
 
@@ -156,8 +156,8 @@ class Pass:
         """Segment a batch of scans, and publish each as soon as it is done. This pass has their locks meanwhile."""
         from medad.cohort.datasets import Case
 
-        models = self.models = self.models or self.stages.adopt(self.inbox.settings.model_folder)
-        if models is None:
+        model = self.model = self.model or self.stages.adopt(self.inbox.settings.model_folder)
+        if model is None:
             self.fatal_failure = self.stages.runner.failures[-1]
             return
         with contextlib.ExitStack() as held:
@@ -169,9 +169,9 @@ class Pass:
             sound = {each.id for each in mine if each.id in ready and self._was_read(each, ready[each.id])}
             for scan in mine:
                 if scan.id in sound:
-                    results = self.stages.segment_and_evaluate([ready[scan.id]], models, data)
+                    results = self.stages.segment_and_evaluate([ready[scan.id]], model, data)
                     for result in results:
-                        self._publish(scan, result, models)
+                        self._publish(scan, result, model)
                 self._note_failure(scan, rows)
                 if self.fatal_failure is not None:
                     return
@@ -203,17 +203,16 @@ class Pass:
         self.waiting.append(Waiting(scan.arrival.scan, ARRIVING))
         return False
 
-    def _publish(self, scan: NewScan, result: CaseResult[Ref], models: Models) -> None:
+    def _publish(self, scan: NewScan, result: CaseResult[Ref], model: Model[Ref]) -> None:
         """Write the case's report, and publish the case's folder atomically."""
         runner = self.stages.runner
-        call = steps.report(
-            self.inbox.liver, [result], (), models.restoration, models.segmentation, installed_versions(), ()
-        )
+        call = steps.report(self.inbox.liver, [result], (), model, installed_versions(), ())
         report = runner.run(scan.id, call)
         if report is None or self.dry or result.segmented is None:
             return
+        parts = {part.name for part in parts_of(model)}
         case_runner = copy.copy(runner)  # with the records of this case only
-        case_runner.records = [record for record in runner.records if record.case_id in {scan.id, *NETS}]
+        case_runner.records = [record for record in runner.records if record.case_id in {scan.id, *parts}]
         case_runner.failures = []
         used = [each for each in self.stages.used if each.case_id == scan.id]
         copies = [FileCopy(result.segmented, name, name) for name in CASE_FILES]
@@ -223,7 +222,7 @@ class Pass:
             path=self.inbox.folder.case(scan.id),
             settings=self.inbox.liver,
             copies=tuple(copies),
-            manifest=lambda: liver_folder.manifest(used[-1:], models) | {IN_MANIFEST: entry},
+            manifest=lambda: liver_folder.manifest(used[-1:], model) | {IN_MANIFEST: entry},
             seconds=sum(record.seconds for record in case_runner.records if record.case_id == scan.id),
         )
         try:

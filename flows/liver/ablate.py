@@ -20,9 +20,10 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from flows.liver import run_folder as liver_folder
-from flows.liver import steps
-from flows.liver.run_folder import Models, UsedCase
+from flows.liver import steps, training_steps
+from flows.liver.run_folder import UsedCase
 from flows.liver.stages import ReadyCase, Stages
+from flows.liver.training_steps import TrainingCase
 from flows.machine.stopping import stopping
 from flows.machine.terminal import terminal
 from flows.runs import ui_artifacts
@@ -34,7 +35,7 @@ from flows.store.references import Ref, canonical_json
 from medad.base.errors import CaseFailure, UserError
 from medad.config.ablation import BASELINE, CURVE, ROWS, AblationSettings, Variant
 from medad.config.liver import LiverSettings
-from medad.steps.results import AblationResults, CaseResult, EmbeddingResult, SnapshotResult, VariantResult
+from medad.steps.results import AblationResults, CaseResult, EmbeddingResult, Model, SnapshotResult, VariantResult
 
 REPORT_FILES = (
     *("report.html", "report.json", "preview.png"),
@@ -43,7 +44,10 @@ REPORT_FILES = (
 EvaluatedCase = CaseResult[Ref]
 """One evaluated test case."""
 FIELDS_WITHOUT_EFFECT_ON_DATA = frozenset(
-    {"name", "seed", "synthesis", "restoration", "segmentation", "train", "inference", "postprocess", "evaluation"}
+    {
+        *("name", "seed", "synthesis", "restoration", "segmentation", "classifier", "train"),
+        *("inference", "postprocess", "evaluation"),
+    }
 )
 """Settings that do not affect the finding and preparing of cases."""
 NO_GROUND_TRUTH = "no test case has a tumour label to evaluate against"
@@ -65,11 +69,11 @@ class Data:
 
 @dataclass
 class Trained:
-    """One variant and seed: its networks, its results, and its results per snapshot of phase two."""
+    """One variant and seed: its model, its results, and its results per snapshot of phase two."""
 
     variant: Variant
     seed: int
-    models: Models | None = None
+    model: Model[Ref] | None = None
     cases: tuple[EvaluatedCase, ...] = ()
     snapshots: dict[int, tuple[EvaluatedCase, ...]] = field(default_factory=dict)
 
@@ -146,16 +150,17 @@ class AblationStages:
             return
         settings = one.variant.settings.model_copy(update={"seed": one.seed})
         stages = data.stages.with_settings(settings, self.runner_of(one))
-        one.models = stages.train(list(data.training))
+        one.model = stages.train(list(data.training))
         self.used += stages.used
-        if one.models is None:
+        if one.model is None:
             return
         if one.variant.group != CURVE:
-            one.cases = _evaluate(stages, data, one.models)
+            one.cases = _evaluate(stages, data, one.model)
             return
-        for epochs, name in _snapshots(one.models.segmentation):
+        [member] = one.model.members  # settings with snapshots have one
+        for epochs, name in _snapshots(member.segmentation):
             at = stages.with_settings(stages.settings, self.runner_of(one, f", {epochs} epochs"))
-            one.snapshots[epochs] = _evaluate(at, data, replace(one.models, snapshot=name))
+            one.snapshots[epochs] = _evaluate(at, data, Model((replace(member, snapshot=name),)))
 
     def evaluate_baseline(self) -> tuple[EvaluatedCase, ...]:
         """Evaluate each test case of the base settings by only its smoothed HU."""
@@ -176,20 +181,31 @@ class AblationStages:
             EvaluatedCase(ready.case.id, ready.prepared, evaluated=ref) for ready, ref in found if ref is not None
         )
 
+    def _training_cases(self, one: Trained, data: Data) -> list[TrainingCase]:
+        """Return the training cases of a row for pictures of its pseudo anomalies, with copies if these use them."""
+        synthesis = one.variant.settings.synthesis
+        if synthesis.kind != "solid_lesions":
+            return [TrainingCase(prepared) for prepared in data.trained_on]
+        runner = self.runner_of(one)
+        calls = [training_steps.lesion_copies(each, synthesis.solid, one.seed) for each in data.trained_on]
+        copies = [runner.run("examples", call) for call in calls]
+        pairs = zip(data.trained_on, copies, strict=True)
+        return [TrainingCase(prepared, ref) for prepared, ref in pairs if ref is not None]
+
     def examples(self, trained: Iterable[Trained]) -> dict[str, Ref]:
         """Return, for each row, synthesised slices and their restorations by the network of the first seed."""
         if not self.settings.panels:
             return {}
         tasks = []
         for one in trained:
-            if one.variant.group != ROWS or one.models is None or one.seed != self.settings.seeds[0]:
+            if one.variant.group != ROWS or one.model is None or one.seed != self.settings.seeds[0]:
                 continue
             data = self.data(one.variant.settings)
             assert data is not None, "it was trained on"
             settings = one.variant.settings
             call = steps.examples(
-                data.trained_on,
-                one.models.restoration,
+                self._training_cases(one, data),
+                one.model.members[0].restoration,
                 settings.synthesis,
                 one.seed,
                 self.settings.panels,
@@ -204,15 +220,15 @@ class AblationStages:
         """Return features of real, healthy and synthesised slices from the main row's restoration network."""
         main, seed = self.settings.main_row, self.settings.seeds[0]
         chosen = next((t for t in trained if (t.variant.group, t.variant.name, t.seed) == (ROWS, main, seed)), None)
-        if not self.settings.embedding or chosen is None or chosen.models is None or not chosen.cases:
+        if not self.settings.embedding or chosen is None or chosen.model is None or not chosen.cases:
             return None
         data = self.data(chosen.variant.settings)
         assert data is not None, "it was trained on"
         settings = chosen.variant.settings
         call = steps.embedding(
-            data.trained_on,
+            self._training_cases(chosen, data),
             [(case.prepared, case.evaluated) for case in chosen.cases if case.evaluated is not None],
-            chosen.models.restoration,
+            chosen.model.members[0].restoration,
             settings.synthesis,
             seed,
             settings.inference.batch_size,
@@ -274,8 +290,8 @@ def _has_ground_truth(ready: ReadyCase) -> bool:
     return ready.case.tumour_label is not None and ready.case.label is not None
 
 
-def _evaluate(stages: Stages, data: Data, models: Models) -> tuple[EvaluatedCase, ...]:
-    results = stages.segment_and_evaluate(data.test, models, stages.settings.test_data)
+def _evaluate(stages: Stages, data: Data, model: Model[Ref]) -> tuple[EvaluatedCase, ...]:
+    results = stages.segment_and_evaluate(data.test, model, stages.settings.test_data)
     return tuple(one for one in results if one.evaluated is not None)
 
 

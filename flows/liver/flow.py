@@ -59,9 +59,9 @@ def liver(settings: LiverSettings, out: Path, refresh: bool = False, notes: tupl
     stages = Stages(settings, refresh=refresh)
     training = stages.prepare_training()
     cases = stages.prepare_test()
-    models = stages.train(training)
-    results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
-    return stages.finish(out, results, models, notes, started)
+    model = stages.train(training)
+    results = [] if model is None else stages.segment_and_evaluate(cases, model, settings.test_data)
+    return stages.finish(out, results, model, notes, started)
 
 
 @define_flow("liver-prepare", "prepare {settings.name}")
@@ -104,12 +104,20 @@ def export_slices(settings: LiverSettings, with_training: bool = False, refresh:
 
 
 @define_flow("liver-train", "train {settings.name}")
-def train(settings: LiverSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Prepare the training cases and train both phases. Writes the model and a training report into the run folder."""
+def train(settings: LiverSettings, out: Path, base: PrivatePath | None = None, refresh: bool = False) -> Outcome:
+    """Prepare the training cases and train the model. Writes the model and a training report into the run folder.
+
+    `base` is the folder of a run whose model the training starts from. None: the initial weights are random.
+    """
     started = time.monotonic()
     stages = Stages(settings, refresh=refresh, uses=("train",))
-    models = stages.train(stages.prepare_training())
-    return stages.finish(out, [], models, (), started)
+    if base is not None:
+        stages.trained = split.training_rows(base)
+        stages.base = stages.adopt(base)
+        if stages.base is None:
+            return stages.finish(out, [], None, (), started)
+    model = stages.train(stages.prepare_training())
+    return stages.finish(out, [], model, (), started)
 
 
 @define_flow("liver-evaluate", "evaluate {settings.name}")
@@ -124,9 +132,9 @@ def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = Fa
     if not stages.trained:
         stages.runner.notes.append(UNKNOWN_TRAINING_NOTE)
     cases = stages.prepare_test()
-    models = stages.adopt(model)
-    results = [] if models is None else stages.segment_and_evaluate(cases, models, settings.test_data)
-    return stages.finish(out, results, models, (), started)
+    adopted = stages.adopt(model)
+    results = [] if adopted is None else stages.segment_and_evaluate(cases, adopted, settings.test_data)
+    return stages.finish(out, results, adopted, (), started)
 
 
 @define_flow("liver-segment", "segment")
@@ -156,9 +164,9 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
     ready = stages.prepare_cases(list(cases.values()), data)
-    models = stages.adopt(request.model)
-    results = [] if models is None else stages.segment_and_evaluate(ready, models, data)
-    return stages.finish(request.out, results, models, (), started, private=True)
+    model = stages.adopt(request.model)
+    results = [] if model is None else stages.segment_and_evaluate(ready, model, data)
+    return stages.finish(request.out, results, model, (), started, private=True)
 
 
 @define_flow("liver-step", "step {request.name}")

@@ -2,7 +2,7 @@
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
 inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted
-model/restoration/, model/segmentation/             weights and training curve
+model/                  parts of the model, see `medad.steps.trained`
 """
 
 from __future__ import annotations
@@ -19,23 +19,9 @@ from flows.store.references import Ref
 from medad.base.errors import ConfigError
 from medad.cohort.datasets import INSERTED_FILES
 from medad.config.liver import LiverSettings, parse
-from medad.config.trained import TrainedModel
-from medad.steps.results import CaseResult
-
-NETS = ("restoration", "segmentation")
-
-
-@dataclass(frozen=True)
-class Models:
-    """Both trained networks."""
-
-    restoration: Ref
-    segmentation: Ref
-    snapshot: str = ""
-    """File in phase two's folder to segment with. If empty, the final network of phase two is used."""
-
-    def each(self) -> dict[str, Ref]:
-        return {name: getattr(self, name) for name in NETS}
+from medad.steps.adopt import CURVE
+from medad.steps.results import CaseResult, Model
+from medad.steps.trained import MODEL_FOLDER, NETS, TrainedModel, parts_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class UsedCase:
     """Digest of the patient, keyed with the machine's secret. None if no text names the patient."""
 
 
-def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Models | None) -> tuple[FileCopy, ...]:
+def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], model: Model[Ref] | None) -> tuple[FileCopy, ...]:
     """Return all files of a liver run, each with the artifact that it is copied from."""
     found = copies_of(report, "report.html", "report.json", "preview.png")
     for each in results:
@@ -58,17 +44,20 @@ def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], models: Model
         found.append(FileCopy(each.segmented, "probability.nii.gz", f"probabilities/{each.case_id}.nii.gz"))
         if each.inserted is not None:
             found += [FileCopy(each.inserted, name, f"inserted/{each.case_id}/{name}") for name in INSERTED_FILES]
-    for net, ref in (models.each() if models is not None else {}).items():
-        found += [FileCopy(ref, name, f"model/{net}/{name}") for name in ("model.safetensors", "curve.json")]
+    for part in parts_of(model) if model is not None else []:
+        folder = Path(MODEL_FOLDER, part.place)
+        found.append(FileCopy(part.folder, part.file, (folder / part.file).as_posix()))
+        if part.kind in NETS:
+            found.append(FileCopy(part.folder, CURVE, (folder / CURVE).as_posix()))
     return tuple(found)
 
 
 def manifest(
-    used: Iterable[UsedCase], models: Models | None, trained: Sequence[Mapping[str, Any]] = ()
+    used: Iterable[UsedCase], model: Model[Ref] | None, trained: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Return the manifest's entries: digests of the inputs, and the resulting networks.
+    """Return the manifest's entries: digests of the inputs, and the parts of the resulting model.
 
-    `trained` lists the training cases of networks that another run trained.
+    `trained` lists the training cases of a model that another run trained.
     """
     store = ArtifactStore()
     inputs = [dict(row) for row in trained]
@@ -76,21 +65,38 @@ def manifest(
         made_from = store.sidecar(each.ref).parts["inputs"]["case"]
         digests = {name: made_from[name] for name in ("scan", "label")} | {"liver": liver_digest(each.ref)}
         inputs.append({"use": each.use, "case": each.case_id, "sha256": digests, "patient": each.patient})
-    refs: dict[str, Ref | None] = dict.fromkeys(NETS) | (models.each() if models is not None else {})
+    refs: dict[str, Ref | None] = dict.fromkeys(NETS)
+    if model is not None:
+        refs = {part.name: part.folder for part in parts_of(model)}
     return {
         "inputs": inputs,
-        "models": {net: None if ref is None else {"key": ref.key, "digest": ref.digest} for net, ref in refs.items()},
+        "models": {name: None if ref is None else {"key": ref.key, "digest": ref.digest} for name, ref in refs.items()},
     }
-
-
-def has_model(folder: Path) -> bool:
-    """Return whether a run folder contains trained networks."""
-    return (folder / "model" / "segmentation" / "model.safetensors").is_file()
 
 
 def settings_of_run(folder: Path) -> LiverSettings:
     """Read the settings of a run folder. Raises ConfigError if it is not a run folder or has no model."""
     return TrainedModel.of_run(folder).settings
+
+
+def require_same_model(settings: LiverSettings, base: Path, *, source: str) -> None:
+    """Check that a training with these settings can start from the model in the run folder `base`.
+
+    Raises ConfigError with `source` as the name of the settings: networks or `preprocess` differ, the other model has
+    fewer members, or both networks are to be trained jointly.
+    """
+    trained = TrainedModel.of_run(base)
+    for name in ("preprocess", *NETS):
+        if getattr(settings, name) != getattr(trained.settings, name):
+            raise ConfigError(f"{source}: `{name}` differs from what the model in {base} was trained with")
+    if settings.train.schedule == "joint":
+        raise ConfigError(f"{source}: train.schedule joint cannot start from another model; use two_phase")
+    count = len(trained.model.members)
+    if settings.train.members > count:
+        raise ConfigError(
+            f"{source}: train.members is {settings.train.members}, but the model in {base} has "
+            f"{count} member{'' if count == 1 else 's'}"
+        )
 
 
 def settings_with_changes(

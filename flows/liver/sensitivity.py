@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
-from flows.liver.run_folder import Models
 from flows.liver.split import Split, salted_member, trained_members, training_rows
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
@@ -36,7 +35,7 @@ from medad.base.settings import MACHINE_FIELDS
 from medad.cohort.folds import find_leaks
 from medad.config.liver import LiverSettings
 from medad.config.sensitivity import SensitivitySettings
-from medad.steps.results import Segmenter, VolumeResult
+from medad.steps.results import Model, Segmenter, VolumeResult
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import Case, LabelledScan
@@ -80,7 +79,7 @@ class SensitivityStages(Stages):
             waiting.append(self.runner.submit(label, call))
         return found + [task.ref() for task in waiting]
 
-    def segment_healthy(self, cases: Sequence[Case], models: Models) -> list[Healthy]:
+    def segment_healthy(self, cases: Sequence[Case], model: Model[Ref]) -> list[Healthy]:
         """Prepare and segment the scans without inserted lesions."""
         from medad.cohort.datasets import LabelledScan
 
@@ -94,26 +93,17 @@ class SensitivityStages(Stages):
         for case, scan, task in zip(cases, scans, tasks, strict=True):
             if (prepared := task.ref()) is not None:
                 self.used.append(self._used("test", case.id, prepared))
-                call = steps.segment(
-                    prepared,
-                    models.restoration,
-                    models.segmentation,
-                    settings.inference,
-                    settings.postprocess,
-                    settings.machine,
-                )
+                call = steps.segment(prepared, model, settings.inference, settings.postprocess, settings.machine)
                 ready.append((case, scan, call))
         segmented = self.run_in_order([(case.id, call) for case, _, call in ready])
         return [
             Healthy(case, scan, ref) for (case, scan, _), ref in zip(ready, segmented, strict=True) if ref is not None
         ]
 
-    def measure(self, scans: Sequence[Healthy], models: Models) -> list[VolumeResult[Ref]]:
+    def measure(self, scans: Sequence[Healthy], model: Model[Ref]) -> list[VolumeResult[Ref]]:
         """Insert every volume of the study into every scan, segment and measure it."""
         study, settings = self.study, self.settings
-        segmenter = Segmenter(
-            settings.preprocess, models.restoration, models.segmentation, settings.inference, settings.postprocess
-        )
+        segmenter = Segmenter(settings.preprocess, model, settings.inference, settings.postprocess)
         volumes = [(scan, volume) for scan in scans for volume in study.volumes()]
         with terminal.bars():
             refs = self.run_in_order(
@@ -133,7 +123,7 @@ class SensitivityStages(Stages):
         self,
         out: Path,
         results: Sequence[VolumeResult[Ref]],
-        models: Models | None,
+        model: Model[Ref] | None,
         trained_on: frozenset[str] | None,
         started: float,
     ) -> Outcome:
@@ -152,7 +142,7 @@ class SensitivityStages(Stages):
             path=out,
             settings=self.study,
             copies=tuple(copies_of(report, *REPORT_FILES)),
-            manifest=lambda: liver_folder.manifest(self.used, models),
+            manifest=lambda: liver_folder.manifest(self.used, model),
             seconds=time.monotonic() - started,
         )
         return finish_run(self.runner, run, ui_artifacts.SENSITIVITY, private=True, useful=bool(results))
@@ -218,6 +208,6 @@ def sensitivity(
     training_cases = trained_on(request.model, readable)
     if not request.allow_training_cases:
         refuse_training_cases(request.model, training_cases)
-    models = stages.adopt(request.model)
-    results = [] if models is None else stages.measure(stages.segment_healthy(readable, models), models)
-    return stages.finish_study(request.out, results, models, training_cases, started)
+    model = stages.adopt(request.model)
+    results = [] if model is None else stages.measure(stages.segment_healthy(readable, model), model)
+    return stages.finish_study(request.out, results, model, training_cases, started)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.liver import run_folder as liver_folder
-from flows.liver import steps
-from flows.liver.run_folder import NETS, Models, UsedCase
+from flows.liver import steps, training_steps
+from flows.liver.run_folder import UsedCase
 from flows.liver.split import BOTH, SPLIT_LABEL, Split, Use, leakage_failure, salted_member, trained_members
+from flows.liver.training import HealthyCase, ModelTraining
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
 from flows.privacy.log_filter import learn_data, path_filter
@@ -23,9 +24,10 @@ from flows.runs.run_folder import RunFolder, installed_versions
 from flows.runs.runner import Runner, SubmittedCall, new_runner, to_case_failure
 from flows.store.references import Ref
 from medad.base.errors import CaseFailure, UserError
-from medad.cohort.folds import MarkedCase, find_leaks
+from medad.cohort.folds import MarkedCase, find_leaks, patients_of
 from medad.config.liver import DatasetSettings, LiverSettings
-from medad.steps.results import CaseResult
+from medad.steps.results import CaseResult, Model
+from medad.steps.trained import TrainedModel, has_model, model_of, parts_of
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import Case
@@ -56,9 +58,11 @@ class Stages:
         """Whether a patient was in both training and test data. Then nothing is trained or evaluated."""
         self.trained: list[dict[str, Any]] = []
         """Training cases of an adopted model. Its run's manifest lists them."""
+        self.base: Model[Ref] | None = None
+        """Adopted model whose weights the training starts from. None: they are random."""
         self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
-        self._trained_on: dict[Models, list[MarkedCase]] = {}
+        self._trained_on: dict[Model[Ref], list[MarkedCase]] = {}
         self.pseudonymous = settings.test_data.pseudonyms or settings.train_data.pseudonyms
         """Whether file names must not appear in outputs."""
 
@@ -202,54 +206,56 @@ class Stages:
         call = steps.prepare(LabelledScan.of(case, data), self.settings.preprocess, training=training)
         return self.runner.submit(case.id, call)
 
-    def train(self, prepared: list[SubmittedCall]) -> Models | None:
-        """Train both networks by the configured schedule. None if no case can be used or a training failed."""
+    def train(self, prepared: list[SubmittedCall]) -> Model[Ref] | None:
+        """Train the model by the configured schedule. None if no case can be used or a training failed."""
         found = [(task.label, ref) for task in prepared if (ref := task.ref()) is not None]
         self.used += [self._used("train", case_id, ref) for case_id, ref in found]
-        refs = tuple(ref for _, ref in found)
         if not self.passes_leakage_check(found, self._tested):
             return None
-        if not refs:
+        if not found:
             if not self.leaked:  # otherwise the leak is the reason
                 self.runner.record_failure(CaseFailure("model", "restoration", "no training case could be prepared"))
             return None
-        joint = self.settings.train.schedule == "joint"
-        models = self._train_joint(refs) if joint else self._train_two_phases(refs)
-        if models is not None:
-            self._trained_on[models] = [self.split().prepared_member("train", case_id, ref) for case_id, ref in found]
-        return models
+        marked = [self.split().prepared_member("train", case_id, ref) for case_id, ref in found]
+        cases = [
+            HealthyCase(case_id, ref, patient)
+            for (case_id, ref), patient in zip(found, patients_of(marked), strict=True)
+        ]
+        if self.base is not None:
+            self._note_known_to_base(marked)
+        model = ModelTraining(self.runner, self.settings, self.base).run(cases)
+        if model is not None:
+            self._trained_on[model] = marked
+        return model
 
-    def _train_two_phases(self, prepared: tuple[Ref, ...]) -> Models | None:
-        with terminal.bars():
-            restoration = self.runner.run("model", steps.train("restoration", prepared, self.settings))
-            if restoration is None:
-                return None
-            segmentation = self.runner.run("model", steps.train("segmentation", prepared, self.settings, restoration))
-        return None if segmentation is None else Models(restoration, segmentation)
+    def _note_known_to_base(self, marked: Sequence[MarkedCase]) -> None:
+        """Note that the base's training cases train again, if so. A member may then know a case it is left out for."""
+        salted = [salted_member(each, self.split().salted.get(("train", each.case_id))) for each in marked]
+        if self.settings.train.members > 1 and find_leaks(trained_members(self.trained), salted):
+            self.runner.notes.append(
+                "Some training cases also trained the model that the training started from, "
+                "so the calibrated threshold may be too low."
+            )
 
-    def _train_joint(self, prepared: tuple[Ref, ...]) -> Models | None:
-        with terminal.bars():
-            joint = self.runner.run("model", steps.train("joint", prepared, self.settings))
-        if joint is None:
+    def adopt(self, run: Path) -> Model[Ref] | None:
+        """Copy the model of an earlier run's folder into the cache. None if that failed."""
+        try:
+            parts = parts_of(TrainedModel.of_run(run).model)
+        except UserError as error:
+            self.runner.record_failure(to_case_failure("model", training_steps.MODEL.name, error))
             return None
-        return self._adopt(joint.folder(), ("model", "model"))
-
-    def adopt(self, run: Path) -> Models | None:
-        """Copy the networks of an earlier run's folder into the cache. None if that failed."""
-        return self._adopt(run / "model", NETS)
-
-    def _adopt(self, folder: Path, labels: tuple[str, str]) -> Models | None:
-        found = [self.runner.run(label, steps.adopt(folder / net)) for label, net in zip(labels, NETS, strict=True)]
-        return None if found[0] is None or found[1] is None else Models(found[0], found[1])
+        found = {part.name: self.runner.run(part.name, training_steps.adopt(part)) for part in parts}
+        folders = {name: ref for name, ref in found.items() if ref is not None}
+        return model_of(folders) if len(folders) == len(found) else None
 
     def segment_and_evaluate(
-        self, cases: list[ReadyCase], models: Models, data: DatasetSettings
+        self, cases: list[ReadyCase], model: Model[Ref], data: DatasetSettings
     ) -> list[CaseResult[Ref]]:
         """Segment the cases, one per device at a time, and evaluate each while the next ones are segmented."""
         from medad.cohort.datasets import LabelledScan
 
         settings = self.settings
-        trained = self._trained_on.get(models, [])
+        trained = self._trained_on.get(model, [])
         if "test" in self.uses and (trained or self.trained) and not self._no_leaks_into(trained, cases):
             return []
         waiting: deque[tuple[ReadyCase, SubmittedCall]] = deque()
@@ -270,15 +276,7 @@ class Stages:
         for ready in cases:
             if len(waiting) >= self.runner.max_device_calls:
                 evaluate_next()
-            segment = steps.segment(
-                ready.prepared,
-                models.restoration,
-                models.segmentation,
-                settings.inference,
-                settings.postprocess,
-                settings.machine,
-                models.snapshot,
-            )
+            segment = steps.segment(ready.prepared, model, settings.inference, settings.postprocess, settings.machine)
             waiting.append((ready, self.runner.submit(ready.case.id, segment)))
         while waiting:
             evaluate_next()
@@ -287,14 +285,13 @@ class Stages:
             for ready, segmented, task in under_way
         ]
 
-    def report(self, results: list[CaseResult[Ref]], models: Models | None, notes: tuple[str, ...]) -> Ref | None:
+    def report(self, results: list[CaseResult[Ref]], model: Model[Ref] | None, notes: tuple[str, ...]) -> Ref | None:
         """Write report.html and report.json."""
         call = steps.report(
             self.settings,
             results,
             self.runner.failures_for_report(pseudonymous=self.pseudonymous),
-            None if models is None else models.restoration,
-            None if models is None else models.segmentation,
+            model,
             installed_versions(),
             (*notes, *self.runner.notes),
         )
@@ -304,7 +301,7 @@ class Stages:
         self,
         out: Path,
         results: list[CaseResult[Ref]],
-        models: Models | None,
+        model: Model[Ref] | None,
         notes: tuple[str, ...],
         started: float,
         *,
@@ -314,16 +311,16 @@ class Stages:
 
         The UI does not show the path of a `private` folder.
         """
-        if models is None and liver_folder.has_model(out):
+        if model is None and has_model(out):
             # an earlier run's networks and masks must not be replaced by an empty report
             out = out.with_name(f"{out.name}.failed")
-        report = self.report(results, models, notes)
+        report = self.report(results, model, notes)
         run = RunFolder(
             path=out,
             settings=self.settings,
-            copies=liver_folder.copies(report, results, models),
-            manifest=lambda: liver_folder.manifest(self.used, models, self.trained),
+            copies=liver_folder.copies(report, results, model),
+            manifest=lambda: liver_folder.manifest(self.used, model, self.trained),
             seconds=time.monotonic() - started,
         )
-        useful = bool(results) if self.uses != ("train",) else models is not None
+        useful = bool(results) if self.uses != ("train",) else model is not None
         return finish_run(self.runner, run, ui_artifacts.LIVER, private=private, useful=useful)

@@ -1,23 +1,22 @@
 """The steps of the liver flows, and functions that create their calls.
 
-A training's key must depend only on the settings that the training uses. All other fields get a neutral value first.
+`flows.liver.training_steps` has the steps that make a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from flows.store.digests import digest_memory
-from flows.store.references import Ref, library_versions
-from flows.store.step import PAGE, Call, Keyed, Step, keyed, shown
-from medad.base.errors import CaseFailure, InputError
-from medad.base.settings import MACHINE_FIELDS, MachineSettings
+from flows.liver.training_steps import NET_LIBRARIES, TrainingCase, keyed_synthesis, training_data
+from flows.store.references import Ref
+from flows.store.step import PAGE, Call, Step, shown
+from medad.base.errors import CaseFailure
+from medad.base.settings import MachineSettings
 from medad.config.ablation import AblationSettings
-from medad.config.anomalies import LesionSettings, SynthesisSettings, TextureSettings
+from medad.config.anomalies import SynthesisSettings
 from medad.config.liver import (
-    DatasetSettings,
     EvaluationSettings,
     InferenceSettings,
     InsertSettings,
@@ -27,18 +26,17 @@ from medad.config.liver import (
 )
 from medad.config.manual_steps import MANUAL_STEPS, ManualStepName
 from medad.config.sensitivity import InsertionSettings, MeasureSettings, SensitivitySettings
-from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeResult
+from medad.steps.results import AblationResults, CaseResult, Model, Segmenter, VolumeResult
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import LabelledScan
 
 _READING = ("nibabel", "numpy", "SimpleITK")
 _PREPARING = (*_READING, "safetensors", "scikit-image", "scipy", "torch")
-_NETS = ("monai", "numpy", "safetensors", "torch")
-_DRAWN_NETS = (*_NETS, "pillow")
+_SEGMENTING = (*NET_LIBRARIES, "lightgbm", "nibabel", "scikit-image", "scipy")
+_DRAWN_NETS = (*NET_LIBRARIES, "pillow")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "medad/reports/report_style.html")
-_CURVE = frozenset({"curve.json"})
 
 INSERT = Step("insert", 1, "medad.steps.cases:insert_case", (*_READING, "scipy"))
 PREPARE = Step(
@@ -48,30 +46,17 @@ PREPARE = Step(
     _PREPARING,
     before_devices=True,
 )
-RESTORATION = Step("restoration", 1, "medad.networks.train:train_restoration", _NETS, kind="training", volatile=_CURVE)
-SEGMENTATION = Step(
-    "segmentation", 1, "medad.networks.train:train_segmentation", _NETS, kind="training", volatile=_CURVE
-)
-JOINT = Step(
-    "joint",
-    1,
-    "medad.networks.train:train_joint",
-    _NETS,
-    kind="training",
-    volatile=frozenset({"restoration/curve.json", "segmentation/curve.json"}),
-)
 SEGMENT = Step(
     "segment",
     2,
     "medad.steps.cases:segment_case",
-    (*_NETS, "nibabel", "scikit-image", "scipy"),
+    _SEGMENTING,
     kind="inference",
     not_in_key=frozenset({"settings.batch_size"}),
     volatile=frozenset({"case.json"}),
 )
 EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
 EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
-MODEL = Step("model", 1, "medad.steps.adopt:copy_network", (), volatile=_CURVE)
 REPORT = Step(
     "report",
     1,
@@ -93,7 +78,7 @@ MEASURE = Step(
     "sensitivity",
     1,
     "medad.steps.inserted:measure_inserted",
-    (*_NETS, "nibabel", "scikit-image", "scipy", "SimpleITK"),
+    (*_SEGMENTING, "SimpleITK"),
     kind="inference",
     not_in_key=frozenset({"segment.inference.batch_size"}),
 )
@@ -107,13 +92,6 @@ SENSITIVITY_REPORT = Step(
 HAND_STEPS = {name: Step(f"step-{name}", 1, f"medad.steps.by_hand:step_{name}", _PREPARING) for name in MANUAL_STEPS}
 """Steps by hand, in order: each reads the result of the one before it."""
 
-Training = Literal["restoration", "segmentation", "joint"]
-
-
-def by_digest(refs: Iterable[Ref]) -> tuple[Ref, ...]:
-    """Return artifacts sorted by digest, so that a renamed case does not change the training."""
-    return tuple(sorted(refs, key=lambda ref: ref.digest))
-
 
 def insert(case: LabelledScan, settings: InsertSettings) -> Call:
     """Return the call that inserts lesions of known shape and contrast, in HU, into a healthy scan."""
@@ -125,103 +103,15 @@ def prepare(case: LabelledScan, settings: PreprocessSettings, *, training: bool)
     return PREPARE(case=case, settings=settings, training=training)
 
 
-def train(training: Training, prepared: Iterable[Ref], settings: LiverSettings, restoration: Ref | None = None) -> Call:
-    """Return the call that trains one network, or both, on prepared cases. Phase two needs a `restoration` network."""
-    neutral = _training_settings(settings, training)
-    left_out = {"name", *MACHINE_FIELDS, "train_data", "test_data", "preprocess", "train.checkpoint_minutes"}
-    values, textures = _synthesis_content(settings.synthesis)
-    content = keyed(neutral, *left_out, "synthesis", **textures, synthesis=values)
-    step = {"restoration": RESTORATION, "segmentation": SEGMENTATION, "joint": JOINT}[training]
-    phase = settings.train.segmentation if training == "segmentation" else settings.train.restoration
-    frozen = {} if restoration is None else {"restoration": restoration}
-    return step(
-        prepared=by_digest(prepared),
-        **frozen,
-        settings=content,
-        machine=settings.machine,
-        batch_size=phase.batch_size,
-        phase=training,
-    )
-
-
-def _training_settings(settings: LiverSettings, training: Training) -> LiverSettings:
-    """Return the settings of one training, with neutral values in all fields that the training does not use."""
-    neutral = DatasetSettings(root="-", layout="btcv")
-    plain = LiverSettings(name="model", train_data=neutral, test_data=neutral)
-    given = settings.train
-    phase = "segmentation" if training == "segmentation" else "restoration"
-    train: dict[str, Any] = {
-        phase: getattr(given, phase),
-        "mixed_precision": given.mixed_precision,
-        "checkpoint_minutes": given.checkpoint_minutes,
-        "augmentation": given.augmentation,
-        "flip": given.flip,
-    }
-    used: dict[str, Any] = {
-        "seed": settings.seed,
-        "synthesis": used_synthesis(settings.synthesis),
-        "restoration": settings.restoration,
-    }
-    if training != "segmentation":
-        train["restoration_loss"] = given.restoration_loss
-    if training != "restoration":
-        used["segmentation"] = settings.segmentation
-        train["focal"] = given.focal
-    if training == "segmentation":
-        train["snapshot_epochs"] = given.snapshot_epochs
-    return plain.model_copy(update=used | {"train": plain.train.model_copy(update=train)})
-
-
-def used_synthesis(settings: SynthesisSettings) -> SynthesisSettings:
-    """Return the synthesis settings with default values in all fields that its kind does not use."""
-    if settings.kind == "perlin_texture":
-        return SynthesisSettings(kind=settings.kind, texture=settings.texture)
-    if settings.kind == "lesions":
-        return SynthesisSettings(kind=settings.kind, lesions=settings.lesions)
-    return settings.model_copy(update={"texture": TextureSettings(), "lesions": LesionSettings()})
-
-
-def _synthesis_content(settings: SynthesisSettings) -> tuple[Any, dict[str, Any]]:
-    """Return the used synthesis settings for a key, without folders, and the content of the textures, if any."""
-    used = used_synthesis(settings)
-    folder = used.texture.folder
-    textures = {} if folder is None else {"textures": _textures_content(Path(folder).expanduser())}
-    return keyed(used, "texture.folder").content, textures
-
-
-def _textures_content(folder: Path) -> dict[str, Any]:
-    from medad.base.textures import texture_files, textures_digest
-
-    files = texture_files(folder)
-    try:
-        digest = digest_memory().get(folder, textures_digest, files)
-    except OSError as error:
-        raise InputError(folder, f"cannot be read ({error.strerror})") from error
-    return {"digest": digest, "libraries": library_versions(("pillow",))}
-
-
-def _used(settings: SynthesisSettings) -> Keyed:
-    values, textures = _synthesis_content(settings)
-    return Keyed(used_synthesis(settings), {"values": values} | textures)
-
-
 def segment(
-    prepared: Ref,
-    restoration: Ref,
-    segmentation: Ref,
-    settings: InferenceSettings,
-    post: PostprocessSettings,
-    machine: MachineSettings,
-    snapshot: str = "",
+    prepared: Ref, model: Model[Ref], settings: InferenceSettings, post: PostprocessSettings, machine: MachineSettings
 ) -> Call:
     """Return the call that segments slices: probability and mask on the scan's grid, and the lesion table."""
     return SEGMENT(
         prepared=prepared,
-        restoration=restoration,
-        segmentation=segmentation,
+        model=model,
         settings=settings,
         post=post,
-        snapshot=snapshot,
         machine=machine,
         batch_size=settings.batch_size,
     )
@@ -237,11 +127,6 @@ def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
     return EXPORT(case=case, prepared=prepared)
 
 
-def adopt(folder: Path) -> Call:
-    """Return the call that copies a trained network from a folder into the cache, so that the folder may be deleted."""
-    return MODEL(folder=Keyed(folder, folder / "model.safetensors"))
-
-
 def hand_step(
     name: ManualStepName, source: Path, liver: Path | None, liver_labels: Sequence[int], settings: PreprocessSettings
 ) -> Call:
@@ -253,25 +138,27 @@ def report(
     settings: LiverSettings,
     results: Sequence[CaseResult[Ref]],
     failures: Sequence[CaseFailure],
-    restoration: Ref | None,
-    segmentation: Ref | None,
+    model: Model[Ref] | None,
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> Call:
     """Return the call that writes report.html and report.json. Its key contains all that these show, also case ids."""
+    shown_member = None if model is None else model.members[0]
+    count = 0 if model is None else len(model.members)
+    several = f"The model has {count} members. The training curves are those of member 1."
     return REPORT(
         settings=shown(settings),
         results=tuple(results),
         failures=tuple(failures),
-        restoration=restoration,
-        segmentation=segmentation,
+        restoration=None if shown_member is None else shown_member.restoration,
+        segmentation=None if shown_member is None else shown_member.segmentation,
         versions=dict(versions),
-        notes=tuple(notes),
+        notes=(*notes, several) if count > 1 else tuple(notes),
     )
 
 
 def examples(
-    prepared: Iterable[Ref],
+    prepared: Iterable[TrainingCase],
     restoration: Ref,
     synthesis: SynthesisSettings,
     seed: int,
@@ -281,9 +168,9 @@ def examples(
 ) -> Call:
     """Return the call that synthesises training slices and restores them with a restoration network."""
     return EXAMPLES(
-        prepared=by_digest(prepared),
+        **training_data(prepared, synthesis),
         restoration=restoration,
-        synthesis=_used(synthesis),
+        synthesis=keyed_synthesis(synthesis),
         seed=seed,
         count=count,
         batch_size=batch_size,
@@ -292,7 +179,7 @@ def examples(
 
 
 def embedding(
-    training: Iterable[Ref],
+    training: Iterable[TrainingCase],
     tested: Iterable[tuple[Ref, Ref]],
     restoration: Ref,
     synthesis: SynthesisSettings,
@@ -304,11 +191,13 @@ def embedding(
 
     The slices are test slices, given as pairs (prepared, evaluated), and synthesised training slices.
     """
+    data = training_data(training, synthesis)
     return EMBEDDING(
-        training=by_digest(training),
+        training=data.pop("prepared"),
+        **data,
         tested=tuple(sorted(tested, key=lambda pair: pair[0].digest)),
         restoration=restoration,
-        synthesis=_used(synthesis),
+        synthesis=keyed_synthesis(synthesis),
         seed=seed,
         batch_size=batch_size,
         machine=machine,

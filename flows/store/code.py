@@ -24,6 +24,7 @@ VALUES_IN_KEY = frozenset(
     {
         "medad.config.anomalies",
         "medad.config.liver",
+        "medad.config.training",
         "medad.base.errors",
         "medad.base.private",
         "medad.base.settings",

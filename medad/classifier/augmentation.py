@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from medad.classifier.features import LiverStack
 from medad.config.anomalies import AugmentationSettings
-from medad.config.liver import ClassifierSettings
+from medad.config.training import ClassifierSettings
 
 _STEP_MM = 3.0
 """Distance between two points of a vessel."""

@@ -16,7 +16,7 @@ from medad.classifier.augmentation import add_stack_noise, augment_stack
 from medad.classifier.features import voxel_features
 from medad.classifier.stacking import Stacking
 from medad.config.anomalies import AugmentationSettings
-from medad.config.liver import ClassifierSettings
+from medad.config.training import ClassifierSettings
 from medad.slices.prepared_file import load_prepared
 
 SAMPLES = "voxels.safetensors"

@@ -16,7 +16,7 @@ from medad.base.storage import write_bytes
 from medad.classifier.features import NAMES
 from medad.classifier.model import CLASSIFIER
 from medad.classifier.samples import load_samples
-from medad.config.liver import ClassifierSettings
+from medad.config.training import ClassifierSettings
 
 if TYPE_CHECKING:
     from lightgbm import Booster

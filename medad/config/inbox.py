@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from medad.base.private import DataRoot, PrivatePattern
 from medad.base.settings import RunName, Settings, load_settings
 from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
+from medad.config.packaged import model_folder
 
 
 class InboxSettings(Settings):
@@ -27,7 +28,7 @@ class InboxSettings(Settings):
     out: DataRoot
     """Folder of the results: one folder per case, the folder `failed/`, and the overview."""
     model: DataRoot
-    """Run folder of the trained model."""
+    """Run folder of the trained model, or `default`: the package's model."""
     scans: PrivatePattern
     """Pattern of the scans below `inbox`, with one `*` for the case. A folder is read as a DICOM series."""
     livers: PrivatePattern
@@ -72,7 +73,8 @@ class InboxSettings(Settings):
 
     @property
     def model_folder(self) -> Path:
-        return Path(self.model).expanduser().absolute()
+        """Return the model's folder. Raises ConfigError if it is `default` and the package has no such model."""
+        return model_folder(self.model).absolute()
 
     @property
     def settings_by_key(self) -> dict[str, Any]:

@@ -62,9 +62,14 @@ def label_components(mask: Bool[np.ndarray, "X Y Z"]) -> tuple[Int[np.ndarray, "
 
 
 def resolve_threshold(
-    probability: Float32[np.ndarray, "X Y Z"], liver: Bool[np.ndarray, "X Y Z"], settings: PostprocessSettings
+    probability: Float32[np.ndarray, "X Y Z"],
+    liver: Bool[np.ndarray, "X Y Z"],
+    settings: PostprocessSettings,
+    calibrated: float | None = None,
 ) -> float:
-    """Return the threshold for this scan: the fixed one, or with `auto` one chosen from the liver's probabilities.
+    """Return the threshold for this scan: the fixed one, the calibrated one, or with `auto` one chosen for the scan.
+
+    `calibrated` is the threshold of the model's calibration. If it is None, `calibrated` in the settings means `auto`.
 
     `auto` uses the triangle method (Zack et al., 1977) on the voxels inside the liver. It takes the point where the
     histogram is farthest below the line from its peak (healthy tissue) to the end of its tail. Tumour is a small part
@@ -72,8 +77,10 @@ def resolve_threshold(
     threshold is limited to `settings.auto_range`; otherwise it would split the noise of a healthy liver. No labels and
     no other scans are used.
     """
-    if settings.threshold != "auto":
+    if isinstance(settings.threshold, float):
         return settings.threshold
+    if settings.threshold == "calibrated" and calibrated is not None:
+        return calibrated
     low, high = settings.auto_range
     inside = probability[liver]
     inside = inside[np.isfinite(inside)]

@@ -8,7 +8,7 @@ from monai.losses.ssim_loss import SSIMLoss
 from torch import Tensor
 from torch.nn import functional
 
-from medad.config.liver import FocalSettings
+from medad.config.training import FocalSettings
 
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5

@@ -30,6 +30,8 @@ Role = Literal["restoration", "segmentation"]
 PHASES: tuple[Role, ...] = ("restoration", "segmentation")
 FORMAT, METADATA = "adflows-net-1", "adflows"
 MODEL = "model.safetensors"
+STORED_TYPES = (torch.float32, torch.float16)
+"""Types of weights in a file. Models in the package are stored in half precision."""
 WEIGHT_STANDARDISATION_EPS = 1e-5
 
 
@@ -148,10 +150,10 @@ def fold_standardisation(net: nn.Module) -> nn.Module:
     return net
 
 
-def save(path: Path, net: nn.Module, role: Role, settings: NetSettings) -> None:
-    """Write the weights as safetensors. The metadata contains the settings needed to rebuild the network."""
+def save(path: Path, net: nn.Module, role: Role, settings: NetSettings, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write the weights as safetensors in `dtype`. The metadata has the settings needed to rebuild the network."""
     metadata = {"format": FORMAT, "role": role, "net": settings.model_dump(mode="json")}
-    weights = {name: value.detach().cpu().contiguous() for name, value in _weights(net).items()}
+    weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in _weights(net).items()}
     # a single entry: safetensors does not fix the order of several, and equal networks must give equal bytes
     save_file(weights, path, {METADATA: json.dumps(metadata)})
 
@@ -162,7 +164,7 @@ def _weights(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def load(path: Path, role: Role) -> tuple[nn.Module, NetSettings]:
-    """Rebuild a network from its file, on the CPU. No code from the file is run.
+    """Rebuild a network from its file, on the CPU, with weights in float32. No code from the file is run.
 
     Raises
     ------
@@ -194,6 +196,8 @@ def _copy_weights(net: nn.Module, weights: dict[str, Tensor]) -> None:
     if parameters.keys() != weights.keys():
         raise ValueError("the file's weights are not those of the network")
     for name, parameter in parameters.items():
+        if weights[name].dtype not in STORED_TYPES:
+            raise ValueError(f"{name} has type {weights[name].dtype}, expected one of {STORED_TYPES}")
         if parameter.shape != weights[name].shape:
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}")
         parameter.copy_(weights[name])

@@ -10,14 +10,11 @@ run that was killed and resumed from its checkpoint therefore gives the same wei
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from math import ceil, cos, pi
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +27,16 @@ from medad.anomalies.textures import Textures, open_textures
 from medad.base.devices import flush_denormals, keep_freed_memory, pick_device
 from medad.base.errors import ConfigError
 from medad.base.progress import OnProgress, Progress
-from medad.base.storage import atomic_path
-from medad.config.liver import LiverSettings, NetSettings, PhaseSettings
+from medad.base.storage import atomic_path, file_digest
+from medad.config.liver import LiverSettings, NetSettings
 from medad.networks import nets
-from medad.networks.batches import BATCH, INITIAL, ORDER, HealthySlices, draw_batch, generator_for, load_slices
+from medad.networks.batches import BATCH, ORDER, HealthySlices, draw_batch, generator_for, load_slices
 from medad.networks.checkpoint import Checkpoint, snapshot_name
+from medad.networks.job import Job, fingerprint
 from medad.networks.losses import focal_loss, l1_loss, l2_ssim_loss
+from medad.networks.schedule import learning_rate, steps_per_epoch, total_epochs, total_steps
 
 PROGRESS_SECONDS = 0.5
-RISING_SHARE, START_DIVISOR = 0.3, 25
-"""One-cycle schedule: the share of steps in which the rate rises, and the ratio of its peak to its start."""
 
 
 def train_restoration(
@@ -47,6 +44,8 @@ def train_restoration(
     settings: LiverSettings,
     out: Path,
     *,
+    copies: Sequence[Path] = (),
+    initial: Path | None = None,
     device: str = "auto",
     largest_batch: int | None = None,
     checkpoint: Path | None = None,
@@ -62,6 +61,10 @@ def train_restoration(
         `restoration`, `synthesis`, `train` and `seed` are used. `train.restoration_loss` selects the loss.
     out
         Existing folder. model.safetensors and curve.json are written to it.
+    copies
+        Folders of copies with lesions, one for each of `prepared`. They are needed for synthesis kind `solid_lesions`.
+    initial
+        Folder of a network of the same settings, whose weights are the initial ones. None: they are random.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
@@ -71,12 +74,20 @@ def train_restoration(
         File for resuming: written every `checkpoint_minutes`, read at the start if it exists, removed at the end.
     on_progress
         Function called at most twice a second, and after the last step.
+
+    Raises
+    ------
+    ConfigError
+        The loss is not finite, or the network in `initial` has other settings.
+    InputError
+        A file is missing or damaged.
     """
 
     def loss(trained: nn.ModuleDict, batch: Synthesised, clean: Tensor) -> Tensor:
         return _restoration_loss(nets.restore(trained["restoration"], batch.image / 255), clean, settings)
 
-    job = _Job("restoration", {"restoration": settings.restoration}, settings.train.restoration, loss)
+    phase = settings.train.restoration
+    job = Job("restoration", {"restoration": settings.restoration}, phase, loss, copies=copies, initial=initial)
     _run(job, prepared, settings, pick_device(device), largest_batch, out, checkpoint, on_progress)
 
 
@@ -91,6 +102,8 @@ def train_segmentation(
     settings: LiverSettings,
     out: Path,
     *,
+    copies: Sequence[Path] = (),
+    initial: Path | None = None,
     device: str = "auto",
     largest_batch: int | None = None,
     checkpoint: Path | None = None,
@@ -116,13 +129,15 @@ def train_segmentation(
         return focal_loss(logits, batch.mask, settings.train.focal)
 
     phase = settings.train.segmentation
-    job = _Job(
+    job = Job(
         "segmentation",
         {"segmentation": settings.segmentation},
         phase,
         loss,
-        frozen=hashlib.sha256(frozen_file.read_bytes()).hexdigest(),
+        frozen=file_digest(frozen_file),
         snapshots=_snapshot_epochs(settings.train.snapshot_epochs, phase.epochs),
+        copies=copies,
+        initial=initial,
     )
     _run(job, prepared, settings, place, largest_batch, out, checkpoint, on_progress)
 
@@ -137,6 +152,7 @@ def train_joint(
     settings: LiverSettings,
     out: Path,
     *,
+    copies: Sequence[Path] = (),
     device: str = "auto",
     largest_batch: int | None = None,
     checkpoint: Path | None = None,
@@ -159,47 +175,12 @@ def train_joint(
         return _restoration_loss(restored, clean, settings) + focal
 
     both: dict[nets.Role, NetSettings] = {"restoration": settings.restoration, "segmentation": settings.segmentation}
-    job = _Job("joint", both, settings.train.restoration, loss)
+    job = Job("joint", both, settings.train.restoration, loss, copies=copies)
     _run(job, prepared, settings, pick_device(device), largest_batch, out, checkpoint, on_progress)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The part of a training that differs between phases.
-
-    Attributes
-    ----------
-    name
-        Name in reports and progress.
-    net_settings
-        Settings of the networks to train. The first role also selects the stream of random numbers.
-    phase
-        Epochs, batch size and learning rate.
-    loss
-        Function of the trained networks, the corrupted batch and its clean slices.
-    frozen
-        Digest of the weights that the loss uses but does not train.
-    snapshots
-        Epochs after which the network is saved, ascending.
-    """
-
-    name: str
-    net_settings: Mapping[nets.Role, NetSettings]
-    phase: PhaseSettings
-    loss: Callable[[nn.ModuleDict, Synthesised, Tensor], Tensor]
-    frozen: str = ""
-    snapshots: tuple[int, ...] = ()
-
-    @property
-    def random_stream(self) -> nets.Role:
-        return next(iter(self.net_settings))
-
-    def steps_per_epoch(self, slices: int) -> int:
-        return ceil(slices / self.phase.batch_size)
-
-
 def _run(
-    job: _Job,
+    job: Job,
     prepared: Sequence[Path],
     settings: LiverSettings,
     device: torch.device,
@@ -211,19 +192,18 @@ def _run(
     """Train a job's networks from their initial weights or their checkpoint, and write them."""
     keep_freed_memory()
     started = time.monotonic()
-    data = load_slices(prepared, device)
+    data = load_slices(prepared, device, job.copies)
     textures = None
     if settings.synthesis.kind == "perlin_texture":
         textures = open_textures(settings.synthesis.texture, data.pixels.shape[-1])
     trained = nn.ModuleDict()
     for role, shape in job.net_settings.items():
-        initial = generator_for(settings.seed, role, INITIAL, 0, torch.device("cpu"))
-        trained[role] = nets.build(role, shape, initial).to(device)
+        trained[role] = job.initial_net(role, shape, settings.seed).to(device)
     if device.type == "cuda":
         trained = trained.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(trained.parameters(), lr=job.phase.learning_rate)
-    saved_state = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(job, settings, data, textures))
-    per_epoch = job.steps_per_epoch(len(data.pixels))
+    saved_state = None if checkpoint is None else Checkpoint(checkpoint, fingerprint(job, settings, data, textures))
+    per_epoch = steps_per_epoch(job.phase, len(data.pixels))
     earlier_losses = [] if saved_state is None else _resume(saved_state, job, trained, optimiser, per_epoch, device)
 
     def snapshot(epoch: int) -> None:
@@ -240,7 +220,7 @@ def _run(
         )
     curve = {
         "phase": job.name,
-        "epochs": job.phase.epochs,
+        "epochs": total_epochs(job.phase, len(data.pixels)),
         "steps_per_epoch": per_epoch,
         "slices": len(data.pixels),
         "steps": list(range(1, len(losses) + 1)),
@@ -261,7 +241,7 @@ def _run(
 
 def _resume(
     saved_state: Checkpoint,
-    job: _Job,
+    job: Job,
     trained: nn.Module,
     optimiser: torch.optim.Optimizer,
     per_epoch: int,
@@ -283,7 +263,7 @@ def _resume(
 
 
 def _fit(
-    job: _Job,
+    job: Job,
     trained: nn.ModuleDict,
     optimiser: torch.optim.Optimizer,
     data: HealthySlices,
@@ -297,8 +277,8 @@ def _fit(
 ) -> list[float]:
     """Train after `earlier_losses`, with `part` slices at a time, and return the loss of every step."""
     device = data.pixels.device
-    per_epoch = job.steps_per_epoch(len(data.pixels))
-    steps = per_epoch * job.phase.epochs
+    per_epoch = steps_per_epoch(job.phase, len(data.pixels))
+    steps, epochs = total_steps(job.phase, len(data.pixels)), total_epochs(job.phase, len(data.pixels))
     losses, pending = list(earlier_losses), list[Tensor]()  # losses stay on the device until they are needed
     begun = reported = saved = time.monotonic()
     autocast = settings.train.mixed_precision and device.type == "cuda"
@@ -327,7 +307,7 @@ def _fit(
             reported = now
             left = (now - begun) / (step + 1 - len(earlier_losses)) * (steps - step - 1)
             place = step // per_epoch + 1
-            on_progress(Progress(job.name, place, job.phase.epochs, step + 1, steps, float(pending[-1]), left))
+            on_progress(Progress(job.name, place, epochs, step + 1, steps, float(pending[-1]), left))
         due = save is not None and now - saved >= settings.train.checkpoint_minutes * 60
         if last or due:
             losses += torch.stack(pending).tolist()
@@ -339,20 +319,6 @@ def _fit(
     return losses
 
 
-def learning_rate(phase: PhaseSettings, step: int, steps: int) -> float:
-    """Return the learning rate of step `step`, 0..steps-1.
-
-    It depends on the position only, so a resumed training continues with the right rate.
-    """
-    if phase.rate == "constant":
-        return phase.learning_rate
-    peak = max(round(RISING_SHARE * steps), 1)
-    if step < peak:
-        start = phase.learning_rate / START_DIVISOR
-        return start + (phase.learning_rate - start) * (1 - cos(pi * step / peak)) / 2
-    return phase.learning_rate * (1 + cos(pi * (step - peak) / max(steps - peak, 1))) / 2
-
-
 def _check_finite(role: nets.Role, losses: list[float]) -> None:
     """Raise ConfigError if a loss is not finite. A diverged training thus writes no further checkpoint."""
     finite = np.isfinite(losses)
@@ -362,36 +328,9 @@ def _check_finite(role: nets.Role, losses: list[float]) -> None:
         )
 
 
-def _batch_indices(job: _Job, seed: int, slices: int, step: int) -> Int64[Tensor, " B"]:
+def _batch_indices(job: Job, seed: int, slices: int, step: int) -> Int64[Tensor, " B"]:
     """Return the slices of batch `step`. Each epoch visits all slices in a new random order."""
-    epoch, place = divmod(step, job.steps_per_epoch(slices))
+    epoch, place = divmod(step, steps_per_epoch(job.phase, slices))
     shuffle = generator_for(seed, job.random_stream, ORDER, epoch, torch.device("cpu"))
     order = torch.randperm(slices, generator=shuffle)
     return order[place * job.phase.batch_size : (place + 1) * job.phase.batch_size]
-
-
-def _fingerprint(job: _Job, settings: LiverSettings, data: HealthySlices, textures: Textures | None) -> str:
-    """Return a digest of everything that determines the weights.
-
-    A checkpoint with another digest must not be resumed.
-    """
-    digest = hashlib.sha256(data.pixels.cpu().numpy().tobytes())
-    digest.update(np.packbits(data.organ.cpu().numpy()).tobytes())
-    parts = (
-        job.name,
-        *(shape.model_dump_json() for shape in job.net_settings.values()),
-        job.phase.model_dump_json(),
-        job.frozen,
-        settings.synthesis.model_dump_json(exclude={"texture": {"folder"}}),
-        "" if settings.train.augmentation is None else settings.train.augmentation.model_dump_json(),
-        str(settings.train.flip),
-        str((data.pixel_mm.tolist(), data.grey_per_hu)),
-        "" if textures is None else textures.digest,
-        settings.train.focal.model_dump_json(),
-        settings.train.restoration_loss,
-        str(settings.train.mixed_precision),
-        str(settings.seed),
-        torch.__version__,
-    )
-    digest.update("\n".join(parts).encode())
-    return digest.hexdigest()

@@ -42,13 +42,15 @@ from medad.ct.io import (
     write_mask,
     write_probability,
 )
+from medad.evaluation.calibration import to_common_scale
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
-from medad.networks.combine import combine
-from medad.networks.infer import load_networks, predict
 from medad.slices.grid import map_to_volume, mask_to_slices
 from medad.slices.prepared_file import load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
+from medad.steps.calibration import load_calibration
+from medad.steps.predict import load_members, predict_case
+from medad.steps.results import Model
 
 PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
@@ -147,15 +149,13 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
 
 def segment_case(
     prepared: Path,
-    restoration: Path,
-    segmentation: Path,
+    model: Model[Path],
     settings: InferenceSettings,
     post: PostprocessSettings,
     device: str,
     out: Path,
     *,
     largest_batch: int | None = None,
-    snapshot: str = "",
 ) -> None:
     """Segment one prepared case.
 
@@ -164,30 +164,34 @@ def segment_case(
 
     Parameters
     ----------
-    prepared, restoration, segmentation
-        Folders that `prepare_case` and the two training phases wrote.
+    prepared
+        Folder that `prepare_case` wrote.
+    model
+        Members and calibration, as folders that the trainings and `medad.steps.calibration.calibrate` wrote.
     settings, post
         Settings of prediction (batch size, flips, combination) and of post-processing (threshold, smallest lesion).
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
         Limit of slices at a time, if memory does not allow `settings.batch_size`.
-    snapshot
-        File name of the network to use within the segmentation folder. If empty, the final network is used.
     """
     started = time.monotonic()
     case = load_prepared(prepared / PREPARED, with_liver=True)
     assert case.liver is not None
-    networks = load_networks(restoration, segmentation / snapshot, device)
+    members = load_members(model.members, settings, device)
+    calibration = None if model.calibration is None else load_calibration(model.calibration)
     ready = time.monotonic()
     batch_size = min(settings.batch_size, largest_batch or settings.batch_size)
-    prediction = predict(case.slices.pixels, networks, batch_size, flips=settings.flips)
+    prediction = predict_case(case, members, settings, batch_size)
     predicted = time.monotonic()
-    combined = combine(prediction, case.slices, case.spacing_mm, settings)
+    combined = prediction.probability
+    if calibration is not None:
+        combined = to_common_scale(combined, case.slices.organ, calibration.middle, calibration.spread)
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
-    post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post)})
+    calibrated = None if calibration is None else calibration.threshold
+    post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post, calibrated)})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)
     write_probability(out / PROBABILITY, probability, geometry)
@@ -217,7 +221,7 @@ def segment_case(
         "network_seconds": round(predicted - ready, 3),
         "total_seconds": round(time.monotonic() - started, 3),
     }
-    _write_json(out / CASE, {"slices": len(slices.z), "device": str(networks.device), **seconds})
+    _write_json(out / CASE, {"slices": len(slices.z), "device": str(members[0].networks.device), **seconds})
 
 
 def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings: EvaluationSettings, out: Path) -> None:

@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medad.anomalies.synthesis import synthesise
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.base.errors import InputError
 from medad.config.anomalies import SynthesisSettings
 from medad.networks import nets
 from medad.networks.batches import load_slices
 from medad.slices.prepared_file import load_prepared
+from medad.steps.examples import draw_anomalies
 
 FEATURES = "features.safetensors"
 KINDS = ("tumour", "healthy", "synthesised")
@@ -90,6 +90,7 @@ def write_features(
     seed: int,
     out: Path,
     *,
+    copies: Sequence[Path] = (),
     device: str = "auto",
     largest_batch: int = 8,
 ) -> None:
@@ -108,6 +109,8 @@ def write_features(
     out
         Existing folder. features.safetensors is written to it: a tensor f32 [N, D] for each of `KINDS`, with at most
         `MAX_SLICES` slices.
+    copies
+        Folders of copies with lesions, one for each of `training`. They are needed for synthesis kind `solid_lesions`.
 
     Raises
     ------
@@ -125,7 +128,7 @@ def write_features(
         for kind, chosen in (("tumour", tumour), ("healthy", ~tumour)):
             found[kind][0].append(slices.pixels[chosen])
             found[kind][1].append(slices.organ[chosen])
-    pixels, organ = _synthesised_slices(training, synthesis, seed)
+    pixels, organ = _synthesised_slices(training, copies, synthesis, seed)
     found["synthesised"][0].append(pixels)
     found["synthesised"][1].append(organ)
     arrays = {}
@@ -138,16 +141,17 @@ def write_features(
     save_file({kind: np.ascontiguousarray(one) if len(one) else empty for kind, one in arrays.items()}, out / FEATURES)
 
 
-def _synthesised_slices(training: Sequence[Path], synthesis: SynthesisSettings, seed: int) -> tuple[ndarray, ndarray]:
+def _synthesised_slices(
+    training: Sequence[Path], copies: Sequence[Path], synthesis: SynthesisSettings, seed: int
+) -> tuple[ndarray, ndarray]:
     """Return corrupted training slices that contain an anomaly, as grey values, and their liver masks."""
-    data = load_slices(training, torch.device("cpu"))
+    data = load_slices(training, torch.device("cpu"), copies)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.pixels), generator=generator)
     pixels, organs = [], []
     for part in torch.split(order, 32):
         organ = data.organ[part]
-        scale = data.scale(part) if synthesis.kind == "lesions" else None
-        batch = synthesise(data.pixels[part].float(), organ, synthesis, generator, scale=scale)
+        batch, _ = draw_anomalies(data, part, synthesis, generator)
         with_anomaly = batch.mask.flatten(1).any(1)
         pixels.append(batch.image[with_anomaly, 0].round().to(torch.uint8).numpy())
         organs.append(organ[with_anomaly, 0].numpy())

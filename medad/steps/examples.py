@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from safetensors.numpy import save_file
+from torch import Tensor
 
-from medad.anomalies.synthesis import synthesise
+from medad.anomalies.synthesis import Synthesised
 from medad.base.devices import keep_freed_memory, pick_device
 from medad.config.anomalies import SynthesisSettings
+from medad.config.liver import DatasetSettings, LiverSettings
 from medad.networks import nets
-from medad.networks.batches import load_slices
+from medad.networks.batches import HealthySlices, draw_batch, load_slices
 
 EXAMPLES = "examples.safetensors"
 CANDIDATES_PER_SLICE = 8
@@ -29,6 +32,7 @@ def write_examples(
     count: int,
     out: Path,
     *,
+    copies: Sequence[Path] = (),
     device: str = "auto",
     largest_batch: int = 8,
 ) -> None:
@@ -50,6 +54,8 @@ def write_examples(
     out
         Existing folder. examples.safetensors is written to it: `clean`, `spoilt` (corrupted) and `restored` (grey, u8
         [K, S, S]), `mask` and `organ` (u8 [K, S, S], 0 or 1).
+    copies
+        Folders of copies with lesions, one for each of `prepared`. They are needed for synthesis kind `solid_lesions`.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     largest_batch
@@ -58,14 +64,12 @@ def write_examples(
     place = pick_device(device)
     keep_freed_memory()
     # choose slices on the CPU, so that all devices show the same
-    data = load_slices(prepared, torch.device("cpu"))
+    data = load_slices(prepared, torch.device("cpu"), copies)
     generator = torch.Generator().manual_seed(seed)
     area = data.organ.sum((1, 2, 3))
     large = torch.nonzero(area >= area.float().median())[:, 0]
     chosen = large[torch.randperm(len(large), generator=generator)][: count * CANDIDATES_PER_SLICE]
-    clean = data.pixels[chosen].float()
-    scale = data.scale(chosen) if synthesis.kind == "lesions" else None
-    batch = synthesise(clean, data.organ[chosen], synthesis, generator, scale=scale)
+    batch, clean = draw_anomalies(data, chosen, synthesis, generator)
     with_anomaly = torch.nonzero(batch.mask.flatten(1).any(1))[:count, 0]
     net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     spoilt = batch.image[with_anomaly]
@@ -79,6 +83,15 @@ def write_examples(
         "organ": data.organ[chosen][with_anomaly],
     }
     save_file({name: _as_uint8(value) for name, value in arrays.items()}, out / EXAMPLES)
+
+
+def draw_anomalies(
+    data: HealthySlices, chosen: Int64[Tensor, " B"], synthesis: SynthesisSettings, generator: torch.Generator
+) -> tuple[Synthesised, Float[Tensor, "B 1 S S"]]:
+    """Return slices with pseudo anomalies as in training, but without augmentation, and the clean slices."""
+    none = DatasetSettings(root="-", layout="btcv")
+    plain = LiverSettings(name="examples", train_data=none, test_data=none)
+    return draw_batch(data, chosen, plain.model_copy(update={"synthesis": synthesis}), generator, None)
 
 
 def _as_uint8(values: torch.Tensor) -> np.ndarray:

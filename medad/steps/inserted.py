@@ -152,8 +152,7 @@ def _segment_inserted(
         segmented.mkdir()
         segment_case(
             folder,
-            segment.restoration,
-            segment.segmentation,
+            segment.model,
             segment.inference,
             segment.postprocess,
             device,

@@ -61,7 +61,7 @@ class LeftOut(Generic[F]):
     prepared: tuple[F, ...]
     """Folders written by `medad.steps.cases.prepare_case`."""
     copies: tuple[F, ...]
-    """Folders written by `medad.steps.lesion_copies.write_copies`, in the order of `prepared`."""
+    """Folders written by `medad.anomalies.copies.write_copies`, in the order of `prepared`."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import PostprocessSettings
 from medad.steps.cases import prepare_case, segment_case
+from medad.steps.trained import TrainedModel
 from tests.medad.trained_runs import SETTINGS, write_run
 
 LIVER = (1, 2)
@@ -51,8 +52,8 @@ def steps(pair: tuple[Path, Path], run: Path, tmp_path_factory: pytest.TempPathF
     prepared.mkdir()
     out.mkdir()
     prepare_case(LabelledScan(*pair, LIVER, None), SETTINGS.preprocess, prepared, training=False)
-    networks = (run / "model" / "restoration", run / "model" / "segmentation")
-    segment_case(prepared, *networks, SETTINGS.inference, SETTINGS.postprocess, "cpu", out)
+    model = TrainedModel.of_run(run).model
+    segment_case(prepared, model, SETTINGS.inference, SETTINGS.postprocess, "cpu", out)
     return out
 
 
@@ -96,7 +97,22 @@ def test_other_formats_keep_their_own_voxel_order(pair: tuple[Path, Path], run: 
     np.testing.assert_allclose(found.affine, nifti.affine, atol=1e-4)
 
 
-def test_what_is_missing_is_one_line(pair: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
+def test_the_packages_model_is_the_default(
+    pair: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.config.packaged.MODELS", tmp_path)
+    shutil.copytree(run, tmp_path / "default")
+    wanted = medad.segment(*pair, run, liver_labels=LIVER, device="cpu")
+    for model in (None, "default"):
+        found = medad.segment(*pair, model, liver_labels=LIVER, device="cpu")
+        np.testing.assert_array_equal(found.probability, wanted.probability)
+
+
+def test_what_is_missing_is_one_line(
+    pair: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medad.config.packaged.MODELS", tmp_path)
+
     def said(*arguments: Any, **options: Any) -> str:
         with pytest.raises(ConfigError) as caught:
             medad.segment(*arguments, device="cpu", **options)

@@ -88,7 +88,7 @@ def write_report(
     results, failures
         Cases in any order. The report sorts them by id. Both may be empty.
     restoration, segmentation
-        Folders of the trained networks (curve.json). None: this run did not train the network.
+        Folders of the trained networks. Those without a curve.json show no curve. None: the run has no model.
     versions
         Version of each program and library that computed the results.
     notes
@@ -130,7 +130,7 @@ def write_report(
         cases=tuple(cases),
         failures=failure_rows(failures, hide_files=settings.test_data.pseudonyms or settings.train_data.pseudonyms),
         # networks trained together have the same curve in both folders
-        curves=tuple(dict.fromkeys(read_curve(each) for each in (restoration, segmentation) if each is not None)),
+        curves=tuple(dict.fromkeys(map(read_curve, _with_curve(restoration, segmentation)))),
         settings=settings.public(*MACHINE_FIELDS),
         versions={name: hide_paths(versions[name]) for name in sorted(versions)},
     )
@@ -138,6 +138,11 @@ def write_report(
     uris = [[jpeg_uri(row.picture, quality) for row in rows] for rows in pictured]
     write_bytes(out / "report.html", render_html(document, uris, pictures.row_width_px(panel_px)).encode())
     _write_preview(out / "preview.png", cases, pictured, tag)
+
+
+def _with_curve(*folders: Path | None) -> list[Path]:
+    """Return the folders that contain a training curve. A network from the package has none."""
+    return [folder for folder in folders if folder is not None and (folder / "curve.json").is_file()]
 
 
 def render_html(document: ReportDocument, row_uris: Sequence[Sequence[str]], row_width_px: int) -> str:

@@ -151,7 +151,7 @@ def test_the_thesis_configuration_is_the_defaults() -> None:
 
 
 def test_options_go_over_the_file() -> None:
-    from flows.cli.liver import load_settings
+    from flows.cli.liver_options import load_settings
     from flows.cli.options import parse_overrides
 
     pairs = ["train.restoration.epochs=3", "preprocess.window_hu=[-100, 200]", "gpus=cpu"]

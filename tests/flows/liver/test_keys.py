@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from flows.liver import steps as liver_steps
+from flows.liver import training_steps
+from flows.liver.training_steps import TrainingCase
 from flows.store.references import Ref
 from flows.store.step import Call, content_key
 from medad.base.errors import CaseFailure, InputError
 from medad.cohort.datasets import Case, LabelledScan
 from medad.config.liver import InsertSettings, LiverSettings, parse
-from medad.steps.results import CaseResult
+from medad.steps.results import CaseResult, LeftOut, Member, Model
+from medad.steps.trained import Part
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -30,6 +33,10 @@ def ref(step: str, content: str = "a") -> Ref:
     return Ref(step=step, key=content * 64, digest=content * 64, path=f"{step}/{content * 64}")
 
 
+MODEL = Model((Member(ref("restoration"), ref("segmentation")),))
+HEALTHY = (TrainingCase(ref("prepare")),)
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     scan, label = tmp_path / "volume-1.nii.gz", tmp_path / "segmentation-1.nii.gz"
@@ -39,7 +46,7 @@ def case(tmp_path: Path) -> Case:
 
 
 def report_of(settings: LiverSettings, *results: CaseResult[Ref], failures: tuple[CaseFailure, ...] = ()) -> Call:
-    return liver_steps.report(settings, results, failures, ref("restoration"), ref("segmentation"), {"python": "3"}, ())
+    return liver_steps.report(settings, results, failures, MODEL, {"python": "3"}, ())
 
 
 def result_of(case: Case) -> CaseResult[Ref]:
@@ -50,15 +57,13 @@ def calls_of(settings: LiverSettings, case: Case) -> dict[str, Call]:
     """Return the calls of all steps of the flow, with fixed artifacts as inputs."""
     data = settings.test_data
     scan = LabelledScan.of(case, data)
-    prepared, restoration, segmentation = ref("prepare"), ref("restoration"), ref("segmentation")
+    prepared, restoration = ref("prepare"), ref("restoration")
     return {
         "insert": liver_steps.insert(scan, data.insert or InsertSettings()),
         "prepare": liver_steps.prepare(scan, settings.preprocess, training=False),
-        "restoration": liver_steps.train("restoration", [prepared], settings),
-        "segmentation": liver_steps.train("segmentation", [prepared], settings, restoration),
-        "segment": liver_steps.segment(
-            prepared, restoration, segmentation, settings.inference, settings.postprocess, settings.machine
-        ),
+        "restoration": training_steps.train("restoration", HEALTHY, settings),
+        "segmentation": training_steps.train("segmentation", HEALTHY, settings, restoration),
+        "segment": liver_steps.segment(prepared, MODEL, settings.inference, settings.postprocess, settings.machine),
         "evaluate": liver_steps.evaluate(scan, prepared, ref("segment"), settings.evaluation),
         "report": report_of(settings, result_of(case)),
     }
@@ -113,6 +118,8 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("preprocess.standardise", "median", {"prepare"}),
     ("preprocess.resolution_mm", 2.0, {"prepare"}),
     ("preprocess.frame_mm", 200.0, {"prepare"}),
+    ("preprocess.fat_hu", -30.0, {"prepare"}),
+    ("preprocess.fat_margin_mm", 2.0, {"prepare"}),
     ("synthesis.blur_sigma_px", 9.0, {"restoration", "segmentation"}),
     ("synthesis.threshold_grey", 190.0, {"restoration", "segmentation"}),
     ("synthesis.ellipse_px", 5, {"restoration", "segmentation"}),
@@ -121,6 +128,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("synthesis.kind", "perlin_texture", {"restoration", "segmentation"}),
     ("synthesis.texture.threshold", 0.3, set()),
     ("synthesis.lesions.most", 2, set()),
+    ("synthesis.solid.most", 2, set()),
     ("train.flip", True, {"restoration", "segmentation"}),
     ("inference.flips", True, {"segment"}),
     ("inference.smooth_mm", 2.0, {"segment"}),
@@ -133,6 +141,9 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("segmentation.groups", 4, {"segmentation"}),
     ("train.restoration.epochs", 3, {"restoration"}),
     ("train.segmentation.epochs", 3, {"segmentation"}),
+    ("train.restoration.steps", 3, {"restoration"}),
+    ("train.segmentation.steps", 3, {"segmentation"}),
+    ("train.members", 3, set()),  # the seeds and cases of members are in the keys
     ("train.focal.gamma", 1.0, {"segmentation"}),
     ("train.schedule", "joint", set()),
     ("train.restoration_loss", "l2_ssim", {"restoration"}),
@@ -140,6 +151,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("train.mixed_precision", False, {"restoration", "segmentation"}),
     ("postprocess.threshold", 0.4, {"segment"}),
     ("postprocess.min_lesion_mm3", 9.0, {"segment"}),
+    ("postprocess.false_positive_ml", 2.0, {"segment"}),
     ("evaluation.lesion_overlap", 0.5, {"evaluate"}),
     ("test_data.insert.seed", 1, {"insert"}),
     ("test_data.insert.contrast_hu", [-50.0, -30.0], {"insert"}),
@@ -163,7 +175,7 @@ def test_joint_training_depends_on_what_either_phase_does_but_phase_twos_own(
     key: str, value: object, steps: set[str]
 ) -> None:
     base, other = (
-        content_key(liver_steps.train("joint", [ref("prepare")], settings).parts())
+        content_key(training_steps.train("joint", HEALTHY, settings).parts())
         for settings in (parse(BASE, source="test"), changed(key, value))
     )
     of_phase_two = key.startswith(("train.segmentation.", "train.snapshot_epochs"))
@@ -192,15 +204,105 @@ def test_settings_of_slices_in_hu_change_the_steps_that_use_them(
     assert {name for name in base if base[name] != other[name]} - {"report"} == steps
 
 
+IN_HU: dict[str, Any] = BASE | {
+    "preprocess": {"equalise": False, "standardise": "median"},
+    "synthesis": {"kind": "solid_lesions"},
+    "classifier": {},
+    "train": {"members": 2, "restoration": {"epochs": 3, "steps": 5}},
+}
+
+
+def model_keys(values: dict[str, Any], copies: str = "c") -> dict[str, str]:
+    """Return the keys of all steps that make a member and the calibration, from settings of slices in HU."""
+    settings = parse(values, source="test")
+    cases = (TrainingCase(ref("prepare"), ref("lesion-copies", copies)),)
+    left_out = [LeftOut(MODEL.members[0], (ref("prepare", "b"),), (ref("lesion-copies", copies),))]
+    calls = [
+        training_steps.lesion_copies(ref("prepare"), settings.synthesis.solid, settings.seed),
+        training_steps.train("restoration", cases, settings),
+        training_steps.train("segmentation", cases, settings, ref("restoration")),
+        training_steps.calibration(left_out, settings),
+    ]
+    if settings.classifier is not None:
+        calls.append(training_steps.classifier(cases, settings))
+    return {call.step.name: key(call) for call in calls}
+
+
+NETS_KEYS = {"restoration", "segmentation"}
+MEMBER_TABLE: list[tuple[str, dict[str, Any], set[str]]] = [
+    ("classifier", {"trees": 3}, {"classifier"}),
+    ("synthesis", {"solid": {"most": 2}}, {"lesion-copies", *NETS_KEYS}),
+    ("synthesis", {"lesions": {"most": 2}}, set()),
+    ("train", {"members": 3}, set()),
+    ("train", {"restoration": {"epochs": 4, "steps": 5}}, set()),
+    ("train", {"restoration": {"epochs": 3, "steps": 6}}, {"restoration"}),
+    ("postprocess", {"threshold": 0.3}, set()),
+    ("postprocess", {"threshold": "calibrated"}, set()),
+    ("postprocess", {"false_positive_ml": 2.0}, {"calibration"}),
+    ("inference", {"batch_size": 3}, set()),
+    ("inference", {"flips": True}, {"calibration"}),
+]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("group", "values", "steps"), MEMBER_TABLE)
+def test_a_setting_changes_the_parts_of_a_model_that_use_it(
+    group: str, values: dict[str, Any], steps: set[str]
+) -> None:
+    base, other = model_keys(IN_HU), model_keys(IN_HU | {group: IN_HU.get(group, {}) | values})
+    assert {name for name in base if base[name] != other[name]} == steps
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_seed_changes_all_that_is_drawn() -> None:
+    base, other = model_keys(IN_HU), model_keys(IN_HU | {"seed": 1})
+    assert {name for name in base if base[name] != other[name]} == set(base) - {"calibration"}
+
+
+@pytest.mark.usefixtures("cache")
+def test_networks_without_solid_lesions_do_not_depend_on_copies() -> None:
+    """Only the classifier and the calibration read the copies if the networks learn from other anomalies."""
+    values = IN_HU | {"synthesis": {"kind": "lesions"}}
+    base, other = model_keys(values), model_keys(values, copies="d")
+    assert {name for name in base if base[name] != other[name]} == {"classifier", "calibration"}
+    solid, changed_copies = model_keys(IN_HU), model_keys(IN_HU, copies="d")
+    assert {name for name in solid if solid[name] != changed_copies[name]} == {*NETS_KEYS, "classifier", "calibration"}
+    without = model_keys({name: value for name, value in IN_HU.items() if name != "classifier"})
+    assert {name: solid[name] for name in without} == without
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_network_to_start_from_matters() -> None:
+    settings = parse(IN_HU, source="test")
+    cases = (TrainingCase(ref("prepare"), ref("lesion-copies")),)
+    nets: tuple[training_steps.Training, ...] = ("restoration", "segmentation")
+    for net in nets:
+        starts = (None, ref("model"), ref("model", "b"))
+        keys = {key(training_steps.train(net, cases, settings, ref("restoration"), start)) for start in starts}
+        assert len(keys) == 3
+    assert len({key(training_steps.classifier(cases, settings, start)) for start in (None, ref("model"))}) == 2
+
+
+@pytest.mark.usefixtures("cache")
+def test_copies_follow_their_cases_in_the_order_of_content() -> None:
+    cases = [TrainingCase(ref("prepare", one), ref("lesion-copies", other)) for one, other in ("ad", "bc")]
+    settings = parse(IN_HU, source="test")
+    for call in (
+        training_steps.train("restoration", reversed(cases), settings),
+        training_steps.classifier(reversed(cases), settings),
+    ):
+        assert [each.digest[0] for each in call.arguments["prepared"]] == ["a", "b"]
+        assert [each.digest[0] for each in call.arguments["copies"]] == ["d", "c"]
+
+
 def _textured(**texture: object) -> dict[str, str]:
     """Return the keys of the trainings with DRAEM's pseudo anomalies."""
     values = BASE | {"synthesis": {"kind": "perlin_texture", "texture": texture}}
     settings = parse(values, source="test")
-    prepared = (ref("prepare"),)
     calls = (
-        liver_steps.train("restoration", prepared, settings),
-        liver_steps.train("segmentation", prepared, settings, ref("restoration")),
-        liver_steps.train("joint", prepared, settings),
+        training_steps.train("restoration", HEALTHY, settings),
+        training_steps.train("segmentation", HEALTHY, settings, ref("restoration")),
+        training_steps.train("joint", HEALTHY, settings),
     )
     return {call.step.name: key(call) for call in calls}
 
@@ -226,7 +328,7 @@ def test_a_folder_of_textures_counts_by_its_pictures_and_not_by_where_it_is(tmp_
     (folders[1] / "same0.png").write_bytes(b"x")
     assert _textured(folder=str(folders[1])) != one
     textured = {"kind": "perlin_texture", "texture": {"folder": str(folders[0])}}
-    call = liver_steps.train("joint", (), parse(BASE | {"synthesis": textured}, source="test"))
+    call = training_steps.train("joint", (), parse(BASE | {"synthesis": textured}, source="test"))
     assert str(tmp_path) not in str(call.parts())
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         _textured(folder=str(tmp_path / "nowhere"))
@@ -240,9 +342,9 @@ def test_a_network_of_a_joint_training_is_known_by_its_weights(tmp_path: Path, c
         for folder in (cache / joint.path / net, tmp_path / net):
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_bytes(net.encode())
-    one, other = (liver_steps.adopt(joint.folder() / net) for net in ("restoration", "segmentation"))
+    one, other = (training_steps.adopt(Part(net, joint.folder() / net)) for net in ("restoration", "segmentation"))
     assert key(one) != key(other)
-    assert key(one) == key(liver_steps.adopt(tmp_path / "restoration"))
+    assert key(one) == key(training_steps.adopt(Part("restoration", tmp_path / "restoration")))
 
 
 @pytest.mark.usefixtures("cache")
@@ -260,8 +362,8 @@ def test_the_table_knows_every_setting(case: Case) -> None:
     # settings of groups that have another one in the table, since whole groups enter a key.
     groups = (
         *("train_data.", "test_data.", "train.restoration.", "train.segmentation.", "train.focal."),
-        *("synthesis.texture.", "synthesis.lesions.", "inference.combine."),
-        *("preprocess.background", "train.augmentation"),  # these need slices in HU, see the test below
+        *("synthesis.texture.", "synthesis.lesions.", "synthesis.solid.", "inference.combine."),
+        *("preprocess.background", "train.augmentation", "classifier"),  # these need slices in HU, see the tests
     )
     known.add("segmentation.architecture")  # it has only one value
     missing = leaves(parse(BASE, source="test").model_dump()) - known
@@ -302,7 +404,7 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
     one, two, three = (ref("prepare", letter) for letter in "abc")
 
     def trained(*prepared: Ref) -> str:
-        return key(liver_steps.train("restoration", prepared, settings))
+        return key(training_steps.train("restoration", HEALTHY, settings))
 
     assert trained(one, two) == trained(two, one)
     assert len({trained(one), trained(one, two), trained(one, three), trained(one, one)}) == 4
@@ -311,7 +413,7 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
     ("job", "fields"),
-    [("segment", ("prepared", "restoration", "segmentation")), ("evaluate", ("prepared", "segmented"))],
+    [("segment", ("prepared", "model")), ("evaluate", ("prepared", "segmented"))],
 )
 def test_every_artifact_that_goes_in_matters(case: Case, job: str, fields: tuple[str, ...]) -> None:
     original = calls_of(parse(BASE, source="test"), case)[job]
@@ -323,7 +425,7 @@ def every_call(case: Case, folder: Path) -> list[Call]:
     """Return one call of each step."""
     settings = parse(BASE, source="test")
     more: list[Call] = [
-        liver_steps.adopt(folder),
+        training_steps.adopt(Part("restoration", folder)),
         *(liver_steps.hand_step(name, case.scan, case.label, (1,), settings.preprocess) for name in ("window", "roi")),
         *(liver_steps.hand_step(name, case.scan, None, (1,), settings.preprocess) for name in ("slice", "equalise")),
     ]

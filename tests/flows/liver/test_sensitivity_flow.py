@@ -21,7 +21,7 @@ from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_btcv_phantoms
 from medad.config.liver import DatasetSettings, InferenceSettings, PostprocessSettings, PreprocessSettings
 from medad.config.sensitivity import InsertionSettings, MeasureSettings, SensitivitySettings
-from medad.steps.results import Segmenter, VolumeResult
+from medad.steps.results import Member, Model, Segmenter, VolumeResult
 
 Cli = Callable[..., Any]
 CELLS = ("--set", "diameters_mm=[20, 40, 60]", "--set", "contrasts_hu=[[-80, -50], {hu: [-60, -30], kind: mixed}]")
@@ -160,9 +160,8 @@ def test_what_a_volume_depends_on(tmp_path: Path) -> None:
     label.write_bytes(b"label")
     study = SensitivitySettings(healthy=DatasetSettings(root="/share/doe_jane", layout="btcv"))
     case = LabelledScan(scan, label, (6,), None)
-    segmenter = Segmenter(
-        PreprocessSettings(), ref("restoration"), ref("segmentation"), InferenceSettings(), PostprocessSettings()
-    )
+    model = Model((Member(ref("restoration"), ref("segmentation")),))
+    segmenter = Segmenter(PreprocessSettings(), model, InferenceSettings(), PostprocessSettings())
     first, second = study.volumes()[:2]
 
     def call(
@@ -180,7 +179,8 @@ def test_what_a_volume_depends_on(tmp_path: Path) -> None:
         call(insertion=second),
         call(measure=study.measure_settings.model_copy(update={"overlap": 0.2})),
         call(healthy=ref("segment", "b")),
-        call(restoration=ref("restoration", "b")),
+        call(model=Model((Member(ref("restoration", "b"), ref("segmentation")),))),
+        call(model=replace(model, calibration=ref("calibration"))),
         call(preprocess=PreprocessSettings(slice_px=64)),
     ]
     key = content_key(call().parts())

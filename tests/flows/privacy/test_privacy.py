@@ -519,7 +519,7 @@ logging.captureWarnings(mode != "worker")  # to the log, or as Python prints the
 if __name__ == "__main__" and mode == "worker":
     # as a worker runs it: no terminal, only logs
     from pathlib import Path
-    from flows.cli.liver import load_settings
+    from flows.cli.liver_options import load_settings
     from flows.liver.flow import prepare
     from flows.machine.environment import prepare_prefect
     settings = load_settings(Path(arguments[0]), {})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.liver import run_folder as liver_folder
-from flows.liver.run_folder import Models, settings_of_run
+from flows.liver.run_folder import settings_of_run
 from flows.runs import run_folder as publish
 from flows.runs.run_folder import RunFolder, read_headline
 from flows.runs.runner import LocalRunner, Runner
@@ -20,6 +20,8 @@ from flows.store.references import Ref
 from flows.store.step import load_steps
 from medad.base.errors import ConfigError, DiskFullError
 from medad.config.liver import DatasetSettings, LiverSettings
+from medad.steps.results import Member, Model
+from medad.steps.trained import NETS
 
 SETTINGS = LiverSettings(
     name="x",
@@ -38,13 +40,13 @@ def make(name: str, files: dict[str, str]) -> Ref:
 
 def a_run(path: Path, report: str = "report") -> RunFolder:
     summary = json.dumps({"summary": {"micro_dice_2d": 0.5, "dice_3d_mean": None, "voxel_auroc_mean": 1, "more": 2}})
-    restoration, segmentation = (make(net, {"model.safetensors": net, "curve.json": "{}"}) for net in liver_folder.NETS)
-    models = Models(restoration, segmentation)
+    restoration, segmentation = (make(net, {"model.safetensors": net, "curve.json": "{}"}) for net in NETS)
+    model = Model((Member(restoration, segmentation),))
     return RunFolder(
         path=path,
         settings=SETTINGS,
-        copies=liver_folder.copies(make("report", {"report.html": report, "report.json": summary}), (), models),
-        manifest=lambda: liver_folder.manifest((), models),
+        copies=liver_folder.copies(make("report", {"report.html": report, "report.json": summary}), (), model),
+        manifest=lambda: liver_folder.manifest((), model),
         seconds=1.0,
     )
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.liver.steps import EVALUATE, PREPARE, RESTORATION, SEGMENT, SEGMENTATION
+from flows.liver.steps import EVALUATE, PREPARE, SEGMENT
+from flows.liver.training_steps import RESTORATION, SEGMENTATION
 from flows.store import code as sources
 from flows.store.step import Step
 from tests.flows.store.test_step import DECLARED

@@ -44,11 +44,14 @@ from medad.evaluation.sensitivity import (
 from medad.reports.sensitivity.report import REPORT_FILES, write_sensitivity_report
 from medad.steps.cases import PROBABILITY
 from medad.steps.inserted import RECORD, measure_inserted
-from medad.steps.results import Segmenter, VolumeResult
+from medad.steps.results import Member, Model, Segmenter, VolumeResult
 
 MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.0)
 SEGMENTER = Segmenter(
-    PreprocessSettings(slice_px=64), Path("r"), Path("s"), InferenceSettings(batch_size=3), PostprocessSettings()
+    PreprocessSettings(slice_px=64),
+    Model((Member(Path("r"), Path("s")),)),
+    InferenceSettings(batch_size=3),
+    PostprocessSettings(),
 )
 SHAPE = (60, 56, 30)
 MM = (1.0, 1.2, 2.0)
@@ -185,10 +188,10 @@ def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[No
         inserted.append(case)
 
     def run(
-        prepared: Path, restoration: Path, segmentation: Path, settings: InferenceSettings, post: PostprocessSettings,
+        prepared: Path, model: Model[Path], settings: InferenceSettings, post: PostprocessSettings,
         device: str, out: Path, *, largest_batch: int | None,
     ) -> None:  # fmt: skip
-        assert (restoration, segmentation) == (SEGMENTER.restoration, SEGMENTER.segmentation)
+        assert model == SEGMENTER.model
         assert (settings, post) == (SEGMENTER.inference, SEGMENTER.postprocess)
         assert (device, largest_batch) == ("cpu", 2)
         segment(inserted.pop(), out)

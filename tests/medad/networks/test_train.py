@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.progress import Progress
-from medad.config.liver import FocalSettings, LiverSettings
+from medad.config.liver import LiverSettings
+from medad.config.training import FocalSettings
 from medad.networks.batches import generator_for
 from medad.networks.infer import load_networks, predict
 from medad.networks.losses import focal_loss, l1_loss

@@ -30,6 +30,7 @@ from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.by_hand import step_equalise, step_roi, step_slice, step_window
 from medad.steps.cases import evaluate_case, insert_case, prepare_case, segment_case
+from medad.steps.results import Member, Model
 from tests.medad.prepared import write_prepared
 
 PREPROCESS = PreprocessSettings(slice_px=64)
@@ -53,14 +54,14 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> LabelledScan:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model[Path]:
     """Return both networks with seeded random weights. Their outputs do not matter here, only the files do."""
     root = tmp_path_factory.mktemp("model")
     for role in nets.PHASES:
         (root / role).mkdir()
         net = nets.build(role, NET, torch.Generator().manual_seed(1))
         nets.save(root / role / "model.safetensors", net, role, NET)
-    return root / "restoration", root / "segmentation"
+    return Model((Member(root / "restoration", root / "segmentation"),))
 
 
 def _folder(path: Path) -> Path:
@@ -118,12 +119,12 @@ def test_steps_name_what_is_missing(healthy: LabelledScan, tmp_path: Path) -> No
 
 
 def test_segmentation_lies_on_the_scans_grid(
-    ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ill: LabelledScan, model: Model[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, out = _folder(tmp_path / "prepared"), _folder(tmp_path / "out")
     prepare_case(ill, PREPROCESS, prepared, training=False)
     post = PostprocessSettings(threshold=0.5, min_lesion_mm3=200)
-    segment_case(prepared, *model, InferenceSettings(), post, "cpu", out)
+    segment_case(prepared, model, InferenceSettings(), post, "cpu", out)
     scan, label = nibabel.load(ill.scan), np.asarray(nibabel.load(ill.label).dataobj)
     for name in ("mask.nii.gz", "probability.nii.gz"):
         written = nibabel.load(out / name)
@@ -144,7 +145,7 @@ def test_segmentation_lies_on_the_scans_grid(
 
 
 def test_evaluation_of_a_perfect_and_of_an_empty_answer(
-    ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ill: LabelledScan, model: Model[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replace the networks by one that knows the ground truth on the slice grid, and by one that finds nothing."""
     from medad.networks.infer import Networks, Prediction
@@ -163,7 +164,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
 
         monkeypatch.setattr("medad.steps.cases.predict", oracle)
         out, judged = _folder(tmp_path / name), _folder(tmp_path / f"{name}-evaluated")
-        segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
+        segment_case(prepared, model, InferenceSettings(), PostprocessSettings(), "cpu", out)
         evaluate_case(ill, prepared, out, EvaluationSettings(), judged)
         metrics = CaseEvaluation.load(judged).metrics
         written = read_labels(out / "mask.nii.gz").values.astype(bool)
@@ -236,7 +237,7 @@ def test_real_training_cases_are_healthy(real_data: Path, tmp_path: Path) -> Non
 
 
 def test_evaluation_follows_the_affine_the_settings_chose(
-    ill: LabelledScan, model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ill: LabelledScan, model: Model[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With sform and qform mirrored and `qform` chosen, a perfect answer is still evaluated as perfect."""
     from medad.networks.infer import Networks, Prediction
@@ -261,7 +262,7 @@ def test_evaluation_follows_the_affine_the_settings_chose(
         return Prediction(known, pixels)
 
     monkeypatch.setattr("medad.steps.cases.predict", oracle)
-    segment_case(prepared, *model, InferenceSettings(), PostprocessSettings(), "cpu", out)
+    segment_case(prepared, model, InferenceSettings(), PostprocessSettings(), "cpu", out)
     evaluate_case(case, prepared, out, EvaluationSettings(), judged)
     metrics = CaseEvaluation.load(judged).metrics
     assert metrics.dice_3d > 0.75

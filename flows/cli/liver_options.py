@@ -1,0 +1,46 @@
+"""Options that several commands of `adflows liver` share, and the reader of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.machine.environment import find_config
+
+if TYPE_CHECKING:
+    from medad.config.liver import LiverSettings
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, or a name in configs/liver, such as hu_small or hu.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed of the training. Default: the configuration's.")]
+Train = Annotated[
+    Path | None, typer.Option("--train", help="Folder of the training data. Default: the configuration's.")
+]
+Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")]
+Model = Annotated[
+    Path, typer.Option("--model", help="Run folder that contains a trained model, or `default`: the package's model.")
+]
+DefaultModel = Annotated[
+    Path | None,
+    typer.Option("--model", help="Run folder that contains a trained model. Default: the package's model."),
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="Continue from the weights of this run folder's model, or of `default`, instead of random weights.",
+    ),
+]
+
+
+def load_settings(config: Path, overrides: dict[str, Any]) -> LiverSettings:
+    """Read a configuration. Raise ConfigError for a bad one."""
+    from medad.config.liver import load
+
+    return load(find_config(config, "liver"), overrides)
+
+
+def path_text(path: Path | None) -> str | None:
+    """Return a path as a setting's value. None if the option was not given."""
+    return None if path is None else str(path)
