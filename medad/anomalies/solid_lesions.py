@@ -132,7 +132,7 @@ def _contrast(
     elif kind < settings.mixed_share + settings.ring_share:
         inner = rng.uniform(*_RING_INNER)
         contrast += (second - main) / (1 + np.exp(-(radius - inner) / 0.05))
-    return contrast.astype(np.float32)
+    return np.asarray(contrast, np.float32)
 
 
 def _smooth_noise(
@@ -148,7 +148,7 @@ def _smooth_noise(
     field = noise
     for axis, place in enumerate(places):
         field = _interpolate(field, np.minimum(place, field.shape[axis] - 1), axis)
-    return (field - field.mean()) / max(float(field.std()), 1e-6)
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6))
 
 
 def _interpolate(values: ndarray, place: ndarray, axis: int) -> ndarray:
@@ -157,7 +157,7 @@ def _interpolate(values: ndarray, place: ndarray, axis: int) -> ndarray:
     part = place - low
     part = part * part * (3 - 2 * part)
     part = part.reshape([-1 if at == axis else 1 for at in range(values.ndim)])
-    return np.take(values, low, axis) * (1 - part) + np.take(values, low + 1, axis) * part
+    return np.asarray(np.take(values, low, axis) * (1 - part) + np.take(values, low + 1, axis) * part)
 
 
 def _log_uniform(bounds: tuple[float, float], rng: np.random.Generator) -> float:

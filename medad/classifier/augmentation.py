@@ -81,7 +81,7 @@ def wave(
         part = place - low
         part = (part * part * (3 - 2 * part)).reshape([-1 if at == axis else 1 for at in range(3)])
         field = np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
-    return (field - field.mean()) / max(float(field.std()), 1e-6)
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6))
 
 
 def _shade(

@@ -161,7 +161,7 @@ class _Mean:
 
         def blur(values: ndarray) -> ndarray:
             values = _block_sum(values, factor) if (factor > 1).any() else values
-            return ndimage.gaussian_filter(values, sigma / factor, mode="constant", truncate=3)
+            return np.asarray(ndimage.gaussian_filter(values, sigma / factor, mode="constant", truncate=3))
 
         weight = blur(np.ones(hu.shape, np.float32) if organ is None else organ.astype(np.float32))
         total = blur(hu if organ is None else np.where(organ, hu, np.float32(0)))
@@ -200,11 +200,12 @@ def _hessian_eigenvalues(
         first = _derivative(values, i, spacing[i])
         for j in range(i, 3):
             matrix[:, i, j] = matrix[:, j, i] = _derivative(first, j, spacing[j])[wanted] * sigma_mm**2
-    return np.linalg.eigvalsh(matrix).T
+    return np.asarray(np.linalg.eigvalsh(matrix).T)
 
 
 def _derivative(values: ndarray, axis: int, step: float) -> ndarray:
-    return ndimage.correlate1d(values, np.array([-0.5, 0, 0.5], np.float32) / step, axis=axis, mode="nearest")
+    kernel = np.array([-0.5, 0, 0.5], np.float32) / step
+    return np.asarray(ndimage.correlate1d(values, kernel, axis=axis, mode="nearest"))
 
 
 def _robust_sd(values: ndarray) -> float:

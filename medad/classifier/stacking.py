@@ -60,4 +60,4 @@ class Stacking:
 
     def to_slices(self, values: Float32[ndarray, "P S S"]) -> Float32[ndarray, "N S S"]:
         """Return the values of each slice: those of its group."""
-        return values[(self.z - self.z[0]) // self.group]
+        return np.asarray(values[(self.z - self.z[0]) // self.group])

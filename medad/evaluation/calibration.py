@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict
 
+from medad.evaluation.experience import ScanFacts
+
 _MAD_TO_SD = 1.4826
 _LOGIT_LIMIT = 12.0
 THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.02), 2)
@@ -45,6 +47,8 @@ class Calibration(BaseModel):
     """Number of healthy scans that were left out once."""
     copies: int
     """Number of copies with inserted lesions."""
+    experience: tuple[ScanFacts, ...] = ()
+    """Facts about the healthy scans."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def logit(probability: Float32[ndarray, "*S"]) -> Float32[ndarray, "*S"]:
     """Return log(p / (1 - p)), limited to -12..12."""
     with np.errstate(divide="ignore"):
         values = np.log(probability) - np.log1p(-probability)
-    return np.clip(values, -_LOGIT_LIMIT, _LOGIT_LIMIT).astype(np.float32)
+    return np.asarray(np.clip(values, -_LOGIT_LIMIT, _LOGIT_LIMIT), np.float32)
 
 
 def healthy_scale(probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"]) -> tuple[float, float]:

@@ -84,10 +84,8 @@ def baseline_case(
     InputError
         The case has no tumour label, or a file cannot be read.
     """
-    ready = load_prepared(prepared / PREPARED, with_liver=True)
-    liver = ready.liver
-    assert liver is not None
-    truth = read_truth(case, ready.geometry, "no tumour label to evaluate against")
+    ready = load_prepared(prepared / PREPARED)
+    truth, liver = read_truth(case, ready.geometry, "no tumour label to evaluate against")
     hu = read_scan(case.scan, affine_from=case.affine_from).hu
     box = bounding_box(liver)
     assert box is not None, "a prepared case contains liver"

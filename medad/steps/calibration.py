@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from medad.anomalies.copies import NO_SHIFT, load_copies
 from medad.base.errors import InputError
-from medad.base.storage import write_bytes
+from medad.base.storage import read_json, write_bytes
+from medad.classifier.stacking import Stacking
 from medad.config.liver import InferenceSettings, PostprocessSettings
 from medad.evaluation.calibration import (
     THRESHOLDS,
@@ -23,6 +24,7 @@ from medad.evaluation.calibration import (
     healthy_scale,
     to_common_scale,
 )
+from medad.evaluation.experience import ScanFacts, scan_facts
 from medad.evaluation.postprocess import postprocess
 from medad.slices.prepared_file import PreparedCase, load_prepared
 from medad.steps.predict import LoadedMember, load_members, predict_case
@@ -61,6 +63,7 @@ def calibrate(
         No member has a case that was left out, or a file is damaged.
     """
     batch_size = min(inference.batch_size, largest_batch or inference.batch_size)
+    experience = []
     found: list[tuple[PreparedCase, Float32[ndarray, "N S S"], list[tuple[ndarray, ndarray]]]] = []
     for each in left_out:
         if not each.prepared:
@@ -69,6 +72,7 @@ def calibrate(
         for folder, copies in zip(each.prepared, each.copies, strict=True):
             case = load_prepared(folder / "prepared.safetensors")
             healthy = predict_case(case, members, inference, batch_size).probability
+            experience.append(facts_of(folder, case))
             found.append((case, healthy, _with_lesions(case, copies, members, inference, batch_size)))
     if not found:
         raise InputError("calibration", "no healthy scan was left out of a member's training")
@@ -76,7 +80,14 @@ def calibrate(
     middle, spread = (float(value) for value in np.median(np.array(scales), axis=0))
     curves = [_curve(case, healthy, copies, middle, spread, post) for case, healthy, copies in found]
     calibration = choose_threshold(curves, middle, spread, post.false_positive_ml)
+    calibration = calibration.model_copy(update={"experience": tuple(experience)})
     write_bytes(out / CALIBRATION, (calibration.model_dump_json(indent=1) + "\n").encode())
+
+
+def facts_of(prepared: Path, case: PreparedCase) -> ScanFacts:
+    """Return the facts about a prepared case that matter to a model."""
+    stacking = Stacking.of(case)
+    return scan_facts(stacking.stack(case), read_json(prepared / "case.json")["liver_median_hu"], case.spacing_mm[2])
 
 
 def load_calibration(folder: Path) -> Calibration:

@@ -43,12 +43,14 @@ from medad.ct.io import (
     write_probability,
 )
 from medad.evaluation.calibration import to_common_scale
+from medad.evaluation.experience import outside_experience
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
+from medad.slices.cleaning import remove_fat
 from medad.slices.grid import map_to_volume, mask_to_slices
 from medad.slices.prepared_file import load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
-from medad.steps.calibration import load_calibration
+from medad.steps.calibration import facts_of, load_calibration
 from medad.steps.predict import load_members, predict_case
 from medad.steps.results import Model
 
@@ -74,16 +76,19 @@ def _read_case(case: LabelledScan) -> tuple[Volume, ndarray, Bool[ndarray, "X Y 
     return volume, labels.values, liver, check_hu(volume, liver, case.scan), [warning] if warning else []
 
 
-def read_truth(case: LabelledScan, geometry: Geometry, rule: str) -> Bool[ndarray, "X Y Z"]:
-    """Return the tumour mask of a case on the grid of `geometry`.
+def read_truth(
+    case: LabelledScan, geometry: Geometry, rule: str
+) -> tuple[Bool[ndarray, "X Y Z"], Bool[ndarray, "X Y Z"]]:
+    """Return the tumour mask and the liver mask of a case on the grid of `geometry`.
 
-    Raises InputError with the message `rule` if the case has no tumour label.
+    The liver mask is the whole one, also if preprocessing removes fat from it. Raises InputError with the message
+    `rule` if the case has no tumour label.
     """
     if case.label is None or case.tumour_label is None:
         raise InputError(case.scan, rule)
     labels, _ = read_labels_on(geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch)
     truth: Bool[ndarray, "X Y Z"] = labels.values == case.tumour_label
-    return truth
+    return truth, require_liver(labels, case.liver_labels, case.label)
 
 
 def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None:
@@ -120,7 +125,7 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
     InputError
         A file breaks a rule, or no slice contains enough liver.
     """
-    volume, values, liver, median_hu, warnings = _read_case(case)
+    volume, values, given_liver, median_hu, warnings = _read_case(case)
     if training and case.tumour_label is not None and (values == case.tumour_label).any():
         assert case.label is not None
         raise InputError(
@@ -128,6 +133,10 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
         )
     del values
     geometry = volume.geometry
+    liver = remove_fat(volume.hu, given_liver, geometry.canonical_spacing_mm, settings)
+    if not liver.any():
+        raise InputError(case.scan, f"the liver mask contains only fat (below {settings.fat_hu:g} HU)")
+    fat_ml = float(np.count_nonzero(given_liver & ~liver) * geometry.voxel_mm3 / 1000)
     slices = prepare(volume.hu, liver, settings, geometry.canonical_spacing_mm)
     if len(slices.z) == 0:
         raise InputError(
@@ -139,9 +148,10 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
         "planes": geometry.canonical_shape[2],
         "shape": list(geometry.shape),
         "spacing_mm": list(geometry.canonical_spacing_mm),
-        "liver_ml": float(np.count_nonzero(liver) * geometry.voxel_mm3 / 1000),
+        "liver_ml": float(np.count_nonzero(given_liver) * geometry.voxel_mm3 / 1000),
+        "fat_removed_ml": round(fat_ml, 2),
         "liver_median_hu": median_hu,
-        FINGERPRINT: liver_fingerprint(volume.hu, liver),
+        FINGERPRINT: liver_fingerprint(volume.hu, given_liver),
         "warnings": warnings,
     }
     _write_json(out / CASE, facts)
@@ -184,9 +194,10 @@ def segment_case(
     batch_size = min(settings.batch_size, largest_batch or settings.batch_size)
     prediction = predict_case(case, members, settings, batch_size)
     predicted = time.monotonic()
-    combined = prediction.probability
+    combined, warnings = prediction.probability, list[str]()
     if calibration is not None:
         combined = to_common_scale(combined, case.slices.organ, calibration.middle, calibration.spread)
+        warnings = outside_experience(facts_of(prepared, case), calibration.experience)
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
@@ -214,6 +225,7 @@ def segment_case(
         "lesion_count": len(lesions),
         "lesion_ml": sum(lesion.volume_mm3 for lesion in lesions) / 1000,
         "lesions": [asdict(lesion) for lesion in lesions],
+        "warnings": warnings,
     }
     _write_json(out / LESIONS, table)
     seconds = {
@@ -234,9 +246,8 @@ def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings:
     InputError
         The case has no tumour label, or a file cannot be read.
     """
-    ready = load_prepared(prepared / PREPARED, with_liver=True)
-    assert ready.liver is not None
-    truth = read_truth(case, ready.geometry, "no tumour label to evaluate against")
+    ready = load_prepared(prepared / PREPARED)
+    truth, liver = read_truth(case, ready.geometry, "no tumour label to evaluate against")
     predicted = _load_slices(segmented / SLICES)
     slice_truth = mask_to_slices(truth, ready.slices)
     result = evaluate(
@@ -244,7 +255,7 @@ def evaluate_case(case: LabelledScan, prepared: Path, segmented: Path, settings:
         truth=truth,
         prediction=read_labels(segmented / MASK, affine_from=case.affine_from).values.astype(bool),
         probability=read_scan(segmented / PROBABILITY, affine_from=case.affine_from).hu,
-        liver=ready.liver,
+        liver=liver,
         voxel_mm3=ready.geometry.voxel_mm3,
         slice_truth=slice_truth,
         slice_prediction=predicted["mask"].astype(bool),

@@ -45,7 +45,7 @@ def export_case(case: LabelledScan | None, prepared: Path, out: Path) -> None:
     if case is None:
         write_training_slices(ready.slices, out)
         return
-    truth = read_truth(
+    truth, _ = read_truth(
         case, ready.geometry, "no tumour label, so slices with tumour cannot be distinguished from normal ones"
     )
     write_test_slices(ready.slices, mask_to_slices(truth, ready.slices), out)
