@@ -210,6 +210,9 @@ class EvaluationSettings(Settings):
 class CombineSettings(Settings):
     """Weights of the maps that make up the probability. The four weights must add up to one."""
 
+    scale: Literal["probability", "logit"] = "probability"
+    """Scale on which the weighted mean is computed. `logit`: a map that is very sure then counts more."""
+
     segmentation: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Weight of the segmentation network's map."""
     residual: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict
 
+from medad.base.numbers import logit
 from medad.evaluation.experience import ScanFacts
 
-_MAD_TO_SD = 1.4826
-_LOGIT_LIMIT = 12.0
 THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.02), 2)
 """Thresholds that are compared."""
 
@@ -32,8 +31,6 @@ class Calibration(BaseModel):
     """Probability on the common scale from which a voxel is tumour."""
     middle: float
     """Median of the logit in healthy liver. Each scan's median is moved to it."""
-    spread: float
-    """Robust standard deviation of the logit in healthy liver."""
     decided_by: Literal["dice", "false positives", "lowest threshold", "highest threshold"]
     """Rule that decided the threshold. `dice`: best overlap with the inserted lesions. `false positives`: the allowed
     volume in healthy liver is reached. The others: the end of the range of thresholds was reached."""
@@ -67,39 +64,26 @@ class CalibrationCurve:
     dice: Float64[ndarray, "copies thresholds"]
 
 
-def logit(probability: Float32[ndarray, "*S"]) -> Float32[ndarray, "*S"]:
-    """Return log(p / (1 - p)), limited to -12..12."""
-    with np.errstate(divide="ignore"):
-        values = np.log(probability) - np.log1p(-probability)
-    return np.asarray(np.clip(values, -_LOGIT_LIMIT, _LOGIT_LIMIT), np.float32)
+def healthy_middle(probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"]) -> float:
+    """Return the median of the logit over the voxels of a liver.
 
-
-def healthy_scale(probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"]) -> tuple[float, float]:
-    """Return median and robust standard deviation of the logit over the voxels of a liver.
-
-    Both are those of healthy tissue as long as tumours fill less than about a third of the liver.
+    It is that of healthy tissue as long as tumours fill less than about a third of the liver.
     """
-    values = logit(probability[organ])
-    middle = float(np.median(values))
-    return middle, max(float(np.median(np.abs(values - middle))) * _MAD_TO_SD, 1e-3)
+    return float(np.median(logit(probability[organ])))
 
 
 def to_common_scale(
-    probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"], middle: float, spread: float
+    probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"], middle: float
 ) -> Float32[ndarray, "*S"]:
     """Return the probabilities of a scan on the scale that all scans share. They are 0 outside the liver.
 
-    The logit is shifted and stretched so that its median and robust standard deviation in this liver become `middle`
-    and `spread`. The order of voxels does not change.
+    The logit is shifted so that its median in this liver becomes `middle`. The order of voxels does not change.
     """
-    own_middle, own_spread = healthy_scale(probability, organ)
-    values = (logit(probability) - own_middle) * np.float32(spread / own_spread) + np.float32(middle)
+    values = logit(probability) + np.float32(middle - healthy_middle(probability, organ))
     return np.where(organ, 1 / (1 + np.exp(-values)), 0).astype(np.float32)
 
 
-def choose_threshold(
-    curves: Sequence[CalibrationCurve], middle: float, spread: float, allowed_ml: float
-) -> Calibration:
+def choose_threshold(curves: Sequence[CalibrationCurve], middle: float, allowed_ml: float) -> Calibration:
     """Return the threshold with the best mean Dice among those that mark at most `allowed_ml` of healthy liver.
 
     Marked volumes and Dice are means over scans and copies. If every threshold marks more, the highest one is chosen.
@@ -118,7 +102,6 @@ def choose_threshold(
     return Calibration(
         threshold=float(THRESHOLDS[chosen]),
         middle=middle,
-        spread=spread,
         decided_by=decided,
         allowed_ml=allowed_ml,
         marked_ml=float(marked[chosen]),

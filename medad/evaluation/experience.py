@@ -58,6 +58,6 @@ def outside_experience(scan: ScanFacts, trained: Sequence[ScanFacts]) -> list[st
         value, low, high = getattr(scan, field), min(values), max(values)
         if not low - tolerance <= value <= high + tolerance:
             found.append(
-                f"outside the model's experience: {name} {value:g} {unit}; training scans had {low:g} to {high:g} {unit}"
+                f"outside the model's experience: {name} {value:g} {unit}; training scans: {low:g} to {high:g} {unit}"
             )
     return found

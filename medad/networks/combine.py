@@ -7,11 +7,14 @@ is that of the voxel classifier. Smoothing also uses the neighbouring planes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.numbers import logit
 from medad.config.liver import CombineSettings, InferenceSettings
 from medad.networks.infer import Prediction
 from medad.slices.grid import Slices
@@ -49,20 +52,31 @@ def combine(
     chosen = settings.combine
     combined = prediction.probability
     if chosen.segmentation < 1:
-        combined = combined * np.float32(chosen.segmentation)
         grey = slices.pixels.astype(np.float32)
+        maps = [(chosen.segmentation, combined)]
         if chosen.residual > 0:
             difference = np.abs(grey - prediction.restored)
-            combined += np.float32(chosen.residual) * outlier_map(difference, slices, spacing_mm, chosen)
+            maps.append((chosen.residual, outlier_map(difference, slices, spacing_mm, chosen)))
         if chosen.deviation > 0:
             difference = np.abs(grey - np.float32(np.median(slices.pixels[slices.organ])))
-            combined += np.float32(chosen.deviation) * outlier_map(difference, slices, spacing_mm, chosen)
+            maps.append((chosen.deviation, outlier_map(difference, slices, spacing_mm, chosen)))
         if chosen.classifier > 0:
             assert classified is not None
-            combined += np.float32(chosen.classifier) * classified
+            maps.append((chosen.classifier, classified))
+        combined = _weighted_mean(maps, slices.organ, chosen)
     if settings.smooth_mm > 0:
         combined = smooth(combined, slices, spacing_mm, settings.smooth_mm)
     return combined
+
+
+def _weighted_mean(
+    maps: Sequence[tuple[float, Float32[ndarray, "N S S"]]], organ: Bool[ndarray, "N S S"], settings: CombineSettings
+) -> Float32[ndarray, "N S S"]:
+    """Return the weighted mean of maps in 0..1, on the scale of the settings. On the logit scale it is 0 outside."""
+    total = np.zeros(organ.shape, np.float32)
+    for weight, values in maps:
+        total += np.float32(weight) * (logit(values) if settings.scale == "logit" else values)
+    return _zero_outside(1 / (1 + np.exp(-total)), organ) if settings.scale == "logit" else total
 
 
 def outlier_map(

@@ -21,7 +21,7 @@ from medad.evaluation.calibration import (
     Calibration,
     CalibrationCurve,
     choose_threshold,
-    healthy_scale,
+    healthy_middle,
     to_common_scale,
 )
 from medad.evaluation.experience import ScanFacts, scan_facts
@@ -76,10 +76,9 @@ def calibrate(
             found.append((case, healthy, _with_lesions(case, copies, members, inference, batch_size)))
     if not found:
         raise InputError("calibration", "no healthy scan was left out of a member's training")
-    scales = [healthy_scale(healthy, case.slices.organ) for case, healthy, _ in found]
-    middle, spread = (float(value) for value in np.median(np.array(scales), axis=0))
-    curves = [_curve(case, healthy, copies, middle, spread, post) for case, healthy, copies in found]
-    calibration = choose_threshold(curves, middle, spread, post.false_positive_ml)
+    middle = float(np.median([healthy_middle(healthy, case.slices.organ) for case, healthy, _ in found]))
+    curves = [_curve(case, healthy, copies, middle, post) for case, healthy, copies in found]
+    calibration = choose_threshold(curves, middle, post.false_positive_ml)
     calibration = calibration.model_copy(update={"experience": tuple(experience)})
     write_bytes(out / CALIBRATION, (calibration.model_dump_json(indent=1) + "\n").encode())
 
@@ -123,12 +122,11 @@ def _curve(
     healthy: Float32[ndarray, "N S S"],
     copies: Sequence[tuple[Float32[ndarray, "N S S"], Bool[ndarray, "N S S"]]],
     middle: float,
-    spread: float,
     post: PostprocessSettings,
 ) -> CalibrationCurve:
     organ = case.slices.organ
     voxel_mm3 = float(np.prod(case.spacing_mm))
-    common = to_common_scale(healthy, organ, middle, spread)
+    common = to_common_scale(healthy, organ, middle)
     scale_ml = WHOLE_LIVER_ML / np.count_nonzero(organ)
     marked = [
         np.count_nonzero(postprocess(common, organ, voxel_mm3, post.model_copy(update={"threshold": float(threshold)})))
@@ -136,7 +134,7 @@ def _curve(
     ]
     dice = []
     for probability, lesion in copies:
-        values = to_common_scale(probability, organ, middle, spread)
+        values = to_common_scale(probability, organ, middle)
         truth = np.count_nonzero(lesion)
         if truth == 0:
             continue

@@ -196,7 +196,7 @@ def segment_case(
     predicted = time.monotonic()
     combined, warnings = prediction.probability, list[str]()
     if calibration is not None:
-        combined = to_common_scale(combined, case.slices.organ, calibration.middle, calibration.spread)
+        combined = to_common_scale(combined, case.slices.organ, calibration.middle)
         warnings = outside_experience(facts_of(prepared, case), calibration.experience)
     probability = map_to_volume(combined, case.slices)
     np.copyto(probability, 0.0, where=~case.liver)
