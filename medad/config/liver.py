@@ -145,8 +145,9 @@ class PreprocessSettings(Settings):
     """Grey value outside the liver. `median`: the grey value of the liver's median, so that the rim is not an edge."""
     fat_hu: float | None = None
     """HU below which smoothed voxels of the liver mask count as fat. Fat, and the voxels within `fat_margin_mm` of it,
-    are removed from the mask. None: the mask is used as it is."""
-    fat_margin_mm: Annotated[float, Field(ge=0, le=10)] = 3.0
+    are removed from the mask of a scan to segment. Training livers keep it, so that fat is learned as healthy. None:
+    the mask is used as it is."""
+    fat_margin_mm: Annotated[float, Field(ge=0, le=10)] = 1.5
     """Distance from fat within which voxels are removed from the liver mask, in mm."""
     frame_mm: Annotated[float, Field(ge=50, le=600)] | None = None
     """Side of the square around the liver that slices show, in mm. A larger liver makes the square larger. None: slices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float32
 from numpy import ndarray
@@ -9,7 +11,7 @@ from scipy import ndimage
 
 from medad.config.liver import PreprocessSettings
 
-_SMOOTH_MM = 2.0
+_SMOOTH_MM = 1.0
 """Standard deviation of the Gaussian that smooths HU before fat is looked for."""
 _COARSE_MM = 1.2
 """Pixel size below which fat is looked for on every second pixel."""
@@ -47,8 +49,16 @@ def remove_fat(
     fat &= np.isin(labels, at_surface[at_surface > 0])
     if not fat.any():
         return liver
-    removed = ndimage.distance_transform_edt(~fat, sampling=sizes) <= settings.fat_margin_mm
+    removed = ndimage.binary_dilation(fat, structure=_ball(settings.fat_margin_mm, sizes))
     whole = removed.repeat(steps[0], 0).repeat(steps[1], 1)[: liver[box].shape[0], : liver[box].shape[1]]
     cleaned = liver.copy()
     cleaned[box] &= ~whole
     return cleaned
+
+
+def _ball(radius_mm: float, sizes_mm: Sequence[float]) -> Bool[ndarray, "x y z"]:
+    """Return the voxels within a distance of a voxel."""
+    reach = [int(radius_mm / size) for size in sizes_mm]
+    axes = [np.arange(-r, r + 1) * size for r, size in zip(reach, sizes_mm, strict=True)]
+    squares = axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None, :] ** 2
+    return np.asarray(squares <= radius_mm**2 * (1 + 1e-6))

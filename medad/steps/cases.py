@@ -133,7 +133,9 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
         )
     del values
     geometry = volume.geometry
-    liver = remove_fat(volume.hu, given_liver, geometry.canonical_spacing_mm, settings)
+    liver = given_liver
+    if not training:  # training livers keep their fat, so that it is learned as healthy
+        liver = remove_fat(volume.hu, given_liver, geometry.canonical_spacing_mm, settings)
     if not liver.any():
         raise InputError(case.scan, f"the liver mask contains only fat (below {settings.fat_hu:g} HU)")
     fat_ml = float(np.count_nonzero(given_liver & ~liver) * geometry.voxel_mm3 / 1000)
