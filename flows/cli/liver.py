@@ -55,7 +55,15 @@ Train = Annotated[
 Test = Annotated[Path | None, typer.Option("--test", help="Folder of the test data. Default: the configuration's.")]
 Liver = Annotated[
     list[Path] | None,
-    typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Required."),
+    typer.Option(
+        "--liver",
+        metavar="auto|MASK",
+        help="Liver mask on the scan's grid, once per scan, in the same order. Default: auto, which finds the liver.",
+    ),
+]
+LiverModel = Annotated[
+    Path | None,
+    typer.Option("--liver-model", help="Network that finds the liver: a TorchScript file or a MONAI bundle."),
 ]
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
@@ -251,6 +259,39 @@ def evaluate(
     )
 
 
+@app.command(epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))
+def mask(
+    scan: Annotated[Path, typer.Argument(metavar="SCAN", help="NIfTI, MHD or NRRD file, or a folder of DICOM.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Mask to write (.nii.gz), or a folder for liver.nii.gz.")],
+    liver_model: LiverModel = None,
+    refresh: Refresh = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the liver in a CT and write its mask.
+
+    Uses --liver-model if it is given, else TotalSegmentator if it is installed with weights, else the built-in method.
+    Prints the method, its sureness (0 to 1) and the volume. Look at the mask before you use it.
+    """
+    prepare_command(verbose=verbose)
+    from flows.liver.flow import LiverMaskRequest, liver_mask
+
+    request = LiverMaskRequest(
+        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute()
+    )
+    outcome = liver_mask.plan(request, refresh) if dry_run else liver_mask.local(request, refresh)
+    lines = []
+    if folder := outcome.details.pop("folder", None):
+        facts = json.loads((Path(folder) / "case.json").read_text(encoding="utf-8"))
+        written = copy_result(Path(folder), out, "liver.nii.gz")
+        outcome.details.update(written=str(written), **facts)
+        sure = f"sureness {facts['sureness']:.2f}"
+        lines.append(f"wrote {written}: {facts['method']}, {sure}, {facts['liver_ml']:.0f} mL")
+        lines += facts["notes"]
+    print_and_exit(outcome, as_json=as_json, lines=lines)
+
+
 @app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/mine -o out"))
 def segment(
     scans: Annotated[
@@ -260,6 +301,7 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: masks, probabilities and report.")],
     liver: Liver = None,
     liver_label: LiverLabel = None,
+    liver_model: LiverModel = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -268,14 +310,13 @@ def segment(
 ) -> None:
     """Segment scans with a trained model.
 
-    Needs a liver mask for each scan, on the scan's grid, from any tool. Writes tumour masks, tumour probabilities and
-    a report to OUT. No tumour labels are needed. Cases get pseudonyms.
+    Finds the liver of each scan, or takes the masks given with --liver, on the scan's grid. Writes tumour masks, tumour
+    probabilities and a report to OUT, and the livers that it found to OUT/liver_masks. No tumour labels are needed.
+    Cases get pseudonyms.
     """
     prepare_command(verbose=verbose)
-    masks = liver or []
-    if not masks:
-        raise ConfigError(MASK_RULE)
-    if len(masks) != len(scans):
+    masks = [] if liver in (None, [Path("auto")]) else liver or []
+    if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver.run_folder import settings_of_run, settings_with_changes
     from flows.runs.run_folder import ensure_writable
@@ -304,6 +345,7 @@ def segment(
     request = SegmentRequest(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
+        liver_model=None if liver_model is None else liver_model.absolute(),
         model=model.absolute(),
         out=ensure_writable(out),
     )

@@ -56,6 +56,8 @@ class Stages:
         """Whether a patient was in both training and test data. Then nothing is trained or evaluated."""
         self.trained: list[dict[str, Any]] = []
         """Training cases of an adopted model. Its run's manifest lists them."""
+        self.liver_masks: dict[str, Ref] = {}
+        """Liver masks that were found automatically, by case."""
         self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Models, list[MarkedCase]] = {}
@@ -321,7 +323,7 @@ class Stages:
         run = RunFolder(
             path=out,
             settings=self.settings,
-            copies=liver_folder.copies(report, results, models),
+            copies=(*liver_folder.copies(report, results, models), *liver_folder.mask_copies(self.liver_masks)),
             manifest=lambda: liver_folder.manifest(self.used, models, self.trained),
             seconds=time.monotonic() - started,
         )

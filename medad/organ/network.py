@@ -7,6 +7,7 @@ the mask has the resolution of the grid. The weights are half-precision safetens
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class LiverNet(nn.Module):
         super().__init__()
         channels = 2 * BLOCK**3 + 2
         self.down = nn.ModuleList(_block(i, o) for i, o in zip((channels, *widths[:-1]), widths, strict=True))
-        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in itertools.pairwise(widths))
         self.out = nn.Conv3d(widths[0], BLOCK**3, 1)
 
     def forward(self, x: Float[Tensor, "1 18 X Y Z"]) -> Float[Tensor, "1 8 X Y Z"]:

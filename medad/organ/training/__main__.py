@@ -1,6 +1,6 @@
 """Train the built-in liver network.
 
-    python -m medad.organ.training REFERENCE_FILES BTCV --out FILE [--steps 2400] [--seed 1]
+    python -m medad.organ.training REFERENCE_FILES BTCV --out FILE [--steps 2000] [--seed 1] [--start FILE]
 
 REFERENCE_FILES is the folder tests/reference_files of TotalSegmentator's source distribution 2.18.0
 (`pip download --no-deps --no-binary :all: TotalSegmentator==2.18.0`). BTCV is a folder with AMOS scans 1 and 13.
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from medad.base.devices import flush_denormals, keep_freed_memory
 from medad.base.storage import atomic_path
-from medad.organ.network import LiverNet, logits_of
+from medad.organ.network import LiverNet, load_net, logits_of
 from medad.organ.training.tissues import Source, read_sources
 from medad.organ.training.torsos import draw_source, make_sample
 
@@ -31,14 +31,15 @@ SMOOTH_VOXELS = 50.0
 _logger = logging.getLogger("medad.organ.training")
 
 
-def train(sources: list[Source], steps: int, seed: int, out: Path) -> LiverNet:
+def train(sources: list[Source], steps: int, seed: int, out: Path, start: Path | None = None) -> LiverNet:
     """Train a network for `steps` samples, one at a time, and write it to `out` every 200 steps and at the end.
 
-    The loss is cross-entropy plus half the Dice loss. The rate falls along a cosine.
+    The loss is cross-entropy plus half the Dice loss. The rate falls along a cosine. `start` names a file of weights to
+    continue from. None: random weights.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = LiverNet()
+    net = LiverNet() if start is None else load_net(start).train()
     optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=1e-3)
     mean_dice = 0.0
     for step in range(steps):
@@ -48,7 +49,7 @@ def train(sources: list[Source], steps: int, seed: int, out: Path) -> LiverNet:
         hu, liver = make_sample(draw_source(sources, rng), rng)
         loss, dice = _loss(logits_of(net, hu), liver)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         mean_dice += (dice - mean_dice) / min(step + 1, 50)
@@ -77,13 +78,14 @@ def main() -> None:
     parser.add_argument("reference_files", type=Path)
     parser.add_argument("btcv", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_freed_memory()
     with flush_denormals():
-        train(read_sources(given.reference_files, given.btcv), given.steps, given.seed, given.out)
+        train(read_sources(given.reference_files, given.btcv), given.steps, given.seed, given.out, given.start)
 
 
 if __name__ == "__main__":

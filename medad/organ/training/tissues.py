@@ -78,7 +78,7 @@ def read_sources(reference_files: Path, btcv: Path) -> list[Source]:
     return [_read(scan, labels, lut, share) for scan, labels, lut, share in plan]
 
 
-def _read(scan: Path, labels: Path, lut: UInt8[np.ndarray, "256"], share: float) -> Source:
+def _read(scan: Path, labels: Path, lut: UInt8[np.ndarray, " 256"], share: float) -> Source:
     volume = read_scan(scan)
     spacing_mm = volume.geometry.canonical_spacing_mm
     shape = coarse_shape(volume.hu.shape, spacing_mm, SOURCE_MM)

@@ -186,7 +186,8 @@ def _ball(rng: Generator, centre: Tensor, radius: float, shape: Sequence[int], s
     for n, middle, factor in zip(shape, centre.tolist(), np.exp(rng.normal(0, stretch, 3)), strict=True):
         squares.append(((torch.arange(n, dtype=torch.float32) - middle) / float(factor)) ** 2)
     x, y, z = squares
-    return (x[:, None, None] + y[None, :, None] + z[None, None, :]).sqrt() / radius
+    distance: Tensor = (x[:, None, None] + y[None, :, None] + z[None, None, :]).sqrt() / radius
+    return distance
 
 
 def _with_lesions(hu: Volume, liver: Volume, rng: Generator) -> Volume:
