@@ -17,14 +17,16 @@ from scipy import ndimage
 REFINE_MM = 2.5
 SOFT_TISSUE_HU = (-40.0, 260.0)
 """Smoothed HU outside this range are fat, gas, bone or metal."""
-SMOOTH_MM = 1.5
+SMOOTH_MM = 1.0
 NETWORK_WEIGHT, HU_WEIGHT, COUPLING = 0.6, 1.0, 2.0
 """Weights of the network's logit, of the HU and of the neighbours. They were chosen on labelled scans."""
 COUPLING_MM, ITERATIONS = 3.0, 5
-RATIO_RANGE = (-3.0, 2.0)
+RATIO_RANGE = (-2.0, 2.5)
 """Range of the logarithm of the likelihood ratio. HU alone must not remove a dark tumour inside the liver."""
 BIN_HU, HISTOGRAM_HU = 4.0, (-152.0, 304.0)
 SPREAD_RANGE_HU = (6.0, 20.0)
+LEAST_LOGIT, NEVER_LOGIT = -2.0, -6.0
+RIM_HU, RIM_LOGIT = 60.0, -3.0
 RING_MM, MARGIN_MM = 20.0, 15.0
 NECK_MM, CLOSING_MM = 4.0, 8.0
 """Radius up to which a bridge to another organ is cut, and radius of the closing that keeps tumours at the border."""
@@ -52,7 +54,8 @@ def refine(
     part = logit[box]
     smooth = ndimage.gaussian_filter(np.clip(hu[box], -150, 300), [SMOOTH_MM / step for step in spacing_mm])
     ratio, liver_hu = _log_ratio(smooth, part, spacing_mm)
-    evidence = NETWORK_WEIGHT * part + HU_WEIGHT * ratio
+    evidence = NETWORK_WEIGHT * np.maximum(part, LEAST_LOGIT) + HU_WEIGHT * ratio
+    evidence[part < NEVER_LOGIT] = -8.0
     hard = (smooth < SOFT_TISSUE_HU[0]) | (smooth > SOFT_TISSUE_HU[1])
     evidence[hard] = -8.0
     probability = _mean_field(evidence, spacing_mm)
@@ -60,6 +63,7 @@ def refine(
     if not mask.any():
         return None
     mask |= _closing(mask, spacing_mm) & (part > -1) & ~hard
+    mask |= ndimage.binary_dilation(mask) & (hu[box] > liver_hu - RIM_HU) & (part > RIM_LOGIT)
     mask = _filled(mask)
     lower, upper = ((probability > level) for level in (0.25, 0.75))
     near = ndimage.binary_dilation(mask, iterations=2)
