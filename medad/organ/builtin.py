@@ -19,6 +19,8 @@ from medad.organ.refine import REFINE_MM, dice, largest_piece, refine
 COARSE_MM = 4.0
 SHIFTS_HU = (-15.0, 0.0, 20.0)
 """Shifts of the body's HU. The network's logits are averaged over them."""
+USUAL_HU = 110.0
+"""HU of a liver in the portal venous phase. The HU of a scan with a brighter liver are scaled to it."""
 OUTSIDE_LOGIT = -7.0
 LONGEST_PLANES = 60
 """Number of coarse planes from which a scan is searched twice: as a whole, and around the liver that was found."""
@@ -76,7 +78,8 @@ def _logits(net: nn.Module, hu: Float32[ndarray, "A B C"]) -> Float32[ndarray, "
     if hu.shape[2] > LONGEST_PLANES:
         planes = slice(max(0, int(filled[0]) - AROUND_PLANES), int(filled[-1]) + AROUND_PLANES + 1)
     box = box[0], box[1], planes
-    part = hu[box]
+    bright = float(np.median(hu[box][first[:, :, planes] > 0]))
+    part = np.where(hu[box] > 0, hu[box] * np.float32(min(1.0, USUAL_HU / max(bright, 1.0))), hu[box])
     body = part > -200
     maps = np.full((len(SHIFTS_HU), *hu.shape), OUTSIDE_LOGIT, np.float32)
     for number, shift in enumerate(SHIFTS_HU):

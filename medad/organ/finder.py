@@ -77,25 +77,17 @@ def find_liver(volume: Volume, finder: Finder, path: Path, device: str = "auto")
         No liver was found, or the mask breaks a rule of `medad.organ.checks`.
     """
     spacing_mm = volume.geometry.canonical_spacing_mm
-    found = builtin.find(volume.hu, spacing_mm)
     notes = []
     mask: ndarray
     if finder.method == "built-in":
+        found = builtin.find(volume.hu, spacing_mm)
         if found is None:
             raise InputError(path, f"{builtin.NOTHING}; {OWN_MASK}")
-        mask = found.mask
-    elif finder.method == "TotalSegmentator":
-        assert finder.tool is not None
-        mask = external.run_totalsegmentator(finder.tool, volume, device)
-    else:
-        assert finder.model is not None
-        place = pick_device(device)
-        mask = external.run_model(external.load_model(finder.model, place), volume, place)
-    if finder.method == "built-in":
-        assert found is not None
-        sureness = found.sureness
+        mask, sureness = found.mask, found.sureness
         checked = check(volume.hu, mask, spacing_mm, sureness=sureness)
     else:
+        mask = _run_other(finder, volume, device)
+        found = builtin.find(volume.hu, spacing_mm)
         sureness = 0.0 if found is None else dice(mask, found.mask)
         checked = check(volume.hu, mask, spacing_mm)
         if sureness < LEAST_AGREEMENT:
@@ -105,3 +97,12 @@ def find_liver(volume: Volume, finder: Finder, path: Path, device: str = "auto")
     if not checked.whole:
         notes.append("the scan's first or last plane cuts the liver")
     return FoundLiver(np.ascontiguousarray(mask), finder.method, sureness, checked.millilitres, tuple(notes))
+
+
+def _run_other(finder: Finder, volume: Volume, device: str) -> Bool[ndarray, "X Y Z"]:
+    if finder.method == "TotalSegmentator":
+        assert finder.tool is not None
+        return external.run_totalsegmentator(finder.tool, volume, device)
+    assert finder.model is not None
+    place = pick_device(device)
+    return external.run_model(external.load_model(finder.model, place), volume, place)

@@ -26,7 +26,10 @@ RATIO_RANGE = (-2.0, 2.5)
 BIN_HU, HISTOGRAM_HU = 4.0, (-152.0, 304.0)
 SPREAD_RANGE_HU = (6.0, 20.0)
 LEAST_LOGIT, NEVER_LOGIT = -2.0, -6.0
-RIM_HU, RIM_LOGIT = 60.0, -3.0
+REGROWTH_MM = 10.0
+CLOSING_LOGIT = -1.0
+PIECE_SHARE, SURE_SHARE = 0.05, 0.6
+RIM_HU, RIM_LOGIT = 45.0, -3.0
 RING_MM, MARGIN_MM = 20.0, 15.0
 NECK_MM, CLOSING_MM = 4.0, 8.0
 """Radius up to which a bridge to another organ is cut, and radius of the closing that keeps tumours at the border."""
@@ -55,14 +58,15 @@ def refine(
     smooth = ndimage.gaussian_filter(np.clip(hu[box], -150, 300), [SMOOTH_MM / step for step in spacing_mm])
     ratio, liver_hu = _log_ratio(smooth, part, spacing_mm)
     evidence = NETWORK_WEIGHT * np.maximum(part, LEAST_LOGIT) + HU_WEIGHT * ratio
-    evidence[part < NEVER_LOGIT] = -8.0
+    reach = ndimage.distance_transform_edt(part < -1, sampling=spacing_mm) > REGROWTH_MM
+    evidence[reach | (part < NEVER_LOGIT)] = -8.0
     hard = (smooth < SOFT_TISSUE_HU[0]) | (smooth > SOFT_TISSUE_HU[1])
     evidence[hard] = -8.0
     probability = _mean_field(evidence, spacing_mm)
-    mask = _cleaned(probability > 0.5, spacing_mm)
+    mask = _cleaned(probability > 0.5, part, spacing_mm)
     if not mask.any():
         return None
-    mask |= _closing(mask, spacing_mm) & (part > -1) & ~hard
+    mask |= _closing(mask, spacing_mm) & (part > CLOSING_LOGIT) & ~hard
     mask |= ndimage.binary_dilation(mask) & (hu[box] > liver_hu - RIM_HU) & (part > RIM_LOGIT)
     mask = _filled(mask)
     lower, upper = ((probability > level) for level in (0.25, 0.75))
@@ -136,13 +140,22 @@ def _logistic(x: Float32[ndarray, "X Y Z"]) -> Float32[ndarray, "X Y Z"]:
     return result.astype(np.float32)
 
 
-def _cleaned(mask: Bool[ndarray, "X Y Z"], spacing_mm: tuple[float, ...]) -> Bool[ndarray, "X Y Z"]:
-    """Return the largest piece without the parts that hang on a bridge thinner than twice `NECK_MM`."""
-    core = largest_piece(ndimage.distance_transform_edt(mask, sampling=spacing_mm) > NECK_MM)
-    if not core.any():
+def _cleaned(
+    mask: Bool[ndarray, "X Y Z"], logit: Float32[ndarray, "X Y Z"], spacing_mm: tuple[float, ...]
+) -> Bool[ndarray, "X Y Z"]:
+    """Return the largest piece, and others of which the network is sure, such as a left lobe in a part of a scan.
+
+    Parts that hang on a bridge thinner than twice `NECK_MM` count as pieces.
+    """
+    labels, count = ndimage.label(ndimage.distance_transform_edt(mask, sampling=spacing_mm) > NECK_MM)
+    if count == 0:
         return largest_piece(mask)
-    near = ndimage.distance_transform_edt(~core, sampling=spacing_mm) < 1.5 * NECK_MM
-    return largest_piece(mask & near)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    sure = ndimage.mean(logit > 0, labels, np.arange(1, count + 1))
+    kept = (sizes == sizes.max()) | ((sizes >= PIECE_SHARE * sizes.max()) & (sure >= SURE_SHARE))
+    core = np.concatenate([[False], kept])[labels]
+    result: ndarray = mask & (ndimage.distance_transform_edt(~core, sampling=spacing_mm) < 1.5 * NECK_MM)
+    return result
 
 
 def _closing(mask: Bool[ndarray, "X Y Z"], spacing_mm: tuple[float, ...]) -> Bool[ndarray, "X Y Z"]:

@@ -64,7 +64,7 @@ def make_sample(source: Source, rng: Generator) -> tuple[Volume, Volume]:
         hu[:cut], hu[-cut:], liver[:cut], liver[-cut:] = AIR_HU, AIR_HU, 0, 0
     if rng.random() < 0.2:  # no table
         hu[hu < -900] = AIR_HU
-    return hu.clamp(AIR_HU, 1500), liver
+    return hu.clamp(AIR_HU, 1500), liver.clamp(0, 1)
 
 
 def _noise(rng: Generator, shape: Sequence[int]) -> Volume:
@@ -121,7 +121,7 @@ def _places(source: Source, rng: Generator) -> Float32[Tensor, "X Y Z 3"]:
     return places
 
 
-def _sampled(values: Volume, places: Float32[Tensor, "X Y Z 3"], mode: str = "bilinear") -> Volume:
+def _sampled(values: Float32[Tensor, "U V W"], places: Float32[Tensor, "X Y Z 3"], mode: str = "bilinear") -> Volume:
     """Return values at places in mm. Outside the source they are 0."""
     size = torch.tensor(values.shape, dtype=torch.float32)
     grid = ((places / SOURCE_MM + 0.5) / size * 2 - 1).flip(-1)[None]
@@ -143,9 +143,9 @@ def _recoloured(hu: Volume, tissues: Volume, liver: Volume, rng: Generator, *, n
         if bool((tissues == LIVER).any()):
             _set_hu(hu, tissues == LIVER, float(hu[tissues == LIVER].median()) + rng.uniform(-15, 40), 1.0)
     if rng.random() < 0.6:  # vessels, where two smooth fields are both near zero
-        distance = _smooth(rng, hu.shape, 35) ** 2 + _smooth(rng, hu.shape, 35) ** 2
+        distance = _smooth(rng, hu.shape, 35.0) ** 2 + _smooth(rng, hu.shape, 35.0) ** 2
         hu += torch.exp(-distance / rng.uniform(0.02, 0.08)) * liver * float(rng.uniform(-25, 70))
-    return hu + _smooth(rng, hu.shape, 60) * rng.uniform(0, 5) * soft
+    return hu + _smooth(rng, hu.shape, 60.0) * rng.uniform(0, 5) * soft
 
 
 def _recolour_tissues(hu: Volume, tissues: Volume, rng: Generator) -> None:
@@ -198,11 +198,11 @@ def _with_lesions(hu: Volume, liver: Volume, rng: Generator) -> Volume:
     for _ in range(int(rng.integers(1, 5))):
         radius = float(np.exp(rng.uniform(np.log(6), np.log(50)))) / VOXEL_MM
         distance = _ball(rng, inside[int(rng.integers(len(inside)))], radius, hu.shape, 0.2)
-        distance = distance + _smooth(rng, hu.shape, max(radius * VOXEL_MM, 20)) * 0.15
+        distance = distance + _smooth(rng, hu.shape, max(radius * VOXEL_MM, 20.0)) * 0.15
         contrast = rng.uniform(-95, 10) if rng.random() < 0.8 else rng.uniform(10, 80)
         if rng.random() < 0.35:
             hu = hu + torch.sigmoid((0.7 - distance) * radius * 1.5) * liver * float(rng.uniform(-60, 40))
-        texture = _smooth(rng, hu.shape, 15) * float(rng.uniform(0, 15))
+        texture = _smooth(rng, hu.shape, 15.0) * float(rng.uniform(0, 15))
         hu = hu + torch.sigmoid((1 - distance) * radius * 1.5) * liver * (texture + float(contrast))
     return hu
 
