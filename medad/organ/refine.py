@@ -15,24 +15,31 @@ from numpy import ndarray
 from scipy import ndimage
 
 REFINE_MM = 2.5
+SMOOTH_MM = 1.0
 SOFT_TISSUE_HU = (-40.0, 260.0)
 """Smoothed HU outside this range are fat, gas, bone or metal."""
-SMOOTH_MM = 1.0
 NETWORK_WEIGHT, HU_WEIGHT, COUPLING = 0.6, 1.0, 2.0
-"""Weights of the network's logit, of the HU and of the neighbours. They were chosen on labelled scans."""
+"""Weights of the network's logit, of the HU and of the neighbours. They were chosen on six labelled scans."""
 COUPLING_MM, ITERATIONS = 3.0, 5
 RATIO_RANGE = (-2.0, 2.5)
 """Range of the logarithm of the likelihood ratio. HU alone must not remove a dark tumour inside the liver."""
-BIN_HU, HISTOGRAM_HU = 4.0, (-152.0, 304.0)
-SPREAD_RANGE_HU = (6.0, 20.0)
-LEAST_LOGIT, NEVER_LOGIT = -2.0, -6.0
-REGROWTH_MM = 10.0
-CLOSING_LOGIT = -1.0
-PIECE_SHARE, SURE_SHARE = 0.05, 0.6
-RIM_HU, RIM_LOGIT = 45.0, -3.0
+LEAST_LOGIT, NEVER_LOGIT, REGROWTH_MM = -2.0, -6.0, 10.0
+"""Smallest logit that counts, logit below which nothing is liver, and distance that the liver may grow."""
+BIN_HU, HISTOGRAM_HU, SPREAD_RANGE_HU = 4.0, (-152.0, 304.0), (6.0, 20.0)
 RING_MM, MARGIN_MM = 20.0, 15.0
-NECK_MM, CLOSING_MM = 4.0, 8.0
-"""Radius up to which a bridge to another organ is cut, and radius of the closing that keeps tumours at the border."""
+"""Width of the ring whose HU describe the surroundings, and margin of the box that is refined."""
+NECK_MM, PIECE_SHARE, SURE_SHARE = 4.0, 0.05, 0.6
+"""Radius up to which a bridge is cut. Size, of the largest piece, and share of liver by the network, from which another
+piece is kept."""
+CLOSING_MM, CLOSING_LOGIT = 8.0, -1.0
+"""Radius of the closing that keeps tumours at the border, and smallest logit in it."""
+RIM_HU, RIM_LOGIT = 45.0, -3.0
+"""Range below the liver's HU, and smallest logit, of the rim that smoothing had removed."""
+DOME_MM, DOME_LOGIT, DIAPHRAGM_PLANES = 30.0, -3.0, 3
+"""Largest height and smallest logit of a dome between liver and lung, and planes that the diaphragm may take."""
+LEAST_LEVEL = 0.6
+"""Smallest distance of the level from 0, so that the border lies half-way between two voxels."""
+LUNG_HU, BODY_HU = -400.0, -300.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,8 @@ def refine(
         return None
     mask |= _closing(mask, spacing_mm) & (part > CLOSING_LOGIT) & ~hard
     mask |= ndimage.binary_dilation(mask) & (hu[box] > liver_hu - RIM_HU) & (part > RIM_LOGIT)
-    mask = _filled(mask)
+    dome = _below_lung(mask, hu[box], (part > DOME_LOGIT) & ~hard, spacing_mm[2])
+    mask = _filled(mask | dome & _right_half(hu)[box[0], None, None])
     lower, upper = ((probability > level) for level in (0.25, 0.75))
     near = ndimage.binary_dilation(mask, iterations=2)
     sureness = dice(lower & near | mask & lower, upper & mask)
@@ -167,6 +175,38 @@ def _closing(mask: Bool[ndarray, "X Y Z"], spacing_mm: tuple[float, ...]) -> Boo
     return result
 
 
+def _right_half(hu: Float32[ndarray, "X Y Z"]) -> Bool[ndarray, " X"]:
+    """Return which planes lie on the patient's right of the body's middle."""
+    mass = np.count_nonzero(hu > BODY_HU, axis=(1, 2))
+    index = np.arange(len(mass))
+    middle = (mass * index).sum() / max(mass.sum(), 1)
+    result: ndarray = index < middle
+    return result
+
+
+def _below_lung(
+    mask: Bool[ndarray, "X Y Z"], hu: Float32[ndarray, "X Y Z"], soft: Bool[ndarray, "X Y Z"], step_mm: float
+) -> Bool[ndarray, "X Y Z"]:
+    """Return soft voxels between the mask and lung above it, at most `DOME_MM` high.
+
+    Only the diaphragm lies between liver and right lung. A dark tumour in the dome is therefore liver.
+    """
+    depth, most = mask.shape[2], int(DOME_MM / step_mm)
+    reached, height = np.zeros_like(mask), np.zeros(mask.shape[:2], int)
+    for z in range(1, depth):
+        rises = (mask[:, :, z - 1] | reached[:, :, z - 1]) & ~mask[:, :, z] & soft[:, :, z]
+        height = np.where(rises, height + 1, 0)
+        reached[:, :, z] = rises & (height <= most)
+    lung = hu < LUNG_HU
+    below, dome = np.zeros(mask.shape[:2], bool), np.zeros_like(mask)
+    for z in range(depth - 2, -1, -1):
+        near = lung[:, :, z + 1 : z + 1 + DIAPHRAGM_PLANES].any(2)
+        below = reached[:, :, z] & (near | below)
+        dome[:, :, z] = below
+    opened: ndarray = ndimage.binary_opening(dome)
+    return opened
+
+
 def _filled(mask: Bool[ndarray, "X Y Z"]) -> Bool[ndarray, "X Y Z"]:
     """Return a mask without holes, in 3D and in each axial plane."""
     filled = ndimage.binary_fill_holes(mask)
@@ -179,6 +219,6 @@ def _filled(mask: Bool[ndarray, "X Y Z"]) -> Bool[ndarray, "X Y Z"]:
 def _level(mask: Bool[ndarray, "X Y Z"], probability: Float32[ndarray, "X Y Z"]) -> Float32[ndarray, "X Y Z"]:
     """Return 2 P - 1, moved to the mask's side of 0 where the cleaning decided otherwise."""
     level = 2 * probability - 1
-    inside = np.maximum(level, 0.05)
-    result: ndarray = np.where(mask, inside, np.minimum(level, -0.05)).astype(np.float32)
+    inside = np.maximum(level, LEAST_LEVEL)
+    result: ndarray = np.where(mask, inside, np.minimum(level, -LEAST_LEVEL)).astype(np.float32)
     return result
