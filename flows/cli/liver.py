@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli import inbox as cli_inbox
-from flows.cli import studies
+from flows.cli import liver_mask, studies
 from flows.cli.copies import copy_pictures, copy_result
 from flows.cli.options import (
     DryRun,
@@ -60,10 +60,6 @@ Liver = Annotated[
         metavar="auto|MASK",
         help="Liver mask on the scan's grid, once per scan, in the same order. Default: auto, which finds the liver.",
     ),
-]
-LiverModel = Annotated[
-    Path | None,
-    typer.Option("--liver-model", help="Network that finds the liver: a TorchScript file or a MONAI bundle."),
 ]
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
@@ -259,39 +255,6 @@ def evaluate(
     )
 
 
-@app.command(epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))
-def mask(
-    scan: Annotated[Path, typer.Argument(metavar="SCAN", help="NIfTI, MHD or NRRD file, or a folder of DICOM.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Mask to write (.nii.gz), or a folder for liver.nii.gz.")],
-    liver_model: LiverModel = None,
-    refresh: Refresh = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Find the liver in a CT and write its mask.
-
-    Uses --liver-model if it is given, else TotalSegmentator if it is installed with weights, else the built-in method.
-    Prints the method, its sureness (0 to 1) and the volume. Look at the mask before you use it.
-    """
-    prepare_command(verbose=verbose)
-    from flows.liver.flow import LiverMaskRequest, liver_mask
-
-    request = LiverMaskRequest(
-        scan=scan.absolute(), liver_model=None if liver_model is None else liver_model.absolute()
-    )
-    outcome = liver_mask.plan(request, refresh) if dry_run else liver_mask.local(request, refresh)
-    lines = []
-    if folder := outcome.details.pop("folder", None):
-        facts = json.loads((Path(folder) / "case.json").read_text(encoding="utf-8"))
-        written = copy_result(Path(folder), out, "liver.nii.gz")
-        outcome.details.update(written=str(written), **facts)
-        sure = f"sureness {facts['sureness']:.2f}"
-        lines.append(f"wrote {written}: {facts['method']}, {sure}, {facts['liver_ml']:.0f} mL")
-        lines += facts["notes"]
-    print_and_exit(outcome, as_json=as_json, lines=lines)
-
-
 @app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/mine -o out"))
 def segment(
     scans: Annotated[
@@ -301,7 +264,7 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write: masks, probabilities and report.")],
     liver: Liver = None,
     liver_label: LiverLabel = None,
-    liver_model: LiverModel = None,
+    liver_model: liver_mask.LiverModel = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -409,6 +372,7 @@ def step(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
+app.command(name="mask", epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))(liver_mask.mask)
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
 app.command(name="ablate", epilog=example("adflows liver ablate ablation_hu --train data/btcv --test data/lits"))(
     studies.ablate

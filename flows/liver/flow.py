@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.liver import split, steps
+from flows.liver import mask_steps, split, steps
 from flows.liver.liver_masks import check_livers, find_livers
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
@@ -187,7 +187,7 @@ def liver_mask(request: LiverMaskRequest, refresh: bool = False) -> Outcome:
     path_filter.learn(request.scan, label)
     if runner.makes_artifacts:
         case_ids.register_found([case_ids.RegisteredCase(label, request.scan, None, (1,))])
-    ref = runner.run(label, steps.liver_mask(request.scan, choose_finder(request.liver_model)))
+    ref = runner.run(label, mask_steps.liver_mask(request.scan, choose_finder(request.liver_model)))
     details = {} if ref is None else {"folder": str(ref.folder())}
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.liver import steps
+from flows.liver import mask_steps
 from flows.liver.stages import Stages
 from medad.config.liver import DatasetSettings
 
@@ -27,7 +27,7 @@ def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path
         return cases
     finder = choose_finder(model)
     tasks = [
-        (case, stages.runner.submit(case.id, steps.liver_mask(case.scan, finder, affine_from)))
+        (case, stages.runner.submit(case.id, mask_steps.liver_mask(case.scan, finder, affine_from)))
         for case in missing.values()
     ]
     found = {case.id: case for case in cases if case.label is not None}
@@ -54,7 +54,9 @@ def check_livers(stages: Stages, cases: list[Case], data: DatasetSettings) -> No
     """Check the given masks of cases and note broken rules. They stop nothing."""
     from medad.cohort.datasets import LabelledScan
 
-    tasks = [(case, stages.runner.submit(case.id, steps.check_liver(LabelledScan.of(case, data)))) for case in cases]
+    tasks = [
+        (case, stages.runner.submit(case.id, mask_steps.check_liver(LabelledScan.of(case, data)))) for case in cases
+    ]
     for case, task in tasks:
         if (ref := task.ref()) is None:
             continue

@@ -1,7 +1,7 @@
 """The files of a liver run folder: which ones the flow writes, and reading them back.
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
-liver_masks/<case>.nii.gz                           if the liver was found automatically, on the scan's grid
+liver_masks/<case>.nii.gz                           if the liver was found
 inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted
 model/restoration/, model/segmentation/             weights and training curve
 """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.store.digests import digest_memory, path_digest
+from flows.store.digests import digest_memory
 from flows.store.references import Ref, library_versions
 from flows.store.step import PAGE, Call, Keyed, Step, keyed, shown
 from medad.base.errors import CaseFailure, InputError
@@ -31,7 +31,6 @@ from medad.steps.results import AblationResults, CaseResult, Segmenter, VolumeRe
 
 if TYPE_CHECKING:
     from medad.cohort.datasets import LabelledScan
-    from medad.organ.finder import Finder
 
 _READING = ("nibabel", "numpy", "SimpleITK")
 _PREPARING = (*_READING, "safetensors", "scikit-image", "scipy", "torch")
@@ -71,14 +70,6 @@ SEGMENT = Step(
     volatile=frozenset({"case.json"}),
 )
 EVALUATE = Step("evaluate", 1, "medad.steps.cases:evaluate_case", (*_READING, "safetensors", "scipy"))
-LIVER_MASK = Step(
-    "liver-mask",
-    1,
-    "medad.steps.liver_mask:find_case_liver",
-    (*_READING, "monai", "safetensors", "scipy", "torch"),
-    files=("medad/organ/liver.safetensors",),
-)
-CHECK_LIVER = Step("liver-check", 1, "medad.steps.liver_mask:check_case_liver", (*_READING, "scipy", "torch"))
 EXPORT = Step("slice-images", 1, "medad.steps.export_slices:export_case", (*_READING, "pillow", "safetensors"))
 MODEL = Step("model", 1, "medad.steps.adopt:copy_network", (), volatile=_CURVE)
 REPORT = Step(
@@ -239,22 +230,6 @@ def segment(
 def evaluate(case: LabelledScan, prepared: Ref, segmented: Ref, settings: EvaluationSettings) -> Call:
     """Return the call that compares mask and probability with the case's label."""
     return EVALUATE(case=case, prepared=prepared, segmented=segmented, settings=settings)
-
-
-def liver_mask(scan: Path, finder: Finder, affine_from: str = "agree") -> Call:
-    """Return the call that finds the liver of a scan."""
-    model = []
-    if finder.model is not None:
-        from medad.steps.liver_mask import model_files
-
-        model = [path_digest(file) for file in model_files(finder.model)]
-    content = {"method": finder.method, "weights": list(finder.weights), "model": model}
-    return LIVER_MASK(scan=scan, finder=Keyed(finder, content), affine_from=affine_from)
-
-
-def check_liver(case: LabelledScan) -> Call:
-    """Return the call that checks a liver mask given by the user."""
-    return CHECK_LIVER(case=case)
 
 
 def export_slices(case: LabelledScan | None, prepared: Ref) -> Call:
