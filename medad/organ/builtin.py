@@ -35,8 +35,6 @@ class Found:
     mask: Bool[ndarray, "X Y Z"]
     sureness: float
     """The lower of two agreements (Dice, 0..1): of two thresholds, and of the network with itself after HU shifts."""
-    sole_share: float
-    """Share of the network's liver that is one piece, 0..1."""
 
 
 def find(hu: Float32[ndarray, "X Y Z"], spacing_mm: tuple[float, float, float]) -> Found | None:
@@ -48,7 +46,6 @@ def find(hu: Float32[ndarray, "X Y Z"], spacing_mm: tuple[float, float, float]) 
         return None
     logit: ndarray = maps.mean(0, dtype=np.float32)
     found: ndarray = logit > 0
-    piece = largest_piece(found)
     agreement = float(np.mean([dice(each > 0, found) for each in maps]))
     # only the part of the scan around the liver is refined
     x, y, z = shape
@@ -61,8 +58,7 @@ def find(hu: Float32[ndarray, "X Y Z"], spacing_mm: tuple[float, float, float]) 
     mask = above_on_grid(refined.field, (x, y, z))
     if not mask.any():
         return None
-    share = np.count_nonzero(piece) / np.count_nonzero(found)
-    return Found(mask, min(refined.sureness, agreement), float(share))
+    return Found(mask, min(refined.sureness, agreement))
 
 
 def _logits(net: nn.Module, hu: Float32[ndarray, "A B C"]) -> Float32[ndarray, "n A B C"] | None:

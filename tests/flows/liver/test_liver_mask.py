@@ -32,6 +32,15 @@ def scan(tmp_path: Path, torso: Torso, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / f"{NAME}.nii.gz"
 
 
+def trained(folder: Path) -> Path:
+    """Write a run folder with tiny networks and short training curves."""
+    run = write_run(folder)
+    for net in (run / "model").iterdir():
+        curve = {"phase": net.name, "epochs": 1, "steps": [1], "loss": [0.5]}
+        (net / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
+    return run
+
+
 @pytest.mark.usefixtures("cache")
 def test_mask_writes_the_liver(cli: Cli, scan: Path, tmp_path: Path, torso: Torso) -> None:
     ran = cli("liver", "mask", scan, "-o", tmp_path / "liver.nii.gz", "--json")
@@ -58,7 +67,7 @@ def test_a_scan_without_liver_is_refused_in_one_line(cli: Cli, tmp_path: Path, t
 
 @pytest.mark.usefixtures("cache")
 def test_segment_finds_the_liver_itself(cli: Cli, scan: Path, tmp_path: Path, torso: Torso) -> None:
-    model, out = write_run(tmp_path / "tiny"), tmp_path / "out"
+    model, out = trained(tmp_path / "tiny"), tmp_path / "out"
     ran = cli("liver", "segment", scan, "--liver", "auto", "--model", model, "--out", out, "--json")
     assert ran.code == 0, ran.err
     [mask] = (out / "liver_masks").iterdir()
@@ -79,7 +88,7 @@ def test_segment_finds_the_liver_itself(cli: Cli, scan: Path, tmp_path: Path, to
 @pytest.mark.usefixtures("cache")
 def test_a_given_mask_is_only_warned_about(cli: Cli, scan: Path, tmp_path: Path, torso: Torso) -> None:
     write_mask(tmp_path / "stomach.nii.gz", torso.organs["stomach"], torso.geometry)
-    model, out = write_run(tmp_path / "tiny"), tmp_path / "out"
+    model, out = trained(tmp_path / "tiny"), tmp_path / "out"
     ran = cli("liver", "segment", scan, "--liver", tmp_path / "stomach.nii.gz", "--model", model, "--out", out)
     assert ran.code == 0, ran.err
     report = (out / "report.html").read_text(encoding="utf-8")
