@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 
-from medad.base.errors import ConfigError
 from medad.base.manifest import MANIFEST
 from medad.base.storage import read_json
 from medad.cohort.datasets import LabelledScan
@@ -22,14 +21,10 @@ from medad.config.packaged import model_folder
 from medad.ct.io import AffineFrom, Geometry, read_labels, read_scan, write_mask, write_probability
 from medad.evaluation.postprocess import Lesion
 from medad.steps.cases import CASE, LESIONS, MASK, PROBABILITY, prepare_case, segment_case
+from medad.steps.liver_mask import LIVER, choose_finder, find_case_liver
 from medad.steps.trained import TrainedModel
 
 FilePath = str | os.PathLike[str]
-
-NO_LIVER = (
-    "segment needs a liver mask on the scan's grid: liver=MASK; "
-    "TotalSegmentator -i SCAN -o FOLDER --task total --roi_subset liver writes FOLDER/liver.nii.gz"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +47,8 @@ class Segmentation:
     """Warnings about the files, one line each. They did not stop the segmentation."""
     geometry: Geometry
     """Grid of the scan's file."""
+    liver: Bool[np.ndarray, "I J K"] | None = None
+    """Liver mask that was found automatically. None: the mask was given."""
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -59,11 +56,16 @@ class Segmentation:
         return self.geometry.affine
 
     def save(self, folder: FilePath) -> None:
-        """Write mask.nii.gz and probability.nii.gz on the scan's grid. Raises DiskFullError."""
+        """Write mask.nii.gz, probability.nii.gz and an automatic liver.nii.gz on the scan's grid.
+
+        Raises DiskFullError.
+        """
         out = Path(folder).expanduser()
         out.mkdir(parents=True, exist_ok=True)
         write_mask(out / MASK, self.geometry.to_canonical(self.mask), self.geometry)
         write_probability(out / PROBABILITY, self.geometry.to_canonical(self.probability), self.geometry)
+        if self.liver is not None:
+            write_mask(out / LIVER, self.geometry.to_canonical(self.liver), self.geometry)
 
 
 def segment(
@@ -72,6 +74,7 @@ def segment(
     model: FilePath | None = None,
     *,
     liver_labels: Sequence[int] = (1,),
+    liver_model: FilePath | None = None,
     inference: InferenceSettings | None = None,
     postprocess: PostprocessSettings | None = None,
     device: str = "auto",
@@ -85,12 +88,15 @@ def segment(
     scan
         CT scan: .nii, .nii.gz, .mhd, .mha, .nrrd, .nhdr, or a folder that contains one DICOM series.
     liver
-        Liver mask on the scan's grid. It is required for now.
+        Liver mask on the scan's grid. None: the liver is found automatically, and the result contains its mask.
     model
         Run folder written by `adflows liver train` or `run`, or its sub-folder `model`. None or `default`: the model in
         the package.
     liver_labels
         Values of the mask that are liver.
+    liver_model
+        Network that finds the liver: a TorchScript file or a MONAI bundle. None: TotalSegmentator, if it is installed
+        with weights, or the built-in method.
     inference, postprocess
         Batch size, threshold, smallest lesion and similar settings. None: the settings of the model's run.
     device
@@ -103,22 +109,25 @@ def segment(
     Raises
     ------
     ConfigError
-        The mask or the model is missing, the folder contains no model, or the device does not exist.
+        The model is missing, the folder contains no model, or the device does not exist.
     InputError
-        A file cannot be used. The message names the file and the rule.
+        A file cannot be used, or no liver was found. The message names the file and the rule.
     DiskFullError
         The temporary folder has no room left.
     """
-    if liver is None:
-        raise ConfigError(NO_LIVER)
     trained = TrainedModel.of_run(_run_folder(model_folder(model if model is None else os.fspath(model))))
-    case = LabelledScan(
-        Path(scan).expanduser(), Path(liver).expanduser(), tuple(liver_labels), None, affine_from, affine_mismatch
-    )
+    path = Path(scan).expanduser()
     with TemporaryDirectory(prefix="medad-") as folder:
-        prepared, out = Path(folder) / "prepared", Path(folder) / "segmented"
-        prepared.mkdir()
-        out.mkdir()
+        prepared, out, found = (Path(folder) / name for name in ("prepared", "segmented", "liver"))
+        for each in (prepared, out, found):
+            each.mkdir()
+        if liver is None:
+            finder = choose_finder(None if liver_model is None else Path(liver_model).expanduser())
+            find_case_liver(path, finder, found, affine_from=affine_from, device=device)
+            case = LabelledScan(path, found / LIVER, (1,), None, affine_from)
+        else:
+            mask = Path(liver).expanduser()
+            case = LabelledScan(path, mask, tuple(liver_labels), None, affine_from, affine_mismatch)
         prepare_case(case, trained.settings.preprocess, prepared, training=False)
         segment_case(
             prepared,
@@ -128,13 +137,24 @@ def segment(
             device,
             out,
         )
-        return _read_results(prepared, out, affine_from)
+        result = _read_results(prepared, out, affine_from)
+        return result if liver is not None else _with_liver(result, found, affine_from)
 
 
 def _run_folder(model: Path) -> Path:
     """Return the run folder. If `model` is the sub-folder `model` of a run, return its parent."""
     inside = model.absolute()
     return inside.parent if inside.name == "model" and not (inside / MANIFEST).exists() else model
+
+
+def _with_liver(result: Segmentation, found: Path, affine_from: AffineFrom) -> Segmentation:
+    """Add the automatic liver mask, and a warning that says how it was made."""
+    labels = read_labels(found / LIVER, affine_from=affine_from)
+    facts = read_json(found / CASE)
+    how = f"{facts['method']}, sureness {facts['sureness']:.2f}, {facts['liver_ml']:.0f} mL"
+    lines = (f"the liver mask was made automatically ({how}); check it", *facts["notes"])
+    mask = labels.geometry.to_source(labels.values).astype(bool)
+    return replace(result, liver=mask, warnings=(*result.warnings, *lines))
 
 
 def _read_results(prepared: Path, segmented: Path, affine_from: AffineFrom) -> Segmentation:

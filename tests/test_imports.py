@@ -27,7 +27,7 @@ ROOMS = {
     "flows.devices": "flows.privacy flows.store flows.machine medad.base",
     "flows.runs": "flows.devices flows.privacy flows.store flows.machine medad.base",
     "flows.liver": "flows.runs flows.devices flows.privacy flows.store flows.machine"
-    " medad.base medad.config medad.cohort medad.ct medad.steps medad.reports",
+    " medad.base medad.config medad.cohort medad.ct medad.organ medad.steps medad.reports",
     "flows.zsad": "flows.runs flows.devices flows.privacy flows.store flows.machine"
     # a key names weights and prompts by content; zsad.clip finds both without loading a model
     " medad.base medad.cohort zsad.config zsad.data zsad.clip zsad.embedded zsad.steps zsad.reports",
@@ -50,7 +50,8 @@ ROOMS = {
     "medad.networks": "medad.anomalies medad.slices medad.config medad.base",
     "medad.classifier": "medad.anomalies medad.slices medad.config medad.base",
     "medad.models": "medad.networks medad.steps medad.config medad.base",
-    "medad.steps": "medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies medad.slices medad.ct"
+    "medad.organ": "medad.ct medad.base",
+    "medad.steps": "medad.organ medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies medad.slices medad.ct"
     " medad.config medad.base",
     "medad.reports": "medad.steps medad.cohort medad.evaluation medad.slices medad.config medad.reporting medad.base",
     "zsad": "zsad.steps zsad.scorers zsad.clip zsad.data zsad.config medad.base",

@@ -32,11 +32,15 @@ def copy_pictures(exported: list[dict[str, Any]], target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def copy_result(folder: Path, out: Path) -> Path:
-    """Copy a step's only file to the path that was given. Raise ConfigError if its ending is of another format."""
+def copy_result(folder: Path, out: Path, name: str | None = None) -> Path:
+    """Copy a step's file `name`, or its only file, to the path that was given.
+
+    Raise ConfigError if its ending is of another format.
+    """
     from medad.ct.io import atomic_path
 
-    result = next(path for path in sorted(folder.iterdir()) if path.name != "artifact.json")
+    names = (path for path in sorted(folder.iterdir()) if path.name != "artifact.json")
+    result = next(names) if name is None else folder / name
     ending = ".nii.gz" if result.name.endswith(".nii.gz") else result.suffix
     if out.is_dir() or not out.suffix:
         out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import inbox as cli_inbox
-from flows.cli import studies
+from flows.cli import liver_mask, studies
 from flows.cli.copies import copy_pictures, copy_result
 from flows.cli.liver_options import (
     Base,
@@ -56,7 +56,11 @@ MASK_RULE = (
 
 Liver = Annotated[
     list[Path] | None,
-    typer.Option("--liver", help="Liver mask on the scan's grid. Give it once per scan, in the same order. Required."),
+    typer.Option(
+        "--liver",
+        metavar="auto|MASK",
+        help="Liver mask on the scan's grid, once per scan, in the same order. Default: auto, which finds the liver.",
+    ),
 ]
 LiverLabel = Annotated[
     list[int] | None, typer.Option("--liver-label", help="Value of liver in the mask. Repeatable. Default: 1.")
@@ -265,6 +269,7 @@ def segment(
     model: DefaultModel = None,
     liver: Liver = None,
     liver_label: LiverLabel = None,
+    liver_model: liver_mask.LiverModel = None,
     overrides: Set = None,
     refresh: Refresh = False,
     dry_run: DryRun = False,
@@ -273,14 +278,13 @@ def segment(
 ) -> None:
     """Segment scans with a trained model.
 
-    Needs a liver mask for each scan, on the scan's grid, from any tool. Writes tumour masks, tumour probabilities and
-    a report to OUT. No tumour labels are needed. Cases get pseudonyms.
+    Finds the liver of each scan, or takes the masks given with --liver, on the scan's grid. Writes tumour masks, tumour
+    probabilities and a report to OUT, and the livers that it found to OUT/liver_masks. No tumour labels are needed.
+    Cases get pseudonyms.
     """
     prepare_command(verbose=verbose)
-    masks = liver or []
-    if not masks:
-        raise ConfigError(MASK_RULE)
-    if len(masks) != len(scans):
+    masks = [] if liver in (None, [Path("auto")]) else liver or []
+    if masks and len(masks) != len(scans):
         raise ConfigError(f"{len(scans)} scans but {len(masks)} liver masks: give --liver once for each scan, in order")
     from flows.liver.run_folder import settings_of_run, settings_with_changes
     from flows.runs.run_folder import ensure_writable
@@ -311,6 +315,7 @@ def segment(
     request = SegmentRequest(
         scans=tuple(path.absolute() for path in scans),
         liver_masks=tuple(path.absolute() for path in masks),
+        liver_model=None if liver_model is None else liver_model.absolute(),
         model=run.absolute(),
         out=ensure_writable(out),
     )
@@ -374,6 +379,7 @@ def step(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
+app.command(name="mask", epilog=example("adflows liver mask scan.nii.gz -o liver.nii.gz"))(liver_mask.mask)
 app.command(name="inbox", epilog=example("adflows liver inbox inbox.yaml --watch 60"))(cli_inbox.inbox)
 app.command(name="ablate", epilog=example("adflows liver ablate ablation_hu --train data/btcv --test data/lits"))(
     studies.ablate

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.liver import split, steps
+from flows.liver import mask_steps, split, steps
+from flows.liver.liver_masks import check_livers, find_livers
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
@@ -35,11 +36,21 @@ class SegmentRequest(BaseModel):
     """Scans to segment. Prefect stores a flow's parameters as JSON, so all paths here are private."""
 
     scans: tuple[PrivatePath, ...]
-    liver_masks: tuple[PrivatePath, ...]
-    """Liver masks, one for each scan, on its grid."""
+    liver_masks: tuple[PrivatePath, ...] = ()
+    """Liver masks, one for each scan, on its grid. Empty: the livers are found automatically."""
+    liver_model: PrivatePath | None = None
+    """Network that finds the livers, as TorchScript or MONAI bundle. None: TotalSegmentator or the built-in method."""
     model: PrivatePath
     """Folder of an earlier run."""
     out: PrivatePath
+
+
+class LiverMaskRequest(BaseModel):
+    """A scan whose liver is to be found."""
+
+    scan: PrivatePath
+    liver_model: PrivatePath | None = None
+    """Network that finds the liver. None: TotalSegmentator or the built-in method."""
 
 
 class StepRequest(BaseModel):
@@ -154,19 +165,39 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         row | {"case": f"trained-{number}"} for number, row in enumerate(split.training_rows(request.model), start=1)
     ]
     cases: dict[str, Case] = {}
-    given = zip(request.scans, request.liver_masks, case_ids.identify(request.scans), strict=True)
-    for scan, mask, case_id in given:
+    masks = request.liver_masks or (None,) * len(request.scans)
+    for scan, mask, case_id in zip(request.scans, masks, case_ids.identify(request.scans), strict=True):
         path_filter.learn(scan, case_id)
-        path_filter.learn(mask, case_id)
+        if mask is not None:
+            path_filter.learn(mask, case_id)
         if case_id in cases:
             stages.runner.record_failure(CaseFailure(case_id, "find", "this scan was given twice", str(scan)))
             continue
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
-    ready = stages.prepare_cases(list(cases.values()), data)
+    found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model)
+    ready = stages.prepare_cases(found, data)
+    if request.liver_masks:
+        check_livers(stages, [each.case for each in ready], data)
     model = stages.adopt(request.model)
     results = [] if model is None else stages.segment_and_evaluate(ready, model, data)
     return stages.finish(request.out, results, model, (), started, private=True)
+
+
+@define_flow("liver-mask", "liver mask")
+def liver_mask(request: LiverMaskRequest, refresh: bool = False) -> Outcome:
+    """Find the liver of one scan. The case gets a pseudonym."""
+    from medad.steps.liver_mask import choose_finder
+
+    runner = new_runner(ANY_MACHINE, refresh=refresh)
+    [label] = case_ids.identify([request.scan])
+    terminal.line(f"{label} is {request.scan}")
+    path_filter.learn(request.scan, label)
+    if runner.makes_artifacts:
+        case_ids.register_found([case_ids.RegisteredCase(label, request.scan, None, (1,))])
+    ref = runner.run(label, mask_steps.liver_mask(request.scan, choose_finder(request.liver_model)))
+    details = {} if ref is None else {"folder": str(ref.folder())}
+    return Outcome.from_runner(runner, details=details, useful=ref is not None)
 
 
 @define_flow("liver-step", "step {request.name}")

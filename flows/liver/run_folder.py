@@ -1,6 +1,7 @@
 """The files of a liver run folder: which ones the flow writes, and reading them back.
 
 masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
+liver_masks/<case>.nii.gz                           if the liver was found
 inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted
 model/                  parts of the model, see `medad.steps.trained`
 """
@@ -50,6 +51,11 @@ def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], model: Model[
         if part.kind in NETS:
             found.append(FileCopy(part.folder, CURVE, (folder / CURVE).as_posix()))
     return tuple(found)
+
+
+def mask_copies(masks: Mapping[str, Ref]) -> tuple[FileCopy, ...]:
+    """Return the liver masks that were found automatically, by case, each with its artifact."""
+    return tuple(FileCopy(ref, "liver.nii.gz", f"liver_masks/{case_id}.nii.gz") for case_id, ref in masks.items())
 
 
 def manifest(

@@ -60,6 +60,8 @@ class Stages:
         """Training cases of an adopted model. Its run's manifest lists them."""
         self.base: Model[Ref] | None = None
         """Adopted model whose weights the training starts from. None: they are random."""
+        self.liver_masks: dict[str, Ref] = {}
+        """Liver masks that were found automatically, by case."""
         self._split: tuple[Any, Split] | None = None
         self._tested: list[ReadyCase] = []
         self._trained_on: dict[Model[Ref], list[MarkedCase]] = {}
@@ -318,7 +320,7 @@ class Stages:
         run = RunFolder(
             path=out,
             settings=self.settings,
-            copies=liver_folder.copies(report, results, model),
+            copies=(*liver_folder.copies(report, results, model), *liver_folder.mask_copies(self.liver_masks)),
             manifest=lambda: liver_folder.manifest(self.used, model, self.trained),
             seconds=time.monotonic() - started,
         )

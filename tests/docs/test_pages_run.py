@@ -43,10 +43,6 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/how-to/inbox.md", "adflows liver inbox inbox.yaml --watch 60"): "runs until Ctrl-C",
     ("docs/how-to/privacy.md", "sudo -u adflows adflows ids add scan.nii.gz --liver liver.nii.gz"): "needs an account",
     (
-        "docs/how-to/segment.md",
-        "TotalSegmentator -i scan.nii.gz -o totalsegmentator --task total --roi_subset liver",
-    ): "is another program",
-    (
         "docs/how-to/single-step.md",
         "prefect deployment run liver-step/step --param case_id=ct-27e8620eb34a --param step=roi",
     ): "needs a server",

@@ -18,8 +18,11 @@ from medad.base.errors import ConfigError, InputError
 from medad.cohort.datasets import LabelledScan
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import PostprocessSettings
+from medad.ct.io import write_hu
+from medad.organ.refine import dice
 from medad.steps.cases import prepare_case, segment_case
 from medad.steps.trained import TrainedModel
+from tests.medad.organ.torso import make_torso
 from tests.medad.trained_runs import SETTINGS, write_run
 
 LIVER = (1, 2)
@@ -119,7 +122,7 @@ def test_what_is_missing_is_one_line(
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "liver mask" in said(pair[0], model=run)
+    assert "trained model" in said(pair[0])
     assert "trained model" in said(*pair)
     assert "manifest.json" in said(*pair, tmp_path)
     shutil.copytree(run, tmp_path / "half")
@@ -136,3 +139,18 @@ def test_a_file_that_cannot_be_used_is_named(pair: tuple[Path, Path], run: Path,
         medad.segment(tmp_path / "short.nii.gz", label, run)
     with pytest.raises(InputError, match="no voxel has value 7"):
         medad.segment(scan, label, run, liver_labels=[7])
+
+
+def test_without_a_mask_the_liver_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
+    torso = make_torso().planes(30, 55)
+    write_hu(tmp_path / "scan.nii.gz", torso.hu, torso.geometry)
+    found = medad.segment(tmp_path / "scan.nii.gz", model=run, device="cpu")
+    assert found.liver is not None
+    assert dice(found.liver, torso.liver) > 0.9
+    assert not found.mask[~found.liver].any()
+    assert any("the liver mask was made automatically (built-in, sureness 0.9" in line for line in found.warnings)
+    found.save(tmp_path / "out")
+    given = medad.segment(tmp_path / "scan.nii.gz", tmp_path / "out" / "liver.nii.gz", run, device="cpu")
+    np.testing.assert_array_equal(given.mask, found.mask)
+    assert given.liver is None

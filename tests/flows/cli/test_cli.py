@@ -81,7 +81,7 @@ def test_every_command_and_option_has_help(cli: Cli, command: tuple[str, ...]) -
         (("liver", "run", "demo", "--set", "no.such.key=1"), ("no", "demo.yaml")),
         (("liver", "run", "demo", "--set", "preprocess.slice_px=100"), ("preprocess.slice_px", "multiple")),
         (("liver", "run", "demo", "--name", "../up"), ("name",)),
-        (("liver", "segment", "scan.nii.gz", "--model", "m", "-o", "o"), ("--liver MASK", "TotalSegmentator")),
+        (("liver", "segment", "scan.nii.gz", "--model", "nomodel", "-o", "o"), ("nomodel", "manifest")),
         (
             ("liver", "segment", "a.nii", "b.nii", "--liver", "l.nii", "--model", "m", "-o", "o"),
             ("2 scans", "1 liver masks"),

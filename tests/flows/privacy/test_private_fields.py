@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from flows.inbox.flow import liver_inbox
 from flows.liver.ablate import ablate
-from flows.liver.flow import SegmentRequest, StepRequest, hand_step, liver, segment
+from flows.liver.flow import LiverMaskRequest, SegmentRequest, StepRequest, hand_step, liver, liver_mask, segment
 from flows.liver.sensitivity import SensitivityRequest, sensitivity
 from flows.runs.run_folder import RunFolder, publish_run_folder
 from flows.runs.runner import LocalRunner
@@ -107,13 +107,17 @@ SETTINGS: dict[str, Settings] = {
 }
 PATH = Path(FOLDER)
 REQUESTS: tuple[BaseModel, ...] = (
-    SegmentRequest(scans=(PATH,), liver_masks=(PATH,), model=PATH, out=PATH),
+    SegmentRequest(scans=(PATH,), liver_masks=(PATH,), liver_model=PATH, model=PATH, out=PATH),
+    LiverMaskRequest(scan=PATH, liver_model=PATH),
     StepRequest(name="window", source=PATH, liver=PATH, liver_labels=(1,), settings=PreprocessSettings()),
     SensitivityRequest(model=PATH, out=PATH),
     ScoreRequest(images=(PATH,), category=None, out=PATH),
 )
 FLOWS: tuple[Flow[..., Any], ...] = (
-    *(one.prefect for one in (ablate, compare, hand_step, liver, liver_inbox, score, segment, sensitivity, zsad)),
+    *(
+        one.prefect
+        for one in (ablate, compare, hand_step, liver, liver_inbox, liver_mask, score, segment, sensitivity, zsad)
+    ),
     *(case_step, liver_nightly, zsad_weekly),
 )
 CONFIG_MODULES = [

@@ -1,0 +1,1 @@
+"""Liver masks for scans that have none."""

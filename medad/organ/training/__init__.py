@@ -1,0 +1,1 @@
+"""Training of the built-in network on deformed and recoloured torsos."""

@@ -1,0 +1,62 @@
+"""Steps that find the liver of a scan without a mask, and that check a mask given by the user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from medad.base.errors import InputError
+from medad.cohort.datasets import LabelledScan
+from medad.ct.io import AffineFrom, read_labels_on, read_scan, require_liver, write_mask
+from medad.organ.checks import check
+from medad.organ.external import model_files
+from medad.organ.finder import Finder, choose_finder, find_liver
+
+__all__ = ["CASE", "LIVER", "Finder", "check_case_liver", "choose_finder", "find_case_liver", "model_files"]
+
+LIVER, CASE = "liver.nii.gz", "case.json"
+
+
+def find_case_liver(
+    scan: Path, finder: Finder, out: Path, *, affine_from: AffineFrom = "agree", device: str = "cpu"
+) -> None:
+    """Find the liver of a scan with the method `finder`.
+
+    Writes liver.nii.gz (uint8, 1 in the liver, on the scan's own grid) and case.json: method, sureness (0..1), volume
+    in mL and notes.
+
+    Raises
+    ------
+    InputError
+        The scan cannot be read, no liver was found, or its mask is not plausible.
+    """
+    volume = read_scan(scan, affine_from=affine_from)
+    found = find_liver(volume, finder, scan, device)
+    write_mask(out / LIVER, found.mask, volume.geometry)
+    facts = {
+        "method": found.method,
+        "sureness": round(found.sureness, 3),
+        "liver_ml": round(found.millilitres, 1),
+        "notes": list(found.notes),
+    }
+    (out / CASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def check_case_liver(case: LabelledScan, out: Path) -> None:
+    """Check the liver mask of a case, and write the broken rules to case.json as `warnings`. None of them is an error.
+
+    Raises
+    ------
+    InputError
+        The scan or the mask cannot be read.
+    """
+    if case.label is None:
+        raise InputError(case.scan, "no liver label next to this scan")
+    volume = read_scan(case.scan, affine_from=case.affine_from)
+    labels, _ = read_labels_on(
+        volume.geometry, case.label, affine_from=case.affine_from, affine_mismatch=case.affine_mismatch
+    )
+    mask = require_liver(labels, case.liver_labels, case.label)
+    checked = check(volume.hu, mask, volume.geometry.canonical_spacing_mm)
+    facts = {"warnings": list(checked.problems)}
+    (out / CASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
