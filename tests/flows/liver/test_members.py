@@ -175,3 +175,22 @@ def test_one_patient_trains_one_member_without_calibration(
         "The training data have 1 patient, so the model has 1 member instead of 3. Its threshold was not calibrated."
         in report["notes"]
     )
+
+
+@pytest.mark.slow
+def test_members_train_side_by_side_on_two_devices(
+    world: Any, prefect_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Any
+) -> None:
+    """Two simulated GPUs take the networks, and the CPU takes the classifiers. The weights are the same as on one."""
+    monkeypatch.setenv("ADFLOWS_PRETEND_GPUS", "2")
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    ran = prefect_cli("liver", "train", world.config, "--set", "gpus=auto", "--out", tmp_path / "runs", "--json")
+    assert ran.code == 0, ran.err
+    devices: dict[str, set[str]] = {}
+    for task in manifest_of(ran.answer)["tasks"]:
+        devices.setdefault(task["step"], set()).add(task["device"])
+    assert devices["restoration"] | devices["segmentation"] == {"gpu-0", "gpu-1"}
+    assert devices["classifier"] == {"cpu"}
+    name = "model/member-2/restoration/model.safetensors"
+    on_one = Path(finished.answer["run_folder"]) / name
+    assert (Path(ran.answer["run_folder"]) / name).read_bytes() == on_one.read_bytes()
