@@ -177,6 +177,21 @@ def test_one_patient_trains_one_member_without_calibration(
     )
 
 
+def test_a_row_of_an_ablation_has_members(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    """The run's trainings are those of the row with the same seed, so only pictures and the report are computed."""
+    ablation = world.root / "ablation.yaml"
+    values = {"name": "ablation", "base": "tiny", "seeds": [0], "panels": 1, "rows": [{"name": "all", "label": "all"}]}
+    ablation.write_text(yaml.safe_dump(values), encoding="utf-8")
+    ran = cli("liver", "ablate", ablation, "--out", tmp_path / "runs", "--json")
+    assert ran.code == 0, ran.err
+    computed = {task["step"] for task in manifest_of(ran.answer)["tasks"] if not task["cached"]}
+    assert computed == {"examples", "embedding", "baseline", "ablation"}
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))
+    [row] = report["rows"]
+    assert row["stats"]["micro_dice_2d"]["mean"] == finished.answer["headline"]["micro_dice_2d"]
+    assert any("member 1" in note for note in report["notes"])
+
+
 @pytest.mark.slow
 def test_members_train_side_by_side_on_two_devices(
     world: Any, prefect_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Any
