@@ -50,6 +50,7 @@ FIELDS_WITHOUT_EFFECT_ON_DATA = frozenset(
     }
 )
 """Settings that do not affect the finding and preparing of cases."""
+MEMBER_NOTE = "Pictures of restorations and of features show member 1 of models with several members."
 NO_GROUND_TRUTH = "no test case has a tumour label to evaluate against"
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
 
@@ -257,7 +258,8 @@ class AblationStages:
             inserted=tuple(sorted(self.inserted)),
             failures=self.runner.failures_for_report(pseudonymous=self.pseudonymous),
         )
-        notes = tuple(dict.fromkeys(self.runner.notes))
+        several = any(one.model is not None and len(one.model.members) > 1 for one in trained)
+        notes = tuple(dict.fromkeys([*self.runner.notes, *([MEMBER_NOTE] if several else [])]))
         return self.runner.run("report", steps.ablation_report(self.settings, results, installed_versions(), notes))
 
     def finish(self, out: Path, report: Ref | None, trained: Sequence[Trained], started: float) -> Outcome:

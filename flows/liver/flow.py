@@ -115,7 +115,7 @@ def export_slices(settings: LiverSettings, with_training: bool = False, refresh:
 
 
 @define_flow("liver-train", "train {settings.name}")
-def train(settings: LiverSettings, out: Path, base: PrivatePath | None = None, refresh: bool = False) -> Outcome:
+def train(settings: LiverSettings, out: Path, base: Path | None = None, refresh: bool = False) -> Outcome:
     """Prepare the training cases and train the model. Writes the model and a training report into the run folder.
 
     `base` is the folder of a run whose model the training starts from. None: the initial weights are random.

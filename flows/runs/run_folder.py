@@ -37,6 +37,7 @@ REPORTED_LIBRARIES = (
     "torchvision",
     "open_clip_torch",
     "monai",
+    "lightgbm",
     "numpy",
     "scipy",
     "scikit-image",

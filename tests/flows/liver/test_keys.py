@@ -141,8 +141,8 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("segmentation.groups", 4, {"segmentation"}),
     ("train.restoration.epochs", 3, {"restoration"}),
     ("train.segmentation.epochs", 3, {"segmentation"}),
-    ("train.restoration.steps", 3, {"restoration"}),
-    ("train.segmentation.steps", 3, {"segmentation"}),
+    ("train.restoration", {"epochs": 200, "steps": 3}, {"restoration"}),
+    ("train.segmentation", {"epochs": 1, "steps": 3}, {"segmentation"}),
     ("train.members", 3, set()),  # the seeds and cases of members are in the keys
     ("train.focal.gamma", 1.0, {"segmentation"}),
     ("train.schedule", "joint", set()),
@@ -178,7 +178,7 @@ def test_joint_training_depends_on_what_either_phase_does_but_phase_twos_own(
         content_key(training_steps.train("joint", HEALTHY, settings).parts())
         for settings in (parse(BASE, source="test"), changed(key, value))
     )
-    of_phase_two = key.startswith(("train.segmentation.", "train.snapshot_epochs"))
+    of_phase_two = key.startswith(("train.segmentation", "train.snapshot_epochs"))
     assert (base != other) == (bool(steps & {"restoration", "segmentation"}) and not of_phase_two)
 
 
@@ -404,7 +404,7 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
     one, two, three = (ref("prepare", letter) for letter in "abc")
 
     def trained(*prepared: Ref) -> str:
-        return key(training_steps.train("restoration", HEALTHY, settings))
+        return key(training_steps.train("restoration", map(TrainingCase, prepared), settings))
 
     assert trained(one, two) == trained(two, one)
     assert len({trained(one), trained(one, two), trained(one, three), trained(one, one)}) == 4

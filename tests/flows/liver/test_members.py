@@ -175,3 +175,37 @@ def test_one_patient_trains_one_member_without_calibration(
         "The training data have 1 patient, so the model has 1 member instead of 3. Its threshold was not calibrated."
         in report["notes"]
     )
+
+
+def test_a_row_of_an_ablation_has_members(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
+    """The run's trainings are those of the row with the same seed, so only pictures and the report are computed."""
+    ablation = world.root / "ablation.yaml"
+    values = {"name": "ablation", "base": "tiny", "seeds": [0], "panels": 1, "rows": [{"name": "all", "label": "all"}]}
+    ablation.write_text(yaml.safe_dump(values), encoding="utf-8")
+    ran = cli("liver", "ablate", ablation, "--out", tmp_path / "runs", "--json")
+    assert ran.code == 0, ran.err
+    computed = {task["step"] for task in manifest_of(ran.answer)["tasks"] if not task["cached"]}
+    assert computed == {"examples", "embedding", "baseline", "ablation"}
+    report = json.loads((Path(ran.answer["run_folder"]) / "report.json").read_text(encoding="utf-8"))
+    [row] = report["rows"]
+    assert row["stats"]["micro_dice_2d"]["mean"] == finished.answer["headline"]["micro_dice_2d"]
+    assert any("member 1" in note for note in report["notes"])
+
+
+@pytest.mark.slow
+def test_members_train_side_by_side_on_two_devices(
+    world: Any, prefect_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Any
+) -> None:
+    """Two simulated GPUs take the networks, and the CPU takes the classifiers. The weights are the same as on one."""
+    monkeypatch.setenv("ADFLOWS_PRETEND_GPUS", "2")
+    monkeypatch.setenv("ADFLOWS_CACHE", str(tmp_path / "cache"))
+    ran = prefect_cli("liver", "train", world.config, "--set", "gpus=auto", "--out", tmp_path / "runs", "--json")
+    assert ran.code == 0, ran.err
+    devices: dict[str, set[str]] = {}
+    for task in manifest_of(ran.answer)["tasks"]:
+        devices.setdefault(task["step"], set()).add(task["device"])
+    assert devices["restoration"] | devices["segmentation"] == {"gpu-0", "gpu-1"}
+    assert devices["classifier"] == {"cpu"}
+    name = "model/member-2/restoration/model.safetensors"
+    on_one = Path(finished.answer["run_folder"]) / name
+    assert (Path(ran.answer["run_folder"]) / name).read_bytes() == on_one.read_bytes()

@@ -162,3 +162,16 @@ def test_the_packing_program_runs(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "medad.models.pack", str(run), str(tmp_path / "default")]
     subprocess.run(command, check=True, timeout=120)
     assert TrainedModel.of_run(tmp_path / "default").settings.name == "default"
+
+
+def test_a_run_folder_from_before_members_is_a_model_of_one(run: Path) -> None:
+    """Earlier manifests lack the settings of members, classifier and calibration."""
+    settings = json.loads((run / MANIFEST).read_text(encoding="utf-8"))["settings"]
+    del settings["classifier"], settings["train"]["members"], settings["postprocess"]["false_positive_ml"]
+    del settings["train"]["restoration"]["steps"], settings["synthesis"]["solid"], settings["preprocess"]["fat_hu"]
+    change_manifest(run, settings=settings)
+    trained = TrainedModel.of_run(run)
+    assert trained.settings.train.members == 1
+    [member] = trained.model.members
+    assert (member.restoration, member.segmentation) == (run / "model" / "restoration", run / "model" / "segmentation")
+    assert (member.classifier, member.snapshot, trained.model.calibration) == (None, "", None)
