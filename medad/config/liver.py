@@ -242,7 +242,7 @@ class InferenceSettings(Settings):
     """Number of slices per batch."""
     flips: bool = False
     """Averaging over four versions of a slice: as it is, flipped left-right, flipped front-back, and flipped both
-    ways."""
+    ways. The members of a model divide the versions among them."""
     combine: CombineSettings = CombineSettings()
     """Weights of the maps that make up the probability."""
     smooth_mm: Annotated[float, Field(ge=0, le=20)] = 0.0

@@ -16,6 +16,7 @@ from numpy import ndarray
 from pydantic import BaseModel, ConfigDict
 
 from medad.base.numbers import logit
+from medad.config.liver import PostprocessSettings
 from medad.evaluation.experience import ScanFacts
 
 THRESHOLDS = np.round(np.arange(0.1, 0.96, 0.02), 2)
@@ -62,6 +63,20 @@ class CalibrationCurve:
 
     marked_ml: Float64[ndarray, " thresholds"]
     dice: Float64[ndarray, "copies thresholds"]
+
+
+def threshold_rule(settings: PostprocessSettings, threshold: float, calibration: Calibration | None) -> str:
+    """Return how the threshold of a scan came about, as a phrase for a report. It says when a bound decided."""
+    if isinstance(settings.threshold, float):
+        return "set in the configuration"
+    if settings.threshold == "calibrated" and calibration is not None:
+        return (
+            f"calibrated on {calibration.healthy_scans} healthy scans that were left out of training, where it marks "
+            f"{calibration.marked_ml:.1f} mL per liver (allowed: {calibration.allowed_ml:g} mL); "
+            f"decided by: {calibration.decided_by}"
+        )
+    bound = threshold in settings.auto_range
+    return "chosen for this scan by the triangle method" + (", limited by auto_range" if bound else "")
 
 
 def healthy_middle(probability: Float32[ndarray, "*S"], organ: Bool[ndarray, "*S"]) -> float:

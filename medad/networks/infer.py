@@ -5,6 +5,7 @@ The order is that of figure 3.1 A of the thesis (Zhang, University of Alberta, 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,13 @@ def load_networks(restoration: Path, segmentation: Path, device: str) -> Network
 
 
 @torch.inference_mode()
-def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int, *, flips: bool = False) -> Prediction:
+def predict(
+    pixels: UInt8[ndarray, "N S S"],
+    networks: Networks,
+    batch_size: int,
+    *,
+    flips: Sequence[tuple[int, ...]] = FLIPS[:1],
+) -> Prediction:
     """Run both networks over all slices.
 
     Memory grows with `batch_size`. Besides the two results, it does not grow with N.
@@ -80,19 +87,18 @@ def predict(pixels: UInt8[ndarray, "N S S"], networks: Networks, batch_size: int
     batch_size
         Slices per batch. It changes speed and memory; results change by rounding only.
     flips
-        Average probability and restoration over the slice and its three flips. This takes four times as long.
+        Versions of a slice over which probability and restoration are averaged: some of `FLIPS`.
     """
     probability = np.empty(pixels.shape, np.float32)
     restored = np.empty(pixels.shape, np.uint8)
-    flips_used = FLIPS if flips else FLIPS[:1]
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         query = torch.from_numpy(pixels[part])[:, None].to(networks.device).float() / 255
         tumour, healthy = torch.zeros_like(query[:, 0]), torch.zeros_like(query[:, 0])
-        for axes in flips_used:
+        for axes in flips:
             one_tumour, one_healthy = _predict(query.flip(axes).contiguous(memory_format=torch.channels_last), networks)
-            tumour += one_tumour.flip(axes) / len(flips_used)
-            healthy += one_healthy.flip(axes) / len(flips_used)
+            tumour += one_tumour.flip(axes) / len(flips)
+            healthy += one_healthy.flip(axes) / len(flips)
         probability[part] = tumour.cpu().numpy()
         restored[part] = (healthy.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Prediction(probability, restored)

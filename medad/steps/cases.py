@@ -42,7 +42,7 @@ from medad.ct.io import (
     write_mask,
     write_probability,
 )
-from medad.evaluation.calibration import to_common_scale
+from medad.evaluation.calibration import threshold_rule, to_common_scale
 from medad.evaluation.experience import outside_experience
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
@@ -204,7 +204,9 @@ def segment_case(
     np.copyto(probability, 0.0, where=~case.liver)
     geometry = case.geometry
     calibrated = None if calibration is None else calibration.threshold
-    post = post.model_copy(update={"threshold": resolve_threshold(probability, case.liver, post, calibrated)})
+    threshold = resolve_threshold(probability, case.liver, post, calibrated)
+    rule = threshold_rule(post, threshold, calibration)
+    post = post.model_copy(update={"threshold": threshold})
     mask = postprocess(probability, case.liver, geometry.voxel_mm3, post)
     lesions = lesion_table(mask, probability, geometry.canonical_affine)
     write_probability(out / PROBABILITY, probability, geometry)
@@ -221,7 +223,8 @@ def segment_case(
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, out / SLICES)
     table = {
         "status": "lesions" if lesions else "no lesion",
-        "threshold": post.threshold,
+        "threshold": threshold,
+        "threshold_rule": rule,
         "min_lesion_mm3": post.min_lesion_mm3,
         "liver_ml": float(np.count_nonzero(case.liver) * geometry.voxel_mm3 / 1000),
         "lesion_count": len(lesions),

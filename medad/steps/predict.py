@@ -14,7 +14,7 @@ from numpy import ndarray
 from medad.base.errors import ConfigError
 from medad.config.liver import InferenceSettings
 from medad.networks.combine import combine
-from medad.networks.infer import Networks, load_networks, predict
+from medad.networks.infer import FLIPS, Networks, load_networks, predict
 from medad.slices.prepared_file import PreparedCase
 from medad.steps.results import Member
 
@@ -70,7 +70,8 @@ def predict_case(
 ) -> CasePrediction:
     """Return the mean map of all members, smoothed within the liver.
 
-    Each member's map is the weighted mean of its networks' and its classifier's maps (`settings.combine`).
+    Each member's map is the weighted mean of its networks' and its classifier's maps (`settings.combine`). With
+    `settings.flips` the four flips are divided among the members, so that a model of four members takes no longer.
     """
     classified: list[Float32[ndarray, "N S S"] | None] = [None] * len(members)
     boosters = [member.classifier for member in members if member.classifier is not None]
@@ -80,8 +81,11 @@ def predict_case(
         classified = list(classify(case, boosters))
     total = np.zeros(case.slices.pixels.shape, np.float32)
     restored = None
-    for member, trees in zip(members, classified, strict=True):
-        prediction = predict(case.slices.pixels, member.networks, batch_size, flips=settings.flips)
+    for number, (member, trees) in enumerate(zip(members, classified, strict=True)):
+        flips = FLIPS[number :: len(members)] if settings.flips else FLIPS[:1]
+        # with more than four members, the flips begin again
+        flips = flips or FLIPS[number % len(FLIPS) :][:1]
+        prediction = predict(case.slices.pixels, member.networks, batch_size, flips=flips)
         restored = prediction.restored if restored is None else restored
         total += combine(prediction, case.slices, case.spacing_mm, settings, trees)
     assert restored is not None, "a model has at least one member"

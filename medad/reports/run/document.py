@@ -77,6 +77,7 @@ class CaseFacts(_Part):
     slices: int
     spacing_mm: tuple[float, float, float]
     liver_median_hu: float
+    fat_removed_ml: float = 0.0
     warnings: tuple[str, ...] = ()
 
 
@@ -85,11 +86,13 @@ class LesionList(_Part):
 
     status: str
     threshold: float
+    threshold_rule: str = ""
     min_lesion_mm3: float
     liver_ml: float
     lesion_count: int
     lesion_ml: float
     lesions: tuple[Lesion, ...]
+    warnings: tuple[str, ...] = ()
 
 
 class ShownSlice(_Part):
