@@ -67,7 +67,7 @@ LiverLabel = Annotated[
 ]
 
 
-@app.command(epilog=example("adflows liver run hu_small --train data/btcv --test data/lits"))
+@app.command(epilog=example("adflows liver run default --train data/btcv --test data/lits"))
 def run(
     config: Config,
     train: Train = None,
@@ -100,7 +100,7 @@ def run(
     print_and_exit(run_flow(liver, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command(epilog=example("adflows liver prepare hu_small --train data/btcv --test data/lits"))
+@app.command(epilog=example("adflows liver prepare default --train data/btcv --test data/lits"))
 def prepare(
     config: Config,
     train: Train = None,
@@ -172,7 +172,7 @@ def export_slices(
     print_and_exit(outcome, as_json=as_json, lines=lines)
 
 
-@app.command(name="train", epilog=example("adflows liver train hu_small --train data/btcv --seed 1"))
+@app.command(name="train", epilog=example("adflows liver train default --from default --train data/btcv"))
 def train_command(
     config: Config,
     train: Train = None,
@@ -214,7 +214,7 @@ def train_command(
     )
 
 
-@app.command(epilog=example("adflows liver evaluate hu_small --model runs/liver/hu_small --test data/lits --name lits"))
+@app.command(epilog=example("adflows liver evaluate default --model runs/liver/default --test data/lits --name lits"))
 def evaluate(
     config: Config,
     model: Model,
@@ -260,7 +260,7 @@ def evaluate(
     )
 
 
-@app.command(epilog=example("adflows liver segment scan.nii.gz --liver liver.nii.gz --model runs/liver/mine -o out"))
+@app.command(epilog=example("adflows liver segment scan.nii.gz -o out"))
 def segment(
     scans: Annotated[
         list[Path], typer.Argument(metavar="SCAN", help="Scans: NIfTI, MHD or NRRD files, or folders of DICOM.")

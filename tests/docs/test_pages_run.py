@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from open_clip import factory
 
+from medad.cohort.phantom import write_btcv_phantoms
 from medad.models.pack import pack
 from tests.docs.pages import blocks, guide_pages
 from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
-from tests.docs.world import make_demo_run, make_samples, make_world
+from tests.docs.world import SIZE, make_demo_run, make_samples, make_world
 from tests.zsad.tiny_clip import tiny_config
 
 LIVER, IMAGES, SERVER = (f"docs/getting-started/{name}.md" for name in ("liver", "images", "server"))
@@ -88,6 +89,13 @@ WITH_SAMPLES = frozenset({IMAGES})
 """Pages that use the sample data of `adflows samples`."""
 
 
+def make_packaged_data(temporary: pytest.TempPathFactory) -> Path:
+    """Write a healthy scan for each of the four members of `default`, and return their folder."""
+    folder = temporary.mktemp("packaged")
+    write_btcv_phantoms(folder, 4, seed=20, **SIZE)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data under the names that pages use. `runs/liver/hu_small` and `runs/liver/demo` were trained on `data/btcv`.
@@ -99,8 +107,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("cache", "private", "slots"):
             patch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path_factory.mktemp(name)))
         patch.chdir(folder)
-        for recipe in ("hu_small", "default"):
-            code, out = run_in_process(shortened(["liver", "train", recipe, "--train", "data/btcv"]))
+        for recipe, data in (("hu_small", folder / "data" / "btcv"), ("default", make_packaged_data(tmp_path_factory))):
+            code, out = run_in_process(shortened(["liver", "train", recipe, "--train", str(data)]))
             assert code == 0, out
     make_demo_run(folder)
     pack(folder / "runs" / "liver" / "default", folder / "packaged" / "default")
