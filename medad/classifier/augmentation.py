@@ -78,7 +78,7 @@ def wave(
     for axis, n in enumerate(shape):
         place = np.linspace(0, field.shape[axis] - 1, n, dtype=np.float32)
         low = np.minimum(place.astype(int), field.shape[axis] - 2)
-        part = place - low
+        part = (place - low).astype(np.float32)
         part = (part * part * (3 - 2 * part)).reshape([-1 if at == axis else 1 for at in range(3)])
         field = np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6))
