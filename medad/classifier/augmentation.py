@@ -93,7 +93,7 @@ def _shade(
     normal = rng.standard_normal(3)
     normal /= np.linalg.norm(normal)
     low, high = augmentation.shade_mm
-    width = np.exp(rng.uniform(log(low), log(high)))
+    width = float(np.exp(rng.uniform(log(low), log(high))))
     axes = [
         ((np.arange(n) - c) * s * u).astype(np.float32)
         for n, c, s, u in zip(organ.shape, centre, spacing, normal, strict=True)
