@@ -68,8 +68,7 @@ def test_copies_lie_in_the_organ_and_differ_from_each_other(tmp_path: Path) -> N
 def test_the_file_depends_on_the_seed_alone(tmp_path: Path) -> None:
     prepared = _prepared(tmp_path / "case")
     first, again, other = (
-        (_write(prepared, tmp_path / name, seed) / COPIES).read_bytes()
-        for name, seed in (("a", 4), ("b", 4), ("c", 5))
+        (_write(prepared, tmp_path / name, seed) / COPIES).read_bytes() for name, seed in (("a", 4), ("b", 4), ("c", 5))
     )
     assert first == again
     assert first != other

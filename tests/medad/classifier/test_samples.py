@@ -34,7 +34,9 @@ def _lesion(size: int) -> ndarray:
     return mask
 
 
-def _case(folder: Path, lesions: list[ndarray], *, plane_mm: float = 3.0, grey_per_hu: float | None = GREY_PER_HU) -> Path:
+def _case(
+    folder: Path, lesions: list[ndarray], *, plane_mm: float = 3.0, grey_per_hu: float | None = GREY_PER_HU
+) -> Path:
     """Write a constant liver and copies of it with lesions of -60 grey values."""
     pixels = np.where(_organ(), 128, 0).astype(np.uint8)
     save_slices(folder, pixels, _organ(), affine=np.diag([-2.0, -2.0, plane_mm, 1.0]), grey_per_hu=grey_per_hu)

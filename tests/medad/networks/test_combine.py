@@ -108,7 +108,9 @@ def test_on_the_logit_scale_maps_are_averaged_as_odds() -> None:
     sure = np.full_like(prediction.probability, 0.9)
     classified = np.full_like(sure, 0.2)
     chosen = CombineSettings(scale="logit", segmentation=0.25, classifier=0.75)
-    got = combine(Prediction(sure, prediction.restored), slices, SPACING_MM, InferenceSettings(combine=chosen), classified)
+    got = combine(
+        Prediction(sure, prediction.restored), slices, SPACING_MM, InferenceSettings(combine=chosen), classified
+    )
     odds = 9**0.25 * 0.25**0.75
     assert np.allclose(got[slices.organ], odds / (1 + odds), atol=1e-6)
     assert (got[~slices.organ] == 0).all()

@@ -14,7 +14,13 @@ from numpy import ndarray
 
 from medad.base.errors import InputError
 from medad.cohort.datasets import LabelledScan
-from medad.config.liver import EvaluationSettings, InferenceSettings, NetSettings, PostprocessSettings, PreprocessSettings
+from medad.config.liver import (
+    EvaluationSettings,
+    InferenceSettings,
+    NetSettings,
+    PostprocessSettings,
+    PreprocessSettings,
+)
 from medad.evaluation.metrics import CaseEvaluation
 from medad.networks import nets
 from medad.networks.infer import Networks, Prediction
@@ -67,13 +73,9 @@ def test_the_removed_volume_is_known_and_the_liver_is_the_given_one(tmp_path: Pa
     }
 
 
-def test_a_mask_of_fat_alone_is_one_line(tmp_path: Path) -> None:
-    case = _case(tmp_path)
-    image = nibabel.load(case.scan)
-    fat = np.full(image.shape, -90, np.int16)
-    nibabel.save(nibabel.Nifti1Image(fat, image.affine), case.scan)
+def test_a_mask_below_the_limit_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="only fat"):
-        _prepare(case, tmp_path / "out", fat_hu=-20.0)
+        _prepare(_case(tmp_path), tmp_path / "out", fat_hu=300.0)
 
 
 def test_a_tumour_in_the_removed_fat_counts_as_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
