@@ -63,7 +63,10 @@ def write_copies(prepared: Path, settings: SolidLesionSettings, seed: int, out: 
 
 
 def load_copies(folder: Path, only: slice = slice(None)) -> LesionCopies:
-    """Read what `write_copies` wrote; `only` selects copies in a row. Raises InputError for a missing or damaged file."""
+    """Read what `write_copies` wrote. `only` selects copies in a row; those that do not exist are left out.
+
+    Raises InputError for a missing or damaged file.
+    """
     path = folder / COPIES
     try:
         with safe_open(path, framework="numpy") as file:

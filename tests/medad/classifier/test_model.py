@@ -39,7 +39,7 @@ def test_an_obvious_lesion_is_found_and_all_else_is_not(trees: Path, tmp_path: P
     assert found.shape == case.slices.pixels.shape
     assert found.dtype == np.float32
     assert (found[~case.slices.organ] == 0).all()
-    assert 0 <= found.min()
+    assert found.min() >= 0
     assert found.max() <= 1
     marked = found > 0.5
     assert 2 * np.count_nonzero(marked & ball) / (marked.sum() + ball.sum()) > 0.7

@@ -45,8 +45,8 @@ def _lesion() -> ndarray:
 
 def _case(folder: Path, seed: int = 0, copies: int = 2) -> Path:
     """Write a noisy liver with its facts, and copies with a dark cube."""
-    pixels = 128 + np.random.default_rng(seed).normal(0, 4, _organ().shape)
-    pixels = np.where(_organ(), np.rint(pixels), 0).astype(np.uint8)
+    noise = np.random.default_rng(seed).normal(0, 4, _organ().shape)
+    pixels = np.where(_organ(), np.rint(128 + noise), 0).astype(np.uint8)
     save_slices(folder, pixels, _organ(), affine=np.diag([-2.0, -2.0, 3.0, 1.0]), grey_per_hu=0.85)
     (folder / "case.json").write_text(json.dumps({"liver_median_hu": 100.0 + seed}), encoding="utf-8")
     masks = np.stack([_lesion()] * copies)
