@@ -97,7 +97,7 @@ def test_differences_and_local_spreads_follow_from_the_means() -> None:
 
 
 def test_depth_is_the_distance_to_the_nearest_voxel_outside() -> None:
-    """Compare all pairs of voxels. There is no voxel before the first plane or after the last one."""
+    """Compare all pairs of voxels. Before the first plane and after the last one nothing counts."""
     organ = _organ()
     around = np.pad(organ, ((0, 0), (1, 1), (1, 1)))
     expected = cdist(np.argwhere(around) * SPACING_MM, np.argwhere(~around) * SPACING_MM).min(1)
