@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
+from medad.base.errors import InputError
 from medad.base.progress import OnProgress, Progress
 from medad.base.storage import write_bytes
 from medad.classifier.features import NAMES
@@ -53,7 +54,7 @@ def train_classifier(
     Raises
     ------
     InputError
-        Training voxels or the initial classifier are missing or damaged.
+        Training voxels or the initial classifier are missing or damaged, or no voxel is lesion.
     """
     # torch brings the OpenMP library that LightGBM needs; not every machine has one
     import torch  # noqa: F401, I001
@@ -63,6 +64,8 @@ def train_classifier(
     loaded = [load_samples(folder) for folder in samples]
     features = np.concatenate([each for each, _ in loaded])
     labels = np.concatenate([each for _, each in loaded])
+    if not labels.any():
+        raise InputError("training voxels", "no copy of a healthy scan has a lesion; see synthesis.solid")
     start = None if initial is None else initial / CLASSIFIER
     before = 0 if initial is None else load_classifier(initial).num_trees()
     done = 0

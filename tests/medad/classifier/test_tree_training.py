@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy import ndarray
+from safetensors.numpy import save_file
 
 from medad.base.errors import InputError
 from medad.base.progress import Progress
@@ -163,4 +164,11 @@ def test_trees_of_other_features_are_refused(straight: Path, tmp_path: Path) -> 
 def test_damaged_voxels_are_one_line(tmp_path: Path) -> None:
     (tmp_path / SAMPLES).write_bytes(b"no voxels")
     with pytest.raises(InputError, match="training voxels cannot be read"):
+        _train([tmp_path], tmp_path / "out")
+
+
+def test_voxels_without_a_lesion_are_refused(samples: list[Path], tmp_path: Path) -> None:
+    features, labels = load_samples(samples[0])
+    save_file({"features": features, "labels": np.zeros_like(labels)}, tmp_path / SAMPLES)
+    with pytest.raises(InputError, match="no copy of a healthy scan has a lesion"):
         _train([tmp_path], tmp_path / "out")

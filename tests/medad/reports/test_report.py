@@ -214,6 +214,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
     ]
     assert document["settings"]["postprocess"] == {
         "threshold": 0.5,
+        "false_positive_ml": 5.0,
         "auto_range": [0.35, 0.5],
         "min_lesion_mm3": 0.0,
     }
