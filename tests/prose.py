@@ -41,7 +41,7 @@ def python_files() -> list[Path]:
 
 def markdown_files() -> list[Path]:
     """Return all Markdown files of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "zsad").rglob("*.md")])
+    return sorted([*ROOT.glob("*.md"), *(path for room in ("docs", "medad", "zsad") for path in (ROOT / room).rglob("*.md"))])
 
 
 def docstrings(path: Path) -> Iterator[Prose]:

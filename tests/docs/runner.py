@@ -35,12 +35,13 @@ _LIVER = (
     "train.restoration.epochs=1",
     "train.segmentation.epochs=1",
 )
+_TRAINING = (*_LIVER, "train.restoration.steps=2", "train.segmentation.steps=2", "synthesis.solid.copies=4")
 _SLICES = _LIVER[:2]
 _STUDY = ("gpus=cpu", "edge_mm=2", "diameters_mm=[20, 40, 60]", "contrasts_hu=[[-80, -50], [30, 50]]")
 SHORTER: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("liver", "run"): _LIVER,
-    ("liver", "train"): _LIVER,
-    ("liver", "prepare"): _LIVER,
+    ("liver", "run"): _TRAINING,
+    ("liver", "train"): _TRAINING,
+    ("liver", "prepare"): _TRAINING,
     ("liver", "ablate"): _LIVER,
     ("liver", "evaluate"): _SLICES,
     ("liver", "export-slices"): _SLICES,

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from open_clip import factory
 
+from medad.models.pack import pack
 from tests.docs.pages import blocks, guide_pages
 from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
 from tests.docs.world import make_demo_run, make_samples, make_world
@@ -89,15 +90,21 @@ WITH_SAMPLES = frozenset({IMAGES})
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data under the names that pages use. `runs/liver/hu_small` and `runs/liver/demo` were trained on `data/btcv`."""
+    """Data under the names that pages use. `runs/liver/hu_small` and `runs/liver/demo` were trained on `data/btcv`.
+
+    `packaged/default` is a small model of the recipe `default`, in the place of the model in the package.
+    """
     folder = make_world(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
         for name in ("cache", "private", "slots"):
             patch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path_factory.mktemp(name)))
         patch.chdir(folder)
-        code, out = run_in_process(shortened(["liver", "train", "hu_small", "--train", "data/btcv"]))
-    assert code == 0, out
+        for recipe in ("hu_small", "default"):
+            code, out = run_in_process(shortened(["liver", "train", recipe, "--train", "data/btcv"]))
+            assert code == 0, out
     make_demo_run(folder)
+    pack(folder / "runs" / "liver" / "default", folder / "packaged" / "default")
+    shutil.rmtree(folder / "runs" / "liver" / "default")
     return folder
 
 
@@ -123,6 +130,7 @@ def work(
         monkeypatch.setenv(f"ADFLOWS_{name.upper()}", str(tmp_path / name))
     monkeypatch.setenv("PREFECT_HOME", os.environ.get("PREFECT_HOME", str(tmp_path / "prefect")))
     monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-16-plus-240", tiny_config())
+    monkeypatch.setattr("medad.config.packaged.MODELS", folder / "packaged")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PWD", str(folder))
     yield folder
