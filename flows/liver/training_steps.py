@@ -71,7 +71,7 @@ class TrainingCase:
     copies: Ref | None = None
     """Artifact of `LESION_COPIES`. None: the training needs no copies."""
     samples: Ref | None = None
-    """Artifact of `VOXEL_SAMPLES`. None: there is no voxel classifier."""
+    """Artifact of `VOXEL_SAMPLES`. None: the training needs no samples."""
 
 
 def in_order(cases: Iterable[TrainingCase]) -> list[TrainingCase]:

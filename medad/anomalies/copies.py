@@ -63,11 +63,16 @@ def write_copies(prepared: Path, settings: SolidLesionSettings, seed: int, out: 
 
 
 def load_copies(folder: Path, only: slice = slice(None)) -> LesionCopies:
-    """Read what `write_copies` wrote; `only` selects copies. Raises InputError for a missing or damaged file."""
+    """Read what `write_copies` wrote. `only` selects copies in a row; those that do not exist are left out.
+
+    Raises InputError for a missing or damaged file.
+    """
     path = folder / COPIES
     try:
         with safe_open(path, framework="numpy") as file:
-            shift, mask = file.get_slice("shift")[only], file.get_slice("mask")[only]
+            shift, mask = file.get_slice("shift"), file.get_slice("mask")
+            first, last, _ = only.indices(shift.get_shape()[0])
+            shift, mask = shift[first:last], mask[first:last]
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(path, f"copies with lesions cannot be read ({error})") from error
     return LesionCopies(shift, np.unpackbits(mask, axis=-1, count=shift.shape[-1]).astype(bool))

@@ -154,7 +154,7 @@ def _smooth_noise(
 def _interpolate(values: ndarray, place: ndarray, axis: int) -> ndarray:
     """Interpolate along one axis with a smooth step between neighbours."""
     low = np.minimum(place.astype(int), values.shape[axis] - 2)
-    part = place - low
+    part = (place - low).astype(np.float32)
     part = part * part * (3 - 2 * part)
     part = part.reshape([-1 if at == axis else 1 for at in range(values.ndim)])
     return np.asarray(np.take(values, low, axis) * (1 - part) + np.take(values, low + 1, axis) * part)

@@ -20,9 +20,9 @@ _STEP_MM = 3.0
 """Distance between two points of a vessel."""
 _TURN = 0.35
 """Standard deviation of a vessel's change of direction at each point."""
-_BRANCH = 0.08
+_BRANCH = 0.1
 """Chance of a branch at each point of a vessel."""
-_TRUNKS = (2, 7)
+_TRUNKS = (8, 24)
 _LENGTH_MM = (30.0, 140.0)
 _EDGE_MM = 1.0
 """Width of a vessel's soft edge."""
@@ -78,7 +78,7 @@ def wave(
     for axis, n in enumerate(shape):
         place = np.linspace(0, field.shape[axis] - 1, n, dtype=np.float32)
         low = np.minimum(place.astype(int), field.shape[axis] - 2)
-        part = place - low
+        part = (place - low).astype(np.float32)
         part = (part * part * (3 - 2 * part)).reshape([-1 if at == axis else 1 for at in range(3)])
         field = np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6))
@@ -93,7 +93,7 @@ def _shade(
     normal = rng.standard_normal(3)
     normal /= np.linalg.norm(normal)
     low, high = augmentation.shade_mm
-    width = np.exp(rng.uniform(log(low), log(high)))
+    width = float(np.exp(rng.uniform(log(low), log(high))))
     axes = [
         ((np.arange(n) - c) * s * u).astype(np.float32)
         for n, c, s, u in zip(organ.shape, centre, spacing, normal, strict=True)

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
+from medad.base.errors import InputError
 from medad.base.progress import OnProgress, Progress
 from medad.base.storage import write_bytes
 from medad.classifier.features import NAMES
-from medad.classifier.model import CLASSIFIER
+from medad.classifier.model import CLASSIFIER, load_classifier, parse_trees
 from medad.classifier.samples import load_samples
 from medad.config.training import ClassifierSettings
 
@@ -46,9 +47,14 @@ def train_classifier(
     initial
         Folder with a classifier whose trees come first. `settings.trees` trees are added.
     checkpoint
-        File for resuming, written every 25 trees and removed at the end.
+        File for resuming, written every 25 trees and read at the start if it exists. The caller removes it.
     on_progress
         Function called after each part.
+
+    Raises
+    ------
+    InputError
+        Training voxels or the initial classifier are missing or damaged, or no voxel is lesion.
     """
     # torch brings the OpenMP library that LightGBM needs; not every machine has one
     import torch  # noqa: F401, I001
@@ -58,8 +64,10 @@ def train_classifier(
     loaded = [load_samples(folder) for folder in samples]
     features = np.concatenate([each for each, _ in loaded])
     labels = np.concatenate([each for _, each in loaded])
+    if not labels.any():
+        raise InputError("training voxels", "no copy of a healthy scan has a lesion; see synthesis.solid")
     start = None if initial is None else initial / CLASSIFIER
-    before = 0 if start is None else lightgbm.Booster(model_file=str(start)).num_trees()
+    before = 0 if initial is None else load_classifier(initial).num_trees()
     done = 0
     if checkpoint is not None and (saved := _saved(checkpoint)) is not None:
         start, done = checkpoint, saved - before
@@ -95,12 +103,9 @@ def train_classifier(
 
 def _saved(checkpoint: Path) -> int | None:
     """Return the number of trees in a checkpoint. None: it is missing or damaged."""
-    from lightgbm import Booster
-    from lightgbm.basic import LightGBMError
-
     try:
-        return int(Booster(model_str=checkpoint.read_text(encoding="utf-8")).num_trees())
-    except (OSError, UnicodeDecodeError, LightGBMError):
+        return int(parse_trees(checkpoint.read_text(encoding="utf-8")).num_trees())
+    except (OSError, ValueError):
         return None
 
 

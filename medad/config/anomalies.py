@@ -74,6 +74,8 @@ class SolidLesionSettings(Settings):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be (low, high) with 0 < low <= high")
+        if not 0 <= self.texture_hu[0] <= self.texture_hu[1]:
+            raise ValueError("texture_hu must be (low, high) with 0 <= low <= high")
         return self
 
 
@@ -110,6 +112,18 @@ class AugmentationSettings(Settings):
     """Range of the noise's standard deviation, in HU."""
     grain_px: Annotated[float, Field(gt=0)] = 1.0
     """Standard deviation of the Gaussian that makes the noise grainy, in pixels."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> AugmentationSettings:
+        for name in ("shade_mm", "vessel_mm", "vessel_length"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high")
+        for name in ("shade_hu", "vessel_hu", "rim_hu", "noise_hu"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be (low, high) with low <= high")
+        return self
 
 
 class TextureSettings(Settings):

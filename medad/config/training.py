@@ -97,3 +97,11 @@ class ClassifierSettings(Settings):
     """Share of copies with painted vessels."""
     noise_hu: tuple[float, float] = (0.0, 12.0)
     """Range of the standard deviation of the noise that is added to a copy, in HU."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ClassifierSettings:
+        if not 0 < self.vessel_hu[0] <= self.vessel_hu[1]:
+            raise ValueError("vessel_hu must be (low, high) with 0 < low <= high")
+        if not 0 <= self.noise_hu[0] <= self.noise_hu[1]:
+            raise ValueError("noise_hu must be (low, high) with 0 <= low <= high")
+        return self

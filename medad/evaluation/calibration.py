@@ -1,7 +1,7 @@
 """A threshold that means something: one scale for the probabilities of all scans, and a threshold on it.
 
-The threshold is found without any tumour label. It uses lesions that were inserted into healthy scans which did not
-train the model, and the volume that the model marks in the same scans without lesions.
+The threshold is found without any tumour label, on healthy scans that did not train the model. It uses lesions that
+were inserted into them, and the volume that the model marks in them without lesions.
 """
 
 from __future__ import annotations

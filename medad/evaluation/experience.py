@@ -51,8 +51,13 @@ def scan_facts(stack: LiverStack, liver_hu: float, plane_mm: float) -> ScanFacts
 
 
 def outside_experience(scan: ScanFacts, trained: Sequence[ScanFacts]) -> list[str]:
-    """Return one sentence for each fact of a scan that is far from those of all training scans."""
-    found = []
+    """Return one sentence for each fact of a scan that is far from those of all training scans.
+
+    If facts of no training scan are known, nothing is returned.
+    """
+    found: list[str] = []
+    if not trained:
+        return found
     for field, name, unit, tolerance in _RULES:
         values = [getattr(each, field) for each in trained]
         value, low, high = getattr(scan, field), min(values), max(values)

@@ -56,7 +56,7 @@ class HealthySlices:
     grey_per_hu
         Grey values per HU. None: grey values are not linear in HU.
     lesions
-        Sections of lesions in three dimensions, one entry per copy of a slice. None: there are no copies.
+        Sections of lesions in three dimensions, one entry per copy of a slice. None: without copies.
     """
 
     pixels: UInt8[Tensor, "N 1 S S"]

@@ -60,7 +60,7 @@ def calibrate(
     Raises
     ------
     InputError
-        No member has a case that was left out, or a file is damaged.
+        No member has a case that was left out, no copy has a lesion, or a file is damaged.
     """
     batch_size = min(inference.batch_size, largest_batch or inference.batch_size)
     experience = []
@@ -78,6 +78,8 @@ def calibrate(
         raise InputError("calibration", "no healthy scan was left out of a member's training")
     middle = float(np.median([healthy_middle(healthy, case.slices.organ) for case, healthy, _ in found]))
     curves = [_curve(case, healthy, copies, middle, post) for case, healthy, copies in found]
+    if not any(len(curve.dice) for curve in curves):
+        raise InputError("calibration", "no copy of a healthy scan has a lesion; see synthesis.solid")
     calibration = choose_threshold(curves, middle, post.false_positive_ml)
     calibration = calibration.model_copy(update={"experience": tuple(experience)})
     write_bytes(out / CALIBRATION, (calibration.model_dump_json(indent=1) + "\n").encode())

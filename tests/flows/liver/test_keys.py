@@ -212,10 +212,10 @@ IN_HU: dict[str, Any] = BASE | {
 }
 
 
-def model_keys(values: dict[str, Any], copies: str = "c") -> dict[str, str]:
+def model_keys(values: dict[str, Any], copies: str = "c", samples: str = "s") -> dict[str, str]:
     """Return the keys of all steps that make a member and the calibration, from settings of slices in HU."""
     settings = parse(values, source="test")
-    cases = (TrainingCase(ref("prepare"), ref("lesion-copies", copies)),)
+    cases = (TrainingCase(ref("prepare"), ref("lesion-copies", copies), ref("voxel-samples", samples)),)
     left_out = [LeftOut(MODEL.members[0], (ref("prepare", "b"),), (ref("lesion-copies", copies),))]
     calls = [
         training_steps.lesion_copies(ref("prepare"), settings.synthesis.solid, settings.seed),
@@ -224,6 +224,7 @@ def model_keys(values: dict[str, Any], copies: str = "c") -> dict[str, str]:
         training_steps.calibration(left_out, settings),
     ]
     if settings.classifier is not None:
+        calls.append(training_steps.voxel_samples(ref("prepare"), ref("lesion-copies", copies), settings))
         calls.append(training_steps.classifier(cases, settings))
     return {call.step.name: key(call) for call in calls}
 
@@ -231,6 +232,8 @@ def model_keys(values: dict[str, Any], copies: str = "c") -> dict[str, str]:
 NETS_KEYS = {"restoration", "segmentation"}
 MEMBER_TABLE: list[tuple[str, dict[str, Any], set[str]]] = [
     ("classifier", {"trees": 3}, {"classifier"}),
+    ("classifier", {"voxels": 500}, {"voxel-samples", "classifier"}),
+    ("train", {"augmentation": {}}, {"voxel-samples", *NETS_KEYS}),
     ("synthesis", {"solid": {"most": 2}}, {"lesion-copies", *NETS_KEYS}),
     ("synthesis", {"lesions": {"most": 2}}, set()),
     ("train", {"members": 3}, set()),
@@ -261,12 +264,15 @@ def test_the_seed_changes_all_that_is_drawn() -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_networks_without_solid_lesions_do_not_depend_on_copies() -> None:
-    """Only the classifier and the calibration read the copies if the networks learn from other anomalies."""
+    """Only samples and calibration read the copies if the networks learn from other anomalies."""
     values = IN_HU | {"synthesis": {"kind": "lesions"}}
     base, other = model_keys(values), model_keys(values, copies="d")
-    assert {name for name in base if base[name] != other[name]} == {"classifier", "calibration"}
+    assert {name for name in base if base[name] != other[name]} == {"voxel-samples", "calibration"}
     solid, changed_copies = model_keys(IN_HU), model_keys(IN_HU, copies="d")
-    assert {name for name in solid if solid[name] != changed_copies[name]} == {*NETS_KEYS, "classifier", "calibration"}
+    readers = {*NETS_KEYS, "voxel-samples", "calibration"}
+    assert {name for name in solid if solid[name] != changed_copies[name]} == readers
+    other_samples = model_keys(IN_HU, samples="t")
+    assert {name for name in solid if solid[name] != other_samples[name]} == {"classifier"}
     without = model_keys({name: value for name, value in IN_HU.items() if name != "classifier"})
     assert {name: solid[name] for name in without} == without
 
@@ -285,14 +291,16 @@ def test_the_network_to_start_from_matters() -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_copies_follow_their_cases_in_the_order_of_content() -> None:
-    cases = [TrainingCase(ref("prepare", one), ref("lesion-copies", other)) for one, other in ("ad", "bc")]
+    cases = [
+        TrainingCase(ref("prepare", one), ref("lesion-copies", two), ref("voxel-samples", three))
+        for one, two, three in ("adf", "bce")
+    ]
     settings = parse(IN_HU, source="test")
-    for call in (
-        training_steps.train("restoration", reversed(cases), settings),
-        training_steps.classifier(reversed(cases), settings),
-    ):
-        assert [each.digest[0] for each in call.arguments["prepared"]] == ["a", "b"]
-        assert [each.digest[0] for each in call.arguments["copies"]] == ["d", "c"]
+    net = training_steps.train("restoration", reversed(cases), settings)
+    assert [each.digest[0] for each in net.arguments["prepared"]] == ["a", "b"]
+    assert [each.digest[0] for each in net.arguments["copies"]] == ["d", "c"]
+    trees = training_steps.classifier(reversed(cases), settings)
+    assert [each.digest[0] for each in trees.arguments["samples"]] == ["f", "e"]
 
 
 def _textured(**texture: object) -> dict[str, str]:
@@ -404,7 +412,7 @@ def test_the_order_of_training_cases_does_not_matter_and_each_case_does() -> Non
     one, two, three = (ref("prepare", letter) for letter in "abc")
 
     def trained(*prepared: Ref) -> str:
-        return key(training_steps.train("restoration", map(TrainingCase, prepared), settings))
+        return key(training_steps.train("restoration", [TrainingCase(each) for each in prepared], settings))
 
     assert trained(one, two) == trained(two, one)
     assert len({trained(one), trained(one, two), trained(one, three), trained(one, one)}) == 4

@@ -121,13 +121,19 @@ def test_each_case_calibrates_the_member_that_it_did_not_train(world: Any, finis
     assert len({tuple(each["prepared"]) for each in left_out}) == 3
 
 
-def test_copies_are_made_once_per_case(world: Any, finished: Any) -> None:
+def test_copies_and_samples_are_made_once_per_case(world: Any, finished: Any) -> None:
     tasks = Counter(task["step"] for task in manifest_of(finished.answer)["tasks"])
-    wanted = {"lesion-copies": 3, "restoration": 3, "segmentation": 3, "classifier": 3, "calibration": 1}
+    wanted = {"lesion-copies": 3, "voxel-samples": 3, "restoration": 3, "segmentation": 3, "classifier": 3}
     assert {step: tasks[step] for step in wanted} == wanted
-    copies = {each["digest"] for each in sidecars(world.cache, "lesion-copies")}
-    used = [copy for each in sidecars(world.cache, "classifier") for copy in each["parts"]["inputs"]["copies"]]
-    assert Counter(used) == dict.fromkeys(copies, 2)
+    assert tasks["calibration"] == 1
+    for step, reader, name in (
+        ("lesion-copies", "restoration", "copies"),
+        ("lesion-copies", "segmentation", "copies"),
+        ("voxel-samples", "classifier", "samples"),
+    ):
+        made = {each["digest"] for each in sidecars(world.cache, step)}
+        used = [each for part in sidecars(world.cache, reader) for each in part["parts"]["inputs"][name]]
+        assert Counter(used) == dict.fromkeys(made, 2)
 
 
 def test_a_dry_run_and_a_second_run_compute_nothing(world: Any, finished: Any, cli: Cli) -> None:

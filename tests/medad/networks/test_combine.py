@@ -97,6 +97,48 @@ def test_unusual_is_one_half_at_the_chosen_z() -> None:
     assert (got[~slices.organ] == 0).all()
 
 
+def _logit(p: ndarray) -> ndarray:
+    found: ndarray = np.log(p / (1 - p))
+    return found
+
+
+def test_on_the_logit_scale_maps_are_averaged_as_odds() -> None:
+    """Two maps of probability 0.9 and 0.2 at weights 0.25 and 0.75 have odds 9^0.25 * 0.25^0.75."""
+    slices, prediction = _case()
+    sure = np.full_like(prediction.probability, 0.9)
+    classified = np.full_like(sure, 0.2)
+    chosen = CombineSettings(scale="logit", segmentation=0.25, classifier=0.75)
+    got = combine(
+        Prediction(sure, prediction.restored), slices, SPACING_MM, InferenceSettings(combine=chosen), classified
+    )
+    odds = 9**0.25 * 0.25**0.75
+    assert np.allclose(got[slices.organ], odds / (1 + odds), atol=1e-6)
+    assert (got[~slices.organ] == 0).all()
+
+
+def test_the_classifiers_map_joins_on_both_scales() -> None:
+    slices, prediction = _case()
+    classified = np.random.default_rng(5).uniform(0.01, 0.99, slices.organ.shape).astype(np.float32)
+    for scale in ("probability", "logit"):
+        chosen = CombineSettings.model_validate({"scale": scale, "segmentation": 0.4, "classifier": 0.6})
+        got = combine(prediction, slices, SPACING_MM, InferenceSettings(combine=chosen), classified)
+        if scale == "probability":
+            expected = 0.4 * prediction.probability + 0.6 * classified
+        else:
+            total = 0.4 * _logit(prediction.probability.astype(float)) + 0.6 * _logit(classified.astype(float))
+            expected = np.where(slices.organ, 1 / (1 + np.exp(-total)), 0)
+        assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_certainty_of_one_map_stays_finite_on_the_logit_scale() -> None:
+    """A logit is at most 12, so a map that is 1 everywhere moves an even map to sigmoid(6) and not to 1."""
+    slices, prediction = _case()
+    one, even = np.ones_like(prediction.probability), np.full_like(prediction.probability, 0.5)
+    chosen = CombineSettings(scale="logit", segmentation=0.5, classifier=0.5)
+    got = combine(Prediction(one, prediction.restored), slices, SPACING_MM, InferenceSettings(combine=chosen), even)
+    assert np.allclose(got[slices.organ], 1 / (1 + np.exp(-6)), atol=1e-6)
+
+
 def test_weights_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ValidationError, match="add up to 1"):
         CombineSettings(segmentation=0.7, deviation=0.2)

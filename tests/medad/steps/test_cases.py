@@ -162,7 +162,7 @@ def test_evaluation_of_a_perfect_and_of_an_empty_answer(
         ) -> Prediction:  # fmt: skip
             return Prediction(known, pixels)
 
-        monkeypatch.setattr("medad.steps.cases.predict", oracle)
+        monkeypatch.setattr("medad.steps.predict.predict", oracle)
         out, judged = _folder(tmp_path / name), _folder(tmp_path / f"{name}-evaluated")
         segment_case(prepared, model, InferenceSettings(), PostprocessSettings(), "cpu", out)
         evaluate_case(ill, prepared, out, EvaluationSettings(), judged)
@@ -261,7 +261,7 @@ def test_evaluation_follows_the_affine_the_settings_chose(
     def oracle(pixels: np.ndarray, networks: Networks, batch_size: int, *, flips: bool) -> Prediction:
         return Prediction(known, pixels)
 
-    monkeypatch.setattr("medad.steps.cases.predict", oracle)
+    monkeypatch.setattr("medad.steps.predict.predict", oracle)
     segment_case(prepared, model, InferenceSettings(), PostprocessSettings(), "cpu", out)
     evaluate_case(case, prepared, out, EvaluationSettings(), judged)
     metrics = CaseEvaluation.load(judged).metrics
