@@ -217,7 +217,7 @@ def generate_samples(target: Path, *, seed: int = 0, say: Callable[[str], None])
         write_dicom(scan, hu, affine)
         liver = (labels == LIVER).astype(np.uint8)
         write_labels(scan.parent / "liver.nii.gz", liver, Geometry(shape, affine))
-        shape, spacing_mm = (160, 160, 64), (2.25, 2.25, 2.5)
+        shape, spacing_mm = (128, 128, 48), (2.8125, 2.8125, 3.5)
         hu, labels, affine = generate_phantom(np.random.default_rng([seed, 3]), shape, spacing_mm)
         chest = fresh / "chest" / _CHEST_CASE
         chest.mkdir(parents=True)
