@@ -91,7 +91,7 @@ class Samples:
     dicom
         Folder of the samples in layout `folder`, with `images: "*/scan"`, `labels: "*/liver.nii.gz"` and liver 1.
     chest
-        Folder of the samples in layout `folder`, with `images: "*/scan.nii.gz"`, `labels: "*/liver.nii.gz"` and liver 1.
+        Folder of the samples in layout `folder`, with `images: "*/scan.nii.gz"`, `labels: "*/liver.nii.gz"`, liver 1.
     generated
         Whether the samples are phantoms, not CT.
     """
