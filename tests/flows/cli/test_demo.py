@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flows.cli import demo
 from medad.base.manifest import MANIFEST
@@ -49,8 +50,10 @@ def change_manifest(folder: Path, **values: Any) -> None:
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write phantoms as samples, and the smallest set of photographs that passes for a complete one."""
     root = generate_samples(tmp_path_factory.mktemp("demo") / "samples", say=silent).root
-    for name in ("good", "dent"):
-        (root / MATERIALS / "coins" / "test" / name).mkdir(parents=True)
+    coins = root / MATERIALS / "coins"
+    for name in ("test/good/000.png", "test/dent/001.png", "ground_truth/dent/001_mask.png"):
+        (coins / name).parent.mkdir(parents=True)
+        Image.new("L" if "mask" in name else "RGB", (32, 32), 255).save(coins / name)
     (root / MATERIALS / "SOURCE.txt").write_text("-", encoding="utf-8")
     return root
 
