@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from flows.cli.demo import liver_demo, zsad_demo
+from flows.liver.stages import ReadyCase
 from flows.liver.stages import Stages as LiverStages
 from flows.runs.runner import LocalRunner, use_runner
+from flows.store.references import Ref
 from flows.zsad.flow import Stages as ZsadStages
+from medad.steps.results import Model
 
 
 def run_liver() -> None:
-    """Do what the flow `liver` does with the demo's settings, including the report."""
-    settings, notes = liver_demo(lambda line: None)
+    """Do what both liver flows of the demo do, including the reports."""
+    demo = liver_demo(lambda line: None)
     with use_runner(LocalRunner):
-        stages = LiverStages(settings, refresh=False)
-    training, cases = stages.prepare_training(), stages.prepare_test()
-    models = stages.train(training)
-    assert models is not None
-    assert stages.report(stages.segment_and_evaluate(cases, models, settings.test_data), models, notes)
+        packaged, trained = (LiverStages(settings, refresh=False) for settings in (demo.packaged, demo.trained))
+    packaged.uses = ("test",)
+    cases, model = packaged.prepare_test(), packaged.adopt(demo.model)
+    _segment_and_report(packaged, cases, model, demo.packaged_notes)
+    training, cases = trained.prepare_training(), trained.prepare_test()
+    _segment_and_report(trained, cases, trained.train(training), demo.trained_notes)
+
+
+def _segment_and_report(
+    stages: LiverStages, cases: list[ReadyCase], model: Model[Ref] | None, notes: tuple[str, ...]
+) -> None:
+    assert model is not None
+    assert stages.report(stages.segment_and_evaluate(cases, model, stages.settings.test_data), model, notes)
     assert not stages.runner.failures
 
 

@@ -4,7 +4,7 @@
 # This script segments one CT and compares the result with the ground truth. It needs neither Prefect nor a server.
 #
 # By default it reads what `make demo` left behind: a real CT into which lesions of known shape were inserted, and
-# the networks that `make demo` trained on another, healthy CT. Run it from the folder that contains `runs/`:
+# the model that found them, which is the one in the package. Run it from the folder that contains `runs/`:
 #
 #     python docs/examples/liver.py
 #

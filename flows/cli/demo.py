@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,23 +14,61 @@ if TYPE_CHECKING:
     from medad.config.liver import LiverSettings
     from zsad.config.run import ZsadSettings
 
+MASK_NOTE = "A program found the liver of this CT, and no person has corrected its mask."
+"""Note in the reports on the chest CT."""
+SHORT_TRAINING_NOTE = (
+    "This model was trained on one CT for about a minute, to show that training works. "
+    "For work use the model in the package, or train with the configuration `default`."
+)
+"""Note in the report of the short training."""
 
-def _configuration(flow: str) -> Path:
-    return config_folder() / flow / "demo.yaml"
+
+@dataclass(frozen=True)
+class LiverDemo:
+    """The two runs of the liver demo: the model in the package, and a short training. Both are tested on one CT."""
+
+    model: Path
+    """Folder of the model in the package."""
+    packaged: LiverSettings
+    """Settings of the evaluation of the model in the package."""
+    packaged_notes: tuple[str, ...]
+    """Notes for the report of `packaged`."""
+    trained: LiverSettings
+    """Settings of the short training and its test."""
+    trained_notes: tuple[str, ...]
+    """Notes for the report of `trained`."""
 
 
-def liver_demo(say: Callable[[str], None]) -> tuple[LiverSettings, tuple[str, ...]]:
-    """Return the liver demo's settings and the notes that its report needs.
+def _configuration(flow: str, name: str = "demo") -> Path:
+    return config_folder() / flow / f"{name}.yaml"
 
-    The data is real CT if a package index can be reached, and phantoms otherwise. Phantoms need a note.
+
+def liver_demo(say: Callable[[str], None]) -> LiverDemo:
+    """Return the settings of the liver demo and the notes that its reports need. Write the samples if they are missing.
+
+    The data is real CT if a package index can be reached, and phantoms otherwise.
+
+    Raises
+    ------
+    ConfigError
+        The package contains no model `default`, or the model does not fit the configuration.
     """
+    from flows.liver.run_folder import require_evaluable
+    from flows.liver.split import training_rows
     from medad.cohort.samples import PHANTOM_NOTE, find_samples, samples_dir
     from medad.config.liver import load
+    from medad.config.packaged import model_folder
 
-    settings = load(_configuration("liver"))
+    model = model_folder()
+    settings, short = load(_configuration("liver")), load(_configuration("liver", "demo_train"))
+    require_evaluable(settings, model, source=str(_configuration("liver")))
     # use phantoms of an earlier call: asking an index that cannot be reached takes minutes
     samples = find_samples(samples_dir()) or get_samples(samples_dir(), say)
-    return settings, (PHANTOM_NOTE,) if samples.generated else ()
+    common = (PHANTOM_NOTE if samples.generated else MASK_NOTE,)
+    trained_on = (
+        f"The model in the package was trained on {len(training_rows(model))} healthy CTs. This one is not among them."
+    )
+    return LiverDemo(model, settings, (*common, trained_on), short, (*common, SHORT_TRAINING_NOTE))
 
 
 def zsad_demo(say: Callable[[str], None]) -> ZsadSettings:
@@ -47,10 +86,17 @@ def get_samples(target: Path, say: Callable[[str], None]) -> Samples:
     from medad.cohort.samples import SamplesUnavailable, fetch_samples, generate_samples
 
     try:
-        return fetch_samples(target, say=say)
+        return fetch_samples(target, find_liver=_find_liver, say=say)
     except SamplesUnavailable as error:
         say(str(error))
         return generate_samples(target, say=say)
+
+
+def _find_liver(scan: Path, out: Path) -> None:
+    """Find the liver with the built-in method, which is the same on every machine. Writes liver.nii.gz into `out`."""
+    from medad.steps.liver_mask import Finder, find_case_liver
+
+    find_case_liver(scan, Finder(), out)
 
 
 def get_materials(target: Path, say: Callable[[str], None]) -> Path:

@@ -235,17 +235,13 @@ def evaluate(
     Writes report, masks and probabilities to OUT/liver/NAME. NAME must differ from the model's.
     """
     prepare_command(verbose=verbose)
-    from flows.liver.run_folder import settings_of_run
+    from flows.liver.run_folder import require_evaluable
     from medad.config.packaged import model_folder
 
     model = model_folder(model)
-    of_model = settings_of_run(model)
     values = parse_overrides(overrides, name=name, test_data__root=path_text(test))
     settings = load_settings(config, values)
-    if settings.preprocess != of_model.preprocess:
-        raise ConfigError(f"{config}: `preprocess` differs from what the model in {model} was trained with")
-    if settings.inference.combine.classifier > 0 and of_model.classifier is None:
-        raise ConfigError(f"{config}: inference.combine.classifier needs a classifier; the model in {model} has none")
+    require_evaluable(settings, model, source=str(config))
     if (out / "liver" / settings.name).absolute() == model.absolute():
         raise ConfigError(f"{model}: would be overwritten; give the evaluation another --name")
     from flows.liver.flow import evaluate as evaluate_flow

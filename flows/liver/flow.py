@@ -132,7 +132,9 @@ def train(settings: LiverSettings, out: Path, base: Path | None = None, refresh:
 
 
 @define_flow("liver-evaluate", "evaluate {settings.name}")
-def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = False) -> Outcome:
+def evaluate(
+    settings: LiverSettings, model: Path, out: Path, refresh: bool = False, notes: tuple[str, ...] = ()
+) -> Outcome:
     """Segment and evaluate a configuration's test cases with the networks of an earlier run.
 
     A test case must not be of a patient that the run's manifest lists as training data.
@@ -145,7 +147,7 @@ def evaluate(settings: LiverSettings, model: Path, out: Path, refresh: bool = Fa
     cases = stages.prepare_test()
     adopted = stages.adopt(model)
     results = [] if adopted is None else stages.segment_and_evaluate(cases, adopted, settings.test_data)
-    return stages.finish(out, results, adopted, (), started)
+    return stages.finish(out, results, adopted, notes, started)
 
 
 @define_flow("liver-segment", "segment")

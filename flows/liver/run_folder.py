@@ -105,6 +105,19 @@ def require_same_model(settings: LiverSettings, base: Path, *, source: str) -> N
         )
 
 
+def require_evaluable(settings: LiverSettings, model: Path, *, source: str) -> None:
+    """Check that the model in the run folder `model` can be evaluated with these settings.
+
+    Raises ConfigError with `source` as the name of the settings: `preprocess` differs, or the settings use a classifier
+    that the model lacks.
+    """
+    of_model = settings_of_run(model)
+    if settings.preprocess != of_model.preprocess:
+        raise ConfigError(f"{source}: `preprocess` differs from what the model in {model} was trained with")
+    if settings.inference.combine.classifier > 0 and of_model.classifier is None:
+        raise ConfigError(f"{source}: inference.combine.classifier needs a classifier; the model in {model} has none")
+
+
 def settings_with_changes(
     of_model: LiverSettings, values: Mapping[str, Any], *, model: Path, source: str
 ) -> LiverSettings:

@@ -1,4 +1,4 @@
-"""Sample data for a new machine: two real CTs of an open package, or generated phantoms in the same layout.
+"""Sample data for a new machine: three real CTs of an open package, or generated phantoms in the same layout.
 
 The CTs are test data of TotalSegmentator (Wasserthal et al., Radiology: AI 2023; Apache-2.0). They come from its source
 distribution on the package index that pip is configured for. pip checks the archive's digest before unpacking, and
@@ -7,6 +7,8 @@ this module checks it again. Only the members named below are written to disk.
 Layout of the folder:
 `nifti/img/img0001.nii.gz`, `nifti/label/label0001.nii.gz`: BTCV layout, whole torso at 3 mm, liver = 6.
 `dicom/ct-0002/scan/`, `dicom/ct-0002/liver.nii.gz`: a DICOM series, 512 x 512 x 20 at 2 mm, and its liver = 1.
+`chest/ct-0003/scan.nii.gz`, `chest/ct-0003/liver.nii.gz`: chest with the whole liver at 1.5 mm, and its liver = 1. The
+package has no label of this liver, so a program finds it. The model in the package did not train on this CT.
 `SOURCE.txt`: source and licence. `samples.json`: list of the files.
 """
 
@@ -32,28 +34,36 @@ from medad.base.storage import disk_full_as_user_error, file_digest
 from medad.cohort.phantom import LIVER, generate_phantom, write_btcv_phantoms
 from medad.ct.dicom import write_dicom
 from medad.ct.geometry import Geometry
-from medad.ct.io import Labels, align_labels, read_labels, read_scan, require_liver, write_labels
+from medad.ct.io import Labels, align_labels, read_labels, read_scan, require_liver, write_hu, write_labels
 
 PACKAGE, VERSION = "TotalSegmentator", "2.18.0"
 ARCHIVE_SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
 PIP_SECONDS = 900
 
+LiverFinder = Callable[[Path, Path], None]
+"""Function that finds the liver of a scan (first path). It writes liver.nii.gz with 1 in the liver, on the scan's grid,
+into an existing folder (second path)."""
+
 _MANIFEST = "samples.json"
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 _MEMBERS = f"{PACKAGE.lower()}-{VERSION}/tests/reference_files/"
 _NIFTI_SCAN, _NIFTI_LABEL = "example_ct.nii.gz", "example_seg_fast_force_split.nii.gz"
 _DICOM_SCAN, _DICOM_LABEL = "example_ct_dicom", "example_seg_dicom.nii.gz"
+_CHEST_SCAN = "aorta_report/example_ct.nii.gz"
 _SOURCE_LIVER, _BTCV_LIVER = 5, 6
 _MEMBER_LIMIT_BYTES = 64 << 20
-_DICOM_CASE = "ct-0002"
+_DICOM_CASE, _CHEST_CASE = "ct-0002", "ct-0003"
 
 _SOURCE_TEXT = f"""\
 Sample CT for adflows.
 
-nifti/ and dicom/ are example_ct and example_ct_dicom of the test data of
-{PACKAGE} {VERSION} (https://github.com/wasserth/TotalSegmentator), with the liver
-of its example segmentations. Copyright its authors, Apache License 2.0: see LICENSE.
+nifti/, dicom/ and chest/ are example_ct, example_ct_dicom and aorta_report/example_ct
+of the test data of {PACKAGE} {VERSION} (https://github.com/wasserth/TotalSegmentator).
+Copyright its authors, Apache License 2.0: see LICENSE.
+The livers of nifti/ and dicom/ are those of its example segmentations.
 Changed: the labels contain only the liver, with value 6 (nifti) and 1 (dicom).
+The liver of chest/ was found automatically by adflows when the samples were written.
+No person has corrected it.
 
 Source distribution, sha256 {ARCHIVE_SHA256}
 """
@@ -80,6 +90,8 @@ class Samples:
         Folder of the samples in BTCV layout.
     dicom
         Folder of the samples in layout `folder`, with `images: "*/scan"`, `labels: "*/liver.nii.gz"` and liver 1.
+    chest
+        Folder of the samples in layout `folder`, with `images: "*/scan.nii.gz"`, `labels: "*/liver.nii.gz"`, liver 1.
     generated
         Whether the samples are phantoms, not CT.
     """
@@ -87,7 +99,13 @@ class Samples:
     root: Path
     nifti: Path
     dicom: Path
+    chest: Path
     generated: bool
+
+    @classmethod
+    def within(cls, root: Path, *, generated: bool) -> Samples:
+        """Return the samples in the folder `root`."""
+        return cls(root, root / "nifti", root / "dicom", root / "chest", generated)
 
 
 def samples_dir() -> Path:
@@ -108,16 +126,23 @@ def find_samples(target: Path) -> Samples | None:
         generated = bool(manifest["generated"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Samples(target, target / "nifti", target / "dicom", generated) if complete else None
+    return Samples.within(target, generated=generated) if complete else None
 
 
 def fetch_samples(
-    target: Path, *, python: str = sys.executable, say: Callable[[str], None], archive: Path | None = None
+    target: Path,
+    *,
+    find_liver: LiverFinder,
+    python: str = sys.executable,
+    say: Callable[[str], None],
+    archive: Path | None = None,
 ) -> Samples:
-    """Fetch the real sample CTs into `target`. Existing CTs stay as they are, and phantoms are replaced.
+    """Fetch the real sample CTs into `target`. Existing CTs stay as they are. Phantoms and older layouts are replaced.
 
     Parameters
     ----------
+    find_liver
+        Function that finds the liver of the chest CT.
     python
         Python interpreter with the pip to use.
     say
@@ -129,6 +154,8 @@ def fetch_samples(
     ------
     SamplesUnavailable
         pip is missing or fails, or the archive is not the expected one.
+    InputError
+        `find_liver` found no liver.
     DiskFullError
         The disk is full. No partial output remains.
     """
@@ -146,21 +173,29 @@ def fetch_samples(
                 raise SamplesUnavailable(
                     f"{source.name}: not the expected archive: its sha256 differs; nothing was written"
                 )
-            say("unpacking two CTs and their liver labels")
+            say("unpacking three CTs and the liver labels of two")
             unpacked = work / "unpacked"
             _extract(source, unpacked)
             _lay_out(unpacked, fresh)
+            say("finding the liver of the third CT")
+            chest = fresh / "chest" / _CHEST_CASE
+            find_liver(chest / "scan.nii.gz", chest)
             _finish(fresh, target, _SOURCE_TEXT, generated=False)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     say(f"sample CTs are in {target}")
-    return Samples(target, target / "nifti", target / "dicom", generated=False)
+    return Samples.within(target, generated=False)
 
 
 def generate_samples(target: Path, *, seed: int = 0, say: Callable[[str], None]) -> Samples:
     """Generate phantoms in the samples' layout, for a machine without a package index.
 
     Complete samples stay as they are.
+
+    Raises
+    ------
+    UserError
+        `target` contains real CTs of an older layout. Phantoms do not replace them.
     """
     target = target.absolute()
     if (here := find_samples(target)) is not None:
@@ -168,7 +203,12 @@ def generate_samples(target: Path, *, seed: int = 0, say: Callable[[str], None])
     with _locked_replacement(target) as (found, fresh):
         if found is not None:
             return found  # another process was quicker
-        say("generating two abdominal phantoms")
+        if _has_older_scans(target):
+            raise UserError(
+                f"{target}: contains sample CTs of an earlier version, without the chest CT; run `adflows samples` "
+                "where a package index can be reached, or remove this folder to use phantoms"
+            )
+        say("generating three abdominal phantoms")
         write_btcv_phantoms(fresh / "nifti", 1, seed)
         shape, spacing_mm = (192, 192, 24), (1.875, 1.875, 4.0)
         hu, labels, affine = generate_phantom(np.random.default_rng([seed, 2]), shape, spacing_mm)
@@ -177,9 +217,24 @@ def generate_samples(target: Path, *, seed: int = 0, say: Callable[[str], None])
         write_dicom(scan, hu, affine)
         liver = (labels == LIVER).astype(np.uint8)
         write_labels(scan.parent / "liver.nii.gz", liver, Geometry(shape, affine))
+        shape, spacing_mm = (128, 128, 48), (2.8125, 2.8125, 3.5)
+        hu, labels, affine = generate_phantom(np.random.default_rng([seed, 3]), shape, spacing_mm)
+        chest = fresh / "chest" / _CHEST_CASE
+        chest.mkdir(parents=True)
+        write_hu(chest / "scan.nii.gz", hu, Geometry(shape, affine))
+        write_labels(chest / "liver.nii.gz", (labels == LIVER).astype(np.uint8), Geometry(shape, affine))
         _finish(fresh, target, _PHANTOM_TEXT, generated=True)
     say(f"phantoms are in {target}")
-    return Samples(target, target / "nifti", target / "dicom", generated=True)
+    return Samples.within(target, generated=True)
+
+
+def _has_older_scans(target: Path) -> bool:
+    """Return whether `target` contains real CTs of another layout version."""
+    try:
+        manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
+        return manifest["layout"] != _LAYOUT_VERSION and manifest["generated"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextlib.contextmanager
@@ -267,9 +322,11 @@ def _last_error(stderr: str) -> str:
 
 
 def _extract(archive: Path, unpacked: Path) -> None:
-    """Write the needed members by their base names, so that paths in the archive have no effect."""
+    """Write the needed members under names of our own, so that paths in the archive have no effect."""
     (unpacked / _DICOM_SCAN).mkdir(parents=True)
-    wanted = {f"{_MEMBERS}{name}": unpacked / name for name in (_NIFTI_SCAN, _NIFTI_LABEL, _DICOM_LABEL)}
+    names = (_NIFTI_SCAN, _NIFTI_LABEL, _DICOM_LABEL, _CHEST_SCAN)
+    wanted = {f"{_MEMBERS}{name}": unpacked / name for name in names}
+    (unpacked / _CHEST_SCAN).parent.mkdir()
     wanted[f"{PACKAGE.lower()}-{VERSION}/LICENSE"] = unpacked / "LICENSE"
     slices = f"{_MEMBERS}{_DICOM_SCAN}/"
     try:
@@ -285,18 +342,19 @@ def _extract(archive: Path, unpacked: Path) -> None:
                     path.write_bytes(content.read())
     except (tarfile.TarError, EOFError) as error:
         raise SamplesUnavailable(f"{archive.name}: the archive cannot be unpacked ({error})") from error
-    missing = [path.name for path in wanted.values() if not path.exists()]
+    missing = [path.relative_to(unpacked).as_posix() for path in wanted.values() if not path.exists()]
     if missing:
         raise SamplesUnavailable(f"{archive.name}: the archive lacks {', '.join(missing)}")
 
 
 def _lay_out(unpacked: Path, fresh: Path) -> None:
     image, label = fresh / "nifti" / "img", fresh / "nifti" / "label"
-    case = fresh / "dicom" / _DICOM_CASE
-    for folder in (image, label, case):
+    case, chest = fresh / "dicom" / _DICOM_CASE, fresh / "chest" / _CHEST_CASE
+    for folder in (image, label, case, chest):
         folder.mkdir(parents=True)
     shutil.copyfile(unpacked / _NIFTI_SCAN, image / "img0001.nii.gz")
     shutil.copytree(unpacked / _DICOM_SCAN, case / "scan")
+    shutil.copyfile(unpacked / _CHEST_SCAN, chest / "scan.nii.gz")
     shutil.copyfile(unpacked / "LICENSE", fresh / "LICENSE")
     _write_liver(image / "img0001.nii.gz", unpacked / _NIFTI_LABEL, label / "label0001.nii.gz", _BTCV_LIVER)
     _write_liver(case / "scan", unpacked / _DICOM_LABEL, case / "liver.nii.gz", 1)

