@@ -19,6 +19,7 @@ from flows.store.references import Ref
 from flows.store.step import Call
 from medad.cohort.folds import assign_folds
 from medad.config.liver import FoldSettings, LiverSettings
+from medad.config.training import PhaseSettings
 from medad.steps.results import LeftOut, Member, Model
 from medad.steps.trained import NETS, Part
 
@@ -99,7 +100,21 @@ class ModelTraining:
             return None if members is None else Model(tuple(members))
         left_out = [_left_out(member, plan.left_out) for member, plan in zip(members, planned, strict=True)]
         threshold = self.runner.run("model", training_steps.calibration(left_out, self.settings))
-        return None if threshold is None else Model(tuple(members), threshold)
+        if threshold is None:
+            return None
+        if self.settings.train.final_factor:
+            with terminal.bars():
+                members = self._train_members([self._plan_final(ready)])
+                self._drain()
+        return None if members is None else Model(tuple(members), threshold)
+
+    def _plan_final(self, ready: Sequence[TrainingCase]) -> PlannedMember:
+        """Return the member that is trained on all cases, for more steps than the others."""
+        train, factor = self.settings.train, self.settings.train.final_factor
+        phases = {name: _longer(getattr(train, name), factor) for name in NETS}
+        settings = self.settings.model_copy(update={"train": train.model_copy(update=phases)})
+        base = None if self.base is None else self.base.members[0]
+        return PlannedMember("final member", settings, tuple(ready), (), base)
 
     def _with_copies(self, cases: Sequence[HealthyCase], *, needed: bool) -> list[TrainingCase] | None:
         """Return the cases with copies if these are `needed`. None if copies of a case cannot be made."""
@@ -150,7 +165,7 @@ class ModelTraining:
                     settings=self.settings.model_copy(update={"seed": seed}),
                     training=tuple(case for case, out in zip(ready, left_out, strict=True) if not out),
                     left_out=tuple(case for case, out in zip(ready, left_out, strict=True) if out),
-                    base=None if self.base is None else self.base.members[number - 1],
+                    base=None if self.base is None else self.base.members[(number - 1) % len(self.base.members)],
                 )
             )
         return planned
@@ -208,6 +223,12 @@ class ModelTraining:
         """Wait for trainings that are under way after another one has failed."""
         while self._waiting:
             self._waiting.popleft().ref()
+
+
+def _longer(phase: PhaseSettings, factor: int) -> PhaseSettings:
+    """Return a phase with `factor` times its steps, or its epochs if these decide."""
+    field = "epochs" if phase.steps is None else "steps"
+    return phase.model_copy(update={field: factor * getattr(phase, field)})
 
 
 def _member(restoration: Ref | None, segmentation: Ref | None, classifier: SharedCall | None) -> Member[Ref] | None:
