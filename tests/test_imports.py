@@ -51,9 +51,8 @@ ROOMS = {
     "medad.classifier": "medad.anomalies medad.slices medad.config medad.base",
     "medad.models": "medad.networks medad.steps medad.config medad.base",
     "medad.organ": "medad.ct medad.base",
-    "medad.steps": "medad.organ medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies medad.slices"
-    " medad.ct"
-    " medad.config medad.base",
+    "medad.steps": "medad.organ medad.classifier medad.cohort medad.evaluation medad.networks medad.anomalies"
+    " medad.slices medad.ct medad.config medad.base",
     "medad.reports": "medad.steps medad.cohort medad.evaluation medad.slices medad.config medad.reporting medad.base",
     "zsad": "zsad.steps zsad.scorers zsad.clip zsad.data zsad.config medad.base",
     "zsad.config": "medad.base",
