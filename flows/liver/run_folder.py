@@ -88,8 +88,8 @@ def settings_of_run(folder: Path) -> LiverSettings:
 def require_same_model(settings: LiverSettings, base: Path, *, source: str) -> None:
     """Check that a training with these settings can start from the model in the run folder `base`.
 
-    Raises ConfigError with `source` as the name of the settings: networks or `preprocess` differ, the other model has
-    fewer members, or both networks are to be trained jointly.
+    Raises ConfigError with `source` as the name of the settings: networks or `preprocess` differ, or both networks are
+    to be trained jointly.
     """
     trained = TrainedModel.of_run(base)
     for name in ("preprocess", *NETS):
@@ -97,12 +97,6 @@ def require_same_model(settings: LiverSettings, base: Path, *, source: str) -> N
             raise ConfigError(f"{source}: `{name}` differs from what the model in {base} was trained with")
     if settings.train.schedule == "joint":
         raise ConfigError(f"{source}: train.schedule joint cannot start from another model; use two_phase")
-    count = len(trained.model.members)
-    if settings.train.members > count:
-        raise ConfigError(
-            f"{source}: train.members is {settings.train.members}, but the model in {base} has "
-            f"{count} member{'' if count == 1 else 's'}"
-        )
 
 
 def require_evaluable(settings: LiverSettings, model: Path, *, source: str) -> None:
