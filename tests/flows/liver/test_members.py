@@ -136,6 +136,28 @@ def test_copies_and_samples_are_made_once_per_case(world: Any, finished: Any) ->
         assert Counter(used) == dict.fromkeys(made, 2)
 
 
+def test_a_final_member_trains_on_all_cases_and_is_the_model(
+    world: Any, finished: Any, cli: Cli, tmp_path: Path
+) -> None:
+    cases = {each["digest"] for each in sidecars(world.cache, "prepare") if each["parts"]["inputs"]["training"]}
+    ran = cli("liver", "run", world.config, "--out", tmp_path, "--set", "train.final_factor=2", "--json")
+    assert ran.code == 0, ran.err
+    trained = TrainedModel.of_run(Path(ran.answer["run_folder"]))
+    [member] = trained.model.members
+    assert trained.model.calibration is not None
+    curves = [json.loads((net / "curve.json").read_text()) for net in (member.restoration, member.segmentation)]
+    assert [len(curve["loss"]) for curve in curves] == [4, 6], "twice the steps of the other members"
+    manifest = manifest_of(ran.answer)
+    assert set(manifest["models"]) == {"calibration", "restoration", "segmentation", "classifier"}
+    assert manifest["models"]["calibration"] == manifest_of(finished.answer)["models"]["calibration"]
+    [final] = [
+        each
+        for each in sidecars(world.cache, "restoration")
+        if each["digest"] == manifest["models"]["restoration"]["digest"]
+    ]
+    assert set(final["parts"]["inputs"]["prepared"]) == cases
+
+
 def test_a_dry_run_and_a_second_run_compute_nothing(world: Any, finished: Any, cli: Cli) -> None:
     del finished
     plan = cli("liver", "run", world.config, "--out", world.runs, "--dry-run", "--json")
