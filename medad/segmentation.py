@@ -168,6 +168,6 @@ def _read_results(prepared: Path, segmented: Path, affine_from: AffineFrom) -> S
         probability=mask.geometry.to_source(probability),
         lesions=tuple(Lesion(**row) for row in rows),
         threshold=table["threshold"],
-        warnings=tuple(read_json(prepared / CASE)["warnings"]),
+        warnings=(*read_json(prepared / CASE)["warnings"], *table["warnings"]),
         geometry=mask.geometry,
     )

@@ -187,7 +187,7 @@ Values = Annotated[
 
 @_deployed("liver", "liver {config}")
 def liver_nightly(
-    config: LiverConfig = "hu_small", name: Name = None, seed: Seed = None, refresh: Refresh = False
+    config: LiverConfig = "default", name: Name = None, seed: Seed = None, refresh: Refresh = False
 ) -> Outcome:
     """Liver tumours: prepare, train, segment, evaluate, report. Unchanged results are taken from the cache."""
     from flows.liver.flow import liver

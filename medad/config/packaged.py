@@ -35,6 +35,6 @@ def model_folder(model: str | Path | None = None) -> Path:
     if text == DEFAULT_MODEL:
         raise ConfigError(
             "the package contains no model `default`; name the run folder of a trained model, such as the one that "
-            "`adflows liver train hu_small --train FOLDER` writes to runs/liver/hu_small"
+            "`adflows liver train default --train FOLDER` writes to runs/liver/default"
         )
     return folder
