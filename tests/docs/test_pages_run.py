@@ -60,7 +60,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     (OPERATE, "export PREFECT_API_URL=http://127.0.0.1:4200/api"): "needs a server",
     (OPERATE, "useradd --system --home-dir /var/lib/adflows --shell /usr/sbin/nologin adflows"): "needs root",
     (OPERATE, "server {"): "needs nginx",
-    (OPERATE, "prefect deployment run liver/liver-nightly --param config=hu_small --param seed=1"): "needs a server",
+    (OPERATE, "prefect deployment run liver/liver-nightly --param config=default --param seed=1"): "needs a server",
     (OPERATE, "adflows deploy --notify slack-webhook/oncall"): "needs a server",
     (OPERATE, "sqlite3 $PREFECT_HOME/prefect.db \".backup 'prefect-backup.db'\""): "needs a server",
 }

@@ -169,7 +169,7 @@ def test_configurations_of_the_administrator_come_first(tmp_path: Path, monkeypa
     monkeypatch.setenv("ADFLOWS_CONFIGS", str(tmp_path))
     assert named_config("small", "liver") == own
     assert named_config("thesis", "liver") == ROOT / "configs" / "liver" / "thesis.yaml"
-    with pytest.raises(ConfigError, match="demo, hu, hu_small, small, thesis"):
+    with pytest.raises(ConfigError, match="default, demo, demo_train, hu, hu_small, small, thesis"):
         named_config("nowhere", "liver")
 
 
