@@ -106,7 +106,8 @@ def postprocess(
     voxel_mm3
         Volume of one voxel.
     settings
-        A voxel is marked if its probability is at least `resolve_threshold` of this scan. A 26-connected component
+        A voxel is marked if its probability is at least `resolve_threshold` of this scan, or `outline_share` of it in
+        a component that reaches the threshold somewhere (hysteresis; Canny, 1986). A 26-connected component
         below `min_lesion_mm3` is dropped; one of exactly that volume stays.
 
     Returns
@@ -122,17 +123,22 @@ def postprocess(
     if box is None:
         return mask
     candidates = mask[box]
-    np.greater_equal(probability[box], resolve_threshold(probability, liver, settings), out=candidates)
+    threshold = resolve_threshold(probability, liver, settings)
+    np.greater_equal(probability[box], threshold * settings.outline_share, out=candidates)
     candidates &= liver[box]
     # tolerance: affines have single precision, and a lesion of exactly the limit must not be dropped by rounding
     min_voxels = math.ceil(settings.min_lesion_mm3 / voxel_mm3 * (1 - 1e-6))
     inner = bounding_box(candidates)
-    if min_voxels <= 1 or inner is None:
+    if inner is None or (min_voxels <= 1 and settings.outline_share == 1):
         return mask
     candidates = candidates[inner]
     labels, count = label_components(candidates)
     of_foreground = labels[candidates]
     keep = np.bincount(of_foreground, minlength=count + 1) >= min_voxels
+    if settings.outline_share < 1:
+        found = np.zeros(count + 1, bool)
+        found[of_foreground[probability[box][inner][candidates] >= threshold]] = True
+        keep &= found
     candidates[candidates] = keep[of_foreground]
     return mask
 

@@ -130,8 +130,11 @@ def _curve(
     voxel_mm3 = float(np.prod(case.spacing_mm))
     common = to_common_scale(healthy, organ, middle)
     scale_ml = WHOLE_LIVER_ML / np.count_nonzero(organ)
+    at_threshold = post.model_copy(update={"outline_share": 1.0})
     marked = [
-        np.count_nonzero(postprocess(common, organ, voxel_mm3, post.model_copy(update={"threshold": float(threshold)})))
+        np.count_nonzero(
+            postprocess(common, organ, voxel_mm3, at_threshold.model_copy(update={"threshold": float(threshold)}))
+        )
         for threshold in THRESHOLDS
     ]
     dice = []
