@@ -80,7 +80,7 @@ class ModelTraining:
     """The training of one model with one runner."""
 
     def __init__(self, runner: Runner, settings: LiverSettings, base: Model[Ref] | None = None) -> None:
-        """Create the training. `base` is the model that the trainings start from; members take turns with its members."""
+        """Create the training. `base` is the model whose members the trainings start from, in turn."""
         self.runner, self.settings, self.base = runner, settings, base
         self._waiting: deque[SharedCall] = deque()
 

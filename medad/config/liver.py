@@ -188,7 +188,7 @@ class PostprocessSettings(Settings):
     the liver and limited to `auto_range`. It needs no label. `calibrated`: the threshold that was calibrated at the end
     of the training on healthy scans that were left out. It needs `train.members` of at least 2."""
     false_positive_ml: Annotated[float, Field(gt=0)] = 5.0
-    """Volume that may reach the threshold in a healthy liver on average, in ml. It limits the `calibrated` threshold."""
+    """Mean volume that may reach the threshold in a healthy liver, in ml. It limits the `calibrated` threshold."""
     outline_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the threshold down to which a lesion is outlined. A lesion is a connected part with at least this share
     of the threshold everywhere, and with the threshold itself somewhere. 1: the threshold decides the outline, too."""
