@@ -71,7 +71,8 @@ def mark_organs(scan: Path, out: Path) -> None:
 
 
 def fetch(target: Path, **options: Any) -> samples.Samples:
-    return samples.fetch_samples(target, **({"find_liver": mark_organs, "say": Log()} | options))
+    given: dict[str, Any] = {"find_liver": mark_organs, "say": Log()} | options
+    return samples.fetch_samples(target, **given)
 
 
 def pack(path: Path, content: dict[str, bytes], *odd: tarfile.TarInfo) -> None:
