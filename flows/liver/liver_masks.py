@@ -34,7 +34,8 @@ def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path
     for case, task in tasks:
         if (ref := task.ref()) is not None:
             stages.liver_masks[case.id] = ref
-            stages.runner.notes.append(mask_note(case.id, ref.folder()))
+            if (ref.folder() / "case.json").is_file():  # a dry run has no file
+                stages.runner.notes.append(mask_note(case.id, ref.folder()))
             found[case.id] = replace(case, label=ref.folder() / "liver.nii.gz", liver_labels=(1,))
     return [found[case.id] for case in cases if case.id in found]
 
@@ -58,8 +59,8 @@ def check_livers(stages: Stages, cases: list[Case], data: DatasetSettings) -> No
         (case, stages.runner.submit(case.id, mask_steps.check_liver(LabelledScan.of(case, data)))) for case in cases
     ]
     for case, task in tasks:
-        if (ref := task.ref()) is None:
-            continue
+        if (ref := task.ref()) is None or not (ref.folder() / "case.json").is_file():
+            continue  # it failed, or this is a dry run
         facts = json.loads((ref.folder() / "case.json").read_text(encoding="utf-8"))
         if facts["warnings"]:
             stages.runner.notes.append(

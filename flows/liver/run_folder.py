@@ -1,9 +1,9 @@
 """The files of a liver run folder: which ones the flow writes, and reading them back.
 
-masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid
-liver_masks/<case>.nii.gz                           if the liver was found
-inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted
-model/                  parts of the model, see `medad.steps.trained`
+masks/<case>.nii.gz, probabilities/<case>.nii.gz    on each scan's own grid.
+liver_masks/<case>.nii.gz                           if the liver was found.
+inserted/<case>/scan.nii.gz, label.nii.gz            if lesions were inserted.
+model/                  parts of the model, see `medad.steps.trained`.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ def test_notes_say_what_the_data_are_and_what_trained(model: Path, phantoms: Pat
     assert "trained on 2 healthy CTs" in found.packaged_notes[1]
     assert found.trained_notes[1] == demo.SHORT_TRAINING_NOTE
     manifest = phantoms / "samples.json"
-    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"generated": true', '"generated": false'))
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace('"generated": true', '"generated": false'), encoding="utf-8"
+    )
     assert demo.liver_demo(silent).packaged_notes[0] == demo.MASK_NOTE
 
 

@@ -143,6 +143,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("train.segmentation.epochs", 3, {"segmentation"}),
     ("train.restoration", {"epochs": 200, "steps": 3}, {"restoration"}),
     ("train.segmentation", {"epochs": 1, "steps": 3}, {"segmentation"}),
+    ("train.final_factor", 2, set()),  # the steps of the final member are in its keys
     ("train.members", 3, set()),  # the seeds and cases of members are in the keys
     ("train.focal.gamma", 1.0, {"segmentation"}),
     ("train.schedule", "joint", set()),
@@ -151,6 +152,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("train.mixed_precision", False, {"restoration", "segmentation"}),
     ("postprocess.threshold", 0.4, {"segment"}),
     ("postprocess.min_lesion_mm3", 9.0, {"segment"}),
+    ("postprocess.outline_share", 0.5, {"segment"}),
     ("postprocess.false_positive_ml", 2.0, {"segment"}),
     ("evaluation.lesion_overlap", 0.5, {"evaluate"}),
     ("test_data.insert.seed", 1, {"insert"}),

@@ -145,7 +145,10 @@ def test_a_final_member_trains_on_all_cases_and_is_the_model(
     trained = TrainedModel.of_run(Path(ran.answer["run_folder"]))
     [member] = trained.model.members
     assert trained.model.calibration is not None
-    curves = [json.loads((net / "curve.json").read_text()) for net in (member.restoration, member.segmentation)]
+    curves = [
+        json.loads((net / "curve.json").read_text(encoding="utf-8"))
+        for net in (member.restoration, member.segmentation)
+    ]
     assert [len(curve["loss"]) for curve in curves] == [4, 6], "twice the steps of the other members"
     manifest = manifest_of(ran.answer)
     assert set(manifest["models"]) == {"calibration", "restoration", "segmentation", "classifier"}

@@ -97,11 +97,13 @@ def write_case(
     found = {
         "status": "lesions" if table else "no lesion",
         "threshold": 0.5,
+        "threshold_rule": "set in the configuration",
         "min_lesion_mm3": 0.0,
         "liver_ml": 123.0,
         "lesion_count": len(table),
         "lesion_ml": sum(lesion.volume_mm3 for lesion in table) / 1000,
         "lesions": [dataclasses.asdict(lesion) for lesion in table],
+        "warnings": [],
     }
     write_json(folders["segmented"] / "lesions.json", found)
     write_json(folders["segmented"] / "case.json", {"slices": DEPTH, "device": "cpu", "total_seconds": 4.5})
@@ -215,6 +217,7 @@ def test_json_holds_what_the_steps_measured(report: Report, tmp_path: Path) -> N
     assert document["settings"]["postprocess"] == {
         "threshold": 0.5,
         "false_positive_ml": 5.0,
+        "outline_share": 1.0,
         "auto_range": [0.35, 0.5],
         "min_lesion_mm3": 0.0,
     }
