@@ -147,11 +147,11 @@ def _smooth_noise(
     ]
     field = noise
     for axis, place in enumerate(places):
-        field = _interpolate(field, np.minimum(place, field.shape[axis] - 1), axis)
+        field = interpolate_smoothly(field, np.minimum(place, field.shape[axis] - 1), axis)
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6))
 
 
-def _interpolate(values: ndarray, place: ndarray, axis: int) -> ndarray:
+def interpolate_smoothly(values: ndarray, place: ndarray, axis: int) -> ndarray:
     """Interpolate along one axis with a smooth step between neighbours."""
     low = np.minimum(place.astype(int), values.shape[axis] - 2)
     part = (place - low).astype(np.float32)

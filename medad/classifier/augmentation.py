@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.anomalies.solid_lesions import interpolate_smoothly
 from medad.classifier.features import LiverStack
 from medad.config.anomalies import AugmentationSettings
 from medad.config.training import ClassifierSettings
@@ -77,10 +78,7 @@ def wave(
     field = rng.standard_normal(coarse).astype(np.float32)
     for axis, n in enumerate(shape):
         place = np.linspace(0, field.shape[axis] - 1, n, dtype=np.float32)
-        low = np.minimum(place.astype(int), field.shape[axis] - 2)
-        part = (place - low).astype(np.float32)
-        part = (part * part * (3 - 2 * part)).reshape([-1 if at == axis else 1 for at in range(3)])
-        field = np.take(field, low, axis) * (1 - part) + np.take(field, low + 1, axis) * part
+        field = interpolate_smoothly(field, place, axis)
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6))
 
 

@@ -110,7 +110,7 @@ def voxel_features(
     box = stack.box()
     organ, spacing = stack.organ[box], stack.spacing_mm
     wanted = organ if chosen is None else chosen[box]
-    hu = np.where(organ, stack.hu[box] - np.float32(np.median(stack.hu[stack.organ])), np.float32(0))
+    hu = _relative_hu(stack, box)
     columns = np.empty((len(NAMES), np.count_nonzero(wanted)), np.float32)
     row = iter(columns)
     means = {mm: _Mean(hu, organ, mm, spacing) for mm in sorted({*SCALES_MM, *SPREADS_MM, *HESSIANS_MM})}
@@ -131,7 +131,7 @@ def voxel_features(
     # outside the liver a wide mean is the best guess, so that the surface is not an edge
     filled = np.where(organ, values[3.0], values[12.0])
     for mm in TOP_HATS_MM:
-        size = [max(1, 2 * round(mm / 2 / step) + 1) for step in spacing]
+        size = _top_hat_size(mm, spacing)
         opened = ndimage.grey_opening(filled, size=size)
         next(row)[:] = (filled - opened)[wanted]
         closed = ndimage.grey_closing(filled, size=size)
@@ -141,6 +141,31 @@ def voxel_features(
     next(row)[:] = _robust_sd((hu - values[3.0])[organ])
     next(row)[:] = spreads[5.0]
     return np.ascontiguousarray(columns.T)
+
+
+def bright_parts_and_noise(stack: LiverStack) -> tuple[Float32[ndarray, " voxels"], float]:
+    """Return two of the features alone: the widest white top-hat of all liver voxels, and the noise in HU.
+
+    They are equal to those of `voxel_features`, which takes several times as long.
+    """
+    box = stack.box()
+    organ, spacing = stack.organ[box], stack.spacing_mm
+    hu = _relative_hu(stack, box)
+    fine, wide = (_Mean(hu, organ, mm, spacing).values for mm in (3.0, 12.0))
+    filled = np.where(organ, fine, wide)
+    opened = ndimage.grey_opening(filled, size=_top_hat_size(TOP_HATS_MM[-1], spacing))
+    return (filled - opened)[organ], _robust_sd((hu - fine)[organ])
+
+
+def _relative_hu(stack: LiverStack, box: tuple[slice, ...]) -> Float32[ndarray, "z y x"]:
+    """Return HU in a box relative to the liver's median, and 0 outside the liver."""
+    middle = np.float32(np.median(stack.hu[stack.organ]))
+    return np.where(stack.organ[box], stack.hu[box] - middle, np.float32(0))
+
+
+def _top_hat_size(side_mm: float, spacing_mm: tuple[float, float, float]) -> list[int]:
+    """Return the odd numbers of voxels of a cube."""
+    return [max(1, 2 * round(side_mm / 2 / step) + 1) for step in spacing_mm]
 
 
 class _Mean:

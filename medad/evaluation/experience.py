@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from medad.classifier.features import NAMES as FEATURES
-from medad.classifier.features import LiverStack, voxel_features
+from medad.classifier.features import LiverStack, bright_parts_and_noise
 
 _VESSEL_PERCENTILE = 98.0
 """Percentile of the white top-hat transform in the liver that measures the contrast of vessels."""
@@ -40,12 +39,11 @@ _RULES = (
 
 def scan_facts(stack: LiverStack, liver_hu: float, plane_mm: float) -> ScanFacts:
     """Measure a scan. `stack` is its liver, `liver_hu` the median HU, `plane_mm` the distance between planes."""
-    features = voxel_features(stack)
-    bright = features[:, FEATURES.index("white_top_hat_16")]
+    bright, noise_hu = bright_parts_and_noise(stack)
     return ScanFacts(
         liver_hu=round(liver_hu, 1),
         vessel_hu=round(float(np.percentile(bright, _VESSEL_PERCENTILE)), 1),
-        noise_hu=round(float(features[0, FEATURES.index("noise_hu")]), 2),
+        noise_hu=round(noise_hu, 2),
         plane_mm=round(plane_mm, 2),
     )
 
