@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.organ.exclusion import not_liver
+
 REFINE_MM = 2.5
 SMOOTH_MM = 1.0
 SOFT_TISSUE_HU = (-40.0, 260.0)
@@ -77,6 +79,7 @@ def refine(
     mask |= ndimage.binary_dilation(mask) & (hu[box] > liver_hu - RIM_HU) & (part > RIM_LOGIT)
     dome = _below_lung(mask, hu[box], (part > DOME_LOGIT) & ~hard, spacing_mm[2])
     mask = _filled(mask | dome & _right_half(hu)[box[0], None, None])
+    mask &= ~not_liver(mask, smooth, liver_hu, spacing_mm)
     lower, upper = ((probability > level) for level in (0.25, 0.75))
     near = ndimage.binary_dilation(mask, iterations=2)
     sureness = dice(lower & near | mask & lower, upper & mask)
