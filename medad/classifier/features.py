@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.robust import robust_sd
+
 SCALES_MM = (0.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 """Standard deviations of the Gaussian means. 0 is the prepared slice itself."""
 DIFFERENCES_MM = ((0.0, 8.0), (3.0, 12.0), (5.0, 20.0), (8.0, 30.0))
@@ -41,7 +43,6 @@ NAMES = (
 )
 """Names of the features, in the order of the columns."""
 
-_MAD_TO_SD = 1.4826
 _COARSE_FROM = 3.0
 """Standard deviation in voxels from which a Gaussian mean is computed on a coarser grid."""
 _MARGIN = 2
@@ -117,7 +118,7 @@ def voxel_features(
     values = {mm: mean.values for mm, mean in means.items()}
     for mm in SCALES_MM:
         next(row)[:] = values[mm][wanted]
-    spreads = {mm: _robust_sd(values[mm][organ]) for mm in SCALES_MM}
+    spreads = {mm: _spread_hu(values[mm][organ]) for mm in SCALES_MM}
     for mm in SCALES_MM:
         next(row)[:] = values[mm][wanted] / spreads[mm]
     for fine, coarse in DIFFERENCES_MM:
@@ -138,7 +139,7 @@ def voxel_features(
         next(row)[:] = (closed - filled)[wanted]
     next(row)[:] = stack.depth_mm[box][wanted]
     next(row)[:] = stack.liver_share[box][wanted]
-    next(row)[:] = _robust_sd((hu - values[3.0])[organ])
+    next(row)[:] = _spread_hu((hu - values[3.0])[organ])
     next(row)[:] = spreads[5.0]
     return np.ascontiguousarray(columns.T)
 
@@ -154,7 +155,7 @@ def bright_parts_and_noise(stack: LiverStack) -> tuple[Float32[ndarray, " voxels
     fine, wide = (_Mean(hu, organ, mm, spacing).values for mm in (3.0, 12.0))
     filled = np.where(organ, fine, wide)
     opened = ndimage.grey_opening(filled, size=_top_hat_size(TOP_HATS_MM[-1], spacing))
-    return (filled - opened)[organ], _robust_sd((hu - fine)[organ])
+    return (filled - opened)[organ], _spread_hu((hu - fine)[organ])
 
 
 def _relative_hu(stack: LiverStack, box: tuple[slice, ...]) -> Float32[ndarray, "z y x"]:
@@ -233,9 +234,9 @@ def _derivative(values: ndarray, axis: int, step: float) -> ndarray:
     return np.asarray(ndimage.correlate1d(values, kernel, axis=axis, mode="nearest"))
 
 
-def _robust_sd(values: ndarray) -> float:
-    """Return 1.4826 times the median absolute deviation, at least 0.5 HU."""
-    return max(float(np.median(np.abs(values - np.median(values)))) * _MAD_TO_SD, 0.5)
+def _spread_hu(hu: Float32[ndarray, " voxels"]) -> float:
+    """Return the robust standard deviation in HU, at least 0.5."""
+    return max(robust_sd(hu), 0.5)
 
 
 assert all(fine < coarse for fine, coarse in pairwise(SCALES_MM))

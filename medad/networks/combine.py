@@ -15,11 +15,10 @@ from numpy import ndarray
 from scipy import ndimage
 
 from medad.base.numbers import logit
+from medad.base.robust import robust_sd
 from medad.config.liver import CombineSettings, InferenceSettings
 from medad.networks.infer import Prediction
 from medad.slices.grid import Slices
-
-_MAD_TO_SD = 1.4826
 
 
 def combine(
@@ -93,7 +92,7 @@ def outlier_map(
     mean = smooth(difference, slices, spacing_mm, settings.scale_mm)
     inside = mean[slices.organ]
     middle = np.median(inside)
-    spread = max(float(np.median(np.abs(inside - middle))) * _MAD_TO_SD, 1e-3)
+    spread = max(robust_sd(inside), 1e-3)
     z = np.clip((mean - middle) / spread - settings.centre_z, -30, 30)
     return np.where(slices.organ, 1 / (1 + np.exp(-z)), 0).astype(np.float32)
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.robust import robust_sd
 from medad.organ.exclusion import not_liver
 
 REFINE_MM = 2.5
@@ -124,8 +125,8 @@ def _log_ratio(
     values = smooth[core if np.count_nonzero(core) >= 300 else inside]
     liver = ndimage.gaussian_filter1d(np.histogram(values, edges)[0].astype(float), 1.5) + 1e-9
     mode = float(centres[liver.argmax()])
-    near = np.abs(values - mode)
-    spread = 1.4826 * float(np.median(near[near < 35])) if (near < 35).any() else SPREAD_RANGE_HU[1]
+    near = values[np.abs(values - mode) < 35]
+    spread = robust_sd(near, mode) if near.size else SPREAD_RANGE_HU[1]
     spread = float(np.clip(spread, *SPREAD_RANGE_HU))
     distance = ndimage.distance_transform_edt(logit < 0, sampling=spacing_mm)
     around = np.histogram(smooth[(logit < -1) & (distance < RING_MM)], edges)[0].astype(float)

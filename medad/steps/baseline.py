@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from scipy import ndimage
 
+from medad.base.robust import MAD_TO_SD
 from medad.cohort.datasets import LabelledScan
 from medad.config.liver import EvaluationSettings, PostprocessSettings
 from medad.ct.io import read_scan
@@ -18,8 +19,6 @@ from medad.slices.grid import mask_to_slices
 from medad.slices.prepared_file import load_prepared
 from medad.steps.cases import PREPARED, UNNAMED_CASE, read_truth
 
-MAD_TO_SD = 1.4826
-"""Factor from the median absolute deviation to the standard deviation of a normal distribution."""
 THRESHOLD_SDS = 3.0
 """Threshold for tumour, in robust standard deviations from the median. It uses no label."""
 

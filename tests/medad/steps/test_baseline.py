@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medad.base.robust import MAD_TO_SD
 from medad.cohort.datasets import LabelledScan, find_cases
 from medad.cohort.phantom import write_lits_phantoms
 from medad.config.liver import DatasetSettings, EvaluationSettings, PreprocessSettings
 from medad.evaluation.metrics import CaseEvaluation, auroc
-from medad.steps.baseline import MAD_TO_SD, THRESHOLD_SDS, baseline_case, deviation_score, smooth_within_liver
+from medad.steps.baseline import THRESHOLD_SDS, baseline_case, deviation_score, smooth_within_liver
 from medad.steps.cases import prepare_case
 
 
