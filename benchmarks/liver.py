@@ -40,7 +40,7 @@ from medad.ct.io import Geometry, read_labels, read_scan, require_liver, write_h
 from medad.networks import nets
 from medad.networks.infer import load_networks
 from medad.networks.losses import focal_loss, l1_loss
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.slices.preprocess import prepare
 from medad.steps.cases import prepare_case, segment_case
 from medad.steps.results import Member, Model
@@ -138,7 +138,7 @@ def time_segmentation(case: LabelledScan, name: str, device: torch.device, scrat
 
     with fresh_folder() as prepared:
         prepare_case(case, settings.preprocess, prepared, training=False)
-        pixels = load_prepared(prepared / "prepared.safetensors").slices.pixels
+        pixels = load_prepared(prepared / PREPARED).slices.pixels
     bare = network_seconds(pixels, model, InferenceSettings().batch_size, device)
     seconds = whole()
     ratio = seconds["total"] / bare
@@ -355,7 +355,7 @@ def main() -> None:
             if "b" in arguments.parts:
                 with fresh_folder() as prepared:
                     prepare_case(case, settings.preprocess, prepared, training=False)
-                    slices = load_prepared(prepared / "prepared.safetensors").slices
+                    slices = load_prepared(prepared / PREPARED).slices
                 rows += time_synthesis(name, slices.pixels, slices.organ)
             if "a" in arguments.parts:
                 rows += [time_segmentation(case, name, device, scratch) for device in DEVICES]

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from medad.anomalies.solid_lesions import draw_solid_lesions
 from medad.base.errors import ConfigError, InputError
 from medad.config.anomalies import SolidLesionSettings
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.slices.stack import fill_planes
 
 COPIES = "copies.safetensors"
@@ -45,7 +45,7 @@ def write_copies(prepared: Path, settings: SolidLesionSettings, seed: int, out: 
 
     Raises ConfigError if the slices were equalised: their grey values are not linear in HU.
     """
-    case = load_prepared(prepared / "prepared.safetensors")
+    case = load_prepared(prepared / PREPARED)
     if case.grey_per_hu is None:
         raise ConfigError("lesions in HU need slices prepared with preprocess.equalise: false")
     organ = fill_planes(case.slices.organ, case.slices.z)

@@ -17,7 +17,7 @@ from medad.classifier.features import voxel_features
 from medad.classifier.stacking import Stacking
 from medad.config.anomalies import AugmentationSettings
 from medad.config.training import ClassifierSettings
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 
 SAMPLES = "voxels.safetensors"
 
@@ -34,7 +34,7 @@ def write_samples(
 
     A copy is the healthy liver, augmented, with its lesions and with noise. At most half of its voxels are lesion.
     """
-    case = load_prepared(prepared / "prepared.safetensors")
+    case = load_prepared(prepared / PREPARED)
     if case.grey_per_hu is None:
         raise ConfigError("the voxel classifier needs slices prepared with preprocess.equalise: false")
     stacking = Stacking.of(case)

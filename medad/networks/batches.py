@@ -19,7 +19,7 @@ from medad.anomalies.textures import Textures
 from medad.base.errors import ConfigError, InputError
 from medad.config.liver import LiverSettings
 from medad.networks import nets
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 
 PHASE_CODE: dict[nets.Role, int] = {"restoration": 1, "segmentation": 2}
 INITIAL, ORDER, BATCH = 0, 1, 2  # purposes of a generator
@@ -85,7 +85,7 @@ def load_slices(prepared: Sequence[Path], device: torch.device, copies: Sequence
 
     Raises InputError if no slice is found, or if slice sizes or windows differ.
     """
-    loaded = [load_prepared(folder / "prepared.safetensors") for folder in prepared]
+    loaded = [load_prepared(folder / PREPARED) for folder in prepared]
     loaded = [case for case in loaded if len(case.slices.z)]
     if not loaded:
         raise InputError("training data", "no slice with liver to train on")

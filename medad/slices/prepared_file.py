@@ -17,6 +17,8 @@ from medad.base.errors import InputError
 from medad.ct.io import Geometry
 from medad.slices.grid import SliceGrid, Slices, bounding_box, empty_volume
 
+PREPARED = "prepared.safetensors"
+"""Name of this file in the folder of a prepared case."""
 FORMAT, METADATA = "adflows-prepared-2", "adflows"
 
 

@@ -16,8 +16,8 @@ from medad.ct.io import read_scan
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import bounding_box, postprocess
 from medad.slices.grid import mask_to_slices
-from medad.slices.prepared_file import load_prepared
-from medad.steps.cases import PREPARED, UNNAMED_CASE, read_truth
+from medad.slices.prepared_file import PREPARED, load_prepared
+from medad.steps.cases import UNNAMED_CASE, read_truth
 
 THRESHOLD_SDS = 3.0
 """Threshold for tumour, in robust standard deviations from the median. It uses no label."""

@@ -26,7 +26,7 @@ from medad.evaluation.calibration import (
 )
 from medad.evaluation.experience import ScanFacts, scan_facts
 from medad.evaluation.postprocess import postprocess
-from medad.slices.prepared_file import PreparedCase, load_prepared
+from medad.slices.prepared_file import PREPARED, PreparedCase, load_prepared
 from medad.steps.predict import LoadedMember, load_members, predict_case
 from medad.steps.results import LeftOut
 
@@ -70,7 +70,7 @@ def calibrate(
             continue
         members = load_members([each.member], inference, device)
         for folder, copies in zip(each.prepared, each.copies, strict=True):
-            case = load_prepared(folder / "prepared.safetensors")
+            case = load_prepared(folder / PREPARED)
             healthy = predict_case(case, members, inference, batch_size).probability
             experience.append(facts_of(folder, case))
             found.append((case, healthy, _with_lesions(case, copies, members, inference, batch_size)))

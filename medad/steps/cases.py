@@ -48,13 +48,13 @@ from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
 from medad.slices.cleaning import remove_fat
 from medad.slices.grid import map_to_volume, mask_to_slices
-from medad.slices.prepared_file import load_prepared, save_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
 from medad.steps.calibration import facts_of, load_calibration
 from medad.steps.predict import load_members, predict_case
 from medad.steps.results import Model
 
-PREPARED, SLICES, TRUTH, CASE = "prepared.safetensors", "slices.safetensors", "truth.safetensors", "case.json"
+SLICES, TRUTH, CASE = "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
 UNNAMED_CASE = "case"
 """Case id in stored metrics. A scan with two names is evaluated once, so the artifact names no case."""

@@ -24,7 +24,7 @@ from medad.base.errors import InputError
 from medad.config.anomalies import SynthesisSettings
 from medad.networks import nets
 from medad.networks.batches import load_slices
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.steps.examples import draw_anomalies
 
 FEATURES = "features.safetensors"
@@ -123,7 +123,7 @@ def write_features(
     net = nets.fold_standardisation(nets.load(restoration / "model.safetensors", "restoration")[0]).to(place).eval()
     found: dict[str, tuple[list[ndarray], list[ndarray]]] = {kind: ([], []) for kind in KINDS}
     for prepared, evaluated in tested:
-        slices = load_prepared(prepared / "prepared.safetensors").slices
+        slices = load_prepared(prepared / PREPARED).slices
         tumour = load_file(evaluated / "truth.safetensors")["tumour"].any(axis=(1, 2))
         for kind, chosen in (("tumour", tumour), ("healthy", ~tumour)):
             found[kind][0].append(slices.pixels[chosen])

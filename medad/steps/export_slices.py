@@ -18,8 +18,8 @@ from PIL import Image
 
 from medad.cohort.datasets import LabelledScan
 from medad.slices.grid import Slices, mask_to_slices
-from medad.slices.prepared_file import load_prepared
-from medad.steps.cases import PREPARED, read_truth
+from medad.slices.prepared_file import PREPARED, load_prepared
+from medad.steps.cases import read_truth
 
 CATEGORY = "liver"
 """Category of the images: the name of the folder that contains `train` and `test`."""

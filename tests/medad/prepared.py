@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from medad.config.liver import LiverSettings
 from medad.ct.geometry import Geometry
 from medad.slices.grid import SliceGrid, Slices
-from medad.slices.prepared_file import save_prepared
+from medad.slices.prepared_file import PREPARED, save_prepared
 
 SIDE = 32
 TINY = {"widths": (8, 8, 8), "groups": 4}
@@ -33,7 +33,7 @@ def save_slices(
     slices = Slices(pixels, organ, np.arange(count), SliceGrid((side, side), count, side))
     liver = np.ascontiguousarray(organ.transpose(2, 1, 0))
     geometry = Geometry(liver.shape, np.eye(4) if affine is None else affine)
-    save_prepared(folder / "prepared.safetensors", slices, geometry, liver, grey_per_hu)
+    save_prepared(folder / PREPARED, slices, geometry, liver, grey_per_hu)
     return folder
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from medad.base.text import natural_order
 from medad.reports import pictures
 from medad.reports.run.document import read_tensor
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.steps.examples import EXAMPLES
 from medad.steps.results import CaseResult, VariantResult
 
@@ -112,7 +112,7 @@ def _slice_picture(case: CaseResult[Path], z: int) -> Image.Image | None:
     if not len(places):
         return None
     i = int(places[0])
-    prepared = load_prepared(case.prepared / "prepared.safetensors")
+    prepared = load_prepared(case.prepared / PREPARED)
     grid = prepared.slices.grid
     organ = read_tensor(path, "organ", i).astype(bool)
     view = pictures.SliceView(

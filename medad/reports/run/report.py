@@ -42,7 +42,7 @@ from medad.reports.run.document import (
     read_curve,
     read_tensor,
 )
-from medad.slices.prepared_file import load_prepared
+from medad.slices.prepared_file import PREPARED, load_prepared
 from medad.steps.results import CaseResult
 
 __all__ = ["render_html", "write_report"]
@@ -206,7 +206,7 @@ def _picture_rows(result: CaseResult[Path], panel_px: int) -> list[_PictureRow]:
     if not len(z):
         return []
     case_side = pictures.crop_around(organ.any(axis=0), min_side=1).side
-    prepared = load_prepared(result.prepared / "prepared.safetensors")
+    prepared = load_prepared(result.prepared / PREPARED)
     px_mm = prepared.spacing_mm[0]
     rows = []
     for rank, i in pick_slices(truth, prediction, largest):
