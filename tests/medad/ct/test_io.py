@@ -1,15 +1,10 @@
-"""Reading and writing of volumes: orientation, geometry, exact round trips, memory."""
+"""Reading of volumes: orientation, geometry, number types, grids that match, digests."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import itertools
-import os
-import shutil
-import subprocess
-import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +13,30 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from medad.base.errors import DiskFullError, InputError
-from medad.ct import io, nifti
+from medad.base.errors import InputError
+from medad.ct import io
 from medad.ct.dicom import write_dicom
 from medad.ct.io import Geometry
-from tests.medad.ct_series import save_slice
+from tests.medad.ct_volumes import (
+    NAMES,
+    ORIENTATIONS,
+    SHAPE,
+    SPACING,
+    itk_image,
+    linear_index,
+    orientation_affine,
+    save,
+    tilt,
+    write_slices,
+)
 
-SHAPE = (5, 6, 7)
-SPACING = (0.7, 0.9, 2.5)
-ORIENTATIONS = [
-    (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
-]
-NAMES = [
-    "".join("RAS"[a] if s > 0 else "LPI"[a] for a, s in zip(axes, signs, strict=True)) for axes, signs in ORIENTATIONS
-]
 HEADER_GEOMETRY = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-
-
-def tilt(degrees: float) -> NDArray[np.float64]:
-    """Return a rotation about an oblique axis, by Rodrigues' formula."""
-    axis = np.array([1.0, 2.0, 3.0]) / np.sqrt(14)
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    angle = np.radians(degrees)
-    rotation: NDArray[np.float64] = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    return rotation
-
-
-def orientation_affine(axes: tuple[int, ...], signs: tuple[int, ...], degrees: float = 0.0) -> NDArray[np.float64]:
-    """Return an affine in which source axis n runs along RAS axis axes[n], in the direction signs[n]."""
-    affine = np.eye(4)
-    columns = np.zeros((3, 3))
-    for source, (ras, sign) in enumerate(zip(axes, signs, strict=True)):
-        columns[ras, source] = sign * SPACING[source]
-    affine[:3, :3] = tilt(degrees) @ columns
-    affine[:3, 3] = (-31.7, 12.25, -804.5)
-    return affine
-
-
-def save(path: Path, array: NDArray[Any], affine: NDArray[np.float64], forms: str = "both") -> None:
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_qform(affine, code=1 if forms in ("both", "qform") else 0)
-    image.header.set_sform(affine, code=2 if forms in ("both", "sform") else 0)
-    nibabel.save(image, path)
-
-
-def linear_index(shape: tuple[int, ...]) -> NDArray[np.int16]:
-    return np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
 
 @pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS, ids=NAMES)
@@ -118,15 +82,6 @@ def assert_on_itk_grid(volume: io.Volume, image: sitk.Image) -> None:
         np.testing.assert_allclose(ras[:3], [-left, -posterior, superior], atol=1e-6)
 
 
-def itk_image(axes: Any = (0, 1, 2), signs: Any = (1, 1, 1), degrees: float = 8.0) -> sitk.Image:
-    affine = orientation_affine(axes, signs, degrees)
-    image = sitk.GetImageFromArray(linear_index((4, 3, 5)))
-    image.SetSpacing(SPACING)
-    image.SetDirection((affine[:3, :3] / SPACING).ravel().tolist())  # this matrix is in LPS
-    image.SetOrigin(affine[:3, 3].tolist())
-    return image
-
-
 @pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS, ids=NAMES)
 def test_metaimage_lies_where_simpleitk_says(tmp_path: Path, axes: Any, signs: Any) -> None:
     image = itk_image(axes, signs)
@@ -152,32 +107,6 @@ def test_every_itk_format(tmp_path: Path, name: str, compress: bool) -> None:
     assert_on_itk_grid(io.read_scan(tmp_path / name), image)
     (tmp_path / name).rename(tmp_path / name.upper())
     assert_on_itk_grid(io.read_scan(tmp_path / name.upper()), image)
-
-
-def write_slices(
-    folder: Path, values: NDArray[np.int16], step: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Write a tilted CT series with slope 2 and intercept -1024, and with file names in shuffled order.
-
-    `values` [slices, rows, columns] in HU must be even. Return origin, row step and column step in LPS mm.
-    """
-    folder.mkdir()
-    row, column, _ = tilt(8).T
-    origin = np.array([-100.5, 20.25, 300.0])
-    shuffled = np.random.default_rng(0).permutation(len(values))
-    for k, pixels in enumerate(values):
-        save_slice(
-            folder / f"{shuffled[k]:03d}.dcm",
-            k,
-            ((pixels.astype(np.int32) + 1024) // 2).astype(np.uint16),
-            PixelSpacing=[0.9, 0.7],
-            SliceThickness=3.0,
-            ImageOrientationPatient=[f"{value:.10f}" for value in (*row, *column)],
-            ImagePositionPatient=[f"{value:.8f}" for value in origin + k * step],
-            RescaleSlope=2,
-            RescaleIntercept=-1024,
-        )
-    return origin, row * 0.7, column * 0.9
 
 
 def test_dicom_follows_the_standards_equation_and_simpleitk(tmp_path: Path) -> None:
@@ -243,35 +172,6 @@ def test_scale_header_counts_and_slope_zero_means_none(tmp_path: Path) -> None:
         np.testing.assert_array_equal(io.read_scan(tmp_path / "scan.nii").hu, expected.astype(np.float32))
 
 
-@given(data=st.data())
-def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    folder = tmp_path_factory.mktemp("round")
-    shape = data.draw(st.tuples(*[st.integers(1, 6)] * 3))
-    axes, signs = data.draw(st.sampled_from(ORIENTATIONS))
-    affine = orientation_affine(axes, signs, data.draw(st.sampled_from([0.0, 3.0])))
-    # float32 as in the header, so that the file has exactly this affine
-    geometry = Geometry(shape, affine.astype(np.float32).astype(np.float64))
-    size = geometry.canonical_shape
-    hu = data.draw(hnp.arrays(np.float32, size, elements=st.floats(-4000, 4000, width=32)))
-    probability = data.draw(hnp.arrays(np.float32, size, elements=st.floats(0, 1, width=32)))
-    labels = data.draw(hnp.arrays(data.draw(st.sampled_from([np.uint8, np.int32])), size))
-    mask = data.draw(hnp.arrays(np.bool_, size))
-    layout = data.draw(st.sampled_from([np.ascontiguousarray, np.asfortranarray]))
-    io.write_hu(folder / "hu.nii.gz", layout(hu), geometry)
-    io.write_probability(folder / "probability.nii.gz", layout(probability), geometry)
-    io.write_labels(folder / "labels.nii.gz", layout(labels), geometry)
-    io.write_mask(folder / "mask.nii.gz", layout(mask), geometry)
-    back = io.read_scan(folder / "hu.nii.gz")
-    np.testing.assert_array_equal(back.hu, hu)
-    np.testing.assert_array_equal(io.read_scan(folder / "probability.nii.gz").hu, probability)
-    np.testing.assert_array_equal(io.read_labels(folder / "labels.nii.gz").values, labels)
-    read_mask = io.read_labels(folder / "mask.nii.gz").values
-    assert read_mask.dtype == np.uint8
-    np.testing.assert_array_equal(read_mask, mask)
-    assert back.geometry.affine.tobytes() == geometry.affine.tobytes()
-    np.testing.assert_array_equal(geometry.to_canonical(geometry.to_source(hu)), hu)
-
-
 def test_labels_beyond_a_byte_become_int32_even_in_a_late_slab(tmp_path: Path) -> None:
     labels = np.zeros((256, 256, 80), dtype=np.int16)  # more than one slab of 2^22 voxels
     labels[1, 2, 3], labels[-1, -1, -1] = 7, 300
@@ -296,33 +196,6 @@ def test_scale_noise_in_a_label_is_rounded_away(tmp_path: Path) -> None:
     read = io.read_labels(tmp_path / "label.nii.gz").values
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, labels)
-
-
-def test_nothing_of_the_sources_text_is_carried_over(tmp_path: Path) -> None:
-    image = nibabel.Nifti1Image(linear_index(SHAPE), np.diag([-1.0, -1.0, 1.0, 1.0]))
-    for field in ("descrip", "aux_file", "db_name", "intent_name"):
-        image.header[field] = b"SECRET"
-    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"SECRET"))
-    nibabel.save(image, tmp_path / "scan.nii.gz")
-    volume = io.read_scan(tmp_path / "scan.nii.gz")
-    io.write_mask(tmp_path / "mask.nii.gz", volume.hu > 3, volume.geometry)
-    io.write_hu(tmp_path / "hu.nii.gz", volume.hu, volume.geometry)
-    for name in ("mask", "hu"):
-        packed = (tmp_path / f"{name}.nii.gz").read_bytes()
-        assert b"SECRET" not in gzip.decompress(packed)
-        assert len(gzip.decompress(packed)) == 352 + volume.hu.size * (1 if name == "mask" else 4)
-
-
-def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
-    geometry = Geometry(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]))
-    mask = linear_index(SHAPE) % 2 == 0
-    io.write_mask(tmp_path / "one.nii.gz", mask, geometry)
-    os.utime(tmp_path / "one.nii.gz", (0, 0))
-    io.write_mask(tmp_path / "another.nii.gz", np.asfortranarray(mask), geometry)
-    packed = (tmp_path / "one.nii.gz").read_bytes()
-    assert packed == (tmp_path / "another.nii.gz").read_bytes()
-    # RFC 1952: flags (no name), then the time
-    assert packed[3:8] == b"\0\0\0\0\0"
 
 
 def test_gzip_in_members_and_padded_with_zeros(tmp_path: Path) -> None:
@@ -414,123 +287,6 @@ def test_digest_is_of_the_bytes_and_of_every_file(tmp_path: Path) -> None:
     raw[5] ^= 1
     (tmp_path / "scan.raw").write_bytes(raw)
     assert io.source_digest(tmp_path / "scan.mhd") != before
-
-
-def test_atomic_path_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    final = tmp_path / "out.json"
-    final.write_text("old", encoding="utf-8")
-
-    def stop_half_way() -> None:
-        with io.atomic_path(final) as temporary:
-            temporary.write_text("half", encoding="utf-8")
-            assert temporary.suffix == final.suffix
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        stop_half_way()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
-    assert final.read_text(encoding="utf-8") == "old"
-    with io.atomic_path(final) as temporary:
-        temporary.write_text("new", encoding="utf-8")
-        assert final.read_text(encoding="utf-8") == "old"
-    assert final.read_text(encoding="utf-8") == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
-
-
-def test_full_device_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def to_full_device(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if "w" in mode:
-            self.touch()
-            return open("/dev/full", mode, *args, **kwargs)  # noqa: PTH123 (Path.open is what is replaced)
-        return open(self, mode, *args, **kwargs)  # noqa: PTH123
-
-    geometry = Geometry(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]))
-    monkeypatch.setattr(Path, "open", to_full_device)
-    with pytest.raises(DiskFullError, match=r"mask\.nii\.gz: no room left") as caught:
-        io.write_mask(tmp_path / "mask.nii.gz", linear_index(SHAPE) > 3, geometry)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_full_file_system(tmp_path: Path) -> None:
-    """Write to a file system of 1 MB, in a namespace that ends with its process."""
-    if shutil.which("unshare") is None:
-        pytest.skip("needs unshare")
-    script = f"""
-import numpy as np, pathlib, sys
-from medad.ct import io
-from medad.base.errors import DiskFullError
-folder = pathlib.Path({str(tmp_path)!r})
-geometry = io.Geometry((128, 128, 64), np.diag([-1.0, -1.0, 1.0, 1.0]))
-noise = np.random.default_rng(0).random((128, 128, 64), dtype=np.float32)
-(folder / "old.nii.gz").write_bytes(b"old")
-try:
-    io.write_probability(folder / "old.nii.gz", noise, geometry)
-except DiskFullError as error:
-    print("FULL", [path.name for path in folder.iterdir()], (folder / "old.nii.gz").read_bytes() == b"old")
-"""
-    command = f'mount -t tmpfs -o size=1m none "{tmp_path}" || exit 77; exec "{sys.executable}" -c "$SCRIPT"'
-    environment = os.environ | {"SCRIPT": script, "PYTHONPATH": str(Path(io.__file__).parents[2])}
-    unshare = ["unshare", "--map-root-user", "--mount", "sh", "-c", command]
-    done = subprocess.run(unshare, env=environment, capture_output=True, text=True, check=False, encoding="utf-8")
-    if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip("may not mount a file system here")
-    assert done.stdout.strip() == "FULL ['old.nii.gz'] True", done.stderr
-
-
-def test_silent_damage_while_writing_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class DamagesIt(nifti.GzipWriter):  # type: ignore[misc]
-        def finish(self) -> None:
-            super().finish()
-            self._file.seek(-9, os.SEEK_END)
-            self._file.write(b"\xff")
-
-    monkeypatch.setattr(nifti, "GzipWriter", DamagesIt)
-    geometry = Geometry(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]))
-    with pytest.raises(OSError, match="read back"):
-        io.write_mask(tmp_path / "mask.nii.gz", linear_index(SHAPE) > 3, geometry)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_memory_of_reading_and_writing_is_one_volume(tmp_path: Path) -> None:
-    """Check that memory is 4 bytes per voxel and a few slabs, so that 512 x 512 x 1000 voxels need less than 1.9 GB."""
-    shape = (512, 512, 160)
-    deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
-    header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header.set_data_shape(shape)
-    header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), 1)
-    header.set_qform(np.diag([-1.0, -1.0, 1.0, 1.0]), 1)
-    header["magic"], header["vox_offset"] = b"n+1", 352
-    with (tmp_path / "scan.nii.gz").open("wb") as file:
-        file.write(deflate.compress(header.binaryblock + b"\0\0\0\0"))
-        plane = np.arange(512 * 512, dtype=np.int16).tobytes()
-        for _ in range(shape[2]):
-            file.write(deflate.compress(plane))
-        file.write(deflate.flush())
-    script = """
-import pathlib, resource, sys, numpy as np, SimpleITK
-from medad.ct import io
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-volume = io.read_scan(pathlib.Path(sys.argv[1]) / "scan.nii.gz")
-read = peak() - before
-np.clip(volume.hu, 0, 1, out=volume.hu)
-io.write_probability(pathlib.Path(sys.argv[1]) / "out.nii.gz", volume.hu, volume.geometry)
-print(read / volume.hu.size, (peak() - before) / volume.hu.size)
-"""
-    environment = os.environ | {"PYTHONPATH": str(Path(io.__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        encoding="utf-8",
-    )
-    read, written = (float(value) for value in done.stdout.split())
-    assert read < 5.5
-    assert written < 6.5
 
 
 @pytest.mark.data
