@@ -1,6 +1,7 @@
 """Medical anomaly detection: liver tumours in CT, learned without any tumour label.
 
-`medad.segment` is the main function. It takes a scan, its liver mask and a trained model, and returns a `Segmentation`.
+`medad.segment` is the main function. It takes a scan and returns a `Segmentation`. Without a liver mask it finds the
+liver, and without a trained model it uses the one in the package.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -93,10 +93,10 @@ def segment(
         Run folder written by `adflows liver train` or `run`, or its sub-folder `model`. None or `default`: the model in
         the package.
     liver_labels
-        Values of the mask that are liver.
+        Values of the given mask that are liver. They are not used without `liver`.
     liver_model
-        Network that finds the liver: a TorchScript file or a MONAI bundle. None: TotalSegmentator, if it is installed
-        with weights, or the built-in method.
+        Network that finds the liver: a TorchScript file or a MONAI bundle. It is not used with `liver`. None:
+        TotalSegmentator, if it is installed with weights, or the built-in method.
     inference, postprocess
         Batch size, threshold, smallest lesion and similar settings. None: the settings of the model's run.
     device
@@ -104,7 +104,7 @@ def segment(
     affine_from
         NIfTI affine to use. `agree` refuses a file with different sform and qform.
     affine_mismatch
-        Reaction if scan and mask have the same shape but different affines. `warn` matches their voxels by index.
+        Reaction if scan and given mask have the same shape but different affines. `warn` matches voxels by index.
 
     Raises
     ------

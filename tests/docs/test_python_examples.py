@@ -1,4 +1,4 @@
-"""The Python examples of README.md and docs/reference/python.md, run in a new process without Prefect."""
+"""The Python examples of README.md and of the pages about `medad.segment`, run in a new process without Prefect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medad.cohort.phantom import write_lits_phantoms
+from medad.ct.io import write_hu, write_mask
+from tests.medad.organ.torso import make_torso
 from tests.medad.trained_runs import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -20,19 +21,16 @@ CHECK = """
 import sys
 assert not {"prefect", "flows", "typer"} & {name.split(".")[0] for name in sys.modules}
 """
-WRITTEN = """
-import pathlib, shutil
-assert {path.name for path in pathlib.Path("out").iterdir()} == {"mask.nii.gz", "probability.nii.gz"}
-shutil.rmtree("out")
-"""
+GIVEN, FOUND = ({"mask.nii.gz", "probability.nii.gz", *more} for more in ((), ("liver.nii.gz",)))
+"""Files that a result with a given liver mask writes, and those of a result with an automatic one."""
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Write the files that the examples name, and return their folder."""
-    [scan] = write_lits_phantoms(tmp_path, 1)
-    scan.rename(tmp_path / "scan.nii.gz")
-    (tmp_path / "segmentation-0.nii.gz").rename(tmp_path / "liver.nii.gz")
+    torso = make_torso().planes(30, 55)
+    write_hu(tmp_path / "scan.nii.gz", torso.hu, torso.geometry)
+    write_mask(tmp_path / "liver.nii.gz", torso.liver, torso.geometry)
     write_run(tmp_path / "runs" / "liver" / "hu_small")
     rng = np.random.default_rng(0)
     for name in ("metal_nut/000", "metal_nut/001", "good/000"):
@@ -42,21 +40,35 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def examples_of(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def written(names: set[str]) -> str:
+    """Return a script that checks the names of the files in out, and removes this folder."""
+    return f"""
+import pathlib, shutil
+assert {{path.name for path in pathlib.Path("out").iterdir()}} == {names}
+shutil.rmtree("out")
+"""
+
+
 def test_the_examples_run_without_prefect(place: Path) -> None:
-    """One process runs the blocks of both pages, because loading the networks' libraries takes most of the time."""
-    examples = []
-    for page, count in (("README.md", 1), ("docs/reference/python.md", 2)):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        found = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        assert len(found) == count
-        examples += found
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    script = "\n".join([examples[0], WRITTEN, *examples[1:], WRITTEN, CHECK])
+    """One process runs the blocks of all pages, because loading the networks' libraries takes most of the time."""
+    [readme], [how_to] = examples_of("README.md"), examples_of("docs/how-to/segment.md")
+    automatic, given, images = examples_of("docs/reference/python.md")
+    # weights of TotalSegmentator on this machine must not change the method that finds the liver
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOTALSEG_WEIGHTS_PATH": str(place / "weights")}
+    script = "\n".join(
+        [readme, written(GIVEN), how_to, automatic, written(FOUND), given, written(GIVEN), images, CHECK]
+    )
     ran = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:__main__", "-c", script],
         cwd=place, env=environment, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    images = [line.split() for line in ran.stdout.splitlines() if ".png" in line]
-    assert [name for name, _ in images] == ["metal_nut/000.png", "metal_nut/001.png"]
-    assert all(0 < float(score) < 4 for _, score in images)
+    assert "the liver mask was made automatically (built-in, " in ran.stdout
+    scores = [line.split() for line in ran.stdout.splitlines() if ".png" in line]
+    assert [name for name, _ in scores] == ["metal_nut/000.png", "metal_nut/001.png"]
+    assert all(0 < float(score) < 4 for _, score in scores)
