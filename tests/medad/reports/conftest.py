@@ -18,6 +18,7 @@ from tests.page import WrittenReport
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     """Return the function that writes a report into a new folder of the test."""
+
     def write(
         results: Sequence[CaseResult[Path]] = (), failures: Sequence[CaseFailure] = (), **changes: Any
     ) -> WrittenReport:
