@@ -31,7 +31,8 @@ def not_liver(
     spacing_mm: tuple[float, float, float],
 ) -> Bool[ndarray, "X Y Z"]:
     """Return fat and vessels in and around a liver mask. `smooth` is smoothed HU, `liver_hu` the liver's HU."""
-    return _fat(smooth, liver_hu, spacing_mm) | _vessels(mask, smooth, liver_hu, spacing_mm)
+    found: ndarray = _fat(smooth, liver_hu, spacing_mm) | _vessels(mask, smooth, liver_hu, spacing_mm)
+    return found
 
 
 def _fat(
