@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.liver import mask_steps, split, steps
-from flows.liver.liver_masks import check_livers, find_livers
+from flows.liver.liver_masks import check_livers, find_livers, mask_notes
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
@@ -178,6 +178,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
     found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model)
+    stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
     if request.liver_masks:
         check_livers(stages, [each.case for each in ready], data)

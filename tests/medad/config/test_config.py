@@ -120,6 +120,8 @@ def test_there_is_an_example_of_an_inbox() -> None:
         (INBOX.replace("*/scan", "scan"), "`scans` must be a pattern with exactly one *"),
         (INBOX.replace("*/scan", "../*/scan"), "`scans` must be a pattern below the inbox"),
         (INBOX.replace("*/liver.nii.gz", "*/scan"), "the same pattern"),
+        (INBOX + "liver_model: net.ts\n", "`liver_model` finds livers only without `livers`"),
+        (f"{AUTOMATIC}liver_labels: [1, 2]\n", "`liver_labels` are values of the masks of `livers`"),
     ],
 )
 def test_a_wrong_inbox_is_named_in_one_line(tmp_path: Path, text: str, rule: str) -> None:
