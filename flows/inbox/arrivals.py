@@ -64,7 +64,7 @@ class Content:
     scan: str
     """sha256 of the scan, by `medad.ct.io.source_digest`."""
     liver: str | None
-    """sha256 of the mask. None: the liver is found automatically, by whatever method."""
+    """sha256 of the mask. None: the liver is found automatically, and the method is not content."""
     liver_labels: tuple[int, ...]
     """Values of liver in the mask. Empty without a mask."""
 
