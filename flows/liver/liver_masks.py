@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.liver import mask_steps
 from flows.liver.mask_steps import FOUND_LABELS, LIVER_FILE
 from flows.liver.stages import Stages
+from flows.runs.runner import Runner
 from flows.store.references import Ref
 from medad.config.liver import DatasetSettings
 
@@ -39,6 +40,13 @@ def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path
             stages.liver_masks[case.id] = ref
             found[case.id] = replace(case, label=ref.folder() / LIVER_FILE, liver_labels=FOUND_LABELS)
     return [found[case.id] for case in cases if case.id in found]
+
+
+def find_liver(runner: Runner, label: str, scan: Path, model: Path | None = None) -> Ref | None:
+    """Find the liver of one scan. None: it failed, and the runner recorded why. Raises InputError for an empty `model`."""
+    from medad.steps.liver_mask import choose_finder
+
+    return runner.run(label, mask_steps.liver_mask(scan, choose_finder(model)))
 
 
 def mask_facts(mask: Ref) -> dict[str, Any] | None:

@@ -24,13 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.inbox.flow import liver_inbox
 from flows.liver import mask_steps, steps
-from flows.liver.liver_masks import describe_mask, mask_facts
+from flows.liver.liver_masks import describe_mask, find_liver, mask_facts
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.log_filter import path_filter
 from flows.runs.outcome import Outcome
 from flows.runs.prefect_flow import prefect_flow
 from flows.runs.run_folder import ensure_writable
-from flows.runs.runner import Runner, new_runner
+from flows.runs.runner import new_runner
 from flows.store.artifacts import SIDECAR
 from flows.store.references import Ref
 from medad.base.errors import ConfigError
@@ -232,7 +232,7 @@ def case_step(
     runner, folder = new_runner(ANY_MACHINE, refresh=False), runs_root() / "steps" / case_id
     mask, labels, found = case.liver, case.liver_labels, ""
     if mask is None and any(MANUAL_STEPS[name].needs_liver for name in names):
-        made = _find_liver(runner, case_id, case.scan)
+        made = find_liver(runner, case_id, case.scan)
         if made is None:
             return Outcome.from_runner(runner, useful=False)
         mask, labels = made.folder() / mask_steps.LIVER_FILE, mask_steps.FOUND_LABELS
@@ -256,12 +256,6 @@ def case_step(
 
 
 segment_inbox = liver_inbox.prefect
-
-
-def _find_liver(runner: Runner, case_id: str, scan: Path) -> Ref | None:
-    from medad.steps.liver_mask import choose_finder
-
-    return runner.run(case_id, mask_steps.liver_mask(scan, choose_finder()))
 
 
 def _result_file(ref: Ref) -> Path:
