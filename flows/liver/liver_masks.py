@@ -43,7 +43,10 @@ def find_livers(stages: Stages, cases: list[Case], affine_from: str, model: Path
 
 
 def find_liver(runner: Runner, label: str, scan: Path, model: Path | None = None) -> Ref | None:
-    """Find the liver of one scan. None: it failed, and the runner recorded why. Raises InputError for an empty `model`."""
+    """Find the liver of one scan. None: it failed, and the runner recorded why.
+
+    Raises InputError if the path `model` contains no network.
+    """
     from medad.steps.liver_mask import choose_finder
 
     return runner.run(label, mask_steps.liver_mask(scan, choose_finder(model)))
