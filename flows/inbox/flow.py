@@ -225,7 +225,7 @@ class Pass:
         copies = [FileCopy(result.segmented, name, name) for name in CASE_FILES]
         copies += [FileCopy(report, name, name) for name in REPORT_FILES]
         copies += liver_folder.mask_copies(masks)
-        entry = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
+        entry: dict[str, Any] = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
         if mask is not None:
             entry["liver"] = mask_facts(mask)
         run = RunFolder(
