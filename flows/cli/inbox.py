@@ -56,8 +56,9 @@ def inbox(
 ) -> None:
     """Segment new scans in an inbox folder.
 
-    The inbox's file names the folder, the trained model and the output folder. Each scan is segmented once: it is
-    known by its content, not by its name.
+    The inbox's file names the folder and the output folder. It may also name liver masks and a trained model;
+    otherwise each liver is found and the model in the package is used. Each scan is segmented once: it is known by its
+    content, not by its name.
 
     Writes one folder per case, inbox.csv, and failed/ with the reason of each failure.
     """

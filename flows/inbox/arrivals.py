@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.store.artifacts import ArtifactStore
@@ -38,9 +38,15 @@ class Arrival:
     """A scan with its liver mask; both exist."""
 
     scan: Path
-    liver: Path
+    liver: Path | None
+    """Liver mask. None: the liver is to be found automatically."""
     stamp: Stamp = field(repr=False)
     """State of the files when the inbox was listed."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Scan and mask, each a file or a DICOM folder."""
+        return (self.scan,) if self.liver is None else (self.scan, self.liver)
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,21 @@ class Content:
 
     scan: str
     """sha256 of the scan, by `medad.ct.io.source_digest`."""
-    liver: str
+    liver: str | None
+    """sha256 of the mask. None: the liver is found automatically, and the method is not content."""
     liver_labels: tuple[int, ...]
+    """Values of liver in the mask. Empty without a mask."""
+
+    @classmethod
+    def of(cls, digests: Sequence[str], liver_labels: Sequence[int]) -> Content:
+        """Create the content from the digests of the scan and, if there is one, its mask."""
+        scan, *masks = digests
+        return cls(scan, masks[0], tuple(liver_labels)) if masks else cls(scan, None, ())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Digests, in the order of `Arrival.files`."""
+        return (self.scan,) if self.liver is None else (self.scan, self.liver)
 
     @property
     def digest(self) -> str:
@@ -103,14 +122,14 @@ def list_arrivals(settings: InboxSettings) -> InboxContents:
             rule = NO_MASK if problem.rule.startswith("no label") else problem.rule
             waiting.append(Waiting(path, ARRIVING if _temporary(path, root) else rule))
     for case in cases:
-        assert case.label is not None  # the settings have a pattern for it
-        if _hidden(case.scan, root) or _hidden(case.label, root):
+        arrival = Arrival(case.scan, case.label, ())
+        if any(_hidden(path, root) for path in arrival.files):
             continue
-        if _temporary(case.scan, root) or _temporary(case.label, root):
+        if any(_temporary(path, root) for path in arrival.files):
             waiting.append(Waiting(case.scan, ARRIVING))
             continue
         try:
-            arrivals.append(Arrival(case.scan, case.label, _stamp(case.scan, case.label)))
+            arrivals.append(replace(arrival, stamp=_stamp(arrival.files)))
         except InputError as error:
             waiting.append(Waiting(error.path, error.rule))
         except ChangedError:
@@ -138,14 +157,14 @@ def wait_until_unchanged(arrivals: Sequence[Arrival], unchanged_s: float) -> tup
 def unchanged(arrival: Arrival) -> bool:
     """Return whether the files are unchanged since the inbox was listed."""
     try:
-        return _stamp(arrival.scan, arrival.liver) == arrival.stamp
+        return _stamp(arrival.files) == arrival.stamp
     except (InputError, ChangedError):
         return False
 
 
 def vanished(arrival: Arrival) -> bool:
     """Return whether the scan or its mask was removed."""
-    return not arrival.scan.exists() or not arrival.liver.exists()
+    return not all(path.exists() for path in arrival.files)
 
 
 def seen_whole(path: Path) -> str:
@@ -164,11 +183,11 @@ def recall_content(arrival: Arrival, liver_labels: Sequence[int]) -> Content | N
 
     memory = ArtifactStore().digests
     try:
-        found = [memory.recall(seen_whole, source_files(path)) for path in (arrival.scan, arrival.liver)]
+        found = [memory.recall(seen_whole, source_files(path)) for path in arrival.files]
     except (InputError, OSError):
         return None
-    scan, liver = found
-    return None if scan is None or liver is None else Content(scan, liver, tuple(liver_labels))
+    known = [digest for digest in found if digest is not None]
+    return Content.of(known, liver_labels) if len(known) == len(found) else None
 
 
 def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: float) -> Content:
@@ -189,16 +208,14 @@ def content_of(arrival: Arrival, liver_labels: Sequence[int], *, watched_s: floa
     try:
         if not unchanged(arrival):
             raise ChangedError
-        scan, liver = (
-            memory.get(path, compute, source_files(path), watched=watched) for path in (arrival.scan, arrival.liver)
-        )
+        found = [memory.get(path, compute, source_files(path), watched=watched) for path in arrival.files]
     except FileNotFoundError as error:
         raise ChangedError from error
     except OSError as error:
         raise InputError(arrival.scan, f"cannot be read ({error.strerror})") from error
     if not unchanged(arrival):
         raise ChangedError
-    return Content(scan, liver, tuple(liver_labels))
+    return Content.of(found, liver_labels)
 
 
 def still_holds(arrival: Arrival, content: Content) -> bool:
@@ -206,13 +223,13 @@ def still_holds(arrival: Arrival, content: Content) -> bool:
     from medad.ct.io import source_digest
 
     try:
-        return (source_digest(arrival.scan), source_digest(arrival.liver)) == (content.scan, content.liver)
+        return tuple(source_digest(path) for path in arrival.files) == content.files
     except (InputError, OSError):
         return False
 
 
-def _stamp(scan: Path, liver: Path) -> Stamp:
-    """Return the state of all files.
+def _stamp(paths: Sequence[Path]) -> Stamp:
+    """Return the state of all files of a scan and its mask. The scan is the first path.
 
     Raises
     ------
@@ -225,7 +242,7 @@ def _stamp(scan: Path, liver: Path) -> Stamp:
 
     rows = []
     try:
-        for path in (scan, liver):
+        for path in paths:
             for file in {*source_files(path), *(_files_below(path) if path.is_dir() else ())}:
                 stat = file.stat()
                 if not os.access(file, os.R_OK):
@@ -234,7 +251,7 @@ def _stamp(scan: Path, liver: Path) -> Stamp:
     except FileNotFoundError as error:
         raise ChangedError from error
     except OSError as error:
-        raise InputError(scan, f"cannot be read ({error.strerror})") from error
+        raise InputError(paths[0], f"cannot be read ({error.strerror})") from error
     return tuple(sorted(rows))
 
 

@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 from flows.inbox.arrivals import Content, list_arrivals, recall_content
 from flows.inbox.results import OutFolder, Row
 from flows.liver import run_folder as liver_folder
+from flows.liver.mask_steps import LIVER_MASK, finder_content
 from flows.liver.steps import PREPARE, REPORT, SEGMENT
 from flows.machine.environment import find_config
 from flows.store.digests import path_digest
@@ -56,24 +57,46 @@ class Inbox:
 
     @classmethod
     def open(cls, request: InboxRequest) -> Inbox:
-        """Read the configuration and the model's settings. Raises ConfigError."""
+        """Read the configuration and the model's settings.
+
+        Raises
+        ------
+        ConfigError
+            A setting breaks a rule, or the model is not a run folder.
+        InputError
+            The network that finds the livers does not exist.
+        """
         settings = load_inbox(find_config(Path(request.config), "inbox"), request.overrides)
         model, values = settings.model_folder, settings.settings_by_key
         for key in values:
             if key.partition(".")[0] in {"name", "train_data", "test_data"}:
                 raise ConfigError(f"{request.config}: settings.{key}: not a setting for the segmentation of an inbox")
+        if settings.liver_model_path is not None:
+            from medad.steps.liver_mask import model_files
+
+            model_files(settings.liver_model_path)
         of_model = liver_folder.settings_of_run(model)
         liver = liver_folder.settings_with_changes(of_model, values, model=model, source=f"{request.config}: settings")
         # cases are given one by one, so their folder and patterns are not part of a result
-        data = settings.data("-").model_copy(update={"images": "*", "labels": "*"})
+        labels = None if settings.livers is None else "*"
+        data = settings.data("-").model_copy(update={"images": "*", "labels": labels})
         update = {"name": f"inbox-{settings.name}"[:64], "test_data": data}
         return cls(settings, liver.model_copy(update=update), OutFolder(settings.out_folder))
 
     @cached_property
+    def finder(self) -> dict[str, Any] | None:
+        """Content of the method that finds the livers. None: the masks are given."""
+        from medad.steps.liver_mask import choose_finder
+
+        return finder_content(choose_finder(self.settings.liver_model_path)) if self.settings.livers is None else None
+
+    @cached_property
     def tried_with(self) -> str:
-        """sha256 over everything besides the scan that a failure may depend on: model, settings, program."""
+        """sha256 over everything besides the scan that a failure may depend on: model, method, settings, program."""
+        finding = () if self.finder is None else (LIVER_MASK,)
         values = {
-            "program": [step.key_parts({}) for step in (PREPARE, SEGMENT, REPORT)],
+            "program": [step.key_parts({}) for step in (*finding, PREPARE, SEGMENT, REPORT)],
+            "finder": self.finder,
             "model": [path_digest(path) for path in TrainedModel.of_run(self.settings.model_folder).files],
             "settings": keyed(self.liver, "name", "train_data", "test_data", "train", "synthesis").content,
             "data": self.liver.test_data.public(),
@@ -126,7 +149,7 @@ def list_scans(inbox: Inbox) -> list[dict[str, Any]]:
             if row is None
             else {"status": row.status, "case": row.case, "rule": row.rule}
         )
-        listed.append(entry | {"scan": str(arrival.scan), "liver": str(arrival.liver)})
+        listed.append(entry | {"scan": str(arrival.scan), "liver": str(arrival.liver or "")})
     for each in found.waiting:
         listed.append({"status": "waiting", "case": "", "rule": each.rule, "scan": str(each.path), "liver": ""})
     return sorted(listed, key=lambda entry: str(entry["scan"]))

@@ -33,6 +33,7 @@ from flows.inbox.config import ALL_FAILED, Inbox, InboxRequest
 from flows.inbox.results import IN_MANIFEST, FailedCase, Row, utc_now
 from flows.liver import run_folder as liver_folder
 from flows.liver import steps
+from flows.liver.liver_masks import find_livers, mask_facts, mask_notes
 from flows.liver.stages import ReadyCase, Stages
 from flows.machine.environment import worker_count
 from flows.machine.terminal import terminal
@@ -133,7 +134,6 @@ class Pass:
                 self._learn(arrival, case_id)
                 terminal.line(f"{case_id} is {arrival.scan}")
                 if not self.dry:
-                    labels = self.inbox.settings.liver_labels
                     case_ids.register_found(
                         [case_ids.RegisteredCase(case_id.rpartition("-")[0], arrival.scan, arrival.liver, labels)]
                     )
@@ -146,7 +146,7 @@ class Pass:
     def _learn(self, arrival: Arrival, case_id: str) -> None:
         """Let the log filter replace a scan's paths and folders, which may be named after a patient, by its id."""
         root = self.inbox.settings.inbox_folder
-        for path in (arrival.scan, arrival.liver):
+        for path in arrival.files:
             for part in (path, *path.parents):
                 if part == root:
                     break
@@ -165,6 +165,7 @@ class Pass:
             data = self.inbox.liver.test_data
             labels = data.liver_labels or ()
             cases = [Case(each.id, each.arrival.scan, each.arrival.liver, labels, None) for each in mine]
+            cases = find_livers(self.stages, cases, data.affine_from, self.inbox.settings.liver_model_path)
             ready = {each.case.id: each for each in self.stages.prepare_cases(cases, data)}
             sound = {each.id for each in mine if each.id in ready and self._was_read(each, ready[each.id])}
             for scan in mine:
@@ -196,8 +197,13 @@ class Pass:
         """Return whether the preparation read the listed content, and not a file that was still being written."""
         if not ready.prepared.made:  # a dry run
             return True
-        inputs = ArtifactStore().sidecar(ready.prepared).parts["inputs"]["case"]
-        same = (inputs["scan"], inputs["label"]) == (scan.content.scan, scan.content.liver)
+        store = ArtifactStore()
+        inputs = store.sidecar(ready.prepared).parts["inputs"]["case"]
+        same = inputs["scan"] == scan.content.scan
+        if (mask := self.stages.liver_masks.get(scan.id)) is None:
+            same = same and inputs["label"] == scan.content.liver
+        else:
+            same = same and store.sidecar(mask).parts["inputs"]["scan"] == scan.content.scan
         if same and (unchanged(scan.arrival) or vanished(scan.arrival)):
             return True
         self.waiting.append(Waiting(scan.arrival.scan, ARRIVING))
@@ -206,7 +212,8 @@ class Pass:
     def _publish(self, scan: NewScan, result: CaseResult[Ref], model: Model[Ref]) -> None:
         """Write the case's report, and publish the case's folder atomically."""
         runner = self.stages.runner
-        call = steps.report(self.inbox.liver, [result], (), model, installed_versions(), ())
+        masks = {scan.id: mask} if (mask := self.stages.liver_masks.get(scan.id)) is not None else {}
+        call = steps.report(self.inbox.liver, [result], (), model, installed_versions(), mask_notes(masks))
         report = runner.run(scan.id, call)
         if report is None or self.dry or result.segmented is None:
             return
@@ -217,7 +224,10 @@ class Pass:
         used = [each for each in self.stages.used if each.case_id == scan.id]
         copies = [FileCopy(result.segmented, name, name) for name in CASE_FILES]
         copies += [FileCopy(report, name, name) for name in REPORT_FILES]
-        entry = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
+        copies += liver_folder.mask_copies(masks)
+        entry: dict[str, Any] = {"case": scan.id, "content": scan.content.digest, "lesions": _lesions(result)}
+        if mask is not None:
+            entry["liver"] = mask_facts(mask)
         run = RunFolder(
             path=self.inbox.folder.case(scan.id),
             settings=self.inbox.liver,

@@ -35,7 +35,12 @@ FAILED = "failed"
 OVERVIEW, TABLE = "inbox.json", "inbox.csv"
 IN_MANIFEST = "inbox"
 """Key of the manifest's entry that marks the folder of a case."""
-COLUMNS = ("case", "status", "finished", "lesions", "lesion_ml", "liver_ml", "seconds", "rule", "report")
+COLUMNS = (
+    "case", "status", "finished", "lesions", "lesion_ml", "liver_ml", "liver_mask", "sureness", "seconds", "rule",
+    "report",
+)  # fmt: skip
+GIVEN = "given"
+"""Method of a liver mask that came with its scan."""
 
 
 Status = Literal["done", "failed"]
@@ -68,6 +73,10 @@ class Row(BaseModel):
     lesions: int | None = None
     lesion_ml: float | None = None
     liver_ml: float | None = None
+    liver_mask: str
+    """Method that found the liver, or `given`. Empty for a failed case."""
+    sureness: float | None = None
+    """Sureness of an automatic mask, 0..1."""
     seconds: float | None = None
     rule: str = ""
     report: str = ""
@@ -229,7 +238,7 @@ def _row_of_failure(case_id: str, record: Path, stamp: int) -> Row:
     if failure.case != case_id:
         raise ValueError(record)
     values = failure.model_dump(include={"case", "content", "rule", "finished", "tried_with"})
-    return Row(status="failed", record_ns=stamp, **values)
+    return Row(status="failed", liver_mask="", record_ns=stamp, **values)
 
 
 def _row_of_result(case_id: str, record: Path, stamp: int) -> Row:
@@ -238,6 +247,7 @@ def _row_of_result(case_id: str, record: Path, stamp: int) -> Row:
     if ours["case"] != case_id:
         raise ValueError(record)
     lesions = ours["lesions"]
+    mask = ours.get("liver", {"method": GIVEN, "sureness": None})
     return Row(
         case=case_id,
         status="done",
@@ -245,6 +255,8 @@ def _row_of_result(case_id: str, record: Path, stamp: int) -> Row:
         lesions=lesions["lesion_count"],
         lesion_ml=round(lesions["lesion_ml"], 3),
         liver_ml=round(lesions["liver_ml"], 3),
+        liver_mask=mask["method"],
+        sureness=mask["sureness"],
         seconds=manifest["seconds"],
         report=f"{case_id}/report.html",
         content=ours["content"],

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.liver import mask_steps, split, steps
-from flows.liver.liver_masks import check_livers, find_livers
+from flows.liver import split, steps
+from flows.liver.liver_masks import check_livers, find_liver, find_livers, mask_notes
 from flows.liver.stages import Stages
 from flows.machine.terminal import terminal
 from flows.privacy import case_ids
@@ -178,6 +178,7 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
         cases[case_id] = Case(case_id, scan, mask, data.liver_labels or (), None, pseudonymous=True)
     stages.record_pseudonyms(list(cases.values()))
     found = find_livers(stages, list(cases.values()), data.affine_from, request.liver_model)
+    stages.runner.notes += mask_notes(stages.liver_masks)
     ready = stages.prepare_cases(found, data)
     if request.liver_masks:
         check_livers(stages, [each.case for each in ready], data)
@@ -189,15 +190,13 @@ def segment(request: SegmentRequest, settings: LiverSettings, refresh: bool = Fa
 @define_flow("liver-mask", "liver mask")
 def liver_mask(request: LiverMaskRequest, refresh: bool = False) -> Outcome:
     """Find the liver of one scan. The case gets a pseudonym."""
-    from medad.steps.liver_mask import choose_finder
-
     runner = new_runner(ANY_MACHINE, refresh=refresh)
     [label] = case_ids.identify([request.scan])
     terminal.line(f"{label} is {request.scan}")
     path_filter.learn(request.scan, label)
     if runner.makes_artifacts:
         case_ids.register_found([case_ids.RegisteredCase(label, request.scan, None, (1,))])
-    ref = runner.run(label, mask_steps.liver_mask(request.scan, choose_finder(request.liver_model)))
+    ref = find_liver(runner, label, request.scan, request.liver_model)
     details = {} if ref is None else {"folder": str(ref.folder())}
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.store.digests import path_digest
 from flows.store.step import Call, Keyed, Step
@@ -23,16 +23,23 @@ CHECK_LIVER = Step(
     "liver-check", 1, "medad.steps.liver_mask:check_case_liver", ("nibabel", "numpy", "SimpleITK", "scipy", "torch")
 )
 
+LIVER_FILE, FOUND_LABELS = "liver.nii.gz", (1,)
+"""Mask in the artifact of `LIVER_MASK`, and its value of liver."""
+
 
 def liver_mask(scan: Path, finder: Finder, affine_from: str = "agree") -> Call:
     """Return the call that finds the liver of a scan."""
+    return LIVER_MASK(scan=scan, finder=Keyed(finder, finder_content(finder)), affine_from=affine_from)
+
+
+def finder_content(finder: Finder) -> dict[str, Any]:
+    """Return what the result of a method depends on, for a key. Raises InputError if its network cannot be read."""
     model = []
     if finder.model is not None:
         from medad.steps.liver_mask import model_files
 
         model = [path_digest(file) for file in model_files(finder.model)]
-    content = {"method": finder.method, "weights": list(finder.weights), "model": model}
-    return LIVER_MASK(scan=scan, finder=Keyed(finder, content), affine_from=affine_from)
+    return {"method": finder.method, "weights": list(finder.weights), "model": model}
 
 
 def check_liver(case: LabelledScan) -> Call:

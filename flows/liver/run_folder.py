@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flows.liver.mask_steps import LIVER_FILE
 from flows.liver.split import liver_digest
 from flows.runs.run_folder import FileCopy, copies_of
 from flows.store.artifacts import ArtifactStore
@@ -55,7 +56,7 @@ def copies(report: Ref | None, results: Iterable[CaseResult[Ref]], model: Model[
 
 def mask_copies(masks: Mapping[str, Ref]) -> tuple[FileCopy, ...]:
     """Return the liver masks that were found automatically, by case, each with its artifact."""
-    return tuple(FileCopy(ref, "liver.nii.gz", f"liver_masks/{case_id}.nii.gz") for case_id, ref in masks.items())
+    return tuple(FileCopy(ref, LIVER_FILE, f"liver_masks/{case_id}.nii.gz") for case_id, ref in masks.items())
 
 
 def manifest(

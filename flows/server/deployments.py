@@ -23,7 +23,8 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.inbox.flow import liver_inbox
-from flows.liver import steps
+from flows.liver import mask_steps, steps
+from flows.liver.liver_masks import describe_mask, find_liver, mask_facts
 from flows.machine.environment import config_names, named_config, runs_root
 from flows.privacy.log_filter import path_filter
 from flows.runs.outcome import Outcome
@@ -216,31 +217,41 @@ def case_step(
     settings: Values = _DEFAULT_VALUES,
     refresh: RefreshStep = False,
 ) -> Outcome:
-    """One preprocessing step of a registered scan. Earlier steps run first unless their results are cached."""
+    """One preprocessing step of a registered scan. Earlier steps run first unless their results are cached.
+
+    If a step needs a liver mask and none is registered, the liver is found first.
+    """
     from flows.privacy.case_ids import resolve
 
     case, values = resolve(case_id), settings.settings()
     names = tuple(MANUAL_STEPS)
     names = names[: names.index(step) + 1]
-    if case.liver is None and any(MANUAL_STEPS[name].needs_liver for name in names):
-        raise ConfigError(f"case {case_id} is registered without a liver mask, which {step} needs")
     for path in (case.scan, case.liver):
         if path is not None:
             path_filter.learn(path, case_id)
-    runner = new_runner(ANY_MACHINE, refresh=False)
+    runner, folder = new_runner(ANY_MACHINE, refresh=False), runs_root() / "steps" / case_id
+    mask, labels, found = case.liver, case.liver_labels, ""
+    if mask is None and any(MANUAL_STEPS[name].needs_liver for name in names):
+        made = find_liver(runner, case_id, case.scan)
+        if made is None:
+            return Outcome.from_runner(runner, useful=False)
+        mask, labels = made.folder() / mask_steps.LIVER_FILE, mask_steps.FOUND_LABELS
+        kept = _copy_result(mask, folder / mask_steps.LIVER_MASK.name)
+        if (facts := mask_facts(made)) is not None:
+            found = f"\n\n{describe_mask(case_id, facts)} Check `{kept}`; `adflows ids add --liver` takes another mask."
     source, ref = case.scan, None
     for name in names:
         runner.refresh = refresh and name == step
-        liver = case.liver if MANUAL_STEPS[name].needs_liver else None
-        ref = runner.run(case_id, steps.hand_step(name, source, liver, case.liver_labels, values))
+        liver = mask if MANUAL_STEPS[name].needs_liver else None
+        ref = runner.run(case_id, steps.hand_step(name, source, liver, labels, values))
         if ref is None:
             break
         source = _result_file(ref)
     details = {}
     if ref is not None:
-        written = _copy_result(source, runs_root() / "steps" / case_id / step)
+        written = _copy_result(source, folder / step)
         details["written"] = str(written)
-        create_markdown_artifact(f"{step} of {case_id}: `{written}`", key="liver-step")
+        create_markdown_artifact(f"{step} of {case_id}: `{written}`{found}", key="liver-step")
     return Outcome.from_runner(runner, details=details, useful=ref is not None)
 
 

@@ -11,14 +11,17 @@ from pydantic import Field, model_validator
 from medad.base.private import DataRoot, PrivatePattern
 from medad.base.settings import RunName, Settings, load_settings
 from medad.config.liver import DatasetSettings, LiverChanges, flatten_keys
-from medad.config.packaged import model_folder
+from medad.config.packaged import DEFAULT_MODEL, model_folder
+
+GIVEN_LABELS = (1,)
+"""Default of `liver_labels`."""
 
 
 class InboxSettings(Settings):
     """An inbox: a folder that receives scans, a folder for the results, and the model that segments the scans.
 
     `scans` and `livers` are glob patterns below `inbox`, as in a data set of layout `folder`. Each has one `*`, which
-    matches the name of the case.
+    matches the name of the case. Without `livers`, the liver of each scan is found automatically.
     """
 
     name: RunName
@@ -27,14 +30,18 @@ class InboxSettings(Settings):
     """Folder in which scans arrive. Nothing is ever written into it."""
     out: DataRoot
     """Folder of the results: one folder per case, the folder `failed/`, and the overview."""
-    model: DataRoot
+    model: DataRoot = DEFAULT_MODEL
     """Run folder of the trained model, or `default`: the package's model."""
     scans: PrivatePattern
     """Pattern of the scans below `inbox`, with one `*` for the case. A folder is read as a DICOM series."""
-    livers: PrivatePattern
-    """Pattern of the liver masks below `inbox`, with one `*` for the case."""
-    liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
-    """Values of the masks that are liver."""
+    livers: PrivatePattern | None = None
+    """Pattern of the liver masks below `inbox`, with one `*` for the case. A scan waits for its mask. None: the liver
+    of each scan is found automatically."""
+    liver_labels: Annotated[tuple[int, ...], Field(min_length=1)] = GIVEN_LABELS
+    """Values of the masks of `livers` that are liver."""
+    liver_model: DataRoot | None = None
+    """Network that finds the livers, without `livers` only: a TorchScript file or a MONAI bundle. None:
+    TotalSegmentator if it is installed with weights, else the built-in method."""
     unchanged_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Number of seconds for which a scan's files must stay unchanged before the scan is read. Until then the scan may
     still be arriving."""
@@ -48,14 +55,18 @@ class InboxSettings(Settings):
 
     @model_validator(mode="after")
     def _patterns_and_folders(self) -> InboxSettings:
-        for name in ("scans", "livers"):
-            pattern = getattr(self, name)
+        patterns = {"scans": self.scans} | ({} if self.livers is None else {"livers": self.livers})
+        for name, pattern in patterns.items():
             if pattern.count("*") != 1:
                 raise ValueError(f"`{name}` must be a pattern with exactly one *, which matches the name of the case")
             if pattern.startswith("/") or ".." in Path(pattern).parts:
                 raise ValueError(f"`{name}` must be a pattern below the inbox")
         if self.scans == self.livers:
             raise ValueError("`scans` and `livers` are the same pattern")
+        if self.livers is None and self.liver_labels != GIVEN_LABELS:
+            raise ValueError("`liver_labels` are values of the masks of `livers`, which is missing")
+        if self.livers is not None and self.liver_model is not None:
+            raise ValueError("`liver_model` finds livers only without `livers`; remove one of them")
         inbox, out, model = (folder.resolve() for folder in (self.inbox_folder, self.out_folder, self.model_folder))
         if inbox == out or inbox in out.parents or out in inbox.parents:
             raise ValueError("`inbox` and `out` must be two folders, neither inside the other")
@@ -75,6 +86,10 @@ class InboxSettings(Settings):
     def model_folder(self) -> Path:
         """Return the model's folder. Raises ConfigError if it is `default` and the package has no such model."""
         return model_folder(self.model).absolute()
+
+    @property
+    def liver_model_path(self) -> Path | None:
+        return None if self.liver_model is None else Path(self.liver_model).expanduser().absolute()
 
     @property
     def settings_by_key(self) -> dict[str, Any]:

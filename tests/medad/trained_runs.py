@@ -40,3 +40,12 @@ def write_run(folder: Path) -> Path:
     manifest = {"name": SETTINGS.name, "settings": SETTINGS.model_dump(mode="json")}
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return folder
+
+
+def trained(folder: Path) -> Path:
+    """Write a run folder with tiny networks and short training curves."""
+    run = write_run(folder)
+    for net in (run / "model").iterdir():
+        curve = {"phase": net.name, "epochs": 1, "steps": [1], "loss": [0.5]}
+        (net / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
+    return run

@@ -13,7 +13,7 @@ import pytest
 from medad.ct.io import read_labels, write_hu, write_mask
 from medad.organ.refine import dice
 from tests.medad.organ.torso import Torso, make_torso
-from tests.medad.trained_runs import write_run
+from tests.medad.trained_runs import trained
 
 Cli = Callable[..., Any]
 NAME = "miller-anna"
@@ -30,15 +30,6 @@ def scan(tmp_path: Path, torso: Torso, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
     write_hu(tmp_path / f"{NAME}.nii.gz", torso.hu, torso.geometry)
     return tmp_path / f"{NAME}.nii.gz"
-
-
-def trained(folder: Path) -> Path:
-    """Write a run folder with tiny networks and short training curves."""
-    run = write_run(folder)
-    for net in (run / "model").iterdir():
-        curve = {"phase": net.name, "epochs": 1, "steps": [1], "loss": [0.5]}
-        (net / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
-    return run
 
 
 @pytest.mark.usefixtures("cache")

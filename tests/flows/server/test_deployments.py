@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 import yaml
 from prefect.events.actions import SendNotification
@@ -63,6 +64,9 @@ from flows.server.serve import (
 from flows.server.ui_policy import POLICY, forbid_other_hosts
 from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
+from medad.ct.io import read_labels, write_hu
+from medad.organ.refine import dice
+from tests.medad.organ.torso import make_torso
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -232,12 +236,43 @@ def test_a_step_runs_those_before_it_and_no_other(
     assert source.read_bytes() == result.read_bytes()
     windowed = run_step(case_id="case-2", step="window", settings=values)
     assert windowed.message == "0 computed, 1 cached, 0 failed"
-    refused = run_step(case_id="case-2", step="roi", settings=values)
-    assert refused.is_failed()
-    assert refused.message == "case case-2 is registered without a liver mask, which roi needs"
     unknown = run_step(case_id="case-3")
     assert unknown.is_failed()
     assert "case-3" in (unknown.message or "")
+
+
+def test_a_step_finds_the_liver_of_a_scan_without_a_mask(
+    prefect_server: str,
+    cache: Path,
+    register: dict[str, FakeCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cli: Cli,
+) -> None:
+    monkeypatch.setenv("ADFLOWS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
+    torso = make_torso().planes(28, 62)
+    scan, empty = tmp_path / "scan.nii.gz", tmp_path / "empty.nii.gz"
+    write_hu(scan, torso.hu, torso.geometry)
+    write_hu(empty, np.full_like(torso.hu, -1000), torso.geometry)
+    register["case-1"] = FakeCase("case-1", scan, None, (1, 2))
+    register["case-2"] = FakeCase("case-2", empty, None, (1,))
+    done = run_step(case_id="case-1", step="roi")
+    assert done.message == "3 computed, 0 cached, 0 failed"
+    results = tmp_path / "runs" / "steps" / "case-1"
+    mask, roi = results / "liver-mask" / "liver.nii.gz", next((results / "roi").iterdir())
+    assert dice(read_labels(mask).values == 1, torso.liver) > 0.9
+    # the law: the steps by hand with this mask give the same result
+    for step, source, options in (("window", scan, []), ("roi", tmp_path / "window.nii.gz", ["--liver", mask])):
+        ran = cli("liver", "step", step, source, "-o", tmp_path / f"{step}.nii.gz", *options)
+        assert ran.code == 0, ran.err
+    assert (tmp_path / "roi.nii.gz").read_bytes() == roi.read_bytes()
+    again = run_step(case_id="case-1", step="slice")
+    assert again.message == "1 computed, 3 cached, 0 failed"
+    refused = run_step(case_id="case-2", step="roi")
+    assert refused.is_failed()
+    assert refused.message.startswith("0 computed, 0 cached, 1 failed. First: case-2, liver-mask: ")
+    assert not (tmp_path / "runs" / "steps" / "case-2" / "liver-mask").exists()
 
 
 def as_the_server_sees_it(automation: AutomationCore) -> EventTrigger:

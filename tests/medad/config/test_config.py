@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from medad.base.errors import ConfigError
 from medad.config.inbox import load_inbox
 from medad.config.liver import DatasetSettings, LiverSettings, NetSettings, load
+from medad.config.packaged import DEFAULT_MODEL, model_folder
 
 _FOLDER = Path(__file__).parents[3] / "configs" / "liver"
 CONFIGS = sorted(path for path in _FOLDER.glob("*.yaml") if not path.stem.startswith("ablation"))
 INBOXES = sorted((Path(__file__).parents[3] / "configs" / "inbox").glob("*.yaml"))
 INBOX = "name: a\ninbox: in\nout: out\nmodel: m\nscans: '*/scan'\nlivers: '*/liver.nii.gz'\n"
+AUTOMATIC = "name: a\ninbox: in\nout: out\nmodel: m\nscans: '*/scan'\n"
 GOOD = "name: a\ntrain_data: {root: x, layout: btcv}\ntest_data: {root: y, layout: lits}\n"
 
 
@@ -120,6 +122,8 @@ def test_there_is_an_example_of_an_inbox() -> None:
         (INBOX.replace("*/scan", "scan"), "`scans` must be a pattern with exactly one *"),
         (INBOX.replace("*/scan", "../*/scan"), "`scans` must be a pattern below the inbox"),
         (INBOX.replace("*/liver.nii.gz", "*/scan"), "the same pattern"),
+        (INBOX + "liver_model: net.ts\n", "`liver_model` finds livers only without `livers`"),
+        (f"{AUTOMATIC}liver_labels: [1, 2]\n", "`liver_labels` are values of the masks of `livers`"),
     ],
 )
 def test_a_wrong_inbox_is_named_in_one_line(tmp_path: Path, text: str, rule: str) -> None:
@@ -139,3 +143,11 @@ def test_an_inbox_is_a_data_set_whose_file_names_name_no_case(tmp_path: Path) ->
     assert (data.root, data.layout, data.images, data.labels) == ("/x", "folder", "*/scan", "*/liver.nii.gz")
     assert (data.liver_labels, data.pseudonyms) == ((1,), True)
     assert inbox.settings_by_key == {"device": "cpu", "postprocess.threshold": 0.4}
+
+
+def test_an_inbox_needs_neither_masks_nor_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "inbox.yaml"
+    path.write_text(AUTOMATIC.replace("model: m\n", ""), encoding="utf-8")
+    inbox = load_inbox(path)
+    assert (inbox.livers, inbox.data("/x").labels, inbox.liver_model_path) == (None, None, None)
+    assert inbox.model_folder == model_folder(DEFAULT_MODEL)
