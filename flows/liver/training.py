@@ -104,25 +104,17 @@ class ModelTraining:
             return None
         if self.settings.train.final_factor:
             with terminal.bars():
-                members = self._train_members(self._plan_final(ready))
+                members = self._train_members([self._plan_final(ready)])
                 self._drain()
         return None if members is None else Model(tuple(members), threshold)
 
-    def _plan_final(self, ready: Sequence[TrainingCase]) -> list[PlannedMember]:
-        """Return the members that are trained on all cases, for more steps than the others."""
-        train = self.settings.train
-        phases = {name: _longer(getattr(train, name), train.final_factor) for name in NETS}
-        planned = []
-        for number in range(train.final_members):
-            seed = self.settings.seed + number
-            settings = self.settings.model_copy(update={"train": train.model_copy(update=phases), "seed": seed})
-            label = "final member" if train.final_members == 1 else f"final member {number + 1}"
-            planned.append(PlannedMember(label, settings, tuple(ready), (), self._base_of(number)))
-        return planned
-
-    def _base_of(self, number: int) -> Member[Ref] | None:
-        """Return the member that member `number`, counted from 0, starts from."""
-        return None if self.base is None else self.base.members[number % len(self.base.members)]
+    def _plan_final(self, ready: Sequence[TrainingCase]) -> PlannedMember:
+        """Return the member that is trained on all cases, for more steps than the others."""
+        train, factor = self.settings.train, self.settings.train.final_factor
+        phases = {name: _longer(getattr(train, name), factor) for name in NETS}
+        settings = self.settings.model_copy(update={"train": train.model_copy(update=phases)})
+        base = None if self.base is None else self.base.members[0]
+        return PlannedMember("final member", settings, tuple(ready), (), base)
 
     def _with_copies(self, cases: Sequence[HealthyCase], *, needed: bool) -> list[TrainingCase] | None:
         """Return the cases with copies if these are `needed`. None if copies of a case cannot be made."""
@@ -173,7 +165,7 @@ class ModelTraining:
                     settings=self.settings.model_copy(update={"seed": seed}),
                     training=tuple(case for case, out in zip(ready, left_out, strict=True) if not out),
                     left_out=tuple(case for case, out in zip(ready, left_out, strict=True) if out),
-                    base=self._base_of(number - 1),
+                    base=None if self.base is None else self.base.members[(number - 1) % len(self.base.members)],
                 )
             )
         return planned

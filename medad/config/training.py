@@ -51,9 +51,7 @@ class TrainSettings(Settings):
     are averaged. The parts that are left out calibrate the threshold. 1: one member, trained on all patients."""
     final_factor: Annotated[int, Field(ge=0, le=20)] = 0
     """Factor of the steps of a final member, which is trained on all patients after the calibration. The model then
-    consists of final members alone; the others only calibrate its threshold. 0: the members are averaged."""
-    final_members: Annotated[int, Field(ge=1, le=10)] = 1
-    """Number of final members. Their seeds follow `seed` one by one, and their maps are averaged."""
+    consists of this member alone; the others only calibrate its threshold. 0: the members are averaged."""
     schedule: Literal["two_phase", "joint"] = "two_phase"
     """Order of the trainings. `two_phase`: the restoration network first, then the segmentation network while the
     restoration network is frozen (the thesis). `joint`: both at once on the sum of their losses (DRAEM), with epochs,

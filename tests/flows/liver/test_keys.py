@@ -63,7 +63,6 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("train.segmentation.epochs", 3, {"segmentation"}),
     ("train.restoration", {"epochs": 200, "steps": 3}, {"restoration"}),
     ("train.segmentation", {"epochs": 1, "steps": 3}, {"segmentation"}),
-    ("train.final_members", 2, set()),  # their seeds are in their keys
     ("train.final_factor", 2, set()),  # the steps of the final member are in its keys
     ("train.members", 3, set()),  # the seeds and cases of members are in the keys
     ("train.focal.gamma", 1.0, {"segmentation"}),

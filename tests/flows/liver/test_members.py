@@ -161,22 +161,6 @@ def test_a_final_member_trains_on_all_cases_and_is_the_model(
     assert set(final["parts"]["inputs"]["prepared"]) == cases
 
 
-def test_final_members_have_seeds_in_a_row(world: Any, finished: Any, cli: Cli, tmp_path: Path) -> None:
-    del finished
-    factor = ("--set", "train.final_factor=2")
-    ran = cli("liver", "run", world.config, "--out", tmp_path, *factor, "--set", "train.final_members=2", "--json")
-    assert ran.code == 0, ran.err
-    assert len(TrainedModel.of_run(Path(ran.answer["run_folder"])).model.members) == 2
-    both = manifest_of(ran.answer)["models"]
-    for number, seed in ((1, 0), (2, 1)):
-        alone = cli(
-            "liver", "run", world.config, "--out", tmp_path, *factor, "--seed", seed, "--name", f"s{seed}", "--json"
-        )
-        one = manifest_of(alone.answer)["models"]
-        for part in ("restoration", "segmentation"):
-            assert both[f"member-{number}/{part}"] == one[part]
-
-
 def test_a_dry_run_and_a_second_run_compute_nothing(world: Any, finished: Any, cli: Cli) -> None:
     del finished
     plan = cli("liver", "run", world.config, "--out", world.runs, "--dry-run", "--json")
