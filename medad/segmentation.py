@@ -128,7 +128,8 @@ def segment(
         else:
             mask = Path(liver).expanduser()
             case = LabelledScan(path, mask, tuple(liver_labels), None, affine_from, affine_mismatch)
-        prepare_case(case, trained.settings.preprocess, prepared, training=False)
+        exclude = trained.settings.inference.exclude
+        prepare_case(case, trained.settings.preprocess, prepared, training=False, exclude=exclude)
         segment_case(
             prepared,
             trained.model,

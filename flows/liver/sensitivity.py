@@ -86,7 +86,10 @@ class SensitivityStages(Stages):
         settings = self.settings
         scans = [LabelledScan.of(case, self.study.healthy) for case in cases]
         tasks = [
-            self.runner.submit(case.id, steps.prepare(scan, settings.preprocess, training=False))
+            self.runner.submit(
+                case.id,
+                steps.prepare(scan, settings.preprocess, training=False, exclude=settings.inference.exclude),
+            )
             for case, scan in zip(cases, scans, strict=True)
         ]
         ready = []

@@ -205,7 +205,10 @@ class Stages:
     def _prepare(self, case: Case, data: DatasetSettings, *, training: bool) -> SubmittedCall:
         from medad.cohort.datasets import LabelledScan
 
-        call = steps.prepare(LabelledScan.of(case, data), self.settings.preprocess, training=training)
+        # training livers keep vessels and fat, so that both are learned as healthy
+        exclude = () if training else self.settings.inference.exclude
+        scan = LabelledScan.of(case, data)
+        call = steps.prepare(scan, self.settings.preprocess, training=training, exclude=exclude)
         return self.runner.submit(case.id, call)
 
     def train(self, prepared: list[SubmittedCall]) -> Model[Ref] | None:

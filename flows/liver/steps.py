@@ -98,9 +98,9 @@ def insert(case: LabelledScan, settings: InsertSettings) -> Call:
     return INSERT(case=case, settings=settings)
 
 
-def prepare(case: LabelledScan, settings: PreprocessSettings, *, training: bool) -> Call:
-    """Return the call that prepares slices from a scan and its liver label."""
-    return PREPARE(case=case, settings=settings, training=training)
+def prepare(case: LabelledScan, settings: PreprocessSettings, *, training: bool, exclude: tuple[str, ...] = ()) -> Call:
+    """Return the call that prepares slices from a scan and its liver label, without some tissue."""
+    return PREPARE(case=case, settings=settings, training=training, exclude=exclude)
 
 
 def segment(

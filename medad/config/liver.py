@@ -143,12 +143,6 @@ class PreprocessSettings(Settings):
     different voxel sizes then look alike, also in their noise. Only voxels of the liver are used. 0: no smoothing."""
     background: Literal["zero", "median"] = "zero"
     """Grey value outside the liver. `median`: the grey value of the liver's median, so that the rim is not an edge."""
-    fat_hu: float | None = None
-    """HU below which smoothed voxels of the liver mask count as fat. Fat, and the voxels within `fat_margin_mm` of it,
-    are removed from the mask of a scan to segment. Training livers keep it, so that fat is learned as healthy. None:
-    the mask is used as it is."""
-    fat_margin_mm: Annotated[float, Field(ge=0, le=10)] = 1.5
-    """Distance from fat within which voxels are removed from the liver mask, in mm."""
     frame_mm: Annotated[float, Field(ge=50, le=600)] | None = None
     """Side of the square around the liver that slices show, in mm. A larger liver makes the square larger. None: slices
     show whole planes."""
@@ -239,8 +233,12 @@ class CombineSettings(Settings):
 
 
 class InferenceSettings(Settings):
-    """Inference: from slices to probabilities."""
+    """Inference: from a liver to probabilities."""
 
+    exclude: tuple[Literal["fat", "vessels"], ...] = ()
+    """Tissue that is removed from the liver mask of a scan to segment. `vessels`: thick bright tissue that lies mostly
+    outside the mask, such as the vena cava, the portal vein's trunk or a kidney. `fat`: larger pieces of fat, as in
+    fissures and the gallbladder bed. Training livers keep both, so that they are learned as healthy."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Number of slices per batch."""
     flips: bool = False

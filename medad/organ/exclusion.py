@@ -1,10 +1,12 @@
 """Tissue that a liver mask must not take in: fat of the fissures and the hilum, and blood vessels beside the liver.
 
-The network's map of 4 mm does not separate them from liver. Liver masks drawn by hand leave them out, and the tumour
-model would mark them.
+The built-in network's map of 4 mm does not separate them from liver. Masks drawn by hand often take in parts of them,
+too, and the tumour model would mark these.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -22,6 +24,35 @@ EDGE_MM, EDGE_HU = 3.0, 21.0
 """Width of a vessel's edge around this radius, and its HU above the liver's."""
 MOST_INSIDE = 0.6
 """Largest share of such a vessel inside the mask. A bright tumour lies inside it as a whole."""
+SMOOTH_MM, COARSE_MM, MARGIN_MM = 1.0, 1.2, 20.0
+"""Smoothing of HU in `without`, pixel size below which it uses every second pixel, and margin around the mask."""
+
+
+def without(
+    tissue: Collection[str],
+    hu: Float32[ndarray, "X Y Z"],
+    mask: Bool[ndarray, "X Y Z"],
+    spacing_mm: tuple[float, float, float],
+) -> Bool[ndarray, "X Y Z"]:
+    """Return a liver mask of any grid without some tissue: `fat`, `vessels` or both. Without either it is the mask.
+
+    `hu` is in HU, and `spacing_mm` the size of a voxel.
+    """
+    if not tissue or not mask.any():
+        return mask
+    box = tuple(
+        slice(max(0, part.start - int(MARGIN_MM / step)), part.stop + int(MARGIN_MM / step))
+        for part, step in zip(ndimage.find_objects(mask.astype(np.uint8))[0], spacing_mm, strict=True)
+    )
+    x, y, z = (2 if step < COARSE_MM and axis < 2 else 1 for axis, step in enumerate(spacing_mm))
+    inside = mask[box][::x, ::y, ::z]
+    smooth = ndimage.gaussian_filter(hu[box], [SMOOTH_MM / step for step in spacing_mm], truncate=3)[::x, ::y, ::z]
+    sizes_mm = (spacing_mm[0] * x, spacing_mm[1] * y, spacing_mm[2] * z)
+    found = not_liver(inside, smooth, float(np.median(smooth[inside])), sizes_mm, tissue)
+    result = mask.copy()
+    part = result[box]
+    part &= ~found.repeat(x, 0).repeat(y, 1)[: part.shape[0], : part.shape[1]]
+    return result
 
 
 def not_liver(
@@ -29,9 +60,14 @@ def not_liver(
     smooth: Float32[ndarray, "X Y Z"],
     liver_hu: float,
     spacing_mm: tuple[float, float, float],
+    tissue: Collection[str] = ("fat", "vessels"),
 ) -> Bool[ndarray, "X Y Z"]:
     """Return fat and vessels in and around a liver mask. `smooth` is smoothed HU, `liver_hu` the liver's HU."""
-    found: ndarray = _fat(smooth, liver_hu, spacing_mm) | _vessels(mask, smooth, liver_hu, spacing_mm)
+    found = np.zeros(mask.shape, np.bool_)
+    if "fat" in tissue:
+        found |= _fat(smooth, liver_hu, spacing_mm)
+    if "vessels" in tissue:
+        found |= _vessels(mask, smooth, liver_hu, spacing_mm)
     return found
 
 

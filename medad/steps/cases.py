@@ -46,7 +46,7 @@ from medad.evaluation.calibration import threshold_rule, to_common_scale
 from medad.evaluation.experience import outside_experience
 from medad.evaluation.metrics import evaluate
 from medad.evaluation.postprocess import lesion_table, postprocess, resolve_threshold
-from medad.slices.cleaning import remove_fat
+from medad.organ.exclusion import without
 from medad.slices.grid import map_to_volume, mask_to_slices
 from medad.slices.prepared_file import PREPARED, load_prepared, save_prepared
 from medad.slices.preprocess import grey_per_hu, prepare
@@ -111,7 +111,9 @@ def insert_case(case: LabelledScan, settings: InsertSettings, out: Path) -> None
     _write_json(out / LESIONS, {"inserted": True, "lesions": [asdict(lesion) for lesion in lesions]})
 
 
-def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
+def prepare_case(
+    case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool, exclude: tuple[str, ...] = ()
+) -> None:
     """Preprocess a case: write prepared.safetensors (slices, grid, liver) and case.json (facts about the case).
 
     Parameters
@@ -119,6 +121,8 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
     training
         True: refuse a case with tumour in its label. The method learns from healthy livers. A tumour label must not be
         used in training, not even to leave out slices.
+    exclude
+        Tissue to remove from the liver mask: `fat`, `vessels` or both.
 
     Raises
     ------
@@ -133,12 +137,10 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
         )
     del values
     geometry = volume.geometry
-    liver = given_liver
-    if not training:  # training livers keep their fat, so that it is learned as healthy
-        liver = remove_fat(volume.hu, given_liver, geometry.canonical_spacing_mm, settings)
+    liver = without(exclude, volume.hu, given_liver, geometry.canonical_spacing_mm)
     if not liver.any():
-        raise InputError(case.scan, f"the liver mask contains only fat (below {settings.fat_hu:g} HU)")
-    fat_ml = float(np.count_nonzero(given_liver & ~liver) * geometry.voxel_mm3 / 1000)
+        raise InputError(case.scan, f"the liver mask contains only {' and '.join(exclude)}")
+    excluded_ml = float(np.count_nonzero(given_liver & ~liver) * geometry.voxel_mm3 / 1000)
     slices = prepare(volume.hu, liver, settings, geometry.canonical_spacing_mm)
     if len(slices.z) == 0:
         raise InputError(
@@ -151,7 +153,7 @@ def prepare_case(case: LabelledScan, settings: PreprocessSettings, out: Path, *,
         "shape": list(geometry.shape),
         "spacing_mm": list(geometry.canonical_spacing_mm),
         "liver_ml": float(np.count_nonzero(given_liver) * geometry.voxel_mm3 / 1000),
-        "fat_removed_ml": round(fat_ml, 2),
+        "excluded_ml": round(excluded_ml, 2),
         "liver_median_hu": median_hu,
         FINGERPRINT: liver_fingerprint(volume.hu, given_liver),
         "warnings": warnings,

@@ -147,7 +147,7 @@ def _segment_inserted(
         nibabel.Nifti1Image(labels, affine).to_filename(label)
         folder.mkdir()
         case = LabelledScan(scan, label, (INSERTED_LIVER, INSERTED_TUMOUR), INSERTED_TUMOUR)
-        prepare_case(case, segment.preprocess, folder, training=False)
+        prepare_case(case, segment.preprocess, folder, training=False, exclude=segment.inference.exclude)
         segmented = folder / "segmented"
         segmented.mkdir()
         segment_case(

@@ -77,7 +77,7 @@ class CaseFacts(_Part):
     slices: int
     spacing_mm: tuple[float, float, float]
     liver_median_hu: float
-    fat_removed_ml: float = 0.0
+    excluded_ml: float = 0.0
     warnings: tuple[str, ...] = ()
 
 

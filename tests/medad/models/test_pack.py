@@ -168,7 +168,7 @@ def test_a_run_folder_from_before_members_is_a_model_of_one(run: Path) -> None:
     """Earlier manifests lack the settings of members, classifier and calibration."""
     settings = json.loads((run / MANIFEST).read_text(encoding="utf-8"))["settings"]
     del settings["classifier"], settings["train"]["members"], settings["postprocess"]["false_positive_ml"]
-    del settings["train"]["restoration"]["steps"], settings["synthesis"]["solid"], settings["preprocess"]["fat_hu"]
+    del settings["train"]["restoration"]["steps"], settings["synthesis"]["solid"], settings["inference"]["exclude"]
     change_manifest(run, settings=settings)
     trained = TrainedModel.of_run(run)
     assert trained.settings.train.members == 1

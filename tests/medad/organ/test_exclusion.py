@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medad.organ.exclusion import not_liver
+from medad.organ.exclusion import not_liver, without
 from medad.organ.refine import refine
 from tests.medad.organ.test_refine import PLACES, SPACING_MM, ball, scene
 
@@ -59,3 +59,17 @@ def test_refinement_leaves_fissure_and_vessel_out() -> None:
     found = refined.field > 0
     assert not found[vessel & liver & (np.hypot(PLACES[0], PLACES[1] - 30) < 7)].any()
     assert not found[fissure & liver & (np.abs(PLACES[0]) < 3)].any()
+
+
+def test_only_the_named_tissue_is_excluded_on_any_grid() -> None:
+    hu, liver = smooth_liver()
+    vessel, fissure = tube(0, 38, 10), (np.abs(PLACES[0]) < 5) & (PLACES[1] < -10)
+    hu[vessel], hu[fissure] = 170, -90
+    fine, inside = (values.repeat(3, 0).repeat(3, 1) for values in (hu, liver))
+    spacing_mm = (SPACING_MM[0] / 3, SPACING_MM[1] / 3, SPACING_MM[2])
+    for tissue, place, other in (("vessels", vessel, fissure), ("fat", fissure, vessel)):
+        left = without([tissue], fine, inside, spacing_mm)[1::3, 1::3]
+        assert left[place & liver].mean() < 0.05
+        assert left[liver & other].all()
+        assert not (left & ~liver).any()
+    assert without([], fine, inside, spacing_mm) is inside
