@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from medad.organ.coarse import above_on_grid, coarse_shape, to_coarse
+from medad.organ.exclusion import without
 from medad.organ.network import BODY_HU, load_net, probability_of
 from medad.organ.refine import REFINE_MM, dice, largest_piece, refine
 
@@ -55,7 +56,8 @@ def find(hu: Float32[ndarray, "X Y Z"], spacing_mm: tuple[float, float, float]) 
     refined = refine(to_coarse(hu, fine_shape), _resized(logit, fine_shape), (fine_mm[0], fine_mm[1], fine_mm[2]))
     if refined is None:
         return None
-    mask = above_on_grid(refined.field, (x, y, z))
+    # the scan's own grid shows thin fat that the grid of the refinement does not
+    mask = without(("fat", "vessels"), hu, above_on_grid(refined.field, (x, y, z)), spacing_mm)
     if not mask.any():
         return None
     return Found(mask, min(refined.sureness, agreement))
