@@ -1,4 +1,4 @@
-"""Augmentation of healthy livers in three dimensions: other scanners, contrast phases and vessels.
+"""Augmentation of healthy livers in three dimensions: other scanners, contrast phases, vessels and fissures.
 
 All changes count as healthy. They are the changes of `medad.anomalies.augment`, on a stack of planes.
 """
@@ -29,12 +29,18 @@ _EDGE_MM = 1.0
 """Width of a vessel's soft edge."""
 _TREE_POINTS = 400
 """Largest number of points of a tree."""
+_SHEETS, _SHEET_MM, _SHEET_RADIUS_MM = (1, 4), (1.5, 5.0), (12.0, 40.0)
+"""Number of sheets of fat (from, below), their thickness and their radius."""
+_SHEET_WAVE_MM, _SHEET_BEND_MM = 40.0, 4.0
+"""Length and standard deviation of a sheet's bends."""
+_STRANDS, _STRAND_MM, _STRAND_SHARE = (1, 5), (2.0, 9.0), 0.5
+"""Number and diameter of strands of fat, and share of copies with fat that have strands."""
 
 
 def augment_stack(
     liver: LiverStack, augmentation: AugmentationSettings, settings: ClassifierSettings, rng: np.random.Generator
 ) -> Float32[ndarray, "P S S"]:
-    """Return HU with another contrast, a slow inhomogeneity, a shade, vessels and another rim."""
+    """Return HU with another contrast, a slow inhomogeneity, a shade, vessels, fissures and another rim."""
     hu, organ = liver.hu, liver.organ
     spacing = np.array(liver.spacing_mm)
     extent = np.array(hu.shape) * spacing
@@ -50,6 +56,8 @@ def augment_stack(
         contrast = np.exp(rng.uniform(log(settings.vessel_hu[0]), log(settings.vessel_hu[1])))
         contrast *= 1 if rng.uniform() < 0.8 else -0.3
         varied += contrast * vessel_tree(organ, spacing, augmentation.vessel_mm, rng)
+    if rng.uniform() < settings.fissure_share:
+        varied += fissures(organ, spacing, rng) * (rng.uniform(*settings.fissure_hu) - varied)
     if augmentation.rim_px > 0:
         near = np.clip(1 - liver.depth_mm / np.float32(augmentation.rim_px * spacing[1]), 0, 1)
         uneven = 1 / (1 + np.exp(-2 * wave(hu.shape, spacing, 20.0, rng)))
@@ -102,15 +110,42 @@ def _shade(
     return shade
 
 
+def fissures(organ: Bool[ndarray, "P S S"], spacing: ndarray, rng: np.random.Generator) -> Float32[ndarray, "P S S"]:
+    """Draw thin bent sheets, and often strands, of fat in the organ: share of fat, 0..1, with a soft edge."""
+    painted = np.zeros(organ.shape, np.float32)
+    inside = np.flatnonzero(organ)
+    for _ in range(int(rng.integers(*_SHEETS))):
+        centre = np.array(np.unravel_index(int(rng.choice(inside)), organ.shape))
+        axes = [
+            ((np.arange(n) - c) * s).astype(np.float32) for n, c, s in zip(organ.shape, centre, spacing, strict=True)
+        ]
+        z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
+        normal = _direction(rng).astype(np.float32)
+        across = z * normal[0] + y * normal[1] + x * normal[2]
+        across = across + wave(organ.shape, spacing, _SHEET_WAVE_MM, rng) * np.float32(_SHEET_BEND_MM)
+        half_mm = np.exp(rng.uniform(*np.log(_SHEET_MM))) / 2
+        sheet = np.clip((half_mm + _EDGE_MM - np.abs(across)) / (2 * _EDGE_MM), 0, 1)
+        near = z * z + y * y + x * x < rng.uniform(*_SHEET_RADIUS_MM) ** 2
+        np.maximum(painted, np.where(near, sheet, 0), out=painted, casting="same_kind")
+    if rng.uniform() < _STRAND_SHARE:
+        painted = np.maximum(painted, vessel_tree(organ, spacing, _STRAND_MM, rng, trunks=_STRANDS))
+    return np.where(organ, painted, np.float32(0))
+
+
 def vessel_tree(
-    organ: Bool[ndarray, "P S S"], spacing: ndarray, diameter_mm: tuple[float, float], rng: np.random.Generator
+    organ: Bool[ndarray, "P S S"],
+    spacing: ndarray,
+    diameter_mm: tuple[float, float],
+    rng: np.random.Generator,
+    *,
+    trunks: tuple[int, int] = _TRUNKS,
 ) -> Float32[ndarray, "P S S"]:
     """Draw trees of curved, thinning vessels: 1 inside, 0 outside, with a soft edge."""
     painted = np.zeros(organ.shape, np.float32)
     inside = np.flatnonzero(organ)
     extent = np.array(organ.shape) * spacing
     low, high = diameter_mm
-    for _ in range(int(rng.integers(*_TRUNKS))):
+    for _ in range(int(rng.integers(*trunks))):
         start = np.array(np.unravel_index(int(rng.choice(inside)), organ.shape)) * spacing
         radius = np.exp(rng.uniform(log(low), log(high))) / 2
         growing = [(start, _direction(rng), radius, rng.uniform(*_LENGTH_MM))]

@@ -98,6 +98,11 @@ class ClassifierSettings(Settings):
     """Range of the contrast of painted vessels to the liver, in HU. Painted vessels count as healthy."""
     vessel_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of copies with painted vessels."""
+    fissure_hu: tuple[float, float] = (-220.0, -100.0)
+    """Range of the contrast of painted fat to the liver, in HU. Thin sheets and strands of fat, as in fissures and
+    ligaments, count as healthy."""
+    fissure_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of copies with painted fat."""
     noise_hu: tuple[float, float] = (0.0, 12.0)
     """Range of the standard deviation of the noise that is added to a copy, in HU."""
 
@@ -105,6 +110,8 @@ class ClassifierSettings(Settings):
     def _ranges(self) -> ClassifierSettings:
         if not 0 < self.vessel_hu[0] <= self.vessel_hu[1]:
             raise ValueError("vessel_hu must be (low, high) with 0 < low <= high")
+        if not self.fissure_hu[0] <= self.fissure_hu[1] < 0:
+            raise ValueError("fissure_hu must be (low, high) with low <= high < 0")
         if not 0 <= self.noise_hu[0] <= self.noise_hu[1]:
             raise ValueError("noise_hu must be (low, high) with 0 <= low <= high")
         return self

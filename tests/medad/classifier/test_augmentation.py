@@ -10,7 +10,7 @@ from numpy import ndarray
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medad.classifier.augmentation import add_stack_noise, augment_stack, vessel_tree, wave
+from medad.classifier.augmentation import add_stack_noise, augment_stack, fissures, vessel_tree, wave
 from medad.classifier.features import LiverStack
 from medad.config.anomalies import AugmentationSettings
 from medad.config.training import ClassifierSettings
@@ -28,7 +28,7 @@ def _liver(seed: int = 0) -> LiverStack:
 
 
 def _augment(liver: LiverStack, seed: int = 0, vessel_share: float = 0, **changes: Any) -> ndarray:
-    settings = ClassifierSettings(vessel_share=vessel_share)
+    settings = ClassifierSettings(vessel_share=vessel_share, fissure_share=0)
     return augment_stack(liver, AugmentationSettings(**changes), settings, np.random.default_rng(seed))
 
 
@@ -89,7 +89,7 @@ def test_the_rim_is_as_wide_as_the_settings_say() -> None:
 
 def test_bright_and_dark_vessels_have_the_chosen_contrast() -> None:
     liver = _liver()
-    settings = ClassifierSettings(vessel_share=1, vessel_hu=(50, 50))
+    settings = ClassifierSettings(vessel_share=1, vessel_hu=(50, 50), fissure_share=0)
     peaks = []
     for seed in range(16):
         got = augment_stack(liver, AugmentationSettings(**STILL), settings, np.random.default_rng(seed))
@@ -114,6 +114,28 @@ def test_vessels_are_trees_inside_the_organ() -> None:
     largest = np.bincount(pieces[pieces > 0]).argmax()
     reach = np.ptp(np.argwhere(pieces == largest) * SPACING, axis=0).max()
     assert reach > 12, "a tree is longer than its vessels are wide"
+
+
+def test_fissures_are_thin_and_inside_the_organ() -> None:
+    organ = _liver().organ
+    for seed in range(12):
+        painted = fissures(organ, SPACING, np.random.default_rng(seed))
+        assert 0 == painted.min() < painted.max() <= 1
+        assert not painted[~organ].any()
+        # half a sheet of 5 mm, a strand of 9 mm, and crossings of both
+        assert ndimage.distance_transform_edt(painted > 0.5, sampling=SPACING).max() < 8
+
+
+def test_painted_fat_has_the_chosen_contrast() -> None:
+    liver = _liver()
+    settings = ClassifierSettings(vessel_share=0, fissure_share=1, fissure_hu=(-150, -150))
+    for seed in range(6):
+        got = augment_stack(liver, AugmentationSettings(**STILL), settings, np.random.default_rng(seed))
+        changed = np.abs(got - liver.hu) > 1e-3
+        assert changed.any()
+        assert not changed[~liver.organ].any()
+        assert (got - liver.hu)[changed].max() < 0
+        assert got[changed].min() >= -150 - 1e-3
 
 
 def test_a_wave_is_standardised_and_smoother_over_a_longer_length() -> None:

@@ -19,7 +19,7 @@ from medad.config.training import ClassifierSettings
 from tests.medad.prepared import save_slices
 
 GREY_PER_HU = 0.85
-PLAIN = ClassifierSettings(voxels=400, noise_hu=(0, 0))
+PLAIN = ClassifierSettings(voxels=400, noise_hu=(0, 0), fissure_share=0)
 
 
 def _organ() -> ndarray:
@@ -83,7 +83,7 @@ def test_a_copy_without_lesion_gives_healthy_voxels_only(tmp_path: Path) -> None
 
 
 def test_a_small_liver_gives_all_of_its_voxels(tmp_path: Path) -> None:
-    settings = ClassifierSettings(voxels=100_000, noise_hu=(0, 0))
+    settings = ClassifierSettings(voxels=100_000, noise_hu=(0, 0), fissure_share=0)
     _, labels = _sample(_case(tmp_path, [_lesion(8)]), settings)
     assert len(labels) == np.count_nonzero(_organ())
     assert np.count_nonzero(labels) == np.count_nonzero(_lesion(8))
@@ -91,7 +91,7 @@ def test_a_small_liver_gives_all_of_its_voxels(tmp_path: Path) -> None:
 
 def test_thin_planes_are_averaged_with_their_lesions(tmp_path: Path) -> None:
     """Two planes of 1.2 mm are one: the lesion fills groups 1 and 2 of four."""
-    settings = ClassifierSettings(voxels=100_000, noise_hu=(0, 0))
+    settings = ClassifierSettings(voxels=100_000, noise_hu=(0, 0), fissure_share=0)
     _, labels = _sample(_case(tmp_path, [_lesion(8)], plane_mm=1.2), settings)
     assert len(labels) == np.count_nonzero(_organ()) // 2
     assert np.count_nonzero(labels) == np.count_nonzero(_lesion(8)) // 2
