@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from open_clip import factory
 
 from medad.cohort.phantom import write_btcv_phantoms
@@ -21,6 +22,7 @@ from medad.models.pack import pack
 from tests.docs.pages import blocks, guide_pages
 from tests.docs.runner import Runner, load_configuration, run_in_process, shortened
 from tests.docs.world import SIZE, make_demo_run, make_samples, make_world
+from tests.prose import ROOT
 from tests.zsad.tiny_clip import tiny_config
 
 LIVER, IMAGES, SERVER = (f"docs/getting-started/{name}.md" for name in ("liver", "images", "server"))
@@ -87,6 +89,14 @@ SLOW = frozenset(
 """Pages that train or encode for more than a few seconds."""
 WITH_SAMPLES = frozenset({IMAGES})
 """Pages that use the sample data of `adflows samples`."""
+
+
+def test_the_page_on_training_lists_the_default_recipe() -> None:
+    (page,) = (block for block in blocks("docs/how-to/train.md") if block.title == "ours.yaml")
+    listed = yaml.safe_load(page.text)
+    recipe = yaml.safe_load((ROOT / "configs" / "liver" / "default.yaml").read_text(encoding="utf-8"))
+    data = {"name", "train_data", "test_data"}
+    assert {key: listed[key] for key in listed.keys() - data} == {key: recipe[key] for key in recipe.keys() - data}
 
 
 def make_packaged_data(temporary: pytest.TempPathFactory) -> Path:
