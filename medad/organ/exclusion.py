@@ -25,7 +25,7 @@ EDGE_MM, EDGE_HU = 3.0, 21.0
 MOST_INSIDE = 0.6
 """Largest share of such a vessel inside the mask. A bright tumour lies inside it as a whole."""
 SMOOTH_MM, COARSE_MM, MARGIN_MM = 1.0, 1.2, 20.0
-"""Smoothing of HU in `without`, pixel size below which it uses every second pixel, and margin around the mask."""
+"""Smoothing of HU in `without`, size of a voxel to which it goes at most, and margin around the mask."""
 
 
 def without(
@@ -44,14 +44,18 @@ def without(
         slice(max(0, part.start - int(MARGIN_MM / step)), part.stop + int(MARGIN_MM / step))
         for part, step in zip(ndimage.find_objects(mask.astype(np.uint8))[0], spacing_mm, strict=True)
     )
-    x, y, z = (2 if step < COARSE_MM and axis < 2 else 1 for axis, step in enumerate(spacing_mm))
+    x, y, z = (max(1, round(COARSE_MM / step)) for step in spacing_mm)
     inside = mask[box][::x, ::y, ::z]
-    smooth = ndimage.gaussian_filter(hu[box], [SMOOTH_MM / step for step in spacing_mm], truncate=3)[::x, ::y, ::z]
+    # a copy, so that the large array is freed
+    smooth = ndimage.gaussian_filter(hu[box], [SMOOTH_MM / step for step in spacing_mm], truncate=3)[
+        ::x, ::y, ::z
+    ].copy()
     sizes_mm = (spacing_mm[0] * x, spacing_mm[1] * y, spacing_mm[2] * z)
     found = not_liver(inside, smooth, float(np.median(smooth[inside])), sizes_mm, tissue)
     result = mask.copy()
     part = result[box]
-    part &= ~found.repeat(x, 0).repeat(y, 1)[: part.shape[0], : part.shape[1]]
+    whole = found.repeat(x, 0).repeat(y, 1).repeat(z, 2)[: part.shape[0], : part.shape[1], : part.shape[2]]
+    part &= ~whole
     return result
 
 

@@ -17,6 +17,8 @@ from medad.config.liver import PreprocessSettings
 from medad.slices.grid import Slices, slice_grid, slice_volume
 
 LIFT_FROM, LIFT_TO = (1, 149), (30, 150)
+FILTER_RADIUS, PART_PLANES = 4.0, 64
+"""Radius of a Gaussian filter in standard deviations, and number of planes that are smoothed at a time."""
 
 
 def window(hu: Float32[ndarray, "X Y Z"], window_hu: tuple[float, float]) -> UInt8[ndarray, "X Y Z"]:
@@ -80,9 +82,20 @@ def smooth_inside(
     sigma = [sqrt(max(resolution_mm**2 - size**2 / 12, 0)) / size for size in spacing_mm]
     if not any(sigma):
         return hu
-    weight = ndimage.gaussian_filter(liver.astype(np.float32), sigma, mode="constant")
-    total = ndimage.gaussian_filter(np.where(liver, hu, np.float32(0)), sigma, mode="constant")
-    return np.where(liver, total / np.maximum(weight, np.float32(1e-6)), hu)
+    smooth = hu.copy()
+    # parts of the planes need less memory; planes beyond the filter's radius change nothing
+    radius = int(FILTER_RADIUS * sigma[2] + 0.5)
+    for start in range(0, hu.shape[2], PART_PLANES):
+        first, stop = max(0, start - radius), min(hu.shape[2], start + PART_PLANES)
+        own = slice(start - first, stop - first)
+        inside, part = liver[:, :, first : stop + radius], hu[:, :, first : stop + radius]
+        weight, total = (
+            ndimage.gaussian_filter(values, sigma, mode="constant", truncate=FILTER_RADIUS)[:, :, own]
+            for values in (inside.astype(np.float32), np.where(inside, part, np.float32(0)))
+        )
+        mean = total / np.maximum(weight, np.float32(1e-6))
+        np.copyto(smooth[:, :, start:stop], mean, where=liver[:, :, start:stop])
+    return smooth
 
 
 def prepare(
@@ -106,20 +119,20 @@ def prepare(
     if len(zs) == 0:
         return slice_volume(np.zeros(hu.shape, np.uint8), liver, grid, settings.min_liver_px)
     low, high = int(zs[0]), int(zs[-1]) + 1
-    slab, scan = liver[:, :, low:high], hu[:, :, low:high]
+    slab = liver[:, :, low:high]
+    x, y = (np.flatnonzero(slab.any(axes)) for axes in ((1, 2), (0, 2)))
+    box = (slice(int(x[0]), int(x[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1))
+    inside, scan = slab[box], hu[*box, low:high]
     if settings.resolution_mm > 0:
-        scan = scan.copy()
-        x, y = (np.flatnonzero(slab.any(axes)) for axes in ((1, 2), (0, 2)))
-        box = (slice(int(x[0]), int(x[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1))
-        scan[box] = smooth_inside(scan[box], slab[box], spacing_mm, settings.resolution_mm)
+        scan = smooth_inside(scan, inside, spacing_mm, settings.resolution_mm)
     window_hu = settings.window_hu
     if settings.standardise == "median":
         middle = float(np.median(hu[liver]))
         window_hu = (window_hu[0] + middle, window_hu[1] + middle)
     background = median_grey(settings) if settings.background == "median" else 0
-    grey = liver_roi(window(scan, window_hu), slab)
-    if background:
-        grey = np.where(slab, grey, np.uint8(background))
+    grey = np.full_like(slab, background, dtype=np.uint8)
+    grey[box] = np.where(inside, window(scan, window_hu), np.uint8(background))
+    del scan
     part = slice_volume(grey, slab, replace(grid, depth=high - low), settings.min_liver_px, background)
     pixels = equalise(part.pixels, part.organ, settings.lift_dark) if settings.equalise else part.pixels
     return Slices(pixels, part.organ, part.z + low, grid)

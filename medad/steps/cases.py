@@ -137,10 +137,13 @@ def prepare_case(
         )
     del values
     geometry = volume.geometry
+    fingerprint = liver_fingerprint(volume.hu, given_liver)
+    liver_ml = float(np.count_nonzero(given_liver) * geometry.voxel_mm3 / 1000)
     liver = without(exclude, volume.hu, given_liver, geometry.canonical_spacing_mm)
-    if not liver.any():
+    del given_liver
+    left_ml = float(np.count_nonzero(liver) * geometry.voxel_mm3 / 1000)
+    if not left_ml:
         raise InputError(case.scan, f"the liver mask contains only {' and '.join(exclude)}")
-    excluded_ml = float(np.count_nonzero(given_liver & ~liver) * geometry.voxel_mm3 / 1000)
     slices = prepare(volume.hu, liver, settings, geometry.canonical_spacing_mm)
     if len(slices.z) == 0:
         raise InputError(
@@ -152,10 +155,10 @@ def prepare_case(
         "planes": geometry.canonical_shape[2],
         "shape": list(geometry.shape),
         "spacing_mm": list(geometry.canonical_spacing_mm),
-        "liver_ml": float(np.count_nonzero(given_liver) * geometry.voxel_mm3 / 1000),
-        "excluded_ml": round(excluded_ml, 2),
+        "liver_ml": liver_ml,
+        "excluded_ml": round(liver_ml - left_ml, 2),
         "liver_median_hu": median_hu,
-        FINGERPRINT: liver_fingerprint(volume.hu, given_liver),
+        FINGERPRINT: fingerprint,
         "warnings": warnings,
     }
     _write_json(out / CASE, facts)
