@@ -49,7 +49,7 @@ FIELDS_WITHOUT_EFFECT_ON_DATA = frozenset(
         *("inference", "postprocess", "evaluation"),
     }
 )
-"""Settings that do not affect the finding and preparing of cases."""
+"""Settings that do not affect the finding and preparing of cases. Of `inference`, `exclude` does."""
 MEMBER_NOTE = "Pictures of restorations and of features show member 1 of models with several members."
 NO_GROUND_TRUTH = "no test case has a tumour label to evaluate against"
 _SNAPSHOT = re.compile(r"snapshot-(\d+)\.safetensors")
@@ -285,7 +285,8 @@ class AblationStages:
 
 def _data_key(settings: LiverSettings) -> str:
     # with the real folders: this text never leaves the process
-    return canonical_json(to_jsonable_python(settings.model_dump(exclude=set(FIELDS_WITHOUT_EFFECT_ON_DATA))))
+    values = settings.model_dump(exclude=set(FIELDS_WITHOUT_EFFECT_ON_DATA))
+    return canonical_json(to_jsonable_python(values | {"exclude": settings.inference.exclude}))
 
 
 def _has_ground_truth(ready: ReadyCase) -> bool:

@@ -167,6 +167,15 @@ def test_every_snapshot_of_phase_two_is_judged(again: Callable[..., Any], world:
     assert report["rows"] == []
 
 
+def test_a_row_that_leaves_tissue_out_prepares_its_test_cases(again: Callable[..., Any], world: Any) -> None:
+    rows = [*ROWS[:1], {"name": "cut", "label": "Cut", "set": {"inference.exclude": ["fat", "vessels"]}}]
+    write(world, "tissue", rows=rows)
+    before = made(world, "prepare"), made(world, "restoration")
+    ran = again("--seeds", "0,", config="tissue")
+    assert ran.code == 0
+    assert (made(world, "prepare"), made(world, "restoration")) == (before[0] + 2, before[1])
+
+
 def test_seeds_are_a_number_or_a_list() -> None:
     assert (parse_seeds("3"), parse_seeds("4,"), parse_seeds("0, 7")) == ([0, 1, 2], [4], [0, 7])
     for text in ("", "0", "-1", "a", "1,b"):
