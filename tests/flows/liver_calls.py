@@ -46,7 +46,7 @@ def calls_of(settings: LiverSettings, case: Case) -> dict[str, Call]:
     prepared, restoration = ref("prepare"), ref("restoration")
     return {
         "insert": liver_steps.insert(scan, data.insert or InsertSettings()),
-        "prepare": liver_steps.prepare(scan, settings.preprocess, training=False),
+        "prepare": liver_steps.prepare(scan, settings.preprocess, training=False, exclude=settings.inference.exclude),
         "restoration": training_steps.train("restoration", HEALTHY, settings),
         "segmentation": training_steps.train("segmentation", HEALTHY, settings, restoration),
         "segment": liver_steps.segment(prepared, MODEL, settings.inference, settings.postprocess, settings.machine),

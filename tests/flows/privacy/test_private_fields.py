@@ -86,6 +86,16 @@ SETTINGS: dict[str, Settings] = {
             "settings": {"synthesis.texture.folder": FOLDER},
         }
     ),
+    "inbox, automatic livers": InboxSettings.model_validate(
+        {
+            "name": "x",
+            "inbox": f"{FOLDER}/in",
+            "out": f"{FOLDER}/out",
+            "model": f"{FOLDER}/model",
+            "scans": f"{SECRET}/*.nii",
+            "liver_model": f"{FOLDER}/liver.ts",
+        }
+    ),
     "zsad": ZsadSettings.model_validate(
         {"name": "x", "data": IMAGES, "encoder": ENCODER[0], "adapt": {"textures": FOLDER}}
     ),

@@ -50,7 +50,7 @@ MEASURE = MeasureSettings(false_positive_ml=0.5, overlap=0.1, surroundings_mm=5.
 SEGMENTER = Segmenter(
     PreprocessSettings(slice_px=64),
     Model((Member(Path("r"), Path("s")),)),
-    InferenceSettings(batch_size=3),
+    InferenceSettings(batch_size=3, exclude=("vessels",)),
     PostprocessSettings(),
 )
 SHAPE = (60, 56, 30)
@@ -183,8 +183,11 @@ def segmented_by(segment: Callable[[LabelledScan, Path], object]) -> Iterator[No
     """Replace preparation and networks by `segment`, which gets the inserted scan and an empty folder."""
     inserted: list[LabelledScan] = []
 
-    def prepare(case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool) -> None:
+    def prepare(
+        case: LabelledScan, settings: PreprocessSettings, out: Path, *, training: bool, exclude: tuple[str, ...]
+    ) -> None:
         assert (settings, training) == (SEGMENTER.preprocess, False)
+        assert exclude == SEGMENTER.inference.exclude
         inserted.append(case)
 
     def run(
