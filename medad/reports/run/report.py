@@ -262,7 +262,7 @@ def _write_preview(
             "|difference|",
             "probability 0 to 1",
             "orange: prediction"
-            + (f"; blue: {'inserted' if case.inserted else 'ground truth'}" if case.metrics else ""),
+            + (f"; blue: {'inserted' if case.inserted else 'label'}" if case.metrics else ""),
         ],
     )
     with atomic_path(path) as temporary:
