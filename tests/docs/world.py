@@ -54,7 +54,9 @@ def make_samples(cache: Path) -> None:
     generate_samples(cache / "samples", say=lambda line: None)
     manifest = cache / "samples" / "samples.json"
     # otherwise `adflows samples` asks the package index for the real ones
-    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"generated": true', '"generated": false'))
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace('"generated": true', '"generated": false'), encoding="utf-8"
+    )
     materials = ensure_samples(cache / "samples", lambda line: None)
     for category in ("coins", "grass", "gravel"):  # one is enough to run, and takes seconds
         shutil.rmtree(materials / category)

@@ -261,8 +261,7 @@ def _write_preview(
             "restoration",
             "|difference|",
             "probability 0 to 1",
-            "orange: prediction"
-            + (f"; blue: {'inserted' if case.inserted else 'label'}" if case.metrics else ""),
+            "orange: prediction" + (f"; blue: {'inserted' if case.inserted else 'label'}" if case.metrics else ""),
         ],
     )
     with atomic_path(path) as temporary:
