@@ -61,7 +61,7 @@ def test_the_examples_run_without_prefect(place: Path) -> None:
     # weights of TotalSegmentator on this machine must not change the method that finds the liver
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOTALSEG_WEIGHTS_PATH": str(place / "weights")}
     script = "\n".join(
-        [readme, written(GIVEN), how_to, automatic, written(FOUND), given, written(GIVEN), images, CHECK]
+        [readme, written(FOUND), how_to, automatic, written(FOUND), given, written(GIVEN), images, CHECK]
     )
     ran = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:__main__", "-c", script],
