@@ -56,6 +56,8 @@ from medad.steps.results import Model
 
 SLICES, TRUTH, CASE = "slices.safetensors", "truth.safetensors", "case.json"
 MASK, PROBABILITY, LESIONS = "mask.nii.gz", "probability.nii.gz", "lesions.json"
+MUCH_EXCLUDED = 0.05
+"""Share of the liver mask from which its exclusion gets a warning."""
 UNNAMED_CASE = "case"
 """Case id in stored metrics. A scan with two names is evaluated once, so the artifact names no case."""
 
@@ -144,6 +146,11 @@ def prepare_case(
     left_ml = float(np.count_nonzero(liver) * geometry.voxel_mm3 / 1000)
     if not left_ml:
         raise InputError(case.scan, f"the liver mask contains only {' and '.join(exclude)}")
+    share = 1 - left_ml / liver_ml
+    if share > MUCH_EXCLUDED:
+        warnings.append(
+            f"{100 * share:.0f} % of the liver mask were left out as {' or '.join(exclude)}; check the mask"
+        )
     slices = prepare(volume.hu, liver, settings, geometry.canonical_spacing_mm)
     if len(slices.z) == 0:
         raise InputError(
