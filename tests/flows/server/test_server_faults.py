@@ -87,7 +87,7 @@ def test_a_run_killed_with_its_worker_is_called_crashed_when_its_heartbeats_stay
     ended = site.ended(run, 240)
     assert ended.state is not None
     assert ended.state.name == "Crashed"
-    assert ended.state.message == "No sign of life for 90 s: the process was killed, or its machine went down"
+    assert ended.state.message == "No heartbeat for 90 s: the process was killed, or its machine stopped"
     assert time.monotonic() - began > 45  # three heartbeat intervals of 30 s, minus the time that had already passed
     # its place under the limit is free: the next run is not skipped
     site.start_worker()
@@ -122,7 +122,7 @@ def test_a_run_that_a_worker_took_and_never_began_is_called_crashed(site: Live) 
     ended = site.ended(lost, 90)
     assert ended.state is not None
     assert ended.state.name == "Crashed"
-    assert "never begun" in (ended.state.message or "")
+    assert "not begun" in (ended.state.message or "")
     assert site.state_of(waiting) in {"Scheduled", "Late"}
 
 
