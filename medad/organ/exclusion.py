@@ -6,7 +6,7 @@ too, and the tumour model would mark these.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -40,10 +40,7 @@ def without(
     """
     if not tissue or not mask.any():
         return mask
-    box = tuple(
-        slice(max(0, part.start - int(MARGIN_MM / step)), part.stop + int(MARGIN_MM / step))
-        for part, step in zip(ndimage.find_objects(mask.astype(np.uint8))[0], spacing_mm, strict=True)
-    )
+    box = box_around(mask, [int(MARGIN_MM / step) for step in spacing_mm])
     x, y, z = (max(1, round(COARSE_MM / step)) for step in spacing_mm)
     inside = mask[box][::x, ::y, ::z]
     # a copy, so that the large array is freed
@@ -57,6 +54,12 @@ def without(
     whole = found.repeat(x, 0).repeat(y, 1).repeat(z, 2)[: part.shape[0], : part.shape[1], : part.shape[2]]
     part &= ~whole
     return result
+
+
+def box_around(mask: Bool[ndarray, "X Y Z"], margins: Sequence[int]) -> tuple[slice, ...]:
+    """Return the box of a mask that is not empty, with margins in voxels."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s, margin in zip(box, margins, strict=True))
 
 
 def not_liver(

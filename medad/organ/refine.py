@@ -15,7 +15,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from medad.base.robust import robust_sd
-from medad.organ.exclusion import not_liver
+from medad.organ.exclusion import box_around, not_liver
 
 REFINE_MM = 2.5
 SMOOTH_MM = 1.0
@@ -63,7 +63,7 @@ def refine(
     """Refine the network's `logit` on the grid of `hu`. None if the network finds no liver."""
     if not (logit > 0).any():
         return None
-    box = _box(logit > -1.5, spacing_mm)
+    box = box_around(logit > -1.5, [int(np.ceil(MARGIN_MM / step)) for step in spacing_mm])
     part = logit[box]
     smooth = ndimage.gaussian_filter(np.clip(hu[box], -150, 300), [SMOOTH_MM / step for step in spacing_mm])
     ratio, liver_hu = _log_ratio(smooth, part, spacing_mm)
@@ -104,12 +104,6 @@ def largest_piece(mask: Bool[ndarray, "X Y Z"]) -> Bool[ndarray, "X Y Z"]:
     sizes[0] = 0
     piece: ndarray = labels == sizes.argmax()
     return piece
-
-
-def _box(mask: Bool[ndarray, "X Y Z"], spacing_mm: tuple[float, ...]) -> tuple[slice, ...]:
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    margins = [int(np.ceil(MARGIN_MM / step)) for step in spacing_mm]
-    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s, margin in zip(box, margins, strict=True))
 
 
 def _log_ratio(

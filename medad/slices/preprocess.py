@@ -33,10 +33,11 @@ def window(hu: Float32[ndarray, "X Y Z"], window_hu: tuple[float, float]) -> UIn
     return grey
 
 
-def liver_roi(grey: UInt8[ndarray, "X Y Z"], liver: Bool[ndarray, "X Y Z"]) -> UInt8[ndarray, "X Y Z"]:
-    """Zero everything outside the liver."""
-    inside: ndarray = grey * liver
-    return inside
+def liver_roi(
+    grey: UInt8[ndarray, "X Y Z"], liver: Bool[ndarray, "X Y Z"], background: int = 0
+) -> UInt8[ndarray, "X Y Z"]:
+    """Set everything outside the liver to the background."""
+    return np.where(liver, grey, np.uint8(background))
 
 
 def equalise(
@@ -131,7 +132,7 @@ def prepare(
         window_hu = (window_hu[0] + middle, window_hu[1] + middle)
     background = median_grey(settings) if settings.background == "median" else 0
     grey = np.full_like(slab, background, dtype=np.uint8)
-    grey[box] = np.where(inside, window(scan, window_hu), np.uint8(background))
+    grey[box] = liver_roi(window(scan, window_hu), inside, background)
     del scan
     part = slice_volume(grey, slab, replace(grid, depth=high - low), settings.min_liver_px, background)
     pixels = equalise(part.pixels, part.organ, settings.lift_dark) if settings.equalise else part.pixels

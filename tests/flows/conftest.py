@@ -33,6 +33,7 @@ from flows.machine.environment import prepare_prefect  # noqa: E402
 prepare_prefect()
 
 from tests.flows.fake_steps import RUNS  # noqa: E402
+from tests.medad.organ.torso import Torso, make_torso  # noqa: E402
 
 
 @pytest.fixture
@@ -41,6 +42,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ADFLOWS_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def torso() -> Torso:
+    """Return the part of a torso by construction that has the liver."""
+    return make_torso().planes(28, 62)
+
+
+@pytest.fixture
+def no_totalsegmentator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide TotalSegmentator's weights, which would change the method that finds the liver."""
+    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,22 +17,16 @@ from flows.inbox.flow import liver_inbox
 from medad.ct.io import read_labels, write_hu
 from medad.organ.refine import dice
 from tests.flows.inbox_box import Box, read
-from tests.medad.organ.torso import Torso, make_torso
+from tests.medad.organ.torso import Torso
 from tests.medad.trained_runs import trained
 
 Cli = Callable[..., Any]
 NAME = "miller-anna"
 
 
-@pytest.fixture(scope="module")
-def torso() -> Torso:
-    return make_torso().planes(28, 62)
-
-
 @pytest.fixture
-def box(tmp_path: Path, cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+def box(tmp_path: Path, cli: Cli, cache: Path, no_totalsegmentator: None) -> Box:
     """Create an inbox without `livers`. No TotalSegmentator is found."""
-    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
     box = Box(tmp_path / "box", tmp_path, trained(tmp_path / "tiny"), cli)
     box.configure(livers=None, liver_labels=[1])
     return box

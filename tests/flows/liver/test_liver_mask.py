@@ -12,22 +12,16 @@ import pytest
 
 from medad.ct.io import read_labels, write_hu, write_mask
 from medad.organ.refine import dice
-from tests.medad.organ.torso import Torso, make_torso
+from tests.medad.organ.torso import Torso
 from tests.medad.trained_runs import trained
 
 Cli = Callable[..., Any]
 NAME = "miller-anna"
 
 
-@pytest.fixture(scope="module")
-def torso() -> Torso:
-    return make_torso().planes(28, 62)
-
-
 @pytest.fixture
-def scan(tmp_path: Path, torso: Torso, monkeypatch: pytest.MonkeyPatch) -> Path:
+def scan(tmp_path: Path, torso: Torso, no_totalsegmentator: None) -> Path:
     """Write the torso under a patient's name. No TotalSegmentator is found."""
-    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
     write_hu(tmp_path / f"{NAME}.nii.gz", torso.hu, torso.geometry)
     return tmp_path / f"{NAME}.nii.gz"
 

@@ -66,7 +66,7 @@ from medad.base.errors import CaseFailure, ConfigError
 from medad.config.liver import PreprocessSettings
 from medad.ct.io import read_labels, write_hu
 from medad.organ.refine import dice
-from tests.medad.organ.torso import make_torso
+from tests.medad.organ.torso import Torso
 
 Cli = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -248,10 +248,10 @@ def test_a_step_finds_the_liver_of_a_scan_without_a_mask(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     cli: Cli,
+    torso: Torso,
+    no_totalsegmentator: None,
 ) -> None:
     monkeypatch.setenv("ADFLOWS_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path / "weights"))
-    torso = make_torso().planes(28, 62)
     scan, empty = tmp_path / "scan.nii.gz", tmp_path / "empty.nii.gz"
     write_hu(scan, torso.hu, torso.geometry)
     write_hu(empty, np.full_like(torso.hu, -1000), torso.geometry)
