@@ -27,7 +27,7 @@ from medad.config.ablation import AblationSettings
 from medad.config.inbox import InboxSettings
 from medad.config.liver import LiverSettings
 from medad.config.sensitivity import SensitivitySettings
-from zsad.config.compare import CompareSettings
+from zsad.config.settings import ZsadSettings
 from zsad.config.run import ZsadSettings
 from zsad.config.system_base import SystemSettings
 
@@ -66,7 +66,7 @@ CHAPTERS = (
     Chapter("Liver sensitivity", "`adflows liver sensitivity`.", SensitivitySettings),
     Chapter("Liver inbox", "`adflows liver inbox`; `configs/inbox`.", InboxSettings),
     Chapter("Image run", "`adflows zsad run` and `score`; `configs/zsad`.", ZsadSettings),
-    Chapter("Image comparison", "`adflows zsad compare` and `train`; `configs/zsad/compare.yaml`.", CompareSettings),
+    Chapter("Image comparison", "`adflows zsad compare` and `train`; `configs/zsad/compare.yaml`.", ZsadSettings),
 )
 
 

@@ -19,7 +19,7 @@ from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.zsad import steps
 from medad.base.errors import CaseFailure, UserError
-from zsad.config.compare import CompareSettings
+from zsad.config.settings import ZsadSettings
 from zsad.config.run import EncoderSettings, ImagesSettings, ZsadSettings
 from zsad.data.labelled import LabelledImage
 
@@ -126,7 +126,7 @@ class ImageStages:
     def finish(
         self,
         out: Path,
-        settings: ZsadSettings | CompareSettings,
+        settings: ZsadSettings | ZsadSettings,
         copies: Sequence[FileCopy],
         manifest: dict[str, Any],
         started: float,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from flows.store.references import Ref, canonical_json
 from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
 from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
-from zsad.config.compare import CompareSettings
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels
 from zsad.config.run import (
@@ -30,10 +30,10 @@ from zsad.config.run import (
     ReferenceSettings,
     ScoreSettings,
     Variant,
-    ZsadSettings,
 )
+from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import SystemSettings
-from zsad.config.systems import System
+from zsad.config.systems import DualImage, System
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
 
@@ -62,15 +62,6 @@ ENCODE = Step(
     kind="encoding",
     not_in_key=frozenset({"paths"}),
 )
-SCORE = Step(
-    "zsad-score",
-    1,
-    "zsad.steps.score_dual:score_category",
-    (*_ENCODING, "scikit-image", "scipy"),
-    kind="inference",
-    not_in_key=frozenset({"paths", "score.batch_size"}),
-    volatile=_COST,
-)
 FUSE = Step(
     "zsad-fuse",
     1,
@@ -83,11 +74,11 @@ SYSTEM = Step(
     "zsad-system",
     1,
     "zsad.steps.score:score_system",
-    (*_ENCODING, "scipy"),
+    (*_ENCODING, "scikit-image", "scipy"),
     kind="inference",
-    not_in_key=frozenset({"paths"}),
     volatile=_COST,
 )
+THRESHOLD = Step("zsad-threshold", 1, "zsad.steps.threshold:save_threshold", ("numpy",))
 TRAIN = Step(
     "zsad-train",
     1,
@@ -98,6 +89,7 @@ TRAIN = Step(
 )
 REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE)
 MAPS = Step("zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE)
+CATEGORY_MAPS = Step("zsad-category-maps", 1, "zsad.reports.run.maps:write_category_maps", (*_DRAWING, "torch"))
 COMPARE_REPORT = Step(
     "zsad-compare",
     1,
@@ -172,49 +164,14 @@ def encode(
     )
 
 
-def needs_references(variants: Iterable[Variant]) -> bool:
-    return not WITH_REFERENCES.isdisjoint(variants)
-
-
 def _with_lambdas(settings: ScoreSettings, lambdas: Iterable[str]) -> ScoreSettings:
     """Return the settings with these lambdas, defaults for all others, and the variants in a fixed order."""
     fields = ScoreSettings.model_fields
     update = {name: fields[name].default for name in fields if name.startswith("lambda_") and name not in lambdas}
-    if not needs_references(settings.variants):
+    if WITH_REFERENCES.isdisjoint(settings.variants):
         update["references"] = ReferenceSettings()
     update["variants"] = tuple(variant for variant in _LAMBDAS if variant in settings.variants)
     return settings.model_copy(update=update)
-
-
-def score(
-    images: Iterable[LabelledImage],
-    features: Ref,
-    text: Ref,
-    encoder: EncoderSettings,
-    settings: ScoreSettings,
-    adapt: AdaptSettings,
-    seed: int,
-    machine: MachineSettings,
-) -> Call:
-    """Return the call that scores features with one seed. The parts are fused with the paper's lambdas; see `fuse`.
-
-    `images` are the images with features, since adaptation reads them again. The seed only matters for variants with
-    reference images or pseudo anomalies.
-    """
-    settings = _with_lambdas(settings, ())
-    adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
-    batch = max(encoder.batch_size, settings.batch_size) if adapts else settings.batch_size
-    return SCORE(
-        features=features,
-        text=text,
-        paths=[image.path for image in distinct(images)] if adapts else None,
-        encoder=_encoder(encoder) if adapts else Keyed(encoder, None),
-        score=settings,
-        adapt=_adaptation(adapt) if adapts else Keyed(adapt, None),
-        seed=seed if adapts or needs_references(settings.variants) else 0,
-        machine=machine,
-        batch_size=batch,
-    )
 
 
 def _adaptation(settings: AdaptSettings) -> Keyed:
@@ -244,8 +201,12 @@ def evaluate(
     scores: Ref,
     variants: Sequence[str],
     settings: EvaluationSettings,
+    threshold: Ref | None = None,
 ) -> Call:
-    """Return the call that evaluates the scores of one seed. Without labels: only the deployable threshold."""
+    """Return the call that evaluates the scores of one seed. Without labels: only the deployable threshold.
+
+    `threshold` is an artifact of `save_threshold`.
+    """
     rows = sorted(((_labelled(image), image) for image in images), key=lambda row: row[0])
     return EVALUATE(
         items=Keyed([image for _, image in rows], [labels for labels, _ in rows]),
@@ -253,12 +214,64 @@ def evaluate(
         scores=scores,
         variants=tuple(variants),
         settings=settings,
+        threshold=threshold,
+    )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What scores depend on besides the scored image."""
+
+    method: str
+    """Name of the system."""
+    encoder: str
+    """Description of the encoder."""
+    digest: str
+    """Digest of the system, the weights, the prompts and the normal images."""
+    depends_on_others: bool
+    """Whether scores also depend on the other scored images, so that a threshold fits only these images."""
+
+
+def judge_of(settings: ZsadSettings, normal: Iterable[str]) -> Judge:
+    """Return what the scores of a run depend on. `normal` are the sha256 of the normal images."""
+    from zsad.clip.models import describe_encoder
+
+    system, digests = settings.method, sorted(normal)
+    content = [content_of(_system(system)), content_of(_encoder(settings.encoder)), content_of(settings.prompts), digests]
+    if system.seeded and not digests:
+        content.append(settings.seeds[0])
+    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    depends = system.compares_images and not digests
+    return Judge(system.display_name, describe_encoder(settings.encoder), digest, depends)
+
+
+def save_threshold(
+    scores: Ref,
+    system: System,
+    settings: ZsadSettings,
+    source: Literal["normal", "quantile"],
+    judged_by: str,
+) -> Call:
+    """Return the call that finds a threshold from scores of normal images, or from all scores."""
+    from zsad.clip.models import describe_encoder
+
+    evaluation = settings.evaluation
+    return THRESHOLD(
+        scores=scores,
+        variant=system.variant_names[-1],
+        source=source,
+        rate=evaluation.false_alarm_rate if source == "normal" else 1 - evaluation.threshold_quantile,
+        method=system.display_name,
+        encoder=describe_encoder(settings.encoder),
+        judged_by=judged_by,
     )
 
 
 def _system(system: SystemSettings, **more: Any) -> Keyed:
     """Return a system with all that its scores depend on as content for a key, without its label and file paths."""
     left_out = ["label", "encoder", *(("checkpoint", "training") * isinstance(system, LearnedSettings))]
+    if isinstance(system, DualImage):
+        return _dual(system, **more)
     if isinstance(system, SegmentationModels):
         from zsad.clip.models import path_digest as model_digest
 
@@ -266,6 +279,23 @@ def _system(system: SystemSettings, **more: Any) -> Keyed:
         given = {name: getattr(system, name) for name in _MODEL_FILES}
         more |= {name: None if path is None else model_digest(Path(path).expanduser()) for name, path in given.items()}
     return keyed(system, *left_out, **more)
+
+
+def _dual(system: DualImage, **more: Any) -> Keyed:
+    """Return the dual-image scorer as content for a key, with default lambdas: `fuse` applies others."""
+    settings = _with_lambdas(system.score, ())
+    adapts = not WITH_ADAPTATION.isdisjoint(settings.variants)
+    plain = system.model_copy(
+        update={name: getattr(settings, name) for name in ScoreSettings.model_fields if name.startswith("lambda_")}
+        | {"variants": settings.variants}
+    )
+    content = {
+        "system": system.system,
+        "shots": system.shots,
+        "score": content_of(settings, frozenset({"batch_size"})),
+        "adapt": content_of(_adaptation(system.adapt)) if adapts else None,
+    }
+    return Keyed(plain, content | more)
 
 
 def score_system(
@@ -301,6 +331,7 @@ def score_system(
     else:
         checkpoint = None if trained is None else Keyed(trained.folder() / "checkpoint.safetensors", trained)
     loads = system.loads_encoder
+    used = distinct(images)
     return SYSTEM(
         system=_system(system, scorer=code_digest(f"{SCORERS[system.system]}:score")),
         category=category if loads else Keyed(category, None),
@@ -308,7 +339,10 @@ def score_system(
         text=text,
         shots=shots,
         checkpoint=checkpoint,
-        paths=[image.path for image in distinct(images)],
+        # images whose file is gone by now cannot be scored by a system that reads them again
+        paths=Keyed(
+            [image.path for image in used], [image.sha256 for image in used if loads and not image.path.is_file()]
+        ),
         encoder=_encoder(encoder) if loads else Keyed(encoder, None),
         seed=seed if system.seeded else 0,
         machine=machine,
@@ -335,11 +369,16 @@ def train(
     )
 
 
+def category_maps(settings: ZsadSettings, category: CategoryResult[Ref]) -> Call:
+    """Return the call that writes the anomaly maps of one category and one system, in the formats of the settings."""
+    return CATEGORY_MAPS(settings=shown(settings), category=_category(category), formats=settings.maps)
+
+
 def _category(result: CategoryResult[Ref]) -> Keyed:
     """Return a category with all that a report shows as content for a key: ids, digests, labels, results."""
     images = [[image.id, *_labelled(image)] for image in result.images]
     rest = {name: getattr(result, name) for name in ("name", "text", "features", "scores", "evaluated")}
-    return Keyed(result, rest | {"images": images})
+    return Keyed(result, rest | {"images": images, "normal": [[one.id, one.sha256] for one in result.normal]})
 
 
 def report(
@@ -368,9 +407,10 @@ def score_outputs(
     formats: Sequence[Literal["png", "tiff", "npy"]],
 ) -> Call:
     """Return the call that writes scores.csv, heat maps and a report of unlabelled images."""
+    gone = [] if category is None else [image.sha256 for image in category.images if not image.path.is_file()]
     return MAPS(
         settings=shown(settings),
-        category=None if category is None else _category(category),
+        category=None if category is None else Keyed(category, [_category(category), gone]),
         failures=tuple(failures),
         versions=dict(versions),
         notes=tuple(notes),
@@ -379,7 +419,7 @@ def score_outputs(
 
 
 def compare_report(
-    settings: CompareSettings,
+    settings: ZsadSettings,
     systems: Iterable[SystemResult[Ref]],
     ablations: Iterable[AblationResult[Ref]],
     failures: Sequence[CaseFailure],

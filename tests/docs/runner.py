@@ -203,7 +203,7 @@ def load_configuration(path: Path) -> None:
 
         load_sensitivity(path, {})
     elif "systems" in values:
-        from zsad.config.compare import load as load_comparison
+        from zsad.config.settings import load as load_comparison
 
         load_comparison(path, {})
     elif "encoder" in values:

@@ -18,6 +18,8 @@ Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,39}$")]
 
 VIT_L_BLOCKS = (6, 12, 18, 24)
+ONLY_VARIANT = "system"
+"""Name of the scores of a system that has one score per image."""
 
 
 def block_outputs(blocks: tuple[int, ...]) -> tuple[str, ...]:
@@ -45,6 +47,11 @@ class SystemSettings(Settings):
         return self.label or self.title
 
     @property
+    def shots(self) -> int:
+        """Number of normal images with which each image is compared. 0: none."""
+        return 0
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the encoder outputs (`zsad.config.encoder_outputs`) that the system reads besides class tokens."""
         return ()
@@ -55,9 +62,19 @@ class SystemSettings(Settings):
         return None
 
     @property
+    def variant_names(self) -> tuple[str, ...]:
+        """Names of the scores that the system gives each image. The last one is that of tables and maps."""
+        return (ONLY_VARIANT,)
+
+    @property
     def reference_count(self) -> int:
         """Number of reference images that the seed chooses for each image."""
         return 0
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether the score of an image depends on the other images that are scored, if there are no normal images."""
+        return self.reference_count > 0
 
     @property
     def seeded(self) -> bool:

@@ -1,4 +1,4 @@
-"""Input and output of every system: its function `score(category_features, settings)` yields one `Scored` per image."""
+"""Input and output of every system: its function `score(category_features, settings)` yields one result per image."""
 
 from __future__ import annotations
 
@@ -92,3 +92,19 @@ class Scored:
     number: int
     score: float
     map: Float32[Tensor, "C g g"]
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """Image that a system could not score, for example because its file is gone. The others are scored.
+
+    Attributes
+    ----------
+    number
+        Number of the image in `CategoryFeatures.store`.
+    rule
+        Reason in a few words.
+    """
+
+    number: int
+    rule: str

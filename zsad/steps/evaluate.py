@@ -23,9 +23,8 @@ from zsad.data.labelled import LabelledImage
 from zsad.evaluation import curves
 from zsad.evaluation.curves import Counts, Points
 from zsad.evaluation.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
-from zsad.scorers.dual.scores_file import Scores
-from zsad.scorers.scores_file import INDEX_FILE as SYSTEM_INDEX
-from zsad.scorers.scores_file import SystemScores
+from zsad.scorers.stored_scores import open_scores
+from zsad.steps.threshold import THRESHOLD_FILE, SavedThreshold
 
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "curves.json"
@@ -49,9 +48,10 @@ class Threshold(_Record):
     """Threshold found without labels. Images with score >= value are flagged."""
 
     value: float
-    source: Literal["quantile", "given"]
+    source: Literal["quantile", "given", "normal"]
     quantile: float | None
-    """Quantile of all image scores of the category; labels are not used. None: the settings give the threshold."""
+    """Quantile of all image scores of the category; labels are not used. None: the settings give the threshold, or it
+    was found from normal images."""
     flagged: int
     found: int | None
     """Number of flagged images that are anomalous. None: some images have no label."""
@@ -144,6 +144,7 @@ def evaluate_category(
     variants: Sequence[str],
     settings: EvaluationSettings,
     out: Path,
+    threshold: Path | None = None,
 ) -> None:
     """Evaluate one category's scores with one seed. Write `metrics.json` and `curves.json` into the existing `out`.
 
@@ -156,6 +157,9 @@ def evaluate_category(
     variants
         Names of variants in the scores; a system's only variant is `system`. All are evaluated. Curves are written for
         the last one.
+    threshold
+        Folder of `zsad.steps.threshold.save_threshold`, for the last variant. None: the threshold is that of the
+        settings.
 
     Raises
     ------
@@ -174,14 +178,10 @@ def evaluate_category(
         scores=scored,
         variants=variants,
         settings=settings,
+        threshold=None if threshold is None else _load(SavedThreshold, threshold / THRESHOLD_FILE).threshold,
     )
     _save(evaluated, out / METRICS_FILE)
     _save(category_curves, out / CURVES_FILE)
-
-
-def open_scores(folder: Path) -> Scores | SystemScores:
-    """Open the scores in a folder, of the dual-image scorer or of any other system. Raise InputError."""
-    return SystemScores(folder) if (folder / SYSTEM_INDEX).exists() else Scores(folder)
 
 
 def evaluate_scores(
@@ -193,6 +193,7 @@ def evaluate_scores(
     scores: PatchScores,
     variants: Sequence[str],
     settings: EvaluationSettings,
+    threshold: float | None = None,
 ) -> tuple[CategoryEvaluation, CategoryCurves]:
     """Evaluate scores in memory; see `evaluate_category`.
 
@@ -202,6 +203,8 @@ def evaluate_scores(
         Crops of each image, and its height and width, by digest.
     digests
         Digests of the images in the order of the scores.
+    threshold
+        Threshold of the last variant that was found from normal images. None: that of the settings.
     """
     numbers = {digest: number for number, digest in enumerate(digests)}
     scored_items = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
@@ -224,7 +227,12 @@ def evaluate_scores(
         evaluations[variant] = VariantEvaluation(
             image=image_metrics(variant_scores[labelled], anomalous[labelled]) if labelled.any() else None,
             pixel=pixel.metrics if pixel else None,
-            threshold=deployable_threshold(variant_scores, anomalous if labelled.all() else None, settings),
+            threshold=deployable_threshold(
+                variant_scores,
+                anomalous if labelled.all() else None,
+                settings,
+                threshold if variant == variants[-1] else None,
+            ),
         )
         category_curves = CategoryCurves(
             variant=variant,
@@ -252,20 +260,26 @@ def evaluate_scores(
 
 
 def deployable_threshold(
-    scores: Float64[np.ndarray, " n"], anomalous: Bool[np.ndarray, " n"] | None, settings: EvaluationSettings
+    scores: Float64[np.ndarray, " n"],
+    anomalous: Bool[np.ndarray, " n"] | None,
+    settings: EvaluationSettings,
+    from_normal: float | None = None,
 ) -> Threshold | None:
     """Return a threshold on image scores, found without labels, and the number of images that it flags.
 
     Labels are used only to measure how good the threshold is. Return None for fewer than 1 / (1 - quantile) images,
-    because none of them would be above the quantile.
+    because none of them would be above the quantile. A threshold in the settings is used first, then `from_normal`.
     """
+    source: Literal["quantile", "given", "normal"] = "given" if settings.threshold is not None else "normal"
     if settings.threshold is not None:
         value, quantile = settings.threshold, None
+    elif from_normal is not None:
+        value, quantile = from_normal, None
     else:
         quantile = settings.threshold_quantile
         if scores.size * (1 - quantile) < 1 - 1e-9:
             return None
-        value = float(np.quantile(scores, quantile))
+        value, source = float(np.quantile(scores, quantile)), "quantile"
     flagged = scores >= value
     found = int(np.count_nonzero(flagged & anomalous)) if anomalous is not None else None
     f1 = None
@@ -273,7 +287,7 @@ def deployable_threshold(
         f1 = 2 * found / (int(np.count_nonzero(flagged)) + int(np.count_nonzero(anomalous)))
     return Threshold(
         value=value,
-        source="given" if quantile is None else "quantile",
+        source=source,
         quantile=quantile,
         flagged=int(np.count_nonzero(flagged)),
         found=found,

@@ -14,12 +14,14 @@ from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import DualImage, System
-from zsad.scorers.dual.scorer import draw_references
-from zsad.scorers.interface import CategoryFeatures, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored, Unscored
+from zsad.scorers.references import draw_references
 from zsad.scorers.scores_file import write_system_scores
 from zsad.steps.cost import writes_cost
+from zsad.steps.score_dual import score_category
 
 SCORERS = {
+    "dual": "zsad.scorers.dual.scorer",
     "clip": "zsad.scorers.clip",
     "clip_ac": "zsad.scorers.clip",
     "winclip": "zsad.scorers.winclip",
@@ -80,8 +82,22 @@ def score_system(
     DiskFullError
         The disk is full.
     """
-    if isinstance(system, DualImage):
-        raise TypeError("use zsad.steps.score_dual.score_category for the dual-image scorer")
+    if isinstance(system, DualImage):  # it stores its parts, so that other lambdas need no new scoring
+        score_category(
+            features,
+            text,
+            paths,
+            encoder,
+            system.score,
+            system.adapt,
+            seed,
+            device,
+            out,
+            on_progress=on_progress,
+            largest_batch=largest_batch,
+            shots=shots,
+        )
+        return
     store = FeatureStore(features)
     drawn = np.empty((len(store), 0), dtype=np.int64)
     if system.reference_count:
@@ -104,12 +120,13 @@ def score_system(
     )
     scorer: Any = importlib.import_module(SCORERS[system.system])
     scored = _with_progress(scorer.score(category_features, system), len(store), on_progress)
-    write_system_scores(out, store, scored, system=system.public(), seed=seed)
+    references = [[store.digests[other] for other in row] for row in drawn]
+    write_system_scores(out, store, scored, system=system.public(), seed=seed, references=references)
 
 
 def _with_progress(
-    scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None
-) -> Iterator[Scored]:
+    scored: Iterator[Scored | Unscored], total: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[Scored | Unscored]:
     for done, one in enumerate(scored, start=1):
         yield one
         if on_progress is not None:

@@ -7,7 +7,7 @@ for the whole set. They take about a thousandth of the size of the features.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +23,19 @@ from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path
 from zsad.clip.encoder import Encoder
-from zsad.clip.feature_store import FeatureStore, batches_by_crop_count, read_text
+from zsad.clip.feature_store import FeatureStore, ImageProblem, batches_by_crop_count, read_text
 from zsad.config.run import AdaptSettings, EncoderSettings, ScoreSettings
 from zsad.data.images import crop_image, map_in_threads, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
-from zsad.scorers.dual.scorer import PARTS, Evidence, Part, draw_references, fuse_image, text_scores, visual_scores
+from zsad.scorers.dual.scorer import PARTS, Evidence, Part, fuse_image, text_scores, visual_scores
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
+from zsad.scorers.references import draw_references
 from zsad.scorers.textures import Textures, open_textures
-from zsad.steps.cost import writes_cost
 
 
-@writes_cost
 def score_category(
     features: Path,
-    text: Path,
+    text: Path | None,
     paths: Sequence[Path] | None,
     encoder: EncoderSettings,
     score: ScoreSettings,
@@ -46,6 +45,7 @@ def score_category(
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
     largest_batch: int | None = None,
+    shots: Path | None = None,
 ) -> None:
     """Score a category's images for all variants of `score`. Write `scores.safetensors` and `scores.json` into `out`.
 
@@ -55,7 +55,7 @@ def score_category(
     Parameters
     ----------
     features, text
-        Folders of `encode_images` and `encode_category_text`.
+        Folders of `encode_images` and `encode_category_text`. `text` may be None if only `visual` is scored.
     paths
         Image files in the order of the features' index, without images that have no features. Only variants with
         adaptation need them: they encode corrupted copies.
@@ -73,6 +73,9 @@ def score_category(
         Function called after each batch with the number of finished images and the number of all images.
     largest_batch
         Largest number of crops per batch, if memory is too small for the settings' batch sizes.
+    shots
+        Folder of `encode_images` for normal images. They are the references of every image, except of themselves.
+        None: references are other images of the category.
 
     Raises
     ------
@@ -88,16 +91,23 @@ def score_category(
     store = FeatureStore(features)
     parts = tuple(dict.fromkeys(part for variant in score.variants for part in PARTS[variant]))
     references = np.empty((len(store), 0), dtype=np.int64)
-    if "a_v" in parts:
+    normal = None
+    if "a_v" in parts and shots is not None:
+        normal = FeatureStore(shots)
+        if not set(normal.digests) - set(store.digests[:1]):
+            raise InputError(shots, "contains no other normal image to compare with")
+    elif "a_v" in parts:
         references = draw_references(store.digests, seed, score.references.count)
         if references.shape[1] == 0:
             rule = "this is the only image, but it needs a reference; add images, or use the variants text and text_tta"
             raise InputError(paths[0] if paths else features, rule)
-    text_features = read_text(text)
-    if text_features.shape != (2, store.dim):
-        raise InputError(
-            text, f"text features of shape {tuple(text_features.shape)} do not fit patches of {store.dim} numbers"
-        )
+    text_features = None
+    if text is not None and parts != ("a_v",):
+        text_features = read_text(text)
+        if text_features.shape != (2, store.dim):
+            raise InputError(
+                text, f"text features of shape {tuple(text_features.shape)} do not fit patches of {store.dim} numbers"
+            )
     adapter = None
     if "a_t" in parts or "a_t_text" in parts:
         if paths is None or len(paths) != len(store):
@@ -106,14 +116,24 @@ def score_category(
         if json.loads(json.dumps(dict(model.identity))) != store.index.identity:
             raise InputError(features, f"the features were made with another model ({store.index.model})")
         adapter = _Adapter(model, min(encoder.batch_size, batch_limit), adapt, open_textures(adapt.textures), seed)
-    scorer = _Scorer(store, references, text_features.to(place), score, frozenset(parts), adapter)
+    scorer = _Scorer(
+        store,
+        references,
+        _NormalImages.read(normal, place) if normal is not None else None,
+        None if text_features is None else text_features.to(place),
+        score,
+        frozenset(parts),
+        adapter,
+        place,
+    )
 
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
+    problems: dict[int, str] = {}
     done = 0
     batches = batches_by_crop_count(store, min(score.batch_size, batch_limit))
-    for numbers, pixels in zip(batches, _read_crops_ahead(store, paths if adapter else None, batches), strict=True):
-        for part, values in scorer.score(numbers, pixels).items():
+    for numbers, pixels in _read_crops_ahead(store, paths if adapter else None, batches, problems):
+        for part, values in scorer.score(numbers, pixels).items() if numbers else ():
             for number, image_values in zip(numbers, values.cpu().numpy(), strict=True):
                 image_rows = store.rows_of(number)
                 table[part][image_rows.start : image_rows.stop] = image_values.reshape(
@@ -122,7 +142,25 @@ def score_category(
         done += len(numbers)
         if on_progress is not None:
             on_progress(done, len(store))
-    _write_scores(out, store, references, table, score, seed)
+    if len(problems) == len(store):
+        raise InputError(paths[0] if paths else features, f"no image could be scored: {next(iter(problems.values()))}")
+    compared = [scorer.reference_digests(number) for number in range(len(store))]
+    _write_scores(out, store, compared, table, score, seed, problems)
+
+
+@dataclass(frozen=True)
+class _NormalImages:
+    """Patches of the normal images, in memory, by digest."""
+
+    patches: Mapping[str, Float32[Tensor, "M D"]]
+
+    @classmethod
+    def read(cls, store: FeatureStore, device: torch.device) -> _NormalImages:
+        return cls({d: store.patches(number).flatten(0, 1).to(device) for number, d in enumerate(store.digests)})
+
+    def without(self, digest: str) -> dict[str, Float32[Tensor, "M D"]]:
+        """Return the patches of all images except this one."""
+        return {other: patches for other, patches in self.patches.items() if other != digest}
 
 
 @dataclass(frozen=True)
@@ -154,10 +192,13 @@ class _Scorer:
 
     store: FeatureStore
     references: Int64[ndarray, "n k"]
-    text: Float32[Tensor, "2 D"]
+    normal: _NormalImages | None
+    """Normal images, which are then the references of every image."""
+    text: Float32[Tensor, "2 D"] | None
     settings: ScoreSettings
     parts: frozenset[Part]
     adapter: _Adapter | None
+    device: torch.device
 
     @torch.no_grad()
     def score(
@@ -169,15 +210,17 @@ class _Scorer:
         """
         tau = self.settings.tau
         tokens = torch.stack([self._patches(number) for number in numbers])
-        scored: dict[Part, Tensor] = {"a_l": text_scores(tokens, self.text, tau)}
-        if "class" in self.parts:
-            classes = torch.stack([self.store.class_tokens(number) for number in numbers])
-            scored["class"] = text_scores(classes.to(self.text.device), self.text, tau)
+        scored: dict[Part, Tensor] = {}
+        if self.text is not None:
+            scored["a_l"] = text_scores(tokens, self.text, tau)
+            if "class" in self.parts:
+                classes = torch.stack([self.store.class_tokens(number) for number in numbers])
+                scored["class"] = text_scores(classes.to(self.device), self.text, tau)
         if "a_v" in self.parts:
             scored["a_v"] = torch.stack(
                 [self._visual(number, query) for number, query in zip(numbers, tokens, strict=True)]
             )
-        if self.adapter is not None and pixels is not None:
+        if self.adapter is not None and pixels is not None and self.text is not None:
             corrupted, mask = self.adapter.corrupted([self.store.images[number].sha256 for number in numbers], pixels)
             # eq. 6 without lambdas: the weights of the fusion do not affect the adaptation
             targets: dict[Part, Tensor] = {"a_t_text": scored["a_l"]}
@@ -189,23 +232,44 @@ class _Scorer:
 
     def _patches(self, number: int) -> Float32[Tensor, "M D"]:
         """Return all patches of all crops."""
-        return self.store.patches(number).flatten(0, 1).to(self.text.device)
+        return self.store.patches(number).flatten(0, 1).to(self.device)
 
     def _visual(self, number: int, query: Float32[Tensor, "M D"]) -> Float32[Tensor, " M"]:
-        memory = [self._patches(int(other)) for other in self.references[number]]
+        if self.normal is not None:
+            memory = list(self.normal.without(self.store.digests[number]).values())
+        else:
+            memory = [self._patches(int(other)) for other in self.references[number]]
         return visual_scores(query, memory, self.settings.references.aggregate)
+
+    def reference_digests(self, number: int) -> tuple[str, ...]:
+        """Return the digests of the images with which an image was compared."""
+        if self.normal is not None:
+            return tuple(self.normal.without(self.store.digests[number]))
+        return tuple(self.store.digests[other] for other in self.references[number])
 
 
 def _read_crops_ahead(
-    store: FeatureStore, paths: Sequence[Path] | None, batches: Sequence[Sequence[int]]
-) -> Iterator[Float32[Tensor, "B C 3 S S"] | None]:
-    """Yield the crops of each batch. The next batch is read during scoring. Yield None if no crops are needed."""
+    store: FeatureStore, paths: Sequence[Path] | None, batches: Sequence[Sequence[int]], problems: dict[int, str]
+) -> Iterator[tuple[Sequence[int], Float32[Tensor, "B C 3 S S"] | None]]:
+    """Yield the numbers and crops of each batch. The next batch is read during scoring.
+
+    Images that can no longer be read are left out and added to `problems`. Without `paths` no crops are read.
+    """
     if paths is None:
-        yield from (None for _ in batches)
+        yield from ((numbers, None) for numbers in batches)
         return
 
-    def read(numbers: Sequence[int]) -> Float32[Tensor, "B C 3 S S"]:
-        return torch.stack(map_in_threads(lambda number: _read_crops(store, number, paths[number]), numbers))
+    def read_one(number: int) -> Float32[Tensor, "C 3 S S"] | None:
+        try:
+            return _read_crops(store, number, paths[number])
+        except InputError as error:
+            problems[number] = error.rule
+            return None
+
+    def read(numbers: Sequence[int]) -> tuple[Sequence[int], Float32[Tensor, "B C 3 S S"] | None]:
+        crops = dict(zip(numbers, map_in_threads(read_one, numbers), strict=True))
+        found = {number: one for number, one in crops.items() if one is not None}
+        return list(found), torch.stack(list(found.values())) if found else None
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
         coming = None
@@ -227,13 +291,16 @@ def _read_crops(store: FeatureStore, number: int, path: Path) -> Float32[Tensor,
 def _write_scores(
     out: Path,
     store: FeatureStore,
-    references: Int64[ndarray, "n k"],
+    compared: Sequence[tuple[str, ...]],
     table: dict[Part, ndarray],
     score: ScoreSettings,
     seed: int,
+    problems: Mapping[int, str],
 ) -> None:
     images = []
     for number, image in enumerate(store.images):
+        if number in problems:
+            continue
         rows = slice(image.first_row, image.first_row + image.rows)
         image_parts = {part: values[rows] for part, values in table.items()}
         evidence = Evidence(image_parts.pop("class", None), **image_parts)
@@ -242,12 +309,13 @@ def _write_scores(
                 sha256=image.sha256,
                 first_row=image.first_row,
                 rows=image.rows,
-                references=tuple(store.digests[other] for other in references[number]),
+                references=compared[number],
                 image_score={variant: fuse_image(evidence, variant, score) for variant in score.variants},
             )
         )
     settings = ScoreSettings(**score.model_dump(exclude={"batch_size"}))
-    index = ScoresIndex(seed=seed, tau=score.tau, settings=settings, images=tuple(images))
+    left_out = tuple(ImageProblem(sha256=store.digests[number], rule=rule) for number, rule in sorted(problems.items()))
+    index = ScoresIndex(seed=seed, tau=score.tau, settings=settings, images=tuple(images), problems=left_out)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / SCORES_FILE) as path:
         save_file({str(part): values for part, values in table.items()}, path)

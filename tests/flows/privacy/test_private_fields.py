@@ -33,7 +33,7 @@ from medad.reports.ablation.report import write_ablation_report
 from medad.reports.run.report import write_report as write_liver_report
 from medad.reports.sensitivity.report import write_sensitivity_report
 from medad.steps.results import AblationResults
-from zsad.config.compare import CompareSettings
+from zsad.config.settings import ZsadSettings
 from zsad.config.run import ZsadSettings
 from zsad.reports.compare.report import write_compare_report
 from zsad.reports.run.outputs import write_score_outputs
@@ -100,7 +100,7 @@ SETTINGS: dict[str, Settings] = {
         {"name": "x", "data": IMAGES, "encoder": ENCODER[0], "adapt": {"textures": FOLDER}}
     ),
     "zsad, weights": ZsadSettings.model_validate({"name": "x", "data": IMAGES, "encoder": ENCODER[1]}),
-    "compare": CompareSettings.model_validate(
+    "compare": ZsadSettings.model_validate(
         {
             "name": "x",
             "data": IMAGES,
@@ -198,7 +198,7 @@ def marked_fields(value: Any) -> Iterator[tuple[str, str]]:
 def test_a_field_that_may_hold_a_path_is_private() -> None:
     """Every field with such a name, or of type Path, must have a type of `medad.base.private`."""
     models = stored_models()
-    assert {LiverSettings, SensitivityRequest, ScoreRequest, CompareSettings} <= models
+    assert {LiverSettings, SensitivityRequest, ScoreRequest, ZsadSettings} <= models
     open_fields = [
         f"{model.__name__}.{name}"
         for model in models

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zsad.config.compare import Ablation, ablation_systems
+from zsad.config.settings import Ablation, ablation_systems
 from zsad.config.run import Variant
 from zsad.reports.published import (
     ANOMALY_CLIP,

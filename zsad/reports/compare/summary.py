@@ -14,7 +14,7 @@ from medad.reporting.failures import failure_rows
 from medad.reporting.paired_tests import MIN_CATEGORIES, MIN_IMAGES, PairedOutcome, delong, holm, wilcoxon
 from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
-from zsad.config.compare import Ablation, CompareSettings
+from zsad.config.settings import Ablation, ZsadSettings
 from zsad.config.system_base import SystemSettings
 from zsad.config.systems import DualImage, WinClip
 from zsad.reports.comparable import reasons_other_images
@@ -78,7 +78,7 @@ ABLATIONS: dict[Ablation, tuple[str, str]] = {
 
 
 def make_document(
-    settings: CompareSettings,
+    settings: ZsadSettings,
     systems: Sequence[LoadedSystem],
     ablations: Sequence[AblationResult[Path]],
     failures: Sequence[CaseFailure],
@@ -282,7 +282,7 @@ def _table(
     )
 
 
-def _ablation(result: AblationResult[Path], settings: CompareSettings) -> AblationReport:
+def _ablation(result: AblationResult[Path], settings: ZsadSettings) -> AblationReport:
     loaded = load_ablation(result, settings.ablation_encoder)
     printed = published_ablation(result.ablation) if settings.published else ()
     title, varied = ABLATIONS[result.ablation]
@@ -308,7 +308,7 @@ def _ablation(result: AblationResult[Path], settings: CompareSettings) -> Ablati
     )
 
 
-def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
+def _notices(settings: ZsadSettings, systems: Sequence[LoadedSystem]) -> list[Notice]:
     """Return notices on encoders that are not CLIP. They name the systems concerned unless all are.
 
     Systems without results are included.
@@ -340,7 +340,7 @@ def _notices(settings: CompareSettings, systems: Sequence[LoadedSystem]) -> list
     ]
 
 
-def _definitions(settings: CompareSettings) -> dict[str, str]:
+def _definitions(settings: ZsadSettings) -> dict[str, str]:
     return definitions_shown(settings.evaluation) | {
         "Papers": f"{ANOMALY_CLIP} (ICLR 2024). {DUAL_IMAGE} (2024). {SEGMENTATION} (VAND challenge 2023).",
         "Rank": (

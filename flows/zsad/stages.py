@@ -1,4 +1,4 @@
-"""The flow zsad-compare: all systems on the same images. Systems with the same encoder share features.
+"""The stages of all image flows: find, encode, train, score, evaluate, report. Systems with one encoder share features.
 
 Categories and systems run in parallel on the task runner, within the limits of the device slots. A system that fails on
 a category is listed and left out there. The others continue, and the report is always written.
@@ -6,17 +6,17 @@ a category is listed and left out there. The others continue, and the report is 
 
 from __future__ import annotations
 
-import time
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from flows.machine.terminal import terminal
 from flows.privacy.log_filter import path_filter
 from flows.runs import ui_artifacts
-from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
-from flows.runs.run_folder import FileCopy, copies_of, installed_versions
+from flows.runs.run_folder import FileCopy, installed_versions
 from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
 from flows.store.artifacts import ArtifactStore
 from flows.store.digests import path_digest
@@ -24,22 +24,18 @@ from flows.store.references import Ref
 from flows.store.step import Call
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
-from medad.base.errors import InputError, UserError
+from medad.base.errors import CaseFailure, InputError, UserError
 from zsad.clip.models import encoder_info
-from zsad.config.compare import CompareSettings, ablation_systems
+from zsad.config.settings import ZsadSettings, ablation_systems
 from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings
 from zsad.config.run import PromptStyle
-from zsad.config.systems import DualImage, System, WinClip
+from zsad.config.systems import DualImage, System
 from zsad.data.labelled import LabelledImage
-from zsad.steps.results import AblationResult, AblationRow, Cost, Evaluated, Source, SystemResult
+from zsad.steps.results import AblationResult, AblationRow, Cost, Evaluated, ScoredInputs, Source, SystemResult
 
-REPORT_FILES = (
-    *("report.html", "report.json", "preview.png", "systems.csv", "summary.csv", "paired.csv", "ablations.csv"),
-    *("table_image.tex", "table_pixel.tex"),
-)
-TRAINED_FILES = ("checkpoint.safetensors", "training.json")
-
-
+SCORING = "zsad-system"
+MAX_SHOTS = 64
+"""Largest number of normal images of one category."""
 ByCategory = dict[str, dict[int, Evaluated[Ref]]]
 """Category -> seed -> evaluated result."""
 
@@ -54,6 +50,14 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class NormalImages:
+    """Normal images with which the images of a category are compared."""
+
+    images: tuple[LabelledImage, ...]
+    features: Ref
+
+
+@dataclass(frozen=True)
 class Scoring:
     """A submitted scoring task: one system on one category with one seed."""
 
@@ -62,19 +66,26 @@ class Scoring:
     seed: int
     label: str
     features: Ref
+    text: Ref | None
+    normal: NormalImages | None
     scores: SubmittedCall
 
 
-class CompareStages(ImageStages):
+class Stages(ImageStages):
     """The stages of the flow. Each takes the results of the one before and skips what failed."""
 
-    def __init__(self, settings: CompareSettings, *, refresh: bool) -> None:
+    def __init__(self, settings: ZsadSettings, *, refresh: bool) -> None:
         super().__init__(new_runner(settings.machine, refresh=refresh))
         self.settings = settings
         self.features: dict[tuple[str, str], Prepared] = {}
         """Prepared categories, by encoder and category."""
         self.texts: dict[tuple[str, str, PromptStyle], SubmittedCall] = {}
         """Tasks of text features, by encoder, category and prompt style."""
+        self.normal: tuple[LabelledImage, ...] = ()
+        """Normal images that the user gave for the only category. Empty: those of the data set."""
+        self.thresholds: dict[str, Ref] = {}
+        """Thresholds from normal images, by the systems' names."""
+        self._masks_noted: set[str] = set()
         self._refs: dict[int, Ref | None] = {}
 
     def ref_of(self, task: SubmittedCall) -> Ref | None:
@@ -86,10 +97,11 @@ class CompareStages(ImageStages):
     def prepare(self) -> list[ImageSet]:
         """Find the images, and encode them once per encoder, with all outputs that its systems need."""
         categories = self.find_in(self.settings.data)
-        self._encode(categories)
+        self.encode(categories)
         return categories
 
-    def _encode(self, categories: Sequence[ImageSet]) -> None:
+    def encode(self, categories: Sequence[ImageSet]) -> None:
+        """Encode images and prompts. Systems that their encoder cannot serve are left out and listed."""
         self._drop_unfit_systems()
         systems = [*self.settings.systems, *self._ablated()]
         waiting: list[tuple[str, ImageSet, SubmittedCall]] = []
@@ -212,17 +224,19 @@ class CompareStages(ImageStages):
                     for label, system in ablation_systems(name, self.settings.ablation_encoder)])
             for name in self.settings.ablations
         ]  # fmt: skip
-        results = [self._result(system, self._evaluate(started)) for system, started in rows]
+        results = [self._result(system, *self._evaluate(started)) for system, started in rows]
         shown = [
-            AblationResult(name, [AblationRow(label, _folders(self._evaluate(started))) for label, started in one])
+            AblationResult(name, [AblationRow(label, _folders(self._evaluate(started)[0])) for label, started in one])
             for name, one in ablations
         ]
         return results, shown
 
-    def _result(self, system: System, found: ByCategory) -> SystemResult[Ref]:
+    def _result(
+        self, system: System, found: ByCategory, inputs: dict[str, ScoredInputs[Ref]]
+    ) -> SystemResult[Ref]:
         encoder = self.settings.encoders[system.encoder]
         weights = weights_shown(encoder) or {}
-        return SystemResult(system, encoder_info(encoder, weights.get("weights", "")), found)
+        return SystemResult(system, encoder_info(encoder, weights.get("weights", "")), found, inputs)
 
     def _start_scoring(
         self, system: System, categories: Sequence[ImageSet], trained: dict[tuple[str, str], SubmittedCall]
@@ -237,70 +251,109 @@ class CompareStages(ImageStages):
                 continue
             for seed in self.settings.seeds if system.seeded else self.settings.seeds[:1]:
                 label = self._label(system, category.name, seed)
-                call = self._score_call(system, prepared, text, seed, label, trained)
-                if call is not None:
-                    task = self.runner.submit(label, call)
-                    found.append(Scoring(system, prepared.images, seed, label, prepared.features, task))
+                normal = self._normal(system, category, seed, label) if system.shots else None
+                if system.shots and normal is None:
+                    continue
+                weights = self._weights(system, category, trained)
+                if weights is False:
+                    continue
+                scored = prepared.images
+                task = self.runner.submit(
+                    label, self._score_call(system, scored, prepared.features, text, normal, weights or None, seed)
+                )
+                found.append(Scoring(system, scored, seed, label, prepared.features, text, normal, task))
         return found
+
+    def _weights(
+        self, system: System, category: ImageSet, trained: dict[tuple[str, str], SubmittedCall]
+    ) -> Ref | Literal[False] | None:
+        """Return the weights of a trained system. None: it needs none, or has a checkpoint. False: there are none."""
+        if not isinstance(system, LearnedSettings) or system.checkpoint is not None:
+            return None
+        task = trained.get((system.display_name, category.name))
+        return (None if task is None else self.ref_of(task)) or False
 
     def _score_call(
         self,
         system: System,
-        prepared: Prepared,
+        category: ImageSet,
+        features: Ref,
         text: Ref | None,
+        normal: NormalImages | None,
+        weights: Ref | None,
         seed: int,
-        label: str,
-        trained: dict[tuple[str, str], SubmittedCall],
-    ) -> Call | None:
-        settings, category = self.settings, prepared.images
-        encoder = settings.encoders[system.encoder]
-        if isinstance(system, DualImage):
-            assert text is not None
-            return steps.score(
-                category.images, prepared.features, text, encoder, system.score, system.adapt, seed, settings.machine
-            )
-        weights = None
-        if isinstance(system, LearnedSettings) and system.checkpoint is None:
-            task = trained.get((system.display_name, category.name))
-            if task is None or (weights := self.ref_of(task)) is None:
-                return None
-        shots = None
-        if (
-            isinstance(system, WinClip)
-            and system.shots
-            and (shots := self._shots(system, category, seed, label)) is None
-        ):
-            return None
+    ) -> Call:
         return steps.score_system(
-            system, self._category_words(category), category.images, prepared.features, text, shots, weights, encoder,
-            seed, settings.machine,
+            system, self._category_words(category), category.images, features, text,
+            None if normal is None else normal.features, weights, self.settings.encoders[system.encoder], seed,
+            self.settings.machine,
         )  # fmt: skip
 
-    def _shots(self, system: WinClip, category: ImageSet, seed: int, label: str) -> Ref | None:
-        """Encode normal training images as shots. Their choice depends only on image contents and the seed."""
-        from medad.cohort.samples import samples_dir
-        from zsad.data.datasets import normal_training_images
+    def _normal(self, system: System, category: ImageSet, seed: int, label: str) -> NormalImages | None:
+        """Encode normal images. Their choice depends only on image contents and the seed."""
         from zsad.data.shots import draw_shots
 
         try:
-            paths = normal_training_images(self.settings.data, category.name, samples_dir())
-            images = []
-            for path in paths:
-                path_filter.learn(path, category.name)
-                images.append(LabelledImage("", path_digest(path), path, anomalous=False))
+            images = self.normal or self._training_images(category)
         except UserError as error:
             self.runner.record_failure(to_case_failure(label, "find", error))
             return None
         by_digest = {image.sha256: image for image in images}
         if len(by_digest) < system.shots:
-            rule = f"{category.name}: only {len(images)} normal training images for {system.shots} shots"
+            rule = f"{category.name}: only {len(by_digest)} different normal images for {system.shots} shots"
             self.runner.record_failure(to_case_failure(label, "find", InputError("data", rule)))
             return None
         drawn = tuple(by_digest[digest] for digest in draw_shots(by_digest, seed, system.shots))
-        call = steps.encode(drawn, self.settings.encoders[system.encoder], self.settings.machine, system.outputs)
-        return self.runner.run(label, call)
+        encoder = self.settings.encoders[system.encoder]
+        features = self.runner.run(label, steps.encode(drawn, encoder, self.settings.machine, system.outputs))
+        return None if features is None else NormalImages(drawn, features)
 
-    def _evaluate(self, started: Iterable[Scoring]) -> ByCategory:
+    def use_shots(self, count: int) -> None:
+        """Let the only system compare with `count` normal images, or with fewer if it or its settings limit them."""
+        system = self.settings.method
+        wanted = min(system.shots or MAX_SHOTS, count)
+        if wanted < count:
+            self.notes.append(f"{wanted} of the {count} normal images are used, chosen at random.")
+        system = system.model_copy(update={"shots": wanted})
+        self.settings = self.settings.model_copy(update={"systems": (system,)})
+
+    def drawn_normal(self) -> tuple[str, ...]:
+        """Return the sha256 of the normal images that the first seed chooses, of those that the user gave."""
+        from zsad.data.shots import draw_shots
+
+        digests = {image.sha256 for image in self.normal}
+        return tuple(draw_shots(digests, self.settings.seeds[0], self.settings.method.shots)) if digests else ()
+
+    def _training_images(self, category: ImageSet) -> tuple[LabelledImage, ...]:
+        """Return the data set's normal training images of a category. Raises UserError."""
+        from medad.cohort.samples import samples_dir
+        from zsad.data.datasets import normal_training_images
+
+        images = []
+        for path in normal_training_images(self.settings.data, category.name, samples_dir()):
+            path_filter.learn(path, category.name)
+            images.append(LabelledImage("", path_digest(path), path, anomalous=False))
+        return tuple(images)
+
+    def find_threshold(self, category: ImageSet, judged_by: str) -> Ref | None:
+        """Find the threshold of the only system from its scores of the normal images, each compared with the others."""
+        system, seed = self.settings.method, self.settings.seeds[0]
+        label = self._label(system, "normal images", seed)
+        normal = self._normal(system, category, seed, label)
+        text = self._text_ref(system, category)
+        if normal is None or (text is None and system.prompts is not None):
+            return None
+        usable = self.usable(ImageSet("normal images", "", normal.images), normal.features)
+        scores = self.runner.run(label, self._score_call(system, usable, normal.features, text, normal, None, seed))
+        if scores is None:
+            return None
+        call = steps.save_threshold(scores, system, self.settings, "normal", judged_by)
+        made = self.runner.run(label, call)
+        if made is not None:
+            self.thresholds[system.display_name] = made
+        return made
+
+    def _evaluate(self, started: Iterable[Scoring]) -> tuple[ByCategory, dict[str, ScoredInputs[Ref]]]:
         tasks = []
         for one in started:
             scores = self.ref_of(one.scores)
@@ -309,16 +362,46 @@ class CompareStages(ImageStages):
                 scores = scores if fuse is None else self.runner.run(one.label, fuse)
             if scores is None:
                 continue
-            variant = one.system.variant if isinstance(one.system, DualImage) else "system"
+            self._note_unscored(one.category, scores)
             images, settings = one.category.images, self.settings.evaluation
-            call = steps.evaluate(images, one.features, scores, (variant,), settings)
-            tasks.append((one, self.runner.submit(one.label, call)))
+            threshold = self.thresholds.get(one.system.display_name)
+            call = steps.evaluate(images, one.features, scores, one.system.variant_names, settings, threshold)
+            tasks.append((one, scores, self.runner.submit(one.label, call)))
         found: ByCategory = {}
-        for one, task in tasks:
+        inputs: dict[str, ScoredInputs[Ref]] = {}
+        for one, scores, task in tasks:
             evaluated = task.ref()
             if evaluated is not None:
-                found.setdefault(one.category.name, {})[one.seed] = Evaluated(evaluated, self._cost(one))
-        return found
+                name = one.category.name
+                self._note_masks(one.category, evaluated)
+                found.setdefault(name, {})[one.seed] = Evaluated(evaluated, self._cost(one), scores)
+                normal = () if one.normal is None else one.normal.images
+                inputs.setdefault(name, ScoredInputs(one.category.images, one.features, one.text, normal))
+        return found, inputs
+
+    def _note_unscored(self, category: ImageSet, scores: Ref) -> None:
+        """Add images that could not be scored to the failures."""
+        if not scores.made:
+            return
+        from zsad.scorers.stored_scores import open_scores
+
+        self._note_problems(category, SCORING, {one.sha256: one.rule for one in open_scores(scores.folder()).problems})
+
+    def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
+        """Add unusable masks to the failures, once for all seeds and systems. Their images get no pixel metrics."""
+        if not evaluated.made or category.name in self._masks_noted:
+            return
+        self._masks_noted.add(category.name)
+        problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
+        rules = {problem["sha256"]: problem["rule"] for problem in problems}
+        self._note_problems(category, steps.EVALUATE.name, rules, masks=True)
+
+    def _note_problems(self, category: ImageSet, stage: str, rules: dict[str, str], *, masks: bool = False) -> None:
+        for image in category.images:
+            file = image.mask if masks else image.path
+            if image.sha256 in rules and file is not None:
+                case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
+                self.runner.record_failure(CaseFailure(case_id, stage, rule, str(file), category=category.name))
 
     def _cost(self, one: Scoring) -> Cost | None:
         from zsad.steps.cost import read_cost
@@ -333,40 +416,66 @@ class CompareStages(ImageStages):
         images = len({image.sha256 for image in one.category.images})
         return Cost(cost.seconds, encoding_s, images, cost.peak_memory_bytes)
 
-    def report(self, systems: Sequence[SystemResult[Ref]], ablations: Sequence[AblationResult[Ref]]) -> Ref | None:
-        """Write the report with tables, tests and ablations."""
+    def maps(self, systems: Sequence[SystemResult[Ref]]) -> list[FileCopy]:
+        """Write the anomaly maps that the settings ask for, and return the copies of their folders."""
+        if not self.settings.maps:
+            return []
+        tasks = [
+            (row.system, one.name, self.runner.submit(label, steps.category_maps(self.settings_of(row.system), one)))
+            for row in systems
+            for one in row.category_results()
+            for label in [self._label(row.system, one.name)]
+        ]
+        copies = []
+        for system, name, task in tasks:
+            ref = task.ref()
+            folder = ["maps", *([_file_name(system.display_name)] if len(systems) > 1 else []), _file_name(name)]
+            if ref is not None:
+                copies.append(FileCopy(ref, "maps", "/".join(folder)))
+        return copies
+
+    def settings_of(self, system: System) -> ZsadSettings:
+        """Return the settings of the run with only this system."""
+        return self.settings.model_copy(update={"systems": (system,), "ablations": ()})
+
+    def report(self, systems: Sequence[SystemResult[Ref]]) -> Ref | None:
+        """Write the report on a single system."""
+        categories = systems[0].category_results() if systems else ()
         failures = self.runner.failures_for_report(pseudonymous=self.settings.data.pseudonyms)
-        notes = tuple(dict.fromkeys((*self.notes, *self.runner.notes)))
-        call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), notes)
+        call = steps.report(self.settings, categories, failures, installed_versions(), self.all_notes())
         return self.runner.run("report", call)
 
-    def finish_run(self, out: Path, copies: Sequence[FileCopy], started: float, *, useful: bool) -> Outcome:
+    def compare_report(
+        self, systems: Sequence[SystemResult[Ref]], ablations: Sequence[AblationResult[Ref]]
+    ) -> Ref | None:
+        """Write the report with tables, tests and ablations."""
+        failures = self.runner.failures_for_report(pseudonymous=self.settings.data.pseudonyms)
+        call = steps.compare_report(self.settings, systems, ablations, failures, installed_versions(), self.all_notes())
+        return self.runner.run("report", call)
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Return the notes of the run, each once."""
+        return tuple(dict.fromkeys((*self.notes, *self.runner.notes)))
+
+    def finish_run(
+        self,
+        out: Path,
+        copies: Sequence[FileCopy],
+        started: float,
+        shows: ui_artifacts.UiLayout,
+        *,
+        private: bool = False,
+        useful: bool,
+    ) -> Outcome:
         """Call `finish` with this flow's entries of the manifest."""
         manifest = {"encoders": {name: weights_shown(one) for name, one in self.settings.encoders.items()}}
-        return self.finish(out, self.settings, copies, manifest, started, ui_artifacts.COMPARE, useful=useful)
+        return self.finish(out, self.settings, copies, manifest, started, shows, private=private, useful=useful)
+
+
+def _file_name(name: str) -> str:
+    """Return a name for a folder: letters, digits, dots, hyphens and underscores."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "_"
 
 
 def _folders(found: ByCategory) -> dict[str, dict[int, Ref]]:
     return {category: {seed: one.folder for seed, one in seeds.items()} for category, seeds in found.items()}
-
-
-@define_flow("zsad-compare", "compare {settings.name}")
-def compare(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Compare all systems of the configuration on its images. Writes the report to the run folder `out`."""
-    started = time.monotonic()
-    stages = CompareStages(settings, refresh=refresh)
-    with terminal.bars():
-        systems, ablations = stages.score(stages.prepare())
-    report = stages.report(systems, ablations)
-    useful = any(row.categories for row in systems)
-    return stages.finish_run(out, copies_of(report, *REPORT_FILES), started, useful=useful)
-
-
-@define_flow("zsad-train", "train {settings.name}")
-def train(settings: CompareSettings, out: Path, refresh: bool = False) -> Outcome:
-    """Train the only learned system of the settings on all images. Writes its checkpoint to the run folder `out`."""
-    started = time.monotonic()
-    stages = CompareStages(settings, refresh=refresh)
-    with terminal.bars():
-        checkpoint = stages.train_one(stages.prepare())
-    return stages.finish_run(out, copies_of(checkpoint, *TRAINED_FILES), started, useful=checkpoint is not None)
