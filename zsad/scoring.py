@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,22 +18,22 @@ from medad.base.settings import parse_settings
 from medad.base.storage import file_digest
 from zsad.clip.encoder import check_outputs, depth_of
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.learned import LearnedSettings
 from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
-from zsad.config.systems import DualImage, MutualSettings, System, WinClip
+from zsad.config.system_base import LearnedSettings
+from zsad.config.systems import METHODS, System
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.musc.settings import MutualSettings
 from zsad.scorers.scores_file import ONLY_VARIANT
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
 from zsad.steps.score_dual import score_category
 
 FilePath = str | os.PathLike[str]
-
-METHODS: dict[str, type[System]] = {kind.model_fields["system"].default: kind for kind in get_args(get_args(System)[0])}
-"""Settings classes by the names of the methods that `score` accepts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +65,8 @@ def score(
     images
         Image file, folder (searched at all depths), or a list of both.
     method
-        Name from `METHODS`, or settings from `zsad.config.systems`. If given by name, `musc` and `musc_2` read the
-        blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
+        Name from `zsad.config.systems.METHODS`, or the settings of a method. If given by name, `musc` and `musc_2` read
+        the blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
     normal
         Normal images for WinCLIP's memory. If the settings have `shots`, this number of them is chosen at random.
         Otherwise all are used.

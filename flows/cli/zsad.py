@@ -210,7 +210,7 @@ def train(
     """
     prepare_command(verbose=verbose)
     from zsad.config.compare import load
-    from zsad.config.learned import LearnedSettings
+    from zsad.config.system_base import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
     settings = load(find_config(config, "zsad"), values).select_systems(method)

@@ -27,10 +27,14 @@ from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
 from medad.base.errors import InputError, UserError
 from zsad.clip.models import encoder_info
 from zsad.config.compare import CompareSettings, ablation_systems
-from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings
 from zsad.config.run import PromptStyle
-from zsad.config.systems import DualImage, System, WinClip
+from zsad.config.system_base import LearnedSettings
+from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
+from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.april_gan.settings import AprilGan
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.results import AblationResult, AblationRow, Cost, Evaluated, Source, SystemResult
 
 REPORT_FILES = (

@@ -19,7 +19,6 @@ from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
 from zsad.config.compare import CompareSettings
 from zsad.config.encoder_outputs import PATCHES
-from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels
 from zsad.config.run import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
@@ -32,9 +31,12 @@ from zsad.config.run import (
     Variant,
     ZsadSettings,
 )
-from zsad.config.system_base import SystemSettings
+from zsad.config.system_base import LearnedSettings, SystemSettings
 from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
+from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.april_gan.settings import AprilGan
+from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
 
 _ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
@@ -293,8 +295,6 @@ def score_system(
     trained
         Result of `train`. A checkpoint in the settings is used instead, if there is one.
     """
-    from zsad.steps.score import SCORERS
-
     given = system.checkpoint if isinstance(system, LearnedSettings) else None
     if given is not None:
         checkpoint: Any = Path(given).expanduser()
@@ -302,7 +302,7 @@ def score_system(
         checkpoint = None if trained is None else Keyed(trained.folder() / "checkpoint.safetensors", trained)
     loads = system.loads_encoder
     return SYSTEM(
-        system=_system(system, scorer=code_digest(f"{SCORERS[system.system]}:score")),
+        system=_system(system, scorer=code_digest(f"{system.scorer_module}:score")),
         category=category if loads else Keyed(category, None),
         features=features,
         text=text,

@@ -15,12 +15,17 @@ from medad.base.storage import file_digest
 from tests.zsad.learned_sets import OUTPUTS, make_source
 from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.learned import AprilGan, Training
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.config.systems import AnoVl, Clip, DualImage, MuSc, MuSc2, System, WinClip
+from zsad.config.system_base import Training
+from zsad.config.systems import METHODS, System
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
-from zsad.scoring import METHODS
+from zsad.scorers.anovl.settings import AnoVl
+from zsad.scorers.april_gan.settings import AprilGan
+from zsad.scorers.clip.settings import Clip
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.musc.settings import MuSc, MuSc2
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system

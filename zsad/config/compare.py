@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings, RunName, load_settings, parse_settings
-from zsad.config.learned import LearnedSettings
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, PromptSettings, ReferenceSettings
-from zsad.config.systems import DualImage, System
+from zsad.config.system_base import LearnedSettings
+from zsad.config.systems import System
+from zsad.scorers.dual.settings import DualImage
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Ablation = Literal["references", "map_weights", "image_weights", "steps"]

@@ -13,24 +13,12 @@ from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import DualImage, System
+from zsad.config.systems import System
 from zsad.scorers.dual.scorer import draw_references
+from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.scores_file import write_system_scores
 from zsad.steps.cost import writes_cost
-
-SCORERS = {
-    "clip": "zsad.scorers.clip",
-    "clip_ac": "zsad.scorers.clip",
-    "winclip": "zsad.scorers.winclip",
-    "anovl": "zsad.scorers.anovl",
-    "musc": "zsad.scorers.musc",
-    "musc_2": "zsad.scorers.musc",
-    "april_gan": "zsad.scorers.april_gan",
-    "anomalyclip": "zsad.scorers.anomalyclip",
-    "segmentation": "zsad.scorers.segmentation.scorer",
-}
-"""Module of each system's `score(category_features, settings)`."""
 
 
 @writes_cost
@@ -102,7 +90,7 @@ def score_system(
         device=pick_device(device),
         batch_size=largest_batch or encoder.batch_size,
     )
-    scorer: Any = importlib.import_module(SCORERS[system.system])
+    scorer: Any = importlib.import_module(system.scorer_module)
     scored = _with_progress(scorer.score(category_features, system), len(store), on_progress)
     write_system_scores(out, store, scored, system=system.public(), seed=seed)
 

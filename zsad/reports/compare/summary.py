@@ -16,7 +16,6 @@ from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
 from zsad.config.compare import Ablation, CompareSettings
 from zsad.config.system_base import SystemSettings
-from zsad.config.systems import DualImage, WinClip
 from zsad.reports.comparable import reasons_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
@@ -51,6 +50,8 @@ from zsad.reports.run.document import (
     PublishedTable,
     definitions_shown,
 )
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
