@@ -34,7 +34,7 @@ class AnoVl(SystemSettings):
 
     @property
     def prompts(self) -> PromptStyle:
-        return "supplement"
+        return "anovl"
 
     @property
     def seeded(self) -> bool:

@@ -35,4 +35,4 @@ class AprilGan(LearnedSettings):
 
     @property
     def prompts(self) -> PromptStyle:
-        return "winclip"
+        return "april_gan"
