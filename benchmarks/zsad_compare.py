@@ -10,7 +10,11 @@ import torch
 from benchmarks.zsad_scorer import Bench
 from benchmarks.zsad_timing import Row, row_at_most, time_alternately, timer
 from zsad.clip.windows import encode_windows
-from zsad.config.systems import AnoVl, Clip, ClipAc, DualImage, MuSc, MuSc2, WinClip
+from zsad.scorers.anovl.settings import AnoVl
+from zsad.scorers.clip.settings import Clip, ClipAc
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.musc.settings import MuSc, MuSc2
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_images
 from zsad.steps.score import score_system
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from benchmarks.zsad_memory import LIMIT, in_new_process, peak_bytes
 from benchmarks.zsad_timing import Plan, Row, row_at_least, time_alternately, timer
-from zsad.scorers.mutual import mutual_scores
+from zsad.scorers.musc.mutual import mutual_scores
 
 NEAREST_SHARE = 0.3
 MIN_SPEEDUP = 2.5

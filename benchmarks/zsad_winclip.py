@@ -21,9 +21,9 @@ from zsad.clip.attention_paths import embed
 from zsad.clip.feature_store import CLASS_TOKENS, TEXT, FeatureStore, output_file
 from zsad.clip.windows import window_patches, windows_at_a_time
 from zsad.config.encoder_outputs import parse_outputs
-from zsad.config.systems import WinClip
 from zsad.data.images import merge_maps
 from zsad.scorers.scores_file import SystemScores
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_images
 from zsad.steps.score import score_system
 

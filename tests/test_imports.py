@@ -101,8 +101,14 @@ def module_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module: `flows.liver` for `flows.liver.steps`, or the top package."""
+    """Return the room of a module: `flows.liver` for `flows.liver.steps`, or the top package.
+
+    The settings of an image method count as `zsad.config`, though they are in the method's folder. So a method is one
+    folder. Configuration, flows and the command line read the settings, and loading them must not load torch.
+    """
     parts = module.split(".")
+    if parts[:2] == ["zsad", "scorers"] and parts[-1] == "settings":
+        return "zsad.config"
     room = ".".join(parts[:2])
     return room if room in ROOMS else parts[0]
 

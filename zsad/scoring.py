@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,24 +15,21 @@ from jaxtyping import Float32
 from medad.base.errors import ConfigError, InputError
 from medad.base.settings import parse_settings
 from medad.base.storage import file_digest
-from zsad.clip.encoder import check_outputs, depth_of
+from zsad.clip.encoder import check_outputs
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.learned import LearnedSettings
 from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
-from zsad.config.systems import DualImage, MutualSettings, System, WinClip
+from zsad.config.system_base import LearnedSettings
+from zsad.config.systems import System
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
-from zsad.scorers.scores_file import ONLY_VARIANT
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
-from zsad.steps.evaluate import open_scores
+from zsad.steps.methods import method_settings
 from zsad.steps.score import score_system
-from zsad.steps.score_dual import score_category
 
 FilePath = str | os.PathLike[str]
-
-METHODS: dict[str, type[System]] = {kind.model_fields["system"].default: kind for kind in get_args(get_args(System)[0])}
-"""Settings classes by the names of the methods that `score` accepts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +61,8 @@ def score(
     images
         Image file, folder (searched at all depths), or a list of both.
     method
-        Name from `METHODS`, or settings from `zsad.config.systems`. If given by name, `musc` and `musc_2` read the
-        blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
+        Name from `zsad.config.systems.METHODS`, or the settings of a method. If given by name, `musc` and `musc_2` read
+        the blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
     normal
         Normal images for WinCLIP's memory. If the settings have `shots`, this number of them is chosen at random.
         Otherwise all are used.
@@ -108,8 +103,7 @@ def score(
     )
     system = _checked_system(method, model, len(given))
     check_outputs(model, system.outputs)
-    chosen = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
-    shots = {digest: given[digest] for digest in chosen}
+    shots = {digest: given[digest] for digest in draw_shots(given, seed, system.shot_count)}
     work = _ScoringCall(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
     with TemporaryDirectory(prefix="zsad-") as folder:
         return work.run(files, shots, Path(folder))
@@ -155,14 +149,11 @@ class _ScoringCall:
     def _score(self, features: Path, text: Path | None, memory: Path | None, paths: Sequence[Path], out: Path) -> str:
         """Write the scores of all images to `out`. Return the variant to read from them."""
         system = self.system
-        if isinstance(system, DualImage):
-            assert text is not None
-            settings = system.score
-            if len(paths) == 1 and settings.without_references() != settings:
-                settings = settings.without_references()
-                warnings.warn(NO_REFERENCE_NOTE.format(variant=settings.variants[0]), stacklevel=4)
-            score_category(features, text, paths, self.encoder, settings, system.adapt, self.seed, self.device, out)
-            return settings.variants[0]
+        if isinstance(system, DualImage) and len(paths) == 1 and memory is None:
+            without = system.without_references()
+            if without != system:
+                warnings.warn(NO_REFERENCE_NOTE.format(variant=without.variant_names[-1]), stacklevel=4)
+            system = without
         checkpoint = system.checkpoint if isinstance(system, LearnedSettings) else None
         score_system(
             system,
@@ -178,7 +169,7 @@ class _ScoringCall:
             out,
             largest_batch=self.encoder.batch_size,
         )
-        return ONLY_VARIANT
+        return system.variant_names[-1]
 
 
 def _encoder_by_name(name: str) -> EncoderSettings:
@@ -192,33 +183,24 @@ def _paths(given: FilePath | Sequence[FilePath]) -> list[Path]:
 
 def _checked_system(method: str | System, encoder: EncoderSettings, normal: int) -> System:
     """Return a method's settings, checked against the number of normal images. Raises ConfigError."""
-    system = _default_settings(method, encoder) if isinstance(method, str) else method
+    system = method_settings(method, encoder) if isinstance(method, str) else method
     if isinstance(system, LearnedSettings) and system.checkpoint is None:
         raise ConfigError(
             f"{system.title} must be trained first: set checkpoint in its settings; "
             f"`adflows zsad train {system.system} --on FOLDER` writes one"
         )
-    if not isinstance(system, WinClip):
+    if "shots" not in type(system).model_fields:
         if normal:
-            raise ConfigError(f"{system.title} cannot use normal images; only WinCLIP can")
+            raise ConfigError(f"{system.title} cannot use normal images")
         return system
-    if system.shots > normal:
+    if system.shot_count > normal:
         raise ConfigError(
-            f"{system.title}: {system.shots} shots need as many different normal images, but there are {normal}"
+            f"{system.title}: {system.shot_count} shots need as many different normal images, but there are {normal}"
         )
-    if normal and not system.shots:
-        return parse_settings(WinClip, system.model_dump() | {"shots": normal}, source=f"{normal} normal images")
+    if normal and not system.shot_count:
+        kind = type(system)
+        return parse_settings(kind, system.model_dump() | {"shots": normal}, source=f"{normal} normal images")
     return system
-
-
-def _default_settings(name: str, encoder: EncoderSettings) -> System:
-    if name not in METHODS:
-        raise ConfigError(f"{name}: no such method; expected one of {', '.join(METHODS)}")
-    kind = METHODS[name]
-    if not issubclass(kind, MutualSettings):
-        return kind()
-    quarters = dict.fromkeys(math.ceil(depth_of(encoder) * share) for share in (0.25, 0.5, 0.75, 1))
-    return kind(blocks=tuple(quarters))
 
 
 def _read_results(files: Sequence[tuple[Path, str]], features: Path, scores: Path, variant: str) -> list[ImageScore]:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from skimage import data
 
 import zsad
-from zsad.config.systems import DualImage
+from zsad.scorers.dual.settings import DualImage
 
 mpl.use("Agg")  # writes files; remove this line in a notebook
 import matplotlib.pyplot as plt

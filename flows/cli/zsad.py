@@ -133,7 +133,7 @@ def run(
     values = parse_overrides(
         overrides, name=name, seeds=seed or None, data__root=None if data is None else str(data.absolute())
     )
-    from zsad.steps.methods import METHODS
+    from zsad.config.systems import METHODS
 
     if method in METHODS:
         if data is None and config is None:
@@ -148,7 +148,7 @@ def run(
     print_and_exit(run_flow(zsad, settings=settings, out=folder, refresh=refresh, dry_run=dry_run), as_json=as_json)
 
 
-@app.command(epilog=example("adflows zsad score photos/ -o scored", "adflows zsad score new/ --normal good/ -o scored"))
+@app.command(epilog=example("adflows zsad score photos/ -o scored"))
 def score(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of images.")],
     out: Annotated[
@@ -220,7 +220,7 @@ def score(
 
 
 def _few_shot_methods() -> str:
-    from zsad.steps.methods import METHODS
+    from zsad.config.systems import METHODS
 
     return ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
 
@@ -299,7 +299,7 @@ def train(
     Use it with the setting `checkpoint` of the system.
     """
     prepare_command(verbose=verbose)
-    from zsad.config.learned import LearnedSettings
+    from zsad.config.system_base import LearnedSettings
 
     values = parse_overrides(overrides, name=name, data__root=str(on.absolute()))
     settings = load_settings(config, values).select_systems(method)

@@ -20,14 +20,14 @@ from flows.runs.outcome import Outcome
 from flows.runs.run_folder import copies_of, installed_versions
 from flows.runs.runner import to_case_failure
 from flows.store.references import Ref
-from flows.zsad import steps
+from flows.zsad import report_steps, steps
 from flows.zsad.image_sets import ImageSet
 from flows.zsad.stages import Stages
 from medad.base.errors import CaseFailure, UserError
 from medad.base.private import PrivatePath
 from zsad.config.run import NO_REFERENCE_NOTE, ImagesSettings
 from zsad.config.settings import ZsadSettings
-from zsad.config.systems import DualImage
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.results import SystemResult
 
 RUN_FILES = ("report.html", "report.json", "preview.png", "results.csv", "scores.csv", "curves.csv")
@@ -139,7 +139,7 @@ class _ScoreRun:
         self.useful = bool(results)
         if not self.request.normal and results:
             self._save_quantile(results[0].scores[stages.settings.seeds[0]])
-        call = steps.score_outputs(
+        call = report_steps.score_outputs(
             stages.settings,
             results[0] if results else None,
             stages.runner.failures_for_report(pseudonymous=False),
@@ -226,5 +226,5 @@ class _ScoreRun:
         problems = json.loads((ref.folder() / "problems.json").read_text(encoding="utf-8"))
         files = {image.id: str(image.path) for image in category.images}
         for name, rule in problems.items():
-            failure = CaseFailure(f"{category.name}/{name}", steps.MAPS.name, rule, files.get(name, ""))
+            failure = CaseFailure(f"{category.name}/{name}", report_steps.MAPS.name, rule, files.get(name, ""))
             self.stages.runner.record_failure(failure)

@@ -19,8 +19,8 @@ from flows.store.digests import path_digest
 from flows.store.references import Ref
 from flows.zsad import steps
 from medad.base.errors import CaseFailure, UserError
+from zsad.config.run import EncoderSettings, ImagesSettings
 from zsad.config.settings import ZsadSettings
-from zsad.config.run import EncoderSettings, ImagesSettings, ZsadSettings
 from zsad.data.labelled import LabelledImage
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class ImageStages:
     def finish(
         self,
         out: Path,
-        settings: ZsadSettings | ZsadSettings,
+        settings: ZsadSettings,
         copies: Sequence[FileCopy],
         manifest: dict[str, Any],
         started: float,

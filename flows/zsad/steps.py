@@ -7,7 +7,7 @@ images. Keys never contain the device or batch sizes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,9 @@ from typing import Any, Literal
 from flows.store.code import code_digest
 from flows.store.digests import path_digest
 from flows.store.references import Ref, canonical_json
-from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
-from medad.base.errors import CaseFailure
+from flows.store.step import Call, Keyed, Step, content_of, keyed
 from medad.base.settings import MachineSettings
 from zsad.config.encoder_outputs import PATCHES
-from zsad.config.learned import AnomalyClip, AprilGan, LearnedSettings, SegmentationModels
 from zsad.config.run import (
     WITH_ADAPTATION,
     WITH_REFERENCES,
@@ -32,15 +30,16 @@ from zsad.config.run import (
     Variant,
 )
 from zsad.config.settings import ZsadSettings
-from zsad.config.system_base import SystemSettings
-from zsad.config.systems import DualImage, System
+from zsad.config.system_base import LearnedSettings, SystemSettings
+from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
-from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
+from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.april_gan.settings import AprilGan
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.segmentation.settings import SegmentationModels
+from zsad.steps.results import Source
 
 _ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
-_DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
-_STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
-_RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
 _COST = frozenset({"cost.json"})
 _LAMBDAS: dict[Variant, frozenset[str]] = {
     "text": frozenset(),
@@ -87,16 +86,6 @@ TRAIN = Step(
     kind="training",
     volatile=frozenset({"training.json"}),
 )
-REPORT = Step("zsad-report", 1, "zsad.reports.run.report:write_report", _DRAWING, files=_RUN_PAGE)
-MAPS = Step("zsad-maps", 1, "zsad.reports.run.outputs:write_score_outputs", (*_DRAWING, "torch"), files=_RUN_PAGE)
-CATEGORY_MAPS = Step("zsad-category-maps", 1, "zsad.reports.run.maps:write_category_maps", (*_DRAWING, "torch"))
-COMPARE_REPORT = Step(
-    "zsad-compare",
-    1,
-    "zsad.reports.compare.report:write_compare_report",
-    _DRAWING,
-    files=(*_STYLE, "zsad/reports/compare/compare_template.html"),
-)
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
@@ -124,7 +113,8 @@ def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
     return tuple(first[sha256] for sha256 in sorted(first))
 
 
-def _labelled(image: LabelledImage) -> list[str]:
+def label_content(image: LabelledImage) -> list[str]:
+    """Return an image's digest, label, kind of defect and mask as content for a key."""
     mask = "" if image.mask is None else path_digest(image.mask)
     return [image.sha256, {None: "", True: "anomalous", False: "normal"}[image.anomalous], image.defect, mask]
 
@@ -207,7 +197,7 @@ def evaluate(
 
     `threshold` is an artifact of `save_threshold`.
     """
-    rows = sorted(((_labelled(image), image) for image in images), key=lambda row: row[0])
+    rows = sorted(((label_content(image), image) for image in images), key=lambda row: row[0])
     return EVALUATE(
         items=Keyed([image for _, image in rows], [labels for labels, _ in rows]),
         features=features,
@@ -237,7 +227,12 @@ def judge_of(settings: ZsadSettings, normal: Iterable[str]) -> Judge:
     from zsad.clip.models import describe_encoder
 
     system, digests = settings.method, sorted(normal)
-    content = [content_of(_system(system)), content_of(_encoder(settings.encoder)), content_of(settings.prompts), digests]
+    content = [
+        content_of(_system(system)),
+        content_of(_encoder(settings.encoder)),
+        content_of(settings.prompts),
+        digests,
+    ]
     if system.seeded and not digests:
         content.append(settings.seeds[0])
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
@@ -291,7 +286,7 @@ def _dual(system: DualImage, **more: Any) -> Keyed:
     )
     content = {
         "system": system.system,
-        "shots": system.shots,
+        "shots": system.shot_count,
         "score": content_of(settings, frozenset({"batch_size"})),
         "adapt": content_of(_adaptation(system.adapt)) if adapts else None,
     }
@@ -323,8 +318,6 @@ def score_system(
     trained
         Result of `train`. A checkpoint in the settings is used instead, if there is one.
     """
-    from zsad.steps.score import SCORERS
-
     given = system.checkpoint if isinstance(system, LearnedSettings) else None
     if given is not None:
         checkpoint: Any = Path(given).expanduser()
@@ -333,7 +326,7 @@ def score_system(
     loads = system.loads_encoder
     used = distinct(images)
     return SYSTEM(
-        system=_system(system, scorer=code_digest(f"{SCORERS[system.system]}:score")),
+        system=_system(system, scorer=code_digest(system.scorer)),
         category=category if loads else Keyed(category, None),
         features=features,
         text=text,
@@ -356,7 +349,7 @@ def train(
     """Return the call that trains a learned system on features of labelled images, in any order of categories."""
     ordered = sorted(sources, key=lambda one: one.name)
     content = [
-        {"name": one.name, "features": one.features, "text": one.text, "items": sorted(map(_labelled, one.items))}
+        {"name": one.name, "features": one.features, "text": one.text, "items": sorted(map(label_content, one.items))}
         for one in ordered
     ]
     return TRAIN(
@@ -366,73 +359,4 @@ def train(
         machine=machine,
         batch_size=system.training.batch_size,
         phase=system.system.replace("_", "-"),
-    )
-
-
-def category_maps(settings: ZsadSettings, category: CategoryResult[Ref]) -> Call:
-    """Return the call that writes the anomaly maps of one category and one system, in the formats of the settings."""
-    return CATEGORY_MAPS(settings=shown(settings), category=_category(category), formats=settings.maps)
-
-
-def _category(result: CategoryResult[Ref]) -> Keyed:
-    """Return a category with all that a report shows as content for a key: ids, digests, labels, results."""
-    images = [[image.id, *_labelled(image)] for image in result.images]
-    rest = {name: getattr(result, name) for name in ("name", "text", "features", "scores", "evaluated")}
-    return Keyed(result, rest | {"images": images, "normal": [[one.id, one.sha256] for one in result.normal]})
-
-
-def report(
-    settings: ZsadSettings,
-    categories: Iterable[CategoryResult[Ref]],
-    failures: Sequence[CaseFailure],
-    versions: Mapping[str, str],
-    notes: Sequence[str],
-) -> Call:
-    """Return the call that writes the report and its tables. Its key contains all that these show, also ids."""
-    return REPORT(
-        settings=shown(settings),
-        categories=tuple(map(_category, categories)),
-        failures=tuple(failures),
-        versions=dict(versions),
-        notes=tuple(notes),
-    )
-
-
-def score_outputs(
-    settings: ZsadSettings,
-    category: CategoryResult[Ref] | None,
-    failures: Sequence[CaseFailure],
-    versions: Mapping[str, str],
-    notes: Sequence[str],
-    formats: Sequence[Literal["png", "tiff", "npy"]],
-) -> Call:
-    """Return the call that writes scores.csv, heat maps and a report of unlabelled images."""
-    gone = [] if category is None else [image.sha256 for image in category.images if not image.path.is_file()]
-    return MAPS(
-        settings=shown(settings),
-        category=None if category is None else Keyed(category, [_category(category), gone]),
-        failures=tuple(failures),
-        versions=dict(versions),
-        notes=tuple(notes),
-        formats=tuple(formats),
-    )
-
-
-def compare_report(
-    settings: ZsadSettings,
-    systems: Iterable[SystemResult[Ref]],
-    ablations: Iterable[AblationResult[Ref]],
-    failures: Sequence[CaseFailure],
-    versions: Mapping[str, str],
-    notes: Sequence[str],
-) -> Call:
-    """Return the call that writes the tables of all systems, their tests and the ablations."""
-    rows = tuple(systems)
-    return COMPARE_REPORT(
-        settings=shown(settings),
-        systems=Keyed(rows, [{"system": row.system.display_name, "categories": row.categories} for row in rows]),
-        ablations=tuple(ablations),
-        failures=tuple(failures),
-        versions=dict(versions),
-        notes=tuple(notes),
     )

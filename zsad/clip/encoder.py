@@ -201,8 +201,8 @@ class Encoder:
         return functional.normalize(patch_path(self.model.visual, self.normalise(images), self.attention_path), dim=-1)
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Float32[Tensor, "n D"]:
-        """Return the text features of prompts, L2-normalised.
+    def encode_text(self, prompts: Sequence[str], *, unit_length: bool = True) -> Float32[Tensor, "n D"]:
+        """Return the text features of prompts, L2-normalised if `unit_length`.
 
         Raises
         ------
@@ -220,11 +220,12 @@ class Encoder:
                     "set a shorter name for its category in prompts.names"
                 )
         batches = tokens.to(self.device).split(_PROMPTS_PER_BATCH)
-        return torch.cat([self.model.encode_text(batch, normalize=True) for batch in batches])  # type: ignore[operator]
+        return torch.cat([self.model.encode_text(batch, normalize=unit_length) for batch in batches])  # type: ignore[operator]
 
     def encode_ensemble(self, ensemble: Ensemble) -> Float32[Tensor, "2 D"]:
         """Return the mean text features of the normal and of the anomalous prompts, L2-normalised again."""
-        sides = [self.encode_text(side).mean(dim=0) for side in (ensemble.normal, ensemble.anomalous)]
+        prompts, unit = (ensemble.normal, ensemble.anomalous), ensemble.unit_length
+        sides = [self.encode_text(side, unit_length=unit).mean(dim=0) for side in prompts]
         return functional.normalize(torch.stack(sides), dim=-1)
 
 

@@ -128,9 +128,9 @@ class EncoderSettings(Settings):
         return self
 
 
-PromptStyle = Literal["supplement", "winclip", "clip"]
-"""`supplement`: the prompts of the dual-image paper's supplement. `winclip`: WinCLIP's compositional ensemble. `clip`:
-one normal and one anomalous prompt."""
+PromptStyle = Literal["supplement", "anovl", "winclip", "april_gan", "clip"]
+"""`supplement`: the prompts of the dual-image paper's supplement. `anovl`, `winclip`, `april_gan`: those of these
+methods. `clip`: one normal and one anomalous prompt."""
 
 
 class PromptSettings(Settings):
@@ -141,16 +141,16 @@ class PromptSettings(Settings):
     """
 
     style: PromptStyle = "supplement"
-    """Set of prompts. `supplement`: that of the dual-image paper's supplement. `winclip`: WinCLIP's ensemble. `clip`:
-    one normal and one anomalous prompt."""
+    """Set of prompts. `supplement`: that of the dual-image paper's supplement. `anovl`, `winclip`, `april_gan`: the
+    ensembles of these methods. `clip`: one normal and one anomalous prompt."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Domain words for all categories, for style `supplement` only. None: the supplement's words for each category."""
     surface_categories: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")
-    """Categories with the domain words industrial, textural and surface. All others have industrial and
-    manufacturing."""
+    """Categories with the domain words of surfaces: industrial, textural and surface. All others have industrial and
+    manufacturing. Styles `supplement` and `anovl` use them."""
     names: dict[str, str] = Field(default_factory=dict)
     """Words for categories in the prompts, for example `{pcb1: circuit board}`. In other names underscores become
-    spaces."""
+    spaces, except for the styles `anovl` and `april_gan`, which were published with the underscores."""
 
 
 class ReferenceSettings(Settings):

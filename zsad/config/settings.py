@@ -7,7 +7,7 @@ may name them `method` and `encoder` instead of `systems` and `encoders.main`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +15,10 @@ from pydantic import Field, model_validator
 
 from medad.base.errors import ConfigError
 from medad.base.settings import MachineSettings, RunName, load_settings, parse_settings
-from zsad.config.learned import LearnedSettings
 from zsad.config.run import EncoderSettings, EvaluationSettings, ImagesSettings, PromptSettings, ReferenceSettings
-from zsad.config.systems import DualImage, System
+from zsad.config.system_base import LearnedSettings
+from zsad.config.systems import System
+from zsad.scorers.dual.settings import DualImage
 
 EncoderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Ablation = Literal["references", "map_weights", "image_weights", "steps"]
@@ -125,6 +126,16 @@ class ZsadSettings(MachineSettings):
             raise ConfigError(f"--methods {one}; expected all or some of {', '.join(sorted(known))}")
         systems = tuple(s for s in self.systems if s.system in wanted or s.display_name.lower() in wanted)
         return self.model_copy(update={"systems": systems})
+
+    def select_method(self, name: str, published: Callable[[], System]) -> ZsadSettings:
+        """Return these settings with only one system: the first with this name, else that of `published`.
+
+        The encoder `main` is needed for a system that the settings do not contain.
+        """
+        system = next((one for one in self.systems if name in {one.system, one.display_name.lower()}), None)
+        if system is None and "main" not in self.encoders:
+            raise ConfigError(f"{self.name} has no method {name}, and no encoder main for it")
+        return self.model_copy(update={"systems": (system or published(),), "ablations": ()})
 
 
 def systems_to_train(settings: ZsadSettings) -> tuple[LearnedSettings, ...]:

@@ -1,7 +1,7 @@
-"""Base class of the settings of all systems.
+"""Base classes of the settings of all systems.
 
-The systems are in `zsad.config.systems` (without training) and `zsad.config.learned` (with additional weights). Both
-import this module. `systems` also joins all of them into the union `System`.
+Each system's settings are in the folder of its method: `zsad/scorers/METHOD/settings.py`. `zsad.config.systems` joins
+all of them into the union `System`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from medad.base.private import ModelFile
 from medad.base.settings import Settings
-from zsad.config.run import PromptStyle
+from zsad.config.run import Positive, PromptStyle
 
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 """Numbers of blocks of the image tower, counted from 1 as in the papers."""
@@ -36,6 +37,8 @@ class SystemSettings(Settings):
     """Paper of the system."""
     published: ClassVar[str]
     """Configuration behind the published figures, in words."""
+    scorer_name: ClassVar[str] = "score"
+    """Name of the function that scores a category: `score(category_features, settings)`."""
     encoder: str = "main"
     """Name of the system's encoder in `encoders`."""
     label: Label | None = None
@@ -45,11 +48,6 @@ class SystemSettings(Settings):
     def display_name(self) -> str:
         """Name in tables and on the command line."""
         return self.label or self.title
-
-    @property
-    def shots(self) -> int:
-        """Number of normal images with which each image is compared. 0: none."""
-        return 0
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -90,3 +88,41 @@ class SystemSettings(Settings):
     def loads_encoder(self) -> bool:
         """Whether scoring loads the encoder, to encode prompts or images that are not among the stored features."""
         return False
+
+    @property
+    def shot_count(self) -> int:
+        """Number of normal images that the system needs. 0: none."""
+        return 0
+
+    @property
+    def scorer(self) -> str:
+        """Function `package.module:function` that scores a category, in the module `score` beside the settings."""
+        return f"{type(self).__module__.removesuffix('settings')}score:{self.scorer_name}"
+
+
+class Training(Settings):
+    """Training of a learned system with the optimiser Adam, on images with masks."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    """Number of passes over the training images."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per batch."""
+    learning_rate: Positive
+    """Learning rate of Adam."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights and of the order of the images."""
+
+
+class LearnedSettings(SystemSettings):
+    """Settings of a system that is trained on auxiliary images and then used on other images. The encoder stays
+    frozen."""
+
+    checkpoint: ModelFile | None = None
+    """Checkpoint written by `adflows zsad train`. None: the run trains the system, on `auxiliary` or on the other
+    categories."""
+    fixed_by_training: ClassVar[tuple[str, ...]]
+    """Names of the settings that must equal those of the training. Otherwise the checkpoint is refused."""
+
+    @property
+    def trained(self) -> bool:
+        return True

@@ -18,8 +18,8 @@ from zsad.config.run import (
     Variant,
 )
 from zsad.config.settings import ZsadSettings
-from zsad.config.systems import DualImage
 from zsad.reports.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
+from zsad.scorers.dual.settings import DualImage
 
 METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
 """Number of blocks and input size of `METHOD_MODEL`. None and `all` mean these values."""
@@ -64,7 +64,11 @@ def reasons_not_comparable(settings: ZsadSettings, benchmark: Benchmark, scored:
     """
     if not isinstance(settings.method, DualImage):
         raise ValueError(f"{settings.method.title} is not the dual-image scorer")
-    return [*_encoder_differences(settings), *_settings_differences(settings, settings.method), *reasons_other_images(benchmark, scored)]
+    return [
+        *_encoder_differences(settings),
+        *_settings_differences(settings, settings.method),
+        *reasons_other_images(benchmark, scored),
+    ]
 
 
 def _encoder_differences(settings: ZsadSettings) -> Iterator[str]:
@@ -88,7 +92,11 @@ def _settings_differences(settings: ZsadSettings, system: DualImage) -> Iterator
         *_differing_values(
             "method", system.score, ScoreSettings(), [key for key, of in _VARIANTS_USING.items() if variants & of]
         ),
-        *(_differing_values("method.adapt", system.adapt, AdaptSettings(), AdaptSettings.model_fields) if adapted else ()),
+        *(
+            _differing_values("method.adapt", system.adapt, AdaptSettings(), AdaptSettings.model_fields)
+            if adapted
+            else ()
+        ),
         *_differing_values("evaluation", settings.evaluation, EvaluationSettings(), _EVALUATION_SETTINGS),
     ]
     if found:

@@ -50,4 +50,5 @@ def _mix(values: UInt64[ndarray, " n"]) -> UInt64[ndarray, " n"]:
     """Return 64 random-looking bits for each value: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: UInt64[ndarray, " n"] = values ^ (values >> np.uint64(31))
+    return mixed

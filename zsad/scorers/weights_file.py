@@ -21,8 +21,9 @@ from torch import Tensor
 
 from medad.base.errors import ConfigError, InputError
 from medad.base.storage import atomic_path, reading
-from zsad.config.learned import AnomalyClip, AprilGan
 from zsad.config.run import EncoderSettings
+from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.interface import CategoryFeatures
 from zsad.scorers.learned import Weights
 

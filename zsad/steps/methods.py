@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 from medad.base.errors import ConfigError
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import System
-
-METHODS: dict[str, type[System]] = {kind.model_fields["system"].default: kind for kind in get_args(get_args(System)[0])}
-"""Settings classes by the names of the methods."""
+from zsad.config.systems import METHODS, System
 
 
 def method_settings(name: str, encoder: EncoderSettings) -> System:

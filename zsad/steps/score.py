@@ -13,26 +13,13 @@ from medad.base.devices import pick_device
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
-from zsad.config.systems import DualImage, System
+from zsad.config.systems import System
+from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.interface import CategoryFeatures, Scored, Unscored
 from zsad.scorers.references import draw_references
 from zsad.scorers.scores_file import write_system_scores
+from zsad.scorers.stored_scores import open_scores
 from zsad.steps.cost import writes_cost
-from zsad.steps.score_dual import score_category
-
-SCORERS = {
-    "dual": "zsad.scorers.dual.scorer",
-    "clip": "zsad.scorers.clip",
-    "clip_ac": "zsad.scorers.clip",
-    "winclip": "zsad.scorers.winclip",
-    "anovl": "zsad.scorers.anovl",
-    "musc": "zsad.scorers.musc",
-    "musc_2": "zsad.scorers.musc",
-    "april_gan": "zsad.scorers.april_gan",
-    "anomalyclip": "zsad.scorers.anomalyclip",
-    "segmentation": "zsad.scorers.segmentation.scorer",
-}
-"""Module of each system's `score(category_features, settings)`."""
 
 
 @writes_cost
@@ -82,8 +69,10 @@ def score_system(
     DiskFullError
         The disk is full.
     """
+    module, _, name = system.scorer.partition(":")
+    scorer: Any = getattr(importlib.import_module(module), name)
     if isinstance(system, DualImage):  # it stores its parts, so that other lambdas need no new scoring
-        score_category(
+        scorer(
             features,
             text,
             paths,
@@ -118,10 +107,14 @@ def score_system(
         device=pick_device(device),
         batch_size=largest_batch or encoder.batch_size,
     )
-    scorer: Any = importlib.import_module(SCORERS[system.system])
-    scored = _with_progress(scorer.score(category_features, system), len(store), on_progress)
+    scored = _with_progress(scorer(category_features, system), len(store), on_progress)
     references = [[store.digests[other] for other in row] for row in drawn]
     write_system_scores(out, store, scored, system=system.public(), seed=seed, references=references)
+
+
+def unscored_images(scores: Path) -> dict[str, str]:
+    """Return the images that `score_system` could not score, with the reason, by sha256. Raises InputError."""
+    return {problem.sha256: problem.rule for problem in open_scores(scores).problems}
 
 
 def _with_progress(

@@ -101,7 +101,9 @@ def read_threshold(path: Path) -> SavedThreshold:
 def require_same_judge(saved: SavedThreshold, path: Path, method: str, encoder: str, judged_by: str) -> None:
     """Raise ConfigError if the threshold was made for other scores."""
     if saved.method != method:
-        raise ConfigError(f"{path.name}: this threshold belongs to {saved.method}, but the images are scored by {method}")
+        raise ConfigError(
+            f"{path.name}: this threshold belongs to {saved.method}, but the images are scored by {method}"
+        )
     if saved.encoder != encoder:
         raise ConfigError(f"{path.name}: this threshold belongs to the encoder {saved.encoder}, not to {encoder}")
     if saved.judged_by != judged_by:

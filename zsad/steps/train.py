@@ -28,12 +28,14 @@ from medad.base.progress import OnProgress, Progress
 from medad.base.storage import atomic_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
-from zsad.config.learned import AnomalyClip, AprilGan, Training
 from zsad.config.run import EncoderSettings
+from zsad.config.system_base import Training
 from zsad.data.images import mask_to_canvas, read_mask
 from zsad.data.labelled import LabelledImage
-from zsad.scorers.anomalyclip import AnomalyClipLearner, check_tower, object_words, prompt_ids
-from zsad.scorers.april_gan import AprilGanLearner, width_of
+from zsad.scorers.anomalyclip.score import AnomalyClipLearner, check_tower, object_words, prompt_ids
+from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.april_gan.score import AprilGanLearner, width_of
+from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.learned import Batch, Learner, Weights, patches_of
 from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, CheckpointMetadata, attention_settings_of
 from zsad.steps.results import Source

@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, new_images: Callable[..., An
         shutil.copy(normal, category / "train" / "good" / "only.png")
     values = yaml.safe_load(made.config.read_text(encoding="utf-8"))
     encoder = values.pop("encoder")
-    del values["score"]
+    del values["method"]
     values |= {
         "encoders": {
             "main": encoder,

@@ -14,7 +14,7 @@ import pytest
 import zsad
 from flows.store.digests import file_sha256
 from zsad.config.run import PromptSettings
-from zsad.config.systems import DualImage
+from zsad.scorers.dual.settings import DualImage
 
 Cli = Callable[..., Any]
 CATEGORIES, SEEDS, IMAGES = 2, 2, 4

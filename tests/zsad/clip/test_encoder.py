@@ -424,6 +424,11 @@ def test_text_is_open_clips_and_an_ensemble_is_the_mean_direction(folder: Path) 
         torch.testing.assert_close(encoder.encode_text(side), features, atol=1e-5, rtol=0)
         sides.append(features.sum(0) / features.sum(0).norm())
     torch.testing.assert_close(encoder.encode_ensemble(prompts), torch.stack(sides), atol=1e-5, rtol=0)
+    raw = Ensemble(prompts.normal, prompts.anomalous, unit_length=False)
+    sides = [encoder.encode_text(side, unit_length=False).sum(0) for side in (raw.normal, raw.anomalous)]
+    expected = torch.stack([side / side.norm() for side in sides])
+    torch.testing.assert_close(encoder.encode_ensemble(raw), expected, atol=1e-5, rtol=0)
+    assert encoder.encode_text(raw.normal, unit_length=False).norm(dim=-1).max() > 1.01
 
 
 def test_prompt_that_would_be_cut_is_refused(folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from medad.base.errors import ConfigError
 from medad.base.settings import parse_settings
 from zsad.clip.prompts import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, domain_words, ensemble
-from zsad.config.run import PromptSettings
+from zsad.config.run import PromptSettings, PromptStyle
 
 # section 2 of the supplement, verbatim and in its order
 PRINTED_TEMPLATES = [
@@ -96,12 +96,87 @@ def test_winclips_ensemble_is_every_printed_template_and_state(category: str, wo
     assert (len(prompts.normal), len(prompts.anomalous)) == (154, 88)
 
 
+# the public code of APRIL-GAN: 35 templates, 7 normal and 5 anomalous states
+APRIL_GAN_TEMPLATES = """
+a bad photo of a {}. | a low resolution photo of the {}. | a bad photo of the {}. | a cropped photo of the {}.
+a bright photo of a {}. | a dark photo of the {}. | a photo of my {}. | a photo of the cool {}.
+a close-up photo of a {}. | a black and white photo of the {}. | a bright photo of the {}. | a cropped photo of a {}.
+a jpeg corrupted photo of a {}. | a blurry photo of the {}. | a photo of the {}. | a good photo of the {}.
+a photo of one {}. | a close-up photo of the {}. | a photo of a {}. | a low resolution photo of a {}.
+a photo of a large {}. | a blurry photo of a {}. | a jpeg corrupted photo of the {}. | a good photo of a {}.
+a photo of the small {}. | a photo of the large {}. | a black and white photo of a {}. | a dark photo of a {}.
+a photo of a cool {}. | a photo of a small {}. | there is a {} in the scene. | there is the {} in the scene.
+this is a {} in the scene. | this is the {} in the scene. | this is one {} in the scene.
+"""
+APRIL_GAN_NORMAL = ["{}", "flawless {}", "perfect {}", "unblemished {}"] + [
+    f"{{}} without {word}" for word in ("flaw", "defect", "damage")
+]
+APRIL_GAN_ANOMALOUS = ["damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage"]
+
+# AnoVL's public code has three lists of 22 templates for a category: its word for a picture is what differs
+ANOVL_TEMPLATES = """
+a cropped PHOTO of the {} | a cropped PHOTO of a {} | a close-up PHOTO of a {} | a close-up PHOTO of the {}
+a bright PHOTO of a {} | a bright PHOTO of the {} | a dark PHOTO of the {} | a dark PHOTO of a {}
+a jpeg corrupted PHOTO of a {} | a jpeg corrupted PHOTO of the {} | a blurry PHOTO of the {} | a blurry PHOTO of a {}
+A PHOTO of a {} | A PHOTO of the {} | A PHOTO of a small {} | A PHOTO of the small {} | A PHOTO of a large {}
+A PHOTO of the large {} | A PHOTO of the {} for visual inspection | A PHOTO of a {} for visual inspection
+A PHOTO of the {} for anomaly detection | A PHOTO of a {} for anomaly detection
+"""
+ANOVL_NORMAL = ["normal {}", "flawless {}", "perfect {}", "unblemished {}"] + [
+    f"{{}} without {word}" for word in ("flaw", "defect", "damage")
+]
+ANOVL_ANOMALOUS = ["damaged {}", "abnormal {}", "imperfect {}", "blemished {}"] + [
+    f"{{}} with {word}" for word in ("flaw", "defect", "damage")
+]
+
+
+def lines_of(text: str) -> list[str]:
+    return [part.strip() for line in text.strip().splitlines() for part in line.split("|")]
+
+
+@pytest.mark.parametrize("category", ["metal_nut", "carpet"])
+def test_april_gans_ensemble_has_35_templates_and_raw_names(category: str) -> None:
+    prompts = ensemble(category, PromptSettings(style="april_gan"))
+    for side, states in ((prompts.normal, APRIL_GAN_NORMAL), (prompts.anomalous, APRIL_GAN_ANOMALOUS)):
+        expected = [t.format(s.format(category)) for t in lines_of(APRIL_GAN_TEMPLATES) for s in states]
+        assert len(expected) == len(set(expected)) == 35 * len(states)
+        assert sorted(side) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("category", "name", "kinds"),
+    [
+        ("metal_nut", "metal_nut", ["an industrial photo", "an industrial image", "a manufacturing image"]),
+        ("macaroni2", "macaroni", ["an industrial photo", "an industrial image", "a manufacturing image"]),
+        ("carpet", "carpet", ["an industrial photo", "a textural photo", "a surface picture"]),
+    ],
+)
+def test_anovls_ensemble_has_462_prompts_a_side(category: str, name: str, kinds: list[str]) -> None:
+    prompts = ensemble(category, PromptSettings(style="anovl"))
+    templates = [
+        template.replace("A PHOTO", kind).replace("PHOTO", kind.split(" ", 1)[1])
+        for kind in kinds
+        for template in lines_of(ANOVL_TEMPLATES)
+    ]
+    for side, states in ((prompts.normal, ANOVL_NORMAL), (prompts.anomalous, ANOVL_ANOMALOUS)):
+        expected = [template.format(state.format(name)) for template in templates for state in states]
+        assert len(side) == len(expected) == 462
+        assert sorted(side) == sorted(expected)
+    assert not prompts.unit_length
+
+
+@pytest.mark.parametrize("style", ["april_gan", "anovl"])
+def test_a_name_in_the_settings_replaces_a_raw_name(style: PromptStyle) -> None:
+    prompts = ensemble("pcb_1", PromptSettings(style=style, names={"pcb_1": "circuit board"}))
+    assert all("circuit board" in prompt for prompt in prompts.normal + prompts.anomalous)
+
+
 def test_plain_clip_has_one_prompt_each_and_no_domains() -> None:
     given = PromptSettings(style="clip", names={"pcb1": "circuit board"}, domains=("medical",))
     prompts = ensemble("pcb1", given)
     assert prompts.normal == ("a photo of a normal circuit board.",)
     assert prompts.anomalous == ("a photo of an anomalous circuit board.",)
-    for style in ("clip", "winclip"):
+    for style in ("clip", "winclip", "april_gan", "anovl"):
         with pytest.raises(ConfigError, match="has no name"):
             ensemble("_", given.model_copy(update={"style": style}))
 

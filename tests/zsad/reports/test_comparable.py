@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zsad.config.run import ZsadSettings, load
+from zsad.config.settings import ZsadSettings, load
 from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import CATEGORIES, TEST_IMAGES, Benchmark
 

@@ -364,7 +364,7 @@ def ablation(root: Path, name: Ablation, values: Sequence[Sequence[float]]) -> A
         folders = {
             seed: write_evaluation(
                 root / name / label / str(seed),
-                system.variant,
+                system.variant_names[-1],
                 seed=seed,
                 image=(auroc, 0.5, 0.5),
                 pixel=(0.5, 0.5, 0.5, auroc - 0.1, auroc - 0.1),

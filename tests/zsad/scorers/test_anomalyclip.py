@@ -30,9 +30,8 @@ from zsad.clip import attention_paths, text_tower
 from zsad.clip.attention_paths import AttentionPath, two_path
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.learned import AnomalyClip
 from zsad.config.run import EncoderSettings
-from zsad.scorers.anomalyclip import (
+from zsad.scorers.anomalyclip.score import (
     AnomalyClipLearner,
     check_tower,
     object_words,
@@ -40,6 +39,7 @@ from zsad.scorers.anomalyclip import (
     score,
     text_features,
 )
+from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.learned import Weights
 from zsad.scorers.weights_file import Checkpoint, CheckpointMetadata
 from zsad.steps.results import Source

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 from medad.base.errors import InputError
 from tests.zsad.feature_sets import DIM, GRID, category_features, digest_of, random_tensors, write_features
 from zsad.clip.feature_store import FeatureStore, output_file
-from zsad.config.systems import AnoVl
-from zsad.scorers import anovl
+from zsad.scorers.anovl import score as anovl
+from zsad.scorers.anovl.settings import AnoVl
 from zsad.scorers.dual.adapt import crop_generator
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored

@@ -13,9 +13,9 @@ import torch
 from medad.base.errors import ConfigError, InputError
 from tests.zsad.learned_sets import category_features, cosine, dice, focal, shares, square, up
 from zsad.clip.feature_store import FeatureStore, read_text
-from zsad.config.learned import AprilGan
 from zsad.config.run import EncoderSettings
-from zsad.scorers.april_gan import AprilGanLearner, score
+from zsad.scorers.april_gan.score import AprilGanLearner, score
+from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import Checkpoint, CheckpointMetadata
 from zsad.steps.results import Source

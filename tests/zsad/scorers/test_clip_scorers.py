@@ -19,11 +19,13 @@ from tests.zsad.tiny_clip import noise_images, tiny_encoder
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import CLASS_TOKENS, FeatureStore, output_file, read_text
 from zsad.config.run import PromptSettings
-from zsad.config.systems import Clip, ClipAc, WinClip
 from zsad.data.images import crop_image, read_image
-from zsad.scorers import clip, winclip
+from zsad.scorers.clip import score as clip
+from zsad.scorers.clip.settings import Clip, ClipAc
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.scores_file import SystemScores
+from zsad.scorers.winclip import score as winclip
+from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.score import score_system
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from zsad.scorers import mutual
-from zsad.scorers.mutual import largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc import mutual
+from zsad.scorers.musc.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 
 CPU = torch.device("cpu")
 SIZES = (4, 9, 4, 18, 1, 9, 4, 9, 4, 4, 9, 2)

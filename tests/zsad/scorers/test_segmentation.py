@@ -23,7 +23,6 @@ from tests.zsad.tiny_clip import tiny_encoder
 from tests.zsad.tiny_segmenters import write_clipseg, write_salient, write_sam
 from zsad.clip.encoder import Encoder
 from zsad.clip.models import path_digest
-from zsad.config.learned import SegmentationModels
 from zsad.config.run import EncoderSettings
 from zsad.data.images import Crops, plan_crops, resize_map
 from zsad.scorers.dual.scorer import text_scores
@@ -31,10 +30,11 @@ from zsad.scorers.scores_file import SystemScores
 from zsad.scorers.segmentation.foreground import Component, find_components
 from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
-from zsad.scorers.segmentation.scorer import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
+from zsad.scorers.segmentation.score import Models, cut_crops, foreground, image_score, mean_alignment, tile_scores
+from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.scorers.segmentation.tiles import Tile, cut_tile, place_tiles
+from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_images
-from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
 
 CPU = torch.device("cpu")

@@ -23,11 +23,14 @@ from tests.killed import TrainingKilled, kill_at
 from tests.zsad.learned_sets import category_features, encoder_settings, make_source
 from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.learned import AnomalyClip, AprilGan, Training
 from zsad.config.run import EncoderSettings, EvaluationSettings
+from zsad.config.system_base import Training
 from zsad.data.labelled import LabelledImage
-from zsad.scorers import anomalyclip, april_gan
-from zsad.scorers.anomalyclip import AnomalyClipLearner
+from zsad.scorers.anomalyclip import score as anomalyclip
+from zsad.scorers.anomalyclip.score import AnomalyClipLearner
+from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.april_gan import score as april_gan
+from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.interface import CategoryFeatures
 from zsad.scorers.learned import Batch, Weights
 from zsad.scorers.weights_file import CHECKPOINT, Checkpoint, import_official, read_checkpoint, trained_weights

@@ -13,9 +13,9 @@ from medad.base.text import natural_order
 from medad.reporting.paired_tests import SharedImages
 from zsad.config.settings import ablation_systems
 from zsad.config.system_base import SystemSettings
-from zsad.config.systems import DualImage
 from zsad.reports.run.data import seed_figures
 from zsad.reports.run.document import SeedFigures
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.evaluate import METRICS_FILE, CategoryEvaluation
 from zsad.steps.results import AblationResult, AblationRow, SystemResult
 

@@ -16,7 +16,6 @@ from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
 from zsad.config.settings import Ablation, ZsadSettings
 from zsad.config.system_base import SystemSettings
-from zsad.config.systems import DualImage, WinClip
 from zsad.reports.comparable import reasons_other_images
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
@@ -51,6 +50,7 @@ from zsad.reports.run.document import (
     PublishedTable,
     definitions_shown,
 )
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
@@ -152,8 +152,8 @@ def make_document(
 def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
     """Return whether a published row belongs to this system, in its configured variant."""
     if isinstance(system, DualImage):
-        return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
-    if isinstance(system, WinClip) and system.shots:
+        return row.variant == system.variant_names[-1] and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
+    if system.shot_count:
         return False
     return row.variant is None and row.system in PUBLISHED_AS.get(_system_name(system), ())
 

@@ -75,9 +75,7 @@ class LoadedCategory:
         """Return the scores of the image's patches with the shown seed."""
         return self.scores.patch_map(self._scored[image.sha256], variant)
 
-    def score_map(
-        self, image: LabelledImage, variant: str, settings: EvaluationSettings
-    ) -> Float32[np.ndarray, "h w"]:
+    def score_map(self, image: LabelledImage, variant: str, settings: EvaluationSettings) -> Float32[np.ndarray, "h w"]:
         """Return the map that is compared with masks, at evaluation size, with the shown seed."""
         row = self.index.images[self._rows[image.sha256]]
         crops = Crops(row.canvas, row.offsets, self.index.size_px)

@@ -15,13 +15,13 @@ from medad.base.text import hide_paths
 from medad.reporting.failures import FailureRow
 from medad.reporting.seed_statistics import Stat
 from zsad.clip.models import EncoderInfo
-from zsad.config.run import EvaluationSettings, Variant
+from zsad.config.run import EvaluationSettings
 from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import ONLY_VARIANT, SystemSettings
-from zsad.config.systems import DualImage
 from zsad.evaluation.metrics import definitions
 from zsad.reports.comparable import reasons_not_comparable
 from zsad.reports.published import TITLES, PublishedRow, published_rows
+from zsad.scorers.dual.settings import DualImage
 from zsad.steps.evaluate import CategoryCurves
 
 SCHEMA_VERSION = 1
@@ -36,7 +36,7 @@ EMBEDDED_NOTICE = (
     "trained on hundreds of millions of photographs."
 )
 
-VARIANTS: dict[Variant, str] = {
+VARIANTS: dict[str, str] = {
     "text": "patches and class token are compared with the prompts, without a reference image",
     "text_tta": "text, with test-time adaptation",
     "visual": "each patch is compared with the nearest patch of a reference image, without text",

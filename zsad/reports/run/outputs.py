@@ -134,9 +134,7 @@ def _write_scores(
     settings: ZsadSettings,
     problems: Mapping[str, str],
 ) -> None:
-    encoder = (
-        describe_encoder(settings.encoder) if category is None else category.encoder(settings.encoder).description
-    )
+    encoder = describe_encoder(settings.encoder) if category is None else category.encoder(settings.encoder).description
     rows: list[dict[str, Any]] = []
     if category is not None:
         rows += _score_rows(category, ranked, settings, problems)

@@ -187,7 +187,7 @@ def _rows(
     for rank, i in pick_images([image.id for image in images], scores, [image.anomalous for image in images], misses):
         image = images[i]
         mask = None
-        reference = category.reference(image)
+        reference = None if variant in {"text", "text_tta"} else category.reference(image)
         try:
             pixels = read_image(image.path)
             reference_pixels = None if reference is None else read_image(reference.path)

@@ -1,4 +1,4 @@
-"""Scores of the dual-image scorer on disk, written by `zsad.steps.score_dual` and read image by image.
+"""Scores of the dual-image scorer on disk, written by `zsad.scorers.dual.score` and read image by image.
 
 `scores.safetensors` has one row per crop, with the maps before fusion. `scores.json` identifies images only by their
 digest.
@@ -57,7 +57,7 @@ class ScoresIndex(BaseModel):
 
 
 class Scores:
-    """Scores written by `zsad.steps.score_dual.score_category`, read image by image.
+    """Scores written by `zsad.scorers.dual.score.score_category`, read image by image.
 
     Parameters
     ----------

@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.systems import WinClip
 from zsad.scorers.dual.scorer import text_scores, visual_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
+from zsad.scorers.winclip.settings import WinClip
 
 
 def score(category_features: CategoryFeatures, settings: WinClip) -> Iterator[Scored]:

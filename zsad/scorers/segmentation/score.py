@@ -32,7 +32,6 @@ from torch import Tensor
 from medad.base.errors import ConfigError
 from zsad.clip.encoder import Encoder
 from zsad.clip.prompts import category_words
-from zsad.config.learned import SegmentationModels
 from zsad.config.run import PromptSettings
 from zsad.data.images import Crops, read_image, resize_map
 from zsad.scorers.dual.scorer import text_scores
@@ -40,6 +39,7 @@ from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.segmentation.foreground import Component, find_components, scale_component
 from zsad.scorers.segmentation.models import ClipSeg, Salient, Sam
 from zsad.scorers.segmentation.prompts import LOCALISING_PROMPTS, tile_ensemble
+from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.scorers.segmentation.tiles import Tile, cut_tile, harmonic_mean, mean_of_highest, merge_tiles, place_tiles
 
 

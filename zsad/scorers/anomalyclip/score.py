@@ -22,8 +22,8 @@ from medad.base.errors import ConfigError
 from zsad.clip.encoder import Encoder
 from zsad.clip.prompts import category_words
 from zsad.clip.text_tower import encode_embeddings, end_of_text, layers, tower_of, unsupported_reason, width
-from zsad.config.learned import AnomalyClip
 from zsad.config.run import PromptSettings
+from zsad.scorers.anomalyclip.settings import AnomalyClip
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample

@@ -1,4 +1,4 @@
-"""Step that scores one category by the dual-image scorer with one seed: it reads features and writes scores.
+"""The dual-image scorer for one category with one seed: it reads features and writes scores.
 
 Features are read from disk in batches of images with the same number of crops. Only the scores are in memory
 for the whole set. They take about a thousandth of the size of the features.
@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from numpy import ndarray
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -90,24 +91,14 @@ def score_category(
     batch_limit = largest_batch or max(encoder.batch_size, score.batch_size)
     store = FeatureStore(features)
     parts = tuple(dict.fromkeys(part for variant in score.variants for part in PARTS[variant]))
-    references = np.empty((len(store), 0), dtype=np.int64)
-    normal = None
     if "a_v" in parts and shots is not None:
-        normal = FeatureStore(shots)
-        if not set(normal.digests) - set(store.digests[:1]):
-            raise InputError(shots, "contains no other normal image to compare with")
-    elif "a_v" in parts:
-        references = draw_references(store.digests, seed, score.references.count)
-        if references.shape[1] == 0:
-            rule = "this is the only image, but it needs a reference; add images, or use the variants text and text_tta"
-            raise InputError(paths[0] if paths else features, rule)
-    text_features = None
-    if text is not None and parts != ("a_v",):
-        text_features = read_text(text)
-        if text_features.shape != (2, store.dim):
-            raise InputError(
-                text, f"text features of shape {tuple(text_features.shape)} do not fit patches of {store.dim} numbers"
-            )
+        references: _References = _NormalImages.read(FeatureStore(shots), place)
+    else:
+        references = _OtherImages(store, seed, score.references.count if "a_v" in parts else 0, place)
+    problems = references.missing(store)
+    if len(problems) == len(store):
+        raise InputError(paths[0] if paths else features, next(iter(problems.values())))
+    text_features = None if text is None or parts == ("a_v",) else _read_text(text, store, place)
     adapter = None
     if "a_t" in parts or "a_t_text" in parts:
         if paths is None or len(paths) != len(store):
@@ -116,22 +107,15 @@ def score_category(
         if json.loads(json.dumps(dict(model.identity))) != store.index.identity:
             raise InputError(features, f"the features were made with another model ({store.index.model})")
         adapter = _Adapter(model, min(encoder.batch_size, batch_limit), adapt, open_textures(adapt.textures), seed)
-    scorer = _Scorer(
-        store,
-        references,
-        _NormalImages.read(normal, place) if normal is not None else None,
-        None if text_features is None else text_features.to(place),
-        score,
-        frozenset(parts),
-        adapter,
-        place,
-    )
+    scorer = _Scorer(store, references, text_features, score, frozenset(parts), adapter, place)
 
     rows, n = sum(image.rows for image in store.images), store.grid**2
     table = {part: np.zeros((rows,) if part == "class" else (rows, n), np.float32) for part in parts}
-    problems: dict[int, str] = {}
     done = 0
-    batches = batches_by_crop_count(store, min(score.batch_size, batch_limit))
+    batches = [
+        [number for number in batch if number not in problems]
+        for batch in batches_by_crop_count(store, min(score.batch_size, batch_limit))
+    ]
     for numbers, pixels in _read_crops_ahead(store, paths if adapter else None, batches, problems):
         for part, values in scorer.score(numbers, pixels).items() if numbers else ():
             for number, image_values in zip(numbers, values.cpu().numpy(), strict=True):
@@ -144,23 +128,71 @@ def score_category(
             on_progress(done, len(store))
     if len(problems) == len(store):
         raise InputError(paths[0] if paths else features, f"no image could be scored: {next(iter(problems.values()))}")
-    compared = [scorer.reference_digests(number) for number in range(len(store))]
+    compared = [tuple(references.of(number, digest)) for number, digest in enumerate(store.digests)]
     _write_scores(out, store, compared, table, score, seed, problems)
+
+
+class _References(Protocol):
+    """Images with which an image is compared."""
+
+    def missing(self, store: FeatureStore) -> dict[int, str]:
+        """Return the images that cannot be compared with any other, with the reason."""
+
+    def of(self, number: int, digest: str) -> Sequence[str]:
+        """Return the digests of an image's references."""
+
+    def patches(self, number: int, digest: str) -> list[Float32[Tensor, "M D"]]:
+        """Return the patches of an image's references."""
+
+
+class _OtherImages:
+    """Other images of the category, chosen by the seed. They are read when they are needed."""
+
+    def __init__(self, store: FeatureStore, seed: int, count: int, device: torch.device) -> None:
+        self._store, self._device, self._needed = store, device, count > 0
+        self._drawn = draw_references(store.digests, seed, count)
+
+    def missing(self, store: FeatureStore) -> dict[int, str]:
+        if not self._needed or self._drawn.shape[1]:
+            return {}
+        rule = "this is the only image, but it needs a reference; add images, or use the variants text and text_tta"
+        return dict.fromkeys(range(len(store)), rule)
+
+    def of(self, number: int, digest: str) -> Sequence[str]:
+        return [self._store.digests[other] for other in self._drawn[number]]
+
+    def patches(self, number: int, digest: str) -> list[Float32[Tensor, "M D"]]:
+        return [self._store.patches(int(other)).flatten(0, 1).to(self._device) for other in self._drawn[number]]
 
 
 @dataclass(frozen=True)
 class _NormalImages:
-    """Patches of the normal images, in memory, by digest."""
+    """Normal images, which are the references of every image except of themselves. Their patches are in memory."""
 
-    patches: Mapping[str, Float32[Tensor, "M D"]]
+    by_digest: Mapping[str, Float32[Tensor, "M D"]]
 
     @classmethod
     def read(cls, store: FeatureStore, device: torch.device) -> _NormalImages:
         return cls({d: store.patches(number).flatten(0, 1).to(device) for number, d in enumerate(store.digests)})
 
-    def without(self, digest: str) -> dict[str, Float32[Tensor, "M D"]]:
-        """Return the patches of all images except this one."""
-        return {other: patches for other, patches in self.patches.items() if other != digest}
+    def missing(self, store: FeatureStore) -> dict[int, str]:
+        rule = "there is no other normal image to compare it with"
+        return {number: rule for number, digest in enumerate(store.digests) if not self.of(number, digest)}
+
+    def of(self, number: int, digest: str) -> Sequence[str]:
+        return [other for other in self.by_digest if other != digest]
+
+    def patches(self, number: int, digest: str) -> list[Float32[Tensor, "M D"]]:
+        return [patches for other, patches in self.by_digest.items() if other != digest]
+
+
+def _read_text(text: Path, store: FeatureStore, device: torch.device) -> Float32[Tensor, "2 D"]:
+    features = read_text(text)
+    if features.shape != (2, store.dim):
+        raise InputError(
+            text, f"text features of shape {tuple(features.shape)} do not fit patches of {store.dim} numbers"
+        )
+    return features.to(device)
 
 
 @dataclass(frozen=True)
@@ -191,9 +223,7 @@ class _Scorer:
     """Scorer of batches, with everything that scores depend on in addition to the images."""
 
     store: FeatureStore
-    references: Int64[ndarray, "n k"]
-    normal: _NormalImages | None
-    """Normal images, which are then the references of every image."""
+    references: _References
     text: Float32[Tensor, "2 D"] | None
     settings: ScoreSettings
     parts: frozenset[Part]
@@ -235,17 +265,8 @@ class _Scorer:
         return self.store.patches(number).flatten(0, 1).to(self.device)
 
     def _visual(self, number: int, query: Float32[Tensor, "M D"]) -> Float32[Tensor, " M"]:
-        if self.normal is not None:
-            memory = list(self.normal.without(self.store.digests[number]).values())
-        else:
-            memory = [self._patches(int(other)) for other in self.references[number]]
+        memory = self.references.patches(number, self.store.digests[number])
         return visual_scores(query, memory, self.settings.references.aggregate)
-
-    def reference_digests(self, number: int) -> tuple[str, ...]:
-        """Return the digests of the images with which an image was compared."""
-        if self.normal is not None:
-            return tuple(self.normal.without(self.store.digests[number]))
-        return tuple(self.store.digests[other] for other in self.references[number])
 
 
 def _read_crops_ahead(

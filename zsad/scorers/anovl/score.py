@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zsad.clip.feature_store import batches_by_crop_count
-from zsad.config.systems import AnoVl
+from zsad.scorers.anovl.settings import AnoVl
 from zsad.scorers.dual.adapt import crop_generator
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored

@@ -5,7 +5,7 @@ dual-image paper (Zhang et al., Dual-Image Enhanced CLIP, 2024; table 1).
 Both read patches of several blocks of the image tower. The parts of the method:
 
 - `aggregate`: local neighbourhood aggregation with multiple degrees (LNAMD);
-- `zsad.scorers.mutual`: the mutual scoring mechanism (MSM);
+- `zsad.scorers.musc.mutual`: the mutual scoring mechanism (MSM);
 - `rescore`: re-scoring with constrained image-level neighbourhood (RsCIN), for MuSc only.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
-from zsad.config.systems import MuSc, MuSc2
 from zsad.scorers.interface import CategoryFeatures, Scored
-from zsad.scorers.mutual import largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc.mutual import largest_cosines, lowest_mean, mutual_scores, operand
+from zsad.scorers.musc.settings import MuSc, MuSc2
 
 
 def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterator[Scored]:
@@ -32,7 +32,7 @@ def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterat
     maximum; MuSc then re-scores it. The patches of all crops of an image count as one set.
 
     MuSc yields all images at the end, because every image is scored by all others. Memory then contains the maps of all
-    images, in addition to what `zsad.scorers.mutual.mutual_scores` needs. MuSc-2 yields images one by one.
+    images, in addition to what `zsad.scorers.musc.mutual.mutual_scores` needs. MuSc-2 yields images one by one.
 
     Raises
     ------

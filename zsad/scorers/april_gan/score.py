@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
-from zsad.config.learned import AprilGan
+from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample

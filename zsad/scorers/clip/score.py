@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zsad.config.systems import Clip, ClipAc
+from zsad.scorers.clip.settings import Clip, ClipAc
 from zsad.scorers.dual.scorer import text_scores
 from zsad.scorers.interface import CategoryFeatures, Scored
 

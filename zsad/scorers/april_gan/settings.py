@@ -1,0 +1,38 @@
+"""Settings of APRIL-GAN."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from medad.base.settings import Fraction
+from zsad.config.run import Positive, PromptStyle
+from zsad.config.system_base import VIT_L_BLOCKS, Blocks, LearnedSettings, Training, block_outputs
+
+
+class AprilGan(LearnedSettings):
+    """APRIL-GAN (VAND challenge): one trained linear layer per block maps patches to the space of the prompts."""
+
+    title: ClassVar[str] = "APRIL-GAN"
+    source: ClassVar[str] = "Chen et al., APRIL-GAN (VAND challenge 2023)"
+    published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24; trained on the other data set"
+    system: Literal["april_gan"] = "april_gan"
+    """Name of the system."""
+    blocks: Blocks = VIT_L_BLOCKS
+    """Blocks of the image tower with a linear layer each, counted from 1."""
+    scale: Positive = 100.0
+    """Factor on the cosines before the softmax, for the class token and the patches."""
+    map_share: Fraction = 0.0
+    """Weight of the map's maximum in the image's score. The rest is the weight of the class token. Published: 0 for
+    zero-shot, 0.5 for few-shot."""
+    fixed_by_training: ClassVar[tuple[str, ...]] = ("blocks",)
+    """Names of the settings that must equal those of the training."""
+    training: Training = Training(epochs=3, batch_size=16, learning_rate=1e-3)
+    """Training, used without a `checkpoint`."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return block_outputs(self.blocks)
+
+    @property
+    def prompts(self) -> PromptStyle:
+        return "april_gan"

@@ -1,0 +1,66 @@
+"""Settings of MuSc and MuSc-2."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from zsad.config.system_base import VIT_L_BLOCKS, Blocks, SystemSettings, block_outputs
+
+
+class MutualSettings(SystemSettings):
+    """Settings shared by MuSc and MuSc-2: patches of several blocks are compared between images, without prompts."""
+
+    blocks: Blocks = VIT_L_BLOCKS
+    """Blocks of the image tower that supply the patches, counted from 1."""
+    degrees: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 5)
+    """Side lengths r of the neighbourhoods (r x r patches) over which patches are aggregated (LNAMD). Each is odd."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the other images, those with the smallest distances, over which a patch's score is averaged. At least
+    one image is used."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return block_outputs(self.blocks)
+
+    @model_validator(mode="after")
+    def _degrees_are_odd(self) -> MutualSettings:
+        if any(degree % 2 == 0 for degree in self.degrees):
+            raise ValueError(f"degrees {list(self.degrees)}: each must be odd")
+        return self
+
+
+class MuSc(MutualSettings):
+    """MuSc: every image is compared with all other images of its category."""
+
+    title: ClassVar[str] = "MuSc"
+    source: ClassVar[str] = "Li et al., MuSc (ICLR 2024)"
+    published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24, r 1, 3, 5, the whole test set"
+    system: Literal["musc"] = "musc"
+    """Name of the system."""
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
+    """Numbers k of similar images over which an image's score is averaged (RsCIN). The image itself counts. Published:
+    1, 2, 3 for MVTec AD and 1, 8, 9 for VisA. An empty list: no averaging."""
+
+    @property
+    def compares_images(self) -> bool:
+        return True
+
+
+class MuSc2(MutualSettings):
+    """MuSc with one reference image per image, the baseline in table 1 of the dual-image paper."""
+
+    title: ClassVar[str] = "MuSc-2"
+    source: ClassVar[str] = "Zhang et al., Dual-Image Enhanced CLIP (2024), table 1: MuSc with two images"
+    published: ClassVar[str] = "ViT-B-16-plus-240, blocks 3, 6, 9, 12, one random reference"
+    system: Literal["musc_2"] = "musc_2"
+    """Name of the system."""
+    blocks: Blocks = (3, 6, 9, 12)
+    """Blocks of the image tower that supply the patches, counted from 1."""
+    references: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of reference images for each image, chosen at random by the seed."""
+
+    @property
+    def reference_count(self) -> int:
+        return self.references
