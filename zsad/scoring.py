@@ -212,6 +212,6 @@ def _read_results(files: Sequence[tuple[Path, str]], features: Path, scores: Pat
     for path, digest in files:
         number = numbers[digest]
         image = store.images[number]
-        merged = merge_maps(scored.patch_map(number, variant), store.crops(number))
+        merged = merge_maps(scored.patch_map(number, variant), store.crops(number), align_corners=scored.align_corners)
         found.append(ImageScore(path, float(values[number]), resize_map(merged, (image.height, image.width))))
     return found

@@ -82,12 +82,15 @@ def square(patches: Sequence[float]) -> list[list[float]]:
     return [list(patches[row * side : (row + 1) * side]) for row in range(side)]
 
 
-def up(grid: Grid, size: int) -> list[list[float]]:
-    """Upsample bilinearly between the centres of patches. Beyond the outermost centres values are constant."""
+def up(grid: Grid, size: int, *, align_corners: bool = False) -> list[list[float]]:
+    """Upsample bilinearly between the centres of patches. Beyond the outermost centres values are constant.
+
+    With `align_corners`, the outermost centres are those of the corner pixels.
+    """
     side = len(grid)
 
     def between(at: int) -> tuple[int, int, float]:
-        place = max((at + 0.5) * side / size - 0.5, 0.0)
+        place = at * (side - 1) / (size - 1) if align_corners else max((at + 0.5) * side / size - 0.5, 0.0)
         low = min(int(place), side - 1)
         return low, min(low + 1, side - 1), place - low
 

@@ -85,7 +85,8 @@ def by_steps(
             largest_batch=3,
         )  # fmt: skip
     store, scores = FeatureStore(root / "features"), open_scores(root / "out")
-    maps = [merge_maps(scores.patch_map(n, variant), store.crops(n)) for n in range(len(store))]
+    aligned = scores.align_corners
+    maps = [merge_maps(scores.patch_map(n, variant), store.crops(n), align_corners=aligned) for n in range(len(store))]
     return {
         image.sha256: (float(scores.image_score(variant)[n]), resize_map(maps[n], (image.height, image.width)))
         for n, image in enumerate(store.images)

@@ -146,7 +146,7 @@ class Encoder:
         width = int(self.model.visual.ln_post.weight.shape[0])  # type: ignore[union-attr, index]
         if output.kind == "block":
             return 1 + self.grid**2, width
-        if output.kind == "tokens":
+        if output.kind in {"tokens", "raw"}:
             return self.grid**2, width
         if output.kind == "window":
             return (self.grid - output.number + 1) ** 2, self.dim
@@ -162,7 +162,8 @@ class Encoder:
         Outputs in the joint space are L2-normalised. The model must have all wanted outputs, see `output_shape`.
         """
         normalised, visual = self.normalise(images), self.model.visual
-        blocks = [output.number - 1 for output in wanted if output.kind == "block"]
+        last = self.depth - 1
+        blocks = [output.number - 1 if output.number else last for output in wanted if output.kind in {"block", "raw"}]
         vv_blocks = [output.number - 1 for output in wanted if output.kind == "vv"]
         kinds = {output.kind for output in wanted}
         found = tower_outputs(
@@ -180,6 +181,8 @@ class Encoder:
         for output in wanted:
             if output.kind == "block":
                 values[output.name] = found.blocks[output.number - 1]
+            elif output.kind == "raw":
+                values[output.name] = found.blocks[last][:, 1:]
             elif output.kind == "vv":
                 values[output.name] = functional.normalize(found.vv_patches[output.number - 1], dim=-1)
             elif output.kind == "window":

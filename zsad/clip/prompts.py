@@ -156,8 +156,8 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
         raise ConfigError(f"prompts: category {category!r} has no name for prompts; set it in prompts.names")
 
     if settings.style == "clip":
-        normal, anomalous = (prompt.replace("[c]", words) for prompt in CLIP_PROMPTS)
-        return Ensemble((normal,), (anomalous,))
+        plain = [prompt.replace("[c]", words) for prompt in CLIP_PROMPTS]
+        return Ensemble((plain[0],), (plain[1],))
     templates, normal, anomalous = WINCLIP_TEMPLATES, WINCLIP_NORMAL_STATES, WINCLIP_ANOMALOUS_STATES
     if settings.style == "april_gan":
         templates, anomalous = APRIL_GAN_TEMPLATES, APRIL_GAN_ANOMALOUS_STATES
@@ -166,11 +166,11 @@ def ensemble(category: str, settings: PromptSettings) -> Ensemble:
     elif settings.style == "supplement":
         templates = tuple(template.replace("[d]", domain) for domain in domains for template in TEMPLATES)
         normal, anomalous = NORMAL_STATES, ANOMALOUS_STATES
-    sides = (
-        tuple(template.replace("[s]", state).replace("[c]", words) for state in states for template in templates)
-        for states in (normal, anomalous)
-    )
-    return Ensemble(*sides, unit_length=settings.style != "anovl")
+
+    def filled(states: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(template.replace("[s]", state).replace("[c]", words) for state in states for template in templates)
+
+    return Ensemble(filled(normal), filled(anomalous), unit_length=settings.style != "anovl")
 
 
 def _anovl_templates(category: str, settings: PromptSettings) -> tuple[str, ...]:

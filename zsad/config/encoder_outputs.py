@@ -11,18 +11,19 @@ from typing import Literal
 from medad.base.errors import ConfigError
 
 PATCHES = "patches"
-_NAME = re.compile(r"patches|plain|tokens|(block|vv|window)-([1-9][0-9]*)")
+_NAME = re.compile(r"patches|plain|tokens|raw|(block|vv|window)-([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, order=True)
 class EncoderOutput:
-    """Name of an encoder output: `patches`, `plain`, `tokens`, `block-N`, `vv-N` or `window-N`.
+    """Name of an encoder output: `patches`, `plain`, `tokens`, `raw`, `block-N`, `vv-N` or `window-N`.
 
     | name | shape per crop | content |
     |---|---|---|
     | patches | N x D | patches of the V-V path (dual-image paper, eq. 4) in the joint space, L2-normalised |
     | plain | N x D | patches of the original path in the joint space, L2-normalised |
     | tokens | N x W | patches of the original path after the last LayerNorm, not projected |
+    | raw | N x W | the same before the last LayerNorm |
     | block-n | 1+N x W | tokens after block n (counted from 1), class token first |
     | vv-n | N x D | patches of the V-V path after block n, L2-normalised; before the first V-V block: its tokens |
     | window-k | (g-k+1)^2 x D | class tokens of all windows of k x k patches, L2-normalised (WinCLIP) |
@@ -31,7 +32,7 @@ class EncoderOutput:
     the image tower.
     """
 
-    kind: Literal["patches", "plain", "tokens", "block", "vv", "window"]
+    kind: Literal["patches", "plain", "tokens", "raw", "block", "vv", "window"]
     number: int = 0
 
     @classmethod
@@ -40,7 +41,7 @@ class EncoderOutput:
         found = _NAME.fullmatch(name)
         if found is None:
             raise ValueError(
-                f"{name!r} is not an encoder output; expected patches, plain, tokens, block-N, vv-N or window-N"
+                f"{name!r} is not an encoder output; expected patches, plain, tokens, raw, block-N, vv-N or window-N"
             )
         return cls(found[1], int(found[2])) if found[1] else cls(name)  # type: ignore[arg-type]
 

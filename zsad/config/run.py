@@ -239,6 +239,9 @@ class EvaluationSettings(Settings):
     """Shorter side to which maps and masks are resized before they are compared. None: the encoder's input size."""
     smoothing_sigma_px: NotNegative = 0.0
     """Standard deviation of a Gaussian filter on the upsampled map. 0: no filter."""
+    align_corners: bool | None = None
+    """Position of the patches when a map is enlarged to the crop, for all systems. `true`: the corner patches are at
+    the corner pixels. None: each system's own setting, `false` for most."""
     max_fpr: Annotated[float, Field(gt=0, le=1)] = 0.3
     """False positive rate up to which the per-region overlap (PRO) curve is integrated for AUPRO."""
     pro_200: bool = True
@@ -250,3 +253,7 @@ class EvaluationSettings(Settings):
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of normal images that a threshold from normal images may flag. With fewer than 19 of them, 0.05 cannot be
     reached; then none of them is flagged."""
+
+    def corners_aligned(self, own: bool) -> bool:
+        """Return whether corner patches are at the corner pixels. `own` is the system's setting."""
+        return own if self.align_corners is None else self.align_corners

@@ -41,6 +41,9 @@ class SystemSettings(Settings):
     """Name of the function that scores a category: `score(category_features, settings)`."""
     encoder: str = "main"
     """Name of the system's encoder in `encoders`."""
+    align_corners: bool = False
+    """Position of the patches when a map is enlarged to the crop. `true`: the corner patches are at the corner pixels.
+    `false`: each patch is at the centre of its pixels."""
     label: Label | None = None
     """Name in tables, needed if a system occurs more than once. None: the system's title."""
 

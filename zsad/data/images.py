@@ -190,18 +190,20 @@ def merge_maps(
     crops: Crops,
     size_px_out: int | None = None,
     smoothing_sigma_px: float = 0.0,
+    *,
+    align_corners: bool = False,
 ) -> Float32[np.ndarray, "H W"]:
     """Merge the patch maps of an image's crops into one map.
 
-    Each patch map is upsampled bilinearly to its crop (align_corners=False). Overlapping crops are averaged. The canvas
-    is then resized so that its shorter side is `size_px_out` (None: `crops.size_px`). Last, it is smoothed by a
-    Gaussian of `smoothing_sigma_px` (edges reflected). All steps are weighted means, so values stay in the range of the
-    patches.
+    Each patch map is upsampled bilinearly to its crop. With `align_corners`, the centres of the corner patches are
+    placed on those of the corner pixels. Overlapping crops are averaged. The canvas is then resized so that its shorter
+    side is `size_px_out` (None: `crops.size_px`). Last, it is smoothed by a Gaussian of `smoothing_sigma_px` (edges
+    reflected). All steps are weighted means, so values stay in the range of the patches.
     """
     # detached and on the CPU: a map is a result, and merging it is too little work for a GPU
     patches = torch.as_tensor(patch_maps).detach().to("cpu", torch.float32)
     s = crops.size_px
-    tiles = functional.interpolate(patches[:, None], size=(s, s), mode="bilinear", align_corners=False)[:, 0]
+    tiles = functional.interpolate(patches[:, None], size=(s, s), mode="bilinear", align_corners=align_corners)[:, 0]
     if len(crops.offsets) == 1:
         canvas = tiles[0]
     else:

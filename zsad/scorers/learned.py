@@ -75,14 +75,14 @@ def patches_of(store: FeatureStore, number: int, name: str) -> Float[Tensor, "C 
     return values[:, 1:] if name.startswith("block-") else values
 
 
-def upsample(patches: Float[Tensor, "*C N"], size_px: int) -> Float[Tensor, "*C S S"]:
+def upsample(patches: Float[Tensor, "*C N"], size_px: int, *, align_corners: bool = False) -> Float[Tensor, "*C S S"]:
     """Return Up of the AnomalyCLIP paper: patch values (row by row), interpolated bilinearly to the size of a crop.
 
-    As for all maps, align_corners is False.
+    `align_corners` is as in `zsad.data.images.merge_maps`.
     """
     grid = round(patches.shape[-1] ** 0.5)
     maps = patches.reshape(-1, 1, grid, grid)
-    grown = functional.interpolate(maps, size=(size_px, size_px), mode="bilinear", align_corners=False)
+    grown = functional.interpolate(maps, size=(size_px, size_px), mode="bilinear", align_corners=align_corners)
     return grown.reshape(*patches.shape[:-1], size_px, size_px)
 
 

@@ -151,6 +151,11 @@ class SystemScores:
         return self.index.seed
 
     @property
+    def align_corners(self) -> bool:
+        """Return whether the corner patches of a map are at the corner pixels of its crop."""
+        return bool(self.index.system.get("align_corners", False))
+
+    @property
     def digests(self) -> Sequence[str]:
         """Return the sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]

@@ -36,6 +36,8 @@ M = TypeVar("M", bound=BaseModel)
 class PatchScores(Protocol):
     """Interface of a category's scores: image scores and patch maps by the images' numbers."""
 
+    @property
+    def align_corners(self) -> bool: ...
     def image_score(self, variant: str) -> Float64[np.ndarray, " n"]: ...
     def patch_map(self, i: int, variant: str) -> Float32[np.ndarray, "C g g"]: ...
 
@@ -339,7 +341,13 @@ def _maps_of(
     def source() -> Iterator[tuple[Float[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]]:
         for image in images:
             patches = scores.patch_map(image.number, variant)
-            scored = merge_maps(patches, image.crops, settings.size_px, settings.smoothing_sigma_px)
+            scored = merge_maps(
+                patches,
+                image.crops,
+                settings.size_px,
+                settings.smoothing_sigma_px,
+                align_corners=settings.corners_aligned(scores.align_corners),
+            )
             assert image.mask is not None, "only masked images are listed"
             yield scored, np.unpackbits(image.mask, count=scored.size).view(bool).reshape(scored.shape)
 

@@ -26,7 +26,7 @@ from zsad.config.run import EncoderSettings
 from zsad.data.images import crop_image, read_image
 from zsad.steps.encode import encode_images
 
-ALL_OUTPUTS = ("patches", "plain", "tokens", "block-1", "block-3", "window-2", "window-3")
+ALL_OUTPUTS = ("patches", "plain", "tokens", "raw", "block-1", "block-3", "window-2", "window-3")
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
@@ -218,6 +218,7 @@ def test_an_encoders_outputs_are_the_towers_normalised_where_they_are_joint(sett
             "patches": alone.patches,
             "plain": normalize(last @ visual.proj, dim=-1),
             "tokens": last,
+            "raw": blocks[-1][:, 1:],
             "block-1": blocks[0],
             "block-3": blocks[2],
             "window-2": normalize(encode_windows(visual, normalised, [2])[0], dim=-1),

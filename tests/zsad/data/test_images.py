@@ -311,6 +311,19 @@ def test_a_map_at_its_own_size_is_itself() -> None:
     np.testing.assert_array_equal(merge_maps(patches, plan_crops(16, 16, 16, 9)), patches[0].numpy())
 
 
+@pytest.mark.parametrize("grid", [2, 3, 7])
+def test_aligned_corners_put_the_corner_patches_on_the_corner_pixels(grid: int) -> None:
+    side = 20
+    patches = np.random.default_rng(grid).random((1, grid, grid))
+    merged = merge_maps(patches, plan_crops(side, side, side, 9), align_corners=True)
+    for y, x in np.ndindex(side, side):
+        row, column = y * (grid - 1) / (side - 1), x * (grid - 1) / (side - 1)
+        weights = np.maximum(0, 1 - np.abs(np.arange(grid) - row))[:, None] * np.maximum(
+            0, 1 - np.abs(np.arange(grid) - column)
+        )
+        assert merged[y, x] == pytest.approx((weights * patches[0]).sum(), abs=1e-6)
+
+
 def test_overlapping_crops_are_averaged() -> None:
     crops = plan_crops(32, 48, 32, max_crops=9)
     patches = torch.stack([torch.full((2, 2), 1.0), torch.full((2, 2), 3.0)])

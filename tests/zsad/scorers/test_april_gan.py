@@ -64,7 +64,7 @@ def _upsampled_shares(
     tokens: torch.Tensor, weights: Weights, output: str, text: torch.Tensor
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Upsample both logits first, then compute the softmax pixel by pixel."""
-    low, high = (up(square(logits), SIZE) for logits in _logits(tokens, weights, output, text))
+    low, high = (up(square(logits), SIZE, align_corners=True) for logits in _logits(tokens, weights, output, text))
     both = [[shares(low[y][x], high[y][x]) for x in range(SIZE)] for y in range(SIZE)]
     return [[n for n, _ in row] for row in both], [[a for _, a in row] for row in both]
 

@@ -34,6 +34,7 @@ WIDTH = 9
 OUTPUTS = {
     "plain": (GRID**2, DIM),
     "tokens": (GRID**2, WIDTH),
+    "raw": (GRID**2, WIDTH),
     **{f"window-{side}": ((GRID - side + 1) ** 2, DIM) for side in (1, 2, 3, 4)},
 }
 Vector = Sequence[float]
@@ -106,7 +107,7 @@ def _few_shot(given: CategoryFeatures, number: int, settings: WinClip) -> list[l
 
     maps = []
     for crop in range(CROPS[number]):
-        of_patches = distances("tokens", crop)
+        of_patches = distances("tokens" if settings.memory_ln_post else "raw", crop)
         scales = [[of_patches[row * GRID : (row + 1) * GRID] for row in range(GRID)]]
         scales += [_over_windows(distances(f"window-{side}", crop), side) for side in settings.windows]
         maps.append([[sum(s[r][c] for s in scales) / len(scales) for c in range(GRID)] for r in range(GRID)])
@@ -141,7 +142,9 @@ def test_zero_shot_is_harmonic_means_of_windows_and_of_scales(store: FeatureStor
         np.testing.assert_allclose(one.map, maps, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("settings", [WinClip(shots=2), WinClip(shots=1, windows=(1, 3), tau=0.3)])
+@pytest.mark.parametrize(
+    "settings", [WinClip(shots=2), WinClip(shots=1, windows=(1, 3), tau=0.3), WinClip(shots=2, memory_ln_post=True)]
+)
 def test_few_shot_is_the_mean_with_the_memory_of_all_shots(
     store: FeatureStore, shots: FeatureStore, settings: WinClip
 ) -> None:

@@ -49,6 +49,7 @@ class Made:
 
     maps: Sequence[Array]
     shift: float = 0.0
+    align_corners: bool = False
 
     def image_score(self, variant: str) -> Array:
         return np.array([m.max() for m in self.maps], dtype=np.float64) + (self.shift if variant == "joint" else 0)
@@ -211,6 +212,29 @@ def test_the_evaluation_size_and_long_images(tmp_path: Path) -> None:
     pixel: Any = found.variants["text"].pixel
     assert (found.size_px, pixel.n_normal_px + pixel.n_anomalous_px) == (32, 32 * 48)
     assert pixel.auroc > 0.98
+
+
+@pytest.mark.parametrize(
+    ("own", "given_setting", "aligned"),
+    [(True, None, True), (False, True, True), (False, None, False), (True, False, False)],
+)
+def test_corners_are_aligned_as_the_evaluation_or_else_the_system_says(
+    tmp_path: Path, own: bool, given_setting: bool | None, aligned: bool
+) -> None:
+    place = np.arange(S) / (S - 1)
+    falling = np.outer(1 - place, 1 - place)  # the aligned map of the patches below: a corner alone is highest
+    found, _ = evaluate_scores(
+        [labelled_image("a", True, "x", mask_file(tmp_path, 0, falling > 0.9))],
+        seed=0,
+        crops={"a": (plan_crops(S, S, S, 9), (S, S))},
+        digests=["a"],
+        scores=Made([np.array([[[1, 0], [0, 0]]], dtype=np.float32)], align_corners=own),
+        variants=["text"],
+        settings=EvaluationSettings(align_corners=given_setting),
+    )
+    pixel: Any = found.variants["text"].pixel
+    # without alignment a quarter patch in the corner is flat, so that more pixels than the mask's are highest
+    assert (pixel.auroc == 1.0) == aligned
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=60), st.floats(0.05, 0.95))

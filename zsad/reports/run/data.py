@@ -79,7 +79,9 @@ class LoadedCategory:
         """Return the map that is compared with masks, at evaluation size, with the shown seed."""
         row = self.index.images[self._rows[image.sha256]]
         crops = Crops(row.canvas, row.offsets, self.index.size_px)
-        return merge_maps(self.patch_map(image, variant), crops, settings.size_px, settings.smoothing_sigma_px)
+        aligned = settings.corners_aligned(self.scores.align_corners)
+        patches = self.patch_map(image, variant)
+        return merge_maps(patches, crops, settings.size_px, settings.smoothing_sigma_px, align_corners=aligned)
 
     def reference(self, image: LabelledImage) -> LabelledImage | None:
         """Return the first reference image of an image, or None."""

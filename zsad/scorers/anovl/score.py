@@ -22,7 +22,6 @@ For the patch tokens q of an image, over all patches of all its crops:
 | tokens that get noise | the projection's output | L2-normalised, as they are stored |
 | several crops | not supported | one adapter per image |
 | image score | mean over augmented copies of the image | the image itself, mean over crops |
-| map | smoothed by a 3 x 3 mean | not smoothed |
 """
 
 from __future__ import annotations
@@ -74,7 +73,16 @@ def score(category_features: CategoryFeatures, settings: AnoVl) -> Iterator[Scor
             maps = adapt_to_noise(patches, maps, text, generators, settings)
         for number, image_map in zip(numbers, maps, strict=True):
             classes = text_scores(store.class_tokens(number).to(device), text, settings.tau)
-            yield Scored(number, float(classes.double().mean()), image_map.reshape(-1, store.grid, store.grid))
+            found = mean_of_neighbours(image_map.reshape(-1, store.grid, store.grid), settings.mean_patches)
+            yield Scored(number, float(classes.double().mean()), found)
+
+
+def mean_of_neighbours(maps: Float[Tensor, "C g g"], side: int) -> Float[Tensor, "C g g"]:
+    """Average each value over its `side` x `side` square of patches. Values at the edge are repeated beyond it."""
+    if side == 1:
+        return maps
+    padded = functional.pad(maps[:, None], [side // 2] * 4, mode="replicate")
+    return functional.avg_pool2d(padded, side, stride=1)[:, 0]
 
 
 def adapt_to_noise(

@@ -87,8 +87,11 @@ class AprilGanLearner:
     def loss(self, weights: Weights, batch: Batch) -> Float[Tensor, ""]:
         """Return focal loss plus Dice loss, summed over the blocks."""
         text = self.texts.to(batch.masks.device)[batch.sources]
+        side, aligned = batch.masks.shape[-1], self.settings.align_corners
         losses = [
-            local_loss(upsample(self._logits(weights, batch.patches, output, text), batch.masks.shape[-1]), batch.masks)
+            local_loss(
+                upsample(self._logits(weights, batch.patches, output, text), side, align_corners=aligned), batch.masks
+            )
             for output in self.reads
         ]
         return torch.stack(losses).sum()
@@ -133,7 +136,7 @@ def score(category_features: CategoryFeatures, settings: AprilGan) -> Iterator[S
                 text.expand(crops, 2, -1),
                 settings.scale,
             )
-            total += torch.sigmoid(upsample(logits, store.size_px))
+            total += torch.sigmoid(upsample(logits, store.size_px, align_corners=settings.align_corners))
         share = settings.map_share
         image = (1 - share) * class_share + share * total.max() / len(settings.outputs)
         yield Scored(number, float(image), total.cpu())

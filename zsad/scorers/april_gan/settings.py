@@ -17,6 +17,9 @@ class AprilGan(LearnedSettings):
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24; trained on the other data set"
     system: Literal["april_gan"] = "april_gan"
     """Name of the system."""
+    align_corners: bool = True
+    """Position of the patches when a map is enlarged. Published: the corner patches are at the corner pixels.
+    The training uses it, too."""
     blocks: Blocks = VIT_L_BLOCKS
     """Blocks of the image tower with a linear layer each, counted from 1."""
     scale: Positive = 100.0

@@ -86,6 +86,11 @@ class Scores:
         return self.index.seed
 
     @property
+    def align_corners(self) -> bool:
+        """Return whether the corner patches of a map are at the corner pixels of its crop: never for this scorer."""
+        return False
+
+    @property
     def digests(self) -> Sequence[str]:
         """Return the sha256 of each image, by number."""
         return [image.sha256 for image in self.index.images]

@@ -12,6 +12,8 @@ from zsad.config.system_base import VIT_L_BLOCKS, Blocks, SystemSettings, block_
 class MutualSettings(SystemSettings):
     """Settings shared by MuSc and MuSc-2: patches of several blocks are compared between images, without prompts."""
 
+    align_corners: bool = True
+    """Position of the patches when a map is enlarged. Published: the corner patches are at the corner pixels."""
     blocks: Blocks = VIT_L_BLOCKS
     """Blocks of the image tower that supply the patches, counted from 1."""
     degrees: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 5)

@@ -6,7 +6,7 @@ Equation numbers are those of the paper. Eq. 1 scores a token by text. Eq. 4 sco
 | point | here |
 |---|---|
 | scores of 0 in a harmonic mean | the mean is 0, its limit |
-| the scale "whole image" among the few-shot maps | patch tokens of the last block after its LayerNorm, not projected |
+| the scale "whole image" among the few-shot maps | patches of the last block, not projected; see `memory_ln_post` |
 | several crops of one image | each crop has its own maps; class scores are averaged, the maximum is over all crops |
 | several crops of a normal image | all are in the memory |
 """
@@ -107,7 +107,7 @@ class _Memory:
             raise ValueError("few-shot WinCLIP needs normal images")
         if not len(shots):
             raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
-        self._windows, self._device = settings.windows, device
+        self._windows, self._patches, self._device = settings.windows, settings.patch_output, device
         self._tokens = {
             name: torch.cat([self._read(shots, number, name).flatten(0, 1) for number in range(len(shots))])
             for name in settings.outputs
@@ -115,7 +115,7 @@ class _Memory:
 
     def map(self, store: FeatureStore, number: int) -> Float32[Tensor, "C g g"]:
         """Return the mean of eq. 4's scores over {image, each window size}."""
-        scales = [self._association(store, number, "tokens").reshape(-1, store.grid, store.grid)]
+        scales = [self._association(store, number, self._patches).reshape(-1, store.grid, store.grid)]
         for side in self._windows:
             scales.append(window_map(self._association(store, number, f"window-{side}"), store.grid, side))
         return torch.stack(scales).mean(0)

@@ -28,10 +28,19 @@ class WinClip(SystemSettings):
     shots: Annotated[int, Field(ge=0, le=64)] = 0
     """Number of normal images in the memory, chosen by the seed from the category's training images. 0: zero-shot."""
 
+    memory_ln_post: bool = False
+    """Normalisation of the memory's patches by the last LayerNorm (ln_post) of the image tower. Public implementations
+    compare the patches before it."""
+
     @property
     def outputs(self) -> tuple[str, ...]:
         windows = tuple(f"window-{side}" for side in self.windows)
-        return (*windows, "tokens") if self.shots else windows
+        return (*windows, self.patch_output) if self.shots else windows
+
+    @property
+    def patch_output(self) -> str:
+        """Name of the encoder output whose patches are compared with the memory."""
+        return "tokens" if self.memory_ln_post else "raw"
 
     @property
     def prompts(self) -> PromptStyle:
