@@ -16,6 +16,7 @@ from flows.store.code import code_digest
 from flows.store.digests import path_digest
 from flows.store.references import Ref, canonical_json
 from flows.store.step import Call, Keyed, Step, content_of, keyed
+from flows.zsad.precision import with_precision
 from medad.base.settings import MachineSettings
 from zsad.config.encoder_outputs import PATCHES
 from zsad.config.run import (
@@ -39,7 +40,7 @@ from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.steps.results import Source
 
-_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
+_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "timm", "torch", "torchvision")
 _COST = frozenset({"cost.json"})
 _LAMBDAS: dict[Variant, frozenset[str]] = {
     "text": frozenset(),
@@ -89,20 +90,20 @@ TRAIN = Step(
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
-    """Return what identifies an encoder's weights: digests of its files, or its tag or seed. Raises InputError."""
-    from zsad.clip.models import CONFIG_NAME, find_weights, model_folder, weights_digest
+    """Return what identifies an encoder's weights: digests of its files, or its tag or seed. Raises UserError."""
+    from zsad.clip.models import model_folder, weights_digest, weights_files
 
-    folder = model_folder(settings)
-    if folder is not None:
-        return {"config": path_digest(folder / CONFIG_NAME), "weights": path_digest(find_weights(folder))}
-    if settings.weights is not None:
-        return {"model": settings.model, "weights": path_digest(Path(settings.weights).expanduser())}
-    return {"model": settings.model, "weights": weights_digest(settings)}
+    digests = {name: path_digest(path) for name, path in weights_files(settings).items()}
+    if model_folder(settings) is not None:
+        return digests
+    return {"model": settings.model} | (digests or {"weights": weights_digest(settings)})
 
 
-def _encoder(settings: EncoderSettings) -> Keyed:
+def _encoder(settings: EncoderSettings, machine: MachineSettings) -> Keyed:
     """Return an encoder with its weights and the settings that affect features as content for a key."""
-    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **weights_of(settings))
+    settings = with_precision(settings, machine)
+    used = {"tag": settings.tag} if settings.weights is not None else {}  # it says which activation the weights need
+    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **used, **weights_of(settings))
 
 
 def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
@@ -147,7 +148,7 @@ def encode(
     return ENCODE(
         paths=[image.path for image in once],
         digests=[image.sha256 for image in once],
-        settings=_encoder(encoder),
+        settings=_encoder(encoder, machine),
         outputs=tuple(sorted(set(outputs))),
         machine=machine,
         batch_size=encoder.batch_size,
@@ -229,7 +230,7 @@ def judge_of(settings: ZsadSettings, normal: Iterable[str]) -> Judge:
     system, digests = settings.method, sorted(normal)
     content = [
         content_of(_system(system)),
-        content_of(_encoder(settings.encoder)),
+        content_of(_encoder(settings.encoder, settings.machine)),
         content_of(settings.prompts),
         digests,
     ]
@@ -336,7 +337,7 @@ def score_system(
         paths=Keyed(
             [image.path for image in used], [image.sha256 for image in used if loads and not image.path.is_file()]
         ),
-        encoder=_encoder(encoder) if loads else Keyed(encoder, None),
+        encoder=_encoder(encoder, machine) if loads else Keyed(encoder, None),
         seed=seed if system.seeded else 0,
         machine=machine,
         batch_size=encoder.batch_size,
@@ -355,7 +356,7 @@ def train(
     return TRAIN(
         system=_system(system, training=content_of(system.training)),
         sources=Keyed(ordered, content),
-        encoder=_encoder(encoder),
+        encoder=_encoder(encoder, machine),
         machine=machine,
         batch_size=system.training.batch_size,
         phase=system.system.replace("_", "-"),

@@ -14,6 +14,7 @@ import pytest
 from flows.store import code as sources
 from flows.store.references import Ref
 from flows.store.step import Call, content_key
+from flows.zsad import report_steps
 from flows.zsad import steps as zsad_steps
 from medad.base.errors import CaseFailure
 from medad.base.settings import ANY_MACHINE, MACHINE_FIELDS
@@ -56,7 +57,7 @@ def category_of(images: tuple[LabelledImage, ...], seed: int = 0) -> CategoryRes
 
 
 def report_of(settings: ZsadSettings, *found: CategoryResult[Ref], failures: tuple[CaseFailure, ...] = ()) -> Call:
-    return zsad_steps.report(settings, found, failures, {"python": "3"}, ())
+    return report_steps.report(settings, found, failures, {"python": "3"}, ())
 
 
 def fuse_of(scores: Ref, settings: ZsadSettings) -> Call:
@@ -84,7 +85,7 @@ def calls_of(settings: ZsadSettings, images: tuple[LabelledImage, ...], seed: in
         "fuse": fuse_of(scores, settings),
         "evaluate": zsad_steps.evaluate(images, features, scores, system.variant_names, settings.evaluation),
         "report": report_of(settings, category),
-        "maps": zsad_steps.score_outputs(settings, category, (), {"python": "3"}, (), ("png",)),
+        "maps": report_steps.score_outputs(settings, category, (), {"python": "3"}, (), ("png",)),
     }
 
 
@@ -338,8 +339,8 @@ STEPS = [
     zsad_steps.SYSTEM,
     zsad_steps.FUSE,
     zsad_steps.EVALUATE,
-    zsad_steps.REPORT,
-    zsad_steps.MAPS,
+    report_steps.REPORT,
+    report_steps.MAPS,
 ]
 
 
