@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -132,6 +132,7 @@ def score_category(
     _write_scores(out, store, compared, table, score, seed, problems)
 
 
+@runtime_checkable
 class _References(Protocol):
     """Images with which an image is compared."""
 
