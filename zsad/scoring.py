@@ -24,10 +24,10 @@ from zsad.config.systems import METHODS, System
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
+from zsad.data.turns import write_turned_copies
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.musc.settings import MutualSettings
 from zsad.scorers.scores_file import ONLY_VARIANT
-from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.encode import encode_category_text, encode_images
 from zsad.steps.evaluate import open_scores
 from zsad.steps.score import score_system
@@ -68,8 +68,8 @@ def score(
         Name from `zsad.config.systems.METHODS`, or the settings of a method. If given by name, `musc` and `musc_2` read
         the blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
     normal
-        Normal images for WinCLIP's memory. If the settings have `shots`, this number of them is chosen at random.
-        Otherwise all are used.
+        Normal images for the memory of `winclip` and `anomalydino`. If settings with `shots` are given, this number
+        of them is chosen at random. Otherwise all are used.
     category
         Words for the object in the images, used in prompts. None: the name of the first image's folder.
     encoder
@@ -85,7 +85,8 @@ def score(
     Returns
     -------
     One result for each image, in the order given. Images of a folder are in natural order of their names. Image scores
-    are 0 to 2 for `musc` and `musc_2`, 0 to 4 for `dual` with the default lambdas, and 0 to 1 for all other methods.
+    are 0 to 2 for `musc`, `musc_2` and `anomalydino`, 0 to 4 for `dual` with the default lambdas, and 0 to 1 for all
+    other methods.
     For a single image `dual` has no reference image. It then uses only the prompts and warns.
 
     Raises
@@ -107,8 +108,7 @@ def score(
     )
     system = _checked_system(method, model, len(given))
     check_outputs(model, system.outputs)
-    chosen = draw_shots(given, seed, system.shots) if isinstance(system, WinClip) else ()
-    shots = {digest: given[digest] for digest in chosen}
+    shots = {digest: given[digest] for digest in draw_shots(given, seed, system.shot_count)}
     work = _ScoringCall(system, category or found[0].name, model, prompts or PromptSettings(), seed, device)
     with TemporaryDirectory(prefix="zsad-") as folder:
         return work.run(files, shots, Path(folder))
@@ -135,10 +135,18 @@ class _ScoringCall:
             text = folder / "text"
             styled = self.prompts.model_copy(update={"style": self.system.prompts})
             encode_category_text(self.category, self.encoder, styled, self.device, text)
-        memory = self._encode(shots, folder / "shots") if shots else None
+        memory = self._encode(self._turned(shots, folder / "turned"), folder / "shots") if shots else None
         paths = [distinct[digest] for digest in sorted(distinct)]
         variant = self._score(features, text, memory, paths, out)
         return _read_results(files, features, out, variant)
+
+    def _turned(self, shots: dict[str, Path], folder: Path) -> dict[str, Path]:
+        """Return the normal images by digest, with their turned copies if the system needs any."""
+        turns = self.system.turn_count
+        if turns == 1:
+            return shots
+        copies = [copy for digest, path in shots.items() for copy in write_turned_copies(path, turns, folder / digest)]
+        return {file_digest(copy): copy for copy in copies}
 
     def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
         """Encode each distinct image once, in order of digests. Raises InputError for the first unusable image."""
@@ -197,16 +205,18 @@ def _checked_system(method: str | System, encoder: EncoderSettings, normal: int)
             f"{system.title} must be trained first: set checkpoint in its settings; "
             f"`adflows zsad train {system.system} --on FOLDER` writes one"
         )
-    if not isinstance(system, WinClip):
+    if not system.accepts_shots:
         if normal:
-            raise ConfigError(f"{system.title} cannot use normal images; only WinCLIP can")
+            able = ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
+            raise ConfigError(f"{system.title} cannot use normal images; methods that can: {able}")
         return system
-    if system.shots > normal:
+    if normal and (isinstance(method, str) or not system.shot_count):
+        values = system.model_dump() | {"shots": normal}
+        return parse_settings(type(system), values, source=f"{normal} normal images")
+    if system.shot_count > normal:
         raise ConfigError(
-            f"{system.title}: {system.shots} shots need as many different normal images, but there are {normal}"
+            f"{system.title}: {system.shot_count} shots need as many different normal images, but there are {normal}"
         )
-    if normal and not system.shots:
-        return parse_settings(WinClip, system.model_dump() | {"shots": normal}, source=f"{normal} normal images")
     return system
 
 

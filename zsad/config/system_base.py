@@ -84,6 +84,16 @@ class SystemSettings(Settings):
         return 0
 
     @property
+    def accepts_shots(self) -> bool:
+        """Whether the system can use normal images. It then has the field `shots`."""
+        return "shots" in type(self).model_fields
+
+    @property
+    def turn_count(self) -> int:
+        """Number of copies of each normal image, turned by equal steps of a full circle. 1: the image alone."""
+        return 1
+
+    @property
     def scorer_module(self) -> str:
         """Name of the module with the system's `score(category_features, settings)`, beside that of its settings."""
         return f"{type(self).__module__.removesuffix('settings')}score"
