@@ -19,10 +19,11 @@ from zsad.clip.encoder import check_outputs
 from zsad.clip.feature_store import FeatureStore
 from zsad.config.run import NO_REFERENCE_NOTE, EncoderSettings, PromptSettings
 from zsad.config.system_base import LearnedSettings
-from zsad.config.systems import System
+from zsad.config.systems import METHODS, System
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
+from zsad.data.turns import write_turned_copies
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
@@ -64,8 +65,8 @@ def score(
         Name from `zsad.config.systems.METHODS`, or the settings of a method. If given by name, `musc` and `musc_2` read
         the blocks at the quarters of the encoder's depth. Learned methods need settings with a checkpoint.
     normal
-        Normal images for WinCLIP's memory. If the settings have `shots`, this number of them is chosen at random.
-        Otherwise all are used.
+        Normal images for the memory of `winclip` and `anomalydino`. If settings with `shots` are given, this number
+        of them is chosen at random. Otherwise all are used.
     category
         Words for the object in the images, used in prompts. None: the name of the first image's folder.
     encoder
@@ -81,7 +82,8 @@ def score(
     Returns
     -------
     One result for each image, in the order given. Images of a folder are in natural order of their names. Image scores
-    are 0 to 2 for `musc` and `musc_2`, 0 to 4 for `dual` with the default lambdas, and 0 to 1 for all other methods.
+    are 0 to 2 for `musc`, `musc_2` and `anomalydino`, 0 to 4 for `dual` with the default lambdas, and 0 to 1 for all
+    other methods.
     For a single image `dual` has no reference image. It then uses only the prompts and warns.
 
     Raises
@@ -130,10 +132,18 @@ class _ScoringCall:
             text = folder / "text"
             styled = self.prompts.model_copy(update={"style": self.system.prompts})
             encode_category_text(self.category, self.encoder, styled, self.device, text)
-        memory = self._encode(shots, folder / "shots") if shots else None
+        memory = self._encode(self._turned(shots, folder / "turned"), folder / "shots") if shots else None
         paths = [distinct[digest] for digest in sorted(distinct)]
         variant = self._score(features, text, memory, paths, out)
         return _read_results(files, features, out, variant)
+
+    def _turned(self, shots: dict[str, Path], folder: Path) -> dict[str, Path]:
+        """Return the normal images by digest, with their turned copies if the system needs any."""
+        turns = self.system.turn_count
+        if turns == 1:
+            return shots
+        copies = [copy for digest, path in shots.items() for copy in write_turned_copies(path, turns, folder / digest)]
+        return {file_digest(copy): copy for copy in copies}
 
     def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
         """Encode each distinct image once, in order of digests. Raises InputError for the first unusable image."""
@@ -189,17 +199,18 @@ def _checked_system(method: str | System, encoder: EncoderSettings, normal: int)
             f"{system.title} must be trained first: set checkpoint in its settings; "
             f"`adflows zsad train {system.system} --on FOLDER` writes one"
         )
-    if "shots" not in type(system).model_fields:
+    if not system.accepts_shots:
         if normal:
-            raise ConfigError(f"{system.title} cannot use normal images")
+            able = ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
+            raise ConfigError(f"{system.title} cannot use normal images; methods that can: {able}")
         return system
+    if normal and (isinstance(method, str) or not system.shot_count):
+        values = system.model_dump() | {"shots": normal}
+        return parse_settings(type(system), values, source=f"{normal} normal images")
     if system.shot_count > normal:
         raise ConfigError(
             f"{system.title}: {system.shot_count} shots need as many different normal images, but there are {normal}"
         )
-    if normal and not system.shot_count:
-        kind = type(system)
-        return parse_settings(kind, system.model_dump() | {"shots": normal}, source=f"{normal} normal images")
     return system
 
 

@@ -242,5 +242,6 @@ def test_an_unusable_image_is_reported(images: Path, encoder: EncoderSettings, t
 
 def test_the_methods_are_those_of_the_configurations() -> None:
     assert set(METHODS) == {
-        *("clip", "clip_ac", "winclip", "anovl", "musc", "musc_2", "dual", "april_gan", "anomalyclip", "segmentation")
+        *("clip", "clip_ac", "winclip", "anovl", "musc", "musc_2", "dual", "anomalydino"),
+        *("april_gan", "anomalyclip", "segmentation"),
     }

@@ -102,6 +102,16 @@ class SystemSettings(Settings):
         """Function `package.module:function` that scores a category, in the module `score` beside the settings."""
         return f"{type(self).__module__.removesuffix('settings')}score:{self.scorer_name}"
 
+    @property
+    def accepts_shots(self) -> bool:
+        """Whether the system can use normal images. It then has the field `shots`."""
+        return "shots" in type(self).model_fields
+
+    @property
+    def turn_count(self) -> int:
+        """Number of copies of each normal image, turned by equal steps of a full circle. 1: the image alone."""
+        return 1
+
 
 class Training(Settings):
     """Training of a learned system with the optimiser Adam, on images with masks."""

@@ -14,6 +14,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from zsad.scorers.anomalyclip.settings import AnomalyClip
+from zsad.scorers.anomalydino.settings import AnomalyDino
 from zsad.scorers.anovl.settings import AnoVl
 from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.clip.settings import Clip, ClipAc
@@ -23,7 +24,17 @@ from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.scorers.winclip.settings import WinClip
 
 System = Annotated[
-    Clip | ClipAc | WinClip | AnoVl | MuSc | MuSc2 | DualImage | AprilGan | AnomalyClip | SegmentationModels,
+    Clip
+    | ClipAc
+    | WinClip
+    | AnoVl
+    | MuSc
+    | MuSc2
+    | DualImage
+    | AnomalyDino
+    | AprilGan
+    | AnomalyClip
+    | SegmentationModels,
     Field(discriminator="system"),
 ]
 """Settings of one system. The field `system` says which one."""

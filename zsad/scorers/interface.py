@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -73,6 +74,14 @@ class CategoryFeatures:
             rule = f"features of {self.store.dim} numbers do not fit text features of shape {tuple(self.text.shape)}"
             raise InputError(self.store.folder, rule)
         return self.text.to(self.device)
+
+
+def mean_of_top(values: Float[Tensor, "*places"], share: float) -> float:
+    """Return the mean of the largest `share` (0..1) of the values. Their number is rounded down, but at least one."""
+    flat = values.flatten()
+    # 1e-9: a product such as 0.29 * 100 is slightly below the whole number because of rounding
+    count = max(1, math.floor(share * len(flat) + 1e-9))
+    return float(flat.topk(count).values.double().mean())
 
 
 @dataclass(frozen=True)

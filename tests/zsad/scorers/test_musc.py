@@ -198,6 +198,9 @@ def test_musc_2_is_the_loops_with_the_drawn_images_alone(tmp_path: Path, referen
     settings = MuSc2(blocks=BLOCKS, degrees=(1, 3, 5), share=0.5, references=references)
     maps = _maps_by_loops(crops, blocks, (1, 3, 5), 0.5, category_features.references.tolist())
     _assert_scored(list(score(category_features, settings)), crops, maps, [max(each) for each in maps])
+    top = settings.model_copy(update={"top_share": 0.2})
+    means = [np.mean(sorted(each, reverse=True)[: int(0.2 * len(each))]) for each in maps]
+    _assert_scored(list(score(category_features, top)), crops, maps, [float(mean) for mean in means])
 
 
 def test_musc_2_of_two_images_is_musc_of_two_images(tmp_path: Path) -> None:

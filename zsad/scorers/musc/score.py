@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medad.base.errors import InputError
-from zsad.scorers.interface import CategoryFeatures, Scored
+from zsad.scorers.interface import CategoryFeatures, Scored, mean_of_top
 from zsad.scorers.musc.mutual import largest_cosines, lowest_mean, mutual_scores, operand
 from zsad.scorers.musc.settings import MuSc, MuSc2
 
@@ -29,7 +29,8 @@ def score(category_features: CategoryFeatures, settings: MuSc | MuSc2) -> Iterat
     """Score the images of a category. Scores and maps are distances, 0..2; higher is more anomalous.
 
     The map of an image is the mean of its patches' scores over blocks and degrees. The image score is the map's
-    maximum; MuSc then re-scores it. The patches of all crops of an image count as one set.
+    maximum, or the mean of its top share. MuSc then re-scores it. The patches of all crops of an image count as one
+    set.
 
     MuSc yields all images at the end, because every image is scored by all others. Memory then contains the maps of all
     images, in addition to what `zsad.scorers.musc.mutual.mutual_scores` needs. MuSc-2 yields images one by one.
@@ -59,7 +60,7 @@ def _against_all(category_features: CategoryFeatures, settings: MuSc) -> Iterato
             read, sizes, settings.share, category_features.batch_size, category_features.device
         ):
             maps[number] += found.cpu() / len(passes)
-    scores = torch.stack([patches.max() for patches in maps]).double()
+    scores = torch.tensor([mean_of_top(patches, settings.top_share) for patches in maps], dtype=torch.float64)
     if settings.neighbours:
         scores = rescore(scores, _class_tokens(category_features), settings.neighbours)
     for number, patches in enumerate(maps):
@@ -76,7 +77,7 @@ def _against_references(category_features: CategoryFeatures, settings: MuSc2) ->
             cosines = torch.stack([largest_cosines(query, other)[0] for other in others])
             found.append(lowest_mean(cosines, settings.share))
         patches = torch.stack(found).mean(0).cpu()
-        yield Scored(number, float(patches.max()), _by_crop(category_features, patches))
+        yield Scored(number, mean_of_top(patches, settings.top_share), _by_crop(category_features, patches))
 
 
 def read_patches(category_features: CategoryFeatures, output: str, degree: int, number: int) -> Float[Tensor, "P W"]:

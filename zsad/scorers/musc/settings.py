@@ -22,6 +22,10 @@ class MutualSettings(SystemSettings):
     """Share of the other images, those with the smallest distances, over which a patch's score is averaged. At least
     one image is used."""
 
+    top_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of an image's patches, those with the largest distances, over which its score is averaged. 0: the largest
+    distance alone, as published."""
+
     @property
     def outputs(self) -> tuple[str, ...]:
         return block_outputs(self.blocks)
