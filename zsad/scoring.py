@@ -23,7 +23,6 @@ from zsad.config.systems import METHODS, System
 from zsad.data.datasets import unlabelled_images
 from zsad.data.images import merge_maps, resize_map
 from zsad.data.shots import draw_shots
-from zsad.data.turns import write_turned_copies
 from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.stored_scores import open_scores
 from zsad.steps.encode import encode_category_text, encode_images
@@ -132,24 +131,16 @@ class _ScoringCall:
             text = folder / "text"
             styled = self.prompts.model_copy(update={"style": self.system.prompts})
             encode_category_text(self.category, self.encoder, styled, self.device, text)
-        memory = self._encode(self._turned(shots, folder / "turned"), folder / "shots") if shots else None
+        memory = self._encode(shots, folder / "shots", self.system.turn_count) if shots else None
         paths = [distinct[digest] for digest in sorted(distinct)]
         variant = self._score(features, text, memory, paths, out)
         return _read_results(files, features, out, variant)
 
-    def _turned(self, shots: dict[str, Path], folder: Path) -> dict[str, Path]:
-        """Return the normal images by digest, with their turned copies if the system needs any."""
-        turns = self.system.turn_count
-        if turns == 1:
-            return shots
-        copies = [copy for digest, path in shots.items() for copy in write_turned_copies(path, turns, folder / digest)]
-        return {file_digest(copy): copy for copy in copies}
-
-    def _encode(self, by_digest: dict[str, Path], out: Path) -> Path:
+    def _encode(self, by_digest: dict[str, Path], out: Path, turns: int = 1) -> Path:
         """Encode each distinct image once, in order of digests. Raises InputError for the first unusable image."""
         digests = sorted(by_digest)
         paths = [by_digest[digest] for digest in digests]
-        encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs)
+        encode_images(paths, digests, self.encoder, self.device, out, outputs=self.system.outputs, turns=turns)
         rules = {problem.sha256: problem.rule for problem in FeatureStore(out).problems}
         for digest, path in by_digest.items():
             if digest in rules:

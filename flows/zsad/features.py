@@ -9,6 +9,7 @@ from flows.privacy.log_filter import path_filter
 from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
 from flows.store.digests import path_digest
 from flows.store.references import Ref
+from flows.store.step import Call
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages
 from medad.base.errors import InputError, UserError
@@ -143,9 +144,12 @@ class FeatureStages(ImageStages):
             self.runner.record_failure(to_case_failure(label, "find", InputError("data", rule)))
             return None
         drawn = tuple(by_digest[digest] for digest in draw_shots(by_digest, seed, system.shot_count))
-        encoder = self.settings.encoders[system.encoder]
-        features = self.runner.run(label, steps.encode(drawn, encoder, self.settings.machine, system.outputs))
+        features = self.runner.run(label, self._normal_call(system, drawn, system.turn_count))
         return None if features is None else NormalImages(drawn, features)
+
+    def _normal_call(self, system: System, images: tuple[LabelledImage, ...], turns: int) -> Call:
+        encoder = self.settings.encoders[system.encoder]
+        return steps.encode(images, encoder, self.settings.machine, system.outputs, turns)
 
     def use_shots(self, count: int) -> None:
         """Let the only system compare with `count` normal images, or with fewer if it or its settings limit them."""

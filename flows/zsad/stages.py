@@ -191,8 +191,15 @@ class Stages(FeatureStages):
         text = self._text_ref(system, category)
         if normal is None or (text is None and system.prompts is not None):
             return None
-        usable = self.usable(ImageSet("normal images", "", normal.images), normal.features)
-        scores = self.runner.run(label, self._score_call(system, usable, normal.features, text, normal, None, seed))
+        # each normal image is compared with the others as it is, without turned copies of itself
+        own = normal.features
+        if system.turn_count > 1:
+            alone = self.runner.run(label, self._normal_call(system, normal.images, 1))
+            if alone is None:
+                return None
+            own = alone
+        usable = self.usable(ImageSet("normal images", "", normal.images), own)
+        scores = self.runner.run(label, self._score_call(system, usable, own, text, normal, None, seed))
         if scores is None:
             return None
         call = steps.save_threshold(scores, system, self.settings, "normal", judged_by)

@@ -142,14 +142,19 @@ def encode(
     encoder: EncoderSettings,
     machine: MachineSettings,
     outputs: Iterable[str] = (PATCHES,),
+    turns: int = 1,
 ) -> Call:
-    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`)."""
+    """Return the call that encodes each distinct image: class tokens and `outputs` (`zsad.config.encoder_outputs`).
+
+    `turns` is the number of turned copies of each image.
+    """
     once = distinct(images)
     return ENCODE(
         paths=[image.path for image in once],
         digests=[image.sha256 for image in once],
         settings=_encoder(encoder, machine),
         outputs=tuple(sorted(set(outputs))),
+        turns=turns,
         machine=machine,
         batch_size=encoder.batch_size,
     )

@@ -19,7 +19,7 @@ from medad.base.errors import InputError
 from medad.base.storage import atomic_path, read_record, reading
 from zsad.clip.feature_store import FeatureStore, ImageProblem, data_offset
 from zsad.config.system_base import ONLY_VARIANT
-from zsad.scorers.interface import Scored, Unscored
+from zsad.scorers.interface import Scored
 
 MAPS_FILE, INDEX_FILE = "maps.npy", "system_scores.json"
 
@@ -61,7 +61,7 @@ class SystemIndex(_Stored):
 def write_system_scores(
     out: Path,
     store: FeatureStore,
-    scored: Iterable[Scored | Unscored],
+    scored: Iterable[Scored],
     *,
     system: dict[str, Any],
     seed: int,
@@ -92,7 +92,7 @@ def write_system_scores(
     with atomic_path(out / MAPS_FILE) as path, path.open("wb") as file:
         start = 0
         for one in scored:
-            if isinstance(one, Unscored):
+            if isinstance(one):
                 problems[one.number] = one.rule
                 continue
             maps = np.ascontiguousarray(one.map.detach().cpu().numpy(), dtype="<f4")

@@ -15,7 +15,7 @@ from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.config.run import EncoderSettings
 from zsad.config.systems import System
 from zsad.scorers.dual.settings import DualImage
-from zsad.scorers.interface import CategoryFeatures, Scored, Unscored
+from zsad.scorers.interface import CategoryFeatures, Scored
 from zsad.scorers.references import draw_references
 from zsad.scorers.scores_file import write_system_scores
 from zsad.scorers.stored_scores import open_scores
@@ -106,6 +106,7 @@ def score_system(
         seed=seed,
         device=pick_device(device),
         batch_size=largest_batch or encoder.batch_size,
+        report=lambda done: on_progress(done, len(store)) if on_progress is not None else None,
     )
     scored = _with_progress(scorer(category_features, system), len(store), on_progress)
     references = [[store.digests[other] for other in row] for row in drawn]
@@ -118,8 +119,8 @@ def unscored_images(scores: Path) -> dict[str, str]:
 
 
 def _with_progress(
-    scored: Iterator[Scored | Unscored], total: int, on_progress: Callable[[int, int], None] | None
-) -> Iterator[Scored | Unscored]:
+    scored: Iterator[Scored], total: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[Scored]:
     for done, one in enumerate(scored, start=1):
         yield one
         if on_progress is not None:

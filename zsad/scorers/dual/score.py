@@ -30,6 +30,7 @@ from zsad.data.images import crop_image, map_in_threads, read_image
 from zsad.scorers.dual.adapt import adapt, corrupt, crop_generator
 from zsad.scorers.dual.scorer import PARTS, Evidence, Part, fuse_image, text_scores, visual_scores
 from zsad.scorers.dual.scores_file import INDEX_FILE, SCORES_FILE, ScoredImage, ScoresIndex
+from zsad.scorers.interface import NO_OTHER_NORMAL
 from zsad.scorers.references import draw_references
 from zsad.scorers.textures import Textures, open_textures
 
@@ -177,8 +178,7 @@ class _NormalImages:
         return cls({d: store.patches(number).flatten(0, 1).to(device) for number, d in enumerate(store.digests)})
 
     def missing(self, store: FeatureStore) -> dict[int, str]:
-        rule = "there is no other normal image to compare it with"
-        return {number: rule for number, digest in enumerate(store.digests) if not self.of(number, digest)}
+        return {number: NO_OTHER_NORMAL for number, digest in enumerate(store.digests) if not self.of(number, digest)}
 
     def of(self, number: int, digest: str) -> Sequence[str]:
         return [other for other in self.by_digest if other != digest]
