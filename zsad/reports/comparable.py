@@ -26,9 +26,10 @@ METHOD_BLOCKS, METHOD_SIZE_PX = 12, 240
 _EQUIVALENT: dict[str, set[Any]] = {
     "vv_blocks": {METHOD_BLOCKS, tuple(range(METHOD_BLOCKS)), "all"},
     "size_px": {METHOD_SIZE_PX, None},
+    "align_corners": {False, None},
 }
 _ENCODER_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", "size_px")
-_EVALUATION_SETTINGS = ("size_px", "smoothing_sigma_px", "max_fpr")
+_EVALUATION_SETTINGS = ("size_px", "smoothing_sigma_px", "align_corners", "max_fpr")
 _JOINT: frozenset[Variant] = frozenset({"joint", "joint_tta"})
 _VARIANTS_USING: dict[str, frozenset[Variant]] = {
     "tau": frozenset({"text", "text_tta", "joint", "joint_tta"}),

@@ -41,7 +41,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("score__tau", 0.07, "score.tau 0.07 (published 1)"),
+        ("score__tau", 1, "score.tau 1 (published 0.07)"),
         ("score__lambda_1", 2, "score.lambda_1 2 (published 1)"),
         ("score__lambda_2", 1, "score.lambda_2 1 (published 1.5)"),
         ("score__lambda_3", 0, "score.lambda_3 0 (published 1)"),
@@ -58,6 +58,7 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("encoder__size_px", 336, "encoder.size_px 336"),
         ("evaluation__size_px", 518, "evaluation.size_px 518"),
         ("evaluation__smoothing_sigma_px", 4, "evaluation.smoothing_sigma_px 4 (published 0)"),
+        ("evaluation__align_corners", True, "evaluation.align_corners True"),
         ("evaluation__max_fpr", 0.1, "evaluation.max_fpr 0.1 (published 0.3)"),
         ("prompts__domains", ["medical"], "prompts.domains medical"),
         ("seeds", [0, 1], "means over 6 seeds, this run has 2"),
@@ -76,7 +77,7 @@ def test_each_difference_is_named(key: str, value: Any, expected: str) -> None:
         (["text"], {"score__lambda_1": 3, "score__lambda_2": 3, "score__lambda_4": 3, "score__lambda_5": 3}),
         (["text", "visual"], {"adapt__steps": 9, "score__lambda_text": 3}),
         (["joint"], {"score__lambda_2": 3, "adapt__textures": None}),
-        (["visual"], {"score__tau": 0.07, "score__lambda_3": 3}),
+        (["visual"], {"score__tau": 1, "score__lambda_3": 3}),
         (["joint_tta"], {"score__lambda_text": 3, "evaluation__threshold_quantile": 0.5, "score__batch_size": 1}),
     ],
 )

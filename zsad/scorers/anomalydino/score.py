@@ -47,7 +47,7 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
     Raises
     ------
     InputError
-        The features are damaged or lack the output, or there is no normal image.
+        The features are damaged or lack the output, or the folder of normal images is empty.
     """
     store, device = category_features.store, category_features.device
     memory = _memory(category_features.shots, settings, device)

@@ -41,8 +41,9 @@ class DualImage(SystemSettings):
     """Variants to score, by the evidence used. `text`: prompts. `visual`: reference images. `joint`: both. `text_tta`
     and `joint_tta`: the same with test-time adaptation. Reports show the maps of the last one. None: `joint` or
     `joint_tta`, by `adaptation`; without reference images `text` or `text_tta`."""
-    tau: Positive = 1.0
-    """Temperature of the softmax over normal and anomalous prompts (eq. 1-3)."""
+    tau: Positive = 0.07
+    """Temperature of the softmax over normal and anomalous prompts (eq. 1-3). The paper does not state it. At 1,
+    AnoVL's value, real text scores differ by less than .012. A_V alone then decides, unlike in table 2 of the paper."""
     lambda_1: NotNegative = 1.0
     """Weight of A_V in the map (eq. 12)."""
     lambda_2: NotNegative = 1.5

@@ -59,9 +59,9 @@ class MuSc(MutualSettings):
     published: ClassVar[str] = "ViT-L-14-336, openai, 518 px, blocks 6, 12, 18, 24, r 1, 3, 5, the whole test set"
     system: Literal["musc"] = "musc"
     """Name of the system."""
-    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = (1, 8, 9)
     """Numbers k of similar images over which an image's score is averaged (RsCIN). The image itself counts. Published:
-    1, 2, 3 for MVTec AD and 1, 8, 9 for VisA. An empty list: no averaging. It is not used with `shots`."""
+    1, 8, 9 for VisA and 1, 2, 3 for MVTec AD. An empty list: no averaging. It is not used with `shots`."""
     partners: Annotated[int, Field(ge=2, le=4096)] | None = None
     """Largest number of other images with which an image is compared. In a larger set, each image is compared with its
     neighbours in a random circle. None: all others, as published."""
