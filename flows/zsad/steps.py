@@ -90,20 +90,23 @@ TRAIN = Step(
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
-    """Return what identifies an encoder's weights: digests of its files, or its tag or seed. Raises UserError."""
-    from zsad.clip.models import model_folder, weights_digest, weights_files
+    """Return what identifies an encoder's weights and activation: digests of its files, or its tag or seed.
 
-    digests = {name: path_digest(path) for name, path in weights_files(settings).items()}
-    if model_folder(settings) is not None:
-        return digests
-    return {"model": settings.model} | (digests or {"weights": weights_digest(settings)})
+    Raises UserError.
+    """
+    from zsad.clip.models import activation_source, model_folder, weights_digest, weights_files
+
+    found = {name: path_digest(path) for name, path in weights_files(settings).items()}
+    if model_folder(settings) is None:
+        found = {"model": settings.model} | (found or {"weights": weights_digest(settings)})
+    return found | activation_source(settings)
 
 
 def _encoder(settings: EncoderSettings, machine: MachineSettings) -> Keyed:
     """Return an encoder with its weights and the settings that affect features as content for a key."""
     settings = with_precision(settings, machine)
-    used = {"tag": settings.tag} if settings.weights is not None else {}  # it says which activation the weights need
-    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **used, **weights_of(settings))
+    left_out = ("preset", "model", "weights", "tag", "seed", "batch_size", "quick_gelu")
+    return keyed(settings, *left_out, **weights_of(settings))
 
 
 def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:

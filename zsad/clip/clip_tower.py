@@ -156,7 +156,7 @@ def load_clip(settings: EncoderSettings) -> Loaded:
         A local file or folder is missing, damaged or of another architecture.
     """
     name, config, statistics = clip_architecture(settings)
-    weights, notes, digest = None, (), f"seed:{settings.seed}"
+    weights, digest = None, f"seed:{settings.seed}"
     if settings.seed is None:
         path = weights_file(settings, name)
         weights = read_weights(path)

@@ -130,6 +130,15 @@ def weights_digest(settings: EncoderSettings) -> str:
     return f"seed:{settings.seed}" if settings.tag is None else f"tag:{settings.tag}"
 
 
+def activation_source(settings: EncoderSettings) -> dict[str, str]:
+    """Return what decides a CLIP's activation besides its weights, for keys. Empty: the weights decide alone."""
+    if settings.quick_gelu != "auto":
+        return {"activation": "quick_gelu" if settings.quick_gelu else "gelu"}
+    if settings.weights is not None and settings.tag is not None:
+        return {"activation": f"as {settings.tag}"}
+    return {}
+
+
 def path_digest(path: Path) -> str:
     """Return an identifier `sha256:...` of a model's file or folder for cache keys.
 

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import open_clip
 from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from medad.base.errors import ConfigError
@@ -72,14 +73,14 @@ def _download(config: Mapping[str, Any]) -> Path:
     if config.get("hf_hub"):
         repository, filename = os.path.split(config["hf_hub"])
         _ask_hub(repository, filename)
-    bars_were_off = huggingface_hub.utils.are_progress_bars_disabled()
-    huggingface_hub.utils.disable_progress_bars()
+    bars_were_off = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the bar of a download by address
             return Path(open_clip.download_pretrained(config))
     finally:
         if not bars_were_off:
-            huggingface_hub.utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 def _ask_hub(repository: str, filename: str) -> None:

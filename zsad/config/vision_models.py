@@ -136,6 +136,5 @@ def _of_config(config: dict[str, Any]) -> VisionModel:
         return {model.architecture: model for model in _ALL}[architecture]
     family = {"dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "vit": "DINO"}[config["model_type"]]
     registers = config.get("num_register_tokens", 4) if config["model_type"] == "dinov2_with_registers" else 0
-    shape = (family, config["patch_size"], config["num_hidden_layers"], config["hidden_size"], registers)
-    known = {(m.family, m.patch_px, m.depth, m.width, m.registers): m for m in _ALL}
-    return known[shape]
+    known: dict[tuple[Any, ...], VisionModel] = {(m.family, m.patch_px, m.depth, m.width, m.registers): m for m in _ALL}
+    return known[family, config["patch_size"], config["num_hidden_layers"], config["hidden_size"], registers]

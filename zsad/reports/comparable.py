@@ -27,8 +27,21 @@ _EQUIVALENT: dict[str, set[Any]] = {
     "vv_blocks": {METHOD_BLOCKS, tuple(range(METHOD_BLOCKS)), "all"},
     "size_px": {METHOD_SIZE_PX, None},
     "align_corners": {False, None},
+    "positions": {"auto", "bicubic_antialias"},
+    "quick_gelu": {"auto", False},
 }
-_ENCODER_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", "size_px")
+_INPUT_SETTINGS = ("size_px", "fit", "interpolation", "positions", "quick_gelu")
+"""Settings of an encoder's input and activation, in which public programs differ."""
+_ENCODER_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", *_INPUT_SETTINGS)
+_PRESETS: dict[str, str] = {
+    "winclip": "winclip",
+    "anovl": "anovl",
+    "musc": "musc",
+    "dual": "anovl",
+    "april_gan": "april_gan",
+    "anomalyclip": "anomalyclip",
+}
+"""Preset of the encoder with which each system's figures were published."""
 _EVALUATION_SETTINGS = ("size_px", "smoothing_sigma_px", "align_corners", "max_fpr")
 _JOINT: frozenset[Variant] = frozenset({"joint", "joint_tta"})
 _VARIANTS_USING: dict[str, frozenset[Variant]] = {
@@ -108,12 +121,38 @@ def _settings_differences(settings: ZsadSettings, system: DualImage) -> Iterator
         yield f"the published figures are means over {METHOD_SEEDS} seeds, this run has {len(settings.seeds)}"
 
 
-def _differing_values(group: str, ours: BaseModel, published: BaseModel, keys: Iterable[str]) -> Iterator[str]:
+def encoder_deviations(name: str, system: str, encoder: EncoderSettings) -> list[str]:
+    """Return how a system's encoder differs from that of the published figures in input and activation.
+
+    Parameters
+    ----------
+    name
+        Name of the system in the report.
+    system
+        Value of the setting `system`. A system without a preset has no deviations.
+    encoder
+        Settings of the encoder.
+    """
+    if system not in _PRESETS:
+        return []
+    values = {"preset": _PRESETS[system], "model": METHOD_MODEL, "tag": METHOD_TAG}
+    published = EncoderSettings.model_validate(values)
+    same = {"positions": _EQUIVALENT["positions"]}
+    return [f"{name}: {text}" for text in _differing_values("encoder", encoder, published, _INPUT_SETTINGS, same)]
+
+
+def _differing_values(
+    group: str,
+    ours: BaseModel,
+    published: BaseModel,
+    keys: Iterable[str],
+    equivalent: Mapping[str, set[Any]] = _EQUIVALENT,
+) -> Iterator[str]:
     for key in keys:
         one, other = getattr(ours, key), getattr(published, key)
         if isinstance(one, BaseModel):
             yield from _differing_values(f"{group}.{key}", one, other, type(one).model_fields)
-        elif key == "textures" or one == other or (key in _EQUIVALENT and one in _EQUIVALENT[key]):
+        elif key == "textures" or one == other or (key in equivalent and {one, other} <= equivalent[key]):
             continue
         else:
             yield f"{group}.{key} {_as_text(one)}" + (

@@ -92,8 +92,8 @@ def write_system_scores(
     with atomic_path(out / MAPS_FILE) as path, path.open("wb") as file:
         start = 0
         for one in scored:
-            if isinstance(one):
-                problems[one.number] = one.rule
+            if one.problem is not None:
+                problems[one.number] = one.problem
                 continue
             maps = np.ascontiguousarray(one.map.detach().cpu().numpy(), dtype="<f4")
             if not scores:

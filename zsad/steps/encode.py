@@ -159,6 +159,8 @@ def encode_images(
         model=model.description,
         random_weights=model.random_weights,
         identity=dict(model.identity),
+        interpolation=settings.interpolation,
+        notes=model.notes,
         images=tuple(images),
         problems=tuple(problems),
         outputs=shapes,
@@ -192,7 +194,9 @@ def _read_one(path: Path, settings: EncoderSettings, size_px: int, turns: int) -
     try:
         image = read_image(path, min_side_px=settings.min_side_px)
         height, width = image.shape[:2]
-        crops = plan_crops(height, width, size_px, settings.max_crops, path)
+        crops = plan_crops(
+            height, width, size_px, settings.max_crops, path, fit=settings.fit, interpolation=settings.interpolation
+        )
         turned = [image, *(turn_image(image, step * 360 / turns) for step in range(1, turns))]
         return _ReadImage(height, width, crops, torch.cat([crop_image(one, crops) for one in turned]))
     except InputError as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from zsad.config.run import EncoderSettings
 from zsad.config.settings import ZsadSettings, load
-from zsad.reports.comparable import reasons_not_comparable
+from zsad.reports.comparable import encoder_deviations, reasons_not_comparable
 from zsad.reports.published import CATEGORIES, TEST_IMAGES, Benchmark
 
 PAPER = Path(__file__).parents[3] / "configs" / "zsad" / "dual_clip.yaml"
@@ -56,6 +57,10 @@ def test_the_papers_configuration_on_the_whole_set_compares() -> None:
         ("encoder__vv_blocks", 6, "encoder.vv_blocks 6 (published all)"),
         ("encoder__vv_feed_forward", True, "encoder.vv_feed_forward True"),
         ("encoder__size_px", 336, "encoder.size_px 336"),
+        ("encoder__fit", "squash", "encoder.fit squash (published crops)"),
+        ("encoder__interpolation", "bicubic", "encoder.interpolation bicubic (published bilinear)"),
+        ("encoder__positions", "bilinear", "encoder.positions bilinear (published auto)"),
+        ("encoder__quick_gelu", True, "encoder.quick_gelu True (published auto)"),
         ("evaluation__size_px", 518, "evaluation.size_px 518"),
         ("evaluation__smoothing_sigma_px", 4, "evaluation.smoothing_sigma_px 4 (published 0)"),
         ("evaluation__align_corners", True, "evaluation.align_corners True"),
@@ -69,6 +74,26 @@ def test_each_difference_is_named(key: str, value: Any, expected: str) -> None:
     [reason] = reasons(**{key: value})
     assert expected in reason
     assert "\n" not in reason
+
+
+@pytest.mark.parametrize("preset", ["musc", "april_gan", "anomalyclip", "winclip", "anovl"])
+def test_encoder_of_its_preset_deviates_in_nothing(preset: str) -> None:
+    values = {"preset": preset, "model": "ViT-L-14-336", "tag": "openai"}
+    assert encoder_deviations("x", preset, EncoderSettings.model_validate(values)) == []
+
+
+def test_deviations_of_a_compared_encoder_are_named() -> None:
+    plain = EncoderSettings(model="ViT-L-14-336", tag="openai")
+    assert encoder_deviations("MuSc", "musc", plain) == [
+        "MuSc: encoder.size_px None (published 518)",
+        "MuSc: encoder.fit crops (published squash)",
+        "MuSc: encoder.interpolation bilinear (published bicubic)",
+        "MuSc: encoder.positions auto (published bicubic)",
+        "MuSc: encoder.quick_gelu auto (published False)",
+    ]
+    quick = plain.model_copy(update={"quick_gelu": True})
+    assert "MuSc: encoder.quick_gelu True (published False)" in encoder_deviations("MuSc", "musc", quick)
+    assert encoder_deviations("CLIP", "clip", plain) == []
 
 
 @pytest.mark.parametrize(

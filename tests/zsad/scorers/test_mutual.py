@@ -112,7 +112,7 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     original = mutual.largest_cosines
 
     def counted(first: mutual.Operand, second: mutual.Operand) -> tuple[torch.Tensor, torch.Tensor]:
-        seen[len(first[0]) * len(second[0])] += 1
+        seen[len(first.pieces[0]) * len(second.pieces[0])] += 1
         return original(first, second)
 
     monkeypatch.setattr(mutual, "largest_cosines", counted)
