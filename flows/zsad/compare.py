@@ -317,6 +317,7 @@ class CompareStages(ImageStages):
         for one, task in tasks:
             evaluated = task.ref()
             if evaluated is not None:
+                self.note_masks(one.category, evaluated)
                 found.setdefault(one.category.name, {})[one.seed] = Evaluated(evaluated, self._cost(one))
         return found
 

@@ -6,7 +6,6 @@ be used is left out and listed. The report is always written.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from flows.machine.terminal import terminal
-from flows.privacy.log_filter import path_filter
 from flows.runs import ui_artifacts
 from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import FileCopy, copies_of, installed_versions
-from flows.runs.runner import SubmittedCall, new_runner, to_case_failure
+from flows.runs.runner import SubmittedCall, new_runner
 from flows.store.references import Ref
 from flows.zsad import steps
 from flows.zsad.image_sets import ImageSet, ImageStages, weights_shown
-from medad.base.errors import CaseFailure, UserError
 from medad.base.private import PrivatePath
 from zsad.config.run import NO_REFERENCE_NOTE, ImagesSettings, ZsadSettings
 from zsad.steps.results import CategoryResult
@@ -109,7 +106,7 @@ class Stages(ImageStages):
         for each, refs, tasks in evaluations:
             evaluated = {seed: ref for seed, task in tasks.items() if (ref := task.ref())}
             if evaluated:
-                self._note_masks(each.category, next(iter(evaluated.values())))
+                self.note_masks(each.category, next(iter(evaluated.values())))
                 scored = {seed: refs[seed] for seed in evaluated}
                 category = each.category
                 found.append(
@@ -134,19 +131,6 @@ class Stages(ImageStages):
             for seed, ref in scores.items()
         }
         return {seed: self.runner.submit(_seed_label(category.label, seed), call) for seed, call in calls.items()}
-
-    def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
-        """Add unusable masks to the failures, once for all seeds. Their images get no pixel metrics."""
-        if not evaluated.made:
-            return
-        problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
-        rules = {problem["sha256"]: problem["rule"] for problem in problems}
-        for image in category.images:
-            if image.sha256 in rules and image.mask is not None:
-                case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
-                self.runner.record_failure(
-                    CaseFailure(case_id, steps.EVALUATE.name, rule, str(image.mask), category=category.name)
-                )
 
     def use_only_text(self) -> None:
         """Leave out the parts of each variant that compare with another image, and add a note."""
@@ -195,8 +179,6 @@ def zsad(settings: ZsadSettings, out: Path, refresh: bool = False) -> Outcome:
 @define_flow("zsad-score", "score")
 def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) -> Outcome:
     """Score unlabelled images of one category with the first seed and the last variant. Ignores `settings.data`."""
-    from zsad.data.datasets import unlabelled_images
-
     started = time.monotonic()
     score_settings = settings.score.model_copy(update={"variants": settings.score.variants[-1:]})
     settings = settings.model_copy(
@@ -210,14 +192,8 @@ def score(request: ScoreRequest, settings: ZsadSettings, refresh: bool = False) 
     )
     stages = Stages(settings, refresh=refresh)
     encoded: list[Encoded] = []
-    for path in request.images:
-        if path.is_dir():
-            path_filter.learn_root(path, "images")
-    try:
-        found = unlabelled_images(request.images)
-    except UserError as error:
-        stages.runner.record_failure(to_case_failure("images", "find", error))
-    else:
+    found = stages.find_images(request.images)
+    if found is not None:
         category = replace(found, name=request.category or found.name)
         with terminal.bars():
             encoded = stages.encode(stages.read_sets([category], label="images"))

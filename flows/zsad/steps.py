@@ -15,6 +15,7 @@ from flows.store.code import code_digest
 from flows.store.digests import path_digest
 from flows.store.references import Ref, canonical_json
 from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
+from flows.zsad.image_files import HEIC_LIBRARIES, mask_digest
 from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
 from zsad.config.compare import CompareSettings
@@ -37,7 +38,7 @@ from zsad.config.systems import System
 from zsad.data.labelled import LabelledImage
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
 
-_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
+_ENCODING = (*HEIC_LIBRARIES, "numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
 _RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
@@ -133,7 +134,7 @@ def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
 
 
 def _labelled(image: LabelledImage) -> list[str]:
-    mask = "" if image.mask is None else path_digest(image.mask)
+    mask = "" if image.mask is None else mask_digest(image.mask)
     return [image.sha256, {None: "", True: "anomalous", False: "normal"}[image.anomalous], image.defect, mask]
 
 

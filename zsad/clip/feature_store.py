@@ -58,6 +58,13 @@ class ImageProblem(StoredRecord):
     rule: str
 
 
+class ImageNote(StoredRecord):
+    """Image that was encoded, with a note on its pixels that a report shows. Equal notes are counted."""
+
+    sha256: str
+    text: str
+
+
 class FeatureIndex(StoredRecord):
     """Description of stored features: images, shapes and model."""
 
@@ -75,6 +82,8 @@ class FeatureIndex(StoredRecord):
     """Architecture, weights and normalisation."""
     images: tuple[ImageRows, ...]
     problems: tuple[ImageProblem, ...]
+    notes: tuple[ImageNote, ...] = ()
+    """Notes on the pixels of encoded images. An image can have several."""
     outputs: dict[str, tuple[int, int]]
     """Shape of a row of each encoder output, by name."""
 

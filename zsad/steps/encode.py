@@ -30,6 +30,7 @@ from zsad.clip.feature_store import (
     INDEX,
     TEXT,
     FeatureIndex,
+    ImageNote,
     ImageProblem,
     ImageRows,
     output_file,
@@ -38,6 +39,7 @@ from zsad.clip.prompts import category_words, domain_words, ensemble
 from zsad.config.encoder_outputs import PATCHES, EncoderOutput, parse_outputs
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import Crops, crop_image, plan_crops, read_image
+from zsad.data.pixel_notes import pixel_notes
 
 TEXT_SCHEMA = "adflows zsad text 1"
 _AHEAD = 4  # images read while earlier ones are encoded; more would need more memory
@@ -125,6 +127,7 @@ def encode_images(
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
     problems: list[ImageProblem] = []
+    notes: list[ImageNote] = []
     with ExitStack() as stack:
 
         def open_rows(name: str, shape: tuple[int, ...]) -> _RowFile:
@@ -141,6 +144,7 @@ def encode_images(
                 problems.append(ImageProblem(sha256=digest, rule=read.rule))
             else:
                 images.append(read.index_entry(digest, batches.rows))
+                notes += [ImageNote(sha256=digest, text=text) for text in read.notes]
                 batches.add(read.pixels)
             if on_progress is not None:
                 on_progress(number + 1, len(paths))
@@ -154,6 +158,7 @@ def encode_images(
         identity=dict(model.identity),
         images=tuple(images),
         problems=tuple(problems),
+        notes=tuple(notes),
         outputs=shapes,
     )
     with atomic_path(out / INDEX) as path:
@@ -168,6 +173,7 @@ class _ReadImage:
     width: int
     crops: Crops
     pixels: Float32[Tensor, "C 3 S S"]
+    notes: tuple[str, ...] = ()
 
     def index_entry(self, sha256: str, first_row: int) -> ImageRows:
         return ImageRows(
@@ -186,7 +192,7 @@ def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _ReadImage
         image = read_image(path, min_side_px=settings.min_side_px)
         height, width = image.shape[:2]
         crops = plan_crops(height, width, size_px, settings.max_crops, path)
-        return _ReadImage(height, width, crops, crop_image(image, crops))
+        return _ReadImage(height, width, crops, crop_image(image, crops), pixel_notes(path, image))
     except InputError as error:
         return error
 
