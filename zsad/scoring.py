@@ -95,12 +95,14 @@ def score(
         The disk of the temporary folder is full.
     """
     model = encoder if isinstance(encoder, EncoderSettings) else _encoder_by_name(encoder or "embedded")
-    found = [unlabelled_images([path]) for path in _paths(images)] or [unlabelled_images([])]
+    found = [unlabelled_images([path])[0] for path in _paths(images)] or [unlabelled_images([])[0]]
     files = [(item.path, file_digest(item.path)) for one in found for item in one.items]
     given = (
         {}
         if normal is None
-        else {file_digest(item.path): item.path for item in unlabelled_images(_paths(normal)).items}
+        else {
+            file_digest(item.path): item.path for path in _paths(normal) for item in unlabelled_images([path])[0].items
+        }
     )
     system = _checked_system(method, model, len(given))
     check_outputs(model, system.outputs)

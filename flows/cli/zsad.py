@@ -25,7 +25,7 @@ from flows.cli.options import (
 )
 from flows.machine.environment import find_config, prepare_numpy
 from flows.machine.terminal import print_result, terminal
-from medad.base.errors import ConfigError
+from medad.base.errors import ConfigError, group_lines
 from medad.base.settings import apply_overrides
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ def _prompt_settings(config: Path | None) -> PromptSettings:
 def evaluate(
     maps: Annotated[Path, typer.Argument(help="Folder of anomaly maps: .npy or .tiff files of floats.")],
     masks: Annotated[
-        Path, typer.Argument(help="Folder of PNG masks with the same names; values above 0 are anomalous.")
+        Path, typer.Argument(help="Folder of masks with the same names, e.g. PNG; values above 0 are anomalous.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -380,13 +380,14 @@ def evaluate(
 
     settings = parse_settings(EvaluationSettings, parse_overrides(overrides), source="--set")
     found = evaluate_folders(maps, masks, settings)
-    for problem in found.problems:
-        terminal.line(problem.line)
+    for line in (*group_lines(found.problems), *found.notes):
+        terminal.line(line)
     if as_json:
         answer = {
             "image": found.image.model_dump(mode="json"),
             "pixel": found.pixel.model_dump(mode="json"),
             "problems": [{"id": problem.case_id, "rule": problem.rule} for problem in found.problems],
+            "notes": list(found.notes),
         }
         print_result(json.dumps(answer, indent=1))
     else:

@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from flows.machine.terminal import terminal
-from flows.privacy.log_filter import path_filter
 from flows.runs import ui_artifacts
 from flows.runs.flow import define_flow
 from flows.runs.outcome import Outcome
@@ -153,15 +152,8 @@ class _ScoreRun:
         return ref
 
     def _find(self, paths: tuple[PrivatePath, ...], label: str) -> ImageSet | None:
-        from zsad.data.datasets import unlabelled_images
-
-        for path in paths:
-            if path.is_dir():
-                path_filter.learn_root(path, label)
-        try:
-            found = unlabelled_images(paths)
-        except UserError as error:
-            self.stages.runner.record_failure(to_case_failure(label, "find", error))
+        found = self.stages.find_images(paths, label)
+        if found is None:
             return None
         sets = self.stages.read_sets([replace(found, name=self.request.category or found.name)], label=label)
         return sets[0] if sets else None

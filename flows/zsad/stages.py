@@ -6,14 +6,12 @@ a category is listed and left out there. The others continue, and the report is 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.privacy.log_filter import path_filter
 from flows.runs import ui_artifacts
 from flows.runs.outcome import Outcome
 from flows.runs.run_folder import FileCopy, installed_versions
@@ -228,7 +226,9 @@ class Stages(FeatureStages):
             evaluated = task.ref()
             if evaluated is not None:
                 name = one.category.name
-                self._note_masks(one.category, evaluated)
+                if name not in self._masks_noted:  # once for all seeds and systems
+                    self._masks_noted.add(name)
+                    self.note_masks(one.category, evaluated)
                 found.setdefault(name, {})[one.seed] = Evaluated(evaluated, self._cost(one), scores)
                 normal = () if one.normal is None else one.normal.images
                 inputs.setdefault(name, ScoredInputs(one.category.images, one.features, one.text, normal))
@@ -240,23 +240,20 @@ class Stages(FeatureStages):
             return
         from zsad.steps.score import unscored_images
 
-        self._note_problems(category, steps.SYSTEM.name, unscored_images(scores.folder()))
-
-    def _note_masks(self, category: ImageSet, evaluated: Ref) -> None:
-        """Add unusable masks to the failures, once for all seeds and systems. Their images get no pixel metrics."""
-        if not evaluated.made or category.name in self._masks_noted:
-            return
-        self._masks_noted.add(category.name)
-        problems = json.loads((evaluated.folder() / "metrics.json").read_text(encoding="utf-8"))["problems"]
-        rules = {problem["sha256"]: problem["rule"] for problem in problems}
-        self._note_problems(category, steps.EVALUATE.name, rules, masks=True)
-
-    def _note_problems(self, category: ImageSet, stage: str, rules: dict[str, str], *, masks: bool = False) -> None:
-        for image in category.images:
-            file = image.mask if masks else image.path
-            if image.sha256 in rules and file is not None:
-                case_id, rule = f"{category.name}/{image.id}", path_filter.scrub(rules[image.sha256])
-                self.runner.record_failure(CaseFailure(case_id, stage, rule, str(file), category=category.name))
+        rules = unscored_images(scores.folder())
+        self.runner.record_failures(
+            [
+                CaseFailure(
+                    f"{category.name}/{image.id}",
+                    steps.SYSTEM.name,
+                    rules[image.sha256],
+                    str(image.path),
+                    category=category.name,
+                )
+                for image in category.images
+                if image.sha256 in rules
+            ]
+        )
 
     def _cost(self, one: Scoring) -> Cost | None:
         from zsad.steps.cost import read_cost

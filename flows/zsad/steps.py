@@ -16,6 +16,7 @@ from flows.store.code import code_digest
 from flows.store.digests import path_digest
 from flows.store.references import Ref, canonical_json
 from flows.store.step import Call, Keyed, Step, content_of, keyed
+from flows.zsad.image_files import HEIC_LIBRARIES, mask_digest
 from flows.zsad.precision import with_precision
 from medad.base.settings import MachineSettings
 from zsad.config.encoder_outputs import PATCHES
@@ -40,7 +41,7 @@ from zsad.scorers.dual.settings import DualImage
 from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.steps.results import Source
 
-_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "timm", "torch", "torchvision")
+_ENCODING = (*HEIC_LIBRARIES, "numpy", "open_clip_torch", "pillow", "safetensors", "timm", "torch", "torchvision")
 _COST = frozenset({"cost.json"})
 _LAMBDAS: dict[Variant, frozenset[str]] = {
     "text": frozenset(),
@@ -119,7 +120,7 @@ def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
 
 def label_content(image: LabelledImage) -> list[str]:
     """Return an image's digest, label, kind of defect and mask as content for a key."""
-    mask = "" if image.mask is None else path_digest(image.mask)
+    mask = "" if image.mask is None else mask_digest(image.mask)
     return [image.sha256, {None: "", True: "anomalous", False: "normal"}[image.anomalous], image.defect, mask]
 
 

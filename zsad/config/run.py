@@ -71,11 +71,11 @@ class ImagesSettings(Settings):
     """Image set: its folder and the layout of its files.
 
     - `mvtec`: CATEGORY/test/DEFECT/x.png with masks CATEGORY/ground_truth/DEFECT/x_mask.png. `good` is the normal
-      label.
+      label. MVTec AD 2, MVTec LOCO and MVTec 3D are read too.
     - `visa`: CATEGORY/Data/Images/{Normal,Anomaly} with masks in CATEGORY/Data/Masks/Anomaly. A file in split_csv, if
       present, selects the test images.
     - `folder`: one category. Its sub-folders are labels (`good` is normal) with masks of the same stems. Or it
-      contains images without labels.
+      contains images without labels. Or each of its sub-folders is a category with such labels.
     - `auto`: `mvtec`, `visa` or `folder`, detected from the folders.
     - Any other name: a public set as its publisher ships it. `auto` does not detect these.
     """
@@ -94,6 +94,8 @@ class ImagesSettings(Settings):
     them exists."""
     visa_split: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
     """Train/test split of VisA, read from split_csv/NAME.csv. Published zero-shot figures use `1cls`."""
+    normal: tuple[str, ...] = ()
+    """Names of further label folders with normal images, besides good, normal and ok, for example `[PASS]`."""
     pseudonyms: bool = False
     """Use of pseudonyms (digests) instead of file names as image ids."""
 

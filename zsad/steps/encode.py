@@ -30,6 +30,7 @@ from zsad.clip.feature_store import (
     INDEX,
     TEXT,
     FeatureIndex,
+    ImageNote,
     ImageProblem,
     ImageRows,
     output_file,
@@ -38,6 +39,7 @@ from zsad.clip.prompts import category_words, domain_words, ensemble
 from zsad.config.encoder_outputs import PATCHES, EncoderOutput, parse_outputs
 from zsad.config.run import EncoderSettings, PromptSettings
 from zsad.data.images import Crops, crop_image, plan_crops, read_image
+from zsad.data.pixel_notes import pixel_notes
 from zsad.data.turns import turn_image
 
 TEXT_SCHEMA = "adflows zsad text 1"
@@ -130,6 +132,7 @@ def encode_images(
     out.mkdir(parents=True, exist_ok=True)
     images: list[ImageRows] = []
     problems: list[ImageProblem] = []
+    notes: list[ImageNote] = []
     with ExitStack() as stack:
 
         def open_rows(name: str, shape: tuple[int, ...]) -> _RowFile:
@@ -148,6 +151,7 @@ def encode_images(
                 problems.append(ImageProblem(sha256=digest, rule=read.rule))
             else:
                 images.append(read.index_entry(digest, batches.rows))
+                notes += [ImageNote(sha256=digest, text=text) for text in read.notes]
                 batches.add(read.pixels)
             if on_progress is not None:
                 on_progress(number + 1, len(paths))
@@ -160,9 +164,10 @@ def encode_images(
         random_weights=model.random_weights,
         identity=dict(model.identity),
         interpolation=settings.interpolation,
-        notes=model.notes,
+        model_notes=model.notes,
         images=tuple(images),
         problems=tuple(problems),
+        notes=tuple(notes),
         outputs=shapes,
     )
     with atomic_path(out / INDEX) as path:
@@ -177,6 +182,7 @@ class _ReadImage:
     width: int
     crops: Crops
     pixels: Float32[Tensor, "C 3 S S"]
+    notes: tuple[str, ...] = ()
 
     def index_entry(self, sha256: str, first_row: int) -> ImageRows:
         return ImageRows(
@@ -198,7 +204,8 @@ def _read_one(path: Path, settings: EncoderSettings, size_px: int, turns: int) -
             height, width, size_px, settings.max_crops, path, fit=settings.fit, interpolation=settings.interpolation
         )
         turned = [image, *(turn_image(image, step * 360 / turns) for step in range(1, turns))]
-        return _ReadImage(height, width, crops, torch.cat([crop_image(one, crops) for one in turned]))
+        pixels = torch.cat([crop_image(one, crops) for one in turned])
+        return _ReadImage(height, width, crops, pixels, pixel_notes(path, image))
     except InputError as error:
         return error
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medad.base.errors import InputError
 from medad.base.storage import atomic_path, reading
-from zsad.clip.feature_store import FeatureStore, ImageProblem
+from zsad.clip.feature_store import FeatureStore, ImageNote, ImageProblem
 from zsad.config.run import EvaluationSettings
-from zsad.data.images import Crops, mask_to_canvas, merge_maps, read_mask, scaled_hw
+from zsad.data.images import Crops, mask_to_canvas, merge_maps, scaled_hw
 from zsad.data.labelled import LabelledImage
+from zsad.data.masks import check_mask, mask_note, read_mask
 from zsad.evaluation import curves
 from zsad.evaluation.curves import Counts, Points
 from zsad.evaluation.metrics import ImageMetrics, Maps, PixelMetrics, image_metrics, pixel_curves
@@ -59,7 +60,7 @@ class Threshold(_Record):
     """Number of flagged images that are anomalous. None: some images have no label."""
     false_alarms: int | None
     f1: float | None
-    """F1 at this threshold. None: some images have no label, or none is anomalous."""
+    """F1 at this threshold. None: some images have no label, or none is anomalous, or none is normal."""
 
 
 class VariantEvaluation(_Record):
@@ -92,6 +93,8 @@ class CategoryEvaluation(_Record):
     variants: dict[str, VariantEvaluation]
     problems: tuple[ImageProblem, ...]
     """Images that are left out of the pixel metrics. Their labels still count."""
+    notes: tuple[ImageNote, ...] = ()
+    """Notes on masks that are used, such as one that may be inverted."""
 
     @classmethod
     def load(cls, folder: Path) -> CategoryEvaluation:
@@ -212,7 +215,7 @@ def evaluate_scores(
     scored_items = [item for item in items if item.sha256 in numbers and item.sha256 in crops]
     if not scored_items:
         raise InputError("images", "none of them has scores")
-    images, problems = _read_masks(scored_items, numbers, crops, settings)
+    images, problems, notes = _read_masks(scored_items, numbers, crops, settings)
     image_scores = {variant: scores.image_score(variant)[[image.number for image in images]] for variant in variants}
     labelled = np.array([item.anomalous is not None for item in scored_items])
     anomalous = np.array([bool(item.anomalous) for item in scored_items])
@@ -257,6 +260,7 @@ def evaluate_scores(
         ),
         variants=evaluations,
         problems=tuple(problems),
+        notes=tuple(notes),
     )
     return evaluated, category_curves
 
@@ -285,7 +289,7 @@ def deployable_threshold(
     flagged = scores >= value
     found = int(np.count_nonzero(flagged & anomalous)) if anomalous is not None else None
     f1 = None
-    if anomalous is not None and found is not None and anomalous.any():
+    if anomalous is not None and found is not None and anomalous.any() and not anomalous.all():
         f1 = 2 * found / (int(np.count_nonzero(flagged)) + int(np.count_nonzero(anomalous)))
     return Threshold(
         value=value,
@@ -311,10 +315,11 @@ def _read_masks(
     numbers: Mapping[str, int],
     crops: Mapping[str, tuple[Crops, tuple[int, int]]],
     settings: EvaluationSettings,
-) -> tuple[list[_EvaluatedImage], list[ImageProblem]]:
+) -> tuple[list[_EvaluatedImage], list[ImageProblem], list[ImageNote]]:
     """Read each mask once and pack it into bits (1/8 byte per pixel), for use by all variants and passes."""
     images: list[_EvaluatedImage] = []
     problems: list[ImageProblem] = []
+    notes: list[ImageNote] = []
     for item in items:
         image_crops, image_hw = crops[item.sha256]
         shape = (
@@ -325,14 +330,15 @@ def _read_masks(
             packed = np.packbits(np.zeros(shape, dtype=bool))
         elif item.anomalous and item.mask is not None:
             try:
-                mask = read_mask(item.mask, image_hw)
-                if not mask.any():
-                    raise InputError(item.mask, "the image is labelled anomalous, but its mask is black")
+                mask = read_mask(item.mask, image_hw, item.path)
+                check_mask(mask, item.mask)
+                if note := mask_note(mask, item.mask, item.path):
+                    notes.append(ImageNote(sha256=item.sha256, text=note))
                 packed = np.packbits(mask_to_canvas(mask, shape))
             except InputError as error:
                 problems.append(ImageProblem(sha256=item.sha256, rule=error.rule))
         images.append(_EvaluatedImage(numbers[item.sha256], image_crops, packed, shape))
-    return images, problems
+    return images, problems, notes
 
 
 def _maps_of(

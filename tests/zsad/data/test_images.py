@@ -33,11 +33,11 @@ from zsad.data.images import (
     plan_crops,
     read_image,
     read_map,
-    read_mask,
     resize_map,
     scaled_hw,
     write_png,
 )
+from zsad.data.masks import read_mask
 
 Array = NDArray[Any]
 
@@ -194,6 +194,9 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path, side: int) -> 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello", encoding="utf-8")
+    assert refused(tmp_path / "a.png").startswith("not a PNG")
+    assert refused(tmp_path / "a.png").endswith("but a text file")
+    (tmp_path / "a.png").write_bytes(b"\x8f\xe0" * 40)
     assert refused(tmp_path / "a.png").startswith("not a PNG")
     assert refused(tmp_path / "b.png") == "no such file or folder"
     assert refused(tmp_path) == "cannot be read (Is a directory)"

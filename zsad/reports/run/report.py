@@ -22,7 +22,8 @@ from medad.reporting.seed_statistics import Stat
 from medad.reporting.tables import write_csv
 from zsad.config.settings import ZsadSettings
 from zsad.config.system_base import ONLY_VARIANT
-from zsad.data.images import read_image, read_mask
+from zsad.data.images import read_image
+from zsad.data.masks import read_mask
 from zsad.reports import charts, pictures
 from zsad.reports.charts import NamedCurve, ScoreSets
 from zsad.reports.page import page_environment
