@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.image_settings import copy_threshold, few_shot_methods, load_settings, settings_of_method
 from flows.cli.options import (
     EXIT_USER_ERROR,
     DryRun,
@@ -23,14 +24,12 @@ from flows.cli.options import (
     print_and_exit,
     run_flow,
 )
-from flows.machine.environment import find_config, prepare_numpy
+from flows.machine.environment import prepare_numpy
 from flows.machine.terminal import print_result, terminal
 from medad.base.errors import ConfigError, group_lines
-from medad.base.settings import apply_overrides
 
 if TYPE_CHECKING:
     from zsad.config.run import PromptSettings
-    from zsad.config.settings import ZsadSettings
 
 app = typer.Typer(
     help="""Score images for anomalies, compare and train systems.
@@ -64,43 +63,6 @@ Seeds = Annotated[
         "--seed", help="Random seed of references and pseudo anomalies. Repeatable. Default: the configuration's."
     ),
 ]
-
-
-def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
-    """Read a configuration. Raise ConfigError for a bad one."""
-    from zsad.config.settings import load
-
-    return load(find_config(config, "zsad"), overrides)
-
-
-def settings_of_method(method: str | None, config: Path | None, overrides: dict[str, Any]) -> ZsadSettings:
-    """Return the settings of a run with one method. Raise ConfigError.
-
-    Without a configuration, the encoder is the best one of this machine, and a line says which. With one, `method`
-    selects one of its systems, or is added with its published settings. None: the configuration's only system.
-    """
-    from zsad.config.settings import parse
-    from zsad.steps.methods import method_settings
-
-    if config is not None:
-        settings = load_settings(config, overrides)
-        if method is not None:
-            settings = settings.select_method(method, lambda: method_settings(method, settings.encoders["main"]))
-        elif len(settings.systems) != 1:
-            names = ", ".join(dict.fromkeys(system.system for system in settings.systems))
-            raise ConfigError(f"{config} has several methods; choose one of them: {names}")
-        return settings
-    from zsad.clip.best import best_encoder
-
-    encoder, said = best_encoder()
-    if "encoder.model" not in overrides:
-        terminal.line(said)
-    name = method or encoder.recommended_method
-    values = {"name": name, "data": {"root": "-"}, "encoder": encoder.settings.model_dump(exclude_unset=True)}
-    chosen = parse(apply_overrides({**values, "method": {"system": name}}, overrides, source="--set"), source="--set")
-    fitted = method_settings(name, chosen.encoder).model_dump()
-    given = chosen.method.model_dump(exclude_unset=True)
-    return chosen.model_copy(update={"systems": (type(chosen.method).model_validate(fitted | given),)})
 
 
 @app.command(epilog=example("adflows zsad run musc --data data/mvtec"))
@@ -193,7 +155,7 @@ def score(
     settings = settings_of_method(method, config, parse_overrides(overrides, data__category=category))
     system = settings.method
     if normal and "shots" not in type(system).model_fields:
-        raise ConfigError(f"--normal: {system.title} cannot use normal images; others can: {_few_shot_methods()}")
+        raise ConfigError(f"--normal: {system.title} cannot use normal images; others can: {few_shot_methods()}")
     if (save_threshold or threshold) and not normal and system.compares_images:
         raise ConfigError(
             f"{system.title} compares the images with each other, so a threshold fits only these images; add --normal"
@@ -215,24 +177,8 @@ def score(
     outcome = run_flow(score_flow, request=request, settings=settings, refresh=refresh, dry_run=dry_run)
     lines = []
     if save_threshold is not None and not dry_run:
-        lines.append(_copy_threshold(request.out / "threshold.json", save_threshold))
+        lines.append(copy_threshold(request.out / "threshold.json", save_threshold))
     print_and_exit(outcome, as_json=as_json, lines=lines)
-
-
-def _few_shot_methods() -> str:
-    from zsad.config.systems import METHODS
-
-    return ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
-
-
-def _copy_threshold(source: Path, target: Path) -> str:
-    """Copy the threshold of a run to the file that the user named. Return a line that says so."""
-    from medad.base.storage import write_bytes
-
-    if not source.is_file():
-        return "no threshold was found, so none was saved"
-    write_bytes(target, source.read_bytes())
-    return f"threshold: {target.absolute()}"
 
 
 @app.command(epilog=example("adflows zsad compare compare_demo --methods clip,winclip --seeds 3"))

@@ -1,0 +1,68 @@
+"""Settings of the image commands: from a configuration, or from a method and the best encoder of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.machine.environment import find_config
+from flows.machine.terminal import terminal
+from medad.base.errors import ConfigError
+from medad.base.settings import apply_overrides
+
+if TYPE_CHECKING:
+    from zsad.config.settings import ZsadSettings
+
+
+def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
+    """Read a configuration. Raise ConfigError for a bad one."""
+    from zsad.config.settings import load
+
+    return load(find_config(config, "zsad"), overrides)
+
+
+def settings_of_method(method: str | None, config: Path | None, overrides: dict[str, Any]) -> ZsadSettings:
+    """Return the settings of a run with one method. Raise ConfigError.
+
+    Without a configuration, the encoder is the best one of this machine, and a line says which. With one, `method`
+    selects one of its systems, or is added with its published settings. None: the configuration's only system.
+    """
+    from zsad.config.settings import parse
+    from zsad.steps.methods import method_settings
+
+    if config is not None:
+        settings = load_settings(config, overrides)
+        if method is not None:
+            settings = settings.select_method(method, lambda: method_settings(method, settings.encoders["main"]))
+        elif len(settings.systems) != 1:
+            names = ", ".join(dict.fromkeys(system.system for system in settings.systems))
+            raise ConfigError(f"{config} has several methods; choose one of them: {names}")
+        return settings
+    from zsad.clip.best import best_encoder
+
+    encoder, said = best_encoder()
+    if "encoder.model" not in overrides:
+        terminal.line(said)
+    name = method or encoder.recommended_method
+    values = {"name": name, "data": {"root": "-"}, "encoder": encoder.settings.model_dump(exclude_unset=True)}
+    chosen = parse(apply_overrides({**values, "method": {"system": name}}, overrides, source="--set"), source="--set")
+    fitted = method_settings(name, chosen.encoder).model_dump()
+    given = chosen.method.model_dump(exclude_unset=True)
+    return chosen.model_copy(update={"systems": (type(chosen.method).model_validate(fitted | given),)})
+
+
+def few_shot_methods() -> str:
+    """Return the names of the methods that can use normal images."""
+    from zsad.config.systems import METHODS
+
+    return ", ".join(name for name, kind in METHODS.items() if "shots" in kind.model_fields)
+
+
+def copy_threshold(source: Path, target: Path) -> str:
+    """Copy the threshold of a run to the file that the user named. Return a line that says so."""
+    from medad.base.storage import write_bytes
+
+    if not source.is_file():
+        return "no threshold was found, so none was saved"
+    write_bytes(target, source.read_bytes())
+    return f"threshold: {target.absolute()}"
