@@ -91,10 +91,7 @@ TRAIN = Step(
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
-    """Return what identifies an encoder's weights and activation: digests of its files, or its tag or seed.
-
-    Raises UserError.
-    """
+    """Return what identifies an encoder's weights and activation: digests, a tag or a seed. Raises UserError."""
     from zsad.clip.models import activation_source, model_folder, weights_digest, weights_files
 
     found = {name: path_digest(path) for name, path in weights_files(settings).items()}
@@ -106,8 +103,8 @@ def weights_of(settings: EncoderSettings) -> dict[str, str]:
 def _encoder(settings: EncoderSettings, machine: MachineSettings) -> Keyed:
     """Return an encoder with its weights and the settings that affect features as content for a key."""
     settings = with_precision(settings, machine)
-    left_out = ("preset", "model", "weights", "tag", "seed", "batch_size", "quick_gelu")
-    return keyed(settings, *left_out, **weights_of(settings))
+    weights = weights_of(settings)
+    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", "quick_gelu", **weights)
 
 
 def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:

@@ -297,7 +297,9 @@ def test_map_of_a_squashed_image_is_resized_to_its_proportions() -> None:
     assert merged.shape == (32, 32)
     full = resize_map(merged, (40, 120))
     assert full.shape == (40, 120)
-    assert np.unravel_index(full.argmax(), full.shape) >= (30, 90)
+    row, column = np.unravel_index(full.argmax(), full.shape)
+    assert row >= 30
+    assert column >= 90
     mask = np.zeros((40, 120), dtype=bool)
     mask[30:, 90:] = True  # the same patch: a quarter of each side
     squashed = mask_to_canvas(mask, crops.canvas_hw)
