@@ -15,6 +15,7 @@ from flows.store.code import code_digest
 from flows.store.digests import path_digest
 from flows.store.references import Ref, canonical_json
 from flows.store.step import PAGE, Call, Keyed, Step, content_of, keyed, shown
+from flows.zsad.precision import with_precision
 from medad.base.errors import CaseFailure
 from medad.base.settings import MachineSettings
 from zsad.config.compare import CompareSettings
@@ -39,7 +40,7 @@ from zsad.scorers.april_gan.settings import AprilGan
 from zsad.scorers.segmentation.settings import SegmentationModels
 from zsad.steps.results import AblationResult, CategoryResult, Source, SystemResult
 
-_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "torch", "torchvision")
+_ENCODING = ("numpy", "open_clip_torch", "pillow", "safetensors", "timm", "torch", "torchvision")
 _DRAWING = ("jinja2", "matplotlib", "numpy", "pillow", "scipy")
 _STYLE = (*PAGE, "zsad/reports/report_style.html", "zsad/reports/report_end.html")
 _RUN_PAGE = (*_STYLE, "zsad/reports/run/report_template.html")
@@ -110,20 +111,20 @@ COMPARE_REPORT = Step(
 
 
 def weights_of(settings: EncoderSettings) -> dict[str, str]:
-    """Return what identifies an encoder's weights: digests of its files, or its tag or seed. Raises InputError."""
-    from zsad.clip.models import CONFIG_NAME, find_weights, model_folder, weights_digest
+    """Return what identifies an encoder's weights and activation: digests of files, tag or seed. Raises UserError."""
+    from zsad.clip.models import activation_source, model_folder, weights_digest, weights_files
 
-    folder = model_folder(settings)
-    if folder is not None:
-        return {"config": path_digest(folder / CONFIG_NAME), "weights": path_digest(find_weights(folder))}
-    if settings.weights is not None:
-        return {"model": settings.model, "weights": path_digest(Path(settings.weights).expanduser())}
-    return {"model": settings.model, "weights": weights_digest(settings)}
+    found = {name: path_digest(path) for name, path in weights_files(settings).items()}
+    if model_folder(settings) is None:
+        found = {"model": settings.model} | (found or {"weights": weights_digest(settings)})
+    return found | activation_source(settings)
 
 
-def _encoder(settings: EncoderSettings) -> Keyed:
+def _encoder(settings: EncoderSettings, machine: MachineSettings) -> Keyed:
     """Return an encoder with its weights and the settings that affect features as content for a key."""
-    return keyed(settings, "preset", "model", "weights", "tag", "seed", "batch_size", **weights_of(settings))
+    settings = with_precision(settings, machine)
+    left_out = ("preset", "model", "weights", "tag", "seed", "batch_size", "quick_gelu")
+    return keyed(settings, *left_out, **weights_of(settings))
 
 
 def distinct(images: Iterable[LabelledImage]) -> tuple[LabelledImage, ...]:
@@ -167,7 +168,7 @@ def encode(
     return ENCODE(
         paths=[image.path for image in once],
         digests=[image.sha256 for image in once],
-        settings=_encoder(encoder),
+        settings=_encoder(encoder, machine),
         outputs=tuple(sorted(set(outputs))),
         machine=machine,
         batch_size=encoder.batch_size,
@@ -210,7 +211,7 @@ def score(
         features=features,
         text=text,
         paths=[image.path for image in distinct(images)] if adapts else None,
-        encoder=_encoder(encoder) if adapts else Keyed(encoder, None),
+        encoder=_encoder(encoder, machine) if adapts else Keyed(encoder, None),
         score=settings,
         adapt=_adaptation(adapt) if adapts else Keyed(adapt, None),
         seed=seed if adapts or needs_references(settings.variants) else 0,
@@ -309,7 +310,7 @@ def score_system(
         shots=shots,
         checkpoint=checkpoint,
         paths=[image.path for image in distinct(images)],
-        encoder=_encoder(encoder) if loads else Keyed(encoder, None),
+        encoder=_encoder(encoder, machine) if loads else Keyed(encoder, None),
         seed=seed if system.seeded else 0,
         machine=machine,
         batch_size=encoder.batch_size,
@@ -328,7 +329,7 @@ def train(
     return TRAIN(
         system=_system(system, training=content_of(system.training)),
         sources=Keyed(ordered, content),
-        encoder=_encoder(encoder),
+        encoder=_encoder(encoder, machine),
         machine=machine,
         batch_size=system.training.batch_size,
         phase=system.system.replace("_", "-"),

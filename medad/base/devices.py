@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,20 @@ def pick_device(name: str) -> torch.device:
 def gpu_count() -> int:
     """Return the number of GPUs that torch can use on this machine. No CUDA context is created."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@functools.cache
+def gpu_capability() -> float | None:
+    """Return the lowest compute capability of this machine's NVIDIA GPUs, such as 8.6. No CUDA context is created.
+
+    None: this machine has none, or the driver's program does not answer.
+    """
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, encoding="utf-8")
+        return min(float(line) for line in done.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,10 @@ import re
 
 PLACEHOLDER = "(private path)"
 """Text that is shown instead of a path. It is also a regular expression with one group, because it may replace one."""
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*")
+_PATH = re.compile(
+    r"(https?://[^\s'\",;()<>/]+/)[^\s'\",;:()<>]*"  # the name of a server is shown, the rest of an address is not
+    r"|(?<![\w.])(?:[A-Za-z]:[\\/]|\\\\|~?/)[^\s'\",;:()<>]*[/\\][^\s'\",;:()<>]*"
+)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
@@ -21,4 +24,4 @@ def escape_bad_bytes(name: str) -> str:
 
 def hide_paths(text: str) -> str:
     """Return a text on one line without absolute paths. Callers should not pass paths; this is a second safeguard."""
-    return _PATH.sub(PLACEHOLDER, " ".join(escape_bad_bytes(text).split()))
+    return _PATH.sub(lambda found: f"{found[1] or ''}{PLACEHOLDER}", " ".join(escape_bad_bytes(text).split()))

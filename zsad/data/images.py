@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -62,7 +62,10 @@ _warnings_state = _WarningsState()
 
 @dataclass(frozen=True)
 class Crops:
-    """Square crops that together cover a resized image, in order along its longer side."""
+    """Square crops that together cover a resized image, in order along its longer side.
+
+    A squashed image is one crop: its canvas is a square, and a map on it must be resized to the image's proportions.
+    """
 
     canvas_hw: tuple[int, int]
     """Height and width of the resized image, px. The shorter one is `size_px`."""
@@ -70,6 +73,8 @@ class Crops:
     """Top and left of each crop on the canvas, px. The first is (0, 0); the last crop ends at the canvas's end."""
     size_px: int
     """Side of every crop."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation with which the image is resized to the canvas."""
 
 
 def read_image(path: Path, *, min_side_px: int = 1) -> UInt8[np.ndarray, "H W 3"]:
@@ -159,27 +164,47 @@ def scaled_hw(height: int, width: int, size_px: int) -> tuple[int, int]:
     return (size_px, scaled) if height <= width else (scaled, size_px)
 
 
-def plan_crops(height: int, width: int, size_px: int, max_crops: int, path: Path | str = "image") -> Crops:
+def plan_crops(
+    height: int,
+    width: int,
+    size_px: int,
+    max_crops: int,
+    path: Path | str = "image",
+    *,
+    fit: Literal["crops", "squash"] = "crops",
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Crops:
     """Return the square crops of an image: one if it is square once resized, else max(2, ceil(long / short)).
+
+    With `fit` `squash`, the image is resized to a square and is one crop, as in MuSc, APRIL-GAN and AnomalyCLIP.
 
     Raises
     ------
     InputError
         The image needs more than `max_crops` crops. `path` names the image in the message.
     """
-    canvas = scaled_hw(height, width, size_px)
+    canvas = scaled_hw(height, width, size_px) if fit == "crops" else (size_px, size_px)
     long = max(canvas)
     count = 1 if long == size_px else max(2, math.ceil(long / size_px))
     if count > max_crops:
-        raise InputError(path, f"is {width} x {height} pixels: so long that it needs {count} crops, limit {max_crops}")
+        raise InputError(
+            path,
+            f"is {width} x {height} pixels: so long that it needs {count} crops, limit {max_crops}; "
+            "encoder.fit=squash needs one",
+        )
     starts = [i * (long - size_px) // max(count - 1, 1) for i in range(count)]
-    return Crops(canvas, tuple((start, 0) if canvas[0] > canvas[1] else (0, start) for start in starts), size_px)
+    offsets = tuple((start, 0) if canvas[0] > canvas[1] else (0, start) for start in starts)
+    return Crops(canvas, offsets, size_px, interpolation)
 
 
 def crop_image(image: UInt8[np.ndarray, "H W 3"], crops: Crops) -> Float32[Tensor, "C 3 S S"]:
-    """Resize an image to the canvas of `crops` and cut out the crops. Values are 0..1, not normalised."""
+    """Resize an image to the canvas of `crops` and cut out the crops. Values are 0..1, not normalised.
+
+    Pillow resizes with antialiasing, as the programs of the papers do.
+    """
     height, width = crops.canvas_hw
-    canvas = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    resample = Image.Resampling.BICUBIC if crops.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    canvas = np.asarray(Image.fromarray(image).resize((width, height), resample))
     s = crops.size_px
     cut = np.stack([canvas[top : top + s, left : left + s] for top, left in crops.offsets])
     return torch.from_numpy(cut).permute(0, 3, 1, 2).to(torch.float32).div(255)

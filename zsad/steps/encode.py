@@ -152,6 +152,8 @@ def encode_images(
         model=model.description,
         random_weights=model.random_weights,
         identity=dict(model.identity),
+        interpolation=settings.interpolation,
+        notes=model.notes,
         images=tuple(images),
         problems=tuple(problems),
         outputs=shapes,
@@ -185,7 +187,9 @@ def _read_one(path: Path, settings: EncoderSettings, size_px: int) -> _ReadImage
     try:
         image = read_image(path, min_side_px=settings.min_side_px)
         height, width = image.shape[:2]
-        crops = plan_crops(height, width, size_px, settings.max_crops, path)
+        crops = plan_crops(
+            height, width, size_px, settings.max_crops, path, fit=settings.fit, interpolation=settings.interpolation
+        )
         return _ReadImage(height, width, crops, crop_image(image, crops))
     except InputError as error:
         return error

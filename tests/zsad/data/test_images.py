@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from open_clip.transform import image_transform
 from PIL import Image
+from torchvision.transforms import InterpolationMode, Resize
+from torchvision.transforms.functional import to_tensor
 
 from medad.base.errors import InputError
 from zsad.data.images import (
@@ -271,6 +273,33 @@ def test_an_image_too_long_is_named() -> None:
     assert len(plan_crops(800, 12_000, 240, max_crops=64).offsets) == 15
     with pytest.raises(InputError, match=r"line\.png: is 12000 x 50 pixels: so long that it needs 240 crops, limit 64"):
         plan_crops(50, 12_000, 240, max_crops=64, path=Path("line.png"))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_squashed_image_is_one_crop_resized_as_torchvision_does(interpolation: str) -> None:
+    image = colours(100, 163)
+    crops = plan_crops(100, 163, 64, max_crops=2, fit="squash", interpolation=interpolation)  # type: ignore[arg-type]
+    assert (crops.canvas_hw, crops.offsets) == ((64, 64), ((0, 0),))
+    resized = Resize((64, 64), InterpolationMode(interpolation))(Image.fromarray(image))
+    assert torch.equal(crop_image(image, crops)[0], to_tensor(resized))
+    assert len(plan_crops(50, 12_000, 240, max_crops=2, fit="squash").offsets) == 1
+
+
+def test_map_of_a_squashed_image_is_resized_to_its_proportions() -> None:
+    """A patch in the lower right of the square is in the lower right of the image, also with a mask beside it."""
+    crops = plan_crops(40, 120, 32, max_crops=2, fit="squash")
+    patches = np.zeros((1, 4, 4), dtype=np.float32)
+    patches[0, 3, 3] = 1.0
+    merged = merge_maps(patches, crops)
+    assert merged.shape == (32, 32)
+    full = resize_map(merged, (40, 120))
+    assert full.shape == (40, 120)
+    assert np.unravel_index(full.argmax(), full.shape) >= (30, 90)
+    mask = np.zeros((40, 120), dtype=bool)
+    mask[30:, 90:] = True  # the same patch: a quarter of each side
+    squashed = mask_to_canvas(mask, crops.canvas_hw)
+    assert squashed.sum() == 8 * 8
+    assert squashed[24:, 24:].all()
 
 
 @pytest.mark.parametrize("side", [100, 240, 517])

@@ -20,7 +20,7 @@ from zsad.clip.encoder import Encoder
 from zsad.clip.feature_store import FeatureStore, read_text
 from zsad.clip.prompts import ensemble
 from zsad.config.run import EncoderSettings, PromptSettings
-from zsad.data.images import crop_image, plan_crops, read_image
+from zsad.data.images import Crops, crop_image, plan_crops, read_image
 from zsad.steps.encode import encode_category_text, encode_images
 
 SIZES_HW = ((32, 32), (50, 50), (32, 48), (90, 30), (40, 400), (1, 1), (20, 5000))
@@ -77,6 +77,20 @@ def test_rows_are_what_the_encoder_gives_for_each_crop(
     # plain .npy files can be read without FeatureStore
     assert np.load(encoded / "output-patches.npy").shape == (17, 16, 24)
     assert np.load(encoded / "class_tokens.npy").dtype == np.float32
+
+
+def test_squashed_images_have_one_row_each(paths: list[Path], settings: EncoderSettings, tmp_path: Path) -> None:
+    squashed = settings.model_copy(update={"fit": "squash", "interpolation": "bicubic"})
+    encode_images(paths, _digests(paths), squashed, "cpu", tmp_path)
+    encoder, store = Encoder.load(settings, torch.device("cpu")), FeatureStore(tmp_path)
+    by_digest = dict(zip(_digests(paths), paths, strict=True))
+    for number, image in enumerate(store.images):
+        resized = Image.fromarray(read_image(by_digest[image.sha256])).resize((32, 32), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(255)[None]
+        torch.testing.assert_close(store.patches(number), encoder.encode(pixels).patches, atol=1e-5, rtol=0)
+        assert store.crops(number) == Crops((32, 32), ((0, 0),), 32, "bicubic")
+    assert {image.rows for image in store.images} == {1}
+    assert len(store) == GOOD + 1  # the image that is too long for crops is used
 
 
 def test_broken_images_are_named_by_digest_and_the_rest_go_on(encoded: Path, paths: list[Path]) -> None:

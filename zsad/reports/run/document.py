@@ -280,6 +280,7 @@ def definitions_shown(evaluation: EvaluationSettings) -> dict[str, str]:
         ),
         "Evaluation size": (
             "Maps and masks are resized before they are compared. Their shorter side is then "
-            f"{f'{size} px' if size else 'that of a crop'}. Masks are resized by nearest neighbour."
+            f"{f'{size} px' if size else 'that of a crop'}. Masks are resized by nearest neighbour. With encoder.fit "
+            "squash, both are compared as squares."
         ),
     }
