@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -81,14 +81,17 @@ class ClipTower(ImageTower):
     ) -> tuple[Float[Tensor, "B D"], dict[str, Float[Tensor, "B _ _"]]]:
         """Return class tokens and the wanted outputs by name, from one forward pass. Windows need further passes."""
         kinds, last = {output.kind for output in wanted}, self.depth - 1
-        blocks = [output.number - 1 if output.number else last for output in wanted if output.kind in {"block", "raw"}]
         found = tower_outputs(
             self.module,
             images,
             self.attention_path,
             patches="patches" in kinds,
             plain_patches=not kinds.isdisjoint({"plain", "tokens"}),
-            blocks=blocks,
+            blocks=[
+                last if output.kind == "raw" else output.number - 1
+                for output in wanted
+                if output.kind in {"block", "raw"}
+            ],
             vv_blocks=[output.number - 1 for output in wanted if output.kind == "vv"],
         )
         sides = [output.number for output in wanted if output.kind == "window"]
@@ -138,7 +141,8 @@ class ClipTower(ImageTower):
                 )
         device = next(self.model.parameters()).device
         batches = tokens.to(device).split(_PROMPTS_PER_BATCH)
-        return torch.cat([self.model.encode_text(batch, normalize=unit_length) for batch in batches])  # type: ignore[operator]
+        encode: Callable[..., Tensor] = self.model.encode_text  # type: ignore[assignment]
+        return torch.cat([encode(batch, normalize=unit_length) for batch in batches])
 
 
 def load_clip(settings: EncoderSettings) -> Loaded:

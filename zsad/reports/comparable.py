@@ -18,6 +18,7 @@ from zsad.config.run import (
     Variant,
 )
 from zsad.config.settings import ZsadSettings
+from zsad.config.system_base import SystemSettings
 from zsad.reports.published import CATEGORIES, METHOD_MODEL, METHOD_SEEDS, METHOD_TAG, TEST_IMAGES, TITLES, Benchmark
 from zsad.scorers.dual.settings import DualImage
 
@@ -33,16 +34,20 @@ _EQUIVALENT: dict[str, set[Any]] = {
 _INPUT_SETTINGS = ("size_px", "fit", "interpolation", "positions", "quick_gelu")
 """Settings of an encoder's input and activation, in which public programs differ."""
 _ENCODER_SETTINGS = ("vv_blocks", "vv_feed_forward", "vv_temperature", "class_ln_post", *_INPUT_SETTINGS)
-_PRESETS: dict[str, str] = {
-    "winclip": "winclip",
-    "anovl": "anovl",
-    "musc": "musc",
-    "dual": "anovl",
-    "april_gan": "april_gan",
-    "anomalyclip": "anomalyclip",
+_PRESETS: dict[str, dict[str, str]] = {
+    "winclip": {"preset": "winclip"},
+    "anovl": {"preset": "anovl", "fit": "squash"},
+    "musc": {"preset": "musc"},
+    "dual": {"preset": "anovl"},
+    "april_gan": {"preset": "april_gan"},
+    "anomalyclip": {"preset": "anomalyclip"},
 }
-"""Preset of the encoder with which each system's figures were published."""
+"""Encoder settings with which each system's figures were published."""
 _EVALUATION_SETTINGS = ("size_px", "smoothing_sigma_px", "align_corners", "max_fpr")
+_OWN_SETTINGS = {"system", "encoder", "label", "checkpoint", "training"}
+"""Settings of a system without a published value. `shots` counts as published, because papers have rows for several."""
+_BY_SET: dict[tuple[str, Benchmark], dict[str, Any]] = {("musc", "mvtec"): {"neighbours": (1, 2, 3)}}
+"""Published settings of a system on one benchmark, if they differ from the defaults of its class."""
 _JOINT: frozenset[Variant] = frozenset({"joint", "joint_tta"})
 _VARIANTS_USING: dict[str, frozenset[Variant]] = {
     "tau": frozenset({"text", "text_tta", "joint", "joint_tta"}),
@@ -135,10 +140,38 @@ def encoder_deviations(name: str, system: str, encoder: EncoderSettings) -> list
     """
     if system not in _PRESETS:
         return []
-    values = {"preset": _PRESETS[system], "model": METHOD_MODEL, "tag": METHOD_TAG}
+    values = {**_PRESETS[system], "model": METHOD_MODEL, "tag": METHOD_TAG}
     published = EncoderSettings.model_validate(values)
     same = {"positions": _EQUIVALENT["positions"]}
     return [f"{name}: {text}" for text in _differing_values("encoder", encoder, published, _INPUT_SETTINGS, same)]
+
+
+def system_deviations(system: SystemSettings, benchmark: Benchmark) -> list[str]:
+    """Return how a system's settings differ from the published ones: the defaults of its class, or those for the set.
+
+    Settings of training are not compared, and the number of normal images is not: papers have rows for several.
+    """
+    kind = type(system)
+    name = str(system.model_dump(include={"system"})["system"])
+    published = kind.model_validate(_BY_SET.get((name, benchmark), {}))
+    keys = [key for key in kind.model_fields if key not in _OWN_SETTINGS | {"shots", "adaptation"}]
+    return [*_differing_values(system.display_name, system, published, keys, {})]
+
+
+def shared_deviations(
+    prompts: PromptSettings, evaluation: EvaluationSettings, systems: Iterable[SystemSettings]
+) -> list[str]:
+    """Return how a comparison's prompts and evaluation differ from the published ones, if any system uses them."""
+    found = [*_differing_values("evaluation", evaluation, EvaluationSettings(), ("smoothing_sigma_px", "max_fpr"), {})]
+    if evaluation.align_corners is not None:
+        others = [one.display_name for one in systems if one.align_corners != evaluation.align_corners]
+        if others:
+            names = ", ".join(others)
+            found.append(f"evaluation.align_corners {evaluation.align_corners} (published otherwise for {names})")
+    if any(one.prompts is not None for one in systems):
+        keys = [key for key in PromptSettings.model_fields if key != "style"]
+        found += _differing_values("prompts", prompts, PromptSettings(), keys, {})
+    return found
 
 
 def _differing_values(

@@ -7,13 +7,23 @@ from typing import Any
 
 import pytest
 
-from zsad.config.run import EncoderSettings
+from zsad.config.run import EncoderSettings, EvaluationSettings, PromptSettings, ReferenceSettings
 from zsad.config.settings import ZsadSettings, load
-from zsad.reports.comparable import encoder_deviations, reasons_not_comparable
+from zsad.reports.comparable import (
+    encoder_deviations,
+    reasons_not_comparable,
+    shared_deviations,
+    system_deviations,
+)
 from zsad.reports.published import CATEGORIES, TEST_IMAGES, Benchmark
+from zsad.scorers.anovl.settings import AnoVl
+from zsad.scorers.dual.settings import DualImage
+from zsad.scorers.musc.settings import MuSc
+from zsad.scorers.winclip.settings import WinClip
 
 PAPER = Path(__file__).parents[3] / "configs" / "zsad" / "dual_clip.yaml"
-DTD = {"adapt.textures": "/data/dtd"}
+COMPARE = PAPER.parent / "compare.yaml"
+DTD = {"method.adapt.textures": "/data/dtd"}
 
 
 def all_test_images(benchmark: Benchmark) -> dict[str, int]:
@@ -79,7 +89,48 @@ def test_each_difference_is_named(key: str, value: Any, expected: str) -> None:
 @pytest.mark.parametrize("preset", ["musc", "april_gan", "anomalyclip", "winclip", "anovl"])
 def test_encoder_of_its_preset_deviates_in_nothing(preset: str) -> None:
     values = {"preset": preset, "model": "ViT-L-14-336", "tag": "openai"}
+    if preset == "anovl":
+        values["fit"] = "squash"  # the dual-image paper shares the preset, but crops
     assert encoder_deviations("x", preset, EncoderSettings.model_validate(values)) == []
+
+
+@pytest.mark.parametrize(("benchmark", "neighbours"), [("mvtec", [1, 2, 3]), ("visa", [1, 8, 9])])
+def test_the_comparison_of_the_papers_deviates_in_nothing(benchmark: Benchmark, neighbours: list[int]) -> None:
+    paper = load(COMPARE)
+    found = shared_deviations(paper.prompts, paper.evaluation, paper.systems)
+    for given in paper.systems:
+        system = given.model_copy(update={"neighbours": tuple(neighbours)}) if isinstance(given, MuSc) else given
+        found += system_deviations(system, benchmark)
+        found += encoder_deviations(system.display_name, system.system, paper.encoders[system.encoder])
+    assert found == []
+
+
+def test_deviations_of_a_compared_system_are_named() -> None:
+    assert system_deviations(MuSc(), "mvtec") == ["MuSc.neighbours 1, 8, 9 (published 1, 2, 3)"]
+    assert system_deviations(MuSc(), "visa") == []
+    assert system_deviations(AnoVl(mean_patches=1, tau=0.07, align_corners=False), "mvtec") == [
+        "AnoCLIP.align_corners False (published True)",
+        "AnoCLIP.tau 0.07 (published 1)",
+        "AnoCLIP.mean_patches 1 (published 3)",
+    ]
+    assert system_deviations(DualImage(tau=1.0, references=ReferenceSettings(count=7), label="seven"), "visa") == [
+        "seven.tau 1 (published 0.07)",
+        "seven.references.count 7 (published 1)",
+    ]
+    assert system_deviations(WinClip(shots=4), "visa") == []
+
+
+def test_deviations_that_all_systems_share_are_named() -> None:
+    systems = (MuSc(), WinClip())
+    aligned = EvaluationSettings(align_corners=True, smoothing_sigma_px=4)
+    assert shared_deviations(PromptSettings(domains=("medical",)), aligned, systems) == [
+        "evaluation.smoothing_sigma_px 4 (published 0)",
+        "evaluation.align_corners True (published otherwise for WinCLIP)",
+        "prompts.domains medical",
+    ]
+    # MuSc reads no prompts, and its corners are aligned anyway
+    aligned = EvaluationSettings(align_corners=True)
+    assert shared_deviations(PromptSettings(domains=("medical",)), aligned, [MuSc()]) == []
 
 
 def test_deviations_of_a_compared_encoder_are_named() -> None:

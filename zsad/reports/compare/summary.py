@@ -16,7 +16,7 @@ from medad.reporting.seed_statistics import mean_and_sd
 from zsad.clip.models import describe_encoder
 from zsad.config.settings import Ablation, ZsadSettings
 from zsad.config.system_base import SystemSettings
-from zsad.reports.comparable import encoder_deviations, reasons_other_images
+from zsad.reports.comparable import encoder_deviations, reasons_other_images, shared_deviations, system_deviations
 from zsad.reports.compare.data import LoadedSystem, load_ablation, shared_images
 from zsad.reports.compare.document import (
     AblationReport,
@@ -117,9 +117,9 @@ def make_document(
             reasons.insert(0, "not all encoders here are CLIP")
         for one in systems:
             system = one.result.system
-            reasons += encoder_deviations(
-                one.name, str(system.model_dump()["system"]), settings.encoders[system.encoder]
-            )
+            reasons += encoder_deviations(one.name, _system_name(system), settings.encoders[system.encoder])
+            reasons += system_deviations(system, settings.published)
+        reasons += shared_deviations(settings.prompts, settings.evaluation, settings.systems)
         taken = [row for one in reports for row in one.published]
         published = PublishedTable(
             benchmark=TITLES[settings.published],
