@@ -95,13 +95,18 @@ def group_failures(failures: Iterable[CaseFailure]) -> list[list[CaseFailure]]:
     """
     groups: dict[tuple[str, ...], list[CaseFailure]] = {}
     for one in failures:
-        rule = re.sub(r"\d+", "#", one.rule.partition(":")[0])
-        groups.setdefault((one.group, one.category, one.stage, rule if one.category else one.line), []).append(one)
+        kind = kind_of_rule(one.rule) if one.category else one.line
+        groups.setdefault((one.group, one.category, one.stage, kind), []).append(one)
     return [
         part
         for group in groups.values()
         for part in ([group] if len(group) >= GROUPED_FROM else [[one] for one in group])
     ]
+
+
+def kind_of_rule(rule: str) -> str:
+    """Return the part of a rule that equal problems share: the text up to the colon, without numbers."""
+    return re.sub(r"\d+", "#", rule.partition(":")[0])
 
 
 def group_lines(failures: Iterable[CaseFailure]) -> list[str]:

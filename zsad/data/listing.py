@@ -23,6 +23,8 @@ _HEIC_ADVICE = "HEIC is read after: pip install 'adflows[heic]'"
 _SPECIAL = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
 UNLABELLED = "unlabelled"
 """Kind of `LeftOut.add` for images in a folder whose name says that the label is unknown."""
+BESIDE = "mask beside an image"
+"""Kind of `LeftOut.add` for masks in the folders of their images."""
 _ENDING, _SPECIAL_FILE, _FOLDER = "ending", "special file", "folder"
 
 
@@ -95,6 +97,8 @@ class LeftOut:
         if rest := sum(count for _, count in endings[_SHOWN_ENDINGS:]):
             parts.append(f"{rest} x other endings")
         parts += [_counted(count, f"image in {name}/", f"images in {name}/") for name, count in self.folders.items()]
+        if beside := sum(self.counts(BESIDE).values()):
+            parts.append(_counted(beside, "mask beside its image", "masks beside their images"))
         parts += [_counted(count, what, f"{what}s") for what, count in self.counts(_SPECIAL_FILE).items()]
         text = f"Left out: {', '.join(parts)}." if parts else ""
         if not _HEIC.isdisjoint(self.endings):
@@ -169,7 +173,7 @@ def _files(top: Path, left_out: LeftOut) -> Iterator[Path]:
             here = waiting.popleft() if waiting else links.popleft()
             if here.is_symlink() and here != top:
                 if _identity(here) in above | known:
-                    left_out.add(_SPECIAL_FILE, "link to a folder that is already listed", here)
+                    left_out.add(_SPECIAL_FILE, "repeated folder link", here)
                     continue
                 left_out.add("followed", "linked folder", here)
             known.add(_identity(here))

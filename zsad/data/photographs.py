@@ -10,7 +10,7 @@ import numpy as np
 
 from medad.base.errors import InputError
 from zsad.data.images import JPEG_SUFFIXES, decode
-from zsad.data.listing import FoundImage, LeftOut, folders_in, images_below
+from zsad.data.listing import BESIDE, FoundImage, LeftOut, folders_in, images_below
 from zsad.data.masks import MASK_FOLDERS, bare_stem, is_marked_mask
 
 NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
@@ -18,7 +18,6 @@ NORMAL_FOLDERS = frozenset({"good", "normal", "ok"})
 _LOSSLESS = frozenset({".png", ".bmp"})
 _DEPTH_FOLDERS = frozenset({"xyz", "depth", "pcd", "pointcloud", "normals"})
 _TRAINING_FOLDERS = frozenset({"train", "training", "validation", "val", "valid"})
-_BESIDE = "masks beside images"
 
 
 def photographs(root: Path, left_out: LeftOut) -> Iterator[FoundImage]:
@@ -42,7 +41,7 @@ def photographs(root: Path, left_out: LeftOut) -> Iterator[FoundImage]:
     normal = [path for path in kept if not NORMAL_FOLDERS.isdisjoint(name.lower() for name in path.parts[:-1])]
     masks = masks_beside(kept, None if only_jpeg(normal) else root)
     for mask in masks.values():
-        left_out.add("folder", _BESIDE, root / mask)
+        left_out.add(BESIDE, "mask", root / mask)
     own = set(masks.values())
     yield from (FoundImage(path.as_posix(), root / path, "", None) for path in kept if path not in own)
 
