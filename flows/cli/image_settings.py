@@ -21,34 +21,47 @@ def load_settings(config: Path, overrides: dict[str, Any]) -> ZsadSettings:
     return load(find_config(config, "zsad"), overrides)
 
 
-def settings_of_method(method: str | None, config: Path | None, overrides: dict[str, Any]) -> ZsadSettings:
+def settings_of_method(
+    method: str | None, config: Path | None, overrides: dict[str, Any], *, few_shot: bool = False
+) -> ZsadSettings:
     """Return the settings of a run with one method. Raise ConfigError.
 
     Without a configuration, the encoder is the best one of this machine, and a line says which. With one, `method`
-    selects one of its systems, or is added with its published settings. None: the configuration's only system.
+    selects one of its systems, or is added with its published settings. None: the configuration's only system, or
+    without a configuration the method that suits the encoder, with normal images if `few_shot`.
     """
-    from zsad.config.settings import parse
     from zsad.steps.methods import method_settings
 
-    if config is not None:
-        settings = load_settings(config, overrides)
-        if method is not None:
-            settings = settings.select_method(method, lambda: method_settings(method, settings.encoders["main"]))
-        elif len(settings.systems) != 1:
-            names = ", ".join(dict.fromkeys(system.system for system in settings.systems))
-            raise ConfigError(f"{config} has several methods; choose one of them: {names}")
-        return settings
-    from zsad.clip.best import best_encoder
+    if config is None:
+        return _best_settings(method, overrides, few_shot=few_shot)
+    settings = load_settings(config, overrides)
+    if method is not None:
+        settings = settings.select_method(method, lambda: method_settings(method, settings.encoders["main"]))
+    elif len(settings.systems) != 1:
+        names = ", ".join(dict.fromkeys(system.system for system in settings.systems))
+        raise ConfigError(f"{config} has several methods; choose one of them: {names}")
+    return settings
 
-    encoder, said = best_encoder()
+
+def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: bool) -> ZsadSettings:
+    """Return settings with the best encoder of this machine, unless the overrides name another one."""
+    from zsad.clip.register import best_encoder
+    from zsad.config.settings import parse
+    from zsad.steps.methods import default_method, default_settings, method_settings
+
+    best = best_encoder()
+    encoder: dict[str, Any] = {}
     if "encoder.model" not in overrides:
-        terminal.line(said)
-    name = method or encoder.recommended_method
-    values = {"name": name, "data": {"root": "-"}, "encoder": encoder.settings.model_dump(exclude_unset=True)}
-    chosen = parse(apply_overrides({**values, "method": {"system": name}}, overrides, source="--set"), source="--set")
-    fitted = method_settings(name, chosen.encoder).model_dump()
-    given = chosen.method.model_dump(exclude_unset=True)
-    return chosen.model_copy(update={"systems": (type(chosen.method).model_validate(fitted | given),)})
+        terminal.line(best.sentence)
+        encoder = best.settings.model_dump(exclude_unset=True)
+    of_encoder = {key: value for key, value in overrides.items() if key.startswith("encoder.")}
+    values = apply_overrides({"encoder": encoder}, of_encoder, source="--set")
+    values |= {"name": "-", "data": {"root": "-"}, "method": {"system": method or "dual"}}
+    chosen = parse(values, source="--set").encoder
+    name = method or default_method(chosen, few_shot=few_shot)
+    system = method_settings(name, chosen) if method else default_settings(chosen, few_shot=few_shot)
+    values |= {"name": name, "method": system.model_dump()}
+    return parse(apply_overrides(values, overrides, source="--set"), source="--set")
 
 
 def few_shot_methods() -> str:

@@ -152,7 +152,8 @@ def score(
     The first seed of the configuration is used.
     """
     prepare_command(verbose=verbose)
-    settings = settings_of_method(method, config, parse_overrides(overrides, data__category=category))
+    values = parse_overrides(overrides, data__category=category)
+    settings = settings_of_method(method, config, values, few_shot=bool(normal))
     system = settings.method
     if normal and "shots" not in type(system).model_fields:
         raise ConfigError(f"--normal: {system.title} cannot use normal images; others can: {few_shot_methods()}")
