@@ -56,7 +56,7 @@ def _best_settings(method: str | None, overrides: dict[str, Any], *, few_shot: b
         encoder = best.settings.model_dump(exclude_unset=True)
     of_encoder = {key: value for key, value in overrides.items() if key.startswith("encoder.")}
     values = apply_overrides({"encoder": encoder}, of_encoder, source="--set")
-    values |= {"name": "-", "data": {"root": "-"}, "method": {"system": method or "dual"}}
+    values |= {"name": "photos", "data": {"root": "-"}, "method": {"system": method or "dual"}}
     chosen = parse(values, source="--set").encoder
     name = method or default_method(chosen, few_shot=few_shot)
     system = method_settings(name, chosen) if method else default_settings(chosen, few_shot=few_shot)
