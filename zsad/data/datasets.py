@@ -197,7 +197,7 @@ def normal_training_images(data: ImagesSettings, category: str, samples_dir: Pat
     elif opened.reader == "mvtec":
         train, labelling = folder / "train", Labelling.of(data, LeftOut())
         labels = [label for label in (folders_in(train) if train.is_dir() else ()) if labelling.is_normal(label)]
-        images = [one.path for label in labels for one in label_images(label, labelling.left_out, pairs=False)]
+        images = [one.path for label in labels for one in label_images(label, LeftOut(), beside=False, pairs=False)]
     elif opened.reader == "visa" and (split := split_file(folder, data)) is not None:
         rows = visa_split_images(split, folder, part="train")
         images = [one.path for one in rows if one.anomalous is False and one.rule is None]

@@ -141,7 +141,7 @@ def labelled_images(test: Path, masks: Path | None, labelling: Labelling) -> Ite
     ]  # fmt: skip
     normal = [path for label in labels if labelling.is_normal(label) for path in images_below(label)]
     pairs = only_jpeg(normal)
-    found = {label: label_images(label, left_out, pairs=pairs) for label in labels}
+    found = {label: label_images(label, left_out, beside=masks is None, pairs=pairs) for label in labels}
     strays = files_in(test, IMAGE_SUFFIXES, left_out)
     if not any(found.values()):
         yield from (FoundImage(file.name, file, "", None) for file in strays)

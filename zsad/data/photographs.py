@@ -46,11 +46,17 @@ def photographs(root: Path, left_out: LeftOut) -> Iterator[FoundImage]:
     yield from (FoundImage(path.as_posix(), root / path, "", None) for path in kept if path not in own)
 
 
-def label_images(label: Path, left_out: LeftOut, *, pairs: bool) -> list[FoundImage]:
+def label_images(label: Path, left_out: LeftOut, *, beside: bool, pairs: bool) -> list[FoundImage]:
     """List the images of one label's folder, with masks that lie in it, beside the images or in a folder of masks.
 
-    In a folder with `rgb` beside `gt` and `xyz` (MVTec 3D), the images are those in `rgb`. The labels are not set. With
-    `pairs`, a PNG beside a JPEG of the same stem is its mask (Real-IAD).
+    In a folder with `rgb` beside `gt` and `xyz` (MVTec 3D), the images are those in `rgb`. The labels are not set.
+
+    Parameters
+    ----------
+    beside
+        Whether masks may lie beside their images. False: the set has a folder of masks, so all files are images.
+    pairs
+        Whether any PNG beside a JPEG of the same stem is its mask (Real-IAD). False: only one with two values is.
     """
     images = images_below(label, left_out)
     names = {folder.name.lower(): folder.name for folder in folders_in(label)}
@@ -64,7 +70,7 @@ def label_images(label: Path, left_out: LeftOut, *, pairs: bool) -> list[FoundIm
         photos = [path for path in images if path.parts[0] not in {inner, *depth}]
     for name in depth:
         left_out.add_folder(label / name, sum(path.parts[0] == name for path in images))
-    masks = masks_beside(photos, None if pairs else label)
+    masks = masks_beside(photos, None if pairs else label) if beside else {}
     own = set(masks.values())
     found = []
     for path in photos:
