@@ -16,6 +16,8 @@ WITHOUT_TEXT: dict[str, dict[str, Any]] = {
     "anomalydino": {"turns": 8},
 }
 """Settings of methods for encoders without text, such as DINOv2, chosen by the measurement in docs/benchmarks.md."""
+MAX_SHOTS = 64
+"""Largest number of normal images that are used, unless settings say another."""
 WORK_REFERENCES = 8
 """Number of reference images of the dual-image scorer when it is not chosen by name. The paper compares with 1."""
 
