@@ -80,7 +80,7 @@ class CategoryFeatures:
         return self.text.to(self.device)
 
 
-NO_OTHER_NORMAL = "there is no other normal image to compare it with"
+NO_OTHER_NORMAL = "the only normal image has no other to be compared with"
 """Reason why the only normal image has no score."""
 
 

@@ -75,7 +75,7 @@ def test_the_only_normal_image_has_no_score(store: FeatureStore, tmp_path: Path)
     tensors = random_tensors(1, OUTPUTS, seed=7)
     alone = write_features(tmp_path / "alone", (1,), tensors)
     (one,) = score(category_features(alone, shots=alone), AnomalyDino())
-    assert one.problem == "there is no other normal image to compare it with"
+    assert one.problem == "the only normal image has no other to be compared with"
 
 
 def unit_patches(store: FeatureStore, number: int) -> torch.Tensor:
