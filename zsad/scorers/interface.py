@@ -92,6 +92,13 @@ def mean_of_top(values: Float[Tensor, "*places"], share: float) -> float:
     return float(flat.topk(count).values.double().mean())
 
 
+def top_score(distances: Float[Tensor, "*places"], share: float, *, subtract_median: bool) -> float:
+    """Return an image's score from its patches' distances: `mean_of_top`, relative to their median if wished."""
+    if subtract_median:
+        distances = distances - distances.median()
+    return mean_of_top(distances, share)
+
+
 @dataclass(frozen=True)
 class Scored:
     """Scores of one image; higher is more anomalous.
