@@ -138,7 +138,7 @@ TABLE: list[tuple[str, object, set[str]]] = [
     ("prompts__surface_categories", ["nut"], {"text"}),
     ("prompts__surface_categories", ["bottle"], set()),
     ("score__batch_size", 3, set()),
-    ("score__tau", 0.07, {"score", "fuse"}),
+    ("score__tau", 0.5, {"score", "fuse"}),
     ("score__variants", ["joint_tta", "joint"], {"evaluate"}),  # other curves, but the same scores
     ("score__variants", ["joint"], {"score", "fuse", "evaluate"}),
     ("score__references", {"count": 2}, {"score", "fuse"}),
