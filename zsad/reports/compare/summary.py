@@ -51,7 +51,6 @@ from zsad.reports.run.document import (
     definitions_shown,
 )
 from zsad.scorers.dual.settings import DualImage
-from zsad.scorers.winclip.settings import WinClip
 from zsad.steps.results import AblationResult, Evaluated
 
 SCHEMA_VERSION = 1
@@ -159,7 +158,7 @@ def is_published_row_of(system: SystemSettings, row: PublishedRow) -> bool:
     """Return whether a published row belongs to this system, in its configured variant."""
     if isinstance(system, DualImage):
         return row.variant == system.variant and row.paper == DUAL_IMAGE and system.references.count in {0, 1}
-    if isinstance(system, WinClip) and system.shots:
+    if system.shot_count:
         return False
     return row.variant is None and row.system in PUBLISHED_AS.get(_system_name(system), ())
 
