@@ -16,17 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional
 
-from medad.base.errors import InputError
-from zsad.clip.feature_store import FeatureStore
 from zsad.scorers.anomalydino.foreground import foreground
 from zsad.scorers.anomalydino.settings import AnomalyDino
-from zsad.scorers.dual.scorer import visual_scores
 from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored, top_score
 from zsad.scorers.learned import patches_of
+from zsad.scorers.memory import distances_to, read_memory
 
 
 def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterator[Scored]:
@@ -51,39 +46,16 @@ def score(category_features: CategoryFeatures, settings: AnomalyDino) -> Iterato
         The features are damaged or lack the output, or the folder of normal images is empty.
     """
     store, device = category_features.store, category_features.device
-    memory = {name: _memory(category_features.shots, name, settings, device) for name in settings.outputs}
+    memory = {name: read_memory(category_features.shots, name, settings.title, device) for name in settings.outputs}
     for number, digest in enumerate(store.digests):
         if not set(memory[settings.outputs[0]]) - {digest}:
             yield Scored.without_score(number, NO_OTHER_NORMAL)
             continue
         patches = {name: patches_of(store, number, name).to(device) for name in settings.outputs}
-        found = [_distances(patches[name], memory[name], digest) for name in settings.outputs]
-        maps = torch.stack(found).mean(0).reshape(-1, store.grid, store.grid)
+        found = [distances_to(memory[name], patches[name], digest) for name in settings.outputs]
+        maps = torch.stack(found).mean(0).cpu().reshape(-1, store.grid, store.grid)
         if settings.mask_background:
             crops = patches[settings.outputs[0]]
             kept = [torch.from_numpy(foreground(crop, settings.mask_threshold)) for crop in crops]
             maps = maps * torch.stack(kept)
         yield Scored(number, top_score(maps, settings.top_share, subtract_median=settings.subtract_median), maps)
-
-
-def _distances(
-    patches: Float[Tensor, "C N W"], memory: dict[str, Float[Tensor, "_ W"]], digest: str
-) -> Float[Tensor, " P"]:
-    """Return the distance 1 - cos of each patch to the nearest one of the other normal images."""
-    units = functional.normalize(patches, dim=-1).flatten(0, 1)
-    others = [tokens for other, tokens in memory.items() if other != digest]
-    # rounding can make the distance of equal patches negative
-    return visual_scores(units, others).clamp_min(0).cpu()
-
-
-def _memory(
-    shots: FeatureStore | None, output: str, settings: AnomalyDino, device: torch.device
-) -> dict[str, Float[Tensor, "_ W"]]:
-    """Return the patches of each normal image, L2-normalised, by digest."""
-    if shots is None:
-        raise ValueError(f"{settings.title} needs normal images")
-    if not len(shots):
-        raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
-    patches = (patches_of(shots, number, output).flatten(0, 1) for number in range(len(shots)))
-    units = (functional.normalize(one.to(device), dim=-1) for one in patches)
-    return dict(zip(shots.digests, units, strict=True))

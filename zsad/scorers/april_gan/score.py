@@ -20,9 +20,10 @@ from torch.nn import functional
 from medad.base.errors import InputError
 from zsad.clip.feature_store import FeatureStore
 from zsad.scorers.april_gan.settings import AprilGan
-from zsad.scorers.dual.scorer import text_scores, visual_scores
-from zsad.scorers.interface import CategoryFeatures, Scored
+from zsad.scorers.dual.scorer import text_scores
+from zsad.scorers.interface import NO_OTHER_NORMAL, CategoryFeatures, Scored
 from zsad.scorers.learned import Batch, Weights, dice_loss, focal_loss, patches_of, upsample
+from zsad.scorers.memory import Memory, distances_to, read_memory
 from zsad.scorers.weights_file import trained_weights
 
 
@@ -125,16 +126,23 @@ def score(category_features: CategoryFeatures, settings: AprilGan) -> Iterator[S
     weights = trained_weights(category_features, settings, shapes(settings, width_of(store, settings), store.dim))
     assert category_features.text is not None, "this system's settings have prompts"
     text = category_features.text.to(category_features.device)
-    memory = _memory(category_features.shots, settings, category_features.device) if settings.shots else None
+    shots, device = category_features.shots, category_features.device
+    memory = (
+        {one: read_memory(shots, one, settings.title, device) for one in settings.outputs} if settings.shots else None
+    )
+    usable = [n for n, digest in enumerate(store.digests) if memory is None or _others(memory, digest)]
     weight, low, high = settings.weight_of_map, 0.0, len(settings.outputs) * (1.0 if memory is None else 3.0)
 
     def map_of(number: int) -> Float[Tensor, "C S S"]:
         return _map(category_features, number, weights, text, memory, settings)
 
     if settings.stretch_map and weight:
-        tops = [float(map_of(number).max()) for number in range(len(store))]
+        tops = [float(map_of(number).max()) for number in usable]
         low, high = min(tops), max(tops)
     for number in range(len(store)):
+        if number not in usable:
+            yield Scored.without_score(number, NO_OTHER_NORMAL)
+            continue
         classes = store.class_tokens(number).to(category_features.device)
         share, total = float(text_scores(classes, text, 1 / settings.scale).mean()), map_of(number)
         top = (float(total.max()) - low) / (high - low) if high > low else 0.0
@@ -146,7 +154,7 @@ def _map(
     number: int,
     weights: Weights,
     text: Float[Tensor, "2 D"],
-    memory: Mapping[str, Float[Tensor, "M W"]] | None,
+    memory: Mapping[str, Memory] | None,
     settings: AprilGan,
 ) -> Float[Tensor, "C S S"]:
     store, device, aligned = category_features.store, category_features.device, settings.align_corners
@@ -158,23 +166,10 @@ def _map(
         logits = patch_logits(patches, *layer, text.expand(crops, 2, -1), settings.scale)
         total += torch.sigmoid(upsample(logits, store.size_px, align_corners=aligned))
         if memory is not None:
-            unit = functional.normalize(patches, dim=-1).flatten(0, 1)
-            # rounding can make the distance of equal patches negative
-            distances = visual_scores(unit, [memory[output]]).clamp_min(0).reshape(crops, -1)
+            distances = distances_to(memory[output], patches, store.digests[number])
             total += upsample(distances, store.size_px, align_corners=aligned)
     return total
 
 
-def _memory(shots: FeatureStore | None, settings: AprilGan, device: torch.device) -> dict[str, Float[Tensor, "M W"]]:
-    """Return the patches of all normal images by block, L2-normalised."""
-    if shots is None:
-        raise ValueError("few-shot APRIL-GAN needs normal images")
-    if not len(shots):
-        raise InputError(shots.folder, f"contains no image; {settings.title} needs at least one normal image")
-    return {
-        output: functional.normalize(
-            torch.cat([patches_of(shots, number, output).flatten(0, 1) for number in range(len(shots))]).to(device),
-            dim=-1,
-        )
-        for output in settings.outputs
-    }
+def _others(memory: Mapping[str, Memory], digest: str) -> bool:
+    return all(set(of_output) - {digest} for of_output in memory.values())

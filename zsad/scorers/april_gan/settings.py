@@ -53,6 +53,10 @@ class AprilGan(LearnedSettings):
         return self.shots > 0
 
     @property
+    def compares_images(self) -> bool:
+        return self.stretch_map
+
+    @property
     def weight_of_map(self) -> float:
         """Weight of the map's maximum in the image's score."""
         return self.map_share if self.map_share is not None else 0.5 * (self.shots > 0)
