@@ -136,7 +136,7 @@ def score(category_features: CategoryFeatures, settings: AprilGan) -> Iterator[S
     def map_of(number: int) -> Float[Tensor, "C S S"]:
         return _map(category_features, number, weights, text, memory, settings)
 
-    if settings.stretch_map and weight:
+    if settings.stretch_map and weight and usable:
         tops = [float(map_of(number).max()) for number in usable]
         low, high = min(tops), max(tops)
     for number in range(len(store)):
